@@ -1,0 +1,50 @@
+"""One deadline, cut into the time left for each step."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+__all__ = ["Deadline"]
+
+
+class Deadline:
+    """A point in time on the monotonic clock that all steps of one call share.
+
+    Arguments:
+        timeout: seconds from now; None never ends; 0 or less has ended already.
+    """
+
+    __slots__ = ("at", "timeout")
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self.timeout = timeout
+        self.at: float | None = None if timeout is None else monotonic() + timeout
+
+    @classmethod
+    def of(cls, timeout: float | None | Deadline) -> Deadline:
+        """Take seconds, None or a deadline that is already running."""
+        return timeout if isinstance(timeout, Deadline) else cls(timeout)
+
+    def left(self) -> float | None:
+        """Seconds left, at least 0.0; None when there is no end."""
+        if self.at is None:
+            return None
+        left = self.at - monotonic()
+        return left if left > 0.0 else 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no time is left."""
+        return self.at is not None and monotonic() >= self.at
+
+    def within(self, timeout: float | None) -> Deadline:
+        """The earlier of this deadline and *timeout* seconds from now."""
+        if timeout is None:
+            return self
+        other = Deadline(timeout)
+        assert other.at is not None
+        return self if self.at is not None and self.at <= other.at else other
+
+    def __repr__(self) -> str:
+        left = self.left()
+        return "<Deadline: none>" if left is None else f"<Deadline: {left:.3f} s left>"

@@ -1,0 +1,133 @@
+"""A slot that one greenlet waits on and anybody fills, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from gevent import get_hub
+from greenlet import getcurrent
+
+from greenconn.green.deadline import Deadline
+
+__all__ = ["Slot"]
+
+T = TypeVar("T")
+
+_EMPTY, _VALUE, _ERROR, _LEFT = range(4)
+
+
+class Slot(Generic[T]):
+    """The result that one greenlet waits for.
+
+    ``offer`` and ``fail`` may be called from the reader or from a hub callback: they never switch.
+    The waiter is woken through a hub callback, so a slot costs one callback and no lock.
+
+    States: empty -> value | error (filled), or empty -> left (the waiter was killed or timed out).
+    """
+
+    __slots__ = ("_content", "_state", "_wake", "on_left")
+
+    def __init__(self, on_left: Callable[[Slot[Any]], None] | None = None) -> None:
+        self._state = _EMPTY
+        self._content: Any = None
+        self._wake: Callable[..., Any] | None = None
+        #: Called (without switching) when the waiter leaves before the slot was filled.
+        self.on_left = on_left
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether a value or an error has come."""
+        return self._state in (_VALUE, _ERROR)
+
+    @property
+    def has_value(self) -> bool:
+        """Whether a value has come."""
+        return self._state == _VALUE
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the waiter was killed or timed out before anything came."""
+        return self._state == _LEFT
+
+    @property
+    def value(self) -> T:
+        """The value; only when there is one."""
+        assert self._state == _VALUE
+        return cast(T, self._content)
+
+    def offer(self, value: T) -> bool:
+        """Fill the slot.  False when nobody will take it: the waiter has left, or it was filled."""
+        if self._state != _EMPTY:
+            return False
+        self._state = _VALUE
+        self._content = value
+        if self._wake is not None:
+            get_hub().loop.run_callback(self._run, self._wake)
+        return True
+
+    def fail(self, exc: BaseException) -> bool:
+        """Make the waiter raise *exc*.  False when nobody will."""
+        if self._state != _EMPTY:
+            return False
+        self._state = _ERROR
+        self._content = exc
+        if self._wake is not None:
+            get_hub().loop.run_callback(self._run, self._wake)
+        return True
+
+    def _run(self, wake: Callable[..., Any]) -> None:
+        # In the hub.  The waiter may have been killed between the filling and this callback.
+        if self._wake is wake:
+            self._wake = None
+            wake(self)
+
+    def _expire(self) -> None:
+        # In the hub, from the timer.
+        wake = self._wake
+        if wake is not None and self._state == _EMPTY:
+            self._wake = None
+            wake(None)
+
+    def wait(self, deadline: Deadline) -> T:
+        """Wait until the slot is filled.  May switch.  One greenlet, once.
+
+        Raises:
+            TimeoutError: the deadline ended first; the slot counts as left.
+            BaseException: what ``fail`` was given, or what was thrown into this greenlet.
+        """
+        if self._state == _EMPTY:
+            hub = get_hub()
+            left = deadline.left()
+            if left == 0.0:
+                self._leave()
+                raise TimeoutError("timed out")
+            timer = None
+            self._wake = getcurrent().switch
+            try:
+                if left is None:
+                    hub.switch()
+                else:
+                    timer = hub.loop.timer(left)
+                    timer.start(self._expire, update=True)
+                    hub.switch()
+            except BaseException:
+                # Killed, or a Timeout: a value that came meanwhile stays for the caller to give back.
+                self._leave()
+                raise
+            finally:
+                self._wake = None
+                if timer is not None:
+                    timer.close()
+            if self._state == _EMPTY:
+                self._leave()
+                raise TimeoutError("timed out")
+        if self._state == _ERROR:
+            raise self._content
+        return cast(T, self._content)
+
+    def _leave(self) -> None:
+        if self._state == _EMPTY:
+            self._state = _LEFT
+            if self.on_left is not None:
+                self.on_left(self)

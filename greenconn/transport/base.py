@@ -1,0 +1,337 @@
+"""The contract of a transport: kombu's, with one life of a connection as an object of its own.
+
+A transport is made for a client (a ``Connection``) and opens *links*: a :class:`Link` is one life of
+a connection to one broker.  It is opened once, then closed or lost, and never reopened; channels
+belong to one link.  Events (deliveries, returns, cancels, changes of the blocked state) that no
+:class:`~greenconn.abc.Sink` takes are kept in ``link.events``, an inbox of ``(function, argument)``
+pairs which ``drain_events`` runs one at a time in the greenlet that called it.
+
+Adding to kombu's contract (5.7, ``kombu.transport.base``):
+
+- ``basic_consume(..., sink=...)``: deliveries go straight to a sink, ``drain_events`` never sees them;
+- ``Link.on_lost``: called once, in a greenlet of its own, when a link is lost (not when it is closed);
+- ``Transport.establish_connection(deadline)``: the caller's deadline for the whole of connecting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
+from greenconn.green.supervisor import spawn
+from greenconn.message import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "Factories",
+    "Implements",
+    "Link",
+    "Management",
+    "Message",
+    "StdChannel",
+    "Transport",
+    "default_transport_capabilities",
+    "to_rabbitmq_queue_arguments",
+]
+
+Event = tuple[Callable[[Any], Any], Any]
+
+RABBITMQ_QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "expires": ("x-expires", lambda seconds: int(float(seconds) * 1000)),
+    "message_ttl": ("x-message-ttl", lambda seconds: int(float(seconds) * 1000)),
+    "max_length": ("x-max-length", int),
+    "max_length_bytes": ("x-max-length-bytes", int),
+    "max_priority": ("x-max-priority", int),
+}
+
+
+def to_rabbitmq_queue_arguments(
+    arguments: Mapping[str, Any] | None, **options: Any
+) -> dict[str, Any]:
+    """Merge a queue's *options* into its declare *arguments* under RabbitMQ's names.
+
+    Arguments:
+        arguments: ``x-...`` arguments given as they are; these are kept.
+        options: ``expires`` and ``message_ttl`` in seconds, ``max_length`` in messages,
+            ``max_length_bytes``, ``max_priority``; None means not given.
+
+    Raises:
+        KeyError: an option that is none of these.
+    """
+    prepared = {
+        name: convert(options[option])
+        for option, (name, convert) in RABBITMQ_QUEUE_ARGUMENTS.items()
+        if options.get(option) is not None
+    }
+    unknown = options.keys() - RABBITMQ_QUEUE_ARGUMENTS.keys()
+    if unknown:
+        raise KeyError(
+            f"unknown queue option {min(unknown)!r}; known: {', '.join(RABBITMQ_QUEUE_ARGUMENTS)}"
+        )
+    return {**(arguments or {}), **prepared}
+
+
+class Implements(dict[str, Any]):
+    """What a transport can do, as a dict that is also read by attribute."""
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def extend(self, **kwargs: Any) -> Implements:
+        """A copy with *kwargs* changed."""
+        return self.__class__(self, **kwargs)
+
+
+default_transport_capabilities = Implements(
+    asynchronous=False,
+    batch_publish=False,
+    exchange_type=frozenset({"direct", "topic", "fanout", "headers"}),
+    heartbeats=False,
+)
+
+
+class Factories:
+    """The two upward hooks: ``messaging`` fills them when it is imported (docs/architecture.rst)."""
+
+    Producer: ClassVar[Callable[..., Any] | None] = None
+    Consumer: ClassVar[Callable[..., Any] | None] = None
+
+
+class StdChannel:
+    """What every channel has beside the AMQP methods."""
+
+    #: Tags of consumers that need no acknowledgement; None where a channel does not keep them.
+    no_ack_consumers: set[str] | None = None
+
+    def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """A ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""
+        assert Factories.Consumer is not None, "import greenconn.messaging first"
+        return Factories.Consumer(self, *args, **kwargs)
+
+    def Producer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+        """A ``messaging.Producer`` on this channel (``greenconn.messaging`` must be imported)."""
+        assert Factories.Producer is not None, "import greenconn.messaging first"
+        return Factories.Producer(self, *args, **kwargs)
+
+    def get_bindings(self) -> Any:
+        """All bindings, where the transport can tell."""
+        raise NotImplementedError(f"{type(self).__name__} cannot list bindings")
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """Called when a reply has been received from the reply queue *queue*."""
+
+    def prepare_queue_arguments(
+        self, arguments: Mapping[str, Any] | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The declare arguments of a queue; see :func:`to_rabbitmq_queue_arguments`."""
+        return to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+    def close(self) -> None:
+        """Close the channel.  May switch."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Link:
+    """One life of a connection: open until it is closed by us or lost.
+
+    Arguments:
+        client: the ``Connection`` that asked for it.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        #: ``(function, argument)`` pairs for ``drain_events``.
+        self.events: Inbox[Event] = Inbox()
+        #: Why the link is no longer open; None while it is.
+        self.lost: BaseException | None = None
+        #: Called once with the reason, in a greenlet of its own, when the link is lost.
+        self.on_lost: Callable[[BaseException], None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether channels may be opened and used."""
+        return self.lost is None
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """Note that this life is over and tell everybody who waits.  Never switches.
+
+        Arguments:
+            exc: what waiters and later callers get.
+            closed: we ended it ourselves, so ``on_lost`` is not called.
+        """
+        if self.lost is not None:
+            return
+        self.lost = exc
+        self.events.clear()
+        self.events.fail(exc)
+        if self.on_lost is not None and not closed:
+            # A listener may switch, and we may be in the reader or in the hub.
+            spawn("link-lost", self.on_lost, exc)
+
+    def check_open(self) -> None:
+        """Raise unless open.
+
+        Raises:
+            RecoverableConnectionError: with the reason as ``__cause__``.
+        """
+        if self.lost is not None:
+            raise RecoverableConnectionError(
+                f"connection is closed ({self.lost})"
+            ) from self.lost
+
+    def drain(self, deadline: Deadline) -> None:
+        """Run the next event in the calling greenlet.  May switch.
+
+        Raises:
+            TimeoutError: no event before the deadline.
+            RecoverableConnectionError, OSError: the link is lost.
+        """
+        self.check_open()
+        function, argument = self.events.get(deadline)
+        function(argument)
+
+    def close(self) -> None:
+        """Close in good order, within a bounded time.  May switch.  Again: does nothing."""
+        self.end(RecoverableConnectionError("connection was closed"), closed=True)
+
+    def collect(self) -> None:
+        """Drop everything at once, without a word to the peer.  Never switches."""
+        self.end(RecoverableConnectionError("connection was dropped"), closed=True)
+
+
+class Management:
+    """What a transport can tell about its broker."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def get_bindings(self) -> Any:
+        """All bindings of the virtual host."""
+        raise NotImplementedError(f"{type(self.transport).__name__} has no management interface")
+
+
+class Transport:
+    """Base of all transports (kombu 5.7, ``kombu.transport.base.Transport``).
+
+    Arguments:
+        client: the ``Connection`` whose host, login and options are used.
+    """
+
+    Management: ClassVar[type[Management]] = Management
+    can_parse_url: ClassVar[bool] = False
+    default_port: int | None = None
+    connection_errors: tuple[type[BaseException], ...] = (ConnectionError,)
+    channel_errors: tuple[type[BaseException], ...] = (ChannelError,)
+    driver_type: ClassVar[str] = "N/A"
+    driver_name: ClassVar[str] = "N/A"
+    implements: ClassVar[Implements] = default_transport_capabilities.extend()
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        self.client = client
+
+    def establish_connection(self, deadline: Deadline | None = None) -> Any:
+        """Open a link.  May switch.
+
+        Arguments:
+            deadline: of the caller; ``client.connect_timeout`` bounds one host beside it.
+        """
+        raise NotImplementedError
+
+    def close_connection(self, connection: Any) -> None:
+        """Close a link.  May switch."""
+        connection.close()
+
+    def create_channel(self, connection: Any) -> Any:
+        """Open a channel.  May switch."""
+        raise NotImplementedError
+
+    def close_channel(self, channel: Any) -> None:
+        """Close a channel.  May switch."""
+        channel.close()
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
+        connection.drain(Deadline(timeout))
+
+    def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
+        """Raise if the peer is known to be dead; heartbeats need nobody's help."""
+
+    def driver_version(self) -> str:
+        """The version of the library below."""
+        return "N/A"
+
+    def get_heartbeat_interval(self, connection: Any) -> float:
+        """Seconds between heartbeats as negotiated; 0 is off."""
+        return 0
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Nothing to do: nobody has to drive us."""
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        """Nothing to do: nobody has to drive us."""
+
+    def verify_connection(self, connection: Any) -> bool:
+        """Whether the link can be used."""
+        return bool(connection.is_open)
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """Whether ``basic_qos(apply_global=True)`` means the whole connection, as the spec says."""
+        return True
+
+    def on_readable(self, connection: Any, loop: Any) -> None:
+        """Nothing to do: the link reads by itself."""
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Mask a URL of a transport that parses its URLs itself."""
+        raise NotImplementedError
+
+    def get_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """A client of the broker's management interface."""
+        raise NotImplementedError(f"{type(self).__name__} has no management interface")
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """What a URL or the keywords leave out."""
+        return {}
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors after which a new connection may help."""
+        return self.connection_errors
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors after which a new channel may help."""
+        return ()
+
+    @property
+    def manager(self) -> Management:
+        """What this transport can tell about its broker."""
+        return self.Management(self)
+
+    @property
+    def supports_heartbeats(self) -> bool:
+        """Whether the protocol has heartbeats."""
+        return bool(self.implements.heartbeats)
+
+    @property
+    def supports_ev(self) -> bool:
+        """Whether kombu's event loop may drive this transport; nobody has to."""
+        return bool(self.implements.asynchronous)
