@@ -1,0 +1,179 @@
+"""Where the brokers' programs are: installed, or unpacked from Debian's packages into a cache.
+
+Nothing is installed: ``apt-get download`` and ``dpkg -x`` need no root, and no service starts.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["NoBroker", "Programs", "find_rabbitmq", "find_redis"]
+
+#: Folders of RabbitMQ's own scripts.  Debian's /usr/sbin/rabbitmq-server is a wrapper that changes
+#: the user and reads /etc, so PATH is not asked.
+RABBITMQ_FOLDERS = (
+    "/usr/lib/rabbitmq/bin",
+    "/opt/rabbitmq/sbin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+)
+REDIS_PROGRAMS = ("redis-server", "valkey-server")
+APT_TIMEOUT = 300.0
+
+
+class NoBroker(Exception):
+    """A broker cannot be had here; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """The programs of one broker.
+
+    Arguments:
+        server: the program that serves.
+        root: the folder that stands for ``/``, when they were unpacked and not installed.
+    """
+
+    server: Path
+    root: Path | None = None
+
+    def libraries(self) -> dict[str, str]:
+        """The environment that makes unpacked programs find their libraries."""
+        if self.root is None:
+            return {}
+        folders = [
+            folder
+            for part in ("lib", "usr/lib")
+            for folder in (self.root / part, *sorted((self.root / part).glob("*-linux-*")))
+            if folder.is_dir()
+        ]
+        return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
+
+
+def find_rabbitmq(scratch: Path) -> Programs:
+    """Find RabbitMQ, and unpack it if it is not installed.
+
+    Arguments:
+        scratch: a folder to unpack into when the user has no cache folder.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    if shutil.which("erl"):
+        for folder in RABBITMQ_FOLDERS:
+            server = Path(folder, "rabbitmq-server")
+            if os.access(server, os.X_OK):
+                return Programs(server=server)
+    root = _unpacked("rabbitmq-server", scratch)
+    return Programs(server=root / "usr/lib/rabbitmq/bin/rabbitmq-server", root=root)
+
+
+def find_redis(scratch: Path) -> Programs:
+    """Find Redis (or Valkey), and unpack it if it is not installed.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
+    for name in REDIS_PROGRAMS:
+        server = shutil.which(name, path=path)
+        if server:
+            return Programs(server=Path(server))
+    root = _unpacked("redis-server", scratch)
+    return Programs(server=root / "usr/bin/redis-server", root=root)
+
+
+def cache_folder(scratch: Path) -> Path:
+    """The user's folder for unpacked packages, or one in *scratch* if there can be none."""
+    release = platform.freedesktop_os_release() if os.path.exists("/etc/os-release") else {}
+    system = "-".join(
+        (release.get("ID", "unknown"), release.get("VERSION_ID", "0"), platform.machine())
+    )
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base, "greenconn", "brokers", system)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = scratch / "cache"
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _unpacked(package: str, scratch: Path) -> Path:
+    """Return the folder of the unpacked *package*, from the cache or made now."""
+    cache = cache_folder(scratch)
+    root = cache / package
+    if root.is_dir():
+        return root
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise NoBroker(f"{package} is not installed, and there is no apt-get to fetch it with")
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as work:
+        downloads, unpacked = Path(work, "packages"), Path(work, "root")
+        downloads.mkdir()
+        unpacked.mkdir()
+        os.chmod(downloads, 0o755)  # apt's own user may look into it
+        _download(package, downloads)
+        for file in sorted(downloads.glob("*.deb")):
+            _run(["dpkg", "-x", str(file), str(unpacked)])
+        try:
+            os.rename(unpacked, root)  # at once: another run finds all of it or nothing
+        except OSError:
+            if not root.is_dir():  # else another run was quicker
+                raise
+    return root
+
+
+def _download(package: str, folder: Path) -> None:
+    """Fetch *package* and those of its dependencies that this system lacks."""
+    try:
+        _run(["apt-get", "download", *_missing(package)], cwd=folder)
+    except NoBroker:
+        if os.geteuid() != 0:
+            raise
+        # A fresh container has no package lists, an old one stale ones.
+        _run(["apt-get", "update"])
+        _run(["apt-get", "download", *_missing(package)], cwd=folder)
+
+
+def _missing(package: str) -> list[str]:
+    """The packages that installing *package* would install: a simulation, which needs no root."""
+    plan = _run(
+        ["apt-get", "install", "--simulate", "--no-install-recommends", package],
+    )
+    lines = [line.split() for line in plan.splitlines()]
+    names = [words[1] for words in lines if words[:1] == ["Inst"]]
+    if not names:
+        raise NoBroker(f"{package} is installed, but its program is not where it should be")
+    return names
+
+
+def _run(command: Sequence[str], cwd: Path | None = None) -> str:
+    """Run a program of the package system and return its output.
+
+    Raises:
+        NoBroker: it failed; the text has its last lines.
+    """
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=APT_TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoBroker(f"{' '.join(command[:2])} failed: {error}") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split("\n")[-4:]).strip()
+        raise NoBroker(f"{' '.join(command[:3])} failed with code {done.returncode}: {said}")
+    return done.stdout

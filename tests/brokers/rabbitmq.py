@@ -1,0 +1,370 @@
+"""A RabbitMQ of one's own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from gevent import sleep
+
+from tests.brokers.keeper import Keeper, send, wait_for_end
+from tests.brokers.packages import NoBroker, Programs, find_rabbitmq
+from tests.brokers.ports import free_ports
+
+__all__ = ["RabbitMQ", "RabbitMQHandle"]
+
+READY = b"Server startup complete"
+START_TIMEOUT = 90.0
+CTL_TIMEOUT = 60.0
+STOP_TIMEOUT = 15.0
+STEP = 0.05
+#: Debian's ``erl`` has /usr/lib/erlang written into it, so unpacked packages need another.
+ERL = """#!/bin/sh
+ROOTDIR='{erlang}' BINDIR='{binaries}' EMU=beam PROGNAME=erl
+export ROOTDIR BINDIR EMU PROGNAME
+exec "$BINDIR/erlexec" "$@"
+"""
+CONFIG = """\
+definitions.import_backend = local_filesystem
+definitions.local.path = {definitions}
+default_vhost = /
+loopback_users.guest = true
+disk_free_limit.absolute = 10MB
+vm_memory_high_watermark.absolute = 2GB
+heartbeat = 60
+log.file.level = info
+"""
+
+
+class RabbitMQHandle:
+    """A running RabbitMQ that another process may own: its address and ``rabbitmqctl``."""
+
+    def __init__(self, directory: Path, port: int, ctl: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
+        self.port = port
+        self._ctl = ctl
+        self.environment = environment
+
+    @classmethod
+    def of(cls, handle: str | Path) -> RabbitMQHandle:
+        """The broker that a handle file describes (``GREENCONN_TEST_AMQP_CTL``)."""
+        with open(handle, encoding="utf-8") as file:
+            fields = json.load(file)
+        return cls(
+            Path(fields["directory"]), fields["port"], Path(fields["ctl"]), fields["environment"]
+        )
+
+    @property
+    def handle(self) -> Path:
+        """The file that describes this broker to another process."""
+        return self.directory / "handle.json"
+
+    @property
+    def log(self) -> Path:
+        """The broker's log."""
+        return self.directory / "log" / "broker.log"
+
+    @property
+    def url(self) -> str:
+        """The address of the virtual host ``/``."""
+        return self.url_of("/")
+
+    def url_of(self, vhost: str) -> str:
+        """The address of a virtual host, in kombu's spelling."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+    def is_ready(self) -> bool:
+        """Whether it started up; its port answers earlier."""
+        try:
+            since = int((self.directory / "log-began-at").read_text())
+            with open(self.log, "rb") as file:
+                file.seek(since)
+                return READY in file.read()
+        except FileNotFoundError:
+            return False
+
+    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until it started up.  May switch.
+
+        Raises:
+            NoBroker: it did not within *timeout* seconds.
+        """
+        end = time.monotonic() + timeout
+        while not self.is_ready():
+            self._check_alive()
+            if time.monotonic() >= end:
+                raise NoBroker(f"RabbitMQ did not start within {timeout} s: {self.last_words()}")
+            sleep(STEP)
+
+    def _check_alive(self) -> None:
+        if not self.directory.exists():
+            raise NoBroker(f"RabbitMQ at port {self.port} is gone")
+
+    def last_words(self) -> str:
+        """The end of what it wrote, for messages."""
+        texts = []
+        for file in (self.directory / "output", self.log):
+            if file.exists():
+                texts.append(file.read_text(errors="replace")[-1500:])
+        return "\n".join(texts)
+
+    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Run ``rabbitmqctl`` and return its output.  May switch.
+
+        Raises:
+            RuntimeError: it failed or did not end within *timeout* seconds.
+        """
+        number = f"{os.getpid()}-{time.monotonic_ns()}"
+        output = self.directory / f"ctl-{number}"
+        with open(output, "wb") as file:
+            child = subprocess.Popen(
+                [str(self._ctl), "--quiet", *arguments],
+                env=self.environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            has_ended = wait_for_end(child, timeout)
+        finally:
+            if child.poll() is None:
+                send(child.pid, signal.SIGKILL)
+                child.wait()
+        text = output.read_text(errors="replace")
+        output.unlink()
+        if not has_ended or child.returncode:
+            how = f"code {child.returncode}" if has_ended else f"no end within {timeout} s"
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {how}: {text}")
+        return text
+
+    def add_vhost(self, name: str) -> str:
+        """Make a virtual host that ``guest`` may use; returns its address.  May switch."""
+        self.ctl("add_vhost", name)
+        self.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        return self.url_of(name)
+
+    def stop_app(self) -> None:
+        """Stop the broker inside its process: all connections end in order.  May switch."""
+        self.ctl("stop_app")
+
+    def start_app(self) -> None:
+        """Start the broker inside its process again.  May switch."""
+        self.ctl("start_app")
+
+    def set_memory_alarm(self, is_on: bool) -> None:
+        """Make the broker block all publishing connections, or unblock them.  May switch."""
+        self.ctl("set_vm_memory_high_watermark", "absolute", "1" if is_on else "2GB")
+
+
+class RabbitMQ(RabbitMQHandle):
+    """A RabbitMQ that this process owns.
+
+    Arguments:
+        keeper: ends it, whatever becomes of this process.
+        vhosts: the virtual hosts that it has from the start, besides ``/``.
+
+    Raises:
+        NoBroker: the programs are not to be had.
+    """
+
+    def __init__(self, keeper: Keeper, vhosts: tuple[str, ...] = ()) -> None:
+        self._keeper = keeper
+        programs = find_rabbitmq(keeper.directory)
+        port, dist, epmd, ctl = free_ports(4)
+        directory = keeper.directory / f"rabbitmq-{port}"
+        directory.mkdir()
+        super().__init__(
+            directory,
+            port,
+            programs.server.with_name("rabbitmqctl"),
+            _environment(directory, programs, port=port, dist=dist, epmd=epmd, ctl=ctl),
+        )
+        self._server = programs.server
+        self._epmd_port = epmd
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._write_files(vhosts)
+
+    def _write_files(self, vhosts: tuple[str, ...]) -> None:
+        directory = self.directory
+        (directory / "log").mkdir()
+        (directory / "empty").touch()
+        (directory / "plugins").write_text("[].\n")
+        definitions = directory / "definitions.json"
+        definitions.write_text(json.dumps(_definitions(("/", *vhosts))))
+        (directory / "rabbitmq.conf").write_text(CONFIG.format(definitions=definitions))
+        self.handle.write_text(
+            json.dumps(
+                {
+                    "directory": str(directory),
+                    "port": self.port,
+                    "ctl": str(self._ctl),
+                    "environment": self.environment,
+                }
+            )
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def begin(self) -> None:
+        """Start its process, on the data it left, and do not wait for it.  May switch."""
+        assert not self.is_running
+        self._begin_epmd()
+        began_at = self.log.stat().st_size if self.log.exists() else 0
+        (self.directory / "log-began-at").write_text(str(began_at))
+        self._process = self._keeper.run(
+            [self._server],
+            env=self.environment,
+            output=self.directory / "output",
+            cwd=self.directory,
+        )
+
+    def start(self) -> None:
+        """Start it, on the data it left, and wait until it is ready.  May switch.
+
+        Raises:
+            NoBroker: it did not start.
+        """
+        self.begin()
+        self.wait_ready()
+
+    def _check_alive(self) -> None:
+        if not self.is_running:  # a failed start ends with code 0
+            raise NoBroker(f"RabbitMQ ended: {self.last_words()}")
+
+    def _begin_epmd(self) -> None:
+        """Start Erlang's port mapper here; else the broker starts one as a daemon, which stays."""
+        if self._epmd is not None and self._epmd.poll() is None:
+            return
+        port = str(self._epmd_port)
+        self._epmd = self._keeper.run(
+            ["epmd", "-port", port, "-address", "127.0.0.1"],
+            env=self.environment,
+            output=self.directory / "epmd",
+        )
+        end = time.monotonic() + START_TIMEOUT
+        while not _answers(self._epmd_port):
+            if self._epmd.poll() is not None or time.monotonic() >= end:
+                raise NoBroker(f"epmd did not start on port {port}")
+            sleep(STEP)
+
+    def stop(self) -> None:
+        """Stop its process in order; data stay.  May switch."""
+        if self._process is not None:
+            self._keeper.end(self._process, STOP_TIMEOUT)
+            self._process = None
+
+    def kill(self) -> None:
+        """End its process at once (SIGKILL); data stay.  May switch."""
+        if self._process is not None:
+            self._keeper.end(self._process, grace=0)
+            self._process = None
+
+    def pause(self) -> None:
+        """Freeze it (SIGSTOP): its connections stay open and silent."""
+        assert self._process is not None
+        send(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after :meth:`pause`."""
+        if self._process is not None:
+            send(self._process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop it for good.  May switch."""
+        self.resume()
+        self.stop()
+        if self._epmd is not None:
+            self._keeper.end(self._epmd)
+            self._epmd = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _definitions(vhosts: tuple[str, ...]) -> dict[str, object]:
+    """What the broker has from its first start; importing it is quicker than ``rabbitmqctl``."""
+    salt = b"salt"
+    digest = base64.b64encode(salt + hashlib.sha256(salt + b"guest").digest()).decode()
+    grants = {"configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [
+            {
+                "name": "guest",
+                "password_hash": digest,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "administrator",
+            }
+        ],
+        "vhosts": [{"name": vhost} for vhost in vhosts],
+        "permissions": [{"user": "guest", "vhost": vhost, **grants} for vhost in vhosts],
+    }
+
+
+def _environment(
+    directory: Path, programs: Programs, *, port: int, dist: int, epmd: int, ctl: int
+) -> dict[str, str]:
+    """The whole environment of the broker and its tools: nothing of /etc or of the user's."""
+    local = "-kernel inet_dist_use_interface {127,0,0,1}"
+    return {
+        **programs.libraries(),
+        "PATH": _path(directory, programs),
+        "LANG": "C.UTF-8",
+        "HOME": str(directory),  # the cookie is there
+        "RABBITMQ_CONF_ENV_FILE": str(directory / "empty"),
+        "RABBITMQ_NODENAME": f"greenconn{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(dist),
+        "RABBITMQ_CTL_DIST_PORT_MIN": str(ctl),
+        "RABBITMQ_CTL_DIST_PORT_MAX": str(ctl + 10),
+        "RABBITMQ_CTL_ERL_ARGS": local,
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "log"),
+        "RABBITMQ_LOGS": str(directory / "log" / "broker.log"),
+        "RABBITMQ_PID_FILE": str(directory / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": local,
+        # Not one core each for the schedulers of every broker on the machine.
+        "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
+        "ERL_EPMD_PORT": str(epmd),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_CRASH_DUMP_SECONDS": "0",
+    }
+
+
+def _path(directory: Path, programs: Programs) -> str:
+    """The folders with ``erl``, ``epmd`` and the shell's tools."""
+    system = ["/usr/local/bin", "/usr/bin", "/bin", "/opt/homebrew/bin"]
+    if programs.root is None:
+        erl = shutil.which("erl")
+        return os.pathsep.join([str(Path(erl).parent), *system] if erl else system)
+    erlang = programs.root / "usr/lib/erlang"
+    binaries = next(iter(sorted(erlang.glob("erts-*/bin"))), None)
+    if binaries is None:
+        raise NoBroker(f"no Erlang in {programs.root}")
+    folder = directory / "bin"
+    folder.mkdir()
+    program = folder / "erl"
+    program.write_text(ERL.format(erlang=erlang, binaries=binaries))
+    program.chmod(0o755)
+    return os.pathsep.join([str(folder), str(binaries), *system])
