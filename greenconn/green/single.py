@@ -1,0 +1,145 @@
+"""Single flight: many greenlets want one thing done, and it is done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from greenlet import GreenletExit, getcurrent
+
+from greenconn.exceptions import OperationalError
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+
+__all__ = ["SingleFlight"]
+
+T = TypeVar("T")
+
+
+class _Flight:
+    """One execution, and those who wait for its outcome in the order in which they came."""
+
+    __slots__ = ("error", "greenlet", "result", "traceback", "waiters", "waits_for")
+
+    def __init__(self) -> None:
+        self.waiters: dict[Slot[None], None] = {}
+        self.greenlet: object = None
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.traceback: TracebackType | None = None
+        #: The flight that the greenlet of this one waits for.
+        self.waits_for: _Flight | None = None
+
+    def drop_error(self) -> None:
+        """Nobody asks for it any more, and its traceback leads back here: break the circle."""
+        self.error = self.traceback = None
+
+
+class SingleFlight:
+    """Callers that ask for the same key at the same time share one execution.
+
+    It runs in a greenlet of its own: killing a caller, or all of them, does not cancel it, and each
+    caller waits with a deadline of its own.  The next call after its end begins another.
+
+    Arguments:
+        name: of the greenlets, for the logs.
+    """
+
+    __slots__ = ("_flights", "_name")
+
+    def __init__(self, name: str = "flight") -> None:
+        self._name = name
+        self._flights: dict[Hashable, _Flight] = {}
+
+    def is_running(self, key: Hashable) -> bool:
+        """Whether an execution for *key* is under way."""
+        return key in self._flights
+
+    def run(
+        self, key: Hashable, function: Callable[[], T], deadline: Deadline | float | None = None
+    ) -> T:
+        """Return what *function* returns, here or for the caller that came first.  May switch.
+
+        Arguments:
+            key: which executions are the same.
+            function: called without arguments unless one for *key* is under way.
+            deadline: seconds or a deadline; it bounds this caller's wait, not the execution.
+
+        Raises:
+            TimeoutError: the deadline ended first; the execution goes on.
+            RuntimeError: called from within the execution that it would wait for.
+            OperationalError: the greenlet that ran *function* was killed.
+            BaseException: what *function* raised; every caller gets the same object.
+        """
+        flight = self._flights.get(key)
+        mine = self._flight_of_caller()
+        if flight is None:
+            flight = self._flights[key] = _Flight()
+            try:
+                flight.greenlet = spawn(self._name, self._fly, key, flight, function)
+            except BaseException:
+                del self._flights[key]
+                raise
+        elif mine is not None:
+            _check_circle(key, flight, mine)
+        slot: Slot[None] = Slot()
+        flight.waiters[slot] = None
+        if mine is not None:
+            mine.waits_for = flight
+        try:
+            slot.wait(Deadline.of(deadline))
+        finally:
+            flight.waiters.pop(slot, None)
+            if mine is not None:
+                mine.waits_for = None
+        error, traceback = flight.error, flight.traceback
+        if error is None:
+            return cast(T, flight.result)
+        if not flight.waiters:
+            flight.drop_error()
+        try:
+            # Each caller begins with the traceback of the flight, not with another caller's.
+            raise error.with_traceback(traceback)
+        finally:
+            del error, traceback
+
+    def forget(self) -> None:
+        """Drop what is under way, for the child of a fork: nobody here waits for it."""
+        self._flights = {}
+
+    def _flight_of_caller(self) -> _Flight | None:
+        current = getcurrent()
+        for flight in self._flights.values():
+            if flight.greenlet is current:
+                return flight
+        return None
+
+    def _fly(self, key: Hashable, flight: _Flight, function: Callable[[], Any]) -> None:
+        try:
+            flight.result = function()
+        except (GreenletExit, SystemExit, KeyboardInterrupt) as exc:
+            # These are for the greenlet that they hit, not for those who wait for it.
+            flight.error = OperationalError(f"{self._name} for {key!r} was killed ({exc!r})")
+            raise
+        except BaseException as exc:
+            flight.error = exc
+            flight.traceback = exc.__traceback__
+        finally:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            for slot in flight.waiters:
+                slot.offer(None)
+            if not flight.waiters:
+                flight.drop_error()
+
+
+def _check_circle(key: Hashable, flight: _Flight, mine: _Flight) -> None:
+    seen: _Flight | None = flight
+    while seen is not None:
+        if seen is mine:
+            raise RuntimeError(
+                f"the execution for {key!r} waits for itself: it was asked for again from within"
+            )
+        seen = seen.waits_for

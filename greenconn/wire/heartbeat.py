@@ -1,0 +1,102 @@
+"""Heartbeat clockwork: when to send one, and when the peer counts as dead.
+
+Rules (AMQP 0-9-1, 4.2.7): a peer that hears nothing for two intervals may close.  So a heartbeat is
+due when nothing was sent for half an interval, and the peer is dead when nothing was received for
+two.  Any byte counts as received.  Two exceptions:
+
+- when this process was blocked, what the peer sent meanwhile may still lie unread: the judgement
+  waits for one more tick, in which the reader reads it;
+- while reading is paused on purpose, silence says nothing about the peer.
+"""
+
+from __future__ import annotations
+
+from enum import Flag
+
+__all__ = ["Heartbeat", "Verdict"]
+
+
+class Verdict(Flag):
+    """What is to be done after a tick.  SEND may come together with READ_FIRST."""
+
+    NOTHING = 0
+    #: Send a heartbeat.
+    SEND = 1
+    #: This process was blocked: read what is pending; the next tick judges.
+    READ_FIRST = 2
+    #: The peer is gone.
+    DEAD = 4
+
+
+class Heartbeat:
+    """The heartbeat of one life of a connection.  It reads no clock: each call is told the time.
+
+    Arguments:
+        interval: seconds as negotiated; 0 is off: every verdict is NOTHING.
+        now: seconds on the monotonic clock; the peer counts as heard at this time.
+    """
+
+    __slots__ = ("_has_grace", "_is_paused", "interval", "received_at", "sent_at")
+
+    def __init__(self, interval: float, now: float) -> None:
+        if interval < 0.0:
+            raise ValueError(f"heartbeat interval is {interval} s, it must be 0 or above")
+        self.interval = interval
+        self.received_at = now
+        self.sent_at = now
+        self._is_paused = False
+        self._has_grace = False
+
+    @property
+    def tick_interval(self) -> float:
+        """Seconds between the ticks that this clockwork needs: a quarter of the interval."""
+        return self.interval / 4.0
+
+    def note_received(self, now: float) -> None:
+        """Something came from the peer."""
+        self.received_at = now
+        self._has_grace = False
+
+    def note_sent(self, now: float) -> None:
+        """Something was handed to the network."""
+        self.sent_at = now
+
+    def pause(self) -> None:
+        """Reading is paused on purpose."""
+        self._is_paused = True
+
+    def resume(self, now: float) -> None:
+        """Reading goes on: silence counts from now."""
+        if self._is_paused:
+            self._is_paused = False
+            self.note_received(now)
+
+    def silence(self, now: float) -> float:
+        """Seconds since anything was received."""
+        return now - self.received_at
+
+    def is_dead(self, now: float) -> bool:
+        """Whether nothing was received for two intervals although reading is not paused."""
+        return (
+            self.interval > 0.0
+            and not self._is_paused
+            and now - self.received_at >= 2.0 * self.interval
+        )
+
+    def tick(self, now: float, lag: float = 0.0) -> Verdict:
+        """Judge.
+
+        Arguments:
+            now: seconds on the monotonic clock.
+            lag: seconds by which this tick came late because the process was blocked, else 0.
+        """
+        if self.interval <= 0.0:
+            return Verdict.NOTHING
+        is_due = now - self.sent_at >= self.interval / 2.0
+        verdict = Verdict.SEND if is_due else Verdict.NOTHING
+        if not self.is_dead(now):
+            return verdict
+        if lag > 0.0 and not self._has_grace:
+            self._has_grace = True
+            return verdict | Verdict.READ_FIRST
+        return Verdict.DEAD
