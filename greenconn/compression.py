@@ -1,0 +1,352 @@
+"""Compression of bodies, with a limit on what a compressed body may grow into.
+
+A few hundred bytes can stand for gigabytes, so the decoders here are fed piece by piece and stop as
+soon as the limit is passed.  None of them ever holds much more than the limit.
+"""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import zlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+from greenconn.encoding import ensure_bytes
+from greenconn.exceptions import DecodeError
+
+__all__ = [
+    "MAX_DECOMPRESSED_SIZE",
+    "compress",
+    "decompress",
+    "encoders",
+    "get_decoder",
+    "get_encoder",
+    "register",
+]
+
+#: Bytes that a body may have after decompression, where the call says nothing.
+MAX_DECOMPRESSED_SIZE = 256 * 1024 * 1024
+
+#: Bytes fed at a time; it bounds what is copied when one stream ends and another begins.
+_FEED: Final = 64 * 1024
+
+#: Streams that one body may be a concatenation of.
+_MAX_STREAMS: Final = 1024
+
+#: Bytes of memory that an xz header may ask for; the highest preset needs 65 MiB.
+_LZMA_MEMORY: Final = 128 * 1024 * 1024
+
+Encoder = Callable[[bytes], bytes]
+Decoder = Callable[[Any], bytes]
+
+
+class _Inflater(Protocol):
+    """A decompressor of one stream; those of bz2, lzma, zlib and zstd are alike."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: Any, max_length: int) -> bytes: ...
+
+
+class _StreamDecoder:
+    """Decodes bodies of one content type.
+
+    Arguments:
+        content_type: for messages.
+        make: makes a decompressor.
+        concatenated: whether streams may follow each other.
+    """
+
+    def __init__(
+        self, content_type: str, make: Callable[[], _Inflater], concatenated: bool = True
+    ) -> None:
+        self.content_type = content_type
+        self.make = make
+        self.max_streams = _MAX_STREAMS if concatenated else 1
+
+    def __call__(self, body: Any, limit: int | None = None) -> bytes:
+        """Return *body* decompressed.
+
+        Raises:
+            DecodeError: it is damaged, cut off, or holds more than *limit* bytes.
+        """
+        limit = MAX_DECOMPRESSED_SIZE if limit is None else limit
+        try:
+            with memoryview(body) as view, view.cast("B") as octets:
+                return self._inflate(octets, limit)
+        except DecodeError:
+            raise
+        except Exception as exc:
+            raise DecodeError(
+                f"cannot decompress a body as {self.content_type}: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    def _inflate(self, octets: memoryview, limit: int) -> bytes:
+        parts: list[bytes] = []
+        left, at = limit, 0
+        for number in range(self.max_streams):
+            stream: list[bytes] = []
+            try:
+                at = self._inflate_stream(octets, at, left, stream)
+            except _OverLimit:
+                raise DecodeError(
+                    f"a body compressed as {self.content_type} holds more than the limit of "
+                    f"{limit} bytes (greenconn.compression.MAX_DECOMPRESSED_SIZE)"
+                ) from None
+            except Exception:
+                # What follows the last stream and is none is ignored, as the stdlib does.
+                if number and not stream:
+                    break
+                raise
+            parts += stream
+            left -= sum(map(len, stream))
+            if at >= len(octets):
+                break
+        else:
+            if self.max_streams > 1:
+                raise DecodeError(
+                    f"a body compressed as {self.content_type} has more than "
+                    f"{self.max_streams} streams"
+                )
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _inflate_stream(self, octets: memoryview, at: int, left: int, stream: list[bytes]) -> int:
+        """Append one stream's content to *stream*; return where the next one begins."""
+        inflater = self.make()
+        while not inflater.eof:
+            piece = octets[at : at + _FEED]
+            if not piece:
+                raise DecodeError(f"a body compressed as {self.content_type} is cut off")
+            # One byte more than allowed tells "too much" from "just enough".
+            part = inflater.decompress(piece, left + 1)
+            at += len(piece)
+            left -= len(part)
+            if left < 0:
+                raise _OverLimit
+            if part:
+                stream.append(part)
+        return at - len(inflater.unused_data)
+
+
+class _OverLimit(Exception):
+    """The limit was passed."""
+
+
+class _BrotliInflater:
+    """Gives brotli's decompressor the shape of the others.
+
+    Brotli before 1.2 cannot be told when to stop, so it is fed so little at a time that the excess
+    stays below some 64 MiB.
+    """
+
+    unused_data = b""
+
+    def __init__(self, brotli: ModuleType) -> None:
+        self._inflater = brotli.Decompressor()
+        self._is_bounded = hasattr(self._inflater, "can_accept_more_data")
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inflater.is_finished())
+
+    def decompress(self, data: memoryview, max_length: int) -> bytes:
+        if self._is_bounded:
+            return self._bounded(bytes(data), max_length)
+        out = bytearray()
+        for at in range(0, len(data), 16):
+            out += self._inflater.process(bytes(data[at : at + 16]))
+            if len(out) >= max_length:
+                break
+        return bytes(out)
+
+    def _bounded(self, data: bytes, max_length: int) -> bytes:
+        out = bytearray(self._inflater.process(data, output_buffer_limit=max_length))
+        while len(out) < max_length and not self._inflater.can_accept_more_data():
+            out += self._inflater.process(b"", output_buffer_limit=max_length - len(out))
+        return bytes(out)
+
+
+class _ZstandardInflater:
+    """Gives the decompressor of the ``zstandard`` package the shape of the others.
+
+    It cannot be told when to stop; 256 bytes stand for 8 MiB at most (64 blocks of 128 KiB).
+    """
+
+    def __init__(self, zstandard: ModuleType) -> None:
+        self._inflater = zstandard.ZstdDecompressor().decompressobj()
+        self.unused_data = b""
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inflater.eof)
+
+    def decompress(self, data: memoryview, max_length: int) -> bytes:
+        out = bytearray()
+        for at in range(0, len(data), 256):
+            out += self._inflater.decompress(data[at : at + 256])
+            if self._inflater.eof:
+                self.unused_data = self._inflater.unused_data + bytes(data[at + 256 :])
+                break
+            if len(out) >= max_length:
+                break
+        return bytes(out)
+
+
+_aliases: dict[str, str] = {}
+_encoders: dict[str, Encoder] = {}
+_decoders: dict[str, Decoder] = {}
+
+
+def register(
+    encoder: Encoder, decoder: Decoder, content_type: str, aliases: Iterable[str] = ()
+) -> None:
+    """Add a way to compress.
+
+    Arguments:
+        encoder: compresses bytes.
+        decoder: decompresses them; it is called without a limit.
+        content_type: its MIME type, which travels in the header ``compression``.
+        aliases: shorter names for it.
+    """
+    _encoders[content_type] = encoder
+    _decoders[content_type] = decoder
+    _aliases.update(dict.fromkeys(aliases or (), content_type))
+
+
+def encoders() -> list[str]:
+    """Return the content types that can be used here."""
+    return list(_encoders)
+
+
+def get_encoder(t: str) -> tuple[Encoder, str]:
+    """Return the encoder of a content type or alias, with the content type.
+
+    Raises:
+        KeyError: there is none.
+    """
+    t = _aliases.get(t, t)
+    try:
+        return _encoders[t], t
+    except KeyError:
+        raise KeyError(_unknown(t)) from None
+
+
+def get_decoder(t: str) -> Decoder:
+    """Return the decoder of a content type or alias.
+
+    Raises:
+        KeyError: there is none.
+    """
+    t = _aliases.get(t, t)
+    try:
+        return _decoders[t]
+    except KeyError:
+        raise KeyError(_unknown(t)) from None
+
+
+def _unknown(name: object) -> str:
+    return f"no compression {name!r} here: there are {', '.join(sorted(_encoders))}"
+
+
+def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
+    """Return *body* compressed, with the content type of the compression.
+
+    Arguments:
+        body: text is encoded as UTF-8 first.
+        content_type: content type or alias of the compression.
+
+    Raises:
+        KeyError: there is no such compression.
+    """
+    encoder, content_type = get_encoder(content_type)
+    return encoder(ensure_bytes(body)), content_type
+
+
+def decompress(body: Any, content_type: str, limit: int | None = None) -> bytes:
+    """Return *body* decompressed.
+
+    Arguments:
+        body: bytes, or a buffer.
+        content_type: content type or alias of the compression.
+        limit: bytes that the result may have; None means ``MAX_DECOMPRESSED_SIZE``.  It does not
+            hold back decoders that were registered from outside.
+
+    Raises:
+        DecodeError: there is no such compression, or the body is damaged, cut off or too large.
+    """
+    try:
+        decoder = get_decoder(content_type)
+    except KeyError as exc:
+        raise DecodeError(exc.args[0]) from exc
+    return decoder(body, limit) if isinstance(decoder, _StreamDecoder) else decoder(body)
+
+
+def _optional(*names: str) -> ModuleType | None:
+    """Return the first of these modules that is installed."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def _register_stream(
+    encoder: Encoder,
+    make: Callable[[], _Inflater],
+    content_type: str,
+    aliases: tuple[str, ...],
+    concatenated: bool = True,
+) -> None:
+    register(encoder, _StreamDecoder(content_type, make, concatenated), content_type, aliases)
+
+
+def _register_all() -> None:
+    # zlib's format is what kombu sends as x-gzip; + 32 takes real gzip as well.
+    _register_stream(
+        zlib.compress,
+        lambda: zlib.decompressobj(zlib.MAX_WBITS + 32),
+        "application/x-gzip",
+        ("gzip", "zlib"),
+        concatenated=False,
+    )
+    _register_stream(bz2.compress, bz2.BZ2Decompressor, "application/x-bz2", ("bzip2", "bzip"))
+    brotli = _optional("brotli", "brotlicffi")
+    if brotli is not None:
+        _register_stream(
+            brotli.compress,
+            partial(_BrotliInflater, brotli),
+            "application/x-brotli",
+            ("brotli",),
+            concatenated=False,
+        )
+    _register_stream(
+        lzma.compress,
+        lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
+        "application/x-lzma",
+        ("lzma", "xz"),
+    )
+    zstd = _optional("compression.zstd", "backports.zstd")
+    zstandard = None if zstd is not None else _optional("zstandard")
+    if zstd is not None:
+        _register_stream(
+            zstd.compress, zstd.ZstdDecompressor, "application/zstd", ("zstd", "zstandard")
+        )
+    elif zstandard is not None:
+        _register_stream(
+            zstandard.compress,
+            partial(_ZstandardInflater, zstandard),
+            "application/zstd",
+            ("zstd", "zstandard"),
+        )
+
+
+_register_all()

@@ -1,0 +1,95 @@
+"""Between text and bytes, without surprises (kombu.utils.encoding)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar, overload
+
+__all__ = [
+    "bytes_to_str",
+    "default_encode",
+    "default_encoding",
+    "ensure_bytes",
+    "from_utf8",
+    "get_default_encoding_file",
+    "safe_repr",
+    "safe_str",
+    "set_default_encoding_file",
+    "str_to_bytes",
+]
+
+T = TypeVar("T")
+
+#: The file whose encoding is the default one; None means the file system's encoding.
+default_encoding_file: Any = None
+
+
+def set_default_encoding_file(file: Any) -> None:
+    """Let the default encoding be that of *file*."""
+    global default_encoding_file
+    default_encoding_file = file
+
+
+def get_default_encoding_file() -> Any:
+    """Return the file whose encoding is the default one."""
+    return default_encoding_file
+
+
+def default_encoding(file: Any = None) -> str:
+    """Return the encoding of *file*, of the default file, or of the file system."""
+    file = file or default_encoding_file
+    return getattr(file, "encoding", None) or sys.getfilesystemencoding()
+
+
+@overload
+def str_to_bytes(s: str) -> bytes: ...
+@overload
+def str_to_bytes(s: T) -> T: ...
+def str_to_bytes(s: Any) -> Any:
+    """Encode text as UTF-8; anything else stays as it is."""
+    return s.encode() if isinstance(s, str) else s
+
+
+@overload
+def bytes_to_str(s: bytes) -> str: ...
+@overload
+def bytes_to_str(s: T) -> T: ...
+def bytes_to_str(s: Any) -> Any:
+    """Decode bytes as UTF-8, with replacement characters; anything else stays as it is."""
+    return s.decode(errors="replace") if isinstance(s, bytes) else s
+
+
+def from_utf8(s: T, *args: Any, **kwargs: Any) -> T:
+    """Return *s* (a relic of Python 2)."""
+    return s
+
+
+@overload
+def ensure_bytes(s: str) -> bytes: ...
+@overload
+def ensure_bytes(s: T) -> T: ...
+def ensure_bytes(s: Any) -> Any:
+    """Encode text as UTF-8; anything else stays as it is."""
+    return s.encode() if isinstance(s, str) else s
+
+
+def default_encode(obj: T) -> T:
+    """Return *obj* (a relic of Python 2)."""
+    return obj
+
+
+def safe_str(s: Any, errors: str = "replace") -> str:
+    """Return text for *s* whatever it is: bytes are decoded, objects shown by their repr."""
+    if isinstance(s, bytes):
+        return s.decode(errors=errors)
+    return s if isinstance(s, str) else safe_repr(s, errors)
+
+
+def safe_repr(o: Any, errors: str = "replace") -> str:
+    """Return the repr of *o*, or text that says why there is none.  Never raises an Exception."""
+    for describe in (repr, str):
+        try:
+            return describe(o)
+        except Exception as exc:
+            reason = f"{type(exc).__name__} in {describe.__name__}()"
+    return f"<Unrepresentable {type(o)!r}: {reason}>"

@@ -1,0 +1,287 @@
+"""A received message.
+
+A transport that wants to be quick subclasses :class:`Message`, skips this ``__init__``, fills at
+least the slots of :data:`ESSENTIAL_SLOTS`, and computes the others when they are first asked for:
+in a ``__getattr__`` (an unset slot falls through to it) or in properties of the same names.
+Nothing here touches ``headers``, ``properties``, ``delivery_info`` or ``body`` before a caller
+does, save ``ack`` on a channel that has no-ack consumers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Container
+from types import TracebackType
+from typing import Any, Final
+
+from greenconn import exceptions
+from greenconn.compression import decompress
+from greenconn.exceptions import reraise
+from greenconn.serialization import loads
+
+__all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
+
+#: The states of a message that was answered.
+ACK_STATES: Final = frozenset({"ACK", "REJECTED", "REQUEUED"})
+
+#: What a subclass with an ``__init__`` of its own must fill; the rest it may compute when asked.
+ESSENTIAL_SLOTS: Final = ("channel", "delivery_tag", "accept", "errors", "_state", "_decoded_cache")
+
+_ErrorTriple = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+class Message:
+    """A received message (kombu's).
+
+    Arguments:
+        body: the raw body.
+        delivery_tag: what the channel calls this delivery.
+        content_type: MIME type of the body; it selects the decoder.
+        content_encoding: character set of the body, or ``binary``.
+        delivery_info: where the message came from (exchange, routing key, consumer tag...).
+        properties: the AMQP properties.
+        headers: the application's headers; ``compression`` names how the body is compressed.
+        postencode: character set to encode a body of type str with.
+        accept: content types that ``decode`` accepts; None accepts all that are not disabled.
+        channel: the channel that the answers (ack, reject, requeue) go to.
+
+    Attributes:
+        errors: ``sys.exc_info()`` of what went wrong while the body was unpacked.
+    """
+
+    MessageStateError = exceptions.MessageStateError
+
+    __slots__ = (
+        "__dict__",
+        "_decoded_cache",
+        "_state",
+        "accept",
+        "body",
+        "channel",
+        "content_encoding",
+        "content_type",
+        "delivery_info",
+        "delivery_tag",
+        "errors",
+        "headers",
+        "properties",
+    )
+
+    channel: Any
+    delivery_tag: Any
+    content_type: str | None
+    content_encoding: str | None
+    delivery_info: dict[str, Any]
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    body: Any
+    accept: Container[str] | None
+    errors: list[_ErrorTriple]
+    _state: str
+    #: None: not decoded yet, or the body means None, which costs nothing to decode again.
+    _decoded_cache: Any
+
+    def __init__(
+        self,
+        body: Any = None,
+        delivery_tag: Any = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        delivery_info: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+        headers: dict[str, Any] | None = None,
+        postencode: str | None = None,
+        accept: Container[str] | None = None,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.channel = channel
+        self.delivery_tag = delivery_tag
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.delivery_info = delivery_info or {}
+        self.headers = headers or {}
+        self.properties = properties or {}
+        self.accept = accept
+        self.errors = []
+        self._state = "RECEIVED"
+        self._decoded_cache = None
+        if self.headers:
+            body = self._unpacked(body, self.headers.get("compression"))
+        if postencode and not self.errors and isinstance(body, str):
+            try:
+                body = body.encode(postencode)
+            except Exception:
+                self._note_error()
+        self.body = body
+
+    def _unpacked(self, body: Any, compression: str | None) -> Any:
+        """Return *body* without its compression; what fails is noted in ``errors``."""
+        if not compression or self.errors:
+            return body
+        try:
+            return decompress(body, compression)
+        except Exception:
+            self._note_error()
+            return body
+
+    def _note_error(self) -> None:
+        exc_type, exc, traceback = sys.exc_info()
+        assert exc_type is not None
+        assert exc is not None
+        self.errors.append((exc_type, exc, traceback))
+
+    def _reraise_error(self, callback: Callable[[Message, Exception], Any] | None = None) -> None:
+        """Raise the first of ``errors``, or hand it to ``callback(message, exc)``."""
+        try:
+            reraise(*self.errors[0])
+        except Exception as exc:
+            if callback is None:
+                raise
+            callback(self, exc)
+
+    def ack(self, multiple: bool = False) -> None:
+        """Tell the broker that this message is done.  May switch.
+
+        Nothing is sent for a message of a no-ack consumer.
+
+        Arguments:
+            multiple: also acknowledge all earlier ones of the channel.
+
+        Raises:
+            MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+        """
+        channel = self.channel
+        if channel is None:
+            raise self._no_channel()
+        no_ack_consumers = channel.no_ack_consumers
+        if no_ack_consumers and self.delivery_info.get("consumer_tag") in no_ack_consumers:
+            return
+        state = self._state
+        if state in ACK_STATES:
+            raise self._already_answered()
+        # Set first, so that of two greenlets that answer at once the second one is refused.
+        self._state = "ACK"
+        try:
+            channel.basic_ack(self.delivery_tag, multiple)
+        except BaseException:
+            self._state = state
+            raise
+
+    def reject(self, requeue: bool = False) -> None:
+        """Refuse this message: it is dropped, or goes to the dead-letter exchange.  May switch.
+
+        Arguments:
+            requeue: put it back into its queue instead.
+
+        Raises:
+            MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+        """
+        self._refuse("REJECTED", requeue)
+
+    def requeue(self) -> None:
+        """Put this message back into its queue.  May switch.
+
+        Raises:
+            MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+        """
+        self._refuse("REQUEUED", True)
+
+    def _refuse(self, new_state: str, requeue: bool) -> None:
+        if self.channel is None:
+            raise self._no_channel()
+        state = self._state
+        if state in ACK_STATES:
+            raise self._already_answered()
+        self._state = new_state
+        try:
+            self.channel.basic_reject(self.delivery_tag, requeue)
+        except BaseException:
+            self._state = state
+            raise
+
+    def _no_channel(self) -> exceptions.MessageStateError:
+        return self.MessageStateError("the message has no channel that an answer could go to")
+
+    def _already_answered(self) -> exceptions.MessageStateError:
+        return self.MessageStateError(
+            f"message {self.delivery_tag!r} was answered before: its state is {self._state}"
+        )
+
+    def ack_log_error(
+        self,
+        logger: logging.Logger,
+        errors: tuple[type[BaseException], ...] | type[BaseException],
+        multiple: bool = False,
+    ) -> None:
+        """Acknowledge, and log what of *errors* is raised.  A broken pipe is raised all the same.
+
+        May switch.
+        """
+        try:
+            self.ack(multiple=multiple)
+        except BrokenPipeError as exc:
+            logger.critical("Couldn't ack %r, reason:%r", self.delivery_tag, exc, exc_info=True)
+            raise
+        except errors as exc:
+            logger.critical("Couldn't ack %r, reason:%r", self.delivery_tag, exc, exc_info=True)
+
+    def reject_log_error(
+        self,
+        logger: logging.Logger,
+        errors: tuple[type[BaseException], ...] | type[BaseException],
+        requeue: bool = False,
+    ) -> None:
+        """Reject, and log what of *errors* is raised.  May switch."""
+        try:
+            self.reject(requeue=requeue)
+        except errors as exc:
+            logger.critical("Couldn't reject %r, reason: %r", self.delivery_tag, exc, exc_info=True)
+
+    def decode(self) -> Any:
+        """Return the body as the publisher sent it; decoded once.
+
+        Raises:
+            ContentDisallowed: its content type is not accepted.
+            DecodeError: it cannot be decoded or decompressed.
+        """
+        decoded = self._decoded_cache
+        if decoded is None:
+            decoded = self._decoded_cache = self._decode()
+        return decoded
+
+    def _decode(self) -> Any:
+        body = self.body
+        if self.errors:
+            # The body is still compressed, so that decoding it could only mislead.
+            self._reraise_error()
+        return loads(body, self.content_type, self.content_encoding, accept=self.accept)
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether it was acknowledged, rejected or requeued."""
+        return self._state in ACK_STATES
+
+    @property
+    def payload(self) -> Any:
+        """The decoded body; see :meth:`decode`."""
+        decoded = self._decoded_cache
+        return self.decode() if decoded is None else decoded
+
+    def __repr__(self) -> str:
+        details = {
+            "state": self._state,
+            "content_type": self.content_type,
+            "delivery_tag": self.delivery_tag,
+            "body_length": None if self.body is None else len(self.body),
+            "properties": _chosen(self.properties, "correlation_id", "type"),
+            "delivery_info": _chosen(self.delivery_info, "exchange", "routing_key"),
+        }
+        known = {name: value for name, value in details.items() if value is not None}
+        return f"<{type(self).__name__} object at {id(self):#x} with details {known!r}>"
+
+
+def _chosen(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return those of *names* that *mapping* has a value for."""
+    return {name: mapping[name] for name in names if mapping.get(name) is not None}

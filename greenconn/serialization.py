@@ -1,0 +1,446 @@
+"""Serializers: how a body travels, and which content types may be decoded.
+
+JSON is the default.  msgpack, yaml and pickle are registered but disabled: they are decoded only
+where a consumer accepts them by name, or after :func:`enable_insecure_serializers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+from collections.abc import Callable, Container, Iterable, Mapping
+from importlib.metadata import entry_points
+from io import BytesIO
+from json import JSONDecodeError
+from typing import Any, Final, NamedTuple
+
+from greenconn import jsoncodec
+from greenconn.encoding import bytes_to_str, str_to_bytes
+from greenconn.exceptions import (
+    ContentDisallowed,
+    DecodeError,
+    EncodeError,
+    SerializationError,
+    SerializerNotInstalled,
+)
+
+__all__ = [
+    "SKIP_DECODE",
+    "TRUSTED_CONTENT",
+    "SerializerRegistry",
+    "disable_insecure_serializers",
+    "dumps",
+    "enable_insecure_serializers",
+    "loads",
+    "pickle",
+    "pickle_loads",
+    "prepare_accept_content",
+    "raw_encode",
+    "register",
+    "register_json",
+    "register_msgpack",
+    "register_pickle",
+    "register_yaml",
+    "registry",
+    "unpickle",
+    "unregister",
+]
+
+logger = logging.getLogger("greenconn.serialization")
+
+#: Content encodings that mean bytes: such a body is not decoded to text.
+SKIP_DECODE: Final = frozenset({"binary", "ascii-8bit"})
+
+#: Content types that are accepted whatever a consumer accepts: nothing is deserialised.
+TRUSTED_CONTENT: Final = frozenset({"application/data", "application/text"})
+
+#: Content types that never have a decoder, so that no entry point is looked up for them.
+_PLAIN: Final = TRUSTED_CONTENT | {"text/plain", "application/octet-stream"}
+
+#: Group of the entry points that register serializers, shared with kombu.
+ENTRY_POINTS: Final = "kombu.serializers"
+
+#: The protocol that ``pickle`` bodies are written with.
+pickle_protocol = 4
+
+Encode = Callable[[Any], Any]
+Decode = Callable[[Any], Any]
+
+
+class codec(NamedTuple):  # noqa: N801 - kombu's name
+    """How a serializer writes."""
+
+    content_type: str
+    content_encoding: str
+    encoder: Encode
+
+
+def _encode_error(exc: BaseException, content_type: str) -> EncodeError:
+    reason = type(exc).__name__
+    # json's own words name types only.  Those of others may quote the body.
+    if isinstance(exc, TypeError) and str(exc).startswith(("Object of type ", "keys must be ")):
+        reason += f": {exc}"
+    return EncodeError(f"cannot encode a body as {content_type}: {reason}")
+
+
+def _decode_error(exc: BaseException, what: str) -> DecodeError:
+    reason = type(exc).__name__
+    if isinstance(exc, JSONDecodeError):
+        reason += f" at character {exc.pos}"
+    elif isinstance(exc, UnicodeDecodeError):
+        reason += f" at byte {exc.start}: {exc.reason}"
+    return DecodeError(f"cannot decode a body {what}: {reason}")
+
+
+class SerializerRegistry:
+    """The serializers by name, and the decoders by content type."""
+
+    def __init__(self) -> None:
+        self._encoders: dict[str, codec] = {}
+        self._decoders: dict[str, Decode] = {}
+        self._default: codec | None = None
+        self._disabled_content_types: set[str] = set()
+        self._has_looked_for_plugins = False
+        self.type_to_name: dict[str, str] = {}
+        self.name_to_type: dict[str, str] = {}
+
+    def register(
+        self,
+        name: str,
+        encoder: Encode | None,
+        decoder: Decode | None,
+        content_type: str,
+        content_encoding: str = "utf-8",
+    ) -> None:
+        """Add a serializer.
+
+        Arguments:
+            name: what publishers call it.
+            encoder: turns a value into text or bytes; None: it cannot be published with.
+            decoder: turns a body into a value; None: the body stays text or bytes.
+            content_type: its MIME type.
+            content_encoding: the character set of what *encoder* returns, or ``binary``.
+        """
+        if encoder is not None:
+            self._encoders[name] = codec(content_type, content_encoding, encoder)
+        if decoder is not None:
+            self._decoders[content_type] = decoder
+        self.type_to_name[content_type] = name
+        self.name_to_type[name] = content_type
+
+    def unregister(self, name: str) -> None:
+        """Remove a serializer.
+
+        Raises:
+            SerializerNotInstalled: there is none of that name.
+        """
+        content_type = self.name_to_type.pop(name, None)
+        if content_type is None:
+            raise SerializerNotInstalled(f"No encoder/decoder installed for {name}")
+        self._decoders.pop(content_type, None)
+        self._encoders.pop(name, None)
+        self.type_to_name.pop(content_type, None)
+
+    def enable(self, name: str) -> None:
+        """Let a serializer decode where a consumer names no accepted content types.
+
+        Arguments:
+            name: its name, or a content type.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        self._disabled_content_types.discard(self._content_type(name))
+
+    def disable(self, name: str) -> None:
+        """Let a serializer decode only where a consumer accepts it by name.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        self._disabled_content_types.add(self._content_type(name))
+
+    def _content_type(self, name: str) -> str:
+        if "/" in name:
+            return name
+        if name not in self.name_to_type:
+            self._look_for_plugins()
+        return self.name_to_type[name]
+
+    def _set_default_serializer(self, name: str) -> None:
+        """Choose the serializer of bodies that are neither text nor bytes."""
+        self._default = self._encoder(name)
+
+    def _encoder(self, name: str) -> codec:
+        if name not in self._encoders:
+            self._look_for_plugins()
+        try:
+            return self._encoders[name]
+        except KeyError:
+            raise SerializerNotInstalled(f"No encoder installed for {name}") from None
+
+    def _look_for_plugins(self) -> None:
+        """Register what installed packages offer; once, when a name is not known."""
+        if self._has_looked_for_plugins:
+            return
+        self._has_looked_for_plugins = True
+        for entry_point in entry_points(group=ENTRY_POINTS):
+            if entry_point.name in self.name_to_type:
+                continue
+            try:
+                self.register(entry_point.name, *entry_point.load())
+            except Exception:
+                logger.warning("serializer %r cannot be loaded", entry_point.name, exc_info=True)
+
+    def dumps(self, data: Any, serializer: str | None = None) -> tuple[str, str, Any]:
+        """Encode a body.
+
+        Arguments:
+            data: the body.
+            serializer: a registered name, or ``raw``.  None: text becomes ``text/plain``, bytes
+                ``application/data``, anything else goes through the default serializer (JSON).
+
+        Returns:
+            Content type, content encoding and the encoded body.
+
+        Raises:
+            SerializerNotInstalled: there is no such serializer.
+            EncodeError: the serializer cannot encode it.
+        """
+        if serializer:
+            if serializer == "raw":
+                return raw_encode(data)
+            chosen = self._encoders.get(serializer) or self._encoder(serializer)
+        elif isinstance(data, str):
+            return "text/plain", "utf-8", _utf8(data, "text/plain")
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            # A copy of what is mutable: the message may leave later.
+            return "application/data", "binary", bytes(data)
+        elif self._default is None:
+            raise SerializerNotInstalled("No default serializer is set")
+        else:
+            chosen = self._default
+        content_type, content_encoding, encode = chosen
+        try:
+            return content_type, content_encoding, encode(data)
+        except (SerializationError, SerializerNotInstalled):
+            raise
+        except Exception as exc:
+            raise _encode_error(exc, content_type) from exc
+
+    def loads(
+        self,
+        data: Any,
+        content_type: str | bytes | None,
+        content_encoding: str | None,
+        accept: Container[str] | None = None,
+        force: bool = False,
+        _trusted_content: Container[str] = TRUSTED_CONTENT,
+    ) -> Any:
+        """Decode a body.
+
+        Arguments:
+            data: text, bytes or a buffer.
+            content_type: its MIME type; None means ``application/data``.
+            content_encoding: character set of a body without decoder; None means UTF-8.
+            accept: the accepted content types; None accepts all that are not disabled.
+            force: decode disabled content types too (where *accept* is None).
+
+        Raises:
+            ContentDisallowed: the content type is not accepted.
+            DecodeError: the body is not what its content type says.
+            SerializerNotInstalled: the package that decodes it is not installed.
+        """
+        content_type = bytes_to_str(content_type) if content_type else "application/data"
+        if accept is not None:
+            if content_type not in accept and content_type not in _trusted_content:
+                raise self._refusal(content_type, "untrusted")
+        elif content_type in self._disabled_content_types and not force:
+            raise self._refusal(content_type, "disabled")
+        decode = self._decoders.get(content_type)
+        if decode is None:
+            return self._as_text(data, content_type, content_encoding)
+        if not data:
+            return data
+        try:
+            return decode(data)
+        except (SerializationError, SerializerNotInstalled):
+            raise
+        except Exception as exc:
+            raise _decode_error(exc, f"as {content_type}") from exc
+
+    def _as_text(self, data: Any, content_type: str, content_encoding: str | None) -> Any:
+        """Return a body that nothing deserialises: as text, unless it is said to be bytes."""
+        if content_type not in _PLAIN and not self._has_looked_for_plugins:
+            self._look_for_plugins()
+            if content_type in self._decoders:
+                return self.loads(data, content_type, content_encoding, force=True)
+        encoding = (content_encoding or "utf-8").lower()
+        if encoding in SKIP_DECODE or data is None or isinstance(data, str):
+            return data
+        try:
+            # Not codecs.decode: that would also run codecs like zlib, which no limit holds.
+            return str(data, encoding)
+        except Exception as exc:
+            raise _decode_error(exc, "as text") from exc
+
+    def _refusal(self, content_type: str, why: str) -> ContentDisallowed:
+        name = self.type_to_name.get(content_type)
+        shown = f"{name} ({content_type})" if name else f"{content_type} ({content_type})"
+        return ContentDisallowed(
+            f"Refusing to deserialize {why} content of type {shown}: name it in accept=[...] "
+            f"to allow it"
+        )
+
+
+def _utf8(text: str, content_type: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as exc:  # lone surrogates
+        raise _encode_error(exc, content_type) from exc
+
+
+def raw_encode(data: Any) -> tuple[str, str, Any]:
+    """Encode a body without a serializer: text as UTF-8, anything else as it is.
+
+    Raises:
+        EncodeError: text that cannot be UTF-8.
+    """
+    if isinstance(data, str):
+        return "application/data", "utf-8", _utf8(data, "application/data")
+    return "application/data", "binary", data
+
+
+def pickle_loads(s: Any, load: Callable[[Any], Any] = pickle.load) -> Any:
+    """Unpickle bytes or a buffer.  Never do so with what a stranger sent."""
+    return load(BytesIO(s))
+
+
+def unpickle(s: Any) -> Any:
+    """Unpickle bytes, a buffer or text.  Never do so with what a stranger sent."""
+    return pickle_loads(str_to_bytes(s))
+
+
+def _pickle_dumps(value: Any) -> bytes:
+    return pickle.dumps(value, protocol=pickle_protocol)
+
+
+def _needed(module: str, package: str) -> Any:
+    """Import *module* when it is first needed: it is optional, and slow to start with."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise SerializerNotInstalled(
+            f"No encoder/decoder installed for {module}: pip install {package}"
+        ) from exc
+
+
+def _yaml_dumps(value: Any) -> Any:
+    return _needed("yaml", "PyYAML").safe_dump(value)
+
+
+def _yaml_loads(body: Any) -> Any:
+    # PyYAML takes what is neither text nor bytes for a file.
+    is_buffer = isinstance(body, (bytearray, memoryview))
+    return _needed("yaml", "PyYAML").safe_load(bytes(body) if is_buffer else body)
+
+
+def _msgpack_dumps(value: Any) -> Any:
+    return _needed("msgpack", "msgpack").packb(value, use_bin_type=True)
+
+
+def _msgpack_loads(body: Any) -> Any:
+    return _needed("msgpack", "msgpack").unpackb(body, raw=False)
+
+
+#: The serializers of this process.
+registry: Final = SerializerRegistry()
+dumps = registry.dumps
+loads = registry.loads
+register = registry.register
+unregister = registry.unregister
+
+
+def register_json() -> None:
+    """Register JSON with kombu's typed values; see ``jsoncodec``."""
+    registry.register("json", jsoncodec.dumps, jsoncodec.loads, "application/json", "utf-8")
+
+
+def register_yaml() -> None:
+    """Register YAML (PyYAML's safe subset)."""
+    registry.register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml", "utf-8")
+
+
+def register_pickle() -> None:
+    """Register pickle: whoever may publish can run code in who decodes."""
+    registry.register("pickle", _pickle_dumps, unpickle, "application/x-python-serialize", "binary")
+
+
+def register_msgpack() -> None:
+    """Register MessagePack."""
+    registry.register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
+
+
+_INSECURE: Final = ("pickle", "yaml", "msgpack")
+
+
+def enable_insecure_serializers(choices: Iterable[str] | None = _INSECURE) -> None:
+    """Let these be decoded where a consumer names no accepted content types.
+
+    Arguments:
+        choices: names or content types; unknown ones are ignored.
+    """
+    for choice in choices or ():
+        try:
+            registry.enable(choice)
+        except KeyError:
+            pass
+
+
+def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> None:
+    """Let only *allowed* be decoded where a consumer names no accepted content types.
+
+    Publishing with the others stays possible.
+
+    Arguments:
+        allowed: names or content types.
+
+    Raises:
+        KeyError: a name is not known.
+    """
+    for content_type in registry._decoders:
+        registry.disable(content_type)
+    for name in allowed or ():
+        registry.enable(name)
+
+
+def prepare_accept_content(
+    content_types: Iterable[str] | None, name_to_type: Mapping[str, str] | None = None
+) -> set[str] | None:
+    """Return content types for names of serializers; None stays None.
+
+    Arguments:
+        content_types: names and content types.
+        name_to_type: the names; None means those of the registry.
+
+    Raises:
+        SerializerNotInstalled: a name is not known.
+    """
+    if content_types is None:
+        return None
+    if isinstance(content_types, str):
+        content_types = (content_types,)
+    resolve = name_to_type.__getitem__ if name_to_type else registry._content_type
+    try:
+        return {name if "/" in name else resolve(name) for name in content_types}
+    except KeyError as exc:
+        raise SerializerNotInstalled(f"No encoder/decoder installed for {exc.args[0]}") from None
+
+
+register_json()
+register_pickle()
+register_yaml()
+register_msgpack()
+registry._set_default_serializer("json")
+disable_insecure_serializers()
