@@ -1,0 +1,146 @@
+"""What is registered is forgotten in the child, whichever way it was forked."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from greenconn.green import fork
+
+PRELUDE = """
+import sys
+if {patched}:
+    from gevent import monkey
+    monkey.patch_all()
+import gc, os, multiprocessing
+import gevent, gevent.os
+from greenconn.green import fork
+
+class Thing:
+    def __init__(self, name):
+        self.name = name
+        self.state = "parent's"
+        fork.register(self)
+    def __eq__(self, other):
+        return True
+    def __hash__(self):
+        raise TypeError("not hashable")
+    def forget(self):
+        assert gevent.getcurrent() is current
+        self.state = "forgotten"
+
+def child(*things):
+    print(*[thing.state for thing in things], flush=True)
+
+current = gevent.getcurrent()
+one, two = Thing("one"), Thing("two")
+gevent.sleep(0.001)
+"""
+
+BY_OS = """
+pid = {module}.fork()
+if pid == 0:
+    child(one, two)
+    gevent.sleep(0.001)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+print(one.state, two.state)
+"""
+
+BY_MULTIPROCESSING = """
+process = multiprocessing.get_context("fork").Process(target=child, args=(one, two))
+process.start()
+process.join()
+assert process.exitcode == 0
+print(one.state, two.state)
+"""
+
+
+def run(code: str, patched: bool) -> str:
+    """What a program prints that forks."""
+    program = PRELUDE.format(patched=patched) + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize(
+    "code",
+    [BY_OS.format(module="os"), BY_OS.format(module="gevent.os"), BY_MULTIPROCESSING],
+    ids=["os", "gevent.os", "multiprocessing"],
+)
+def test_the_child_forgets_and_the_parent_does_not(code: str, patched: bool) -> None:
+    assert run(code, patched) == "forgotten forgotten\nparent's parent's\n"
+
+
+def test_a_grandchild_forgets_too() -> None:
+    code = """
+    pid = os.fork()
+    if pid == 0:
+        one.state = "child's"
+        pid = os.fork()
+        if pid == 0:
+            print(one.state, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(one.state, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    """
+    assert run(code, False) == "forgotten\nchild's\n"
+
+
+def test_one_that_fails_does_not_keep_the_others_from_forgetting() -> None:
+    code = """
+    def broken():
+        raise LookupError("broken")
+    one.forget = broken
+    pid = os.fork()
+    if pid == 0:
+        print(two.state, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    """
+    printed = run(code, False)
+    assert printed.startswith("forgotten\n")
+    assert "LookupError: broken" in printed
+
+
+class Member:
+    """Something to register."""
+
+    def forget(self) -> None:
+        """Nothing."""
+
+
+def test_only_a_weak_reference_is_kept() -> None:
+    gc.collect()
+    before = len(fork._members)
+    members = [Member() for _ in range(10)]
+    for member in members:
+        fork.register(member)
+        fork.register(member)
+    assert len(fork._members) == before + 10
+    del members, member
+    gc.collect()
+    assert len(fork._members) == before
+
+
+def test_importing_installs_nothing() -> None:
+    code = (
+        "import os\n"
+        "os.register_at_fork = None\n"
+        "import greenconn.green.fork as fork\n"
+        "print(fork._is_installed)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout == "False\n"
