@@ -15,9 +15,8 @@ from collections.abc import Callable, Container
 from types import TracebackType
 from typing import Any, Final
 
-from greenconn import exceptions
 from greenconn.compression import decompress
-from greenconn.exceptions import reraise
+from greenconn.exceptions import KombuError, MessageStateError, reraise
 from greenconn.serialization import loads
 
 __all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
@@ -50,7 +49,7 @@ class Message:
         errors: ``sys.exc_info()`` of what went wrong while the body was unpacked.
     """
 
-    MessageStateError = exceptions.MessageStateError
+    MessageStateError = MessageStateError
 
     __slots__ = (
         "__dict__",
@@ -201,10 +200,10 @@ class Message:
             self._state = state
             raise
 
-    def _no_channel(self) -> exceptions.MessageStateError:
+    def _no_channel(self) -> KombuError:
         return self.MessageStateError("the message has no channel that an answer could go to")
 
-    def _already_answered(self) -> exceptions.MessageStateError:
+    def _already_answered(self) -> KombuError:
         return self.MessageStateError(
             f"message {self.delivery_tag!r} was answered before: its state is {self._state}"
         )

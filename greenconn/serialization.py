@@ -15,7 +15,6 @@ from io import BytesIO
 from json import JSONDecodeError
 from typing import Any, Final, NamedTuple
 
-from greenconn import jsoncodec
 from greenconn.encoding import bytes_to_str, str_to_bytes
 from greenconn.exceptions import (
     ContentDisallowed,
@@ -24,6 +23,8 @@ from greenconn.exceptions import (
     SerializationError,
     SerializerNotInstalled,
 )
+from greenconn.jsoncodec import dumps as json_dumps
+from greenconn.jsoncodec import loads as json_loads
 
 __all__ = [
     "SKIP_DECODE",
@@ -364,7 +365,7 @@ unregister = registry.unregister
 
 def register_json() -> None:
     """Register JSON with kombu's typed values; see ``jsoncodec``."""
-    registry.register("json", jsoncodec.dumps, jsoncodec.loads, "application/json", "utf-8")
+    registry.register("json", json_dumps, json_loads, "application/json", "utf-8")
 
 
 def register_yaml() -> None:

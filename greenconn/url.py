@@ -1,0 +1,387 @@
+"""Broker URLs: strings in, strings out; nothing here knows what an option means.
+
+The form is ``transport://userid:password@host:port/virtual_host?name=value``.  What follows the
+first slash is the virtual host: ``amqp://host//foo`` is ``/foo``, ``amqp://host/foo`` is ``foo``,
+``amqp://host//`` is ``/``.  The parser is our own, since urllib's drops blanks and fragments
+silently and quotes pieces of passwords in its errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv6Address
+from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
+from urllib.parse import parse_qsl, quote, unquote
+
+__all__ = [
+    "BrokerURL",
+    "as_url",
+    "mask_secrets",
+    "maybe_sanitize_url",
+    "parse_ssl_cert_reqs",
+    "parse_url",
+    "safequote",
+    "sanitize_url",
+    "split_urls",
+    "url_to_parts",
+    "urlparts",
+]
+
+T = TypeVar("T")
+
+safequote: Final = partial(quote, safe="")
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(\+[A-Za-z][A-Za-z0-9_.:-]*)?", re.ASCII)
+# "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
+_STRAY: Final = re.compile(r"[\x00-\x20\x7f\x85\xa0\u2028\u2029#]")
+_NOT_IN_HOST: Final = re.compile(r"[\s\\^`{}|<>\"'/?@]")
+_NEXT_URL: Final = re.compile(r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)")
+_SECRET_OPTION: Final = re.compile(r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*", re.I)
+
+#: What a path may hold as it is; anything else could not be told from the rest of the URL.
+_PATH_SAFE: Final = "/!$&'()*+,:=@~"
+
+_HOW_TO_QUOTE: Final = (
+    "percent-encode what is special in user name, password and virtual host "
+    "(/ %2F, : %3A, @ %40, # %23, ? %3F, ; %3B, % %25, blank %20)"
+)
+
+_CERT_REQS: Final[Mapping[str, VerifyMode]] = {
+    "CERT_REQUIRED": CERT_REQUIRED,
+    "CERT_OPTIONAL": CERT_OPTIONAL,
+    "CERT_NONE": CERT_NONE,
+    "required": CERT_REQUIRED,
+    "optional": CERT_OPTIONAL,
+    "none": CERT_NONE,
+}
+
+
+class urlparts(NamedTuple):  # noqa: N801 - kombu's name
+    """The parts of a URL, percent-decoded; None is a part that is not there."""
+
+    scheme: str
+    hostname: str | None
+    port: int | None
+    username: str | None
+    password: str | None
+    path: str | None
+    query: dict[str, str]
+
+
+def mask_secrets(text: str, mask: str = "**") -> str:
+    """Return *text* without the passwords of the URLs in it.  Never raises.
+
+    It takes everything between the first colon and the last ``@`` of each URL for the password, so
+    that one which was not percent-encoded is masked too.
+    """
+    masked = []
+    for piece in _NEXT_URL.split(text):
+        scheme, separator, rest = piece.partition("://")
+        if not separator:
+            scheme, rest = "", piece
+        userinfo, at, behind = rest.rpartition("@")
+        user, colon, _ = userinfo.partition(":")
+        if at and colon:
+            rest = f"{user}:{mask}@{behind}"
+        masked.append(scheme + separator + _SECRET_OPTION.sub(rf"\g<1>{mask}", rest))
+    return ";".join(masked)
+
+
+def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
+    raise ValueError(f"broker URL {mask_secrets(url)!r}: {problem}; {remedy}") from None
+
+
+def _decoded(text: str, url: str) -> str | None:
+    """Percent-decode; an empty part is None."""
+    try:
+        return unquote(text, errors="strict") or None
+    except UnicodeDecodeError:
+        _refuse(url, "its percent-encoding is not UTF-8", _HOW_TO_QUOTE)
+
+
+def _check_characters(url: str) -> None:
+    stray = _STRAY.search(url)
+    if stray is not None:
+        _refuse(url, f"there is a stray {stray[0]!r}", _HOW_TO_QUOTE)
+
+
+def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
+    """Split ``host:port``; IPv6 stands in brackets and comes out without them."""
+    if hostport.startswith("["):
+        host, bracket, behind = hostport[1:].partition("]")
+        decoded = unquote(host)
+        try:
+            IPv6Address(decoded)
+        except ValueError:
+            bracket = ""
+        if not bracket or (behind and behind[0] != ":"):
+            _refuse(url, "bad IPv6 address", "write it in brackets, as in amqp://[::1]:5672//")
+        return decoded, _port(behind[1:], url)
+    host, _, port = hostport.partition(":")
+    if ":" in port or "[" in hostport or "]" in hostport:
+        _refuse(
+            url,
+            "bad host or port",
+            f"write an IPv6 address in brackets, as in amqp://[::1]:5672//, or {_HOW_TO_QUOTE}",
+        )
+    stray = _NOT_IN_HOST.search(host)
+    if stray is not None:
+        _refuse(url, f"its host has a stray {stray[0]!r}", _HOW_TO_QUOTE)
+    name, percent, encoded = host.partition("%")
+    return _decoded(name.lower() + percent + encoded, url), _port(port, url)
+
+
+def _port(text: str, url: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535 and len(text) <= 5):
+        problem = "the port is not a number from 0 to 65535"
+        _refuse(url, problem, _HOW_TO_QUOTE if "@" in url else "write it as in amqp://host:5672//")
+    return int(text)
+
+
+def _scheme(text: str) -> str:
+    """Lower the case of an alias; class paths (with a dot or colon) keep theirs."""
+    return text if "." in text or ":" in text else text.lower()
+
+
+def _split(url: str) -> tuple[str, str, str, str]:
+    """Check *url*, and split it into scheme, authority, path without its slash, and query."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        _refuse(url, "it has no scheme", "write transport://host, as in amqp://localhost//")
+    _check_characters(url)
+    if not _SCHEME.fullmatch(scheme):
+        _refuse(url, "its scheme names no transport", "write it as in amqp://localhost//")
+    before, _, query = rest.partition("?")
+    authority, _, path = before.partition("/")
+    return "+".join(map(_scheme, scheme.split("+"))), authority, path, query
+
+
+def url_to_parts(url: str) -> urlparts:
+    """Split a URL into its parts.
+
+    Raises:
+        ValueError: it is not a URL; the message names it with the password masked.
+    """
+    scheme, authority, path, query = _split(url)
+    userinfo, _, hostport = authority.rpartition("@")
+    user, _, password = userinfo.partition(":")
+    host, port = _split_host(hostport, url)
+    return urlparts(
+        scheme,
+        host,
+        port,
+        _decoded(user, url),
+        _decoded(password, url),
+        _decoded(path, url),
+        dict(parse_qsl(query)),
+    )
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """Return the arguments of ``Connection`` that a URL stands for (kombu's).
+
+    Query options are added as text, those named ``ssl_...`` as a dictionary under ``ssl``, with the
+    types that it wants.
+
+    Raises:
+        ValueError: it is not a URL, or an option repeats a part of it.
+    """
+    parts = url_to_parts(url)
+    arguments: dict[str, Any] = {
+        "transport": parts.scheme,
+        "hostname": parts.hostname,
+        "port": parts.port,
+        "userid": parts.username,
+        "password": parts.password,
+        "virtual_host": parts.path,
+    }
+    for name in parts.query:
+        if name in arguments:
+            _refuse(
+                url, f"option {name!r} is a part of the URL", "write it before the question mark"
+            )
+    tls = {name: value for name, value in parts.query.items() if name.startswith("ssl_")}
+    arguments.update(item for item in parts.query.items() if item[0] not in tls)
+    if tls and not _is_off(arguments.get("ssl", "1")):
+        arguments["ssl"] = {name: _tls_option(name, value) for name, value in tls.items()}
+    return arguments
+
+
+def _is_off(text: str) -> bool:
+    return text.lower() in ("0", "false", "no", "off")
+
+
+def _tls_option(name: str, value: str) -> Any:
+    if name == "ssl_check_hostname":
+        return not _is_off(value)
+    return parse_ssl_cert_reqs(value) if name == "ssl_cert_reqs" else value
+
+
+def parse_ssl_cert_reqs(query_value: str) -> VerifyMode:
+    """Return the constant of :mod:`ssl` that ``ssl_cert_reqs=...`` names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    try:
+        return _CERT_REQS[query_value]
+    except KeyError:
+        raise ValueError(
+            f"ssl_cert_reqs={query_value!r} is not known: it is one of {', '.join(_CERT_REQS)}"
+        ) from None
+
+
+def as_url(
+    scheme: str,
+    host: str | None = None,
+    port: int | str | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    path: str | None = None,
+    query: Mapping[str, str] | None = None,
+    sanitize: bool = False,
+    mask: str = "**",
+) -> str:
+    """Put a URL together.
+
+    Arguments:
+        path: the virtual host, percent-encoded by the caller where that is needed.
+        query: ignored, as in kombu.
+        sanitize: write *mask* instead of the password.
+    """
+    userinfo = ""
+    if user or password:
+        userinfo = safequote(user) if user else ""
+        if password:
+            userinfo += ":" + (mask if sanitize else safequote(password))
+        userinfo += "@"
+    if host and ":" in host:
+        host = f"[{quote(host, safe=':')}]"
+    else:
+        host = safequote(host) if host else ""
+    return f"{scheme}://{userinfo}{host}{f':{port}' if port else ''}/{path or ''}"
+
+
+def sanitize_url(url: str, mask: str = "**") -> str:
+    """Return *url* with its password masked, and without its query.
+
+    Raises:
+        ValueError: it is not a URL.
+    """
+    parts = url_to_parts(url)
+    path = quote(parts.path, safe=_PATH_SAFE) if parts.path else None
+    return as_url(*parts[:5], path=path, sanitize=True, mask=mask)
+
+
+@overload
+def maybe_sanitize_url(url: str, mask: str = "**") -> str: ...
+@overload
+def maybe_sanitize_url(url: T, mask: str = "**") -> T: ...
+def maybe_sanitize_url(url: Any, mask: str = "**") -> Any:
+    """Return *url* with its password masked; what is not a URL stays as it is.  Never raises."""
+    if not isinstance(url, str) or "://" not in url:
+        return url
+    try:
+        return sanitize_url(url, mask)
+    except ValueError:
+        return mask_secrets(url, mask)
+
+
+def split_urls(urls: str | Iterable[str]) -> list[str]:
+    """Return the members of a failover list.
+
+    Arguments:
+        urls: URLs or host names, in a text separated by ``;``, or in any iterable.
+
+    Raises:
+        ValueError: a member looks like the end of a password that holds a semicolon.
+    """
+    if not isinstance(urls, str):
+        return [one for text in urls for one in split_urls(text)]
+    members = [member.strip() for member in urls.split(";")]
+    for member in members:
+        if "@" in member and "://" not in member:
+            _refuse(urls, "a part of the failover list has no scheme", _HOW_TO_QUOTE)
+    return [member for member in members if member]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerURL:
+    """One broker, as its URL names it: strings only.  ``str()`` and ``repr()`` mask the password.
+
+    Attributes:
+        transport: alias or class path of the transport; None for a bare host name.
+        inner_scheme: what follows a ``+`` in the scheme (``socket`` in ``redis+socket``).
+        socket_path: path of a local socket (``redis+socket:///path?virtual_host=N``).
+        query: the options behind the question mark; an option without a value has ``""``.
+    """
+
+    transport: str | None = None
+    inner_scheme: str | None = None
+    hostname: str | None = None
+    port: int | None = None
+    userid: str | None = None
+    password: str | None = field(default=None, repr=False)
+    virtual_host: str | None = None
+    socket_path: str | None = None
+    query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+    @classmethod
+    def parse(cls, text: str) -> BrokerURL:
+        """Parse a URL, or a host name with or without a port.
+
+        Raises:
+            ValueError: it is neither; the message names it with the password masked.
+        """
+        if "://" not in text:
+            return cls._of_host(text)
+        parts = url_to_parts(text)
+        transport, _, inner = parts.scheme.partition("+")
+        query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
+        is_socket = inner == "socket"
+        return cls(
+            transport=transport,
+            inner_scheme=inner or None,
+            hostname=parts.hostname,
+            port=parts.port,
+            userid=parts.username,
+            password=parts.password,
+            virtual_host=query.pop("virtual_host", None) if is_socket else parts.path,
+            socket_path=f"/{parts.path or ''}" if is_socket else None,
+            query=query,
+        )
+
+    @classmethod
+    def _of_host(cls, text: str) -> BrokerURL:
+        _check_characters(text)
+        if any(character in text for character in "/@?") or re.match(r"[A-Za-z]\w*:[^0-9]", text):
+            _refuse(text, "it has no scheme", "write transport://host, as in amqp://localhost//")
+        host, port = _split_host(text, text)
+        return cls(hostname=host, port=port)
+
+    @property
+    def safe(self) -> str:
+        """The URL for logs: password masked, options left out."""
+        if self.transport is None:
+            shown = as_url("", self.hostname, self.port)
+            return shown.removeprefix("://").removesuffix("/")
+        scheme = "+".join(filter(None, (self.transport, self.inner_scheme)))
+        path = self.socket_path[1:] if self.socket_path else self.virtual_host
+        return as_url(
+            scheme,
+            self.hostname,
+            self.port,
+            self.userid,
+            self.password,
+            quote(path, safe=_PATH_SAFE) if path else None,
+            sanitize=True,
+        )
+
+    def __str__(self) -> str:
+        return self.safe
