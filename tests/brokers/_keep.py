@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 
@@ -64,4 +63,4 @@ def send(group: int, number: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -69,6 +69,11 @@ class RabbitMQHandle:
         return self.directory / "handle.json"
 
     @property
+    def pid_file(self) -> Path:
+        """The file with the id of its process."""
+        return self.directory / "server-pid"
+
+    @property
     def log(self) -> Path:
         """The broker's log."""
         return self.directory / "log" / "broker.log"
@@ -106,8 +111,12 @@ class RabbitMQHandle:
             sleep(STEP)
 
     def _check_alive(self) -> None:
-        if not self.directory.exists():
-            raise NoBroker(f"RabbitMQ at port {self.port} is gone")
+        """Raise when its process has ended; its owner reaps it."""
+        try:
+            os.kill(int(self.pid_file.read_text()), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            # A failed start ends with code 0.
+            raise NoBroker(f"RabbitMQ ended: {self.last_words()}") from None
 
     def last_words(self) -> str:
         """The end of what it wrote, for messages."""
@@ -194,6 +203,7 @@ class RabbitMQ(RabbitMQHandle):
         self._epmd_port = epmd
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_app_stopped = self._has_alarm = False
         self._write_files(vhosts)
 
     def _write_files(self, vhosts: tuple[str, ...]) -> None:
@@ -215,6 +225,17 @@ class RabbitMQ(RabbitMQHandle):
             )
         )
 
+    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Run ``rabbitmqctl``, and note what :meth:`mend` has to undo.  May switch."""
+        if arguments[:1] == ("stop_app",):
+            self._is_app_stopped = True
+        if arguments[:1] == ("set_vm_memory_high_watermark",):
+            self._has_alarm = arguments[-1] == "1"
+        text = super().ctl(*arguments, timeout=timeout)
+        if arguments[:1] == ("start_app",):
+            self._is_app_stopped = False
+        return text
+
     @property
     def is_running(self) -> bool:
         """Whether its process lives."""
@@ -223,6 +244,7 @@ class RabbitMQ(RabbitMQHandle):
     def begin(self) -> None:
         """Start its process, on the data it left, and do not wait for it.  May switch."""
         assert not self.is_running
+        self._is_app_stopped = self._has_alarm = False
         self._begin_epmd()
         began_at = self.log.stat().st_size if self.log.exists() else 0
         (self.directory / "log-began-at").write_text(str(began_at))
@@ -232,6 +254,7 @@ class RabbitMQ(RabbitMQHandle):
             output=self.directory / "output",
             cwd=self.directory,
         )
+        self.pid_file.write_text(str(self._process.pid))
 
     def start(self) -> None:
         """Start it, on the data it left, and wait until it is ready.  May switch.
@@ -243,8 +266,9 @@ class RabbitMQ(RabbitMQHandle):
         self.wait_ready()
 
     def _check_alive(self) -> None:
-        if not self.is_running:  # a failed start ends with code 0
-            raise NoBroker(f"RabbitMQ ended: {self.last_words()}")
+        if not self.is_running:
+            self.pid_file.unlink(missing_ok=True)
+        super()._check_alive()
 
     def _begin_epmd(self) -> None:
         """Start Erlang's port mapper here; else the broker starts one as a daemon, which stays."""
@@ -283,6 +307,17 @@ class RabbitMQ(RabbitMQHandle):
         """Let it go on after :meth:`pause`."""
         if self._process is not None:
             send(self._process.pid, signal.SIGCONT)
+
+    def mend(self) -> None:
+        """Undo what a test did: let it go on, start it, stop the memory alarm.  May switch."""
+        self.resume()
+        if not self.is_running:
+            self.start()
+            return
+        if self._is_app_stopped:
+            self.start_app()
+        if self._has_alarm:
+            self.set_memory_alarm(False)
 
     def close(self) -> None:
         """Stop it for good.  May switch."""

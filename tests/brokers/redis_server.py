@@ -61,8 +61,8 @@ class RedisServer:
         assert not self.is_running
         log = self.directory / "output"
         self._log_began_at = log.stat().st_size if log.exists() else 0
-        command = [self._programs.server, "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--dir", self.directory, "--save", "", "--appendonly", "no"]
+        command = [str(self._programs.server), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.directory), "--save", "", "--appendonly", "no"]
         command += ["--databases", str(DATABASES), *self._options]
         environment = {"LANG": "C.UTF-8", **self._programs.libraries()}
         self._process = self._keeper.run(command, env=environment, output=log)

@@ -1,0 +1,24 @@
+"""The environment variables by which the runner, the tests and the user name brokers."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["AMQP_CTL", "AMQP_URL", "REDIS_URL", "REQUIRE", "are_required"]
+
+#: The address of a RabbitMQ.  Given by the user: use it, and start none.
+AMQP_URL = "GREENCONN_TEST_AMQP_URL"
+#: The file that describes a private RabbitMQ, for ``RabbitMQHandle.of``.
+AMQP_CTL = "GREENCONN_TEST_AMQP_CTL"
+#: The address of a Redis.  Given by the user: use it, and start none.
+REDIS_URL = "GREENCONN_TEST_REDIS_URL"
+#: 1: a missing broker is a failure, not a reason to skip tests.
+REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
+
+FALSE = ("", "0", "false", "no")
+
+
+def are_required() -> bool:
+    """Whether a missing broker is a failure; in continuous integration (``CI``) it is."""
+    value = os.environ.get(REQUIRE, os.environ.get("CI", ""))
+    return value.lower() not in FALSE

@@ -1,0 +1,92 @@
+"""Options and fixtures that every test may use; the subjects have files of their own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import uuid
+
+import pytest
+from gevent import monkey
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.fix_brokers", "tests.fix_leaks", "tests.fix_peer"]
+
+#: Seconds for one test with --long, unless the command line or the test says otherwise.
+LONG_TIMEOUT = 600.0
+#: Where the runner wants the number of outcomes, as JSON.
+SUMMARY = "GREENCONN_TEST_SUMMARY"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--long``."""
+    parser.addoption(
+        "--long", action="store_true", help="run the tests in the full size of the requirements"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle what depends on ``--long``."""
+    # A noisy machine makes a slow example, not a wrong one.
+    quiet = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("short", max_examples=50, **quiet)  # type: ignore[arg-type]
+    settings.register_profile("long", max_examples=1000, **quiet)  # type: ignore[arg-type]
+    is_long = config.getoption("--long")
+    settings.load_profile("long" if is_long else "short")
+    if is_long and config.getoption("timeout", None) is None:
+        config.option.timeout = LONG_TIMEOUT
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked ``long`` unless ``--long`` was given."""
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="runs only with --long")
+        for item in items:
+            if "long" in item.keywords and item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Take all that exists now out of the garbage collector's sight.
+
+    It makes the collection and the search for greenlets after each test quick.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell the runner the number of outcomes."""
+    path = os.environ.get(SUMMARY)
+    if not path:
+        return
+    stats = terminalreporter.stats
+    kinds = {
+        "passed": ("passed", "xpassed"),
+        "failed": ("failed", "error"),
+        "skipped": ("skipped", "xfailed"),
+    }
+    numbers = {
+        kind: sum(len(stats.get(name, ())) for name in names) for kind, names in kinds.items()
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(numbers, file)
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the test shall run the full figures of its requirement."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def patched() -> bool:
+    """Whether this process is monkey-patched."""
+    return bool(monkey.is_module_patched("socket"))
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name for queues, exchanges and keys that no other test uses."""
+    return f"greenconn-test-{uuid.uuid4().hex[:12]}"

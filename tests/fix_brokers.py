@@ -1,0 +1,151 @@
+"""Brokers: the shared ones that the runner started, and private ones that a test may kill.
+
+Without the runner (plain ``pytest``) the process starts private brokers when a test asks for one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.brokers.descriptors import raise_limit
+from tests.brokers.environment import AMQP_CTL, AMQP_URL, REDIS_URL, are_required
+from tests.brokers.keeper import Keeper
+from tests.brokers.packages import NoBroker
+from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
+from tests.brokers.redis_server import RedisServer
+
+
+class Brokers:
+    """The brokers of this process, each started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._keeper: Keeper | None = None
+        self._reasons: dict[type, str] = {}
+
+    @property
+    def keeper(self) -> Keeper:
+        """What ends the brokers, made when first needed."""
+        if self._keeper is None:
+            raise_limit()
+            self._keeper = Keeper()
+        return self._keeper
+
+    def rabbitmq(self) -> RabbitMQ:
+        """Start a RabbitMQ; skip the test, with the reason, when there is none."""
+        self._skip_again(RabbitMQ)
+        try:
+            broker = RabbitMQ(self.keeper)
+            broker.start()
+        except NoBroker as error:
+            self._skip(RabbitMQ, f"no RabbitMQ: {error}")
+        return broker
+
+    def redis(self) -> RedisServer:
+        """Start a Redis; skip the test, with the reason, when there is none."""
+        self._skip_again(RedisServer)
+        try:
+            broker = RedisServer(self.keeper)
+            broker.start()
+        except NoBroker as error:
+            self._skip(RedisServer, f"no Redis: {error}")
+        return broker
+
+    def wait_ready(self, handle: RabbitMQHandle) -> None:
+        """Wait for the runner's RabbitMQ; skip the test, with the reason, when it failed."""
+        self._skip_again(RabbitMQHandle)
+        try:
+            handle.wait_ready()
+        except NoBroker as error:
+            self._skip(RabbitMQHandle, f"no RabbitMQ: {error}")
+
+    def _skip_again(self, kind: type) -> None:
+        """Do not try again, for each test, what failed once."""
+        if kind in self._reasons:
+            self._skip(kind, self._reasons[kind])
+
+    def _skip(self, kind: type, reason: str) -> None:
+        self._reasons[kind] = reason
+        if are_required():
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    def close(self) -> None:
+        """End them."""
+        if self._keeper is not None:
+            self._keeper.close()
+
+
+@pytest.fixture(scope="session")
+def brokers() -> Iterator[Brokers]:
+    """The private brokers of this process."""
+    brokers = Brokers()
+    yield brokers
+    brokers.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(brokers: Brokers) -> RabbitMQHandle:
+    """The shared RabbitMQ with its ``ctl``; never stop it or raise an alarm in it."""
+    handle_file = os.environ.get(AMQP_CTL)
+    if handle_file:
+        handle = RabbitMQHandle.of(handle_file)
+        brokers.wait_ready(handle)
+        return handle
+    if os.environ.get(AMQP_URL):
+        pytest.skip(f"{AMQP_URL} was given without {AMQP_CTL}: rabbitmqctl cannot be used")
+    return brokers.rabbitmq()
+
+
+@pytest.fixture(scope="session")
+def amqp_url(request: pytest.FixtureRequest, brokers: Brokers) -> str:
+    """The address of a RabbitMQ and a virtual host that is this process's own."""
+    url = os.environ.get(AMQP_URL)
+    if url and not os.environ.get(AMQP_CTL):
+        return url
+    handle: RabbitMQHandle = request.getfixturevalue("rabbitmq")
+    return url or handle.url
+
+
+@pytest.fixture(scope="session")
+def redis_url(brokers: Brokers) -> str:
+    """The address of a Redis and a database that is this process's own."""
+    return os.environ.get(REDIS_URL) or brokers.redis().url
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq_process(brokers: Brokers) -> Iterator[RabbitMQ]:
+    """The process behind :func:`own_rabbitmq`."""
+    broker = brokers.rabbitmq()
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def own_rabbitmq(own_rabbitmq_process: RabbitMQ) -> Iterator[RabbitMQ]:
+    """A RabbitMQ that the test may stop, kill, freeze or alarm; mended after the test."""
+    broker = own_rabbitmq_process
+    if not broker.is_running:
+        broker.start()
+    yield broker
+    broker.mend()
+
+
+@pytest.fixture(scope="session")
+def own_redis_process(brokers: Brokers) -> Iterator[RedisServer]:
+    """The process behind :func:`own_redis`."""
+    broker = brokers.redis()
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def own_redis(own_redis_process: RedisServer) -> Iterator[RedisServer]:
+    """A Redis that the test may stop, kill or freeze; mended after the test."""
+    broker = own_redis_process
+    if not broker.is_running:
+        broker.start()
+    yield broker
+    broker.resume()
