@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["check_callable", "check_count", "check_seconds", "check_type", "described", "is_number"]
+__all__ = ["check_callable", "check_count", "check_seconds", "check_type", "is_number", "shown"]
 
 
 def is_number(value: object) -> bool:
@@ -19,7 +19,7 @@ def check_seconds(options: object, *names: str, optional: bool = True) -> None:
         if (value is None and optional) or (is_number(value) and value >= 0):
             continue
         raise ValueError(
-            f"{described(options, name, value)}: it is a number of seconds from 0 up"
+            f"{shown(options, name, value)}: it is a number of seconds from 0 up"
             + (", or None" if optional else "")
         )
 
@@ -36,7 +36,7 @@ def check_count(
         ):
             continue
         raise ValueError(
-            f"{described(options, name, value)}: it is a whole number from {least}"
+            f"{shown(options, name, value)}: it is a whole number from {least}"
             + (" up" if most is None else f" to {most}")
             + (", or None" if optional else "")
         )
@@ -47,7 +47,7 @@ def check_type(options: object, kind: type, *names: str, optional: bool = False)
     for name in names:
         value = getattr(options, name)
         if not isinstance(value, kind) and not (value is None and optional):
-            raise ValueError(f"{described(options, name, value)}: it is of type {kind.__name__}")
+            raise ValueError(f"{shown(options, name, value)}: it is of type {kind.__name__}")
 
 
 def check_callable(options: object, *names: str) -> None:
@@ -55,9 +55,9 @@ def check_callable(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not callable(value):
-            raise ValueError(f"{described(options, name, value)}: it is a callable, or None")
+            raise ValueError(f"{shown(options, name, value)}: it is a callable, or None")
 
 
-def described(options: object, name: str, value: object) -> str:
+def shown(options: object, name: str, value: object) -> str:
     """Name an option and its value, for a message."""
     return f"{type(options).__name__}.{name} is {value!r}"

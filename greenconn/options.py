@@ -20,8 +20,8 @@ from greenconn.checks import (
     check_count,
     check_seconds,
     check_type,
-    described,
     is_number,
+    shown,
 )
 
 __all__ = [
@@ -180,7 +180,7 @@ class AmqpOptions:
         check_count(self, "frame_max")
         if self.frame_max and self.frame_max < 4096:
             raise ValueError(
-                f"{described(self, 'frame_max', self.frame_max)}: it is 4096 bytes at least"
+                f"{shown(self, 'frame_max', self.frame_max)}: it is 4096 bytes at least"
             )
         check_callable(self, "on_open", "on_blocked", "on_unblocked", "on_tune_ok")
 
@@ -257,13 +257,11 @@ class Retry:
         check_seconds(self, "delay", "max_delay", optional=False)
         check_type(self, bool, "jitter")
         if not is_number(self.backoff) or self.backoff < 1:
-            raise ValueError(
-                f"{described(self, 'backoff', self.backoff)}: it is a number from 1 up"
-            )
+            raise ValueError(f"{shown(self, 'backoff', self.backoff)}: it is a number from 1 up")
         for name in ("delay", "max_delay"):
             if getattr(self, name) > LONGEST_RETRY_DELAY:
                 raise ValueError(
-                    f"{described(self, name, getattr(self, name))}: it is {LONGEST_RETRY_DELAY} s at "
+                    f"{shown(self, name, getattr(self, name))}: it is {LONGEST_RETRY_DELAY} s at "
                     f"most, since the message stays unacked meanwhile; for more, reject it to a "
                     f"dead-letter queue with a TTL"
                 )
@@ -364,8 +362,8 @@ def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str,
     typed = {}
     for name, text in query.items():
         if name not in known:
-            shown = "**" if _SECRET.search(name) else text
-            raise ValueError(_unknown_option(name, f"({name}={shown}) in the URL", known))
+            value = "**" if _SECRET.search(name) else text
+            raise ValueError(_unknown_option(name, f"({name}={value}) in the URL", known))
         typed[name] = _typed(name, text, _kinds(known[name]))
     return typed
 

@@ -1,0 +1,61 @@
+"""Objects by their names (kombu.utils.imports)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["symbol_by_name"]
+
+
+def symbol_by_name(
+    name: Any,
+    aliases: Mapping[str, str] | None = None,
+    imp: Callable[..., Any] | None = None,
+    package: str | None = None,
+    sep: str = ".",
+    default: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Import what a name stands for.
+
+    Arguments:
+        name: ``package.module:Class``, ``package.module.Class``, a module, or an alias.  What is
+            not text is returned as it is.
+        aliases: names for longer names.
+        imp: what imports a module; None means ``importlib.import_module``.
+        package: where relative names begin.
+        sep: what stands between module and symbol where there is no colon.
+        default: what to return when there is no such module or symbol; None raises.
+        kwargs: for *imp*.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has no such symbol.
+        ValueError: the name cannot be one of a module.
+
+    >>> symbol_by_name("collections:OrderedDict") is symbol_by_name("collections.OrderedDict")
+    True
+    """
+    if not isinstance(name, str):
+        return name
+    name = (aliases or {}).get(name) or name
+    module_name, _, symbol = name.rpartition(":" if ":" in name else sep)
+    if not module_name:
+        # A bare name is a module, or with *package* a symbol of it; ".name" is a module in it.
+        is_relative = name.startswith(".")
+        if package and not is_relative:
+            module_name = package
+        else:
+            module_name, symbol = (name if is_relative else symbol), ""
+    try:
+        try:
+            module = (imp or importlib.import_module)(module_name, package=package, **kwargs)
+        except ValueError as exc:
+            raise ValueError(f"cannot import {name!r}: {exc}") from exc
+        return getattr(module, symbol) if symbol else module
+    except (ImportError, AttributeError):
+        if default is None:
+            raise
+        return default

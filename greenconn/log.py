@@ -1,0 +1,219 @@
+"""Logging in kombu's way, for programs that use it.
+
+greenconn's own modules log to ``greenconn.<room>`` by the standard library alone, without handlers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from logging.handlers import WatchedFileHandler
+from numbers import Number
+from typing import Any, Final, TextIO
+
+__all__ = [
+    "DISABLE_TRACEBACKS",
+    "LOG_LEVELS",
+    "Log",
+    "LogMixin",
+    "get_logger",
+    "get_loglevel",
+    "setup_logging",
+]
+
+_NUMBERS: Final[Mapping[str, int]] = {
+    "CRITICAL": logging.CRITICAL,
+    "FATAL": logging.FATAL,
+    "ERROR": logging.ERROR,
+    "WARN": logging.WARNING,
+    "WARNING": logging.WARNING,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+    "NOTSET": logging.NOTSET,
+}
+
+#: Numbers of levels by name, and their names by number.
+LOG_LEVELS: Final[dict[Any, Any]] = {
+    **_NUMBERS,
+    **{number: logging.getLevelName(number) for number in _NUMBERS.values()},
+}
+
+#: Set it to True to log errors without their tracebacks.
+DISABLE_TRACEBACKS = False
+
+
+def get_logger(logger: str | logging.Logger) -> logging.Logger:
+    """Return a logger by name, with a handler that does nothing if it has none."""
+    if isinstance(logger, str):
+        logger = logging.getLogger(logger)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
+
+
+def get_loglevel(level: Any) -> Any:
+    """Return the number of a level that is given by name; numbers stay as they are.
+
+    Raises:
+        KeyError: there is no such level.
+    """
+    return LOG_LEVELS[level] if isinstance(level, str) else level
+
+
+class _Shown:
+    """An argument whose ``%s`` and ``%r`` never raise; lazy values are computed only if logged."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __str__(self) -> str:
+        if isinstance(self.value, bytes):
+            return self.value.decode(errors="replace")
+        try:
+            return str(self.value)
+        except Exception as exc:
+            return f"<Unrepresentable {type(self.value)!r}: {type(exc).__name__}>"
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self.value)
+        except Exception as exc:
+            return f"<Unrepresentable {type(self.value)!r}: {type(exc).__name__}>"
+
+
+def _shown(value: Any) -> Any:
+    """Numbers and mappings stay as they are, for ``%d`` and ``%(name)s``."""
+    return value if isinstance(value, (str, Number, Mapping)) else _Shown(value)
+
+
+class LogMixin:
+    """Gives a class the methods of a logger."""
+
+    def debug(self, *args: Any, **kwargs: Any) -> None:
+        """Log for who looks for a fault."""
+        self.log(logging.DEBUG, *args, **kwargs)
+
+    def info(self, *args: Any, **kwargs: Any) -> None:
+        """Log what is of interest."""
+        self.log(logging.INFO, *args, **kwargs)
+
+    def warn(self, *args: Any, **kwargs: Any) -> None:
+        """Log what should not be."""
+        self.log(logging.WARNING, *args, **kwargs)
+
+    def error(self, *args: Any, **kwargs: Any) -> None:
+        """Log an error, with the traceback of the current exception."""
+        kwargs.setdefault("exc_info", True)
+        self.log(logging.ERROR, *args, **kwargs)
+
+    def critical(self, *args: Any, **kwargs: Any) -> None:
+        """Log what ends the work, with the traceback of the current exception."""
+        kwargs.setdefault("exc_info", True)
+        self.log(logging.CRITICAL, *args, **kwargs)
+
+    def annotate(self, text: str) -> str:
+        """Put the logger's name before a message."""
+        return f"{self.logger_name} - {text}"
+
+    def log(self, severity: int, *args: Any, **kwargs: Any) -> None:
+        """Log a format with its arguments, or several things side by side.
+
+        Arguments:
+            severity: the level's number.
+            args: a text with ``%`` places and what goes there; or one thing, or things of which the
+                first is no text.
+            kwargs: for ``Logger.log``.
+        """
+        if DISABLE_TRACEBACKS:
+            kwargs.pop("exc_info", None)
+        logger = self.logger
+        if not logger.isEnabledFor(severity):
+            return
+        if len(args) > 1 and isinstance(args[0], str):
+            text = self.annotate(args[0])
+            logger.log(severity, text, *map(_shown, args[1:]), **kwargs)
+        else:
+            text = " ".join(str(_Shown(argument)) for argument in args)
+            logger.log(severity, self.annotate(text), **kwargs)
+
+    def get_logger(self) -> logging.Logger:
+        """Return the logger that ``logger_name`` names."""
+        return get_logger(self.logger_name)
+
+    def is_enabled_for(self, level: int | str) -> bool:
+        """Whether messages of a level are logged."""
+        return self.logger.isEnabledFor(self.get_loglevel(level))
+
+    def get_loglevel(self, level: int | str) -> int:
+        """Return the number of a level.
+
+        Raises:
+            KeyError: there is no such level.
+        """
+        return level if isinstance(level, int) else int(LOG_LEVELS[level])
+
+    @property
+    def logger(self) -> logging.Logger:
+        """The logger."""
+        logger = self.__dict__.get("_mixed_in_logger")
+        if logger is None:
+            logger = self.__dict__["_mixed_in_logger"] = self.get_logger()
+        return logger
+
+    @logger.setter
+    def logger(self, logger: logging.Logger) -> None:
+        self.__dict__["_mixed_in_logger"] = logger
+
+    @property
+    def logger_name(self) -> str:
+        """The logger's name: the class's."""
+        return type(self).__name__
+
+
+class Log(LogMixin):
+    """A logger of one name.
+
+    Arguments:
+        name: its name.
+        logger: what to log to; None: the logger of that name.
+    """
+
+    def __init__(self, name: str, logger: logging.Logger | None = None) -> None:
+        self._logger_name = name
+        self._logger = logger
+
+    def get_logger(self) -> logging.Logger:
+        """Return the logger that was given, or the one of that name."""
+        return self._logger or super().get_logger()
+
+    @property
+    def logger_name(self) -> str:
+        """The logger's name."""
+        return self._logger_name
+
+
+def setup_logging(
+    loglevel: int | str | None = None, logfile: str | TextIO | None = None
+) -> logging.Logger:
+    """Give the root logger a handler, unless it has one.
+
+    Arguments:
+        loglevel: name or number; None means ERROR.
+        logfile: a path, or an open file; None means standard error.
+
+    Returns:
+        The root logger.
+    """
+    root = logging.getLogger()
+    level = get_loglevel(loglevel or "ERROR")
+    if not root.handlers:
+        target = logfile or sys.__stderr__
+        if isinstance(target, str):
+            root.addHandler(WatchedFileHandler(target))
+        else:
+            root.addHandler(logging.StreamHandler(target))
+        root.setLevel(level)
+    return root
