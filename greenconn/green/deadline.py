@@ -21,7 +21,7 @@ class Deadline:
         self.at: float | None = None if timeout is None else monotonic() + timeout
 
     @classmethod
-    def of(cls, timeout: float | None | Deadline) -> Deadline:
+    def of(cls, timeout: float | Deadline | None) -> Deadline:
         """Take seconds, None or a deadline that is already running."""
         return timeout if isinstance(timeout, Deadline) else cls(timeout)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Generic, TypeVar, cast
 
 from gevent import get_hub
@@ -123,7 +124,7 @@ class Slot(Generic[T]):
                 self._leave()
                 raise TimeoutError("timed out")
         if self._state == _ERROR:
-            raise self._content
+            raise _own(self._content)
         return cast(T, self._content)
 
     def _leave(self) -> None:
@@ -131,3 +132,16 @@ class Slot(Generic[T]):
             self._state = _LEFT
             if self.on_left is not None:
                 self.on_left(self)
+
+
+def _own(exc: BaseException) -> BaseException:
+    """A copy of *exc* for one greenlet: many may be told of one error, each with its own traceback."""
+    try:
+        own = copy(exc)
+    except Exception:
+        return exc
+    own.args = exc.args  # amqp's errors are built with other arguments than they keep
+    own.__cause__ = exc.__cause__
+    own.__context__ = None
+    own.__traceback__ = None
+    return own

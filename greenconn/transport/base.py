@@ -192,9 +192,7 @@ class Link:
             RecoverableConnectionError: with the reason as ``__cause__``.
         """
         if self.lost is not None:
-            raise RecoverableConnectionError(
-                f"connection is closed ({self.lost})"
-            ) from self.lost
+            raise RecoverableConnectionError(f"connection is closed ({self.lost})") from self.lost
 
     def drain(self, deadline: Deadline) -> None:
         """Run the next event in the calling greenlet.  May switch.
@@ -322,7 +320,7 @@ class Transport:
         return ()
 
     @property
-    def manager(self) -> Management:
+    def manager(self) -> Any:
         """What this transport can tell about its broker."""
         return self.Management(self)
 

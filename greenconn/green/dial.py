@@ -1,0 +1,156 @@
+"""Connecting: a name and a port become a connected socket within one deadline."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import gevent
+from gevent import get_hub
+from gevent.socket import getaddrinfo
+
+from greenconn.green.deadline import Deadline
+
+__all__ = ["dial"]
+
+Address = tuple[int, int, int, Any]
+
+#: Socket options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
+KEEPALIVE: Final[Mapping[str, int]] = {
+    "TCP_KEEPIDLE": 60,
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 9,
+}
+
+
+def dial(
+    host: str,
+    port: int,
+    deadline: Deadline,
+    settings: Mapping[str | int, int | bytes] | None = None,
+) -> RawSocket:
+    """Connect to *host*, trying its addresses in turn.  May switch.
+
+    Arguments:
+        host: a name, an IPv4 or an IPv6 address.
+        deadline: for the name and all addresses together; none takes more than half of what is
+            left while others wait.
+        settings: further ``IPPROTO_TCP`` options, by name or number.
+
+    Returns:
+        A connected non-blocking socket.
+
+    Raises:
+        TimeoutError: names the step that took too long.
+        OSError: the name is unknown, or every address refused; names host and port.
+    """
+    addresses = _resolve(host, port, deadline)
+    error: OSError | None = None
+    for number, address in enumerate(addresses, 1):
+        left = deadline.left()
+        share = None if left is None or number == len(addresses) else left / 2
+        try:
+            return _connect(address, deadline.within(share), settings or {})
+        except OSError as exc:
+            error = exc
+            if deadline.has_ended:
+                break
+    assert error is not None
+    where = f"{host}:{port}"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        raise TimeoutError(
+            f"connecting to {where} took longer than {_seconds(deadline)}"
+        ) from error
+    raise type(error)(error.errno, f"cannot connect to {where}: {error.strerror}") from error
+
+
+def _seconds(deadline: Deadline) -> str:
+    return f"{deadline.timeout:g} s"
+
+
+def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
+    literal = _literal(host, port)
+    if literal is not None:
+        return [literal]  # getaddrinfo of a number costs 100 us and a thread
+    timeout = gevent.Timeout(deadline.left())
+    try:
+        with timeout:
+            found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+    except gevent.Timeout as exc:
+        if exc is not timeout:
+            raise
+        raise TimeoutError(f"looking up {host!r} took longer than {_seconds(deadline)}") from None
+    except OSError as exc:
+        raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc
+    return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in found]
+
+
+def _literal(host: str, port: int) -> Address | None:
+    for family, address in (
+        (_socket.AF_INET, (host, port)),
+        (_socket.AF_INET6, (host, port, 0, 0)),
+    ):
+        try:
+            _socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return (family, _socket.SOCK_STREAM, _socket.IPPROTO_TCP, address)
+    return None
+
+
+def _connect(
+    address: Address, deadline: Deadline, settings: Mapping[str | int, int | bytes]
+) -> RawSocket:
+    family, kind, proto, where = address
+    sock = RawSocket(family, kind, proto)
+    try:
+        sock.setblocking(False)
+        configure(sock, settings)
+        code = sock.connect_ex(where)
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
+            _wait_writable(sock, deadline)
+            code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def configure(sock: RawSocket, settings: Mapping[str | int, int | bytes]) -> None:
+    """Set no-delay, keep-alive and *settings* on a TCP socket.
+
+    Raises:
+        ValueError: a setting that this platform does not know.
+    """
+    sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+    wanted: dict[str | int, int | bytes] = {**KEEPALIVE, **settings}
+    for name, value in wanted.items():
+        option = getattr(_socket, name, None) if isinstance(name, str) else name
+        if option is None:
+            if name in KEEPALIVE:
+                continue  # not on this platform; the default will do
+            raise ValueError(f"socket_settings: {name!r} is not an option of this platform")
+        sock.setsockopt(_socket.IPPROTO_TCP, option, value)
+
+
+def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
+    hub = get_hub()
+    watcher = hub.loop.io(sock.fileno(), 2)
+    timeout = gevent.Timeout(deadline.left())
+    try:
+        with timeout:
+            hub.wait(watcher)
+    except gevent.Timeout as exc:
+        if exc is not timeout:
+            raise
+        raise TimeoutError("timed out") from None
+    finally:
+        watcher.stop()
+        watcher.close()

@@ -1,0 +1,228 @@
+"""A green byte stream: one greenlet reads, anyone writes, an error reaches everybody once."""
+
+from __future__ import annotations
+
+import errno
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from gevent import Greenlet, get_hub
+from greenlet import getcurrent
+
+from greenconn.green import fork
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.green.writer import Writer
+
+__all__ = ["Stream", "Tls"]
+
+#: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
+RECEIVE: Final = 128 * 1024
+
+_WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
+
+
+class Tls(Protocol):
+    """TLS without I/O (``wire.tls.TlsSession``)."""
+
+    handshake_done: bool
+
+    def start(self) -> bytes: ...
+
+    def feed(self, ciphertext: bytes) -> bytes: ...
+
+    def feed_eof(self) -> None: ...
+
+    def encrypt(self, plaintext: bytes) -> bytes: ...
+
+    def take_output(self) -> bytes: ...
+
+    def close_notify(self) -> bytes: ...
+
+
+class Stream:
+    """A connected socket with a reader greenlet and a coalescing writer.
+
+    Arguments:
+        sock: connected and non-blocking; owned from now on.
+        on_data: called by the reader with what was received.  It must not switch and must not run
+            user code.  An exception from it ends the stream.
+        on_lost: called once, without switching, with the reason when the stream ends by anything
+            but ``close``: end of file, an error of the socket, or one from *on_data*.
+        name: of the peer, for greenlet names and messages.
+        tls: a TLS session that has not begun, or None.
+    """
+
+    def __init__(
+        self,
+        sock: RawSocket,
+        on_data: Callable[[bytes], None],
+        on_lost: Callable[[BaseException], None],
+        name: str,
+        tls: Tls | None = None,
+    ) -> None:
+        self.name = name
+        #: Number of receives and bytes received, for those who count.
+        self.receives = 0
+        self.received = 0
+        #: Time of the last byte received, on the monotonic clock.
+        self.received_at = monotonic()
+        self._sock = sock
+        self._on_data = on_data
+        self._on_lost = on_lost
+        self._tls = tls
+        self._shaken: Slot[None] | None = None
+        self._closed = False
+        self._reading = False
+        self._hub = get_hub()
+        self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
+        self.writer = Writer(sock, self._end)
+        self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
+        fork.register(self)
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name}: {'closed' if self._closed else 'open'}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether bytes may still come and go."""
+        return not self._closed
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether reading was paused."""
+        return not self._closed and not self._reading
+
+    def peer_address(self) -> tuple[Any, Any]:
+        """Local and remote address, for messages and for those who look at sockets."""
+        return self._sock.getsockname(), self._sock.getpeername()
+
+    def handshake(self, deadline: Deadline) -> None:
+        """Do the TLS handshake, if there is TLS.  May switch.
+
+        Raises:
+            OSError: as TLS says, e.g. a certificate that does not verify.
+            TimeoutError: the peer did not finish it in time.
+        """
+        if self._tls is None:
+            return
+        self._shaken = Slot()
+        self.writer.write_sealed(self._tls.start())
+        self._shaken.wait(deadline)
+
+    def pause(self) -> None:
+        """Stop receiving, so that the peer has to wait.  Never switches."""
+        if self._reading:
+            self._reading = False
+            self._watcher.stop()
+
+    def resume(self) -> None:
+        """Receive again.  Never switches."""
+        if not self._reading and not self._closed:
+            self._reading = True
+            self._watcher.start(self._reader.switch)
+
+    def close(self) -> None:
+        """Offer what is pending to the socket once and close it.  Never switches.
+
+        Again, or after the stream was lost: does nothing.
+        """
+        if self._closed:
+            return
+        self.writer.flush()
+        if self._tls is not None and self._tls.handshake_done and not self.writer.is_stalled:
+            try:
+                self._sock.send(self._tls.close_notify())
+            except OSError:
+                pass  # a courtesy: the peer may be gone
+        self._tear_down()
+
+    def forget(self) -> None:
+        """After a fork, in the child: drop the descriptor without a word to the peer."""
+        if not self._closed:
+            self._closed = True
+            self.writer.close()
+            self._watcher.stop()
+            self._watcher.close()
+            self._sock.close()
+
+    def _tear_down(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._reading = False
+        # Watchers go before their descriptor: libev aborts the process on a closed one.
+        self.writer.close()
+        self._watcher.stop()
+        self._watcher.close()
+        self._sock.close()
+        if self._shaken is not None:
+            self._shaken.fail(ConnectionAbortedError(errno.ECONNABORTED, "stream was closed"))
+        if getcurrent() is not self._reader:
+            self._reader.kill(block=False)
+
+    def _end(self, exc: BaseException) -> None:
+        """End by a fault.  Never switches."""
+        if self._closed:
+            return
+        if self._shaken is not None:
+            self._shaken.fail(exc)
+        self._tear_down()
+        self._on_lost(exc)
+
+    def _read(self) -> None:
+        """The reader: nothing but receiving, parsing and handing over."""
+        switch_to_hub = self._hub.switch
+        receive = self._sock.recv
+        plain = self._tls is None
+        on_data = self._on_data
+        self.resume()
+        try:
+            while not self._closed:
+                switch_to_hub()  # until the watcher finds the socket readable
+                try:
+                    data = receive(RECEIVE)
+                except OSError as exc:
+                    if exc.errno in _WOULD_BLOCK:
+                        continue
+                    raise
+                if not data:
+                    self._end_of_file()
+                self.receives += 1
+                self.received += len(data)
+                self.received_at = monotonic()
+                if plain:
+                    on_data(data)
+                else:
+                    self._decrypt(data)
+        except Exception as exc:
+            self._end(exc)
+        except BaseException:
+            # Somebody killed the reader: without it nobody would ever be answered.
+            self._end(ConnectionAbortedError(errno.ECONNABORTED, "the reader was killed"))
+            raise
+
+    def _end_of_file(self) -> None:
+        if self._tls is not None:
+            self._tls.feed_eof()
+        raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
+
+    def _decrypt(self, data: bytes) -> None:
+        tls = self._tls
+        assert tls is not None
+        try:
+            plain = tls.feed(data)
+        finally:
+            # The handshake's next step, an alert, or what a renegotiation asked for.
+            output = tls.take_output()
+            if output and not self._closed:
+                self.writer.write_sealed(output)
+        if self._shaken is not None and tls.handshake_done:
+            self.writer.seal = tls.encrypt
+            self._shaken.offer(None)
+            self._shaken = None
+        if plain:
+            self._on_data(plain)

@@ -1,0 +1,281 @@
+"""The sending side of a stream: anyone writes, a turn of the hub flushes.
+
+Rules
+-----
+- ``write`` takes whole messages and never switches, so frames of one message stay together.
+- The first write of a hub turn is sent at once; what follows in the same turn leaves in one send when
+  the turn ends.  64 KiB are flushed early.
+- What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
+  greenlet is needed, since a raw non-blocking send never switches.
+- A writer that must wait does so *before* its first byte: ``if writer.gate: writer.pass_gate(deadline)``.
+  The gate is shut after an early flush or 5 ms of writing without a switch (so that a loop that only
+  publishes lets the others run), and while more than 1 MiB waits for a slow peer.
+"""
+
+from __future__ import annotations
+
+import errno
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+from gevent import get_hub
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.slot import Slot
+
+__all__ = ["HIGH_WATER", "Writer"]
+
+#: Bytes that leave before the turn ends.
+EARLY_FLUSH: Final = 64 * 1024
+#: Bytes waiting for the peer above which writers wait, and below which they go on.
+HIGH_WATER: Final = 1024 * 1024
+LOW_WATER: Final = 512 * 1024
+#: Seconds of writing without a switch after which the next writing call yields.
+PACE: Final = 0.005
+#: Above this many bytes buffers are handed to the kernel as they are; below, joining is cheaper.
+GATHER: Final = 128 * 1024
+IOV_MAX: Final = 512
+#: Writers woken each time the low-water mark is reached.
+WAKE_BATCH: Final = 64
+
+Buffer = bytes | memoryview
+
+_WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
+
+
+class Writer:
+    """Coalescing writer of one socket.
+
+    Arguments:
+        sock: a connected non-blocking socket; not owned.
+        on_error: called with the ``OSError`` of a failed send, perhaps in the hub: it must not switch.
+        seal: turns plaintext into what goes over the wire (TLS), or None.
+    """
+
+    def __init__(
+        self,
+        sock: RawSocket,
+        on_error: Callable[[OSError], None],
+        seal: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        #: Shut (True) when a caller in a greenlet has to call ``pass_gate`` before it writes.
+        self.gate = False
+        #: Number of sends, for those who count system calls.
+        self.sends = 0
+        #: Time of the last send, on the monotonic clock.
+        self.sent_at = monotonic()
+        self.seal = seal
+        self._sock = sock
+        self._on_error = on_error
+        loop = get_hub().loop
+        self._run_callback = loop.run_callback
+        self._watcher: Any = loop.io(sock.fileno(), 2)
+        self._out: list[Buffer] = []  # written, not yet offered to the socket
+        self._tail: deque[Buffer] = deque()  # offered; the socket was full.  Not empty = stalled
+        self._size = 0  # bytes in both
+        self._in_turn = (
+            False  # something was sent in this turn of the hub, which will flush at its end
+        )
+        self._turn_began = 0.0
+        self._yield_due = False
+        self._before_flush: list[Callable[[], None]] = []
+        self._waiters: deque[Slot[None]] = deque()
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes that have not left."""
+        return self._size
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the peer does not take what we send."""
+        return bool(self._tail)
+
+    def write(self, data: Buffer) -> None:
+        """Append whole frames.  Never switches."""
+        self._out.append(data)
+        size = self._size = self._size + len(data)
+        if not self._in_turn:
+            self._in_turn = True
+            self._turn_began = monotonic()
+            self._run_callback(self._end_turn)
+            self._flush()
+        elif size >= EARLY_FLUSH:
+            self._flush()
+            self._yield_due = self.gate = True
+        elif not len(self._out) & 63 and monotonic() - self._turn_began > PACE:
+            self._yield_due = self.gate = True
+
+    def write_many(self, buffers: list[Buffer]) -> None:
+        """Append one message that is made of several buffers, in one step.  Never switches."""
+        head, last = buffers[:-1], buffers[-1]
+        self._out.extend(head)
+        self._size += sum(map(len, head))
+        self.write(last)
+
+    def write_sealed(self, data: bytes) -> None:
+        """Send ciphertext that was made already (a step of a handshake, an alert).  Never switches.
+
+        It goes before what is still plaintext, since its record number is the lower one.
+        """
+        self._tail.append(data)
+        self._size += len(data)
+        if not self._watcher.active:
+            self._watcher.start(self._on_writable)
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the hub when this turn ends, just before the flush: it may write.
+
+        For what gains by waiting for the end of the turn: acknowledgements that can be merged.
+        """
+        self._before_flush.append(callback)
+        if not self._in_turn:
+            self._in_turn = True
+            self._turn_began = monotonic()
+            self._run_callback(self._end_turn)
+
+    def pass_gate(self, deadline: Deadline) -> None:
+        """Let others run, and wait while too much is pending.  May switch; call before writing.
+
+        Raises:
+            TimeoutError: the peer took nothing until the deadline.
+        """
+        if self._yield_due:
+            self._yield_due = False
+            self._settle_gate()
+            turn()
+        while (self._size > HIGH_WATER or self._waiters) and not self._closed:
+            slot: Slot[None] = Slot()
+            self._waiters.append(slot)
+            self.gate = True
+            try:
+                slot.wait(deadline)
+            except BaseException:
+                try:
+                    self._waiters.remove(slot)
+                except ValueError:
+                    self._wake(1)  # woken and killed at once: somebody else may go
+                self._settle_gate()
+                raise
+            if self._size <= HIGH_WATER:
+                break
+
+    def close(self) -> None:
+        """Stop the watcher and forget what has not left.  Never switches.  Again: does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        # The watcher goes before its descriptor: libev aborts the process on a closed one.
+        self._watcher.stop()
+        self._watcher.close()
+        self._out.clear()
+        self._tail.clear()
+        self._before_flush.clear()
+        self._size = 0
+        self._wake(len(self._waiters))
+        self.gate = False
+
+    def flush(self) -> None:
+        """Offer everything to the socket now.  Never switches."""
+        self._run_before_flush()
+        self._flush()
+
+    # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
+
+    def _end_turn(self) -> None:
+        if self._before_flush:
+            self._run_before_flush()
+        self._in_turn = False
+        if self._yield_due:
+            self._yield_due = False
+            self._settle_gate()
+        if self._out:
+            self._flush()
+
+    def _run_before_flush(self) -> None:
+        callbacks, self._before_flush = self._before_flush, []
+        for callback in callbacks:
+            callback()
+
+    def _flush(self) -> None:
+        out = self._out
+        if self._tail or self._closed or not out:
+            return
+        if self.seal is not None:
+            plain = b"".join(out)
+            sealed = self.seal(plain)
+            self._size += len(sealed) - len(plain)
+            buffers: list[Buffer] = [sealed]
+        elif len(out) > 1 and self._size < GATHER:
+            buffers = [b"".join(out)]
+        else:
+            buffers = out
+        self._out = []
+        sent = self._send(buffers)
+        if sent < 0:
+            return
+        self._size -= sent
+        if self._size:
+            self._keep(buffers, sent)
+
+    def _keep(self, buffers: list[Buffer], sent: int) -> None:
+        """Keep what the socket did not take and watch for room."""
+        tail = self._tail
+        for buffer in buffers:
+            length = len(buffer)
+            if sent >= length:
+                sent -= length
+            elif sent:
+                tail.append(memoryview(buffer)[sent:])
+                sent = 0
+            else:
+                tail.append(buffer)
+        if not self._watcher.active:
+            self._watcher.start(self._on_writable)
+
+    def _send(self, buffers: list[Buffer]) -> int:
+        """Bytes sent; -1 after an error."""
+        self.sends += 1
+        try:
+            if len(buffers) == 1:
+                sent = self._sock.send(buffers[0])
+            else:
+                sent = self._sock.sendmsg(buffers[:IOV_MAX])
+        except OSError as exc:
+            if exc.errno in _WOULD_BLOCK:
+                return 0
+            self._on_error(exc)
+            return -1
+        self.sent_at = monotonic()
+        return sent
+
+    def _on_writable(self) -> None:
+        tail = self._tail
+        if tail:
+            buffers = list(tail)
+            sent = self._send(buffers)
+            if sent < 0:
+                return
+            self._size -= sent
+            tail.clear()
+            self._keep(buffers, sent)
+        if not tail:
+            self._watcher.stop()
+            self._flush()
+        if self._size <= LOW_WATER:
+            self._wake(WAKE_BATCH)
+        self._settle_gate()
+
+    def _wake(self, count: int) -> None:
+        waiters = self._waiters
+        while waiters and count > 0:
+            if waiters.popleft().offer(None):
+                count -= 1
+
+    def _settle_gate(self) -> None:
+        self.gate = self._yield_due or self._size > HIGH_WATER or bool(self._waiters)

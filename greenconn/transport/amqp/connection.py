@@ -1,0 +1,551 @@
+"""One life of a connection to an AMQP 0-9-1 broker, shared by any number of greenlets.
+
+Built on ``amqp.Connection``: its method tables, SASL mechanisms and the steps of start, tune and open
+are used as they are.  Replaced are ``Transport``, ``frame_writer``, ``connect``, ``close``,
+``collect``, ``blocking_read``, ``drain_events``, ``_on_close``, the heartbeat tick and the allocation
+of channel ids: bytes go through a :class:`~greenconn.green.stream.Stream`.
+
+The reader greenlet runs ``_on_data``: it parses, and hands replies to the callers in line, deliveries
+to inboxes, errors to everybody.  User code never runs on it, and it never waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from time import monotonic
+from typing import Any, Final
+
+import amqp
+from amqp import spec
+from amqp.exceptions import error_for_code
+from amqp.serialization import dumps, loads
+
+from greenconn._version import __version__
+from greenconn.exceptions import (
+    AMQPError,
+    ConnectionBlocked,
+    ConnectionError,
+    ConnectionForced,
+    ContentTooLarge,
+    FrameError,
+    RecoverableConnectionError,
+    ResourceError,
+)
+from greenconn.green import fork
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial
+from greenconn.green.hub import Home
+from greenconn.green.inbox import Inbox
+from greenconn.green.slot import Slot
+from greenconn.green.stream import Stream
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.green.writer import Writer
+from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
+from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
+from greenconn.transport.amqp.channel import Channel
+from greenconn.transport.amqp.rpc import Reply, ids_of
+from greenconn.transport.base import Link
+from greenconn.wire.amqp import PROTOCOL_HEADER, FrameParser, heartbeat_frame, method_frame
+from greenconn.wire.heartbeat import Heartbeat, Verdict
+from greenconn.wire.tls import TlsSession
+
+__all__ = ["AmqpLink"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
+
+#: Seconds that ``close`` waits for the broker's answer.
+CLOSE_TIMEOUT: Final = 2.0
+
+_CLOSE: Final = ids_of(spec.Connection.Close)
+_CLOSE_OK: Final = ids_of(spec.Connection.CloseOk)
+_OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
+_BLOCKED: Final = ids_of(spec.Connection.Blocked)
+_UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
+
+
+class AmqpLink(Link, amqp.Connection):
+    """A connection from its opening to its end.
+
+    Arguments:
+        client: the ``Connection`` that asked for it.
+        host, port: of the broker.
+        userid, password, virtual_host: the login; with ``login_method='EXTERNAL'`` no password is sent.
+        tls: a TLS session that has not begun, or None.
+        heartbeat: seconds; ``BROKER_HEARTBEAT`` takes the broker's value, 0 is off.
+        options: see :class:`~greenconn.options.AmqpOptions`.
+        where: the broker's URL with the password masked, for messages.
+    """
+
+    library_properties = {
+        "product": "greenconn",
+        "product_version": __version__,
+        "platform": "Python",
+        "information": "gevent messaging client",
+    }
+
+    def __init__(
+        self,
+        client: Any,
+        host: str,
+        port: int,
+        *,
+        userid: str | None,
+        password: str | None,
+        virtual_host: str,
+        login_method: str | None,
+        tls: TlsSession | None,
+        heartbeat: float,
+        options: AmqpOptions,
+        where: str,
+    ) -> None:
+        Link.__init__(self, client)
+        properties = {"connection_name": options.connection_name} if options.connection_name else {}
+        amqp.Connection.__init__(
+            self,
+            host=f"{host}:{port}",
+            userid=userid,
+            password=password,
+            login_method=login_method,
+            login_response=options.login_response,
+            virtual_host=virtual_host,
+            locale=options.locale,
+            client_properties={**properties, **(options.client_properties or {})},
+            channel_max=options.channel_max,
+            frame_max=options.frame_max,
+            heartbeat=heartbeat,
+            confirm_publish=options.confirm_publish,
+        )
+        self.options = options
+        self.where = where
+        self.budget = InboxBudget(self._pause, self._resume)
+        #: Why the broker blocks publishing, or None.
+        self.blocked: str | None = None
+        self._address = (host, port)
+        self._tls = tls
+        self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
+        self._home = Home()
+        self._parser = FrameParser(options.frame_max or 131072)
+        self._stream: Stream | None = None
+        self._handshake: Inbox[Reply] | None = Inbox()
+        self._unblocked: deque[Slot[None]] = deque()
+        self._free_ids: list[int] = []
+        self._last_id = 0
+        self._acking: list[Channel] = []
+        self._closing: Slot[None] | None = None
+        self._pulse: Heartbeat | None = None
+        self._ticker: Ticker | None = None
+
+    def __repr__(self) -> str:
+        state = "open" if self.lost is None and self._handshake is None else "closed"
+        return f"<AMQP connection {self.where} ({state})>"
+
+    def _setup_listeners(self) -> None:
+        self._callbacks.update(
+            {
+                spec.Connection.Start: self._on_start,
+                spec.Connection.Secure: self._on_secure,
+                spec.Connection.Tune: self._on_tune,
+                spec.Connection.OpenOk: self._on_open_ok,
+            }
+        )
+
+    # Opening
+
+    def open(self, deadline: Deadline) -> None:
+        """Connect, and log in.  May switch.  Whatever goes wrong, nothing stays open.
+
+        Raises:
+            TimeoutError: names the step that took too long.
+            OSError: nothing listens there, the name is unknown, TLS failed.
+            AccessRefused, NotAllowed: the broker refused the login or the virtual host.
+            FrameError: the peer does not speak AMQP 0-9-1.
+        """
+        step = "connecting"
+        try:
+            sock = dial(*self._address, deadline, self.options.socket_settings)
+            self._stream = Stream(sock, self._on_data, self._on_stream_lost, self.where, self._tls)
+            step = "the TLS handshake"
+            self._stream.handshake(deadline)
+            step = "the AMQP handshake"
+            self.writer.write(PROTOCOL_HEADER)
+            self._shake_hands(deadline)
+            fork.register(self)
+        except BaseException as exc:
+            lost = self.lost
+            self.collect()
+            if isinstance(exc, TimeoutError) and exc.errno is None and step != "connecting":
+                raise TimeoutError(
+                    f"{self.where}: no answer within {deadline.timeout:g} s ({step})"
+                ) from None
+            if isinstance(exc, (OSError, AMQPError)):
+                raise self._opening_error(lost or exc, step) from exc
+            raise
+
+    def _opening_error(self, exc: BaseException, step: str) -> BaseException:
+        """The same kind of error, saying which broker and step it is about."""
+        if isinstance(exc, AMQPError):
+            text = f"{exc.reply_text or exc} ({self.where}, {step})"
+            return type(exc)(text, exc.method_sig, exc.method_name, exc.reply_code or None)
+        if isinstance(exc, OSError):
+            return type(exc)(exc.errno, f"{self.where}: {exc.strerror or exc} ({step})")
+        return exc
+
+    def _shake_hands(self, deadline: Deadline) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        while True:
+            ids, payload, _, _ = handshake.get(deadline)
+            if ids == _CLOSE:
+                self._write_method(spec.Connection.CloseOk)
+                raise self._closing_error(payload)
+            method = self._METHODS.get((ids >> 16, ids & 0xFFFF))
+            if method is None or method.method_sig not in self._callbacks:
+                raise FrameError(f"method {ids >> 16},{ids & 0xFFFF} amid the handshake")
+            args = loads(method.args, payload, 4)[0] if method.args else []
+            self._callbacks[method.method_sig](*args)
+            if ids == _OPEN_OK:
+                self._handshake = None
+                self._parser.frame_max = self.frame_max
+                self._start_heartbeat()
+                return
+
+    def _on_tune(self, channel_max: int, frame_max: int, server_heartbeat: int) -> None:
+        """Agree on the smaller of both sides' limits; 0 is no limit."""
+        if self._takes_brokers_heartbeat:
+            self.client_heartbeat = server_heartbeat
+        super()._on_tune(
+            min(channel_max or 65535, self.channel_max),
+            _smaller(frame_max, self.frame_max),
+            server_heartbeat,
+        )
+
+    def send_method(
+        self,
+        sig: tuple[int, int],
+        format: str | None = None,
+        args: Any = None,
+        content: Any = None,
+        wait: Any = None,
+        callback: Any = None,
+        returns_tuple: bool = False,
+    ) -> None:
+        """Write a method of channel 0.  Never switches, waits for nothing."""
+        self._write_method(sig, dumps(format, args) if format else b"")
+        if callback is not None:
+            callback()
+
+    def _write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
+        self.writer.write(method_frame(0, sig, arguments))
+
+    def _start_heartbeat(self) -> None:
+        if self.heartbeat:
+            self._pulse = Heartbeat(float(self.heartbeat), monotonic())
+            self._ticker = Ticker(self._pulse.tick_interval, self._beat, f"heartbeat:{self.where}")
+            self._ticker.start()
+
+    # Using
+
+    @property
+    def writer(self) -> Writer:
+        """The sending side of the stream."""
+        if self._stream is None:
+            raise RecoverableConnectionError("connection was never opened")
+        return self._stream.writer
+
+    @property
+    def stream(self) -> Stream | None:
+        """The byte stream, for those who count what it does."""
+        return self._stream
+
+    @property
+    def connected(self) -> bool:
+        """Whether channels may be opened and used."""
+        return self.lost is None and self._handshake is None
+
+    def channel(self, channel_id: int | None = None, callback: Any = None) -> Channel:
+        """Open a channel.  May switch.
+
+        Raises:
+            ResourceError: the broker allows no more channels; says how many.
+        """
+        self._home.check(self)
+        self.check_open()
+        channel = Channel(self)
+        try:
+            channel.open()
+        except BaseException:
+            # Its open-ok may be under way: the channel is closed when that comes.
+            raise
+        return channel
+
+    def _get_free_channel_id(self) -> int:
+        if self._free_ids:
+            return self._free_ids.pop()
+        if self._last_id >= self.channel_max:
+            raise ResourceError(
+                f"{self.where}: all {self.channel_max} channels that the broker allows are open",
+                spec.Channel.Open,
+            )
+        self._last_id += 1
+        return self._last_id
+
+    def channel_closed(self, channel: Channel) -> None:
+        """The close of *channel* is complete on both sides: its id may be used again."""
+        if self.channels.get(channel.channel_id) is channel:
+            del self.channels[channel.channel_id]
+            self._free_ids.append(channel.channel_id)
+
+    def wait_reply(self, slot: Slot[Reply], channel: Channel, timeout: float | None) -> Reply:
+        """Wait for a reply of the broker.  May switch.
+
+        Arguments:
+            timeout: seconds; None is the connection's ``reply_timeout``.
+        """
+        seconds = self.options.reply_timeout if timeout is None else timeout
+        self.budget.begin_wait()
+        try:
+            return slot.wait(Deadline(seconds))
+        except TimeoutError:
+            if not slot.has_left:
+                raise
+            raise TimeoutError(
+                f"{self.where} did not answer within {seconds:g} s on channel {channel.channel_id}"
+            ) from None
+        finally:
+            self.budget.end_wait()
+
+    def pass_gate(self, deadline: Deadline, *, publishing: bool = False) -> None:
+        """Let others run, and wait while the peer takes nothing.  May switch; before the first byte.
+
+        Arguments:
+            publishing: also wait while the broker blocks publishing.
+
+        Raises:
+            ConnectionBlocked: it waited in vain.
+        """
+        if deadline.timeout is None:
+            deadline = Deadline(self.options.blocked_timeout)
+        try:
+            self.writer.pass_gate(deadline)
+            while publishing and self.blocked is not None and self.lost is None:
+                slot: Slot[None] = Slot(on_left=self._forget_unblocked)
+                self._unblocked.append(slot)
+                slot.wait(deadline)
+        except TimeoutError:
+            why = (
+                f"blocked us ({self.blocked})" if self.blocked is not None else "takes nothing more"
+            )
+            raise ConnectionBlocked(
+                f"{self.where} {why}; waited {deadline.timeout:g} s, nothing was sent: look at the "
+                f"broker's memory and disk alarms"
+            ) from None
+
+    def _forget_unblocked(self, slot: Slot[Any]) -> None:
+        if slot in self._unblocked:
+            self._unblocked.remove(slot)
+
+    def check_size(self, size: int) -> None:
+        """Refuse a body that the broker would refuse, before a byte of it is sent.
+
+        Raises:
+            ContentTooLarge: the body is above ``max_message_size``.
+        """
+        limit = self.options.max_message_size
+        if limit is not None and size > limit:
+            raise ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
+
+    def ack_later(self, channel: Channel) -> None:
+        """Flush the acks of *channel* when this turn of the hub ends.  Never switches."""
+        if not self._acking:
+            self.writer.before_flush(self._flush_acks)
+        self._acking.append(channel)
+
+    def _flush_acks(self) -> None:
+        acking, self._acking = self._acking, []
+        for channel in acking:
+            channel.flush_acks()
+
+    # Ending
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing."""
+        if self.lost is not None or self._closing is not None:
+            return
+        if self._handshake is None and self._stream is not None:
+            self._closing = Slot()
+            self.writer.flush()
+            self._write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
+            try:
+                self._closing.wait(Deadline(CLOSE_TIMEOUT))
+            except (TimeoutError, ConnectionError):
+                pass  # it is over all the same
+            finally:
+                self.end(RecoverableConnectionError("connection was closed"), closed=True)
+        else:
+            self.collect()
+
+    def collect(self) -> None:
+        """Drop everything at once, without a word to the peer.  Never switches."""
+        self.end(RecoverableConnectionError("connection was dropped"), closed=True)
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """This life is over: tell everybody who waits.  Never switches."""
+        if self.lost is not None:
+            return
+        super().end(exc, closed=closed)
+        if self._ticker is not None:
+            self._ticker.stop()
+        if self._handshake is not None:
+            self._handshake.fail(exc)
+        if self._stream is not None:
+            self._stream.close()
+        for channel in list(self.channels.values()):
+            if channel is not self:
+                channel.collect()
+        self.channels = {}
+        unblocked, self._unblocked = self._unblocked, deque()
+        for slot in unblocked:
+            slot.offer(None)
+        if self._closing is not None:
+            self._closing.fail(exc)
+
+    def forget(self) -> None:
+        """After a fork, in the child: this life is the parent's."""
+        if self.lost is None:
+            self.lost = RecoverableConnectionError("the connection was opened before a fork")
+            if self._ticker is not None:
+                self._ticker.stop()
+
+    # In the reader (or the hub): nothing here may switch or run user code.
+
+    def _on_data(self, data: bytes) -> None:
+        channels = self.channels
+        for channel_id, ids, payload, header, body in self._parser.feed(data):
+            if channel_id:
+                channel = channels.get(channel_id)
+                if channel is not None:
+                    channel.on_method(ids, payload, header, body)
+            else:
+                self.on_method(ids, payload, header, body)
+            if self.lost is not None:
+                return
+        if self.budget.is_exceeded:
+            self.end(
+                RecoverableConnectionError(
+                    f"more than {HARD_LIMIT >> 20} MiB wait in the inboxes of consumers without "
+                    f"acknowledgements or prefetch: set prefetch_count"
+                )
+            )
+
+    def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
+        """Take a method of channel 0 over."""
+        if ids == _CLOSE:
+            if self._handshake is not None:
+                self._handshake.put((ids, payload, header, body))
+                return
+            self._write_method(spec.Connection.CloseOk)
+            self.writer.flush()
+            self.end(self._closing_error(payload), closed=self._closing is not None)
+        elif ids == _CLOSE_OK:
+            if self._closing is not None:
+                self._closing.offer(None)
+        elif ids == _BLOCKED:
+            self._on_broker_blocked(loads("s", payload, 4)[0][0])
+        elif ids == _UNBLOCKED:
+            self._on_broker_unblocked()
+        elif self._handshake is not None:
+            self._handshake.put((ids, payload, header, body))
+        else:
+            self.unexpected_method(0, ids)
+
+    def unexpected_method(self, channel_id: int, ids: int) -> None:
+        """A method that nobody asked for: the two sides no longer agree."""
+        raise FrameError(
+            f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
+        )
+
+    def _closing_error(self, payload: bytes) -> BaseException:
+        code, text, class_id, method_id = loads("BsBB", payload, 4)[0]
+        error: BaseException = error_for_code(code, text, (class_id, method_id), ConnectionError)
+        return error
+
+    def _on_broker_blocked(self, reason: str) -> None:
+        if self.blocked is None:
+            self.blocked = reason or "no reason given"
+            spawn("log", logger.warning, "%s blocked publishing: %s", self.where, self.blocked)
+            if self.options.on_blocked is not None:
+                self.events.put((self.options.on_blocked, self.blocked))
+
+    def _on_broker_unblocked(self) -> None:
+        if self.blocked is not None:
+            self.blocked = None
+            spawn("log", logger.info, "%s takes messages again", self.where)
+            unblocked, self._unblocked = self._unblocked, deque()
+            for slot in unblocked:
+                slot.offer(None)
+            if self.options.on_unblocked is not None:
+                self.events.put((_call, self.options.on_unblocked))
+
+    def _on_stream_lost(self, exc: BaseException) -> None:
+        if isinstance(exc, AMQPError) or self._handshake is not None:
+            self.end(exc)
+            return
+        error = RecoverableConnectionError(f"{self.where}: connection lost: {exc}")
+        error.__cause__ = exc
+        self.end(error)
+
+    def _pause(self) -> None:
+        if self._stream is not None:
+            self._stream.pause()
+        if self._pulse is not None:
+            self._pulse.pause()
+
+    def _resume(self) -> None:
+        if self._stream is not None:
+            self._stream.resume()
+        if self._pulse is not None:
+            self._pulse.resume(monotonic())
+
+    def _beat(self, lag: float) -> None:
+        """In the hub: send and check heartbeats."""
+        pulse, stream = self._pulse, self._stream
+        if pulse is None or stream is None or self.lost is not None:
+            return
+        now = monotonic()
+        pulse.note_sent(stream.writer.sent_at)
+        if stream.received_at > pulse.received_at:
+            pulse.note_received(stream.received_at)
+        verdict = pulse.tick(now, lag)
+        if lag > pulse.interval:
+            spawn(
+                "log",
+                logger.warning,
+                "the hub was blocked for %.1f s, %s could not be served: "
+                "let long computations yield, or run them in a thread pool",
+                lag,
+                self.where,
+            )
+        if Verdict.SEND in verdict and not stream.writer.is_stalled:
+            stream.writer.write(heartbeat_frame())
+        if Verdict.DEAD in verdict:
+            self.end(
+                ConnectionForced(
+                    f"{self.where}: nothing was received for {pulse.silence(now):.1f} s, "
+                    f"the heartbeat is {pulse.interval:g} s"
+                )
+            )
+
+    def heartbeat_tick(self, rate: int = 2) -> None:
+        """Raise if the peer is dead; heartbeats are sent without anybody's help."""
+        self.check_open()
+
+
+def _smaller(theirs: int, ours: int) -> int:
+    """The smaller of two limits of which 0 is none."""
+    return min(theirs, ours) if theirs and ours else theirs or ours
+
+
+def _call(function: Any) -> None:
+    function()

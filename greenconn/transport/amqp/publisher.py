@@ -1,0 +1,297 @@
+"""The publishing half of a channel: the fast path, confirms and returns.
+
+A message is one ``bytes.join`` and one append: the method frame with the start of the next one is kept
+for each (exchange, routing key), the property block for each kind of message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from amqp import spec
+from amqp.exceptions import error_for_code
+from amqp.serialization import dumps, loads
+
+from greenconn.exceptions import ChannelError, PublishNacked, PublishTimeout, Unroutable
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
+from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
+from greenconn.wire.amqp import content_frames, method_frame
+from greenconn.wire.confirms import ConfirmSequencer, Outstanding
+
+if TYPE_CHECKING:
+    from greenconn.green.writer import Writer
+    from greenconn.transport.amqp.connection import AmqpLink
+
+__all__ = ["Publisher"]
+
+_tag_and_flags = Struct(">QB")
+# End of the method frame's payload is in the head; then: header frame, and the body frame's start.
+_header = Struct(">BHIHHQ")
+_body = Struct(">BBHI")
+
+_PUBLISH: Final = ids_of(spec.Basic.Publish)
+_HEADS_KEPT: Final = 1024
+#: Bodies of this size or more are not copied into one piece with their frames.
+_LARGE: Final = 65536
+
+
+class Publisher:
+    """What a channel does to publish; mixed into ``Channel``."""
+
+    connection: AmqpLink
+    channel_id: int
+    is_open: bool
+    events: dict[str, set[Any]]
+    _gone: BaseException | None
+
+    def _init_publisher(self, link: AmqpLink) -> None:
+        self._writer: Writer = link.writer
+        self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
+        self._confirms: ConfirmSequencer[Slot[bool]] | None = None
+        self._last_request = 0
+        self._room = (link.frame_max or 0xFFFFFFFF) - 8
+        if link.confirm_publish:
+            self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
+
+    def check_open(self) -> None:
+        raise NotImplementedError
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
+        _Message: Any = None,  # noqa: N803 - kombu's name
+    ) -> Outgoing:
+        """Pack a message for ``basic_publish``.  Never switches.
+
+        Raises:
+            ValueError: a property does not fit its field.
+        """
+        return Outgoing(body, priority, content_type, content_encoding, headers, properties)
+
+    def basic_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Send a message; the broker does not confirm it.  May switch, before the first byte only.
+
+        Arguments:
+            timeout: seconds to wait while the broker blocks us or takes nothing; None is the
+                connection's ``blocked_timeout``.
+
+        Raises:
+            ConnectionBlocked: it waited in vain; nothing was sent.
+            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
+        """
+        writer = self._writer
+        if writer.gate or self.connection.blocked is not None:
+            self.connection.pass_gate(Deadline(timeout), publishing=True)
+        if self._gone is not None:
+            self.check_open()
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        if self._confirms is not None:
+            self._confirms.skip()
+        self._write(writer, message, exchange, routing_key, mandatory, immediate)
+
+    def _write(
+        self,
+        writer: Writer,
+        message: Outgoing,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+    ) -> None:
+        """Frame a message and append it in one step.  Never switches."""
+        head = self._heads.get((exchange, routing_key, mandatory, immediate))
+        if head is None:
+            head = self._make_head(exchange, routing_key, mandatory, immediate)
+        body, packed = message.body, message.packed
+        size, channel = len(body), self.channel_id
+        if 0 < size < _LARGE and size <= self._room:
+            writer.write(
+                b"".join(
+                    (
+                        head,
+                        _header.pack(2, channel, 12 + len(packed), 60, 0, size),
+                        packed,
+                        _body.pack(0xCE, 3, channel, size),
+                        body,
+                        b"\xce",
+                    )
+                )
+            )
+            return
+        self.connection.check_size(size)
+        writer.write_many(content_frames(head, channel, packed, body, self.connection.frame_max))
+
+    def _make_head(
+        self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+    ) -> bytes:
+        for name, value in (("exchange", exchange), ("routing_key", routing_key)):
+            if len(value.encode("utf-8", "surrogatepass")) > 255:
+                raise ValueError(f"{name} of {len(value)} characters: AMQP allows 255 bytes")
+        head = method_frame(
+            self.channel_id,
+            spec.Basic.Publish,
+            dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate)),
+        )
+        if len(self._heads) >= _HEADS_KEPT:
+            self._heads.clear()
+        self._heads[exchange, routing_key, mandatory, immediate] = head
+        return head
+
+    def confirm_select(self, nowait: bool = False) -> None:
+        """Have the broker confirm each publish from now on (RabbitMQ's extension).
+
+        May switch, not with *nowait*.  Again: does nothing.
+        """
+        if self._writer.gate:
+            self.connection.pass_gate(Deadline(None))
+        if self._confirms is None:
+            # Nothing switches up to the write, so that no other publish is counted before it.
+            self._confirms = ConfirmSequencer()
+            super().confirm_select(nowait=nowait)  # type: ignore[misc]
+
+    def basic_publish_confirm(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Send a message and wait until the broker has taken it over.  May switch.
+
+        Only the calling greenlet waits; any number of them may publish on one channel, and each gets
+        the answer to its own message.
+
+        Arguments:
+            timeout: seconds for all of it.
+            confirm_timeout: seconds for the confirm, within *timeout*.  With neither given it is the
+                connection's ``confirm_timeout``.
+
+        Raises:
+            PublishNacked: the broker refused it.
+            Unroutable: it was mandatory and reached no queue.
+            PublishTimeout: no answer in time; the broker may have it.
+            ConnectionBlocked: the broker takes nothing; nothing was sent.
+            ChannelError, ConnectionError: what ended the channel before the answer came.
+        """
+        deadline = Deadline(timeout)
+        writer, link = self._writer, self.connection
+        if writer.gate or link.blocked is not None:
+            link.pass_gate(deadline, publishing=True)
+        if self._gone is not None:
+            self.check_open()
+        if self._confirms is None:
+            # Nothing switches up to the write: the first publish after it has count 1.
+            self.confirm_select(nowait=True)
+        assert self._confirms is not None
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        if timeout is None and confirm_timeout is None:
+            confirm_timeout = link.options.confirm_timeout
+        deadline = deadline.within(confirm_timeout)
+        self._write(writer, message, exchange, routing_key, mandatory, immediate)
+        if self._gone is not None:
+            self.check_open()  # the connection ended in that very write
+        slot: Slot[bool] = Slot()
+        publish = Outstanding(
+            slot, exchange, routing_key, mandatory or immediate, message.packed, message.body
+        )
+        self._confirms.expect(publish)
+        link.budget.begin_wait()
+        try:
+            is_taken = slot.wait(deadline)
+        except TimeoutError:
+            if not slot.has_left:
+                raise
+            raise PublishTimeout(
+                f"{link!r} did not confirm a publish to exchange {exchange!r} with routing key "
+                f"{routing_key!r} within {deadline.timeout:g} s: it may have the message",
+                maybe_delivered=True,
+            ) from None
+        finally:
+            link.budget.end_wait()
+        if publish.returned is not None:
+            raise self._unroutable(publish.returned, exchange, routing_key)
+        if not is_taken:
+            raise PublishNacked(
+                f"{link!r} refused (nack) a publish to exchange {exchange!r} with routing key "
+                f"{routing_key!r}"
+            )
+
+    def _unroutable(self, returned: tuple[int, str], exchange: str, routing_key: str) -> Unroutable:
+        code, text = returned
+        return Unroutable(
+            f"{text}: no queue of exchange {exchange!r} takes routing key {routing_key!r}",
+            code=code,
+            exchange=exchange,
+            routing_key=routing_key,
+        )
+
+    # In the reader: nothing here may switch or run user code.
+
+    def _on_ack(self, reply: Reply) -> None:
+        self._settle_publishes(reply[1], True)
+
+    def _on_nack(self, reply: Reply) -> None:
+        self._settle_publishes(reply[1], False)
+
+    def _settle_publishes(self, payload: bytes, is_taken: bool) -> None:
+        if self._confirms is not None:
+            tag, flags = _tag_and_flags.unpack_from(payload, 4)
+            for publish in self._confirms.settle(tag, bool(flags & 1)):
+                publish.waiter.offer(is_taken)
+
+    def _fail_publishes(self, cause: BaseException, blamed: int | None) -> bool:
+        """The channel is gone: nobody will hear of the outstanding publishes.
+
+        Returns:
+            Whether one waiting publisher got *cause* as its own.
+        """
+        if self._confirms is None:
+            return False
+        left = self._confirms.give_up()
+        # Alone, it is the one that the broker means; among others nobody can tell which it was.
+        mine = blamed is None or (blamed == _PUBLISH and len(left) == 1)
+        for publish in left:
+            publish.waiter.fail(cause if mine else not_yours(cause))
+        return mine and bool(left)
+
+    def _on_return(self, reply: Reply) -> None:
+        _, payload, header, body = reply
+        assert header is not None
+        assert body is not None
+        code, text, exchange, routing_key = loads("Bsss", payload, 4)[0]
+        if self._confirms is not None:
+            publish = self._confirms.match_return(exchange, routing_key, header[12:], body)
+            if publish is not None:
+                publish.returned = (code, text)
+                return
+        exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
+        message = ReturnedMessage(self, exchange, routing_key, header, body)  # type: ignore[arg-type]
+        self.connection.events.put((self._tell_returned, (exc, exchange, routing_key, message)))
+
+    def _tell_returned(self, returned: tuple[Any, ...]) -> None:
+        # In the greenlet that drains.
+        for handler in list(self.events["basic_return"]):
+            handler(*returned)

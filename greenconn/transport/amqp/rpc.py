@@ -1,0 +1,121 @@
+"""Calls of a channel that wait for a reply: first in, first out.
+
+The broker answers the methods of a channel in the order in which they were sent, so a reply belongs to
+the oldest call.  A greenlet that is killed while it waits leaves its call in the line: its late reply
+is taken, and undone where it left something behind (see ``Call.undo``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from greenconn.exceptions import ChannelError, RecoverableChannelError
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+
+__all__ = ["Call", "CallLine", "Ids", "Reply", "Undo"]
+
+#: ``class_id << 16 | method_id``
+Ids: TypeAlias = int
+#: ``(ids, arguments with their 4 bytes of ids, header, body)``
+Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
+#: Called by the reader with a reply that nobody waits for any more: it must not switch.
+Undo: TypeAlias = "Callable[[Reply], None]"
+
+
+class Call:
+    """A method that was sent and whose reply is due.
+
+    Arguments:
+        request: ids of the method that was sent.
+        expected: ids of the replies that answer it.
+        undo: what to do with a reply that comes when its caller has left.
+    """
+
+    __slots__ = ("expected", "request", "slot", "undo")
+
+    def __init__(self, request: Ids, expected: frozenset[Ids], undo: Undo | None = None) -> None:
+        self.request = request
+        self.expected = expected
+        self.undo = undo
+        self.slot: Slot[Reply] = Slot()
+
+    def abandon(self) -> None:
+        """Nobody will wait for this one: it only keeps its place in the line."""
+        try:
+            self.slot.wait(_ENDED)
+        except TimeoutError:
+            pass
+
+
+class CallLine:
+    """The calls of one channel that have not been answered, oldest first."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: deque[Call] = deque()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def append(self, call: Call) -> None:
+        """Put *call* in line; in the same step as its method is written."""
+        self._calls.append(call)
+
+    def settle(self, reply: Reply) -> bool:
+        """Hand *reply* to the oldest call.  False if that does not expect it.  Never switches."""
+        calls = self._calls
+        if not calls or reply[0] not in calls[0].expected:
+            return False
+        call = calls.popleft()
+        if not call.slot.offer(reply) and call.undo is not None:
+            call.undo(reply)
+        return True
+
+    def fail(self, cause: BaseException, request: Ids | None = None) -> bool:
+        """End all calls: the channel is gone.  Never switches.
+
+        Arguments:
+            cause: the broker's error, or the reason why the connection ended.
+            request: ids of the method that the broker blames.  The oldest call gets *cause* itself if
+                it sent that method; the others get an error that names it: it is not theirs.
+                None gives *cause* to all.
+
+        Returns:
+            Whether a caller that still waits got the broker's error as its own.
+        """
+        calls, self._calls = self._calls, deque()
+        owned = False
+        for position, call in enumerate(calls):
+            if request is None:
+                call.slot.fail(cause)
+            elif position == 0 and call.request == request:
+                owned = call.slot.fail(cause)
+            else:
+                call.slot.fail(not_yours(cause))
+        return owned
+
+
+def not_yours(cause: BaseException) -> ChannelError:
+    """The error of a bystander: its channel was closed because of another call."""
+    error = RecoverableChannelError(f"the channel was closed because of another call: {cause}")
+    error.__cause__ = cause
+    return error
+
+
+_ENDED = Deadline(0.0)
+
+
+def ids_of(method: tuple[int, int]) -> Ids:
+    """Class and method id as one number."""
+    return method[0] << 16 | method[1]
+
+
+def expected_of(methods: Any) -> frozenset[Ids]:
+    """The ids of one method or of a list of them."""
+    if isinstance(methods, list):
+        return frozenset(ids_of(each) for each in methods)
+    return frozenset((ids_of(methods),))

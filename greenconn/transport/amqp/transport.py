@@ -1,0 +1,181 @@
+"""The native AMQP 0-9-1 transport: RabbitMQ and its relatives."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+import amqp
+from amqp.exceptions import MessageNacked
+
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_options
+from greenconn.transport import base
+from greenconn.transport.amqp.channel import Channel
+from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.wire.tls import tls_session
+
+__all__ = ["SSLTransport", "Transport"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
+
+#: Options that connections of every transport may carry; not ours to judge.
+_COMMON = frozenset(
+    {
+        "max_retries",
+        "interval_start",
+        "interval_step",
+        "interval_max",
+        "errback",
+        "callback",
+        "connect_retries_timeout",
+        "timeout",
+    }
+)
+
+
+class Transport(base.Transport):
+    """AMQP 0-9-1 (kombu 5.7, ``kombu.transport.pyamqp.Transport``).
+
+    ``transport_options`` are those of :class:`~greenconn.options.AmqpOptions`.
+    """
+
+    Connection: ClassVar[type[AmqpLink]] = AmqpLink
+
+    default_port = 5672
+    default_ssl_port = 5671
+    driver_type = "amqp"
+    driver_name = "py-amqp"
+    connection_errors = (ConnectionError, OSError)
+    channel_errors = (ChannelError,)
+    implements = base.default_transport_capabilities.extend(asynchronous=True, heartbeats=True)
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
+        return (RecoverableConnectionError, MessageNacked, OSError)
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
+        return (RecoverableChannelError,)
+
+    def __init__(
+        self,
+        client: Any,
+        default_port: int | None = None,
+        default_ssl_port: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(client, **kwargs)
+        self.default_port = default_port or self.default_port
+        self.default_ssl_port = default_ssl_port or self.default_ssl_port
+
+    def driver_version(self) -> str:
+        return str(amqp.__version__)
+
+    def establish_connection(self, deadline: Deadline | None = None) -> AmqpLink:
+        """Open a connection.  May switch.
+
+        Arguments:
+            deadline: of the caller; the client's ``connect_timeout`` bounds it too.
+
+        Raises:
+            See :meth:`AmqpLink.open`.
+        """
+        client = self.client
+        options = self._options()
+        host = client.hostname or "localhost"
+        if host == "localhost":
+            host = "127.0.0.1"  # as kombu: no lookup, and never a broker that only has IPv6
+        use_tls = bool(client.ssl)
+        port = client.port or (self.default_ssl_port if use_tls else self.default_port)
+        tls = None
+        if use_tls:
+            tls = tls_session(client.ssl, client.hostname or "localhost")
+        userid, password = self._login()
+        link = self.Connection(
+            client,
+            host,
+            int(port),
+            userid=userid,
+            password=password,
+            virtual_host=client.virtual_host or "/",
+            login_method=client.login_method or options.login_method or "PLAIN",
+            tls=tls,
+            heartbeat=BROKER_HEARTBEAT if client.heartbeat is None else client.heartbeat,
+            options=options,
+            where=client.as_uri(),
+        )
+        within = (deadline or Deadline()).within(client.connect_timeout)
+        link.open(within)
+        return link
+
+    def _login(self) -> tuple[str | None, str | None]:
+        client = self.client
+        provider = getattr(client, "credential_provider", None)
+        if provider is not None:
+            userid, password = provider.get_credentials()
+            return userid, password
+        password = client.password
+        if callable(password):
+            password = password()
+        return (
+            "guest" if client.userid is None else client.userid,
+            "guest" if password is None else password,
+        )
+
+    def _options(self) -> AmqpOptions:
+        options, unknown = from_transport_options(AmqpOptions, self.client.transport_options or {})
+        ignored = sorted(set(unknown) - _COMMON)
+        if ignored:
+            logger.warning(
+                "%s: transport options %s mean nothing to AMQP", self.client.as_uri(), ignored
+            )
+        return options
+
+    def create_channel(self, connection: AmqpLink) -> Channel:
+        """Open a channel.  May switch."""
+        return connection.channel()
+
+    def heartbeat_check(self, connection: AmqpLink, rate: int = 2) -> None:
+        """Raise if the peer is dead; heartbeats are sent without anybody's help."""
+        connection.heartbeat_tick(rate)
+
+    def get_heartbeat_interval(self, connection: AmqpLink) -> float:
+        return float(connection.heartbeat or 0)
+
+    def qos_semantics_matches_spec(self, connection: AmqpLink) -> bool:
+        """False for RabbitMQ 3.3 and later: without ``apply_global`` qos is per consumer."""
+        properties = connection.server_properties
+        if properties.get("product") != "RabbitMQ":
+            return True
+        version = tuple(
+            int(part) for part in properties["version"].split(".")[:2] if part.isdigit()
+        )
+        return version < (3, 3)
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {
+            "userid": "guest",
+            "password": "guest",
+            "port": self.default_ssl_port if self.client.ssl else self.default_port,
+            "hostname": "localhost",
+            "login_method": "PLAIN",
+        }
+
+
+class SSLTransport(Transport):
+    """The same over TLS (``amqps://``): verified unless the ``ssl`` argument says otherwise."""
+
+    driver_type = "amqps"
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        if not client.ssl:
+            client.ssl = True

@@ -1,0 +1,84 @@
+"""Which deliveries of a channel still need an answer, and which acknowledgements can be merged.
+
+``basic.ack`` with ``multiple`` answers every outstanding delivery up to a tag, and is an error (406)
+when its tag is not outstanding.  So it may be used up to a tag N only when *every* delivery with a
+tag <= N has been answered: that is decided on the set of outstanding tags, never by arithmetic, since
+no-ack deliveries and ``basic.get`` take tags of the same count too.
+
+``outstanding`` is a dict of tags in the order of delivery; a tag leaves it when it is answered.  With
+``lo`` the first tag left in it, all pending acks below ``lo`` become one ``multiple`` at the highest of
+them; the others go singly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["AckLedger"]
+
+
+class AckLedger:
+    """Outstanding deliveries and pending acknowledgements of one channel."""
+
+    __slots__ = ("outstanding", "pending")
+
+    def __init__(self) -> None:
+        #: Tags that need an answer, in order of delivery.
+        self.outstanding: dict[int, None] = {}
+        #: Tags acknowledged but not yet written to the broker.
+        self.pending: list[int] = []
+
+    def delivered(self, tag: int) -> None:
+        """Note a delivery that needs an answer."""
+        self.outstanding[tag] = None
+
+    def ack(self, tag: int) -> bool:
+        """Note an acknowledgement.  False if *tag* is not outstanding."""
+        try:
+            del self.outstanding[tag]
+        except KeyError:
+            return False
+        self.pending.append(tag)
+        return True
+
+    def ack_up_to(self, tag: int) -> bool:
+        """Note an acknowledgement of everything up to *tag* (0: of everything).  False if nothing."""
+        tags = [each for each in self.outstanding if not tag or each <= tag]
+        for each in tags:
+            del self.outstanding[each]
+        self.pending.extend(tags)
+        return bool(tags)
+
+    def settle(self, tag: int) -> bool:
+        """Note another answer (reject, requeue).  False if *tag* is not outstanding."""
+        try:
+            del self.outstanding[tag]
+        except KeyError:
+            return False
+        return True
+
+    def settle_all(self, tags: Iterable[int] | None = None) -> list[int]:
+        """Take all outstanding tags (or *tags*) out, e.g. those of ``basic.recover``."""
+        taken = (
+            list(self.outstanding) if tags is None else [t for t in tags if t in self.outstanding]
+        )
+        for tag in taken:
+            del self.outstanding[tag]
+        return taken
+
+    def take(self) -> list[tuple[int, bool]]:
+        """The pending acknowledgements as ``(tag, multiple)``, fewest first; none are left."""
+        pending = self.pending
+        if not pending:
+            return []
+        self.pending = []
+        if len(pending) == 1:
+            return [(pending[0], False)]
+        lowest = next(iter(self.outstanding), None)
+        if lowest is None:
+            return [(max(pending), True)]
+        below = [tag for tag in pending if tag < lowest]
+        acks = [(tag, False) for tag in pending if tag > lowest]
+        if below:
+            acks.insert(0, (max(below), len(below) > 1))
+        return acks

@@ -1,0 +1,241 @@
+"""AMQP 0-9-1 frames, without I/O: bytes in, methods out, and messages packed in one piece.
+
+A frame is ``type (1) channel (2) size (4) payload (size) 0xCE`` (spec 2.3.5).  A method with content
+is a method frame, a header frame and as many body frames as needed, uninterrupted on its channel.
+The parser gives each method once it is whole, as a tuple and with everything raw: who needs the
+properties or the body of a message decodes them then.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from greenconn.exceptions import FrameError, UnexpectedFrame
+
+__all__ = [
+    "BASIC_CANCEL",
+    "FRAME_MIN",
+    "PROTOCOL_HEADER",
+    "FrameParser",
+    "Method",
+    "content_frames",
+    "heartbeat_frame",
+    "method_frame",
+]
+
+PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
+FRAME_MIN: Final = 4096
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+END: Final = b"\xce"
+
+#: ``(channel, class_id << 16 | method_id, arguments with their 4 bytes of ids, header, body)``;
+#: header (class, weight, size, properties) and body are None for a method without content.
+Method = tuple[int, int, bytes, bytes | None, bytes | None]
+
+BASIC_RETURN: Final = 60 << 16 | 50
+BASIC_DELIVER: Final = 60 << 16 | 60
+BASIC_GET_OK: Final = 60 << 16 | 71
+BASIC_CANCEL: Final = 60 << 16 | 30
+_WITH_CONTENT: Final = frozenset({BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
+
+_frame_head = Struct(">BHI")
+_ids = Struct(">I")
+_body_size = Struct(">Q")
+# The rest of a method frame and the start of a header frame, the rest of that and the start of a body.
+_header_start = Struct(">BHIHHQ")
+_body_start = Struct(">BBHI")
+
+#: Largest body that is put together from the peer's frames, in bytes (RabbitMQ's own limit).
+BODY_LIMIT: Final = 512 * 1024 * 1024
+
+
+class _Content:
+    """A method whose content is still coming."""
+
+    __slots__ = ("chunks", "header", "ids", "missing", "payload")
+
+    def __init__(self, ids: int, payload: bytes) -> None:
+        self.ids = ids
+        self.payload = payload
+        self.header: bytes | None = None
+        self.missing = 0
+        self.chunks: list[bytes] = []
+
+
+class FrameParser:
+    """Incremental parser of the frames that a broker sends.
+
+    Any split of the same bytes gives the same methods.  Memory is bounded by the frame limit and by
+    what was received: a length announced by the peer is checked, never believed.
+
+    Arguments:
+        frame_max: largest frame allowed in bytes; 0 is no limit.
+        body_limit: largest body allowed in bytes.
+    """
+
+    def __init__(self, frame_max: int = 131072, body_limit: int = BODY_LIMIT) -> None:
+        self.frame_max = frame_max
+        self.body_limit = body_limit
+        #: Heartbeat frames seen.
+        self.heartbeats = 0
+        self._chunks: list[bytes] = []  # received, too little for the next frame
+        self._have = 0
+        self._need = 8
+        self._partial: dict[int, _Content] = {}
+        self._began = False
+
+    def feed(self, data: bytes) -> list[Method]:
+        """Take *data* and return the methods that are now whole.
+
+        Raises:
+            FrameError: what came is not AMQP 0-9-1, or a frame or body is above the limit.
+            UnexpectedFrame: a content frame without its method, or the other way round.
+        """
+        self._have += len(data)
+        if self._have < self._need and (self._began or self._have < 4):
+            self._chunks.append(data)
+            return []
+        if self._chunks:
+            self._chunks.append(data)
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        if not self._began:
+            self._check_beginning(data)
+        return self._parse(data)
+
+    def _parse(self, data: bytes) -> list[Method]:
+        methods: list[Method] = []
+        append = methods.append
+        unpack, partial = _frame_head.unpack_from, self._partial
+        limit = self.frame_max or 0xFFFFFFFF
+        position, end = 0, len(data)
+        need = 8
+        while end - position >= 8:
+            kind, channel, size = unpack(data, position)
+            start = position + 7
+            stop = start + size
+            if size + 8 > limit or not 1 <= kind <= 8:
+                raise self._refusal(kind, size)
+            if stop >= end:
+                need = size + 8
+                break
+            if data[stop] != 0xCE:
+                raise FrameError(
+                    "frame does not end with 0xCE: the stream is not AMQP or is broken"
+                )
+            position = stop + 1
+            if kind == METHOD:
+                payload = data[start:stop]
+                if size < 4:
+                    raise FrameError(f"method frame of {size} bytes has no method")
+                ids = _ids.unpack_from(payload)[0]
+                if channel in partial:
+                    raise UnexpectedFrame(f"method frame amid the content of channel {channel}")
+                if ids in _WITH_CONTENT:
+                    partial[channel] = _Content(ids, payload)
+                else:
+                    append((channel, ids, payload, None, None))
+            elif kind == HEARTBEAT:
+                self.heartbeats += 1
+            else:
+                done = self._content(kind, channel, data[start:stop])
+                if done is not None:
+                    append(done)
+        self._need = need
+        self._have = end - position
+        if position < end:
+            self._chunks.append(data[position:] if position else data)
+        return methods
+
+    def _content(self, kind: int, channel: int, payload: bytes) -> Method | None:
+        content = self._partial.get(channel)
+        if content is None or (kind == HEADER) != (content.header is None) or kind > BODY:
+            raise UnexpectedFrame(f"frame of type {kind} on channel {channel} was not expected")
+        if kind == HEADER:
+            if len(payload) < 14:
+                raise FrameError(f"header frame of {len(payload)} bytes is too short")
+            content.header = payload
+            content.missing = _body_size.unpack_from(payload, 4)[0]
+            if content.missing > self.body_limit:
+                raise FrameError(
+                    f"body of {content.missing} bytes announced; the limit is {self.body_limit}"
+                )
+        else:
+            content.chunks.append(payload)
+            content.missing -= len(payload)
+            if content.missing < 0:
+                raise UnexpectedFrame(f"body on channel {channel} is longer than announced")
+        if content.missing:
+            return None
+        del self._partial[channel]
+        chunks = content.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return (channel, content.ids, content.payload, content.header, body)
+
+    def _check_beginning(self, data: bytes) -> None:
+        if data[:4] == b"AMQP":
+            version = ".".join(str(part) for part in data[5:8])
+            raise FrameError(f"the server speaks AMQP {version or '?'}, not 0-9-1")
+        if data[:4] == b"HTTP":
+            raise FrameError("the server answered in HTTP: this is not an AMQP port")
+        if data[:1] == b"\x15" or data[:2] == b"\x16\x03":
+            raise FrameError("the server answered in TLS: use amqps:// or ssl=True")
+        self._began = True
+
+    def _refusal(self, kind: int, size: int) -> FrameError:
+        if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
+            return FrameError(f"frame of unknown type {kind}: the peer does not speak AMQP 0-9-1")
+        return FrameError(f"frame of {size} bytes announced; the limit is {self.frame_max}")
+
+
+def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") -> bytes:
+    """One method; *method* is its class and method id."""
+    return b"".join(
+        (
+            _frame_head.pack(METHOD, channel, len(arguments) + 4),
+            _ids.pack(method[0] << 16 | method[1]),
+            arguments,
+            END,
+        )
+    )
+
+
+def heartbeat_frame() -> bytes:
+    """A heartbeat (spec 4.2.7)."""
+    return b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+def content_frames(
+    head: bytes, channel: int, properties: bytes, body: bytes | memoryview, frame_max: int
+) -> list[bytes | memoryview]:
+    """A method with its content, as buffers to be written in one step.
+
+    Arguments:
+        head: the whole method frame.
+        properties: property flags and list, packed.
+        frame_max: largest frame in bytes; 0 is no limit.
+
+    Returns:
+        One buffer for a small message.  A large body is not copied: its frames are views of it.
+    """
+    size = len(body)
+    start = _header_start.pack(HEADER, channel, 12 + len(properties), 60, 0, size)
+    room = frame_max - 8 if frame_max else size
+    if size <= room and size < 65536:
+        if not size:
+            return [b"".join((head, start, properties, END))]
+        return [
+            b"".join(
+                (head, start, properties, _body_start.pack(0xCE, BODY, channel, size), body, END)
+            )
+        ]
+    view = memoryview(body)
+    buffers: list[bytes | memoryview] = [b"".join((head, start, properties))]
+    for offset in range(0, size, room):
+        piece = view[offset : offset + room]
+        buffers.append(_body_start.pack(0xCE, BODY, channel, len(piece)))
+        buffers.append(piece)
+    buffers.append(END)
+    return buffers
