@@ -1,0 +1,64 @@
+"""One life of a session: a link, and what is only true as long as it is open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenconn.green.single import SingleFlight
+
+__all__ = ["Life", "is_open"]
+
+
+def is_open(part: Any) -> bool:
+    """Whether a channel or link may be used.  One that cannot tell counts as open."""
+    return bool(getattr(part, "is_open", True))
+
+
+class Life:
+    """What begins with a link and ends with it.
+
+    Arguments:
+        link: what ``Transport.establish_connection`` returned; None for the time between two lives,
+            in which nothing is open and nothing is declared.
+        generation: number of this life, from 1; 0 between two lives.
+    """
+
+    __slots__ = (
+        "declare_flight",
+        "declared_entities",
+        "default_channel",
+        "flight",
+        "generation",
+        "link",
+    )
+
+    def __init__(self, link: Any = None, generation: int = 0) -> None:
+        self.link = link
+        self.generation = generation
+        #: Entities known to exist at the broker; a new life may find another broker.
+        self.declared_entities: set[Any] = set()
+        #: For ``maybe_declare``: one declaration at a time of each entity.
+        self.declare_flight = SingleFlight("declare")
+        #: For opening channels that several greenlets want.
+        self.flight = SingleFlight("open-channel")
+        self.default_channel: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the link may be used."""
+        return self.link is not None and is_open(self.link)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the link may not be used any more, or there was none."""
+        return not self.is_open
+
+    def forget(self) -> None:
+        """After a fork, in the child: nobody here waits for what was under way."""
+        self.declare_flight.forget()
+        self.flight.forget()
+
+    def __repr__(self) -> str:
+        if self.link is None:
+            return "<Life: none>"
+        return f"<Life {self.generation}: {'open' if self.is_open else 'over'}>"

@@ -1,0 +1,415 @@
+"""The life of one logical connection, through as many links as it takes.
+
+A session has at most one link at a time.  Rules that hold:
+
+- Opening is single-flight: whoever finds no link joins the attempt under way or begins one.  A
+  thousand greenlets that find the connection dead cause one walk over the failover list.
+- A life is replaced as a whole.  What comes late from a former one is dropped, since it is compared
+  with the current one by identity.
+- With members registered, a lost link is replaced in the background until ``close()``, and the
+  members are restored on it in the order of their registration.  Without members the next use
+  opens a link.
+- A refusal is not recovered from: when every broker of the list refuses us in turn (wrong password,
+  no such virtual host) recovery ends with that error.  Those who wait get it, members that have a
+  method ``failed(exc)`` are told.  They stay members: if a later explicit use succeeds, they are
+  restored.
+- Nothing switches while the state is half changed: decide first, wait after.
+
+All attributes belong to the session's hub; none is touched from a hub callback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from gevent import Greenlet
+from greenlet import getcurrent
+
+from greenconn.abc import Recoverable
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.green import fork
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import Home, turn
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.session.attempt import Outcome
+from greenconn.session.channels import Channels
+from greenconn.session.life import Life, is_open
+from greenconn.session.members import Members
+from greenconn.session.state import SessionState, moved
+from greenconn.session.walk import BrokerLike, Walk
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("greenconn.session")
+
+
+class Session:
+    """One logical connection to *broker*.
+
+    Attributes:
+        life: the current life; between two lives one that is not open.
+        generation: how many links there have been.
+        lost: why the last life ended by itself; None before, and while a link is open.
+        on_connection_lost: called with the reason when a link is lost, each in its own greenlet.
+        on_recovered: called without arguments when all is restored again, each in its own greenlet.
+        on_closed: called without arguments at the end of ``close``, in its greenlet.
+    """
+
+    def __init__(self, broker: BrokerLike) -> None:
+        self.broker = broker
+        self.life = Life()
+        self.generation = 0
+        self.lost: BaseException | None = None
+        self.on_connection_lost: list[Callable[[BaseException], Any]] = []
+        self.on_recovered: list[Callable[[], Any]] = []
+        self.on_closed: list[Callable[[], Any]] = []
+        self._state = SessionState.IDLE
+        self._home: Home | None = None
+        self._walk = Walk(broker, self._begin_life, self._attempt_failed)
+        self._members = Members(self._is_transient)
+        self._channels = Channels(self)
+        self._recovery: Greenlet[..., Any] | None = None
+        self._waiters: dict[Slot[BaseException | None], None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Session {self.broker.label}: {self._state.value}, life {self.generation}>"
+
+    @property
+    def state(self) -> SessionState:
+        """Where the session is in its life."""
+        return self._state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a link that may be used."""
+        return self.life.is_open
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed and not used since."""
+        return self._state is SessionState.CLOSED
+
+    def link(
+        self,
+        deadline: Deadline | None = None,
+        *,
+        reopen: bool = False,
+        rounds: int | None = None,
+        interval: float | None = None,
+    ) -> Any:
+        """Return the open link, or open one.  May switch.
+
+        It does not wait until members are restored; see :meth:`whole`.
+
+        Arguments:
+            deadline: for the walk over all brokers; without an end it is ``connect_timeout`` for
+                each of them.
+            reopen: open a closed session again.
+            rounds: failed rounds over the failover list after which to give up, whatever the
+                deadline.
+            interval: seconds between rounds, where that is shorter than the session's own pace.
+
+        Raises:
+            TimeoutError: no attempt ended before the deadline.
+            RecoverableConnectionError: closed, before or meanwhile.
+            Exception: why the last attempt failed.
+        """
+        life = self.life
+        if life.is_open:
+            self._check_home()
+            return life.link
+        deadline, rounds = self._walk.patience(deadline, rounds)
+        failures = 0
+        while True:
+            outcome = self.attempt(deadline, reopen=reopen, interval=interval)
+            if outcome.error is None or self.is_final(outcome.error) or deadline.has_ended:
+                return outcome.result()
+            failures += 1
+            if self.is_closed or (rounds and failures >= rounds * self.broker.hosts):
+                return outcome.result()
+
+    def attempt(
+        self,
+        deadline: Deadline | None = None,
+        *,
+        reopen: bool = False,
+        interval: float | None = None,
+    ) -> Outcome:
+        """Return the open link, or the outcome of the next attempt to open one.  May switch.
+
+        Arguments:
+            deadline: how long to wait for that attempt.
+            reopen: open a closed session again.
+            interval: seconds after the last failure that suit the caller, where that is shorter
+                than the session's own pace.
+
+        Raises:
+            TimeoutError: the attempt did not end before the deadline; it goes on.
+            RecoverableConnectionError: the session is closed.
+        """
+        self._check_home()
+        if self.life.is_open:
+            return Outcome(self.life.link)
+        self._notice_loss()
+        if self.is_closed and not reopen:
+            raise self._closed_error()
+        if self._state is not SessionState.RECOVERING:
+            self._state = moved(self._state, SessionState.OPENING)
+        return self._walk.join(deadline or Deadline(), interval)
+
+    def whole(self, deadline: Deadline) -> Life:
+        """Return the current life once its members are restored.  May switch.
+
+        Raises:
+            TimeoutError: recovery was still under way at the deadline.
+            RecoverableConnectionError: closed, before or meanwhile.
+            Exception: there is nothing to restore, and opening a link failed.
+        """
+        while True:
+            self._check_home()
+            life = self.life
+            if self._state is SessionState.OPEN and life.is_open:
+                return life
+            if deadline.has_ended:
+                turn()  # or a program that polls without a timeout would never be recovered
+            self._notice_loss()
+            if self._state is SessionState.RECOVERING:
+                self._wait_for_change(deadline)
+            elif not life.is_open:
+                self.link(deadline)
+
+    def is_final(self, exc: BaseException) -> bool:
+        """Whether to try again would be of no use after this outcome of an attempt."""
+        return self._walk.is_final(exc)
+
+    def add(self, member: Recoverable) -> None:
+        """Restore *member* after each reconnect, from the next one on."""
+        self._members.add(member)
+
+    def discard(self, member: Recoverable) -> None:
+        """Restore *member* no more."""
+        self._members.discard(member)
+
+    def default_channel(self, deadline: Deadline | None = None, *, reopen: bool = False) -> Any:
+        """Return the channel that all share, opened anew if it is not open.  May switch.
+
+        Raises:
+            Exception: what :meth:`link` or the transport raises.
+        """
+        channel = self.life.default_channel
+        if channel is not None and is_open(channel) and self.life.is_open:
+            self._check_home()
+            return channel
+        return self._channels.default(deadline or Deadline(), reopen=reopen)
+
+    def successor(self, old_channel: Any, deadline: Deadline | None = None) -> Any:
+        """Return the channel that stands for *old_channel*.  May switch.
+
+        That is itself while it is open, the default channel if it was that, else one that was or
+        is now opened in its place, with the same prefetch and confirm mode.
+
+        Raises:
+            RecoverableConnectionError: the session was closed.
+            Exception: what :meth:`link` or the transport raises.
+        """
+        return self._channels.successor(old_channel, deadline or Deadline())
+
+    def close(self) -> None:
+        """End this life and recovery for good; whoever waits gets an error.  May switch.
+
+        Explicit use (``link(reopen=True)``) opens the session again, without its former members.
+        """
+        if self.is_closed:
+            return
+        if self._home is not None:
+            self._home.check(self)
+        life = self._end(SessionState.CLOSED)
+        try:
+            if life.link is not None:
+                self._close_link(life.link)
+        finally:
+            for listener in list(self.on_closed):
+                listener()
+
+    def collect(self) -> None:
+        """Drop everything at once, without a word to the broker; later use begins anew."""
+        link = self._end(SessionState.CLOSED if self.is_closed else SessionState.IDLE).link
+        if link is not None:
+            getattr(link, "collect", link.close)()
+
+    def restart(self) -> None:
+        """After a close: be as if never used, since another broker is meant from now on."""
+        self._state = moved(self._state, SessionState.IDLE)
+
+    def forget(self) -> None:
+        """After a fork, in the child: begin anew.  Never switches.
+
+        Descriptors are dropped by their own hook.
+        """
+        self.life.forget()
+        self._walk.forget()
+        self._members.forget()
+        self._channels.forget()
+        self.life = Life()
+        self._recovery = self._home = None
+        self._waiters = {}
+        if not self.is_closed:
+            self._state = SessionState.IDLE
+
+    def _begin_life(self, link: Any) -> None:
+        self.generation += 1
+        life = self.life = Life(link, self.generation)
+        self.lost = None
+        if hasattr(link, "on_lost"):
+            link.on_lost = lambda exc: self._end_life(life, exc)
+        logger.info("connected to %s (life %d)", self.broker.label, self.generation)
+        if self._members.are_due:
+            self._begin_recovery()
+        elif self._state is SessionState.OPENING:
+            self._state = moved(self._state, SessionState.OPEN)
+        self._wake()
+
+    def _attempt_failed(self) -> None:
+        if self._state is SessionState.OPENING:
+            self._state = moved(self._state, SessionState.IDLE)
+
+    def _notice_loss(self) -> None:
+        """Act on a link that is gone before its own notice has come."""
+        life = self.life
+        if life.link is not None and not life.is_open:
+            self._end_life(life, getattr(life.link, "lost", None) or self._closed_error())
+
+    def _end_life(self, life: Life, exc: BaseException) -> None:
+        """A link was lost.  Never switches.  For a former life: does nothing."""
+        if life is not self.life or life.link is None:
+            return
+        self.life = Life()
+        self.lost = exc
+        self._walk.move_on()
+        self._members.mark_due()
+        logger.info(
+            "connection to %s lost: %s; %d to restore", self.broker.label, exc, len(self._members)
+        )
+        if self._members.are_due:
+            self._begin_recovery()
+        elif self._recovery is None:
+            self._state = moved(self._state, SessionState.IDLE)
+        self._tell(self.on_connection_lost, exc)
+        self._wake()
+
+    def _begin_recovery(self) -> None:
+        self._state = moved(self._state, SessionState.RECOVERING)
+        if self._recovery is None:
+            self._recovery = spawn("recovery", self._recover)
+
+    def _recover(self) -> None:
+        """The recovery greenlet."""
+        began = monotonic()
+        error: BaseException | None = None
+        try:
+            error = self._restore_all()
+        except Exception as exc:
+            logger.exception("recovery of %s failed", self.broker.label)
+            error = exc
+        finally:
+            if self._recovery is getcurrent():
+                self._recovery = None
+        if self._state is not SessionState.RECOVERING:
+            return
+        self._leave_recovery(error)
+        if error is not None:
+            logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
+            self._members.fail_all(error)
+        elif self.life.is_open:
+            logger.warning(
+                "connection to %s recovered after %.1f s", self.broker.label, monotonic() - began
+            )
+            self._tell(self.on_recovered)
+
+    def _restore_all(self) -> BaseException | None:
+        """Open links and restore members until none is due; the error if that is of no use."""
+        while self._members.are_due:
+            if self.life.is_open:
+                self._members.restore(self.life)
+                self._notice_loss()
+                continue
+            outcome = self.attempt()
+            if outcome.error is not None and self.is_final(outcome.error):
+                return outcome.error
+        return None
+
+    def _leave_recovery(self, error: BaseException | None) -> None:
+        if self.life.is_open:
+            state = SessionState.OPEN
+        elif self._walk.is_under_way:
+            state = SessionState.OPENING
+        else:
+            state = SessionState.IDLE
+        self._state = moved(self._state, state)
+        self._wake(error)
+
+    def _is_transient(self, exc: BaseException) -> bool:
+        """Whether an error in restoring a member may pass while the link stays."""
+        errors = self.broker.recoverable_channel_errors
+        return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
+
+    def _tell(self, listeners: list[Callable[..., Any]], *args: Any) -> None:
+        for listener in listeners:
+            spawn("listener", listener, *args)
+
+    def _end(self, state: SessionState) -> Life:
+        """Leave the current life without a switch, and return it."""
+        exc = self._closed_error()
+        life, self.life = self.life, Life()
+        recovery, self._recovery = self._recovery, None
+        self._state = moved(self._state, state)
+        self._home = None
+        self.lost = None
+        self._members.clear()
+        self._channels.forget()
+        self._walk.reset(exc)
+        if recovery is not None and recovery is not getcurrent():
+            recovery.kill(block=False)
+        self._wake(exc)
+        return life
+
+    def _close_link(self, link: Any) -> None:
+        try:
+            self.broker.transport.close_connection(link)
+        except Exception as exc:
+            if not isinstance(exc, (*self.broker.connection_errors, OSError)):
+                raise
+            logger.debug("closing %s: %s", self.broker.label, exc)
+        finally:
+            if is_open(link):
+                # Killed on the way: what is left of it goes without a word.
+                getattr(link, "collect", link.close)()
+
+    def _wait_for_change(self, deadline: Deadline) -> None:
+        slot: Slot[BaseException | None] = Slot()
+        self._waiters[slot] = None
+        try:
+            exc = slot.wait(deadline)
+        finally:
+            self._waiters.pop(slot, None)
+        if exc is not None:
+            raise exc.with_traceback(None)
+
+    def _wake(self, exc: BaseException | None = None) -> None:
+        waiters, self._waiters = self._waiters, {}
+        for slot in waiters:
+            slot.offer(exc)
+
+    def _closed_error(self) -> RecoverableConnectionError:
+        return RecoverableConnectionError(f"connection to {self.broker.label} was closed")
+
+    def _check_home(self) -> None:
+        if self._home is None:
+            self._home = Home()
+            fork.register(self)
+        else:
+            self._home.check(self)
