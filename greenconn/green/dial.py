@@ -20,7 +20,7 @@ __all__ = ["dial"]
 Address = tuple[int, int, int, Any]
 
 #: Socket options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
-KEEPALIVE: Final[Mapping[str, int]] = {
+KEEPALIVE: Final[dict[str | int, int | bytes]] = {
     "TCP_KEEPIDLE": 60,
     "TCP_KEEPINTVL": 10,
     "TCP_KEEPCNT": 9,

@@ -7,7 +7,7 @@ Rules
   the turn ends.  64 KiB are flushed early.
 - What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
   greenlet is needed, since a raw non-blocking send never switches.
-- A writer that must wait does so *before* its first byte: ``if writer.gate: writer.pass_gate(deadline)``.
+- A writer that must wait does so *before* its first byte, if ``gate`` is set: see ``pass_gate``.
   The gate is shut after an early flush or 5 ms of writing without a switch (so that a loop that only
   publishes lets the others run), and while more than 1 MiB waits for a slow peer.
 """

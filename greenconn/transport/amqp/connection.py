@@ -12,21 +12,16 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 from __future__ import annotations
 
 import logging
-from collections import deque
-from time import monotonic
 from typing import Any, Final
 
 import amqp
 from amqp import spec
-from amqp.exceptions import error_for_code
 from amqp.serialization import dumps, loads
 
 from greenconn._version import __version__
 from greenconn.exceptions import (
     AMQPError,
-    ConnectionBlocked,
     ConnectionError,
-    ConnectionForced,
     ContentTooLarge,
     FrameError,
     RecoverableConnectionError,
@@ -36,19 +31,20 @@ from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial
 from greenconn.green.hub import Home
-from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
 from greenconn.green.writer import Writer
 from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
 from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
 from greenconn.transport.amqp.channel import Channel
+from greenconn.transport.amqp.consuming import Consuming
+from greenconn.transport.amqp.gate import PublishGate
+from greenconn.transport.amqp.handshake import Handshake, closing_error, opening_error
+from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.base import Link
-from greenconn.wire.amqp import PROTOCOL_HEADER, FrameParser, heartbeat_frame, method_frame
-from greenconn.wire.heartbeat import Heartbeat, Verdict
+from greenconn.wire.amqp import PROTOCOL_HEADER, FrameParser, method_frame
 from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
@@ -60,7 +56,6 @@ CLOSE_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _CLOSE_OK: Final = ids_of(spec.Connection.CloseOk)
-_OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
 
@@ -84,6 +79,8 @@ class AmqpLink(Link, amqp.Connection):
         "platform": "Python",
         "information": "gevent messaging client",
     }
+
+    channels: dict[int, Any]
 
     def __init__(
         self,
@@ -120,25 +117,22 @@ class AmqpLink(Link, amqp.Connection):
         self.options = options
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
-        #: Why the broker blocks publishing, or None.
-        self.blocked: str | None = None
+        self.gate = PublishGate(where, options.blocked_timeout)
         self._address = (host, port)
         self._tls = tls
         self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
         self._home = Home()
         self._parser = FrameParser(options.frame_max or 131072)
         self._stream: Stream | None = None
-        self._handshake: Inbox[Reply] | None = Inbox()
-        self._unblocked: deque[Slot[None]] = deque()
+        self._handshake = Handshake()
         self._free_ids: list[int] = []
         self._last_id = 0
-        self._acking: list[Channel] = []
+        self._acking: list[Consuming] = []
         self._closing: Slot[None] | None = None
-        self._pulse: Heartbeat | None = None
-        self._ticker: Ticker | None = None
+        self._pulse = Pulse(where, self.end)
 
     def __repr__(self) -> str:
-        state = "open" if self.lost is None and self._handshake is None else "closed"
+        state = "open" if self.connected else "closed"
         return f"<AMQP connection {self.where} ({state})>"
 
     def _setup_listeners(self) -> None:
@@ -166,50 +160,27 @@ class AmqpLink(Link, amqp.Connection):
         try:
             sock = dial(*self._address, deadline, self.options.socket_settings)
             self._stream = Stream(sock, self._on_data, self._on_stream_lost, self.where, self._tls)
+            self.gate.writer = self._stream.writer
             step = "the TLS handshake"
             self._stream.handshake(deadline)
             step = "the AMQP handshake"
             self.writer.write(PROTOCOL_HEADER)
-            self._shake_hands(deadline)
-            fork.register(self)
+            self._handshake.run(self, deadline)
+            self._begin()
         except BaseException as exc:
-            lost = self.lost
+            error = opening_error(self.lost or exc, self.where, step, deadline)
             self.collect()
-            if isinstance(exc, TimeoutError) and exc.errno is None and step != "connecting":
-                raise TimeoutError(
-                    f"{self.where}: no answer within {deadline.timeout:g} s ({step})"
-                ) from None
-            if isinstance(exc, (OSError, AMQPError)):
-                raise self._opening_error(lost or exc, step) from exc
-            raise
+            if error is exc:
+                raise
+            raise error from exc
 
-    def _opening_error(self, exc: BaseException, step: str) -> BaseException:
-        """The same kind of error, saying which broker and step it is about."""
-        if isinstance(exc, AMQPError):
-            text = f"{exc.reply_text or exc} ({self.where}, {step})"
-            return type(exc)(text, exc.method_sig, exc.method_name, exc.reply_code or None)
-        if isinstance(exc, OSError):
-            return type(exc)(exc.errno, f"{self.where}: {exc.strerror or exc} ({step})")
-        return exc
-
-    def _shake_hands(self, deadline: Deadline) -> None:
-        handshake = self._handshake
-        assert handshake is not None
-        while True:
-            ids, payload, _, _ = handshake.get(deadline)
-            if ids == _CLOSE:
-                self._write_method(spec.Connection.CloseOk)
-                raise self._closing_error(payload)
-            method = self._METHODS.get((ids >> 16, ids & 0xFFFF))
-            if method is None or method.method_sig not in self._callbacks:
-                raise FrameError(f"method {ids >> 16},{ids & 0xFFFF} amid the handshake")
-            args = loads(method.args, payload, 4)[0] if method.args else []
-            self._callbacks[method.method_sig](*args)
-            if ids == _OPEN_OK:
-                self._handshake = None
-                self._parser.frame_max = self.frame_max
-                self._start_heartbeat()
-                return
+    def _begin(self) -> None:
+        """Both sides have agreed."""
+        assert self._stream is not None
+        self._handshake.is_done = True
+        self._parser.frame_max = self.frame_max
+        self._pulse.start(float(self.heartbeat or 0), self._stream)
+        fork.register(self)
 
     def _on_tune(self, channel_max: int, frame_max: int, server_heartbeat: int) -> None:
         """Agree on the smaller of both sides' limits; 0 is no limit."""
@@ -239,12 +210,6 @@ class AmqpLink(Link, amqp.Connection):
     def _write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
         self.writer.write(method_frame(0, sig, arguments))
 
-    def _start_heartbeat(self) -> None:
-        if self.heartbeat:
-            self._pulse = Heartbeat(float(self.heartbeat), monotonic())
-            self._ticker = Ticker(self._pulse.tick_interval, self._beat, f"heartbeat:{self.where}")
-            self._ticker.start()
-
     # Using
 
     @property
@@ -262,7 +227,7 @@ class AmqpLink(Link, amqp.Connection):
     @property
     def connected(self) -> bool:
         """Whether channels may be opened and used."""
-        return self.lost is None and self._handshake is None
+        return self.lost is None and self._handshake.is_done
 
     def channel(self, channel_id: int | None = None, callback: Any = None) -> Channel:
         """Open a channel.  May switch.
@@ -316,36 +281,6 @@ class AmqpLink(Link, amqp.Connection):
         finally:
             self.budget.end_wait()
 
-    def pass_gate(self, deadline: Deadline, *, publishing: bool = False) -> None:
-        """Let others run, and wait while the peer takes nothing.  May switch; before the first byte.
-
-        Arguments:
-            publishing: also wait while the broker blocks publishing.
-
-        Raises:
-            ConnectionBlocked: it waited in vain.
-        """
-        if deadline.timeout is None:
-            deadline = Deadline(self.options.blocked_timeout)
-        try:
-            self.writer.pass_gate(deadline)
-            while publishing and self.blocked is not None and self.lost is None:
-                slot: Slot[None] = Slot(on_left=self._forget_unblocked)
-                self._unblocked.append(slot)
-                slot.wait(deadline)
-        except TimeoutError:
-            why = (
-                f"blocked us ({self.blocked})" if self.blocked is not None else "takes nothing more"
-            )
-            raise ConnectionBlocked(
-                f"{self.where} {why}; waited {deadline.timeout:g} s, nothing was sent: look at the "
-                f"broker's memory and disk alarms"
-            ) from None
-
-    def _forget_unblocked(self, slot: Slot[Any]) -> None:
-        if slot in self._unblocked:
-            self._unblocked.remove(slot)
-
     def check_size(self, size: int) -> None:
         """Refuse a body that the broker would refuse, before a byte of it is sent.
 
@@ -356,7 +291,7 @@ class AmqpLink(Link, amqp.Connection):
         if limit is not None and size > limit:
             raise ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
-    def ack_later(self, channel: Channel) -> None:
+    def ack_later(self, channel: Consuming) -> None:
         """Flush the acks of *channel* when this turn of the hub ends.  Never switches."""
         if not self._acking:
             self.writer.before_flush(self._flush_acks)
@@ -373,7 +308,7 @@ class AmqpLink(Link, amqp.Connection):
         """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing."""
         if self.lost is not None or self._closing is not None:
             return
-        if self._handshake is None and self._stream is not None:
+        if self._handshake.is_done:
             self._closing = Slot()
             self.writer.flush()
             self._write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
@@ -395,19 +330,15 @@ class AmqpLink(Link, amqp.Connection):
         if self.lost is not None:
             return
         super().end(exc, closed=closed)
-        if self._ticker is not None:
-            self._ticker.stop()
-        if self._handshake is not None:
-            self._handshake.fail(exc)
+        self._pulse.stop()
+        self._handshake.fail(exc)
         if self._stream is not None:
             self._stream.close()
         for channel in list(self.channels.values()):
             if channel is not self:
                 channel.collect()
         self.channels = {}
-        unblocked, self._unblocked = self._unblocked, deque()
-        for slot in unblocked:
-            slot.offer(None)
+        self.gate.open()
         if self._closing is not None:
             self._closing.fail(exc)
 
@@ -415,8 +346,7 @@ class AmqpLink(Link, amqp.Connection):
         """After a fork, in the child: this life is the parent's."""
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
-            if self._ticker is not None:
-                self._ticker.stop()
+            self._pulse.stop()
 
     # In the reader (or the hub): nothing here may switch or run user code.
 
@@ -441,13 +371,12 @@ class AmqpLink(Link, amqp.Connection):
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of channel 0 over."""
-        if ids == _CLOSE:
-            if self._handshake is not None:
-                self._handshake.put((ids, payload, header, body))
-                return
+        if not self._handshake.is_done:
+            self._handshake.put(ids, payload)
+        elif ids == _CLOSE:
             self._write_method(spec.Connection.CloseOk)
             self.writer.flush()
-            self.end(self._closing_error(payload), closed=self._closing is not None)
+            self.end(closing_error(payload), closed=self._closing is not None)
         elif ids == _CLOSE_OK:
             if self._closing is not None:
                 self._closing.offer(None)
@@ -455,8 +384,6 @@ class AmqpLink(Link, amqp.Connection):
             self._on_broker_blocked(loads("s", payload, 4)[0][0])
         elif ids == _UNBLOCKED:
             self._on_broker_unblocked()
-        elif self._handshake is not None:
-            self._handshake.put((ids, payload, header, body))
         else:
             self.unexpected_method(0, ids)
 
@@ -466,30 +393,22 @@ class AmqpLink(Link, amqp.Connection):
             f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
         )
 
-    def _closing_error(self, payload: bytes) -> BaseException:
-        code, text, class_id, method_id = loads("BsBB", payload, 4)[0]
-        error: BaseException = error_for_code(code, text, (class_id, method_id), ConnectionError)
-        return error
-
     def _on_broker_blocked(self, reason: str) -> None:
-        if self.blocked is None:
-            self.blocked = reason or "no reason given"
-            spawn("log", logger.warning, "%s blocked publishing: %s", self.where, self.blocked)
+        if self.gate.blocked is None:
+            self.gate.shut(reason or "no reason given")
+            spawn("log", logger.warning, "%s blocked publishing: %s", self.where, reason)
             if self.options.on_blocked is not None:
-                self.events.put((self.options.on_blocked, self.blocked))
+                self.events.put((self.options.on_blocked, reason))
 
     def _on_broker_unblocked(self) -> None:
-        if self.blocked is not None:
-            self.blocked = None
+        if self.gate.blocked is not None:
+            self.gate.open()
             spawn("log", logger.info, "%s takes messages again", self.where)
-            unblocked, self._unblocked = self._unblocked, deque()
-            for slot in unblocked:
-                slot.offer(None)
             if self.options.on_unblocked is not None:
                 self.events.put((_call, self.options.on_unblocked))
 
     def _on_stream_lost(self, exc: BaseException) -> None:
-        if isinstance(exc, AMQPError) or self._handshake is not None:
+        if isinstance(exc, AMQPError) or not self._handshake.is_done:
             self.end(exc)
             return
         error = RecoverableConnectionError(f"{self.where}: connection lost: {exc}")
@@ -499,43 +418,12 @@ class AmqpLink(Link, amqp.Connection):
     def _pause(self) -> None:
         if self._stream is not None:
             self._stream.pause()
-        if self._pulse is not None:
-            self._pulse.pause()
+        self._pulse.pause()
 
     def _resume(self) -> None:
         if self._stream is not None:
             self._stream.resume()
-        if self._pulse is not None:
-            self._pulse.resume(monotonic())
-
-    def _beat(self, lag: float) -> None:
-        """In the hub: send and check heartbeats."""
-        pulse, stream = self._pulse, self._stream
-        if pulse is None or stream is None or self.lost is not None:
-            return
-        now = monotonic()
-        pulse.note_sent(stream.writer.sent_at)
-        if stream.received_at > pulse.received_at:
-            pulse.note_received(stream.received_at)
-        verdict = pulse.tick(now, lag)
-        if lag > pulse.interval:
-            spawn(
-                "log",
-                logger.warning,
-                "the hub was blocked for %.1f s, %s could not be served: "
-                "let long computations yield, or run them in a thread pool",
-                lag,
-                self.where,
-            )
-        if Verdict.SEND in verdict and not stream.writer.is_stalled:
-            stream.writer.write(heartbeat_frame())
-        if Verdict.DEAD in verdict:
-            self.end(
-                ConnectionForced(
-                    f"{self.where}: nothing was received for {pulse.silence(now):.1f} s, "
-                    f"the heartbeat is {pulse.interval:g} s"
-                )
-            )
+        self._pulse.resume()
 
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise if the peer is dead; heartbeats are sent without anybody's help."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenconn.message import Message
 from greenconn.transport.amqp.properties import pack_properties, unpack_properties
-
-if TYPE_CHECKING:
-    from greenconn.transport.amqp.channel import Channel
 
 __all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
 
@@ -99,7 +96,7 @@ class Delivery(Message):
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Any,
         delivery_tag: int,
         tail: bytes,
         header: bytes,
@@ -170,9 +167,7 @@ class ReturnedMessage(Message):
 
     __slots__ = ()
 
-    def __init__(
-        self, channel: Channel, exchange: str, routing_key: str, header: bytes, body: bytes
-    ):
+    def __init__(self, channel: Any, exchange: str, routing_key: str, header: bytes, body: bytes):
         properties = unpack_properties(header)
         super().__init__(
             body=body,

@@ -50,6 +50,7 @@ class Publisher:
 
     def _init_publisher(self, link: AmqpLink) -> None:
         self._writer: Writer = link.writer
+        self._gate = link.gate
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[Slot[bool]] | None = None
         self._last_request = 0
@@ -98,8 +99,8 @@ class Publisher:
             RecoverableConnectionError, RecoverableChannelError: the channel is gone.
         """
         writer = self._writer
-        if writer.gate or self.connection.blocked is not None:
-            self.connection.pass_gate(Deadline(timeout), publishing=True)
+        if writer.gate or self._gate.blocked is not None:
+            self.connection.gate.pass_through(Deadline(timeout), publishing=True)
         if self._gone is not None:
             self.check_open()
         if message.__class__ is not Outgoing:
@@ -162,7 +163,7 @@ class Publisher:
         May switch, not with *nowait*.  Again: does nothing.
         """
         if self._writer.gate:
-            self.connection.pass_gate(Deadline(None))
+            self.connection.gate.pass_through()
         if self._confirms is None:
             # Nothing switches up to the write, so that no other publish is counted before it.
             self._confirms = ConfirmSequencer()
@@ -197,8 +198,8 @@ class Publisher:
         """
         deadline = Deadline(timeout)
         writer, link = self._writer, self.connection
-        if writer.gate or link.blocked is not None:
-            link.pass_gate(deadline, publishing=True)
+        if writer.gate or self._gate.blocked is not None:
+            link.gate.pass_through(deadline, publishing=True)
         if self._gone is not None:
             self.check_open()
         if self._confirms is None:
@@ -288,7 +289,7 @@ class Publisher:
                 publish.returned = (code, text)
                 return
         exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
-        message = ReturnedMessage(self, exchange, routing_key, header, body)  # type: ignore[arg-type]
+        message = ReturnedMessage(self, exchange, routing_key, header, body)
         self.connection.events.put((self._tell_returned, (exc, exchange, routing_key, message)))
 
     def _tell_returned(self, returned: tuple[Any, ...]) -> None:

@@ -1,0 +1,90 @@
+"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from amqp import spec
+from amqp.exceptions import error_for_code
+from amqp.serialization import loads
+
+from greenconn.exceptions import AMQPError, ConnectionError, FrameError
+from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
+from greenconn.transport.amqp.rpc import ids_of
+
+if TYPE_CHECKING:
+    from greenconn.transport.amqp.connection import AmqpLink
+
+__all__ = ["Handshake", "closing_error", "opening_error"]
+
+_CLOSE: Final = ids_of(spec.Connection.Close)
+_OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
+
+
+class Handshake:
+    """Runs amqp's own steps (start, tune, open) in the greenlet that connects.
+
+    The reader only hands the broker's methods over, so that a login mechanism may take its time.
+    """
+
+    __slots__ = ("_methods", "is_done")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._methods: Inbox[tuple[int, bytes]] = Inbox()
+
+    def put(self, ids: int, payload: bytes) -> None:
+        """A method came.  Called by the reader."""
+        self._methods.put((ids, payload))
+
+    def fail(self, exc: BaseException) -> None:
+        """The stream ended."""
+        self._methods.fail(exc)
+
+    def run(self, link: AmqpLink, deadline: Deadline) -> None:
+        """Answer the broker's methods until it says that the connection is open.  May switch.
+
+        Raises:
+            TimeoutError: it did not come so far.
+            AMQPError: the broker refused, or does not keep to the protocol.
+        """
+        ids = 0
+        while ids != _OPEN_OK:
+            link.check_open()
+            ids, payload = self._methods.get(deadline)
+            if ids == _CLOSE:
+                link.send_method(spec.Connection.CloseOk)
+                raise closing_error(payload)
+            method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
+            if method is None or method.method_sig not in link._callbacks:
+                raise FrameError(f"method {ids >> 16},{ids & 0xFFFF} amid the handshake")
+            args = loads(method.args, payload, 4)[0] if method.args else []
+            link._callbacks[method.method_sig](*args)
+
+
+def closing_error(payload: bytes) -> BaseException:
+    """The error that ``connection.close`` stands for."""
+    code, text, class_id, method_id = loads("BsBB", payload, 4)[0]
+    error: BaseException = error_for_code(code, text, (class_id, method_id), ConnectionError)
+    return error
+
+
+def opening_error(exc: BaseException, where: str, step: str, deadline: Deadline) -> BaseException:
+    """The same kind of error, saying which broker and which step it is about."""
+    if isinstance(exc, TimeoutError) and exc.errno is None:
+        if step == "connecting":
+            return exc
+        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
+    if isinstance(exc, AMQPError):
+        text = f"{exc.reply_text or exc} ({where}, {step})"
+        error: BaseException = type(exc)(
+            text, exc.method_sig, exc.method_name, exc.reply_code or None
+        )
+        return error
+    if isinstance(exc, OSError):
+        try:
+            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step})")
+        except Exception:  # a class with arguments of its own
+            return exc
+    return exc

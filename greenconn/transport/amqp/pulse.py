@@ -1,0 +1,95 @@
+"""The heartbeat of an AMQP connection: a timer on the hub that sends and checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from greenconn.exceptions import ConnectionForced
+from greenconn.green.stream import Stream
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.wire.amqp import heartbeat_frame
+from greenconn.wire.heartbeat import Heartbeat, Verdict
+
+__all__ = ["Pulse"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
+
+
+class Pulse:
+    """Sends heartbeats and judges the peer's, from its start to its stop.
+
+    Arguments:
+        where: the broker's URL with the password masked, for messages.
+        on_dead: called in the hub with the error when the peer is dead; it must not switch.
+    """
+
+    __slots__ = ("_clockwork", "_on_dead", "_stream", "_ticker", "_where")
+
+    def __init__(self, where: str, on_dead: Callable[[BaseException], None]) -> None:
+        self._where = where
+        self._on_dead = on_dead
+        self._clockwork: Heartbeat | None = None
+        self._stream: Stream | None = None
+        self._ticker: Ticker | None = None
+
+    def start(self, interval: float, stream: Stream) -> None:
+        """Begin.
+
+        Arguments:
+            interval: seconds as negotiated; 0 is off: nothing ever happens.
+        """
+        if interval:
+            self._stream = stream
+            self._clockwork = Heartbeat(interval, monotonic())
+            self._ticker = Ticker(
+                self._clockwork.tick_interval, self._beat, f"heartbeat:{self._where}"
+            )
+            self._ticker.start()
+
+    def stop(self) -> None:
+        """End.  Never switches.  Again: does nothing."""
+        if self._ticker is not None:
+            self._ticker.stop()
+
+    def pause(self) -> None:
+        """Reading is paused on purpose: silence means nothing."""
+        if self._clockwork is not None:
+            self._clockwork.pause()
+
+    def resume(self) -> None:
+        """Reading goes on."""
+        if self._clockwork is not None:
+            self._clockwork.resume(monotonic())
+
+    def _beat(self, lag: float) -> None:
+        # In the hub.
+        clockwork, stream = self._clockwork, self._stream
+        if clockwork is None or stream is None or not stream.is_open:
+            return
+        now = monotonic()
+        clockwork.note_sent(stream.writer.sent_at)
+        if stream.received_at > clockwork.received_at:
+            clockwork.note_received(stream.received_at)
+        verdict = clockwork.tick(now, lag)
+        if lag > clockwork.interval:
+            spawn("log", self._tell_blocked, lag)
+        if Verdict.SEND in verdict and not stream.writer.is_stalled:
+            stream.writer.write(heartbeat_frame())
+        if Verdict.DEAD in verdict:
+            self._on_dead(
+                ConnectionForced(
+                    f"{self._where}: nothing was received for {clockwork.silence(now):.1f} s, "
+                    f"the heartbeat is {clockwork.interval:g} s"
+                )
+            )
+
+    def _tell_blocked(self, lag: float) -> None:
+        logger.warning(
+            "the hub was blocked for %.1f s, %s could not be served: let long computations "
+            "yield, or run them in a thread pool",
+            lag,
+            self._where,
+        )
