@@ -1,17 +1,19 @@
 """After each test: nothing may be left behind.
 
 Looked for are greenlets that still live, sockets that are still open, threads that still run, and
-errors that nobody saw because they ended a greenlet or a callback of the hub.  (Warnings, among
-them those of sockets that nobody closed and of exceptions in ``__del__``, are errors by pytest's
-own means.)  Each check has a test that plants what it must find.
+errors that nobody saw: those that ended a greenlet or a callback of the hub, and those that could
+not be raised (in ``__del__``; the warning of a socket that nobody closed is one, since warnings are
+errors).  Each check has a test that plants what it must find.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +23,6 @@ from typing import TypeAlias
 
 import gevent
 import pytest
-from _pytest.outcomes import OutcomeException
 from gevent import get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
@@ -86,7 +87,7 @@ class HubErrors(list[HubError]):
 
         hub.__dict__["handle_error"] = handle_error  # mypy minds the assignment of a method
         # The end of a test (its time is over, say) that lands in another greenlet ends the test.
-        hub.SYSTEM_ERROR = (*hub.SYSTEM_ERROR, OutcomeException)
+        hub.SYSTEM_ERROR = (*hub.SYSTEM_ERROR, pytest.fail.Exception)
 
     @property
     def unseen(self) -> list[HubError]:
@@ -197,9 +198,11 @@ class Traces:
         """What is still new after everything had its time to end.  May switch."""
         end = time.monotonic() + SETTLE
         turn()
+        gc.collect()  # what cycles hold goes in this test and not in a later one
         while (new := self.new()) and time.monotonic() < end:
             new.clear()
             gevent.sleep(STEP)
+            gc.collect()
         return new
 
 
@@ -217,26 +220,45 @@ def pytest_runtest_makereport(
 has_failed = pytest.StashKey[bool]()
 
 
+@contextlib.contextmanager
+def noted_unraisable() -> Iterator[list[str]]:
+    """Note the exceptions that cannot be raised, as texts: their objects are not kept alive."""
+    texts: list[str] = []
+
+    def note(unraisable: sys.UnraisableHookArgs) -> None:
+        kind, value, where = unraisable.exc_type, unraisable.exc_value, unraisable.object
+        texts.append(f"{kind.__name__}: {value} (in {type(where).__name__} {where!r:.100})")
+
+    original, sys.unraisablehook = sys.unraisablehook, note
+    try:
+        yield texts
+    finally:
+        if sys.unraisablehook is note:
+            sys.unraisablehook = original
+
+
 @pytest.fixture(autouse=True)
 def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if it left something behind."""
     _hub_errors.watch(get_hub())
-    gc.collect()
     _hub_errors.clear()
-    traces = Traces()
-    yield
-    left = traces.settle()
-    errors = [f"error in the hub: {error!r}" for error in _hub_errors.unseen]
-    _hub_errors.clear()
-    gc.collect()  # what cycles held speaks up in this test and not in a later one
-    _end(left)
-    if request.node.stash.get(has_failed, False):
-        return  # its traceback holds on to things
-    if texts := [*left.values(), *errors]:
+    with noted_unraisable() as unraisable:
+        traces = Traces()
+        yield
+        left = traces.settle()
+        texts = [*left.values()]
+        texts += [f"error in the hub: {error!r}" for error in _hub_errors.unseen]
+        _hub_errors.clear()
+        _end(left)
+        texts += [f"error that was not raised: {text}" for text in unraisable]
+    # What a failed test leaves behind is held by its traceback.
+    if texts and not request.node.stash.get(has_failed, False):
         pytest.fail("the test left behind:\n  " + "\n  ".join(texts), pytrace=False)
 
 
 def _end(left: Left) -> None:
     """End what can be ended, so that the next test does not suffer."""
-    greenlets = [each for each in left if isinstance(each, greenlet)]
+    # A thread that is a greenlet would complain of its end.
+    threads = {each.ident for each in threading.enumerate()}
+    greenlets = [each for each in left if isinstance(each, greenlet) and id(each) not in threads]
     gevent.killall(greenlets, block=True, timeout=SETTLE)

@@ -22,7 +22,9 @@ from types import TracebackType
 
 from gevent import sleep
 
-__all__ = ["Keeper", "wait_for_end"]
+from tests.brokers._keep import send
+
+__all__ = ["Keeper", "send", "wait_for_end"]
 
 #: Makes the note, then becomes the program.
 NOTE_AND_RUN = ': > "$1/$$" && shift && exec "$@"'
@@ -82,6 +84,8 @@ class Keeper:
             if not isinstance(sink, int) and sink is not None:
                 sink.close()
         self._children.append(child)
+        # A second time, as the child may be stopped before its turn comes.
+        (self.directory / "groups" / str(child.pid)).touch()
         return child
 
     def end(self, child: subprocess.Popen[bytes], grace: float = GRACE) -> None:
@@ -103,9 +107,8 @@ class Keeper:
         if os.getpid() != self._owner:  # a fork of the owner owns nothing
             return
         self._pipe.close()
-        while not wait_for_end(self._process, STEP):
-            for child in self._children:
-                child.poll()  # the keeper waits until they are no longer zombies of ours
+        for child in [self._process, *self._children]:
+            wait_for_end(child, 2 * GRACE)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Keeper:
@@ -130,13 +133,4 @@ def wait_for_end(child: subprocess.Popen[bytes], timeout: float) -> bool:
         if time.monotonic() >= end:
             return False
         sleep(STEP)
-    return True
-
-
-def send(group: int, number: int) -> bool:
-    """Send a signal to a process group; False when it is gone."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
     return True

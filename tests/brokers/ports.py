@@ -22,10 +22,10 @@ def free_ports(count: int) -> list[int]:
     """
     found: list[int] = []
     for port in _random.sample(RANGE, ATTEMPTS):
-        if len(found) == count:
-            return found
         if _is_free(port):
             found.append(port)
+        if len(found) == count:
+            return found
     raise OSError(f"no {count} free ports among {ATTEMPTS} of {RANGE.start} to {RANGE.stop - 1}")
 
 

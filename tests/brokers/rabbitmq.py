@@ -48,10 +48,12 @@ log.file.level = info
 class RabbitMQHandle:
     """A running RabbitMQ that another process may own: its address and ``rabbitmqctl``."""
 
-    def __init__(self, directory: Path, port: int, ctl: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, port: int, tools: Path, environment: dict[str, str]
+    ) -> None:
         self.directory = directory
         self.port = port
-        self._ctl = ctl
+        self._tools = tools
         self.environment = environment
 
     @classmethod
@@ -60,7 +62,7 @@ class RabbitMQHandle:
         with open(handle, encoding="utf-8") as file:
             fields = json.load(file)
         return cls(
-            Path(fields["directory"]), fields["port"], Path(fields["ctl"]), fields["environment"]
+            Path(fields["directory"]), fields["port"], Path(fields["tools"]), fields["environment"]
         )
 
     @property
@@ -132,11 +134,18 @@ class RabbitMQHandle:
         Raises:
             RuntimeError: it failed or did not end within *timeout* seconds.
         """
+        return self._run("rabbitmqctl", arguments, timeout)
+
+    def diagnose(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Run ``rabbitmq-diagnostics``, as :meth:`ctl` does.  May switch."""
+        return self._run("rabbitmq-diagnostics", arguments, timeout)
+
+    def _run(self, tool: str, arguments: tuple[str, ...], timeout: float) -> str:
         number = f"{os.getpid()}-{time.monotonic_ns()}"
         output = self.directory / f"ctl-{number}"
         with open(output, "wb") as file:
             child = subprocess.Popen(
-                [str(self._ctl), "--quiet", *arguments],
+                [str(self._tools / tool), "--quiet", *arguments],
                 env=self.environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
@@ -154,7 +163,7 @@ class RabbitMQHandle:
         output.unlink()
         if not has_ended or child.returncode:
             how = f"code {child.returncode}" if has_ended else f"no end within {timeout} s"
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {how}: {text}")
+            raise RuntimeError(f"{tool} {' '.join(arguments)}: {how}: {text}")
         return text
 
     def add_vhost(self, name: str) -> str:
@@ -196,10 +205,10 @@ class RabbitMQ(RabbitMQHandle):
         super().__init__(
             directory,
             port,
-            programs.server.with_name("rabbitmqctl"),
+            programs.server.parent,
             _environment(directory, programs, port=port, dist=dist, epmd=epmd, ctl=ctl),
         )
-        self._server = programs.server
+        self.server = programs.server
         self._epmd_port = epmd
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -219,7 +228,7 @@ class RabbitMQ(RabbitMQHandle):
                 {
                     "directory": str(directory),
                     "port": self.port,
-                    "ctl": str(self._ctl),
+                    "tools": str(self._tools),
                     "environment": self.environment,
                 }
             )
@@ -238,7 +247,7 @@ class RabbitMQ(RabbitMQHandle):
 
     @property
     def is_running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process lives; reaps it, so that its handles see its end."""
         return self._process is not None and self._process.poll() is None
 
     def begin(self) -> None:
@@ -249,7 +258,7 @@ class RabbitMQ(RabbitMQHandle):
         began_at = self.log.stat().st_size if self.log.exists() else 0
         (self.directory / "log-began-at").write_text(str(began_at))
         self._process = self._keeper.run(
-            [self._server],
+            [self.server],
             env=self.environment,
             output=self.directory / "output",
             cwd=self.directory,

@@ -35,6 +35,7 @@ class RedisServer:
     def __init__(self, keeper: Keeper, options: tuple[str, ...] = ()) -> None:
         self._keeper = keeper
         self._programs = find_redis(keeper.directory)
+        self.server = self._programs.server
         (self.port,) = free_ports(1)
         self.directory = keeper.directory / f"redis-{self.port}"
         self.directory.mkdir()
@@ -61,7 +62,7 @@ class RedisServer:
         assert not self.is_running
         log = self.directory / "output"
         self._log_began_at = log.stat().st_size if log.exists() else 0
-        command = [str(self._programs.server), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [str(self.server), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--save", "", "--appendonly", "no"]
         command += ["--databases", str(DATABASES), *self._options]
         environment = {"LANG": "C.UTF-8", **self._programs.libraries()}
