@@ -9,43 +9,49 @@ mandatory one with the same exchange and routing key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["ConfirmSequencer", "Outstanding"]
 
-T = TypeVar("T")
+
+class Outstanding:
+    """A publish that the broker has not answered.
+
+    Attributes:
+        returned: what the broker returned it with, ``(code, text)``, or None.
+    """
+
+    __slots__ = ("body", "exchange", "mandatory", "properties", "returned", "routing_key")
+
+    def __init__(
+        self, exchange: str, routing_key: str, mandatory: bool, properties: bytes, body: bytes
+    ) -> None:
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.mandatory = mandatory
+        self.properties = properties
+        self.body = body
+        self.returned: tuple[int, str] | None = None
 
 
-@dataclass(slots=True)
-class Outstanding(Generic[T]):
-    """A publish that the broker has not answered."""
-
-    waiter: T
-    exchange: str
-    routing_key: str
-    mandatory: bool
-    properties: bytes
-    body: Any
-    #: What the broker returned it with: ``(code, text)``.
-    returned: tuple[int, str] | None = None
+P = TypeVar("P", bound=Outstanding)
 
 
-class ConfirmSequencer(Generic[T]):
+class ConfirmSequencer(Generic[P]):
     """The outstanding publishes of one channel in confirm mode, by publish count."""
 
     __slots__ = ("_last", "outstanding")
 
     def __init__(self) -> None:
         self._last = 0
-        self.outstanding: dict[int, Outstanding[T]] = {}
+        self.outstanding: dict[int, P] = {}
 
     @property
     def last(self) -> int:
         """The count of the last publish."""
         return self._last
 
-    def expect(self, publish: Outstanding[T]) -> int:
+    def expect(self, publish: P) -> int:
         """Count a publish whose confirm somebody waits for."""
         self._last = tag = self._last + 1
         self.outstanding[tag] = publish
@@ -55,20 +61,20 @@ class ConfirmSequencer(Generic[T]):
         """Count a publish whose confirm nobody waits for."""
         self._last += 1
 
-    def settle(self, tag: int, multiple: bool) -> list[Outstanding[T]]:
+    def settle(self, tag: int, multiple: bool) -> list[P]:
         """Take the publishes out that an ack or nack of the broker is about, oldest first."""
         outstanding = self.outstanding
         if not multiple:
             publish = outstanding.pop(tag, None)
             return [] if publish is None else [publish]
-        settled = []
-        for each in list(outstanding):
+        tags = []
+        for each in outstanding:
             if tag and each > tag:
                 break
-            settled.append(outstanding.pop(each))
-        return settled
+            tags.append(each)
+        return [outstanding.pop(each) for each in tags]
 
-    def give_up(self) -> list[Outstanding[T]]:
+    def give_up(self) -> list[P]:
         """Take everything out: the channel is gone."""
         left = list(self.outstanding.values())
         self.outstanding.clear()
@@ -76,7 +82,7 @@ class ConfirmSequencer(Generic[T]):
 
     def match_return(
         self, exchange: str, routing_key: str, properties: bytes, body: bytes
-    ) -> Outstanding[T] | None:
+    ) -> P | None:
         """The publish that a return is about, or None if it is none of the outstanding."""
         similar = None
         for publish in self.outstanding.values():

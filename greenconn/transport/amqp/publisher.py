@@ -14,13 +14,13 @@ from amqp import spec
 from amqp.exceptions import error_for_code
 from amqp.serialization import dumps, loads
 
-from greenconn.exceptions import ChannelError, PublishNacked, PublishTimeout, Unroutable
+from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import Deadline
-from greenconn.green.slot import Slot
+from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
 from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
 from greenconn.wire.amqp import content_frames, method_frame
-from greenconn.wire.confirms import ConfirmSequencer, Outstanding
+from greenconn.wire.confirms import ConfirmSequencer
 
 if TYPE_CHECKING:
     from greenconn.green.writer import Writer
@@ -52,7 +52,7 @@ class Publisher:
         self._writer: Writer = link.writer
         self._gate = link.gate
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
-        self._confirms: ConfirmSequencer[Slot[bool]] | None = None
+        self._confirms: ConfirmSequencer[PendingConfirm] | None = None
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         if link.confirm_publish:
@@ -196,10 +196,33 @@ class Publisher:
             ConnectionBlocked: the broker takes nothing; nothing was sent.
             ChannelError, ConnectionError: what ended the channel before the answer came.
         """
-        deadline = Deadline(timeout)
-        writer, link = self._writer, self.connection
+        limit = self._confirm_limit(timeout, confirm_timeout)
+        self.begin_publish(
+            message, exchange, routing_key, mandatory, immediate, Deadline(timeout)
+        ).wait(limit)
+
+    def begin_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        deadline: Deadline | None = None,
+    ) -> PendingConfirm:
+        """Send a message whose confirm is waited for later.  May switch, before the first byte only.
+
+        Messages of one greenlet leave in the order of its calls.
+
+        Arguments:
+            deadline: for the wait while the broker takes nothing.
+
+        Raises:
+            As :meth:`basic_publish_confirm`, save what only the broker's answer can tell.
+        """
+        writer = self._writer
         if writer.gate or self._gate.blocked is not None:
-            link.gate.pass_through(deadline, publishing=True)
+            self._gate.pass_through(deadline, publishing=True)
         if self._gone is not None:
             self.check_open()
         if self._confirms is None:
@@ -208,46 +231,25 @@ class Publisher:
         assert self._confirms is not None
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        if timeout is None and confirm_timeout is None:
-            confirm_timeout = link.options.confirm_timeout
-        deadline = deadline.within(confirm_timeout)
         self._write(writer, message, exchange, routing_key, mandatory, immediate)
         if self._gone is not None:
             self.check_open()  # the connection ended in that very write
-        slot: Slot[bool] = Slot()
-        publish = Outstanding(
-            slot, exchange, routing_key, mandatory or immediate, message.packed, message.body
+        pending = PendingConfirm(
+            self.connection,
+            exchange,
+            routing_key,
+            mandatory or immediate,
+            message.packed,
+            message.body,
         )
-        self._confirms.expect(publish)
-        link.budget.begin_wait()
-        try:
-            is_taken = slot.wait(deadline)
-        except TimeoutError:
-            if not slot.has_left:
-                raise
-            raise PublishTimeout(
-                f"{link!r} did not confirm a publish to exchange {exchange!r} with routing key "
-                f"{routing_key!r} within {deadline.timeout:g} s: it may have the message",
-                maybe_delivered=True,
-            ) from None
-        finally:
-            link.budget.end_wait()
-        if publish.returned is not None:
-            raise self._unroutable(publish.returned, exchange, routing_key)
-        if not is_taken:
-            raise PublishNacked(
-                f"{link!r} refused (nack) a publish to exchange {exchange!r} with routing key "
-                f"{routing_key!r}"
-            )
+        self._confirms.expect(pending)
+        return pending
 
-    def _unroutable(self, returned: tuple[int, str], exchange: str, routing_key: str) -> Unroutable:
-        code, text = returned
-        return Unroutable(
-            f"{text}: no queue of exchange {exchange!r} takes routing key {routing_key!r}",
-            code=code,
-            exchange=exchange,
-            routing_key=routing_key,
-        )
+    def _confirm_limit(self, timeout: float | None, confirm_timeout: float | None) -> Deadline:
+        """When to give up waiting for a confirm."""
+        if timeout is None and confirm_timeout is None:
+            confirm_timeout = self.connection.options.confirm_timeout
+        return Deadline(timeout).within(confirm_timeout)
 
     # In the reader: nothing here may switch or run user code.
 
@@ -261,7 +263,7 @@ class Publisher:
         if self._confirms is not None:
             tag, flags = _tag_and_flags.unpack_from(payload, 4)
             for publish in self._confirms.settle(tag, bool(flags & 1)):
-                publish.waiter.offer(is_taken)
+                publish.slot.offer(is_taken)
 
     def _fail_publishes(self, cause: BaseException, blamed: int | None) -> bool:
         """The channel is gone: nobody will hear of the outstanding publishes.
@@ -275,7 +277,7 @@ class Publisher:
         # Alone, it is the one that the broker means; among others nobody can tell which it was.
         mine = blamed is None or (blamed == _PUBLISH and len(left) == 1)
         for publish in left:
-            publish.waiter.fail(cause if mine else not_yours(cause))
+            publish.slot.fail(cause if mine else not_yours(cause))
         return mine and bool(left)
 
     def _on_return(self, reply: Reply) -> None:
