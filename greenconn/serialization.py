@@ -6,22 +6,26 @@ where a consumer accepts them by name, or after :func:`enable_insecure_serialize
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pickle
 from collections.abc import Callable, Container, Iterable, Mapping
 from importlib.metadata import entry_points
 from io import BytesIO
-from json import JSONDecodeError
 from typing import Any, Final, NamedTuple
 
 from greenconn.encoding import bytes_to_str, str_to_bytes
 from greenconn.exceptions import (
     ContentDisallowed,
-    DecodeError,
-    EncodeError,
     SerializationError,
     SerializerNotInstalled,
+)
+from greenconn.formats import (
+    decode_error,
+    encode_error,
+    msgpack_dumps,
+    msgpack_loads,
+    yaml_dumps,
+    yaml_loads,
 )
 from greenconn.jsoncodec import dumps as json_dumps
 from greenconn.jsoncodec import loads as json_loads
@@ -75,23 +79,6 @@ class codec(NamedTuple):  # noqa: N801 - kombu's name
     content_type: str
     content_encoding: str
     encoder: Encode
-
-
-def _encode_error(exc: BaseException, content_type: str) -> EncodeError:
-    reason = type(exc).__name__
-    # json's own words name types only.  Those of others may quote the body.
-    if isinstance(exc, TypeError) and str(exc).startswith(("Object of type ", "keys must be ")):
-        reason += f": {exc}"
-    return EncodeError(f"cannot encode a body as {content_type}: {reason}")
-
-
-def _decode_error(exc: BaseException, what: str) -> DecodeError:
-    reason = type(exc).__name__
-    if isinstance(exc, JSONDecodeError):
-        reason += f" at character {exc.pos}"
-    elif isinstance(exc, UnicodeDecodeError):
-        reason += f" at byte {exc.start}: {exc.reason}"
-    return DecodeError(f"cannot decode a body {what}: {reason}")
 
 
 class SerializerRegistry:
@@ -228,7 +215,7 @@ class SerializerRegistry:
         except (SerializationError, SerializerNotInstalled):
             raise
         except Exception as exc:
-            raise _encode_error(exc, content_type) from exc
+            raise encode_error(exc, content_type) from exc
 
     def loads(
         self,
@@ -269,7 +256,7 @@ class SerializerRegistry:
         except (SerializationError, SerializerNotInstalled):
             raise
         except Exception as exc:
-            raise _decode_error(exc, f"as {content_type}") from exc
+            raise decode_error(exc, f"as {content_type}") from exc
 
     def _as_text(self, data: Any, content_type: str, content_encoding: str | None) -> Any:
         """Return a body that nothing deserialises: as text, unless it is said to be bytes."""
@@ -284,7 +271,7 @@ class SerializerRegistry:
             # Not codecs.decode: that would also run codecs like zlib, which no limit holds.
             return str(data, encoding)
         except Exception as exc:
-            raise _decode_error(exc, "as text") from exc
+            raise decode_error(exc, "as text") from exc
 
     def _refusal(self, content_type: str, why: str) -> ContentDisallowed:
         name = self.type_to_name.get(content_type)
@@ -299,7 +286,7 @@ def _utf8(text: str, content_type: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as exc:  # lone surrogates
-        raise _encode_error(exc, content_type) from exc
+        raise encode_error(exc, content_type) from exc
 
 
 def raw_encode(data: Any) -> tuple[str, str, Any]:
@@ -327,34 +314,6 @@ def _pickle_dumps(value: Any) -> bytes:
     return pickle.dumps(value, protocol=pickle_protocol)
 
 
-def _needed(module: str, package: str) -> Any:
-    """Import *module* when it is first needed: it is optional, and slow to start with."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as exc:
-        raise SerializerNotInstalled(
-            f"No encoder/decoder installed for {module}: pip install {package}"
-        ) from exc
-
-
-def _yaml_dumps(value: Any) -> Any:
-    return _needed("yaml", "PyYAML").safe_dump(value)
-
-
-def _yaml_loads(body: Any) -> Any:
-    # PyYAML takes what is neither text nor bytes for a file.
-    is_buffer = isinstance(body, (bytearray, memoryview))
-    return _needed("yaml", "PyYAML").safe_load(bytes(body) if is_buffer else body)
-
-
-def _msgpack_dumps(value: Any) -> Any:
-    return _needed("msgpack", "msgpack").packb(value, use_bin_type=True)
-
-
-def _msgpack_loads(body: Any) -> Any:
-    return _needed("msgpack", "msgpack").unpackb(body, raw=False)
-
-
 #: The serializers of this process.
 registry: Final = SerializerRegistry()
 dumps = registry.dumps
@@ -370,7 +329,7 @@ def register_json() -> None:
 
 def register_yaml() -> None:
     """Register YAML (PyYAML's safe subset)."""
-    registry.register("yaml", _yaml_dumps, _yaml_loads, "application/x-yaml", "utf-8")
+    registry.register("yaml", yaml_dumps, yaml_loads, "application/x-yaml", "utf-8")
 
 
 def register_pickle() -> None:
@@ -380,7 +339,7 @@ def register_pickle() -> None:
 
 def register_msgpack() -> None:
     """Register MessagePack."""
-    registry.register("msgpack", _msgpack_dumps, _msgpack_loads, "application/x-msgpack", "binary")
+    registry.register("msgpack", msgpack_dumps, msgpack_loads, "application/x-msgpack", "binary")
 
 
 _INSECURE: Final = ("pickle", "yaml", "msgpack")

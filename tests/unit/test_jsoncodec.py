@@ -1,0 +1,185 @@
+"""JSON with typed values."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import uuid
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greenconn import jsoncodec
+from greenconn.jsoncodec import JSONEncoder, dumps, loads, object_hook, register_type
+
+TYPED = [
+    (datetime(2024, 5, 17, 12, 30, 1, 5), "datetime", "2024-05-17T12:30:01.000005"),
+    (
+        datetime(2024, 5, 17, tzinfo=timezone(timedelta(hours=2))),
+        "datetime",
+        "2024-05-17T00:00:00+02:00",
+    ),
+    (date(2024, 5, 17), "date", "2024-05-17"),
+    (time(1, 2, 3), "time", "01:02:03"),
+    (Decimal("1.10"), "decimal", "1.10"),
+    (uuid.UUID(int=5), "uuid", {"hex": "0" * 31 + "5"}),
+    (b"text", "bytes", "text"),
+    (b"\xff\x00", "base64", "/wA="),
+]
+
+
+@pytest.fixture
+def own_types() -> Iterator[None]:
+    """What a test registers is gone afterwards."""
+    encoders, decoders = dict(jsoncodec._encoders), dict(jsoncodec._decoders)
+    yield
+    for registered, before in ((jsoncodec._encoders, encoders), (jsoncodec._decoders, decoders)):
+        registered.clear()
+        registered.update(before)  # type: ignore[arg-type]  # two kinds of registry
+
+
+@pytest.mark.parametrize(("value", "marker", "encoded"), TYPED)
+def test_typed_values(value: Any, marker: str, encoded: Any) -> None:
+    text = dumps({"v": [value]})
+    assert json.loads(text) == {"v": [{"__type__": marker, "__value__": encoded}]}
+    (back,) = loads(text)["v"]
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_text_is_that_of_the_standard_library() -> None:
+    value = {"a": [1, 2.5, None, True], "ä": "\u2028", "n": {"x": []}, "nan": float("inf")}
+    assert dumps(value) == json.dumps(value)
+
+
+@pytest.mark.parametrize("wrap", [str.encode, lambda s: bytearray(s, "utf-8"), str])
+def test_loads_takes_text_and_buffers(wrap: Any) -> None:
+    assert loads(wrap('{"ä": 1}')) == {"ä": 1}
+    assert loads(memoryview('["ä"]'.encode())) == ["ä"]
+
+
+@pytest.mark.parametrize("text", [" [1]", "[1] ", "\n[1]\n"])
+def test_blanks_around(text: str) -> None:
+    assert loads(text) == [1]
+
+
+@pytest.mark.parametrize("text", ["", " ", "[1", "[1] x", "{'a': 1}", "\ufeff[1]", "nul"])
+def test_no_json(text: str) -> None:
+    with pytest.raises(json.JSONDecodeError):
+        loads(text)
+
+
+def test_no_utf8() -> None:
+    with pytest.raises(UnicodeDecodeError):
+        loads(b'"\xff"')
+
+
+def test_marker_with_escaped_letters() -> None:
+    assert loads('{"\\u005f_type__": "decimal", "__value__": "1"}') == Decimal(1)
+
+
+def test_objects_that_only_look_typed() -> None:
+    for value in ({"__type__": "bytes"}, {"__type__": "bytes", "__value__": "x", "more": 1}):
+        assert loads(json.dumps(value)) == value
+    assert loads('"__type__"') == "__type__"
+
+
+def test_unknown_marker() -> None:
+    with pytest.raises(ValueError, match="no JSON type 'nope' is registered"):
+        loads('{"__type__": "nope", "__value__": 1}')
+
+
+def test_object_hook_of_the_caller() -> None:
+    assert loads('{"a": 1}', object_hook=lambda o: list(o)) == ["a"]
+    assert object_hook({"__type__": "bytes", "__value__": "x"}) == b"x"
+
+
+def test_other_libraries_and_options() -> None:
+    assert loads(b"[1]", decode_bytes=False) == [1]
+    assert loads("[1]", _loads=lambda s, object_hook: s + "!") == "[1]!"
+    assert dumps({"b": b"x", "a": 1}, sort_keys=True).startswith('{"a": 1')
+    assert dumps([1, 2], default_kwargs={"separators": (",", ":")}) == "[1,2]"
+    assert dumps([1], _dumps=lambda s, cls: cls.__name__) == "JSONEncoder"
+    assert json.dumps(b"x", cls=JSONEncoder) == dumps(b"x")
+
+
+def test_json_method() -> None:
+    class Point:
+        def __json__(self) -> list[int]:
+            return [1, 2]
+
+    assert dumps({"p": Point()}) == '{"p": [1, 2]}'
+
+
+def test_unknown_type() -> None:
+    with pytest.raises(TypeError, match="Object of type object is not JSON serializable"):
+        dumps({"x": object()})
+
+
+def test_circle_ends() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises((RecursionError, ValueError)):
+        dumps(circle)
+    assert dumps([[]]) == "[[]]"
+
+
+def test_register_type(own_types: None) -> None:
+    register_type(complex, "complex", lambda c: [c.real, c.imag], lambda parts: complex(*parts))
+    assert loads(dumps({"z": 1 + 2j})) == {"z": 1 + 2j}
+    register_type(frozenset, None, lambda items: sorted(items))
+    assert dumps(frozenset({2, 1})) == "[1, 2]"
+
+
+def test_subclass_of_a_registered_type() -> None:
+    class Moment(datetime):
+        pass
+
+    assert json.loads(dumps(Moment(2024, 1, 1)))["__type__"] == "datetime"
+
+
+def test_lazy_translation_of_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Promise:
+        def __str__(self) -> str:
+            return "hallo"
+
+    module = types.ModuleType("django.utils.functional")
+    module.Promise = Promise  # type: ignore[attr-defined]  # as Django has it
+    with pytest.raises(TypeError):
+        dumps(Promise())
+    monkeypatch.setitem(sys.modules, "django.utils.functional", module)
+    assert dumps([Promise()]) == '["hallo"]'
+
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.dates()
+    | st.times()
+    | st.datetimes()
+)
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+@settings(derandomize=True)
+def test_round_trip(value: Any) -> None:
+    assert loads(dumps(value).encode()) == value
