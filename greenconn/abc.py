@@ -303,7 +303,8 @@ def is_connection(obj: object) -> TypeGuard[ClientLike]:
     >>> is_connection(object())
     False
     """
-    return hasattr(obj, "default_channel") and hasattr(obj, "transport_options")
+    # On the class: asking the object for its default channel would open it.
+    return hasattr(type(obj), "default_channel")
 
 
 def maybe_channel(channel: Any) -> Any:

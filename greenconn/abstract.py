@@ -1,0 +1,190 @@
+"""What entities have in common: attributes by table, copies, and a channel that they follow.
+
+An entity is bound to a channel or to a connection.  Bound to a connection it uses the default
+channel, whichever that is when it is needed, and nothing is opened before.  Bound to a channel it
+uses that one until its connection is lost, then the one with which the session replaced it.  A
+channel that was closed, by the program or by an error of its own, stays what it is: its calls say
+why it is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from greenconn.abc import is_connection
+from greenconn.exceptions import NotBoundError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ChannelPromise", "MaybeChannelBound", "Object", "current_channel", "unpickle_dict"]
+
+T = TypeVar("T")
+
+
+class ChannelPromise:
+    """Stands where a channel will be, until somebody needs it.
+
+    Arguments:
+        contract: returns the channel.  May switch.
+    """
+
+    __slots__ = ("_contract",)
+
+    #: Never open, so that the one check that every user of a channel makes finds it too.
+    is_open: ClassVar[bool] = False
+
+    def __init__(self, contract: Callable[[], Any]) -> None:
+        self._contract = contract
+
+    def __call__(self) -> Any:
+        """Return the channel.  May switch."""
+        return self._contract()
+
+    def __repr__(self) -> str:
+        return "<promise of a channel>"
+
+
+def default_channel_of(connection: Any) -> ChannelPromise:
+    """Promise the default channel of *connection*."""
+    return ChannelPromise(lambda: connection.default_channel)
+
+
+def current_channel(channel: Any, connection: Any = None) -> Any:
+    """Return the channel to use where *channel* was used so far.  May switch.
+
+    Arguments:
+        channel: a channel, or the promise of one.
+        connection: given when its default channel is meant.
+    """
+    if getattr(channel, "is_open", True):
+        return channel
+    if connection is not None:
+        return connection.default_channel
+    if isinstance(channel, ChannelPromise):
+        return channel()
+    link = channel.connection
+    if getattr(link, "is_open", True):
+        return channel  # closed by itself: its calls tell why
+    session = getattr(getattr(link, "client", None), "session", None)
+    return channel if session is None else session.successor(channel)
+
+
+def unpickle_dict(cls: Callable[..., T], kwargs: dict[str, Any]) -> T:
+    """Make the object that was pickled as its ``as_dict()``."""
+    return cls(**kwargs)
+
+
+class Object:
+    """Something whose attributes stand in a table.
+
+    Attributes:
+        attrs: pairs of a name and a function that converts what is given for it (or None).
+    """
+
+    attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name, convert in self.attrs:
+            value = kwargs.get(name)
+            if value is not None:
+                setattr(self, name, convert(value) if convert else value)
+            elif not hasattr(self, name):
+                setattr(self, name, None)
+
+    def as_dict(self, recurse: bool = False) -> dict[str, Any]:
+        """Return the attributes of the table.
+
+        Arguments:
+            recurse: turn attributes that are objects of this kind into dicts too.
+        """
+
+        def plain(value: Any, convert: Callable[[Any], Any] | None) -> Any:
+            if recurse and isinstance(value, Object):
+                return value.as_dict(recurse=True)
+            return convert(value) if convert and value is not None else value
+
+        return {name: plain(getattr(self, name), convert) for name, convert in self.attrs}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpickle_dict, (self.__class__, self.as_dict())
+
+    def __copy__(self) -> Self:
+        return self.__class__(**self.as_dict())
+
+
+class MaybeChannelBound(Object):
+    """An object that may be bound to a channel; bound ones are copies."""
+
+    #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
+    _channel: Any = None
+    #: The connection whose default channel is meant, or None.
+    _connection: Any = None
+    _is_bound: bool = False
+
+    #: Whether ``maybe_declare`` may take a declaration for done for the life of a connection.
+    can_cache_declaration: bool = False
+
+    def __call__(self, channel: Any) -> Self:
+        """Same as :meth:`bind`."""
+        return self.bind(channel)
+
+    def bind(self, channel: Any) -> Self:
+        """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
+        return copy(self).maybe_bind(channel)
+
+    def maybe_bind(self, channel: Any) -> Self:
+        """Bind this object to *channel* (a channel or a connection) unless it is bound already."""
+        if channel is not None and not self.is_bound:
+            self._use(channel)
+            self.when_bound()
+            self._is_bound = True
+        return self
+
+    def revive(self, channel: Any) -> None:
+        """Use another channel from now on, if bound; for who replaces channels by hand."""
+        if self.is_bound:
+            self._use(channel)
+            self.when_bound()
+
+    def _use(self, channel: Any) -> None:
+        if is_connection(channel):
+            self._connection, self._channel = channel, default_channel_of(channel)
+        else:
+            self._connection, self._channel = None, channel
+
+    def when_bound(self) -> None:
+        """Called when the object was bound to a channel, or to another one."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether there is a channel to use."""
+        return self._is_bound and self._channel is not None
+
+    @property
+    def channel(self) -> Any:
+        """The channel to use now.  May switch, when there was none yet or it was lost.
+
+        Raises:
+            NotBoundError: the object is not bound.
+        """
+        channel = self._channel
+        if channel is None:
+            raise NotBoundError(
+                f"this {type(self).__name__} is not bound: bind it to a channel or a connection "
+                f"first, as in {type(self).__name__.lower()}(channel)"
+            )
+        if not getattr(channel, "is_open", True):
+            channel = self._channel = current_channel(channel, self._connection)
+        return channel
+
+    def __repr__(self) -> str:
+        return self._repr_entity(type(self).__name__)
+
+    def _repr_entity(self, item: object = "") -> str:
+        item = item or type(self).__name__
+        if not self.is_bound:
+            return f"<unbound {item}>"
+        return f"<{item} bound to chan:{getattr(self._channel, 'channel_id', '?')}>"

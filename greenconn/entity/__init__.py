@@ -1,0 +1,26 @@
+"""Exchanges, queues and bindings, as they shall be declared."""
+
+from greenconn.entity.binding import binding, pretty_bindings
+from greenconn.entity.declaration import maybe_declare
+from greenconn.entity.exchange import (
+    DELIVERY_MODES,
+    INTERNAL_EXCHANGE_PREFIX,
+    PERSISTENT_DELIVERY_MODE,
+    TRANSIENT_DELIVERY_MODE,
+    Exchange,
+    maybe_delivery_mode,
+)
+from greenconn.entity.queue import Queue
+
+__all__ = [
+    "DELIVERY_MODES",
+    "INTERNAL_EXCHANGE_PREFIX",
+    "PERSISTENT_DELIVERY_MODE",
+    "TRANSIENT_DELIVERY_MODE",
+    "Exchange",
+    "Queue",
+    "binding",
+    "maybe_declare",
+    "maybe_delivery_mode",
+    "pretty_bindings",
+]

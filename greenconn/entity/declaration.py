@@ -1,0 +1,121 @@
+"""Declaring an entity once in the life of a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenconn.abc import maybe_channel
+from greenconn.exceptions import (
+    ChannelError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.single import SingleFlight
+
+__all__ = ["maybe_declare"]
+
+
+def maybe_declare(
+    entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any
+) -> bool:
+    """Declare *entity*, unless that was done in this life of the connection.  May switch.
+
+    Greenlets that want the same entity at the same time cause one declaration and all wait for it.
+
+    Arguments:
+        entity: an Exchange or a Queue.
+        channel: a channel or connection; may be left out when the entity is bound.
+        retry: reconnect and try again when the connection is lost; with *retry_policy* as
+            ``Connection.ensure`` takes it.
+
+    Returns:
+        False if it was known to be declared.
+
+    Raises:
+        ChannelError: neither *channel* nor a bound entity was given; or the broker refused.
+        RecoverableConnectionError: the channel has no connection any more.
+    """
+    channel = maybe_channel(channel)
+    if channel is None and not entity.is_bound:
+        raise ChannelError(f"cannot declare {entity!r}: it is not bound and no channel was given")
+    if not retry:
+        return _declare_once(entity, channel)
+    again = _Redeclaration(entity, channel)
+    client = again.channel.connection.client
+    return bool(client.ensure(again, again, **retry_policy)())
+
+
+class _Redeclaration:
+    """A declaration that ``Connection.ensure`` repeats; it leaves the entity as it is."""
+
+    __name__ = "maybe_declare"
+
+    def __init__(self, entity: Any, channel: Any) -> None:
+        self.entity = entity
+        self.channel = entity.channel if channel is None else channel
+
+    def revive(self, channel: Any) -> None:
+        self.channel = channel
+
+    def __call__(self) -> bool:
+        return _declare_once(self.entity, self.channel)
+
+
+def _declare_once(entity: Any, channel: Any) -> bool:
+    if channel is None:
+        channel = entity.channel
+    if channel.connection is None:
+        raise RecoverableConnectionError(
+            f"cannot declare {entity!r}: its channel has no connection any more"
+        )
+    if not entity.can_cache_declaration or not entity.name:
+        # Without a name each declaration makes another queue.
+        entity.declare(channel=channel)
+        return True
+    while True:
+        declaration = _Declaration(entity, channel)
+        if declaration.is_known:
+            return False
+        try:
+            declaration.run()
+        except RecoverableChannelError:
+            if declaration.has_begun or not getattr(channel, "is_open", True):
+                raise
+            # Another greenlet's channel was closed by something else while it declared for us too.
+        else:
+            return True
+
+
+class _Declaration:
+    """One greenlet's wish to have an entity declared in the life of *channel*."""
+
+    __slots__ = ("_channel", "_declared", "_entity", "_ident", "_link", "has_begun")
+
+    def __init__(self, entity: Any, channel: Any) -> None:
+        self._entity = entity
+        self._channel = channel
+        self._link = channel.connection
+        self._declared = self._link.client.declared_entities
+        self._ident = hash(entity)
+        #: Whether this one was carried out, rather than another greenlet's of the same entity.
+        self.has_begun = False
+
+    @property
+    def is_known(self) -> bool:
+        return self._ident in self._declared
+
+    def run(self) -> None:
+        """Declare, or wait for who does.  May switch."""
+        flight = getattr(self._link.client, "declare_flight", None)
+        if isinstance(flight, SingleFlight):
+            # With the link: what was begun in a former life says nothing about this one.
+            flight.run((self._link, self._ident), self)
+        else:  # kombu's connection has none
+            self()
+
+    def __call__(self) -> None:
+        self.has_begun = True
+        self._entity.declare(channel=self._channel)
+        if getattr(self._link, "is_open", True):
+            # Of a life that ended meanwhile nothing is known any more.
+            self._declared.add(self._ident)

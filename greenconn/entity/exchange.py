@@ -1,0 +1,241 @@
+"""The declaration of an exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+from greenconn.abstract import MaybeChannelBound
+from greenconn.entity.binding import binding, shown
+
+__all__ = [
+    "DELIVERY_MODES",
+    "INTERNAL_EXCHANGE_PREFIX",
+    "PERSISTENT_DELIVERY_MODE",
+    "TRANSIENT_DELIVERY_MODE",
+    "Exchange",
+    "maybe_delivery_mode",
+]
+
+TRANSIENT_DELIVERY_MODE: Final = 1
+PERSISTENT_DELIVERY_MODE: Final = 2
+DELIVERY_MODES: Final = {
+    "transient": TRANSIENT_DELIVERY_MODE,
+    "persistent": PERSISTENT_DELIVERY_MODE,
+}
+#: Exchanges of these names are the broker's own: they exist, and declaring them is refused.
+INTERNAL_EXCHANGE_PREFIX: Final = ("amq.",)
+
+
+def maybe_delivery_mode(
+    v: Any, modes: dict[str, int] | None = None, default: int = PERSISTENT_DELIVERY_MODE
+) -> Any:
+    """Return a delivery mode as a number.
+
+    Arguments:
+        v: a number or a name; nothing means *default*.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    if not v:
+        return default
+    return v if isinstance(v, int) else (modes or DELIVERY_MODES)[v]
+
+
+class Exchange(MaybeChannelBound):
+    """An exchange, as it shall be declared.
+
+    Arguments:
+        name: '' is the default exchange, which exists on every broker.
+        type: ``direct``, ``topic``, ``fanout``, ``headers`` or one that a plug-in adds.
+        channel: a channel or connection to bind to.
+        durable: it outlives a restart of the broker (default True).
+        auto_delete: it is deleted when its last binding goes (default False).
+        delivery_mode: of messages published to it: 1 or ``transient``, 2 or ``persistent``;
+            None is persistent.
+        arguments: of the declaration.
+        passive: only check that it exists.
+        no_declare: never declare it.
+    """
+
+    TRANSIENT_DELIVERY_MODE: ClassVar[int] = TRANSIENT_DELIVERY_MODE
+    PERSISTENT_DELIVERY_MODE: ClassVar[int] = PERSISTENT_DELIVERY_MODE
+
+    name: str = ""
+    type: str = "direct"
+    arguments: dict[str, Any] | None
+    durable: bool = True
+    auto_delete: bool = False
+    passive: bool = False
+    delivery_mode: Any = None
+    no_declare: bool = False
+
+    attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = (
+        ("name", None),
+        ("type", None),
+        ("arguments", None),
+        ("durable", bool),
+        ("passive", bool),
+        ("auto_delete", bool),
+        ("delivery_mode", lambda mode: DELIVERY_MODES.get(mode) or mode),
+        ("no_declare", bool),
+    )
+
+    def __init__(
+        self, name: str | None = "", type: str | None = "", channel: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.name = name or self.name
+        self.type = type or self.type
+        self.maybe_bind(channel)
+
+    def __hash__(self) -> int:
+        return hash(f"E|{self.name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Exchange):
+            return NotImplemented
+        return (
+            self.name == other.name
+            and self.type == other.type
+            and self.arguments == other.arguments
+            and self.durable == other.durable
+            and self.auto_delete == other.auto_delete
+            and self.delivery_mode == other.delivery_mode
+        )
+
+    def _can_declare(self) -> bool:
+        return bool(
+            self.name and not self.no_declare and not self.name.startswith(INTERNAL_EXCHANGE_PREFIX)
+        )
+
+    @property
+    def can_cache_declaration(self) -> bool:  # type: ignore[override]  # computed here
+        """Whether it stays once it was declared."""
+        return not self.auto_delete
+
+    def declare(
+        self, nowait: bool = False, passive: bool | None = None, channel: Any = None
+    ) -> Any:
+        """Declare the exchange, unless it is the broker's own.  May switch.
+
+        Arguments:
+            nowait: do not wait for the broker's reply.
+            passive: only check that it exists; None is what the exchange says.
+        """
+        if not self._can_declare():
+            return None
+        return (self.channel if channel is None else channel).exchange_declare(
+            exchange=self.name,
+            type=self.type,
+            durable=self.durable,
+            auto_delete=self.auto_delete,
+            arguments=self.arguments,
+            nowait=nowait,
+            passive=self.passive if passive is None else passive,
+        )
+
+    def bind_to(
+        self,
+        exchange: Any = "",
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        nowait: bool = False,
+        channel: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Have messages of *exchange* (an Exchange or a name) come here too.  May switch."""
+        return (self.channel if channel is None else channel).exchange_bind(
+            destination=self.name,
+            source=name_of(exchange),
+            routing_key=routing_key,
+            nowait=nowait,
+            arguments=arguments,
+        )
+
+    def unbind_from(
+        self,
+        source: Any = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: dict[str, Any] | None = None,
+        channel: Any = None,
+    ) -> Any:
+        """Undo :meth:`bind_to`.  May switch."""
+        return (self.channel if channel is None else channel).exchange_unbind(
+            destination=self.name,
+            source=name_of(source),
+            routing_key=routing_key,
+            nowait=nowait,
+            arguments=arguments,
+        )
+
+    def Message(  # noqa: N802 - kombu's name
+        self,
+        body: Any,
+        delivery_mode: Any = None,
+        properties: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Make a message for :meth:`publish`; the body is sent as it is.
+
+        Arguments:
+            delivery_mode: None is the exchange's.
+            properties: AMQP properties.
+            kwargs: ``priority``, ``content_type``, ``content_encoding``, ``headers``.
+        """
+        properties = {
+            **(properties or {}),
+            "delivery_mode": maybe_delivery_mode(delivery_mode or self.delivery_mode),
+        }
+        if isinstance(body, str) and properties.get("content_encoding") is None:
+            kwargs["content_encoding"] = kwargs.get("content_encoding") or "utf-8"
+        return self.channel.prepare_message(body, properties=properties, **kwargs)
+
+    def publish(
+        self,
+        message: Any,
+        routing_key: str | None = None,
+        mandatory: bool = False,
+        immediate: bool = False,
+        exchange: str | None = None,
+    ) -> Any:
+        """Publish a message of :meth:`Message`, text or bytes.  May switch."""
+        if isinstance(message, (str, bytes)):
+            message = self.Message(message)
+        return self.channel.basic_publish(
+            message,
+            exchange=exchange or self.name,
+            routing_key=routing_key or "",
+            mandatory=mandatory,
+            immediate=immediate,
+        )
+
+    def delete(self, if_unused: bool = False, nowait: bool = False) -> Any:
+        """Delete the exchange.  May switch.
+
+        Arguments:
+            if_unused: only if nothing is bound to it.
+        """
+        return self.channel.exchange_delete(exchange=self.name, if_unused=if_unused, nowait=nowait)
+
+    def binding(
+        self,
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        unbind_arguments: dict[str, Any] | None = None,
+    ) -> binding:
+        """Return a :class:`~greenconn.entity.binding` to this exchange."""
+        return binding(self, routing_key, arguments, unbind_arguments)
+
+    def __repr__(self) -> str:
+        return self._repr_entity(self)
+
+    def __str__(self) -> str:
+        return f"Exchange {shown(self.name) or repr('')}({self.type})"
+
+
+def name_of(exchange: Any) -> Any:
+    """The name of an Exchange; anything else as it is."""
+    return exchange.name if isinstance(exchange, Exchange) else exchange

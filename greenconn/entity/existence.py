@@ -1,0 +1,88 @@
+"""Making sure that what a program names exists at the broker, once in the life of a connection."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from greenconn.entity.declaration import maybe_declare
+from greenconn.exceptions import NotFound, RecoverableChannelError
+from greenconn.green.deadline import Deadline
+
+__all__ = ["ensure_declared", "ensure_queue_exists"]
+
+#: How often a declaration is repeated that was the bystander of another one's error.
+TRIES = 5
+
+
+def ensure_queue_exists(
+    session: Any, name: str, deadline: Deadline, *, passive: bool = False
+) -> None:
+    """See that a queue known only by its name exists.  May switch.
+
+    It is looked up, and used as it is; only if it does not exist is it declared: durable, classic,
+    on the default exchange.  All of this runs on utility channels of *session*.
+
+    Arguments:
+        passive: do not declare it.
+
+    Raises:
+        NotFound: it does not exist and *passive* was asked for.
+        AccessRefused, ResourceLocked: the broker refuses.
+        TimeoutError: it took too long; it goes on for those who wait longer.
+        Exception: what opening the connection raised.
+    """
+    key = ("queue", name)
+    while True:
+        session.link(deadline)
+        life = session.life
+        if key in life.declared_entities:
+            return
+        try:
+            life.declare_flight.run(
+                (key, passive), partial(_look_up, session, name, passive), deadline
+            )
+        except session.broker.connection_errors:
+            # Of a life that ended meanwhile: the next one knows better.
+            if life.is_open or deadline.has_ended:
+                raise
+        else:
+            life.declared_entities.add(key)
+            return
+
+
+def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
+    """See that an Exchange or a Queue was declared in this life, on a utility channel.  May switch.
+
+    Raises:
+        PreconditionFailed: it exists with other arguments; the broker says which one differs.
+        ChannelError: the broker refuses.
+        Exception: what opening the connection raised.
+    """
+    for tries_left in reversed(range(TRIES)):
+        session.link(deadline)
+        life = session.life
+        try:
+            session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
+            return
+        except RecoverableChannelError:
+            if not tries_left or deadline.has_ended:
+                raise
+        except session.broker.connection_errors:
+            if life.is_open or deadline.has_ended:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _look_up(session: Any, name: str, passive: bool) -> None:
+    # In the flight's own greenlet: the deadline of one caller is not that of the others.
+    run, deadline = session.utility.run, Deadline(session.broker.connect_timeout)
+    try:
+        run(lambda channel: channel.queue_declare(queue=name, passive=True), deadline)
+    except NotFound:
+        if passive:
+            raise
+        run(
+            lambda channel: channel.queue_declare(queue=name, durable=True, auto_delete=False),
+            deadline,
+        )

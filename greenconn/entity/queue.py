@@ -1,0 +1,389 @@
+"""The declaration of a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenconn.abstract import MaybeChannelBound, Object
+from greenconn.entity.binding import pretty_bindings, shown
+from greenconn.entity.exchange import Exchange, name_of
+from greenconn.exceptions import ContentDisallowed
+from greenconn.serialization import prepare_accept_content
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Queue"]
+
+
+class Queue(MaybeChannelBound):
+    """A queue, as it shall be declared, with its bindings.
+
+    Arguments:
+        name: '' lets the broker choose one: it stands in ``name`` once the queue was declared, and
+            is chosen anew after the connection was lost.
+        exchange: what it is bound to: an Exchange, a name, or a list of bindings.
+        routing_key: key or pattern of that binding.
+        channel: a channel or connection to bind to.
+        bindings: :class:`~greenconn.entity.binding` objects, instead of *exchange*.
+        on_declared: called as ``on_declared(name, messages, consumers)`` after each declaration.
+        durable: it outlives a restart of the broker (default True).
+        exclusive: only this connection may use it, and it goes with it.  Implies *auto_delete*.
+        auto_delete: it is deleted when its last consumer goes (default False).
+        no_ack: consumers and :meth:`get` need not acknowledge, unless they say otherwise.
+        expires: seconds without use after which the broker deletes it.
+        message_ttl: seconds that a message stays in it.
+        max_length, max_length_bytes: messages, bytes that it holds; what is more is dropped.
+        max_priority: highest priority; None: a queue without priorities.
+        queue_arguments, binding_arguments, consumer_arguments: of the declaration, the binding and
+            the consumers.
+        alias: a name for the program's own use.
+        no_declare: never declare it, nor its exchange and bindings.
+    """
+
+    ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed
+
+    name: str = ""
+    exchange: Exchange | None = Exchange("")
+    routing_key: str = ""
+    queue_arguments: dict[str, Any] | None
+    binding_arguments: dict[str, Any] | None
+    consumer_arguments: dict[str, Any] | None
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    no_ack: bool = False
+    alias: str | None
+    bindings: set[Any]
+    no_declare: bool | None
+    expires: float | None
+    message_ttl: float | None
+    max_length: int | None
+    max_length_bytes: int | None
+    max_priority: int | None
+    on_declared: Callable[..., Any] | None
+
+    #: The link on which the broker chose the name; None: the program did.
+    _named_on: Any = None
+
+    attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = (
+        ("name", None),
+        ("exchange", None),
+        ("routing_key", None),
+        ("queue_arguments", None),
+        ("binding_arguments", None),
+        ("consumer_arguments", None),
+        ("durable", bool),
+        ("exclusive", bool),
+        ("auto_delete", bool),
+        ("no_ack", None),
+        ("alias", None),
+        ("bindings", list),
+        ("no_declare", bool),
+        ("expires", float),
+        ("message_ttl", float),
+        ("max_length", int),
+        ("max_length_bytes", int),
+        ("max_priority", int),
+    )
+
+    def __init__(
+        self,
+        name: str | None = "",
+        exchange: Any = None,
+        routing_key: str | None = "",
+        channel: Any = None,
+        bindings: Iterable[Any] | None = None,
+        on_declared: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.name = name or self.name
+        if isinstance(exchange, str):
+            self.exchange = Exchange(exchange)
+        elif isinstance(exchange, Exchange):
+            self.exchange = exchange
+        self.routing_key = routing_key or self.routing_key
+        self.bindings = set(bindings or ())
+        self.on_declared = on_declared
+        if isinstance(exchange, (list, tuple, set)):
+            self.bindings |= set(exchange)
+        if self.bindings:
+            self.exchange = None
+        if self.exclusive:
+            self.auto_delete = True
+        self.maybe_bind(channel)
+
+    def bind(self, channel: Any) -> Self:
+        """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
+        bound = super().bind(channel)
+        bound.on_declared = self.on_declared
+        bound._named_on = self._named_on
+        return bound
+
+    def when_bound(self) -> None:
+        """Bind the exchange to the same channel."""
+        if self.exchange:
+            self.exchange = self.exchange(self._connection or self._channel)
+
+    def __hash__(self) -> int:
+        return hash(f"Q|{self.name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Queue):
+            return NotImplemented
+        return (
+            self.name == other.name
+            and self.exchange == other.exchange
+            and self.routing_key == other.routing_key
+            and self.queue_arguments == other.queue_arguments
+            and self.binding_arguments == other.binding_arguments
+            and self.consumer_arguments == other.consumer_arguments
+            and self.durable == other.durable
+            and self.exclusive == other.exclusive
+            and self.auto_delete == other.auto_delete
+        )
+
+    @property
+    def can_cache_declaration(self) -> bool:  # type: ignore[override]  # computed here
+        """Whether it stays once it was declared."""
+        expires = self.expires is not None or "x-expires" in (self.queue_arguments or ())
+        return not expires and not self.auto_delete
+
+    def declare(self, nowait: bool = False, channel: Any = None) -> str:
+        """Declare the exchange, then the queue, then bind it.  May switch.
+
+        Returns:
+            The name of the queue.
+        """
+        if self.no_declare:
+            return self.name
+        if self.exchange:
+            self.exchange.declare(nowait=nowait, channel=channel)
+        self.queue_declare(nowait=nowait, passive=False, channel=channel)
+        if self.exchange and self.exchange.name:
+            self.queue_bind(nowait=nowait, channel=channel)
+        for each in self.bindings:
+            through = self.channel if channel is None else channel
+            each.declare(through)
+            each.bind(self, nowait=nowait, channel=through)
+        return self.name
+
+    def queue_declare(
+        self, nowait: bool = False, passive: bool = False, channel: Any = None
+    ) -> Any:
+        """Declare the queue alone.  May switch.
+
+        Arguments:
+            nowait: do not wait for the broker's reply.
+            passive: only check that it exists.
+
+        Returns:
+            Name, number of messages, number of consumers.
+        """
+        if channel is None:
+            channel = self.channel
+        name = self.name
+        if self._named_on is not None and self._named_on is not channel.connection and not passive:
+            # Such a queue went with its connection, and its name is one that only the broker gives.
+            name = ""
+        reply = channel.queue_declare(
+            queue=name,
+            passive=passive,
+            durable=self.durable,
+            exclusive=self.exclusive,
+            auto_delete=self.auto_delete,
+            arguments=channel.prepare_queue_arguments(
+                self.queue_arguments or {},
+                expires=self.expires,
+                message_ttl=self.message_ttl,
+                max_length=self.max_length,
+                max_length_bytes=self.max_length_bytes,
+                max_priority=self.max_priority,
+            ),
+            nowait=nowait,
+        )
+        if reply is None:
+            return None
+        if not name:
+            self.name, self._named_on = reply[0], channel.connection
+        if self.on_declared:
+            self.on_declared(*reply)
+        return reply
+
+    def queue_bind(self, nowait: bool = False, channel: Any = None) -> Any:
+        """Bind the queue to its exchange.  May switch."""
+        return self.bind_to(
+            self.exchange,
+            self.routing_key,
+            self.binding_arguments,
+            channel=channel,
+            nowait=nowait,
+        )
+
+    def bind_to(
+        self,
+        exchange: Any = "",
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        nowait: bool = False,
+        channel: Any = None,
+    ) -> Any:
+        """Bind the queue to *exchange* (an Exchange or a name).  May switch."""
+        return (self.channel if channel is None else channel).queue_bind(
+            queue=self.name,
+            exchange=name_of(exchange),
+            routing_key=routing_key,
+            arguments=arguments,
+            nowait=nowait,
+        )
+
+    def queue_unbind(
+        self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None
+    ) -> Any:
+        """Unbind the queue from its exchange.  May switch."""
+        return self.unbind_from(self.exchange, self.routing_key, arguments, nowait, channel)
+
+    def unbind_from(
+        self,
+        exchange: Any = "",
+        routing_key: str = "",
+        arguments: dict[str, Any] | None = None,
+        nowait: bool = False,
+        channel: Any = None,
+    ) -> Any:
+        """Undo :meth:`bind_to`.  May switch."""
+        return (self.channel if channel is None else channel).queue_unbind(
+            queue=self.name,
+            exchange=name_of(exchange),
+            routing_key=routing_key,
+            arguments=arguments,
+            nowait=nowait,
+        )
+
+    def get(self, no_ack: bool | None = None, accept: Iterable[str] | None = None) -> Any:
+        """Take one message from the queue; None if it is empty.  May switch.
+
+        Arguments:
+            no_ack: the broker need not wait for an answer; None is what the queue says.
+            accept: names or content types that the message may be decoded from.
+        """
+        channel = self.channel
+        message = channel.basic_get(
+            queue=self.name, no_ack=self.no_ack if no_ack is None else no_ack
+        )
+        if message is None:
+            return None
+        to_python = getattr(channel, "message_to_python", None)
+        if to_python is not None:
+            message = to_python(message)
+        if message.errors:
+            message._reraise_error()
+        message.accept = prepare_accept_content(accept)
+        return message
+
+    def purge(self, nowait: bool = False) -> int:
+        """Delete all messages that nobody has taken; return how many.  May switch."""
+        return self.channel.queue_purge(queue=self.name, nowait=nowait) or 0
+
+    def consume(
+        self,
+        consumer_tag: str = "",
+        callback: Callable[[Any], Any] | None = None,
+        no_ack: bool | None = None,
+        nowait: bool = False,
+        on_cancel: Callable[[str], Any] | None = None,
+    ) -> Any:
+        """Start a consumer on the bound channel.  May switch.
+
+        Arguments:
+            consumer_tag: '' lets one be chosen.
+            callback: called with each message by whoever drains the connection.
+            no_ack: messages need no answer; None is what the queue says.
+            nowait: do not wait for the broker's reply.
+            on_cancel: called with the tag when the broker cancels the consumer.
+        """
+        return self.channel.basic_consume(
+            queue=self.name,
+            no_ack=self.no_ack if no_ack is None else no_ack,
+            consumer_tag=consumer_tag or "",
+            callback=callback,
+            nowait=nowait,
+            arguments=self.consumer_arguments,
+            on_cancel=on_cancel,
+        )
+
+    def cancel(self, consumer_tag: str) -> Any:
+        """End a consumer.  May switch."""
+        return self.channel.basic_cancel(consumer_tag)
+
+    def delete(self, if_unused: bool = False, if_empty: bool = False, nowait: bool = False) -> Any:
+        """Delete the queue.  May switch.
+
+        Arguments:
+            if_unused: only if it has no consumers, else a channel error.
+            if_empty: only if it has no messages, else a channel error.
+        """
+        return self.channel.queue_delete(
+            queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait
+        )
+
+    @classmethod
+    def from_dict(cls, queue: str, **options: Any) -> Queue:
+        """Make a queue and its exchange from flat options, as settings have them.
+
+        Arguments:
+            queue: its name.
+            options: ``exchange``, ``exchange_type``, ``exchange_durable``,
+                ``exchange_auto_delete``, ``exchange_arguments``, ``delivery_mode``,
+                ``binding_key`` or ``routing_key``, ``queue_durable``, ``queue_auto_delete``;
+                ``durable`` and ``auto_delete`` mean both; everything else that a Queue takes.
+        """
+
+        def either(*names: str) -> Any:
+            return next((options[name] for name in names if options.get(name) is not None), None)
+
+        exchange = Exchange(
+            options.get("exchange"),
+            type=options.get("exchange_type"),
+            delivery_mode=options.get("delivery_mode"),
+            durable=either("exchange_durable", "durable"),
+            auto_delete=either("exchange_auto_delete", "auto_delete"),
+            arguments=options.get("exchange_arguments"),
+        )
+        others = {
+            name: options[name] for name, _ in cls.attrs if name in options and name not in _TAKEN
+        }
+        return Queue(
+            queue,
+            exchange=exchange,
+            routing_key=options.get("binding_key") or options.get("routing_key"),
+            durable=either("queue_durable", "durable"),
+            auto_delete=either("queue_auto_delete", "auto_delete"),
+            **others,
+        )
+
+    def as_dict(self, recurse: bool = False) -> dict[str, Any]:
+        """Return what a Queue can be made from again.
+
+        Arguments:
+            recurse: exchange and bindings as dicts too.
+        """
+        result = super().as_dict(recurse)
+        if recurse and result.get("bindings"):
+            result["bindings"] = [
+                each.as_dict(recurse=True) if isinstance(each, Object) else each
+                for each in result["bindings"]
+            ]
+        return result
+
+    def __repr__(self) -> str:
+        name = shown(self.name)
+        if self.bindings:
+            return self._repr_entity(f"Queue {name} -> {pretty_bindings(self.bindings)}")
+        return self._repr_entity(f"Queue {name} -> {self.exchange!r} -> {shown(self.routing_key)}")
+
+
+#: Attributes that ``from_dict`` derives from several options.
+_TAKEN = frozenset({"name", "exchange", "routing_key", "durable", "auto_delete"})

@@ -1,0 +1,396 @@
+"""Receiving messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenconn.abc import Sink, is_connection, maybe_channel
+from greenconn.abstract import current_channel
+from greenconn.entity import Queue
+from greenconn.exceptions import ConsumerCancelled, ContentDisallowed
+from greenconn.message import Message
+from greenconn.messaging.recovery import Recovery
+from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
+from greenconn.serialization import prepare_accept_content
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Consumer"]
+
+
+class Consumer:
+    """Receives messages and calls callbacks, in the greenlet that drains the connection.
+
+    After the connection was lost its session restores the consumer with the same tags; where there
+    is no session, :meth:`revive` does.
+
+    Arguments:
+        channel: a connection (its default channel is used) or a channel.
+        queues: a Queue or several.
+        no_ack: messages need no answer; None is what each queue says.
+        auto_declare: declare the queues at once.
+        callbacks: called in order as ``callback(body, message)``.
+        on_decode_error: called as ``on_decode_error(message, exc)`` when a body cannot be decoded;
+            without it the error is raised in who drains.
+        on_message: called as ``on_message(message)`` instead of the callbacks; nothing is decoded.
+        accept: names of serializers or content types; None accepts all that are not disabled.
+        prefetch_count: unanswered messages that the broker sends ahead, for each queue.
+        tag_prefix: begins the consumer tags.
+
+    Attributes:
+        sink: takes the messages instead of the callbacks, and nobody needs to drain.
+    """
+
+    ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed
+
+    no_ack: bool | None = None
+    auto_declare: bool = True
+    callbacks: Any = None
+    on_message: Callable[[Any], Any] | None = None
+    on_decode_error: Callable[[Any, Exception], Any] | None = None
+    accept: Any = None
+    prefetch_count: int | None = None
+    sink: Sink | None = None
+
+    _channel: Any = None
+    _connection: Any = None
+    #: The link on which the queues were declared.
+    _declared_on: Any = None
+    #: The last ``qos()`` of the user, for another life.
+    _asked_qos: tuple[int, int, bool] | None = None
+
+    def __init__(
+        self,
+        channel: Any,
+        queues: Queue | Iterable[Queue] | None = None,
+        no_ack: bool | None = None,
+        auto_declare: bool | None = None,
+        callbacks: list[Callable[..., Any]] | None = None,
+        on_decode_error: Callable[[Any, Exception], Any] | None = None,
+        on_message: Callable[[Any], Any] | None = None,
+        accept: Iterable[str] | None = None,
+        prefetch_count: int | None = None,
+        tag_prefix: str | None = None,
+    ) -> None:
+        self._subscriptions = Subscriptions()
+        self._recovery = Recovery(self)
+        #: By name; those without one by identity, until the broker has named them.
+        self._queues: dict[Any, Any] = {}
+        self.queues = _listed(queues)
+        self.no_ack = self.no_ack if no_ack is None else no_ack
+        self.callbacks = list(self.callbacks or ()) if callbacks is None else callbacks
+        self.on_message = on_message or self.on_message
+        self.on_decode_error = on_decode_error or self.on_decode_error
+        if auto_declare is not None:
+            self.auto_declare = auto_declare
+        self.accept = prepare_accept_content(accept)
+        self.prefetch_count = prefetch_count
+        self.tag_prefix = tag_prefix
+        if channel is not None:
+            self.revive(channel)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.queues}>"
+
+    @property
+    def queues(self) -> list[Any]:
+        """The queues, bound to the channel."""
+        return list(self._queues.values())
+
+    @queues.setter
+    def queues(self, queues: Iterable[Any]) -> None:
+        self._queues = {queue.name or id(queue): queue for queue in queues}
+
+    @property
+    def _active_tags(self) -> dict[str, str]:
+        return self._subscriptions.tags
+
+    @property
+    def channel(self) -> Any:
+        """The channel to use now, None if there is none.  May switch."""
+        channel = self._channel
+        if channel is None or is_open(channel):
+            return channel
+        self._adopt(current_channel(channel, self._connection))
+        return self._channel
+
+    @channel.setter
+    def channel(self, channel: Any) -> None:
+        self._channel = channel
+
+    @property
+    def connection(self) -> Any:
+        """The connection, None if there is none."""
+        return getattr(getattr(self._channel, "connection", None), "client", None)
+
+    # Where
+
+    def revive(self, channel: Any) -> None:
+        """Move to *channel*, a channel or a connection.  May switch.
+
+        The queues are declared there, and what was consumed is consumed there with the same tags.
+        If recovery has done all that already, this changes nothing.
+
+        Raises:
+            ChannelError, ConnectionError: the broker or the network refused.
+        """
+        connection = channel if is_connection(channel) else None
+        channel = maybe_channel(channel)
+        if self._recovery.has_restored_beside(channel):
+            return
+        self._connection = connection
+        self._channel = channel
+        self._declared_on = None
+        queues = [queue(channel) for queue in self.queues]
+        self.queues = queues
+        self._settle(channel)
+
+    def _adopt(self, channel: Any) -> None:
+        """Use *channel* from now on.  Never switches."""
+        if channel is not self._channel:
+            self._channel = channel
+            for queue in self.queues:
+                queue.revive(channel)
+
+    def _settle(self, channel: Any) -> None:
+        """Be whole on *channel*: declare, set the prefetch, consume.  May switch."""
+        self._adopt(channel)
+        if self._declared_on is not channel.connection:
+            if self.auto_declare:
+                self.declare()
+                if self._channel is not channel:
+                    return  # moved on while a reply was waited for
+            self._declared_on = channel.connection
+            if self.prefetch_count is not None:
+                channel.basic_qos(0, self.prefetch_count, False)
+            if self._asked_qos is not None:
+                channel.basic_qos(*self._asked_qos)
+        self._subscriptions.leave_others(channel)
+        self._start(channel)
+
+    def _start(self, channel: Any) -> None:
+        """Ask *channel* for what is wanted and was not asked for.  May switch."""
+        subscriptions = self._subscriptions
+        lacking = [queue for queue in self.queues if subscriptions.lacks(queue.name, channel)]
+        if not lacking:
+            return
+        self._recovery.join(channel)
+        if self.prefetch_count is None:
+            self._start_all(lacking, channel)
+            return
+        with starting(channel):
+            channel.basic_qos(0, self.prefetch_count, False)
+            self._start_all(lacking, channel)
+
+    def _start_all(self, queues: list[Any], channel: Any) -> None:
+        for queue in queues:
+            # Asked again each time: another greenlet may have been quicker, or moved the consumer.
+            if self._channel is channel and self._subscriptions.lacks(queue.name, channel):
+                # Only the last one waits: replies come in order, and a refusal ends the channel.
+                self._start_one(queue, channel, nowait=queue is not queues[-1])
+
+    def _start_one(self, queue: Any, channel: Any, nowait: bool) -> None:
+        def consume(tag: str, no_ack: bool) -> None:
+            if self.sink is None:
+                queue.consume(
+                    tag,
+                    self._receive_callback,
+                    no_ack=no_ack,
+                    nowait=nowait,
+                    on_cancel=self._on_cancel,
+                )
+            else:
+                channel.basic_consume(
+                    queue=queue.name,
+                    consumer_tag=tag,
+                    no_ack=no_ack,
+                    nowait=nowait,
+                    arguments=queue.consumer_arguments,
+                    sink=self.sink,
+                )
+
+        self._subscriptions.start(queue.name, channel, consume)
+
+    # What
+
+    def declare(self) -> None:
+        """Declare the queues, with their exchanges and bindings.  May switch."""
+        for key, queue in list(self._queues.items()):
+            name = queue.name
+            queue.declare()
+            if queue.name != name and key in self._queues:
+                # The broker has chosen the name.  The order of the queues stays.
+                self._subscriptions.rename(name, queue.name)
+                self.queues = self.queues
+
+    def register_callback(self, callback: Callable[..., Any]) -> None:
+        """Call ``callback(body, message)`` too."""
+        self.callbacks.append(callback)
+
+    def add_queue(self, queue: Queue) -> Queue:
+        """Add a queue, to be consumed from after the next :meth:`consume`.  May switch.
+
+        Returns:
+            A copy that is bound to the channel.
+        """
+        bound = queue(self.channel)
+        if self.auto_declare:
+            bound.declare()
+        self._queues[bound.name or id(bound)] = bound
+        return bound
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Start consuming from all queues from which it does not consume yet.  May switch.
+
+        Arguments:
+            no_ack: messages need no answer; None is what the consumer or the queue says.
+
+        Raises:
+            ChannelError, ConnectionError: the broker or the network refused.
+        """
+        channel = self.channel
+        no_ack = self.no_ack if no_ack is None else no_ack
+        subscriptions = self._subscriptions
+        new = [queue for queue in self.queues if queue.name not in subscriptions.tags]
+        for queue in new:
+            chosen = queue.no_ack if no_ack is None else no_ack
+            subscriptions.add(queue.name, chosen, self.tag_prefix)
+        try:
+            if self._declared_on is channel.connection:
+                self._start(channel)
+            else:
+                self._settle(channel)
+        except BaseException:
+            for queue in new:
+                if queue.name not in subscriptions.placed:
+                    subscriptions.forget(queue.name)
+            if not subscriptions.tags:
+                self._recovery.leave()
+            raise
+
+    def consuming_from(self, queue: Queue | str) -> bool:
+        """Whether it consumes from *queue*, a Queue or a name."""
+        return _name_of(queue) in self._subscriptions.tags
+
+    # Ending
+
+    def cancel(self) -> None:
+        """End consuming from all queues.  May switch.
+
+        Messages that were delivered can still be answered.
+        """
+        self._recovery.leave()
+        self._subscriptions.cancel(list(self._subscriptions.tags))
+
+    def close(self) -> None:
+        """Same as :meth:`cancel`."""
+        self.cancel()
+
+    def cancel_by_queue(self, queue: Queue | str) -> None:
+        """End consuming from *queue*, a Queue or a name, and forget it.  May switch."""
+        name = _name_of(queue)
+        self._queues.pop(name, None)
+        if self._subscriptions.tags.keys() == {name}:
+            self._recovery.leave()
+        self._subscriptions.cancel([name])
+
+    def __enter__(self) -> Self:
+        self.consume()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After a lost connection too: recovery may have brought the consumer back already.
+        with suppress(Exception):
+            self.cancel()
+
+    # Requests to the channel
+
+    def purge(self) -> int:
+        """Delete all messages that nobody has taken; return how many.  May switch."""
+        self.channel  # noqa: B018 - the queues follow it
+        return sum(queue.purge() for queue in self.queues)
+
+    def flow(self, active: bool) -> None:
+        """Have the broker pause or resume deliveries on this channel.  May switch."""
+        self.channel.flow(active)
+
+    def qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> Any:
+        """Bound the unanswered messages on this channel.  May switch.
+
+        Arguments:
+            prefetch_size: bytes; 0 is no bound (RabbitMQ knows no other).
+            prefetch_count: messages; 0 is no bound.
+            apply_global: for the whole channel; else for consumers that are started from now on.
+        """
+        self._asked_qos = (prefetch_size, prefetch_count, apply_global)
+        return self.channel.basic_qos(prefetch_size, prefetch_count, apply_global)
+
+    def recover(self, requeue: bool = False) -> Any:
+        """Have the broker deliver all unanswered messages of this channel again.  May switch.
+
+        Arguments:
+            requeue: to whoever consumes; else to the same consumers (RabbitMQ refuses that).
+        """
+        return self.channel.basic_recover(requeue=requeue)
+
+    # Messages
+
+    def receive(self, body: Any, message: Any) -> None:
+        """Call the callbacks.
+
+        Raises:
+            NotImplementedError: there are none.
+        """
+        if not self.callbacks:
+            raise NotImplementedError(
+                "this consumer has nobody to give messages to: register a callback or set on_message"
+            )
+        for callback in self.callbacks:
+            callback(body, message)
+
+    def _receive_callback(self, message: Any) -> Any:
+        """Take one delivery; in the greenlet that drains."""
+        on_message = self.on_message
+        body = None
+        try:
+            if not isinstance(message, Message):  # the raw one of a channel that is not ours
+                to_python = getattr(self._channel, "message_to_python", None)
+                if to_python is not None:
+                    message = to_python(message)
+            if self.accept is not None:
+                message.accept = self.accept
+            if message.errors:
+                message._reraise_error()
+            if on_message is None:
+                body = message.decode()
+        except Exception as exc:
+            if self.on_decode_error is None:
+                raise
+            return self.on_decode_error(message, exc)
+        return self.receive(body, message) if on_message is None else on_message(message)
+
+    def _on_cancel(self, tag: str) -> None:
+        """The broker has cancelled *tag*; in the greenlet that drains."""
+        self._subscriptions.lose(tag)
+        raise ConsumerCancelled(f"the broker cancelled consumer {tag!r} of {self!r}", (60, 30))
+
+
+def _listed(queues: Any) -> list[Any]:
+    if queues is None:
+        return []
+    return [queues] if not isinstance(queues, Iterable) else list(queues)
+
+
+def _name_of(queue: Queue | str) -> str:
+    return queue.name if isinstance(queue, Queue) else queue

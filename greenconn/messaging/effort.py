@@ -1,0 +1,156 @@
+"""One publish with a deadline, or with several attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from gevent import Timeout
+
+from greenconn.exceptions import PublishTimeout
+from greenconn.green.deadline import Deadline
+
+if TYPE_CHECKING:
+    from greenconn.messaging.producer import Producer
+
+__all__ = ["Effort"]
+
+#: What of a retry policy concerns the opening of the connection.
+_CONNECTING = ("errback", "max_retries", "interval_start", "interval_step", "interval_max")
+
+
+class Effort:
+    """What one call of ``Producer.publish`` does beyond a single attempt without a deadline.
+
+    The first attempt is made at once.  Only if it fails ``Connection.ensure`` is asked, and told of
+    that failure as if it had made the attempt itself: it counts the retries and decides which errors
+    are worth one.
+
+    The deadline is the channel's business while a message is handed over (only the channel knows
+    what has left); before and between the attempts it is a ``gevent.Timeout``.
+
+    Arguments:
+        producer: whose channel is used.
+        declare: entities that must exist before.
+        timeout: seconds for all of it, or None.
+        policy: for ``Connection.ensure``; None: one attempt.
+    """
+
+    #: ``ensure`` names its wrapper after this.
+    __name__ = "publish"
+
+    def __init__(
+        self,
+        producer: Producer,
+        declare: Iterable[Any] | None,
+        timeout: float | None,
+        policy: dict[str, Any] | None,
+    ) -> None:
+        self._producer = producer
+        self._declare = None if declare is None else list(declare)
+        self._timeout = timeout
+        self._deadline = Deadline(timeout)
+        self._policy = policy
+        self._message: tuple[Any, ...] = ()
+        self._confirm_timeout: float | None = None
+        self._failure: Exception | None = None
+        self._maybe_delivered = False
+        self._timer: Timeout | None = None
+
+    def run(self, confirm_timeout: float | None, *message: Any) -> Any:
+        """Publish.  May switch.
+
+        Arguments:
+            confirm_timeout, message: the other arguments of ``Producer._send``.
+
+        Raises:
+            PublishTimeout: the deadline ended first.
+        """
+        self._confirm_timeout = confirm_timeout
+        self._message = message
+        try:
+            if self._policy is None:
+                return self._attempt()
+            try:
+                return self._attempt()
+            except Exception as exc:
+                self._failure = exc
+            return self._insist()
+        except Timeout as exc:
+            if exc is not self._timer:
+                raise
+            raise self._too_late() from None
+        finally:
+            self._stop_timer()
+
+    def _insist(self) -> Any:
+        connection = self._producer.connection
+        if connection is None:
+            assert self._failure is not None
+            raise self._failure
+        self._start_timer()
+        return connection.ensure(self, self, **(self._policy or {}))()
+
+    def __call__(self) -> Any:
+        """Make an attempt, for ``ensure``; the first call reports the one that was made."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return self._attempt()
+
+    def revive(self, channel: Any) -> None:
+        """Take note that there is a connection again, for ``ensure``.
+
+        A producer finds its channel by itself; only one whose channel cannot be replaced, since it
+        was closed by an error or there is no session, goes on with the connection's own.
+        """
+        own = self._producer.channel
+        if own is None or not getattr(own, "is_open", True):
+            self._producer.revive(channel)
+
+    def _attempt(self) -> Any:
+        producer = self._producer
+        channel = producer._channel
+        if self._declare or not producer._is_ready(channel):
+            self._start_timer()
+            channel = self._ready_channel()
+        self._stop_timer()
+        try:
+            return producer._send(
+                channel, self._deadline.left(), self._confirm_timeout, *self._message
+            )
+        except Exception:
+            self._maybe_delivered = True
+            self._start_timer()
+            raise
+
+    def _ready_channel(self) -> Any:
+        producer = self._producer
+        if self._policy is not None:
+            connection = producer.connection
+            if connection is not None and not connection.connected:
+                # The policy counts for this too, not the connection's own, which may be to wait.
+                options = {name: self._policy[name] for name in _CONNECTING if name in self._policy}
+                connection.ensure_connection(**options)
+            if not getattr(producer.channel, "is_open", True):
+                producer.revive(producer.connection.default_channel)
+        return producer._ready_channel(self._declare)
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        left = self._deadline.left()
+        if left is not None:
+            self._timer = Timeout.start_new(left)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+
+    def _too_late(self) -> PublishTimeout:
+        fate = "the broker may have it" if self._maybe_delivered else "it was not sent"
+        exchange, routing_key = self._message[:2]
+        return PublishTimeout(
+            f"publish to exchange {exchange!r} with routing key {routing_key!r}: not done within "
+            f"{self._timeout:g} s; {fate}",
+            maybe_delivered=self._maybe_delivered,
+        )

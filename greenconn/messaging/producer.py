@@ -1,0 +1,374 @@
+"""Publishing messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.abc import is_connection
+from greenconn.abstract import ChannelPromise, current_channel
+from greenconn.compression import compress
+from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
+from greenconn.exceptions import NotBoundError
+from greenconn.messaging.batch import Batch
+from greenconn.messaging.effort import Effort
+from greenconn.serialization import dumps
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Producer"]
+
+DEFAULT_BATCH_SIZE: Final = 1000
+
+#: What ``delivery_mode`` may be, as numbers; nothing means persistent.
+_MODES: Final = {None: 2, "": 2, 0: 2, 1: 1, 2: 2, "transient": 1, "persistent": 2}
+
+#: In no set of declared entities: an exchange that has to be declared each time.
+_NEVER_KNOWN: Final = object()
+
+
+class Producer:
+    """Publishes messages; any number of greenlets may share one.
+
+    Nothing is kept on the object while a message is on its way, so calls of many greenlets do not
+    meet.  On a connection it uses the default channel, whichever that is at the moment; on a channel
+    it uses that one, and after its connection was lost the one that took its place.
+
+    Arguments:
+        channel: a connection (nothing is opened before the first publish) or a channel.
+        exchange: where messages go, an Exchange or a name; None is the default exchange.
+        routing_key: where a publish names none.
+        serializer: name of a serializer; None: JSON, text and bytes as they are.
+        auto_declare: declare *exchange* when a message is published (not if it was given by name).
+        compression: name of a compression.
+        on_return: called as ``on_return(exc, exchange, routing_key, message)``, in a greenlet that
+            drains the connection, for mandatory messages that reached no queue.
+    """
+
+    exchange: Any = None
+    routing_key: str = ""
+    serializer: str | None = None
+    compression: str | None = None
+    auto_declare: bool = True
+    on_return: Callable[..., Any] | None = None
+
+    #: The connection, if that is what the producer was made with.
+    __connection__: Any = None
+
+    def __init__(
+        self,
+        channel: Any,
+        exchange: Any = None,
+        routing_key: str | None = None,
+        serializer: str | None = None,
+        auto_declare: bool | None = None,
+        compression: str | None = None,
+        on_return: Callable[..., Any] | None = None,
+    ) -> None:
+        #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
+        self._channel: Any = channel
+        if exchange is None:
+            exchange = Exchange("")
+        elif isinstance(exchange, str):
+            # Only a name: of what type it should be declared nobody said.
+            exchange = Exchange(exchange, no_declare=True)
+        self.exchange = exchange
+        #: The exchange that ``_ident`` belongs to.
+        self._known: Any = None
+        #: What the set of declared entities has when the exchange needs no declaration.
+        self._ident: Any = None
+        self.routing_key = routing_key or self.routing_key
+        self.serializer = serializer or self.serializer
+        self.compression = compression or self.compression
+        self.on_return = on_return or self.on_return
+        if auto_declare is not None:
+            self.auto_declare = auto_declare
+        if channel is not None:
+            self.revive(channel)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._channel}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, self.__reduce_args__()
+
+    def __reduce_args__(self) -> tuple[Any, ...]:
+        return (
+            None,
+            self.exchange,
+            self.routing_key,
+            self.serializer,
+            self.auto_declare,
+            self.compression,
+        )
+
+    # The channel
+
+    @property
+    def channel(self) -> Any:
+        """The channel to use now, None if there is none.  May switch."""
+        channel = self._channel
+        if channel is None or getattr(channel, "is_open", True):
+            return channel
+        return self._renew()
+
+    @channel.setter
+    def channel(self, channel: Any) -> None:
+        self._channel = channel
+
+    def _renew(self) -> Any:
+        """Return the channel that takes the place of ours, which is not open.  May switch."""
+        old = self._channel
+        if old is None:
+            raise NotBoundError(
+                "this producer has no channel: it was released, or made without one (revive it first)"
+            )
+        channel = current_channel(old, self.__connection__)
+        if channel is not old and self._channel is old:
+            self._channel = channel
+            self._listen(channel)
+        return channel
+
+    def _listen(self, channel: Any) -> None:
+        if self.on_return:
+            channel.events["basic_return"].add(self.on_return)
+
+    @property
+    def connection(self) -> Any:
+        """The connection, None if there is none."""
+        if self.__connection__ is not None:
+            return self.__connection__
+        return getattr(getattr(self._channel, "connection", None), "client", None)
+
+    def revive(self, channel: Any) -> None:
+        """Use *channel* (a channel or a connection) from now on.  Never switches."""
+        if is_connection(channel):
+            connection = self.__connection__ = channel
+            self._channel = ChannelPromise(lambda: connection.default_channel)
+        else:
+            self._channel = channel
+            if not isinstance(channel, ChannelPromise):
+                self._listen(channel)
+        self.exchange = self.exchange(channel)
+
+    # Declaring
+
+    def declare(self) -> None:
+        """Declare the exchange.  May switch."""
+        if self.exchange.name:
+            self.exchange.declare()
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        """Declare *entity* unless that was done in this life of the connection.  May switch."""
+        if entity:
+            return maybe_declare(entity, self.channel, retry, **retry_policy)
+        return None
+
+    def _learn(self, exchange: Any) -> Any:
+        """Note what tells that *exchange*, our own, is declared; None: it needs no declaration."""
+        self._known = exchange
+        if not exchange.name:
+            self._ident = None
+        else:
+            self._ident = hash(exchange) if exchange.can_cache_declaration else _NEVER_KNOWN
+        return self._ident
+
+    # Publishing
+
+    def publish(
+        self,
+        body: Any,
+        routing_key: str | None = None,
+        delivery_mode: Any = None,
+        mandatory: bool = False,
+        immediate: bool = False,
+        priority: int = 0,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        serializer: str | None = None,
+        headers: dict[str, Any] | None = None,
+        compression: str | None = None,
+        exchange: Any = None,
+        retry: bool = False,
+        retry_policy: dict[str, Any] | None = None,
+        declare: Iterable[Any] | None = None,
+        expiration: float | None = None,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **properties: Any,
+    ) -> Any:
+        """Publish a message.  May switch.
+
+        Arguments:
+            body: what the serializer takes; with *content_type* text or bytes, sent as they are.
+            routing_key: None is the producer's.
+            delivery_mode: 1 or ``transient``, 2 or ``persistent``; None is the exchange's.
+            mandatory: the broker returns it when no queue takes it.
+            immediate: RabbitMQ does not know it any more.
+            priority: 0 is the lowest.
+            content_type: of a body that is serialised already.
+            content_encoding: its character set.
+            serializer, compression: names; None is the producer's.
+            headers: the application's headers.
+            exchange: an Exchange or a name; None is the producer's.
+            retry: reconnect and publish again when the connection is lost.
+            retry_policy: as ``Connection.ensure`` takes it: ``max_retries``, ``interval_start``...
+            declare: entities that must exist before.
+            expiration: seconds that it may wait in a queue.
+            timeout: seconds for all of it: connecting, declaring, sending, the confirm.
+            confirm_timeout: seconds for the confirm, on a channel with confirms.
+            properties: other AMQP properties: ``reply_to`` (a Queue too), ``correlation_id``...
+
+        Raises:
+            PublishTimeout: *timeout* ended first.
+            EncodeError, SerializerNotInstalled: the body could not be serialised.
+            OperationalError: retrying was given up.
+            ConnectionError, ChannelError: what ended the channel, without *retry*.
+        """
+        # The fast path makes no object but the message's own: every microsecond here is paid for
+        # each message of a program, and the rest of a publish costs about four.
+        if content_type:
+            if isinstance(body, str):
+                content_encoding = content_encoding or "utf-8"
+                body = body.encode(content_encoding)
+            elif not content_encoding:
+                content_encoding = "binary"
+        else:
+            content_type, content_encoding, body = dumps(body, serializer or self.serializer)
+        if compression is None:
+            compression = self.compression
+        if compression:
+            # A copy: the caller may use the dict for the next message, which is not compressed.
+            headers = dict(headers or ())
+            body, headers["compression"] = compress(body, compression)
+        elif headers is None:
+            headers = {}
+        default = self.exchange
+        if not exchange:
+            exchange, mode = default.name, delivery_mode or default.delivery_mode
+        elif isinstance(exchange, Exchange):
+            exchange, mode = exchange.name, delivery_mode or exchange.delivery_mode
+        else:
+            mode = delivery_mode or default.delivery_mode
+        properties["delivery_mode"] = _MODES.get(mode) or maybe_delivery_mode(mode)
+        if expiration is not None:
+            properties["expiration"] = str(int(expiration * 1000))
+        if routing_key is None:
+            routing_key = self.routing_key
+        if retry or timeout is not None:
+            effort = Effort(self, declare, timeout, retry_policy or {} if retry else None)
+            return effort.run(
+                confirm_timeout, exchange, routing_key, mandatory, immediate,
+                body, priority, content_type, content_encoding, headers, properties,
+            )  # fmt: skip
+        channel = self._channel
+        if declare or not self._is_ready(channel):
+            channel = self._ready_channel(declare)
+        return self._send(
+            channel, None, confirm_timeout, exchange, routing_key, mandatory, immediate,
+            body, priority, content_type, content_encoding, headers, properties,
+        )  # fmt: skip
+
+    def _is_ready(self, channel: Any) -> bool:
+        """Whether *channel* can be published to without anything before."""
+        if channel is None or not getattr(channel, "is_open", True):
+            return False
+        if not self.auto_declare:
+            return True
+        # An attribute and a set: cheaper than asking maybe_declare each time.
+        default = self.exchange
+        ident = self._ident if default is self._known else self._learn(default)
+        return ident is None or ident in channel.connection.client.declared_entities
+
+    def _ready_channel(self, declare: Iterable[Any] | None) -> Any:
+        """Return an open channel, after declaring what has to exist.  May switch."""
+        channel = self._channel
+        if channel is None or not getattr(channel, "is_open", True):
+            channel = self._renew()
+        entities = list(declare or ())
+        if self.auto_declare and self.exchange.name and self.exchange not in entities:
+            entities.append(self.exchange)
+        for entity in entities:
+            if entity:
+                maybe_declare(entity, channel)
+        return channel
+
+    def _send(
+        self,
+        channel: Any,
+        timeout: float | None,
+        confirm_timeout: float | None,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        body: Any,
+        priority: int,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+    ) -> Any:
+        """Hand a message to the channel.  May switch."""
+        if "reply_to" in properties and isinstance(properties["reply_to"], Queue):
+            # By now it has its name, if it is one of *declare* that the broker names.
+            properties["reply_to"] = properties["reply_to"].name
+        message = channel.prepare_message(
+            body, priority, content_type, content_encoding, headers, properties
+        )
+        # By keyword: channels of programs, written for kombu, take some of these as **kwargs.
+        return channel.basic_publish(
+            message,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=mandatory,
+            immediate=immediate,
+            timeout=timeout,
+            confirm_timeout=confirm_timeout,
+        )
+
+    # Batches and the end
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Whether the transport can defer the messages of a batch."""
+        implements = getattr(getattr(self.connection, "transport", None), "implements", None)
+        return bool(getattr(implements, "batch_publish", False))
+
+    def batch(self, max_size: int = DEFAULT_BATCH_SIZE) -> Batch:
+        """Return a context for many calls of :meth:`publish`.
+
+        Each message leaves at once: what greenlets write in one turn of the hub shares a send anyway.
+
+        Arguments:
+            max_size: messages that a transport would defer at most; at least 1.
+
+        Raises:
+            ValueError: *max_size* is no such number.
+        """
+        return Batch(max_size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, Exception):
+            # What a pool lent is not lent again after an error.  (Being killed is none.)
+            replace = getattr(self.__connection__, "replace", None)
+            if replace is not None:
+                replace()
+        self.release()
+
+    def release(self) -> None:
+        """Give the producer back, if it came from a pool; else does nothing."""
+
+    def close(self) -> None:
+        """Same as :meth:`release`."""
+        self.release()

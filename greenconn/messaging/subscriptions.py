@@ -1,0 +1,140 @@
+"""What a consumer consumes, and where that has been asked for.
+
+*What* is kept apart from *where*.  A tag says that a queue shall be consumed from, and stays the same
+over all lives of a connection; ``placed`` says on which channel the broker has been asked to.  So
+recovery, ``revive()`` and ``consume()`` may come in any order or at the same time: each does what is
+missing, and what one has done the next one finds done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from gevent.lock import BoundedSemaphore
+
+__all__ = ["Subscriptions", "starting"]
+
+_numbers: Final = count(1)
+
+#: The prefetch of a channel holds for the consumers that are started after it, so the two requests
+#: of one consumer must not be parted by those of another.
+_starting: Final[WeakKeyDictionary[Any, BoundedSemaphore]] = WeakKeyDictionary()
+
+
+def starting(channel: Any) -> BoundedSemaphore:
+    """The lock to hold over ``basic_qos`` and the ``basic_consume`` that it is meant for.
+
+    No user code runs under it.
+    """
+    lock = _starting.get(channel)
+    if lock is None:
+        lock = _starting[channel] = BoundedSemaphore(1)
+    return lock
+
+
+def is_open(channel: Any) -> bool:
+    """Whether a channel may be used.  One that cannot tell counts as open."""
+    return bool(getattr(channel, "is_open", True))
+
+
+class Subscriptions:
+    """The queues, by name, that one consumer consumes from.
+
+    Attributes:
+        tags: consumer tag by queue name.
+        no_ack: whether its messages need no answer, by queue name.
+        placed: by queue name, the channel that has been asked, set before the request is sent.
+    """
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.no_ack: dict[str, bool] = {}
+        self.placed: dict[str, Any] = {}
+
+    def add(self, name: str, no_ack: bool, prefix: str | None) -> None:
+        """Want messages of queue *name*."""
+        self.tags[name] = f"{'consumer-' if prefix is None else prefix}{next(_numbers)}"
+        self.no_ack[name] = no_ack
+
+    def lacks(self, name: str, channel: Any) -> bool:
+        """Whether queue *name* is wanted and *channel* has not been asked."""
+        return name in self.tags and self.placed.get(name) is not channel
+
+    def are_placed_on(self, channel: Any) -> bool:
+        """Whether something is wanted, and all of it has been asked of *channel*."""
+        return bool(self.tags) and not any(self.lacks(name, channel) for name in self.tags)
+
+    def start(self, name: str, channel: Any, consume: Callable[[str, bool], Any]) -> None:
+        """Ask *channel* for the messages of queue *name*.  May switch.
+
+        Arguments:
+            consume: sends the request, given the tag and whether messages need no answer.
+        """
+        tag = self.tags[name]
+        self.placed[name] = channel
+        try:
+            consume(tag, self.no_ack[name])
+        except BaseException:
+            if self.placed.get(name) is channel:
+                del self.placed[name]
+            raise
+        if self.tags.get(name) != tag or self.placed.get(name) is not channel:
+            # Cancelled meanwhile, perhaps before the request was written.
+            channel.basic_cancel(tag)
+
+    def leave_others(self, channel: Any) -> None:
+        """Cancel what was asked of other channels.  May switch."""
+        left = [name for name, other in self.placed.items() if other is not channel]
+        self._cancel_all([(self.placed.pop(name), self.tags[name]) for name in left])
+
+    def lose(self, tag: str) -> None:
+        """The broker has cancelled *tag*; the queue is still wanted."""
+        for name, each in self.tags.items():
+            if each == tag:
+                self.placed.pop(name, None)
+
+    def rename(self, old: str, new: str) -> None:
+        """The broker has given a queue another name."""
+        tables: tuple[dict[str, Any], ...] = (self.tags, self.no_ack, self.placed)
+        for table in tables:
+            if old in table:
+                table[new] = table.pop(old)
+
+    def forget(self, name: str) -> None:
+        """Want no messages of queue *name*, of which none was asked for."""
+        self.tags.pop(name, None)
+        self.no_ack.pop(name, None)
+
+    def cancel(self, names: Iterable[str]) -> None:
+        """Want no more messages of the queues *names*, and tell the broker.  May switch.
+
+        Nothing needs to be told where the channel is gone.
+        """
+        ends = []
+        for name in names:
+            tag = self.tags.pop(name, None)
+            self.no_ack.pop(name, None)
+            channel = self.placed.pop(name, None)
+            if tag is not None and channel is not None:
+                ends.append((channel, tag))
+        self._cancel_all(ends)
+
+    def _cancel_all(self, ends: list[tuple[Any, str]]) -> None:
+        while ends:
+            channel, tag = ends.pop(0)
+            if not is_open(channel):
+                continue
+            try:
+                channel.basic_cancel(tag)
+            except BaseException as exc:
+                if isinstance(exc, Exception) and not is_open(channel):
+                    continue  # it was lost, and the consumer with it
+                for other, other_tag in ends:
+                    # Killed, or refused: what is left is told without waiting for answers.
+                    with suppress(Exception):
+                        other.basic_cancel(other_tag, nowait=True)
+                raise
