@@ -8,6 +8,7 @@ of the ``amqp`` package itself, so ``except amqp.exceptions.NotFound`` and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import NoReturn
 
@@ -164,8 +165,16 @@ class ContentDisallowed(SerializerNotInstalled):
     """The content type of a message is not among the accepted ones."""
 
 
-class BatchPublishError(KombuError):
-    """Some messages of a batch could not be published."""
+class BatchPublishError(OperationalError):
+    """Some messages of a batch could not be published.
+
+    Attributes:
+        failed: the error of each that was not, by its position in the batch, from 0.
+    """
+
+    def __init__(self, *args: object, failed: Mapping[int, Exception] | None = None) -> None:
+        super().__init__(*args)
+        self.failed: Mapping[int, Exception] = failed or {}
 
 
 class InconsistencyError(ConnectionError):  # type: ignore[misc]
