@@ -1,0 +1,74 @@
+"""Something to be done at a later time, on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+from gevent import get_hub
+
+__all__ = ["Alarm", "Clock", "HubClock"]
+
+
+class Clock(Protocol):
+    """What tells the time and wakes at a time.  (Tests have one that they move.)"""
+
+    def now(self) -> float:
+        """Seconds; never goes back."""
+        ...
+
+    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Call *function* in *delay* seconds; return what stops that."""
+        ...
+
+
+class HubClock:
+    """The monotonic clock, and timers of one hub."""
+
+    def __init__(self) -> None:
+        self._hub = get_hub()
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock."""
+        return monotonic()
+
+    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Call *function* in the hub; it must not switch."""
+        timer = self._hub.loop.timer(delay)
+        timer.start(function, update=True)
+        return timer.close
+
+
+class Alarm:
+    """Calls *function* at a time that can be changed.  Holds a timer only while it is set."""
+
+    __slots__ = ("_clock", "_function", "_stop", "at")
+
+    def __init__(self, clock: Clock, function: Callable[[], Any]) -> None:
+        self._clock = clock
+        self._function = function
+        self._stop: Callable[[], Any] | None = None
+        #: When it goes off, by its clock; None while it is not set.
+        self.at: float | None = None
+
+    def set(self, at: float) -> None:
+        """Go off at *at* instead of whenever it was set to."""
+        self.stop()
+        self.at = at
+        self._stop = self._clock.call_later(max(at - self._clock.now(), 0.0), self._go_off)
+
+    def stop(self) -> None:
+        """Do not go off."""
+        self.at = None
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            stop()
+
+    def _go_off(self) -> None:
+        at = self.at
+        if at is not None and at > self._clock.now():
+            self.set(at)  # A timer may be early by the loop's resolution.
+            return
+        self.stop()
+        self._function()

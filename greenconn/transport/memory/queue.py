@@ -1,0 +1,288 @@
+"""A queue: what waits in it, who consumes from it, and the rules it keeps.
+
+Rule: while a consumer has room, nothing waits.  So every change that adds a message or room ends
+with :meth:`Queue.push`, and a message that finds an idle consumer never enters the store.
+
+Nothing here switches greenlets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greenconn.transport.memory.alarm import Alarm
+from greenconn.transport.memory.policy import QueuePolicy
+from greenconn.transport.memory.store import Entry, Store, size_of
+from greenconn.transport.memory.turns import Turns
+from greenconn.transport.virtual.consumer import Consumer
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.publishing import Envelope
+
+__all__ = ["Queue", "QueueKeeper"]
+
+#: Messages that grow too old at once are dropped so many a turn of the hub.
+EXPIRED_A_TURN = 1000
+
+
+class QueueKeeper(Protocol):
+    """What a queue asks of its broker."""
+
+    def now(self) -> float:
+        """The broker's clock, in seconds."""
+        ...
+
+    def alarm(self, function: Any) -> Alarm:
+        """An alarm on the broker's hub and clock."""
+        ...
+
+    def dead_letter(self, entry: Entry, reason: str) -> None:
+        """A message of a queue is dead."""
+        ...
+
+    def unused(self, queue: Queue) -> None:
+        """A queue's time without use has passed, or its last consumer has left."""
+        ...
+
+
+class Queue:
+    """One queue.
+
+    Arguments:
+        owner: the link that it is exclusive to; None for all.
+    """
+
+    def __init__(
+        self,
+        broker: QueueKeeper,
+        name: str,
+        *,
+        durable: bool = False,
+        auto_delete: bool = False,
+        owner: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.durable = durable
+        self.auto_delete = auto_delete
+        self.owner = owner
+        self.arguments: Mapping[str, Any] = dict(arguments or {})
+        self.policy = QueuePolicy.of(self.arguments)
+        self.store = Store(self.policy.max_priority or 0)
+        #: Consumers in the order in which they came.
+        self.consumers: dict[Consumer, None] = {}
+        self.is_deleted = False
+        self._broker = broker
+        self._turns = Turns()
+        self._position = 0
+        #: Whether messages may wait, so that new ones need more than a place in the store.
+        self._is_ruled = self.policy.is_bounded or self.policy.message_ttl is not None
+        #: Some of what waits, or waited since the store was last empty, may grow too old.
+        self._may_expire = False
+        self._expiry = broker.alarm(self._expire)
+        self._idle = broker.alarm(self._note_idle)
+        self.touch()
+
+    def __repr__(self) -> str:
+        return f"<Queue: {self.name!r}, {len(self)} waiting, {len(self.consumers)} consumers>"
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return self.store.count
+
+    @property
+    def has_exclusive_consumer(self) -> bool:
+        """Whether its one consumer wants to stay the only one."""
+        return any(each.exclusive for each in self.consumers)
+
+    # -- messages
+
+    def accept(
+        self, envelope: Envelope, exchange: str, routing_key: str, ttl: float | None = None
+    ) -> bool:
+        """Take a message over: deliver it, or keep it.  False: the queue is full and refuses it.
+
+        Arguments:
+            ttl: seconds that the publisher lets it wait; None for ever.
+        """
+        policy = self.policy
+        self._position += 1
+        entry = Entry(self, envelope, exchange, routing_key, self._position)
+        if ttl is not None or self._is_ruled:
+            self._rule(entry, ttl)
+            if policy.refuses_overflow and policy.is_above(
+                self.store.count + 1, self.store.size + entry.size
+            ):
+                if policy.overflow == "reject-publish-dlx":
+                    self._broker.dead_letter(entry, "maxlen")
+                return False
+        if policy.max_priority:
+            given = envelope["properties"].get("priority") or 0
+            entry.priority = min(max(int(given), 0), policy.max_priority)
+        if not self.store.count:
+            consumer = self._turns.take()
+            if consumer is not None:
+                self._deliver(consumer, entry)
+                return True
+        self.store.add(entry)
+        if entry.expires_at is not None or self._is_ruled:
+            self._enforce()
+        return True
+
+    def _rule(self, entry: Entry, ttl: float | None) -> None:
+        policy = self.policy
+        ttls = [each for each in (ttl, policy.message_ttl) if each is not None]
+        if ttls:
+            self._may_expire = True
+            entry.expires_at = self._broker.now() + min(ttls)
+        if policy.max_length_bytes is not None:
+            entry.size = size_of(entry.envelope["body"])
+
+    def take(self) -> Entry | None:
+        """Take the next message out, for ``basic_get``; None when none waits."""
+        self.touch()
+        self._drop_expired()
+        entry = self.store.take() if self.store.count else None
+        self._settle_empty()
+        return entry
+
+    def put_back(self, entries: Iterable[Entry]) -> None:
+        """Take messages back to the places where they were, marked as redelivered."""
+        for entry in entries:
+            entry.redelivered = True
+            entry.consumer = None
+            if not self.is_deleted:
+                self.store.put_back(entry)
+                self._may_expire |= entry.expires_at is not None
+        self.push()
+        if self.store.count:
+            self._enforce()
+
+    def keep_persistent(self) -> None:
+        """Drop what would not survive a restart of the broker."""
+        for entry in [self.store.take() for _ in range(self.store.count)]:
+            if entry.envelope["properties"].get("delivery_mode") == 2:
+                self.store.put_back(entry)
+        self._settle_empty()
+
+    def purge(self) -> int:
+        """Drop what waits and return how many there were."""
+        count = self.store.clear()
+        self._settle_empty()
+        return count
+
+    def push(self) -> None:
+        """Deliver while something waits and somebody has room."""
+        store = self.store
+        if not store.count:
+            return
+        self._drop_expired()
+        while store.count:
+            consumer = self._turns.take()
+            if consumer is None:
+                return
+            self._deliver(consumer, store.take())
+        self._settle_empty()
+
+    def _deliver(self, consumer: Consumer, entry: Entry) -> None:
+        consumer.channel.deliver(consumer, entry)
+        if consumer.is_parked and consumer.has_room():
+            self._turns.add(consumer)
+
+    # -- consumers
+
+    def resume(self, consumer: Consumer) -> None:
+        """A consumer that had no room has some again."""
+        if consumer in self.consumers and self._may_serve(consumer):
+            self._turns.add(consumer)
+            self.push()
+
+    def join(self, consumer: Consumer) -> None:
+        """Add a consumer."""
+        self.consumers[consumer] = None
+        self.touch()
+        consumer.wake()
+
+    def leave(self, consumer: Consumer) -> None:
+        """Remove a consumer: the next one may become the single active one."""
+        if consumer not in self.consumers:
+            return
+        del self.consumers[consumer]
+        self._turns.discard(consumer)
+        if not self.consumers:
+            self.touch()
+            if self.auto_delete:
+                self._broker.unused(self)
+        elif self.policy.is_single_active:
+            next(iter(self.consumers)).wake()
+
+    def _may_serve(self, consumer: Consumer) -> bool:
+        return not self.policy.is_single_active or next(iter(self.consumers)) is consumer
+
+    # -- time and length
+
+    def touch(self) -> None:
+        """Note that the queue is used: its time without use begins anew."""
+        expires = self.policy.expires
+        if expires is None or self.is_deleted:
+            return
+        if self.consumers:
+            self._idle.stop()
+        else:
+            self._idle.set(self._broker.now() + expires)
+
+    def _note_idle(self) -> None:
+        if not self.consumers:
+            self._broker.unused(self)
+
+    def _enforce(self) -> None:
+        """Drop what is too old or too many, and wait for the next that will be too old."""
+        self._drop_expired()
+        store, policy = self.store, self.policy
+        if policy.is_bounded:
+            while store.count and policy.is_above(store.count, store.size):
+                self._broker.dead_letter(store.take(), "maxlen")
+        self._watch_expiry()
+
+    def _drop_expired(self, most: int | None = None) -> None:
+        """Drop what is too old at the heads, and at most so many."""
+        if not self._may_expire:
+            return
+        now = self._broker.now()
+        while most is None or most > 0:
+            entry = self.store.take_expired(now)
+            if entry is None:
+                break
+            self._broker.dead_letter(entry, "expired")
+            if most is not None:
+                most -= 1
+
+    def _watch_expiry(self) -> None:
+        """Wake when the next head is too old; a timer that comes too early looks again."""
+        at = self.store.next_expiry() if self._may_expire else None
+        if at is None:
+            self._expiry.stop()
+        elif self._expiry.at is None or self._expiry.at > at:
+            self._expiry.set(at)
+
+    def _expire(self) -> None:
+        self._drop_expired(EXPIRED_A_TURN)
+        self._settle_empty()
+        self._watch_expiry()
+
+    def _settle_empty(self) -> None:
+        if self._may_expire and not self.store.count:
+            self._may_expire = False
+            self._expiry.stop()
+
+    def close(self) -> list[Consumer]:
+        """The queue is deleted: drop what waits, and return who consumed from it."""
+        self.is_deleted = True
+        self._idle.stop()
+        self.purge()
+        consumers = list(self.consumers)
+        self.consumers.clear()
+        for consumer in consumers:
+            self._turns.discard(consumer)
+        return consumers

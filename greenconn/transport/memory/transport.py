@@ -1,0 +1,111 @@
+"""Connections to a broker inside this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import fields
+from typing import Any
+
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.options import ConnectOptions, MemoryOptions, from_transport_options
+from greenconn.transport import base
+from greenconn.transport.memory import channel
+from greenconn.transport.memory.broker import Broker
+from greenconn.transport.memory.link import MemoryLink
+from greenconn.transport.virtual.management import Management
+
+__all__ = ["Transport", "broker_of", "reset", "restart"]
+
+logger = logging.getLogger("greenconn.transport.memory")
+
+#: Transport options that the connection reads itself.
+COMMON_OPTIONS = frozenset(each.name for each in fields(ConnectOptions))
+
+_brokers: dict[str, Broker] = {}
+
+
+def broker_of(virtual_host: str = "/") -> Broker:
+    """Return the broker of a virtual host of this process; the first call makes it.
+
+    It belongs to the hub (the thread) that made it, until :func:`reset`.
+
+    Raises:
+        WrongHub: it belongs to another thread.
+    """
+    name = virtual_host or "/"
+    broker = _brokers.get(name)
+    # After a fork the child begins with an empty one: the parent's messages are the parent's.
+    if broker is None or broker.pid != os.getpid() or broker.home.hub.dead:
+        broker = _brokers[name] = Broker(name)
+    broker.home.check(broker)
+    return broker
+
+
+def reset(virtual_host: str | None = None) -> None:
+    """Empty the brokers of this process (or that of one virtual host): all that they hold is gone.
+
+    Connections to them are closed, and open anew when they are next used.  Brokers that belong to
+    other threads are forgotten: what is connected to them stays with them.
+    """
+    for name in [virtual_host] if virtual_host is not None else list(_brokers):
+        broker = _brokers.pop(name, None)
+        if broker is not None and broker.is_here:
+            broker.clear()
+
+
+def restart(virtual_host: str | None = None) -> None:
+    """Do to the brokers of this thread what a restart does: for tests of recovery.
+
+    All connections are lost.  Durable exchanges and queues stay, and persistent messages in them.
+    """
+    for name in [virtual_host] if virtual_host is not None else list(_brokers):
+        broker = _brokers.get(name)
+        if broker is not None and broker.is_here:
+            broker.restart()
+
+
+class Transport(base.Transport):
+    """``memory://``: one broker for each process and virtual host.
+
+    All connections with the same virtual host share its exchanges and queues; closing the last
+    keeps them.  A broker belongs to the thread that used it first (``WrongHub`` otherwise).
+    """
+
+    Channel = channel.Channel
+    Management = Management
+    driver_type = "memory"
+    driver_name = "memory"
+    default_port = None
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
+        return (RecoverableConnectionError,)
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
+        return (RecoverableChannelError,)
+
+    def establish_connection(self, deadline: Deadline | None = None) -> MemoryLink:
+        """Open a link.  Never waits.
+
+        Raises:
+            ValueError: a transport option has a value that cannot be.
+            WrongHub: the broker belongs to another thread.
+        """
+        options, unknown = from_transport_options(
+            MemoryOptions, self.client.transport_options or {}
+        )
+        ignored = sorted(set(unknown) - COMMON_OPTIONS)
+        if ignored:
+            logger.warning("transport options %s mean nothing to the memory broker", ignored)
+        return MemoryLink(self.client, broker_of(self.client.virtual_host), options)
+
+    def create_channel(self, connection: Any) -> channel.Channel:
+        """Open a channel."""
+        return self.Channel(connection)
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """``apply_global`` means the channel, as RabbitMQ has it."""
+        return False

@@ -1,0 +1,179 @@
+"""The transports by name: an alias, or the path of a class.
+
+``TRANSPORT_ALIASES`` may be extended by anybody: alias -> ``"module:Class"``, or a function that
+returns such a path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from greenconn.importing import symbol_by_name
+
+__all__ = [
+    "TRANSPORT_ALIASES",
+    "get_transport_cls",
+    "resolve_transport",
+    "supports_librabbitmq",
+]
+
+_AMQP: Final = "greenconn.transport.amqp.transport:Transport"
+_AMQPS: Final = "greenconn.transport.amqp.transport:SSLTransport"
+
+#: Alias -> path of the class.
+TRANSPORT_ALIASES: dict[str, str | Callable[[], str]] = {
+    "amqp": _AMQP,
+    "amqps": _AMQPS,
+    "amqplib": _AMQP,
+    "librabbitmq": _AMQP,
+    "pika": _AMQP,
+    "pyamqp": _AMQP,
+    "pyamqplib": _AMQP,
+    "qpid": _AMQP,
+    "memory": "greenconn.transport.memory:Transport",
+    "redis": "greenconn.transport.redis:Transport",
+    "rediss": "greenconn.transport.redis:Transport",
+    "sentinel": "greenconn.transport.redis:SentinelTransport",
+    "SQS": "greenconn.transport.SQS:Transport",
+    "sqs": "greenconn.transport.SQS:Transport",
+    "mongodb": "greenconn.transport.mongodb:Transport",
+    "couchdb": "greenconn.transport.couchdb:Transport",
+    "beanstalk": "greenconn.transport.beanstalk:Transport",
+    "sqlite": "greenconn.transport.sqlite:Transport",
+}
+
+#: Transports that only kombu has -> the path of its class.
+FOREIGN: Final[Mapping[str, str]] = {
+    "confluentkafka": "kombu.transport.confluentkafka:Transport",
+    "kafka": "kombu.transport.confluentkafka:Transport",
+    "zookeeper": "kombu.transport.zookeeper:Transport",
+    "sqlalchemy": "kombu.transport.sqlalchemy:Transport",
+    "sqla": "kombu.transport.sqlalchemy:Transport",
+    "SLMQ": "kombu.transport.SLMQ:Transport",
+    "slmq": "kombu.transport.SLMQ:Transport",
+    "filesystem": "kombu.transport.filesystem:Transport",
+    "consul": "kombu.transport.consul:Transport",
+    "etcd": "kombu.transport.etcd:Transport",
+    "azurestoragequeues": "kombu.transport.azurestoragequeues:Transport",
+    "azureservicebus": "kombu.transport.azureservicebus:Transport",
+    "pyro": "kombu.transport.pyro:Transport",
+    "gcpubsub": "kombu.transport.gcpubsub:Transport",
+    "pgmq": "kombu.transport.pgmq:Transport",
+}
+
+#: Class paths that begin so mean ours of the same name, when we have one.
+_PREFIXES: Final = ("kombu.transport.", "carrot.backends.")
+
+#: Their modules that have another name here -> our module.
+_RENAMED: Final[Mapping[str, str]] = {
+    "amqplib": "greenconn.transport.amqp.transport",
+    "librabbitmq": "greenconn.transport.amqp.transport",
+    "pika": "greenconn.transport.amqp.transport",
+    "pika2": "greenconn.transport.amqp.transport",
+    "pikachu": "greenconn.transport.amqp.transport",
+    "pyamqp": "greenconn.transport.amqp.transport",
+    "pyamqplib": "greenconn.transport.amqp.transport",
+    "qpid": "greenconn.transport.amqp.transport",
+    "queue": "greenconn.transport.memory",
+}
+
+#: What carrot and old kombu called the class.
+_OLD_CLASSES: Final = frozenset({"Backend", "AsyncoreBackend", "SyncBackend", "AsyncoreTransport"})
+
+_classes: dict[str, Any] = {}
+
+
+def supports_librabbitmq() -> bool | None:
+    """None: librabbitmq is never used; its alias means the AMQP transport (kombu's name)."""
+    return None
+
+
+def resolve_transport(transport: Any = None) -> Any:
+    """Return the transport class that *transport* means.
+
+    Arguments:
+        transport: an alias, ``module:Class`` or ``module.Class``, or the class itself; None means
+            the default, ``amqp``.
+
+    Raises:
+        KeyError: there is no such alias; names the nearest one, or says how to use kombu's class.
+        ImportError: the transport is not in this version, or its module cannot be imported.
+        AttributeError: the module has no such class.
+    """
+    if transport is None:
+        transport = "amqp"
+    if not isinstance(transport, str):
+        return transport
+    target = TRANSPORT_ALIASES.get(transport)
+    if target is None:
+        if "." not in transport and ":" not in transport:
+            raise _unknown(transport)
+        return symbol_by_name(_ours(transport))
+    path = target() if callable(target) else target
+    if _is_absent(path):
+        raise ImportError(
+            f"transport {transport!r} ({path}) is not in this version of greenconn; "
+            f"it has {', '.join(_present())}"
+        )
+    return symbol_by_name(_ours(path))
+
+
+def get_transport_cls(transport: Any = None) -> Any:
+    """Return the transport class that *transport* means, as :func:`resolve_transport`; remembered."""
+    if transport is not None and not isinstance(transport, str):
+        return transport
+    target = TRANSPORT_ALIASES.get(transport or "amqp", transport)
+    if not isinstance(target, str):
+        return resolve_transport(transport)
+    found = _classes.get(target)
+    if found is None:
+        found = _classes[target] = resolve_transport(transport)
+    return found
+
+
+def _ours(path: str) -> str:
+    """The path of our class where *path* is one of kombu's or carrot's and we have it."""
+    for prefix in _PREFIXES:
+        if path.startswith(prefix):
+            module, _, name = path[len(prefix) :].rpartition(":" if ":" in path else ".")
+            ours = _RENAMED.get(module, f"greenconn.transport.{module}")
+            if module and _exists(ours):
+                return f"{ours}:{'Transport' if name in _OLD_CLASSES else name}"
+    return path
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _is_absent(path: str) -> bool:
+    """Whether *path* is one of ours that is not built yet."""
+    module = path.rpartition(":")[0]
+    return module.startswith("greenconn.transport.") and not _exists(module)
+
+
+def _present() -> list[str]:
+    """The aliases that can be used."""
+    return [
+        alias
+        for alias, path in sorted(TRANSPORT_ALIASES.items())
+        if callable(path) or not _is_absent(path)
+    ]
+
+
+def _unknown(alias: str) -> KeyError:
+    foreign = FOREIGN.get(alias)
+    if foreign is not None:
+        return KeyError(
+            f"transport {alias!r} is kombu's own: install kombu and name its class, "
+            f"Connection(..., transport={foreign!r})"
+        )
+    nearest = difflib.get_close_matches(alias.lower(), TRANSPORT_ALIASES, n=1)
+    hint = f"  Did you mean {nearest[0]}?" if nearest else f"  There are {', '.join(_present())}."
+    return KeyError(f"No such transport: {alias}.{hint}")

@@ -1,0 +1,85 @@
+"""One life of a connection whose channels are made in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from greenconn.exceptions import ConnectionError, ResourceError
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import Home
+from greenconn.transport.base import Link
+from greenconn.transport.virtual.consumer import STALE
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.life import ChannelLife
+
+__all__ = ["CHANNEL_MAX", "VirtualLink"]
+
+#: Channels that one link may have.
+CHANNEL_MAX = 65535
+
+
+class VirtualLink(Link):
+    """A link that keeps its channels, and ends them when it ends.
+
+    It belongs to the hub on which it was opened.
+
+    Arguments:
+        is_confirming: every publish waits for its confirm.
+    """
+
+    channel_max = CHANNEL_MAX
+
+    def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
+        super().__init__(client)
+        self.home = Home()
+        self.is_confirming = is_confirming
+        self.channels: dict[int, ChannelLife] = {}
+        self._last_id = 0
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<{type(self).__name__}: {state}, {len(self.channels)} channels>"
+
+    def admit(self, channel: ChannelLife, channel_id: int | None = None) -> int:
+        """Give a new channel its number.
+
+        Raises:
+            RecoverableConnectionError: the link is closed.
+            ResourceError: it has as many channels as it may have.
+            WrongHub: called from another thread.
+        """
+        self.home.check(self)
+        self.check_open()
+        if len(self.channels) >= self.channel_max:
+            raise ResourceError(f"all {self.channel_max} channels are in use", (20, 10))
+        if channel_id is None:
+            channel_id = self._last_id % self.channel_max + 1
+            while channel_id in self.channels:
+                channel_id = channel_id % self.channel_max + 1
+            self._last_id = channel_id
+        elif channel_id in self.channels:
+            raise ConnectionError(f"channel {channel_id} is open already", (20, 10))
+        self.channels[channel_id] = channel
+        return channel_id
+
+    def dismiss(self, channel: ChannelLife) -> None:
+        """Forget a channel that ended."""
+        self.channels.pop(channel.channel_id, None)
+
+    def drain(self, deadline: Deadline) -> None:
+        """Run the next event; those of consumers that are gone are dropped.  May switch."""
+        self.home.check(self)
+        while True:
+            self.check_open()
+            function, argument = self.events.get(deadline)
+            if function(argument) is not STALE:
+                return
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """End this life: its channels end, and what they hold goes back.  Never switches."""
+        if self.lost is not None:
+            return
+        super().end(exc, closed=closed)
+        for channel in list(self.channels.values()):
+            channel.end(exc)

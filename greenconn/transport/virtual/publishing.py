@@ -1,0 +1,223 @@
+"""What the channels of this layer do around a publish: confirms and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from enum import Enum
+from typing import Any
+
+from greenconn.abc import DeadlineLike
+from greenconn.exceptions import AMQPNotImplementedError, PublishNacked, Unroutable
+from greenconn.message import Message
+from greenconn.transport.virtual.life import ChannelLife, closes_channel
+from greenconn.transport.virtual.refusal import Method
+
+__all__ = [
+    "Decided",
+    "Envelope",
+    "Outcome",
+    "PublishingMethods",
+    "UndeliverableWarning",
+    "copied",
+]
+
+#: Kombu's form of a message that is to be sent: body, content-type, content-encoding, headers and
+#: properties.
+Envelope = dict[str, Any]
+
+
+def copied(value: Any) -> Any:
+    """Return *value* with the tables and lists in it made anew."""
+    if isinstance(value, dict):
+        return {
+            name: copied(each) if isinstance(each, (dict, list, tuple)) else each
+            for name, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [copied(each) for each in value]
+    return value
+
+
+class Outcome(Enum):
+    """What became of a published message."""
+
+    ROUTED = "routed"
+    UNROUTED = "no queue for it"
+    REFUSED = "a queue refused it"
+
+
+class UndeliverableWarning(UserWarning):
+    """A message had no queue to go to, and went to the queue of last resort."""
+
+
+class Decided:
+    """The confirm of a publish that was decided at once."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def wait(self, deadline: DeadlineLike | None = None) -> None:
+        """Return when the broker has the message.  Never switches.
+
+        Raises:
+            Unroutable, PublishNacked: it has not.
+        """
+        if self._error is not None:
+            raise self._error
+
+
+class PublishingMethods(ChannelLife):
+    """Publishing.  ``_publish`` is what transports write."""
+
+    default_priority = 0
+    is_confirming = False
+
+    def _publish(self, message: Envelope, exchange: str, routing_key: str) -> Outcome:
+        """Put *message* where it belongs, and tell what became of it.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+        raise NotImplementedError
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
+    ) -> Envelope:
+        """Return what ``basic_publish`` takes: a snapshot of what may be changed later.
+
+        Arguments:
+            body: text or bytes, which are not copied.
+            priority: 0 is the lowest.
+        """
+        own: dict[str, Any] = copied(properties) if properties else {}
+        own.setdefault("priority", priority or self.default_priority)
+        if isinstance(body, (bytearray, memoryview)):
+            body = bytes(body)
+        elif isinstance(body, str):
+            content_encoding = content_encoding or "utf-8"
+        return {
+            "body": body,
+            "content-encoding": content_encoding,
+            "content-type": content_type,
+            "headers": copied(headers) if headers else {},
+            "properties": own,
+        }
+
+    @closes_channel
+    def confirm_select(self, nowait: bool = False) -> None:
+        """Ask for confirms.  A publish has been decided when it returns, so nothing changes."""
+        self.is_confirming = True
+
+    def basic_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish *message*.  May switch, before anything is published.
+
+        Arguments:
+            message: of ``prepare_message``.
+            mandatory: one that reaches no queue comes back: an event calls the handlers in
+                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
+
+        Raises:
+            NotFound: there is no such exchange; the channel is closed.
+        """
+        if self.connection.is_confirming:
+            self.basic_publish_confirm(
+                message, exchange, routing_key, mandatory, immediate, timeout, confirm_timeout
+            )
+            return
+        if immediate:
+            raise _no_immediate()
+        outcome = self._publish(message, exchange or "", routing_key or "")
+        if mandatory and outcome is Outcome.UNROUTED:
+            returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
+            self.connection.events.put((self._returned, returned))
+
+    def basic_publish_confirm(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish *message* and return when the broker has it.  May switch.
+
+        Raises:
+            Unroutable: *mandatory*, and it reached no queue.
+            PublishNacked: a queue is full and refuses more.
+            NotFound: there is no such exchange; the channel is closed.
+        """
+        self.begin_publish(message, exchange, routing_key, mandatory, immediate).wait()
+
+    def begin_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        deadline: DeadlineLike | None = None,
+    ) -> Decided:
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange; the channel is closed.
+        """
+        if immediate:
+            raise _no_immediate()
+        outcome = self._publish(message, exchange or "", routing_key or "")
+        if outcome is Outcome.REFUSED:
+            return Decided(
+                PublishNacked(
+                    f"a queue is full and refused the message (exchange {exchange!r}, "
+                    f"routing key {routing_key!r})"
+                )
+            )
+        if mandatory and outcome is Outcome.UNROUTED:
+            return Decided(_unroutable(exchange, routing_key))
+        return Decided(None)
+
+    def _returned(self, returned: tuple[Unroutable, str, str, Any]) -> None:
+        """The event of a returned message."""
+        exc, exchange, routing_key, envelope = returned
+        handlers: list[Callable[..., Any]] = list(self.events["basic_return"])
+        for handler in handlers:
+            message = Message(
+                body=envelope["body"],
+                content_type=envelope["content-type"],
+                content_encoding=envelope["content-encoding"],
+                headers=copied(envelope["headers"]),
+                properties=copied(envelope["properties"]),
+                delivery_info={"exchange": exchange, "routing_key": routing_key},
+            )
+            handler(exc, exchange, routing_key, message)
+
+
+def _unroutable(exchange: str, routing_key: str) -> Unroutable:
+    return Unroutable(
+        f"NO_ROUTE - no queue for exchange {exchange!r} and routing key {routing_key!r}",
+        exchange=exchange,
+        routing_key=routing_key,
+    )
+
+
+def _no_immediate() -> AMQPNotImplementedError:
+    return AMQPNotImplementedError("NOT_IMPLEMENTED - immediate=True", Method.BASIC_PUBLISH.value)
