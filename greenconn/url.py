@@ -81,13 +81,14 @@ def mask_secrets(text: str, mask: str = "**") -> str:
     masked = []
     for piece in _NEXT_URL.split(text):
         scheme, separator, rest = piece.partition("://")
-        if not separator:
-            scheme, rest = "", piece
+        if not separator or "@" in scheme:
+            scheme, separator, rest = "", "", piece
         userinfo, at, behind = rest.rpartition("@")
         user, colon, _ = userinfo.partition(":")
         if at and colon:
             rest = f"{user}:{mask}@{behind}"
-        masked.append(scheme + separator + _SECRET_OPTION.sub(rf"\g<1>{mask}", rest))
+        rest = _SECRET_OPTION.sub(lambda match: match[1] + mask, rest)
+        masked.append(scheme + separator + rest)
     return ";".join(masked)
 
 

@@ -1,0 +1,255 @@
+"""Options."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greenconn.options import (
+    BROKER_HEARTBEAT,
+    CONNECTION_QUERY,
+    AmqpOptions,
+    ConnectOptions,
+    MemoryOptions,
+    PoolOptions,
+    Retry,
+    from_transport_options,
+    query_types,
+    typed_query,
+)
+
+CLASSES = [AmqpOptions, ConnectOptions, MemoryOptions, PoolOptions, Retry]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))]
+)
+def test_heartbeat_of_the_broker_is_one_object(copied: Callable[[Any], Any]) -> None:
+    assert copied(BROKER_HEARTBEAT) is BROKER_HEARTBEAT
+    assert copied({"heartbeat": [BROKER_HEARTBEAT]})["heartbeat"][0] is BROKER_HEARTBEAT
+    assert copied(AmqpOptions()).heartbeat is BROKER_HEARTBEAT
+
+
+def test_heartbeat_of_the_broker_is_kombus_default() -> None:
+    assert BROKER_HEARTBEAT == 0
+    assert not BROKER_HEARTBEAT
+    assert repr(BROKER_HEARTBEAT) == "0"
+    assert isinstance(BROKER_HEARTBEAT, int)
+    zero: int = 0
+    assert zero is not BROKER_HEARTBEAT
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(BROKER_HEARTBEAT, protocol)) is BROKER_HEARTBEAT
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_classes_are_frozen_and_take_keywords_only(cls: type[Any]) -> None:
+    options = cls()
+    assert not hasattr(options, "__dict__")
+    assert cls() == options
+    with pytest.raises(FrozenInstanceError):
+        setattr(options, fields(cls)[0].name, None)
+    with pytest.raises(TypeError):
+        cls(1)
+
+
+def test_defaults_of_the_design() -> None:
+    assert ConnectOptions().connect_timeout == 5.0
+    amqp = AmqpOptions()
+    assert (amqp.reply_timeout, amqp.confirm_timeout, amqp.blocked_timeout) == (30.0, 30.0, 30.0)
+    assert not amqp.confirm_publish
+    assert (PoolOptions().limit, PoolOptions().timeout, PoolOptions().warn_after) == (
+        10,
+        None,
+        30.0,
+    )
+    retry = Retry()
+    assert (retry.tries, retry.delay, retry.backoff, retry.max_delay) == (3, 1.0, 2.0, 60.0)
+    assert retry.jitter
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "said"),
+    [
+        (
+            ConnectOptions,
+            {"connect_timeout": -1},
+            r"ConnectOptions.connect_timeout is -1: .*None",
+        ),
+        (ConnectOptions, {"interval_start": None}, "interval_start is None: it is a number"),
+        (ConnectOptions, {"interval_step": float("nan")}, "interval_step is nan"),
+        (ConnectOptions, {"connect_retries_timeout": float("inf")}, "is inf"),
+        (
+            ConnectOptions,
+            {"max_retries": 1.5},
+            "max_retries is 1.5: it is a whole number from 0 up",
+        ),
+        (ConnectOptions, {"max_retries": True}, "max_retries is True"),
+        (ConnectOptions, {"errback": 1}, "errback is 1: it is a callable, or None"),
+        (AmqpOptions, {"confirm_timeout": "30"}, "confirm_timeout is '30'"),
+        (AmqpOptions, {"heartbeat": None}, "heartbeat is None"),
+        (AmqpOptions, {"heartbeat": -1}, "heartbeat is -1"),
+        (AmqpOptions, {"confirm_publish": 1}, "confirm_publish is 1: it is of type bool"),
+        (AmqpOptions, {"locale": None}, "locale is None: it is of type str"),
+        (AmqpOptions, {"connection_name": 3}, "connection_name is 3"),
+        (AmqpOptions, {"client_properties": []}, "client_properties is .*Mapping"),
+        (AmqpOptions, {"channel_max": 65536}, "from 0 to 65535"),
+        (AmqpOptions, {"frame_max": 100}, "4096 bytes at least"),
+        (AmqpOptions, {"max_message_size": 0}, "max_message_size is 0"),
+        (AmqpOptions, {"on_blocked": "x"}, "on_blocked is 'x'"),
+        (MemoryOptions, {"body_encoding": 1}, "body_encoding is 1"),
+        (PoolOptions, {"limit": 0}, "PoolOptions.limit is 0: it is a whole number from 1 up"),
+        (PoolOptions, {"limit": 2, "preload": 3}, "preload is 3: it is a whole number from 0 to 2"),
+        (PoolOptions, {"timeout": -1}, "timeout is -1"),
+        (Retry, {"tries": 0}, "Retry.tries is 0: it is a whole number from 1 up"),
+        (Retry, {"tries": None}, "tries is None"),
+        (Retry, {"delay": 61}, "delay is 61: it is 60.0 s at most.*dead-letter"),
+        (Retry, {"max_delay": 60.1}, "max_delay is 60.1"),
+        (Retry, {"delay": -1}, "delay is -1"),
+        (Retry, {"backoff": 0.5}, "backoff is 0.5: it is a number from 1 up"),
+        (Retry, {"jitter": None}, "jitter is None"),
+    ],
+)
+def test_values_are_checked(cls: type[Any], kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cls(**kwargs)
+
+
+def test_values_that_may_be_given() -> None:
+    assert AmqpOptions(frame_max=0, channel_max=0, heartbeat=2.5).heartbeat == 2.5
+    assert AmqpOptions(socket_settings={6: 1}, on_open=print).on_open is print
+    assert PoolOptions(limit=None, preload=20).preload == 20
+    assert ConnectOptions(connect_timeout=None, max_retries=0).max_retries == 0
+
+
+def test_delays_without_jitter() -> None:
+    assert list(Retry(jitter=False).delays()) == [1.0, 2.0]
+    assert list(Retry(tries=1).delays()) == []
+    assert list(Retry(tries=6, max_delay=5, jitter=False).delays()) == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert list(Retry(delay=9, max_delay=5, jitter=False).delays()) == [5.0, 5.0]
+
+
+def test_delays_with_jitter() -> None:
+    retry = Retry(tries=5)
+    delays = list(retry.delays(Random(1)))
+    assert delays == list(retry.delays(Random(1)))
+    assert len(delays) == 4
+    for delay, whole in zip(delays, [1.0, 2.0, 4.0, 8.0], strict=True):
+        assert whole / 2 <= delay <= whole
+    assert len(list(retry.delays())) == 4
+
+
+def test_retry_of() -> None:
+    assert Retry.of(None) is None
+    retry = Retry(tries=2)
+    assert Retry.of(retry) is retry
+    assert Retry.of({"tries": 2}) == retry
+    with pytest.raises(ValueError, match="unknown option 'trys' of Retry: did you mean 'tries'"):
+        Retry.of({"trys": 2})
+
+
+def test_from_transport_options() -> None:
+    options, unknown = from_transport_options(
+        AmqpOptions, {"confirm_publish": True, "max_retries": 3, "x": None}
+    )
+    assert options == AmqpOptions(confirm_publish=True)
+    assert unknown == ("max_retries", "x")
+    assert from_transport_options(MemoryOptions, {}) == (MemoryOptions(), ())
+
+
+def test_query_types() -> None:
+    known = query_types(AmqpOptions)
+    assert known["confirm_timeout"] == (float | None)
+    assert known["confirm_publish"] is bool
+    assert "on_blocked" not in known
+    assert "client_properties" not in known
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", True),
+        ("0", False),
+        ("true", True),
+        ("False", False),
+        ("YES", True),
+        ("no", False),
+        ("on", True),
+        ("off", False),
+    ],
+)
+def test_booleans(text: str, value: bool) -> None:
+    assert typed_query({"ssl": text}, CONNECTION_QUERY) == {"ssl": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("10", 10), ("2.5", 2.5), ("0", 0), ("1e1", 10.0), (" 3 ", 3)]
+)
+def test_numbers(text: str, value: float) -> None:
+    typed = typed_query({"heartbeat": text}, CONNECTION_QUERY)
+    assert typed == {"heartbeat": value}
+    assert typed["heartbeat"] is not BROKER_HEARTBEAT
+
+
+def test_text_and_none() -> None:
+    query = {"login_method": "PLAIN", "connect_timeout": "None", "ssl_ca_certs": "none"}
+    assert typed_query(query, CONNECTION_QUERY) == {
+        "login_method": "PLAIN",
+        "connect_timeout": None,
+        "ssl_ca_certs": "none",
+    }
+    assert typed_query({}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"ssl": "maybe"}, "ssl='maybe': it is 1, 0, true, false, yes, no, on or off$"),
+        ({"ssl": ""}, "ssl='': it is"),
+        ({"heartbeat": "ten"}, "heartbeat='ten': it is a number$"),
+        ({"heartbeat": "nan"}, "heartbeat='nan'"),
+        ({"heartbeat": "1_0"}, "heartbeat='1_0'"),
+        ({"heartbeat": "none"}, "heartbeat='none'"),
+        ({"connect_timeout": "x"}, "it is a number, or none$"),
+        ({"channel_max": "1.5"}, "channel_max='1.5': it is a whole number, or none$"),
+        (
+            {"heartbeet": "10"},
+            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\? known are ",
+        ),
+        ({"zzz": "1"}, r"\(zzz=1\) in the URL: known are .*heartbeat.*ssl"),
+    ],
+)
+def test_query_that_is_refused(query: dict[str, str], said: str) -> None:
+    known = {**CONNECTION_QUERY, **query_types(AmqpOptions)}
+    known["heartbeat"] = float
+    with pytest.raises(ValueError, match=said):
+        typed_query(query, known)
+
+
+def test_unknown_option_keeps_its_secret() -> None:
+    with pytest.raises(ValueError, match=r"\(passwd=\*\*\)"):
+        typed_query({"passwd": "SECRET"}, CONNECTION_QUERY)
+
+
+@given(st.floats(0, 1e6) | st.integers(0, 10**9))
+@settings(derandomize=True)
+def test_number_round_trip(number: float) -> None:
+    assert typed_query({"heartbeat": str(number)}, CONNECTION_QUERY) == {"heartbeat": number}
+
+
+@given(st.integers(1, 20), st.floats(0, 60), st.floats(1, 1e6), st.floats(0, 60), st.booleans())
+@settings(derandomize=True)
+def test_delays_are_bounded(
+    tries: int, delay: float, backoff: float, max_delay: float, jitter: bool
+) -> None:
+    retry = Retry(tries=tries, delay=delay, backoff=backoff, max_delay=max_delay, jitter=jitter)
+    delays = list(retry.delays(Random(0)))
+    assert len(delays) == tries - 1
+    assert all(0 <= each <= max_delay for each in delays)
