@@ -1,0 +1,397 @@
+"""A bounded pool that is fair: who comes first is served first, and nobody is skipped.
+
+Theory.  A place in the pool is idle (a resource waits to be used), held (somebody uses it, or it is
+on its way to a waiter) or reserved (somebody may create a resource).  The rules:
+
+- held + idle + reserved never exceeds the limit; a place is reserved before anything switches.
+- There are waiters only while nothing is idle and no place is free: every change ends with
+  :meth:`FairPool._serve`, which hands what there is to the waiters in the order of arrival.  So a
+  newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
+- A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
+  that is killed between the hand-off and its wake-up passes on what it was given.
+- Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
+  takes long (creating, closing) happens outside of all this.
+
+Cost: taking and giving back without contention touches one list and one dict.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from time import monotonic
+from typing import Any, Final, Generic, TypedDict, TypeVar
+
+from gevent import get_hub
+from greenlet import getcurrent
+
+from greenconn.exceptions import LimitExceeded
+from greenconn.green.deadline import Deadline
+from greenconn.green.holders import Holders
+from greenconn.green.hub import Home, turn
+from greenconn.green.line import Line
+from greenconn.green.supervisor import spawn
+
+__all__ = ["FairPool", "PoolStats"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("greenconn.green")
+
+#: Seconds after which a wait without a timeout is worth a warning.
+WARN_AFTER: Final = 30.0
+
+
+class _Permit(Enum):
+    """What a waiter gets instead of a resource: the right to create one."""
+
+    PERMIT = "permit"
+
+
+class PoolStats(TypedDict):
+    """What a pool is doing."""
+
+    limit: int | None
+    in_use: int  #: held, being created or being handed over
+    idle: int
+    waiting: int
+    created: int  #: since the beginning
+    discarded: int  #: since the beginning
+    timeouts: int  #: acquires that got nothing
+
+
+class FairPool(Generic[T]):
+    """Resources of one kind, at most *limit* of them, for any number of greenlets.
+
+    Arguments:
+        create: makes a resource; gets the deadline of the caller.  May switch.
+        dispose: ends a resource that is not used any more; called in a greenlet of its own.
+        is_alive: whether an idle resource can still be used.  Must not switch.
+        limit: resources at most, those being created included; None is unlimited.
+        describe: gives the pool's name for messages (no secret in it).
+        error: class of the error when nothing is free.
+        warn_after: seconds after which a wait without a timeout is logged, once until nobody waits.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[Deadline], T],
+        dispose: Callable[[T], object] | None = None,
+        is_alive: Callable[[T], bool] | None = None,
+        limit: int | None = None,
+        describe: Callable[[], str] | None = None,
+        error: type[LimitExceeded] = LimitExceeded,
+        warn_after: float = WARN_AFTER,
+    ) -> None:
+        self._create = create
+        self._dispose = dispose
+        self._is_alive = is_alive
+        self._limit = limit
+        self._describe = describe
+        self._error = error
+        self._warn_after = warn_after
+        self._created = self._discarded = self._timeouts = 0
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        # All of this belongs to the greenlets of one hub and is changed without a switch.  A fork
+        # begins anew: who finds another line than the one it knew was begun by the parent.
+        self._home: Home | None = None
+        self._hub: object = None
+        self._idle: list[T] = []
+        self._held: Holders[T] = Holders()
+        self._reserved = 0
+        self._line: Line[T | _Permit] = Line(self._warn_after, self._warn)
+        self._waiters = self._line.waiters
+        self._lost: deque[T] = deque()  # also appended to by the garbage collector, in any thread
+
+    def __repr__(self) -> str:
+        return f"<pool {self.name!r}: {self._usage()}>"
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._describe() if self._describe is not None else "pool"
+
+    @property
+    def limit(self) -> int | None:
+        """Resources at most; None is unlimited."""
+        return self._limit
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be acquired any more."""
+        return self._closed
+
+    def stats(self) -> PoolStats:
+        """Numbers of now and since the beginning."""
+        return {
+            "limit": self._limit,
+            "in_use": len(self._held) + self._reserved,
+            "idle": len(self._idle),
+            "waiting": len(self._waiters),
+            "created": self._created,
+            "discarded": self._discarded,
+            "timeouts": self._timeouts,
+        }
+
+    def holders(self) -> list[tuple[str, float]]:
+        """Who holds a resource, by the name of the greenlet, and for how many seconds; oldest first."""
+        return self._held.oldest_first()
+
+    def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:
+        """Take a resource.  May switch.
+
+        Arguments:
+            block: wait for one; if False, let the hub turn once and look again.
+            deadline: seconds or a deadline, for the wait and the creation together.
+
+        Raises:
+            LimitExceeded: none was free in time; says who holds what, and for how long.
+            RuntimeError: the pool is closed.
+            WrongHub: used from another thread than before.
+            BaseException: what *create* raised; the place goes to the next waiter.
+        """
+        if get_hub() is not self._hub:
+            self._settle_in()
+        if self._lost:
+            self._take_back()
+        if not self._waiters:
+            # The common case, in one piece: nobody waits and one is idle.
+            idle = self._idle
+            while idle:
+                item = idle.pop()
+                if self._is_alive is None or self._is_alive(item):
+                    self._held[id(item)] = (item, weakref.ref(getcurrent()), monotonic())
+                    return item
+                self._discard(item)
+        return self._acquire_slowly(block, Deadline.of(deadline))
+
+    def release(self, item: T) -> bool:
+        """Give back.  Never switches.
+
+        Returns:
+            False when *item* is not held (any more): nothing was done.
+        """
+        if get_hub() is not self._hub:
+            self._settle_in()
+        if self._held.pop(id(item), None) is None:
+            return False
+        if self._closed or not self._has_room():
+            self._discard(item)
+        else:
+            self._idle.append(item)
+            if self._waiters:
+                self._serve()
+        return True
+
+    def remove(self, item: T) -> bool:
+        """Give back something that is of no use any more: it is disposed of.  Never switches."""
+        if get_hub() is not self._hub:
+            self._settle_in()
+        if self._held.pop(id(item), None) is None:
+            return False
+        self._discard(item)
+        self._serve()
+        return True
+
+    def exchange(self, item: T, other: T) -> bool:
+        """The holder of *item* holds *other* in its place; False when *item* is not held any more."""
+        return self._held.exchange(item, other)
+
+    def add(self, item: T) -> bool:
+        """Put in a resource that was made elsewhere; False when there is no room."""
+        if self._closed or not self._has_room():
+            return False
+        self._created += 1
+        self._idle.append(item)
+        self._serve()
+        return True
+
+    def note_lost(self, item: T) -> None:
+        """The holder of *item* was collected without giving it back.  From anywhere, at any time.
+
+        It is only noted; the hub or the next acquire gives it back.
+        """
+        self._lost.append(item)
+        hub: Any = self._hub
+        if hub is not None and hub.loop is not None:
+            hub.loop.run_callback_threadsafe(self._take_back)
+
+    def resize(self, limit: int | None) -> None:
+        """Change the limit.  Never switches.
+
+        What is idle beyond it goes at once, the least recently used first; what is held, when it is
+        given back.
+        """
+        self._limit = limit
+        if limit is not None:
+            beyond = len(self._idle) + len(self._held) + self._reserved - limit
+            for item in self._idle[: max(0, beyond)]:
+                self._discard(item)
+            del self._idle[: max(0, beyond)]
+        self._serve()
+
+    def clear(self) -> list[T]:
+        """Let go of all resources, also those in use, and return them.  Never switches.
+
+        Giving them back later does nothing.
+        """
+        items = self._held.held() + self._idle
+        self._held.clear()
+        self._idle.clear()
+        self._lost.clear()
+        self._serve()
+        return items
+
+    def close(self) -> list[T]:
+        """As :meth:`clear`, and nothing can be acquired any more; who waits gets a RuntimeError."""
+        self._closed = True
+        self._line.fail(self._closed_error())
+        return self.clear()
+
+    def forget(self) -> list[T]:
+        """In the child of a fork: begin anew, empty.  Returns what the parent's pool had."""
+        items = self._held.held() + self._idle
+        self._line.rest()
+        self._begin()
+        return items
+
+    def _settle_in(self) -> None:
+        if self._home is None:
+            self._home = Home()
+            self._hub = self._home.hub
+        self._home.check(self)
+
+    def _has_room(self) -> bool:
+        limit = self._limit
+        return limit is None or len(self._held) + len(self._idle) + self._reserved < limit
+
+    def _reserve(self) -> bool:
+        if self._closed:
+            raise self._closed_error()
+        if self._waiters or not self._has_room():
+            return False
+        self._reserved += 1
+        return True
+
+    def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
+        # Nothing was idle, or somebody waits already.
+        if self._reserve():
+            return self._open(deadline)
+        if not block or deadline.has_ended:
+            turn()
+            if self._idle and not self._waiters:
+                return self.acquire(block, deadline)
+            if self._reserve():
+                return self._open(deadline)
+            self._timeouts += 1
+            raise self._error(self._complaint(deadline.timeout if block else None))
+        given = self._wait(deadline)
+        if given is not _Permit.PERMIT:
+            if self._held.get(id(given)) is None:
+                # The pool was cleared or closed while this was on its way to us.
+                return self.acquire(block, deadline)
+            if self._is_alive is None or self._is_alive(given):
+                return given
+            del self._held[id(given)]
+            self._discard(given)
+            self._reserved += 1
+        elif self._closed:
+            self._reserved -= 1
+            raise self._closed_error()
+        return self._open(deadline)
+
+    def _open(self, deadline: Deadline) -> T:
+        # The place is reserved.
+        line = self._line
+        try:
+            item = self._create(deadline)
+        except BaseException:
+            if line is self._line:
+                self._reserved -= 1
+                self._serve()
+            raise
+        if line is not self._line:
+            raise self._forked_error()
+        self._reserved -= 1
+        self._created += 1
+        if self._closed:
+            self._discard(item)
+            raise self._closed_error()
+        return self._held.hold(item)
+
+    def _serve(self) -> None:
+        waiters, idle = self._waiters, self._idle
+        while waiters:
+            if idle:
+                item = idle.pop()
+                if self._is_alive is not None and not self._is_alive(item):
+                    self._discard(item)
+                elif waiter := self._line.offer(item):
+                    self._held.hold(item, waiter.greenlet)
+                else:
+                    idle.append(item)
+            elif self._has_room():
+                if self._line.offer(_Permit.PERMIT):
+                    self._reserved += 1
+            else:
+                return
+
+    def _wait(self, deadline: Deadline) -> T | _Permit:
+        """Queue up for a resource, which is then held, or for a permit, which is a place reserved."""
+        line = self._line
+
+        def pass_on(given: T | _Permit) -> None:
+            if line is not self._line:
+                return
+            if given is not _Permit.PERMIT:
+                self.release(given)
+            else:
+                self._reserved -= 1
+                self._serve()
+
+        try:
+            given = line.wait(deadline, pass_on)
+        except TimeoutError:
+            self._timeouts += 1
+            raise self._error(self._complaint(deadline.timeout)) from None
+        if line is not self._line:
+            raise self._forked_error()
+        return given
+
+    def _discard(self, item: T) -> None:
+        self._discarded += 1
+        if self._dispose is not None:
+            spawn("pool-discard", self._dispose, item)
+
+    def _take_back(self) -> None:
+        # In the hub or in an acquire.
+        while self._lost:
+            self.release(self._lost.popleft())
+
+    def _warn(self) -> None:
+        # In the hub, where a log handler must not run.  The text is of now.
+        complaint = self._complaint(self._warn_after)
+        spawn("log", logger.warning, "%s; still waiting", complaint)
+
+    def _closed_error(self) -> RuntimeError:
+        return RuntimeError(f"pool {self.name!r}: acquire on a closed pool")
+
+    def _forked_error(self) -> RuntimeError:
+        return RuntimeError(f"pool {self.name!r}: this acquire was begun before a fork")
+
+    def _usage(self) -> str:
+        limit = "any number" if self._limit is None else self._limit
+        in_use = len(self._held) + self._reserved
+        return f"{in_use} of {limit} in use, {len(self._waiters)} waiting"
+
+    def _complaint(self, timeout: float | None) -> str:
+        within = "" if timeout is None else f" within {timeout:.1f} s"
+        text = f"pool {self.name!r}: none free{within} ({self._usage()})"
+        held_by = self._held.sentence()
+        return f"{text}; {held_by}" if held_by else text

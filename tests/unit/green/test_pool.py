@@ -1,0 +1,542 @@
+"""The fair pool: order of arrival, the limit, and what is said when nothing is free."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import gevent
+import pytest
+from gevent.event import Event
+from gevent.threadpool import ThreadPool
+
+from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, OperationalError, WrongHub
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.pool import FairPool
+
+
+class Thing:
+    """A resource with a number.  All are equal and none is hashable, as connections may be."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_alive = True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Thing)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{self.number}>"
+
+
+class Factory:
+    """Makes things; ``go`` and ``error`` decide when and whether."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.disposed: list[int] = []
+        self.go = Event()
+        self.go.set()
+        self.errors: list[BaseException] = []
+        self.at_once = self.most_at_once = 0
+
+    def __call__(self, deadline: Deadline) -> Thing:
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        try:
+            if not self.go.is_set():
+                assert self.go.wait(5)
+            if self.errors:
+                raise self.errors.pop(0)
+            self.made += 1
+            return Thing(self.made)
+        finally:
+            self.at_once -= 1
+
+    def dispose(self, thing: Thing) -> None:
+        """Takes a while."""
+        turn()
+        self.disposed.append(thing.number)
+
+    def pool(self, limit: int | None = 2, **kwargs: object) -> FairPool[Thing]:
+        """A pool of these things."""
+        return FairPool(
+            self,
+            self.dispose,
+            lambda thing: thing.is_alive,
+            limit,
+            lambda: "amqp://h/v",
+            **kwargs,  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture
+def factory() -> Factory:
+    """Makes things."""
+    return Factory()
+
+
+@pytest.fixture
+def spawned() -> Iterator[Callable[..., gevent.Greenlet[..., Thing]]]:
+    """Greenlets that are gone after the test."""
+    greenlets: list[gevent.Greenlet[..., Thing]] = []
+
+    def spawn(function: Callable[..., Thing], *args: object) -> gevent.Greenlet[..., Thing]:
+        greenlet = gevent.spawn(function, *args)
+        greenlets.append(greenlet)
+        turn()
+        return greenlet
+
+    yield spawn
+    gevent.killall(greenlets)
+
+
+def settle() -> None:
+    """Let those who dispose end."""
+    for _ in range(3):
+        turn()
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPool]:
+    """A real thread, in a patched process too."""
+    pool = ThreadPool(1)
+    yield pool
+    pool.kill()
+
+
+Spawn: TypeAlias = "Callable[..., gevent.Greenlet[..., Thing]]"
+
+
+def test_the_latest_is_used_first(factory: Factory) -> None:
+    pool = factory.pool(3)
+    one, two = pool.acquire(), pool.acquire()
+    pool.release(one)
+    pool.release(two)
+    assert pool.acquire() is two
+    assert pool.acquire() is one
+    assert factory.made == 2
+
+
+def test_waiters_are_served_in_the_order_of_arrival(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiters = [spawned(pool.acquire) for _ in range(5)]
+    for served in range(5):
+        pool.release(thing)
+        assert waiters[served].get(timeout=5) is thing
+        assert not any(waiter.ready() for waiter in waiters[served + 1 :])
+
+
+def test_nobody_barges_in(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(thing)  # on its way to the waiter, who has not run yet
+    with pytest.raises(LimitExceeded):
+        pool.acquire(block=False)
+    assert waiter.get(timeout=5) is thing
+
+
+def test_who_releases_and_asks_again_queues_up(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    pool.release(pool.acquire())
+    order: list[int] = []
+
+    def work(number: int) -> Thing:
+        for _ in range(3):
+            thing = pool.acquire()
+            order.append(number)
+            pool.release(thing)
+        return thing
+
+    held = pool.acquire()
+    workers = [spawned(work, number) for number in range(3)]
+    pool.release(held)
+    gevent.joinall(workers, timeout=5, raise_error=True)
+    assert order[:6] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_limit_holds_while_many_connect(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(3)
+    factory.go.clear()
+    workers = [spawned(lambda: pool.release(pool.acquire()) and None) for _ in range(50)]
+    assert factory.at_once == 3
+    assert pool.stats()["in_use"] == 3
+    assert pool.stats()["waiting"] == 47
+    factory.go.set()
+    gevent.joinall(workers, timeout=5, raise_error=True)
+    assert factory.most_at_once == 3
+    assert factory.made == 3
+    assert pool.stats()["idle"] == 3
+
+
+def test_a_failed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    factory.go.clear()
+    factory.errors = [LookupError("first"), LookupError("second")]
+    workers = [spawned(pool.acquire) for _ in range(3)]
+    factory.go.set()
+    for worker, text in zip(workers, ["first", "second"], strict=False):
+        with pytest.raises(LookupError, match=text):
+            worker.get(timeout=5)
+    assert workers[2].get(timeout=5).number == 1
+    assert pool.stats()["in_use"] == 1
+
+
+def test_a_killed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    factory.go.clear()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    first.kill()
+    factory.go.set()
+    assert second.get(timeout=5).number == 1
+
+
+def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    first.kill(block=False)
+    pool.release(thing)
+    assert second.get(timeout=5) is thing
+    assert first.value is None or isinstance(first.value, gevent.GreenletExit)
+
+
+def test_one_killed_after_it_was_permitted_passes_it_on(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    first.kill(block=False)
+    pool.remove(thing)
+    assert second.get(timeout=5).number == 2
+    settle()
+    assert factory.disposed == [1]
+
+
+def test_timeouts_leave_the_line(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    with pytest.raises(LimitExceeded, match=r"none free within 0\.0 s"):
+        pool.acquire(deadline=0)
+    with pytest.raises(LimitExceeded):
+        pool.acquire(deadline=0.01)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        pool.acquire()
+    assert pool.stats()["waiting"] == 0
+    assert pool.stats()["timeouts"] == 2
+    pool.release(thing)
+    assert pool.acquire(block=False) is thing
+
+
+def test_what_is_said_names_the_holders(factory: Factory) -> None:
+    pool = factory.pool(2, error=ConnectionLimitExceeded)
+    forever = Event()
+
+    def hold() -> None:
+        pool.acquire()
+        forever.wait(5)
+
+    holder = gevent.spawn(hold)
+    holder.name = "report-writer"
+    turn()
+    gone = gevent.spawn(pool.acquire)
+    gone.join()
+    del gone
+    with pytest.raises(ConnectionLimitExceeded) as caught:
+        pool.acquire(deadline=0.02)
+    forever.set()
+    holder.join()
+    assert re.fullmatch(
+        r"pool 'amqp://h/v': none free within 0\.0 s \(2 of 2 in use, 0 waiting\); held by "
+        r"'report-writer' for 0\.\d s, 'a greenlet that has ended' for 0\.\d s",
+        str(caught.value),
+    )
+    assert isinstance(caught.value, OperationalError)
+    with pytest.raises(LimitExceeded, match=r"none free \(2 of 2"):
+        pool.acquire(block=False)
+
+
+def test_at_most_ten_holders_are_named(factory: Factory) -> None:
+    pool = factory.pool(12)
+    for _ in range(12):
+        pool.acquire()
+    with pytest.raises(LimitExceeded, match=r"'main' for 0\.0 s and 2 more$"):
+        pool.acquire(block=False)
+    assert len(pool.holders()) == 12
+
+
+def test_not_blocking_lets_the_hub_turn_first(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    releases = gevent.spawn(pool.release, thing)
+    assert pool.acquire(block=False) is thing
+    releases.get(timeout=5)
+
+
+def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    pool.release(one)
+    pool.release(two)
+    two.is_alive = False
+    assert pool.acquire() is one
+    assert pool.acquire().number == 3
+    one.is_alive = False
+    waiter = spawned(pool.acquire)
+    pool.release(one)
+    assert waiter.get(timeout=5).number == 4
+    settle()
+    assert factory.disposed == [2, 1]
+    assert pool.stats() == {
+        "limit": 2,
+        "in_use": 2,
+        "idle": 0,
+        "waiting": 0,
+        "created": 4,
+        "discarded": 2,
+        "timeouts": 0,
+    }
+
+
+def test_one_that_dies_on_its_way_is_replaced(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(thing)
+    thing.is_alive = False
+    assert waiter.get(timeout=5).number == 2
+
+
+def test_giving_back_twice_does_nothing(factory: Factory) -> None:
+    pool = factory.pool()
+    thing = pool.acquire()
+    assert pool.release(thing)
+    assert not pool.release(thing)
+    assert not pool.remove(thing)
+    assert pool.stats()["idle"] == 1
+
+
+def test_no_limit(factory: Factory) -> None:
+    pool = factory.pool(None)
+    things = [pool.acquire(block=False) for _ in range(100)]
+    for thing in things:
+        pool.release(thing)
+    assert pool.acquire() is things[-1]
+    assert repr(pool) == "<pool 'amqp://h/v': 1 of any number in use, 0 waiting>"
+
+
+def test_a_higher_limit_serves_who_waits(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    pool.acquire()
+    waiters = [spawned(pool.acquire) for _ in range(3)]
+    pool.resize(3)
+    assert [waiters[number].get(timeout=5).number for number in (0, 1)] == [2, 3]
+    assert not waiters[2].ready()
+    pool.resize(None)
+    assert waiters[2].get(timeout=5).number == 4
+
+
+def test_a_lower_limit_drops_what_is_idle_and_later_what_comes_back(factory: Factory) -> None:
+    pool = factory.pool(5)
+    things = [pool.acquire() for _ in range(5)]
+    for thing in things[:3]:
+        pool.release(thing)
+    pool.resize(3)
+    settle()
+    assert factory.disposed == [1, 2]
+    pool.resize(1)
+    pool.release(things[3])
+    pool.release(things[4])
+    assert pool.stats()["idle"] == 1
+    assert pool.stats()["in_use"] == 0
+    settle()
+    assert sorted(factory.disposed) == [1, 2, 3, 4]
+
+
+def test_a_lower_limit_keeps_waiters_waiting(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.resize(1)
+    pool.release(one)
+    turn()
+    assert not waiter.ready()
+    pool.release(two)
+    assert waiter.get(timeout=5) is two
+
+
+def test_closing(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(two)
+    assert waiter.get(timeout=5) is two
+    waiting = spawned(pool.acquire)
+    assert pool.close() == [one, two]
+    with pytest.raises(RuntimeError, match="closed pool"):
+        waiting.get(timeout=5)
+    with pytest.raises(RuntimeError, match="'amqp://h/v': acquire on a closed pool"):
+        pool.acquire()
+    assert not pool.release(one)
+    assert pool.is_closed
+
+
+@pytest.mark.parametrize("by", ["release", "remove"])
+def test_closing_while_something_is_on_its_way(factory: Factory, spawned: Spawn, by: str) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    getattr(pool, by)(thing)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed pool"):
+        waiter.get(timeout=5)
+    assert factory.made == 1
+    assert pool.stats()["in_use"] == 0
+
+
+def test_closing_while_one_is_created(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    factory.go.clear()
+    creating = spawned(pool.acquire)
+    pool.close()
+    factory.go.set()
+    with pytest.raises(RuntimeError, match="closed pool"):
+        creating.get(timeout=5)
+    settle()
+    assert factory.disposed == [1]
+
+
+def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(two)  # on its way
+    assert pool.clear() == [one, two]
+    assert waiter.get(timeout=5).number == 3
+    assert not pool.release(one)
+    assert pool.stats()["in_use"] == 1
+
+
+def test_adding_what_was_made_elsewhere(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    assert pool.add(Thing(77))
+    assert not pool.add(Thing(78))
+    assert pool.acquire().number == 77
+    pool.resize(2)
+    waiter = spawned(pool.acquire)
+    assert waiter.get(timeout=5).number == 1
+
+
+def test_exchanging(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing, other = pool.acquire(), Thing(9)
+    assert pool.exchange(thing, other)
+    assert not pool.exchange(thing, other)
+    assert not pool.release(thing)
+    assert pool.release(other)
+    assert pool.acquire() is other
+
+
+def test_a_long_wait_is_logged_once_until_nobody_waits(
+    factory: Factory, spawned: Spawn, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1, warn_after=0.03)
+    thing = pool.acquire()
+    for times in (1, 2):
+        waiters = [spawned(pool.acquire) for _ in range(3)]
+        gevent.sleep(0.12)
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * times
+        assert "none free within 0.0 s (1 of 1 in use, 3 waiting); held by 'main'" in caplog.text
+        for waiter in waiters:
+            pool.release(thing)
+            thing = waiter.get(timeout=5)
+
+
+def test_a_wait_with_a_timeout_is_not_logged(
+    factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1, warn_after=0.01)
+    pool.acquire()
+    with pytest.raises(LimitExceeded):
+        pool.acquire(deadline=0.05)
+    assert not caplog.records
+
+
+def test_one_that_was_lost_comes_back_by_the_next_acquire(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    pool.note_lost(thing)
+    assert pool.stats()["in_use"] == 1  # only noted
+    assert pool.acquire(block=False) is thing
+
+
+def test_one_that_was_lost_comes_back_by_the_hub(
+    factory: Factory, spawned: Spawn, thread: ThreadPool
+) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    thread.apply(pool.note_lost, (thing,))  # the collector runs anywhere
+    assert waiter.get(timeout=5) is thing
+
+
+def test_one_hub_only(factory: Factory, thread: ThreadPool) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    for use in (pool.acquire, lambda: pool.release(thing), lambda: pool.remove(thing)):
+        with pytest.raises(WrongHub, match="give each thread a connection of its own"):
+            thread.apply(use)
+    assert pool.release(thing)
+
+
+def test_forgetting(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one = pool.acquire()
+    factory.go.clear()
+    creating = spawned(pool.acquire)
+    waiting = spawned(pool.acquire)
+    assert pool.forget() == [one]
+    assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
+    factory.go.set()
+    with pytest.raises(RuntimeError, match="before a fork"):
+        creating.get(timeout=5)
+    waiting.kill()
+    assert not pool.release(one)
+    assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
+    assert pool.acquire().number == 3
+
+
+def test_forgetting_what_is_on_its_way(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter, killed = spawned(pool.acquire), spawned(pool.acquire)
+    pool.release(thing)
+    killed.kill(block=False)
+    pool.forget()
+    with pytest.raises(RuntimeError, match="before a fork"):
+        waiter.get(timeout=5)
+    assert pool.stats()["in_use"] == 0
+
+
+def test_nothing_refers_to_a_holder(factory: Factory) -> None:
+    pool = factory.pool(1)
+
+    class Marked(gevent.Greenlet):  # type: ignore[type-arg]
+        pass
+
+    holder = Marked(pool.acquire)
+    holder.start()
+    holder.join()
+    gone = weakref.ref(holder)
+    del holder
+    turn()  # the hub lets go of it
+    gc.collect()
+    assert gone() is None
+    assert pool.holders()[0][0] == "a greenlet that has ended"
