@@ -71,7 +71,7 @@ class FrameParser:
     what was received: a length announced by the peer is checked, never believed.
 
     Arguments:
-        frame_max: largest frame allowed in bytes; 0 is no limit.
+        frame_max: largest frame allowed in bytes; 0 is no limit but *body_limit*.
         body_limit: largest body allowed in bytes.
     """
 
@@ -101,15 +101,16 @@ class FrameParser:
             self._chunks.append(data)
             data = b"".join(self._chunks)
             self._chunks.clear()
-        if not self._began:
-            self._check_beginning(data)
+        if not self._began and not self._check_beginning(data):
+            self._chunks.append(data)
+            return []
         return self._parse(data)
 
     def _parse(self, data: bytes) -> list[Method]:
         methods: list[Method] = []
         append = methods.append
         unpack, partial = _frame_head.unpack_from, self._partial
-        limit = self.frame_max or 0xFFFFFFFF
+        limit = self.frame_max or self.body_limit + 8
         position, end = 0, len(data)
         need = 8
         while end - position >= 8:
@@ -117,7 +118,7 @@ class FrameParser:
             start = position + 7
             stop = start + size
             if size + 8 > limit or not 1 <= kind <= 8:
-                raise self._refusal(kind, size)
+                raise self._refusal(kind, size, limit)
             if stop >= end:
                 need = size + 8
                 break
@@ -163,7 +164,8 @@ class FrameParser:
                     f"body of {content.missing} bytes announced; the limit is {self.body_limit}"
                 )
         else:
-            content.chunks.append(payload)
+            if payload:
+                content.chunks.append(payload)
             content.missing -= len(payload)
             if content.missing < 0:
                 raise UnexpectedFrame(f"body on channel {channel} is longer than announced")
@@ -174,20 +176,24 @@ class FrameParser:
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         return (channel, content.ids, content.payload, content.header, body)
 
-    def _check_beginning(self, data: bytes) -> None:
+    def _check_beginning(self, data: bytes) -> bool:
+        """Recognise those who answer in another protocol.  False while too little has come."""
         if data[:4] == b"AMQP":
+            if len(data) < 8:
+                return False
             version = ".".join(str(part) for part in data[5:8])
-            raise FrameError(f"the server speaks AMQP {version or '?'}, not 0-9-1")
+            raise FrameError(f"the server speaks AMQP {version}, not 0-9-1")
         if data[:4] == b"HTTP":
             raise FrameError("the server answered in HTTP: this is not an AMQP port")
         if data[:1] == b"\x15" or data[:2] == b"\x16\x03":
             raise FrameError("the server answered in TLS: use amqps:// or ssl=True")
         self._began = True
+        return True
 
-    def _refusal(self, kind: int, size: int) -> FrameError:
+    def _refusal(self, kind: int, size: int, limit: int) -> FrameError:
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
             return FrameError(f"frame of unknown type {kind}: the peer does not speak AMQP 0-9-1")
-        return FrameError(f"frame of {size} bytes announced; the limit is {self.frame_max}")
+        return FrameError(f"frame of {size} bytes announced; the limit is {limit}")
 
 
 def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") -> bytes:

@@ -1,0 +1,322 @@
+"""AMQP frames: any split gives the same methods, nothing that a peer sends takes more than it sent."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+from itertools import pairwise
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenconn.exceptions import FrameError, UnexpectedFrame
+from greenconn.wire.amqp import (
+    FrameParser,
+    Method,
+    content_frames,
+    heartbeat_frame,
+    method_frame,
+)
+
+DELIVER, GET_OK, RETURN, ACK, QOS_OK = (60, 60), (60, 71), (60, 50), (60, 80), (60, 11)
+FRAME_MAX = 4096
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """A frame, right or wrong."""
+    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def header(channel: int, size: int, properties: bytes = b"\0\0") -> bytes:
+    """A header frame."""
+    return frame(2, channel, pack(">HHQ", 60, 0, size) + properties)
+
+
+def ids(method: tuple[int, int]) -> int:
+    return method[0] << 16 | method[1]
+
+
+def parsed(parser: FrameParser, pieces: Iterator[bytes]) -> list[Method]:
+    """All that comes out for *pieces*."""
+    return [method for piece in pieces for method in parser.feed(piece)]
+
+
+def splits(data: bytes, cuts: list[int]) -> Iterator[bytes]:
+    """*data* cut at some places."""
+    edges = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    for start, stop in pairwise(edges):
+        yield data[start:stop]
+
+
+# Streams as a broker sends them: on each channel methods, some with content of several frames,
+# the frames of different channels mixed.
+
+plain = st.tuples(st.sampled_from([ACK, QOS_OK]), st.binary(max_size=40))
+with_content = st.tuples(
+    st.sampled_from([DELIVER, GET_OK, RETURN]),
+    st.binary(max_size=40),
+    st.binary(min_size=2, max_size=20),
+    st.lists(st.binary(max_size=60), max_size=5),
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[bytes, list[Method]]:
+    """The bytes, and the methods in the order in which they become whole."""
+    queues: list[list[tuple[bytes, Method | None]]] = []
+    for channel in draw(st.sets(st.integers(0, 65535), min_size=1, max_size=4)):
+        queue: list[tuple[bytes, Method | None]] = []
+        for item in draw(st.lists(st.one_of(plain, with_content), max_size=4)):
+            queue += frames_of(channel, item)
+        queues.append(queue)
+    data, methods = b"", []
+    while any(queues):
+        queue = draw(st.sampled_from([queue for queue in queues if queue]))
+        piece, method = queue.pop(0)
+        if draw(st.booleans()):
+            data += heartbeat_frame()
+        data += piece
+        if method is not None:
+            methods.append(method)
+    return data, methods
+
+
+def frames_of(channel: int, item: tuple[object, ...]) -> list[tuple[bytes, Method | None]]:
+    """Frames of one method; beside the last of them the method itself."""
+    method, arguments, *content = item
+    assert isinstance(method, tuple)
+    assert isinstance(arguments, bytes)
+    head = method_frame(channel, method, arguments)
+    payload = pack(">I", ids(method)) + arguments
+    if not content:
+        return [(head, (channel, ids(method), payload, None, None))]
+    properties, chunks = content
+    assert isinstance(properties, bytes)
+    assert isinstance(chunks, list)
+    body = b"".join(chunks)
+    block = pack(">HHQ", 60, 0, len(body)) + properties
+    frames = [head, frame(2, channel, block)]
+    if body:
+        # An empty body frame after the last byte would belong to nothing.
+        while not chunks[-1]:
+            chunks.pop()
+        frames += [frame(3, channel, chunk) for chunk in chunks]
+    whole = (channel, ids(method), payload, block, body)
+    return [(each, None) for each in frames[:-1]] + [(frames[-1], whole)]
+
+
+@given(streams(), st.lists(st.integers(0, 100_000), max_size=30))
+def test_any_split_gives_the_same_methods(
+    stream: tuple[bytes, list[Method]], cuts: list[int]
+) -> None:
+    data, methods = stream
+    assert parsed(FrameParser(FRAME_MAX), splits(data, cuts)) == methods
+
+
+@given(streams())
+def test_byte_by_byte_gives_the_same_methods(stream: tuple[bytes, list[Method]]) -> None:
+    data, methods = stream
+    parser = FrameParser(FRAME_MAX)
+    assert parsed(parser, (data[at : at + 1] for at in range(len(data)))) == methods
+    assert parser.feed(b"") == []
+
+
+def test_heartbeats_are_counted_and_give_nothing() -> None:
+    parser = FrameParser()
+    assert parser.feed(heartbeat_frame() * 3) == []
+    assert parser.heartbeats == 3
+
+
+@given(
+    st.binary(max_size=300),
+    st.binary(min_size=2, max_size=30),
+    st.integers(4096, 9000) | st.just(0),
+    st.integers(1, 65535),
+    st.integers(0, 70_000),
+)
+def test_what_we_pack_is_what_a_parser_reads(
+    seed: bytes, properties: bytes, frame_max: int, channel: int, size: int
+) -> None:
+    body = (seed * (size // len(seed) + 1))[:size] if seed else bytes(size)
+    head = method_frame(channel, DELIVER, b"arguments")
+    buffers = content_frames(head, channel, properties, body, frame_max)
+    data = b"".join(buffers)
+    methods = FrameParser(frame_max).feed(data)
+    assert [method[0] for method in methods] == [channel]
+    assert methods[0][2] == pack(">I", ids(DELIVER)) + b"arguments"
+    assert methods[0][3] == pack(">HHQ", 60, 0, size) + properties
+    assert methods[0][4] == body
+
+
+def test_a_large_body_is_not_copied_into_its_frames() -> None:
+    body = bytes(10 << 20)
+    tracemalloc.start()
+    try:
+        buffers = content_frames(method_frame(1, DELIVER), 1, b"\0\0", body, 131072)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+    assert sum(map(len, buffers)) > 10 << 20
+
+
+def test_a_body_of_many_frames_comes_out_whole() -> None:
+    body = random.Random(7).randbytes(5 << 20)
+    data = b"".join(content_frames(method_frame(9, DELIVER), 9, b"\0\0", body, 131072))
+    parser = FrameParser(131072)
+    methods = parsed(parser, (data[at : at + 100_000] for at in range(0, len(data), 100_000)))
+    assert len(methods) == 1
+    assert methods[0][4] == body
+
+
+def test_without_a_frame_limit_a_frame_may_be_as_large_as_a_body() -> None:
+    body = bytes(3 << 20)
+    data = b"".join(content_frames(method_frame(9, DELIVER), 9, b"\0\0", body, 0))
+    assert FrameParser(0).feed(data)[0][4] == body
+
+
+def test_without_a_frame_limit_a_frame_of_two_gibibytes_is_still_refused() -> None:
+    parser = FrameParser(0, body_limit=1 << 20)
+    with pytest.raises(FrameError, match="announced"):
+        parser.feed(pack(">BHI", 3, 1, 2 << 30) + b"x")
+
+
+# What a broker never sends.
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 8])
+def test_an_announced_frame_above_the_limit_is_refused_before_memory_is_taken(kind: int) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match="2147483648 bytes announced"):
+            FrameParser().feed(pack(">BHI", kind, 1, 2 << 30) + bytes(100))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_the_limit_of_a_frame_counts_its_eight_bytes_around() -> None:
+    whole = frame(1, 1, pack(">I", ids(ACK)) + bytes(4096 - 12))
+    assert len(whole) == 4096
+    assert len(FrameParser(4096).feed(whole)) == 1
+    above = frame(1, 1, pack(">I", ids(ACK)) + bytes(4096 - 11))
+    with pytest.raises(FrameError, match="the limit is 4096"):
+        FrameParser(4096).feed(above)
+
+
+def test_an_announced_body_above_the_limit_is_refused() -> None:
+    parser = FrameParser(body_limit=1000)
+    data = method_frame(1, DELIVER) + header(1, 1001)
+    with pytest.raises(FrameError, match="body of 1001 bytes announced; the limit is 1000"):
+        parser.feed(data)
+    assert FrameParser(body_limit=1000).feed(method_frame(1, DELIVER) + header(1, 1000)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", FrameError, "HTTP"),
+        (b"AMQP\x01\x01\x00\x0a", FrameError, "AMQP 1.0.10, not 0-9-1"),
+        (b"AMQP\x00\x01\x00\x00", FrameError, "AMQP 1.0.0, not 0-9-1"),
+        (b"\x15\x03\x01\x00\x02\x02\x28", FrameError, "amqps"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", FrameError, "amqps"),
+        (b"220 mail.example.org ESMTP\r\n", FrameError, "unknown type 50"),
+        (b"-ERR unknown command\r\n", FrameError, "unknown type 45"),
+        (b"\x00" * 8, FrameError, "unknown type 0"),
+        (frame(4, 1, b"abcd"), UnexpectedFrame, "type 4"),
+        (frame(7, 1, b""), UnexpectedFrame, "type 7"),
+        (frame(2, 1, bytes(14)), UnexpectedFrame, "type 2 on channel 1"),
+        (frame(3, 1, b"body"), UnexpectedFrame, "type 3 on channel 1"),
+        (frame(1, 1, b"abc"), FrameError, "3 bytes has no method"),
+        (frame(1, 1, b""), FrameError, "0 bytes has no method"),
+        (method_frame(1, DELIVER) + frame(3, 1, b"x"), UnexpectedFrame, "type 3 on channel 1"),
+        (method_frame(1, DELIVER) * 2, UnexpectedFrame, "amid the content of channel 1"),
+        (method_frame(1, DELIVER) + method_frame(1, ACK), UnexpectedFrame, "channel 1"),
+        (method_frame(1, DELIVER) + header(1, 5) * 2, UnexpectedFrame, "type 2 on channel 1"),
+        (method_frame(1, DELIVER) + frame(2, 1, bytes(11)), FrameError, "11 bytes is too short"),
+        (
+            method_frame(1, DELIVER) + header(1, 3) + frame(3, 1, b"four"),
+            UnexpectedFrame,
+            "longer than announced",
+        ),
+        (
+            method_frame(1, DELIVER) + header(1, 0) + frame(3, 1, b""),
+            UnexpectedFrame,
+            "type 3 on channel 1",
+        ),
+        (method_frame(1, ACK)[:-1] + b"\x00", FrameError, "0xCE"),
+    ],
+)
+def test_what_is_no_stream_of_a_broker_gives_one_clear_error(
+    data: bytes, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        FrameParser().feed(data)
+    parser = FrameParser()
+    with pytest.raises(error, match=text):
+        parsed(parser, (data[at : at + 1] for at in range(len(data))))
+
+
+def test_channels_do_not_disturb_each_other() -> None:
+    first, second = method_frame(1, DELIVER) + header(1, 4), method_frame(2, GET_OK) + header(2, 2)
+    data = first + second + method_frame(3, ACK) + frame(3, 2, b"ab")
+    data += heartbeat_frame() + frame(3, 1, b"cd") + frame(3, 1, b"ef")
+    methods = FrameParser().feed(data)
+    assert [(method[0], method[4]) for method in methods] == [(3, None), (2, b"ab"), (1, b"cdef")]
+
+
+@given(st.binary(max_size=2000), st.lists(st.integers(0, 2000), max_size=10))
+def test_garbage_gives_methods_or_one_clean_error(data: bytes, cuts: list[int]) -> None:
+    parser = FrameParser(FRAME_MAX)
+    try:
+        for _ in parsed(parser, splits(data, cuts)):
+            pass
+    except (FrameError, UnexpectedFrame) as exc:
+        assert str(exc)  # noqa: PT017 - any other class would fail the test
+
+
+@given(streams(), st.integers(0, 100_000), st.integers(1, 255))
+def test_one_broken_byte_gives_methods_or_one_clean_error(
+    stream: tuple[bytes, list[Method]], at: int, change: int
+) -> None:
+    data = bytearray(stream[0])
+    if data:
+        data[at % len(data)] ^= change
+    try:
+        FrameParser(FRAME_MAX).feed(bytes(data))
+    except (FrameError, UnexpectedFrame) as exc:
+        assert str(exc)  # noqa: PT017
+
+
+def test_empty_body_frames_without_end_take_no_memory() -> None:
+    parser = FrameParser()
+    parser.feed(method_frame(1, DELIVER) + header(1, 10))
+    empty = frame(3, 1, b"") * 10_000
+    parser.feed(empty)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            parser.feed(empty)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 10_000
+    assert parser.feed(frame(3, 1, bytes(10)))[0][4] == bytes(10)
+
+
+def test_a_frame_that_comes_byte_by_byte_is_held_once() -> None:
+    parser = FrameParser()
+    data = frame(1, 1, pack(">I", ids(ACK)) + bytes(100_000))
+    tracemalloc.start()
+    try:
+        for at in range(len(data) - 1):
+            assert not parser.feed(data[at : at + 1])
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 10 * len(data)
+    assert len(parser.feed(data[-1:])) == 1
