@@ -1,0 +1,247 @@
+"""The default connections: those that are used when a program names none.
+
+Each thread (gevent hub) that needs them has its own, made when they are first asked for: one for
+consuming and one for publishing.  On AMQP these are two sockets, since RabbitMQ stops reading a
+connection that it blocks, and acknowledgements must not wait behind publishes; on other transports
+both are one.
+
+Which broker is meant: ``configure(url)``, else the environment's ``GREENCONN_URL``, else kombu's
+default.  The environment is read once, when a default connection is first needed.
+
+``configure`` may be called at any time, and holds for all threads.  The default connections of the
+calling thread are closed at once, which stops the consumers that run on them; those of another thread
+are closed and replaced when it next asks for one.  Connections by URL and connections that the program
+made itself are not touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, TypeAlias
+
+import gevent
+
+from greenconn.connection import Connection
+from greenconn.green.perhub import PerHub
+from greenconn.green.supervisor import spawn
+
+__all__ = [
+    "configure",
+    "consuming_connection",
+    "default_connection",
+    "publishing_connection",
+    "reset",
+]
+
+logger = logging.getLogger("greenconn.defaults")
+
+Kind: TypeAlias = Literal["consume", "publish"]
+
+KINDS: Final = ("consume", "publish")
+URL_VARIABLE: Final = "GREENCONN_URL"
+DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
+#: Among the companions of a session: the connection that publishes for it.
+PUBLISHER: Final = "publisher"
+#: Seconds that the end of the interpreter waits until all default connections are closed.
+EXIT_TIMEOUT: Final = 2.0
+
+
+class _Choice:
+    """What the program chose by ``configure``; replaced as a whole."""
+
+    __slots__ = ("_url", "options")
+
+    def __init__(self, url: str | None = None, options: dict[str, Any] | None = None) -> None:
+        self._url = url
+        self.options = options or {}
+
+    def connection(self) -> Connection:
+        if self._url is None:
+            self._url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        return Connection(self._url, **self.options)
+
+
+class _Pair:
+    """A connection for consuming and the one for publishing beside it."""
+
+    __slots__ = ("_make", "_of_kind")
+
+    def __init__(self, make: Callable[[], Connection]) -> None:
+        self._make = make
+        self._of_kind: dict[str, Connection] = {}
+
+    def of(self, kind: str) -> Connection:
+        """The connection for *kind*.  Never switches."""
+        connection = self._of_kind.get(kind)
+        if connection is None:
+            if not self._of_kind:
+                connection = self._make()
+            else:
+                connection = _beside(next(iter(self._of_kind.values())))
+            self._of_kind[kind] = connection
+        return connection
+
+    def take(self) -> Iterator[Connection]:
+        """Take both out, the one that publishes first."""
+        connections, self._of_kind = self._of_kind, {}
+        in_order = [connections[kind] for kind in reversed(KINDS) if kind in connections]
+        yield from {id(each): each for each in in_order}.values()
+
+
+class _Kept:
+    """The connections that were made for one hub."""
+
+    __slots__ = ("by_url", "choice", "default")
+
+    def __init__(self) -> None:
+        self.choice = _choice
+        self.default = _Pair(_choice.connection)
+        self.by_url: dict[str, _Pair] = {}
+        _close_at_exit()
+
+    def pair(self, url: str | None) -> _Pair:
+        """The pair for *url*, or the default one.  May switch when ``configure`` was called since."""
+        if url is not None:
+            pair = self.by_url.get(url)
+            if pair is None:
+                pair = self.by_url[url] = _Pair(lambda: Connection(url))
+            return pair
+        self.renew()
+        return self.default
+
+    def renew(self) -> None:
+        """Close the default connections if they are not what the program chose last."""
+        if self.choice is not _choice:
+            self.choice = _choice
+            old, self.default = self.default, _Pair(_choice.connection)
+            _close_all(old.take())
+
+    def take(self) -> Iterator[Connection]:
+        """Take all out."""
+        for pair in (self.default, *self.by_url.values()):
+            yield from pair.take()
+
+
+_choice = _Choice()
+_kept = PerHub(_Kept)
+_is_exit_watched = False
+
+
+def configure(url: str | None = None, **connection_kwargs: Any) -> None:
+    """Say which broker ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
+
+    Nothing is opened.  Default connections that this thread had are closed: consumers that run on
+    them stop.  Another thread's are replaced when it next asks for them.  May switch.
+
+    Arguments:
+        url: of the broker; None is ``GREENCONN_URL`` of the environment, else
+            ``amqp://guest:guest@localhost:5672//``.
+        connection_kwargs: as :class:`~greenconn.connection.Connection` takes them.
+
+    Raises:
+        ValueError, KeyError: the URL or an option is wrong; nothing was changed.
+    """
+    global _choice
+    choice = _Choice(url, connection_kwargs)
+    if url is not None:
+        choice.connection()  # made to be checked; it never opens
+    _choice = choice
+    kept = _kept.pop()
+    if kept is not None:
+        fresh = _kept.get()
+        fresh.by_url = kept.by_url
+        _close_all(kept.default.take())
+
+
+def default_connection(kind: Kind) -> Connection:
+    """Return this thread's default connection for *kind* (``'consume'`` or ``'publish'``).
+
+    It is opened when it is used.  Both are the same one unless the transport is AMQP.  May switch, once
+    after :func:`configure`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: it is 'consume' or 'publish'")
+    return _kept.get().pair(None).of(kind)
+
+
+def consuming_connection(connection: Connection | str | None = None) -> Connection:
+    """Return the connection that consumers use.
+
+    Arguments:
+        connection: None is the default one; a URL the one that this thread keeps for it; a connection
+            is used itself.
+    """
+    if isinstance(connection, Connection):
+        return connection
+    if connection is None:
+        return default_connection("consume")
+    return _kept.get().pair(_checked(connection)).of("consume")
+
+
+def publishing_connection(connection: Connection | str | None = None) -> Connection:
+    """Return the connection that publishes for *connection*.
+
+    Arguments:
+        connection: None is the default one; a URL the one that this thread keeps for it; for a
+            connection it is one clone, which is kept, and closed when the connection is.  On other
+            transports than AMQP it is the connection itself.
+    """
+    if isinstance(connection, Connection):
+        companions = connection.session.companions
+        publisher = companions.get(PUBLISHER)
+        if not isinstance(publisher, Connection):
+            publisher = companions[PUBLISHER] = _beside(connection)
+            if publisher is not connection:
+                connection.session.on_closed.append(publisher.close)
+        return publisher
+    if connection is None:
+        return default_connection("publish")
+    return _kept.get().pair(_checked(connection)).of("publish")
+
+
+def reset() -> None:
+    """Close this thread's default connections and forget what was configured.  May switch."""
+    global _choice
+    _choice = _Choice()
+    kept = _kept.pop()
+    if kept is not None:
+        _close_all(kept.take())
+
+
+def _close_all(connections: Iterator[Connection]) -> None:
+    """Close each, whatever becomes of the others.  May switch."""
+    for connection in list(connections):
+        try:
+            connection.close()
+        except Exception:
+            logger.exception("closing %s failed", connection.session.broker.label)
+
+
+def _beside(connection: Connection) -> Connection:
+    """A connection for the other kind: one more socket where publishing must not hold up acks."""
+    is_amqp = connection.get_transport_cls().driver_type in ("amqp", "amqps")
+    return connection.clone() if is_amqp else connection
+
+
+def _checked(url: object) -> str:
+    if not isinstance(url, str):
+        raise TypeError(f"connection={url!r}: it is a Connection, a URL or None")
+    return url
+
+
+def _close_at_exit() -> None:
+    global _is_exit_watched
+    if not _is_exit_watched:
+        _is_exit_watched = True
+        atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """Let what was published leave, then close.  The main thread's alone: others have ended."""
+    kept = _kept.pop()
+    if kept is not None:
+        closing = [spawn("close-default", _close_all, iter([each])) for each in kept.take()]
+        gevent.joinall(closing, timeout=EXIT_TIMEOUT)
