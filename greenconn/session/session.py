@@ -40,6 +40,7 @@ from greenconn.session.channels import Channels
 from greenconn.session.life import Life, is_open
 from greenconn.session.members import Members
 from greenconn.session.state import SessionState, moved
+from greenconn.session.utility import UtilityChannels
 from greenconn.session.walk import BrokerLike, Walk
 
 __all__ = ["Session"]
@@ -54,6 +55,8 @@ class Session:
         life: the current life; between two lives one that is not open.
         generation: how many links there have been.
         lost: why the last life ended by itself; None before, and while a link is open.
+        companions: what rooms above keep for this connection, by their names.
+        utility: channels for what may fail and so cost its channel.
         on_connection_lost: called with the reason when a link is lost, each in its own greenlet.
         on_recovered: called without arguments when all is restored again, each in its own greenlet.
         on_closed: called without arguments at the end of ``close``, in its greenlet.
@@ -72,6 +75,8 @@ class Session:
         self._walk = Walk(broker, self._begin_life, self._attempt_failed)
         self._members = Members(self._is_transient)
         self._channels = Channels(self)
+        self.utility = UtilityChannels(self)
+        self.companions: dict[str, Any] = {}
         self._recovery: Greenlet[..., Any] | None = None
         self._waiters: dict[Slot[BaseException | None], None] = {}
 
@@ -161,6 +166,15 @@ class Session:
             self._state = moved(self._state, SessionState.OPENING)
         return self._walk.join(deadline or Deadline(), interval)
 
+    @property
+    def settled(self) -> Life | None:
+        """The current life if all that belongs on it is there, else None.  Never switches."""
+        life = self.life
+        if self._state is SessionState.OPEN and life.is_open:
+            self._check_home()
+            return life
+        return None
+
     def whole(self, deadline: Deadline) -> Life:
         """Return the current life once its members are restored.  May switch.
 
@@ -170,17 +184,31 @@ class Session:
             Exception: there is nothing to restore, and opening a link failed.
         """
         while True:
-            self._check_home()
-            life = self.life
-            if self._state is SessionState.OPEN and life.is_open:
+            life = self.settled
+            if life is not None:
                 return life
+            self._check_home()
             if deadline.has_ended:
                 turn()  # or a program that polls without a timeout would never be recovered
             self._notice_loss()
             if self._state is SessionState.RECOVERING:
                 self._wait_for_change(deadline)
-            elif not life.is_open:
+            elif not self.is_open:
                 self.link(deadline)
+
+    def pause(self, seconds: float) -> None:
+        """Wait until there is a link, but not longer than *seconds*.  May switch.
+
+        Raises:
+            RecoverableConnectionError: closed meanwhile.
+        """
+        deadline = Deadline(seconds)
+        while not self.is_open and not deadline.has_ended:
+            try:
+                self._wait_for_change(deadline)
+            except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # somebody else's
 
     def is_final(self, exc: BaseException) -> bool:
         """Whether to try again would be of no use after this outcome of an attempt."""
@@ -254,6 +282,8 @@ class Session:
         self._walk.forget()
         self._members.forget()
         self._channels.forget()
+        self.utility.forget()
+        self.companions = {}
         self.life = Life()
         self._recovery = self._home = None
         self._waiters = {}
@@ -371,6 +401,7 @@ class Session:
         self.lost = None
         self._members.clear()
         self._channels.forget()
+        self.utility.drop()
         self._walk.reset(exc)
         if recovery is not None and recovery is not getcurrent():
             recovery.kill(block=False)

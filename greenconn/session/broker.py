@@ -1,0 +1,242 @@
+"""The broker that a connection is pointed at: parameters, failover list, transport."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+from greenconn.green.deadline import Deadline
+from greenconn.session.failover import Failover
+from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
+from greenconn.transport.registry import get_transport_cls
+from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
+
+__all__ = ["URI_FIELDS", "Broker"]
+
+URI_FIELDS: Final = itemgetter("port", "userid", "password", "virtual_host", "transport")
+
+
+class _Client(Protocol):
+    #: Names of transports that mean the same: ``info`` tells the plain one.
+    resolve_aliases: Mapping[str, str]
+
+    def create_transport(self) -> Any: ...
+
+
+class Broker:
+    """Where a connection leads, now and when that fails.
+
+    Arguments:
+        client: the ``Connection``, which makes the transport.
+        keywords: what the URLs leave blank.
+        parameters: where to begin.
+        failover: the list of brokers; *parameters* are those of its first member.
+    """
+
+    def __init__(
+        self, client: _Client, keywords: Parameters, parameters: Parameters, failover: Failover
+    ) -> None:
+        self.keywords = keywords
+        self.failover = failover
+        self._client = client
+        self._parameters = parameters
+        self._transport: Any = None
+        self._key: ParameterKey | None = None
+
+    @property
+    def parameters(self) -> Parameters:
+        """Those of the broker that is meant now."""
+        return self._parameters
+
+    def change(self, name: str, value: Any) -> None:
+        """Change one parameter, until another broker is meant."""
+        self._parameters = replace(self._parameters, **{name: value})
+        self._key = None
+
+    @property
+    def hosts(self) -> int:
+        """How many brokers the failover list has."""
+        return self.failover.hosts
+
+    @property
+    def connect_timeout(self) -> float | None:
+        """Seconds for one host; None waits."""
+        return self._parameters.connect_timeout
+
+    @property
+    def transport(self) -> Any:
+        """The transport for the broker that is meant now."""
+        if self._transport is None:
+            self._transport = self._client.create_transport()
+        return self._transport
+
+    @property
+    def transport_cls(self) -> Any:
+        """Its class."""
+        return get_transport_cls(self._parameters.transport or DEFAULT_TRANSPORT)
+
+    def drop_transport(self) -> None:
+        """Make a new transport when one is needed again."""
+        self._transport = None
+
+    def point_at(self, address: str, *, keeps_transport: bool = True) -> None:
+        """Mean another broker from now on.
+
+        Arguments:
+            address: a URL or a host name; the keywords fill what it leaves blank.
+            keeps_transport: a ``transport`` argument that is a class wins over the URL's scheme.
+        """
+        keywords = self.keywords if keeps_transport else replace(self.keywords, transport=None)
+        if "://" not in address:
+            keywords = replace(self._parameters, port=self.keywords.port)
+        self._parameters = combined(address, keywords)[0]
+        self._transport = None
+
+    def advance(self) -> None:
+        """Mean the next broker of the failover list, if there is one."""
+        address = self.failover.next()
+        if address is not None:
+            self.point_at(address)
+
+    def establish(self, deadline: Deadline) -> Any:
+        """Open a link to the broker that is meant now.  May switch.
+
+        Arguments:
+            deadline: for the whole of it; transports written for kombu bound themselves.
+        """
+        establish = self.transport.establish_connection
+        if _takes_deadline(establish):
+            return establish(deadline)
+        return establish()
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors that mean a lost connection."""
+        return tuple(self.transport.connection_errors)
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors that mean a lost channel."""
+        return tuple(self.transport.channel_errors)
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors after which a new connection may help."""
+        errors = getattr(self.transport, "recoverable_connection_errors", None)
+        # A transport that knows no difference: all may be recovered from.
+        return self.connection_errors + self.channel_errors if errors is None else tuple(errors)
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
+        """Errors after which a new channel may help."""
+        return tuple(getattr(self.transport, "recoverable_channel_errors", ()))
+
+    def key(self) -> ParameterKey:
+        """What is the same for connections to the same brokers; failing over does not change it."""
+        if self._key is None:
+            if self.failover.addresses:
+                keys = [combined(each, self.keywords)[0].key() for each in self.failover.addresses]
+                self._key = ParameterKey((), None, tuple(keys))
+            else:
+                self._key = self._parameters.key()
+        return self._key
+
+    def info(self, *, resolve: bool = True) -> dict[str, Any]:
+        """The arguments of ``Connection`` that stand for this broker, in their order.
+
+        Arguments:
+            resolve: name the transport by its plain alias.
+        """
+        parameters, defaults = self._parameters, self.transport.default_connection_params
+        transport = parameters.transport or DEFAULT_TRANSPORT
+        if resolve and isinstance(transport, str):
+            transport = self._client.resolve_aliases.get(transport, transport)
+        hostname = parameters.hostname or defaults.get("hostname")
+        if parameters.uri_prefix:
+            hostname = f"{parameters.uri_prefix}+{hostname}"
+        return {
+            "hostname": hostname,
+            "userid": parameters.userid or defaults.get("userid"),
+            "password": parameters.password or defaults.get("password"),
+            "virtual_host": parameters.virtual_host or defaults.get("virtual_host") or "/",
+            "port": parameters.port or defaults.get("port"),
+            "insist": parameters.insist,
+            "ssl": parameters.ssl,
+            "transport": transport,
+            "connect_timeout": parameters.connect_timeout,
+            "transport_options": parameters.transport_options,
+            "login_method": parameters.login_method or defaults.get("login_method"),
+            "uri_prefix": parameters.uri_prefix,
+            "heartbeat": parameters.heartbeat,
+            "failover_strategy": self.failover.given,
+            "alternates": self.failover.addresses,
+            "credential_provider": parameters.credential_provider,
+        }
+
+    @property
+    def label(self) -> str:
+        """The URL for messages and logs, password masked.  Never raises."""
+        try:
+            return self.as_uri()
+        except Exception:
+            return "broker"
+
+    def as_uri(
+        self,
+        include_password: bool = False,
+        mask: str = "**",
+        getfields: Callable[[dict[str, Any]], Any] = URI_FIELDS,
+    ) -> str:
+        """The URL of the broker that is meant now.
+
+        Arguments:
+            include_password: write the password, which is called if it is a function.
+            mask: what stands for it otherwise.
+            getfields: takes port, user, password, virtual host and transport out of :meth:`info`.
+        """
+        parameters = self._parameters
+        hostname = parameters.hostname or "localhost"
+        if self.transport.can_parse_url or parameters.uri_prefix:
+            return self._foreign_uri(hostname, include_password, mask)
+        port, userid, password, virtual_host, transport = getfields(self.info())
+        if not include_password:
+            password = mask
+        elif callable(password):
+            password = password()
+        return as_url(
+            transport,
+            hostname,
+            port,
+            userid,
+            password,
+            quote(virtual_host),
+            sanitize=not include_password,
+            mask=mask,
+        )
+
+    def _foreign_uri(self, hostname: str, include_password: bool, mask: str) -> str:
+        """The URL where the transport parses it, or a part of it, itself."""
+        parameters = self._parameters
+        if self.transport.can_parse_url:
+            try:
+                return str(self.transport.as_uri(hostname, include_password, mask))
+            except NotImplementedError:
+                pass
+        uri = hostname
+        if parameters.uri_prefix:
+            uri = f"{parameters.uri_prefix}+{hostname}"
+        if include_password:
+            return uri
+        return maybe_sanitize_url(uri, mask) if "://" in uri else mask_secrets(uri, mask)
+
+
+def _takes_deadline(establish: Any) -> bool:
+    """Whether it is written for us; kombu's contract has no arguments."""
+    try:
+        return bool(inspect.signature(establish).parameters)
+    except (TypeError, ValueError):
+        return False

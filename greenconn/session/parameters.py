@@ -1,0 +1,236 @@
+"""The parameters of a connection: what a URL and the keywords mean together.
+
+Keywords fill what a URL leaves blank.  Each URL of a failover list stands by itself: what one leaves
+blank is filled from the keywords, never from the URL tried before.  A bare host name takes the place
+of the host in the keywords.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from greenconn.options import (
+    BROKER_HEARTBEAT,
+    CONNECTION_QUERY,
+    AmqpOptions,
+    ConnectOptions,
+    MemoryOptions,
+    query_types,
+    typed_query,
+)
+from greenconn.transport.registry import get_transport_cls
+from greenconn.url import BrokerURL, mask_secrets, parse_url
+
+__all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "combined"]
+
+DEFAULT_TRANSPORT: Final = "amqp"
+
+#: Aliases whose name says TLS.
+_TLS_ALIASES: Final = frozenset({"amqps", "rediss"})
+_HOST_AND_PORT: Final = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})", re.ASCII)
+#: So that the digest of a password says nothing outside of this process.
+_SALT: Final = os.urandom(16)
+
+#: Options classes of transports that do not name theirs (``Transport.Options``), by ``driver_type``.
+_OPTIONS: Final[Mapping[str, type[Any]]] = {
+    "amqp": AmqpOptions,
+    "amqps": AmqpOptions,
+    "memory": MemoryOptions,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """How to reach one broker, and how to log in there; None is what the transport's default fills.
+
+    The names are those of ``Connection``'s arguments; passwords may be functions that return one.
+    """
+
+    hostname: str | None = None
+    userid: str | None = None
+    password: Any = field(default=None, repr=False)
+    virtual_host: str | None = None
+    port: int | None = None
+    insist: bool = False
+    ssl: Any = field(default=False, repr=False)
+    transport: Any = None
+    connect_timeout: float | None = 5
+    transport_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    login_method: str | None = None
+    uri_prefix: str | None = None
+    heartbeat: float | None = BROKER_HEARTBEAT
+    credential_provider: Any = field(default=None, repr=False)
+
+    def key(self) -> ParameterKey:
+        """What makes two connections mean the same broker, login and behaviour."""
+        parts = (
+            self.hostname,
+            self.userid,
+            self.virtual_host or "/",
+            self.port,
+            self.transport or DEFAULT_TRANSPORT,
+            repr(self.ssl),
+            repr(self.transport_options),
+            self.login_method,
+            self.uri_prefix,
+        )
+        if callable(self.password):
+            return ParameterKey(parts, None, (self.password, self.credential_provider))
+        return ParameterKey(parts, self.password, (self.credential_provider,))
+
+
+class ParameterKey:
+    """A hashable value that tells connections apart, and no secret.
+
+    Arguments:
+        parts: what must be equal; only a digest of it is kept.
+        password: the same; None for none.
+        objects: what must be equal beside, compared as it is.
+    """
+
+    __slots__ = ("_digest", "_objects")
+
+    def __init__(self, parts: Any, password: Any = None, objects: tuple[Any, ...] = ()) -> None:
+        text = repr((parts, password)).encode("utf-8", "surrogatepass")
+        self._digest = hashlib.blake2b(text, digest_size=16, key=_SALT).digest()
+        self._objects = objects
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ParameterKey):
+            return NotImplemented
+        return self._digest == other._digest and self._objects == other._objects
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        return f"<ParameterKey {self._digest.hex()[:12]}>"
+
+
+def combined(
+    address: str | None, keywords: Parameters, *, is_first: bool = False
+) -> tuple[Parameters, dict[str, Any]]:
+    """Return what *address* means where *keywords* fill its blanks.
+
+    Arguments:
+        address: a URL, a host name with or without a port, or nothing.
+        keywords: as they were given.
+        is_first: it is the one given to the constructor, where the ``transport`` keyword wins over
+            the scheme; later only a class or class path does.
+
+    Returns:
+        The parameters, and options in the URL that are about the connection as a whole
+        (``failover_strategy``).
+
+    Raises:
+        ValueError: the URL is malformed, or has an option that is not known or not of its type.
+        KeyError: no transport has that name.
+    """
+    if not address or "://" not in address:
+        return _with_tls(_of_host(address, keywords)), {}
+    scheme, _, rest = address.partition("://")
+    if "+" in scheme:
+        # The rest is the transport's to parse: sqla+mysql://..., redis+socket:///path
+        prefix, _, inner = scheme.partition("+")
+        _check_scheme(prefix, address)
+        name = prefix if is_first or not _is_class(keywords.transport) else keywords.transport
+        host = f"{inner}://{rest}"
+        place = replace(
+            keywords,
+            transport=name,
+            hostname=host,
+            uri_prefix=keywords.uri_prefix or prefix,
+        )
+        return _with_tls(place), {}
+    transport = keywords.transport
+    if not transport or not (is_first or _is_class(transport)):
+        transport = _check_scheme(scheme, address)
+    cls = get_transport_cls(transport)
+    if cls.can_parse_url:
+        return _with_tls(replace(keywords, transport=transport, hostname=address)), {}
+    return _of_url(address, keywords, transport, cls)
+
+
+def _of_host(address: str | None, keywords: Parameters) -> Parameters:
+    if not address:
+        return keywords
+    match = _HOST_AND_PORT.fullmatch(address)
+    if match is None:
+        return replace(keywords, hostname=address)
+    return replace(keywords, hostname=match[1].strip("[]"), port=int(match[2]))
+
+
+def _of_url(
+    address: str, keywords: Parameters, transport: Any, cls: type[Any]
+) -> tuple[Parameters, dict[str, Any]]:
+    parts = BrokerURL.parse(address)
+    options = _typed_options(parts.query, cls)
+    place = replace(
+        keywords,
+        transport=transport,
+        hostname=parts.hostname or keywords.hostname,
+        port=parts.port or keywords.port,
+        userid=parts.userid or keywords.userid,
+        password=parts.password or keywords.password,
+        virtual_host=parts.virtual_host or keywords.virtual_host,
+    )
+    changes: dict[str, Any] = {
+        name: options.pop(name)
+        for name in ("heartbeat", "insist", "connect_timeout", "login_method")
+        if name in options
+    }
+    about_tls = {name: options.pop(name) for name in list(options) if name.startswith("ssl")}
+    if about_tls:
+        changes["ssl"] = _tls(about_tls, parse_url(address).get("ssl"), keywords.ssl)
+    whole = {name: options.pop(name) for name in ("failover_strategy",) if name in options}
+    if options:
+        changes["transport_options"] = {**keywords.transport_options, **options}
+    return _with_tls(replace(place, **changes)), whole
+
+
+def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:
+    """The ``ssl`` argument that a URL's options and the keyword mean together."""
+    if not options.get("ssl", True):
+        return False
+    if isinstance(parsed, Mapping):
+        return {**given, **parsed} if isinstance(given, Mapping) else parsed
+    return given or True
+
+
+def _typed_options(query: Mapping[str, str], cls: type[Any]) -> dict[str, Any]:
+    """The options of a URL with their types; those of a foreign transport stay text."""
+    known = {**CONNECTION_QUERY, **query_types(ConnectOptions)}
+    options = getattr(cls, "Options", None) or _OPTIONS.get(cls.driver_type)
+    if options is not None:
+        return typed_query(query, {**query_types(options), **known})
+    foreign = {name: text for name, text in query.items() if name not in known}
+    ours = {name: text for name, text in query.items() if name in known}
+    return {**typed_query(ours, known), **foreign}
+
+
+def _with_tls(parameters: Parameters) -> Parameters:
+    if parameters.transport in _TLS_ALIASES and not parameters.ssl:
+        return replace(parameters, ssl=True)
+    return parameters
+
+
+def _is_class(transport: Any) -> bool:
+    """Whether it is a class or the path of one, rather than an alias."""
+    return bool(transport) and (
+        not isinstance(transport, str) or "." in transport or ":" in transport
+    )
+
+
+def _check_scheme(scheme: str, address: str) -> str:
+    """A URL may come from elsewhere: it names an alias, never a module to import."""
+    if "." in scheme or ":" in scheme:
+        raise ValueError(
+            f"broker URL {mask_secrets(address)!r}: its scheme is an import path; give that as "
+            f"the transport argument instead"
+        )
+    return scheme

@@ -1,0 +1,301 @@
+"""Trying again: to connect, and to do what a lost connection or channel interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from typing import Any, Final, NoReturn, Protocol
+
+import gevent
+
+from greenconn.exceptions import NEVER_REPEATED, OperationalError
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.options import ConnectOptions
+from greenconn.session.session import Session
+from greenconn.wire.backoff import Backoff
+
+__all__ = ["Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
+
+#: Seconds between two calls of ``callback`` while one waits (kombu's).
+CALLBACK_INTERVAL: Final = 1.0
+
+_RETRY_OPTIONS: Final = (
+    "max_retries",
+    "interval_start",
+    "interval_step",
+    "interval_max",
+    "errback",
+    "callback",
+)
+
+
+class _ConnectionLike(Protocol):
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def default_channel(self) -> Any: ...
+
+    @property
+    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    def completes_cycle(self, retries: int) -> bool: ...
+
+
+def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
+    """What *transport_options* say about connecting, as arguments of ``ensure_connection``."""
+    options = transport_options or {}
+    chosen: dict[str, Any] = {name: options[name] for name in _RETRY_OPTIONS if name in options}
+    if "connect_retries_timeout" in options:
+        chosen["timeout"] = options["connect_retries_timeout"]
+    return chosen
+
+
+@contextmanager
+def library_errors(connection: _ConnectionLike) -> Iterator[None]:
+    """Raise what may be recovered from as :class:`OperationalError`, with its cause."""
+    try:
+        yield
+    except OperationalError:
+        raise
+    except (
+        *connection.recoverable_connection_errors,
+        *connection.recoverable_channel_errors,
+    ) as exc:
+        raise OperationalError(str(exc)) from exc
+
+
+def ensure_open(
+    connection: _ConnectionLike,
+    policy: ConnectOptions,
+    deadline: Deadline,
+    *,
+    wraps_errors: bool = True,
+) -> Any:
+    """Return the open link, trying as often as *policy* says.  May switch.
+
+    While this caller waits between two tries another may open the link: then it goes on at once.
+
+    Arguments:
+        policy: ``max_retries`` counts tries after the first, at one broker each.
+        deadline: for all of it.
+        wraps_errors: raise :class:`OperationalError` for what may be recovered from.
+
+    Raises:
+        OperationalError: with the last error as cause.
+        Exception: an error that trying again does not help, or that *errback* raised.
+    """
+    session = connection.session
+    intervals = _intervals(policy)
+    interval = policy.interval_start
+    last: BaseException | None = None
+    for retries in count():
+        try:
+            outcome = session.attempt(deadline, reopen=True, interval=interval)
+        except TimeoutError as exc:
+            if not deadline.has_ended:
+                raise  # somebody else's
+            _give_up(connection, exc, last, wraps_errors)
+        last = outcome.error
+        if last is None:
+            return outcome.link
+        is_exhausted = policy.max_retries is not None and retries >= policy.max_retries
+        if is_exhausted or deadline.has_ended or session.is_final(last):
+            if wraps_errors:
+                with library_errors(connection):
+                    outcome.result()
+            outcome.result()
+        interval = next(intervals) if connection.completes_cycle(retries) else 0.0
+        if policy.callback is not None:
+            policy.callback()
+        if policy.errback is not None:
+            assert isinstance(last, Exception)  # anything else is final
+            policy.errback(last, interval)
+        _pause(session, interval, deadline, policy.callback)
+    raise AssertionError("unreachable")
+
+
+def _give_up(
+    connection: _ConnectionLike, exc: TimeoutError, last: BaseException | None, wraps: bool
+) -> NoReturn:
+    if wraps:
+        raise OperationalError(str(exc)) from (last or exc)
+    raise exc from last
+
+
+def _pause(
+    session: Session, interval: float, deadline: Deadline, callback: Callable[[], Any] | None
+) -> None:
+    pause = deadline.within(interval)
+    while not session.is_open and not pause.has_ended:
+        left = pause.left() or 0.0
+        if callback is None:
+            session.pause(left)
+        else:
+            session.pause(min(left, CALLBACK_INTERVAL))
+            callback()
+
+
+def ensured(
+    connection: _ConnectionLike,
+    obj: Any,
+    fun: Callable[..., Any],
+    policy: ConnectOptions,
+    *,
+    on_revive: Callable[[Any], Any] | None = None,
+    retry_errors: tuple[type[BaseException], ...] = (),
+    timeout: float | Deadline | None = None,
+) -> Callable[..., Any]:
+    """Return *fun* as a function that is called again when it fails for want of a connection.
+
+    Errors in :data:`~greenconn.exceptions.NEVER_REPEATED` are raised at once: what they were about
+    may have been done.  The first repetition follows at once (after reconnecting), further ones
+    after the policy's intervals.  A link that is still open is kept, whatever the error was: it is
+    shared with others.
+
+    Arguments:
+        connection: where to find errors, links and the channel.
+        obj: its ``revive(channel)`` is called with the new default channel before a repetition.
+        fun: what to call.
+        policy: how often, and after which pauses.
+        on_revive: called with the channel after ``obj.revive``.
+        retry_errors: further errors that are repeated, without reviving.
+        timeout: seconds, or a deadline, for all calls and pauses together; None has no end.
+    """
+    call = _Ensured(connection, obj, fun, policy, on_revive, tuple(retry_errors))
+
+    def _ensured(*args: Any, **kwargs: Any) -> Any:
+        return call(Deadline.of(timeout), args, kwargs)
+
+    _ensured.__name__ = f"{getattr(fun, '__name__', type(fun).__name__)}(ensured)"
+    _ensured.__doc__ = getattr(fun, "__doc__", None)
+    _ensured.__module__ = getattr(fun, "__module__", None) or __name__
+    return _ensured
+
+
+class _Ensured:
+    """What :func:`ensured` does."""
+
+    def __init__(
+        self,
+        connection: _ConnectionLike,
+        obj: Any,
+        fun: Callable[..., Any],
+        policy: ConnectOptions,
+        on_revive: Callable[[Any], Any] | None,
+        retry_errors: tuple[type[BaseException], ...],
+    ) -> None:
+        self._connection = connection
+        self._obj = obj
+        self._fun = fun
+        self._policy = policy
+        self._on_revive = on_revive
+        self._retry_errors = retry_errors
+
+    def __call__(self, deadline: Deadline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        policy = self._policy
+        intervals = _intervals(policy)
+        with library_errors(self._connection):
+            for retries in count():
+                try:
+                    return self._fun(*args, **kwargs)
+                except NEVER_REPEATED:
+                    raise
+                except Exception as exc:
+                    if not self._may_repeat(exc, retries) or deadline.has_ended:
+                        raise
+                    interval = 0.0 if retries == 0 else next(intervals)
+                    if policy.errback is not None:
+                        policy.errback(exc, interval)
+                    must_revive = not isinstance(exc, self._retry_errors)
+                # Outside of the handler, so that the next error does not carry this one along.
+                self._prepare(retries, interval, must_revive, deadline)
+        raise AssertionError("unreachable")
+
+    def _may_repeat(self, exc: Exception, retries: int) -> bool:
+        limit = self._policy.max_retries
+        if limit is not None and retries >= limit:
+            return False
+        connection = self._connection
+        errors = connection.recoverable_connection_errors
+        if isinstance(exc, OperationalError) and not connection.session.is_open:
+            # What opening the default channel inside of *fun* made of an error to connect.
+            return isinstance(exc.__cause__, errors)
+        return isinstance(
+            exc, (*self._retry_errors, *errors, *connection.recoverable_channel_errors)
+        )
+
+    def _prepare(
+        self, retries: int, interval: float, must_revive: bool, deadline: Deadline
+    ) -> None:
+        """Get ready for the next call."""
+        connection = self._connection
+        if connection.session.is_open or not must_revive:
+            # Nothing has to be opened, so that nothing else holds a persistent error back.
+            _sleep(interval, deadline)
+        if not must_revive:
+            return
+        if not connection.session.is_open:
+            ensure_open(connection, self._remaining(retries), deadline, wraps_errors=False)
+        channel = connection.session.default_channel(deadline, reopen=True)
+        self._obj.revive(channel)
+        if self._on_revive is not None:
+            self._on_revive(channel)
+
+    def _remaining(self, retries: int) -> ConnectOptions:
+        limit = self._policy.max_retries
+        return replace(self._policy, max_retries=None if limit is None else max(limit - retries, 1))
+
+
+def _intervals(policy: ConnectOptions) -> Backoff:
+    return Backoff(policy.interval_start, step=policy.interval_step, max=policy.interval_max)
+
+
+def _sleep(interval: float, deadline: Deadline) -> None:
+    seconds = deadline.within(interval).left()
+    if seconds:
+        gevent.sleep(seconds)
+    else:
+        turn()
+
+
+class Revival:
+    """The object that ``autoretry`` ensures: a function that takes a ``channel``.
+
+    Arguments:
+        connection: gives the channel when there is none.
+        fun: called with ``channel=...``.
+        channel: to begin with, or None.
+        open_connection: opens the connection as the policy of ``autoretry`` says.
+    """
+
+    def __init__(
+        self,
+        connection: _ConnectionLike,
+        fun: Callable[..., Any],
+        channel: Any,
+        open_connection: Callable[[], Any],
+    ) -> None:
+        self.connection = connection
+        self._fun = fun
+        self._channel = channel
+        self._open_connection = open_connection
+        self.__name__ = getattr(fun, "__name__", type(fun).__name__)
+        self.__doc__ = getattr(fun, "__doc__", None)
+        self.__module__ = getattr(fun, "__module__", None) or __name__
+
+    def revive(self, channel: Any) -> None:
+        """Use *channel* from now on."""
+        self._channel = channel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self._channel is None:
+            self._open_connection()
+            self.revive(self.connection.default_channel)
+        return self._fun(*args, channel=self._channel, **kwargs), self._channel
