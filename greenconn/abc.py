@@ -62,8 +62,8 @@ class Sink(Protocol):
     """
 
     #: Set by the channel when nothing but memory bounds this consumer (``no_ack``, or no prefetch):
-    #: the taker calls it with ``len(message.body)`` for each message that it takes out.
-    taken: Callable[[int], None] | None
+    #: the taker calls it with each message that it takes out.
+    taken: Callable[[Any], None] | None
 
     def deliver(self, message: Any) -> None:
         """Take one message over."""

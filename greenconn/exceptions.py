@@ -85,6 +85,7 @@ __all__ = [
     "RecoverableChannelError",
     "RecoverableConnectionError",
     "RemoteError",
+    "ReplyTimeout",
     "ResourceError",
     "ResourceLocked",
     "SerializationError",
@@ -244,6 +245,10 @@ class WrongHub(OperationalError, RuntimeError):
     """An object was used from another thread (another gevent hub) than the one it belongs to."""
 
 
+class ReplyTimeout(OperationalError, TimeoutError):
+    """The reply of an rpc server did not come in time; the call may have been carried out."""
+
+
 class RemoteError(OperationalError):
     """The function that an rpc server called raised.
 
@@ -267,5 +272,6 @@ NEVER_REPEATED: tuple[type[BaseException], ...] = (
     Unroutable,
     PublishRefused,
     ConnectionBlocked,
+    ReplyTimeout,
     WrongHub,
 )

@@ -68,8 +68,8 @@ class Line:
         pause = 0.0
         while True:
             try:
-                self._connect(deadline)
-                self._ensure_target(letter.stationery, deadline)
+                self.connect(deadline)
+                self.ensure_target(letter.stationery, deadline)
                 self._send(letter, deadline)
                 return
             except _OWN as exc:
@@ -106,8 +106,8 @@ class Line:
         pending: list[Any] = []
         broker = self._session.broker
         try:
-            self._connect(deadline)
-            self._ensure_target(letters[0].stationery, deadline)
+            self.connect(deadline)
+            self.ensure_target(letters[0].stationery, deadline)
             channel = self._shared(deadline)
             begin = getattr(channel, "begin_publish", None)
             if begin is None:
@@ -140,7 +140,7 @@ class Line:
                 left.append(position)
         return left + list(range(len(pending), len(letters)))
 
-    def _connect(self, deadline: Deadline) -> None:
+    def connect(self, deadline: Deadline) -> None:
         """See that there is a connection.  May switch.
 
         Raises:
@@ -156,7 +156,7 @@ class Line:
                 raise
             raise OperationalError(f"cannot publish to {session.broker.label}: {exc}") from exc
 
-    def _ensure_target(self, stationery: Stationery, deadline: Deadline) -> None:
+    def ensure_target(self, stationery: Stationery, deadline: Deadline) -> None:
         target, session = stationery.target, self._session
         try:
             if isinstance(target, str):

@@ -57,7 +57,7 @@ class ChannelConsumer:
         self.is_abandoned = False
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
-            sink.taken = link.budget.release if unbounded else None
+            sink.taken = self._taken if unbounded else None
             self.deliver = self._to_sink_counted if unbounded else sink.deliver
         else:
             self.deliver = self._to_events_counted if unbounded else self._to_events
@@ -96,6 +96,9 @@ class ChannelConsumer:
     def _handle(self, message: Delivery) -> None:
         if self.callback is not None:
             self.callback(message)
+
+    def _taken(self, message: Delivery) -> None:
+        self.link.budget.release(len(message.raw))
 
     def _handle_counted(self, message: Delivery) -> None:
         self.link.budget.release(len(message.raw))

@@ -1,0 +1,25 @@
+"""``python -m greenconn``: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        from greenconn.cli.app import run
+    except ImportError as exc:
+        if exc.name not in ("click", "rich"):
+            raise
+        sys.stderr.write(
+            f"greenconn: the command line needs {exc.name!r}: pip install 'greenconn[cli]'\n"
+        )
+        return 2
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
