@@ -43,10 +43,11 @@ def check_count(
 
 
 def check_type(options: object, kind: type, *names: str, optional: bool = False) -> None:
-    """Each is of type *kind*, or (if *optional*) None."""
+    """Each is of type *kind* (0 and 1 are booleans too), or (if *optional*) None."""
     for name in names:
         value = getattr(options, name)
-        if not isinstance(value, kind) and not (value is None and optional):
+        is_flag = kind is bool and value in (0, 1)
+        if not isinstance(value, kind) and not is_flag and not (value is None and optional):
             raise ValueError(f"{shown(options, name, value)}: it is of type {kind.__name__}")
 
 

@@ -127,8 +127,8 @@ class AmqpOptions:
     frame_max: int | None = None
     """Bytes of a frame, 4096 at least; None or 0: the broker's (128 KiB for RabbitMQ)."""
 
-    heartbeat: float = BROKER_HEARTBEAT
-    """Seconds; ``BROKER_HEARTBEAT`` takes the broker's value, any other 0 is off."""
+    heartbeat: float | None = BROKER_HEARTBEAT
+    """Seconds; ``BROKER_HEARTBEAT`` takes the broker's value, any other 0 is off, and so is None."""
 
     confirm_publish: bool = False
     """Whether ``basic_publish`` waits for the broker's confirm (kombu's default)."""
@@ -169,8 +169,7 @@ class AmqpOptions:
 
     def __post_init__(self) -> None:
         check_seconds(self, "read_timeout", "write_timeout", "reply_timeout")
-        check_seconds(self, "confirm_timeout", "blocked_timeout")
-        check_seconds(self, "heartbeat", optional=False)
+        check_seconds(self, "confirm_timeout", "blocked_timeout", "heartbeat")
         check_type(self, str, "locale")
         check_type(self, str, "login_method", "connection_name", optional=True)
         check_type(self, Mapping, "client_properties", "socket_settings", optional=True)

@@ -94,9 +94,8 @@ def test_defaults_of_the_design() -> None:
         (ConnectOptions, {"max_retries": True}, "max_retries is True"),
         (ConnectOptions, {"errback": 1}, "errback is 1: it is a callable, or None"),
         (AmqpOptions, {"confirm_timeout": "30"}, "confirm_timeout is '30'"),
-        (AmqpOptions, {"heartbeat": None}, "heartbeat is None"),
         (AmqpOptions, {"heartbeat": -1}, "heartbeat is -1"),
-        (AmqpOptions, {"confirm_publish": 1}, "confirm_publish is 1: it is of type bool"),
+        (AmqpOptions, {"confirm_publish": "1"}, "confirm_publish is '1': it is of type bool"),
         (AmqpOptions, {"locale": None}, "locale is None: it is of type str"),
         (AmqpOptions, {"connection_name": 3}, "connection_name is 3"),
         (AmqpOptions, {"client_properties": []}, "client_properties is .*Mapping"),
@@ -124,6 +123,8 @@ def test_values_are_checked(cls: type[Any], kwargs: dict[str, Any], said: str) -
 
 def test_values_that_may_be_given() -> None:
     assert AmqpOptions(frame_max=0, channel_max=0, heartbeat=2.5).heartbeat == 2.5
+    assert AmqpOptions(heartbeat=None).heartbeat is None
+    assert from_transport_options(AmqpOptions, {"confirm_publish": 1})[0].confirm_publish == 1
     assert AmqpOptions(socket_settings={6: 1}, on_open=print).on_open is print
     assert PoolOptions(limit=None, preload=20).preload == 20
     assert ConnectOptions(connect_timeout=None, max_retries=0).max_retries == 0
