@@ -61,8 +61,11 @@ class Subscriptions:
         self.no_ack[name] = no_ack
 
     def lacks(self, name: str, channel: Any) -> bool:
-        """Whether queue *name* is wanted and *channel* has not been asked."""
-        return name in self.tags and self.placed.get(name) is not channel
+        """Whether queue *name* is wanted and *channel* does not serve it.
+
+        A closed channel serves nobody: asked again it tells why it is closed.
+        """
+        return name in self.tags and (self.placed.get(name) is not channel or not is_open(channel))
 
     def are_placed_on(self, channel: Any) -> bool:
         """Whether something is wanted, and all of it has been asked of *channel*."""

@@ -1,0 +1,69 @@
+"""Waiting for whichever of several inboxes has an item first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.inbox import Inbox
+from greenconn.green.slot import Slot
+
+__all__ = ["take_either"]
+
+Taken = tuple[Inbox[Any], Any]
+
+
+class _Door:
+    """Stands in the line of takers of one inbox for a slot that stands in several lines."""
+
+    __slots__ = ("_inbox", "_slot")
+
+    def __init__(self, inbox: Inbox[Any], slot: Slot[Taken]) -> None:
+        self._inbox = inbox
+        self._slot = slot
+
+    def offer(self, item: Any) -> bool:
+        return self._slot.offer((self._inbox, item))
+
+    def fail(self, exc: BaseException) -> bool:
+        return self._slot.fail(exc)
+
+
+def take_either(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
+    """Take one item, and tell from which inbox.  May switch.
+
+    Where several have items the first of them is taken from.  Takers of one inbox are served in the
+    order in which they came, whatever else they wait for.
+
+    Raises:
+        TimeoutError: nothing came before the deadline.  The hub had a turn even if that was 0.
+        BaseException: what one of the inboxes was failed with.
+    """
+    inboxes = list(inboxes)
+    for inbox in inboxes:
+        if len(inbox):
+            return inbox, inbox.get(deadline)
+    if deadline.left() == 0.0:
+        turn()
+        for inbox in inboxes:
+            if len(inbox):
+                return inbox, inbox.get(deadline)
+        raise TimeoutError("timed out")
+    slot: Slot[Taken] = Slot()
+    doors = [(inbox, cast("Slot[Any]", _Door(inbox, slot))) for inbox in inboxes]
+    for inbox, door in doors:
+        inbox._takers.append(door)
+    try:
+        return slot.wait(deadline)
+    except BaseException:
+        if slot.has_value:
+            # It was on its way to this greenlet when it was killed: the next one gets it.
+            inbox, item = slot.value
+            inbox.put_back(item)
+        raise
+    finally:
+        for inbox, door in doors:
+            if door in inbox._takers:
+                inbox._takers.remove(door)

@@ -1,0 +1,303 @@
+"""Queues with the interface of Python's own (kombu's ``SimpleQueue`` and ``SimpleBuffer``).
+
+Deliveries come straight to the simple queue, not by way of ``drain_events``: where several greenlets
+get from several simple queues of one connection, none takes a message out of another's reach.  Who
+waits in ``get`` drains the connection beside that, so that callbacks of other consumers run meanwhile
+as they do with kombu.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from queue import Empty
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import ConsumerCancelled
+from greenconn.green.deadline import Deadline
+from greenconn.green.either import take_either
+from greenconn.green.hub import turn
+from greenconn.green.inbox import Inbox
+from greenconn.green.single import SingleFlight
+from greenconn.messaging import Consumer, Producer
+from greenconn.transport.base import Link
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SimpleBuffer", "SimpleQueue"]
+
+
+class _Arrivals:
+    """What was delivered and nobody has taken yet (a :class:`~greenconn.abc.Sink`).
+
+    Arguments:
+        consumer: whose deliveries they are.
+        no_ack: they need no answer, so nobody will deliver them again.
+    """
+
+    def __init__(self, consumer: Consumer, no_ack: bool) -> None:
+        self.inbox: Inbox[Any] = Inbox()
+        self.taken: Callable[[Any], None] | None = None
+        #: Why no more will come, until somebody was told.
+        self.over: BaseException | None = None
+        self._consumer = consumer
+        self._no_ack = no_ack
+
+    def deliver(self, message: Any) -> None:
+        self.inbox.put(message)
+
+    def cancelled(self, exc: BaseException) -> None:
+        # In the reader: nothing here may switch.
+        if isinstance(exc, ConsumerCancelled):
+            self._consumer._subscriptions.placed.clear()
+        elif not self._no_ack:
+            self.inbox.clear()  # they go back, and could not be answered any more
+        channel = self._consumer._channel
+        is_recovered = getattr(channel.connection, "lost", None) is not None
+        if not is_recovered and not self.inbox.waiting:
+            self.over = exc
+        self.inbox.fail(exc)
+
+    def took(self, message: Any) -> None:
+        """Note that *message* was taken out."""
+        if self.taken is not None:
+            self.taken(message)
+
+
+def _nothing() -> None:
+    """What is left to do after ``drain_events``."""
+
+
+class SimpleBase:
+    """A queue made of a producer and a consumer.
+
+    Any number of greenlets may use one; each message goes to one of them.
+
+    Arguments:
+        channel: what the two were made with; only for kombu's signature.
+        producer: publishes what is put.
+        consumer: consumes from one queue.
+        no_ack: messages need no answer.
+    """
+
+    Empty: ClassVar[type[Empty]] = Empty
+
+    def __init__(
+        self, channel: Any, producer: Producer, consumer: Any, no_ack: bool = False
+    ) -> None:
+        self.producer = producer
+        self.consumer = consumer
+        self.no_ack = no_ack
+        self.buffer: deque[Any] = deque()
+        self._flight = SingleFlight("simple-queue")
+        self._arrivals: _Arrivals | None = None
+        self.consumer.register_callback(self._receive)
+        if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
+            self._arrivals = consumer.sink = _Arrivals(consumer, no_ack)
+
+    @property
+    def channel(self) -> Any:
+        """The channel to use now.  May switch."""
+        return self.consumer.channel
+
+    @property
+    def queue(self) -> Any:
+        """The queue, bound to the channel."""
+        return self.consumer.queues[0]
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the oldest message.  May switch.
+
+        Arguments:
+            block: wait for one.
+            timeout: seconds to wait; None waits.
+
+        Raises:
+            Empty: none came in time.
+            ConnectionError, ChannelError: what ended the connection or the consumer.
+        """
+        if not block:
+            return self.get_nowait()
+        deadline = Deadline(timeout)
+        while not self.buffer:
+            try:
+                event = self._next_event(deadline)
+            except TimeoutError:
+                turn()  # if the deadline was 0, who polls lets the others run
+                raise self.Empty() from None
+            event()
+        return self.buffer.popleft()
+
+    def get_nowait(self) -> Any:
+        """Take the oldest message if there is one now.  May switch.
+
+        Raises:
+            Empty: there is none.
+        """
+        arrivals = self._arrivals
+        while arrivals is not None and len(arrivals.inbox) and not self.buffer:
+            self._arrived(arrivals, arrivals.inbox.get(Deadline(0.0)))
+        if self.buffer:
+            return self.buffer.popleft()
+        message = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)
+        if not message:
+            turn()  # who polls lets the others run
+            raise self.Empty()
+        return message
+
+    def put(
+        self,
+        message: Any,
+        serializer: str | None = None,
+        headers: dict[str, Any] | None = None,
+        compression: str | None = None,
+        routing_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Publish *message*, with the options of ``Producer.publish``.  May switch."""
+        self.producer.publish(
+            message,
+            serializer=serializer,
+            routing_key=routing_key,
+            headers=headers,
+            compression=compression,
+            **kwargs,
+        )
+
+    def clear(self) -> int:
+        """Delete all messages that nobody has taken; return how many.  May switch."""
+        return int(self.consumer.purge())
+
+    def qsize(self) -> int:
+        """Number of messages at the broker, without those delivered.  May switch."""
+        _, size, _ = self.queue.queue_declare(passive=True)
+        return int(size)
+
+    def close(self) -> None:
+        """End consuming; what was delivered and not taken goes back to the queue.  May switch."""
+        try:
+            self.consumer.cancel()
+        finally:
+            left, self.buffer = self.buffer, deque()
+            if self._arrivals is not None:
+                while len(self._arrivals.inbox):
+                    message = self._arrivals.inbox.get(Deadline(0.0))
+                    self._arrivals.took(message)
+                    left.append(message)
+            for message in () if self.no_ack else left:
+                with suppress(Exception):
+                    message.requeue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.qsize()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _consume(self, deadline: Deadline | None = None) -> None:
+        """Consume, if that is not under way or done.  May switch.
+
+        What was begun goes on when a deadline ends, so short ones get there, too.
+        """
+        consumer = self.consumer
+        if not isinstance(consumer, Consumer):
+            consumer.consume(no_ack=self.no_ack)
+            return
+        while not consumer._subscriptions.are_placed_on(consumer._channel):
+            self._flight.run("consume", partial(consumer.consume, no_ack=self.no_ack), deadline)
+
+    def _next_event(self, deadline: Deadline) -> Callable[[], Any]:
+        """Wait for a message or another event of the connection, and return what handles it."""
+        arrivals = self._arrivals
+        if arrivals is None:
+            self._consume(deadline)
+            self.channel.connection.client.drain_events(timeout=deadline.left())
+            return _nothing
+        if arrivals.over is not None and not len(arrivals.inbox):
+            exc, arrivals.over = arrivals.over, None
+            raise exc
+        self._consume(deadline)
+        # Nothing switches from here until both lines are joined, or a loss could pass unheard.
+        link = self.consumer._channel.connection
+        inbox, item = take_either((arrivals.inbox, link.events), deadline)
+        if inbox is arrivals.inbox:
+            return partial(self._arrived, arrivals, item)
+        function, argument = item
+        return partial(function, argument)
+
+    def _arrived(self, arrivals: _Arrivals, message: Any) -> None:
+        """Have the consumer decode *message* and call its callbacks, ours among them."""
+        arrivals.took(message)
+        self.consumer._receive_callback(message)
+
+    def _receive(self, message_data: Any, message: Any) -> None:
+        self.buffer.append(message)
+
+
+class SimpleQueue(SimpleBase):
+    """A durable queue; messages are to be acknowledged.
+
+    Arguments:
+        channel: a connection or a channel.
+        name: name of the queue, of a direct exchange and of the binding; or a Queue.
+        no_ack: messages need no answer; None is the class's.
+        queue_opts, exchange_opts: arguments of Queue and Exchange.
+        queue_args: arguments of the declaration.
+        serializer, compression: of what is put.
+        accept: names of serializers or content types of what is taken.
+    """
+
+    no_ack: bool = False
+    queue_opts: dict[str, Any] = {}
+    queue_args: dict[str, Any] = {}
+    exchange_opts: dict[str, Any] = {"type": "direct"}
+
+    def __init__(
+        self,
+        channel: Any,
+        name: str | Queue,
+        no_ack: bool | None = None,
+        queue_opts: dict[str, Any] | None = None,
+        queue_args: dict[str, Any] | None = None,
+        exchange_opts: dict[str, Any] | None = None,
+        serializer: str | None = None,
+        compression: str | None = None,
+        accept: Iterable[str] | None = None,
+    ) -> None:
+        if isinstance(name, Queue):
+            queue = name
+        else:
+            queue = Queue(
+                name,
+                Exchange(name, **{**self.exchange_opts, **(exchange_opts or {})}),
+                name,
+                queue_arguments={**self.queue_args, **(queue_args or {})},
+                **{**self.queue_opts, **(queue_opts or {})},
+            )
+        consumer = Consumer(channel, queue, accept=accept)
+        producer = Producer(
+            channel,
+            queue.exchange,
+            serializer=serializer,
+            routing_key=queue.routing_key,
+            compression=compression,
+        )
+        super().__init__(channel, producer, consumer, self.no_ack if no_ack is None else no_ack)
+
+
+class SimpleBuffer(SimpleQueue):
+    """A queue of this connection alone, gone when it ends; messages need no answer."""
+
+    no_ack = True
+    queue_opts = {"durable": False, "auto_delete": True, "exclusive": True}
+    exchange_opts = {"durable": False, "delivery_mode": "transient", "auto_delete": True}

@@ -1,0 +1,150 @@
+"""Objects with a table of attributes, and the channel that bound ones follow."""
+
+from __future__ import annotations
+
+import pickle
+from copy import copy
+from typing import Any
+
+import pytest
+
+from greenconn.abstract import ChannelPromise, MaybeChannelBound, Object, current_channel
+from greenconn.exceptions import NotBoundError, RecoverableChannelError
+from tests.unit.fake_channel import FakeClient
+
+
+class Thing(MaybeChannelBound):
+    """Something to bind."""
+
+    attrs = (("name", None), ("size", int), ("part", None))
+
+    name: Any
+    size: Any
+    part: Any
+
+
+@pytest.fixture
+def client() -> FakeClient:
+    return FakeClient()
+
+
+def test_attributes_are_converted_and_default_to_none() -> None:
+    thing = Thing(name="n", size="3")
+    assert (thing.name, thing.size, thing.part) == ("n", 3, None)
+
+
+def test_class_attributes_are_defaults() -> None:
+    class Small(Thing):
+        size = 1
+
+    assert Small().size == 1
+    assert Small(size=2).size == 2
+
+
+def test_as_dict_recurses_only_when_asked() -> None:
+    part = Thing(name="part")
+    thing = Thing(name="whole", part=part)
+    assert thing.as_dict()["part"] is part
+    assert thing.as_dict(recurse=True)["part"] == {"name": "part", "size": None, "part": None}
+
+
+def test_copies_and_pickles_are_made_of_the_attributes(client: FakeClient) -> None:
+    thing = Thing(name="n", size=2).bind(client.channel())
+    for again in (copy(thing), pickle.loads(pickle.dumps(thing))):
+        assert again.as_dict() == thing.as_dict()
+        assert not again.is_bound
+
+
+def test_object_takes_any_arguments() -> None:
+    assert Object(1, two=2).as_dict() == {}
+
+
+def test_binding_makes_a_copy(client: FakeClient) -> None:
+    thing, channel = Thing(name="n"), client.channel()
+    bound = thing(channel)
+    assert bound is not thing
+    assert bound.is_bound
+    assert not thing.is_bound
+    assert bound.channel is channel
+
+
+def test_maybe_bind_binds_once(client: FakeClient) -> None:
+    first, second = client.channel(), client.channel()
+    thing = Thing()
+    assert thing.maybe_bind(None) is thing
+    assert not thing.is_bound
+    assert thing.maybe_bind(first).maybe_bind(second).channel is first
+
+
+def test_unbound_one_has_no_channel() -> None:
+    with pytest.raises(NotBoundError, match="Thing is not bound"):
+        Thing().channel  # noqa: B018
+
+
+def test_bound_to_a_connection_opens_nothing_before_it_is_needed(client: FakeClient) -> None:
+    thing = Thing().bind(client)
+    assert thing.is_bound
+    assert client.lives == 0
+    assert "chan:?" in repr(thing)
+    assert thing.channel is client.default_channel
+    assert client.lives == 1
+
+
+def test_bound_to_a_connection_follows_the_default_channel(client: FakeClient) -> None:
+    thing = Thing().bind(client)
+    thing.channel.close()
+    assert thing.channel is client.default_channel
+    assert thing.channel.is_open
+    assert client.lives == 1
+    assert client.link is not None
+    client.link.lose()
+    assert thing.channel is client.default_channel
+    assert client.lives == 2
+
+
+def test_bound_to_a_channel_takes_its_successor_when_the_link_is_lost(client: FakeClient) -> None:
+    old = client.channel()
+    first, second = Thing().bind(old), Thing().bind(old)
+    old.connection.lose()
+    assert first.channel is second.channel
+    assert first.channel is not old
+    assert first.channel.is_open
+
+
+def test_a_channel_that_was_closed_by_itself_is_not_replaced(client: FakeClient) -> None:
+    channel = client.channel()
+    thing = Thing().bind(channel)
+    channel.end(RecoverableChannelError("404"))
+    assert thing.channel is channel
+
+
+def test_without_a_session_a_lost_channel_stays() -> None:
+    client = FakeClient(has_session=False)
+    channel = client.channel()
+    thing = Thing().bind(channel)
+    channel.connection.lose()
+    assert thing.channel is channel
+
+
+def test_revive_changes_the_channel_of_bound_ones_only(client: FakeClient) -> None:
+    first, second = client.channel(), client.channel()
+    bound, unbound = Thing().bind(first), Thing()
+    bound.revive(second)
+    unbound.revive(second)
+    assert bound.channel is second
+    assert not unbound.is_bound
+    bound.revive(client)
+    assert bound.channel is client.default_channel
+
+
+def test_promise_is_kept_when_it_is_needed(client: FakeClient) -> None:
+    promise = ChannelPromise(client.channel)
+    assert client.lives == 0
+    assert current_channel(promise).connection is client.link
+    assert "promise" in repr(promise)
+
+
+def test_repr_tells_the_channel(client: FakeClient) -> None:
+    channel = client.channel()
+    assert repr(Thing()) == "<unbound Thing>"
+    assert repr(Thing().bind(channel)) == f"<Thing bound to chan:{channel.channel_id}>"
