@@ -144,7 +144,9 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
 
     # -- publishing
 
-    def _publish(self, message: Envelope, exchange: str, routing_key: str) -> Outcome:
+    def _publish(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool = False
+    ) -> Outcome:
         self._broker.breathe()
         self.check_open()
         body = message["body"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greenconn.transport.memory.alarm import Alarm
 from greenconn.transport.memory.policy import QueuePolicy
 from greenconn.transport.memory.store import Entry, Store, size_of
-from greenconn.transport.memory.turns import Turns
 from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.publishing import Envelope

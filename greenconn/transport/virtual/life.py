@@ -141,6 +141,10 @@ class ChannelLife(StdChannel):
         for consumer in consumers:
             consumer.lose(exc)
 
+    def cancelled_by_broker(self, consumer: Consumer) -> None:
+        """The queue of a consumer of this channel is gone.  Never switches."""
+        raise NotImplementedError
+
     def _release(self, consumers: list[Consumer]) -> None:
         """Stop *consumers* and give back whatever this channel still holds.  Never switches."""
         raise NotImplementedError

@@ -74,8 +74,13 @@ class PublishingMethods(ChannelLife):
     default_priority = 0
     is_confirming = False
 
-    def _publish(self, message: Envelope, exchange: str, routing_key: str) -> Outcome:
+    def _publish(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool = False
+    ) -> Outcome:
         """Put *message* where it belongs, and tell what became of it.  May switch.
+
+        Arguments:
+            mandatory: somebody wants to know whether it had a queue to go to.
 
         Raises:
             NotFound: there is no such exchange.
@@ -143,7 +148,7 @@ class PublishingMethods(ChannelLife):
             return
         if immediate:
             raise _no_immediate()
-        outcome = self._publish(message, exchange or "", routing_key or "")
+        outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
         if mandatory and outcome is Outcome.UNROUTED:
             returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
             self.connection.events.put((self._returned, returned))
@@ -183,7 +188,7 @@ class PublishingMethods(ChannelLife):
         """
         if immediate:
             raise _no_immediate()
-        outcome = self._publish(message, exchange or "", routing_key or "")
+        outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
         if outcome is Outcome.REFUSED:
             return Decided(
                 PublishNacked(

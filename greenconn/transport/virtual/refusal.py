@@ -10,6 +10,7 @@ from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, Re
 
 __all__ = [
     "Method",
+    "NotEquivalentError",
     "check_equivalent",
     "in_use",
     "invalid_argument",
@@ -41,6 +42,10 @@ class Method(Enum):
     BASIC_ACK = (60, 80)
     BASIC_REJECT = (60, 90)
     BASIC_RECOVER = (60, 110)
+
+
+class NotEquivalentError(PreconditionFailed):  # type: ignore[misc]
+    """A second declaration asks for something else than what there is (kombu's name)."""
 
 
 def no_exchange(name: str, vhost: str, method: Method) -> NotFound:
@@ -114,17 +119,17 @@ def check_equivalent(
         compared: names of the arguments that count; others are notes to whoever reads them.
 
     Raises:
-        PreconditionFailed: names the first difference.
+        NotEquivalentError: names the first difference.
     """
     received, current = arguments
     pairs = dict(fields)
     pairs.update((each, (received.get(each), current.get(each))) for each in sorted(compared))
     for field, (new, old) in pairs.items():
         if new != old:
-            raise invalid_argument(
-                f"inequivalent arg '{field}' for {kind} '{name}' in vhost '{vhost}': "
-                f"received {_shown(new)} but current is {_shown(old)}",
-                method,
+            raise NotEquivalentError(
+                f"PRECONDITION_FAILED - inequivalent arg '{field}' for {kind} '{name}' in vhost "
+                f"'{vhost}': received {_shown(new)} but current is {_shown(old)}",
+                method.value,
             )
 
 
