@@ -134,12 +134,15 @@ def _download(package: str, folder: Path) -> None:
     """Fetch *package* and those of its dependencies that this system lacks."""
     try:
         _run(["apt-get", "download", *_missing(package)], cwd=folder)
-    except NoBroker:
+    except NoBroker as error:
         if os.geteuid() != 0:
             raise
         # A fresh container has no package lists, an old one stale ones.
-        _run(["apt-get", "update"])
-        _run(["apt-get", "download", *_missing(package)], cwd=folder)
+        try:
+            _run(["apt-get", "update"])
+            _run(["apt-get", "download", *_missing(package)], cwd=folder)
+        except NoBroker as second:
+            raise NoBroker(f"{error}; {second}") from second
 
 
 def _missing(package: str) -> list[str]:
