@@ -11,7 +11,12 @@ import pytest
 from gevent import monkey
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.fix_brokers", "tests.fix_leaks", "tests.fix_peer"]
+pytest_plugins = [
+    "tests.fix_brokers",
+    "tests.fix_leaks",
+    "tests.fix_peer",
+    "tests.fix_scripted",
+]
 
 #: Seconds for one test with --long, unless the command line or the test says otherwise.
 LONG_TIMEOUT = 600.0
@@ -39,12 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``long`` unless ``--long`` was given."""
-    if not config.getoption("--long"):
-        skip = pytest.mark.skip(reason="runs only with --long")
-        for item in items:
-            if "long" in item.keywords and item.get_closest_marker("long"):
-                item.add_marker(skip)
+    """Leave out the tests marked ``long`` unless ``--long`` was given.
+
+    One that takes the fixture ``long`` has a short size too, so it runs always.
+    """
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="runs only with --long")
+    for item in items:
+        has_short_size = "long" in getattr(item, "fixturenames", ())
+        if item.get_closest_marker("long") and not has_short_size:
+            item.add_marker(skip)
 
 
 def pytest_collection_finish() -> None:
