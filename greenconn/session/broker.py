@@ -19,10 +19,21 @@ __all__ = ["URI_FIELDS", "Broker"]
 
 URI_FIELDS: Final = itemgetter("port", "userid", "password", "virtual_host", "transport")
 
+#: Parameters whose blanks the transport's defaults fill, so that clones equal their source.
+_FILLED: Final = (
+    "hostname",
+    "userid",
+    "password",
+    "virtual_host",
+    "port",
+    "login_method",
+    "transport",
+)
+
 
 class _Client(Protocol):
-    #: Names of transports that mean the same: ``info`` tells the plain one.
-    resolve_aliases: Mapping[str, str]
+    @property
+    def resolve_aliases(self) -> Mapping[str, str]: ...
 
     def create_transport(self) -> Any: ...
 
@@ -142,7 +153,9 @@ class Broker:
                 keys = [combined(each, self.keywords)[0].key() for each in self.failover.addresses]
                 self._key = ParameterKey((), None, tuple(keys))
             else:
-                self._key = self._parameters.key()
+                info = self.info()
+                filled = {name: info[name] for name in _FILLED}
+                self._key = replace(self._parameters, **filled).key()
         return self._key
 
     def info(self, *, resolve: bool = True) -> dict[str, Any]:

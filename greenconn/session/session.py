@@ -36,12 +36,13 @@ from greenconn.green.hub import Home, turn
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.session.attempt import Outcome
+from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels
 from greenconn.session.life import Life, is_open
 from greenconn.session.members import Members
 from greenconn.session.state import SessionState, moved
 from greenconn.session.utility import UtilityChannels
-from greenconn.session.walk import BrokerLike, Walk
+from greenconn.session.walk import Walk
 
 __all__ = ["Session"]
 
@@ -62,7 +63,7 @@ class Session:
         on_closed: called without arguments at the end of ``close``, in its greenlet.
     """
 
-    def __init__(self, broker: BrokerLike) -> None:
+    def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.life = Life()
         self.generation = 0

@@ -1,0 +1,301 @@
+"""Connections: what a program holds to talk to a broker (kombu 5.7, ``kombu.connection``).
+
+A connection opens nothing before it is needed.  It may be shared by all greenlets of a thread, and
+so may its channels, producers and pools; another thread uses a :meth:`Connection.clone`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from greenconn.abc import Lender
+from greenconn.connection.shortcuts import Shortcuts
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.session.bell import Bell
+from greenconn.session.parameters import ParameterKey
+from greenconn.session.persistence import Persistent
+from greenconn.session.session import Session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BrokerConnection", "Connection", "PooledConnection"]
+
+
+class Connection(Shortcuts, Persistent):
+    """A connection to a broker, or to one of several.
+
+    Example::
+
+        Connection("amqp://guest:guest@localhost:5672//")
+        Connection("amqp://one;amqp://two", failover_strategy="shuffle")
+        Connection("redis://", transport_options={"visibility_timeout": 3600})
+
+    When the connection is lost it comes back: at once, in the background, if consumers run on it,
+    else with the next use.  That goes on until :meth:`close`.  Using a closed connection explicitly
+    (:meth:`connect`, :meth:`channel`, :attr:`default_channel`, :meth:`ensure_connection`) opens it
+    again.
+
+    Arguments:
+        hostname: a URL, several (a list, or a text separated by ``;``), or a host name.
+        userid, password, virtual_host, port: what a URL leaves blank.  A password may be a function
+            that returns one; it is called for each attempt to connect.
+        insist: accepted for kombu's sake.
+        ssl: True for TLS, verified; or a dict of its options.
+        transport: an alias, a class or its path, where the URL does not name one.
+        connect_timeout: seconds for one broker, name lookup to login; None waits.
+        transport_options: see the transport.
+        login_method: SASL mechanism.
+        uri_prefix: what stands before the ``+`` in the scheme.
+        heartbeat: seconds.  Not given: what the broker proposes; 0: off.
+        failover_strategy: ``round-robin``, ``shuffle``, or a function that takes the list of URLs
+            and gives an iterator of those to try.
+        alternates: further URLs.
+        credential_provider: an object with ``get_credentials()``, asked for each attempt.
+        kwargs: others are ignored with a warning in the log.
+
+    Raises:
+        ValueError: a malformed URL, or one with an option that is not known.
+        KeyError: no transport has that name.
+    """
+
+    def drain_events(self, timeout: float | None = None, **kwargs: Any) -> Any:
+        """Take the next event of this connection and run its callbacks here.  May switch.
+
+        A lost connection raises its error once in each greenlet that waits here.  The next call
+        waits until all is restored, and goes on.
+
+        Arguments:
+            timeout: seconds; None waits.
+
+        Raises:
+            socket.timeout: nothing came in time.
+            ConnectionError, OSError: the connection was lost, or is closed.
+            Exception: what a callback raised.
+        """
+        session = self.session
+        life = session.settled
+        if life is None:
+            deadline = Deadline(timeout)
+            life = session.whole(deadline)
+            timeout = deadline.left()
+        return session.broker.transport.drain_events(life.link, timeout=timeout, **kwargs)
+
+    def heartbeat_check(self, rate: float = 2) -> Any:
+        """Raise if the peer is known to be dead.  Heartbeats need no help from here.
+
+        Arguments:
+            rate: accepted for kombu's sake.
+
+        Raises:
+            ConnectionError, OSError: the connection is lost or closed.
+        """
+        session = self.session
+        if session.is_open:
+            return self.transport.heartbeat_check(session.life.link, rate=rate)
+        if session.lost is not None or session.is_closed:
+            raise RecoverableConnectionError(
+                f"connection to {session.broker.label} is not open ({session.lost or 'closed'})"
+            ) from session.lost
+        return None
+
+    def get_heartbeat_interval(self) -> Any:
+        """Seconds between heartbeats, as agreed with the broker; 0 is off.  May switch."""
+        return self.transport.get_heartbeat_interval(self.connection)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Have *loop* drain this connection whenever an event waits.
+
+        Nobody has to: it is for programs built around a loop, which must run in a greenlet.
+
+        Arguments:
+            loop: anything with ``add_reader(fd, callback)``.
+        """
+        Bell(self, loop)
+
+    def maybe_close_channel(self, channel: Any) -> None:
+        """Close a channel, whatever its broker or connection say to that.  May switch."""
+        try:
+            channel.close()
+        except self.connection_errors + self.channel_errors:
+            pass
+
+    def release(self) -> None:
+        """Close the connection, or give it back to its pool.  May switch.
+
+        Whoever waits on it gets an error, recovery ends, its consumers are forgotten.
+        """
+        broker = self.session.broker
+        self.session.close()
+        broker.drop_transport()
+
+    close = release
+
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Drop what is open at once, without a word to the broker.
+
+        Arguments:
+            socket_timeout: accepted for kombu's sake: nothing here waits.
+        """
+        self.session.collect()
+        self.session.broker.drop_transport()
+
+    def switch(self, conn_str: str) -> None:
+        """Close, and mean another broker from now on.  Opens nothing.  May switch.
+
+        Arguments:
+            conn_str: a URL, or a host name that takes the place of the current one.
+        """
+        session = self.session
+        session.close()
+        session.broker.point_at(conn_str, keeps_transport=False)
+        session.restart()
+
+    def maybe_switch_next(self) -> None:
+        """Switch to the next broker of the failover list, if there is one.  May switch."""
+        address = self.session.broker.failover.next()
+        if address is not None:
+            self.switch(address)
+
+    def revive(self, new_channel: Any) -> None:
+        """Take note that *new_channel* is used from now on.
+
+        The default channel is shared, so one that works stays.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether a pool may lend it again: it was not closed."""
+        return not self._session.is_closed
+
+    def lend(self, pool: Lender) -> PooledConnection:
+        """Return a facade over this connection for one holder.  For pools; never switches.
+
+        Arguments:
+            pool: its ``release`` and ``replace`` are called with the facade.
+        """
+        return _facade_class(type(self))(self, pool)
+
+
+class _Truth(int):
+    """A truth value that may also be called."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bool:
+        return bool(self)
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+    __str__ = __repr__
+
+
+class BrokerConnection(Connection):
+    """A connection for programs of carrot's time, which call ``connection.connected()``."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open: a truth value that may also be called."""
+        return _Truth(self._is_connected())  # type: ignore[return-value]  # bool has no subclasses
+
+
+class PooledConnection(Connection):
+    """What one holder of a pooled connection has in its hands.
+
+    It shares everything with the connection below, and equals it.  ``release``, ``close`` and the
+    end of ``with`` give it back, once; any later use raises, so that a former holder never touches
+    the connection of the next one.
+
+    Arguments:
+        core: the pooled connection.
+        pool: where it came from.
+    """
+
+    def __init__(self, core: Connection, pool: Lender) -> None:
+        self._core = core
+        self._pool = pool
+        #: Why it cannot be used any more; None while it can.
+        self._expired: str | None = None
+
+    @property
+    def session(self) -> Session:
+        """The life of the connection below.
+
+        Raises:
+            OperationalError: it was given back.
+        """
+        if self._expired is not None:
+            raise OperationalError(f"{self!r} cannot be used any more: {self._expired}")
+        return self._core.session
+
+    @property
+    def _family(self) -> type[Any]:
+        return type(self._core)
+
+    def __getattr__(self, name: str) -> Any:
+        # What a subclass of Connection keeps in its instances.
+        if name in ("_core", "_expired") or self._expired is not None:
+            raise AttributeError(name)
+        return getattr(self._core, name)
+
+    def __eqhash__(self) -> ParameterKey:
+        return self._core.__eqhash__()
+
+    def __repr__(self) -> str:
+        state = "" if self._expired is None else ", released"
+        label = self._core.session.broker.label
+        return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
+
+    def lend(self, pool: Lender) -> PooledConnection:
+        """A facade cannot be lent.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{self!r} belongs to a pool")
+
+    def expire(self, reason: str) -> None:
+        """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
+        self._expired = reason
+
+    def release(self) -> None:
+        """Give the connection back; again: does nothing."""
+        if self._expired is None:
+            self._pool.release(self)
+
+    close = release
+
+    def replace(self) -> None:
+        """Give the connection back as broken, so that the pool opens another."""
+        if self._expired is None:
+            self._pool.replace(self)
+
+    def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
+        if exc_type is not None and self._expired is None and self.session.lost is not None:
+            self.replace()
+        else:
+            self.release()
+
+
+#: Class of a pooled connection -> class of its facades, which is of the same family.
+_facades: WeakKeyDictionary[type[Connection], type[PooledConnection]] = WeakKeyDictionary()
+
+
+def _facade_class(cls: type[Connection]) -> type[PooledConnection]:
+    if issubclass(PooledConnection, cls):
+        return PooledConnection
+    found = _facades.get(cls)
+    if found is None:
+        namespace = {"__module__": cls.__module__}
+        found = type(f"Pooled{cls.__name__}", (PooledConnection, cls), namespace)
+        _facades[cls] = found
+    return found

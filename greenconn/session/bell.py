@@ -1,0 +1,91 @@
+"""A bell for event loops: a descriptor that is readable while an event of a connection waits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Protocol
+
+from gevent import Greenlet
+from gevent.event import Event
+
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
+from greenconn.session.session import Session
+
+__all__ = ["Bell"]
+
+logger = logging.getLogger("greenconn.session")
+
+
+class _ConnectionLike(Protocol):
+    @property
+    def session(self) -> Session: ...
+
+    def drain_events(self, timeout: float | None = None) -> Any: ...
+
+
+class Bell:
+    """Rings for *loop* when an event of *connection* waits; the loop's callback drains them all.
+
+    It lasts until the connection is closed.
+
+    Arguments:
+        loop: anything with ``add_reader(fd, callback)``, running in a greenlet.
+
+    Raises:
+        TypeError: *loop* has no ``add_reader``.
+    """
+
+    def __init__(self, connection: _ConnectionLike, loop: Any) -> None:
+        if not hasattr(loop, "add_reader"):
+            raise TypeError(f"{loop!r} cannot be used: it has no add_reader(fd, callback)")
+        self._connection = connection
+        self._session = connection.session
+        self._loop = loop
+        self._drained = Event()
+        self._readable, self._writable = os.pipe()
+        for descriptor in (self._readable, self._writable):
+            os.set_blocking(descriptor, False)
+        loop.add_reader(self._readable, self.drain)
+        self._session.on_closed.append(self.close)
+        self._ringer: Greenlet[..., Any] = spawn("bell", self._ring)
+
+    def drain(self) -> None:
+        """The loop's callback: run all events that wait.  May switch."""
+        try:
+            os.read(self._readable, 64)
+        except BlockingIOError:
+            return
+        try:
+            while True:
+                self._connection.drain_events(timeout=0)
+        except TimeoutError:
+            pass
+        finally:
+            self._drained.set()
+
+    def close(self) -> None:
+        """Ring no more."""
+        self._session.on_closed.remove(self.close)
+        self._ringer.kill(block=False)
+        remove = getattr(self._loop, "remove_reader", None) or getattr(self._loop, "remove", None)
+        if remove is not None:
+            remove(self._readable)
+        os.close(self._readable)
+        os.close(self._writable)
+
+    def _ring(self) -> None:
+        while True:
+            try:
+                events = self._session.whole(Deadline()).link.events
+                events.put_back(events.get(Deadline()))
+            except (OperationalError, RecoverableConnectionError, OSError) as exc:
+                logger.debug("no event: %s", exc)
+                if self._session.is_closed:
+                    return
+                continue
+            self._drained.clear()
+            os.write(self._writable, b"!")
+            self._drained.wait()
