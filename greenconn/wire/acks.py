@@ -8,11 +8,13 @@ no-ack deliveries and ``basic.get`` take tags of the same count too.
 ``outstanding`` is a dict of tags in the order of delivery; a tag leaves it when it is answered.  With
 ``lo`` the first tag left in it, all pending acks below ``lo`` become one ``multiple`` at the highest of
 them; the others go singly.
+
+Two things would break that, so the caller keeps to them: deliveries are noted in the order of their
+tags, which is the order of the wire; and what ``take`` gives is written before any other answer is
+noted, else a merged ack would cover a tag that is about to be rejected.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 __all__ = ["AckLedger"]
 
@@ -20,16 +22,17 @@ __all__ = ["AckLedger"]
 class AckLedger:
     """Outstanding deliveries and pending acknowledgements of one channel."""
 
-    __slots__ = ("outstanding", "pending")
+    __slots__ = ("_recovers", "outstanding", "pending")
 
     def __init__(self) -> None:
+        self._recovers = 0
         #: Tags that need an answer, in order of delivery.
         self.outstanding: dict[int, None] = {}
         #: Tags acknowledged but not yet written to the broker.
         self.pending: list[int] = []
 
     def delivered(self, tag: int) -> None:
-        """Note a delivery that needs an answer."""
+        """Note a delivery that needs an answer; its tag is above all before."""
         self.outstanding[tag] = None
 
     def ack(self, tag: int) -> bool:
@@ -50,26 +53,39 @@ class AckLedger:
         return bool(tags)
 
     def settle(self, tag: int) -> bool:
-        """Note another answer (reject, requeue).  False if *tag* is not outstanding."""
+        """Note another answer (reject, requeue).  False if *tag* is not outstanding.
+
+        The pending acknowledgements must have been taken.
+        """
+        assert not self.pending or self._recovers
         try:
             del self.outstanding[tag]
         except KeyError:
             return False
         return True
 
-    def settle_all(self, tags: Iterable[int] | None = None) -> list[int]:
-        """Take all outstanding tags (or *tags*) out, e.g. those of ``basic.recover``."""
-        taken = (
-            list(self.outstanding) if tags is None else [t for t in tags if t in self.outstanding]
-        )
-        for tag in taken:
-            del self.outstanding[tag]
-        return taken
+    @property
+    def is_recovering(self) -> bool:
+        """Whether ``basic.recover`` was sent and not answered: no answer may be written meanwhile.
+
+        The broker has put every delivery back by then, and would not know its tag.
+        """
+        return self._recovers > 0
+
+    def begin_recover(self) -> None:
+        """``basic.recover`` was written."""
+        self._recovers += 1
+
+    def end_recover(self) -> None:
+        """``basic.recover-ok`` came: all that was delivered before it is delivered again."""
+        self._recovers -= 1
+        self.outstanding.clear()
+        self.pending.clear()
 
     def take(self) -> list[tuple[int, bool]]:
-        """The pending acknowledgements as ``(tag, multiple)``, fewest first; none are left."""
+        """The pending acknowledgements as ``(tag, multiple)``; none are left."""
         pending = self.pending
-        if not pending:
+        if not pending or self._recovers:
             return []
         self.pending = []
         if len(pending) == 1:

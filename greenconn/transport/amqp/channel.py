@@ -3,9 +3,10 @@
 Built on ``amqp.Channel``: its declarations, binds, purges, qos and transactions are used as they are.
 Replaced are the parts that read, wait or keep one pending reply for each method: ``send_method``,
 ``wait``, ``dispatch_method``, ``open``, ``close``, ``collect``, ``_on_close``, ``basic_consume``,
-``basic_cancel``, ``basic_get``, ``basic_ack``, ``basic_reject``, ``basic_recover``, ``basic_qos`` and
-the returns.  Consuming and answering are in :mod:`~greenconn.transport.amqp.consuming`, publishing is
-in :mod:`~greenconn.transport.amqp.publisher`.
+``basic_cancel``, ``basic_get``, ``basic_ack``, ``basic_reject``, ``basic_recover``, ``basic_qos``,
+``queue_declare`` and the returns.  Consuming and answering are in
+:mod:`~greenconn.transport.amqp.consuming`, publishing is in
+:mod:`~greenconn.transport.amqp.publisher`.
 
 Every switch (the gate of the writer) comes before the first byte.  Writing a method and putting its
 call into the line is one step without a switch, so replies reach their callers in order.
@@ -13,23 +14,34 @@ call into the line is one step without a switch, so replies reach their callers 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
 from amqp import spec
 from amqp.exceptions import error_for_code
+from amqp.protocol import queue_declare_ok_t
 from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import (
     ChannelError,
+    ContentTooLarge,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
 from greenconn.message import Message
 from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.publisher import Publisher
-from greenconn.transport.amqp.rpc import Call, CallLine, Reply, Undo, expected_of, ids_of
+from greenconn.transport.amqp.rpc import (
+    Call,
+    CallLine,
+    OnReply,
+    Reply,
+    Undo,
+    expected_of,
+    ids_of,
+)
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, method_frame
 
@@ -113,24 +125,67 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         returns_tuple: bool = False,
         *,
         undo: Undo | None = None,
+        on_reply: OnReply | None = None,
     ) -> Any:
         """Write a method and, with *wait*, return its reply.  May switch.
 
         Arguments:
-            undo: what to do with the reply when the caller was killed before it came.
+            undo: what to do with the reply when the caller was killed before it had it.
+            on_reply: what the reader notes when the reply comes.
         """
         self.check_open()
-        arguments = dumps(format, args) if format else b""
-        writer = self._writer
-        if writer.gate:
+        arguments = self.pack(sig, format, args) if format else b""
+        self.pass_gate()
+        return self.call(
+            sig, arguments, wait=wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply
+        )
+
+    def pass_gate(self) -> None:
+        """Wait for the turn to write.  May switch.
+
+        Raises:
+            RecoverableChannelError, RecoverableConnectionError: the channel is gone by then.
+        """
+        if self._writer.gate:
             self.connection.gate.pass_through()
+        if self._gone is not None:
             self.check_open()
+
+    def pack(self, sig: tuple[int, int], format: str, args: Any) -> bytes:
+        """The arguments of a method, so that nothing can go wrong between the gate and the write.
+
+        Raises:
+            ValueError: one does not fit its field.
+            ContentTooLarge: all together do not fit into a frame.
+        """
+        try:
+            arguments: bytes = dumps(format, args)
+        except struct.error as exc:
+            raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc
+        if len(arguments) + 4 > self._room:
+            # The broker would close the whole connection.
+            raise ContentTooLarge(
+                f"arguments of {len(arguments)} bytes do not fit into a frame", sig
+            )
+        return arguments
+
+    def call(
+        self,
+        sig: tuple[int, int],
+        arguments: bytes,
+        *,
+        wait: Any = None,
+        returns_tuple: bool = False,
+        undo: Undo | None = None,
+        on_reply: OnReply | None = None,
+    ) -> Any:
+        """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
         if self._ledger.pending:
             self.flush_acks()
-        writer.write(method_frame(self.channel_id, sig, arguments))
+        self._writer.write(method_frame(self.channel_id, sig, arguments))
         self._last_request = ids_of(sig)
         if wait:
-            return self.wait(wait, returns_tuple=returns_tuple, undo=undo)
+            return self.wait(wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply)
         return None
 
     def wait(
@@ -141,6 +196,7 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         returns_tuple: bool = False,
         *,
         undo: Undo | None = None,
+        on_reply: OnReply | None = None,
     ) -> Any:
         """Wait for the reply to the method that was written just now.  May switch.
 
@@ -148,9 +204,13 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         """
         if self._gone is not None:
             self.check_open()  # the connection ended in that very write
-        call = Call(self._last_request, expected_of(method), undo)
+        call = Call(self._last_request, expected_of(method), undo, on_reply)
         self._calls.append(call)
-        ids, payload, header, body = self.connection.wait_reply(call.slot, self, timeout)
+        try:
+            ids, payload, header, body = self.connection.wait_reply(call.slot, self, timeout)
+        except BaseException:
+            call.give_up()
+            raise
         args = self._decode(ids, payload)
         if header is not None:
             args.append((payload, header, body))
@@ -161,11 +221,11 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         return list(loads(known.args, payload, 4)[0]) if known.args else []
 
     def open(self) -> None:
-        """Open the channel at the broker.  May switch."""
+        """Open the channel at the broker, for a caller that has passed the gate.  May switch."""
         if self.is_open:
             return
-        self.send_method(
-            spec.Channel.Open, "s", ("",), wait=spec.Channel.OpenOk, undo=self._undo_open
+        self.call(
+            spec.Channel.Open, dumps("s", ("",)), wait=spec.Channel.OpenOk, undo=self._undo_open
         )
         self.is_open = True
 
@@ -190,7 +250,7 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
                     raise
 
     def _close_late(self, reason: str) -> None:
-        """In the reader: close a channel that nobody uses."""
+        """Close a channel that nobody uses.  Never switches."""
         if self._gone is None:
             self._write_close(RecoverableChannelError(reason)).abandon()
 
@@ -209,6 +269,12 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
     def collect(self) -> None:
         """Drop the channel because its connection is gone.  Never switches."""
         self._end(self.connection.lost or RecoverableConnectionError("connection was dropped"))
+
+    def forget(self, cause: BaseException) -> None:
+        """After a fork, in the child: later calls raise.  Nobody is woken."""
+        if self._gone is None:
+            self._gone = cause
+            self.is_open = False
 
     def _end(
         self, cause: BaseException, *, closed: bool = False, blamed: int | None = None
@@ -231,7 +297,7 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         if not closed:
             for consumer in consumers.values():
                 consumer.gone(cause)
-            if self.connection.lost is None and any(c.sink is None for c in consumers.values()):
+            if self.connection.lost is None and any(c.is_event for c in consumers.values()):
                 # Whoever drains must learn that nothing will come from here any more.
                 self.connection.events.put((_raise, self._lost_consumers(cause)))
         self.no_ack_consumers.clear()
@@ -252,6 +318,39 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
             self.confirm_select()
         for name, handlers in old.events.items():
             self.events[name] |= handlers
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = True,
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BsbbbbbF",
+    ) -> Any:
+        """Declare a queue.  May switch.
+
+        A queue that the broker named is deleted when its caller is killed before it knows the name.
+
+        Returns:
+            Name, number of messages and of consumers; None with *nowait*.
+        """
+        reply = self.send_method(
+            spec.Queue.Declare,
+            argsig,
+            (0, queue, passive, durable, exclusive, auto_delete, nowait, arguments),
+            wait=None if nowait else spec.Queue.DeclareOk,
+            returns_tuple=True,
+            undo=None if queue else self._undo_declare,
+        )
+        return None if nowait else queue_declare_ok_t(*reply)
+
+    def _undo_declare(self, reply: Reply) -> None:
+        if self._gone is None:
+            name = self._decode(reply[0], reply[1])[0]
+            self.call(spec.Queue.Delete, dumps("Bsbbb", (0, name, False, False, True)))
 
     # In the reader: nothing here may switch or run user code.
 

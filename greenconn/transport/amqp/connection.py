@@ -12,6 +12,7 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 from __future__ import annotations
 
 import logging
+from math import ceil
 from typing import Any, Final
 
 import amqp
@@ -44,7 +45,7 @@ from greenconn.transport.amqp.handshake import Handshake, closing_error, opening
 from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.base import Link
-from greenconn.wire.amqp import PROTOCOL_HEADER, FrameParser, method_frame
+from greenconn.wire.amqp import FRAME_MIN, PROTOCOL_HEADER, FrameParser, method_frame
 from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
@@ -111,7 +112,7 @@ class AmqpLink(Link, amqp.Connection):
             client_properties={**properties, **(options.client_properties or {})},
             channel_max=options.channel_max,
             frame_max=options.frame_max,
-            heartbeat=heartbeat,
+            heartbeat=min(ceil(heartbeat or 0), 65535),  # whole seconds on the wire
             confirm_publish=options.confirm_publish,
         )
         self.options = options
@@ -122,7 +123,7 @@ class AmqpLink(Link, amqp.Connection):
         self._tls = tls
         self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
         self._home = Home()
-        self._parser = FrameParser(options.frame_max or 131072)
+        self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._handshake = Handshake()
         self._free_ids: list[int] = []
@@ -168,7 +169,7 @@ class AmqpLink(Link, amqp.Connection):
             self._handshake.run(self, deadline)
             self._begin()
         except BaseException as exc:
-            error = opening_error(self.lost or exc, self.where, step, deadline)
+            error = opening_error(exc, self.where, step, deadline)
             self.collect()
             if error is exc:
                 raise
@@ -186,6 +187,8 @@ class AmqpLink(Link, amqp.Connection):
         """Agree on the smaller of both sides' limits; 0 is no limit."""
         if self._takes_brokers_heartbeat:
             self.client_heartbeat = server_heartbeat
+        if 0 < frame_max < FRAME_MIN:
+            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
         super()._on_tune(
             min(channel_max or 65535, self.channel_max),
             _smaller(frame_max, self.frame_max),
@@ -237,12 +240,13 @@ class AmqpLink(Link, amqp.Connection):
         """
         self._home.check(self)
         self.check_open()
+        if self.writer.gate:
+            self.gate.pass_through()
+            self.check_open()
+        # From the choice of its id to the writing nothing switches.  If its caller is killed
+        # afterwards it is closed when its open-ok comes.
         channel = Channel(self)
-        try:
-            channel.open()
-        except BaseException:
-            # Its open-ok may be under way: the channel is closed when that comes.
-            raise
+        channel.open()
         return channel
 
     def _get_free_channel_id(self) -> int:
@@ -347,6 +351,9 @@ class AmqpLink(Link, amqp.Connection):
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
             self._pulse.stop()
+            for channel in self.channels.values():
+                if channel is not self:
+                    channel.forget(self.lost)
 
     # In the reader (or the hub): nothing here may switch or run user code.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from greenconn.exceptions import ConsumerCancelled
@@ -12,7 +13,21 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
     from greenconn.transport.amqp.message import Delivery
 
-__all__ = ["ChannelConsumer"]
+__all__ = ["ChannelConsumer", "ConsumerState"]
+
+
+class ConsumerState(Enum):
+    """The life of a consumer; each state may lead to those after it."""
+
+    #: ``basic.consume`` was written; its caller waits and gets what goes wrong.
+    STARTING = auto()
+    #: The broker confirmed it.
+    RUNNING = auto()
+    #: The caller was killed while it waited: what comes goes back to the queue, and the tag stays
+    #: taken until the broker has answered the cancel.
+    ABANDONED = auto()
+    #: ``basic.cancel`` was written without waiting for an answer: the tag may be used again.
+    CANCELLED = auto()
 
 
 class ChannelConsumer:
@@ -28,11 +43,11 @@ class ChannelConsumer:
     __slots__ = (
         "callback",
         "deliver",
-        "is_abandoned",
         "link",
         "no_ack",
         "on_cancel",
         "sink",
+        "state",
         "tag",
     )
 
@@ -53,8 +68,7 @@ class ChannelConsumer:
         self.callback = callback
         self.on_cancel = on_cancel
         self.sink = sink
-        #: Its ``basic.consume`` was given up: deliveries go back to the queue until it is cancelled.
-        self.is_abandoned = False
+        self.state = ConsumerState.STARTING
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
             sink.taken = self._taken if unbounded else None
@@ -62,7 +76,26 @@ class ChannelConsumer:
         else:
             self.deliver = self._to_events_counted if unbounded else self._to_events
 
+    @property
+    def is_event(self) -> bool:
+        """Whether those who drain wait for its deliveries."""
+        return self.sink is None and self.state is ConsumerState.RUNNING
+
+    def leave(self, state: ConsumerState) -> None:
+        """Nobody wants it any more: what still comes goes back to the queue.  Never switches."""
+        self.state = state
+        self.deliver = self._refuse
+
     # All of these run in the reader: they append, wake and return.
+
+    def start(self, reply: object = None) -> None:
+        """The broker confirmed it."""
+        if self.state is ConsumerState.STARTING:
+            self.state = ConsumerState.RUNNING
+
+    def _refuse(self, message: Delivery) -> None:
+        if not self.no_ack:
+            message.channel.put_back(message.delivery_tag)
 
     def _to_events(self, message: Delivery) -> None:
         self.link.events.put((self._handle, message))
@@ -82,8 +115,8 @@ class ChannelConsumer:
         Arguments:
             cancelled: the broker cancelled this one consumer; the channel lives on.
         """
-        if self.is_abandoned:
-            return
+        if self.state is not ConsumerState.RUNNING:
+            return  # the caller of ``basic_consume`` is told, or nobody cares
         if self.sink is not None:
             self.sink.cancelled(exc)
         elif cancelled and self.on_cancel is not None:
@@ -94,7 +127,9 @@ class ChannelConsumer:
     # In the greenlet that drains.
 
     def _handle(self, message: Delivery) -> None:
-        if self.callback is not None:
+        if self.state is ConsumerState.ABANDONED:
+            self._refuse(message)
+        elif self.callback is not None:
             self.callback(message)
 
     def _taken(self, message: Delivery) -> None:
@@ -102,8 +137,7 @@ class ChannelConsumer:
 
     def _handle_counted(self, message: Delivery) -> None:
         self.link.budget.release(len(message.raw))
-        if self.callback is not None:
-            self.callback(message)
+        self._handle(message)
 
 
 def cancelled_error(tag: str) -> ConsumerCancelled:

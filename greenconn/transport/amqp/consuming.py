@@ -11,7 +11,7 @@ from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import PreconditionFailed
 from greenconn.identity import uuid
-from greenconn.transport.amqp.consumer import ChannelConsumer, cancelled_error
+from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.rpc import Call, CallLine, Reply, ids_of
 from greenconn.wire.acks import AckLedger
@@ -37,6 +37,10 @@ class Consuming:
 
     connection: AmqpLink
     channel_id: int
+    call: Callable[..., Any]
+    pack: Callable[..., bytes]
+    pass_gate: Callable[[], None]
+    send_method: Callable[..., Any]
     no_ack_consumers: Any  # set[str]: amqp.Channel makes it
     _calls: CallLine
     _gone: BaseException | None
@@ -49,9 +53,6 @@ class Consuming:
         self._qos: tuple[int, int, bool] | None = None
 
     def check_open(self) -> None:
-        raise NotImplementedError
-
-    def send_method(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     def basic_qos(
@@ -107,8 +108,15 @@ class Consuming:
             raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
         tag = consumer_tag or f"greenconn-{uuid()}"
         key = tag.encode("utf-8", "surrogatepass")
+        packed = self.pack(
+            spec.Basic.Consume,
+            argsig,
+            (0, queue, tag, no_local, no_ack, exclusive, nowait, arguments),
+        )
+        self.pass_gate()
         known = self._consumers.get(key)
-        if known is not None and not known.is_abandoned:
+        if known is not None and known.state is not ConsumerState.CANCELLED:
+            # The broker would close the whole connection.
             raise ValueError(f"consumer tag {tag!r} is in use on this channel")
         consumer = ChannelConsumer(
             self.connection,
@@ -119,27 +127,27 @@ class Consuming:
             on_cancel=on_cancel,
             sink=sink,
         )
-        if self._writer.gate:
-            self.connection.gate.pass_through()
-        self.check_open()
         self._consumers[key] = consumer
         if no_ack:
             self.no_ack_consumers.add(tag)
+        if nowait:
+            consumer.start()
         try:
-            self.send_method(
+            self.call(
                 spec.Basic.Consume,
-                argsig,
-                (0, queue, tag, no_local, no_ack, exclusive, nowait, arguments),
+                packed,
                 wait=None if nowait else spec.Basic.ConsumeOk,
                 undo=lambda reply: self._cancel_late(consumer),
+                on_reply=consumer.start,
             )
         except BaseException:
-            consumer.is_abandoned = True
+            consumer.leave(ConsumerState.ABANDONED)
             raise
         return tag
 
     def _cancel_late(self, consumer: ChannelConsumer) -> None:
-        """In the reader: cancel a consumer whose caller was killed before the broker confirmed it."""
+        """Cancel a consumer whose caller was killed before it heard that the broker has it."""
+        consumer.leave(ConsumerState.ABANDONED)
         if self._gone is None:
             self._writer.write(
                 method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
@@ -163,7 +171,7 @@ class Consuming:
             wait=None if nowait else spec.Basic.CancelOk,
         )
         if nowait and key in self._consumers:
-            self._consumers[key].is_abandoned = True
+            self._consumers[key].leave(ConsumerState.CANCELLED)
 
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
         """Take one message from a queue; None if it is empty.  May switch."""
@@ -174,18 +182,21 @@ class Consuming:
             wait=[spec.Basic.GetOk, spec.Basic.GetEmpty],
             returns_tuple=True,
             undo=None if no_ack else self._undo_get,
+            on_reply=None if no_ack else self._note_get,
         )
         if len(reply) < 2:
             return None
         payload, header, body = reply[-1]
-        tag = reply[0]
-        if not no_ack:
-            self._ledger.delivered(tag)
-        return Delivery(self, tag, payload[4:], header, body, None)
+        return Delivery(self, reply[0], payload[4:], header, body, None)
+
+    def _note_get(self, reply: Reply) -> None:
+        # In the reader, so that the ledger sees all tags in the order of the wire.
+        if reply[0] == _GET_OK:
+            self._ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
-            self._write_reject(_delivery_tag.unpack_from(reply[1], 4)[0], True)
+            self.put_back(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     # Answers
 
@@ -224,19 +235,41 @@ class Consuming:
         if self._gone is not None:
             self._check_answerable()
             return
-        if not self._ledger.settle(delivery_tag):
+        if not self._reject(delivery_tag, requeue):
             raise self._unknown_tag(delivery_tag)
-        self._write_reject(delivery_tag, requeue)
+
+    def put_back(self, delivery_tag: int) -> None:
+        """Requeue a delivery that nobody wants.  Never switches.  Answered before: does nothing."""
+        if self._gone is None:
+            self._reject(delivery_tag, True)
+
+    def _reject(self, tag: int, requeue: bool) -> bool:
+        """False if *tag* is not outstanding."""
+        ledger = self._ledger
+        if ledger.pending:
+            self.flush_acks()
+        if not ledger.settle(tag):
+            return False
+        if not ledger.is_recovering:
+            self._writer.write(
+                method_frame(self.channel_id, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
+            )
+        return True
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Have all unanswered deliveries of this channel delivered again.  May switch."""
-        self.send_method(
-            spec.Basic.Recover, "b", (requeue,), wait=spec.Basic.RecoverOk, undo=self._undo_recover
-        )
-        self._ledger.settle_all()
+        """Have all unanswered deliveries of this channel delivered again.  May switch.
 
-    def _undo_recover(self, reply: Reply) -> None:
-        self._ledger.settle_all()
+        Answers given before the broker's reply are dropped, since their messages come again.
+        """
+        self.pass_gate()
+        self.flush_acks()
+        self._ledger.begin_recover()
+        self.call(
+            spec.Basic.Recover,
+            dumps("b", (requeue,)),
+            wait=spec.Basic.RecoverOk,
+            on_reply=lambda reply: self._ledger.end_recover(),
+        )
 
     def flush_acks(self) -> None:
         """Write the acks that are pending.  Never switches; in the hub at the end of a turn."""
@@ -246,13 +279,6 @@ class Consuming:
             self._writer.write(
                 method_frame(self.channel_id, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple))
             )
-
-    def _write_reject(self, tag: int, requeue: bool) -> None:
-        if self._ledger.pending:
-            self.flush_acks()
-        self._writer.write(
-            method_frame(self.channel_id, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
-        )
 
     def _check_answerable(self) -> None:
         if self.connection.lost is None:
@@ -270,20 +296,14 @@ class Consuming:
     def _on_deliver(self, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         end = 5 + payload[4]
         consumer = self._consumers.get(payload[5:end])
-        if consumer is None or consumer.is_abandoned:
-            self._on_unwanted(consumer, payload, end)
-            return
+        if consumer is None:
+            return  # the channel is being closed: the broker puts it back
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if not consumer.no_ack:
             self._ledger.outstanding[tag] = None
         assert header is not None
         assert body is not None
         consumer.deliver(Delivery(self, tag, payload[end:], header, body, consumer.tag))
-
-    def _on_unwanted(self, consumer: ChannelConsumer | None, payload: bytes, end: int) -> None:
-        # Cancelled without waiting, or its caller was killed: back into the queue.
-        if self._gone is None and consumer is not None and not consumer.no_ack:
-            self._write_reject(_delivery_tag.unpack_from(payload, end)[0], True)
 
     def _on_consumer_cancel(self, reply: Reply) -> None:
         tag = loads("s", reply[1], 4)[0][0]

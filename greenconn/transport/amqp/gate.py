@@ -51,6 +51,8 @@ class PublishGate:
                 slot: Slot[None] = Slot(on_left=self._leave)
                 self._waiters.append(slot)
                 slot.wait(deadline)
+                if self.writer.gate:  # those before us may have filled it
+                    self.writer.pass_gate(deadline)
         except TimeoutError:
             why = "takes nothing more" if self.blocked is None else f"blocked us ({self.blocked})"
             raise ConnectionBlocked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from amqp import spec
@@ -51,7 +52,8 @@ class Handshake:
         """
         ids = 0
         while ids != _OPEN_OK:
-            link.check_open()
+            if link.lost is not None and not self._methods:
+                raise link.lost  # what came before the end of the stream is still heard
             ids, payload = self._methods.get(deadline)
             if ids == _CLOSE:
                 link.send_method(spec.Connection.CloseOk)
@@ -59,8 +61,11 @@ class Handshake:
             method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
             if method is None or method.method_sig not in link._callbacks:
                 raise FrameError(f"method {ids >> 16},{ids & 0xFFFF} amid the handshake")
-            args = loads(method.args, payload, 4)[0] if method.args else []
-            link._callbacks[method.method_sig](*args)
+            try:
+                args = loads(method.args, payload, 4)[0] if method.args else []
+                link._callbacks[method.method_sig](*args)
+            except (struct.error, LookupError, AttributeError, TypeError, UnicodeError) as exc:
+                raise FrameError(f"{method.method_sig} cannot be read: {exc}") from exc
 
 
 def closing_error(payload: bytes) -> BaseException:

@@ -6,7 +6,7 @@ for each (exchange, routing key), the property block for each kind of message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,7 @@ from amqp import spec
 from amqp.exceptions import error_for_code
 from amqp.serialization import dumps, loads
 
-from greenconn.exceptions import ChannelError
+from greenconn.exceptions import ChannelError, ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
@@ -44,6 +44,8 @@ class Publisher:
 
     connection: AmqpLink
     channel_id: int
+    call: Callable[..., Any]
+    pass_gate: Callable[[], None]
     is_open: bool
     events: dict[str, set[Any]]
     _gone: BaseException | None
@@ -55,6 +57,7 @@ class Publisher:
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
+        self._small = min(self._room, _LARGE)
         if link.confirm_publish:
             self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
 
@@ -105,9 +108,9 @@ class Publisher:
             self.check_open()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
+        self._write(writer, message, exchange, routing_key, mandatory, immediate)
         if self._confirms is not None:
             self._confirms.skip()
-        self._write(writer, message, exchange, routing_key, mandatory, immediate)
 
     def _write(
         self,
@@ -123,13 +126,13 @@ class Publisher:
         if head is None:
             head = self._make_head(exchange, routing_key, mandatory, immediate)
         body, packed = message.body, message.packed
-        size, channel = len(body), self.channel_id
-        if 0 < size < _LARGE and size <= self._room:
+        size, block, channel = len(body), 12 + len(message.packed), self.channel_id
+        if size and size + block <= self._small:
             writer.write(
                 b"".join(
                     (
                         head,
-                        _header.pack(2, channel, 12 + len(packed), 60, 0, size),
+                        _header.pack(2, channel, block, 60, 0, size),
                         packed,
                         _body.pack(0xCE, 3, channel, size),
                         body,
@@ -138,6 +141,10 @@ class Publisher:
                 )
             )
             return
+        if block > self._room:
+            raise ContentTooLarge(
+                f"headers and properties of {block} bytes do not fit into a frame", (60, 40)
+            )
         self.connection.check_size(size)
         writer.write_many(content_frames(head, channel, packed, body, self.connection.frame_max))
 
@@ -162,12 +169,18 @@ class Publisher:
 
         May switch, not with *nowait*.  Again: does nothing.
         """
-        if self._writer.gate:
-            self.connection.gate.pass_through()
+        self.pass_gate()
         if self._confirms is None:
-            # Nothing switches up to the write, so that no other publish is counted before it.
-            self._confirms = ConfirmSequencer()
-            super().confirm_select(nowait=nowait)  # type: ignore[misc]
+            self._select_confirms(nowait)
+
+    def _select_confirms(self, nowait: bool) -> None:
+        # Nothing switches up to the write, so that no other publish is counted before it.
+        self._confirms = ConfirmSequencer()
+        self.call(
+            spec.Confirm.Select,
+            dumps("b", (nowait,)),
+            wait=None if nowait else spec.Confirm.SelectOk,
+        )
 
     def basic_publish_confirm(
         self,
@@ -196,10 +209,11 @@ class Publisher:
             ConnectionBlocked: the broker takes nothing; nothing was sent.
             ChannelError, ConnectionError: what ended the channel before the answer came.
         """
-        limit = self._confirm_limit(timeout, confirm_timeout)
-        self.begin_publish(
-            message, exchange, routing_key, mandatory, immediate, Deadline(timeout)
-        ).wait(limit)
+        deadline = Deadline(timeout)
+        pending = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
+        if timeout is None and confirm_timeout is None:
+            confirm_timeout = self.connection.options.confirm_timeout
+        pending.wait(deadline.within(confirm_timeout))
 
     def begin_publish(
         self,
@@ -227,7 +241,7 @@ class Publisher:
             self.check_open()
         if self._confirms is None:
             # Nothing switches up to the write: the first publish after it has count 1.
-            self.confirm_select(nowait=True)
+            self._select_confirms(nowait=True)
         assert self._confirms is not None
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
@@ -244,12 +258,6 @@ class Publisher:
         )
         self._confirms.expect(pending)
         return pending
-
-    def _confirm_limit(self, timeout: float | None, confirm_timeout: float | None) -> Deadline:
-        """When to give up waiting for a confirm."""
-        if timeout is None and confirm_timeout is None:
-            confirm_timeout = self.connection.options.confirm_timeout
-        return Deadline(timeout).within(confirm_timeout)
 
     # In the reader: nothing here may switch or run user code.
 

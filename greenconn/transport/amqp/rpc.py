@@ -3,6 +3,9 @@
 The broker answers the methods of a channel in the order in which they were sent, so a reply belongs to
 the oldest call.  A greenlet that is killed while it waits leaves its call in the line: its late reply
 is taken, and undone where it left something behind (see ``Call.undo``).
+
+What a reply changes in the state of the channel is noted by the reader (``Call.on_reply``), not by the
+caller, who runs later: other methods of the broker may come in between, or the caller may be killed.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ from greenconn.exceptions import ChannelError, RecoverableChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 
-__all__ = ["Call", "CallLine", "Ids", "Reply", "Undo"]
+__all__ = ["Call", "CallLine", "Ids", "OnReply", "Reply", "Undo"]
 
 #: ``class_id << 16 | method_id``
 Ids: TypeAlias = int
 #: ``(ids, arguments with their 4 bytes of ids, header, body)``
 Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
-#: Called by the reader with a reply that nobody waits for any more: it must not switch.
+#: Called with a reply that nobody waits for any more, by the reader or by a caller that was killed
+#: when the reply had come but it had not run: it must not switch.
 Undo: TypeAlias = "Callable[[Reply], None]"
+#: Called by the reader with each reply, before its caller runs: it must not switch.
+OnReply: TypeAlias = "Callable[[Reply], None]"
 
 
 class Call:
@@ -31,16 +37,29 @@ class Call:
     Arguments:
         request: ids of the method that was sent.
         expected: ids of the replies that answer it.
-        undo: what to do with a reply that comes when its caller has left.
+        undo: what to do with a reply when its caller has left.
+        on_reply: what to note as soon as it comes.
     """
 
-    __slots__ = ("expected", "request", "slot", "undo")
+    __slots__ = ("expected", "on_reply", "request", "slot", "undo")
 
-    def __init__(self, request: Ids, expected: frozenset[Ids], undo: Undo | None = None) -> None:
+    def __init__(
+        self,
+        request: Ids,
+        expected: frozenset[Ids],
+        undo: Undo | None = None,
+        on_reply: OnReply | None = None,
+    ) -> None:
         self.request = request
         self.expected = expected
         self.undo = undo
+        self.on_reply = on_reply
         self.slot: Slot[Reply] = Slot()
+
+    def give_up(self) -> None:
+        """The caller was killed: if the reply has come nevertheless, it is undone."""
+        if self.undo is not None and self.slot.has_value:
+            self.undo(self.slot.value)
 
     def abandon(self) -> None:
         """Nobody will wait for this one: it only keeps its place in the line."""
@@ -71,6 +90,8 @@ class CallLine:
         if not calls or reply[0] not in calls[0].expected:
             return False
         call = calls.popleft()
+        if call.on_reply is not None:
+            call.on_reply(reply)
         if not call.slot.offer(reply) and call.undo is not None:
             call.undo(reply)
         return True

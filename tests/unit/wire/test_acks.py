@@ -1,0 +1,208 @@
+"""The ledger of acknowledgements against a broker that forgives nothing."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from greenconn.wire.acks import AckLedger
+
+
+class Broker:
+    """One channel of RabbitMQ: it closes the channel (here: fails) over each wrong answer."""
+
+    def __init__(self) -> None:
+        self.last_tag = 0
+        self.unacked: dict[int, None] = {}
+        self.acked: set[int] = set()
+        self.rejected: set[int] = set()
+        self.frames = 0
+
+    def deliver(self, needs_ack: bool) -> int:
+        """A delivery; those that need no answer take a tag too."""
+        self.last_tag += 1
+        if needs_ack:
+            self.unacked[self.last_tag] = None
+        return self.last_tag
+
+    def ack(self, tag: int, multiple: bool) -> None:
+        self.frames += 1
+        assert tag in self.unacked, f"406 PRECONDITION_FAILED - unknown delivery tag {tag}"
+        for each in [each for each in self.unacked if each == tag or (multiple and each <= tag)]:
+            del self.unacked[each]
+            self.acked.add(each)
+
+    def reject(self, tag: int) -> None:
+        assert tag in self.unacked, f"406 PRECONDITION_FAILED - unknown delivery tag {tag}"
+        del self.unacked[tag]
+        self.rejected.add(tag)
+
+    def recover(self) -> set[int]:
+        """All that is unanswered goes back to its queue."""
+        requeued = set(self.unacked)
+        self.unacked.clear()
+        return requeued
+
+
+class AnswersMachine(RuleBasedStateMachine):
+    """Deliveries, acks, rejects and flushes in any order; some deliveries are still on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broker = Broker()
+        self.ledger = AckLedger()
+        self.on_the_way: list[int] = []
+        self.known: dict[int, None] = {}  # came, unanswered by the program
+        self.acked: set[int] = set()
+        self.rejected: set[int] = set()
+
+    @rule(needs_ack=st.booleans(), comes_at_once=st.booleans())
+    def deliver(self, needs_ack: bool, comes_at_once: bool) -> None:
+        tag = self.broker.deliver(needs_ack)
+        if needs_ack:
+            self.on_the_way.append(tag)
+        if comes_at_once:
+            self.receive()
+
+    @rule()
+    def receive(self) -> None:
+        for tag in self.on_the_way:
+            self.ledger.delivered(tag)
+            self.known[tag] = None
+        self.on_the_way.clear()
+
+    @precondition(lambda self: self.known)
+    @rule(choice=st.integers(0, 1000))
+    def ack(self, choice: int) -> None:
+        tag = list(self.known)[choice % len(self.known)]
+        assert self.ledger.ack(tag)
+        assert not self.ledger.ack(tag)
+        del self.known[tag]
+        self.acked.add(tag)
+
+    @rule(choice=st.integers(0, 1000))
+    def ack_up_to(self, choice: int) -> None:
+        limit = choice % (self.broker.last_tag + 1)
+        tags = [tag for tag in self.known if not limit or tag <= limit]
+        assert self.ledger.ack_up_to(limit) is bool(tags)
+        for tag in tags:
+            del self.known[tag]
+        self.acked |= set(tags)
+
+    @precondition(lambda self: self.known)
+    @rule(choice=st.integers(0, 1000))
+    def reject(self, choice: int) -> None:
+        tag = list(self.known)[choice % len(self.known)]
+        self.flush()
+        assert self.ledger.settle(tag)
+        assert not self.ledger.settle(tag)
+        assert not self.ledger.ack(tag)
+        self.broker.reject(tag)
+        del self.known[tag]
+        self.rejected.add(tag)
+
+    @rule()
+    def answer_the_unknown(self) -> None:
+        unknown = self.broker.last_tag + 1
+        assert not self.ledger.ack(unknown)
+        self.flush()
+        assert not self.ledger.settle(unknown)
+
+    @rule()
+    def flush(self) -> None:
+        for tag, multiple in self.ledger.take():
+            self.broker.ack(tag, multiple)
+        assert self.ledger.take() == []
+        assert self.broker.acked == self.acked
+
+    @rule(acked_meanwhile=st.lists(st.integers(0, 1000), max_size=5))
+    def recover(self, acked_meanwhile: list[int]) -> None:
+        self.flush()
+        self.ledger.begin_recover()
+        self.broker.recover()
+        # The program knows nothing of it yet, and goes on with what it has.
+        self.receive()
+        for choice in acked_meanwhile:
+            if self.known:
+                tag = list(self.known)[choice % len(self.known)]
+                assert self.ledger.ack(tag) if choice % 2 else self.ledger.settle(tag)
+                del self.known[tag]
+        assert self.ledger.is_recovering
+        assert self.ledger.take() == []
+        self.ledger.end_recover()
+        assert not self.ledger.is_recovering
+        for tag in self.known:
+            assert not self.ledger.ack(tag)
+        self.known.clear()
+        self.flush()
+
+    @invariant()
+    def both_sides_agree(self) -> None:
+        assert self.broker.rejected == self.rejected
+        assert self.broker.acked <= self.acked
+        assert set(self.broker.unacked) == (
+            set(self.known) | set(self.on_the_way) | (self.acked - self.broker.acked)
+        )
+
+
+class TestAnswers(AnswersMachine.TestCase):
+    settings = settings(stateful_step_count=60)
+
+
+def test_acks_in_order_become_one_frame() -> None:
+    ledger = AckLedger()
+    for tag in range(1, 101):
+        ledger.delivered(tag)
+    for tag in range(1, 51):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(50, True)]
+    for tag in range(100, 50, -1):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(100, True)]
+    assert not ledger.outstanding
+
+
+def test_a_gap_keeps_the_acks_above_it_single() -> None:
+    ledger = AckLedger()
+    for tag in (1, 2, 3, 5, 8, 9):
+        ledger.delivered(tag)
+    for tag in (9, 1, 5, 2, 8):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(2, True), (9, False), (5, False), (8, False)]
+    assert ledger.ack(3)
+    assert ledger.take() == [(3, False)]
+
+
+def test_one_ack_is_never_multiple() -> None:
+    ledger = AckLedger()
+    ledger.delivered(4)
+    assert ledger.ack(4)
+    assert ledger.take() == [(4, False)]
+    assert ledger.take() == []
+
+
+def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
+    ledger = AckLedger()
+    for tag in (2, 4, 6):
+        ledger.delivered(tag)
+    assert ledger.ack_up_to(5)  # 5 went to a consumer that needs no answers
+    assert ledger.take() == [(4, True)]
+    assert ledger.ack_up_to(0)
+    assert ledger.take() == [(6, False)]
+    assert not ledger.ack_up_to(0)
+
+
+def test_two_recovers_at_once_end_with_the_second_reply() -> None:
+    ledger = AckLedger()
+    ledger.begin_recover()
+    ledger.begin_recover()
+    ledger.end_recover()
+    ledger.delivered(1)
+    assert ledger.is_recovering
+    assert ledger.ack(1)
+    assert ledger.take() == []
+    ledger.end_recover()
+    ledger.delivered(2)
+    assert ledger.ack(2)
+    assert ledger.take() == [(2, False)]
