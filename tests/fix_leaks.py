@@ -1,15 +1,17 @@
 """After each test: nothing may be left behind.
 
 Looked for are greenlets that still live, sockets that are still open, threads that still run, and
-errors that nobody saw: those that ended a greenlet or a callback of the hub, and those that could
-not be raised (in ``__del__``; the warning of a socket that nobody closed is one, since warnings are
-errors).  Each check has a test that plants what it must find.
+errors that nobody saw: those that ended a greenlet or a callback of the hub, those that the
+library's own greenlets logged, and those that could not be raised (in ``__del__``; the warning of a
+socket that nobody closed is one, since warnings are errors).  Each check has a test that plants what
+it must find.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import socket
 import stat
@@ -237,18 +239,45 @@ def noted_unraisable() -> Iterator[list[str]]:
             sys.unraisablehook = original
 
 
+class Complaints(logging.Handler):
+    """What ended a greenlet or a tick of the library, which logs it and goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of a record that has an exception."""
+        if record.exc_info:
+            self.texts.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
+
+
+@contextlib.contextmanager
+def noted_complaints() -> Iterator[list[str]]:
+    """Note what the library's greenlets log as unexpected errors."""
+    logger = logging.getLogger("greenconn.green")
+    complaints = Complaints()
+    logger.addHandler(complaints)
+    try:
+        yield complaints.texts
+    finally:
+        logger.removeHandler(complaints)
+
+
 @pytest.fixture(autouse=True)
 def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if it left something behind."""
     _hub_errors.watch(get_hub())
     _hub_errors.clear()
-    with noted_unraisable() as unraisable:
+    with noted_unraisable() as unraisable, noted_complaints() as complaints:
         traces = Traces()
         yield
         left = traces.settle()
         texts = [*left.values()]
         texts += [f"error in the hub: {error!r}" for error in _hub_errors.unseen]
         _hub_errors.clear()
+        if "caplog" not in request.fixturenames:  # else the test looks for itself
+            texts += [f"error in the log: {text}" for text in complaints]
         _end(left)
         texts += [f"error that was not raised: {text}" for text in unraisable]
     # What a failed test leaves behind is held by its traceback.

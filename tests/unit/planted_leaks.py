@@ -13,6 +13,7 @@ import pytest
 from gevent import get_hub, monkey, socket
 from gevent.event import Event
 
+from greenconn.green.supervisor import spawn
 from tests import fix_leaks
 from tests.fix_leaks import HubErrors
 from tests.fix_peer import PeerFactory
@@ -86,6 +87,10 @@ def test_leaves_error_in_peer(peer: PeerFactory) -> None:
         assert client.recv(1) == b""
 
 
+def test_leaves_error_in_log() -> None:
+    spawn("planted", fail).join()
+
+
 def test_leaves_error_in_del() -> None:
     Broken()
 
@@ -141,6 +146,11 @@ def test_clears_an_error(hub_errors: HubErrors) -> None:
     gevent.spawn(fail).join()
     assert "planted" in repr(hub_errors.unseen)
     hub_errors.clear()
+
+
+def test_looks_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    spawn("planted", fail).join()
+    assert "planted" in caplog.text
 
 
 def test_uses_the_thread_pool() -> None:
