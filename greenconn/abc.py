@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "Borrowed",
     "ChannelLike",
     "ClientLike",
     "DeadlineLike",
+    "Lendable",
+    "Lender",
     "LinkLike",
     "MessageLike",
     "PooledLike",
@@ -295,6 +298,53 @@ class PooledLike(Protocol):
         ...
 
     def __enter__(self) -> Self: ...
+
+
+class Lender(Protocol):
+    """What a borrowed connection asks of the pool it came from (``resource.Resource``)."""
+
+    @property
+    def limit(self) -> int | None: ...
+
+    def release(self, resource: Any) -> None:
+        """Take *resource* (what was borrowed) back.  Never switches.  Again: does nothing."""
+        ...
+
+    def replace(self, resource: Any) -> None:
+        """The same for one that shall not be lent again: it is closed.  Never switches."""
+        ...
+
+
+class Borrowed(Protocol):
+    """What a pool lends: a facade over something that the pool keeps (``PooledConnection``).
+
+    Its ``release()`` calls ``pool.release(self)``, its ``replace()`` ``pool.replace(self)``.  It
+    shares the state of what is below and equals it.
+    """
+
+    def expire(self, reason: str) -> None:
+        """Called once it was given back: whatever is asked of it now raises, naming the *reason*.
+
+        Giving it back again does nothing, and so do ``close()`` and the end of a ``with`` block.
+        Never switches.
+        """
+        ...
+
+
+class Lendable(Protocol):
+    """What a pool keeps and lends again and again: a connection."""
+
+    @property
+    def is_reusable(self) -> bool:
+        """False when it was closed, so that the pool makes another.  Never switches.
+
+        One that was never opened, is open or is being recovered can be used.
+        """
+        ...
+
+    def lend(self, pool: Lender) -> Borrowed:
+        """A new facade over this connection.  Never switches."""
+        ...
 
 
 def is_connection(obj: object) -> TypeGuard[ClientLike]:

@@ -45,9 +45,17 @@ class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
         found = [(_name(holder()), now - since) for _, holder, since in self.values()]
         return sorted(found, key=lambda entry: -entry[1])
 
-    def sentence(self) -> str:
-        """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held."""
-        entries = self.oldest_first()
+    def sentence(self, item: T | None = None) -> str:
+        """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held.
+
+        Arguments:
+            item: say it of this one only.
+        """
+        if item is not None:
+            entry = self.get(id(item))
+            entries = [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
+        else:
+            entries = self.oldest_first()
         if not entries:
             return ""
         named = [f"{name!r} for {age:.1f} s" for name, age in entries[:NAMED]]

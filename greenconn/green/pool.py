@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from time import monotonic
+from traceback import StackSummary
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from gevent import get_hub
@@ -107,7 +108,8 @@ class FairPool(Generic[T]):
         self._reserved = 0
         self._line: Line[T | _Permit] = Line(self._warn_after, self._warn)
         self._waiters = self._line.waiters
-        self._lost: deque[T] = deque()  # also appended to by the garbage collector, in any thread
+        # Also appended to by the garbage collector, in any thread.
+        self._lost: deque[tuple[T, StackSummary | None]] = deque()
 
     def __repr__(self) -> str:
         return f"<pool {self.name!r}: {self._usage()}>"
@@ -116,11 +118,6 @@ class FairPool(Generic[T]):
     def name(self) -> str:
         """What messages call it."""
         return self._describe() if self._describe is not None else "pool"
-
-    @property
-    def limit(self) -> int | None:
-        """Resources at most; None is unlimited."""
-        return self._limit
 
     @property
     def is_closed(self) -> bool:
@@ -191,8 +188,7 @@ class FairPool(Generic[T]):
 
     def remove(self, item: T) -> bool:
         """Give back something that is of no use any more: it is disposed of.  Never switches."""
-        if get_hub() is not self._hub:
-            self._settle_in()
+        self.check_hub()
         if self._held.pop(id(item), None) is None:
             return False
         self._discard(item)
@@ -212,12 +208,15 @@ class FairPool(Generic[T]):
         self._serve()
         return True
 
-    def note_lost(self, item: T) -> None:
+    def note_lost(self, item: T, place: StackSummary | None = None) -> None:
         """The holder of *item* was collected without giving it back.  From anywhere, at any time.
 
-        It is only noted; the hub or the next acquire gives it back.
+        It is only noted; the hub or the next acquire gives it back, and it is logged.
+
+        Arguments:
+            place: where it was acquired, if that was traced.
         """
-        self._lost.append(item)
+        self._lost.append((item, place))
         hub: Any = self._hub
         if hub is not None and hub.loop is not None:
             hub.loop.run_callback_threadsafe(self._take_back)
@@ -260,6 +259,11 @@ class FairPool(Generic[T]):
         self._line.rest()
         self._begin()
         return items
+
+    def check_hub(self) -> None:
+        """Raise WrongHub unless the caller's hub is that of the first use."""
+        if get_hub() is not self._hub:
+            self._settle_in()
 
     def _settle_in(self) -> None:
         if self._home is None:
@@ -370,9 +374,16 @@ class FairPool(Generic[T]):
             spawn("pool-discard", self._dispose, item)
 
     def _take_back(self) -> None:
-        # In the hub or in an acquire.
+        # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
-            self.release(self._lost.popleft())
+            item, place = self._lost.popleft()
+            by = self._held.sentence(item)
+            if self.release(item):
+                where = (
+                    "" if place is None else "; it was acquired here:\n" + "".join(place.format())
+                )
+                text = "pool %r: what was %s was collected, never released: it is taken back%s"
+                spawn("log", logger.warning, text, self.name, by, where)
 
     def _warn(self) -> None:
         # In the hub, where a log handler must not run.  The text is of now.

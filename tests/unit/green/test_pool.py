@@ -469,12 +469,17 @@ def test_a_wait_with_a_timeout_is_not_logged(
     assert not caplog.records
 
 
-def test_one_that_was_lost_comes_back_by_the_next_acquire(factory: Factory) -> None:
+def test_one_that_was_lost_comes_back_by_the_next_acquire(
+    factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = factory.pool(1)
     thing = pool.acquire()
     pool.note_lost(thing)
     assert pool.stats()["in_use"] == 1  # only noted
     assert pool.acquire(block=False) is thing
+    assert not caplog.records  # that is left to a greenlet
+    settle()
+    assert "'amqp://h/v': what was held by 'main' for 0.0 s was collected" in caplog.text
 
 
 def test_one_that_was_lost_comes_back_by_the_hub(

@@ -1,0 +1,72 @@
+"""A pool of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from greenconn import exceptions
+from greenconn.green.deadline import Deadline
+from greenconn.resource.base import Resource, known
+from greenconn.resource.facade import is_facade
+
+__all__ = ["ConnectionPool"]
+
+
+class ConnectionPool(Resource):
+    """Connections like a given one.
+
+    What is acquired is a ``PooledConnection`` over one that the pool keeps open: of the same class
+    and equal, and with the same channels below.  It knows connections by protocol only
+    (:class:`~greenconn.abc.Lendable`); it makes them by ``connection.clone()``, which opens nothing.
+
+    Arguments:
+        connection: what the others are made like; it is not itself in the pool.
+        limit: connections at most, those being opened included; None or 0 is unlimited.
+        preload: connections to open at once (may switch).
+    """
+
+    LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ConnectionLimitExceeded
+    close_after_fork = True
+
+    def __init__(self, connection: Any, limit: int | None = None, **kwargs: Any) -> None:
+        self.connection = connection
+        super().__init__(limit=limit, **known(type(self), kwargs))
+
+    def new(self) -> Any:
+        """A connection like ours, not opened yet."""
+        return self.connection.clone()
+
+    def is_alive(self, resource: Any) -> bool:
+        """Whether it was not closed."""
+        return bool(getattr(resource, "is_reusable", True))
+
+    def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
+        """Drop the connection, with hardly a word to the broker."""
+        resource.collect(socket_timeout)
+
+    @contextmanager
+    def acquire_channel(
+        self, block: bool = False, timeout: float | Deadline | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Borrow a connection for a ``with`` block: gives ``(connection, its default channel)``."""
+        with self.acquire(block=block, timeout=timeout) as connection:
+            yield connection, connection.default_channel
+
+    def _describe(self) -> str:
+        return str(self.connection.as_uri())
+
+    def _preloaded(self) -> Any:
+        connection = self.prepare(self.new())
+        connection.connect()
+        return connection
+
+    def _lend(self, core: Any) -> Any:
+        return core.lend(self) if hasattr(core, "lend") else super()._lend(core)
+
+    def _expire(self, borrowed: Any, reason: str) -> None:
+        if is_facade(borrowed):
+            super()._expire(borrowed, reason)
+        else:
+            borrowed.expire(reason)

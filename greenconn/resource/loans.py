@@ -1,0 +1,79 @@
+"""What a pool has lent: which facade stands for what, and what becomes of one that is dropped."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from traceback import StackSummary, walk_stack
+from typing import Any, Final
+
+__all__ = ["Loans"]
+
+#: Frames of a trace that name the place.
+DEPTH: Final = 12
+
+
+class _Loan(weakref.ref[Any]):
+    """A facade that is out; the reference is weak, so that it can get lost."""
+
+    __slots__ = ("core", "key", "place")
+
+    core: Any
+    key: int
+    place: StackSummary | None
+
+
+class Loans:
+    """Facades by identity, since they may be equal or not hashable.
+
+    Arguments:
+        on_lost: called with what was below a facade that was collected, and the place where it was
+            acquired if that was traced.  It is called by the garbage collector, in any thread, in the
+            middle of anything: it must only take a note.
+    """
+
+    __slots__ = ("__weakref__", "_lost", "_out")
+
+    def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
+        out: dict[int, _Loan] = {}
+
+        def lost(loan: weakref.ref[Any]) -> None:
+            assert isinstance(loan, _Loan)
+            if out.get(loan.key) is loan and not sys.is_finalizing():
+                del out[loan.key]
+                on_lost(loan.core, loan.place)
+
+        self._out = out
+        self._lost = lost
+
+    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> None:
+        """Note that *facade* stands for *core*."""
+        loan = _Loan(facade, self._lost)
+        loan.core = core
+        loan.key = id(facade)
+        loan.place = _place() if traced else None
+        self._out[loan.key] = loan
+
+    def core(self, facade: Any) -> Any:
+        """What *facade* stands for; None when it is not out (any more)."""
+        loan = self._out.get(id(facade))
+        return None if loan is None else loan.core
+
+    def end(self, facade: Any) -> bool:
+        """It was given back; False when it is not out (any more)."""
+        return self._out.pop(id(facade), None) is not None
+
+    def end_all(self) -> list[Any]:
+        """All end; return the facades."""
+        loans = list(self._out.values())
+        self._out.clear()
+        return [facade for loan in loans if (facade := loan()) is not None]
+
+
+def _place() -> StackSummary:
+    # Without this frame, lend() and acquire().  The lines are read when somebody wants to see them.
+    frame = sys._getframe(3)
+    summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
+    summary.reverse()
+    return summary
