@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenconn.abc import Sink, is_connection, maybe_channel
 from greenconn.abstract import current_channel
 from greenconn.entity import Queue
-from greenconn.exceptions import ConsumerCancelled, ContentDisallowed
+from greenconn.exceptions import ConsumerCancelled, ContentDisallowed, NotBoundError
 from greenconn.message import Message
 from greenconn.messaging.recovery import Recovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
@@ -250,9 +250,14 @@ class Consumer:
             no_ack: messages need no answer; None is what the consumer or the queue says.
 
         Raises:
+            NotBoundError: it has no channel.
             ChannelError, ConnectionError: the broker or the network refused.
         """
         channel = self.channel
+        if channel is None:
+            if self._queues:
+                raise NotBoundError("this consumer has no channel: revive it with one first")
+            return
         no_ack = self.no_ack if no_ack is None else no_ack
         subscriptions = self._subscriptions
         new = [queue for queue in self.queues if queue.name not in subscriptions.tags]
