@@ -262,7 +262,10 @@ class Session:
                 self._close_link(life.link)
         finally:
             for listener in list(self.on_closed):
-                listener()
+                try:
+                    listener()
+                except Exception:
+                    logger.exception("a listener to the end of %r failed", self)
 
     def collect(self) -> None:
         """Drop everything at once, without a word to the broker; later use begins anew."""

@@ -1,0 +1,823 @@
+"""The life of a connection: opening, losing, recovering, closing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+from gevent.threadpool import ThreadPool
+
+from greenconn.abc import DeadlineLike
+from greenconn.connection import Connection
+from greenconn.exceptions import (
+    AccessRefused,
+    NotFound,
+    RecoverableConnectionError,
+    ResourceLocked,
+    WrongHub,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.session.session import Session
+from greenconn.session.state import SessionState
+from tests.scripted import Script
+
+Connect = Callable[..., Connection]
+
+REFUSED = ConnectionRefusedError(111, "nobody listens")
+CAME = 5.0
+
+
+def until(condition: Callable[[], object], timeout: float = CAME) -> None:
+    """Let others run until *condition* holds."""
+    deadline = Deadline(timeout)
+    while not condition():
+        assert not deadline.has_ended, "it did not come"
+        gevent.sleep(0.002)
+
+
+def until_life(session: Session, number: int) -> None:
+    """Let others run until all is restored in life *number*."""
+    until(lambda: session.generation == number and session.state is SessionState.OPEN)
+
+
+class Member:
+    """What is restored; it does what *acts* say, one each time."""
+
+    def __init__(self, name: str, log: list[str], *acts: Any) -> None:
+        self.name = name
+        self.log = log
+        self.acts = list(acts)
+        self.failure: BaseException | None = None
+
+    def recover(self, deadline: DeadlineLike) -> None:
+        assert deadline.left() is not None
+        act = self.acts.pop(0) if self.acts else None
+        if isinstance(act, BaseException):
+            raise act
+        if act is not None:
+            act()
+        self.log.append(self.name)
+
+
+class Told(Member):
+    """A member that wants to know of its failure."""
+
+    def failed(self, exc: BaseException) -> None:
+        self.failure = exc
+
+
+# -- opening -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_opened_before_it_is_needed(connection: Connection, script: Script) -> None:
+    assert not connection.connected
+    assert script.attempts == []
+    assert "idle" in repr(connection.session)
+    link = connection.session.link()
+    assert link is script.link
+    assert connection.session.state is SessionState.OPEN
+    assert connection.session.link() is link
+    assert connection.session.generation == 1
+    assert script.attempts == ["one"]
+
+
+def test_a_thousand_greenlets_cause_one_attempt(connection: Connection, script: Script) -> None:
+    gate = Event()
+    script.plan("one", gate.wait)
+    waiting = [gevent.spawn(connection.session.link) for _ in range(1000)]
+    until(lambda: script.attempts)
+    gate.set()
+    gevent.joinall(waiting, timeout=CAME, raise_error=True)
+    assert {greenlet.value for greenlet in waiting} == {script.link}
+    assert script.attempts == ["one"]
+
+
+def test_a_thousand_greenlets_walk_once_over_the_list(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two;scripted://three")
+    script.otherwise["one"] = script.otherwise["two"] = REFUSED
+    waiting = [gevent.spawn(connection.session.link) for _ in range(1000)]
+    gevent.joinall(waiting, timeout=CAME, raise_error=True)
+    assert script.attempts == ["one", "two", "three"]
+    assert script.link.host == "three"
+    assert connection.hostname == "three"
+
+
+def test_a_killed_caller_does_not_disturb_the_others(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    script.plan("one", gate.wait)
+    first, second = (gevent.spawn(connection.session.link) for _ in range(2))
+    until(lambda: script.attempts)
+    first.kill()
+    gate.set()
+    assert second.get(timeout=CAME) is script.link
+    assert script.attempts == ["one"]
+
+
+def test_killing_the_last_caller_ends_the_attempt(connection: Connection, script: Script) -> None:
+    ended = Event()
+
+    def attempt() -> None:
+        try:
+            gevent.sleep(CAME)
+        finally:
+            ended.set()
+
+    script.plan("one", attempt)
+    caller = gevent.spawn(connection.session.link)
+    until(lambda: script.attempts)
+    caller.kill()
+    assert ended.wait(CAME)
+    assert connection.session.state is SessionState.IDLE
+    assert connection.session.link() is script.link
+    # It was not counted as a failure: no back-off.
+    assert len(script.links) == 1
+
+
+def test_a_callers_timeout_leaves_the_attempt_to_the_next(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    script.plan("one", gate.wait)
+    with pytest.raises(TimeoutError, match=r"scripted://.*within 0\.01 s"):
+        connection.session.link(Deadline(0.01))
+    assert connection.session.state is SessionState.OPENING
+    gate.set()
+    assert connection.session.link(Deadline(CAME)) is script.link
+    assert script.attempts == ["one"]
+
+
+@pytest.mark.parametrize("kind", [gevent.Timeout, TimeoutError, OSError, ValueError])
+def test_what_is_thrown_into_a_caller_comes_out_of_it(
+    connection: Connection, script: Script, kind: type[BaseException]
+) -> None:
+    script.otherwise["one"] = lambda: gevent.sleep(CAME)
+    error = kind() if kind is not gevent.Timeout else gevent.Timeout(None)
+    caller = gevent.spawn(_catch, connection.session.link)
+    until(lambda: script.attempts)
+    gevent.kill(caller, error)
+    assert caller.get(timeout=CAME) is error
+    assert connection.session.state is SessionState.IDLE
+
+
+def _catch(function: Callable[[], Any]) -> BaseException | None:
+    try:
+        function()
+    except BaseException as exc:
+        return exc
+    return None
+
+
+def test_the_deadline_covers_the_whole_walk(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two")
+    script.otherwise["one"] = script.otherwise["two"] = REFUSED
+    began = Deadline(CAME)
+    with pytest.raises(OSError):
+        connection.session.link(Deadline(0.4))
+    assert len(script.attempts) >= 4
+    left = began.left()
+    assert left is not None
+    assert CAME - left < 2.0
+
+
+def test_without_a_deadline_connect_timeout_bounds_the_walk(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect(connect_timeout=0.2)
+    script.otherwise["one"] = REFUSED
+    with pytest.raises(OSError):
+        connection.session.link()
+
+
+def test_without_any_bound_two_rounds_are_made(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two", connect_timeout=None)
+    script.otherwise["one"] = script.otherwise["two"] = REFUSED
+    with pytest.raises(ConnectionRefusedError):
+        connection.session.link()
+    assert script.attempts == ["one", "two"] * 2
+
+
+def test_a_refused_login_is_raised_at_once(connection: Connection, script: Script) -> None:
+    script.otherwise["one"] = AccessRefused("wrong password")
+    with pytest.raises(AccessRefused):
+        connection.session.link()
+    assert script.attempts == ["one"]
+
+
+def test_a_login_that_one_broker_refuses_is_tried_at_the_others(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect("scripted://one;scripted://two;scripted://three")
+    script.otherwise["one"] = AccessRefused("wrong password")
+    script.otherwise["two"] = REFUSED
+    assert connection.session.link().host == "three"
+    connection.collect()
+    script.otherwise["two"] = script.otherwise["three"] = AccessRefused("wrong password")
+    with pytest.raises(AccessRefused):
+        connection.session.link()
+    assert script.attempts[3:] == ["three", "one", "two"]
+
+
+def test_an_error_of_no_network_is_raised_at_once(connection: Connection, script: Script) -> None:
+    script.otherwise["one"] = LookupError("a bug")
+    with pytest.raises(LookupError):
+        connection.session.link()
+    assert script.attempts == ["one"]
+
+
+def test_all_callers_get_the_same_error_with_a_traceback_of_their_own(
+    connection: Connection, script: Script
+) -> None:
+    script.plan("one", AccessRefused("no"))
+    callers = [gevent.spawn(_catch, connection.session.link) for _ in range(3)]
+    errors = [caller.get(timeout=CAME) for caller in callers]
+    assert len({id(error) for error in errors}) == 1
+    assert errors[0] is not None
+    depth, traceback = 0, errors[0].__traceback__
+    while traceback is not None:
+        depth, traceback = depth + 1, traceback.tb_next
+    assert depth < 15
+
+
+def test_a_link_that_is_lost_at_once_counts_as_failed(
+    connection: Connection, script: Script
+) -> None:
+    links = script.links
+
+    class Stillborn(list[Any]):
+        def append(self, link: Any) -> None:
+            super().append(link)
+            if len(self) == 1:
+                link.lose()
+
+    script.links = Stillborn(links)
+    link = connection.session.link(Deadline(CAME))
+    assert link is script.links[1]
+    assert connection.session.generation == 1
+
+
+# -- losing --------------------------------------------------------------------------------------
+
+
+def test_without_members_the_next_use_opens_again(connection: Connection, script: Script) -> None:
+    connection.session.link()
+    connection.declared_entities.add("exchange")
+    flight = connection.declare_flight
+    script.link.lose()
+    until(lambda: connection.session.state is SessionState.IDLE)
+    assert not connection.connected
+    assert connection.declared_entities == set()
+    gevent.sleep(0.01)
+    assert script.attempts == ["one"]
+    assert connection.session.link() is script.links[1]
+    assert connection.session.generation == 2
+    assert connection.declare_flight is not flight
+
+
+def test_a_loss_is_noticed_before_its_own_notice_comes(
+    connection: Connection, script: Script
+) -> None:
+    connection.session.link()
+    script.link.lose()
+    assert connection.session.link() is script.links[1]
+    turn()
+    # The late notice of the former life changes nothing.
+    assert connection.session.state is SessionState.OPEN
+    assert connection.session.link() is script.links[1]
+
+
+def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two")
+    connection.session.link()
+    script.link.lose()
+    assert connection.session.link().host == "two"
+
+
+def test_listeners_are_told(connection: Connection, script: Script) -> None:
+    told: list[object] = []
+    session = connection.session
+    session.on_connection_lost.append(told.append)
+    session.on_recovered.append(lambda: told.append("recovered"))
+    session.on_closed.append(lambda: told.append("closed"))
+    session.add(Member("a", []))
+    session.link()
+    lost = RecoverableConnectionError("gone")
+    script.link.lose(lost)
+    until(lambda: told == [lost, "recovered"])
+    connection.close()
+    assert told == [lost, "recovered", "closed"]
+
+
+def test_a_listener_that_fails_harms_nobody(
+    connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = connection.session
+    session.on_connection_lost.append(lambda exc: 1 / 0)
+    session.on_closed.append(lambda: 1 / 0)
+    session.link()
+    script.link.lose()
+    until(lambda: "ZeroDivisionError" in caplog.text)
+    assert session.link() is script.links[1]
+    connection.close()
+    assert session.is_closed
+
+
+# -- recovering ----------------------------------------------------------------------------------
+
+
+def test_members_are_restored_in_order(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    for name in "abc":
+        connection.session.add(Member(name, log))
+    connection.session.link()
+    assert log == []
+    script.plan("one", REFUSED, REFUSED)
+    script.link.lose()
+    until_life(connection.session, 2)
+    assert log == ["a", "b", "c"]
+    assert script.attempts == ["one"] * 4
+    script.link.lose()
+    until(lambda: log == ["a", "b", "c"] * 2)
+
+
+def test_a_member_that_left_is_not_restored(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    leaving, staying = Member("leaving", log), Member("staying", log)
+    connection.session.add(leaving)
+    connection.session.add(leaving)
+    connection.session.add(staying)
+    connection.session.link()
+    connection.session.discard(leaving)
+    connection.session.discard(leaving)
+    script.link.lose()
+    until(lambda: log)
+    assert log == ["staying"]
+
+
+def test_when_the_last_member_leaves_nobody_reconnects(
+    connection: Connection, script: Script
+) -> None:
+    member = Member("a", [])
+    connection.session.add(member)
+    connection.session.link()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    until(lambda: len(script.attempts) > 1)
+    connection.session.discard(member)
+    until(lambda: connection.session.state is SessionState.IDLE)
+    tries = len(script.attempts)
+    gevent.sleep(0.3)
+    assert len(script.attempts) == tries
+
+
+def test_drain_raises_once_in_each_greenlet_then_waits_until_all_is_restored(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    log: list[str] = []
+    connection.session.add(Member("a", log, gate.wait))
+    connection.session.link()
+    draining = [gevent.spawn(_catch, connection.drain_events) for _ in range(3)]
+    until(lambda: script.link.events.waiting == 3)
+    lost = RecoverableConnectionError("gone")
+    script.link.lose(lost)
+    errors = [greenlet.get(timeout=CAME) for greenlet in draining]
+    assert [(type(error), str(error)) for error in errors] == [(type(lost), str(lost))] * 3
+    again = gevent.spawn(connection.drain_events)
+    until(lambda: len(script.links) == 2)
+    script.link.events.put((log.append, "event"))
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.02)
+    assert log == []
+    gate.set()
+    again.get(timeout=CAME)
+    assert log == ["a", "event"]
+
+
+def test_polling_without_a_timeout_lets_recovery_run(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log))
+    connection.session.link()
+    script.link.lose()
+    deadline = Deadline(CAME)
+    while not log and not deadline.has_ended:
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0)
+    assert log == ["a"]
+
+
+def test_a_link_that_is_lost_while_members_are_restored_is_replaced(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+
+    def lose() -> None:
+        script.link.lose()
+        raise RecoverableConnectionError("gone")
+
+    connection.session.add(Member("a", log))
+    connection.session.add(Member("b", log, lose))
+    connection.session.link()
+    script.link.lose()
+    until_life(connection.session, 3)
+    assert log == ["a", "a", "b"]
+    assert len(script.links) == 3
+
+
+def test_a_link_may_be_lost_without_an_error_in_the_member(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log, lambda: script.link.lose()))
+    connection.session.link()
+    script.link.lose()
+    until_life(connection.session, 3)
+    assert log == ["a", "a"]
+    assert len(script.links) == 3
+
+
+def test_a_member_may_use_the_new_link_while_it_is_restored(
+    connection: Connection, script: Script
+) -> None:
+    used: list[str] = []
+    connection.session.add(Member("a", used, lambda: used.append(connection.default_channel.use())))
+    connection.session.link()
+    script.link.lose()
+    until(lambda: used == ["one", "a"])
+
+
+def test_a_member_that_cannot_be_restored_is_told_and_left_out(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    error = NotFound("no queue")
+    told = Told("told", log, error)
+    connection.session.add(told)
+    connection.session.add(Member("other", log))
+    connection.session.link()
+    script.link.lose()
+    until(lambda: log == ["other"])
+    assert told.failure is error
+    script.link.lose()
+    until(lambda: log == ["other", "other"])
+
+
+def test_an_error_that_nobody_takes_reaches_who_drains(
+    connection: Connection, script: Script
+) -> None:
+    connection.session.add(Member("a", [], NotFound("no queue")))
+    connection.session.link()
+    script.link.lose()
+    with pytest.raises(NotFound, match="no queue"):
+        connection.drain_events(timeout=CAME)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.01)
+
+
+def test_what_may_pass_is_tried_again_apart(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log, ResourceLocked("held"), TimeoutError("late")))
+    connection.session.add(Member("b", log))
+    connection.session.link()
+    script.link.lose()
+    until_life(connection.session, 2)
+    assert log == ["b"]
+    until(lambda: log == ["b", "a"])
+
+
+def test_what_is_tried_again_apart_may_fail_for_good(
+    connection: Connection, script: Script
+) -> None:
+    member = Told("a", [], ResourceLocked("held"), NotFound("gone"))
+    connection.session.add(member)
+    connection.session.link()
+    script.link.lose()
+    until(lambda: isinstance(member.failure, NotFound))
+
+
+def test_a_refusal_ends_recovery_and_a_later_use_restores(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    told = Told("told", log)
+    connection.session.add(told)
+    connection.session.link()
+    refusal = AccessRefused("the password was changed")
+    script.plan("one", REFUSED, refusal)
+    script.link.lose()
+    with pytest.raises(AccessRefused):
+        connection.drain_events(timeout=CAME)
+    assert told.failure is refusal
+    assert connection.session.state is SessionState.IDLE
+    assert len(script.attempts) == 3
+    connection.session.link()
+    until_life(connection.session, 2)
+    assert log == ["told"]
+
+
+def test_an_explicit_use_hurries_recovery(connection: Connection, script: Script) -> None:
+    connection.session.add(Member("a", []))
+    connection.session.link()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    until(lambda: len(script.attempts) >= 5)
+    del script.otherwise["one"]
+    tries = len(script.attempts)
+    with gevent.Timeout(0.6):
+        connection.connect()
+    assert len(script.attempts) == tries + 1
+
+
+def test_waiting_callers_are_served_while_members_are_restored(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    connection.session.add(Member("a", [], gate.wait))
+    connection.session.link()
+    script.link.lose()
+    until(lambda: len(script.links) == 2)
+    assert connection.session.state is SessionState.RECOVERING
+    assert connection.session.link(Deadline(0.1)) is script.link
+    assert connection.channel().use() == "one"
+    gate.set()
+
+
+# -- closing -------------------------------------------------------------------------------------
+
+
+def test_close_is_idempotent_and_explicit_use_opens_again(
+    connection: Connection, script: Script
+) -> None:
+    link = connection.connect()
+    connection.close()
+    connection.close()
+    assert connection.session.is_closed
+    assert not link.is_open
+    assert connection.connection is None
+    with pytest.raises(RecoverableConnectionError, match="was closed"):
+        connection.drain_events(timeout=0.01)
+    assert len(script.links) == 1
+    connection.connect()
+    assert connection.connected
+    assert connection.session.state is SessionState.OPEN
+
+
+def test_close_of_an_unused_connection_opens_nothing(
+    connection: Connection, script: Script
+) -> None:
+    connection.close()
+    assert script.attempts == []
+
+
+def test_close_wakes_whoever_waits(connection: Connection, script: Script) -> None:
+    gate = Event()
+    connection.session.add(Member("a", [], gate.wait))
+    connection.session.link()
+    draining = gevent.spawn(_catch, connection.drain_events)
+    until(lambda: script.link.events.waiting)
+    script.link.lose()
+    draining.get(timeout=CAME)
+    draining = gevent.spawn(_catch, connection.drain_events)
+    until(lambda: len(script.links) == 2)
+    turn()
+    connection.close()
+    error = draining.get(timeout=CAME)
+    assert isinstance(error, RecoverableConnectionError)
+    assert "was closed" in str(error)
+
+
+def test_close_wakes_who_drains_an_open_link(connection: Connection, script: Script) -> None:
+    connection.session.link()
+    draining = gevent.spawn(_catch, connection.drain_events)
+    until(lambda: script.link.events.waiting)
+    connection.close()
+    assert isinstance(draining.get(timeout=CAME), RecoverableConnectionError)
+
+
+def test_close_ends_an_attempt(connection: Connection, script: Script) -> None:
+    ended = Event()
+
+    def attempt() -> None:
+        try:
+            gevent.sleep(CAME)
+        finally:
+            ended.set()
+
+    script.plan("one", attempt)
+    caller = gevent.spawn(_catch, connection.connect)
+    until(lambda: script.attempts)
+    connection.close()
+    error = caller.get(timeout=CAME)
+    assert isinstance(error, RecoverableConnectionError)
+    assert "was closed" in str(error)
+    assert ended.wait(CAME)
+
+
+def test_a_link_that_comes_after_close_is_dropped(connection: Connection, script: Script) -> None:
+    def attempt() -> None:
+        # It cannot be killed any more, as one whose last byte has come.
+        try:
+            gevent.sleep(CAME)
+        except gevent.GreenletExit:
+            pass
+
+    script.plan("one", attempt)
+    caller = gevent.spawn(_catch, connection.connect)
+    until(lambda: script.attempts)
+    connection.close()
+    assert isinstance(caller.get(timeout=CAME), RecoverableConnectionError)
+    until(lambda: script.links)
+    assert script.link.is_collected
+    assert connection.session.is_closed
+
+
+def test_close_ends_recovery_for_good(connection: Connection, script: Script) -> None:
+    connection.session.add(Member("a", [], ResourceLocked("held")))
+    connection.session.link()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    until(lambda: len(script.attempts) > 2)
+    connection.close()
+    tries = len(script.attempts)
+    gevent.sleep(0.3)
+    assert len(script.attempts) == tries
+    del script.otherwise["one"]
+    connection.connect()
+    assert connection.session.state is SessionState.OPEN
+
+
+def test_close_ends_what_is_tried_again_apart(connection: Connection, script: Script) -> None:
+    member = Member("a", [], *[ResourceLocked("held")] * 9)
+    connection.session.add(member)
+    connection.session.link()
+    script.link.lose()
+    until(lambda: len(member.acts) < 9)
+    connection.close()
+    left = len(member.acts)
+    gevent.sleep(0.3)
+    assert len(member.acts) == left
+
+
+def test_a_member_may_close_the_connection(connection: Connection, script: Script) -> None:
+    done = Event()
+
+    def close() -> None:
+        connection.close()
+        done.set()
+
+    connection.session.add(Member("a", [], close))
+    connection.session.add(Member("b", []))
+    connection.session.link()
+    script.link.lose()
+    assert done.wait(CAME)
+    turn()
+    assert connection.session.is_closed
+    assert script.open_links == []
+
+
+def test_a_close_that_is_killed_leaves_nothing_open(connection: Connection, script: Script) -> None:
+    script.on_close = lambda: gevent.sleep(CAME)
+    link = connection.connect()
+    closing = gevent.spawn(connection.close)
+    until(lambda: connection.session.is_closed)
+    closing.kill()
+    assert not link.is_open
+    assert link.is_collected
+
+
+def test_an_error_in_closing_is_nobodys(connection: Connection, script: Script) -> None:
+    def fail() -> None:
+        raise OSError("broken pipe")
+
+    script.on_close = fail
+    link = connection.connect()
+    connection.close()
+    assert not link.is_open
+
+
+def test_collect_drops_at_once_and_the_next_use_begins_anew(
+    connection: Connection, script: Script
+) -> None:
+    link = connection.connect()
+    connection.session.add(Member("a", []))
+    connection.collect()
+    assert link.is_collected
+    assert connection.session.state is SessionState.IDLE
+    assert connection.connect() is script.links[1]
+    connection.close()
+    connection.collect()
+    assert connection.session.is_closed
+
+
+def test_a_closed_session_forgets_its_members(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log))
+    connection.connect()
+    connection.close()
+    connection.connect()
+    script.link.lose()
+    until(lambda: connection.session.state is SessionState.IDLE)
+    assert log == []
+
+
+# -- hubs, forks, references ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPool]:
+    """A real thread, in a patched process too."""
+    pool = ThreadPool(1)
+    yield pool
+    pool.kill()
+
+
+def test_use_from_another_thread_names_both_and_the_remedy(
+    connection: Connection, thread: ThreadPool
+) -> None:
+    connection.connect()
+    error = thread.apply(_catch, (connection.connect,))
+    assert isinstance(error, WrongHub)
+    assert "MainThread" in str(error)
+    assert "clone()" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_a_closed_connection_may_move_to_another_thread(
+    connection: Connection, thread: ThreadPool
+) -> None:
+    connection.connect()
+    connection.close()
+
+    def use() -> BaseException | None:
+        try:
+            return _catch(connection.connect)
+        finally:
+            connection.close()
+
+    assert thread.apply(use) is None
+
+
+def test_the_child_of_a_fork_begins_anew(connection: Connection, script: Script) -> None:
+    connection.session.add(Member("a", []))
+    connection.connect()
+    old = script.link
+    read, write = os.pipe()
+    pid = gevent.os.fork()
+    if pid == 0:
+        try:
+            assert connection.session.state is SessionState.IDLE
+            assert connection.connect() is not old
+            old.end(RecoverableConnectionError("of the parent"))
+            gevent.sleep(0.01)
+            assert connection.connected
+            os.write(write, b"fine")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write)
+    assert os.read(read, 4) == b"fine"
+    os.close(read)
+    assert connection.connection is old
+
+
+def test_repr_shows_the_state(connect: Connect) -> None:
+    connection = connect("scripted://me:secret@one")
+    assert "idle, life 0" in repr(connection.session)
+    connection.connect()
+    text = repr(connection.session)
+    assert "open, life 1" in text
+    assert "secret" not in text
+
+
+def test_a_connection_that_was_closed_is_garbage(script: Script) -> None:
+    connection = Connection("scripted://one")
+    connection.session.add(Member("a", []))
+    connection.connect()
+    connection.close()
+    gone = weakref.ref(connection)
+    script.links.clear()
+    del connection
+    gc.collect()
+    assert gone() is None
+
+
+def test_no_wake_up_while_idle(connection: Connection, script: Script) -> None:
+    """Nobody polls: a session that is open, or lost without members, runs nothing."""
+    connection.session.add(Member("a", []))
+    connection.connect()
+    session: Session = connection.session
+    calls: list[object] = []
+    original = session._check_home
+    session._check_home = lambda: (calls.append(1), original())[1]  # type: ignore[method-assign, func-returns-value]
+    gevent.sleep(0.05)
+    assert calls == []
