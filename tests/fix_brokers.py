@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -16,6 +17,8 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.brokers.redis_server import RedisServer
+
+Broker = TypeVar("Broker", RabbitMQ, RedisServer)
 
 
 class Brokers:
@@ -37,20 +40,27 @@ class Brokers:
         """Start a RabbitMQ; skip the test, with the reason, when there is none."""
         self._skip_again(RabbitMQ)
         try:
-            broker = RabbitMQ(self.keeper)
-            broker.start()
+            return self._started(RabbitMQ)
         except NoBroker as error:
             self._skip(RabbitMQ, f"no RabbitMQ: {error}")
-        return broker
 
     def redis(self) -> RedisServer:
         """Start a Redis; skip the test, with the reason, when there is none."""
         self._skip_again(RedisServer)
         try:
-            broker = RedisServer(self.keeper)
-            broker.start()
+            return self._started(RedisServer)
         except NoBroker as error:
             self._skip(RedisServer, f"no Redis: {error}")
+
+    def _started(self, kind: type[Broker]) -> Broker:
+        """Start a broker, a second time if another program was quicker at one of its ports."""
+        broker = kind(self.keeper)
+        try:
+            broker.start()
+        except NoBroker:
+            broker.close()
+            broker = kind(self.keeper)
+            broker.start()
         return broker
 
     def wait_ready(self, handle: RabbitMQHandle) -> None:
@@ -66,7 +76,7 @@ class Brokers:
         if kind in self._reasons:
             self._skip(kind, self._reasons[kind])
 
-    def _skip(self, kind: type, reason: str) -> None:
+    def _skip(self, kind: type, reason: str) -> NoReturn:
         self._reasons[kind] = reason
         if are_required():
             pytest.fail(reason)

@@ -11,7 +11,7 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
-from tests.brokers.ports import free_ports
+from tests.brokers.ports import some_ports
 
 __all__ = ["Handler", "Peer", "PeerFactory"]
 
@@ -53,20 +53,21 @@ class Peer:
         self._spawn(self._accept, self._listener)
 
     def _listen(self) -> socket.socket:
-        for attempt in range(ATTEMPTS):
+        # Its own port, which a connection may still hold for a moment, or the first that is free.
+        for port in [self.port] * ATTEMPTS if self.port else some_ports():
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((self.host, self.port or free_ports(1)[0]))
+                listener.bind((self.host, port))
                 listener.listen(1024)
             except OSError as error:
                 listener.close()
-                if error.errno != errno.EADDRINUSE or attempt == ATTEMPTS - 1:
+                if error.errno != errno.EADDRINUSE:
                     raise
-                gevent.sleep(0.05)
+                gevent.sleep(0.05 if self.port else 0)
             else:
                 return listener
-        raise AssertionError("unreachable")
+        raise OSError(errno.EADDRINUSE, f"port {self.port} is in use")
 
     def _spawn(self, function: Callable[..., None], *args: object) -> None:
         greenlet = gevent.spawn(function, *args)
