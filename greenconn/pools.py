@@ -1,0 +1,310 @@
+"""Pools that a program shares: one of connections and one of producers for each broker.
+
+``pools.connections[connection]`` is the pool for whatever equals *connection*, and
+``pools.producers[connection]`` one of producers above it.  Each hub (each thread) has pools of its
+own.  Keys hold no password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Iterator, MutableMapping
+from typing import Any, ClassVar, Final, TypeVar
+
+from greenconn.caching import HashedSeq, eqhash
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.messaging import Producer as _Producer
+from greenconn.resource import Resource
+
+__all__ = [
+    "Connections",
+    "PoolGroup",
+    "ProducerPool",
+    "Producers",
+    "connections",
+    "get_limit",
+    "producers",
+    "register_group",
+    "reset",
+    "set_limit",
+    "use_global_limit",
+]
+
+#: The limit of a group whose pools have that of :func:`set_limit`.
+use_global_limit: Final = object()
+
+
+class ProducerPool(Resource):
+    """Producers on the connections of a pool.
+
+    A producer that is acquired holds a place here and a connection there; giving it back gives back
+    both.  It is a new object each time, so that a late use of it touches nobody else's.
+
+    Arguments:
+        connections: a pool of connections.
+        Producer: the class to make.
+        limit, preload, close_after_fork: see :class:`~greenconn.resource.Resource`.
+    """
+
+    Producer: ClassVar[type[_Producer]] = _Producer
+    close_after_fork = True
+
+    def __init__(self, connections: Any, *args: Any, **kwargs: Any) -> None:
+        self.connections = connections
+        made: type[_Producer] | None = kwargs.pop("Producer", None)
+        if made is not None:
+            self.Producer = made  # type: ignore[misc]  # kombu's: an instance may have its own
+        super().__init__(*args, **kwargs)
+
+    def new(self) -> object:
+        """A place: the producer is made when it is lent."""
+        return object()
+
+    def create_producer(self) -> _Producer:
+        """Make a producer on a connection of the pool, which it keeps.  May switch."""
+        connection = self.connections.acquire(block=True)
+        try:
+            return self.Producer(connection)
+        except BaseException:
+            connection.release()
+            raise
+
+    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
+        """Borrow a producer.  May switch.
+
+        Arguments:
+            block: wait for a place and for a connection.
+            timeout: seconds for all of it, or a deadline; None waits.
+
+        Raises:
+            LimitExceeded: no place or no connection was free (in time).
+        """
+        deadline = Deadline.of(timeout)
+        place = self._pool.acquire(block, deadline)
+        connection = None
+        try:
+            connection = self.connections.acquire(block=block, timeout=deadline)
+            producer = self.prepare(self.Producer(connection))
+            producer.release = _GiveBack(self, producer)
+            self._loans.lend(producer, place, traced=self.trace_acquire)
+        except BaseException:
+            self._pool.release(place)
+            if connection is not None:
+                connection.release()
+            raise
+        return producer
+
+    def close_resource(self, resource: Any) -> None:
+        """Nothing: the connections belong to their pool."""
+
+    def _preloaded(self) -> object:
+        return object()
+
+    def _describe(self) -> str:
+        return f"producers of {self.connections!r}"
+
+    def _expire(self, borrowed: Any, reason: str) -> None:
+        connection, borrowed.channel = borrowed.__connection__, None
+        if connection is not None:
+            connection.release()
+
+
+class _GiveBack:
+    """The ``release`` of a borrowed producer.  It does not keep the producer alive."""
+
+    __slots__ = ("_pool", "_producer")
+
+    def __init__(self, pool: ProducerPool, producer: _Producer) -> None:
+        self._pool = pool
+        self._producer = weakref.ref(producer)
+
+    def __call__(self) -> None:
+        producer = self._producer()
+        if producer is not None:
+            self._pool.release(producer)
+
+
+P = TypeVar("P", bound=Resource)
+
+_SECRET: Final = os.urandom(16)
+
+
+def _key(connection: Any) -> Any:
+    """What is the same for equal connections, without what they are made of."""
+    found = eqhash(connection)
+    if isinstance(found, (list, tuple)):
+        # kombu's own connections: all of their parameters, the password too.
+        text = repr(HashedSeq(*found)).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=16, key=_SECRET).hexdigest()
+    return found
+
+
+class _Pools(dict[Any, Any]):
+    """The pools of one group in one hub, and the global limit that they have."""
+
+    limit: int = 0
+
+
+class PoolGroup(MutableMapping[Any, Any]):
+    """Pools by what they are for; one that is not there is made.
+
+    Arguments:
+        limit: of each pool; :data:`use_global_limit`, or None or 0 for unlimited.
+        close_after_fork: kept for kombu's sake: pools forget by themselves in the child of a fork.
+    """
+
+    def __init__(self, limit: Any = None, close_after_fork: bool = True) -> None:
+        self.limit = limit
+        self.close_after_fork = close_after_fork
+        self._by_hub: PerHub[_Pools] = PerHub(_Pools)
+
+    def create(self, resource: Any, limit: int | None) -> Any:
+        """Make the pool for *resource*."""
+        raise NotImplementedError(f"{type(self).__name__} does not define create()")
+
+    def __missing__(self, resource: Any) -> Any:
+        limit = get_limit() if self.limit is use_global_limit else self.limit
+        pool = self._pools()[_key(resource)] = self.create(resource, limit)
+        return pool
+
+    def __getitem__(self, resource: Any) -> Any:
+        pool = self._pools().get(_key(resource))
+        return self.__missing__(resource) if pool is None else pool
+
+    def __setitem__(self, resource: Any, pool: Any) -> None:
+        self._pools()[_key(resource)] = pool
+
+    def __delitem__(self, resource: Any) -> None:
+        del self._pools()[_key(resource)]
+
+    def __contains__(self, resource: object) -> bool:
+        return _key(resource) in self._pools()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._pools())
+
+    def __len__(self) -> int:
+        return len(self._pools())
+
+    def get(self, resource: Any, default: Any = None) -> Any:
+        """The pool for *resource* if there is one."""
+        return self._pools().get(_key(resource), default)
+
+    def values(self) -> Any:
+        """The pools of this hub."""
+        return self._pools().values()
+
+    def items(self) -> Any:
+        """The keys and pools of this hub."""
+        return self._pools().items()
+
+    def clear(self) -> None:
+        """Forget the pools of this hub; nothing is closed."""
+        self._pools().clear()
+
+    # Groups that hold the same, such as nothing, are not the same group.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {list(self.values())!r}>"
+
+    def _pools(self) -> _Pools:
+        pools = self._by_hub.get()
+        if self.limit is use_global_limit and pools.limit != _limit[0]:
+            # It was changed, perhaps by another thread, which could not touch ours.
+            for pool in pools.values():
+                pool.resize(_limit[0], ignore_errors=True)
+            pools.limit = _limit[0]
+        return pools
+
+
+class Connections(PoolGroup):
+    """Pools of connections."""
+
+    def create(self, connection: Any, limit: int | None) -> Any:
+        """``connection.Pool``."""
+        return connection.Pool(limit=limit)
+
+
+class Producers(PoolGroup):
+    """Pools of producers, on the pools in :data:`connections`."""
+
+    def create(self, connection: Any, limit: int | None) -> ProducerPool:
+        """On the pool of connections for *connection*."""
+        return ProducerPool(connections[connection], limit=limit)
+
+
+_limit: Final = [10]
+_groups: Final[list[PoolGroup]] = []
+
+G = TypeVar("G", bound=PoolGroup)
+
+
+def register_group(group: G) -> G:
+    """Let :func:`set_limit` and :func:`reset` know *group*, and return it."""
+    _groups.append(group)
+    return group
+
+
+connections: Final = register_group(Connections(limit=use_global_limit))
+producers: Final = register_group(Producers(limit=use_global_limit))
+
+
+def get_limit() -> int:
+    """The limit of pools in groups that have none of their own; 0 is unlimited."""
+    return _limit[0]
+
+
+def set_limit(
+    limit: int | None,
+    force: bool = False,
+    reset_after: bool = False,
+    ignore_errors: bool = False,
+) -> int:
+    """Change the global limit, and with it that of all pools.  May switch if it closes resources.
+
+    Pools of other threads follow when they are used next.
+
+    Arguments:
+        limit: None or 0 is unlimited.
+        force: shrink pools in use by closing all of their resources.
+        reset_after: close all resources.
+        ignore_errors: shrink pools in use as their resources are given back.
+
+    Raises:
+        RuntimeError: a pool is in use and would shrink, which it does not; all else is done.
+    """
+    if isinstance(limit, bool):
+        raise TypeError("the limit of a pool is a number, or None, not a bool")
+    limit = limit or 0
+    if limit != get_limit():
+        pools = _all_pools()
+        _limit[0] = limit
+        for group in _groups:
+            group._by_hub.get().limit = limit
+        error: RuntimeError | None = None
+        for pool in pools:
+            try:
+                pool.resize(limit, force=force, reset=reset_after, ignore_errors=ignore_errors)
+            except RuntimeError as exc:
+                error = error or exc
+        if error is not None:
+            raise error
+    return limit
+
+
+def reset(*args: Any, **kwargs: Any) -> None:
+    """Close all pools of this hub, with what is in use, and forget them.  May switch."""
+    for group in reversed(_groups):
+        pools = group._by_hub.get()
+        while pools:
+            # One that was forgotten is closed, and one that is not closed is not forgotten.
+            pools.popitem()[1].force_close_all()
+
+
+def _all_pools() -> list[Any]:
+    return [pool for group in _groups for pool in group.values()]

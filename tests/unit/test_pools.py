@@ -1,0 +1,416 @@
+"""The pools that a program shares, over real connections to the memory broker."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.threadpool import ThreadPool
+
+from greenconn import pools
+from greenconn.caching import HashedSeq
+from greenconn.connection import BrokerConnection, Connection, PooledConnection
+from greenconn.entity import Queue
+from greenconn.exceptions import (
+    ChannelLimitExceeded,
+    ConnectionLimitExceeded,
+    LimitExceeded,
+    NotBoundError,
+    OperationalError,
+    WrongHub,
+)
+from greenconn.green.hub import turn
+from greenconn.messaging import Producer
+from greenconn.resource import ChannelPool, ConnectionPool
+from greenconn.transport import memory
+
+URL = "memory://me:secret@localhost/pools"
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Nothing is shared between tests."""
+    yield
+    pools.reset()
+    pools.set_limit(10)
+    memory.reset()
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    """What the pools are made for."""
+    with Connection(URL) as connection:
+        yield connection
+
+
+def settle() -> None:
+    """Let those who close end."""
+    for _ in range(3):
+        turn()
+
+
+# Pools of connections
+
+
+def test_a_pooled_connection_is_of_the_class_and_equal(connection: Connection) -> None:
+    pool = connection.Pool(2)
+    assert isinstance(pool, ConnectionPool)
+    one = pool.acquire()
+    assert isinstance(one, PooledConnection)
+    assert isinstance(one, Connection)
+    assert one is not connection
+    assert not one.connected  # nothing is opened before it is needed
+    one.default_channel.queue_declare("q", auto_delete=False)
+    one.release()
+    two = pool.acquire()
+    assert two is not one
+    assert two == one
+    assert two.connected
+    with pytest.raises(OperationalError, match="given back to its pool"):
+        one.default_channel.queue_declare("q")
+    one.release()
+    assert pool.stats()["in_use"] == 1
+    two.release()
+    pool.force_close_all()
+
+
+def test_brokerconnections_stay_brokerconnections() -> None:
+    with BrokerConnection(URL) as connection:
+        pool = connection.Pool(1)
+        with pool.acquire() as one:
+            assert isinstance(one, BrokerConnection)
+            one.connect()
+            assert one.connected() is True  # type: ignore[operator]
+        pool.force_close_all()
+
+
+def test_the_limit_of_connections(connection: Connection) -> None:
+    pool = connection.Pool(limit=1)
+    with pool.acquire() as held:
+        with pytest.raises(ConnectionLimitExceeded) as caught:
+            pool.acquire()
+        assert held is not connection
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(pool)
+    assert "1 of 1 in use" in str(caught.value)
+
+
+def test_a_connection_that_was_closed_is_replaced(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    with pool.acquire() as one:
+        one.connect()
+        link = one.connection
+    with pool.acquire() as two:
+        two.session.close()
+    with pool.acquire() as three:
+        three.connect()
+        assert three.connection is not link
+    pool.force_close_all()
+
+
+def test_acquire_channel(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    with pool.acquire_channel(block=True) as (pooled, channel):
+        assert pooled.default_channel is channel
+        assert pool.stats()["in_use"] == 1
+    assert pool.stats()["in_use"] == 0
+    pool.force_close_all()
+
+
+def test_preloaded_connections_are_open(connection: Connection) -> None:
+    pool = connection.Pool(3, preload=2)
+    one, two, three = (pool.acquire() for _ in range(3))
+    assert (one.connected, two.connected, three.connected) == (True, True, False)
+    pool.force_close_all()
+
+
+def test_unknown_arguments_have_no_effect(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection.Pool(1, colour="green")
+    connection.ChannelPool(1, colour="green")
+    assert caplog.text.count("without effect: colour") == 2
+
+
+# Pools of channels
+
+
+def test_a_pool_of_channels(connection: Connection) -> None:
+    pool = connection.ChannelPool(2)
+    assert isinstance(pool, ChannelPool)
+    one, two = pool.acquire(), pool.acquire()
+    with pytest.raises(ChannelLimitExceeded):
+        pool.acquire()
+    below = one.channel_id
+    one.release()
+    three = pool.acquire()
+    assert three.channel_id == below
+    assert isinstance(three, type(connection.default_channel))
+    with pytest.raises(OperationalError):
+        one.queue_declare("q")
+    two.close()
+    two.release()
+    assert pool.acquire().is_open
+    pool.force_close_all()
+    assert connection.connected
+
+
+def test_a_pool_of_channels_closes_those_in_use_too(connection: Connection) -> None:
+    opened: list[Any] = []
+
+    class Pool(ChannelPool):
+        def new(self) -> Any:
+            opened.append(super().new())
+            return opened[-1]
+
+    pool = Pool(connection, 2)
+    used, idle = pool.acquire(), pool.acquire()
+    idle.release()
+    pool.force_close_all()
+    assert [channel.is_open for channel in opened] == [False, False]
+    assert isinstance(used, type(opened[0]))
+
+
+def test_a_pool_of_channels_follows_its_connection(connection: Connection) -> None:
+    pool = connection.ChannelPool(1)
+    with pool.acquire() as channel:
+        link = channel.connection
+    connection.collect()
+    connection.connect()
+    with pool.acquire() as channel:
+        assert channel.connection is not link
+        channel.queue_declare("q", auto_delete=False)
+    pool.force_close_all()
+
+
+# Pools of producers
+
+
+def test_a_producer_publishes_and_is_given_back(connection: Connection) -> None:
+    queue = Queue("letters")
+    with pools.producers[connection].acquire(block=True) as producer:
+        assert isinstance(producer, Producer)
+        producer.publish("one", routing_key="letters", declare=[queue])
+        assert pools.connections[connection].stats()["in_use"] == 1
+    assert pools.connections[connection].stats()["in_use"] == 0
+    assert pools.producers[connection].stats()["in_use"] == 0
+    with connection.SimpleQueue(queue) as box:
+        assert box.get(timeout=1).payload == "one"
+
+
+def test_a_former_producer_cannot_publish(connection: Connection) -> None:
+    pool = pools.producers[connection]
+    producer = pool.acquire()
+    producer.publish("one", routing_key="nowhere")
+    producer.release()
+    other = pool.acquire()
+    with pytest.raises((NotBoundError, OperationalError)):
+        producer.publish("two", routing_key="nowhere")
+    producer.release()
+    assert pool.stats()["in_use"] == 1
+    other.publish("three", routing_key="nowhere")
+    other.close()
+    assert pool.stats()["in_use"] == 0
+
+
+def test_an_error_gives_back_both(connection: Connection) -> None:
+    pool = pools.producers[connection]
+    with pytest.raises(LookupError), pool.acquire():
+        raise LookupError
+    settle()
+    assert pool.stats()["in_use"] == 0
+    assert pools.connections[connection].stats()["in_use"] == 0
+
+
+def test_a_broken_connection_is_replaced(connection: Connection) -> None:
+    pool = pools.producers[connection]
+    with pytest.raises(LookupError), pool.acquire() as producer:
+        producer.connection.replace()
+        raise LookupError
+    settle()
+    assert pool.stats()["in_use"] == 0
+    assert pools.connections[connection].stats()["discarded"] == 1
+
+
+def test_the_class_of_producers_can_be_given(connection: Connection) -> None:
+    class Own(Producer):
+        pass
+
+    pool = pools.ProducerPool(connection.Pool(1), 1, Producer=Own)
+    with pool.acquire() as producer:
+        assert isinstance(producer, Own)
+    producer = pool.create_producer()
+    assert isinstance(producer, Own)
+    producer.connection.release()
+    pool.force_close_all()
+
+
+def test_one_deadline_for_place_and_connection(connection: Connection) -> None:
+    shared = connection.Pool(1)
+    pool = pools.ProducerPool(shared, limit=2)
+    with shared.acquire():
+        with pytest.raises(ConnectionLimitExceeded):
+            pool.acquire()
+        with pytest.raises(ConnectionLimitExceeded, match=r"within 0\.0 s"):
+            pool.acquire(block=True, timeout=0.02)
+    assert pool.stats()["in_use"] == 0
+    held = [pool.acquire()]
+    shared.resize(5)
+    held.append(pool.acquire())
+    with pytest.raises(LimitExceeded, match="producers of"):
+        pool.acquire(block=True, timeout=0.01)
+    for producer in held:
+        producer.release()
+    assert shared.stats()["in_use"] == 0
+    shared.force_close_all()
+
+
+def test_a_dropped_producer_gives_back_both(connection: Connection) -> None:
+    pool = pools.producers[connection]
+    producer = pool.acquire()
+    gone = weakref.ref(producer)
+    del producer
+    gc.collect()
+    settle()
+    assert gone() is None
+    assert pool.stats()["in_use"] == 0
+    assert pools.connections[connection].stats()["in_use"] == 0
+
+
+def test_many_greenlets_share_few_connections(connection: Connection) -> None:
+    connection.SimpleQueue("crowd").close()
+
+    def publish(number: int) -> None:
+        with pools.producers[connection].acquire(block=True, timeout=5) as producer:
+            producer.publish(number, routing_key="crowd")
+            turn()
+
+    crowd = [gevent.spawn(publish, number) for number in range(200)]
+    gevent.joinall(crowd, timeout=10, raise_error=True)
+    assert pools.connections[connection].stats()["created"] == 10
+    with connection.SimpleQueue("crowd") as box:
+        assert box.qsize() == 200
+
+
+# Groups
+
+
+def test_equal_connections_have_one_pool(connection: Connection) -> None:
+    pool = pools.connections[connection]
+    assert pools.connections[connection.clone()] is pool
+    assert pools.connections[Connection(URL)] is pool
+    assert pools.connections[Connection("memory://localhost/other")] is not pool
+    assert connection in pools.connections
+    assert len(pools.connections) == 2
+    assert pools.producers[connection].connections is pool
+    assert "secret" not in repr(list(pools.connections)) + repr(pools.connections)
+    del pools.connections[connection]
+    assert pools.connections.get(connection) is None
+
+
+def test_kombus_keys_are_not_kept_as_they_are() -> None:
+    class Foreign:
+        def __init__(self, password: str) -> None:
+            self.password = password
+
+        def __eqhash__(self) -> Any:
+            return HashedSeq("amqp", "h", "me", self.password)
+
+    class Group(pools.PoolGroup):
+        def create(self, resource: Any, limit: int | None) -> Any:
+            return object()
+
+    group = Group(limit=3)
+    one = group[Foreign("secret")]
+    assert group[Foreign("secret")] is one
+    assert group[Foreign("other")] is not one
+    assert "secret" not in repr(list(group))
+    group[Foreign("mine")] = one
+    assert group[Foreign("mine")] is one
+    group.clear()
+    assert not group
+
+
+def test_a_group_must_say_what_it_makes(connection: Connection) -> None:
+    with pytest.raises(NotImplementedError, match=r"PoolGroup does not define create\(\)"):
+        pools.PoolGroup()[connection]
+
+
+def test_the_global_limit(connection: Connection) -> None:
+    assert pools.get_limit() == 10
+    pool = pools.connections[connection]
+    assert pool.limit == 10
+    assert pools.set_limit(3) == 3
+    assert pool.limit == 3
+    assert pools.connections[Connection("memory://localhost/other")].limit == 3
+    with pool.acquire():
+        with pytest.raises(RuntimeError, match="cannot shrink"):
+            pools.set_limit(1)
+        assert pools.get_limit() == 1
+        assert pool.limit == 3
+        pools.set_limit(2, ignore_errors=True)
+        assert pool.limit == 2
+    assert pools.set_limit(None) == 0
+    assert pool.limit == 0
+    assert pool.stats()["limit"] is None
+    with pytest.raises(TypeError):
+        pools.set_limit(True)
+
+
+def test_a_group_with_its_own_limit(connection: Connection) -> None:
+    group = pools.Connections(limit=4)
+    assert group[connection].limit == 4
+    assert pools.register_group(group) is group
+    try:
+        pools.set_limit(7)
+        assert group[connection].limit == 7
+        pools.reset()
+        assert len(group) == 0
+        assert group[connection].limit == 4
+    finally:
+        pools.reset()
+        pools._groups.remove(group)
+        assert pools.connections in pools._groups
+
+
+def test_resetting_closes_and_forgets(connection: Connection) -> None:
+    pool = pools.connections[connection]
+    held = pool.acquire()
+    held.connect()
+    pools.reset()
+    assert not pools.connections
+    with pytest.raises(OperationalError, match="closed by force"):
+        held.connect()
+    with pytest.raises(RuntimeError, match="closed pool"):
+        pool.acquire()
+    assert pools.connections[connection] is not pool
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPool]:
+    """A real thread, in a patched process too."""
+    pool = ThreadPool(1)
+    yield pool
+    pool.kill()
+
+
+def test_each_thread_has_its_own_pools(connection: Connection, thread: ThreadPool) -> None:
+    mine = pools.connections[connection]
+    mine.acquire().release()
+
+    def theirs() -> tuple[bool, int, int]:
+        pool = pools.connections[connection]
+        with pool.acquire():
+            return pool is mine, len(pools.connections), pool.limit
+
+    assert thread.apply(theirs) == (False, 1, 10)
+    pools.set_limit(5)
+    assert thread.apply(lambda: pools.connections[connection].limit) == 5
+    with pytest.raises(WrongHub):
+        thread.apply(mine.acquire)
+    thread.apply(pools.reset)
+    assert pools.connections[connection] is mine
