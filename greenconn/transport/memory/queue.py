@@ -144,7 +144,7 @@ class Queue:
         self.touch()
         self._drop_expired()
         entry = self.store.take() if self.store.count else None
-        self._settle_empty()
+        self._watch_expiry()
         return entry
 
     def put_back(self, entries: Iterable[Entry]) -> None:
@@ -164,12 +164,12 @@ class Queue:
         for entry in [self.store.take() for _ in range(self.store.count)]:
             if entry.envelope["properties"].get("delivery_mode") == 2:
                 self.store.put_back(entry)
-        self._settle_empty()
+        self._watch_expiry()
 
     def purge(self) -> int:
         """Drop what waits and return how many there were."""
         count = self.store.clear()
-        self._settle_empty()
+        self._watch_expiry()
         return count
 
     def push(self) -> None:
@@ -183,7 +183,7 @@ class Queue:
             if consumer is None:
                 return
             self._deliver(consumer, store.take())
-        self._settle_empty()
+        self._watch_expiry()
 
     def _deliver(self, consumer: Consumer, entry: Entry) -> None:
         consumer.channel.deliver(consumer, entry)
@@ -258,23 +258,20 @@ class Queue:
             if most is not None:
                 most -= 1
 
-    def _watch_expiry(self) -> None:
-        """Wake when the next head is too old; a timer that comes too early looks again."""
-        at = self.store.next_expiry() if self._may_expire else None
-        if at is None:
-            self._expiry.stop()
-        elif self._expiry.at is None or self._expiry.at > at:
-            self._expiry.set(at)
-
     def _expire(self) -> None:
         self._drop_expired(EXPIRED_A_TURN)
-        self._settle_empty()
         self._watch_expiry()
 
-    def _settle_empty(self) -> None:
-        if self._may_expire and not self.store.count:
-            self._may_expire = False
+    def _watch_expiry(self) -> None:
+        """Wake when the next head is too old; a timer that comes too early looks again."""
+        if not self._may_expire:
+            return
+        at = self.store.next_expiry()
+        if at is None:
             self._expiry.stop()
+            self._may_expire = self.store.count > 0
+        elif self._expiry.at is None or self._expiry.at > at:
+            self._expiry.set(at)
 
     def close(self) -> list[Consumer]:
         """The queue is deleted: drop what waits, and return who consumed from it."""

@@ -150,7 +150,7 @@ class Consumer:
             self.callback(message)
         return None
 
-    def _taken(self, size: int) -> None:
+    def _taken(self, message: Any) -> None:
         self.ahead -= 1
         if self.is_parked:
             self.wake()

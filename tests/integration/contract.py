@@ -1,0 +1,165 @@
+"""One transport under the contract: how its tests open links, make entities, send and drain."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from greenconn.transport import memory
+from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from tests.tiny_client import TinyClient
+
+__all__ = ["Side", "Store", "memory_side", "rabbitmq_side"]
+
+#: Seconds that a test waits for something that must come.
+SOON = 10.0
+
+
+class Store(deque[Any]):
+    """A sink that keeps what it is given."""
+
+    taken: Callable[[Any], None] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: list[BaseException] = []
+
+    def deliver(self, message: Any) -> None:
+        """Keep *message*."""
+        self.append(message)
+
+    def cancelled(self, exc: BaseException) -> None:
+        """Keep the reason."""
+        self.lost.append(exc)
+
+    def take(self) -> Any:
+        """Take the oldest message."""
+        message = self.popleft()
+        if self.taken is not None:
+            self.taken(message)
+        return message
+
+
+class Side:
+    """A transport, and what a test made with it.
+
+    Arguments:
+        kind: ``memory`` or ``amqp``.
+        transport: makes links.
+        prefix: begins the names of the test's entities.
+    """
+
+    def __init__(self, kind: str, transport: Any, prefix: str) -> None:
+        self.kind = kind
+        self.transport = transport
+        self.prefix = prefix
+        self._links: list[Any] = []
+        self._queues: list[str] = []
+        self._exchanges: list[str] = []
+
+    def link(self) -> Any:
+        """Open a link; closed after the test."""
+        link = self.transport.establish_connection()
+        self._links.append(link)
+        return link
+
+    def channel(self, link: Any = None) -> Any:
+        """Open a channel, on a link of its own unless one is given."""
+        return self.transport.create_channel(self.link() if link is None else link)
+
+    def name(self, what: str = "q") -> str:
+        """A name that no other test uses."""
+        count = len(self._queues) + len(self._exchanges)
+        return f"{self.prefix}-{what}-{count}"
+
+    def queue(self, channel: Any, name: str | None = None, **options: Any) -> str:
+        """Declare a queue; deleted after the test."""
+        options = {"durable": False, "auto_delete": False, "exclusive": False, **options}
+        declared = channel.queue_declare(self.name() if name is None else name, **options)
+        self._queues.append(declared.queue)
+        return str(declared.queue)
+
+    def exchange(self, channel: Any, type: str = "direct", **options: Any) -> str:
+        """Declare an exchange; deleted after the test."""
+        name = self.name("x")
+        channel.exchange_declare(name, type, **{"auto_delete": False, **options})
+        self._exchanges.append(name)
+        return name
+
+    def send(
+        self,
+        channel: Any,
+        body: Any,
+        exchange: str,
+        routing_key: str,
+        *,
+        headers: dict[str, Any] | None = None,
+        mandatory: bool = False,
+        **properties: Any,
+    ) -> None:
+        """Publish, and wait until the broker has it."""
+        priority = properties.pop("priority", None)
+        message = channel.prepare_message(
+            body,
+            priority=priority,
+            content_type="text/plain",
+            content_encoding="utf-8",
+            headers=headers or {},
+            properties=properties,
+        )
+        channel.basic_publish_confirm(message, exchange, routing_key, mandatory, timeout=SOON)
+
+    def drain(self, link: Any, until: Callable[[], Any], timeout: float = SOON) -> None:
+        """Drain events until *until* is true."""
+        end = monotonic() + timeout
+        while not until():
+            self.transport.drain_events(link, timeout=max(end - monotonic(), 0.0))
+
+    def drain_all(self, link: Any, quiet: float | None = None) -> None:
+        """Drain events until none comes any more."""
+        if quiet is None:
+            quiet = 0 if self.kind == "memory" else 0.2
+        try:
+            while True:
+                self.transport.drain_events(link, timeout=quiet)
+        except TimeoutError:
+            pass
+
+    def get(self, channel: Any, queue: str) -> Any:
+        """Take a message that must be there."""
+        message = channel.basic_get(queue, no_ack=True)
+        assert message is not None
+        return message
+
+    def bodies(self, channel: Any, queue: str) -> list[Any]:
+        """Take all bodies out of *queue*."""
+        bodies = []
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            bodies.append(message.body)
+        return bodies
+
+    def close(self) -> None:
+        """Delete what the test made and close its links."""
+        if self._queues or self._exchanges:
+            channel = self.channel()
+            for name in self._queues:
+                try:
+                    channel.queue_delete(name)
+                except self.transport.channel_errors:
+                    channel = self.channel()
+            for name in self._exchanges:
+                channel.exchange_delete(name)
+        for link in self._links:
+            link.close()
+
+
+def memory_side(prefix: str) -> Side:
+    """The memory broker."""
+    return Side("memory", memory.Transport(TinyClient(f"memory:///{prefix}")), prefix)
+
+
+def rabbitmq_side(url: str, prefix: str) -> Side:
+    """A RabbitMQ."""
+    return Side("amqp", AmqpTransport(TinyClient(url)), prefix)

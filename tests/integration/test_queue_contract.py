@@ -1,0 +1,253 @@
+"""The rules that queues keep on every transport."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
+from greenconn.message import Message
+from tests.integration.contract import SOON, Side, Store
+
+
+def grave(side: Side, channel: Any, key: str | None = None, **arguments: Any) -> tuple[str, str]:
+    """A queue whose dead letters go to another: both names."""
+    dead = side.queue(channel)
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key or dead} | {
+        name.replace("_", "-"): value for name, value in arguments.items()
+    }
+    return side.queue(channel, arguments=arguments), dead
+
+
+def letters(side: Side, channel: Any, queue: str, count: int) -> list[Message]:
+    """Consume so many messages, which may have to come first."""
+    got: list[Message] = []
+    tag = channel.basic_consume(queue, no_ack=True, callback=got.append)
+    side.drain(channel.connection, lambda: len(got) == count)
+    channel.basic_cancel(tag)
+    return got
+
+
+def letter_of(side: Side, channel: Any, queue: str) -> Message:
+    """Consume one message, which may have to come first."""
+    return letters(side, channel, queue, 1)[0]
+
+
+def test_rejected_message_becomes_a_dead_letter(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel)
+    side.send(channel, "x", "", queue, headers={"mine": 1}, expiration="60000")
+    channel.basic_get(queue).reject()
+    letter = letter_of(side, channel, dead)
+    (death,) = letter.headers["x-death"]
+    assert (letter.body, letter.headers["mine"]) == ("x", 1)
+    assert (death["queue"], death["reason"], death["count"]) == (queue, "rejected", 1)
+    assert (death["exchange"], death["routing-keys"]) == ("", [queue])
+    assert death["original-expiration"] == "60000"
+    assert abs((as_utc(death["time"]) - datetime.now(timezone.utc)).total_seconds()) < 60
+    assert letter.headers["x-first-death-queue"] == queue
+    assert letter.headers["x-first-death-reason"] == "rejected"
+    assert letter.headers["x-first-death-exchange"] == ""
+    assert "expiration" not in letter.properties
+    assert letter.delivery_info["routing_key"] == dead
+
+
+def as_utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+
+
+def test_letter_keeps_its_key_unless_told(side: Side) -> None:
+    channel = side.channel()
+    exchange = side.exchange(channel, "topic")
+    dead = side.queue(channel)
+    channel.queue_bind(dead, exchange, "#")
+    queue = side.queue(channel, arguments={"x-dead-letter-exchange": exchange})
+    side.send(channel, "x", "", queue)
+    channel.basic_get(queue).reject()
+    letter = letter_of(side, channel, dead)
+    assert letter.delivery_info["exchange"] == exchange
+    assert letter.delivery_info["routing_key"] == queue
+
+
+def test_deaths_are_counted(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel)
+    side.send(channel, "x", "", queue)
+    channel.basic_get(queue).reject()
+    letter = letter_of(side, channel, dead)
+    again = channel.prepare_message(letter.body, headers=letter.headers)
+    channel.basic_publish_confirm(again, "", queue)
+    channel.basic_get(queue).reject()
+    (death,) = letter_of(side, channel, dead).headers["x-death"]
+    assert death["count"] == 2
+
+
+def test_message_that_dies_in_a_circle_is_dropped(side: Side) -> None:
+    channel = side.channel()
+    queue = side.name("circle")
+    side.queue(
+        channel,
+        queue,
+        arguments={
+            "x-message-ttl": 10,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": queue,
+        },
+    )
+    side.send(channel, "x", "", queue)
+    side.drain_all(channel.connection, 0.3)
+    assert channel.queue_declare(queue, passive=True).message_count == 0
+
+
+def test_retry_by_expiry_goes_round(side: Side) -> None:
+    """Rejections in the circle keep it going: the usual way to retry later."""
+    channel = side.channel()
+    work, wait = side.name("work"), side.name("wait")
+    side.queue(
+        channel, work, arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": wait}
+    )
+    side.queue(
+        channel,
+        wait,
+        arguments={
+            "x-message-ttl": 5,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": work,
+        },
+    )
+    got: list[int] = []
+
+    def handle(message: Message) -> None:
+        deaths = message.headers.get("x-death", [])
+        got.append(sum(each["count"] for each in deaths if each["queue"] == work))
+        if len(got) < 4:
+            message.reject()
+        else:
+            message.ack()
+
+    channel.basic_consume(work, callback=handle)
+    side.send(channel, "x", "", work)
+    # Nothing else happens in this process meanwhile: it is a timer that goes on.
+    side.drain(channel.connection, lambda: len(got) == 4)
+    assert got == [0, 1, 2, 3]
+
+
+def test_old_messages_expire(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel, x_message_ttl=20)
+    side.send(channel, "x", "", queue)
+    letter = letter_of(side, channel, dead)
+    assert letter.headers["x-death"][0]["reason"] == "expired"
+    assert channel.basic_get(queue) is None
+
+
+def test_message_may_expire_by_itself(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel)
+    side.send(channel, "stays", "", queue)
+    side.send(channel, "goes", "", queue, expiration="1")
+    side.drain_all(channel.connection, 0.1)
+    # Only heads are looked at.
+    assert channel.basic_get(dead) is None
+    message = channel.basic_get(queue, no_ack=True)
+    assert message.body == "stays"
+    assert letter_of(side, channel, dead).body == "goes"
+    channel = side.channel()
+    with pytest.raises(PreconditionFailed):
+        side.send(channel, "x", "", queue, expiration="soon")
+
+
+def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel, arguments={"x-message-ttl": 0})
+    side.send(channel, "dropped", "", queue)
+    store = Store()
+    channel.basic_consume(queue, sink=store)
+    side.send(channel, "taken", "", queue)
+    side.drain_all(channel.connection, 0.1)
+    assert [each.body for each in store] == ["taken"]
+
+
+def test_unused_queue_expires(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel, arguments={"x-expires": 150})
+    tag = channel.basic_consume(queue, callback=print)
+    gevent.sleep(0.3)
+    channel.queue_declare(queue, passive=True)
+    channel.basic_cancel(tag)
+    for _ in range(50):
+        gevent.sleep(0.2)
+        try:
+            side.channel(channel.connection).basic_consume(queue, "late", callback=print)
+        except NotFound:
+            break
+        pytest.fail("it did not expire")
+
+
+def test_full_queue_drops_its_head(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel, x_max_length=2)
+    for n in range(4):
+        side.send(channel, str(n), "", queue)
+    assert side.bodies(channel, queue) == ["2", "3"]
+    assert [each.body for each in letters(side, channel, dead, 2)] == ["0", "1"]
+
+
+def test_bytes_count_too(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel, arguments={"x-max-length-bytes": 10})
+    for body in ("aaaa", "bbbb", "cccc", "\u00e9\u00e9"):
+        side.send(channel, body, "", queue)
+    assert side.bodies(channel, queue) == ["cccc", "\u00e9\u00e9"]
+
+
+def test_full_queue_may_refuse(side: Side) -> None:
+    channel = side.channel()
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    queue = side.queue(channel, arguments=arguments)
+    side.send(channel, "0", "", queue)
+    with pytest.raises(PublishNacked):
+        side.send(channel, "1", "", queue)
+    assert channel.is_open
+    assert side.bodies(channel, queue) == ["0"]
+    side.send(channel, "2", "", queue)
+
+
+def test_higher_priorities_come_first(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel, arguments={"x-max-priority": 5})
+    for n, priority in enumerate([0, 5, 3, 9, 0, 3]):
+        side.send(channel, str(n), "", queue, priority=priority)
+    assert side.bodies(channel, queue) == ["1", "3", "2", "5", "0", "4"]
+
+
+def test_single_active_consumer(side: Side) -> None:
+    link = side.link()
+    channel = side.channel(link)
+    queue = side.queue(channel, arguments={"x-single-active-consumer": True})
+    first, second = Store(), Store()
+    channel.basic_qos(0, 10, False)
+    channel.basic_consume(queue, "first", sink=first)
+    channel.basic_consume(queue, "second", sink=second)
+    for n in range(3):
+        side.send(channel, str(n), "", queue)
+    side.drain_all(link, 0.1)
+    assert ([each.body for each in first], len(second)) == (["0", "1", "2"], 0)
+    channel.basic_cancel("first")
+    side.send(channel, "3", "", queue)
+    side.drain_all(link, 0.1)
+    assert [each.body for each in second] == ["3"]
+
+
+def test_idle_drain_is_woken_by_a_publish_elsewhere(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    got: list[Message] = []
+    channel.basic_consume(queue, callback=got.append)
+    waiter = gevent.spawn(side.transport.drain_events, channel.connection)
+    side.send(side.channel(), "x", "", queue)
+    waiter.get(timeout=SOON)
+    assert [each.body for each in got] == ["x"]
