@@ -10,7 +10,7 @@ from greenconn.abc import is_connection
 from greenconn.abstract import ChannelPromise, current_channel
 from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
-from greenconn.exceptions import NotBoundError
+from greenconn.exceptions import NotBoundError, OperationalError
 from greenconn.messaging.batch import Batch
 from greenconn.messaging.effort import Effort
 from greenconn.serialization import dumps
@@ -359,12 +359,20 @@ class Producer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if isinstance(exc, Exception):
-            # What a pool lent is not lent again after an error.  (Being killed is none.)
-            replace = getattr(self.__connection__, "replace", None)
-            if replace is not None:
-                replace()
+        replace = getattr(self.__connection__, "replace", None)
+        # What a pool lent and an error has broken is not lent again.  (Being killed breaks nothing.)
+        if replace is not None and isinstance(exc, Exception) and not self._is_connected():
+            replace()
         self.release()
+
+    def _is_connected(self) -> bool:
+        """Whether the connection, which was in use, still is as it should be."""
+        try:
+            return self.__connection__.session.lost is None
+        except OperationalError:
+            return True  # given back already: it is no business of ours any more
+        except AttributeError:
+            return False  # kombu's tell nothing
 
     def release(self) -> None:
         """Give the producer back, if it came from a pool; else does nothing."""

@@ -255,6 +255,10 @@ class FakeSession:
         self.members: list[Any] = []
         self._successors: dict[Any, Any] = {}
 
+    @property
+    def lost(self) -> BaseException | None:
+        return None if self.client.link is None else self.client.link.lost
+
     def add(self, member: Any) -> None:
         if member not in self.members:
             self.members.append(member)
@@ -295,7 +299,7 @@ class FakeClient:
         self.ensured: list[dict[str, Any]] = []
         self.ensured_connection: list[dict[str, Any]] = []
         if has_session:
-            self.session = FakeSession(self)
+            self.session: Any = FakeSession(self)
 
     @property
     def connected(self) -> bool:

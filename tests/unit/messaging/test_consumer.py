@@ -334,7 +334,7 @@ def test_a_sink_takes_the_messages(client: FakeClient, channel: FakeChannel) -> 
     got: list[Any] = []
 
     class Sink:
-        taken: Callable[[int], None] | None = None
+        taken: Callable[[Any], None] | None = None
 
         def deliver(self, message: Any) -> None:
             got.append(message)

@@ -443,20 +443,37 @@ class PooledClient(FakeClient):
         self.replaced += 1
 
 
-def test_leaving_with_an_error_replaces_a_pooled_connection() -> None:
-    client = PooledClient()
-    with Producer(client):
-        pass
+@pytest.mark.parametrize("has_session", [True, False])
+def test_leaving_with_an_error_replaces_a_broken_pooled_connection(has_session: bool) -> None:
+    client = PooledClient(has_session=has_session)
+    with Producer(client) as producer:
+        producer.publish("1")
     assert client.replaced == 0
+    assert client.link is not None
+    client.link.lose()
     with pytest.raises(RuntimeError), Producer(client):
         raise RuntimeError
     assert client.replaced == 1
 
 
-def test_being_killed_leaves_a_pooled_connection_whole() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, gevent.GreenletExit])
+def test_leaving_with_an_error_keeps_a_whole_pooled_connection(error: type[BaseException]) -> None:
     client = PooledClient()
-    with pytest.raises(gevent.GreenletExit), Producer(client):
-        raise gevent.GreenletExit
+    with pytest.raises(error), Producer(client) as producer:
+        producer.publish("1")
+        raise error
+    assert client.replaced == 0
+
+
+def test_a_pooled_connection_that_was_given_back_is_left_alone() -> None:
+    class Expired(PooledClient):
+        @property
+        def session(self) -> Any:
+            raise OperationalError("given back")
+
+    client = Expired(has_session=False)
+    with pytest.raises(RuntimeError), Producer(client):
+        raise RuntimeError
     assert client.replaced == 0
 
 
