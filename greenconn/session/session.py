@@ -130,8 +130,15 @@ class Session:
             return life.link
         deadline, rounds = self._walk.patience(deadline, rounds)
         failures = 0
+        last: Outcome | None = None
         while True:
-            outcome = self.attempt(deadline, reopen=reopen, interval=interval)
+            try:
+                outcome = self.attempt(deadline, reopen=reopen, interval=interval)
+            except TimeoutError:
+                if last is None or not deadline.has_ended:
+                    raise
+                return last.result()  # which tells more
+            last = outcome
             if outcome.error is None or self.is_final(outcome.error) or deadline.has_ended:
                 return outcome.result()
             failures += 1

@@ -1,0 +1,223 @@
+"""The default channel, and channels that stand for dead ones."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.exceptions import (
+    NotFound,
+    OperationalError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from tests.scripted import Channel, Script
+
+Connect = Callable[..., Connection]
+
+CAME = 5.0
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let others run until *condition* holds."""
+    deadline = Deadline(CAME)
+    while not condition():
+        assert not deadline.has_ended, "it did not come"
+        gevent.sleep(0.002)
+
+
+def test_all_share_one_default_channel(connection: Connection, script: Script) -> None:
+    gate = Event()
+    script.on_channel = gate.wait
+    waiting = [gevent.spawn(lambda: connection.default_channel) for _ in range(100)]
+    until(lambda: script.links)
+    gevent.sleep(0.01)
+    gate.set()
+    channels = {id(greenlet.get(timeout=CAME)) for greenlet in waiting}
+    assert channels == {id(connection.default_channel)}
+    assert len(script.channels) == len(script.links) == 1
+
+
+def test_killing_who_opens_the_default_channel_leaves_it_to_the_others(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    script.on_channel = gate.wait
+    first, second = (gevent.spawn(lambda: connection.default_channel) for _ in range(2))
+    until(lambda: script.links)
+    gevent.sleep(0.01)
+    first.kill()
+    gate.set()
+    assert second.get(timeout=CAME) is connection.default_channel
+    assert len(script.channels) == 1
+
+
+def test_a_channel_error_makes_a_fresh_default_channel(
+    connection: Connection, script: Script
+) -> None:
+    old = connection.default_channel
+    old.prefetch = 7
+    old.error = NotFound("no queue")
+    new = connection.default_channel
+    assert new is not old
+    assert new.use() == "one"
+    assert new.prefetch == 7
+    assert connection.default_channel is new
+    assert len(script.links) == 1
+
+
+def test_a_new_life_has_a_new_default_channel(connection: Connection, script: Script) -> None:
+    old = connection.default_channel
+    script.link.lose()
+    new = connection.default_channel
+    assert new.connection is script.links[1]
+    assert connection.session.successor(old) is new
+
+
+def test_a_link_lost_while_the_channel_opens_is_replaced(
+    connection: Connection, script: Script
+) -> None:
+    def lose_once() -> None:
+        if len(script.links) == 1:
+            script.link.lose()
+
+    script.on_channel = lose_once
+    assert connection.default_channel.connection is script.links[1]
+
+
+def test_a_link_that_never_bears_a_channel_is_given_up(
+    connection: Connection, script: Script
+) -> None:
+    script.on_channel = lambda: script.link.lose()
+    with pytest.raises(RecoverableConnectionError):
+        _ = connection.default_channel
+    assert len(script.links) == 3
+
+
+def test_the_default_channel_says_what_kept_it_from_connecting(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect(connect_timeout=0.1)
+    script.otherwise["one"] = ConnectionRefusedError(111, "nobody listens")
+    with pytest.raises(OperationalError, match="nobody listens") as raised:
+        _ = connection.default_channel
+    assert isinstance(raised.value.__cause__, ConnectionRefusedError)
+
+
+def test_transport_options_say_how_often_to_connect_for_the_default_channel(
+    connect: Connect, script: Script
+) -> None:
+    seen: list[tuple[str, float]] = []
+    connection = connect(
+        transport_options={
+            "max_retries": 2,
+            "interval_start": 0,
+            "interval_step": 0.01,
+            "interval_max": 0.01,
+            "errback": lambda exc, interval: seen.append((str(exc), interval)),
+        }
+    )
+    script.otherwise["one"] = OSError("no")
+    with pytest.raises(OperationalError):
+        _ = connection.default_channel
+    assert seen == [("no", 0.0), ("no", 0.01)]
+    assert len(script.attempts) == 3
+
+
+def test_an_open_channel_stands_for_itself(connection: Connection) -> None:
+    channel = connection.channel()
+    assert connection.session.successor(channel) is channel
+
+
+def test_one_successor_for_all_who_ask(connection: Connection, script: Script) -> None:
+    old = connection.channel()
+    old.prefetch = 3
+    script.link.lose()
+    gate = Event()
+    script.on_channel = gate.wait
+    waiting = [gevent.spawn(connection.session.successor, old) for _ in range(50)]
+    until(lambda: len(script.links) == 2)
+    gevent.sleep(0.01)
+    waiting.pop().kill()
+    gate.set()
+    successors = {id(greenlet.get(timeout=CAME)) for greenlet in waiting}
+    assert len(successors) == 1
+    new = connection.session.successor(old)
+    assert id(new) in successors
+    assert new.prefetch == 3
+    assert len(script.channels) == 2
+
+
+def test_a_line_of_dead_channels_ends_at_one(connection: Connection, script: Script) -> None:
+    first = connection.channel()
+    script.link.lose()
+    second = connection.session.successor(first)
+    script.link.lose()
+    third = connection.session.successor(second)
+    assert connection.session.successor(first) is third
+    script.link.lose()
+    fourth = connection.session.successor(first)
+    assert connection.session.successor(second) is fourth
+    assert connection.session.successor(third) is fourth
+    assert len(script.channels) == 4
+
+
+def test_a_channel_closed_by_an_error_has_a_successor_in_the_same_life(
+    connection: Connection, script: Script
+) -> None:
+    old = connection.channel()
+    old.error = NotFound("no queue")
+    new = connection.session.successor(old)
+    assert new is not old
+    assert len(script.links) == 1
+
+
+def test_only_channels_that_somebody_holds_are_remembered(
+    connection: Connection, script: Script
+) -> None:
+    old = connection.channel()
+    gone: list[weakref.ref[Channel]] = []
+    for _ in range(5):
+        script.link.lose()
+        gone.append(weakref.ref(connection.session.successor(old)))
+        script.channels.clear()
+    script.links.clear()
+    gc.collect()
+    assert [reference() is not None for reference in gone] == [False] * 4 + [True]
+
+
+def test_a_channel_that_cannot_take_over_is_closed(
+    connection: Connection, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Channel, old: Channel) -> None:
+        raise RecoverableChannelError("no")
+
+    old = connection.channel()
+    script.link.lose()
+    monkeypatch.setattr(Channel, "take_over", fail)
+    with pytest.raises(RecoverableChannelError):
+        connection.session.successor(old)
+    assert script.channels[1].is_closed
+
+
+def test_a_closed_session_has_no_successors(connection: Connection, script: Script) -> None:
+    old, default = connection.channel(), connection.default_channel
+    connection.close()
+    for channel in (old, default):
+        with pytest.raises(RecoverableConnectionError, match="was closed"):
+            connection.session.successor(channel)
+    assert len(script.links) == 1
+
+
+def test_the_deadline_covers_link_and_channel(connection: Connection, script: Script) -> None:
+    script.on_channel = lambda: gevent.sleep(0.1)
+    with pytest.raises(TimeoutError):
+        connection.session.default_channel(Deadline(0.02))
+    assert connection.session.default_channel(Deadline(CAME)) is connection.default_channel
