@@ -154,7 +154,7 @@ class FairPool(Generic[T]):
             BaseException: what *create* raised; the place goes to the next waiter.
         """
         if get_hub() is not self._hub:
-            self._settle_in()
+            self.check_hub()
         if self._lost:
             self._take_back()
         if not self._waiters:
@@ -171,11 +171,10 @@ class FairPool(Generic[T]):
     def release(self, item: T) -> bool:
         """Give back.  Never switches.
 
-        Returns:
-            False when *item* is not held (any more): nothing was done.
+        Exactly once for each acquire; False when *item* is not held: nothing was done.
         """
         if get_hub() is not self._hub:
-            self._settle_in()
+            self.check_hub()
         if self._held.pop(id(item), None) is None:
             return False
         if self._closed or not self._has_room():
@@ -262,10 +261,6 @@ class FairPool(Generic[T]):
 
     def check_hub(self) -> None:
         """Raise WrongHub unless the caller's hub is that of the first use."""
-        if get_hub() is not self._hub:
-            self._settle_in()
-
-    def _settle_in(self) -> None:
         if self._home is None:
             self._home = Home()
             self._hub = self._home.hub
