@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import gevent
 from gevent import get_hub
-from gevent.socket import getaddrinfo
+from gevent.socket import gaierror, getaddrinfo
 
 from greenconn.green.deadline import Deadline
 
@@ -86,6 +86,8 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
         raise TimeoutError(f"looking up {host!r} took longer than {_seconds(deadline)}") from None
     except OSError as exc:
         raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc
+    except UnicodeError as exc:  # a label that is empty or too long
+        raise gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
     return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
@@ -26,6 +26,9 @@ class _Door:
 
     def offer(self, item: Any) -> bool:
         return self._slot.offer((self._inbox, item))
+
+    def exchange(self, item: Any) -> Any:
+        return self._slot.exchange((self._inbox, item))[1]
 
     def fail(self, exc: BaseException) -> bool:
         return self._slot.fail(exc)
@@ -52,18 +55,17 @@ def take_either(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
                 return inbox, inbox.get(deadline)
         raise TimeoutError("timed out")
     slot: Slot[Taken] = Slot()
-    doors = [(inbox, cast("Slot[Any]", _Door(inbox, slot))) for inbox in inboxes]
-    for inbox, door in doors:
-        inbox._takers.append(door)
+    doors = {inbox: _Door(inbox, slot) for inbox in inboxes}
+    for inbox, door in doors.items():
+        inbox.line_up(door)
     try:
         return slot.wait(deadline)
     except BaseException:
         if slot.has_value:
             # It was on its way to this greenlet when it was killed: the next one gets it.
             inbox, item = slot.value
-            inbox.put_back(item)
+            inbox.pass_on(doors.pop(inbox), item)
         raise
     finally:
-        for inbox, door in doors:
-            if door in inbox._takers:
-                inbox._takers.remove(door)
+        for inbox, door in doors.items():
+            inbox.step_out(door)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.slot import Slot
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "Taker"]
 
 T = TypeVar("T")
 
@@ -19,18 +20,38 @@ STREAK = 64
 PACE = 0.005
 
 
+class Taker(Protocol[T]):
+    """What stands in the line of an inbox: a slot, or what passes on to one.  Nothing here switches."""
+
+    def offer(self, item: T, /) -> bool:
+        """Take *item* over.  False when nobody waits any more."""
+        ...
+
+    def exchange(self, item: T, /) -> T:
+        """Take *item* instead of the one that was offered, and give that back."""
+        ...
+
+    def fail(self, exc: BaseException, /) -> bool:
+        """Make the waiter raise *exc*."""
+        ...
+
+
 class Inbox(Generic[T]):
     """FIFO of items, with FIFO takers.
 
     ``put`` and ``fail`` may be called from anywhere (the reader, a hub callback) and never switch.
+    An item is handed to a taker before that runs.  If it is killed meanwhile, the item goes to the
+    taker that was handed the next one, and so on, so that the order holds.
     Invariant: there are waiting takers only while there are no items.
     """
 
-    __slots__ = ("_items", "_streak", "_streak_began", "_takers")
+    __slots__ = ("_handed", "_items", "_streak", "_streak_began", "_takers")
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._takers: deque[Slot[T]] = deque()
+        self._takers: deque[Taker[T]] = deque()
+        #: Takers that have an item but have not run yet, in the order of their items.
+        self._handed: deque[Taker[T]] = deque()
         self._streak = 0
         self._streak_began = 0.0
 
@@ -44,19 +65,27 @@ class Inbox(Generic[T]):
 
     def put(self, item: T) -> None:
         """Append *item*, or hand it to the greenlet that has waited longest."""
-        takers = self._takers
-        while takers:
-            if takers.popleft().offer(item):
-                return
-        self._items.append(item)
+        if not self._hand_over(item):
+            self._items.append(item)
 
     def put_back(self, item: T) -> None:
-        """Put *item* where the next taker finds it first: for a taker that was killed with it."""
+        """Put *item*, which was taken but not used, where it comes before all others."""
+        self._shift(item, 0)
+
+    def _hand_over(self, item: T) -> bool:
         takers = self._takers
         while takers:
-            if takers.popleft().offer(item):
-                return
-        self._items.appendleft(item)
+            taker = takers.popleft()
+            if taker.offer(item):
+                self._handed.append(taker)
+                return True
+        return False
+
+    def _shift(self, item: T, start: int) -> None:
+        for taker in islice(self._handed, start, None):
+            item = taker.exchange(item)
+        if not self._hand_over(item):
+            self._items.appendleft(item)
 
     def fail(self, exc: BaseException) -> None:
         """Raise *exc* once in every greenlet that waits now.  Items stay."""
@@ -67,6 +96,23 @@ class Inbox(Generic[T]):
     def clear(self) -> None:
         """Drop all items."""
         self._items.clear()
+
+    def line_up(self, taker: Taker[T]) -> None:
+        """Let *taker* wait for an item; ``step_out`` or ``pass_on`` must follow."""
+        self._takers.append(taker)
+
+    def step_out(self, taker: Taker[T]) -> None:
+        """Take *taker* out of the line: it has its item, or does not wait any more."""
+        if taker in self._handed:
+            self._handed.remove(taker)
+        elif taker in self._takers:
+            self._takers.remove(taker)
+
+    def pass_on(self, taker: Taker[T], item: T) -> None:
+        """Take *taker* out of the line: it was killed before it could use the *item* handed to it."""
+        place = self._handed.index(taker)
+        del self._handed[place]
+        self._shift(item, place)
 
     def get(self, deadline: Deadline) -> T:
         """Take the oldest item.  May switch.
@@ -94,16 +140,15 @@ class Inbox(Generic[T]):
             raise TimeoutError("timed out")
         self._streak = 0
         taker: Slot[T] = Slot()
-        self._takers.append(taker)
+        self.line_up(taker)
         try:
             item = taker.wait(deadline)
         except BaseException:
-            try:
-                self._takers.remove(taker)
-            except ValueError:
-                # An item was on its way to this greenlet when it was killed: the next one gets it.
-                if taker.has_value:
-                    self.put_back(taker.value)
+            if taker.has_value:
+                self.pass_on(taker, taker.value)
+            else:
+                self.step_out(taker)
             raise
+        self.step_out(taker)
         self._streak_began = monotonic()
         return item

@@ -77,6 +77,12 @@ class Slot(Generic[T]):
             get_hub().loop.run_callback(self._run, self._wake)
         return True
 
+    def exchange(self, value: T) -> T:
+        """Put *value* in the place of the one that is there and that nobody has taken yet."""
+        assert self._state == _VALUE
+        old, self._content = self._content, value
+        return cast(T, old)
+
     def _run(self, wake: Callable[..., Any]) -> None:
         # In the hub.  The waiter may have been killed between the filling and this callback.
         if self._wake is wake:

@@ -132,6 +132,7 @@ class Stream:
         """
         if self._closed:
             return
+        self._on_lost = _is_known  # a send that fails now is no news
         self.writer.flush()
         if self._tls is not None and self._tls.handshake_done and not self.writer.is_stalled:
             try:
@@ -144,7 +145,7 @@ class Stream:
         """After a fork, in the child: drop the descriptor without a word to the peer."""
         if not self._closed:
             self._closed = True
-            self.writer.close()
+            self.writer.forget()
             self._watcher.stop()
             self._watcher.close()
             self._sock.close()
@@ -226,3 +227,7 @@ class Stream:
             self._shaken = None
         if plain:
             self._on_data(plain)
+
+
+def _is_known(exc: BaseException) -> None:
+    """The owner closed the stream itself."""

@@ -16,8 +16,8 @@ logger = logging.getLogger("greenconn.green")
 def spawn(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Greenlet[..., Any]:
     """Start a greenlet called ``greenconn:<name>``.
 
-    What it raises unexpectedly is logged once under ``greenconn.green`` and kept in the greenlet's
-    ``exception``; being killed is an ordinary end.
+    What it raises unexpectedly is logged once under ``greenconn.green`` and ends it, with None as its
+    value; being killed is an ordinary end.
     """
     greenlet: Greenlet[..., Any] = Greenlet(_guarded, name, function, args, kwargs)
     greenlet.name = f"greenconn:{name}"

@@ -10,6 +10,9 @@ Rules
 - A writer that must wait does so *before* its first byte, if ``gate`` is set: see ``pass_gate``.
   The gate is shut after an early flush or 5 ms of writing without a switch (so that a loop that only
   publishes lets the others run), and while more than 1 MiB waits for a slow peer.
+- Those who wait for a slow peer go on in the order in which they came: one is woken when there is
+  room, and wakes the next as it goes.  So whenever somebody waits, either the write watcher is on or
+  one who was woken has not run yet.
 """
 
 from __future__ import annotations
@@ -39,8 +42,6 @@ PACE: Final = 0.005
 #: Above this many bytes buffers are handed to the kernel as they are; below, joining is cheaper.
 GATHER: Final = 128 * 1024
 IOV_MAX: Final = 512
-#: Writers woken each time the low-water mark is reached.
-WAKE_BATCH: Final = 64
 
 Buffer = bytes | memoryview
 
@@ -84,6 +85,7 @@ class Writer:
         self._yield_due = False
         self._before_flush: list[Callable[[], None]] = []
         self._waiters: deque[Slot[None]] = deque()
+        self._is_waking = False  # a waiter was woken and has not run yet
         self._closed = False
 
     @property
@@ -108,7 +110,7 @@ class Writer:
         elif size >= EARLY_FLUSH:
             self._flush()
             self._yield_due = self.gate = True
-        elif not len(self._out) & 63 and monotonic() - self._turn_began > PACE:
+        elif monotonic() - self._turn_began > PACE:
             self._yield_due = self.gate = True
 
     def write_many(self, buffers: list[Buffer]) -> None:
@@ -123,10 +125,17 @@ class Writer:
 
         It goes before what is still plaintext, since its record number is the lower one.
         """
-        self._tail.append(data)
+        if self._closed or not data:
+            return
         self._size += len(data)
-        if not self._watcher.active:
-            self._watcher.start(self._on_writable)
+        if self._tail:
+            self._tail.append(data)
+            return
+        sent = self._send([data])
+        if sent >= 0:
+            self._size -= sent
+            if sent < len(data):
+                self._keep([data], sent)
 
     def before_flush(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the hub when this turn ends, just before the flush: it may write.
@@ -149,26 +158,45 @@ class Writer:
             self._yield_due = False
             self._settle_gate()
             turn()
-        while (self._size > HIGH_WATER or self._waiters) and not self._closed:
-            slot: Slot[None] = Slot()
-            self._waiters.append(slot)
-            self.gate = True
+        if (self._size > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
+            self._wait_for_room(deadline)
+
+    def _wait_for_room(self, deadline: Deadline) -> None:
+        slot: Slot[None] = Slot()
+        self._waiters.append(slot)
+        self.gate = True
+        while True:
             try:
                 slot.wait(deadline)
             except BaseException:
-                try:
+                if slot in self._waiters:
                     self._waiters.remove(slot)
-                except ValueError:
-                    self._wake(1)  # woken and killed at once: somebody else may go
+                else:
+                    self._wake_next()  # it was this one's turn: now it is the next one's
                 self._settle_gate()
                 raise
+            if self._closed:
+                return
             if self._size <= HIGH_WATER:
-                break
+                self._wake_next()
+                self._settle_gate()
+                return
+            # It was filled again meanwhile: first in line once more.
+            self._is_waking = False
+            slot = Slot()
+            self._waiters.appendleft(slot)
 
     def close(self) -> None:
         """Stop the watcher and forget what has not left.  Never switches.  Again: does nothing."""
         if self._closed:
             return
+        self.forget()
+        waiters, self._waiters = self._waiters, deque()
+        for slot in waiters:
+            slot.offer(None)
+
+    def forget(self) -> None:
+        """The same after a fork, in the child: those who wait are the parent's and stay asleep."""
         self._closed = True
         # The watcher goes before its descriptor: libev aborts the process on a closed one.
         self._watcher.stop()
@@ -177,7 +205,6 @@ class Writer:
         self._tail.clear()
         self._before_flush.clear()
         self._size = 0
-        self._wake(len(self._waiters))
         self.gate = False
 
     def flush(self) -> None:
@@ -188,14 +215,16 @@ class Writer:
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
 
     def _end_turn(self) -> None:
-        if self._before_flush:
-            self._run_before_flush()
-        self._in_turn = False
-        if self._yield_due:
-            self._yield_due = False
-            self._settle_gate()
-        if self._out:
-            self._flush()
+        try:
+            if self._before_flush:
+                self._run_before_flush()
+        finally:
+            self._in_turn = False
+            if self._yield_due:
+                self._yield_due = False
+                self._settle_gate()
+            if self._out:
+                self._flush()
 
     def _run_before_flush(self) -> None:
         callbacks, self._before_flush = self._before_flush, []
@@ -204,18 +233,26 @@ class Writer:
 
     def _flush(self) -> None:
         out = self._out
-        if self._tail or self._closed or not out:
+        if self._closed:
+            out.clear()  # nobody takes it any more
+            self._size = 0
             return
+        if self._tail or not out:
+            return
+        self._out = []
         if self.seal is not None:
             plain = b"".join(out)
-            sealed = self.seal(plain)
+            try:
+                sealed = self.seal(plain)
+            except OSError as exc:
+                self._on_error(exc)
+                return
             self._size += len(sealed) - len(plain)
             buffers: list[Buffer] = [sealed]
-        elif len(out) > 1 and self._size < GATHER:
+        elif len(out) > 1 and (self._size < GATHER or len(out) > IOV_MAX):
             buffers = [b"".join(out)]
         else:
             buffers = out
-        self._out = []
         sent = self._send(buffers)
         if sent < 0:
             return
@@ -267,15 +304,17 @@ class Writer:
         if not tail:
             self._watcher.stop()
             self._flush()
-        if self._size <= LOW_WATER:
-            self._wake(WAKE_BATCH)
+        if self._size <= LOW_WATER and not self._is_waking:
+            self._wake_next()
         self._settle_gate()
 
-    def _wake(self, count: int) -> None:
+    def _wake_next(self) -> None:
+        self._is_waking = False
         waiters = self._waiters
-        while waiters and count > 0:
-            if waiters.popleft().offer(None):
-                count -= 1
+        while waiters and self._size <= HIGH_WATER and not self._is_waking:
+            self._is_waking = waiters.popleft().offer(None)
 
     def _settle_gate(self) -> None:
-        self.gate = self._yield_due or self._size > HIGH_WATER or bool(self._waiters)
+        self.gate = not self._closed and (
+            self._yield_due or self._size > HIGH_WATER or bool(self._waiters) or self._is_waking
+        )
