@@ -1,0 +1,246 @@
+"""One connection, many greenlets: nothing nests, nothing starves, nothing is lost."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.publishing import publish
+
+DEADLINE = 50.0
+
+
+@pytest.fixture(params=["amqp", "memory"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of a broker of each kind."""
+    if request.param == "memory":
+        return "memory://"
+    return str(request.getfixturevalue("amqp_url"))
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """An open connection, confirms on."""
+    with Connection(url, transport_options={"confirm_publish": True}) as connection:
+        yield connection
+
+
+@pytest.fixture
+def queue(connection: Connection, unique: str) -> Iterator[Queue]:
+    """A declared queue of the test's own."""
+    queue = Queue(unique, expires=300)(connection.default_channel)
+    queue.declare()
+    yield queue
+    with Connection(connection.as_uri(include_password=True)) as other:
+        other.default_channel.queue_delete(unique)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 10, 0])
+def test_a_callback_may_publish_declare_and_get_on_its_own_channel(
+    connection: Connection, queue: Queue, unique: str, prefetch: int
+) -> None:
+    channel = connection.default_channel
+    producer = connection.Producer(channel)
+    for number in range(20):
+        producer.publish({"number": number}, routing_key=queue.name)
+    depth = deepest = 0
+    handled: list[int] = []
+    other = f"{unique}-other"
+
+    def callback(body: Any, message: Any) -> None:
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(deepest, depth)
+        channel.queue_declare(other, durable=True, auto_delete=False)
+        producer.publish(body, routing_key=other)
+        got = channel.basic_get(other)
+        assert got.decode() == body
+        got.ack()
+        message.ack()
+        handled.append(body["number"])
+        depth -= 1
+
+    options = {"prefetch_count": prefetch} if prefetch else {}
+    with connection.Consumer([queue], callbacks=[callback], channel=channel, **options):
+        while len(handled) < 20:
+            connection.drain_events(timeout=DEADLINE)
+    channel.queue_delete(other)
+    assert handled == list(range(20))
+    assert deepest == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_no_ack_consumer_may_declare_and_publish_for_each_message(
+    connection: Connection, queue: Queue, unique: str, long: bool
+) -> None:
+    count = 100_000 if long else 3_000
+    fill = connection.clone(transport_options={})
+    with fill:
+        producer = fill.Producer()
+        for number in range(count):
+            producer.publish({"number": number, "padding": "x" * 230}, routing_key=queue.name)
+    other = Queue(f"{unique}-other", max_length=1)(connection.default_channel)
+    answers = connection.Producer()
+    handled = 0
+
+    def callback(body: Any, message: Any) -> None:
+        nonlocal handled
+        other.declare()
+        answers.publish(body, routing_key=other.name)
+        handled += 1
+
+    with connection.Consumer([queue], callbacks=[callback], no_ack=True):
+        while handled < count:
+            connection.drain_events(timeout=DEADLINE)
+    other.delete()
+
+
+@pytest.mark.timeout(600)
+def test_a_loop_that_only_publishes_lets_others_run(amqp_url: str, unique: str, long: bool) -> None:
+    count = 1_000_000 if long else 50_000
+    turns = delivered = 0
+    is_over = Event()
+    with Connection(amqp_url, heartbeat=1) as connection, Connection(amqp_url) as other:
+        queue = Queue(unique, max_length=1000)(connection.default_channel)
+        queue.declare()
+
+        def publish_all() -> None:
+            producer = connection.Producer()
+            for number in range(count):
+                producer.publish(number, routing_key=unique)
+            is_over.set()
+
+        def count_turns() -> None:
+            nonlocal turns
+            while not is_over.is_set():
+                gevent.sleep(0.001)
+                turns += 1
+
+        def consume() -> None:
+            nonlocal delivered
+
+            def callback(body: Any, message: Any) -> None:
+                nonlocal delivered
+                delivered += 1
+                message.ack()
+
+            with other.Consumer([Queue(unique, no_declare=True)], callbacks=[callback]):
+                while not is_over.is_set():
+                    try:
+                        other.drain_events(timeout=0.1)
+                    except TimeoutError:
+                        continue
+
+        others = [gevent.spawn(count_turns), gevent.spawn(consume)]
+        publisher = gevent.spawn(publish_all)
+        publisher.get(timeout=500)
+        gevent.joinall(others, timeout=DEADLINE, raise_error=True)
+        queue.delete()
+    assert turns > 5
+    assert delivered > 5
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_answers_and_kills_over_shared_channels_agree_with_the_broker(
+    url: str, unique: str, seed: int, long: bool
+) -> None:
+    """Every message is either acknowledged, or rejected, or still there: none is lost or invented."""
+    rng = random.Random(seed)
+    count = 6_000 if long else 600
+    left = Counter[int]()
+    gone = Counter[int]()
+    with Connection(url) as connection:
+        queue = Queue(unique, expires=300)(connection.default_channel)
+        queue.declare()
+        producer = connection.Producer()
+        for number in range(count):
+            producer.publish(number, routing_key=unique)
+        channels = [connection.channel() for _ in range(2)]
+        for channel in channels:
+            channel.basic_qos(0, 50, False)
+
+        def drain() -> None:
+            while True:
+                connection.drain_events()
+
+        def callback(message: Any) -> None:
+            number = message.decode()
+            choice = rng.random()
+            if choice < 0.6:
+                message.ack()
+                gone[number] += 1
+            elif choice < 0.75:
+                message.reject()
+                gone[number] += 1
+            elif choice < 0.9:
+                message.requeue()
+            else:
+                gevent.sleep(0)  # a switch amid the work: a place to be killed at
+                message.ack()
+                gone[number] += 1
+
+        tags = [
+            (channel, channel.basic_consume(unique, callback=callback)) for channel in channels * 2
+        ]
+        for _ in range(30):
+            drainers = [gevent.spawn(drain) for _ in range(5)]
+            gevent.joinall(drainers, timeout=rng.random() * 0.02)
+            gevent.killall(drainers)
+        for channel, tag in tags:
+            channel.basic_cancel(tag)
+        for channel in channels:
+            channel.close()  # what nobody answered goes back
+        while (message := connection.default_channel.basic_get(unique)) is not None:
+            left[message.decode()] += 1
+            message.ack()
+        queue.delete()
+    assert all(times == 1 for times in gone.values())
+    assert all(times == 1 for times in left.values())
+    assert sorted([*gone, *left]) == list(range(count))
+
+
+def test_many_publish_well_while_two_are_refused(amqp_url: str, unique: str) -> None:
+    refused: dict[int, Exception] = {}
+    shared = Connection(amqp_url)
+
+    def one(number: int) -> None:
+        try:
+            if number == 50:
+                publish(Exchange(f"{unique}-gone", no_declare=True), number, connection=shared)
+            elif number == 51:
+                publish(unique, number, connection=shared, user_id="foreign")
+            else:
+                publish(unique, number, connection=shared)
+        except OperationalError as exc:
+            refused[number] = exc
+
+    with shared:
+        publish(unique, "first", connection=shared)
+        gevent.joinall([gevent.spawn(one, number) for number in range(102)], raise_error=True)
+        channel = shared.default_channel
+        found = set()
+        while (message := channel.basic_get(unique, no_ack=True)) is not None:
+            found.add(message.decode())
+        channel.queue_delete(unique)
+    assert sorted(refused) == [50, 51]
+    assert found == {"first", *range(50), *range(52, 102)}
+
+
+def test_a_connection_that_is_closed_tells_those_who_drain(url: str) -> None:
+    connection = Connection(url)
+    connection.connect()
+    drainers = [gevent.spawn(connection.drain_events) for _ in range(3)]
+    gevent.sleep(0)
+    connection.close()
+    for drainer in drainers:
+        with pytest.raises(RecoverableConnectionError):
+            drainer.get(timeout=DEADLINE)
