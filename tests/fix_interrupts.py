@@ -1,0 +1,109 @@
+"""Interrupting a greenlet at each of its switches, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from greenlet import greenlet, settrace
+
+__all__ = ["INTERRUPTIONS", "Interruption", "Run", "interruptions"]
+
+#: How many switches a function may make before the test is considered endless.
+MANY = 500
+
+
+class Interruption(BaseException):
+    """What is thrown in: by class neither an error of ours nor one that anybody expects."""
+
+
+#: What users throw into greenlets: the end by ``kill``, and a timeout of their own.
+INTERRUPTIONS: tuple[Callable[[], BaseException], ...] = (
+    gevent.GreenletExit,
+    Interruption,
+    lambda: gevent.Timeout(None),
+)
+
+
+class Run:
+    """One run of a function in a greenlet that is interrupted at its n-th switch.
+
+    Arguments:
+        number: of the switch, from 1.
+        delay: turns of the hub between the switch and the interruption: with some the greenlet may
+            have been woken already.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        number: int,
+        error: BaseException,
+        delay: int = 0,
+    ) -> None:
+        self.switches = 0
+        #: Whether it came to the interruption.
+        self.was_interrupted = False
+        #: What the function returned or raised.
+        self.result: Any = None
+        self.raised: BaseException | None = None
+        self._number = number
+        self._error = error
+        self._delay = delay
+        self._function = function
+        self._greenlet: gevent.Greenlet[..., None] = gevent.Greenlet(self._guarded)
+
+    def run(self, timeout: float = 10.0) -> Run:
+        """Run to the end.  May switch."""
+        former = settrace(self._trace)
+        try:
+            self._greenlet.start()
+            self._greenlet.join(timeout)
+        finally:
+            settrace(former)
+        assert self._greenlet.dead, "the function did not end after it was interrupted"
+        return self
+
+    def _guarded(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as exc:
+            self.raised = exc
+
+    def _trace(self, event: str, ends: tuple[greenlet, greenlet]) -> None:
+        if ends[0] is self._greenlet and not self._greenlet.dead:
+            self.switches += 1
+            if self.switches == self._number:
+                self._later(self._delay)
+
+    def _later(self, delay: int) -> None:
+        if delay:
+            get_hub().loop.run_callback(self._later, delay - 1)
+        else:
+            get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        # As gevent's own kill: from the hub.
+        if not self._greenlet.dead and self._greenlet.gr_frame is not None:
+            self.was_interrupted = True
+            self._greenlet.throw(self._error)
+
+
+def interruptions(
+    function: Callable[[], Any], delays: tuple[int, ...] = (0, 1, 2)
+) -> Iterator[Run]:
+    """Run *function* again and again, each time interrupted at another switch in another way.
+
+    It ends after the runs that came to their end before they were interrupted.
+    """
+    for make in INTERRUPTIONS:
+        for delay in delays:
+            for number in range(1, MANY):
+                run = Run(function, number, make(), delay).run()
+                yield run
+                if not run.was_interrupted and run.switches < number:
+                    break
+            else:
+                raise AssertionError(f"more than {MANY} switches")

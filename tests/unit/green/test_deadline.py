@@ -1,0 +1,58 @@
+"""Deadlines."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import pytest
+
+from greenconn.green.deadline import Deadline
+
+
+def test_no_deadline_never_ends() -> None:
+    deadline = Deadline()
+    assert deadline.left() is None
+    assert deadline.timeout is None
+    assert not deadline.has_ended
+    assert repr(deadline) == "<Deadline: none>"
+
+
+def test_time_that_is_left_goes_down_to_nothing_and_not_below() -> None:
+    deadline = Deadline(0.02)
+    left = deadline.left()
+    assert left is not None
+    assert 0.0 < left <= 0.02
+    while monotonic() < deadline.at:  # type: ignore[operator]
+        pass
+    assert deadline.left() == 0.0
+    assert deadline.has_ended
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, -1])
+def test_nothing_or_less_has_ended_already(timeout: float) -> None:
+    deadline = Deadline(timeout)
+    assert deadline.has_ended
+    assert deadline.left() == 0.0
+    assert deadline.timeout == timeout
+
+
+def test_a_running_deadline_is_taken_as_it_is() -> None:
+    deadline = Deadline(5)
+    assert Deadline.of(deadline) is deadline
+    assert Deadline.of(None).left() is None
+    assert Deadline.of(7).timeout == 7
+
+
+def test_the_earlier_of_two_counts() -> None:
+    deadline = Deadline(10)
+    assert deadline.within(None) is deadline
+    assert deadline.within(20) is deadline
+    shorter = deadline.within(1)
+    assert shorter.timeout == 1
+    assert shorter.left() <= 1  # type: ignore[operator]
+    assert Deadline().within(3).timeout == 3
+    assert Deadline(0).within(3).has_ended
+
+
+def test_what_is_left_can_be_seen() -> None:
+    assert repr(Deadline(0)) == "<Deadline: 0.000 s left>"

@@ -1,0 +1,258 @@
+"""The slot: one waiter, one value or error, at most once, whatever happens to the waiter."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from time import monotonic
+
+import gevent
+import pytest
+from gevent import get_hub
+from greenlet import greenlet, settrace
+
+from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.slot import Slot
+from tests.fix_interrupts import INTERRUPTIONS, interruptions
+
+SOON, LONG = Deadline(0.01), Deadline(30)
+
+
+def state_of(slot: Slot[int]) -> str:
+    """What became of a slot."""
+    states = {"value": slot.has_value, "left": slot.has_left, "filled": slot.is_filled}
+    return next((name for name, is_so in states.items() if is_so), "empty")
+
+
+def switches_of(function: Callable[[], object]) -> int:
+    """How often *function* leaves this greenlet."""
+    current, count = gevent.getcurrent(), 0
+
+    def trace(event: str, ends: tuple[greenlet, greenlet]) -> None:
+        nonlocal count
+        count += ends[0] is current
+
+    former = settrace(trace)
+    try:
+        function()
+    finally:
+        settrace(former)
+    return count
+
+
+def test_a_waiter_gets_the_value() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, LONG)
+    turn()
+    assert state_of(slot) == "empty"
+    assert slot.offer(5)
+    assert state_of(slot) == "value"
+    assert slot.value == 5
+    assert waiter.get(timeout=5) == 5
+
+
+def test_a_value_that_is_there_needs_no_switch() -> None:
+    slot: Slot[int] = Slot()
+    assert slot.offer(5)
+    assert switches_of(lambda: slot.wait(Deadline(0))) == 0
+    assert slot.wait(Deadline(0)) == 5
+
+
+def test_only_the_first_counts() -> None:
+    slot: Slot[int] = Slot()
+    assert slot.offer(1)
+    assert not slot.offer(2)
+    assert not slot.fail(ValueError())
+    assert slot.wait(LONG) == 1
+    other: Slot[int] = Slot()
+    assert other.fail(ValueError())
+    assert not other.offer(1)
+    assert state_of(other) == "filled"
+    with pytest.raises(ValueError):
+        other.wait(LONG)
+
+
+def test_filling_never_switches() -> None:
+    slots: list[Slot[int]] = [Slot() for _ in range(3)]
+    waiters = [gevent.spawn(slot.wait, LONG) for slot in slots]
+    turn()
+    assert switches_of(lambda: [slot.offer(1) for slot in slots]) == 0
+    assert [waiter.get(timeout=5) for waiter in waiters] == [1, 1, 1]
+
+
+def test_a_hub_callback_may_fill_it() -> None:
+    slot: Slot[int] = Slot()
+    get_hub().loop.run_callback(slot.offer, 3)
+    assert slot.wait(LONG) == 3
+
+
+def test_none_is_a_value() -> None:
+    slot: Slot[None] = Slot()
+    slot.offer(None)
+    slot.wait(LONG)
+    assert slot.has_value
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_a_waiter_whose_deadline_ends_has_left(timeout: float) -> None:
+    left: list[Slot[int]] = []
+    slot: Slot[int] = Slot(left.append)
+    with pytest.raises(TimeoutError):
+        slot.wait(Deadline(timeout))
+    assert left == [slot]
+    assert not slot.offer(1)
+    assert not slot.fail(ValueError())
+    assert state_of(slot) == "left"
+
+
+def test_the_deadline_takes_as_long_as_it_says() -> None:
+    slot: Slot[int] = Slot()
+    began = monotonic()
+    with pytest.raises(TimeoutError):
+        slot.wait(Deadline(0.05))
+    assert monotonic() - began >= 0.05
+
+
+def put(slot: Slot[int], taken: list[bool]) -> None:
+    taken.append(slot.offer(1))
+
+
+def test_a_value_of_the_very_turn_in_which_the_deadline_ends_is_taken_or_refused() -> None:
+    for number in range(50):
+        slot: Slot[int] = Slot()
+        timer = get_hub().loop.timer(0.002)
+        taken: list[bool] = []
+        timer.start(put, slot, taken)
+        try:
+            assert slot.wait(Deadline(0.002)) == 1, number
+            assert taken == [True]
+        except TimeoutError:
+            turn()
+            gevent.sleep(0.002)
+            assert taken == [False], number
+        finally:
+            timer.close()
+
+
+@pytest.mark.parametrize("make", INTERRUPTIONS)
+def test_a_killed_waiter_has_left(make: Callable[[], BaseException]) -> None:
+    left: list[Slot[int]] = []
+    slot: Slot[int] = Slot(left.append)
+    waiter = gevent.spawn(slot.wait, LONG)
+    turn()
+    error = make()
+    waiter.kill(error)
+    assert state_of(slot) == "left"
+    assert left == [slot]
+    assert not slot.offer(1)
+    if not isinstance(error, gevent.GreenletExit):
+        with pytest.raises(type(error)):
+            waiter.get()
+
+
+def test_a_timeout_of_gevent_leaves() -> None:
+    slot: Slot[int] = Slot()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        slot.wait(LONG)
+    assert slot.has_left
+
+
+def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
+    slot: Slot[int] = Slot(lambda _: pytest.fail("it did not leave empty-handed"))
+    waiter = gevent.spawn(slot.wait, LONG)
+    turn()
+    waiter.kill(block=False)
+    assert slot.offer(7)
+    waiter.join()
+    outcome: object = waiter.value
+    assert isinstance(outcome, gevent.GreenletExit)
+    assert state_of(slot) == "value"
+    assert slot.value == 7
+
+
+def test_a_value_that_nobody_took_can_be_exchanged() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, LONG)
+    turn()
+    slot.offer(7)
+    assert slot.exchange(6) == 7
+    assert waiter.get(timeout=5) == 6
+
+
+def test_each_switch_may_be_the_last() -> None:
+    made: list[Slot[int]] = []
+
+    def wait() -> int:
+        made.append(Slot())
+        get_hub().loop.run_callback(made[-1].offer, 1)
+        return made[-1].wait(LONG)
+
+    for run in interruptions(wait):
+        slot = made[-1]
+        if run.raised is None:
+            assert run.result == 1
+        else:
+            assert state_of(slot) in ("value", "left")
+            turn()
+            assert not slot.offer(2)
+
+
+def test_nothing_of_a_wait_stays_with_the_hub() -> None:
+    loop = get_hub().loop
+    turn()
+    before = loop.activecnt
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            Slot[int]().wait(Deadline(0.001))
+        waiter = gevent.spawn(Slot[int]().wait, LONG)
+        turn()
+        waiter.kill()
+    turn()
+    assert loop.activecnt <= before
+
+
+def test_each_waiter_gets_an_error_of_its_own() -> None:
+    cause = OSError(104, "reset")
+    error = NotFound("no queue", (50, 10), "Queue.declare", 404)
+    error.__cause__ = cause
+    slots: list[Slot[int]] = [Slot() for _ in range(3)]
+    for slot in slots:
+        slot.fail(error)
+    raised = []
+    for slot in slots:
+        with pytest.raises(NotFound) as caught:
+            slot.wait(LONG)
+        raised.append(caught.value)
+    assert len({id(each) for each in raised} | {id(error)}) == 4
+    for each in raised:
+        assert str(each) == str(error)
+        assert each.args == error.args
+        assert each.reply_code == 404
+        assert each.method_sig == (50, 10)
+        assert each.__cause__ is cause
+        assert len(traceback.extract_tb(each.__traceback__)) == 2
+    assert error.__traceback__ is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(111, "refused"),
+        ConnectionResetError(104, "reset"),
+        RecoverableConnectionError("gone"),
+        PublishTimeout("late", maybe_delivered=True),
+        gevent.Timeout(None),
+        gevent.GreenletExit(),
+        KeyError("k"),
+    ],
+)
+def test_any_error_keeps_its_class_and_words(error: BaseException) -> None:
+    slot: Slot[int] = Slot()
+    slot.fail(error)
+    with pytest.raises(type(error)) as caught:
+        slot.wait(LONG)
+    assert str(caught.value) == str(error)
+    assert caught.value.args == error.args
+    assert {**caught.value.__dict__} == {**error.__dict__}
