@@ -17,7 +17,7 @@ from greenconn.options import ConnectOptions
 from greenconn.session.session import Session
 from greenconn.wire.backoff import Backoff
 
-__all__ = ["Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
+__all__ = ["NotConnected", "Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
 
 #: Seconds between two calls of ``callback`` while one waits (kombu's).
 CALLBACK_INTERVAL: Final = 1.0
@@ -30,6 +30,10 @@ _RETRY_OPTIONS: Final = (
     "errback",
     "callback",
 )
+
+
+class NotConnected(OperationalError):
+    """No broker let us in, although it was tried as often as a policy says: enough for ``ensure``."""
 
 
 class _ConnectionLike(Protocol):
@@ -58,7 +62,9 @@ def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def library_errors(connection: _ConnectionLike) -> Iterator[None]:
+def library_errors(
+    connection: _ConnectionLike, kind: type[OperationalError] = OperationalError
+) -> Iterator[None]:
     """Raise what may be recovered from as :class:`OperationalError`, with its cause."""
     try:
         yield
@@ -68,7 +74,7 @@ def library_errors(connection: _ConnectionLike) -> Iterator[None]:
         *connection.recoverable_connection_errors,
         *connection.recoverable_channel_errors,
     ) as exc:
-        raise OperationalError(str(exc)) from exc
+        raise kind(str(exc)) from exc
 
 
 def ensure_open(
@@ -108,7 +114,7 @@ def ensure_open(
         is_exhausted = policy.max_retries is not None and retries >= policy.max_retries
         if is_exhausted or deadline.has_ended or session.is_final(last):
             if wraps_errors:
-                with library_errors(connection):
+                with library_errors(connection, NotConnected):
                     outcome.result()
             outcome.result()
         interval = next(intervals) if connection.completes_cycle(retries) else 0.0
@@ -125,7 +131,7 @@ def _give_up(
     connection: _ConnectionLike, exc: TimeoutError, last: BaseException | None, wraps: bool
 ) -> NoReturn:
     if wraps:
-        raise OperationalError(str(exc)) from (last or exc)
+        raise NotConnected(str(exc)) from (last or exc)
     raise exc from last
 
 
@@ -225,6 +231,8 @@ class _Ensured:
         connection = self._connection
         errors = connection.recoverable_connection_errors
         if isinstance(exc, OperationalError) and not connection.session.is_open:
+            if isinstance(exc, NotConnected):
+                return False
             # What opening the default channel inside of *fun* made of an error to connect.
             return isinstance(exc.__cause__, errors)
         return isinstance(
