@@ -1,0 +1,205 @@
+"""Producers and consumers on real connections to the memory broker, over its restarts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue, maybe_declare
+from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from greenconn.messaging import Consumer, Producer
+from greenconn.transport import memory
+from tests.unit.fake_channel import outcome
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    virtual_host = uuid.uuid4().hex
+    with Connection(f"memory://localhost/{virtual_host}") as made:
+        yield made
+    memory.reset(virtual_host)
+
+
+def restart(connection: Connection) -> None:
+    """Restart the broker and wait until the connection is whole again."""
+    back = Event()
+    connection.session.on_recovered.append(back.set)
+    memory.restart(connection.virtual_host)
+    assert back.wait(5.0)
+    connection.session.on_recovered.remove(back.set)
+
+
+def consumer_count(connection: Connection, queue: str) -> int:
+    """How many consumers the broker knows for *queue*."""
+    with connection.channel() as channel:
+        return int(channel.queue_declare(queue, passive=True).consumer_count)
+
+
+class Receiver(list[Any]):
+    """Acknowledges messages and keeps their bodies."""
+
+    def __call__(self, body: Any, message: Any) -> None:
+        self.append(body)
+        message.ack()
+
+
+def test_a_consumer_outlives_restarts(connection: Connection) -> None:
+    got = Receiver()
+    queue = Queue("q", Exchange("e"), "k")
+    consumer = Consumer(connection, queue, callbacks=[got], prefetch_count=2)
+    consumer.consume()
+    tags = dict(consumer._active_tags)
+    producer = Producer(connection, queue.exchange, "k")
+    for number in range(3):
+        producer.publish(number, serializer="json")
+        connection.drain_events(timeout=1.0)
+        restart(connection)
+    assert got == [0, 1, 2]
+    assert consumer._active_tags == tags
+    assert consumer_count(connection, "q") == 1
+    consumer.cancel()
+    assert consumer_count(connection, "q") == 0
+
+
+def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None:
+    got = Receiver()
+    exchange = Exchange("e", "fanout", durable=False)
+    consumer = Consumer(
+        connection.channel(),
+        [
+            Queue("", exchange, exclusive=True),
+            Queue("own", exchange, exclusive=True, durable=False),
+        ],
+        callbacks=[got],
+    )
+    consumer.consume()
+    names = [queue.name for queue in consumer.queues]
+    restart(connection)
+    assert consumer.queues[0].name != names[0]
+    assert consumer.queues[1].name == "own"
+    Producer(connection, exchange).publish("hello")
+    connection.drain_events(timeout=1.0)
+    connection.drain_events(timeout=1.0)
+    assert got == ["hello", "hello"]
+    consumer.cancel()
+
+
+def test_a_program_that_rebuilds_itself_ends_with_one_consumer(connection: Connection) -> None:
+    got = Receiver()
+    consumer = Consumer(connection, Queue("q"), callbacks=[got])
+    consumer.consume()
+
+    def loop() -> None:
+        while len(got) < 2:
+            try:
+                connection.drain_events(timeout=5.0)
+            except connection.connection_errors:
+                connection.ensure_connection(max_retries=3)
+                consumer.revive(connection.channel())
+                consumer.consume()
+
+    looping = gevent.spawn(loop)
+    gevent.idle()
+    producer = Producer(connection)
+    producer.publish("1", "q")
+    memory.restart(connection.virtual_host)
+    producer.publish("2", "q", retry=True)
+    looping.get(timeout=5.0)
+    assert got == ["1", "2"]
+    assert consumer_count(connection, "q") == 1
+    consumer.cancel()
+
+
+def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connection) -> None:
+    with pytest.raises(RecoverableConnectionError), Consumer(connection, Queue("q")):
+        waiting = gevent.spawn(outcome, connection.drain_events, timeout=5.0)
+        gevent.idle()
+        restart(connection)
+        raise waiting.get(timeout=5.0)
+    assert consumer_count(connection, "q") == 0
+
+
+def test_a_closed_channel_is_not_brought_back(connection: Connection) -> None:
+    keeper = Consumer(connection, Queue("kept"), callbacks=[Receiver()])
+    keeper.consume()
+    channel = connection.channel()
+    Consumer(channel, Queue("q")).consume()
+    channel.close()
+    restart(connection)
+    assert consumer_count(connection, "q") == 0
+    assert consumer_count(connection, "kept") == 1
+    keeper.cancel()
+
+
+def test_a_consumer_of_the_connection_survives_anothers_channel_error(
+    connection: Connection,
+) -> None:
+    got = Receiver()
+    consumer = Consumer(connection, Queue("q"), callbacks=[got])
+    consumer.consume()
+    with pytest.raises(NotFound):
+        connection.default_channel.queue_declare("unknown", passive=True)
+    with pytest.raises(RecoverableChannelError):
+        connection.drain_events(timeout=1.0)
+    consumer.consume()
+    Producer(connection).publish("1", "q")
+    connection.drain_events(timeout=1.0)
+    assert got == ["1"]
+    consumer.cancel()
+
+
+def test_a_producer_shared_by_many_greenlets_over_a_restart(connection: Connection) -> None:
+    queue = Queue("q", Exchange("e"), "k")
+    maybe_declare(queue, connection)
+    producer = Producer(connection, queue.exchange, "k")
+    policy = {"max_retries": 5, "interval_start": 0, "interval_step": 0.01}
+
+    def publish(number: int) -> None:
+        for part in range(5):
+            producer.publish([number, part], retry=True, retry_policy=policy)
+            gevent.sleep(0)
+
+    publishing = [gevent.spawn(publish, number) for number in range(50)]
+    gevent.sleep(0)
+    memory.restart(connection.virtual_host)
+    gevent.joinall(publishing, timeout=10.0, raise_error=True)
+    bound = queue(connection)
+    got = []
+    while (message := bound.get(no_ack=True)) is not None:
+        got.append(tuple(message.payload))
+    assert sorted(set(got)) == [(number, part) for number in range(50) for part in range(5)]
+
+
+def test_declarations_are_forgotten_with_a_life(connection: Connection) -> None:
+    exchange = Exchange("e", durable=False)
+    assert maybe_declare(exchange, connection) is True
+    assert maybe_declare(exchange, connection) is False
+    memory.restart(connection.virtual_host)
+    producer = Producer(connection, exchange)
+    producer.publish("1")  # would close the channel if the exchange were taken for declared
+    assert maybe_declare(exchange, connection) is False
+
+
+def test_a_mandatory_message_comes_back(connection: Connection) -> None:
+    returned: list[Any] = []
+    producer = Producer(connection, on_return=lambda *details: returned.append(details))
+    producer.publish("1", "nowhere", mandatory=True)
+    connection.drain_events(timeout=1.0)
+    [(exc, exchange, routing_key, _)] = returned
+    assert (exchange, routing_key) == ("", "nowhere")
+    assert isinstance(exc, Exception)
+
+
+def test_channels_make_producers_and_consumers(connection: Connection) -> None:
+    got = Receiver()
+    channel = connection.channel()
+    with channel.Consumer(Queue("q"), callbacks=[got]):
+        channel.Producer(routing_key="q").publish("1")
+        connection.drain_events(timeout=1.0)
+    assert got == ["1"]
