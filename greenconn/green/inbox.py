@@ -40,8 +40,9 @@ class Inbox(Generic[T]):
     """FIFO of items, with FIFO takers.
 
     ``put`` and ``fail`` may be called from anywhere (the reader, a hub callback) and never switch.
-    An item is handed to a taker before that runs.  If it is killed meanwhile, the item goes to the
-    taker that was handed the next one, and so on, so that the order holds.
+    An item is handed to a taker before that runs.  Whoever runs takes the oldest item: if the taker is
+    killed meanwhile, or another finds a newer item there, those on their way are moved up or down,
+    so that items are begun in their order.
     Invariant: there are waiting takers only while there are no items.
     """
 
@@ -114,6 +115,12 @@ class Inbox(Generic[T]):
         del self._handed[place]
         self._shift(item, place)
 
+    def _take(self) -> T:
+        item = self._items.popleft()
+        for taker in reversed(self._handed):
+            item = taker.exchange(item)
+        return item
+
     def get(self, deadline: Deadline) -> T:
         """Take the oldest item.  May switch.
 
@@ -131,12 +138,12 @@ class Inbox(Generic[T]):
                     self._streak_began = now
                     turn()
             if items:
-                return items.popleft()
+                return self._take()
         left = deadline.left()
         if left == 0.0:
             turn()
             if items:
-                return items.popleft()
+                return self._take()
             raise TimeoutError("timed out")
         self._streak = 0
         taker: Slot[T] = Slot()

@@ -1,0 +1,223 @@
+"""The inbox: items in their order, takers in theirs, and nothing lost when takers are killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent import get_hub
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.inbox import Inbox
+from tests.fix_interrupts import interruptions
+
+LONG = Deadline(30)
+
+
+def test_items_come_out_in_order() -> None:
+    inbox: Inbox[int] = Inbox()
+    for number in range(5):
+        inbox.put(number)
+    assert len(inbox) == 5
+    assert [inbox.get(LONG) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(inbox) == 0
+
+
+def test_takers_are_served_in_order() -> None:
+    inbox: Inbox[int] = Inbox()
+    takers = [gevent.spawn(inbox.get, LONG) for _ in range(5)]
+    turn()
+    assert inbox.waiting == 5
+    for number in range(7):
+        inbox.put(number)
+    assert inbox.waiting == 0
+    assert [taker.get(timeout=5) for taker in takers] == [0, 1, 2, 3, 4]
+    assert [inbox.get(LONG), inbox.get(LONG)] == [5, 6]
+
+
+def test_an_item_is_not_taken_from_the_one_who_waits() -> None:
+    inbox: Inbox[int] = Inbox()
+    waiting = gevent.spawn(inbox.get, LONG)
+    turn()
+    inbox.put(1)
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0))
+    assert waiting.get(timeout=5) == 1
+
+
+def test_putting_never_switches_and_may_be_done_in_the_hub() -> None:
+    inbox: Inbox[int] = Inbox()
+    get_hub().loop.run_callback(inbox.put, 1)
+    assert inbox.get(LONG) == 1
+
+
+def test_an_empty_inbox_lets_the_hub_turn_before_it_says_so() -> None:
+    inbox: Inbox[int] = Inbox()
+    ran: list[int] = []
+    gevent.spawn(ran.append, 1)
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0))
+    assert ran == [1]
+
+
+def test_what_comes_in_that_turn_is_taken() -> None:
+    inbox: Inbox[int] = Inbox()
+    gevent.spawn(inbox.put, 1)
+    assert inbox.get(Deadline(0)) == 1
+
+
+def test_a_deadline_ends_the_wait() -> None:
+    inbox: Inbox[int] = Inbox()
+    began = monotonic()
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0.03))
+    assert monotonic() - began >= 0.03
+    assert inbox.waiting == 0
+
+
+def test_one_who_always_finds_an_item_lets_the_others_run() -> None:
+    inbox: Inbox[int] = Inbox()
+    stamps: list[float] = []
+
+    def look() -> None:
+        while True:
+            stamps.append(monotonic())
+            gevent.sleep(0.001)
+
+    looker = gevent.spawn(look)
+    turn()
+    end = monotonic() + 0.3
+    while monotonic() < end:
+        inbox.put(1)
+        inbox.get(LONG)
+    looker.kill()
+    assert len(stamps) > 5
+
+
+def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
+    inbox: Inbox[int] = Inbox()
+    takers = [gevent.spawn(inbox.get, LONG) for _ in range(3)]
+    turn()
+    inbox.put(1)
+    inbox.fail(LookupError("lost"))
+    inbox.put(2)
+    assert takers[0].get(timeout=5) == 1
+    errors = []
+    for taker in takers[1:]:
+        with pytest.raises(LookupError, match="lost") as caught:
+            taker.get(timeout=5)
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    assert inbox.get(LONG) == 2
+
+
+def test_clear_drops_what_nobody_has_taken() -> None:
+    inbox: Inbox[int] = Inbox()
+    taker = gevent.spawn(inbox.get, LONG)
+    turn()
+    for number in range(3):
+        inbox.put(number)
+    inbox.clear()
+    assert len(inbox) == 0
+    assert taker.get(timeout=5) == 0
+
+
+@pytest.mark.parametrize("kill_first", [True, False])
+def test_an_item_on_its_way_to_a_killed_taker_goes_to_the_next(kill_first: bool) -> None:
+    inbox: Inbox[int] = Inbox()
+    killed, taker = gevent.spawn(inbox.get, LONG), gevent.spawn(inbox.get, LONG)
+    turn()
+    if kill_first:
+        killed.kill(block=False)
+    inbox.put(1)
+    killed.kill(block=False)
+    inbox.put(2)
+    gevent.joinall([killed, taker], timeout=5)
+    got: list[Any] = [killed.value, taker.value, *(inbox.get(LONG) for _ in range(len(inbox)))]
+    assert [item for item in got if isinstance(item, int)] == [1, 2]
+
+
+def test_many_killed_at_once_lose_nothing_and_keep_the_order() -> None:
+    inbox: Inbox[int] = Inbox()
+    takers = [gevent.spawn(inbox.get, LONG) for _ in range(10)]
+    turn()
+    # As a reader does with one chunk, in the turn in which the takers are killed.
+    gevent.killall(takers[1::2] + takers[::2], block=False)
+    for number in range(15):
+        inbox.put(number)
+    gevent.joinall(takers, timeout=5)
+    assert [inbox.get(Deadline(0)) for _ in range(15)] == list(range(15))
+
+
+def test_what_is_put_back_comes_first_even_before_what_is_on_its_way() -> None:
+    inbox: Inbox[int] = Inbox()
+    inbox.put(1)
+    one = inbox.get(LONG)
+    takers = [gevent.spawn(inbox.get, LONG) for _ in range(2)]
+    turn()
+    inbox.put(2)
+    inbox.put_back(one)
+    assert [taker.get(timeout=5) for taker in takers] == [1, 2]
+    inbox.put(4)
+    inbox.put_back(3)
+    assert [inbox.get(LONG), inbox.get(LONG)] == [3, 4]
+
+
+STEPS = st.one_of(st.sampled_from(["put", "take", "turn"]), st.integers(0, 100))
+
+
+@given(st.lists(STEPS, max_size=60))
+def test_whatever_happens_to_takers_all_items_come_out_in_order(steps: list[str | int]) -> None:
+    inbox: Inbox[int] = Inbox()
+    taken: list[int] = []
+    takers: list[gevent.Greenlet[..., Any]] = []
+    count = 0
+
+    def take() -> None:
+        taken.append(inbox.get(LONG))
+
+    for step in steps:
+        if step == "put":
+            inbox.put(count)
+            count += 1
+        elif step == "take":
+            takers.append(gevent.spawn(take))
+        elif step == "turn":
+            turn()
+        elif takers and isinstance(step, int):
+            takers[step % len(takers)].kill(block=False)
+    turn()
+    turn()
+    left = [inbox.get(Deadline(0)) for _ in range(len(inbox))]
+    gevent.killall(takers)
+    assert taken + left == list(range(count))
+    assert inbox.waiting == 0
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0))
+
+
+def test_each_switch_of_a_taker_may_be_its_last() -> None:
+    inbox: Inbox[int] = Inbox()
+
+    def take() -> int:
+        return inbox.get(LONG)
+
+    came = 0
+    outcomes: Counter[str] = Counter()
+    for run in interruptions(take):
+        # The next run's item; it is there before that begins, or not, in turn.
+        came += 1
+        inbox.put(came)
+        outcomes["taken" if run.raised is None else "killed"] += 1
+        if run.raised is not None:
+            assert inbox.waiting == 0
+    assert outcomes["taken"]
+    left = [inbox.get(Deadline(0)) for _ in range(len(inbox))]
+    assert left == sorted(left)
+    assert len(left) + outcomes["taken"] == came
