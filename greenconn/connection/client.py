@@ -95,10 +95,11 @@ class Connection(Shortcuts, Persistent):
         session = self.session
         if session.is_open:
             return self.transport.heartbeat_check(session.life.link, rate=rate)
-        if session.lost is not None or session.is_closed:
+        if session.is_lost or session.is_closed:
+            lost = session.lost or getattr(session.life.link, "lost", None)
             raise RecoverableConnectionError(
-                f"connection to {session.broker.label} is not open ({session.lost or 'closed'})"
-            ) from session.lost
+                f"connection to {session.broker.label} is not open ({lost or 'closed'})"
+            ) from lost
         return None
 
     def get_heartbeat_interval(self) -> Any:
@@ -203,9 +204,9 @@ class BrokerConnection(Connection):
     """A connection for programs of carrot's time, which call ``connection.connected()``."""
 
     @property
-    def connected(self) -> bool:
+    def connected(self) -> _Truth:  # type: ignore[override]  # bool has no subclasses
         """Whether the connection is open: a truth value that may also be called."""
-        return _Truth(self._is_connected())  # type: ignore[return-value]  # bool has no subclasses
+        return _Truth(self._is_connected())
 
 
 class PooledConnection(Connection):
@@ -280,7 +281,7 @@ class PooledConnection(Connection):
             self._pool.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._expired is None and self.session.lost is not None:
+        if exc_type is not None and self._expired is None and self.session.is_lost:
             self.replace()
         else:
             self.release()

@@ -168,7 +168,7 @@ class Broker:
         transport = parameters.transport or DEFAULT_TRANSPORT
         if resolve and isinstance(transport, str):
             transport = self._client.resolve_aliases.get(transport, transport)
-        hostname = parameters.hostname or defaults.get("hostname")
+        hostname = parameters.hostname or defaults.get("hostname", "localhost")
         if parameters.uri_prefix:
             hostname = f"{parameters.uri_prefix}+{hostname}"
         return {

@@ -95,6 +95,11 @@ class Session:
         return self.life.is_open
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the last link ended by itself, and there is no other yet."""
+        return self.lost is not None or (self.life.link is not None and self.life.is_over)
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was closed and not used since."""
         return self._state is SessionState.CLOSED

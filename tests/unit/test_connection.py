@@ -1,0 +1,576 @@
+"""The public face of a connection."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import (
+    BrokerConnection,
+    ChannelLimitExceeded,
+    ChannelPool,
+    Connection,
+    ConnectionLimitExceeded,
+    ConnectionPool,
+    PooledConnection,
+    is_connection,
+    maybe_channel,
+)
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.messaging import Consumer, Producer
+from greenconn.options import BROKER_HEARTBEAT
+from tests.scripted import Script, Transport
+
+Connect = Callable[..., Connection]
+
+CAME = 5.0
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+URLS = [
+    "amqp://",
+    "amqp://u:p@h:99/v",
+    "amqp://u:p%2F@h:99//",
+    "amqp://u@h",
+    "amqp://h//foo",
+    "amqp://h/%2Ffoo",
+    "amqp://[::1]:99/v",
+    "amqp://a;amqp://b:55/x",
+    "localhost",
+    "some.host",
+    "pyamqp://h",
+    "librabbitmq://h",
+]
+
+
+def test_the_default_heartbeat_is_known_by_identity() -> None:
+    not_given: Any = Connection().heartbeat
+    assert not_given is BROKER_HEARTBEAT
+    assert Connection(heartbeat=0).heartbeat is not BROKER_HEARTBEAT
+    assert Connection(heartbeat=0).heartbeat == Connection().heartbeat == 0
+    assert Connection(heartbeat=3).heartbeat == 3.0
+    assert Connection(heartbeat=None).heartbeat is None
+    assert Connection("amqp://x?heartbeat=0").heartbeat is not BROKER_HEARTBEAT
+    for other in (copy.copy(Connection()), pickle.loads(pickle.dumps(Connection()))):
+        assert other.heartbeat is BROKER_HEARTBEAT
+    switched = Connection("amqp://a;amqp://b")
+    switched.maybe_switch_next()
+    assert switched.heartbeat is BROKER_HEARTBEAT
+
+
+def test_unknown_arguments_are_accepted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    connection = Connection(backend_cls="x", pool="secret")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "backend_cls, pool" in caplog.text
+    assert "secret" not in caplog.text
+    caplog.clear()
+    connection.clone()
+    assert caplog.records == []
+
+
+def test_attributes_may_be_set() -> None:
+    connection = Connection("amqp://one")
+    connection.hostname = "two"
+    connection.transport_options["a"] = 1
+    connection.connect_timeout = None
+    assert "two" in connection.as_uri()
+    assert connection.transport_options == {"a": 1}
+    assert connection.connect_timeout is None
+    with pytest.raises(AttributeError, match="alt"):
+        connection.alt = []
+
+
+def test_host() -> None:
+    assert Connection("amqp://one:7").host == "one:7"
+
+
+# -- failover list -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"hostname": "amqp://a;amqp://b;amqp://c"},
+        {"hostname": ["amqp://a", "amqp://b", "amqp://c"]},
+        {"hostname": ("amqp://a;amqp://b", "amqp://c")},
+        {"hostname": "amqp://a", "alternates": ["amqp://b", "amqp://c"]},
+        {"hostname": "amqp://a;amqp://b", "alternates": ["amqp://c"]},
+    ],
+)
+def test_a_list_may_be_given_in_several_ways(arguments: dict[str, Any]) -> None:
+    connection = Connection(**arguments)
+    assert connection.alt == ["amqp://a", "amqp://b", "amqp://c"]
+    hosts = [connection.hostname]
+    for _ in range(3):
+        connection.maybe_switch_next()
+        hosts.append(connection.hostname)
+    assert hosts == ["a", "b", "c", "a"]
+
+
+def test_a_list_that_was_given_is_not_changed() -> None:
+    alternates = ["amqp://b"]
+    Connection("amqp://a", alternates=alternates)
+    assert alternates == ["amqp://b"]
+
+
+def test_each_url_of_a_list_is_filled_from_the_keywords_alone() -> None:
+    connection = Connection("amqp://u:p@a:99/v;amqp://b", userid="kw", password="pw")
+    connection.maybe_switch_next()
+    assert connection.info() | {"alternates": [], "failover_strategy": ""} == Connection(
+        "amqp://kw:pw@b"
+    ).info() | {"alternates": [], "failover_strategy": ""}
+
+
+def test_strategies() -> None:
+    def second_only(urls: list[str]) -> Any:
+        while True:
+            yield urls[1]
+
+    connection = Connection("amqp://a;amqp://b;amqp://c", failover_strategy=second_only)
+    assert connection.failover_strategy is second_only
+    connection.maybe_switch_next()
+    assert connection.hostname == "b"
+    assert Connection("amqp://a;amqp://b?failover_strategy=shuffle").info()[
+        "failover_strategy"
+    ] == ("round-robin")
+    assert (
+        Connection("amqp://a?failover_strategy=shuffle;amqp://b").info()["failover_strategy"]
+        == "shuffle"
+    )
+    with pytest.raises(ValueError, match="rondo"):
+        Connection("amqp://a;amqp://b", failover_strategy="rondo")
+
+
+def test_one_broker_has_nowhere_to_switch() -> None:
+    connection = Connection("amqp://a")
+    connection.maybe_switch_next()
+    assert connection.hostname == "a"
+    assert connection.completes_cycle(0)
+    assert not Connection("amqp://a;amqp://b").completes_cycle(0)
+
+
+def test_switch_means_another_broker(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://me@one:99/v", password="pw")
+    link = connection.connect()
+    connection.declared_entities.add("x")
+    connection.switch("scripted://two")
+    assert not link.is_open
+    assert not connection.connected
+    assert connection.declared_entities == set()
+    assert (connection.hostname, connection.port, connection.virtual_host) == ("two", None, "/")
+    assert connection.password == "pw"
+    assert connection.default_channel.use() == "two"
+    connection.switch("three")
+    assert connection.connect().host == "three"
+
+
+# -- copies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [Connection, BrokerConnection])
+@pytest.mark.parametrize("url", URLS)
+def test_copies_equal_their_source(cls: type[Connection], url: str) -> None:
+    source = cls(url, password="pw", transport_options={"confirm_publish": True})
+    for twin in (source.clone(), copy.copy(source), pickle.loads(pickle.dumps(source))):
+        assert type(twin) is cls
+        assert twin == source
+        assert hash(twin) == hash(source)
+        assert twin.__eqhash__() == source.__eqhash__()
+        assert twin.info() == source.info()
+        assert twin.session is not source.session
+    assert source.clone(userid="other") != source
+    assert source != "amqp://"
+
+
+def test_a_clone_takes_what_differs() -> None:
+    clone = Connection("amqp://u:p@h/v").clone(virtual_host="w", heartbeat=3)
+    assert (clone.virtual_host, clone.heartbeat, clone.hostname) == ("w", 3, "h")
+
+
+def test_a_clone_goes_on_where_its_source_is() -> None:
+    source = Connection("amqp://u@a:99/v;amqp://b;amqp://c")
+    source.maybe_switch_next()
+    for twin in (source.clone(), pickle.loads(pickle.dumps(source))):
+        assert twin.hostname == "b"
+        twin.maybe_switch_next()
+        assert twin.hostname == "c"
+        twin.maybe_switch_next()
+        assert twin.as_uri() == "amqp://u:**@a:99/v"
+
+
+def test_failing_over_does_not_change_the_key() -> None:
+    connection = Connection("amqp://a;amqp://b")
+    before = connection.__eqhash__()
+    connection.maybe_switch_next()
+    assert connection.__eqhash__() == before
+
+
+# -- secrets -------------------------------------------------------------------------------------
+
+
+def test_no_secret_leaves(caplog: pytest.LogCaptureFixture, script: Script) -> None:
+    caplog.set_level(logging.DEBUG)
+    connection = Connection("scripted://me:secret@one;scripted://me:secret@two")
+    script.plan("one", OSError("no"))
+    connection.connect()
+    connection.close()
+    with pytest.raises(RecoverableConnectionError) as raised:
+        connection.drain_events()
+    texts = [repr(connection), repr(connection.session), connection.as_uri(), str(raised.value)]
+    texts += [repr(connection.__eqhash__()), caplog.text]
+    assert "scripted://me:**@" in caplog.text
+    assert not [text for text in texts if "secret" in text]
+    assert "secret" in connection.as_uri(include_password=True)
+
+
+def test_a_password_may_be_a_function() -> None:
+    connection = Connection("amqp://me@h", password=lambda: "secret")
+    assert connection.as_uri() == "amqp://me:**@h:5672//"
+    assert connection.as_uri(include_password=True) == "amqp://me:secret@h:5672//"
+    assert connection.clone() == connection
+
+
+# -- use -----------------------------------------------------------------------------------------
+
+
+def test_connect_returns_the_transports_object(connection: Connection, script: Script) -> None:
+    link = connection.connect()
+    assert link is script.link
+    assert connection.connection is link
+    assert connection.connected is True
+    assert connection.transport is connection.transport
+    assert type(connection.transport) is connection.get_transport_cls() is Transport
+
+
+def test_connect_tries_twice_and_raises_the_transports_error(
+    connection: Connection, script: Script
+) -> None:
+    script.otherwise["one"] = ConnectionRefusedError(111, "nobody listens")
+    with pytest.raises(ConnectionRefusedError):
+        connection.connect()
+    assert len(script.attempts) == 2
+
+
+def test_the_end_of_with_closes(script: Script) -> None:
+    with Connection("scripted://one") as connection:
+        connection.connect()
+    assert connection.session.is_closed
+    assert script.open_links == []
+    connection.release()
+
+
+def test_what_the_transport_says(connection: Connection) -> None:
+    assert connection.supports_heartbeats is True
+    assert connection.is_evented is False
+    assert connection.supports_exchange_type("fanout")
+    assert not connection.supports_exchange_type("x-delayed")
+    assert connection.qos_semantics_matches_spec is True
+    assert connection.get_heartbeat_interval() == 17.0
+    assert OSError in connection.connection_errors
+    assert connection.channel_errors == Transport.channel_errors
+    assert RecoverableConnectionError in connection.recoverable_connection_errors
+    assert connection.recoverable_channel_errors
+    assert connection.manager.transport is connection.transport
+    with pytest.raises(NotImplementedError, match="no management interface"):
+        connection.get_manager()
+
+
+def test_heartbeat_check_is_about_an_open_connection(
+    connection: Connection, script: Script
+) -> None:
+    connection.heartbeat_check()
+    assert script.attempts == []
+    connection.connect()
+    connection.heartbeat_check(rate=2)
+    script.link.lose()
+    gevent.sleep(0.01)
+    with pytest.raises(RecoverableConnectionError, match="one is gone"):
+        connection.heartbeat_check()
+    connection.connect()
+    connection.heartbeat_check()
+    connection.close()
+    with pytest.raises(RecoverableConnectionError, match="closed"):
+        connection.heartbeat_check()
+
+
+def test_drain_opens_and_raises_socket_timeout(connection: Connection, script: Script) -> None:
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.01)
+    assert len(script.links) == 1
+    seen: list[str] = []
+    script.link.events.put((seen.append, "event"))
+    connection.drain_events(timeout=CAME)
+    assert seen == ["event"]
+
+
+def test_maybe_close_channel_takes_no_errors(connection: Connection) -> None:
+    class Broken:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def close(self) -> None:
+            raise self.error
+
+    connection.maybe_close_channel(connection.channel())
+    connection.maybe_close_channel(Broken(OSError("gone")))
+    connection.maybe_close_channel(Broken(RecoverableConnectionError("gone")))
+    with pytest.raises(LookupError):
+        connection.maybe_close_channel(Broken(LookupError()))
+
+
+def test_revive_leaves_a_channel_alone_that_others_use(connection: Connection) -> None:
+    channel = connection.default_channel
+    connection.revive(connection.channel())
+    assert connection.default_channel is channel
+    assert channel.is_open
+
+
+def test_a_transport_written_for_kombu_is_asked_without_a_deadline(
+    connect: Connect, script: Script
+) -> None:
+    class KombuTransport(Transport):
+        def establish_connection(self) -> Any:  # type: ignore[override]
+            return super().establish_connection()
+
+    connection = connect("one", transport=KombuTransport)
+    assert connection.connect().host == "one"
+
+
+def test_helpers_tell_connections_from_channels(connection: Connection) -> None:
+    assert is_connection(connection)
+    assert not is_connection(object())
+    assert maybe_channel(connection) is connection.default_channel
+    channel = connection.channel()
+    assert maybe_channel(channel) is channel
+
+
+def test_shortcuts(connection: Connection) -> None:
+    assert isinstance(connection.Pool(2), ConnectionPool)
+    assert isinstance(connection.ChannelPool(2), ChannelPool)
+    assert issubclass(ConnectionLimitExceeded, OperationalError)
+    assert issubclass(ChannelLimitExceeded, OperationalError)
+    channel = connection.channel()
+    assert isinstance(connection.Producer(channel), Producer)
+    assert isinstance(connection.Consumer([], channel), Consumer)
+
+
+# -- BrokerConnection ----------------------------------------------------------------------------
+
+
+def test_connected_may_be_called(script: Script) -> None:
+    made: Any = BrokerConnection("scripted://one")
+    with made as connection:
+        assert connection.connected == False  # noqa: E712
+        assert not connection.connected
+        assert connection.connected() is False
+        assert str(connection.connected) == repr(connection.connected) == "False"
+        connection.connect()
+        assert connection.connected == True  # noqa: E712
+        assert connection.connected() is True
+        assert f"{connection.connected}" == "True"
+        assert {True: "yes"}[connection.connected] == "yes"
+
+
+# -- pooled --------------------------------------------------------------------------------------
+
+
+class Pool:
+    """What a facade asks of a pool."""
+
+    limit = 1
+
+    def __init__(self) -> None:
+        self.given_back: list[str] = []
+
+    def release(self, resource: Any) -> None:
+        self.given_back.append("released")
+        resource.expire("it was given back")
+
+    def replace(self, resource: Any) -> None:
+        self.given_back.append("replaced")
+        resource.expire("it was given back as defective")
+
+
+class Special(BrokerConnection):
+    """A user's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.colour = "red"
+
+    def hello(self) -> str:
+        return f"hello {self.hostname}"
+
+
+@pytest.mark.parametrize("cls", [Connection, BrokerConnection, Special])
+def test_a_facade_is_of_the_family(cls: type[Connection], script: Script) -> None:
+    core = cls("scripted://one")
+    facade = core.lend(Pool())
+    assert isinstance(facade, cls)
+    assert isinstance(facade, PooledConnection)
+    assert facade == core
+    assert core == facade
+    assert hash(facade) == hash(core)
+    assert facade != cls("scripted://two")
+    assert type(facade.clone()) is cls
+    assert type(pickle.loads(pickle.dumps(facade))) is cls
+    assert facade.transport is core.transport
+    assert facade.session is core.session
+    assert facade.declared_entities is core.declared_entities
+    channel = facade.default_channel
+    assert core.default_channel is channel
+    assert channel.connection.client is core
+    assert facade.connected == True  # noqa: E712
+    facade.hostname = "three"
+    assert core.hostname == "three"
+    core.close()
+
+
+def test_a_facade_has_what_a_subclass_adds(script: Script) -> None:
+    core = Special("scripted://one")
+    facade: Any = core.lend(Pool())
+    assert (facade.hello(), facade.colour) == ("hello one", "red")
+    facade.release()
+    with pytest.raises(AttributeError):
+        _ = facade.colour
+
+
+@pytest.mark.parametrize("end", ["release", "close", "replace"])
+def test_giving_back_happens_once(script: Script, end: str) -> None:
+    core, pool = Connection("scripted://one"), Pool()
+    facade = core.lend(pool)
+    facade.connect()
+    getattr(facade, end)()
+    for again in ("release", "close", "replace"):
+        getattr(facade, again)()
+    with facade:
+        pass
+    assert pool.given_back == ["replaced" if end == "replace" else "released"]
+    assert core.connected
+    for use in (
+        facade.connect,
+        facade.channel,
+        facade.drain_events,
+        facade.info,
+        facade.collect,
+        lambda: facade.default_channel,
+        lambda: facade.connected,
+        lambda: facade.hostname,
+        lambda: facade.switch("x"),
+    ):
+        with pytest.raises(OperationalError, match="it was given back"):
+            use()
+    assert facade == core
+    assert hash(facade) == hash(core)
+    assert "released" in repr(facade)
+    core.close()
+
+
+def test_an_error_in_with_replaces_only_a_broken_connection(script: Script) -> None:
+    core, pool = Connection("scripted://one"), Pool()
+    with pytest.raises(LookupError), core.lend(pool) as facade:
+        facade.connect()
+        raise LookupError
+    with pytest.raises(RecoverableConnectionError), core.lend(pool) as facade:
+        channel = facade.channel()
+        script.link.lose()
+        channel.use()
+    assert pool.given_back == ["released", "replaced"]
+    core.close()
+
+
+def test_a_facade_cannot_be_lent(script: Script) -> None:
+    with pytest.raises(TypeError):
+        Connection("scripted://one").lend(Pool()).lend(Pool())
+
+
+def test_a_pool_lends_facades(script: Script) -> None:
+    source = BrokerConnection("scripted://one")
+    pool = source.Pool(1)
+    with pool.acquire() as first:
+        assert isinstance(first, BrokerConnection)
+        assert first == source
+        core_channel = first.default_channel
+    with pytest.raises(OperationalError):
+        first.channel()
+    with pool.acquire() as second:
+        assert second is not first
+        assert second.default_channel is core_channel
+        first.release()
+        with pytest.raises(ConnectionLimitExceeded):
+            pool.acquire()
+    pool.force_close_all()
+    gevent.sleep(0.01)
+    assert script.open_links == []
+
+
+def test_a_closed_connection_is_not_lent_again(script: Script) -> None:
+    connection = Connection("scripted://one")
+    assert connection.is_reusable
+    connection.connect()
+    script.link.lose()
+    assert connection.is_reusable
+    connection.close()
+    assert not connection.is_reusable
+
+
+# -- event loops ---------------------------------------------------------------------------------
+
+
+class Loop:
+    """An event loop that calls back in a greenlet when a descriptor is readable."""
+
+    def __init__(self) -> None:
+        self.watching: dict[int, gevent.Greenlet[..., Any]] = {}
+
+    def add_reader(self, descriptor: int, callback: Callable[[], Any]) -> None:
+        def watch() -> None:
+            watcher = gevent.get_hub().loop.io(descriptor, 1)
+            try:
+                while True:
+                    gevent.get_hub().wait(watcher)
+                    callback()
+            finally:
+                watcher.close()
+
+        self.watching[descriptor] = gevent.spawn(watch)
+
+    def remove_reader(self, descriptor: int) -> None:
+        self.watching.pop(descriptor).kill()
+
+
+def test_a_loop_is_woken_when_an_event_waits(connection: Connection, script: Script) -> None:
+    loop, seen, came = Loop(), [], Event()
+    connection.connect()
+    connection.register_with_event_loop(loop)
+
+    def take(event: str) -> None:
+        seen.append(event)
+        if event == "last":
+            came.set()
+
+    for event in ("first", "second", "last"):
+        script.link.events.put((take, event))
+    assert came.wait(CAME)
+    assert seen == ["first", "second", "last"]
+    came.clear()
+    script.link.lose()
+    connection.connect()
+    gevent.sleep(0.01)
+    script.link.events.put((take, "last"))
+    assert came.wait(CAME)
+    connection.close()
+    assert loop.watching == {}
+
+
+def test_a_loop_needs_add_reader(connection: Connection) -> None:
+    with pytest.raises(TypeError, match="add_reader"):
+        connection.register_with_event_loop(object())
