@@ -98,6 +98,11 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
 
     # Calls
 
+    @property
+    def cause(self) -> BaseException | None:
+        """Why it can no longer be used (the link's ``lost``, if that is why); None while it can."""
+        return self._gone
+
     def check_open(self) -> None:
         """Raise unless the channel can be used.
 
