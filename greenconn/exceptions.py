@@ -171,11 +171,15 @@ class BatchPublishError(OperationalError):
 
     Attributes:
         failed: the error of each that was not, by its position in the batch, from 0.
+        taken: how many messages were looked at: when nothing more can be published, the rest is not.
     """
 
-    def __init__(self, *args: object, failed: Mapping[int, Exception] | None = None) -> None:
+    def __init__(
+        self, *args: object, failed: Mapping[int, Exception] | None = None, taken: int = 0
+    ) -> None:
         super().__init__(*args)
         self.failed: Mapping[int, Exception] = failed or {}
+        self.taken = taken
 
 
 class InconsistencyError(ConnectionError):  # type: ignore[misc]
@@ -266,7 +270,7 @@ class RemoteError(OperationalError):
 
 
 #: Errors that ``ensure`` and ``autoretry`` never repeat, although some are also ``OSError`` by class.
-NEVER_REPEATED: tuple[type[BaseException], ...] = (
+NEVER_REPEATED: tuple[type[Exception], ...] = (
     PublishTimeout,
     PublishNacked,
     Unroutable,

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from greenconn.entity.declaration import maybe_declare
-from greenconn.exceptions import NotFound, RecoverableChannelError
+from greenconn.exceptions import NotFound, RecoverableChannelError, ResourceLocked
 from greenconn.green.deadline import Deadline
 
-__all__ = ["ensure_declared", "ensure_queue_exists"]
+__all__ = ["ensure_declared", "ensure_queue_exists", "forget_existence"]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
 TRIES = 5
@@ -28,7 +28,7 @@ def ensure_queue_exists(
 
     Raises:
         NotFound: it does not exist and *passive* was asked for.
-        AccessRefused, ResourceLocked: the broker refuses.
+        AccessRefused: it does not exist, and may not be declared.
         TimeoutError: it took too long; it goes on for those who wait longer.
         Exception: what opening the connection raised.
     """
@@ -62,6 +62,8 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
     for tries_left in reversed(range(TRIES)):
         session.link(deadline)
         life = session.life
+        if entity.can_cache_declaration and hash(entity) in life.declared_entities:
+            return
         try:
             session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
             return
@@ -74,11 +76,20 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
     raise AssertionError("unreachable")
 
 
+def forget_existence(session: Any, target: Any) -> None:
+    """Take nothing for granted about *target* (the name of a queue, or an entity) any more."""
+    key = ("queue", target) if isinstance(target, str) else hash(target)
+    session.life.declared_entities.discard(key)
+
+
 def _look_up(session: Any, name: str, passive: bool) -> None:
-    # In the flight's own greenlet: the deadline of one caller is not that of the others.
-    run, deadline = session.utility.run, Deadline(session.broker.connect_timeout)
+    # In the flight's own greenlet: the deadline of one caller is not that of the others.  There is
+    # no other: a thousand names may stand in line for a few channels, whose calls end in time.
+    run, deadline = session.utility.run, Deadline()
     try:
         run(lambda channel: channel.queue_declare(queue=name, passive=True), deadline)
+    except ResourceLocked:
+        return  # another connection's own queue: it exists, and may be published to
     except NotFound:
         if passive:
             raise

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+from greenconn.checks import is_number
 from greenconn.compression import compress
-from greenconn.entity import Exchange, Queue, maybe_delivery_mode
+from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.green.deadline import Deadline
 from greenconn.serialization import dumps
 
 __all__ = ["PROPERTIES", "Letter", "Stationery", "Target"]
 
-#: Message properties that a caller may set, beside the options with names of their own.
-PROPERTIES: Final = frozenset(
+Target: TypeAlias = str | Queue | Exchange
+
+#: Message properties that a caller may set and that are short texts.
+TEXTS: Final = frozenset(
+    {"app_id", "cluster_id", "correlation_id", "message_id", "reply_to", "type", "user_id"}
+)
+#: All message properties that a caller may set, beside the options with names of their own.
+PROPERTIES: Final = TEXTS | {"timestamp"}
+OPTIONS: Final = frozenset(
     {
-        "app_id",
-        "cluster_id",
-        "correlation_id",
-        "message_id",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
+        "compression",
+        "content_encoding",
+        "content_type",
+        "delivery_mode",
+        "expiration",
+        "headers",
+        "mandatory",
+        "priority",
+        "routing_key",
+        "serializer",
     }
 )
-
-Target = str | Queue | Exchange
+#: What ``Producer.publish`` takes and this does not, and what to do instead.
+ELSEWHERE: Final = {
+    "declare": "the target is declared by itself",
+    "exchange": "give the Exchange as target",
+    "queue": "give the queue as target",
+    "retry": "it retries by itself until the timeout",
+    "retry_policy": "it retries by itself until the timeout",
+}
+#: Bytes that AMQP has room for in a name or a property (0-9-1, 4.2.5.3).
+SHORT: Final = 255
+PERSISTENT: Final = 2
 
 
 class Letter:
@@ -35,6 +55,8 @@ class Letter:
 
     Attributes:
         maybe_delivered: whether it was sent and never answered, so that the broker may have it.
+        is_alone: its channel was closed by an error while it was outstanding: it is sent apart from
+            others from now on.
     """
 
     __slots__ = (
@@ -53,7 +75,7 @@ class Letter:
         body: Any,
         content_type: str,
         content_encoding: str,
-        headers: dict[str, Any],
+        headers: dict[str, Any] | None,
     ) -> None:
         self.stationery = stationery
         self.body = body
@@ -61,11 +83,14 @@ class Letter:
         self.content_encoding = content_encoding
         self.headers = headers
         self.maybe_delivered = False
-        #: It was outstanding when its channel was closed by an error: it goes apart from others.
         self.is_alone = False
 
     def prepared(self, channel: Any) -> Any:
-        """The message as *channel* sends it."""
+        """The message as *channel* sends it.  Never switches.
+
+        Raises:
+            ValueError: a header or property cannot be sent.
+        """
         common = self.stationery
         return channel.prepare_message(
             self.body,
@@ -73,66 +98,137 @@ class Letter:
             self.content_type,
             self.content_encoding,
             self.headers,
-            dict(common.properties),
+            common.properties.copy(),
         )
+
+    def begin(self, channel: Any, deadline: Deadline) -> Any:
+        """Publish on *channel*.  May switch, before the first byte only.
+
+        Returns:
+            an object whose ``wait(deadline)`` tells what became of it; None when that is known.
+        """
+        common, message = self.stationery, self.prepared(channel)
+        begin = getattr(channel, "begin_publish", None)
+        if begin is None:
+            # A channel made for kombu: what it knows of the outcome is known when it returns.
+            self.maybe_delivered = True
+            channel.basic_publish(
+                message,
+                exchange=common.exchange,
+                routing_key=common.routing_key,
+                mandatory=common.mandatory,
+            )
+            return None
+        confirm = begin(
+            message, common.exchange, common.routing_key, common.mandatory, False, deadline
+        )
+        self.maybe_delivered = True
+        return confirm
 
     def send(self, channel: Any, deadline: Deadline) -> None:
         """Publish on *channel* and wait for the confirm.  May switch."""
-        common = self.stationery
-        message = self.prepared(channel)
-        self.maybe_delivered = self.maybe_delivered or channel.is_open
-        channel.basic_publish_confirm(
-            message,
-            common.exchange,
-            common.routing_key,
-            common.mandatory,
-            False,
-            deadline.left(),
-        )
+        confirm = self.begin(channel, deadline)
+        if confirm is not None:
+            confirm.wait(deadline)
 
 
 class Stationery:
-    """What the messages of one call have in common: the target and the options, checked once."""
+    """What the messages of one call have in common: the target and the options, checked once.
+
+    Arguments:
+        target: a queue or an exchange.
+        options: see :func:`greenconn.publish`.
+
+    Raises:
+        TypeError, ValueError: one is wrong; names it.
+    """
+
+    __slots__ = (
+        "compression",
+        "content_encoding",
+        "content_type",
+        "exchange",
+        "headers",
+        "mandatory",
+        "priority",
+        "properties",
+        "routing_key",
+        "serializer",
+        "target",
+    )
 
     def __init__(self, target: Target, options: Mapping[str, Any]) -> None:
-        rest = dict(options)
         self.target = target
-        self.exchange, self.routing_key = _address(target, rest.pop("routing_key", None))
-        self.mandatory = bool(rest.pop("mandatory", True))
-        self.serializer = rest.pop("serializer", None)
-        self.compression = rest.pop("compression", None)
-        self.content_type = rest.pop("content_type", None)
-        self.content_encoding = rest.pop("content_encoding", None)
-        self.headers: Mapping[str, Any] = rest.pop("headers", None) or {}
-        self.priority: int | None = rest.pop("priority", None)
-        mode = rest.pop("delivery_mode", None)
-        expiration = rest.pop("expiration", None)
-        _refuse_unknown(rest)
-        if isinstance(rest.get("reply_to"), Queue):
-            rest["reply_to"] = rest["reply_to"].name
-        self.properties: dict[str, Any] = rest
-        self.properties["delivery_mode"] = maybe_delivery_mode(mode)
-        if expiration is not None:
-            self.properties["expiration"] = str(int(expiration * 1000))
+        self.exchange, self.routing_key = _address(target, options.get("routing_key"))
+        self.mandatory = True
+        self.serializer: str | None = None
+        self.compression: str | None = None
+        self.content_type: str | None = None
+        self.content_encoding: str | None = None
+        self.headers: dict[str, Any] | None = None
+        self.priority: int | None = None
+        self.properties: dict[str, Any] = {"delivery_mode": PERSISTENT}
+        if isinstance(target, Exchange) and target.delivery_mode:
+            self.properties["delivery_mode"] = _delivery_mode(target.delivery_mode)
+        if options:
+            self._take(options)
+
+    def _take(self, options: Mapping[str, Any]) -> None:
+        _refuse_unknown(options)
+        get = options.get
+        self.mandatory = bool(get("mandatory", True))
+        self.serializer = _text("serializer", get("serializer"))
+        self.compression = _text("compression", get("compression"))
+        self.content_type = _text("content_type", get("content_type"))
+        self.content_encoding = _text("content_encoding", get("content_encoding"))
+        self.headers = _headers(get("headers"))
+        self.priority = _priority(get("priority"))
+        properties = self.properties
+        if (mode := get("delivery_mode")) is not None:
+            properties["delivery_mode"] = _delivery_mode(mode)
+        if (seconds := get("expiration")) is not None:
+            properties["expiration"] = _milliseconds(seconds)
+        for name in PROPERTIES & options.keys():
+            value = options[name]
+            if name == "reply_to" and isinstance(value, Queue):
+                value = value.name
+            if value is not None:
+                properties[name] = _timestamp(value) if name == "timestamp" else _text(name, value)
 
     def letter(self, body: Any) -> Letter:
         """Serialise *body*.
 
         Raises:
             EncodeError: it cannot be.
+            SerializerNotInstalled: there is no such serializer.
+            ValueError: there is no such compression.
         """
-        headers = dict(self.headers)
+        headers = self.headers
         if self.content_type:
-            content_type, encoding = self.content_type, self.content_encoding
-            if isinstance(body, str):
-                encoding = encoding or "utf-8"
-                body = body.encode(encoding)
-            encoding = encoding or "binary"
+            content_type, encoding, body = self._as_given(body)
         else:
             content_type, encoding, body = dumps(body, self.serializer)
         if self.compression:
-            body, headers["compression"] = compress(body, self.compression)
+            try:
+                body, name = compress(body, self.compression)
+            except KeyError as exc:
+                raise ValueError(f"compression={self.compression!r}: {exc.args[0]}") from None
+            headers = {**(headers or {}), "compression": name}
         return Letter(self, body, content_type, encoding, headers)
+
+    def _as_given(self, body: Any) -> tuple[str, str, Any]:
+        """A body that is serialised already: the caller named its content type."""
+        encoding = self.content_encoding
+        assert self.content_type is not None
+        if isinstance(body, str):
+            encoding = encoding or "utf-8"
+            return self.content_type, encoding, body.encode(encoding)
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            return self.content_type, encoding or "binary", bytes(body)
+        raise TypeError(
+            f"content_type={self.content_type!r} says that the body is serialised already, but it is "
+            f"of type {type(body).__name__}: give text or bytes, or a serializer instead"
+        )
 
     def __str__(self) -> str:
         if isinstance(self.target, Exchange):
@@ -140,39 +236,85 @@ class Stationery:
         return f"queue {self.routing_key!r}"
 
 
-def _address(target: Target, routing_key: str | None) -> tuple[str, str]:
+def _address(target: Target, routing_key: Any) -> tuple[str, str]:
     if isinstance(target, Exchange):
-        return target.name, routing_key or ""
+        return _name("target", target.name or ""), _name("routing_key", routing_key or "")
     name = target.name if isinstance(target, Queue) else target
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"target={target!r}: a queue needs a name, or give an Exchange")
+    if not isinstance(name, str):
+        raise TypeError(f"target={target!r}: it is the name of a queue, a Queue or an Exchange")
+    if not name:
+        raise ValueError(f"target={target!r}: a queue needs a name")
     if routing_key is not None:
         raise ValueError(
             f"routing_key={routing_key!r}: a message to queue {name!r} has its name as routing key; "
             f"give the Exchange as target instead"
         )
-    return "", name
+    return "", _name("target", name)
+
+
+def _name(option: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{option}={value!r}: it is text")
+    if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
+        raise ValueError(f"{option}={value[:40]!r}...: AMQP allows names of {SHORT} bytes")
+    return value
+
+
+def _text(option: str, value: Any) -> str | None:
+    return None if value is None else _name(option, value)
+
+
+def _headers(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"headers={value!r}: it is a mapping with text as keys")
+    return dict(value)
+
+
+def _priority(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or not 0 <= value <= 255:
+        raise ValueError(f"priority={value!r}: it is a whole number from 0 to 255")
+    return int(value)
+
+
+def _delivery_mode(value: Any) -> int:
+    if isinstance(value, str):
+        if value in DELIVERY_MODES:
+            return int(DELIVERY_MODES[value])
+    elif value in (1, 2):
+        return int(value)
+    raise ValueError(
+        f"delivery_mode={value!r}: it is 1 or 'transient', 2 or 'persistent'"
+        + _hint(str(value), DELIVERY_MODES)
+    )
+
+
+def _milliseconds(seconds: Any) -> str:
+    if not is_number(seconds) or seconds < 0:
+        raise ValueError(f"expiration={seconds!r}: it is a number of seconds from 0 up")
+    return str(int(seconds * 1000))
+
+
+def _timestamp(value: Any) -> Any:
+    if isinstance(value, datetime) or (is_number(value) and value >= 0):
+        return value
+    raise ValueError(f"timestamp={value!r}: it is a datetime, or seconds since 1970")
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
-    for name in options.keys() - PROPERTIES:
-        known = sorted(PROPERTIES | _OPTIONS)
-        near = get_close_matches(name, known, 1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-        raise TypeError(f"publish() has no option {name!r}{hint}")
+    for name in options:
+        if name in OPTIONS or name in PROPERTIES:
+            continue
+        known = PROPERTIES | OPTIONS
+        hint = f": {ELSEWHERE[name]}" if name in ELSEWHERE else _hint(name, known)
+        raise TypeError(
+            f"publish has no option {name!r}{hint or '; known: ' + ', '.join(sorted(known))}"
+        )
 
 
-_OPTIONS: Final = frozenset(
-    {
-        "compression",
-        "content_encoding",
-        "content_type",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "mandatory",
-        "priority",
-        "routing_key",
-        "serializer",
-    }
-)
+def _hint(name: str, known: Any) -> str:
+    near = get_close_matches(name, list(known), 1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import gevent
 
-from greenconn.entity.existence import ensure_declared, ensure_queue_exists
+from greenconn.entity.existence import ensure_declared, ensure_queue_exists, forget_existence
 from greenconn.exceptions import (
+    NEVER_REPEATED,
+    AccessRefused,
     ConnectionBlocked,
+    IrrecoverableConnectionError,
+    LimitExceeded,
+    NotAllowed,
     OperationalError,
     PublishNacked,
     PublishRefused,
     PublishTimeout,
     Unroutable,
-    WrongHub,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
@@ -24,19 +30,11 @@ from greenconn.session.session import Session
 
 __all__ = ["Line"]
 
-#: Seconds before a message is sent again, from the second time on; doubled up to the limit.
+T = TypeVar("T")
+
+#: Seconds before another try, from the second one on; doubled up to the limit.
 PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
-
-#: Outcomes of one message, never of its connection or channel, although some are also ``OSError``.
-_OWN: Final = (
-    ConnectionBlocked,
-    PublishNacked,
-    PublishRefused,
-    PublishTimeout,
-    Unroutable,
-    WrongHub,
-)
 
 
 class Line:
@@ -59,150 +57,154 @@ class Line:
             lambda: f"channel apart of {session.broker.label}",
         )
 
+    @property
+    def label(self) -> str:
+        """The broker's URL, password masked."""
+        return self._session.broker.label
+
+    @property
+    def lasting_errors(self) -> tuple[type[BaseException], ...]:
+        """What :meth:`insist` raises when its deadline ended."""
+        return (*self._session.broker.connection_errors, TimeoutError, LimitExceeded)
+
     def deliver(self, letter: Letter, deadline: Deadline) -> None:
         """Publish *letter*, again as long as it may help.  May switch.
 
         Raises:
-            OperationalError: see :func:`publish`.
+            OperationalError: see :func:`greenconn.publish`.
         """
-        pause = 0.0
-        while True:
-            try:
-                self.connect(deadline)
-                self.ensure_target(letter.stationery, deadline)
-                self._send(letter, deadline)
-                return
-            except _OWN as exc:
-                if isinstance(exc, PublishTimeout) and letter.maybe_delivered:
-                    exc.maybe_delivered = True
-                raise
-            except self._session.broker.connection_errors as exc:
-                error: BaseException = exc
-            if deadline.has_ended:
-                raise self._timeout(letter, deadline) from error
-            left = deadline.left()
-            gevent.sleep(pause if left is None else min(pause, left))
-            pause = min(max(2 * pause, PAUSE), LONGEST_PAUSE)
-
-    def deliver_in_order(self, letters: list[Letter], deadline: Deadline) -> dict[int, Exception]:
-        """Publish all, pipelined.  May switch.
-
-        Returns:
-            The errors of those that were not published, by position.
-        """
-        failed: dict[int, Exception] = {}
-        for position in self._pipeline(letters, deadline, failed):
-            # Its answer never came: one by one now, still in order.
-            try:
-                self.deliver(letters[position], deadline)
-            except OperationalError as exc:
-                failed[position] = exc
-        return failed
-
-    def _pipeline(
-        self, letters: list[Letter], deadline: Deadline, failed: dict[int, Exception]
-    ) -> list[int]:
-        """Send all and collect the answers; positions of those that have none."""
-        pending: list[Any] = []
-        broker = self._session.broker
         try:
-            self.connect(deadline)
-            self.ensure_target(letters[0].stationery, deadline)
-            channel = self._shared(deadline)
-            begin = getattr(channel, "begin_publish", None)
-            if begin is None:
-                return list(range(len(letters)))
-            for letter in letters:
-                common, message = letter.stationery, letter.prepared(channel)
-                pending.append(
-                    begin(
-                        message,
-                        common.exchange,
-                        common.routing_key,
-                        common.mandatory,
-                        False,
-                        deadline,
-                    )
-                )
-                letter.maybe_delivered = True
-        except (*_OWN, *broker.connection_errors, *broker.transport.channel_errors):
-            pass  # what was sent is waited for; what was not is tried again one by one
-        left = []
-        for position, confirm in enumerate(pending):
-            try:
-                confirm.wait(deadline)
-            except _OWN as exc:
-                failed[position] = exc
-            except broker.transport.channel_errors:
-                letters[position].is_alone = True
-                left.append(position)
-            except broker.connection_errors:
-                left.append(position)
-        return left + list(range(len(pending), len(letters)))
+            self.insist(partial(self._deliver_once, letter, deadline), deadline)
+        except ConnectionBlocked as exc:
+            if not letter.maybe_delivered:
+                raise
+            raise self.timed_out(letter, deadline, exc) from exc
+        except NEVER_REPEATED:
+            raise
+        except self.lasting_errors as exc:
+            raise self.timed_out(letter, deadline, exc) from exc
 
-    def connect(self, deadline: Deadline) -> None:
-        """See that there is a connection.  May switch.
+    def insist(self, function: Callable[[], T], deadline: Deadline) -> T:
+        """Return what *function* returns, called again after each loss of the connection.  May switch.
 
         Raises:
-            OperationalError: every broker refuses the login.
+            OperationalError: the broker refuses the login, or the connection was closed meanwhile.
+            Exception: one of :attr:`lasting_errors`, the last one when the deadline ended; or another
+                that *function* raised.
         """
-        session = self._session
-        if session.is_open:
-            return
-        try:
-            session.link(deadline, reopen=True)
-        except Exception as exc:
-            if isinstance(exc, _OWN) or not session.is_final(exc):
+        pause, is_first = 0.0, True
+        while True:
+            try:
+                self._connect(deadline, reopen=is_first)
+                return function()
+            except NEVER_REPEATED:
                 raise
-            raise OperationalError(f"cannot publish to {session.broker.label}: {exc}") from exc
+            except self.lasting_errors as exc:
+                if self._session.is_closed:
+                    raise OperationalError(
+                        f"the connection to {self.label} was closed meanwhile: {exc}"
+                    ) from exc
+                if deadline.has_ended:
+                    raise
+            # Without a switch at first, so that messages are sent again in their order.
+            if not is_first:
+                left = deadline.left()
+                pause = min(max(2 * pause, PAUSE), LONGEST_PAUSE)
+                gevent.sleep(pause if left is None else min(pause, left))
+            is_first = False
+
+    def timed_out(self, letter: Letter, deadline: Deadline, exc: BaseException) -> PublishTimeout:
+        """The error of a publish whose deadline ended, because of *exc*."""
+        within = "in time" if deadline.timeout is None else f"within {deadline.timeout:g} s"
+        fate = "it may have it" if letter.maybe_delivered else "nothing was sent"
+        return PublishTimeout(
+            f"{self.label} did not take a message to {letter.stationery} {within}, {fate}: {exc}",
+            maybe_delivered=letter.maybe_delivered,
+        )
 
     def ensure_target(self, stationery: Stationery, deadline: Deadline) -> None:
+        """See that the queue or exchange exists, once in the life of a connection.  May switch.
+
+        Raises:
+            PublishRefused: the broker's refusal is its ``__cause__``.
+        """
         target, session = stationery.target, self._session
         try:
             if isinstance(target, str):
                 ensure_queue_exists(session, target, deadline)
             elif target.name:
                 ensure_declared(session, target, deadline)
-        except _OWN:
+        except NEVER_REPEATED:
             raise
-        except session.broker.transport.channel_errors as exc:
+        except session.broker.channel_errors as exc:
             raise PublishRefused(f"cannot publish to {stationery}: {exc}") from exc
 
-    def _send(self, letter: Letter, deadline: Deadline) -> None:
-        if letter.is_alone:
-            self._send_apart(letter, deadline)
-            return
-        channel = self._shared(deadline)
-        try:
-            letter.send(channel, deadline)
-        except _OWN:
-            raise
-        except self._session.broker.transport.channel_errors:
-            letter.is_alone = True
-            self._send_apart(letter, deadline)
+    def shared(self, deadline: Deadline) -> Any:
+        """The channel that all share, opened anew if it is not open.  May switch.
 
-    def _send_apart(self, letter: Letter, deadline: Deadline) -> None:
-        channel = self._apart.acquire(True, deadline)
-        try:
-            letter.send(channel, deadline)
-        except _OWN:
-            raise
-        except self._session.broker.transport.channel_errors as exc:
-            raise PublishRefused(
-                f"{self._session.broker.label} refused a message to {letter.stationery}: {exc}"
-            ) from exc
-        finally:
-            if channel.is_open:
-                self._apart.release(channel)
-            else:
-                self._apart.remove(channel)
-
-    def _shared(self, deadline: Deadline) -> Any:
-        """The channel that all share, opened anew if it is not open.  May switch."""
+        Raises:
+            TimeoutError: the deadline ended: nothing more may be sent.
+        """
         channel = self._channel
         if channel is None or not channel.is_open:
             channel = self._flight.run("channel", self._open_shared, deadline)
+        _check_time(deadline)
         return channel
+
+    def note(self, exc: BaseException, stationery: Stationery) -> None:
+        """Take note of the outcome of a message."""
+        if isinstance(exc, Unroutable):
+            # It was there, and is gone: the next message declares it again.
+            forget_existence(self._session, stationery.target)
+
+    def _connect(self, deadline: Deadline, *, reopen: bool) -> None:
+        try:
+            self._session.link(deadline, reopen=reopen)
+        except (AccessRefused, NotAllowed) as exc:
+            raise OperationalError(f"{self.label} lets us not in: {exc}") from exc
+
+    def _deliver_once(self, letter: Letter, deadline: Deadline) -> None:
+        if not letter.is_alone:
+            try:
+                self.ensure_target(letter.stationery, deadline)
+                letter.send(self.shared(deadline), deadline)
+                return
+            except NEVER_REPEATED as exc:
+                self.note(exc, letter.stationery)
+                raise
+            except IrrecoverableConnectionError:
+                # Some message or declaration made the broker close the whole connection.
+                letter.is_alone = True
+                raise
+            except self._session.broker.channel_errors:
+                letter.is_alone = True
+        self._deliver_apart(letter, deadline)
+
+    def _deliver_apart(self, letter: Letter, deadline: Deadline) -> None:
+        """Publish *letter* while no other one is on its channel: an error is about this one."""
+        channel = self._apart.acquire(True, deadline)
+        is_answered = False
+        try:
+            self.ensure_target(letter.stationery, deadline)
+            _check_time(deadline)
+            letter.send(channel, deadline)
+            is_answered = True
+        except (PublishNacked, Unroutable) as exc:
+            is_answered = True
+            self.note(exc, letter.stationery)
+            raise
+        except NEVER_REPEATED:
+            raise
+        except (IrrecoverableConnectionError, *self._session.broker.channel_errors) as exc:
+            raise PublishRefused(
+                f"{self.label} refused a message to {letter.stationery}: {exc}"
+            ) from exc
+        finally:
+            if is_answered and channel.is_open:
+                self._apart.release(channel)
+            else:
+                # What is still outstanding on it must not be blamed on the next message.
+                self._apart.remove(channel)
 
     def _open_shared(self) -> Any:
         self._channel = channel = self._open(Deadline(self._session.broker.connect_timeout))
@@ -212,21 +214,19 @@ class Line:
         session = self._session
         channel = session.broker.transport.create_channel(session.link(deadline))
         try:
-            channel.confirm_select()
+            if hasattr(channel, "confirm_select"):
+                channel.confirm_select()
         except BaseException:
             _close(channel)
             raise
         return channel
 
-    def _timeout(self, letter: Letter, deadline: Deadline) -> PublishTimeout:
-        fate = "it may have it" if letter.maybe_delivered else "nothing was sent"
-        return PublishTimeout(
-            f"{self._session.broker.label} did not take a message to {letter.stationery} within "
-            f"{deadline.timeout:g} s: {fate}",
-            maybe_delivered=letter.maybe_delivered,
-        )
+
+def _check_time(deadline: Deadline) -> None:
+    if deadline.has_ended:
+        raise TimeoutError("no time is left")
 
 
 def _close(channel: Any) -> None:
-    if channel.is_open:
+    if getattr(channel, "is_open", True):
         channel.close()

@@ -37,11 +37,16 @@ class PendingConfirm(Outstanding):
     def wait(self, deadline: Deadline) -> None:
         """Wait until the broker has taken the message over.  May switch.
 
+        Arguments:
+            deadline: one without an end is the connection's ``confirm_timeout``.
+
         Raises:
             PublishNacked, Unroutable, PublishTimeout, ChannelError, ConnectionError: see
                 ``Channel.basic_publish_confirm``.
         """
         slot, budget = self.slot, self.link.budget
+        if deadline.timeout is None:
+            deadline = Deadline(self.link.options.confirm_timeout)
         budget.begin_wait()
         try:
             is_taken = slot.wait(deadline)

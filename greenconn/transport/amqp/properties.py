@@ -13,6 +13,7 @@ from datetime import datetime
 from struct import Struct
 from typing import Any, Final
 
+from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import decode_properties_basic, dumps
 
 __all__ = ["pack_properties", "unpack_properties"]
@@ -116,7 +117,7 @@ def _pack(values: Mapping[str, Any]) -> bytes:
                 if isinstance(value, datetime):
                     value = timegm(value.utctimetuple())
                 parts.append(_long_long.pack(int(value)))
-        except (ValueError, OverflowError, TypeError) as exc:
+        except (ValueError, OverflowError, TypeError, FrameSyntaxError) as exc:
             raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
     parts[0] = _flags.pack(flags)
     return b"".join(parts)

@@ -1,0 +1,209 @@
+"""Many messages, published in their order and pipelined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Final
+
+from greenconn.exceptions import (
+    NEVER_REPEATED,
+    ConnectionBlocked,
+    EncodeError,
+    IrrecoverableConnectionError,
+    LimitExceeded,
+    OperationalError,
+    PublishNacked,
+    PublishRefused,
+    PublishTimeout,
+    Unroutable,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.publishing.letter import Letter, Stationery
+from greenconn.publishing.line import Line
+from greenconn.session.session import Session
+
+__all__ = ["Batch"]
+
+#: Messages that are under way at once, and bytes in their bodies.
+WINDOW: Final = 1000
+WINDOW_BYTES: Final = 4 * 2**20
+
+#: Errors of one message that say nothing about the next one.
+_OF_ONE: Final = (PublishNacked, PublishRefused, Unroutable)
+_ENDED: Final = Deadline(0.0)
+
+
+class Batch:
+    """The messages of one ``publish_many``.
+
+    Arguments:
+        line: the way to the broker.
+        session: of the connection that publishes.
+        stationery: what the messages have in common.
+        deadline: for all of them.
+
+    Attributes:
+        taken: how many bodies were taken.
+        failed: the errors of those that were not published, by position.
+        is_given_up: nothing more can be published: the deadline ended, the broker takes nothing.
+    """
+
+    def __init__(
+        self, line: Line, session: Session, stationery: Stationery, deadline: Deadline
+    ) -> None:
+        self.taken = 0
+        self.failed: dict[int, Exception] = {}
+        self.is_given_up = False
+        self._line = line
+        self._session = session
+        self._stationery = stationery
+        self._deadline = deadline
+        #: Those of the window that have no answer, by position.
+        self._left: dict[int, Letter] = {}
+
+    def publish(self, bodies: Iterable[Any]) -> None:
+        """Publish a message for each of *bodies*, until it has to be given up.  May switch.
+
+        Raises:
+            Exception: what *bodies* raised; what it had given before is published.
+        """
+        supply = iter(bodies)
+        is_more = True
+        while is_more and not self.is_given_up:
+            try:
+                is_more = self._fill(supply)
+            except Exception:
+                self._publish_window()
+                raise
+            self._publish_window()
+        if self.is_given_up and isinstance(bodies, Sized):
+            last = self.failed[max(self.failed)]
+            for position in range(self.taken, len(bodies)):
+                self.failed[position] = _unsent(last)
+            self.taken = len(bodies)
+
+    def _fill(self, supply: Iterator[Any]) -> bool:
+        """Serialise the next window; False when that is the last one."""
+        size = 0
+        for body in supply:
+            position = self.taken
+            self.taken += 1
+            try:
+                letter = self._stationery.letter(body)
+            except EncodeError as exc:
+                self.failed[position] = exc
+                continue
+            self._left[position] = letter
+            size += len(letter.body)
+            if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
+                return True
+        return False
+
+    def _publish_window(self) -> None:
+        left, deadline = self._left, self._deadline
+        lasting: tuple[type[BaseException], ...] = (OperationalError, *self._line.lasting_errors)
+        try:
+            self._line.insist(self._pipeline, deadline)
+            # An error closed the channel of those that are left, and may be about any of them.
+            while left:
+                position = next(iter(left))
+                try:
+                    self._line.deliver(left[position], deadline)
+                except _OF_ONE as exc:
+                    self.failed[position] = exc
+                del left[position]
+        except lasting as exc:
+            self._give_up(exc)
+
+    def _give_up(self, exc: BaseException) -> None:
+        """Nothing more can be published, because of *exc*."""
+        self.is_given_up = True
+        is_final = isinstance(exc, OperationalError) and not isinstance(
+            exc, (TimeoutError, LimitExceeded)
+        )
+        for position, letter in self._left.items():
+            is_blocked = isinstance(exc, ConnectionBlocked) and not letter.maybe_delivered
+            if is_final or is_blocked:
+                assert isinstance(exc, Exception)
+                self.failed[position] = exc
+            else:
+                error = self._line.timed_out(letter, self._deadline, exc)
+                error.__cause__ = exc
+                self.failed[position] = error
+        self._left.clear()
+
+    def _pipeline(self) -> None:
+        """Send all that are left, and take those out that were answered.  May switch."""
+        left, line = self._left, self._line
+        if not left or any(letter.is_alone for letter in left.values()):
+            return
+        try:
+            line.ensure_target(self._stationery, self._deadline)
+            begun, error = self._begin_all(line.shared(self._deadline))
+        except IrrecoverableConnectionError:
+            self._part(left)
+            raise
+        error = self._collect(begun) or error
+        if error is not None:
+            raise error
+
+    def _begin_all(self, channel: Any) -> tuple[dict[int, Any], BaseException | None]:
+        """Send; what was sent, and the error that ended it if not all could be."""
+        begun: dict[int, Any] = {}
+        broker = self._session.broker
+        lost: tuple[type[BaseException], ...] = (*broker.connection_errors, ConnectionBlocked)
+        for position, letter in list(self._left.items()):
+            try:
+                begun[position] = letter.begin(channel, self._deadline)
+            except _OF_ONE as exc:
+                self._settle(position, exc)
+            except broker.channel_errors as exc:
+                if not channel.is_open:
+                    self._part([position])
+                    break
+                refused = PublishRefused(f"cannot publish to {self._stationery}: {exc}")
+                refused.__cause__ = exc
+                self._settle(position, refused)
+            except lost as exc:
+                return begun, exc
+        return begun, None
+
+    def _collect(self, begun: dict[int, Any]) -> BaseException | None:
+        """Wait for the answers; an error of the connection, if there was one."""
+        error: BaseException | None = None
+        deadline, broker = self._deadline, self._session.broker
+        for position, confirm in begun.items():
+            try:
+                if confirm is not None:
+                    confirm.wait(deadline)
+                self._settle(position, None)
+            except PublishTimeout as exc:
+                self._settle(position, exc)
+                self.is_given_up = True
+                deadline = _ENDED  # what was answered meanwhile is still taken note of
+            except NEVER_REPEATED as exc:
+                self._settle(position, exc)
+            except broker.channel_errors:
+                self._part([position])
+            except broker.connection_errors as exc:
+                error = exc
+                if isinstance(exc, IrrecoverableConnectionError):
+                    self._part([position])
+        return error
+
+    def _part(self, positions: Iterable[int]) -> None:
+        for position in positions:
+            self._left[position].is_alone = True
+
+    def _settle(self, position: int, exc: Exception | None) -> None:
+        del self._left[position]
+        if exc is not None:
+            self.failed[position] = exc
+            self._line.note(exc, self._stationery)
+
+
+def _unsent(exc: Exception) -> Exception:
+    """The error of a message that was not even serialised, because of that of an earlier one."""
+    if isinstance(exc, PublishTimeout):
+        return PublishTimeout(f"not sent: {exc}", maybe_delivered=False)
+    return exc
