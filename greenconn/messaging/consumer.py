@@ -58,7 +58,8 @@ class Consumer:
 
     _channel: Any = None
     _connection: Any = None
-    #: The link on which the queues were declared.
+    #: The channel on which the queues were declared.  (With its consumers a channel may take queues
+    #: along that delete themselves, so the next one declares them again.)
     _declared_on: Any = None
     #: The last ``qos()`` of the user, for another life.
     _asked_qos: tuple[int, int, bool] | None = None
@@ -159,12 +160,12 @@ class Consumer:
     def _settle(self, channel: Any) -> None:
         """Be whole on *channel*: declare, set the prefetch, consume.  May switch."""
         self._adopt(channel)
-        if self._declared_on is not channel.connection:
+        if self._declared_on is not channel:
             if self.auto_declare:
                 self.declare()
                 if self._channel is not channel:
                     return  # moved on while a reply was waited for
-            self._declared_on = channel.connection
+            self._declared_on = channel
             if self.prefetch_count is not None:
                 channel.basic_qos(0, self.prefetch_count, False)
             if self._asked_qos is not None:
@@ -194,24 +195,21 @@ class Consumer:
                 self._start_one(queue, channel, nowait=queue is not queues[-1])
 
     def _start_one(self, queue: Any, channel: Any, nowait: bool) -> None:
+        if self.sink is None:
+            target = {"callback": self._receive_callback, "on_cancel": self._on_cancel}
+        else:
+            target = {"sink": self.sink}
+
         def consume(tag: str, no_ack: bool) -> None:
-            if self.sink is None:
-                queue.consume(
-                    tag,
-                    self._receive_callback,
-                    no_ack=no_ack,
-                    nowait=nowait,
-                    on_cancel=self._on_cancel,
-                )
-            else:
-                channel.basic_consume(
-                    queue=queue.name,
-                    consumer_tag=tag,
-                    no_ack=no_ack,
-                    nowait=nowait,
-                    arguments=queue.consumer_arguments,
-                    sink=self.sink,
-                )
+            # Not queue.consume(), which would look for another channel if this one has just died.
+            channel.basic_consume(
+                queue=queue.name,
+                consumer_tag=tag,
+                no_ack=no_ack,
+                nowait=nowait,
+                arguments=queue.consumer_arguments,
+                **target,
+            )
 
         self._subscriptions.start(queue.name, channel, consume)
 
@@ -265,7 +263,7 @@ class Consumer:
             chosen = queue.no_ack if no_ack is None else no_ack
             subscriptions.add(queue.name, chosen, self.tag_prefix)
         try:
-            if self._declared_on is channel.connection:
+            if self._declared_on is channel:
                 self._start(channel)
             else:
                 self._settle(channel)

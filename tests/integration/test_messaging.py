@@ -1,0 +1,219 @@
+"""Producers, consumers and simple queues on RabbitMQ, over the loss of their connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue, maybe_declare
+from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from greenconn.messaging import Consumer, Producer
+from greenconn.simple import SimpleBuffer, SimpleQueue
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.unit.fake_channel import outcome
+
+Name = Callable[[str], str]
+
+
+@pytest.fixture
+def connection(own_rabbitmq: RabbitMQ) -> Iterator[Connection]:
+    with Connection(own_rabbitmq.url) as made:
+        yield made
+
+
+@pytest.fixture
+def name(unique: str) -> Name:
+    """Names that no other test uses."""
+    return lambda text: f"{unique}.{text}"
+
+
+def cut(broker: RabbitMQ) -> None:
+    """Have the broker close all connections."""
+    broker.ctl("close_all_connections", "by the test")
+
+
+def cut_and_wait(broker: RabbitMQ, connection: Connection) -> None:
+    """The same, and wait until *connection* is whole again."""
+    back = Event()
+    connection.session.on_recovered.append(back.set)
+    cut(broker)
+    assert back.wait(20.0)
+    connection.session.on_recovered.remove(back.set)
+
+
+def consumer_count(connection: Connection, queue: str) -> int:
+    """How many consumers the broker knows for *queue*."""
+    with connection.channel() as channel:
+        return int(channel.queue_declare(queue, passive=True).consumer_count)
+
+
+class Receiver(list[Any]):
+    """Acknowledges messages and keeps their bodies."""
+
+    def __call__(self, body: Any, message: Any) -> None:
+        self.append(body)
+        message.ack()
+
+
+def test_consumers_come_back(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+    got = Receiver()
+    exchange = Exchange(name("e"))
+    durable = Queue(name("q"), exchange, "k")
+    consumer = Consumer(
+        connection,
+        [durable, Queue("", exchange, "k", exclusive=True)],
+        callbacks=[got],
+        prefetch_count=3,
+    )
+    consumer.consume()
+    tags = set(consumer._active_tags.values())
+    anonymous = consumer.queues[1].name
+    producer = Producer(connection, exchange, "k")
+    for number in range(2):
+        producer.publish({"n": number}, retry=True)
+        for _ in range(2):
+            connection.drain_events(timeout=5.0)
+        cut_and_wait(own_rabbitmq, connection)
+    assert got == [{"n": 0}] * 2 + [{"n": 1}] * 2
+    assert set(consumer._active_tags.values()) == tags
+    assert consumer.queues[1].name != anonymous
+    assert consumer_count(connection, durable.name) == 1
+    consumer.cancel()
+    assert consumer_count(connection, durable.name) == 0
+    durable(connection).delete()
+
+
+def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
+    own_rabbitmq: RabbitMQ, connection: Connection, name: Name
+) -> None:
+    got = Receiver()
+    queue = Queue(name("q"), auto_delete=True)
+    consumer = Consumer(connection, queue, callbacks=[got])
+    consumer.consume()
+
+    def loop() -> None:
+        while len(got) < 2:
+            try:
+                connection.drain_events(timeout=20.0)
+            except connection.connection_errors:
+                connection.ensure_connection(max_retries=10)
+                consumer.revive(connection.channel())
+                consumer.consume()
+
+    looping = gevent.spawn(loop)
+    producer = Producer(connection)
+    producer.publish("1", queue.name)
+    cut_and_wait(own_rabbitmq, connection)
+    producer.publish("2", queue.name, retry=True)
+    looping.get(timeout=20.0)
+    assert got == ["1", "2"]
+    assert consumer_count(connection, queue.name) == 1
+    consumer.cancel()
+
+
+def test_a_closed_channel_is_not_brought_back(
+    own_rabbitmq: RabbitMQ, connection: Connection, name: Name
+) -> None:
+    keeper = Consumer(connection, Queue(name("kept"), auto_delete=True))
+    keeper.consume()
+    channel = connection.channel()
+    queue = Queue(name("q"))
+    Consumer(channel, queue).consume()
+    channel.close()
+    cut_and_wait(own_rabbitmq, connection)
+    assert consumer_count(connection, queue.name) == 0
+    keeper.cancel()
+    queue(connection).delete()
+
+
+def test_shared_producer(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+    queue = Queue(name("q"), Exchange(name("e")), "k")
+    maybe_declare(queue, connection)
+    producer = Producer(connection, queue.exchange, "k")
+    policy = {"max_retries": 20, "interval_start": 0, "interval_step": 0.1}
+    done: list[int] = []
+
+    def publish(number: int) -> None:
+        for part in range(20):
+            producer.publish([number, part], retry=True, retry_policy=policy, timeout=20.0)
+            gevent.sleep(0.02)
+        done.append(number)
+
+    publishing = [gevent.spawn(publish, number) for number in range(20)]
+    gevent.sleep(0.05)
+    cut(own_rabbitmq)
+    gevent.joinall(publishing, timeout=30.0, raise_error=True)
+    assert sorted(done) == list(range(20))
+    assert queue(connection).purge() > 0
+    queue(connection).delete()
+
+
+def test_prefetch_is_each_consumers_own(connection: Connection, name: Name) -> None:
+    held: dict[int, int] = {}
+    consumers = []
+    for count in (1, 5, 20):
+
+        def hold(message: Any, count: int = count) -> None:
+            held[count] = held.get(count, 0) + 1
+
+        queue = Queue(name(f"q{count}"), auto_delete=True)
+        consumers.append(Consumer(connection, queue, prefetch_count=count, on_message=hold))
+    gevent.joinall(
+        [gevent.spawn(each.consume) for each in consumers], timeout=5.0, raise_error=True
+    )
+    producer = Producer(connection)
+    for consumer in consumers:
+        for _ in range(30):
+            producer.publish("x", consumer.queues[0].name)
+    with pytest.raises(TimeoutError):
+        while True:
+            connection.drain_events(timeout=0.5)
+    assert held == {1: 1, 5: 5, 20: 20}
+    for consumer in consumers:
+        consumer.cancel()
+
+
+def test_channel_errors(connection: Connection, name: Name) -> None:
+    got = Receiver()
+    queue = Queue(name("q"), auto_delete=True)
+    consumer = Consumer(connection, queue, callbacks=[got])
+    consumer.consume()
+    with pytest.raises(NotFound):
+        connection.default_channel.queue_declare(name("unknown"), passive=True)
+    with pytest.raises(RecoverableChannelError):
+        connection.drain_events(timeout=5.0)
+    consumer.consume()
+    Producer(connection).publish("1", queue.name)
+    connection.drain_events(timeout=5.0)
+    assert got == ["1"]
+    consumer.cancel()
+
+
+def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+    with SimpleQueue(connection, name("s")) as simple:
+        simple.put({"a": 1})
+        message = simple.get(timeout=5.0)
+        assert message.payload == {"a": 1}
+        message.ack()
+        waiting = gevent.spawn(outcome, simple.get, timeout=20.0)
+        gevent.sleep(0.05)
+        cut(own_rabbitmq)
+        assert isinstance(waiting.get(timeout=20.0), RecoverableConnectionError)
+        simple.put("2", retry=True)
+        message = simple.get(timeout=20.0)
+        assert message.payload == "2"
+        message.ack()
+        simple.put("3")
+        simple.put("4")
+        simple.get(timeout=5.0).ack()
+    assert len(simple) == 1
+    assert simple.get_nowait().payload == "4"
+    simple.queue.delete()
+    with SimpleBuffer(connection, name("b")) as buffer:
+        buffer.put([1])
+        assert buffer.get(timeout=5.0).payload == [1]
