@@ -6,7 +6,12 @@ from functools import partial
 from typing import Any
 
 from greenconn.entity.declaration import maybe_declare
-from greenconn.exceptions import NotFound, RecoverableChannelError, ResourceLocked
+from greenconn.exceptions import (
+    IrrecoverableConnectionError,
+    NotFound,
+    RecoverableChannelError,
+    ResourceLocked,
+)
 from greenconn.green.deadline import Deadline
 
 __all__ = ["ensure_declared", "ensure_queue_exists", "forget_existence"]
@@ -42,6 +47,8 @@ def ensure_queue_exists(
             life.declare_flight.run(
                 (key, passive), partial(_look_up, session, name, passive), deadline
             )
+        except IrrecoverableConnectionError:
+            raise
         except session.broker.connection_errors:
             # Of a life that ended meanwhile: the next one knows better.
             if life.is_open or deadline.has_ended:
@@ -70,8 +77,10 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
         except RecoverableChannelError:
             if not tries_left or deadline.has_ended:
                 raise
+        except IrrecoverableConnectionError:
+            raise  # a declaration may be so wrong that the broker ends the connection
         except session.broker.connection_errors:
-            if life.is_open or deadline.has_ended:
+            if life.is_open or not tries_left or deadline.has_ended:
                 raise
     raise AssertionError("unreachable")
 

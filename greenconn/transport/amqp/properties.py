@@ -10,7 +10,7 @@ from __future__ import annotations
 from calendar import timegm
 from collections.abc import Mapping
 from datetime import datetime
-from struct import Struct
+from struct import Struct, error
 from typing import Any, Final
 
 from amqp.exceptions import FrameSyntaxError
@@ -117,7 +117,7 @@ def _pack(values: Mapping[str, Any]) -> bytes:
                 if isinstance(value, datetime):
                     value = timegm(value.utctimetuple())
                 parts.append(_long_long.pack(int(value)))
-        except (ValueError, OverflowError, TypeError, FrameSyntaxError) as exc:
+        except (ValueError, OverflowError, TypeError, FrameSyntaxError, error) as exc:
             raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
     parts[0] = _flags.pack(flags)
     return b"".join(parts)
