@@ -196,7 +196,10 @@ class Consumer:
 
     def _start_one(self, queue: Any, channel: Any, nowait: bool) -> None:
         if self.sink is None:
-            target = {"callback": self._receive_callback, "on_cancel": self._on_cancel}
+            target: dict[str, Any] = {
+                "callback": self._receive_callback,
+                "on_cancel": self._on_cancel,
+            }
         else:
             target = {"sink": self.sink}
 
