@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import gevent
 import pytest
 from gevent import socket
-from gevent.ssl import SSLContext
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AMQPError
+from greenconn.wire.tls import TlsSession
 from tests.fix_peer import PeerFactory
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
@@ -28,33 +28,32 @@ def tls_port(amqp_url: str, peer: PeerFactory) -> int:
     assert parts.hostname is not None
     assert parts.port is not None
     broker_address = (parts.hostname, parts.port)
-    context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTS / "server.pem", CERTS / "server.key")
 
-    def serve(client: Any) -> None:
-        client = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-        try:
-            client.do_handshake()
-        except OSError:
-            client.close()
-            return  # the other side did not like what it saw
+    def serve(client: socket.socket) -> None:
+        session = TlsSession(context, server_side=True)
         with socket.create_connection(broker_address) as broker:
-            pipe = [gevent.spawn(_copy, client, broker), gevent.spawn(_copy, broker, client)]
+            replies = gevent.spawn(_encrypt, session, broker, client)
             try:
-                gevent.joinall(pipe, count=1)
+                while data := client.recv(65536):
+                    try:
+                        plain = session.feed(data)
+                    finally:
+                        client.sendall(session.take_output())
+                    broker.sendall(plain)
+            except OSError:
+                pass  # one of the two did not like what it saw
             finally:
-                gevent.killall(pipe)
-                client.close()
+                replies.kill()
 
     return peer(serve).port
 
 
-def _copy(source: Any, target: Any) -> None:
-    try:
-        while data := source.recv(65536):
-            target.sendall(data)
-    except OSError:
-        pass
+def _encrypt(session: TlsSession, broker: socket.socket, client: socket.socket) -> None:
+    while data := broker.recv(65536):
+        client.sendall(session.encrypt(data))
+    client.shutdown(socket.SHUT_RDWR)
 
 
 def connection_to(amqp_url: str, port: int, **ssl_options: Any) -> Connection:
