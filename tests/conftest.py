@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fix_leaks",
     "tests.fix_peer",
     "tests.fix_scripted",
+    "tests.fix_wires",
 ]
 
 #: Seconds for one test with --long, unless the command line or the test says otherwise.

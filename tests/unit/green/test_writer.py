@@ -1,0 +1,546 @@
+"""The writer: whole frames in their order, few sends, and a bound on what waits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from time import monotonic
+
+import gevent
+import pytest
+from gevent import get_hub
+from gevent.event import Event
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER, LOW_WATER, Writer
+from tests.fix_interrupts import interruptions
+from tests.fix_leaks import HubErrors
+from tests.fix_wires import Wire, until
+
+LONG = Deadline(30)
+
+
+class Line:
+    """A writer on a wire, and the errors that it reported."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.errors: list[OSError] = []
+        self.writer = Writer(wire.ours, self.on_error)
+
+    def on_error(self, exc: OSError) -> None:
+        # As the stream does.
+        self.errors.append(exc)
+        self.writer.close()
+
+    def fill(self, pending: int = HIGH_WATER + 1) -> int:
+        """Write without regard for the gate until *pending* bytes wait; returns the bytes written."""
+        written = 0
+        while self.writer.pending < pending:
+            self.writer.write(bytes(60_000))
+            written += 60_000
+        return written
+
+
+@pytest.fixture
+def line(wire: Wire) -> Iterator[Line]:
+    line = Line(wire)
+    yield line
+    line.writer.close()
+
+
+def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write(b"first ")
+    assert wire.receive() == b"first "
+    for number in range(100):
+        writer.write(b"%d " % number)
+    assert wire.receive() == b""
+    assert writer.sends == 1
+    turn()
+    assert wire.receive().split() == [b"%d" % number for number in range(100)]
+    assert writer.sends == 2
+    assert writer.pending == 0
+    turn()
+    assert writer.sends == 2
+    writer.write(b"again")
+    assert wire.receive() == b"again"
+    assert writer.sends == 3
+
+
+def test_a_lonely_write_costs_one_send(line: Line) -> None:
+    line.writer.write(b"x")
+    turn()
+    assert line.writer.sends == 1
+
+
+def test_64_kib_leave_before_the_turn_ends(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write(b"a")
+    piece = bytes(1024)
+    for _ in range(EARLY_FLUSH // 1024):
+        assert not writer.gate
+        writer.write(piece)
+    assert writer.sends == 2
+    assert writer.gate
+    assert len(wire.receive_until(1 + EARLY_FLUSH)) == 1 + EARLY_FLUSH
+
+
+def test_the_gate_lets_others_run_and_opens(line: Line) -> None:
+    writer, ran = line.writer, Event()
+    writer.write(b"a")
+    writer.write(bytes(EARLY_FLUSH))
+    assert writer.gate
+    gevent.spawn(ran.set)
+    writer.pass_gate(LONG)
+    assert ran.is_set()
+    assert not writer.gate
+
+
+def test_the_end_of_a_turn_opens_the_gate(line: Line) -> None:
+    line.writer.write(b"a")
+    line.writer.write(bytes(EARLY_FLUSH))
+    turn()
+    assert not line.writer.gate
+
+
+def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    gaps: list[float] = []
+
+    def read() -> None:
+        last = monotonic()
+        while True:
+            wire.receive()
+            gaps.append(monotonic() - last)
+            last = monotonic()
+            gevent.sleep(0)
+
+    reader = gevent.spawn(read)
+    turn()
+    message = bytes(300)
+    for _ in range(100_000):
+        if writer.gate:
+            writer.pass_gate(LONG)
+        writer.write(message)
+    reader.kill()
+    assert len(gaps) > 100
+    assert sorted(gaps)[-5] < 0.1  # but for the noise of the machine
+
+
+def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(line: Line) -> None:
+    writer = line.writer
+    ran: list[int] = []
+
+    def look() -> None:
+        while True:
+            ran.append(1)
+            gevent.sleep(0)
+
+    looker = gevent.spawn(look)
+    turn()
+    for _ in range(10):
+        if writer.gate:
+            writer.pass_gate(LONG)
+        writer.write(b"x")
+        until_ = monotonic() + 0.006
+        while monotonic() < until_:
+            pass
+    looker.kill()
+    assert len(ran) >= 5
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    st.lists(st.integers(0, 30_000) | st.just(300_000), max_size=40),
+    st.integers(0, 1 << 32),
+)
+def test_bytes_leave_in_the_order_of_the_writes(sizes: list[int], seed: int) -> None:
+    wire = Wire()
+    line = Line(wire)
+    rng = random.Random(seed)
+    expected = b"".join(rng.randbytes(size) for size in sizes)
+    try:
+        received, position = b"", 0
+        for size in sizes:
+            if line.writer.gate and rng.random() < 0.5 and line.writer.pending < HIGH_WATER:
+                line.writer.pass_gate(LONG)
+            piece = expected[position : position + size]
+            position += size
+            if rng.random() < 0.3:
+                cut = rng.randint(0, size)
+                line.writer.write_many([piece[:cut], memoryview(piece)[cut:]])
+            else:
+                line.writer.write(piece)
+            if rng.random() < 0.2:
+                turn()
+            if rng.random() < 0.2:
+                received += wire.receive(rng.randint(1, 100_000))
+        received += wire.receive_until(len(expected) - len(received))
+        assert received == expected
+        until(lambda: not line.writer.pending)
+        assert not line.errors
+        assert not line.writer.is_stalled
+    finally:
+        line.writer.close()
+        wire.close()
+
+
+def test_a_message_of_several_buffers_stays_together(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    body = bytes(100_000)
+
+    def write() -> None:
+        if writer.gate:
+            writer.pass_gate(LONG)
+        writer.write_many([b"<", memoryview(body), b">"])
+
+    greenlets = [gevent.spawn(write) for _ in range(5)]
+    received = wire.receive_until(5 * 100_002)
+    gevent.joinall(greenlets, raise_error=True)
+    assert received == (b"<" + body + b">") * 5
+
+
+def test_more_buffers_than_one_send_takes_leave_nevertheless(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    pieces = [b"%07d;" % number * 32 for number in range(5_000)]
+    filled = line.fill(EARLY_FLUSH)
+    for piece in pieces:
+        writer.write(piece)
+    large = [bytes(70_000) for _ in range(20)]
+    writer.write_many([*large])
+    expected = bytes(filled) + b"".join(pieces) + b"".join(large)
+    assert wire.receive_until(len(expected)) == expected
+    until(lambda: not writer.pending)
+
+
+# A peer that reads slowly or not at all.
+
+
+def test_a_peer_that_does_not_read_makes_writers_wait_with_bounded_memory(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    waiting = 0
+
+    def write() -> None:
+        nonlocal waiting
+        for _ in range(200):
+            if writer.gate:
+                waiting += 1
+                writer.pass_gate(LONG)
+                waiting -= 1
+            writer.write(bytes(10_000))
+
+    writers = [gevent.spawn(write) for _ in range(10)]
+    until(lambda: waiting == 10)
+    for _ in range(20):
+        turn()
+    assert HIGH_WATER < writer.pending <= HIGH_WATER + 20_000
+    assert writer.is_stalled
+    assert waiting == 10
+    total = 10 * 200 * 10_000
+    assert len(wire.receive_until(total, 60)) == total
+    gevent.joinall(writers, raise_error=True)
+    until(lambda: not writer.pending)
+    assert not writer.gate
+    assert not writer.is_stalled
+
+
+def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    order: list[int] = []
+
+    def write(number: int) -> None:
+        writer.pass_gate(LONG)
+        order.append(number)
+        writer.write(bytes(100_000))
+
+    writers = [gevent.spawn(write, number) for number in range(200)]
+    turn()
+    assert not order
+    wire.receive_until(filled + 200 * 100_000, 60)
+    gevent.joinall(writers, timeout=30, raise_error=True)
+    assert order == list(range(200))
+    assert not writer.gate
+
+
+def test_every_one_of_many_who_wait_goes_on_though_the_socket_is_never_full_again(
+    line: Line,
+) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    done: list[int] = []
+
+    def write(number: int) -> None:
+        writer.pass_gate(LONG)
+        writer.write(b"x")
+        done.append(number)
+
+    writers = [gevent.spawn(write, number) for number in range(500)]
+    turn()
+    wire.receive_until(filled + 500)
+    gevent.joinall(writers, timeout=10, raise_error=True)
+    assert done == list(range(500))
+
+
+def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    order: list[str] = []
+
+    def write(name: str) -> None:
+        if writer.gate:
+            writer.pass_gate(LONG)
+        order.append(name)
+        writer.write(b"x")
+
+    early = [gevent.spawn(write, "early") for _ in range(3)]
+    turn()
+    # The very moment at which there is room and the first of them was woken, but has not run.
+    until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
+    late = gevent.spawn(write, "late")
+    gevent.joinall([*early, late], timeout=10, raise_error=True)
+    assert order == ["early"] * 3 + ["late"]
+    assert filled
+
+
+def test_the_deadline_of_one_who_waits_counts_and_nothing_of_it_is_written(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    pending = writer.pending
+    with pytest.raises(TimeoutError):
+        writer.pass_gate(Deadline(0.02))
+    with pytest.raises(TimeoutError):
+        writer.pass_gate(Deadline(0))
+    assert writer.pending == pending
+    assert writer.gate
+    assert len(wire.receive_until(filled)) == filled
+    until(lambda: not writer.gate)
+
+
+def test_each_switch_of_one_who_waits_may_be_its_last(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    total = 0
+
+    def wait() -> None:
+        nonlocal total
+        total += line.fill()
+        get_hub().loop.run_callback(wire.receive, 1 << 18)
+        if writer.gate:
+            writer.pass_gate(LONG)
+        total += 6
+        writer.write(b"<done>")
+
+    done = 0
+
+    def read() -> None:
+        while True:
+            wire.receive(50_000)
+            gevent.sleep(0)
+
+    reader = gevent.spawn(read)
+    for run in interruptions(wait, delays=(0, 1, 2, 3)):
+        done += run.raised is None
+        # Whoever was killed, another goes on.
+        writer.pass_gate(LONG)
+    until(lambda: not writer.pending)
+    reader.kill()
+    assert done
+    assert not writer.gate
+    assert not writer.is_stalled
+
+
+def test_one_who_is_killed_when_it_was_woken_gives_its_turn_to_the_next(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    first, second = (gevent.spawn(writer.pass_gate, LONG) for _ in range(2))
+    turn()
+    # Killed in the turn in which it is woken, before it runs.
+    wire.receive_until(filled - 2 * EARLY_FLUSH)
+    first.kill(block=False)
+    wire.receive_until(2 * EARLY_FLUSH)
+    second.get(timeout=10)
+    until(lambda: not writer.gate)
+
+
+# The end.
+
+
+def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Line) -> None:
+    writer = line.writer
+    line.fill()
+    waiting = [gevent.spawn(writer.pass_gate, LONG) for _ in range(3)]
+    turn()
+    writer.close()
+    writer.close()
+    gevent.joinall(waiting, timeout=5, raise_error=True)
+    assert writer.pending == 0
+    assert not writer.gate
+    line.wire.close()
+    for _ in range(5):
+        turn()
+    assert not line.errors
+
+
+def test_what_is_written_after_the_end_is_dropped(line: Line) -> None:
+    writer = line.writer
+    writer.close()
+    sends = writer.sends
+    for _ in range(1000):
+        writer.write(bytes(10_000))
+        writer.write_many([b"a", b"b"])
+        writer.write_sealed(b"c")
+    turn()
+    assert writer.pending == 0
+    assert writer.sends == sends
+    assert not writer.gate
+    writer.pass_gate(Deadline(0))
+    writer.flush()
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_an_error_is_reported_once(line: Line, is_stalled: bool) -> None:
+    writer = line.writer
+    if is_stalled:
+        line.fill()
+        waiting = gevent.spawn(writer.pass_gate, LONG)
+        turn()
+    line.wire.reset()
+    end = monotonic() + 10
+    while not line.errors and monotonic() < end:
+        writer.write(b"x")
+        gevent.sleep(0.001)
+    for _ in range(10):
+        writer.write(b"x")
+        turn()
+    assert len(line.errors) == 1
+    assert isinstance(line.errors[0], ConnectionError)
+    if is_stalled:
+        waiting.get(timeout=5)
+
+
+def test_nothing_is_left_of_a_watcher_on_a_closed_descriptor(line: Line) -> None:
+    line.fill()
+    line.writer.close()
+    line.wire.close()
+    other = Wire()  # it takes the descriptor of the one before
+    try:
+        for _ in range(10):
+            turn()
+        assert not other.receive()
+    finally:
+        other.close()
+
+
+# Callbacks before the flush.
+
+
+def test_what_gains_by_waiting_is_written_at_the_end_of_the_turn(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    calls: list[int] = []
+
+    def last() -> None:
+        calls.append(1)
+        writer.write(b"acks ")
+
+    writer.before_flush(last)
+    assert wire.receive() == b""
+    writer.write(b"1 ")
+    writer.write(b"2 ")
+    assert wire.receive() == b""
+    turn()
+    assert wire.receive() == b"1 2 acks "
+    assert writer.sends == 1
+    turn()
+    assert calls == [1]
+    writer.before_flush(last)
+    writer.flush()
+    assert wire.receive() == b"acks "
+    assert calls == [1, 1]
+
+
+def test_a_callback_that_fails_does_not_stop_the_writer(line: Line, hub_errors: HubErrors) -> None:
+    writer, wire = line.writer, line.wire
+
+    def fail() -> None:
+        raise LookupError("broken")
+
+    writer.write(b"1 ")
+    writer.before_flush(fail)
+    writer.write(b"2 ")
+    turn()
+    assert [type(error.value) for error in hub_errors] == [LookupError]
+    hub_errors.clear()
+    assert wire.receive() == b"1 2 "
+    writer.write(b"3 ")
+    assert wire.receive() == b"3 "
+
+
+# Sealing.
+
+
+def test_what_is_sealed_leaves_in_the_order_of_the_sealing(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    records = 0
+
+    def seal(plain: bytes) -> bytes:
+        nonlocal records
+        records += 1
+        return b"[%d:%d]" % (records, len(plain))
+
+    writer.write_sealed(b"[0]")
+    assert wire.receive() == b"[0]"
+    writer.seal = seal
+    writer.write(b"abc")
+    writer.write(b"de")
+    writer.write(b"fgh")
+    turn()
+    assert wire.receive() == b"[1:3][2:5]"
+    assert writer.pending == 0
+    assert writer.sends == 3
+
+
+def test_a_record_of_tls_goes_before_plain_text_that_still_waits(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.seal = lambda plain: b"<" + plain + b">"
+    filled = 0
+    while not writer.is_stalled:
+        writer.write_sealed(bytes(60_000))
+        filled += 60_000
+    writer.write(b"plain")
+    writer.write_sealed(b"record")
+    assert wire.receive_until(filled + 13)[filled:] == b"record<plain>"
+
+
+def test_a_seal_that_waits_for_input_sends_nothing_yet(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.seal = lambda plain: b""
+    writer.write(b"abc")
+    writer.write(b"abc")
+    turn()
+    assert writer.pending == 0
+    writer.write_sealed(b"abcabc")
+    assert wire.receive() == b"abcabc"
+    assert writer.pending == 0
+
+
+def test_a_seal_that_fails_ends_the_line(line: Line) -> None:
+    def fail(plain: bytes) -> bytes:
+        raise OSError(1, "tls is over")
+
+    line.writer.seal = fail
+    line.writer.write(b"a")
+    line.writer.write(b"b")
+    turn()
+    assert [str(error) for error in line.errors] == ["[Errno 1] tls is over"]
+    assert line.writer.pending == 0
+
+
+def test_the_time_of_the_last_send_is_known(line: Line) -> None:
+    before = line.writer.sent_at
+    until(lambda: monotonic() > before + 0.01)
+    line.writer.write(b"x")
+    assert line.writer.sent_at > before + 0.01
