@@ -1,0 +1,335 @@
+"""What a consumer does about its queues and its handlers, from the beginning to the end.
+
+It is run by the consumer's greenlet, which runs no handler and asks nothing of the broker itself, so
+that it can always be told something: it waits for changes, and sends one *errand* at a time (a
+greenlet that lives as long as the errand) to get the queues confirmed or to give them up.  While
+nothing changes a consumer is one greenlet that waits.
+
+Whatever ends it, a last errand gives back what the consumer holds; it goes on even if the consumer's
+greenlet is killed once more meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent import Greenlet
+
+from greenconn.exceptions import ConsumerCancelled
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.worker.batch import BatchLine
+from greenconn.worker.crew import crew_of
+from greenconn.worker.handling import BatchHandling, Handling
+from greenconn.worker.line import Line
+from greenconn.worker.plan import Plan
+from greenconn.worker.restoring import Outcome, Restorer
+from greenconn.worker.state import ENDS, ConsumerState, Wish, moved
+from greenconn.worker.subscription import Subscription
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
+
+__all__ = ["Conductor"]
+
+logger = logging.getLogger("greenconn.worker")
+
+
+class Conductor:
+    """The parts of one consumer, and who moves them.
+
+    Arguments:
+        plan: what the consumer shall do.
+        connection: the program's.
+
+    Attributes:
+        state: where the consumer is in its life.
+        error: what the broker refused it for; None while it does not.
+        is_withdrawn: the broker was told to send no more, and what no handler began was given back.
+    """
+
+    __slots__ = (
+        "_crew",
+        "_errand",
+        "_is_forgotten",
+        "_is_restoring",
+        "_loss",
+        "_own_connection",
+        "_parent",
+        "_restorer",
+        "_session",
+        "_subscriptions",
+        "_watchers",
+        "_wish",
+        "error",
+        "handling",
+        "is_withdrawn",
+        "line",
+        "plan",
+        "state",
+    )
+
+    def __init__(self, plan: Plan, connection: Connection) -> None:
+        self.plan = plan
+        self._parent = self._session = connection.session
+        self._own_connection: Connection | None = None
+        if plan.is_unbounded:
+            # It may stop the reading of its connection: it must not hold up others.
+            self._own_connection = connection.clone()
+            self._session = self._own_connection.session
+            self._parent.on_closed.append(self.note_closed)
+        self._crew = crew = crew_of(self._session)
+        self.handling = (Handling if plan.batch_size is None else BatchHandling)(
+            plan, self._queue_of
+        )
+        self.line = self._new_line()
+        self.handling.put_again = self.line.put_again
+        self.line.on_idle = self._announce
+        self._subscriptions = tuple(
+            Subscription(plan, queue, share, self.line, self._on_lost)
+            for queue, share in zip(plan.queues, plan.shares(), strict=True)
+        )
+        self._restorer = Restorer(self._session, crew.berths, self._subscriptions, self._announce)
+        self.state = ConsumerState.STARTING
+        self.error: BaseException | None = None
+        self.is_withdrawn = False
+        self._wish = Wish.RUN
+        self._loss: BaseException | None = None
+        self._errand: Greenlet[..., Any] | None = None
+        self._is_restoring = self._is_forgotten = False
+        self._watchers: set[Slot[None]] = set()
+        crew.enter(self)
+
+    def _new_line(self) -> Line:
+        plan, pool, run = self.plan, self._crew.pool, self.handling.run
+        if plan.batch_size is None:
+            return Line(pool, run, plan.concurrency)
+        assert plan.batch_interval is not None
+        return BatchLine(pool, run, plan.concurrency, plan.batch_size, plan.batch_interval)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the broker has confirmed all queues, and nothing was lost since."""
+        return self._wish is Wish.RUN and all(each.is_confirmed for each in self._subscriptions)
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether a pause is wished."""
+        return self._wish is Wish.PAUSE
+
+    # Wishes; nothing here switches
+
+    def ask(self, wish: Wish) -> None:
+        """Have it become what *wish* says, unless it is further on its way to the end already."""
+        if wish <= self._wish or self.state in ENDS:
+            return
+        self._wish = wish
+        self.handling.is_ending = True
+        if wish is not Wish.STOP or not self.plan.no_ack:
+            self.line.is_held = True
+        if wish is Wish.PAUSE:
+            self._move(ConsumerState.PAUSED)
+        elif wish is Wish.STOP:
+            self._move(ConsumerState.STOPPING)
+            if self.plan.no_ack:
+                self.is_withdrawn = False  # what a pause has kept is handled now
+        self._announce()
+
+    def resume(self) -> None:
+        """Wish no pause any more."""
+        if self._wish is Wish.PAUSE:
+            self._wish = Wish.RUN
+            self._move(ConsumerState.STARTING)
+
+    def fail(self, exc: BaseException) -> None:
+        """End it with *exc*: the broker refuses it for good."""
+        if self.error is None and self._wish < Wish.STOP:
+            self.error = exc
+            logger.error(
+                "consumer of queue %s ends: %s: %s", self.plan.name, type(exc).__name__, exc
+            )
+        self.ask(Wish.STOP)
+
+    def note_closed(self) -> None:
+        """The program has closed the connection."""
+        self.ask(Wish.STOP)
+
+    def forget(self) -> None:
+        """After a fork, in the child: it is the parent's."""
+        self._is_forgotten = True
+        self.line.forget()
+        self._wish = Wish.END
+        self._announce()
+
+    # The consumer's greenlet
+
+    def run(self) -> None:
+        """Do what is wished until the end, and leave nothing behind.  May switch."""
+        end = ConsumerState.KILLED
+        try:
+            self._conduct()
+            end = ConsumerState.STOPPED if self.error is None else ConsumerState.FAILED
+        finally:
+            is_abrupt = end is ConsumerState.KILLED or self._wish is Wish.END
+            try:
+                if not self._is_forgotten:
+                    spawn("consumer-end", self._clear_up, is_abrupt).join()
+            finally:
+                self._move(end)
+
+    def _conduct(self) -> None:
+        while self._wish is not Wish.END:
+            if self._errand is not None:
+                if self._is_restoring and self._wish is not Wish.RUN:
+                    self._errand.kill(block=False)
+            elif self._wish is Wish.RUN:
+                self._let_go()
+                if not self.is_confirmed:
+                    self._send_on_errand(self._restore)
+            elif not self.is_withdrawn:
+                self._send_on_errand(self._withdraw)
+            elif self._wish is Wish.STOP and self.line.is_idle:
+                return
+            self.wait_for_change(Deadline())
+
+    def _let_go(self) -> None:
+        """After a pause: let handlers begin again."""
+        if self.line.is_held:
+            self.is_withdrawn = self.handling.is_ending = self.line.is_held = False
+            self.line.stir()
+
+    def _send_on_errand(self, errand: Callable[[], None]) -> None:
+        self._is_restoring = errand == self._restore
+        self._errand = spawn("consumer-errand", errand)
+        self._errand.rawlink(self._on_errand_done)
+
+    def _on_errand_done(self, errand: Greenlet[..., Any]) -> None:
+        # In the hub.
+        self._errand = None
+        self._announce()
+
+    # Errands
+
+    def _restore(self) -> None:
+        """Get all queues confirmed."""
+        loss, self._loss = self._loss, None
+        if isinstance(loss, ConsumerCancelled):
+            logger.warning("consumer of queue %s is started again: %s", self.plan.name, loss)
+        elif loss is not None and self._session.is_open:
+            logger.info("consumer of queue %s is started again: %s", self.plan.name, loss)
+        outcome = self._restorer.run()
+        if outcome is Outcome.CLOSED:
+            self.note_closed()
+        elif isinstance(outcome, Exception):
+            self.fail(outcome)
+        elif self.is_confirmed:
+            self._move(ConsumerState.RUNNING)
+
+    def _withdraw(self) -> None:
+        """Have the broker send no more, and give back what no handler has begun."""
+        self._cancel()
+        if not self.plan.no_ack:
+            self._give_back()
+        elif self._wish is Wish.STOP:
+            self.line.is_held = False
+            self.line.hurry()
+        self.is_withdrawn = True
+
+    def _cancel(self, *, nowait: bool = False) -> None:
+        for subscription in self._subscriptions:
+            try:
+                subscription.cancel(self._crew.berths, nowait=nowait)
+            except Exception as exc:
+                logger.debug("cancelling %r: %s", subscription, exc)
+
+    def _give_back(self) -> None:
+        for message in self.line.take_all():
+            self.handling.give_back(message)
+
+    def _clear_up(self, is_abrupt: bool) -> None:
+        """The last errand."""
+        if is_abrupt:
+            self.line.is_held = self.handling.is_ending = True
+            if self._errand is not None:
+                self._errand.kill()
+            self._cancel(nowait=True)
+            self._give_back()
+            self.line.end_workers()
+        if self.handling.dropped:
+            logger.warning(
+                "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
+                self.plan.name,
+                self.handling.dropped,
+            )
+        if self._own_connection is not None:
+            self._own_connection.close()
+
+    def bury(self) -> None:
+        """Its greenlet is dead: leave the crew, and tell who waits.  In the hub."""
+        self._crew.leave(self)
+        if self._own_connection is not None and self.note_closed in self._parent.on_closed:
+            self._parent.on_closed.remove(self.note_closed)
+        if self.state not in ENDS:
+            self._move(ConsumerState.KILLED)  # before it began
+        self._announce()
+
+    # Changes
+
+    def _on_lost(self, subscription: Subscription, channel: Any, exc: BaseException) -> None:
+        # In the reader.
+        if isinstance(exc, ConsumerCancelled):
+            subscription.forget_declaration(self._session)
+        elif not self.plan.no_ack:
+            for message in self.line.drop(channel):
+                self.handling.forget(message)
+        self._loss = exc
+        if self.state is ConsumerState.RUNNING:
+            self._move(ConsumerState.RECOVERING)
+        self._announce()
+
+    def _queue_of(self, message: Any) -> str:
+        tag = message.delivery_info.get("consumer_tag")
+        for subscription in self._subscriptions:
+            if subscription.tag == tag:
+                return subscription.name
+        return self.plan.name or ""
+
+    def _move(self, state: ConsumerState) -> None:
+        if state is not self.state:
+            self.state = moved(self.state, state)
+            self._announce()
+
+    def _announce(self) -> None:
+        """Wake all who wait for a change.  Never switches."""
+        for slot in self._watchers:
+            slot.offer(None)
+
+    def wait_for_change(self, deadline: Deadline) -> None:
+        """Wait until something is different.  May switch.
+
+        Raises:
+            TimeoutError: nothing was before the deadline.
+        """
+        slot: Slot[None] = Slot()
+        self._watchers.add(slot)
+        try:
+            slot.wait(deadline)
+        finally:
+            self._watchers.discard(slot)
+
+    def wait_restored(self, deadline: Deadline) -> None:
+        """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline.
+        """
+        while (
+            self._wish is Wish.RUN
+            and self.state not in ENDS
+            and not self.is_confirmed
+            and not self._restorer.is_pausing
+        ):
+            self.wait_for_change(deadline)

@@ -1,0 +1,169 @@
+"""The greenlet that stands for a consumer."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import Greenlet, getcurrent
+
+from greenconn.green.deadline import Deadline
+from greenconn.worker.conductor import Conductor
+from greenconn.worker.plan import Plan
+from greenconn.worker.state import ConsumerState, Wish
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
+
+    _Greenlet = Greenlet[..., dict[str, Any]]
+else:
+    _Greenlet = Greenlet
+
+__all__ = ["GRACE", "ConsumerGreenlet"]
+
+#: Seconds that ``stop`` waits, after its own time, for handlers that it has interrupted.
+GRACE: Final = 2.0
+
+
+class ConsumerGreenlet(_Greenlet):
+    """A running consumer, made by :func:`~greenconn.worker.spawn_consumer`.
+
+    It is a ``gevent.Greenlet``: ``join``, ``get``, ``link``, ``kill``, ``dead`` and ``ready()`` mean
+    what they always mean.  ``get()`` returns the final :meth:`stats` after :meth:`stop`, and raises
+    what the broker refused it for.  ``kill()`` loses nothing that needs an ack: handlers are
+    interrupted and their messages go back to the queue; with ``no_ack`` what waits is dropped.
+
+    When its connection is closed it stops: running handlers finish, the rest comes again.
+
+    All methods belong to the thread that spawned it.
+    """
+
+    __slots__ = ("conductor",)
+
+    def __init__(self, plan: Plan, connection: Connection) -> None:
+        super().__init__(None)  # type: ignore[arg-type]  # it runs _run
+        self.name = f"greenconn:consumer:{plan.name}"
+        #: For the library.
+        self.conductor = Conductor(plan, connection)
+        self.rawlink(_bury)
+
+    def _run(self) -> dict[str, Any]:
+        conductor = self.conductor
+        conductor.run()
+        if conductor.error is not None:
+            raise conductor.error
+        return self.stats()
+
+    @property
+    def state(self) -> ConsumerState:
+        """Where the consumer is in its life."""
+        return self.conductor.state
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the caller is one of its handlers."""
+        return self.conductor.line.runs_in(getcurrent())
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the broker has confirmed the consumer.  May switch.
+
+        A broker that is away is waited for.
+
+        Arguments:
+            timeout: seconds; None waits.
+
+        Returns:
+            False: the time is up, or the consumer has ended.
+
+        Raises:
+            ChannelError, ConnectionError: the broker refuses it for good.
+        """
+        conductor, deadline = self.conductor, Deadline(timeout)
+        while not conductor.is_confirmed:
+            if conductor.error is not None:
+                raise conductor.error
+            if self.ready():
+                return False
+            try:
+                conductor.wait_for_change(deadline)
+            except TimeoutError:
+                return False
+        return True
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """End the consumer in good order.  May switch.
+
+        The broker is told to send no more; what no handler has begun is given back at once; running
+        handlers finish.  With ``no_ack`` nothing can be given back: what was received is handled.
+        Called by one of its own handlers it returns at once, since that has to finish first.
+
+        Arguments:
+            timeout: seconds; None waits.
+
+        Returns:
+            False: the time was up; the handlers that were left were interrupted, and their messages
+            given back.
+        """
+        self.conductor.ask(Wish.STOP)
+        if self.runs_here:
+            return True
+        self.join(timeout)
+        if self.ready():
+            return True
+        self.conductor.ask(Wish.END)
+        self.join(GRACE)
+        return False
+
+    def pause(self, timeout: float | None = None) -> bool:
+        """Take no more messages, and give back those that no handler has begun.  May switch.
+
+        Running handlers go on.  With ``no_ack`` what was received is kept for :meth:`resume`.
+
+        Arguments:
+            timeout: seconds to wait until that is done; None waits.
+
+        Returns:
+            Whether it is paused.
+        """
+        conductor, deadline = self.conductor, Deadline(timeout)
+        conductor.ask(Wish.PAUSE)
+        while conductor.is_pausing and not conductor.is_withdrawn and not self.ready():
+            try:
+                conductor.wait_for_change(deadline)
+            except TimeoutError:
+                return False
+        return conductor.is_pausing and conductor.is_withdrawn
+
+    def resume(self) -> None:
+        """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
+        self.conductor.resume()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of now and since the beginning.
+
+        Returns:
+            ``state``; messages: ``received``, ``handled``, ``failed`` (handlers that raised, and bodies
+            that could not be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with
+            ``no_ack``: received and never handled), ``in_flight`` (begun and not answered);
+            ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
+        """
+        conductor = self.conductor
+        handling, line = conductor.handling, conductor.line
+        return {
+            "state": conductor.state.value,
+            "received": line.received,
+            "handled": handling.handled,
+            "failed": handling.failed,
+            "retried": handling.retried,
+            "rejected": handling.rejected,
+            "requeued": handling.requeued,
+            "dropped": handling.dropped,
+            "in_flight": line.in_flight,
+            "prefetch_count": conductor.plan.prefetch,
+            "last_delivery_age": None if line.last_at is None else monotonic() - line.last_at,
+        }
+
+
+def _bury(consumer: ConsumerGreenlet) -> None:
+    # In the hub.
+    consumer.conductor.bury()

@@ -1,0 +1,381 @@
+"""What happens to a message: decode, handle, answer; and what becomes of it when that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterator
+from contextvars import Context, copy_context
+from typing import Any, Final
+
+from gevent import Timeout
+
+from greenconn.exceptions import MessageStateError
+from greenconn.green.supervisor import spawn
+from greenconn.options import Retry
+from greenconn.worker.batch import Batch
+from greenconn.worker.plan import Plan
+
+__all__ = ["BatchHandling", "Handling"]
+
+logger = logging.getLogger("greenconn.worker")
+
+#: What a handler may raise and go on living; everything else is meant for the greenlet.
+FAILURES: Final = (Exception, Timeout)
+
+
+class Handling:
+    """Runs the handler of one consumer and answers its messages.
+
+    Whatever the handler does, each message that needs an answer gets exactly one, or its channel is
+    gone and the broker delivers it again.
+
+    Arguments:
+        plan: the consumer's.
+        queue_of: gives the name of a message's queue.
+
+    Attributes:
+        put_again: has a load handled again after a delay; set by the owner.
+        is_ending: what failed is given back instead of handled again.
+        handled, failed, retried, rejected, requeued, dropped: messages; one that fails twice counts
+            twice; dropped are those that need no answer and were thrown away.
+    """
+
+    __slots__ = (
+        "_accept",
+        "_context",
+        "_delays",
+        "_handler",
+        "_has_warned",
+        "_is_counted",
+        "_no_ack",
+        "_on_decode_error",
+        "_on_error",
+        "_queue_of",
+        "_retry",
+        "_timeout",
+        "dropped",
+        "failed",
+        "handled",
+        "is_ending",
+        "put_again",
+        "rejected",
+        "requeued",
+        "retried",
+    )
+
+    def __init__(self, plan: Plan, queue_of: Callable[[Any], str]) -> None:
+        self._handler = plan.handler
+        self._accept: Container[str] | None = plan.accept  # type: ignore[assignment]  # a set by now
+        self._on_error = plan.on_error
+        self._on_decode_error = plan.on_decode_error
+        self._retry: Retry | None = plan.policy
+        self._timeout = plan.handler_timeout
+        self._no_ack = plan.no_ack
+        self._is_counted = plan.is_unbounded
+        self._queue_of = queue_of
+        # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
+        self._context: Context = copy_context()
+        #: Of what failed before: the delays that are left.
+        self._delays: dict[Any, Iterator[float]] = {}
+        self._has_warned = False
+        self.put_again: Callable[[Any, float], None] = _nowhere
+        self.is_ending = False
+        self.handled = self.failed = self.retried = 0
+        self.rejected = self.requeued = self.dropped = 0
+
+    def run(self, message: Any) -> None:
+        """Handle one message.  May switch.
+
+        Raises:
+            BaseException: what ends the greenlet; the message was given back.
+        """
+        try:
+            if self._is_counted:
+                release(message)
+            if self._accept is not None:
+                message.accept = self._accept
+            try:
+                body = message.decode()
+            except Exception as exc:
+                self._undecodable(message, exc)
+                return
+            try:
+                self._call(body, message)
+            except FAILURES as exc:
+                self._failed(message, exc)
+                return
+            self.handled += 1
+            if self._delays:
+                self._delays.pop(message, None)
+            if not self._no_ack and not message.acknowledged:
+                self._ack(message)
+        except BaseException:
+            self.give_back(message)
+            raise
+
+    def _call(self, body: Any, message: Any) -> None:
+        if self._timeout is None:
+            self._context.copy().run(self._handler, body, message)
+        else:
+            with Timeout(self._timeout):
+                self._context.copy().run(self._handler, body, message)
+
+    # Failing
+
+    def _failed(self, message: Any, exc: BaseException) -> None:
+        self.failed += 1
+        if not self._no_ack and not self._needs_answer(message):
+            self._delays.pop(message, None)
+            self._log_failure(message, exc, "the message needs no answer any more")
+            return
+        delay = self._next_delay(message)
+        if delay is None:
+            self._log_failure(message, exc, f"on_error is {self._on_error!r}")
+            self._give_up(message, exc)
+        elif self.is_ending:
+            self._log_failure(message, exc, "the message is given back")
+            self.give_back(message)
+        else:
+            self._log_failure(message, exc, f"it is called again in {delay:.1f} s", is_final=False)
+            self._again(message, delay)
+
+    def _needs_answer(self, message: Any) -> bool:
+        """Whether it was not answered and can be: with its channel gone it comes again by itself."""
+        return not self._no_ack and not message.acknowledged and message.channel.is_open
+
+    def _next_delay(self, load: Any) -> float | None:
+        """Seconds until *load* is handled again; None if it is not."""
+        if self._retry is None:
+            return None
+        delays = self._delays.get(load)
+        if delays is None:
+            delays = self._delays[load] = self._retry.delays()
+        delay = next(delays, None)
+        if delay is None:
+            del self._delays[load]
+        return delay
+
+    def _again(self, message: Any, delay: float) -> None:
+        """Have it handled again."""
+        self.retried += 1
+        message._decoded_cache = None  # the handler may have changed it
+        self.put_again(message, delay)
+
+    def _log_failure(
+        self, message: Any, exc: BaseException, outcome: str, *, is_final: bool = True
+    ) -> None:
+        logger.log(
+            logging.ERROR if is_final else logging.WARNING,
+            "handler %s of queue %r failed on delivery %s; %s",
+            _name_of(self._handler),
+            self._queue_of(message),
+            message.delivery_tag,
+            outcome,
+            exc_info=(type(exc), exc, exc.__traceback__),
+        )
+
+    def _give_up(self, message: Any, exc: BaseException) -> None:
+        """All retries failed: do what ``on_error`` says."""
+        if self._on_error == "requeue":
+            self._answer(message, requeue=True)
+        elif callable(self._on_error):
+            self._ask(self._on_error, message, exc)
+        else:
+            self._reject(message)
+
+    def _undecodable(self, message: Any, exc: Exception) -> None:
+        self.failed += 1
+        logger.error(
+            "message %s of queue %r (%s) cannot be decoded: %s",
+            message.delivery_tag,
+            self._queue_of(message),
+            message.content_type,
+            type(exc).__name__,
+            exc_info=exc,
+        )
+        if self._on_decode_error is not None:
+            self._ask(self._on_decode_error, message, exc)
+        else:
+            self._reject(message)
+
+    def _ask(self, judge: Callable[[Any, Any], Any], message: Any, exc: BaseException) -> None:
+        """Let the program decide; what it leaves undecided is rejected."""
+        try:
+            judge(message, exc)
+        except FAILURES:
+            logger.exception(
+                "%s of queue %r failed on delivery %s",
+                _name_of(judge),
+                self._queue_of(message),
+                message.delivery_tag,
+            )
+        self._reject(message)
+
+    # Answering
+
+    def _ack(self, message: Any) -> None:
+        try:
+            message.ack()
+        except MessageStateError:
+            pass
+        except Exception as exc:
+            self._log_unanswered(message, exc)
+
+    def _reject(self, message: Any) -> None:
+        if not self._has_warned and not self._no_ack and not message.acknowledged:
+            self._has_warned = True
+            logger.warning(
+                "messages of queue %r that are rejected go to its dead-letter exchange; without one "
+                "they are gone (this is said once)",
+                self._queue_of(message),
+            )
+        self._answer(message, requeue=False)
+
+    def _answer(self, message: Any, *, requeue: bool) -> None:
+        if self._no_ack or message.acknowledged:
+            return
+        try:
+            message.reject(requeue=requeue)
+        except MessageStateError:
+            return
+        except Exception as exc:
+            self._log_unanswered(message, exc)
+            return
+        if requeue:
+            self.requeued += 1
+        else:
+            self.rejected += 1
+
+    def _log_unanswered(self, message: Any, exc: Exception) -> None:
+        logger.info(
+            "delivery %s of queue %r could not be answered, the broker delivers it again: %s",
+            message.delivery_tag,
+            self._queue_of(message),
+            exc,
+        )
+
+    def forget(self, message: Any) -> None:
+        """A message was lost with its channel."""
+        self._delays.pop(message, None)
+        if self._is_counted:
+            release(message)
+
+    def give_back(self, message: Any) -> None:
+        """Put a message back into its queue, whatever happens to this greenlet.  May switch."""
+        if self._is_counted:
+            release(message)
+        self._delays.pop(message, None)
+        if self._no_ack:
+            self.dropped += 1
+            return
+        try:
+            self._answer(message, requeue=True)
+        except BaseException:
+            # Killed once more while the peer takes nothing: somebody else waits for it.
+            spawn("give-back", self._answer, message, requeue=True)
+            raise
+
+
+class BatchHandling(Handling):
+    """Runs a handler that takes several messages at once; they share one fate."""
+
+    __slots__ = ()
+
+    def run(self, message: Any) -> None:
+        """Handle one :class:`Batch`.  May switch.
+
+        Raises:
+            BaseException: what ends the greenlet; the messages were given back.
+        """
+        batch: Batch = message
+        try:
+            bodies = self._decoded(batch)
+            if not bodies:
+                return
+            try:
+                self._call(bodies, list(batch.messages))
+            except FAILURES as exc:
+                self._batch_failed(batch, exc)
+                return
+            self.handled += len(bodies)
+            for each in batch.messages:
+                if not self._no_ack and not each.acknowledged:
+                    self._ack(each)
+        except BaseException:
+            self._give_all_back(batch.messages)
+            raise
+
+    def _decoded(self, batch: Batch) -> list[Any]:
+        """The bodies; what has none leaves the batch."""
+        bodies, good = [], []
+        for message in batch.messages:
+            if self._is_counted:
+                release(message)
+            if self._accept is not None:
+                message.accept = self._accept
+            try:
+                bodies.append(message.decode())
+            except Exception as exc:
+                self._undecodable(message, exc)
+            else:
+                good.append(message)
+        batch.messages = good
+        return bodies
+
+    def _batch_failed(self, batch: Batch, exc: BaseException) -> None:
+        self.failed += len(batch.messages)
+        first = batch.messages[0]
+        if not self._no_ack:
+            # What the handler answered itself is left alone.
+            batch.messages = [each for each in batch.messages if self._needs_answer(each)]
+        if not batch.messages:
+            self._log_failure(first, exc, "its messages need no answer any more")
+            return
+        delay = self._next_delay(batch)
+        if delay is None:
+            self._log_failure(first, exc, f"on_error is {self._on_error!r}")
+            for message in batch.messages:
+                self._give_up(message, exc)
+        elif self.is_ending:
+            self._log_failure(first, exc, "its messages are given back")
+            self._give_all_back(batch.messages)
+        else:
+            self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)
+            self._again(batch, delay)
+
+    def _next_delay(self, load: Batch) -> float | None:
+        if self._retry is None:
+            return None
+        if load.delays is None:
+            load.delays = self._retry.delays()
+        return next(load.delays, None)
+
+    def _again(self, load: Batch, delay: float) -> None:
+        self.retried += len(load.messages)
+        for message in load.messages:
+            message._decoded_cache = None
+        self.put_again(load, delay)
+
+    def _give_all_back(self, messages: list[Any]) -> None:
+        for position, message in enumerate(messages):
+            try:
+                self.give_back(message)
+            except BaseException:
+                spawn("give-back", self._give_all_back, messages[position + 1 :])
+                raise
+
+
+def release(message: Any) -> None:
+    """Tell the channel that an unbounded consumer has taken *message*; once for each."""
+    sink = message.__dict__.pop("sink", None)
+    if sink is not None and sink.taken is not None:
+        raw = getattr(message, "raw", None)  # as received, where that is kept
+        sink.taken(len(message.body if raw is None else raw))
+
+
+def _nowhere(load: Any, delay: float) -> None:
+    raise AssertionError("no line")
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or type(function).__name__

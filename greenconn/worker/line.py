@@ -1,0 +1,226 @@
+"""The way of a message from the reader to a handler: one deque, and the workers that serve it.
+
+The reader appends and, if fewer handlers run than may, wakes one worker.  A worker takes messages until
+there are none.  Before it runs a handler it wakes one more worker, if messages are left, none is on
+its way and *limit* allows: so as many run as have work, and a message costs no switch while they do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, Final
+
+from gevent import get_hub
+
+from greenconn.green.hub import turn
+from greenconn.worker.pool import Worker, WorkerPool
+
+__all__ = ["Line"]
+
+#: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.
+STREAK: Final = 64
+PACE: Final = 0.005
+
+
+class Line:
+    """Messages that wait for a handler, and the workers that run it.
+
+    The reader calls ``put`` and ``drop``; neither they nor anything else here but ``work`` and
+    ``end_workers`` switches.
+
+    Arguments:
+        pool: lends workers.
+        run: handles one load, whatever happens; raises only what ends the worker.
+        limit: handlers at once.
+
+    Attributes:
+        inbox: messages that no handler has begun.
+        is_held: no handler begins.
+        received: messages that came.
+        last_at: when the last one came, on the monotonic clock; None before.
+        on_idle: called when no handler runs any more.
+    """
+
+    __slots__ = (
+        "_coming",
+        "_pool",
+        "_run",
+        "_waiting",
+        "_workers",
+        "inbox",
+        "is_held",
+        "last_at",
+        "limit",
+        "on_idle",
+        "received",
+    )
+
+    def __init__(self, pool: WorkerPool, run: Callable[[Any], None], limit: int) -> None:
+        self._pool = pool
+        self._run = run
+        self.limit = limit
+        self.inbox: deque[Any] = deque()
+        self._workers: set[Worker] = set()
+        #: The worker that was sent for and has not begun.
+        self._coming: Worker | None = None
+        #: What waits to be handled again, with its timer.
+        self._waiting: dict[Any, Any] = {}
+        self.is_held = False
+        self.received = 0
+        self.last_at: float | None = None
+        self.on_idle: Callable[[], None] | None = None
+
+    def put(self, message: Any) -> None:
+        """Take a message over.  In the reader."""
+        self.inbox.append(message)
+        self.received += 1
+        self.last_at = monotonic()
+        if self._coming is None and len(self._workers) < self.limit and not self.is_held:
+            self._send_for_worker()
+
+    def _send_for_worker(self) -> None:
+        self._coming = worker = self._pool.send(self)
+        self._workers.add(worker)
+
+    # Workers
+
+    def work(self, worker: Worker) -> None:
+        """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
+        if self._coming is worker:
+            self._coming = None
+        inbox, run = self.inbox, self._run
+        streak, looked_at = 0, 0.0
+        try:
+            while self._has_work():
+                worker.load = load = self._take()
+                if inbox and self._coming is None and len(self._workers) < self.limit:
+                    self.stir()
+                run(load)
+                worker.load = None
+                streak += 1
+                if streak == STREAK:
+                    # Handlers that never wait would keep the hub from the broker.
+                    streak = 0
+                    if monotonic() - looked_at > PACE:
+                        turn()
+                        looked_at = monotonic()
+        finally:
+            self.lost_worker(worker)
+
+    def lost_worker(self, worker: Worker) -> None:
+        """A worker is done here, or has ended, perhaps before it began.  Again: does nothing."""
+        worker.load = None
+        if worker not in self._workers:
+            return
+        self._workers.discard(worker)
+        if self._coming is worker:
+            self._coming = None
+        self.stir()
+        if self.on_idle is not None and self.is_idle:
+            self.on_idle()
+
+    def stir(self) -> None:
+        """Send for a worker if there is something to do for one more."""
+        if self._coming is None and len(self._workers) < self.limit and self._has_work():
+            self._send_for_worker()
+
+    def _has_work(self) -> bool:
+        return bool(self.inbox) and not self.is_held
+
+    def _take(self) -> Any:
+        return self.inbox.popleft()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no handler runs or is about to."""
+        return not self._workers and not self._waiting and not self._has_work()
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that a handler has begun and that were not answered."""
+        loads = [each.load for each in self._workers if each.load is not None]
+        return sum(self._size(load) for load in (*loads, *self._waiting))
+
+    def _size(self, load: Any) -> int:
+        return 1
+
+    def runs_in(self, greenlet: object) -> bool:
+        """Whether *greenlet* is one of those that run handlers."""
+        return any(worker.greenlet is greenlet for worker in self._workers)
+
+    def end_workers(self) -> None:
+        """Interrupt all handlers and wait until they have ended.  May switch."""
+        workers = list(self._workers)
+        for worker in workers:
+            worker.greenlet.kill(block=False)
+        for worker in workers:
+            worker.greenlet.join()
+            self.lost_worker(worker)  # one that was killed before it began says nothing
+
+    # Handling again
+
+    def put_again(self, load: Any, delay: float) -> None:
+        """Have *load* handled again.
+
+        Arguments:
+            delay: seconds.
+        """
+        timer = get_hub().loop.timer(delay)
+        self._waiting[load] = timer
+        timer.start(self._on_time, load, update=True)
+
+    def _on_time(self, load: Any) -> None:
+        # In the hub.
+        timer = self._waiting.pop(load, None)
+        if timer is not None:
+            timer.close()
+            self._put_first(load)
+            self.stir()
+
+    def _put_first(self, load: Any) -> None:
+        self.inbox.appendleft(load)
+
+    # Ending
+
+    def hurry(self) -> None:
+        """Let no message wait for others."""
+
+    def recall(self) -> None:
+        """Put what waits to be handled again among those that no handler has begun."""
+        waiting, self._waiting = self._waiting, {}
+        for load, timer in waiting.items():
+            timer.close()
+            self._put_first(load)
+
+    def drop(self, channel: Any) -> list[Any]:
+        """Take out and return what came on *channel*: it is lost, its messages come again."""
+        dropped = [each for each in self._waiting if each.channel is channel]
+        for message in dropped:
+            self._waiting.pop(message).close()
+        return dropped + self._drop_from_inbox(channel)
+
+    def _drop_from_inbox(self, channel: Any) -> list[Any]:
+        dropped = [each for each in self.inbox if each.channel is channel]
+        if dropped:
+            kept = [each for each in self.inbox if each.channel is not channel]
+            self.inbox.clear()
+            self.inbox.extend(kept)
+        return dropped
+
+    def take_all(self) -> Iterator[Any]:
+        """Take out all that no handler has begun, the oldest first, one by one."""
+        self.recall()
+        while self.inbox:
+            yield self.inbox.popleft()
+
+    def forget(self) -> None:
+        """After a fork, in the child: the messages are the parent's."""
+        self.is_held = True
+        for timer in self._waiting.values():
+            timer.close()
+        self._waiting = {}
+        self.inbox.clear()
+        self._workers = set()
+        self._coming = None

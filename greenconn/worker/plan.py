@@ -1,0 +1,242 @@
+"""What a consumer was asked to do: the arguments of ``spawn_consumer``, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any, Final, Literal, TypeAlias
+
+from greenconn.checks import check_callable, check_count, check_type, is_number, shown
+from greenconn.entity import Queue
+from greenconn.options import Retry
+from greenconn.serialization import prepare_accept_content
+
+__all__ = ["Handler", "OnError", "Plan", "QueueLike", "planned"]
+
+QueueLike: TypeAlias = "str | Queue"
+Handler: TypeAlias = Callable[[Any, Any], Any]
+OnError: TypeAlias = "Literal['reject', 'requeue'] | Callable[[Any, BaseException], Any]"
+
+#: Unanswered messages of a consumer with which the broker is never waited for.
+LEAST_PREFETCH: Final = 10
+#: What fits into ``basic.qos``.
+MOST_PREFETCH: Final = 65535
+BATCH_INTERVAL: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A consumer's options; counts are messages."""
+
+    queues: tuple[QueueLike, ...]
+    """Names, which are looked up, or queues, which are declared."""
+
+    handler: Handler
+    """Called with body and message; with *batch_size* with lists of both."""
+
+    concurrency: int = 1
+    """Handlers that run at once."""
+
+    prefetch_count: int | None = None
+    """Messages that may be unanswered, over all queues; 0 is no limit.  None: enough that no handler
+    waits for the broker."""
+
+    no_ack: bool = False
+    """The broker forgets a message when it sends it."""
+
+    accept: Iterable[str] | None = None
+    """Names of serializers or content types; None: all that are not disabled."""
+
+    on_error: OnError = "reject"
+    """What becomes of a message whose handler failed, after all retries."""
+
+    retry: Retry | Mapping[str, Any] | None = None
+    """How often a handler that failed is called again."""
+
+    name: str | None = None
+    """For logs and the greenlet; None: the names of the queues."""
+
+    on_decode_error: Callable[[Any, Exception], Any] | None = None
+    """Gets a message whose body cannot be decoded or is not accepted; None rejects it."""
+
+    tag_prefix: str = "greenconn-"
+    """Beginning of the consumer tag that the broker shows."""
+
+    exclusive: bool = False
+    """Nobody else may consume from the queue."""
+
+    priority: int | None = None
+    """``x-priority``: the broker serves higher ones first."""
+
+    arguments: Mapping[str, Any] | None = None
+    """Further arguments of ``basic.consume``."""
+
+    passive: bool = False
+    """Never declare the queue: one that does not exist is an error."""
+
+    offset: str | int | datetime | None = None
+    """``x-stream-offset``: where to begin in a stream."""
+
+    handler_timeout: float | None = None
+    """Seconds after which a handler is interrupted, which counts as a failure."""
+
+    batch_size: int | None = None
+    """Messages that the handler gets at once; None: one, and not as a list."""
+
+    batch_interval: float | None = None
+    """Seconds that a message waits until its batch is full; None is 1 s."""
+
+    def __post_init__(self) -> None:
+        if not callable(self.handler):
+            raise TypeError(f"handler={self.handler!r}: it is a callable")
+        check_count(self, "concurrency", least=1, optional=False)
+        check_count(self, "prefetch_count", most=MOST_PREFETCH)
+        check_count(self, "batch_size", least=1)
+        check_type(self, bool, "no_ack", "exclusive", "passive")
+        check_type(self, str, "name", optional=True)
+        check_type(self, str, "tag_prefix")
+        check_type(self, int, "priority", optional=True)
+        check_type(self, Mapping, "arguments", optional=True)
+        check_callable(self, "on_decode_error")
+        for option in ("handler_timeout", "batch_interval"):
+            value = getattr(self, option)
+            if value is not None and not (is_number(value) and value > 0):
+                raise ValueError(f"{shown(self, option, value)}: it is seconds above 0, or None")
+        self._settle()
+        self._check_answers()
+        self._check_prefetch()
+
+    def _settle(self) -> None:
+        """Turn what may be given in several forms into one."""
+        put = object.__setattr__
+        put(self, "retry", Retry.of(self.retry))
+        put(self, "accept", prepare_accept_content(self.accept))
+        if self.name is None:
+            put(self, "name", ", ".join(_name_of(each) for each in self.queues))
+        if self.prefetch_count is None:
+            batch = (self.batch_size or 1) * self.concurrency
+            enough = max(LEAST_PREFETCH, 2 * self.concurrency, len(self.queues), batch)
+            put(self, "prefetch_count", min(enough, MOST_PREFETCH))
+        if self.batch_size is not None and self.batch_interval is None:
+            put(self, "batch_interval", BATCH_INTERVAL)
+
+    def _check_answers(self) -> None:
+        if self.on_error not in ("reject", "requeue") and not callable(self.on_error):
+            raise ValueError(f"on_error={self.on_error!r}: it is 'reject', 'requeue' or a callable")
+        if self.no_ack and self.retry is not None:
+            raise ValueError("retry with no_ack: the broker has forgotten the message already")
+        if self.no_ack and self.on_error == "requeue":
+            raise ValueError(
+                "on_error='requeue' with no_ack: the broker has forgotten the message already"
+            )
+        if self.batch_interval is not None and self.batch_size is None:
+            raise ValueError("batch_interval without batch_size")
+        if self.offset is not None and self.is_unbounded:
+            raise ValueError("offset: the broker demands acks and a prefetch_count for streams")
+
+    def _check_prefetch(self) -> None:
+        prefetch = self.prefetch
+        if not prefetch:
+            return
+        if prefetch < len(self.queues):
+            raise ValueError(
+                f"prefetch_count={prefetch} for {len(self.queues)} queues: it is divided among "
+                f"them, at least 1 each"
+            )
+        if self.batch_size is not None and prefetch < self.batch_size * self.concurrency:
+            raise ValueError(
+                f"prefetch_count={prefetch}: no batch would be full, it is at least batch_size x "
+                f"concurrency = {self.batch_size * self.concurrency}"
+            )
+
+    @property
+    def prefetch(self) -> int:
+        """Messages that may be unanswered; 0 is no limit."""
+        return self.prefetch_count or 0
+
+    @property
+    def is_unbounded(self) -> bool:
+        """Nothing but memory bounds what the broker sends."""
+        return self.no_ack or not self.prefetch
+
+    @property
+    def policy(self) -> Retry | None:
+        """How a failed handler is called again."""
+        return self.retry if isinstance(self.retry, Retry) else None
+
+    def shares(self) -> list[int]:
+        """The prefetch of each queue; together they are the prefetch."""
+        share, rest = divmod(self.prefetch, len(self.queues))
+        return [share + (position < rest) for position in range(len(self.queues))]
+
+    def consume_arguments(self) -> dict[str, Any]:
+        """The arguments of ``basic.consume``."""
+        arguments = dict(self.arguments or {})
+        if self.priority is not None:
+            arguments["x-priority"] = self.priority
+        if self.offset is not None:
+            arguments["x-stream-offset"] = self.offset
+        return arguments
+
+
+#: Options that go into ``**consumer_args``.
+_FURTHER: Final = frozenset(
+    {
+        "arguments",
+        "batch_interval",
+        "batch_size",
+        "exclusive",
+        "handler_timeout",
+        "offset",
+        "on_decode_error",
+        "passive",
+        "priority",
+        "tag_prefix",
+    }
+)
+
+
+def planned(
+    queue: QueueLike | Iterable[QueueLike], options: Mapping[str, Any], further: Mapping[str, Any]
+) -> Plan:
+    """Make the plan of a call of ``spawn_consumer``.
+
+    Arguments:
+        queue: a name, a Queue, or several of them.
+        options: those with a name of their own.
+        further: the others.
+
+    Raises:
+        TypeError: *further* has a name that is not known; or something is not of its type.
+        ValueError: a value is out of its range, or two options exclude each other.
+    """
+    for name in further.keys() - _FURTHER:
+        near = get_close_matches(name, sorted(_FURTHER | options.keys()), 1)
+        known = ", ".join(sorted(_FURTHER))
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
+        raise TypeError(f"spawn_consumer() has no option {name!r}; {hint}")
+    given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
+    if not given:
+        raise ValueError("spawn_consumer() needs a queue, the list is empty")
+    return Plan(queues=tuple(map(_checked, given)), **options, **further)
+
+
+def _checked(queue: object) -> QueueLike:
+    if isinstance(queue, Queue):
+        # A copy: a name that the broker gives is not written into the program's object.
+        own = copy(queue)
+        own.on_declared = queue.on_declared
+        own._named_on = queue._named_on
+        return own
+    if not isinstance(queue, str):
+        raise TypeError(f"queue={queue!r}: it is a name, a Queue, or a list of them")
+    if not queue:
+        raise ValueError("queue='': a queue that the broker shall name is given as a Queue")
+    return queue
+
+
+def _name_of(queue: QueueLike) -> str:
+    return queue.name if isinstance(queue, Queue) else queue

@@ -1,0 +1,270 @@
+"""One queue of a consumer: its tag, its share of the prefetch, and where it is consumed now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from greenconn.entity import Queue
+from greenconn.entity.existence import ensure_declared, ensure_queue_exists
+from greenconn.exceptions import ConsumerCancelled, RecoverableChannelError
+from greenconn.green.deadline import Deadline
+from greenconn.identity import uuid
+from greenconn.worker.berths import Berth, Berths
+from greenconn.worker.line import Line
+from greenconn.worker.plan import Plan, QueueLike
+from greenconn.worker.stream import StreamPosition
+
+__all__ = ["Sink", "Subscription"]
+
+
+class _SessionLike(Protocol):
+    @property
+    def broker(self) -> Any: ...
+
+    @property
+    def life(self) -> Any: ...
+
+    def link(self, deadline: Deadline | None = None) -> Any: ...
+
+
+class Sink:
+    """Where the deliveries of one subscription go during one life of it.
+
+    Attributes:
+        deliver: takes a message over; called by the reader.
+        taken: see :class:`greenconn.abc.Sink`.
+        is_confirmed: the broker has answered.
+        lost: why no more will come; None while it may.
+    """
+
+    __slots__ = ("_owner", "channel", "deliver", "is_confirmed", "lost", "taken")
+
+    def __init__(self, owner: Subscription, channel: Any, put: Callable[[Any], None]) -> None:
+        self._owner = owner
+        self.channel = channel
+        self.deliver = put
+        self.taken: Callable[[int], None] | None = None
+        self.is_confirmed = False
+        self.lost: BaseException | None = None
+
+    def cancelled(self, exc: BaseException) -> None:
+        """The consumer is gone.  Called by the reader."""
+        if self.lost is None:
+            self.lost = exc
+            self._owner.on_lost(self, exc)
+
+
+class CountedSink(Sink):
+    """A sink that is told when a message is taken out: see :func:`release`."""
+
+    __slots__ = ("_put",)
+
+    def __init__(self, owner: Subscription, channel: Any, put: Callable[[Any], None]) -> None:
+        super().__init__(owner, channel, self._put_counted)
+        self._put = put
+
+    def _put_counted(self, message: Any) -> None:
+        message.sink = self
+        self._put(message)
+
+
+class Subscription:
+    """A queue that a consumer consumes from, over all lives of its connection.
+
+    Arguments:
+        plan: the consumer's.
+        queue: a name, or what shall be declared.
+        prefetch: messages that may be unanswered; 0 is no limit.
+        line: where messages go.
+        on_change: called with this, its channel and the reason when it is lost.  Must not switch.
+
+    Attributes:
+        tag: consumer tag; it stays the same over reconnects.
+        was_confirmed: the broker has confirmed it at least once.
+        fails_alone: its request was refused before, so it gets a channel of its own.
+    """
+
+    __slots__ = (
+        "_berth",
+        "_line",
+        "_on_change",
+        "_plan",
+        "_position",
+        "_queue",
+        "_sink",
+        "fails_alone",
+        "prefetch",
+        "tag",
+        "was_confirmed",
+    )
+
+    def __init__(
+        self,
+        plan: Plan,
+        queue: QueueLike,
+        prefetch: int,
+        line: Line,
+        on_change: Callable[[Subscription, Any, BaseException], None],
+    ) -> None:
+        self._plan = plan
+        self._queue = queue
+        self._line = line
+        self._on_change = on_change
+        self._position = None if plan.offset is None else StreamPosition(plan.offset)
+        self._sink: Sink | None = None
+        self._berth: Berth | None = None
+        self.prefetch = prefetch
+        self.tag = self._new_tag()
+        self.was_confirmed = False
+        self.fails_alone = plan.exclusive
+
+    def __repr__(self) -> str:
+        state = "confirmed" if self.is_confirmed else "not confirmed"
+        return f"<Subscription {self.tag!r} to queue {self.name!r}: {state}>"
+
+    @property
+    def name(self) -> str:
+        """The queue's."""
+        return self._queue.name if isinstance(self._queue, Queue) else self._queue
+
+    @property
+    def is_passive(self) -> bool:
+        """Whether a queue that does not exist is an error."""
+        return self._plan.passive or bool(isinstance(self._queue, Queue) and self._queue.no_declare)
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether nobody else may consume from the queue."""
+        return self._plan.exclusive
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the broker has confirmed it and nothing has been lost since."""
+        sink = self._sink
+        return sink is not None and sink.is_confirmed and sink.lost is None
+
+    def _new_tag(self) -> str:
+        return f"{self._plan.tag_prefix}{uuid()}"
+
+    # Beginning
+
+    def start(self, session: _SessionLike, berths: Berths) -> None:
+        """See that the queue exists, and consume from it.  May switch.
+
+        Raises:
+            Exception: what the broker or the connection did; nothing is left behind.
+        """
+        link = session.link()
+        self._ensure_queue(session, link)
+        self._leave(berths)
+        berth = berths.take(link, is_private=self.fails_alone)
+        try:
+            with berth.lock:
+                channel = berth.channel(session.broker.transport)
+                self._consume(channel)
+        except BaseException:
+            berths.leave(berth)
+            raise
+        self._berth = berth
+
+    def _ensure_queue(self, session: _SessionLike, link: Any) -> None:
+        deadline = Deadline()
+        queue = self._queue
+        if isinstance(queue, str):
+            ensure_queue_exists(session, queue, deadline, passive=self._plan.passive)
+        elif self.is_passive:
+            ensure_queue_exists(session, queue.name, deadline, passive=True)
+        elif queue._named_on is not link:  # what the broker named here cannot be declared again
+            ensure_declared(session, queue, deadline)
+
+    def _consume(self, channel: Any) -> None:
+        plan = self._plan
+        sink = self._sink = self._new_sink(channel)
+        arguments = plan.consume_arguments()
+        if isinstance(self._queue, Queue) and self._queue.consumer_arguments:
+            arguments = {**self._queue.consumer_arguments, **arguments}
+        if self._position is not None:
+            arguments["x-stream-offset"] = self._position.restart()
+        try:
+            channel.basic_qos(0, self.prefetch, False)
+            channel.basic_consume(
+                queue=self.name,
+                consumer_tag=self.tag,
+                no_ack=plan.no_ack,
+                exclusive=plan.exclusive,
+                arguments=arguments or None,
+                sink=sink,
+            )
+        except BaseException as exc:
+            sink.lost = exc
+            self._sink = None
+            self._abandon(channel)
+            raise
+        self.was_confirmed = sink.is_confirmed = True
+        if sink.lost is not None:
+            raise RecoverableChannelError(
+                f"consumer {self.tag!r} was lost as soon as it was there: {sink.lost}"
+            ) from sink.lost
+
+    def _abandon(self, channel: Any) -> None:
+        """Killed, or failed in some other way: the broker may know the consumer all the same."""
+        tag = self.tag
+        # What is done late about the old tag must not hit the next attempt.
+        self.tag = self._new_tag()
+        if channel.is_open:
+            try:
+                channel.basic_cancel(tag, nowait=True)
+            except Exception:
+                pass  # the channel is gone, and the consumer with it
+
+    def _new_sink(self, channel: Any) -> Sink:
+        put: Callable[[Any], None] = self._line.put
+        if self._position is not None:
+            put = self._position.watching(put)
+        return (CountedSink if self._plan.is_unbounded else Sink)(self, channel, put)
+
+    # Ending
+
+    def on_lost(self, sink: Sink, exc: BaseException) -> None:
+        """The consumer is gone.  Called by the reader."""
+        if sink is self._sink:
+            self._on_change(self, sink.channel, exc)
+
+    def forget_declaration(self, session: _SessionLike) -> None:
+        """Its queue was deleted: it must be looked up or declared again."""
+        declared = session.life.declared_entities
+        queue = self._queue
+        declared.discard(("queue", self.name))
+        if isinstance(queue, Queue):
+            declared.discard(hash(queue))
+            if queue._named_on is not None:
+                queue.name, queue._named_on = "", None
+
+    def cancel(self, berths: Berths, *, nowait: bool = False) -> None:
+        """Have the broker send no more.  May switch.
+
+        What came before the broker's answer is in the line when this returns.
+
+        Arguments:
+            nowait: do not wait for the answer; what comes late goes back to the queue.
+        """
+        sink = self._sink
+        if sink is None or sink.lost is not None:
+            self._leave(berths)
+            return
+        try:
+            if sink.channel.is_open:
+                sink.channel.basic_cancel(self.tag, nowait=nowait)
+        except BaseException:
+            if not nowait:
+                self._abandon(sink.channel)
+            raise
+        finally:
+            sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
+            self._leave(berths)
+
+    def _leave(self, berths: Berths) -> None:
+        berth, self._berth = self._berth, None
+        if berth is not None:
+            berths.leave(berth)
