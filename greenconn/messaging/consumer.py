@@ -11,7 +11,7 @@ from greenconn.abc import Sink, is_connection, maybe_channel
 from greenconn.abstract import current_channel
 from greenconn.entity import Queue
 from greenconn.exceptions import ConsumerCancelled, ContentDisallowed, NotBoundError
-from greenconn.message import Message
+from greenconn.messaging.receiver import Receiver
 from greenconn.messaging.recovery import Recovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
 from greenconn.serialization import prepare_accept_content
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 
-class Consumer:
+class Consumer(Receiver):
     """Receives messages and calls callbacks, in the greenlet that drains the connection.
 
     After the connection was lost its session restores the consumer with the same tags; where there
@@ -49,14 +49,9 @@ class Consumer:
 
     no_ack: bool | None = None
     auto_declare: bool = True
-    callbacks: Any = None
-    on_message: Callable[[Any], Any] | None = None
-    on_decode_error: Callable[[Any, Exception], Any] | None = None
-    accept: Any = None
     prefetch_count: int | None = None
     sink: Sink | None = None
 
-    _channel: Any = None
     _connection: Any = None
     #: The channel on which the queues were declared.  (With its consumers a channel may take queues
     #: along that delete themselves, so the next one declares them again.)
@@ -109,6 +104,10 @@ class Consumer:
     @property
     def _active_tags(self) -> dict[str, str]:
         return self._subscriptions.tags
+
+    @_active_tags.setter
+    def _active_tags(self, tags: dict[str, str]) -> None:
+        self._subscriptions.tags = tags
 
     @property
     def channel(self) -> Any:
@@ -228,10 +227,6 @@ class Consumer:
                 self._subscriptions.rename(name, queue.name)
                 self.queues = self.queues
 
-    def register_callback(self, callback: Callable[..., Any]) -> None:
-        """Call ``callback(body, message)`` too."""
-        self.callbacks.append(callback)
-
     def add_queue(self, queue: Queue) -> Queue:
         """Add a queue, to be consumed from after the next :meth:`consume`.  May switch.
 
@@ -289,6 +284,9 @@ class Consumer:
 
         Messages that were delivered can still be answered.
         """
+        self._end()
+
+    def _end(self) -> None:
         self._recovery.leave()
         self._subscriptions.cancel(list(self._subscriptions.tags))
 
@@ -314,9 +312,12 @@ class Consumer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After a lost connection too: recovery may have brought the consumer back already.
+        errors = getattr(self.connection, "connection_errors", ())
+        # After a lost connection too, but not by way of an overridden cancel(), which kombu spares:
+        # recovery may have brought the consumer back already.
+        end = self._end if exc is not None and isinstance(exc, errors) else self.cancel
         with suppress(Exception):
-            self.cancel()
+            end()
 
     # Requests to the channel
 
@@ -349,42 +350,6 @@ class Consumer:
             requeue: to whoever consumes; else to the same consumers (RabbitMQ refuses that).
         """
         return self.channel.basic_recover(requeue=requeue)
-
-    # Messages
-
-    def receive(self, body: Any, message: Any) -> None:
-        """Call the callbacks.
-
-        Raises:
-            NotImplementedError: there are none.
-        """
-        if not self.callbacks:
-            raise NotImplementedError(
-                "this consumer has nobody to give messages to: register a callback or set on_message"
-            )
-        for callback in self.callbacks:
-            callback(body, message)
-
-    def _receive_callback(self, message: Any) -> Any:
-        """Take one delivery; in the greenlet that drains."""
-        on_message = self.on_message
-        body = None
-        try:
-            if not isinstance(message, Message):  # the raw one of a channel that is not ours
-                to_python = getattr(self._channel, "message_to_python", None)
-                if to_python is not None:
-                    message = to_python(message)
-            if self.accept is not None:
-                message.accept = self.accept
-            if message.errors:
-                message._reraise_error()
-            if on_message is None:
-                body = message.decode()
-        except Exception as exc:
-            if self.on_decode_error is None:
-                raise
-            return self.on_decode_error(message, exc)
-        return self.receive(body, message) if on_message is None else on_message(message)
 
     def _on_cancel(self, tag: str) -> None:
         """The broker has cancelled *tag*; in the greenlet that drains."""

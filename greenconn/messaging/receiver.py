@@ -1,0 +1,66 @@
+"""What becomes of a message that a consumer receives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from greenconn.message import Message
+
+__all__ = ["Receiver"]
+
+
+class Receiver:
+    """The receiving half of a consumer.
+
+    Attributes:
+        callbacks: called in order as ``callback(body, message)``.
+        on_message: called as ``on_message(message)`` instead of them; nothing is decoded then.
+        on_decode_error: called as ``on_decode_error(message, exc)`` when a body cannot be decoded.
+        accept: the accepted content types; None accepts all that are not disabled.
+    """
+
+    callbacks: Any = None
+    on_message: Callable[[Any], Any] | None = None
+    on_decode_error: Callable[[Any, Exception], Any] | None = None
+    accept: Any = None
+
+    _channel: Any = None
+
+    def register_callback(self, callback: Callable[..., Any]) -> None:
+        """Call ``callback(body, message)`` too."""
+        self.callbacks.append(callback)
+
+    def receive(self, body: Any, message: Any) -> None:
+        """Call the callbacks.
+
+        Raises:
+            NotImplementedError: there are none.
+        """
+        if not self.callbacks:
+            raise NotImplementedError(
+                "this consumer has nobody to give messages to: register a callback or set on_message"
+            )
+        for callback in self.callbacks:
+            callback(body, message)
+
+    def _receive_callback(self, message: Any) -> Any:
+        """Take one delivery; in the greenlet that drains."""
+        on_message = self.on_message
+        body = None
+        try:
+            if not isinstance(message, Message):  # the raw one of a channel that is not ours
+                to_python = getattr(self._channel, "message_to_python", None)
+                if to_python is not None:
+                    message = to_python(message)
+            if self.accept is not None:
+                message.accept = self.accept
+            if message.errors:
+                message._reraise_error()
+            if on_message is None:
+                body = message.decode()
+        except Exception as exc:
+            if self.on_decode_error is None:
+                raise
+            return self.on_decode_error(message, exc)
+        return self.receive(body, message) if on_message is None else on_message(message)
