@@ -11,13 +11,14 @@ exception's class in the header ``greenconn-error`` and its text as body.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, Final
+
+from gevent import Timeout
 
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
-from greenconn.entity import Queue
+from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,
@@ -25,14 +26,16 @@ from greenconn.exceptions import (
     RemoteError,
     ReplyTimeout,
     SerializationError,
+    SerializerNotInstalled,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
-from greenconn.messaging import Producer
+from greenconn.publishing.calls import deadline_of, line_of
 from greenconn.publishing.letter import Letter, Stationery
 from greenconn.publishing.line import Line
+from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 
@@ -44,6 +47,10 @@ DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
 ERROR_HEADER: Final = "greenconn-error"
 #: Content types that a caller takes as reply unless it says otherwise.
 ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data"})
+#: Seconds that a server takes to send a reply.
+REPLY_TIMEOUT: Final = 30.0
+#: Options of ``spawn_consumer`` that a server has no use for: each call has one answer.
+NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
 
 
 def call(
@@ -52,93 +59,164 @@ def call(
     *,
     connection: Connection | str | None = None,
     timeout: float | None = 30.0,
+    accept: Iterable[str] | None = None,
     **options: Any,
 ) -> Any:
     """Send *body* to the server of *queue* and return its reply.  May switch.
+
+    Any number of greenlets may call at once.  The queue is not declared: that is the server's part.
 
     Arguments:
         queue: where the server consumes.
         connection: a ``Connection``, of which one clone is used; a URL; None is the default one.
         timeout: seconds for all of it.  None waits.
-        options: as for :func:`greenconn.publish`.
+        accept: serializers or content types that the reply may have; None: JSON, text and bytes.
+        options: as for :func:`greenconn.publish`; ``delivery_mode`` is transient unless it is given.
+            With ``expiration`` a server that was away leaves calls alone that nobody waits for.
 
     Raises:
-        RemoteError: the server's function raised; has the class's name and the text.
+        RemoteError: the server's function raised; has the name of the class and the text.
         ReplyTimeout: no reply in time; the call may have been carried out.
-        PublishTimeout, Unroutable, ...: the request did not arrive, see :func:`greenconn.publish`.
+        Unroutable: the queue does not exist.
+        PublishTimeout, PublishRefused, ...: the request did not arrive, see :func:`greenconn.publish`.
         OperationalError: the connection was lost before the reply came; it may have been carried out.
+        ContentDisallowed: the reply is of another content type than *accept* has.
+
+    Example::
+
+        total = greenconn.rpc.call("add", [1, 2])
     """
-    deadline = Deadline(timeout)
+    deadline = deadline_of(timeout)
+    accepted = ACCEPTED if accept is None else prepare_accept_content(accept)
+    if not isinstance(queue, (str, Queue)):
+        raise TypeError(f"queue={queue!r}: it is the name of a queue, or a Queue")
+    for name in ("correlation_id", "reply_to"):
+        if name in options:
+            raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
     correlation_id = uuid()
-    stationery = Stationery(queue, {**options, "correlation_id": correlation_id})
+    options = {"delivery_mode": "transient", **options, "correlation_id": correlation_id}
+    letter = Stationery(queue, options).letter(body)
     caller = _caller_of(publishing_connection(connection))
-    reply = caller.ask(stationery.letter(body), correlation_id, deadline)
-    reply.accept = ACCEPTED
+    reply = caller.ask(letter, correlation_id, deadline)
+    reply.accept = accepted
+    result = reply.decode()
     remote_type = reply.headers.get(ERROR_HEADER)
     if remote_type is not None:
-        raise RemoteError(f"{remote_type}: {reply.decode()}", remote_type=str(remote_type))
-    return reply.decode()
+        raise RemoteError(f"{remote_type}: {result}", remote_type=str(remote_type))
+    return result
 
 
 def spawn_server(
-    queue: str | Queue,
+    queue: str | Queue | Iterable[str | Queue],
     function: Callable[[Any], Any],
     *,
     connection: Connection | str | None = None,
+    serializer: str | None = None,
     **options: Any,
 ) -> ConsumerGreenlet:
-    """Serve calls: ``function(body)`` for each, its result is the reply.
+    """Serve calls: ``function(body)`` for each, its result is the reply.  Returns at once.
 
     What it raises becomes the caller's ``RemoteError``, and is logged here.
 
     Arguments:
-        queue: where calls come in.
+        queue: where calls come in: a name (declared as a durable queue if it does not exist), a
+            ``Queue``, or a list of them.
+        function: takes the body.  Its result must be something that the serializer can encode.
         connection: as for :func:`greenconn.spawn_consumer`.
-        options: the same, e.g. ``concurrency``, ``prefetch_count``, ``name``.
+        serializer: of the replies; None: JSON, or what text and bytes are.
+        options: as for :func:`greenconn.spawn_consumer`, e.g. ``concurrency``, ``prefetch_count``,
+            ``name``, ``handler_timeout``.
+
+    Example::
+
+        server = greenconn.rpc.spawn_server("add", sum, concurrency=10)
     """
-    replies = publishing_connection(connection)
+    for name in options:
+        if name in NOT_FOR_SERVERS:
+            raise TypeError(f"spawn_server has no option {name!r}: each call has one answer")
+    if not callable(function):
+        raise TypeError(f"function={function!r}: it is a callable")
+    server = _Server(function, line_of(publishing_connection(connection)), serializer)
     return spawn_consumer(
         queue,
-        partial(_serve, function, Producer(replies)),
+        server.serve,
         connection=consuming_connection(connection),
+        on_decode_error=server.refuse,
         **options,
     )
 
 
-def _serve(function: Callable[[Any], Any], producer: Producer, body: Any, message: Any) -> None:
-    """Handle one request: the reply leaves before the request is acknowledged."""
-    properties = message.properties
-    headers: dict[str, Any] = {}
-    try:
-        result = function(body)
-    except Exception as exc:
-        logger.exception("an rpc function failed")
-        headers[ERROR_HEADER] = type(exc).__name__
-        result = str(exc)
-    reply_to = properties.get("reply_to")
-    if not reply_to:
-        return
-    send = partial(
-        producer.publish,
-        routing_key=reply_to,
-        correlation_id=properties.get("correlation_id"),
-        delivery_mode="transient",
-    )
-    try:
-        send(result, headers=headers)
-    except SerializationError as exc:
-        logger.exception("the result of an rpc function cannot be sent")
-        send(str(exc), headers={ERROR_HEADER: type(exc).__name__})
+class _Server:
+    """Calls the function and sends what becomes of it."""
+
+    def __init__(self, function: Callable[[Any], Any], line: Line, serializer: str | None) -> None:
+        self._function = function
+        self._line = line
+        self._serializer = serializer
+
+    def serve(self, body: Any, message: Any) -> None:
+        """Handle one request: the reply is at the broker before the request is acknowledged."""
+        try:
+            result = self._function(body)
+        except Exception as exc:
+            logger.exception("an rpc function failed")
+            self._reply_error(message, exc)
+            return
+        except Timeout as exc:
+            self._reply_error(message, exc)
+            raise
+        try:
+            self._reply(message, result, None, self._serializer)
+        except (SerializationError, SerializerNotInstalled) as exc:
+            logger.exception("the result of an rpc function cannot be sent")
+            self._reply_error(message, exc)
+
+    def refuse(self, message: Any, exc: Exception) -> None:
+        """Answer a request that cannot be decoded."""
+        self._reply_error(message, exc)
+
+    def _reply_error(self, message: Any, exc: BaseException) -> None:
+        self._reply(message, str(exc), {ERROR_HEADER: _name_of(type(exc))}, None)
+
+    def _reply(
+        self, message: Any, result: Any, headers: dict[str, str] | None, serializer: str | None
+    ) -> None:
+        """Send a reply to where the caller wants it.  May switch."""
+        reply_to = message.properties.get("reply_to")
+        if not reply_to:
+            return
+        options = {
+            "routing_key": reply_to,
+            "correlation_id": message.properties.get("correlation_id"),
+            "delivery_mode": "transient",
+            "headers": headers,
+            "serializer": serializer,
+            # A caller that has gone takes no reply.
+            "mandatory": False,
+        }
+        letter = Stationery(Exchange(""), options).letter(result)
+        self._line.deliver(letter, Deadline(REPLY_TIMEOUT))
+
+
+def _name_of(kind: type[BaseException]) -> str:
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class _Replies:
     """The sink of one channel's replies: one life, no longer."""
 
+    __slots__ = ("taken", "waiting")
+
     def __init__(self) -> None:
         self.taken: Callable[[Any], None] | None = None
         self.waiting: dict[str, Slot[Any]] = {}
 
+    # In the reader.
+
     def deliver(self, message: Any) -> None:
+        """Hand a reply to its caller; one that nobody waits for is dropped."""
         if self.taken is not None:
             self.taken(message)
         slot = self.waiting.pop(message.properties.get("correlation_id"), None)
@@ -146,6 +224,7 @@ class _Replies:
             slot.offer(message)
 
     def cancelled(self, exc: BaseException) -> None:
+        """No more replies will come: tell those who wait."""
         waiting, self.waiting = self.waiting, {}
         error = OperationalError(f"the reply is lost, the call may have been carried out: {exc}")
         error.__cause__ = exc
@@ -154,7 +233,7 @@ class _Replies:
 
 
 class _Desk:
-    """A channel that sends requests and receives their replies."""
+    """A channel that sends requests and receives their replies.  May switch."""
 
     __slots__ = ("channel", "replies", "reply_to")
 
@@ -169,34 +248,22 @@ class _Desk:
                 queue="", exclusive=True, auto_delete=True, durable=False
             ).queue
         channel.basic_consume(queue=self.reply_to, no_ack=True, sink=self.replies)
+        if hasattr(channel, "confirm_select"):
+            channel.confirm_select()
 
 
 class _Caller:
     """All calls over one connection."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, line: Line) -> None:
         self._session = session
-        self._line = Line(session)
+        self._line = line
         self._flight = SingleFlight("rpc-channel")
         self._desk: _Desk | None = None
 
     def ask(self, letter: Letter, correlation_id: str, deadline: Deadline) -> Any:
         """Send the request and return the reply.  May switch."""
-        while True:
-            try:
-                self._line.connect(deadline)
-                self._line.ensure_target(letter.stationery, deadline)
-                desk = self._open_desk(deadline)
-                break
-            except NEVER_REPEATED:
-                raise
-            except self._session.broker.connection_errors as exc:
-                # Nothing was sent yet, so another try is safe.
-                if deadline.has_ended:
-                    raise PublishTimeout(
-                        f"{self._session.broker.label} took no call to {letter.stationery}: {exc}",
-                        maybe_delivered=False,
-                    ) from exc
+        desk = self._open_desk(letter, deadline)
         slot: Slot[Any] = Slot()
         waiting = desk.replies.waiting
         waiting[correlation_id] = slot
@@ -205,42 +272,63 @@ class _Caller:
             self._send(letter, desk, deadline)
             return slot.wait(deadline)
         except TimeoutError as exc:
+            if isinstance(exc, PublishTimeout) and slot.is_filled:
+                return slot.wait(deadline)  # the reply was quicker than the confirm
             if not slot.has_left:
                 raise
             raise ReplyTimeout(
-                f"no reply from {letter.stationery} within {deadline.timeout:g} s"
+                f"no reply from {letter.stationery} of {self._line.label} within "
+                f"{deadline.timeout:g} s: the call may have been carried out"
             ) from exc
         finally:
             waiting.pop(correlation_id, None)
 
     def _send(self, letter: Letter, desk: _Desk, deadline: Deadline) -> None:
         broker = self._session.broker
+        lost: tuple[type[BaseException], ...] = (*broker.connection_errors, *broker.channel_errors)
         try:
             letter.send(desk.channel, deadline)
         except NEVER_REPEATED:
             raise
-        except (*broker.connection_errors, *broker.transport.channel_errors) as exc:
+        except lost as exc:
             raise OperationalError(
                 f"a call to {letter.stationery} failed, it may have been carried out: {exc}"
             ) from exc
 
-    def _open_desk(self, deadline: Deadline) -> _Desk:
+    def _open_desk(self, letter: Letter, deadline: Deadline) -> _Desk:
+        """The desk, opened anew if it is not open.  Nothing is sent, so it is tried again."""
+        try:
+            return self._line.insist(lambda: self._ready_desk(deadline), deadline)
+        except NEVER_REPEATED:
+            raise
+        except self._line.lasting_errors as exc:
+            raise self._line.timed_out(letter, deadline, exc) from exc
+
+    def _ready_desk(self, deadline: Deadline) -> _Desk:
         desk = self._desk
         if desk is None or not desk.channel.is_open:
             desk = self._flight.run("desk", self._make_desk, deadline)
+        if deadline.has_ended:
+            raise TimeoutError("no time is left")
         return desk
 
     def _make_desk(self) -> _Desk:
         session = self._session
         link = session.link(Deadline(session.broker.connect_timeout))
-        self._desk = desk = _Desk(session.broker.transport.create_channel(link), link)
+        channel = session.broker.transport.create_channel(link)
+        try:
+            self._desk = desk = _Desk(channel, link)
+        except BaseException:
+            if channel.is_open:
+                channel.close()
+            raise
         return desk
 
 
 def _caller_of(connection: Connection) -> _Caller:
     """The caller of a connection; it lives as long as that."""
-    companions = connection.session.companions
-    caller = companions.get("rpc")
+    session = connection.session
+    caller = session.companions.get("rpc")
     if not isinstance(caller, _Caller):
-        caller = companions["rpc"] = _Caller(connection.session)
+        caller = session.companions["rpc"] = _Caller(session, line_of(connection))
     return caller
