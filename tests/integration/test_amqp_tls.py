@@ -32,7 +32,7 @@ def tls_port(amqp_url: str, peer: PeerFactory) -> int:
     context.load_cert_chain(CERTS / "server.pem", CERTS / "server.key")
 
     def serve(client: socket.socket) -> None:
-        session = TlsSession(context, server_side=True)
+        session = TlsSession(context, None, server_side=True)
         with socket.create_connection(broker_address) as broker:
             replies = gevent.spawn(_encrypt, session, broker, client)
             try:
