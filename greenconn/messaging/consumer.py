@@ -79,7 +79,7 @@ class Consumer(Receiver):
         self.queues = _listed(queues)
         self.no_ack = self.no_ack if no_ack is None else no_ack
         self.callbacks = list(self.callbacks or ()) if callbacks is None else callbacks
-        self.on_message = on_message or self.on_message
+        self.on_message = on_message
         self.on_decode_error = on_decode_error or self.on_decode_error
         if auto_declare is not None:
             self.auto_declare = auto_declare

@@ -249,6 +249,24 @@ def test_on_message_gets_the_raw_message(client: FakeClient, channel: FakeChanne
     assert got == [message]
 
 
+def test_a_method_called_on_message_may_be_a_callback(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    got: list[Any] = []
+
+    class Mine(Consumer):
+        def __init__(self, channel: Any) -> None:
+            super().__init__(channel, queues("q"), callbacks=[self.on_message])
+
+        def on_message(self, body: Any, message: Any) -> None:  # type: ignore[override]
+            got.append(body)
+
+    Mine(channel).consume()
+    channel.deliver(channel.message())
+    drain(client)
+    assert got == [{"a": 1}]
+
+
 def test_receive_may_be_overridden(client: FakeClient, channel: FakeChannel) -> None:
     got: list[Any] = []
 
@@ -640,6 +658,24 @@ def tags_of(channel: FakeChannel) -> dict[str, str]:
         call.arguments["queue"]: call.arguments["consumer_tag"]
         for call in channel.of("basic_consume")
     }
+
+
+def test_revive_during_revive(client: FakeClient, channel: FakeChannel) -> None:
+    go = Event()
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    before = tags(channel)
+    first, second = client.channel(), client.channel()
+    first.script["queue_declare"] = lambda: go.wait(5.0)
+    reviving = gevent.spawn(consumer.revive, first)
+    gevent.idle()
+    consumer.revive(second)
+    go.set()
+    reviving.get(timeout=5.0)
+    assert consumer.channel is second
+    assert tags(second) == before
+    assert first.consumers == {}
+    assert channel.consumers == {}
 
 
 def test_revive_that_fails_can_be_repeated(client: FakeClient, channel: FakeChannel) -> None:

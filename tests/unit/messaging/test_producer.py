@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import zlib
+from types import FrameType
 from typing import Any
 
 import gevent
@@ -167,6 +169,23 @@ def test_reply_to_may_be_a_queue_that_the_broker_names(channel: FakeChannel) -> 
     Producer(channel).publish("", "k", reply_to=queue, declare=[queue])
     assert channel.methods == ["queue_declare", "basic_publish"]
     assert published(channel)[0]["message"]["properties"]["reply_to"] == queue.name != ""
+
+
+def test_publish_is_three_calls_of_this_room(channel: FakeChannel) -> None:
+    producer = Producer(channel, Exchange("e"))
+    producer.publish({"a": 1}, "key")
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_globals["__name__"].startswith("greenconn.messaging"):
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        producer.publish({"a": 1}, "key")
+    finally:
+        sys.setprofile(None)
+    assert called == ["publish", "_is_ready", "_send"]
 
 
 def test_unknown_delivery_mode_is_refused(channel: FakeChannel) -> None:
