@@ -81,6 +81,7 @@ class Stream:
         self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
         self.writer = Writer(sock, self._end)
         self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
+        self._reader.rawlink(self._on_reader_dead)
         fork.register(self)
 
     def __repr__(self) -> str:
@@ -201,10 +202,11 @@ class Stream:
                     self._decrypt(data)
         except Exception as exc:
             self._end(exc)
-        except BaseException:
-            # Somebody killed the reader: without it nobody would ever be answered.
-            self._end(ConnectionAbortedError(errno.ECONNABORTED, "the reader was killed"))
-            raise
+
+    def _on_reader_dead(self, reader: object) -> None:
+        # In the hub.  If the stream is open somebody killed the reader, perhaps before it began:
+        # without it nobody would ever be answered.
+        self._end(ConnectionAbortedError(errno.ECONNABORTED, "the reader was killed"))
 
     def _end_of_file(self) -> None:
         if self._tls is not None:
