@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from gevent import Greenlet
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
@@ -23,6 +21,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.worker.batch import BatchLine
 from greenconn.worker.crew import crew_of
+from greenconn.worker.errands import Errand
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.line import Line
 from greenconn.worker.plan import Plan
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Conductor"]
 
 logger = logging.getLogger("greenconn.worker")
+
+_ENDLESS: Final = Deadline()
 
 
 class Conductor:
@@ -92,13 +93,13 @@ class Conductor:
             Subscription(plan, queue, share, self.line, self._on_lost)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
         )
-        self._restorer = Restorer(self._session, crew.berths, self._subscriptions, self._announce)
+        self._restorer = Restorer(self._session, crew.berths, self._subscriptions)
         self.state = ConsumerState.STARTING
         self.error: BaseException | None = None
         self.is_withdrawn = False
         self._wish = Wish.RUN
         self._loss: BaseException | None = None
-        self._errand: Greenlet[..., Any] | None = None
+        self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
         self._watchers: set[Slot[None]] = set()
         crew.enter(self)
@@ -182,18 +183,28 @@ class Conductor:
 
     def _conduct(self) -> None:
         while self._wish is not Wish.END:
+            deadline = _ENDLESS
             if self._errand is not None:
                 if self._is_restoring and self._wish is not Wish.RUN:
-                    self._errand.kill(block=False)
+                    self._errand.call_off()
+                    if self._errand is None:
+                        continue  # it had not begun
             elif self._wish is Wish.RUN:
                 self._let_go()
                 if not self.is_confirmed:
-                    self._send_on_errand(self._restore)
+                    pause = self._restorer.pause
+                    if pause:
+                        deadline = Deadline(pause)
+                    else:
+                        self._send_on_errand(self._restore)
             elif not self.is_withdrawn:
                 self._send_on_errand(self._withdraw)
             elif self._wish is Wish.STOP and self.line.is_idle:
                 return
-            self.wait_for_change(Deadline())
+            try:
+                self.wait_for_change(deadline)
+            except TimeoutError:
+                pass  # the pause is over
 
     def _let_go(self) -> None:
         """After a pause: let handlers begin again."""
@@ -203,11 +214,9 @@ class Conductor:
 
     def _send_on_errand(self, errand: Callable[[], None]) -> None:
         self._is_restoring = errand == self._restore
-        self._errand = spawn("consumer-errand", errand)
-        self._errand.rawlink(self._on_errand_done)
+        self._errand = self._crew.errands.send(errand, self._on_errand_over)
 
-    def _on_errand_done(self, errand: Greenlet[..., Any]) -> None:
-        # In the hub.
+    def _on_errand_over(self) -> None:
         self._errand = None
         self._announce()
 
@@ -220,7 +229,7 @@ class Conductor:
             logger.warning("consumer of queue %s is started again: %s", self.plan.name, loss)
         elif loss is not None and self._session.is_open:
             logger.info("consumer of queue %s is started again: %s", self.plan.name, loss)
-        outcome = self._restorer.run()
+        outcome = self._restorer.attempt()
         if outcome is Outcome.CLOSED:
             self.note_closed()
         elif isinstance(outcome, Exception):
@@ -253,8 +262,7 @@ class Conductor:
         """The last errand."""
         if is_abrupt:
             self.line.is_held = self.handling.is_ending = True
-            if self._errand is not None:
-                self._errand.kill()
+            self._call_off_errand()
             self._cancel(nowait=True)
             self._give_back()
             self.line.end_workers()
@@ -266,6 +274,16 @@ class Conductor:
             )
         if self._own_connection is not None:
             self._own_connection.close()
+
+    def _call_off_errand(self) -> None:
+        """End the errand under way, and wait until it has ended.  May switch."""
+        errand = self._errand
+        if errand is None:
+            return
+        greenlet = errand.greenlet
+        errand.call_off()
+        if greenlet is not None:
+            greenlet.join()
 
     def bury(self) -> None:
         """Its greenlet is dead: leave the crew, and tell who waits.  In the hub."""
@@ -287,6 +305,7 @@ class Conductor:
                 self.handling.forget(message)
         self._loss = exc
         if self.state is ConsumerState.RUNNING:
+            self._restorer.note_loss()
             self._move(ConsumerState.RECOVERING)
         self._announce()
 
@@ -330,6 +349,6 @@ class Conductor:
             self._wish is Wish.RUN
             and self.state not in ENDS
             and not self.is_confirmed
-            and not self._restorer.is_pausing
+            and not self._restorer.pause
         ):
             self.wait_for_change(deadline)

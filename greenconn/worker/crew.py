@@ -9,6 +9,7 @@ from greenconn.abc import DeadlineLike
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.worker.berths import Berths
+from greenconn.worker.errands import Errands
 from greenconn.worker.pool import WorkerPool
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ class Crew:
 
     Attributes:
         berths: the channels that they share.
+        errands: what they ask of the broker.
         pool: the greenlets that run their handlers.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.berths = Berths()
+        self.errands = Errands()
         self.pool = WorkerPool()
         #: In the order in which they came.
         self._consumers: dict[Conductor, None] = {}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from time import monotonic
 from typing import Any, Final
-
-import gevent
 
 from greenconn.exceptions import (
     NEVER_REPEATED,
@@ -39,27 +37,25 @@ STRIKES: Final = 3
 
 
 class Outcome(Enum):
-    """How an attempt to restore ended, where it is no error."""
+    """How an attempt ended, where the broker did not refuse for good."""
 
     CONFIRMED = "confirmed"
+    #: Something failed that may pass.
+    FAILED = "failed"
     #: The program has closed the connection.
     CLOSED = "closed"
 
 
 class Restorer:
-    """Starts the subscriptions of one consumer that are not confirmed, until all are.
+    """Starts the subscriptions of one consumer that are not confirmed.
 
-    A broker that is away is waited for.  What the broker refuses for good ends it; what may pass is
-    tried again with back-off.
+    A broker that is away is waited for.  What may pass is tried again with back-off, and so is a
+    consumer that is lost again and again.
 
     Arguments:
         session: of the connection.
         berths: channels.
         subscriptions: all of the consumer.
-        on_pause: called when it is going to wait until it tries again.
-
-    Attributes:
-        is_pausing: it waits until it tries again.
     """
 
     __slots__ = (
@@ -68,79 +64,81 @@ class Restorer:
         "_confirmed_at",
         "_has_warned",
         "_may_reopen",
-        "_on_pause",
+        "_not_before",
         "_session",
         "_strikes",
         "_subscriptions",
-        "is_pausing",
     )
 
     def __init__(
-        self,
-        session: Session,
-        berths: Berths,
-        subscriptions: Sequence[Subscription],
-        on_pause: Callable[[], None],
+        self, session: Session, berths: Berths, subscriptions: Sequence[Subscription]
     ) -> None:
         self._session = session
         self._berths = berths
         self._subscriptions = subscriptions
-        self._on_pause = on_pause
         self._backoff: Backoff | None = None
-        self._confirmed_at = monotonic()
+        self._not_before = 0.0
+        self._confirmed_at = 0.0
         self._strikes = 0
         self._has_warned = False
         # To spawn a consumer is an explicit use, which opens a closed connection again; once.
         self._may_reopen = session.is_closed
-        self.is_pausing = False
 
-    def run(self) -> Outcome | Exception:
-        """Return how it ended; an error is final.  May switch."""
+    @property
+    def pause(self) -> float:
+        """Seconds until the next attempt may begin; 0.0 is now."""
+        if not self._not_before:
+            return 0.0
+        return max(0.0, self._not_before - monotonic())
+
+    def note_loss(self) -> None:
+        """What was confirmed is lost: at once the first time, then ever more slowly.
+
+        In the reader; never switches.
+        """
         if monotonic() - self._confirmed_at > CALM:
             self._backoff = None
-        while True:
-            if self._backoff is None:
-                # Made when needed: most consumers never fail.
-                self._backoff = Backoff(0.0, FIRST_PAUSE, 2.0, LONGEST_PAUSE, 0.5)
-            self._pause(next(self._backoff))
-            subscription = None
-            try:
-                self._session.link(reopen=self._may_reopen)
-                self._may_reopen = False
-                for subscription in self._subscriptions:
-                    if not subscription.is_confirmed:
-                        subscription.start(self._session, self._berths)
-            except Exception as exc:
-                if self._session.is_closed:
-                    return Outcome.CLOSED
-                if self._is_final(exc, subscription):
-                    return exc
-                self._note_failure(exc, subscription)
-            else:
-                self._confirmed_at = monotonic()
-                self._strikes = 0
-                self._has_warned = False
-                return Outcome.CONFIRMED
+        self._back_off()
 
-    def _pause(self, seconds: float) -> None:
-        if not seconds:
-            return
-        self.is_pausing = True
-        self._on_pause()
+    def _back_off(self) -> None:
+        if self._backoff is None:
+            # Made when needed: most consumers never fail.
+            self._backoff = Backoff(0.0, FIRST_PAUSE, 2.0, LONGEST_PAUSE, 0.5)
+        interval = next(self._backoff)
+        self._not_before = monotonic() + interval if interval else 0.0
+
+    def attempt(self) -> Outcome | Exception:
+        """Try once, and return how it ended; an error is final.  May switch."""
+        subscription = None
         try:
-            if self._session.is_open or self._session.is_closed:
-                gevent.sleep(seconds)
-            else:
-                self._session.pause(seconds)  # a link that comes earlier ends it
+            self._session.link(reopen=self._may_reopen)
+            self._may_reopen = False
+            for subscription in self._subscriptions:
+                if not subscription.is_confirmed:
+                    subscription.start(self._session, self._berths)
         except Exception as exc:
-            logger.debug("waiting for %s: %s", self._session.broker.label, exc)
-        finally:
-            self.is_pausing = False
+            if self._session.is_closed:
+                return Outcome.CLOSED
+            if self._is_final(exc, subscription):
+                return exc
+            self._note_failure(exc, subscription)
+            return Outcome.FAILED
+        if not all(each.is_confirmed for each in self._subscriptions):
+            self._back_off()
+            return Outcome.FAILED
+        self._confirmed_at = monotonic()
+        self._strikes = 0
+        self._has_warned = False
+        return Outcome.CONFIRMED
 
     def _note_failure(self, exc: Exception, subscription: Subscription | None) -> None:
         if subscription is not None and isinstance(exc, ChannelError):
             # It may cost the next channel too: from now on one that is its alone.
             subscription.fails_alone = True
+        if subscription is None:
+            self._not_before = monotonic() + FIRST_PAUSE  # the session itself backs off
+        else:
+            self._back_off()
         level = logging.DEBUG
         if not self._has_warned:
             self._has_warned = True
