@@ -1,0 +1,190 @@
+"""Dialling: one deadline for the name and all its addresses, and no descriptor left behind."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+
+from greenconn.green import dial as dial_module
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial
+from tests.brokers.ports import free_ports
+from tests.fix_interrupts import interruptions
+from tests.fix_peer import PeerFactory
+
+LONG = Deadline(30)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port of which the connections neither come nor are refused: its backlog is full."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    port = listener.getsockname()[1]
+    callers = []
+    try:
+        while True:
+            caller = socket.socket()
+            caller.settimeout(0.2)
+            callers.append(caller)
+            assert len(callers) < 200
+            try:
+                caller.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        yield port
+    finally:
+        for each in [*callers, listener]:
+            each.close()
+
+
+def test_a_number_is_dialled_without_a_lookup(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial_module, "getaddrinfo", None)
+    server = peer(lambda client: client.sendall(client.recv(10)))
+    sock = dial(server.host, server.port, LONG)
+    try:
+        assert sock.getpeername() == server.address
+        assert sock.gettimeout() == 0.0
+        assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY)
+        assert sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE)
+        assert type(sock).__mro__[0] is _socket.socket
+        sock.send(b"hello")
+        while True:
+            try:
+                assert sock.recv(10) == b"hello"
+                break
+            except BlockingIOError:
+                gevent.sleep(0.001)
+    finally:
+        sock.close()
+
+
+def test_a_name_is_looked_up(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(1))
+    sock = dial("localhost", server.port, LONG)
+    assert sock.getpeername()[1] == server.port
+    sock.close()
+
+
+def test_where_nothing_listens_the_error_names_the_place() -> None:
+    port = free_ports(1)[0]
+    with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}") as caught:
+        dial("127.0.0.1", port, LONG)
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(socket.gaierror, match=r"nobody\.invalid") as caught:
+        dial("nobody.invalid", 5672, LONG)
+    assert caught.value.errno
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "two..dots", ".", "\udcff"])
+def test_what_cannot_be_a_name_is_an_unknown_name(host: str) -> None:
+    with pytest.raises(socket.gaierror, match="cannot find host"):
+        dial(host, 5672, LONG)
+
+
+def test_an_address_that_does_not_answer_takes_no_longer_than_the_deadline(
+    silent_port: int,
+) -> None:
+    began = monotonic()
+    with pytest.raises(TimeoutError, match=f"127.0.0.1:{silent_port} took longer than 0.1 s"):
+        dial("127.0.0.1", silent_port, Deadline(0.1))
+    assert 0.1 <= monotonic() - began < 10
+
+
+def test_without_any_time_nothing_is_waited_for(silent_port: int) -> None:
+    with pytest.raises(TimeoutError):
+        dial("127.0.0.1", silent_port, Deadline(0))
+
+
+def found(*places: tuple[str, int]) -> Any:
+    """A lookup that gives these places."""
+
+    def getaddrinfo(*_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        return [(_socket.AF_INET, _socket.SOCK_STREAM, 6, "", place) for place in places]
+
+    return getaddrinfo
+
+
+def test_the_next_address_is_tried_when_one_refuses(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = peer(lambda client: client.recv(1))
+    refusing = ("127.0.0.1", free_ports(1)[0])
+    monkeypatch.setattr(dial_module, "getaddrinfo", found(refusing, server.address))
+    sock = dial("broker.example", 5672, LONG)
+    assert sock.getpeername() == server.address
+    sock.close()
+
+
+def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch, silent_port: int
+) -> None:
+    server = peer(lambda client: client.recv(1))
+    silent = ("127.0.0.1", silent_port)
+    monkeypatch.setattr(dial_module, "getaddrinfo", found(silent, silent, server.address))
+    began = monotonic()
+    sock = dial("broker.example", 5672, Deadline(2))
+    assert sock.getpeername() == server.address
+    assert 1.4 <= monotonic() - began < 10
+    sock.close()
+
+
+def test_when_all_refuse_the_last_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(2)
+    monkeypatch.setattr(dial_module, "getaddrinfo", found(*(("127.0.0.1", p) for p in ports)))
+    with pytest.raises(ConnectionRefusedError, match=r"broker\.example:5672"):
+        dial("broker.example", 5672, LONG)
+
+
+def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial_module, "getaddrinfo", lambda *_: gevent.sleep(30))
+    with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
+        dial("broker.example", 5672, Deadline(0.02))
+
+
+def test_a_timeout_of_the_user_is_not_taken_for_ours(
+    monkeypatch: pytest.MonkeyPatch, silent_port: int
+) -> None:
+    with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
+        dial("127.0.0.1", silent_port, LONG)
+    assert caught.value is timeout
+    monkeypatch.setattr(dial_module, "getaddrinfo", lambda *_: gevent.sleep(30))
+    with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
+        dial("broker.example", 5672, LONG)
+    assert caught.value is timeout
+
+
+def test_settings_by_name_and_by_number(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(1))
+    settings: dict[str | int, int | bytes] = {"TCP_KEEPIDLE": 33, _socket.TCP_KEEPCNT: 3}
+    sock = dial(server.host, server.port, LONG, settings)
+    assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE) == 33
+    assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPCNT) == 3
+    sock.close()
+
+
+def test_a_setting_that_the_platform_does_not_know() -> None:
+    with pytest.raises(ValueError, match="TCP_TELEPATHY"):
+        dial("127.0.0.1", 1, LONG, {"TCP_TELEPATHY": 1})
+
+
+def test_each_switch_may_be_the_last(silent_port: int) -> None:
+    def connect() -> None:
+        with pytest.raises(TimeoutError):
+            dial("127.0.0.1", silent_port, Deadline(0.01))
+
+    ends = {run.raised is None for run in interruptions(connect, delays=(0, 1))}
+    assert ends == {True, False}
