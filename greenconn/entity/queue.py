@@ -115,6 +115,12 @@ class Queue(MaybeChannelBound):
             self.auto_delete = True
         self.maybe_bind(channel)
 
+    def __copy__(self) -> Self:
+        new = super().__copy__()
+        new.bindings = set(self.bindings)
+        new.on_declared = new._named_on = None
+        return new
+
     def bind(self, channel: Any) -> Self:
         """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
         bound = super().bind(channel)

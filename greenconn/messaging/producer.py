@@ -25,6 +25,9 @@ DEFAULT_BATCH_SIZE: Final = 1000
 #: What ``delivery_mode`` may be, as numbers; nothing means persistent.
 _MODES: Final = {None: 2, "": 2, 0: 2, 1: 1, 2: 2, "transient": 1, "persistent": 2}
 
+#: The default exchange, unbound; producers bind copies of it.
+_DEFAULT: Final = Exchange("")
+
 #: In no set of declared entities: an exchange that has to be declared each time.
 _NEVER_KNOWN: Final = object()
 
@@ -70,7 +73,7 @@ class Producer:
         #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
         self._channel: Any = channel
         if exchange is None:
-            exchange = Exchange("")
+            exchange = _DEFAULT
         elif isinstance(exchange, str):
             # Only a name: of what type it should be declared nobody said.
             exchange = Exchange(exchange, no_declare=True)
