@@ -183,11 +183,11 @@ class Conductor:
 
     def _conduct(self) -> None:
         while self._wish is not Wish.END:
-            deadline = _ENDLESS
-            if self._errand is not None:
+            deadline, errand = _ENDLESS, self._errand
+            if errand is not None:
                 if self._is_restoring and self._wish is not Wish.RUN:
-                    self._errand.call_off()
-                    if self._errand is None:
+                    errand.call_off()
+                    if errand.is_over:
                         continue  # it had not begun
             elif self._wish is Wish.RUN:
                 self._let_go()
