@@ -289,10 +289,12 @@ class Broker:
 
     def clear(self) -> None:
         """Close all links and forget everything."""
+        # The queues first: what the first link gives back must not go to the next one.
+        for queue in self.queues.values():
+            queue.close()
+        self.queues.clear()
         for link in list(self.links):
             link.end(RecoverableConnectionError("the memory broker was reset"), closed=True)
-        for queue in list(self.queues.values()):
-            self.delete_queue(queue)
         self.state.clear()
 
 

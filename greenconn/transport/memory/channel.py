@@ -150,7 +150,7 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
         self._broker.breathe()
         self.check_open()
         body = message["body"]
-        if body and len(body) > self._max_size:
+        if len(body) > self._max_size:
             raise ContentTooLarge(
                 f"body of {len(body)} bytes is above max_message_size ({self._max_size} bytes)"
             )
@@ -374,6 +374,8 @@ def give_back(entries: Iterable[Entry]) -> None:
         by_queue.setdefault(entry.queue, []).append(entry)
     for queue, group in by_queue.items():
         queue.put_back(group)
+    for queue in by_queue:
+        queue.settle()
 
 
 def _queue_of(consumer: Consumer) -> Queue:

@@ -14,7 +14,8 @@ __all__ = ["Message"]
 class Message(BaseMessage):
     """A delivered message, with tables of its own.
 
-    ``headers``, ``properties`` and ``delivery_info`` are made when they are first looked at.
+    ``headers``, ``properties``, ``delivery_info`` and ``body`` are made when they are first looked
+    at.  The body is what AMQP makes of it: text where the encoding is one of text, else bytes.
     """
 
     __slots__ = ("_consumer_tag", "_entry", "_redelivered", "_waiting")
@@ -47,10 +48,8 @@ class Message(BaseMessage):
         self.content_type = envelope["content-type"]
         self.content_encoding = envelope["content-encoding"]
         headers = envelope["headers"]
-        body = envelope["body"]
         if headers and "compression" in headers:
-            body = self._unpacked(body, headers["compression"])
-        self.body = body
+            self.body = self._unpacked(envelope["body"], headers["compression"])
 
     def __getattr__(self, name: str) -> Any:
         # Only for slots that are not filled yet.
@@ -60,10 +59,21 @@ class Message(BaseMessage):
             value = copied(self._entry.envelope["properties"])
         elif name == "delivery_info":
             value = self._delivery_info()
+        elif name == "body":
+            value = self._text()
         else:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         setattr(self, name, value)
         return value
+
+    def _text(self) -> Any:
+        body, encoding = self._entry.envelope["body"], self.content_encoding
+        if encoding and encoding != "binary" and isinstance(body, bytes):
+            try:
+                return body.decode(encoding)
+            except (LookupError, UnicodeError):
+                pass
+        return body
 
     def _delivery_info(self) -> dict[str, Any]:
         found: dict[str, Any] = {

@@ -148,13 +148,19 @@ class Queue:
         return entry
 
     def put_back(self, entries: Iterable[Entry]) -> None:
-        """Take messages back to the places where they were, marked as redelivered."""
+        """Take messages back to the places where they were, marked as redelivered.
+
+        :meth:`settle` must follow, when all queues have got theirs back.
+        """
         for entry in entries:
             entry.redelivered = True
             entry.consumer = None
             if not self.is_deleted:
                 self.store.put_back(entry)
                 self._may_expire |= entry.expires_at is not None
+
+    def settle(self) -> None:
+        """After :meth:`put_back`: deliver what can be, drop what is too old or too many."""
         self.push()
         if self.store.count:
             self._enforce()

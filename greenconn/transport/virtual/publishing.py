@@ -101,6 +101,9 @@ class PublishingMethods(ChannelLife):
         Arguments:
             body: text or bytes, which are not copied.
             priority: 0 is the lowest.
+
+        Raises:
+            TypeError: the body is something else.
         """
         own: dict[str, Any] = copied(properties) if properties else {}
         own.setdefault("priority", priority or self.default_priority)
@@ -108,6 +111,8 @@ class PublishingMethods(ChannelLife):
             body = bytes(body)
         elif isinstance(body, str):
             content_encoding = content_encoding or "utf-8"
+        elif not isinstance(body, bytes):
+            raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
         return {
             "body": body,
             "content-encoding": content_encoding,

@@ -1,0 +1,114 @@
+"""Transports by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kombu.transport
+import pytest
+
+from greenconn.transport import (
+    TRANSPORT_ALIASES,
+    amqp,
+    get_transport_cls,
+    librabbitmq,
+    memory,
+    pyamqp,
+    pyamqplib,
+    resolve_transport,
+    supports_librabbitmq,
+)
+from greenconn.transport.amqp.transport import SSLTransport
+from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.registry import FOREIGN
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        None,
+        "amqp",
+        "pyamqp",
+        "amqplib",
+        "pika",
+        "librabbitmq",
+        "qpid",
+        "kombu.transport.pyamqp:Transport",
+        "kombu.transport.pyamqp.Transport",
+        "kombu.transport.pyamqplib.Transport",
+        "kombu.transport.librabbitmq:Transport",
+        "kombu.transport.qpid:Transport",
+        "carrot.backends.pyamqplib.Backend",
+        "greenconn.transport.pyamqp:Transport",
+        "greenconn.transport.pyamqplib.Transport",
+        AmqpTransport,
+    ],
+)
+def test_names_of_amqp(name: Any) -> None:
+    assert resolve_transport(name) is AmqpTransport
+    assert get_transport_cls(name) is AmqpTransport
+    assert get_transport_cls(name) is AmqpTransport
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "memory",
+        "kombu.transport.memory:Transport",
+        "carrot.backends.queue.Backend",
+        "greenconn.transport.memory.Transport",
+    ],
+)
+def test_names_of_memory(name: str) -> None:
+    assert get_transport_cls(name) is memory.Transport
+
+
+def test_names_of_amqp_with_tls() -> None:
+    assert get_transport_cls("amqps") is SSLTransport
+    assert get_transport_cls("kombu.transport.pyamqp:SSLTransport") is SSLTransport
+
+
+def test_paths_of_kombu_import() -> None:
+    for module in (pyamqp, pyamqplib, librabbitmq):
+        assert module.Transport is AmqpTransport
+    assert amqp is not None
+    assert not supports_librabbitmq()
+
+
+def test_unknown_alias_names_the_nearest() -> None:
+    with pytest.raises(KeyError, match="Did you mean memory"):
+        resolve_transport("memroy")
+    with pytest.raises(KeyError, match="amqp, amqplib"):
+        resolve_transport("carrierpigeon")
+
+
+def test_alias_of_kombu_says_how_to_host_it() -> None:
+    with pytest.raises(KeyError, match=r"transport='kombu\.transport\.filesystem:Transport'"):
+        resolve_transport("filesystem")
+    assert get_transport_cls(FOREIGN["filesystem"]).__module__ == "kombu.transport.filesystem"
+
+
+def test_every_alias_of_kombu_is_known() -> None:
+    assert set(kombu.transport.TRANSPORT_ALIASES) <= set(TRANSPORT_ALIASES) | set(FOREIGN)
+
+
+def test_transport_that_is_not_built_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "later", "greenconn.transport.later:Transport")
+    with pytest.raises(ImportError, match=r"'later'.*not in this version.*memory"):
+        get_transport_cls("later")
+
+
+def test_class_path_that_is_wrong() -> None:
+    with pytest.raises(ImportError):
+        resolve_transport("no.such.module:Transport")
+    with pytest.raises(AttributeError):
+        resolve_transport("greenconn.transport.memory:Nothing")
+
+
+def test_aliases_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mine", "greenconn.transport.memory:Transport")
+    assert get_transport_cls("mine") is memory.Transport
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mine", "amqp.basic_message:Message")
+    assert get_transport_cls("mine").__name__ == "Message"
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mine", lambda: "kombu.transport.memory:Transport")
+    assert get_transport_cls("mine") is memory.Transport
