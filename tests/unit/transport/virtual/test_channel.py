@@ -1,0 +1,563 @@
+"""A transport made of kombu's hooks: queues in a dict, asked for by a poller."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from queue import Empty
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.exceptions import (
+    AccessRefused,
+    AMQPNotImplementedError,
+    ConsumerCancelled,
+    NotFound,
+    PreconditionFailed,
+    RecoverableConnectionError,
+    ResourceError,
+    Unroutable,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.message import Message
+from greenconn.transport import virtual
+from greenconn.transport.virtual.consumer import WINDOW
+from greenconn.transport.virtual.transport import PolledLink
+from tests.integration.contract import Store
+from tests.tiny_client import TinyClient
+
+NOW, SOON = Deadline(0), 5.0
+
+
+class Shelf:
+    """The broker: queues of JSON, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.queues: defaultdict[str, deque[str]] = defaultdict(deque)
+        self.asked = 0
+        self.error: Exception | None = None
+        #: Cleared, a ``get`` waits.
+        self.may_answer = Event()
+        self.may_answer.set()
+
+
+class ShelfChannel(virtual.Channel):
+    """The hooks."""
+
+    shelf: Shelf
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        self.shelf.asked += 1
+        self.shelf.may_answer.wait()
+        if self.shelf.error is not None:
+            raise self.shelf.error
+        if not self.shelf.queues[queue]:
+            raise Empty
+        found: dict[str, Any] = json.loads(self.shelf.queues[queue].popleft())
+        return found
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        self.shelf.queues[queue].append(json.dumps(message))
+
+    def _purge(self, queue: str) -> int:
+        count = len(self.shelf.queues[queue])
+        self.shelf.queues[queue].clear()
+        return count
+
+    def _size(self, queue: str) -> int:
+        return len(self.shelf.queues[queue])
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        self.shelf.queues[queue]
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return queue in self.shelf.queues
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self.shelf.queues.pop(queue, None)
+
+
+class ShelfTransport(virtual.Transport):
+    """Looks often."""
+
+    Channel = ShelfChannel
+    polling_interval = 0.01
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    """The broker."""
+    return Shelf()
+
+
+@pytest.fixture
+def link(shelf: Shelf) -> Iterator[PolledLink]:
+    """A link to ``shelf``."""
+
+    class Channel(ShelfChannel):
+        pass
+
+    class Transport(ShelfTransport):
+        pass
+
+    Channel.shelf = shelf
+    Transport.Channel = Channel
+    link = Transport(TinyClient("shelf://")).establish_connection()
+    yield link
+    shelf.may_answer.set()
+    shelf.error = None
+    link.close()
+    gevent.sleep(0)
+
+
+@pytest.fixture
+def channel(link: PolledLink) -> ShelfChannel:
+    """A channel with a queue ``q``."""
+    made: ShelfChannel = link.transport.create_channel(link)
+    made.queue_declare("q")
+    return made
+
+
+def send(channel: ShelfChannel, *bodies: str, queue: str = "q", exchange: str = "") -> None:
+    for body in bodies:
+        message = channel.prepare_message(body, 3, "text/plain", "utf-8", {"h": 1}, {"cid": "c"})
+        channel.basic_publish(message, exchange, queue)
+
+
+def bodies(shelf: Shelf, channel: ShelfChannel, queue: str = "q") -> list[str]:
+    raws = [json.loads(each) for each in shelf.queues[queue]]
+    return [virtual.Message(raw, channel=channel).body.decode() for raw in raws]
+
+
+def drain(link: PolledLink, got: list[Any], count: int) -> None:
+    with gevent.Timeout(SOON):
+        while len(got) < count:
+            link.drain(Deadline(SOON))
+
+
+def test_message_goes_in_kombus_envelope(shelf: Shelf, channel: ShelfChannel) -> None:
+    send(channel, "{}")
+    (raw,) = shelf.queues["q"]
+    stored = json.loads(raw)
+    tag = stored["properties"].pop("delivery_tag")
+    assert len(tag) == 36
+    assert stored == {
+        "body": "e30=",
+        "content-encoding": "utf-8",
+        "content-type": "text/plain",
+        "headers": {"h": 1},
+        "properties": {
+            "cid": "c",
+            "priority": 3,
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": "q"},
+        },
+    }
+
+
+def test_prepared_message_may_be_published_again(shelf: Shelf, channel: ShelfChannel) -> None:
+    message = channel.prepare_message("x")
+    for _ in range(2):
+        channel.basic_publish(message, "", "q")
+    tags = {json.loads(each)["properties"]["delivery_tag"] for each in shelf.queues["q"]}
+    assert len(tags) == 2
+    assert bodies(shelf, channel) == ["x", "x"]
+
+
+def test_consume_and_ack(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", "tag", callback=got.append)
+    send(channel, "1", "2")
+    drain(link, got, 2)
+    assert [each.body for each in got] == [b"1", b"2"]
+    assert got[0].payload == "1"
+    assert got[0].headers == {"h": 1}
+    assert got[0].delivery_info == {
+        "exchange": "",
+        "routing_key": "q",
+        "redelivered": False,
+        "consumer_tag": "tag",
+    }
+    got[0].ack()
+    got[1].reject()
+    assert len(channel.qos) == 0
+    assert bodies(shelf, channel) == []
+
+
+def test_local_publish_is_seen_before_the_next_look(
+    link: PolledLink, channel: ShelfChannel
+) -> None:
+    link.poller.interval = 100.0
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    with pytest.raises(TimeoutError):
+        link.drain(Deadline(0.01))
+    send(channel, "x")
+    drain(link, got, 1)
+
+
+def test_nobody_is_asked_without_need(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    link.poller.interval = 0.001
+    gevent.sleep(0.01)
+    assert shelf.asked == 0
+    channel.basic_qos(0, 1, False)
+    got: list[Message] = []
+    tag = channel.basic_consume("q", callback=got.append)
+    send(channel, "1", "2")
+    drain(link, got, 1)
+    asked = shelf.asked
+    gevent.sleep(0.02)
+    assert shelf.asked == asked
+    got[0].ack()
+    drain(link, got, 2)
+    got[1].ack()
+    gevent.sleep(0.01)
+    channel.basic_cancel(tag)
+    gevent.sleep(0.01)
+    asked = shelf.asked
+    gevent.sleep(0.02)
+    assert shelf.asked == asked
+
+
+def test_prefetch(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+    channel.queue_declare("other")
+    channel.basic_qos(0, 2, False)
+    first, second = Store(), Store()
+    channel.basic_consume("q", sink=first)
+    channel.basic_consume("other", sink=second)
+    send(channel, *"12345")
+    send(channel, *"12345", queue="other")
+    gevent.sleep(0.05)
+    assert (len(first), len(second)) == (2, 2)
+    channel.basic_qos(0, 5, True)
+    first[0].ack(multiple=True)
+    gevent.sleep(0.05)
+    assert (len(first), len(second)) == (3, 2)
+
+
+def test_unbounded_consumers_have_a_window(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", no_ack=True, callback=got.append)
+    send(channel, *(str(n) for n in range(2 * WINDOW)))
+    gevent.sleep(0.05)
+    assert len(shelf.queues["q"]) == WINDOW
+    drain(link, got, 2 * WINDOW)
+    assert [int(each.body) for each in got] == list(range(2 * WINDOW))
+
+
+def test_busy_poller_lets_others_run(link: PolledLink, channel: ShelfChannel) -> None:
+    """A consumer that requeues all it gets keeps the poller busy for ever."""
+    store = Store()
+    channel.basic_consume("q", "tag", no_ack=True, sink=store)
+
+    def again() -> None:
+        while True:
+            while store:
+                send(channel, store.take().body.decode())
+            gevent.sleep(0)
+
+    send(channel, *"12345")
+    worker = gevent.spawn(again)
+    with gevent.Timeout(SOON):
+        for _ in range(5):
+            gevent.sleep(0.005)
+    worker.kill()
+
+
+@pytest.mark.parametrize("no_ack", [True, False])
+def test_unseen_goes_back_with_a_cancel(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel, no_ack: bool
+) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", "tag", no_ack=no_ack, callback=got.append)
+    send(channel, *"123")
+    drain(link, got, 1)
+    gevent.sleep(0.02)
+    assert bodies(shelf, channel) == []
+    channel.basic_cancel("tag")
+    assert bodies(shelf, channel) == ["2", "3"]
+    again = channel.basic_get("q", no_ack=True)
+    assert again is not None
+    assert again.delivery_info["redelivered"]
+    with pytest.raises(TimeoutError):
+        link.drain(NOW)
+
+
+def test_message_that_comes_after_the_cancel_goes_back(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    send(channel, "x")
+    shelf.may_answer.clear()
+    channel.basic_consume("q", "tag", callback=print)
+    gevent.sleep(0.01)
+    channel.basic_cancel("tag")
+    shelf.may_answer.set()
+    gevent.sleep(0.01)
+    assert bodies(shelf, channel) == ["x"]
+
+
+@pytest.mark.parametrize("end", ["channel", "link", "refused"])
+def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: PolledLink, end: str) -> None:
+    channel: ShelfChannel = link.transport.create_channel(link)
+    channel.queue_declare("q")
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"1234")
+    drain(link, got, 2)
+    got[0].ack()
+    gevent.sleep(0.02)
+    if end == "channel":
+        channel.close()
+    elif end == "link":
+        link.close()
+    else:
+        with pytest.raises(NotFound):
+            channel.queue_declare("absent", passive=True)
+        gevent.sleep(0.01)
+    assert sorted(bodies(shelf, channel)) == ["2", "3", "4"]
+    channel.close()
+
+
+def test_lost_link_leaves_the_rest_to_the_broker(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    send(channel, "x")
+    drain(link, got, 1)
+    shelf.error = OSError("cut")
+    with pytest.raises(RecoverableConnectionError, match="cut"):
+        link.drain(Deadline(SOON))
+    assert not link.is_open
+    assert not channel.is_open
+    got[0].ack()  # nothing happens
+    assert bodies(shelf, channel) == []
+
+
+def test_error_of_the_transports_own_ends_the_link(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    channel.basic_consume("q", callback=print)
+    shelf.error = ResourceError("no more")
+    with pytest.raises(ResourceError):
+        link.drain(Deadline(SOON))
+
+
+def test_recover(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"12")
+    drain(link, got, 1)
+    with pytest.raises(AMQPNotImplementedError):
+        channel.basic_recover()
+    channel.basic_recover(requeue=True)
+    drain(link, got, 3)
+    assert [each.body for each in got] == [b"1", b"1", b"2"]
+    assert got[1].delivery_info["redelivered"]
+
+
+def test_one_message_in_two_queues(link: PolledLink, channel: ShelfChannel) -> None:
+    """Both copies carry one tag; here they have two."""
+    channel.queue_declare("other")
+    for queue in ("q", "other"):
+        channel.queue_bind(queue, "amq.fanout")
+    got: list[Message] = []
+    for queue in ("q", "other"):
+        channel.basic_consume(queue, callback=got.append)
+    send(channel, "x", exchange="amq.fanout")
+    drain(link, got, 2)
+    for message in got:
+        message.ack()
+    assert len(channel.qos) == 0
+
+
+def test_get(shelf: Shelf, channel: ShelfChannel) -> None:
+    assert channel.basic_get("q") is None
+    send(channel, "1", "2")
+    message = channel.basic_get("q")
+    assert message is not None
+    message.requeue()
+    assert bodies(shelf, channel) == ["2", "1"]
+    with pytest.raises(PreconditionFailed):
+        channel.basic_ack("unknown")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "matches"),
+    [
+        ("direct", "a.b", {"a.b": True, "a.c": False}),
+        ("topic", "a.#", {"a": True, "a.b": True, "b": False}),
+        ("fanout", "", {"any": True}),
+    ],
+)
+def test_routing(
+    shelf: Shelf, channel: ShelfChannel, kind: str, key: str, matches: dict[str, bool]
+) -> None:
+    channel.exchange_declare("x", kind)
+    channel.queue_bind("q", "x", key)
+    for sent, expected in matches.items():
+        send(channel, sent, queue=sent, exchange="x")
+        assert bodies(shelf, channel) == ([sent] if expected else [])
+        channel.queue_purge("q")
+
+
+def test_routing_by_headers(shelf: Shelf, channel: ShelfChannel) -> None:
+    channel.exchange_declare("x", "headers")
+    channel.queue_bind("q", "x", "", arguments={"h": 1})
+    send(channel, "x", exchange="x")
+    assert bodies(shelf, channel) == ["x"]
+    channel.queue_unbind("q", "x", "", arguments={"h": 1})
+    send(channel, "x", exchange="x")
+    assert bodies(shelf, channel) == ["x"]
+
+
+def test_mandatory(shelf: Shelf, channel: ShelfChannel) -> None:
+    returned: list[Any] = []
+    message = channel.prepare_message("x")
+    with pytest.raises(Unroutable):
+        channel.basic_publish_confirm(message, "amq.direct", "nowhere", mandatory=True)
+    with pytest.raises(Unroutable):
+        channel.basic_publish_confirm(message, "", "nowhere", mandatory=True)
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    channel.basic_publish(message, "amq.direct", "nowhere", mandatory=True)
+    channel.connection.drain(NOW)
+    assert returned[0][3].body == "x"
+    with pytest.raises(NotFound):
+        channel.basic_publish(message, "absent", "key")
+    assert not channel.is_open
+
+
+def test_queue_of_last_resort(shelf: Shelf, link: PolledLink) -> None:
+    link.client.transport_options["deadletter_queue"] = "rest"
+    link.client.transport_options["body_encoding"] = None
+    channel = link.transport.create_channel(link)
+    with pytest.warns(virtual.UndeliverableWarning, match="amq.direct"):
+        send(channel, "x", exchange="amq.direct", queue="nowhere")
+    assert json.loads(shelf.queues["rest"][0])["body"] == "x"
+
+
+def test_deleting(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+    send(channel, "x")
+    channel.queue_bind("q", "amq.direct", "k")
+    with pytest.raises(PreconditionFailed):
+        link.transport.create_channel(link).queue_delete("q", if_empty=True)
+    told: list[str] = []
+    channel.flow(False)
+    channel.basic_consume("q", "a", callback=print, on_cancel=told.append)
+    channel.basic_consume("q", "b", callback=print)
+    with pytest.raises(PreconditionFailed):
+        link.transport.create_channel(link).queue_delete("q", if_unused=True)
+    assert channel.queue_delete("q") == 1
+    assert "q" not in shelf.queues
+    link.drain(NOW)
+    assert told == ["a"]
+    with pytest.raises(ConsumerCancelled):
+        link.drain(NOW)
+    assert list(channel.list_bindings()) == []
+
+
+def test_refusals(link: PolledLink, channel: ShelfChannel) -> None:
+    def other() -> ShelfChannel:
+        made: ShelfChannel = link.transport.create_channel(link)
+        return made
+
+    with pytest.raises(NotFound):
+        other().basic_consume("absent", callback=print)
+    channel.basic_consume("q", exclusive=True, callback=print)
+    with pytest.raises(AccessRefused):
+        other().basic_consume("q", callback=print)
+    channel.exchange_declare("x", "direct")
+    with pytest.raises(virtual.NotEquivalentError, match="type"):
+        other().exchange_declare("x", "topic")
+    with pytest.raises(PreconditionFailed, match="carrier"):
+        other().exchange_declare("y", "carrier")
+
+
+def test_names_that_kombus_transports_use(channel: ShelfChannel) -> None:
+    channel.exchange_declare("x", "topic")
+    channel.queue_bind("q", "x", "a.*")
+    assert channel.get_table("x") == [("a.*", r"^a\.[^\.]+$", "q")]
+    assert channel.typeof("x").type == "topic"
+    assert channel.typeof("unknown").type == "direct"
+    assert channel._lookup("x", "a.b") == ("q",)
+    assert channel._lookup("", "q") == ["q"]
+    assert "x" in channel.get_exchanges()
+    assert channel.encode_body("x", "base64") == ("eA==", "base64")
+    assert channel.decode_body("eA==", "base64") == b"x"
+    message = channel.prepare_message("x", 20)
+    assert channel._get_message_priority(message) == 9
+    assert channel._get_message_priority(message, reverse=True) == 0
+    assert channel._get_message_priority({"properties": {}}) == 0
+    raw = {"body": "eA==", "properties": {"body_encoding": "base64", "delivery_tag": "t"}}
+    assert channel.message_to_python(raw).body == b"x"
+    assert isinstance(virtual.QoS(channel, 2), type(channel.qos))
+
+
+class SharedTable(ShelfChannel):
+    """Bindings are kept elsewhere, and so is fan-out."""
+
+    supports_fanout = True
+    rows: list[tuple[str, Any, str]]
+    broadcast: list[Any]
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
+        self.rows.append((routing_key, pattern, queue))
+
+    def get_table(self, exchange: str) -> list[tuple[str, Any, str]]:
+        if exchange == "unknown":
+            raise KeyError(exchange)
+        return self.rows
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
+        self.broadcast.append((exchange, routing_key))
+
+
+def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: PolledLink) -> None:
+    channel = SharedTable(link)
+    channel.shelf, channel.rows, channel.broadcast = shelf, [], []
+    channel.exchange_declare("x", "topic")
+    channel.queue_bind("q", "x", "a.#")
+    assert channel.rows == [("a.#", r"^a\..*?$", "q")]
+    channel.rows.append(("#", None, "theirs"))
+    send(channel, "x", exchange="x", queue="a")
+    assert [len(shelf.queues[name]) for name in ("q", "theirs")] == [1, 1]
+    send(channel, "x", exchange="unknown", queue="a")
+    send(channel, "x", exchange="amq.fanout", queue="key")
+    assert channel.broadcast == [("amq.fanout", "key")]
+    assert channel._lookup("x", "a", "default") == {"q", "theirs"}
+
+
+def test_options_of_the_transport() -> None:
+    transport = ShelfTransport(TinyClient("shelf://", polling_interval=0.5, confirm_publish=True))
+    assert transport.polling_interval == 0.5
+    with_confirms = transport.establish_connection()
+    assert with_confirms.is_confirming
+    assert transport.verify_connection(with_confirms)
+    transport.close_connection(with_confirms)
+    assert not transport.verify_connection(with_confirms)
+
+
+def test_cycle_is_fair() -> None:
+    def take(resource: list[int], callback: Any) -> Any:
+        if not resource:
+            raise Empty
+        return callback(resource.pop(0))
+
+    lists = [[1, 2], [3], [], [4, 5]]
+    cycle = virtual.Transport.Cycle(take, lists, Empty)
+    assert [cycle.get(lambda each: each) for _ in range(5)] == [1, 3, 4, 2, 5]
+    with pytest.raises(Empty):
+        cycle.get(print)
+    lists.clear()
+    with pytest.raises(Empty):
+        cycle.get(print)
+    assert "FairCycle" in repr(cycle)
+    cycle.close()
