@@ -219,8 +219,9 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
             PreconditionFailed: this channel has no unanswered delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
-        if self._cannot_answer():
+        if self.connection.lost is not None:
             return
+        self.check_open()
         if multiple:
             for each in self._free(self._up_to(delivery_tag)):
                 each.wake()
@@ -244,8 +245,9 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
             PreconditionFailed: this channel has no unanswered delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
-        if self._cannot_answer():
+        if self.connection.lost is not None:
             return
+        self.check_open()
         entry = self._unacked.pop(delivery_tag, None)
         if entry is None:
             raise unknown_delivery_tag(delivery_tag, Method.BASIC_REJECT)
@@ -256,8 +258,9 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
         if not multiple:
             self.basic_reject(delivery_tag, requeue)
             return
-        if self._cannot_answer():
+        if self.connection.lost is not None:
             return
+        self.check_open()
         self._refuse(self._up_to(delivery_tag), requeue)
 
     @closes_channel
@@ -276,13 +279,6 @@ class Channel(EntityMethods, ConsumingMethods, PublishingMethods):
         entries = list(self._unacked.values())
         self._unacked.clear()
         self._refuse(entries, True)
-
-    def _cannot_answer(self) -> bool:
-        """True when the connection is gone, and what was delivered has gone back with it."""
-        if self.is_open or self.connection.is_open:
-            self.check_open()
-            return False
-        return True
 
     def _up_to(self, tag: int) -> list[Entry]:
         """Take out all deliveries up to *tag*, or all for tag 0."""

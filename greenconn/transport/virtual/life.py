@@ -29,6 +29,9 @@ class ChannelState(Enum):
     CLOSED = "closed"
 
 
+_OPEN = ChannelState.OPEN  # to look up a member of an Enum costs more than all else in check_open
+
+
 def closes_channel(
     method: Callable[Concatenate[C, P], R],
 ) -> Callable[Concatenate[C, P], R]:
@@ -100,7 +103,7 @@ class ChannelLife(StdChannel):
         home = self.connection.home
         if get_hub() is not home.hub:
             home.check(self.connection)
-        if self.state_of_life is not ChannelState.OPEN:
+        if self.state_of_life is not _OPEN:
             self.connection.check_open()
             raise RecoverableChannelError(
                 f"channel {self.channel_id} is closed ({self.cause})"
