@@ -11,6 +11,11 @@ def main() -> int:
     """Run the command line and return its exit code."""
     try:
         from greenconn.cli.app import run
+
+        return run()
+    except KeyboardInterrupt:  # while modules were imported
+        sys.stderr.write("greenconn: interrupted\n")
+        return 130
     except ImportError as exc:
         if exc.name not in ("click", "rich"):
             raise
@@ -18,7 +23,6 @@ def main() -> int:
             f"greenconn: the command line needs {exc.name!r}: pip install 'greenconn[cli]'\n"
         )
         return 2
-    return run()
 
 
 if __name__ == "__main__":

@@ -2,37 +2,90 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from greenconn._version import __version__
-from greenconn.cli import demo, messages, ping
-from greenconn.cli.complaint import complaint
-from greenconn.url import maybe_sanitize_url
 
-__all__ = ["run"]
+__all__ = ["cli", "run"]
 
-#: Exit codes beside 0 and click's 2 for wrong usage.
-FAILED = 1
-INTERRUPTED = 130
+#: Exit codes beside 0.
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+#: Command -> what it does.  Each is in the module of its name, imported when it is asked for.
+COMMANDS: Final = {
+    "demo": "Run consumers and publishers, and show live what happens.",
+    "ping": "Connect to a broker, and measure round trips.",
+    "publish": "Publish messages to a queue.",
+    "consume": "Print the messages of a queue.",
+    "purge": "Throw the messages of a queue away.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Imports a command when it is asked for, so that help comes at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"greenconn.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], list(COMMANDS), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="greenconn")
-def cli() -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show the library's log, and tracebacks.")
+def cli(verbose: bool) -> None:
     """Talk to message brokers from gevent programs.
 
-    URL is where the broker is: memory://, amqp://user:password@host:5672/vhost ... Without --url it is
+    URL is where the broker is: memory://, amqp://user:password@host:5672/vhost ... Without one it is
     $GREENCONN_URL, else amqp://guest:guest@localhost:5672//.
+
+    \b
+    Example:
+      greenconn demo
+      greenconn ping amqp://guest:guest@localhost:5672//
+      greenconn publish mail '{"to": "ada@example.org"}' --json
     """
-
-
-for _command in (demo.command, ping.command, *messages.commands):
-    cli.add_command(_command)
+    logger = logging.getLogger("greenconn")
+    if verbose:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger.setLevel(logging.DEBUG)
+    else:
+        # What matters to the user is told by the command itself.
+        handler = logging.NullHandler()
+    logger.addHandler(handler)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -41,26 +94,44 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the work was done, 1 when it could not be, 2 for wrong usage, 130 when interrupted.
     """
-    return _guarded(lambda: cli.main(arguments, prog_name="greenconn", standalone_mode=False))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    is_verbose = any(each in ("-v", "--verbose") for each in given)
+    return _guarded(
+        lambda: cli.main(given, prog_name="greenconn", standalone_mode=False), is_verbose
+    )
 
 
-def _guarded(function: Callable[[], Any]) -> int:
+def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
     try:
         result = function()
+        sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("greenconn: interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone, as `| head` does: nothing is wrong.  For that alone
+        # click raises SystemExit.
+        _drop_output()
         return 0
     except Exception as exc:
-        text = complaint(exc)
-        if text is None:
-            raise
-        click.echo(f"greenconn: {maybe_sanitize_url(text)}", err=True)
-        return FAILED
+        from greenconn.cli.complaint import complaint
+
+        if is_verbose:
+            logging.getLogger("greenconn.cli").exception("the command failed")
+        text, code = complaint(exc)
+        click.echo(f"greenconn: {text}", err=True)
+        return code
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from complaining, when it ends, about output that nobody reads."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from greenconn.exceptions import (
     AccessRefused,
     AMQPError,
     ConnectionBlocked,
     ContentDisallowed,
+    ContentTooLarge,
     FrameError,
     KombuError,
     NotAllowed,
     NotFound,
     PreconditionFailed,
+    ResourceLocked,
     Unroutable,
 )
+from greenconn.url import maybe_sanitize_url
 
 __all__ = ["complaint"]
 
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+
 #: Class of an error, and the remedy for it; the first that fits.
-_REMEDIES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+_REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ConnectionRefusedError, "is the broker running, and is the port right?"),
     (AccessRefused, "check user, password and permissions in the URL"),
     (NotAllowed, "check that the virtual host in the URL exists and the user may use it"),
-    (NotFound, "check the name, or declare it first"),
+    (NotFound, "check the name, or publish to it first"),
     (PreconditionFailed, "it exists with other arguments: use those, or delete it"),
+    (ResourceLocked, "another connection has it for itself"),
     (Unroutable, "check the name of the queue"),
     (ConnectionBlocked, "the broker has a memory or disk alarm: look at its log"),
+    (ContentTooLarge, "split it, or raise the broker's max_message_size"),
     (FrameError, "check that the port is the broker's AMQP port"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
     (TimeoutError, "check host, port and firewall"),
+    (OSError, "check host, port and network"),
 )
+#: What amqp and the system put before their texts.
+_NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
 
 
-def complaint(exc: BaseException) -> str | None:
-    """One line for the user, or None for an error that only a developer can mend."""
-    if not isinstance(exc, (OSError, AMQPError, KombuError, ValueError, KeyError, ImportError)):
-        return None
-    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
-    text = " ".join(text.split()) or type(exc).__name__
+def complaint(exc: BaseException) -> tuple[str, int]:
+    """One line for the user, and the exit code."""
+    text = _text_of(exc)
+    if isinstance(exc, (ValueError, KeyError, TypeError, ImportError)):
+        return text, WRONG_USAGE
+    if not isinstance(exc, (OSError, AMQPError, KombuError)):
+        name = type(exc).__name__
+        return f"unexpected {name}: {text}: this is a bug, --verbose shows where", FAILED
     cause: BaseException | None = exc
     while cause is not None:
         for kind, remedy in _REMEDIES:
             if isinstance(cause, kind):
-                return f"{text}: {remedy}" if remedy not in text else text
+                return (text if remedy in text else f"{text}: {remedy}"), FAILED
         cause = cause.__cause__
-    return text
+    return text, FAILED
+
+
+def _text_of(exc: BaseException) -> str:
+    if isinstance(exc, ImportError) and exc.name in ("click", "rich"):
+        return f"this command needs {exc.name!r}: pip install 'greenconn[cli]'"
+    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
+    text = _NUMBERS.sub("", " ".join(text.split()))
+    return maybe_sanitize_url(text) if text else type(exc).__name__

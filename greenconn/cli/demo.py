@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 import click
-from rich.console import Console
 
-from greenconn.cli.display import Display, summary_table
-from greenconn.cli.workload import Plan, Workload
+from greenconn.cli.options import Decorator
+from greenconn.cli.plan import Plan
 
 __all__ = ["command"]
 
-_DEFAULT = Plan(url="memory://")
+_DEFAULT: Final = Plan()
 
 
-def _number(name: str, help_text: str, default: int) -> Any:
+def _number(name: str, help_text: str, default: int, least: int = 1) -> Decorator:
     return click.option(
-        name, type=click.IntRange(min=1), default=default, show_default=True, help=help_text
+        name, type=click.IntRange(min=least), default=default, show_default=True, help=help_text
     )
 
 
@@ -34,7 +33,8 @@ def _number(name: str, help_text: str, default: int) -> Any:
 @_number("--queues", "Queues that they share.", _DEFAULT.queues)
 @_number("--publishers", "Greenlets that publish.", _DEFAULT.publishers)
 @_number("--pool", "Connections that the publishers share.", _DEFAULT.connections)
-@_number("--size", "Bytes of padding in each body.", _DEFAULT.size)
+@_number("--burst", "Messages that a publisher sends each time it has one.", _DEFAULT.burst)
+@_number("--size", "Bytes of padding in each body.", _DEFAULT.size, 0)
 @click.option("--plain", is_flag=True, help="Plain lines, even in a terminal.")
 def command(
     url: str,
@@ -43,32 +43,54 @@ def command(
     queues: int,
     publishers: int,
     pool: int,
+    burst: int,
     size: int,
     plain: bool,
 ) -> int:
     """Run consumers and publishers, show live what happens, and count every message.
 
-    Exit code 1 if a message was lost.
+    The exit code is 1 if a message was lost, or if the broker went away.
+
+    \b
+    Example:
+      greenconn demo
+      greenconn demo --url amqp://guest:guest@localhost:5672//
     """
-    console = Console(highlight=False)
+    from rich.console import Console
+
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.display import Display, summary_table
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.workload import Workload
+
     plan = Plan(
         url=url,
         messages=messages,
         consumers=consumers,
         queues=min(queues, consumers),
-        publishers=publishers,
+        publishers=min(publishers, messages),
         connections=pool,
+        burst=burst,
         size=size,
     )
-    workload = Workload(plan)
+    console = Console(highlight=False)
+    connection = connection_to(url)
+    workload = Workload(plan, connection)
     console.print(
-        f"{consumers:,} consumers on {plan.queues:,} queues of {workload.broker}, "
-        f"{publishers:,} publishers through a pool of {pool}"
+        f"{consumers:,} consumers on {plan.queues:,} queues of {connection.as_uri()}, "
+        f"{plan.publishers:,} publishers through a pool of {pool}",
+        soft_wrap=True,
     )
-    with Display(console, plan, plain=plain or not console.is_terminal) as display:
-        summary = workload.run(display.show)
-    console.print(summary_table(summary))
-    if summary.lost:
-        console.print(f"[red]{summary.lost:,} messages were lost[/red]")
+    try:
+        is_plain = plain or not console.is_terminal
+        with interruptible(), Display(console, plan, plain=is_plain) as display:
+            workload.run(display.show)
+    finally:
+        summary = workload.summary()
+        if summary.published:
+            console.print(summary_table(plan, summary))
+    if summary.lost or summary.handled < plan.messages:
+        missing = summary.lost + plan.messages - summary.published
+        console.print(f"[red]{missing:,} messages were lost or could not be published[/red]")
         return 1
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from greenconn.cli.workload import Plan, Snapshot, Summary
+from greenconn.cli.plan import Plan, Snapshot, Summary
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,47 +18,39 @@ if TYPE_CHECKING:
 __all__ = ["Display", "summary_table"]
 
 #: Seconds between plain lines.
-PLAIN_INTERVAL = 1.0
+PLAIN_INTERVAL: Final = 1.0
 
 
 class Display:
     """Shows snapshots as they come.
 
     Arguments:
-        plain: a line each second instead of a bar that moves.
+        plain: a line each second instead of a picture that moves.
     """
 
     def __init__(self, console: Console, plan: Plan, *, plain: bool) -> None:
         self._console = console
         self._plan = plan
         self._next_line = 0.0
-        self._progress: Progress | None = None
-        if not plain:
-            # Without auto-refresh rich needs no thread: each snapshot draws.
-            self._progress = Progress(
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=console,
-                auto_refresh=False,
-            )
-            self._task = self._progress.add_task("demo", total=plan.messages, figures="")
+        # Without auto-refresh rich needs no thread: each snapshot draws.
+        self._live = None if plain else Live(console=console, auto_refresh=False, transient=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw *snapshot*."""
-        if self._progress is not None:
-            self._progress.update(
-                self._task, completed=snapshot.handled, figures=_figures(snapshot), refresh=True
-            )
-        elif snapshot.elapsed >= self._next_line or snapshot.handled >= self._plan.messages:
+        if self._live is not None:
+            self._live.update(_picture(self._plan, snapshot), refresh=True)
+        elif snapshot.elapsed >= self._next_line or self._is_at_end(snapshot):
             self._next_line = snapshot.elapsed + PLAIN_INTERVAL
-            share = 100 * snapshot.handled / self._plan.messages
-            self._console.print(f"{snapshot.elapsed:6.1f} s  {share:3.0f}%  {_figures(snapshot)}")
+            self._console.print(_line(self._plan, snapshot), soft_wrap=True)
+        if snapshot.ready == self._plan.consumers and not snapshot.published:
+            self._next_line = 0.0  # the clock begins anew with the first publish
+
+    def _is_at_end(self, snapshot: Snapshot) -> bool:
+        return snapshot.handled >= self._plan.messages
 
     def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
@@ -66,36 +59,84 @@ class Display:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
 
 
-def _figures(snapshot: Snapshot) -> str:
+def _figures(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """Each figure and what it is, as text."""
     in_flight = max(0, snapshot.published - snapshot.handled)
-    count = "?" if snapshot.sockets is None else str(snapshot.sockets)
-    return (
-        f"{snapshot.rate:>9,.0f} msg/s  {in_flight:>6,} in flight  "
-        f"{snapshot.latency * 1e3:>7.1f} ms  {count} sockets  {snapshot.threads} thread(s)"
+    count = "?" if snapshot.sockets is None else f"{snapshot.sockets:,}"
+    return [
+        (f"{snapshot.rate:,.0f}", "messages/s"),
+        (f"{in_flight:,}", "in flight"),
+        (f"{snapshot.latency * 1e3:,.1f}", "ms latency"),
+        (f"{snapshot.ready:,}", "consumers"),
+        (count, "sockets"),
+        (f"{snapshot.threads:,}", "threads"),
+    ]
+
+
+def _line(plan: Plan, snapshot: Snapshot) -> str:
+    if snapshot.ready < plan.consumers:
+        return (
+            f"{snapshot.elapsed:6.1f} s  {snapshot.ready:,} of {plan.consumers:,} consumers ready"
+        )
+    share = 100 * snapshot.handled // plan.messages
+    figures = (
+        f"{value:>{width}} {name}"
+        for (value, name), width in zip(_figures(snapshot), (7, 6, 7, 5, 3, 2), strict=True)
     )
+    return f"{snapshot.elapsed:6.1f} s  {share:3d}%  {'  '.join(figures)}"
 
 
-def summary_table(summary: Summary) -> Table:
+def _picture(plan: Plan, snapshot: Snapshot) -> Table:
+    """A bar, and the figures below it."""
+    starting = snapshot.ready < plan.consumers
+    done, total = (
+        (snapshot.ready, plan.consumers) if starting else (snapshot.handled, plan.messages)
+    )
+    what = "consumers start" if starting else "messages handled"
+    table = Table.grid(padding=(0, 1))
+    head = Table.grid(padding=(0, 1))
+    head.add_row(
+        ProgressBar(total=total, completed=done, width=32),
+        f"{100 * done // total:3d}%",
+        f"{done:,} of {total:,} {what}",
+        f"{snapshot.elapsed:.1f} s",
+    )
+    table.add_row(head)
+    figures = Table.grid(padding=(0, 1))
+    figures.add_column(justify="right", min_width=9)
+    figures.add_column()
+    for value, name in _figures(snapshot):
+        figures.add_row(f"[bold]{value}[/bold]", name)
+    table.add_row(figures)
+    return table
+
+
+def summary_table(plan: Plan, summary: Summary) -> Table:
     """What came of it, as a table."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
+    table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)
+    table.add_column()
+    table.add_column(no_wrap=True)
     median, worst = summary.latencies
-    open_sockets = "unknown" if summary.sockets is None else f"{summary.sockets:,}"
-    for name, value in (
-        ("published", f"{summary.published:,}"),
+    rate = summary.handled / summary.elapsed if summary.elapsed else 0.0
+    rows = [
+        ("published", f"{summary.published:,} of {plan.messages:,}"),
         ("handled", f"{summary.handled:,}"),
         ("lost", f"{summary.lost:,}"),
         ("duplicates", f"{summary.duplicates:,}"),
         ("time", f"{summary.elapsed:.2f} s"),
-        ("rate", f"{summary.handled / summary.elapsed:,.0f} messages/s"),
+        ("rate", f"{rate:,.0f} messages/s"),
         ("CPU time", f"{summary.cpu / max(1, summary.handled) * 1e6:.1f} us a message"),
-        ("latency", f"{median * 1e3:.1f} ms median, {worst * 1e3:.1f} ms at the 99th percentile"),
-        ("sockets", open_sockets),
+        ("latency", f"{median * 1e3:,.1f} ms median, {worst * 1e3:,.1f} ms 99th percentile"),
+        ("sockets", "unknown" if summary.sockets is None else f"{summary.sockets:,}"),
         ("threads", f"{summary.threads:,}"),
         ("peak memory", f"{summary.peak_memory / 2**20:.0f} MiB"),
-    ):
+    ]
+    if summary.in_flight:
+        rows.insert(3, ("in flight", f"{summary.in_flight:,} when it ended"))
+    for name, value in rows:
         table.add_row(name, value)
     return table

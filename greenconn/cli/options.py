@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
 
 import click
 
-from greenconn.defaults import DEFAULT_URL, URL_VARIABLE
+__all__ = [
+    "DEFAULT_URL",
+    "URL_VARIABLE",
+    "Decorator",
+    "timeout_option",
+    "url_argument",
+    "url_option",
+]
 
-__all__ = ["timeout_option", "url_argument", "url_option"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: As ``greenconn.defaults`` has them; that is not imported for a help text.
+URL_VARIABLE: Final = "GREENCONN_URL"
+DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
+
+
+class Decorator(Protocol):
+    """What click's options are."""
+
+    def __call__(self, function: F, /) -> F: ...
 
 
 def _default_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
     return value or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
-url_option: Any = click.option(
+url_option: Decorator = click.option(
     "-u",
     "--url",
     metavar="URL",
     callback=_default_url,
-    help=f"Where the broker is [default: ${URL_VARIABLE} or {DEFAULT_URL}].",
+    help=f"Where the broker is  [default: ${URL_VARIABLE} or {DEFAULT_URL}]",
 )
-url_argument: Any = click.argument("url", required=False, callback=_default_url)
-timeout_option: Any = click.option(
+url_argument: Decorator = click.argument("url", required=False, callback=_default_url)
+timeout_option: Decorator = click.option(
     "-t",
     "--timeout",
     type=click.FloatRange(min=0.01),

@@ -4,40 +4,62 @@ from __future__ import annotations
 
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-import gevent
 
 from greenconn.cli.options import timeout_option, url_argument
-from greenconn.connection import Connection
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
 
 __all__ = ["command"]
 
 
 @click.command("ping")
 @url_argument
-@click.option("-c", "--count", default=5, show_default=True, help="Round trips to measure.")
+@click.option(
+    "-c",
+    "--count",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Round trips to measure.",
+)
 @timeout_option
-def command(url: str | None, count: int, timeout: float) -> None:
-    """Connect to the broker at URL, say what it is, and measure round trips."""
-    connection = Connection(url, connect_timeout=timeout)
-    with gevent.Timeout(timeout * 2, TimeoutError(f"{connection.as_uri()}: no answer")):
-        began = perf_counter()
-        connection.connect()
-        opened = perf_counter() - began
-        click.echo(f"{connection.as_uri()}: {_product(connection)}, open in {opened * 1e3:.1f} ms")
-        times = [_round_trip(connection) for _ in range(count)]
+def command(url: str, count: int, timeout: float) -> None:
+    """Connect to the broker at URL, say what it is, and measure round trips.
+
+    \b
+    Example:
+      greenconn ping amqp://guest:guest@localhost:5672//
+    """
+    import gevent
+
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+
+    connection = connection_to(url, timeout)
+    no_answer = TimeoutError(f"{connection.as_uri()}: no answer")
+    try:
+        with interruptible(), gevent.Timeout(2 * timeout, no_answer):
+            began = perf_counter()
+            connection.connect()
+            opened = perf_counter() - began
+            click.echo(
+                f"{connection.as_uri()}: {_product(connection)}, open in {opened * 1e3:.1f} ms"
+            )
+            times = [_round_trip(connection) for _ in range(count)]
+    finally:
         connection.close()
-    if times:
-        click.echo(
-            f"round trip: {min(times) * 1e3:.2f} ms at best, {median(times) * 1e3:.2f} ms median, "
-            f"{max(times) * 1e3:.2f} ms at worst ({count} times)"
-        )
+    click.echo(
+        f"round trip: {min(times) * 1e3:.2f} ms at best, {median(times) * 1e3:.2f} ms median, "
+        f"{max(times) * 1e3:.2f} ms at worst ({count} times)"
+    )
 
 
 def _product(connection: Connection) -> str:
-    properties: dict[str, Any] = getattr(connection.connection, "server_properties", {}) or {}
+    properties = getattr(connection.connection, "server_properties", None) or {}
     product = properties.get("product") or connection.transport.driver_type
     return f"{product} {properties.get('version', '')}".strip()
 

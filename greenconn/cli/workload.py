@@ -1,230 +1,245 @@
-"""The demo's work: many greenlets publish through a bounded pool, many consumers take, all is counted."""
+"""The demo's work: many greenlets publish through a bounded pool, many consumers take."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 import gevent
 from gevent.event import Event
-from gevent.lock import Semaphore
 
 from greenconn.cli.figures import cpu_seconds, peak_memory, sockets, threads
+from greenconn.cli.plan import Plan, Snapshot, Summary
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.exceptions import OperationalError
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.pools import ProducerPool
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 
-__all__ = ["Plan", "Snapshot", "Summary", "Workload"]
+__all__ = ["Workload"]
 
+Watch = Callable[[Snapshot], None]
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """How much work there is."""
-
-    url: str
-    messages: int = 200_000
-    consumers: int = 1_000  #: greenlets made by ``spawn_consumer``
-    queues: int = 100  #: shared evenly by the consumers
-    publishers: int = 200  #: greenlets that publish
-    connections: int = 10  #: in the pool that the publishers share
-    window: int = 10_000  #: messages under way at most, so that latency means something
-    size: int = 128  #: bytes of padding in each body
-    patience: float = 30.0  #: seconds without progress after which the rest counts as lost
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Snapshot:
-    """How far the work is."""
-
-    elapsed: float  #: seconds since the first publish
-    published: int
-    handled: int
-    rate: float  #: messages handled a second, since the last snapshot
-    latency: float  #: median of the latest messages, publish to handler, in seconds
-    ready: int  #: consumers that the broker has confirmed
-    sockets: int | None
-    threads: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What came of it."""
-
-    broker: str
-    plan: Plan
-    elapsed: float
-    published: int
-    handled: int
-    lost: int
-    duplicates: int
-    cpu: float  #: seconds of this process
-    latencies: tuple[float, float]  #: median and 99th percentile, in seconds
-    sockets: int | None
-    threads: int
-    peak_memory: int  #: bytes
+#: Every so many messages the latency is taken.
+SAMPLE: Final = 8
+SAMPLES: Final = 20_000
+#: Seconds for the consumers to end, and for the queues to be deleted.
+STOP_TIMEOUT: Final = 10.0
+#: Seconds after which unused queues vanish, should this process be killed.
+EXPIRES: Final = 300.0
 
 
 class Workload:
     """One run of a plan.
 
-    Every message has a number, and a ledger counts how often each number was handled.
+    Every message has a number, and a ledger counts how often each number was handled.  The publishers
+    do not wait for confirms; what they published and nobody handled is found out at the end.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, connection: Connection) -> None:
         self.plan = plan
-        self.handled = 0
         self.published = 0
-        self._ledger = array("H", bytes(2 * plan.messages))
-        self._latencies: deque[float] = deque(maxlen=20_000)
-        self._window = Semaphore(plan.window)
-        self._done = Event()
-        self._connection = Connection(plan.url)
+        #: Different messages, and how often one came again.
+        self.handled = 0
+        self.duplicates = 0
+        self._ledger = array("B", bytes(plan.messages))
+        self._latencies: deque[float] = deque(maxlen=SAMPLES)
+        self._room = Event()
+        self._over = Event()
+        self._error: BaseException | None = None
+        self._connection = connection
         prefix = f"greenconn-demo-{uuid()[:8]}"
-        # Durable, as RabbitMQ wants it; if this process is killed they expire by themselves.
-        self._queues = [
-            Queue(f"{prefix}-{number}", routing_key=f"{prefix}-{number}", expires=300.0)
-            for number in range(plan.queues)
-        ]
+        self._names = [f"{prefix}-{number}" for number in range(plan.queues)]
         self._consumers: list[ConsumerGreenlet] = []
-        self._last = (monotonic(), 0)
+        self._publishers: list[gevent.Greenlet[..., Any]] = []
+        self._ready = 0
+        self._marks: deque[tuple[float, int]] = deque(maxlen=6)
         self._began = monotonic()
+        self._cpu = 0.0
+        #: The work came to its end by itself, even if messages were lost.
+        self._is_whole = False
+        #: Elapsed seconds, CPU seconds, sockets, threads at the end of the work.
+        self._at_end: tuple[float, float, int | None, int] | None = None
 
-    @property
-    def broker(self) -> str:
-        """Where the work is done, password masked."""
-        return self._connection.as_uri()
-
-    def run(self, watch: Callable[[Snapshot], None], interval: float = 0.2) -> Summary:
-        """Do the work.  May switch.
+    def run(self, watch: Watch, interval: float = 0.2) -> None:
+        """Do the work.  May switch.  How far it came, :meth:`summary` tells in any case.
 
         Arguments:
-            watch: called each *interval* seconds, in a greenlet.
+            watch: called each *interval* seconds.
+
+        Raises:
+            OperationalError: the broker went away, or refuses something.
+            TimeoutError: the consumers did not start.
         """
-        watcher = None
+        pool = ProducerPool(
+            self._connection.Pool(self.plan.connections), limit=self.plan.connections
+        )
         try:
-            self._start_consumers()
-            watcher = spawn("demo-watch", self._watch, watch, interval)
-            cpu = cpu_seconds()
-            self._began = monotonic()
-            self._publish_all()
-            self._wait_for_the_rest()
-            elapsed, cpu = monotonic() - self._began, cpu_seconds() - cpu
-            used = sockets(), threads()
-            watch(self.snapshot())
+            self._connection.connect()
+            self._connection.session.on_connection_lost.append(self._fail)
+            self._start_consumers(watch, interval)
+            self._began, self._cpu = monotonic(), cpu_seconds()
+            self._start_publishers(pool)
+            self._watch(watch, interval)
+            self._is_whole = True
         finally:
-            if watcher is not None:
-                watcher.kill()
+            self._note_end()
+            gevent.killall(self._publishers)
+            pool.connections.force_close_all()
             self._clean_up()
-        return self._summary(elapsed, cpu, *used)
 
     def snapshot(self) -> Snapshot:
         """How far the work is now."""
         now = monotonic()
-        then, handled = self._last
-        self._last = (now, self.handled)
+        self._marks.append((now, self.handled))
+        then, handled = self._marks[0]
         return Snapshot(
             elapsed=now - self._began,
             published=self.published,
             handled=self.handled,
             rate=(self.handled - handled) / (now - then) if now > then else 0.0,
             latency=_percentile(list(self._latencies)[-1000:], 0.5),
-            ready=sum(not consumer.dead for consumer in self._consumers),
+            ready=self._ready,
             sockets=sockets(),
             threads=threads(),
         )
 
-    def _start_consumers(self) -> None:
-        plan = self.plan
-        self._connection.connect()
-        for number in range(plan.consumers):
-            queue = self._queues[number % plan.queues]
-            self._consumers.append(
-                spawn_consumer(queue, self._handle, connection=self._connection, prefetch_count=20)
-            )
-        for consumer in self._consumers:
-            if not consumer.wait_ready(plan.patience):
-                raise TimeoutError(f"{self.broker}: consumers did not start")
-
-    def _handle(self, body: Any, message: Any) -> None:
-        number = body["number"]
-        self._ledger[number] += 1
-        self._latencies.append(monotonic() - body["sent_at"])
-        self.handled += 1
-        self._window.release()
-        if self.handled >= self.plan.messages:
-            self._done.set()
-
-    def _publish_all(self) -> None:
-        plan = self.plan
-        pool = ProducerPool(self._connection.Pool(plan.connections), limit=plan.connections)
-        publishers = [
-            spawn(
-                "demo-publisher", self._publish, pool, range(first, plan.messages, plan.publishers)
-            )
-            for first in range(plan.publishers)
-        ]
-        try:
-            gevent.joinall(publishers)
-            for publisher in publishers:
-                publisher.get()
-        finally:
-            gevent.killall(publishers)
-            pool.connections.force_close_all()
-
-    def _publish(self, pool: ProducerPool, numbers: range) -> None:
-        queues, count, padding = self._queues, self.plan.queues, "x" * self.plan.size
-        for number in numbers:
-            self._window.acquire()
-            body = {"number": number, "sent_at": monotonic(), "padding": padding}
-            with pool.acquire(block=True) as producer:
-                producer.publish(body, routing_key=queues[number % count].name)
-            self.published += 1
-
-    def _wait_for_the_rest(self) -> None:
-        handled = -1
-        while not self._done.is_set() and self.handled != handled:
-            handled = self.handled
-            self._done.wait(self.plan.patience)
-
-    def _watch(self, watch: Callable[[Snapshot], None], interval: float) -> None:
-        while True:
-            gevent.sleep(interval)
-            watch(self.snapshot())
-
-    def _clean_up(self) -> None:
-        stops = [spawn("demo-stop", consumer.stop, 5.0) for consumer in self._consumers]
-        gevent.joinall(stops)
-        if self._connection.connected:
-            channel = self._connection.default_channel
-            for queue in self._queues:
-                channel.queue_delete(queue.name)
-        self._connection.close()
-
-    def _summary(
-        self, elapsed: float, cpu: float, open_sockets: int | None, running: int
-    ) -> Summary:
+    def summary(self) -> Summary:
+        """What came of it, after :meth:`run`."""
+        elapsed, cpu, open_sockets, running = self._at_end or (0.0, 0.0, None, 1)
         latencies = list(self._latencies)
+        missing = self.published - self.handled
         return Summary(
-            broker=self.broker,
-            plan=self.plan,
             elapsed=elapsed,
             published=self.published,
             handled=self.handled,
-            lost=self._ledger.count(0),
-            duplicates=sum(count - 1 for count in self._ledger if count > 1),
+            lost=missing if self._is_whole else 0,
+            in_flight=0 if self._is_whole else missing,
+            duplicates=self.duplicates,
             cpu=cpu,
             latencies=(_percentile(latencies, 0.5), _percentile(latencies, 0.99)),
             sockets=open_sockets,
             threads=running,
             peak_memory=peak_memory(),
         )
+
+    def _start_consumers(self, watch: Watch, interval: float) -> None:
+        plan = self.plan
+        # Durable, as RabbitMQ wants it.
+        queues = [Queue(name, routing_key=name, expires=EXPIRES) for name in self._names]
+        for number in range(plan.consumers):
+            queue = queues[number % plan.queues]
+            self._consumers.append(
+                spawn_consumer(queue, self._handle, connection=self._connection, prefetch_count=50)
+            )
+        deadline = monotonic() + plan.patience
+        for consumer in self._consumers:
+            while not consumer.wait_ready(interval):
+                self._check()
+                if monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{self._connection.as_uri()}: {self._ready} of {plan.consumers} consumers "
+                        f"started within {plan.patience:g} s"
+                    )
+                watch(self.snapshot())
+            self._ready += 1
+        watch(self.snapshot())
+
+    def _handle(self, body: Any, message: Any) -> None:
+        number = body["number"]
+        if not number % SAMPLE:
+            self._latencies.append(monotonic() - body["sent_at"])
+        if self._ledger[number]:
+            self.duplicates += 1
+            return
+        self._ledger[number] = 1
+        self.handled = handled = self.handled + 1
+        if not handled % 100:
+            self._room.set()
+        if handled == self.plan.messages:
+            self._over.set()
+
+    def _start_publishers(self, pool: ProducerPool) -> None:
+        total, count = self.plan.messages, self.plan.publishers
+        self._publishers = [
+            spawn("demo-publisher", self._publish, pool, range(first, total, count))
+            for first in range(count)
+        ]
+
+    def _publish(self, pool: ProducerPool, numbers: range) -> None:
+        plan, names, padding = self.plan, self._names, "x" * self.plan.size
+        try:
+            for start in range(0, len(numbers), plan.burst):
+                self._wait_for_room()
+                with pool.acquire(block=True) as producer:
+                    for number in numbers[start : start + plan.burst]:
+                        body = {"number": number, "sent_at": monotonic(), "padding": padding}
+                        producer.publish(body, routing_key=names[number % plan.queues])
+                        self.published += 1
+        except Exception as exc:
+            self._fail(exc)
+
+    def _wait_for_room(self) -> None:
+        while self.published - self.handled >= self.plan.window:
+            self._room.clear()
+            self._room.wait()
+
+    def _watch(self, watch: Watch, interval: float) -> None:
+        """Show how far it is until all is handled, or nothing happens any more."""
+        progress, since = -1, 0.0
+        while True:
+            self._over.wait(interval)
+            snapshot = self.snapshot()
+            watch(snapshot)
+            self._check()
+            if self._over.is_set():
+                return
+            if snapshot.published + snapshot.handled != progress:
+                progress, since = snapshot.published + snapshot.handled, monotonic()
+            elif monotonic() - since > self.plan.patience:
+                return
+
+    def _fail(self, exc: BaseException) -> None:
+        """Something went wrong: the first to say so is heard."""
+        if self._error is None:
+            self._error = exc
+            self._over.set()
+
+    def _check(self) -> None:
+        for consumer in self._consumers:
+            if consumer.ready() and self._error is None:
+                self._error = consumer.exception or OperationalError(f"{consumer.name} ended")
+        if self._error is not None:
+            raise OperationalError(f"the demo ended early: {self._error}") from self._error
+
+    def _note_end(self) -> None:
+        elapsed = monotonic() - self._began
+        self._at_end = elapsed, cpu_seconds() - self._cpu, sockets(), threads()
+
+    def _clean_up(self) -> None:
+        connection = self._connection
+        listeners = connection.session.on_connection_lost
+        if self._fail in listeners:
+            listeners.remove(self._fail)
+        try:
+            if connection.session.is_open:
+                with suppress(Exception, gevent.Timeout), gevent.Timeout(STOP_TIMEOUT):
+                    self._stop(STOP_TIMEOUT / 2 if self._is_whole else 0.0)
+        finally:
+            connection.close()
+
+    def _stop(self, timeout: float) -> None:
+        stops = [spawn("demo-stop", consumer.stop, timeout) for consumer in self._consumers]
+        gevent.joinall(stops)
+        channel = self._connection.default_channel
+        for name in self._names:
+            channel.queue_delete(name)
 
 
 def _percentile(values: list[float], share: float) -> float:

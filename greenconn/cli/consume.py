@@ -1,0 +1,93 @@
+"""``greenconn consume``: print the messages of a queue."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from greenconn.cli.options import timeout_option, url_option
+
+if TYPE_CHECKING:
+    from greenconn.worker import ConsumerGreenlet
+
+__all__ = ["command"]
+
+#: Messages that are fetched ahead at most.
+PREFETCH: Final = 100
+
+
+@click.command("consume")
+@click.argument("queue")
+@url_option
+@click.option("-n", "--count", type=click.IntRange(min=1), help="End after that many messages.")
+@click.option(
+    "-w",
+    "--wait",
+    type=click.FloatRange(min=0.01),
+    help="End when none came for that many seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each body as JSON, text too.")
+@click.option("--accept", multiple=True, help="Serializer or content type to accept; repeatable.")
+@timeout_option
+def command(
+    queue: str,
+    url: str,
+    count: int | None,
+    wait: float | None,
+    as_json: bool,
+    accept: tuple[str, ...],
+    timeout: float,
+) -> None:
+    """Print the messages of QUEUE, a line each, and acknowledge them once they are printed.
+
+    JSON, text and bytes are accepted without --accept.
+
+    \b
+    Example:
+      greenconn consume mail --count 10
+      greenconn consume mail --wait 1 --json > mail.jsonl
+    """
+    from greenconn.cli.broker import connection_to, tell_losses
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.tally import Tally
+    from greenconn.worker import spawn_consumer
+
+    connection = connection_to(url, timeout)
+    tally = Tally(count, lambda body: _shown(body, as_json))
+    try:
+        with interruptible():
+            connection.connect()
+            tell_losses(connection)
+            consumer = spawn_consumer(
+                queue,
+                tally.take,
+                connection=connection,
+                prefetch_count=min(count or PREFETCH, PREFETCH),
+                accept=["json", "text/plain", "application/data", *accept],
+                on_decode_error=tally.refuse,
+                on_error="requeue",
+                passive=True,
+            )
+            try:
+                _check_ready(consumer, queue, timeout)
+                tally.wait(consumer, wait)
+            finally:
+                consumer.stop(timeout)
+    finally:
+        connection.close()
+        click.echo(f"{tally.taken} consumed from {queue}", err=True)
+
+
+def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None:
+    if not consumer.wait_ready(timeout):
+        raise TimeoutError(f"no consumer of {queue!r} could be started within {timeout:g} s")
+
+
+def _shown(body: Any, as_json: bool) -> str:
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        body = bytes(body).decode("utf-8", "backslashreplace")
+    if isinstance(body, str) and not as_json:
+        return body
+    return json.dumps(body, default=repr, ensure_ascii=False)

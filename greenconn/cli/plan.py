@@ -1,0 +1,54 @@
+"""What the demo shall do, how far it is, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Plan", "Snapshot", "Summary"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How much work there is."""
+
+    url: str = "memory://"
+    messages: int = 300_000
+    consumers: int = 1_000  #: greenlets made by ``spawn_consumer``
+    queues: int = 100  #: shared evenly by the consumers
+    publishers: int = 200  #: greenlets that publish
+    connections: int = 10  #: in the pool that the publishers share
+    burst: int = 20  #: messages that a publisher sends each time it has a connection
+    window: int = 10_000  #: messages under way at most, so that latency means something
+    size: int = 128  #: bytes of padding in each body
+    patience: float = 30.0  #: seconds without progress after which the rest counts as lost
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """How far the work is."""
+
+    elapsed: float  #: seconds since the first publish; since the start while consumers start
+    published: int
+    handled: int
+    rate: float  #: messages handled a second, over the last second or so
+    latency: float  #: median of the latest messages, publish to handler, in seconds
+    ready: int  #: consumers that the broker has confirmed
+    sockets: int | None
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What came of it.  Nothing counts as lost that was still under way when the demo ended early."""
+
+    elapsed: float
+    published: int
+    handled: int  #: different messages
+    lost: int
+    in_flight: int  #: published and not handled when the demo ended early
+    duplicates: int
+    cpu: float  #: seconds of this process
+    latencies: tuple[float, float]  #: median and 99th percentile, in seconds
+    sockets: int | None
+    threads: int
+    peak_memory: int  #: bytes

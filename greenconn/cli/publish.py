@@ -1,0 +1,118 @@
+"""``greenconn publish``: messages by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from greenconn.cli.options import timeout_option, url_option
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
+
+__all__ = ["command"]
+
+
+@click.command("publish")
+@click.argument("queue")
+@click.argument("bodies", nargs=-1, metavar="[BODY]...")
+@url_option
+@click.option("--json", "as_json", is_flag=True, help="Each BODY is JSON; else it is text.")
+@click.option("--binary", is_flag=True, help="The whole standard input is one message, as it is.")
+@click.option("-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
+@timeout_option
+def command(
+    queue: str,
+    bodies: tuple[str, ...],
+    url: str,
+    as_json: bool,
+    binary: bool,
+    headers: tuple[str, ...],
+    timeout: float,
+) -> None:
+    """Publish each BODY to QUEUE, or each line of the standard input if there is none.
+
+    Returns when the broker has confirmed all.  QUEUE is declared if it does not exist.
+
+    \b
+    Example:
+      greenconn publish mail 'hello' 'world'
+      greenconn publish mail '{"to": "ada@example.org"}' --json -H source=shell
+      tail -f app.log | greenconn publish log
+      greenconn publish images --binary < cat.png
+    """
+    if binary and (bodies or as_json):
+        raise click.UsageError("--binary takes the standard input as it is: no BODY, no --json")
+    parsed = dict(_header(each) for each in headers)
+    given = [[_body(each, as_json, "BODY") for each in bodies]] if bodies else None
+
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.defaults import publishing_connection
+    from greenconn.publishing import publish_many
+
+    connection = connection_to(url, timeout)
+    count = 0
+    try:
+        with interruptible():
+            _open(publishing_connection(connection))
+            for batch in given or _from_input(as_json, binary):
+                count += publish_many(
+                    queue, batch, connection=connection, timeout=timeout, headers=parsed or None
+                )
+    finally:
+        connection.close()
+        click.echo(f"{count} published to {queue}", err=True)
+
+
+def _open(connection: Connection) -> None:
+    """Find out at once whether the broker is there, rather than wait for it."""
+    connection.connect()
+
+
+def _from_input(as_json: bool, binary: bool) -> Iterator[list[Any]]:
+    """The bodies on the standard input, as many at a time as have come."""
+    from greenconn.cli.streams import lines, whole_input
+
+    if binary:
+        yield [whole_input()]
+        return
+    if sys.stdin is not None and sys.stdin.isatty():
+        click.echo("a body on each line; Ctrl-D ends", err=True)
+    number = 0
+    for batch in lines():
+        bodies = []
+        for line in batch:
+            number += 1
+            bodies.append(_body(_text(line, number), as_json, f"line {number}"))
+        yield bodies
+
+
+def _text(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(
+            f"line {number} of the standard input is not UTF-8 text ({exc.reason}): "
+            f"--binary publishes all of it as one message"
+        ) from None
+
+
+def _body(text: str, as_json: bool, where: str) -> Any:
+    if not as_json:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise click.UsageError(f"{where}: {text[:60]!r} is not JSON: {exc}") from None
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")
+    return name, value

@@ -1,0 +1,52 @@
+"""``greenconn purge``: empty a queue."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from greenconn.cli.options import timeout_option, url_option
+
+__all__ = ["command"]
+
+
+@click.command("purge")
+@click.argument("queue")
+@url_option
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@timeout_option
+def command(queue: str, url: str, yes: bool, timeout: float) -> int:
+    """Throw the messages of QUEUE away; those that a consumer has taken already stay.
+
+    \b
+    Example:
+      greenconn purge mail --yes
+    """
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+
+    if not queue:
+        raise click.BadParameter("it is empty", param_hint="QUEUE")
+    connection = connection_to(url, timeout)
+    try:
+        with interruptible():
+            connection.connect()
+            waiting = connection.default_channel.queue_declare(queue, passive=True).message_count
+            if not yes and not _is_sure(f"Throw {waiting} messages of {queue} away?"):
+                click.echo("nothing was thrown away", err=True)
+                return 1
+            gone = connection.default_channel.queue_purge(queue)
+    finally:
+        connection.close()
+    click.echo(f"{gone} messages of {queue} thrown away")
+    return 0
+
+
+def _is_sure(question: str) -> bool:
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError("nobody answered: give --yes") from None
+        raise

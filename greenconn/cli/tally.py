@@ -1,0 +1,79 @@
+"""What ``greenconn consume`` does with messages: print, count, and know when it is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from greenconn.cli.streams import write_line
+
+__all__ = ["Tally"]
+
+
+class Tally:
+    """Prints and counts messages.
+
+    Arguments:
+        wanted: after how many it is enough; None never.
+        show: makes the line of a body.
+
+    Attributes:
+        taken: how many were printed and acknowledged.
+    """
+
+    def __init__(self, wanted: int | None, show: Callable[[Any], str]) -> None:
+        self.taken = 0
+        self._wanted = wanted
+        self._show = show
+        self._error: Exception | None = None
+        self._came = Event()
+        self._is_over = Event()
+
+    def take(self, body: Any, message: Any) -> None:
+        """Print one message, then acknowledge it.  May switch."""
+        if self._is_over.is_set():
+            message.requeue()
+            return
+        try:
+            write_line(self._show(body))
+        except Exception as exc:
+            self._fail(message, exc)
+            return
+        message.ack()
+        self.taken += 1
+        self._came.set()
+        if self.taken == self._wanted:
+            self._is_over.set()
+
+    def refuse(self, message: Any, exc: Exception) -> None:
+        """A body cannot be decoded: leave it where it was."""
+        self._fail(message, exc)
+
+    def wait(self, consumer: gevent.Greenlet[..., Any], longest_pause: float | None) -> None:
+        """Wait until there were enough, or none came for *longest_pause* seconds.
+
+        Raises:
+            Exception: what went wrong with a message, or what ended the consumer.
+        """
+        consumer.rawlink(self._note_end)
+        while not self._is_over.is_set():
+            self._came.clear()
+            if not gevent.wait([self._is_over, self._came], timeout=longest_pause, count=1):
+                break
+        consumer.unlink(self._note_end)
+        if self._error is not None:
+            raise self._error
+        if consumer.ready():
+            consumer.get()
+
+    def _fail(self, message: Any, exc: Exception) -> None:
+        message.requeue()
+        if self._error is None:
+            self._error = exc
+        self._is_over.set()
+
+    def _note_end(self, consumer: gevent.Greenlet[..., Any]) -> None:
+        self._is_over.set()
