@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fix_peer",
     "tests.fix_scripted",
     "tests.fix_wires",
+    "tests.fix_amqp",  # behind those that it builds on
 ]
 
 #: Seconds for one test with --long, unless the command line or the test says otherwise.

@@ -18,7 +18,7 @@ __all__ = ["PendingConfirm"]
 class PendingConfirm(Outstanding):
     """What ``begin_publish`` returns: one greenlet calls ``wait``, once."""
 
-    __slots__ = ("link", "slot")
+    __slots__ = ("is_awaited", "link", "slot")
 
     def __init__(
         self,
@@ -31,6 +31,8 @@ class PendingConfirm(Outstanding):
     ) -> None:
         super().__init__(exchange, routing_key, mandatory, properties, body)
         self.link = link
+        #: Whether anybody is told by ``wait`` what became of it.
+        self.is_awaited = True
         #: Filled with True for an ack, False for a nack.
         self.slot: Slot[bool] = Slot()
 

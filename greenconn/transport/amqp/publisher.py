@@ -110,7 +110,15 @@ class Publisher:
             message = Outgoing.of(message)
         self._write(writer, message, exchange, routing_key, mandatory, immediate)
         if self._confirms is not None:
-            self._confirms.skip()
+            if mandatory or immediate:
+                # Its return must not be taken for that of a like message which somebody awaits.
+                pending = PendingConfirm(
+                    self.connection, exchange, routing_key, True, message.packed, message.body
+                )
+                pending.is_awaited = False
+                self._confirms.expect(pending)
+            else:
+                self._confirms.skip()
 
     def _write(
         self,
@@ -297,7 +305,8 @@ class Publisher:
             publish = self._confirms.match_return(exchange, routing_key, header[12:], body)
             if publish is not None:
                 publish.returned = (code, text)
-                return
+                if publish.is_awaited:
+                    return
         exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
         message = ReturnedMessage(self, exchange, routing_key, header, body)
         self.connection.events.put((self._tell_returned, (exc, exchange, routing_key, message)))
