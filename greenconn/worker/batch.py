@@ -122,7 +122,6 @@ class BatchLine(Line):
         """Let no message wait for others."""
         self._interval = 0.0
         self._stop_timer()
-        self.stir()
 
     def drop(self, channel: Any) -> list[Any]:
         """Take out and return what came on *channel*: it is lost, its messages come again."""

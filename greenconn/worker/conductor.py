@@ -12,7 +12,6 @@ greenlet is killed once more meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ConsumerCancelled
@@ -81,13 +80,14 @@ class Conductor:
             # It may stop the reading of its connection: it must not hold up others.
             self._own_connection = connection.clone()
             self._session = self._own_connection.session
-            self._parent.on_closed.append(self.note_closed)
+            self._parent.on_closed.append(self.wind_down)
         self._crew = crew = crew_of(self._session)
         self.handling = (Handling if plan.batch_size is None else BatchHandling)(
             plan, self._queue_of
         )
         self.line = self._new_line()
         self.handling.put_again = self.line.put_again
+        self.handling.on_exit = self.wind_down
         self.line.on_idle = self._announce
         self._subscriptions = tuple(
             Subscription(plan, queue, share, self.line, self._on_lost)
@@ -154,8 +154,8 @@ class Conductor:
             )
         self.ask(Wish.STOP)
 
-    def note_closed(self) -> None:
-        """The program has closed the connection."""
+    def wind_down(self) -> None:
+        """The program has closed the connection, or is about to end: stop in good order."""
         self.ask(Wish.STOP)
 
     def forget(self) -> None:
@@ -196,9 +196,13 @@ class Conductor:
                     if pause:
                         deadline = Deadline(pause)
                     else:
-                        self._send_on_errand(self._restore)
+                        self._is_restoring = True
+                        send = self._crew.restoring.send
+                        self._errand = send(self._restore, self._on_errand_over)
             elif not self.is_withdrawn:
-                self._send_on_errand(self._withdraw)
+                self._is_restoring = False
+                send = self._crew.withdrawing.send
+                self._errand = send(self._withdraw, self._on_errand_over)
             elif self._wish is Wish.STOP and self.line.is_idle:
                 return
             try:
@@ -211,10 +215,6 @@ class Conductor:
         if self.line.is_held:
             self.is_withdrawn = self.handling.is_ending = self.line.is_held = False
             self.line.stir()
-
-    def _send_on_errand(self, errand: Callable[[], None]) -> None:
-        self._is_restoring = errand == self._restore
-        self._errand = self._crew.errands.send(errand, self._on_errand_over)
 
     def _on_errand_over(self) -> None:
         self._errand = None
@@ -231,7 +231,7 @@ class Conductor:
             logger.info("consumer of queue %s is started again: %s", self.plan.name, loss)
         outcome = self._restorer.attempt()
         if outcome is Outcome.CLOSED:
-            self.note_closed()
+            self.wind_down()
         elif isinstance(outcome, Exception):
             self.fail(outcome)
         elif self.is_confirmed:
@@ -245,6 +245,7 @@ class Conductor:
         elif self._wish is Wish.STOP:
             self.line.is_held = False
             self.line.hurry()
+            self.line.stir()
         self.is_withdrawn = True
 
     def _cancel(self, *, nowait: bool = False) -> None:
@@ -265,7 +266,9 @@ class Conductor:
             self._call_off_errand()
             self._cancel(nowait=True)
             self._give_back()
-            self.line.end_workers()
+            self.line.interrupt()
+            while not self.line.is_idle:
+                self.wait_for_change(_ENDLESS)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
@@ -288,8 +291,8 @@ class Conductor:
     def bury(self) -> None:
         """Its greenlet is dead: leave the crew, and tell who waits.  In the hub."""
         self._crew.leave(self)
-        if self._own_connection is not None and self.note_closed in self._parent.on_closed:
-            self._parent.on_closed.remove(self.note_closed)
+        if self._own_connection is not None and self.wind_down in self._parent.on_closed:
+            self._parent.on_closed.remove(self.wind_down)
         if self.state not in ENDS:
             self._move(ConsumerState.KILLED)  # before it began
         self._announce()

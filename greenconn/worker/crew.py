@@ -30,14 +30,16 @@ class Crew:
 
     Attributes:
         berths: the channels that they share.
-        errands: what they ask of the broker.
+        restoring, withdrawing: what they ask of the broker, so that one that is away for those who
+            begin does not hold up those who end.
         pool: the greenlets that run their handlers.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.berths = Berths()
-        self.errands = Errands()
+        self.restoring = Errands()
+        self.withdrawing = Errands()
         self.pool = WorkerPool()
         #: In the order in which they came.
         self._consumers: dict[Conductor, None] = {}
@@ -85,7 +87,7 @@ class Crew:
 
     def _on_closed(self) -> None:
         self.berths.clear()
-        self._tell(lambda consumer: consumer.note_closed())
+        self._tell(lambda consumer: consumer.wind_down())
 
     def forget(self) -> None:
         """After a fork, in the child: consumers and their messages are the parent's."""

@@ -35,6 +35,7 @@ class Handling:
 
     Attributes:
         put_again: has a load handled again after a delay; set by the owner.
+        on_exit: called when a handler ends the program; set by the owner.
         is_ending: what failed is given back instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: messages; one that fails twice counts
             twice; dropped are those that need no answer and were thrown away.
@@ -57,6 +58,7 @@ class Handling:
         "failed",
         "handled",
         "is_ending",
+        "on_exit",
         "put_again",
         "rejected",
         "requeued",
@@ -79,6 +81,7 @@ class Handling:
         self._delays: dict[Any, Iterator[float]] = {}
         self._has_warned = False
         self.put_again: Callable[[Any, float], None] = _nowhere
+        self.on_exit: Callable[[], None] = _nobody
         self.is_ending = False
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
@@ -109,9 +112,14 @@ class Handling:
                 self._delays.pop(message, None)
             if not self._no_ack and not message.acknowledged:
                 self._ack(message)
-        except BaseException:
+        except BaseException as exc:
+            self._note_exit(exc)
             self.give_back(message)
             raise
+
+    def _note_exit(self, exc: BaseException) -> None:
+        if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            self.on_exit()
 
     def _call(self, body: Any, message: Any) -> None:
         if self._timeout is None:
@@ -301,7 +309,8 @@ class BatchHandling(Handling):
             for each in batch.messages:
                 if not self._no_ack and not each.acknowledged:
                     self._ack(each)
-        except BaseException:
+        except BaseException as exc:
+            self._note_exit(exc)
             self._give_all_back(batch.messages)
             raise
 
@@ -371,6 +380,10 @@ def release(message: Any) -> None:
     if sink is not None and sink.taken is not None:
         raw = getattr(message, "raw", None)  # as received, where that is kept
         sink.taken(len(message.body if raw is None else raw))
+
+
+def _nobody() -> None:
+    pass
 
 
 def _nowhere(load: Any, delay: float) -> None:

@@ -27,8 +27,7 @@ PACE: Final = 0.005
 class Line:
     """Messages that wait for a handler, and the workers that run it.
 
-    The reader calls ``put`` and ``drop``; neither they nor anything else here but ``work`` and
-    ``end_workers`` switches.
+    The reader calls ``put`` and ``drop``.  Nothing here switches but ``work``.
 
     Arguments:
         pool: lends workers.
@@ -150,14 +149,12 @@ class Line:
         """Whether *greenlet* is one of those that run handlers."""
         return any(worker.greenlet is greenlet for worker in self._workers)
 
-    def end_workers(self) -> None:
-        """Interrupt all handlers and wait until they have ended.  May switch."""
-        workers = list(self._workers)
-        for worker in workers:
+    def interrupt(self) -> None:
+        """Interrupt all handlers; ``on_idle`` is called when they have ended."""
+        for worker in list(self._workers):
             worker.greenlet.kill(block=False)
-        for worker in workers:
-            worker.greenlet.join()
-            self.lost_worker(worker)  # one that was killed before it began says nothing
+            if worker is self._coming:
+                self.lost_worker(worker)  # killed before it began it would say nothing
 
     # Handling again
 

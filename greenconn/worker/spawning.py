@@ -42,8 +42,8 @@ def spawn_consumer(
     to drain anything.  When the handler returns, its message is acked.  When it raises, first
     *retry*, then *on_error* decides.  A handler that acked or rejected the message itself is left
     alone.  ``Exception`` and ``gevent.Timeout`` are failures; ``GreenletExit`` puts the message back
-    into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so and end the program.  Handlers may
-    publish, declare, spawn consumers, and stop their own.
+    into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so, stop the consumer and end the
+    program.  Handlers may publish, declare, spawn consumers, and stop their own.
 
     Messages that are handled when the connection is lost come again: handlers must bear being
     called twice with one message.

@@ -1,0 +1,132 @@
+"""The fixtures of the tests of consumers: a memory broker, a connection, what handlers saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn import defaults
+from greenconn.connection import Connection
+from greenconn.green.deadline import Deadline
+from greenconn.transport import memory
+from greenconn.worker import stop_consumers
+
+__all__ = ["CAME", "Desk", "Seen", "until"]
+
+#: Seconds in which what must come comes.
+CAME = 5.0
+
+
+def until(condition: Callable[[], object], timeout: float = CAME) -> None:
+    """Let others run until *condition* holds."""
+    deadline = Deadline(timeout)
+    while not condition():
+        assert not deadline.has_ended, "it did not come"
+        gevent.sleep(0.002)
+
+
+class Desk:
+    """What a test does to the broker, through a channel of its own connection."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = Connection(url)
+
+    @property
+    def channel(self) -> Any:
+        """A channel; another one after an error."""
+        return self.connection.default_channel
+
+    def declare(self, queue: str, **arguments: Any) -> None:
+        """Declare a durable queue."""
+        self.channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+
+    def publish(self, queue: str, *bodies: Any) -> None:
+        """Put messages into a queue."""
+        producer = self.connection.Producer()
+        for body in bodies:
+            producer.publish(body, routing_key=queue)
+
+    def ready(self, queue: str) -> int:
+        """How many messages wait in a queue for a consumer."""
+        return int(self.channel.queue_declare(queue, passive=True).message_count)
+
+    def consumers(self, queue: str) -> int:
+        """How many consumers a queue has."""
+        return int(self.channel.queue_declare(queue, passive=True).consumer_count)
+
+    def get(self, queue: str) -> Any:
+        """The body of the next message, which is gone then; None if there is none."""
+        message = self.channel.basic_get(queue, no_ack=True)
+        return None if message is None else message.payload
+
+
+class Seen:
+    """A handler: it keeps what it is given, and does what the test says.
+
+    Attributes:
+        bodies: in the order in which handlers began.
+        done: of handlers that returned.
+        running, peak: handlers now, and at most so far.
+        gate: handlers wait for it; set at first.
+        error: raised by the handler, if not None.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+        self.messages: list[Any] = []
+        self.done: list[Any] = []
+        self.running = self.peak = 0
+        self.gate = Event()
+        self.gate.set()
+        self.error: BaseException | None = None
+
+    def __call__(self, body: Any, message: Any) -> None:
+        self.bodies.append(body)
+        self.messages.append(message)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            self.gate.wait()
+            if self.error is not None:
+                raise self.error
+            self.done.append(body)
+        finally:
+            self.running -= 1
+
+    def wait(self, count: int) -> None:
+        """Wait until so many handlers have begun."""
+        until(lambda: len(self.bodies) >= count)
+
+
+@pytest.fixture
+def url(unique: str) -> Iterator[str]:
+    """The URL of a broker that no other test uses."""
+    yield f"memory:///{unique}"
+    stop_consumers(0)
+    defaults.reset()
+    memory.reset(unique)
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """The connection of the program."""
+    with Connection(url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def desk(url: str) -> Iterator[Desk]:
+    """The broker, as others see it."""
+    desk = Desk(url)
+    yield desk
+    desk.connection.close()
+
+
+@pytest.fixture
+def seen() -> Seen:
+    """A handler."""
+    return Seen()

@@ -1,0 +1,441 @@
+"""Consumers over the memory broker: what a handler gets, and what becomes of its messages."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.defaults import configure, default_connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import (
+    AccessRefused,
+    NotFound,
+    PreconditionFailed,
+    RecoverableConnectionError,
+)
+from greenconn.publishing import publish
+from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
+from tests.unit.worker.conftest import CAME, Desk, Seen, until
+
+
+def test_a_message_is_handled_and_acked(connection: Connection, desk: Desk, seen: Seen) -> None:
+    desk.declare("mail")
+    desk.publish("mail", {"to": "you"})
+    consumer = spawn_consumer("mail", seen, connection=connection)
+    seen.wait(1)
+    assert seen.bodies == [{"to": "you"}]
+    assert seen.messages[0].acknowledged
+    assert seen.messages[0].delivery_info["routing_key"] == "mail"
+    assert consumer.stop(CAME)
+    assert desk.ready("mail") == 0
+
+
+def test_it_returns_at_once_and_tells_when_it_is_ready(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = spawn_consumer("mail", seen, connection=connection)
+    assert not connection.connected
+    assert consumer.state.value == "starting"
+    assert consumer.wait_ready(CAME) is True
+    assert consumer.state.value == "running"
+    assert consumer.wait_ready(0) is True
+    assert desk.consumers("mail") == 1
+
+
+def test_it_is_a_greenlet(connection: Connection, seen: Seen) -> None:
+    consumer = spawn_consumer("mail", seen, connection=connection, name="postman")
+    assert isinstance(consumer, gevent.Greenlet)
+    assert isinstance(consumer, ConsumerGreenlet)
+    assert consumer.name == "greenconn:consumer:postman"
+    assert not consumer.ready()
+    linked: list[Any] = []
+    consumer.link(linked.append)
+    assert consumer.stop(CAME)
+    assert consumer.ready()
+    assert consumer.dead
+    assert consumer.successful()
+    assert consumer.get()["state"] == "stopped"
+    until(lambda: linked == [consumer])
+
+
+def test_numbers(connection: Connection, desk: Desk, seen: Seen) -> None:
+    desk.declare("mail")
+    consumer = spawn_consumer("mail", seen, connection=connection, concurrency=2)
+    assert consumer.stats() == {
+        "state": "starting",
+        "received": 0,
+        "handled": 0,
+        "failed": 0,
+        "retried": 0,
+        "rejected": 0,
+        "requeued": 0,
+        "dropped": 0,
+        "in_flight": 0,
+        "prefetch_count": 10,
+        "last_delivery_age": None,
+    }
+    seen.gate.clear()
+    desk.publish("mail", *range(5))
+    seen.wait(2)
+    numbers = consumer.stats()
+    assert (numbers["received"], numbers["handled"], numbers["in_flight"]) == (5, 0, 2)
+    assert 0.0 <= numbers["last_delivery_age"] < CAME
+    seen.gate.set()
+    until(lambda: consumer.stats()["handled"] == 5)
+    assert consumer.stats()["in_flight"] == 0
+
+
+def test_a_queue_that_does_not_exist_is_declared_durable(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    assert spawn_consumer("new", seen, connection=connection).wait_ready(CAME)
+    desk.declare("new")  # with other arguments this would be refused
+
+
+def test_a_queue_that_exists_is_used_as_it_is(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("odd", **{"x-max-length": 7})
+    assert spawn_consumer("odd", seen, connection=connection).wait_ready(CAME)
+
+
+def test_a_queue_object_is_declared_with_its_bindings(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    queue = Queue("video", Exchange("media", "topic"), "video.#")
+    assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
+    desk.connection.Producer().publish("x", exchange="media", routing_key="video.short")
+    seen.wait(1)
+
+
+def test_a_queue_that_the_broker_names(connection: Connection, desk: Desk, seen: Seen) -> None:
+    names: list[str] = []
+    queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
+    assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
+    assert len(names) == 1
+    assert queue.name == ""
+    desk.publish(names[0], "x")
+    seen.wait(1)
+
+
+def test_a_queue_with_other_arguments_is_refused_for_good(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q", **{"x-max-length": 7})
+    consumer = spawn_consumer(Queue("q", max_length=8), seen, connection=connection)
+    with pytest.raises(PreconditionFailed, match="x-max-length"):
+        consumer.wait_ready(CAME)
+    with pytest.raises(PreconditionFailed):
+        consumer.get(timeout=CAME)
+    assert consumer.state is ConsumerState.FAILED
+
+
+@pytest.mark.parametrize("queue", ["absent", Queue("absent"), Queue("absent", no_declare=True)])
+def test_a_passive_queue_that_does_not_exist(
+    connection: Connection, seen: Seen, queue: Any
+) -> None:
+    options: dict[str, Any] = {"passive": True}
+    if isinstance(queue, Queue) and queue.no_declare:
+        options.clear()
+    consumer = spawn_consumer(queue, seen, connection=connection, **options)
+    with pytest.raises(NotFound):
+        consumer.wait_ready(CAME)
+    with pytest.raises(NotFound):
+        consumer.get(timeout=CAME)
+    with pytest.raises(NotFound):
+        consumer.wait_ready()
+
+
+def test_an_exclusive_consumer_beside_another_one(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    assert spawn_consumer("q", seen, connection=connection, exclusive=True).wait_ready(CAME)
+    neighbours = [spawn_consumer(f"n{number}", seen, connection=connection) for number in range(5)]
+    assert all(each.wait_ready(CAME) for each in neighbours)
+    second = spawn_consumer("q", seen, connection=connection, exclusive=True)
+    with pytest.raises(AccessRefused):
+        second.wait_ready(CAME)
+    assert all(each.state is ConsumerState.RUNNING for each in neighbours)
+    with pytest.raises(AccessRefused):
+        second.get(timeout=CAME)
+
+
+def test_several_queues_share_handlers_and_prefetch(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        desk.declare(name)
+        desk.publish(name, *[f"{name}{number}" for number in range(8)])
+    seen.gate.clear()
+    consumer = spawn_consumer(
+        [*names[:2], Queue("c")], seen, connection=connection, concurrency=2, prefetch_count=7
+    )
+    assert consumer.wait_ready(CAME)
+    until(lambda: consumer.stats()["received"] == 7)
+    gevent.sleep(0.02)
+    assert consumer.stats()["received"] == 7
+    assert [8 - desk.ready(name) for name in names] == [3, 2, 2]
+    seen.gate.set()
+    until(lambda: len(seen.done) == 24)
+    assert seen.peak == 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+def test_as_many_handlers_run_as_may(
+    connection: Connection, desk: Desk, seen: Seen, concurrency: int
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(20))
+    seen.gate.clear()
+    spawn_consumer("q", seen, connection=connection, concurrency=concurrency, prefetch_count=20)
+    seen.wait(concurrency)
+    gevent.sleep(0.02)
+    assert seen.running == concurrency
+    seen.gate.set()
+    until(lambda: len(seen.done) == 20)
+    assert seen.peak == concurrency
+    assert sorted(seen.done) == list(range(20))
+
+
+def test_one_handler_at_a_time_keeps_the_order(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(200))
+    spawn_consumer("q", seen, connection=connection)
+    until(lambda: len(seen.done) == 200)
+    assert seen.bodies == list(range(200))
+
+
+def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    spawn_consumer("q", seen, connection=connection, concurrency=3).wait_ready(CAME)
+    for number in range(300):
+        desk.publish("q", number)
+        if number % 3 == 0:
+            gevent.sleep(0)
+    until(lambda: len(seen.done) == 300)
+
+
+def test_a_handler_may_do_what_it_likes(connection: Connection, desk: Desk, seen: Seen) -> None:
+    desk.declare("more")
+    desk.publish("more", "waiting")
+    done = Event()
+
+    def handler(body: Any, message: Any) -> None:
+        publish("next", body, connection=connection)
+        publish("next", body, connection=connection)
+        Queue("declared")(connection).declare()
+        assert connection.default_channel.basic_get("more", no_ack=True).payload == "waiting"
+        assert spawn_consumer("next", seen, connection=connection).wait_ready(CAME)
+        done.set()
+
+    spawn_consumer("q", handler, connection=connection, prefetch_count=1)
+    publish("q", 1, connection=connection)
+    assert done.wait(CAME)
+    seen.wait(2)
+
+
+def test_the_default_connection(url: str, desk: Desk, seen: Seen) -> None:
+    configure(url)
+    consumer = spawn_consumer("q", seen)
+    assert consumer.wait_ready(CAME)
+    assert default_connection("consume").connected
+    publish("q", "hello")
+    seen.wait(1)
+    assert consumer.stop(CAME)
+    assert default_connection("consume").connected
+
+
+def test_a_url(url: str, desk: Desk, seen: Seen) -> None:
+    spawn_consumer("q", seen, connection=url).wait_ready(CAME)
+    publish("q", "hello", connection=url)
+    seen.wait(1)
+
+
+def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, desk: Desk) -> None:
+    request: ContextVar[Any] = ContextVar("request", default="none")
+    found: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        found.append(request.get())
+        request.set(body)
+        gevent.sleep(0)
+        assert request.get() == body
+
+    request.set("of the program")
+    spawn_consumer("q", handler, connection=connection).wait_ready(CAME)
+    desk.publish("q", *range(5))
+    until(lambda: len(found) == 5)
+    assert found == ["of the program"] * 5
+
+
+def test_priority_and_arguments_reach_the_broker(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    low = spawn_consumer("q", seen, connection=connection, tag_prefix="low.")
+    other = Seen()
+    high = spawn_consumer("q", other, connection=connection, priority=9)
+    assert low.wait_ready(CAME)
+    assert high.wait_ready(CAME)
+    desk.publish("q", *range(10))
+    until(lambda: len(other.done) == 10)
+    assert not seen.done
+    high.stop(CAME)
+    desk.publish("q", 10)
+    seen.wait(1)
+    assert seen.messages[0].delivery_info["consumer_tag"].startswith("low.")
+
+
+def test_a_message_without_need_of_an_ack(connection: Connection, desk: Desk, seen: Seen) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(1000))
+    consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
+    until(lambda: len(seen.done) == 1000)
+    assert not seen.messages[0].acknowledged
+    assert consumer.stats()["handled"] == 1000
+    # A connection of its own: it could stop the reading of the other one.
+    assert not connection.connected
+    assert consumer.stop(CAME)
+
+
+def test_no_prefetch_has_a_connection_of_its_own_too(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(1000))
+    consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=0)
+    until(lambda: len(seen.done) == 1000)
+    assert not connection.connected
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+    assert not connection.session.on_closed
+
+
+@pytest.mark.parametrize("options", [{}, {"no_ack": True}, {"prefetch_count": 0}])
+def test_closing_the_connection_stops_its_consumers(
+    url: str, desk: Desk, seen: Seen, options: dict[str, Any]
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    seen.gate.clear()
+    with Connection(url) as connection:
+        consumer = spawn_consumer("q", seen, connection=connection, **options)
+        paused = spawn_consumer("p", seen, connection=connection, **options)
+        assert paused.wait_ready(CAME)
+        assert paused.pause(CAME)
+        seen.wait(1)
+    paused.join(CAME)
+    assert paused.get(block=False)["state"] == "stopped"
+    gevent.sleep(0.01)
+    assert not consumer.ready()  # a handler runs
+    seen.gate.set()
+    consumer.join(CAME)
+    assert consumer.get(block=False)["state"] == "stopped"
+
+
+def test_closing_at_once(url: str, seen: Seen) -> None:
+    with Connection(url) as connection:
+        consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME) is False
+    consumer.join(CAME)
+    assert consumer.get(block=False)["state"] == "stopped"
+    assert not connection.connected
+
+
+def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: Seen) -> None:
+    connection = Connection(url)
+    connection.connect()
+    connection.close()
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    connection.close()
+    consumer.join(CAME)
+    assert consumer.get(block=False)["state"] == "stopped"
+
+
+def test_the_loop_of_a_busy_handler_lets_others_run(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    ticks: list[int] = []
+
+    def tick() -> None:
+        while True:
+            ticks.append(len(handled))
+            gevent.sleep(0.001)
+
+    handled: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        handled.append(body)
+        for _ in range(2000):
+            pass
+
+    desk.declare("q")
+    desk.publish("q", *range(2000))
+    ticking = gevent.spawn(tick)
+    spawn_consumer("q", handler, connection=connection, prefetch_count=2000).wait_ready(CAME)
+    until(lambda: len(handled) == 2000)
+    ticking.kill()
+    assert len({each for each in ticks if 0 < each < 2000}) >= 3
+
+
+def test_a_broker_that_refuses_the_login(seen: Seen, scripted_refusal: Connection) -> None:
+    consumer = spawn_consumer("q", seen, connection=scripted_refusal)
+    with pytest.raises(AccessRefused, match="nobody"):
+        consumer.wait_ready(CAME)
+    with pytest.raises(AccessRefused):
+        consumer.get(timeout=CAME)
+
+
+@pytest.fixture
+def scripted_refusal(unique: str) -> Connection:
+    """A connection that the broker does not let in."""
+    from greenconn.transport.memory import Transport
+
+    class Refusing(Transport):
+        def establish_connection(self, deadline: Any = None) -> Any:
+            raise AccessRefused("ACCESS_REFUSED - nobody may enter", (10, 30))
+
+    return Connection("memory://", transport=Refusing)
+
+
+def test_a_broker_that_is_away_is_waited_for(seen: Seen, unique: str) -> None:
+    from greenconn.transport.memory import Transport
+
+    is_there = Event()
+
+    class Away(Transport):
+        def establish_connection(self, deadline: Any = None) -> Any:
+            if not is_there.is_set():
+                raise ConnectionRefusedError("nobody listens")
+            return super().establish_connection(deadline)
+
+    with Connection(f"memory:///{unique}", transport=Away, connect_timeout=0.05) as connection:
+        consumer = spawn_consumer("q", seen, connection=connection)
+        assert consumer.wait_ready(0.3) is False
+        assert not consumer.ready()
+        is_there.set()
+        assert consumer.wait_ready(CAME)
+        assert consumer.stop(CAME)
+
+
+def test_stopping_while_the_broker_is_away(seen: Seen) -> None:
+    from greenconn.transport.memory import Transport
+
+    class Away(Transport):
+        def establish_connection(self, deadline: Any = None) -> Any:
+            raise RecoverableConnectionError("nobody listens")
+
+    with Connection("memory://", transport=Away) as connection:
+        consumers = [spawn_consumer("q", seen, connection=connection) for _ in range(100)]
+        gevent.sleep(0.05)
+        assert all(each.stop(CAME) for each in consumers)
+        assert all(each.get()["state"] == "stopped" for each in consumers)

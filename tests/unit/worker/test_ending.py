@@ -1,0 +1,463 @@
+"""Stopping, pausing and killing consumers: nothing that needs an ack is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.connection import Connection
+from greenconn.green.hub import turn
+from greenconn.options import Retry
+from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
+from tests.fix_interrupts import interruptions
+from tests.fix_leaks import live_greenlets
+from tests.unit.worker.conftest import CAME, Desk, Seen, until
+
+
+def begun(
+    connection: Connection, desk: Desk, seen: Seen, *, messages: int = 6, **options: Any
+) -> ConsumerGreenlet:
+    """A consumer with one running handler and further messages in its inbox."""
+    desk.declare("q")
+    desk.publish("q", *range(messages))
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection, **options)
+    seen.wait(1)
+    until(lambda: consumer.stats()["received"] == messages)
+    return consumer
+
+
+def test_stop_gives_back_and_lets_handlers_finish(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen)
+    stopping = gevent.spawn(consumer.stop)
+    until(lambda: desk.ready("q") == 5)  # at once, while the handler runs
+    assert desk.consumers("q") == 0
+    assert consumer.state is ConsumerState.STOPPING
+    assert not stopping.ready()
+    seen.gate.set()
+    assert stopping.get(timeout=CAME) is True
+    assert seen.done == [0]
+    assert desk.ready("q") == 5
+    numbers = consumer.get(block=False)
+    assert numbers["state"] == "stopped"
+    assert (numbers["handled"], numbers["requeued"], numbers["in_flight"]) == (1, 5, 0)
+
+
+def test_what_was_given_back_keeps_its_order(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen)
+    seen.gate.set()
+    assert consumer.stop(CAME)
+    left = [desk.get("q") for _ in range(desk.ready("q"))]
+    assert seen.done + left == list(range(6))
+
+
+def test_stop_interrupts_what_takes_too_long(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen, concurrency=2)
+    assert consumer.stop(0.02) is False
+    assert consumer.ready()
+    assert consumer.get(block=False)["state"] == "stopped"
+    assert consumer.get(block=False)["requeued"] == 6
+    assert desk.ready("q") == 6
+    assert seen.running == 0
+
+
+def test_stop_without_time(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    assert consumer.stop(0) is False
+    assert consumer.ready()
+    assert desk.ready("q") == 6
+
+
+def test_stopping_twice_and_what_is_stopped(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    first, second = gevent.spawn(consumer.stop), gevent.spawn(consumer.stop, CAME)
+    gevent.sleep(0.01)
+    seen.gate.set()
+    assert first.get(timeout=CAME) is True
+    assert second.get(timeout=CAME) is True
+    assert consumer.stop() is True
+    assert consumer.wait_ready() is False
+    assert consumer.pause() is False
+    consumer.resume()
+    assert consumer.state is ConsumerState.STOPPED
+
+
+def test_a_handler_may_stop_its_own_consumer(connection: Connection, desk: Desk) -> None:
+    answers: list[bool] = []
+
+    def handler(body: Any, message: Any) -> None:
+        answers.append(consumer.stop())
+        gevent.sleep(0.01)
+
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    consumer = spawn_consumer("q", handler, connection=connection)
+    assert consumer.get(timeout=CAME)["handled"] == 1
+    assert answers == [True]
+    assert desk.ready("q") == 2
+
+
+def test_a_handler_may_stop_all_consumers(connection: Connection, desk: Desk, seen: Seen) -> None:
+    answers: list[bool] = []
+
+    def handler(body: Any, message: Any) -> None:
+        answers.append(stop_consumers(CAME))
+
+    other = spawn_consumer("other", seen, connection=connection)
+    desk.declare("q")
+    desk.publish("q", 1)
+    consumer = spawn_consumer("q", handler, connection=connection)
+    assert consumer.get(timeout=CAME)["handled"] == 1
+    assert answers == [True]
+    assert other.ready()
+
+
+def test_a_handler_may_kill_its_own_consumer(connection: Connection, desk: Desk) -> None:
+    def handler(body: Any, message: Any) -> None:
+        consumer.kill()
+
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    consumer = spawn_consumer("q", handler, connection=connection)
+    consumer.join(CAME)
+    assert consumer.state is ConsumerState.KILLED
+    assert desk.ready("q") == 3
+
+
+def test_a_handler_may_pause_its_own_consumer(connection: Connection, desk: Desk) -> None:
+    answers: list[bool] = []
+
+    def handler(body: Any, message: Any) -> None:
+        answers.append(consumer.pause())
+
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    consumer = spawn_consumer("q", handler, connection=connection)
+    until(lambda: answers == [True])
+    assert desk.ready("q") == 2
+    assert consumer.stop(CAME)
+
+
+def test_pause_and_resume(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    assert consumer.pause(CAME) is True
+    assert consumer.state.value == "paused"
+    assert (desk.ready("q"), desk.consumers("q")) == (5, 0)
+    assert consumer.wait_ready(0.01) is False
+    seen.gate.set()
+    until(lambda: seen.done == [0])
+    desk.publish("q", 6)
+    gevent.sleep(0.02)
+    assert seen.bodies == [0]
+    assert consumer.pause() is True
+    consumer.resume()
+    assert consumer.wait_ready(CAME) is True
+    until(lambda: len(seen.done) == 7)
+    assert consumer.state.value == "running"
+
+
+def test_pause_and_resume_at_once(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    for _ in range(5):
+        pausing = gevent.spawn(consumer.pause)
+        gevent.sleep(0)
+        consumer.resume()
+        pausing.join(CAME)
+    seen.gate.set()
+    assert consumer.wait_ready(CAME)
+    until(lambda: sorted(seen.done) == list(range(6)))
+
+
+def test_stopping_what_is_paused(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    assert consumer.pause(CAME)
+    seen.gate.set()
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 5
+
+
+def test_pausing_before_it_is_there(connection: Connection, desk: Desk, seen: Seen) -> None:
+    desk.declare("q")
+    desk.publish("q", 1)
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.pause(CAME)
+    assert desk.consumers("q") == 0
+    consumer.resume()
+    seen.wait(1)
+
+
+def test_a_kill_gives_all_back(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen, concurrency=2)
+    consumer.kill(timeout=CAME)
+    assert consumer.dead
+    assert consumer.successful()
+    assert isinstance(consumer.get(), gevent.GreenletExit)
+    assert consumer.state is ConsumerState.KILLED
+    assert (desk.ready("q"), desk.consumers("q")) == (6, 0)
+    assert seen.running == 0
+    assert consumer.stats()["requeued"] == 6
+
+
+def test_a_kill_with_another_error(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    consumer.kill(KeyError("mine"), timeout=CAME)
+    assert desk.ready("q") == 6
+    with pytest.raises(KeyError):
+        consumer.get()
+
+
+def test_a_kill_before_it_began(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = spawn_consumer("q", seen, connection=connection)
+    waiting = gevent.spawn(consumer.wait_ready)
+    consumer.kill()
+    assert waiting.get(timeout=CAME) is False
+    assert consumer.state is ConsumerState.KILLED
+    until(lambda: not connection.session.on_closed)
+
+
+def test_killall(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(20)]
+    assert all(each.wait_ready(CAME) for each in consumers[:10])
+    gevent.killall(consumers, timeout=CAME)
+    assert all(each.dead for each in consumers)
+    assert desk.consumers("q0") == 0
+    assert stop_consumers(0)
+
+
+def test_a_kill_while_it_stops(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumer = begun(connection, desk, seen)
+    stopping = gevent.spawn(consumer.stop)
+    gevent.sleep(0.01)
+    consumer.kill(timeout=CAME)
+    assert stopping.get(timeout=CAME) is True
+    assert desk.ready("q") == 6
+
+
+def test_a_handler_that_does_not_let_itself_be_killed(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    def handler(body: Any, message: Any) -> None:
+        try:
+            seen(body, message)
+        except gevent.GreenletExit:
+            gevent.sleep(0.05)
+
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    seen.gate.clear()
+    consumer = spawn_consumer("q", handler, connection=connection)
+    seen.wait(1)
+    consumer.kill(timeout=CAME)
+    assert consumer.dead
+    assert consumer.stats()["handled"] == 1
+    assert desk.ready("q") == 2
+
+
+def test_without_ack_stop_handles_what_was_received(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen, no_ack=True)
+    stopping = gevent.spawn(consumer.stop)
+    gevent.sleep(0.01)
+    assert desk.consumers("q") == 0
+    seen.gate.set()
+    assert stopping.get(timeout=CAME)
+    assert seen.done == list(range(6))
+    assert consumer.get()["dropped"] == 0
+
+
+def test_without_ack_pause_keeps_what_was_received(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen, no_ack=True)
+    assert consumer.pause(CAME)
+    seen.gate.set()
+    until(lambda: seen.done == [0])
+    desk.publish("q", 6)
+    gevent.sleep(0.01)
+    assert seen.bodies == [0]
+    consumer.resume()
+    until(lambda: len(seen.done) == 7)
+    assert consumer.pause(CAME)
+    assert consumer.stop(CAME)
+
+
+def test_without_ack_stopping_what_is_paused_handles_it(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen, no_ack=True)
+    assert consumer.pause(CAME)
+    seen.gate.set()
+    assert consumer.stop(CAME)
+    assert seen.done == list(range(6))
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_without_ack_what_is_dropped_is_counted(
+    connection: Connection, desk: Desk, seen: Seen, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    consumer = begun(connection, desk, seen, no_ack=True)
+    if how == "kill":
+        consumer.kill(timeout=CAME)
+    else:
+        assert consumer.stop(0.01) is False
+    assert consumer.stats()["dropped"] == 6
+    assert "dropped 6 messages" in caplog.text
+
+
+def test_all_at_once(connection: Connection, desk: Desk, seen: Seen) -> None:
+    consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
+    desk.declare("q0")
+    desk.publish("q0", 1)
+    seen.wait(1)
+    assert stop_consumers(CAME)
+    assert all(each.get(block=False)["state"] == "stopped" for each in consumers)
+    assert stop_consumers() is True
+
+
+def test_all_at_once_with_one_that_takes_too_long(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    spawn_consumer("other", seen, connection=connection)
+    consumer = begun(connection, desk, seen)
+    assert stop_consumers(0.05) is False
+    assert consumer.ready()
+    assert desk.ready("q") == 6
+
+
+def accounted(desk: Desk, handled: list[Any], total: int) -> None:
+    """Every message was handled, or waits in the queue; none is still held by anybody."""
+    until(lambda: len(set(handled)) + desk.ready("q") >= total)
+    assert desk.consumers("q") == 0
+    left = [desk.get("q") for _ in range(desk.ready("q"))]
+    assert sorted([*handled, *left]) == list(range(total))
+
+
+@pytest.mark.parametrize("how", ["stop", "stop_now", "kill", "pause"])
+def test_ending_under_load_loses_nothing(
+    connection: Connection, desk: Desk, long: bool, how: str
+) -> None:
+    desk.declare("q")
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        if body % 3:
+            turn()
+        if body % 7 == 0 and body not in failed:
+            failed.add(body)
+            raise ValueError(body)
+        done.append(body)
+
+    for round_ in range(40 if long else 12):
+        done.clear()
+        failed: set[int] = set()
+        desk.publish("q", *range(200))
+        consumer = spawn_consumer(
+            "q",
+            handler,
+            connection=connection,
+            concurrency=1 + round_ % 4,
+            retry=Retry(delay=0.001),
+        )
+        for _ in range(round_ * 3):
+            turn()
+        if how == "pause":
+            assert consumer.pause(CAME)
+            assert consumer.stop(CAME)
+        elif how == "kill":
+            consumer.kill(timeout=CAME)
+        else:
+            consumer.stop(CAME if how == "stop" else 0)
+        assert consumer.dead
+        accounted(desk, done, 200)
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_kill_at_every_step_of_its_life(
+    connection: Connection, desk: Desk, turns: int, concurrency: int
+) -> None:
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        turn()
+        done.append(body)
+
+    desk.declare("q")
+    desk.publish("q", *range(10))
+    consumer = spawn_consumer("q", handler, connection=connection, concurrency=concurrency)
+    for _ in range(turns):
+        gevent.sleep(0)
+    consumer.kill(timeout=CAME)
+    accounted(desk, done, 10)
+
+
+def test_whoever_asks_may_be_killed(connection: Connection, desk: Desk) -> None:
+    """The callers of the methods, interrupted at each of their switches."""
+    desk.declare("q")
+
+    def handler(body: Any, message: Any) -> None:
+        turn()
+
+    asks: list[Callable[[ConsumerGreenlet], object]] = [
+        lambda consumer: consumer.wait_ready(CAME),
+        lambda consumer: consumer.pause(CAME),
+        lambda consumer: consumer.stop(CAME),
+        lambda consumer: consumer.kill(),
+    ]
+    for ask in asks:
+        consumers: list[ConsumerGreenlet] = []
+
+        def scene(
+            ask: Callable[[ConsumerGreenlet], object] = ask,
+            consumers: list[ConsumerGreenlet] = consumers,
+        ) -> None:
+            consumers.append(spawn_consumer("q", handler, connection=connection))
+            ask(consumers[-1])
+
+        for _ in interruptions(scene):
+            assert consumers.pop().stop(CAME)
+        assert desk.consumers("q") == 0
+
+
+def test_errands_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
+    """What asks the broker on behalf of a consumer, killed again and again."""
+    consumer = spawn_consumer("q", seen, connection=connection)
+    killed = 0
+    for _ in range(50):
+        errand = consumer.conductor._errand
+        if errand is not None and errand.greenlet is not None:
+            errand.greenlet.kill(block=False)
+            killed += 1
+            if killed == 3:
+                break
+        gevent.sleep(0)
+    assert consumer.wait_ready(CAME)
+    desk.publish("q", 1)
+    seen.wait(1)
+    assert desk.consumers("q") == 1
+
+
+def test_an_idle_consumer_is_one_greenlet(connection: Connection, desk: Desk, seen: Seen) -> None:
+    before = live_greenlets()
+    names = [f"q{number}" for number in range(60)]
+    consumers = [spawn_consumer(each, seen, connection=connection) for each in names]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    for name in names:
+        desk.publish(name, 1)
+    until(lambda: len(seen.done) == 60)
+    gevent.sleep(0.01)
+    # A few idle workers are kept for all of them together.
+    assert 60 <= len(live_greenlets().keys() - before.keys()) <= 60 + 16 + 2
+    assert stop_consumers(CAME)
+    gevent.sleep(0.01)
+    assert len(live_greenlets().keys() - before.keys()) <= 2

@@ -1,0 +1,441 @@
+"""Handlers that fail, messages that cannot be decoded, retries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import pairwise
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.exceptions import ContentDisallowed, DecodeError
+from greenconn.options import Retry
+from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
+from tests.fix_leaks import HubErrors
+from tests.unit.worker.conftest import CAME, Desk, Seen, until
+
+
+class Boom(Exception):
+    """What handlers raise here."""
+
+
+@pytest.fixture(autouse=True)
+def queues(desk: Desk) -> None:
+    """``q`` with a dead-letter queue ``dead``."""
+    desk.declare("dead")
+    desk.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+
+
+class Records(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.all: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.all.append(record)
+
+
+@pytest.fixture
+def failures() -> Iterator[list[logging.LogRecord]]:
+    """What the library logs of consumers, from warnings up."""
+    logger, records = logging.getLogger("greenconn.worker"), Records()
+    logger.addHandler(records)
+    yield records.all
+    logger.removeHandler(records)
+
+
+def of(records: list[logging.LogRecord], text: str) -> list[str]:
+    """The messages of *records* that have *text*."""
+    return [each.getMessage() for each in records if text in each.getMessage()]
+
+
+def count(consumer: ConsumerGreenlet, **expected: int) -> None:
+    """Wait until the consumer's numbers are these."""
+
+    def numbers() -> dict[str, Any]:
+        return {name: consumer.stats()[name] for name in expected}
+
+    until(lambda: numbers() == expected)
+
+
+@pytest.mark.parametrize("error", [Boom("no"), gevent.Timeout(3)])
+def test_a_failure_rejects(
+    connection: Connection,
+    desk: Desk,
+    seen: Seen,
+    failures: list[logging.LogRecord],
+    error: BaseException,
+) -> None:
+    seen.error = error
+    desk.publish("q", "secret body")
+    consumer = spawn_consumer("q", seen, connection=connection)
+    count(consumer, failed=1, rejected=1, handled=0, requeued=0)
+    assert desk.get("dead") == "secret body"
+    assert consumer.state is ConsumerState.RUNNING
+    record = next(each for each in failures if each.exc_info)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    assert "'q'" in record.getMessage()
+    assert "delivery 1" in record.getMessage()
+    assert not of(failures, "secret body")
+
+
+def test_each_failure_is_logged_once_and_the_danger_of_rejecting_once(
+    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+) -> None:
+    seen.error = Boom()
+    desk.publish("q", *range(5))
+    consumer = spawn_consumer("q", seen, connection=connection)
+    count(consumer, rejected=5)
+    assert len([each for each in failures if each.exc_info]) == 5
+    assert len(of(failures, "dead-letter exchange; without one they are gone")) == 1
+
+
+def test_requeue(connection: Connection, desk: Desk) -> None:
+    calls: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(message.delivery_info["redelivered"])
+        if len(calls) < 3:
+            raise Boom
+
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", handler, connection=connection, on_error="requeue")
+    count(consumer, failed=2, requeued=2, handled=1, received=3)
+    assert calls == [False, True, True]
+
+
+def test_a_judge_may_answer(connection: Connection, desk: Desk, seen: Seen) -> None:
+    judged: list[Any] = []
+
+    def judge(message: Any, exc: BaseException) -> None:
+        judged.append((message.payload, exc))
+        message.ack()
+
+    seen.error = Boom()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
+    count(consumer, failed=1, rejected=0)
+    until(lambda: judged == [("x", seen.error)])
+    assert consumer.stop(CAME)
+    assert (desk.ready("q"), desk.ready("dead")) == (0, 0)
+
+
+@pytest.mark.parametrize("raises", [False, True, "timeout"])
+def test_what_a_judge_leaves_is_rejected(
+    connection: Connection,
+    desk: Desk,
+    seen: Seen,
+    failures: list[logging.LogRecord],
+    raises: Any,
+) -> None:
+    def judge(message: Any, exc: BaseException) -> None:
+        if raises:
+            raise gevent.Timeout(1) if raises == "timeout" else KeyError("judge")
+
+    seen.error = Boom()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
+    count(consumer, failed=1, rejected=1)
+    assert desk.ready("dead") == 1
+    assert len([each for each in failures if each.exc_info]) == 1 + bool(raises)
+
+
+@pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
+def test_a_handler_that_answered_is_left_alone(
+    connection: Connection, desk: Desk, answer: str
+) -> None:
+    calls: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(message)
+        getattr(message, answer)()
+        if len(calls) == 1:
+            raise Boom
+
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", handler, connection=connection, retry=Retry(tries=5, delay=0))
+    until(lambda: len(calls) >= (2 if answer == "requeue" else 1))
+    count(consumer, failed=1, retried=0, rejected=0, requeued=0)
+    calls.append(None)
+    assert consumer.stop(CAME)
+    assert desk.ready("dead") == (answer == "reject")
+
+
+def test_a_handler_may_ack_itself(connection: Connection, desk: Desk) -> None:
+    def handler(body: Any, message: Any) -> None:
+        message.ack()
+
+    desk.publish("q", *range(3))
+    consumer = spawn_consumer("q", handler, connection=connection)
+    count(consumer, handled=3, failed=0)
+
+
+def test_retries(connection: Connection, desk: Desk, failures: list[logging.LogRecord]) -> None:
+    calls: list[float] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(monotonic())
+        body.append("touched")
+        assert body == ["x", "touched"]
+        raise Boom
+
+    desk.publish("q", ["x"])
+    retry = Retry(tries=4, delay=0.02, backoff=2.0, jitter=False)
+    consumer = spawn_consumer("q", handler, connection=connection, retry=retry)
+    count(consumer, failed=4, retried=3, rejected=1)
+    assert len(calls) == 4
+    pauses = [later - earlier for earlier, later in pairwise(calls)]
+    assert pauses[0] >= 0.019
+    assert pauses[1] >= 0.039
+    assert pauses[2] >= 0.079
+    levels = [each.levelname for each in failures if each.exc_info]
+    assert levels == ["WARNING"] * 3 + ["ERROR"]
+    assert desk.ready("dead") == 1
+
+
+def test_a_retry_that_succeeds(connection: Connection, desk: Desk) -> None:
+    calls: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(body)
+        if calls.count(body) < 2:
+            raise Boom
+
+    desk.publish("q", "a", "b")
+    consumer = spawn_consumer("q", handler, connection=connection, retry={"delay": 0.01})
+    count(consumer, failed=2, retried=2, handled=2, rejected=0, received=2)
+    assert not consumer.conductor.handling._delays
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_while_a_message_waits_for_its_retry_the_place_is_free(
+    connection: Connection, desk: Desk
+) -> None:
+    calls: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(body)
+        if body == "bad":
+            raise Boom
+
+    desk.publish("q", "bad", *range(5))
+    consumer = spawn_consumer(
+        "q", handler, connection=connection, retry={"delay": 30}, prefetch_count=3
+    )
+    until(lambda: len(calls) == 6)
+    assert calls == ["bad", 0, 1, 2, 3, 4]
+    # It waits here, unacked.
+    assert consumer.stats()["in_flight"] == 1
+    assert desk.ready("q") == 0
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 1
+    assert consumer.get()["requeued"] == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "pause", "kill"])
+def test_a_failure_while_the_consumer_ends_is_given_back_for_another_try(
+    connection: Connection, desk: Desk, seen: Seen, how: str
+) -> None:
+    seen.gate.clear()
+    seen.error = Boom()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
+    seen.wait(1)
+    ending = gevent.spawn(getattr(consumer, how))
+    gevent.sleep(0.01)
+    seen.gate.set()
+    ending.join(CAME)
+    until(lambda: desk.ready("q") == 1)
+    assert consumer.stats()["requeued"] == 1
+    assert desk.ready("dead") == 0
+
+
+def test_the_last_try_while_the_consumer_ends_is_the_last(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    seen.gate.clear()
+    seen.error = Boom()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(tries=1))
+    seen.wait(1)
+    ending = gevent.spawn(consumer.stop)
+    gevent.sleep(0.01)
+    seen.gate.set()
+    ending.join(CAME)
+    assert desk.ready("dead") == 1
+
+
+def test_a_handler_that_takes_too_long(
+    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+) -> None:
+    seen.gate.clear()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, handler_timeout=0.02)
+    count(consumer, failed=1, rejected=1)
+    assert seen.running == 0
+    record = next(each for each in failures if each.exc_info)
+    assert record.exc_info is not None
+    assert "0.02 seconds" in str(record.exc_info[1])
+
+
+def test_a_timeout_that_a_handler_left_running_ends_nothing(
+    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+) -> None:
+    def handler(body: Any, message: Any) -> None:
+        gevent.Timeout.start_new(0.02)
+
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", handler, connection=connection)
+    until(lambda: of(failures, "went off after the handler had ended"))
+    desk.publish("q", "y")
+    count(consumer, handled=2)
+
+
+def test_an_exit_puts_the_message_back(connection: Connection, desk: Desk) -> None:
+    calls: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        calls.append(body)
+        if len(calls) == 1:
+            raise gevent.GreenletExit
+
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", handler, connection=connection, retry=Retry())
+    count(consumer, requeued=1, handled=1, failed=0)
+
+
+def test_a_handlers_greenlet_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
+    greenlets: list[Any] = []
+
+    def handler(body: Any, message: Any) -> None:
+        greenlets.append(gevent.getcurrent())
+        seen(body, message)
+
+    seen.gate.clear()
+    desk.publish("q", "x", "y")
+    consumer = spawn_consumer("q", handler, connection=connection)
+    seen.wait(1)
+    greenlets[0].kill()
+    seen.gate.set()
+    count(consumer, requeued=1, handled=2)
+    assert sorted(seen.done) == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_program_puts_the_message_back_and_goes_on(
+    connection: Connection,
+    desk: Desk,
+    seen: Seen,
+    kind: type[BaseException],
+    hub_errors: HubErrors,
+) -> None:
+    seen.error = kind()
+    desk.publish("q", "x")
+    consumer = spawn_consumer("q", seen, connection=connection, on_error="reject")
+    with pytest.raises(kind):  # in the main greenlet
+        Event().wait(CAME)
+    consumer.join(CAME)
+    assert consumer.state is ConsumerState.STOPPED
+    assert len(seen.bodies) == 1
+    assert desk.ready("q") == 1
+    hub_errors.clear()
+
+
+def test_a_body_that_cannot_be_decoded(
+    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+) -> None:
+    desk.connection.Producer().publish(
+        b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
+    )
+    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry())
+    count(consumer, failed=1, rejected=1, retried=0)
+    assert not seen.bodies
+    assert len([each for each in failures if each.exc_info]) == 1
+    assert desk.channel.basic_get("dead", no_ack=True).body in ("{broken", b"{broken")
+
+
+def test_a_type_that_is_not_accepted(connection: Connection, desk: Desk, seen: Seen) -> None:
+    told: list[Any] = []
+
+    def decide(message: Any, exc: Exception) -> None:
+        told.append(exc)
+        message.ack()
+
+    producer = desk.connection.Producer()
+    producer.publish({"a": 1}, routing_key="q", serializer="json")
+    producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
+    consumer = spawn_consumer(
+        "q", seen, connection=connection, accept=["json"], on_decode_error=decide
+    )
+    count(consumer, handled=1, failed=1, rejected=0)
+    assert isinstance(told[0], ContentDisallowed)
+    assert seen.bodies == [{"a": 1}]
+
+
+def test_text_and_bytes_are_accepted_and_pickle_is_not(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    producer = desk.connection.Producer()
+    producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
+    producer.publish(b"\0\1", routing_key="q")
+    producer.publish({"a": 1}, routing_key="q", serializer="pickle")
+    consumer = spawn_consumer("q", seen, connection=connection)
+    count(consumer, handled=2, failed=1, rejected=1)
+    assert seen.bodies == ["text", b"\0\1"]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_what_on_decode_error_leaves_is_rejected(
+    connection: Connection, desk: Desk, seen: Seen, raises: bool
+) -> None:
+    def decide(message: Any, exc: Exception) -> None:
+        if raises:
+            raise Boom
+
+    desk.connection.Producer().publish({"a": 1}, routing_key="q", serializer="pickle")
+    consumer = spawn_consumer("q", seen, connection=connection, on_decode_error=decide)
+    count(consumer, failed=1, rejected=1)
+    assert desk.ready("dead") == 1
+
+
+def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    judged: list[Any] = []
+    seen.error = Boom()
+    desk.publish("q", "x")
+    consumer = spawn_consumer(
+        "q",
+        seen,
+        connection=connection,
+        no_ack=True,
+        on_error=lambda message, exc: judged.append(exc),
+    )
+    count(consumer, failed=1, rejected=0)
+    until(lambda: judged == [seen.error])
+    assert desk.ready("dead") == 0
+
+
+def test_decode_errors_are_the_librarys(connection: Connection, desk: Desk) -> None:
+    told: list[Any] = []
+    desk.connection.Producer().publish(
+        b"\xff", routing_key="q", content_type="application/json", content_encoding="utf-8"
+    )
+    spawn_consumer(
+        "q",
+        lambda body, message: None,
+        connection=connection,
+        on_decode_error=lambda message, exc: told.append(exc),
+    )
+    until(lambda: told)
+    assert isinstance(told[0], DecodeError)

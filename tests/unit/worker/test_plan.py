@@ -1,0 +1,183 @@
+"""The arguments of spawn_consumer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.exceptions import SerializerNotInstalled
+from greenconn.options import Retry
+from greenconn.worker import spawn_consumer
+from greenconn.worker.plan import Plan, planned
+
+
+def handler(body: Any, message: Any) -> None:
+    """Does nothing."""
+
+
+def plan(queue: Any = "q", /, **options: Any) -> Plan:
+    """The plan of a call with *options*."""
+    return planned(queue, {"handler": handler}, options)
+
+
+def consumer(**options: Any) -> Plan:
+    """The plan of a call whose *options* have names of their own."""
+    return planned("q", {"handler": handler, **options}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "prefetch"),
+    [
+        ({}, 10),
+        ({"concurrency": 4}, 10),
+        ({"concurrency": 6}, 12),
+        ({"concurrency": 100}, 200),
+        ({"prefetch_count": 3}, 3),
+        ({"prefetch_count": 0}, 0),
+        ({"concurrency": 60000}, 65535),
+    ],
+)
+def test_the_prefetch(options: dict[str, Any], prefetch: int) -> None:
+    assert consumer(**options).prefetch == prefetch
+
+
+def test_the_prefetch_is_one_for_each_queue_at_least() -> None:
+    assert plan([f"q{number}" for number in range(25)]).prefetch == 25
+
+
+def test_the_prefetch_holds_all_batches() -> None:
+    assert plan(batch_size=50).prefetch == 50
+    two = planned("q", {"handler": handler, "concurrency": 2}, {"batch_size": 50})
+    assert two.prefetch == 100
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "queues", "shares"),
+    [(10, 1, [10]), (10, 3, [4, 3, 3]), (3, 3, [1, 1, 1]), (0, 2, [0, 0])],
+)
+def test_the_prefetch_is_divided(prefetch: int, queues: int, shares: list[int]) -> None:
+    names = [f"q{number}" for number in range(queues)]
+    assert planned(names, {"handler": handler, "prefetch_count": prefetch}, {}).shares() == shares
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 0},
+        {"concurrency": None},
+        {"concurrency": 1.5},
+        {"prefetch_count": -1},
+        {"prefetch_count": 70000},
+        {"on_error": "drop"},
+        {"on_error": None},
+        {"retry": Retry(), "no_ack": True},
+        {"retry": {"delay": 61}},
+        {"retry": {"max_delay": 61}},
+        {"retry": {"attempts": 3}},
+        {"on_error": "requeue", "no_ack": True},
+        {"no_ack": "yes"},
+        {"name": 7},
+    ],
+)
+def test_values_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        consumer(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"handler_timeout": 0},
+        {"handler_timeout": -1.0},
+        {"batch_size": 0},
+        {"batch_interval": 1.0},
+        {"batch_size": 10, "batch_interval": 0},
+        {"priority": "high"},
+        {"exclusive": "yes"},
+        {"arguments": [1]},
+        {"on_decode_error": "reject"},
+        {"tag_prefix": None},
+    ],
+)
+def test_further_values_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        plan(**options)
+
+
+def test_fewer_messages_than_queues() -> None:
+    with pytest.raises(ValueError, match="prefetch_count=2 for 3 queues"):
+        planned(["a", "b", "c"], {"handler": handler, "prefetch_count": 2}, {})
+
+
+def test_a_prefetch_below_the_batches() -> None:
+    options = {"handler": handler, "concurrency": 2, "prefetch_count": 19}
+    with pytest.raises(ValueError, match="at least batch_size x concurrency = 20"):
+        planned("q", options, {"batch_size": 10})
+
+
+@pytest.mark.parametrize("options", [{"no_ack": True}, {"prefetch_count": 0}])
+def test_a_stream_needs_acks_and_prefetch(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="offset"):
+        planned("q", {"handler": handler, **options}, {"offset": "first"})
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match="no option 'batchsize'; did you mean 'batch_size'"):
+        plan(batchsize=3)
+    with pytest.raises(TypeError, match="did you mean 'prefetch_count'"):
+        planned("q", {"handler": handler, "prefetch_count": 1}, {"prefetch": 3})
+    with pytest.raises(TypeError, match="known: arguments, batch_interval"):
+        plan(zzz=1)
+
+
+def test_the_public_function_checks_before_anything_is_done() -> None:
+    connection = Connection("memory://")
+    with pytest.raises(TypeError, match="did you mean 'exclusive'"):
+        spawn_consumer("q", handler, connection=connection, exclusiv=True)
+    with pytest.raises(TypeError, match="handler=7"):
+        spawn_consumer("q", 7, connection=connection)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a Connection, a URL or None"):
+        spawn_consumer("q", handler, connection=7)  # type: ignore[arg-type]
+    assert not connection.connected
+
+
+@pytest.mark.parametrize("queue", [7, b"q", ["q", None]])
+def test_what_is_no_queue(queue: Any) -> None:
+    with pytest.raises(TypeError):
+        plan(queue)
+
+
+@pytest.mark.parametrize("queue", ["", [], [""]])
+def test_no_queue(queue: Any) -> None:
+    with pytest.raises(ValueError):
+        plan(queue)
+
+
+def test_names_for_logs() -> None:
+    assert plan("mail").name == "mail"
+    assert plan(["mail", Queue("sms")]).name == "mail, sms"
+    assert consumer(name="post").name == "post"
+
+
+def test_a_queue_is_copied_with_what_it_is_told() -> None:
+    told: list[Any] = []
+    queue = Queue("q", on_declared=lambda *args: told.append(args))
+    own = plan(queue).queues[0]
+    assert isinstance(own, Queue)
+    assert own is not queue
+    assert own == queue
+    assert own.on_declared is queue.on_declared
+
+
+def test_accept_takes_names_and_types() -> None:
+    assert consumer(accept=["json", "text/x-mine"]).accept == {"application/json", "text/x-mine"}
+    with pytest.raises(SerializerNotInstalled):
+        consumer(accept=["nonsense"])
+
+
+def test_arguments_of_the_consumer() -> None:
+    made = plan(priority=5, offset=17, arguments={"x-mine": True}).consume_arguments()
+    assert made == {"x-priority": 5, "x-stream-offset": 17, "x-mine": True}
