@@ -78,6 +78,18 @@ def test_bodies_of_all_kinds(side: Side, body: Any, encoding: str) -> None:
     assert side.get(channel, queue).body == body
 
 
+def test_bytes_that_are_text_come_as_text(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    for body in ("caf\u00e9".encode(), b"\xff"):
+        channel.basic_publish_confirm(
+            channel.prepare_message(body, content_type="text/plain", content_encoding="utf-8"),
+            "",
+            queue,
+        )
+    assert side.bodies(channel, queue) == ["caf\u00e9", b"\xff"]
+
+
 def test_copies_of_a_fan_out_are_apart(side: Side) -> None:
     channel = side.channel()
     exchange = side.exchange(channel, "fanout")

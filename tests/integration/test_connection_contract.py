@@ -1,0 +1,172 @@
+"""What every transport does, through the public connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.threadpool import ThreadPool
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue, binding
+from greenconn.exceptions import NotFound, RecoverableConnectionError, Unroutable, WrongHub
+from greenconn.messaging import Consumer, Producer
+from greenconn.publishing import publish
+from greenconn.transport import memory
+from greenconn.worker import spawn_consumer
+
+SOON = 20.0
+
+
+@pytest.fixture(params=["memory", "amqp"])
+def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
+    """A connection of each kind."""
+    is_memory = request.param == "memory"
+    url = f"memory:///{unique}" if is_memory else request.getfixturevalue("amqp_url")
+    with Connection(url) as connection:
+        yield connection
+    if is_memory:
+        memory.reset(unique)
+
+
+def bound(connection: Connection, exchange: Exchange, key: str, name: str) -> Any:
+    """A declared queue."""
+    queue = Queue(name, exchange, key, durable=False, expires=60)(connection.default_channel)
+    queue.declare()
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "sent", "expected"),
+    [
+        ("direct", "a", ["a", "b"], ["a"]),
+        ("topic", "z.#", ["z", "z.a.b", "y.z"], ["z", "z.a.b"]),
+        ("fanout", "", ["a", "b"], ["a", "b"]),
+    ],
+)
+def test_entities(
+    connection: Connection, unique: str, kind: str, key: str, sent: list[str], expected: list[str]
+) -> None:
+    exchange = Exchange(f"{unique}-x", kind, durable=False, auto_delete=True)
+    queue = bound(connection, exchange, key, unique)
+    got: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        got.append((body, message.delivery_info["routing_key"], message.headers))
+        message.ack()
+
+    with Consumer(connection.default_channel, [queue], callbacks=[take], accept=["json"]):
+        producer = Producer(connection.default_channel, exchange)
+        for routing_key in sent:
+            producer.publish({"key": routing_key}, routing_key, headers={"n": 1})
+        while len(got) < len(expected):
+            connection.drain_events(timeout=SOON)
+    assert got == [({"key": each}, each, {"n": 1}) for each in expected]
+    assert queue.get() is None
+
+
+def test_several_bindings(connection: Connection, unique: str) -> None:
+    exchange = Exchange(f"{unique}-x", "direct", durable=False, auto_delete=True)
+    queue = Queue(
+        unique,
+        bindings=[binding(exchange, "a"), binding(exchange, "b")],
+        durable=False,
+        expires=60,
+    )(connection.default_channel)
+    queue.declare()
+    producer = Producer(connection.default_channel, exchange)
+    for key in "abc":
+        producer.publish(key, key)
+    bodies = []
+    while (message := queue.get(no_ack=True)) is not None:
+        bodies.append(message.payload)
+    assert bodies == ["a", "b"]
+    assert queue.delete() == 0
+
+
+def test_simple_queue(connection: Connection, unique: str) -> None:
+    with connection.SimpleQueue(unique, queue_opts={"durable": False}) as queue:
+        for n in range(3):
+            queue.put({"n": n})
+        message = queue.get(timeout=SOON)
+        assert message.payload == {"n": 0}
+        message.ack()
+        with pytest.raises(queue.Empty):
+            while True:
+                queue.get(block=False).ack()
+        queue.queue.delete()
+
+
+def test_channel_error_costs_only_the_channel(connection: Connection, unique: str) -> None:
+    channel = connection.default_channel
+    with pytest.raises(NotFound) as caught:
+        Queue(unique, passive=True)(channel).queue_declare(passive=True)
+    assert isinstance(caught.value, connection.channel_errors)
+    assert not isinstance(caught.value, connection.connection_errors)
+    assert connection.connected
+    assert connection.default_channel is not channel
+    assert connection.default_channel.is_open
+
+
+def test_returned_message(connection: Connection, unique: str) -> None:
+    returned: list[Any] = []
+    producer = connection.Producer(on_return=lambda *args: returned.append(args))
+    producer.publish("x", unique, exchange="amq.direct", mandatory=True)
+    connection.drain_events(timeout=SOON)
+    exc, exchange, routing_key, message = returned[0]
+    assert exc.reply_code == 312
+    assert (exchange, routing_key) == ("amq.direct", unique)
+    assert message.payload == "x"
+    with pytest.raises(Unroutable):
+        publish(Exchange("amq.direct"), "x", routing_key=unique, connection=connection)
+
+
+def test_link_that_is_lost_is_opened_anew(connection: Connection, unique: str) -> None:
+    got: list[Any] = []
+
+    def handle(body: Any, message: Any) -> None:
+        got.append(body)
+
+    consumer = spawn_consumer(
+        Queue(unique, durable=False, expires=60), handle, connection=connection
+    )
+    assert consumer.wait_ready(SOON)
+    publish(unique, 1, connection=connection)
+    link = connection.connection
+    link.end(RecoverableConnectionError("cut by the test"))
+    publish(unique, 2, connection=connection)
+    with gevent.Timeout(SOON):
+        while len(got) < 2:
+            gevent.sleep(0.01)
+    assert got == [1, 2]
+    assert connection.connection is not link
+    assert consumer.stop(SOON)
+    link.close()
+
+
+def test_connection_belongs_to_its_thread(connection: Connection) -> None:
+    channel = connection.default_channel
+    caught: list[Any] = []
+
+    def use() -> None:
+        try:
+            connection.channel()
+        except Exception as exc:
+            caught.append(exc)
+
+    pool = ThreadPool(1)
+    try:
+        pool.spawn(use).get()
+    finally:
+        pool.kill()
+    assert isinstance(caught[0], WrongHub)
+    assert not isinstance(caught[0], connection.connection_errors)
+    assert channel.is_open
+
+
+def test_kinds_of_exchanges(connection: Connection) -> None:
+    for kind in ("direct", "topic", "fanout", "headers"):
+        assert connection.supports_exchange_type(kind)
+    assert not connection.supports_exchange_type("carrier")
