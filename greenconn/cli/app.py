@@ -94,7 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the work was done, 1 when it could not be, 2 for wrong usage, 130 when interrupted.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     is_verbose = any(each in ("-v", "--verbose") for each in given)
     return _guarded(
         lambda: cli.main(given, prog_name="greenconn", standalone_mode=False), is_verbose
@@ -106,7 +106,7 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         result = function()
         sys.stdout.flush()
     except click.ClickException as exc:
-        exc.show()
+        click.echo(_one_line(exc), err=True)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("greenconn: interrupted", err=True)
@@ -125,6 +125,14 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         click.echo(f"greenconn: {text}", err=True)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _one_line(exc: click.ClickException) -> str:
+    """What click would say in four lines."""
+    text = " ".join(exc.format_message().split()).rstrip(".")
+    context = getattr(exc, "ctx", None)
+    path = "greenconn" if context is None else context.command_path
+    return f"{path}: {text} (see {path} --help)"
 
 
 def _drop_output() -> None:

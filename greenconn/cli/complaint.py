@@ -40,7 +40,6 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (FrameError, "check that the port is the broker's AMQP port"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
     (TimeoutError, "check host, port and firewall"),
-    (OSError, "check host, port and network"),
 )
 #: What amqp and the system put before their texts.
 _NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
@@ -59,6 +58,8 @@ def complaint(exc: BaseException) -> tuple[str, int]:
         for kind, remedy in _REMEDIES:
             if isinstance(cause, kind):
                 return (text if remedy in text else f"{text}: {remedy}"), FAILED
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno < 0:
+            return f"{text}: check the host name", FAILED  # a number of getaddrinfo
         cause = cause.__cause__
     return text, FAILED
 

@@ -55,6 +55,7 @@ def command(
     from greenconn.worker import spawn_consumer
 
     connection = connection_to(url, timeout)
+    is_whole = False
     tally = Tally(count, lambda body: _shown(body, as_json))
     try:
         with interruptible():
@@ -75,9 +76,11 @@ def command(
                 tally.wait(consumer, wait)
             finally:
                 consumer.stop(timeout)
+        is_whole = True
     finally:
         connection.close()
-        click.echo(f"{tally.taken} consumed from {queue}", err=True)
+        if is_whole or tally.taken:
+            click.echo(f"{tally.taken} consumed from {queue}", err=True)
 
 
 def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None:

@@ -78,7 +78,7 @@ def _figures(snapshot: Snapshot) -> list[tuple[str, str]]:
 
 
 def _line(plan: Plan, snapshot: Snapshot) -> str:
-    if snapshot.ready < plan.consumers:
+    if not snapshot.published:
         return (
             f"{snapshot.elapsed:6.1f} s  {snapshot.ready:,} of {plan.consumers:,} consumers ready"
         )
@@ -92,7 +92,7 @@ def _line(plan: Plan, snapshot: Snapshot) -> str:
 
 def _picture(plan: Plan, snapshot: Snapshot) -> Table:
     """A bar, and the figures below it."""
-    starting = snapshot.ready < plan.consumers
+    starting = not snapshot.published
     done, total = (
         (snapshot.ready, plan.consumers) if starting else (snapshot.handled, plan.messages)
     )
@@ -102,14 +102,13 @@ def _picture(plan: Plan, snapshot: Snapshot) -> Table:
     head.add_row(
         ProgressBar(total=total, completed=done, width=32),
         f"{100 * done // total:3d}%",
-        f"{done:,} of {total:,} {what}",
         f"{snapshot.elapsed:.1f} s",
     )
     table.add_row(head)
     figures = Table.grid(padding=(0, 1))
     figures.add_column(justify="right", min_width=9)
     figures.add_column()
-    for value, name in _figures(snapshot):
+    for value, name in [(f"{done:,}", f"of {total:,} {what}"), *_figures(snapshot)]:
         figures.add_row(f"[bold]{value}[/bold]", name)
     table.add_row(figures)
     return table

@@ -12,7 +12,7 @@ class Plan:
     """How much work there is."""
 
     url: str = "memory://"
-    messages: int = 300_000
+    messages: int = 400_000
     consumers: int = 1_000  #: greenlets made by ``spawn_consumer``
     queues: int = 100  #: shared evenly by the consumers
     publishers: int = 200  #: greenlets that publish

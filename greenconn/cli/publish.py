@@ -56,7 +56,7 @@ def command(
     from greenconn.publishing import publish_many
 
     connection = connection_to(url, timeout)
-    count = 0
+    count, is_whole = 0, False
     try:
         with interruptible():
             _open(publishing_connection(connection))
@@ -64,9 +64,11 @@ def command(
                 count += publish_many(
                     queue, batch, connection=connection, timeout=timeout, headers=parsed or None
                 )
+        is_whole = True
     finally:
         connection.close()
-        click.echo(f"{count} published to {queue}", err=True)
+        if is_whole or count:
+            click.echo(f"{count} published to {queue}", err=True)
 
 
 def _open(connection: Connection) -> None:

@@ -60,7 +60,14 @@ def write_line(text: str) -> None:
     data = memoryview(f"{text}\n".encode("utf-8", "backslashreplace"))
     while data:
         wait_write(fd)
-        data = data[os.write(fd, data[:PIECE]) :]
+        try:
+            data = data[os.write(fd, data[:PIECE]) :]
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OSError(
+                exc.errno, f"cannot write to the standard output: {exc.strerror}"
+            ) from exc
 
 
 def _chunks() -> Iterator[bytes]:
