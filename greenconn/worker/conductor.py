@@ -227,7 +227,7 @@ class Conductor:
         loss, self._loss = self._loss, None
         if isinstance(loss, ConsumerCancelled):
             logger.warning("consumer of queue %s is started again: %s", self.plan.name, loss)
-        elif loss is not None and self._session.is_open:
+        elif loss is not None:
             logger.info("consumer of queue %s is started again: %s", self.plan.name, loss)
         outcome = self._restorer.attempt()
         if outcome is Outcome.CLOSED:
@@ -306,10 +306,12 @@ class Conductor:
         elif not self.plan.no_ack:
             for message in self.line.drop(channel):
                 self.handling.forget(message)
-        self._loss = exc
         if self.state is ConsumerState.RUNNING:
-            self._restorer.note_loss()
             self._move(ConsumerState.RECOVERING)
+            if channel.connection.is_open:
+                # Not lost with the connection, which has its own log and its own back-off.
+                self._loss = exc
+                self._restorer.note_loss()
         self._announce()
 
     def _queue_of(self, message: Any) -> str:

@@ -1,0 +1,262 @@
+"""Handlers that take several messages at once."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.connection import Connection
+from greenconn.options import Retry
+from greenconn.worker import spawn_consumer
+from tests.unit.worker.conftest import CAME, Desk, until
+
+
+@pytest.fixture(autouse=True)
+def queues(desk: Desk) -> None:
+    """``q`` with a dead-letter queue ``dead``."""
+    desk.declare("dead")
+    desk.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+
+
+class Batches:
+    """A handler of batches."""
+
+    def __init__(self) -> None:
+        self.all: list[list[Any]] = []
+        self.messages: list[list[Any]] = []
+        self.at: list[float] = []
+        self.gate = Event()
+        self.gate.set()
+        self.failures = 0
+
+    def __call__(self, bodies: list[Any], messages: list[Any]) -> None:
+        self.all.append(list(bodies))
+        self.messages.append(messages)
+        self.at.append(monotonic())
+        self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            raise ValueError("no")
+
+    @property
+    def flat(self) -> list[Any]:
+        """All bodies."""
+        return [body for batch in self.all for body in batch]
+
+
+@pytest.fixture
+def batches() -> Batches:
+    """A handler."""
+    return Batches()
+
+
+def test_full_batches_come_at_once(connection: Connection, desk: Desk, batches: Batches) -> None:
+    desk.publish("q", *range(30))
+    consumer = spawn_consumer("q", batches, connection=connection, batch_size=10, batch_interval=30)
+    until(lambda: len(batches.all) == 3)
+    assert batches.all == [list(range(10)), list(range(10, 20)), list(range(20, 30))]
+    assert all(each.acknowledged for messages in batches.messages for each in messages)
+    until(lambda: consumer.stats()["handled"] == 30)
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_what_does_not_fill_a_batch_waits_for_the_interval(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    began = monotonic()
+    desk.publish("q", *range(13))
+    spawn_consumer("q", batches, connection=connection, batch_size=10, batch_interval=0.05)
+    until(lambda: len(batches.all) == 2)
+    assert batches.all[1] == [10, 11, 12]
+    assert batches.at[1] - began >= 0.045
+    desk.publish("q", 13)
+    until(lambda: len(batches.all) == 3)
+    assert batches.all[2] == [13]
+
+
+def test_the_interval_counts_from_the_oldest_message(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    consumer = spawn_consumer(
+        "q", batches, connection=connection, batch_size=100, batch_interval=0.1
+    )
+    assert consumer.wait_ready(CAME)
+    began = monotonic()
+    for number in range(8):
+        desk.publish("q", number)
+        gevent.sleep(0.02)
+    until(lambda: len(batches.flat) == 8)
+    assert batches.at[0] - began >= 0.09
+    assert len(batches.all[0]) < 8
+
+
+def test_what_waited_longer_than_the_interval_behind_a_handler_goes_at_once(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    batches.gate.clear()
+    desk.publish("q", *range(3))
+    spawn_consumer(
+        "q", batches, connection=connection, batch_size=2, batch_interval=0.05, prefetch_count=10
+    )
+    until(lambda: len(batches.all) == 1)
+    gevent.sleep(0.07)
+    batches.gate.set()
+    until(lambda: len(batches.all) == 2)
+    assert batches.all[1] == [2]
+
+
+def test_batches_run_at_once(connection: Connection, desk: Desk, batches: Batches) -> None:
+    batches.gate.clear()
+    desk.publish("q", *range(12))
+    spawn_consumer(
+        "q", batches, connection=connection, batch_size=4, concurrency=3, batch_interval=30
+    )
+    until(lambda: len(batches.all) == 3)
+    batches.gate.set()
+
+
+def test_a_batch_fails_as_one(connection: Connection, desk: Desk, batches: Batches) -> None:
+    batches.failures = 1
+    desk.publish("q", *range(4))
+    consumer = spawn_consumer("q", batches, connection=connection, batch_size=4)
+    until(lambda: desk.ready("dead") == 4)
+    assert consumer.stats()["failed"] == 4
+    assert consumer.stats()["rejected"] == 4
+
+
+def test_a_batch_is_retried_as_one(connection: Connection, desk: Desk, batches: Batches) -> None:
+    batches.failures = 2
+    desk.publish("q", *range(4))
+    consumer = spawn_consumer(
+        "q", batches, connection=connection, batch_size=4, retry=Retry(delay=0.01)
+    )
+    until(lambda: consumer.stats()["handled"] == 4)
+    assert batches.all == [[0, 1, 2, 3]] * 3
+    assert consumer.stats()["retried"] == 8
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_what_a_handler_answered_leaves_its_batch(connection: Connection, desk: Desk) -> None:
+    calls: list[list[Any]] = []
+
+    def handler(bodies: list[Any], messages: list[Any]) -> None:
+        calls.append(bodies)
+        messages[0].ack()
+        if len(calls) < 3:
+            raise ValueError
+
+    desk.publish("q", *range(4))
+    consumer = spawn_consumer(
+        "q", handler, connection=connection, batch_size=4, retry=Retry(delay=0.01)
+    )
+    until(lambda: len(calls) == 3)
+    assert calls == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_the_judge_gets_each_message(connection: Connection, desk: Desk, batches: Batches) -> None:
+    judged: list[Any] = []
+
+    def judge(message: Any, exc: BaseException) -> None:
+        judged.append(message.payload)
+        if message.payload % 2:
+            message.ack()
+
+    batches.failures = 1
+    desk.publish("q", *range(4))
+    spawn_consumer("q", batches, connection=connection, batch_size=4, on_error=judge)
+    until(lambda: judged == [0, 1, 2, 3])
+    until(lambda: desk.ready("dead") == 2)
+
+
+def test_what_cannot_be_decoded_leaves_its_batch(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    desk.publish("q", 0, 1)
+    desk.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
+    desk.publish("q", 3)
+    spawn_consumer("q", batches, connection=connection, batch_size=4, batch_interval=30)
+    until(lambda: batches.all == [[0, 1, 3]])
+    until(lambda: desk.ready("dead") == 1)
+
+
+def test_nothing_that_can_be_decoded(connection: Connection, desk: Desk, batches: Batches) -> None:
+    for _ in range(2):
+        desk.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
+    spawn_consumer("q", batches, connection=connection, batch_size=2)
+    until(lambda: desk.ready("dead") == 2)
+    assert not batches.all
+
+
+@pytest.mark.parametrize("how", ["stop", "pause", "kill"])
+def test_what_is_gathered_is_given_back(
+    connection: Connection, desk: Desk, batches: Batches, how: str
+) -> None:
+    desk.publish("q", *range(7))
+    batches.gate.clear()
+    consumer = spawn_consumer(
+        "q", batches, connection=connection, batch_size=5, batch_interval=30, prefetch_count=20
+    )
+    until(lambda: len(batches.all) == 1)
+    assert consumer.stats()["in_flight"] == 5
+    ending = gevent.spawn(getattr(consumer, how))
+    until(lambda: desk.ready("q") == (7 if how == "kill" else 2))
+    batches.gate.set()
+    ending.join(CAME)
+    assert batches.all == [[0, 1, 2, 3, 4]]
+    if how == "pause":
+        consumer.resume()
+        until(lambda: consumer.stats()["received"] == 9)
+        assert consumer.stop(CAME)
+        assert desk.ready("q") == 2
+
+
+def test_a_batch_that_waits_for_its_retry_is_given_back(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    batches.failures = 1
+    desk.publish("q", *range(4))
+    consumer = spawn_consumer(
+        "q", batches, connection=connection, batch_size=4, retry=Retry(delay=30)
+    )
+    until(lambda: consumer.stats()["retried"] == 4)
+    assert consumer.stats()["in_flight"] == 4
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 4
+
+
+def test_without_ack_stop_does_not_wait_for_a_full_batch(
+    connection: Connection, desk: Desk, batches: Batches
+) -> None:
+    desk.publish("q", *range(7))
+    consumer = spawn_consumer(
+        "q", batches, connection=connection, batch_size=5, batch_interval=30, no_ack=True
+    )
+    until(lambda: consumer.stats()["received"] == 7)
+    assert consumer.stop(CAME)
+    assert batches.all == [[0, 1, 2, 3, 4], [5, 6]]
+
+
+def test_an_exit_puts_the_batch_back(connection: Connection, desk: Desk) -> None:
+    calls: list[Any] = []
+
+    def handler(bodies: list[Any], messages: list[Any]) -> None:
+        calls.append(bodies)
+        if len(calls) == 1:
+            messages[1].ack()
+            raise gevent.GreenletExit
+
+    desk.publish("q", *range(3))
+    consumer = spawn_consumer(
+        "q", handler, connection=connection, batch_size=3, batch_interval=0.05
+    )
+    until(lambda: len(calls) == 2)
+    assert calls[1] == [0, 2]
+    assert consumer.stats()["requeued"] == 2

@@ -1,0 +1,356 @@
+"""Consumers whose queue, channel or connection is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from itertools import pairwise
+from typing import Any
+
+import gevent
+import pytest
+from gevent import get_hub
+
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
+from greenconn.options import Retry
+from greenconn.session.state import SessionState
+from greenconn.transport import memory
+from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from tests.unit.worker.conftest import CAME, Desk, Seen, until
+
+
+def channels_of(connection: Connection) -> dict[int, Any]:
+    """The channels of the current life."""
+    channels: dict[int, Any] = connection.session.life.link.channels
+    return channels
+
+
+def recovered(connection: Connection, generation: int) -> None:
+    """Wait until the connection is whole in that life."""
+    until(
+        lambda: (
+            connection.session.generation == generation
+            and connection.session.state is SessionState.OPEN
+        )
+    )
+
+
+def test_all_come_back_after_a_restart(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    names = [f"q{number}" for number in range(120)]
+    consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    tags = [each.conductor._subscriptions[0].tag for each in consumers]
+    for life in range(2, 5):
+        memory.restart(unique)
+        recovered(connection, life)
+        assert all(each.state is ConsumerState.RUNNING for each in consumers)
+        assert [desk.consumers(name) for name in names] == [1] * 120
+        for name in names:
+            desk.publish(name, life)
+        until(lambda expected=120 * (life - 1): len(seen.done) == expected)  # type: ignore[misc]
+    assert [each.conductor._subscriptions[0].tag for each in consumers] == tags
+
+
+def test_what_was_not_begun_comes_once(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(5))
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection)
+    until(lambda: consumer.stats()["received"] == 5)
+    memory.restart(unique)
+    recovered(connection, 2)
+    until(lambda: consumer.stats()["received"] == 10)
+    seen.gate.set()
+    until(lambda: len(seen.done) == 6)
+    # 0 was running: it went on, its ack meant nothing, and it came again.
+    assert seen.done == [0, 0, 1, 2, 3, 4]
+    assert consumer.stats()["failed"] == 0
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_a_failure_in_a_former_life_is_not_retried(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    desk.declare("q")
+    desk.publish("q", "x")
+    seen.gate.clear()
+    seen.error = ValueError("no")
+    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
+    seen.wait(1)
+    memory.restart(unique)
+    recovered(connection, 2)
+    seen.error = None
+    first = seen.messages[0]
+    seen.gate.set()
+    until(lambda: seen.done)
+    assert not first.acknowledged or first._state == "ACK"
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_a_retry_that_waits_is_dropped_with_its_life(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    desk.declare("q")
+    desk.publish("q", "x")
+    seen.error = ValueError("no")
+    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=30))
+    until(lambda: consumer.stats()["retried"] == 1)
+    seen.error = None
+    memory.restart(unique)
+    until(lambda: seen.done == ["x"])
+    assert consumer.stats()["in_flight"] == 0
+    assert not consumer.conductor.handling._delays
+    assert consumer.stop(CAME)
+    assert desk.ready("q") == 0
+
+
+def test_without_ack_what_was_received_is_handled_after_a_loss(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(5))
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
+    until(lambda: consumer.stats()["received"] == 5)
+    memory.restart(unique)
+    desk.publish("q", 5)
+    seen.gate.set()
+    until(lambda: len(seen.done) == 6)
+    assert seen.done == list(range(6))
+
+
+def test_a_deleted_queue_is_declared_again(
+    connection: Connection, desk: Desk, seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbour = spawn_consumer("other", seen, connection=connection)
+    consumers = [
+        spawn_consumer("plain", seen, connection=connection),
+        spawn_consumer(Queue("object", max_length=5), seen, connection=connection),
+        spawn_consumer(["one", "two"], seen, connection=connection),
+    ]
+    assert all(each.wait_ready(CAME) for each in [neighbour, *consumers])
+    for name in ("plain", "object", "two"):
+        desk.channel.queue_delete(name)
+        until(lambda: desk.consumers(name) == 1 if exists(desk, name) else False)  # noqa: B023
+        desk.publish(name, name)
+    until(lambda: len(seen.done) == 3)
+    assert desk.consumers("one") == 1
+    assert neighbour.state is ConsumerState.RUNNING
+    assert caplog.text.count("is started again") == 3
+
+
+def exists(desk: Desk, name: str) -> bool:
+    """Whether there is a queue of that name."""
+    try:
+        desk.channel.queue_declare(name, passive=True)
+    except NotFound:
+        return False
+    return True
+
+
+def test_running_handlers_go_on_when_their_queue_is_deleted(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    desk.publish("q", "x")
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection)
+    seen.wait(1)
+    desk.channel.queue_delete("q")
+    assert consumer.wait_ready(CAME)
+    seen.gate.set()
+    until(lambda: seen.done == ["x"])
+    assert seen.messages[0].acknowledged
+
+
+def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    pauses = []
+    for _ in range(4):
+        desk.channel.queue_delete("q")
+        pauses.append(consumer.conductor._restorer.pause)
+        assert consumer.wait_ready(CAME)
+    assert pauses[0] == 0.0
+    assert all(pause > 0.0 for pause in pauses[1:])
+    assert all(later > earlier / 2 for earlier, later in pairwise(pauses))
+
+
+def test_a_passive_queue_that_is_deleted_ends_its_consumer(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    consumer = spawn_consumer("q", seen, connection=connection, passive=True)
+    assert consumer.wait_ready(CAME)
+    desk.channel.queue_delete("q")
+    with pytest.raises(NotFound):
+        consumer.get(timeout=CAME)
+    assert consumer.state is ConsumerState.FAILED
+
+
+def test_a_channel_error_hits_only_its_own_channel(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    names = [f"q{number}" for number in range(120)]
+    for name in names:
+        desk.declare(name)
+    consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    shared = {each.conductor._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
+    assert len(shared) == 3
+    hit = consumers[0].conductor._subscriptions[0]._sink.channel  # type: ignore[union-attr]
+    on_it = [
+        each
+        for each in consumers
+        if each.conductor._subscriptions[0]._sink.channel is hit  # type: ignore[union-attr]
+    ]
+    assert len(on_it) <= 50
+    # As RabbitMQ does when a handler takes longer than its consumer timeout.
+    hit.fail(PreconditionFailed("PRECONDITION_FAILED - delivery acknowledgement timed out"))
+    states = [each.state for each in consumers]
+    assert states.count(ConsumerState.RECOVERING) == len(on_it)
+    assert all(each.wait_ready(CAME) for each in consumers)
+    assert [desk.consumers(name) for name in names] == [1] * 120
+    assert connection.session.generation == 1
+
+
+def test_an_ack_on_a_channel_that_was_closed_means_nothing(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    desk.publish("q", "x")
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection)
+    seen.wait(1)
+    seen.messages[0].channel.fail(PreconditionFailed("timed out"))
+    seen.wait(2) if consumer.stats()["received"] == 2 else None
+    assert consumer.wait_ready(CAME)
+    seen.gate.set()
+    until(lambda: seen.done == ["x", "x"])
+    assert consumer.stats()["failed"] == 0
+
+
+def test_an_exclusive_queue_comes_back(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    names: list[str] = []
+    queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
+    consumer = spawn_consumer(queue, seen, connection=connection, exclusive=True)
+    assert consumer.wait_ready(CAME)
+    memory.restart(unique)
+    recovered(connection, 2)
+    assert consumer.wait_ready(CAME)
+    assert len(names) == 2
+    desk.publish(names[-1], "x")
+    seen.wait(1)
+
+
+def test_a_paused_consumer_stays_paused(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    spawn_consumer("other", seen, connection=connection).wait_ready(CAME)
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    assert consumer.pause(CAME)
+    memory.restart(unique)
+    recovered(connection, 2)
+    assert consumer.state.value == "paused"
+    assert desk.consumers("q") == 0
+    consumer.resume()
+    assert consumer.wait_ready(CAME)
+
+
+def test_stopping_and_killing_during_a_restart(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
+    for turns in range(8):
+        consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(4)]
+        assert all(each.wait_ready(CAME) for each in consumers)
+        memory.restart(unique)
+        for _ in range(turns):
+            gevent.sleep(0)
+        assert consumers[0].stop(CAME)
+        consumers[1].kill(timeout=CAME)
+        assert consumers[1].dead
+        assert consumers[2].wait_ready(CAME)
+        assert consumers[3].wait_ready(CAME)
+        assert [desk.consumers(f"q{each}") for each in range(4)] == [0, 0, 1, 1]
+        assert stop_consumers(CAME)
+
+
+def test_a_login_that_is_refused_at_the_reconnect_ends_all(unique: str, seen: Seen) -> None:
+    is_refusing: list[bool] = []
+
+    class Refusing(memory.Transport):
+        def establish_connection(self, deadline: Any = None) -> Any:
+            if is_refusing:
+                raise AccessRefused("ACCESS_REFUSED - the password was changed", (10, 30))
+            return super().establish_connection(deadline)
+
+    with Connection(f"memory:///{unique}", transport=Refusing) as connection:
+        consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(3)]
+        assert all(each.wait_ready(CAME) for each in consumers)
+        is_refusing.append(True)
+        memory.restart(unique)
+        for consumer in consumers:
+            with pytest.raises(AccessRefused, match="password"):
+                consumer.get(timeout=CAME)
+    memory.reset(unique)
+
+
+def test_a_dropped_connection_comes_back(connection: Connection, desk: Desk, seen: Seen) -> None:
+    """``collect`` forgets what a session restores; consumers see to themselves."""
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    connection.collect()
+    assert consumer.wait_ready(CAME)
+    desk.publish("q", "x")
+    seen.wait(1)
+
+
+def test_the_log_says_little(
+    connection: Connection, seen: Seen, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "greenconn.worker")
+    consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    memory.restart(unique)
+    recovered(connection, 2)
+    assert [each for each in caplog.records if each.name == "greenconn.worker"] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_child_of_a_fork_handles_nothing(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    desk.declare("q")
+    desk.publish("q", *range(3))
+    seen.gate.clear()
+    consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=10)
+    until(lambda: consumer.stats()["received"] == 3)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            get_hub().loop.reinit()
+            seen.gate.set()
+            gevent.sleep(0.05)
+            is_quiet = len(seen.bodies) == 1 and not consumer.conductor.line.inbox
+            code = 0 if is_quiet and consumer.ready() else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    seen.gate.set()
+    until(lambda: len(seen.done) == 3)
