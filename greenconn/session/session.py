@@ -201,8 +201,8 @@ class Session:
             if life is not None:
                 return life
             self._check_home()
-            if deadline.has_ended:
-                turn()  # or a program that polls without a timeout would never be recovered
+            if deadline.has_ended or self.is_closed:
+                turn()  # a program may poll, or ignore the error, and others must run all the same
             self._notice_loss()
             if self._state is SessionState.RECOVERING:
                 self._wait_for_change(deadline)

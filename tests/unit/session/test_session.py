@@ -821,3 +821,14 @@ def test_no_wake_up_while_idle(connection: Connection, script: Script) -> None:
     session._check_home = lambda: (calls.append(1), original())[1]  # type: ignore[method-assign, func-returns-value]
     gevent.sleep(0.05)
     assert calls == []
+
+
+def test_draining_a_closed_connection_in_a_loop_lets_others_run(connection: Connection) -> None:
+    connection.connect()
+    connection.close()
+    others = gevent.spawn(gevent.sleep, 0.01)
+    deadline = Deadline(CAME)
+    while not others.dead and not deadline.has_ended:
+        with pytest.raises(RecoverableConnectionError):
+            connection.drain_events()
+    assert others.dead
