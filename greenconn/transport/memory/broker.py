@@ -17,8 +17,8 @@ from typing import Any
 from gevent import get_hub
 
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
+from greenconn.green import fork
 from greenconn.green.hub import Home, turn
-from greenconn.transport.base import Link
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.deadletter import carbon_copies, is_cycle, obituary
 from greenconn.transport.memory.policy import COMPARED_ARGUMENTS
@@ -26,6 +26,7 @@ from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.publishing import Envelope, Outcome
 from greenconn.transport.virtual.refusal import (
     Method,
@@ -66,13 +67,14 @@ class Broker:
         self.state = BrokerState()
         self.queues: dict[str, Queue] = {}
         #: Links that are open.
-        self.links: dict[Link, None] = {}
+        self.links: dict[VirtualLink, None] = {}
         self._dead: deque[_Death] = deque()
         self._is_burying = False
         self._published = 0
         self._turned_at = monotonic()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
+        fork.register(self)
 
     def __repr__(self) -> str:
         return f"<memory broker {self.virtual_host!r}: {len(self.queues)} queues>"
@@ -106,7 +108,7 @@ class Broker:
     def declare_queue(
         self,
         name: str,
-        link: Link,
+        link: VirtualLink,
         *,
         durable: bool = False,
         exclusive: bool = False,
@@ -158,7 +160,7 @@ class Broker:
         self.queues[name] = queue
         return queue
 
-    def queue(self, name: str, link: Link, method: Method) -> Queue:
+    def queue(self, name: str, link: VirtualLink, method: Method) -> Queue:
         """Return an existing queue.
 
         Raises:
@@ -268,11 +270,22 @@ class Broker:
 
     # -- links
 
-    def left(self, link: Link) -> None:
+    def left(self, link: VirtualLink) -> None:
         """A link has ended: its exclusive queues go with it."""
         self.links.pop(link, None)
         for queue in [each for each in self.queues.values() if each.owner is link]:
             self.delete_queue(queue)
+
+    def forget(self) -> None:
+        """In the child of a fork: what is in it is the parent's, and so are the links to it."""
+        for queue in self.queues.values():
+            queue.close()
+        self.queues.clear()
+        exc = RecoverableConnectionError("the connection was the parent process's")
+        for link in self.links:
+            link.forget(exc)
+        self.links.clear()
+        self.state.clear()
 
     def restart(self) -> None:
         """Do what a restart of a broker does: all links are lost, and what is not durable."""

@@ -144,6 +144,14 @@ class ChannelLife(StdChannel):
         for consumer in consumers:
             consumer.lose(exc)
 
+    def forget(self, exc: BaseException) -> None:
+        """In the child of a fork: it is the parent's.  Tells nobody; never switches."""
+        self.state_of_life = ChannelState.CLOSED
+        self.cause = exc
+        for consumer in self.consumers.values():
+            consumer.is_active = False
+        self.consumers.clear()
+
     def cancelled_by_broker(self, consumer: Consumer) -> None:
         """The queue of a consumer of this channel is gone.  Never switches."""
         raise NotImplementedError

@@ -76,6 +76,14 @@ class VirtualLink(Link):
             if function(argument) is not STALE:
                 return
 
+    def forget(self, exc: BaseException) -> None:
+        """In the child of a fork: it is the parent's.  Tells nobody; never switches."""
+        self.lost = exc
+        self.events.clear()
+        for channel in self.channels.values():
+            channel.forget(exc)
+        self.channels.clear()
+
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life: its channels end, and what they hold goes back.  Never switches."""
         if self.lost is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
 from greenconn.transport.virtual.channel import Channel
@@ -16,6 +17,18 @@ from greenconn.transport.virtual.poller import Poller
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["PolledLink", "Transport"]
+
+
+class _AfterFork:
+    """Ends a link in the child of a fork."""
+
+    def __init__(self, link: PolledLink) -> None:
+        self._link = link
+        fork.register(self)
+
+    def forget(self) -> None:
+        self._link.forget(RecoverableConnectionError("the connection was the parent process's"))
+        self._link.poller.stop()
 
 
 class PolledLink(VirtualLink):
@@ -32,6 +45,7 @@ class PolledLink(VirtualLink):
         self.transport = transport
         self.state = transport.state
         self.poller = Poller(transport.polling_interval, self._poll_failed)
+        self._after_fork = _AfterFork(self)
 
     def _poll_failed(self, exc: Exception) -> None:
         """The broker could not be asked: that is the end of this link."""

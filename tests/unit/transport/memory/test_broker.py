@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -236,6 +237,30 @@ def test_broken_off_publishers_leave_nothing(vhost: str) -> None:
             ticks += 1
     publisher.kill()
     assert len(memory.broker_of(vhost).queues["q"]) == published > 0
+
+
+def test_child_of_a_fork_begins_empty(vhost: str) -> None:
+    link = connect(vhost)
+    channel = Channel(link)
+    channel.queue_declare("q", arguments={"x-expires": 60_000})
+    store = Store()
+    channel.basic_consume("q", sink=store)
+    send(channel, "x")
+    pid = os.fork()
+    if not pid:
+        is_empty = (
+            not memory.broker_of(vhost).queues
+            and not link.is_open
+            and not channel.is_open
+            and store.lost == []
+        )
+        again = Channel(connect(vhost))
+        again.queue_declare("q")
+        os._exit(0 if is_empty and again.basic_get("q") is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert link.is_open
+    store[0].requeue()
+    assert len(store) == 2
 
 
 def test_idle_consumers_sleep(vhost: str) -> None:

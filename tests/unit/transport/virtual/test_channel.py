@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty
 from typing import Any
 
@@ -133,6 +134,13 @@ def bodies(shelf: Shelf, channel: ShelfChannel, queue: str = "q") -> list[str]:
     return [virtual.Message(raw, channel=channel).body.decode() for raw in raws]
 
 
+def until(condition: Callable[[], Any]) -> None:
+    """Let the poller work until *condition* holds."""
+    with gevent.Timeout(SOON):
+        while not condition():
+            gevent.sleep(0.001)
+
+
 def drain(link: PolledLink, got: list[Any], count: int) -> None:
     with gevent.Timeout(SOON):
         while len(got) < count:
@@ -233,11 +241,11 @@ def test_prefetch(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None
     channel.basic_consume("other", sink=second)
     send(channel, *"12345")
     send(channel, *"12345", queue="other")
-    gevent.sleep(0.05)
-    assert (len(first), len(second)) == (2, 2)
+    until(lambda: (len(first), len(second)) == (2, 2))
     channel.basic_qos(0, 5, True)
     first[0].ack(multiple=True)
-    gevent.sleep(0.05)
+    until(lambda: (len(first), len(second)) == (3, 2))
+    gevent.sleep(0.03)
     assert (len(first), len(second)) == (3, 2)
 
 
@@ -247,7 +255,8 @@ def test_unbounded_consumers_have_a_window(
     got: list[Message] = []
     channel.basic_consume("q", no_ack=True, callback=got.append)
     send(channel, *(str(n) for n in range(2 * WINDOW)))
-    gevent.sleep(0.05)
+    until(lambda: len(shelf.queues["q"]) == WINDOW)
+    gevent.sleep(0.03)
     assert len(shelf.queues["q"]) == WINDOW
     drain(link, got, 2 * WINDOW)
     assert [int(each.body) for each in got] == list(range(2 * WINDOW))
@@ -280,8 +289,7 @@ def test_unseen_goes_back_with_a_cancel(
     channel.basic_consume("q", "tag", no_ack=no_ack, callback=got.append)
     send(channel, *"123")
     drain(link, got, 1)
-    gevent.sleep(0.02)
-    assert bodies(shelf, channel) == []
+    until(lambda: not shelf.queues["q"])
     channel.basic_cancel("tag")
     assert bodies(shelf, channel) == ["2", "3"]
     again = channel.basic_get("q", no_ack=True)
@@ -297,11 +305,12 @@ def test_message_that_comes_after_the_cancel_goes_back(
     send(channel, "x")
     shelf.may_answer.clear()
     channel.basic_consume("q", "tag", callback=print)
-    gevent.sleep(0.01)
+    until(lambda: shelf.asked)
     channel.basic_cancel("tag")
     shelf.may_answer.set()
-    gevent.sleep(0.01)
+    until(lambda: link.poller._greenlet is None)
     assert bodies(shelf, channel) == ["x"]
+    assert json.loads(shelf.queues["q"][0])["redelivered"]
 
 
 @pytest.mark.parametrize("end", ["channel", "link", "refused"])
@@ -313,7 +322,7 @@ def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: PolledLink, end: st
     send(channel, *"1234")
     drain(link, got, 2)
     got[0].ack()
-    gevent.sleep(0.02)
+    until(lambda: not shelf.queues["q"])
     if end == "channel":
         channel.close()
     elif end == "link":
@@ -321,7 +330,7 @@ def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: PolledLink, end: st
     else:
         with pytest.raises(NotFound):
             channel.queue_declare("absent", passive=True)
-        gevent.sleep(0.01)
+        until(lambda: len(shelf.queues["q"]) == 3)
     assert sorted(bodies(shelf, channel)) == ["2", "3", "4"]
     channel.close()
 
@@ -351,11 +360,24 @@ def test_error_of_the_transports_own_ends_the_link(
         link.drain(Deadline(SOON))
 
 
+def test_child_of_a_fork_does_not_ask(
+    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+) -> None:
+    channel.basic_consume("q", callback=print)
+    until(lambda: shelf.asked)
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if not link.is_open and link.poller._greenlet is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert link.is_open
+
+
 def test_recover(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     send(channel, *"12")
     drain(link, got, 1)
+    until(lambda: len(channel.qos) == 2)
     with pytest.raises(AMQPNotImplementedError):
         channel.basic_recover()
     channel.basic_recover(requeue=True)
