@@ -100,6 +100,11 @@ class BrokerEnd:
         self.is_open = Event()
         #: Methods that are not answered although a broker would.
         self.ignored: set[Method] = set()
+        #: Further methods and what they are answered with: a method, its format and arguments.
+        self.answers: dict[Method, tuple[Any, ...]] = {}
+        #: Cleared while the server does not read.
+        self.is_reading = Event()
+        self.is_reading.set()
         self._tune = tune
         self._content: dict[int, list[Any]] = {}
 
@@ -108,6 +113,10 @@ class BrokerEnd:
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
         self.client.sendall(data)
+
+    def reset_on_close(self) -> None:
+        """When the peer drops this connection, do it by a reset."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     def method(self, channel: int, method: Method, form: str = "", *args: Any) -> None:
         """Send a method."""
@@ -150,6 +159,7 @@ class BrokerEnd:
     def _read(self, size: int) -> bytes:
         parts = b""
         while len(parts) < size:
+            self.is_reading.wait()
             part = self.client.recv(size - len(parts))
             if not part:
                 raise ConnectionResetError
@@ -191,6 +201,8 @@ class BrokerEnd:
         self.got.put((channel, method, arguments, None))
         if method in self.ignored:
             return
+        if method in self.answers:
+            self.method(channel, *self.answers[method])
         if method == spec.Connection.StartOk:
             self.method(0, spec.Connection.Tune, "BlB", *self._tune)
         elif method == spec.Connection.Open:

@@ -55,17 +55,26 @@ class Handshake:
             if link.lost is not None and not self._methods:
                 raise link.lost  # what came before the end of the stream is still heard
             ids, payload = self._methods.get(deadline)
-            if ids == _CLOSE:
-                link.send_method(spec.Connection.CloseOk)
-                raise closing_error(payload)
-            method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
-            if method is None or method.method_sig not in link._callbacks:
-                raise FrameError(f"method {ids >> 16},{ids & 0xFFFF} amid the handshake")
+            if deadline.has_ended:
+                raise TimeoutError("timed out")  # else a peer that never stops would not be noticed
             try:
-                args = loads(method.args, payload, 4)[0] if method.args else []
-                link._callbacks[method.method_sig](*args)
+                self._answer(link, ids, payload)
             except (struct.error, LookupError, AttributeError, TypeError, UnicodeError) as exc:
-                raise FrameError(f"{method.method_sig} cannot be read: {exc}") from exc
+                raise FrameError(f"method {_name(ids)} cannot be read: {exc}") from exc
+
+    def _answer(self, link: AmqpLink, ids: int, payload: bytes) -> None:
+        if ids == _CLOSE:
+            link.send_method(spec.Connection.CloseOk)
+            raise closing_error(payload)
+        method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
+        if method is None or method.method_sig not in link._callbacks:
+            raise FrameError(f"method {_name(ids)} amid the handshake")
+        args = loads(method.args, payload, 4)[0] if method.args else []
+        link._callbacks[method.method_sig](*args)
+
+
+def _name(ids: int) -> str:
+    return f"{ids >> 16},{ids & 0xFFFF}"
 
 
 def closing_error(payload: bytes) -> BaseException:
