@@ -1,18 +1,18 @@
 """A messaging client for gevent programs, with kombu's API.
 
-The names below are imported from their modules when they are first used, so ``import greenconn`` alone
-loads neither gevent nor a transport.
+The names below are imported when they are first used, so that ``import greenconn`` costs next to
+nothing.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from greenconn._version import VERSION, __version__, version_info_t
+from greenconn._version import __version__
 
 if TYPE_CHECKING:
-    from greenconn import exceptions, rpc
+    from greenconn import rpc
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, binding
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from greenconn.worker import ConsumerGreenlet, spawn_consumer, stop_consumers
 
 __all__ = [
-    "VERSION",
     "BrokerConnection",
     "Connection",
     "Consumer",
@@ -43,7 +42,6 @@ __all__ = [
     "connections",
     "disable_insecure_serializers",
     "enable_insecure_serializers",
-    "exceptions",
     "parse_url",
     "producers",
     "publish",
@@ -52,11 +50,10 @@ __all__ = [
     "spawn_consumer",
     "stop_consumers",
     "uuid",
-    "version_info_t",
 ]
 
 #: Module -> the public names that it defines.
-_HOMES: Final = {
+_NAMES = {
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),
     "entity": ("Exchange", "Queue", "binding"),
@@ -70,22 +67,18 @@ _HOMES: Final = {
     "url": ("parse_url",),
     "worker": ("ConsumerGreenlet", "spawn_consumer", "stop_consumers"),
 }
-_home_of: Final = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES: Final = frozenset({"exceptions", "rpc"})
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
-    home = _home_of.get(name)
-    if home is not None:
-        value = getattr(import_module(f"greenconn.{home}"), name)
-    elif name in _MODULES:
-        value = import_module(f"greenconn.{name}")
-    else:
-        raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a type checker would let any name pass
 
+    def __getattr__(name: str) -> Any:
+        if name == "rpc":
+            return import_module("greenconn.rpc")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"greenconn.{_HOMES[name]}"), name)
+        return value
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
