@@ -94,7 +94,8 @@ class Queue:
     @property
     def has_exclusive_consumer(self) -> bool:
         """Whether its one consumer wants to stay the only one."""
-        return any(each.exclusive for each in self.consumers)
+        first = next(iter(self.consumers), None)
+        return first is not None and first.exclusive
 
     # -- messages
 

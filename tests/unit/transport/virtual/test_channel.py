@@ -26,6 +26,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport import virtual
+from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
 from greenconn.transport.virtual.transport import PolledLink
 from tests.integration.contract import Store
@@ -555,6 +556,67 @@ def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: PolledLink) -> None:
     send(channel, "x", exchange="amq.fanout", queue="key")
     assert channel.broadcast == [("amq.fanout", "key")]
     assert channel._lookup("x", "a", "default") == {"q", "theirs"}
+
+
+def test_unanswered_deliveries_are_counted(channel: ShelfChannel) -> None:
+    qos = virtual.QoS(channel, 2)
+    assert qos.can_consume()
+    assert qos.can_consume_max_estimate() == 2
+    for tag in "ab":
+        qos.append(tag.upper(), tag)
+    assert not qos.can_consume()
+    assert qos.can_consume_max_estimate() == 0
+    assert qos.get("a") == "A"
+    assert (qos.up_to("a"), qos.up_to("b"), qos.up_to("c")) == (["a"], ["a", "b"], [])
+    qos.restore_visible()
+    qos.ack("a")
+    assert qos.can_consume()
+    assert virtual.QoS(channel).can_consume_max_estimate() is None
+
+
+def test_what_cannot_be_restored_is_logged(
+    shelf: Shelf, channel: ShelfChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    send(channel, "secret")
+    assert channel.basic_get("q") is not None
+    channel._restore = fail  # type: ignore[method-assign]
+    with caplog.at_level("INFO"):
+        channel.close()
+    assert "1 unacknowledged message(s) could not be restored" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def fail(message: Any) -> None:
+    raise OSError("gone")
+
+
+def test_management_lists_bindings(link: PolledLink, channel: ShelfChannel) -> None:
+    channel.queue_bind("q", "amq.direct", "k")
+    client: Any = link.client
+    client.channel = lambda: link.transport.create_channel(link)
+    manager: Any = link.transport.manager
+    assert manager.get_bindings() == [
+        {"destination": "q", "source": "amq.direct", "routing_key": "k"}
+    ]
+    manager.close()
+
+
+def test_paths_of_kombu() -> None:
+    for name in virtual.__all__:
+        assert getattr(base, name) is getattr(virtual, name)
+    assert set(base.__all__) == set(virtual.__all__)
+    hooks = virtual.AbstractChannel()
+    for call in (
+        lambda: hooks._get("q"),
+        lambda: hooks._put("q", {}),
+        lambda: hooks._purge("q"),
+        lambda: hooks._delete("q"),
+        lambda: hooks._put_fanout("x", {}, "k"),
+    ):
+        with pytest.raises(NotImplementedError):
+            call()
+    assert hooks._size("q") == 0
+    assert hooks._has_queue("q")
 
 
 def test_options_of_the_transport() -> None:

@@ -1,0 +1,125 @@
+"""What is published and what is delivered, without a copy of the body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from greenconn.compression import compress
+from greenconn.exceptions import PreconditionFailed, ResourceLocked
+from greenconn.transport.memory.alarm import Alarm, HubClock
+from greenconn.transport.memory.broker import Broker
+from greenconn.transport.memory.channel import Channel
+from tests.unit.transport.memory.conftest import MovedClock
+
+
+def test_body_is_handed_over_as_it_is(channel: Channel) -> None:
+    channel.queue_declare("q")
+    for body in (b"x" * 1000, "y" * 1000):
+        message = channel.prepare_message(body, content_encoding="binary")
+        channel.basic_publish(message, "", "q")
+        got = channel.basic_get("q", no_ack=True)
+        assert got is not None
+        assert got.body is body
+
+
+def test_what_can_change_is_copied(channel: Channel) -> None:
+    channel.queue_declare("q")
+    body, headers, properties = bytearray(b"abc"), {"list": [1, (2,)]}, {"type": "t"}
+    message = channel.prepare_message(body, headers=headers, properties=properties)
+    body[0], headers["list"] = 0, []
+    properties["type"] = "changed"
+    channel.basic_publish(message, "", "q")
+    got = channel.basic_get("q", no_ack=True)
+    assert got is not None
+    assert got.body == b"abc"
+    assert got.headers == {"list": [1, [2]]}
+    assert got.properties == {"type": "t", "priority": 0}
+
+
+@pytest.mark.parametrize("body", [None, 5, {"a": 1}, ["x"]])
+def test_body_of_another_kind(channel: Channel, body: Any) -> None:
+    with pytest.raises(TypeError, match=type(body).__name__):
+        channel.prepare_message(body)
+
+
+def test_compressed_body_is_unpacked(channel: Channel) -> None:
+    channel.queue_declare("q")
+    for body in (compress(b"plain", "gzip")[0], b"broken"):
+        message = channel.prepare_message(
+            body, content_type="application/data", headers={"compression": "application/x-gzip"}
+        )
+        channel.basic_publish(message, "", "q")
+    good, bad = channel.basic_get("q"), channel.basic_get("q")
+    assert good is not None
+    assert bad is not None
+    assert (good.body, good.errors) == (b"plain", [])
+    assert bad.errors
+    with pytest.raises(Exception):  # noqa: B017  (whatever the decompressor raises)
+        bad.decode()
+
+
+def test_message_has_no_other_attributes(channel: Channel) -> None:
+    channel.queue_declare("q")
+    channel.basic_publish(channel.prepare_message("x"), "", "q")
+    message = channel.basic_get("q")
+    assert message is not None
+    assert "Message" in repr(message)
+    with pytest.raises(AttributeError, match="colour"):
+        message.colour  # noqa: B018
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+@pytest.mark.parametrize("multiple", [True, False])
+def test_nack(broker: Broker, channel: Channel, multiple: bool, requeue: bool) -> None:
+    channel.queue_declare("q")
+    for n in range(3):
+        channel.basic_publish(channel.prepare_message(str(n)), "", "q")
+    tags = [message.delivery_tag for _ in range(3) if (message := channel.basic_get("q"))]
+    channel.basic_nack(tags[1], multiple=multiple, requeue=requeue)
+    waiting = [each.envelope["body"] for each in broker.queues["q"].store]
+    assert waiting == ((["0", "1"] if multiple else ["1"]) if requeue else [])
+    with pytest.raises(PreconditionFailed):
+        channel.basic_nack(tags[1], multiple=multiple)
+    channel.connection.close()
+    channel.basic_nack(tags[2], multiple=multiple)
+
+
+def test_locked_queue_is_not_deleted(broker: Broker, channel: Channel, open_channel: Any) -> None:
+    channel.queue_declare("q", exclusive=True)
+    forbidden: Callable[[Any], Any]
+    for forbidden in (
+        lambda other: other.queue_delete("q"),
+        lambda other: other.queue_declare("q"),
+        lambda other: other.queue_bind("q", "amq.direct", "k"),
+        lambda other: other.basic_get("q"),
+    ):
+        with pytest.raises(ResourceLocked):
+            forbidden(open_channel())
+    with pytest.raises(ResourceLocked):
+        channel.queue_declare("q")
+    assert "q" in broker.queues
+
+
+def test_alarm_that_is_early_looks_again(clock: MovedClock) -> None:
+    told: list[float] = []
+    alarm = Alarm(clock, lambda: told.append(clock.now()))
+    alarm.set(clock.now() + 5)
+    alarm._go_off()
+    assert (told, clock.armed, alarm.at) == ([], 1, 1005.0)
+    clock.move(5)
+    assert (told, clock.armed, alarm.at) == ([1005.0], 0, None)
+    alarm.set(clock.now() + 5)
+    alarm.set(clock.now() + 1)
+    alarm.stop()
+    alarm.stop()
+    clock.move(9)
+    assert len(told) == 1
+
+
+def test_hub_clock_goes_on() -> None:
+    clock = HubClock()
+    assert clock.now() <= clock.now()
+    clock.call_later(60, print)()
