@@ -108,7 +108,8 @@ class Channels:
     def _open(self, life: Life, old: Any) -> Any:
         """A channel that works as *old* did (prefetch, confirm mode)."""
         channel = self._session.broker.transport.create_channel(life.link)
-        if old is not None and hasattr(channel, "take_over"):
+        # Failing over may have led to another transport.
+        if type(old) is type(channel) and hasattr(channel, "take_over"):
             try:
                 channel.take_over(old)
             except BaseException:

@@ -111,6 +111,8 @@ class Pointed:
         hosts = _hosts(hostname)
         first, whole = combined(hosts[0] if hosts else None, keywords, is_first=True)
         addresses, current = _addresses(hosts, alternates, first, keywords)
+        for address in addresses:
+            combined(address, keywords)  # a bad one fails now, not when it is needed
         failover = Failover(
             addresses, whole.get("failover_strategy") or failover_strategy, self.failover_strategies
         )

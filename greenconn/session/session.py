@@ -22,26 +22,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
-
-from gevent import Greenlet
-from greenlet import getcurrent
 
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
-from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.session.attempt import Outcome
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels
 from greenconn.session.life import Life, is_open
 from greenconn.session.members import Members
+from greenconn.session.recovery import Recovery
 from greenconn.session.state import SessionState, moved
 from greenconn.session.utility import UtilityChannels
+from greenconn.session.waiters import Waiters
 from greenconn.session.walk import Walk
 
 __all__ = ["Session"]
@@ -78,8 +75,8 @@ class Session:
         self._channels = Channels(self)
         self.utility = UtilityChannels(self)
         self.companions: dict[str, Any] = {}
-        self._recovery: Greenlet[..., Any] | None = None
-        self._waiters: dict[Slot[BaseException | None], None] = {}
+        self._recovery = Recovery(self, self._members, self._end_recovery)
+        self._waiters = Waiters()
 
     def __repr__(self) -> str:
         return f"<Session {self.broker.label}: {self._state.value}, life {self.generation}>"
@@ -172,7 +169,7 @@ class Session:
         self._check_home()
         if self.life.is_open:
             return Outcome(self.life.link)
-        self._notice_loss()
+        self.notice_loss()
         if self.is_closed and not reopen:
             raise self._closed_error()
         if self._state is not SessionState.RECOVERING:
@@ -203,9 +200,9 @@ class Session:
             self._check_home()
             if deadline.has_ended or self.is_closed:
                 turn()  # a program may poll, or ignore the error, and others must run all the same
-            self._notice_loss()
+            self.notice_loss()
             if self._state is SessionState.RECOVERING:
-                self._wait_for_change(deadline)
+                self._waiters.wait(deadline)
             elif not self.is_open:
                 self.link(deadline)
 
@@ -218,7 +215,7 @@ class Session:
         deadline = Deadline(seconds)
         while not self.is_open and not deadline.has_ended:
             try:
-                self._wait_for_change(deadline)
+                self._waiters.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
@@ -301,8 +298,9 @@ class Session:
         self.utility.forget()
         self.companions = {}
         self.life = Life()
-        self._recovery = self._home = None
-        self._waiters = {}
+        self._recovery.forget()
+        self._waiters.forget()
+        self._home = None
         if not self.is_closed:
             self._state = SessionState.IDLE
 
@@ -317,13 +315,13 @@ class Session:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
             self._state = moved(self._state, SessionState.OPEN)
-        self._wake()
+        self._waiters.wake()
 
     def _attempt_failed(self) -> None:
         if self._state is SessionState.OPENING:
             self._state = moved(self._state, SessionState.IDLE)
 
-    def _notice_loss(self) -> None:
+    def notice_loss(self) -> None:
         """Act on a link that is gone before its own notice has come."""
         life = self.life
         if life.link is not None and not life.is_open:
@@ -342,53 +340,19 @@ class Session:
         )
         if self._members.are_due:
             self._begin_recovery()
-        elif self._recovery is None:
+        elif self._state is not SessionState.RECOVERING:
             self._state = moved(self._state, SessionState.IDLE)
         self._tell(self.on_connection_lost, exc)
-        self._wake()
+        self._waiters.wake()
 
     def _begin_recovery(self) -> None:
         self._state = moved(self._state, SessionState.RECOVERING)
-        if self._recovery is None:
-            self._recovery = spawn("recovery", self._recover)
+        self._recovery.begin()
 
-    def _recover(self) -> None:
-        """The recovery greenlet."""
-        began = monotonic()
-        error: BaseException | None = None
-        try:
-            error = self._restore_all()
-        except Exception as exc:
-            logger.exception("recovery of %s failed", self.broker.label)
-            error = exc
-        finally:
-            if self._recovery is getcurrent():
-                self._recovery = None
+    def _end_recovery(self, error: BaseException | None, seconds: float) -> None:
+        """All is restored, or *error* says why nobody tries any more."""
         if self._state is not SessionState.RECOVERING:
             return
-        self._leave_recovery(error)
-        if error is not None:
-            logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
-            self._members.fail_all(error)
-        elif self.life.is_open:
-            logger.warning(
-                "connection to %s recovered after %.1f s", self.broker.label, monotonic() - began
-            )
-            self._tell(self.on_recovered)
-
-    def _restore_all(self) -> BaseException | None:
-        """Open links and restore members until none is due; the error if that is of no use."""
-        while self._members.are_due:
-            if self.life.is_open:
-                self._members.restore(self.life)
-                self._notice_loss()
-                continue
-            outcome = self.attempt()
-            if outcome.error is not None and self.is_final(outcome.error):
-                return outcome.error
-        return None
-
-    def _leave_recovery(self, error: BaseException | None) -> None:
         if self.life.is_open:
             state = SessionState.OPEN
         elif self._walk.is_under_way:
@@ -396,7 +360,13 @@ class Session:
         else:
             state = SessionState.IDLE
         self._state = moved(self._state, state)
-        self._wake(error)
+        self._waiters.wake(error)
+        if error is not None:
+            logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
+            self._members.fail_all(error)
+        elif self.life.is_open:
+            logger.warning("connection to %s recovered after %.1f s", self.broker.label, seconds)
+            self._tell(self.on_recovered)
 
     def _is_transient(self, exc: BaseException) -> bool:
         """Whether an error in restoring a member may pass while the link stays."""
@@ -411,7 +381,6 @@ class Session:
         """Leave the current life without a switch, and return it."""
         exc = self._closed_error()
         life, self.life = self.life, Life()
-        recovery, self._recovery = self._recovery, None
         self._state = moved(self._state, state)
         self._home = None
         self.lost = None
@@ -419,9 +388,8 @@ class Session:
         self._channels.forget()
         self.utility.drop()
         self._walk.reset(exc)
-        if recovery is not None and recovery is not getcurrent():
-            recovery.kill(block=False)
-        self._wake(exc)
+        self._recovery.stop()
+        self._waiters.wake(exc)
         return life
 
     def _close_link(self, link: Any) -> None:
@@ -435,21 +403,6 @@ class Session:
             if is_open(link):
                 # Killed on the way: what is left of it goes without a word.
                 getattr(link, "collect", link.close)()
-
-    def _wait_for_change(self, deadline: Deadline) -> None:
-        slot: Slot[BaseException | None] = Slot()
-        self._waiters[slot] = None
-        try:
-            exc = slot.wait(deadline)
-        finally:
-            self._waiters.pop(slot, None)
-        if exc is not None:
-            raise exc.with_traceback(None)
-
-    def _wake(self, exc: BaseException | None = None) -> None:
-        waiters, self._waiters = self._waiters, {}
-        for slot in waiters:
-            slot.offer(exc)
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")

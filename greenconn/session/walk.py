@@ -8,10 +8,11 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from greenconn.exceptions import (
+    NEVER_REPEATED,
     AccessRefused,
     AMQPError,
-    KombuError,
     NotAllowed,
+    OperationalError,
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
@@ -160,9 +161,10 @@ class Walk:
         """
         if isinstance(exc, REFUSALS):
             return self._refusals >= self._broker.hosts
-        return not isinstance(
-            exc, (OSError, AMQPError, KombuError, *self._broker.connection_errors)
-        )
+        if isinstance(exc, NEVER_REPEATED):
+            return True
+        errors = self._broker.connection_errors
+        return not isinstance(exc, (OSError, AMQPError, OperationalError, *errors))
 
     def move_on(self) -> None:
         """A link was lost: try the next broker of the list first."""

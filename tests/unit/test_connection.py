@@ -121,6 +121,15 @@ def test_a_list_that_was_given_is_not_changed() -> None:
     assert alternates == ["amqp://b"]
 
 
+def test_a_bad_url_in_a_list_fails_at_once() -> None:
+    with pytest.raises(ValueError, match="heartbeat"):
+        Connection("amqp://a;amqp://b?heartbeat=soon")
+    with pytest.raises(KeyError, match="amqq"):
+        Connection("amqp://a", alternates=["amqq://b"])
+    with pytest.raises(ValueError, match="import path"):
+        Connection("amqp://a;os.path://b")
+
+
 def test_each_url_of_a_list_is_filled_from_the_keywords_alone() -> None:
     connection = Connection("amqp://u:p@a:99/v;amqp://b", userid="kw", password="pw")
     connection.maybe_switch_next()

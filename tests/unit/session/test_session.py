@@ -832,3 +832,42 @@ def test_draining_a_closed_connection_in_a_loop_lets_others_run(connection: Conn
         with pytest.raises(RecoverableConnectionError):
             connection.drain_events()
     assert others.dead
+
+
+def killed(name: str) -> int:
+    """Kill the library's greenlets called *name*, as ``gevent.killall`` of everything would."""
+    found = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, gevent.Greenlet) and each.name == f"greenconn:{name}" and not each.dead
+    ]
+    gevent.killall(found)
+    return len(found)
+
+
+def test_a_recovery_that_somebody_kills_keeps_nobody_waiting(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log))
+    connection.session.link()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    draining = gevent.spawn(_catch, connection.drain_events)
+    until(lambda: len(script.attempts) > 2)
+    assert killed("recovery") == 1
+    assert isinstance(draining.get(timeout=CAME), RecoverableConnectionError)
+    del script.otherwise["one"]
+    connection.session.link()
+    until_life(connection.session, 2)
+    assert log == ["a"]
+
+
+def test_an_attempt_that_somebody_kills_keeps_nobody_waiting(
+    connection: Connection, script: Script
+) -> None:
+    script.plan("one", lambda: gevent.sleep(CAME))
+    calling = gevent.spawn(connection.session.link)
+    until(lambda: script.attempts)
+    assert killed("connect") == 1
+    assert calling.get(timeout=CAME) is script.link
