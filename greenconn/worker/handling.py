@@ -378,8 +378,7 @@ def release(message: Any) -> None:
     """Tell the channel that an unbounded consumer has taken *message*; once for each."""
     sink = message.__dict__.pop("sink", None)
     if sink is not None and sink.taken is not None:
-        raw = getattr(message, "raw", None)  # as received, where that is kept
-        sink.taken(len(message.body if raw is None else raw))
+        sink.taken(message)
 
 
 def _nobody() -> None:

@@ -44,7 +44,7 @@ class Sink:
         self._owner = owner
         self.channel = channel
         self.deliver = put
-        self.taken: Callable[[int], None] | None = None
+        self.taken: Callable[[Any], None] | None = None
         self.is_confirmed = False
         self.lost: BaseException | None = None
 

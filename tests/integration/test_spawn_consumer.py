@@ -1,0 +1,594 @@
+"""spawn_consumer over the memory broker and over RabbitMQ."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import gevent.event
+import pytest
+from gevent import get_hub
+from greenlet import gettrace, settrace
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.options import Retry
+from greenconn.publishing import publish, publish_many
+from greenconn.session.state import SessionState
+from greenconn.transport import memory
+from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_leaks import native_threads, open_sockets
+
+CAME = 20.0
+
+
+def until(condition: Callable[[], object], timeout: float = CAME) -> None:
+    """Let others run until *condition* holds."""
+    deadline = Deadline(timeout)
+    while not condition():
+        assert not deadline.has_ended, "it did not come"
+        gevent.sleep(0.005)
+
+
+class Desk:
+    """What a test does to the broker, through a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = Connection(url)
+        self._queues: set[str] = set()
+
+    @property
+    def channel(self) -> Any:
+        """A channel; another one after an error."""
+        return self.connection.default_channel
+
+    def queue(self, name: str, **arguments: Any) -> str:
+        """Declare a durable queue; deleted after the test."""
+        self.will_be(name)
+        self.channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+        return name
+
+    def will_be(self, name: str) -> str:
+        """Delete a queue of that name after the test."""
+        self._queues.add(name)
+        return name
+
+    def publish(self, queue: str, *bodies: Any) -> None:
+        """Put messages into a queue; they are there when this returns."""
+        publish_many(queue, bodies, connection=self.connection)
+
+    def counts(self, queue: str) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consumers it has."""
+        reply = self.channel.queue_declare(queue, passive=True)
+        return int(reply.message_count), int(reply.consumer_count)
+
+    def drained(self, queue: str) -> list[Any]:
+        """The bodies of all messages that wait, which are gone then."""
+        bodies = []
+        while (message := self.channel.basic_get(queue, no_ack=True)) is not None:
+            bodies.append(message.payload)
+        return bodies
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for name in self._queues:
+            self.channel.queue_delete(name)
+        self.connection.close()
+
+
+@pytest.fixture(params=["memory", "amqp"])
+def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
+    """The address of each broker in turn."""
+    if request.param == "amqp":
+        yield request.getfixturevalue("amqp_url")
+    else:
+        yield f"memory:///{unique}"
+        memory.reset(unique)
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """The connection of the program."""
+    with Connection(url) as connection:
+        yield connection
+    stop_consumers(0)
+
+
+@pytest.fixture
+def desk(url: str) -> Iterator[Desk]:
+    """The broker, as others see it."""
+    desk = Desk(url)
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+def q(desk: Desk, unique: str) -> str:
+    """A durable queue."""
+    return desk.queue(unique)
+
+
+def test_messages_are_handled_and_gone(connection: Connection, desk: Desk, q: str) -> None:
+    done: list[int] = []
+    consumer = spawn_consumer(q, lambda body, message: done.append(body), connection=connection)
+    desk.publish(q, *range(500))
+    until(lambda: len(done) == 500)
+    assert done == list(range(500))
+    assert consumer.stop(CAME)
+    assert desk.counts(q) == (0, 0)
+    assert consumer.get()["handled"] == 500
+
+
+def test_a_name_is_looked_up_before_it_is_declared(
+    connection: Connection, desk: Desk, unique: str
+) -> None:
+    odd = desk.queue(f"{unique}-odd", **{"x-max-length": 7})
+    new = desk.will_be(f"{unique}-new")
+    consumers = [
+        spawn_consumer(name, print, connection=connection) for name in (odd, new, odd, new)
+    ]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    assert desk.counts(odd) == (0, 2)
+    desk.queue(new)  # with the same arguments, or it would be refused
+    assert stop_consumers(CAME)
+
+
+def test_refusals(connection: Connection, desk: Desk, unique: str) -> None:
+    q = desk.queue(unique, **{"x-max-length": 7})
+    neighbour = spawn_consumer(q, print, connection=connection)
+    assert neighbour.wait_ready(CAME)
+    absent = spawn_consumer(f"{unique}-absent", print, connection=connection, passive=True)
+    other = spawn_consumer(Queue(q, max_length=8), print, connection=connection)
+    with pytest.raises(NotFound):
+        absent.wait_ready(CAME)
+    with pytest.raises(PreconditionFailed, match="x-max-length"):
+        other.wait_ready(CAME)
+    exclusive = spawn_consumer(q, print, connection=connection, exclusive=True)
+    with pytest.raises(AccessRefused):
+        exclusive.wait_ready(CAME)
+    for each in (absent, other, exclusive):
+        with pytest.raises((NotFound, PreconditionFailed, AccessRefused)):
+            each.get(timeout=CAME)
+    assert neighbour.state is ConsumerState.RUNNING
+    assert desk.counts(q) == (0, 1)
+
+
+def test_a_handler_publishes_declares_gets_and_consumes(
+    connection: Connection, desk: Desk, q: str, unique: str
+) -> None:
+    done: list[Any] = []
+    names = [desk.will_be(f"{unique}-{each}") for each in ("next", "declared")]
+
+    def handler(body: Any, message: Any) -> None:
+        publish(names[0], body, connection=connection)
+        Queue(names[1], Exchange("")).bind(connection).declare()
+        publish(names[1], body, connection=connection)
+        assert connection.default_channel.basic_get(names[1], no_ack=True).payload == body
+        spawn_consumer(
+            names[0], lambda body, message: done.append(body), connection=connection
+        ).wait_ready(CAME)
+        consumer.stop()
+
+    desk.publish(q, "x")
+    consumer = spawn_consumer(q, handler, connection=connection, prefetch_count=1)
+    assert consumer.get(timeout=CAME)["handled"] == 1
+    until(lambda: done == ["x"])
+
+
+def test_prefetch_over_several_queues_is_never_exceeded(
+    connection: Connection, desk: Desk, unique: str
+) -> None:
+    names = [desk.queue(f"{unique}-{number}") for number in range(3)]
+    for name in names:
+        desk.publish(name, *range(20))
+    gate = gevent.event.Event()
+    consumer = spawn_consumer(
+        names, lambda body, message: gate.wait(), connection=connection, prefetch_count=7
+    )
+    until(lambda: consumer.stats()["received"] == 7)
+    gevent.sleep(0.1)
+    assert consumer.stats()["received"] == 7
+    assert [20 - desk.counts(name)[0] for name in names] == [3, 2, 2]
+    gate.set()
+    until(lambda: consumer.stats()["handled"] == 60)
+
+
+def test_failures_retries_and_the_dead_letter_queue(
+    connection: Connection, desk: Desk, unique: str
+) -> None:
+    dead = desk.queue(f"{unique}-dead")
+    q = desk.queue(unique, **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    calls: Counter[int] = Counter()
+
+    def handler(body: int, message: Any) -> None:
+        calls[body] += 1
+        if body % 2:
+            raise ValueError(body)
+
+    desk.publish(q, *range(20))
+    retry = Retry(tries=3, delay=0.01)
+    consumer = spawn_consumer(q, handler, connection=connection, retry=retry, concurrency=3)
+    until(lambda: desk.counts(dead)[0] == 10)
+    assert calls == {number: 3 if number % 2 else 1 for number in range(20)}
+    assert consumer.stop(CAME)
+    assert consumer.get()["retried"] == 20
+    assert sorted(desk.drained(dead)) == list(range(1, 20, 2))
+    assert desk.counts(q) == (0, 0)
+
+
+@pytest.mark.parametrize("how", ["stop", "stop_now", "pause", "kill", "killall"])
+def test_ending_under_load_loses_nothing(
+    connection: Connection, desk: Desk, q: str, long: bool, how: str
+) -> None:
+    total = 400
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        if body % 3:
+            turn()
+        if body % 50 == 7 and body not in failed:
+            failed.add(body)
+            raise ValueError(body)
+        done.append(body)
+
+    for round_ in range(40 if long else 8):
+        done.clear()
+        failed: set[int] = set()
+        desk.publish(q, *range(total))
+        consumer = spawn_consumer(
+            q,
+            handler,
+            connection=connection,
+            concurrency=1 + 3 * (round_ % 3),
+            prefetch_count=50,
+            retry=Retry(delay=0.002),
+        )
+        if round_ % 4:
+            assert consumer.wait_ready(CAME)
+        for _ in range(round_ * 5):
+            turn()
+        if how == "pause":
+            assert consumer.pause(CAME)
+            assert consumer.stop(CAME)
+        elif how == "kill":
+            consumer.kill(timeout=CAME)
+        elif how == "killall":
+            gevent.killall([consumer], timeout=CAME)
+        else:
+            consumer.stop(CAME if how == "stop" else 0)
+        assert consumer.dead
+        # Nothing is held by anybody: on RabbitMQ what was given back is soon there.
+        until(lambda: len(set(done)) + desk.counts(q)[0] >= total)
+        left = desk.drained(q)
+        twice = [number for number, times in Counter([*done, *left]).items() if times > 1]
+        assert set(done) | set(left) == set(range(total))
+        assert twice == []
+        assert desk.counts(q) == (0, 0)
+
+
+def test_kills_while_it_begins_leave_no_consumer(
+    connection: Connection, desk: Desk, q: str, long: bool
+) -> None:
+    desk.publish(q, *range(30))
+    for turns in range(120 if long else 40):
+        consumer = spawn_consumer(q, lambda body, message: gevent.sleep(1), connection=connection)
+        for _ in range(turns):
+            turn()
+        consumer.kill(timeout=CAME)
+        assert consumer.dead
+    until(lambda: desk.counts(q) == (30, 0))
+
+
+def test_pause_and_resume_under_load(connection: Connection, desk: Desk, q: str) -> None:
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        turn()
+        done.append(body)
+
+    consumer = spawn_consumer(q, handler, connection=connection, concurrency=2)
+    desk.publish(q, *range(300))
+    for round_ in range(6):
+        for _ in range(round_ * 4):
+            turn()
+        assert consumer.pause(CAME)
+        number = len(done)
+        gevent.sleep(0.01)
+        assert len(done) <= number + 2
+        assert desk.counts(q)[1] == 0
+        consumer.resume()
+    until(lambda: len(done) == 300)
+    assert sorted(done) == list(range(300))
+
+
+def test_a_thousand_consumers(connection: Connection, desk: Desk, unique: str, long: bool) -> None:
+    number = 1000 if long else 200
+    names = [desk.will_be(f"{unique}-{each}") for each in range(number)]
+    done: list[Any] = []
+    assert desk.channel.is_open
+    threads, sockets = len(native_threads()), len(open_sockets())
+    began = monotonic()
+    consumers = [
+        spawn_consumer(name, lambda body, message: done.append(body), connection=connection)
+        for name in names
+    ]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    took = monotonic() - began
+    assert len(open_sockets()) <= sockets + 1
+    assert len(native_threads()) == threads
+    link = connection.session.life.link
+    # One for fifty consumers, at most eight for the lookups.
+    assert len([each for each in link.channels.values() if each is not link]) <= number / 50 + 8
+    if long:
+        assert took < 10.0  # 2 s on a machine that has nothing else to do
+    switches = switches_while_idle(0.5)
+    assert switches < 50
+    for name in names:
+        publish(name, name, connection=desk.connection)
+    until(lambda: len(done) == number)
+    assert stop_consumers(CAME)
+
+
+def switches_while_idle(seconds: float) -> int:
+    """How often greenlets are switched to meanwhile."""
+    count = 0
+    former: Any = gettrace()
+
+    def trace(event: Any, ends: Any) -> None:
+        nonlocal count
+        count += ends[1] is not get_hub()
+        if former is not None:
+            former(event, ends)
+
+    gevent.sleep(0.05)
+    settrace(trace)
+    try:
+        gevent.sleep(seconds)
+    finally:
+        settrace(former)
+    return count
+
+
+def memory_of_consumers(url: str, prefix: str, number: int) -> float:
+    """KiB of resident memory for each idle consumer, in a process of its own."""
+    program = """
+        import gc, sys
+        from greenconn.connection import Connection
+        from greenconn.worker import spawn_consumer, stop_consumers
+
+        def resident():
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4
+
+        url, prefix, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+        with Connection(url) as connection:
+            handler = lambda body, message: None
+            for each in range(50):
+                spawn_consumer(prefix, handler, connection=connection).wait_ready(30)
+            before = resident()
+            made = [
+                spawn_consumer(prefix, handler, connection=connection) for each in range(number)
+            ]
+            assert all(each.wait_ready(30) for each in made)
+            print((resident() - before) / number)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), url, prefix, str(number)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_an_idle_consumer_is_small(url: str, desk: Desk, q: str) -> None:
+    if url.startswith("memory"):
+        pytest.skip("there the broker is in the process, too")
+    assert memory_of_consumers(url, q, 1000) <= 14.0
+
+
+def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool) -> None:
+    """Messages of 8 KiB that nobody handles: the connection stops reading, the process stays small."""
+    desk = Desk(amqp_url)
+    q = desk.queue(unique)
+    number = 100_000 if long else 20_000
+    body = b"x" * 8192
+    done = 0
+
+    def handler(body: Any, message: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == 1:
+            gate.wait()
+
+    gate = gevent.event.Event()
+    with Connection(amqp_url) as connection:
+        gc.collect()
+        before = resident()
+        consumer = spawn_consumer(q, handler, connection=connection, no_ack=True)
+        assert consumer.wait_ready(CAME)
+        for _ in range(number // 1000):
+            publish_many(q, [body] * 1000, connection=desk.connection, delivery_mode=1)
+        until(lambda: consumer.stats()["received"] * 8192 > 60 * 2**20)
+        assert resident() - before < 200 * 2**20
+        # Its own connection waits; the program's one does not.
+        assert connection.default_channel.queue_declare(q, passive=True).consumer_count == 1
+        gate.set()
+        until(lambda: done == number, timeout=120)
+        assert consumer.stop(CAME)
+        assert resident() - before < 200 * 2**20
+    desk.close()
+
+
+def resident() -> int:
+    """Bytes of this process's memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool) -> None:
+    number = 1000 if long else 120
+    desk = Desk(own_rabbitmq.url)
+    names = [desk.will_be(f"{unique}-{each}") for each in range(number)]
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        turn()
+        done.append(body)
+
+    with Connection(own_rabbitmq.url) as connection:
+        consumers = [spawn_consumer(name, handler, connection=connection) for name in names]
+        several = spawn_consumer(names[:5], handler, connection=connection)
+        assert all(each.wait_ready(CAME) for each in [*consumers, several])
+        for position, name in enumerate(names):
+            desk.publish(name, position)
+        until(lambda: len(done) == number)
+        own_rabbitmq.stop_app()
+        until(lambda: not connection.connected)
+        own_rabbitmq.start_app()
+        until(lambda: connection.session.state is SessionState.OPEN)
+        assert all(each.wait_ready(CAME) for each in [*consumers, several])
+        # The broker counts each of them exactly once.
+        listed = dict(
+            line.split("\t")
+            for line in own_rabbitmq.ctl(
+                "list_queues", "-q", "--no-table-headers", "name", "consumers"
+            ).splitlines()
+        )
+        assert [int(listed[name]) for name in names[:5]] == [2] * 5
+        assert [int(listed[name]) for name in names[5:]] == [1] * (number - 5)
+        for position, name in enumerate(names):
+            desk.publish(name, number + position)
+        until(lambda: len(set(done)) == 2 * number)
+        assert stop_consumers(CAME)
+    desk.close()
+
+
+def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    desk = Desk(own_rabbitmq.url)
+    q = desk.queue(unique)
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        gevent.sleep(0.001)
+        done.append(body)
+
+    desk.publish(q, *range(1500))
+    with Connection(own_rabbitmq.url) as connection:
+        consumer = spawn_consumer(q, handler, connection=connection, concurrency=5)
+        until(lambda: len(done) > 100)
+        own_rabbitmq.stop_app()
+        own_rabbitmq.start_app()
+        until(lambda: len(set(done)) == 1500)
+        # Again came only what was received and not acked: at most the prefetch.
+        assert len(done) - 1500 <= 10
+        assert consumer.stats()["failed"] == 0
+        assert consumer.stop(CAME)
+        assert desk.counts(q) == (0, 0)
+    desk.close()
+
+
+def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
+    connection: Connection, desk: Desk, unique: str
+) -> None:
+    names = [desk.queue(f"{unique}-{each}") for each in range(20)]
+    done: list[str] = []
+    consumers = [
+        spawn_consumer(name, lambda body, message: done.append(body), connection=connection)
+        for name in names
+    ]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    for name in names[:3]:
+        desk.channel.queue_delete(name)
+    until(lambda: any(each.state is not ConsumerState.RUNNING for each in consumers[:3]))
+    assert all(each.wait_ready(CAME) for each in consumers)
+    for name in names:
+        publish(name, name, connection=connection)
+    until(lambda: sorted(done) == sorted(names))
+
+
+def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, unique: str) -> None:
+    desk = Desk(amqp_url)
+    names = [desk.queue(f"{unique}-{each}") for each in range(60)]
+    with Connection(amqp_url) as connection:
+        consumers = [spawn_consumer(name, print, connection=connection) for name in names]
+        assert all(each.wait_ready(CAME) for each in consumers)
+        channels = list(dict.fromkeys(_channel_of(each) for each in consumers))
+        assert len(channels) == 2
+        on_it = [each for each in consumers if _channel_of(each) is channels[0]]
+        with pytest.raises(NotFound):
+            channels[0].queue_declare(f"{unique}-absent", passive=True)
+        assert {each.state for each in on_it} == {ConsumerState.RECOVERING}
+        others = [each for each in consumers if each not in on_it]
+        assert {each.state for each in others} == {ConsumerState.RUNNING}
+        assert all(each.wait_ready(CAME) for each in consumers)
+        assert [desk.counts(name)[1] for name in names] == [1] * 60
+        assert connection.session.generation == 1
+    desk.close()
+
+
+def _channel_of(consumer: Any) -> Any:
+    return consumer.conductor._subscriptions[0]._sink.channel
+
+
+def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:
+    desk = Desk(amqp_url)
+    q = desk.queue(unique, **{"x-queue-type": "stream"})
+    desk.publish(q, *range(50))
+    done: list[int] = []
+    with Connection(amqp_url) as connection:
+        consumer = spawn_consumer(
+            q, lambda body, message: done.append(body), connection=connection, offset="first"
+        )
+        until(lambda: len(done) == 50)
+        assert consumer.pause(CAME)
+        desk.publish(q, *range(50, 80))
+        consumer.resume()
+        until(lambda: len(done) == 80)
+        assert done == list(range(80))
+        assert consumer.stop(CAME)
+        late: list[int] = []
+        spawn_consumer(q, lambda body, message: late.append(body), connection=connection, offset=70)
+        until(lambda: len(late) == 10)
+        assert stop_consumers(CAME)
+    desk.close()
+
+
+def test_a_wrong_password_ends_it(amqp_url: str) -> None:
+    with Connection(amqp_url).clone(password="wrong") as connection:
+        consumer = spawn_consumer("q", print, connection=connection)
+        with pytest.raises(AccessRefused):
+            consumer.wait_ready(CAME)
+        with pytest.raises(AccessRefused):
+            consumer.get(timeout=CAME)
+
+
+def test_a_broker_that_is_away_is_waited_for(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    own_rabbitmq.stop_app()
+    done: list[Any] = []
+    with Connection(own_rabbitmq.url) as connection:
+        consumer = spawn_consumer(
+            unique, lambda body, message: done.append(body), connection=connection
+        )
+        assert consumer.wait_ready(0.5) is False
+        own_rabbitmq.start_app()
+        assert consumer.wait_ready(CAME) is True
+        publish(unique, "x", connection=connection)
+        until(lambda: done == ["x"])
+        assert consumer.stop(CAME)
+        connection.default_channel.queue_delete(unique)
