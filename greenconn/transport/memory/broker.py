@@ -8,9 +8,7 @@ comes before a publish, gives other greenlets a turn.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -20,7 +18,7 @@ from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
-from greenconn.transport.memory.deadletter import carbon_copies, is_cycle, obituary
+from greenconn.transport.memory.deadletter import Burials, carbon_copies
 from greenconn.transport.memory.policy import COMPARED_ARGUMENTS
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
@@ -45,9 +43,6 @@ __all__ = ["Broker"]
 STREAK = 64
 PACE = 0.005
 
-#: A dead letter that waits for its turn: entry, reason.
-_Death = tuple[Entry, str]
-
 
 class Broker:
     """One virtual host.
@@ -68,8 +63,7 @@ class Broker:
         self.queues: dict[str, Queue] = {}
         #: Links that are open.
         self.links: dict[VirtualLink, None] = {}
-        self._dead: deque[_Death] = deque()
-        self._is_burying = False
+        self._burials = Burials(self._post)
         self._published = 0
         self._turned_at = monotonic()
         for name, kind in PREDECLARED.items():
@@ -122,26 +116,36 @@ class Broker:
             ResourceLocked: it is exclusive to another link, or only one of the two is exclusive.
             AccessRefused: the name is reserved.
         """
-        method = Method.QUEUE_DECLARE
         owner = link if exclusive else None
         queue = self.queues.get(name)
-        if queue is not None:
-            if queue.owner is not owner:
-                raise locked(name, self.virtual_host, method)
-            check_equivalent(
-                "queue",
-                name,
-                self.virtual_host,
-                method,
-                fields={
-                    "durable": (bool(durable), queue.durable),
-                    "auto_delete": (bool(auto_delete), queue.auto_delete),
-                },
-                arguments=(arguments or {}, queue.arguments),
-                compared=COMPARED_ARGUMENTS,
-            )
-            queue.touch()
-            return queue
+        if queue is None:
+            return self._new_queue(name, bool(durable), bool(auto_delete), owner, arguments)
+        if queue.owner is not owner:
+            raise locked(name, self.virtual_host, Method.QUEUE_DECLARE)
+        check_equivalent(
+            "queue",
+            name,
+            self.virtual_host,
+            Method.QUEUE_DECLARE,
+            fields={
+                "durable": (bool(durable), queue.durable),
+                "auto_delete": (bool(auto_delete), queue.auto_delete),
+            },
+            arguments=(arguments or {}, queue.arguments),
+            compared=COMPARED_ARGUMENTS,
+        )
+        queue.touch()
+        return queue
+
+    def _new_queue(
+        self,
+        name: str,
+        durable: bool,
+        auto_delete: bool,
+        owner: VirtualLink | None,
+        arguments: Mapping[str, Any] | None,
+    ) -> Queue:
+        method = Method.QUEUE_DECLARE
         if name.startswith("amq."):
             raise reserved_name("queue", name, method)
         name = name or generated_name("amq.gen-")
@@ -149,14 +153,14 @@ class Broker:
             queue = Queue(
                 self,
                 name,
-                durable=bool(durable),
-                auto_delete=bool(auto_delete),
+                durable=durable,
+                auto_delete=auto_delete,
                 owner=owner,
                 arguments=arguments,
             )
         except ValueError as exc:
-            vhost = self.virtual_host
-            raise invalid_argument(f"{exc} (queue '{name}' in vhost '{vhost}')", method) from exc
+            text = f"{exc} (queue '{name}' in vhost '{self.virtual_host}')"
+            raise invalid_argument(text, method) from exc
         self.queues[name] = queue
         return queue
 
@@ -238,34 +242,18 @@ class Broker:
             raise no_exchange(exchange, self.virtual_host, Method.BASIC_PUBLISH) from None
 
     def dead_letter(self, entry: Entry, reason: str) -> None:
-        """Send a message that its queue gives up to the queue's dead-letter exchange, if any.
+        """Send a message that its queue gives up to the queue's dead-letter exchange, if any."""
+        self._burials.add(entry, reason)
 
-        What that causes is done before this returns, one after the other: a letter that makes
-        another queue overflow does not nest.
-        """
-        if entry.queue.policy.dead_letter_exchange is None or entry.queue.is_deleted:
-            return
-        self._dead.append((entry, reason))
-        if self._is_burying:
-            return
-        self._is_burying = True
-        try:
-            while self._dead:
-                self._bury(*self._dead.popleft())
-        finally:
-            self._is_burying = False
-
-    def _bury(self, entry: Entry, reason: str) -> None:
-        policy = entry.queue.policy
-        exchange = policy.dead_letter_exchange or ""
+    def _post(
+        self, letter: Envelope, exchange: str, key: str, may_have: Callable[[Queue], bool]
+    ) -> None:
+        """Put a dead letter into the queues that it is routed to and that may have it."""
         if exchange and exchange not in self.state.exchanges:
             return
-        letter = obituary(entry, reason, datetime.now(timezone.utc))
-        key = policy.dead_letter_routing_key
-        key = entry.routing_key if key is None else key
         queues, letter = self._routes(letter, exchange, key)
         for queue in queues:
-            if reason == "rejected" or not is_cycle(queue.name, letter["headers"]["x-death"]):
+            if may_have(queue):
                 queue.accept(letter, exchange, key)
 
     # -- links

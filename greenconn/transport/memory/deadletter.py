@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
+from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["carbon_copies", "is_cycle", "obituary"]
+__all__ = ["Burials", "carbon_copies", "is_cycle", "obituary"]
+
+Post = Callable[[Envelope, str, str, Callable[[Queue], bool]], None]
 
 
 def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
@@ -64,3 +68,47 @@ def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
         if death["queue"] == queue:
             return True
     return False
+
+
+class Burials:
+    """Sends dead letters, one after the other: one that makes another queue overflow does not nest.
+
+    Arguments:
+        post: puts a letter into queues; given the letter, the exchange, the routing key and whether
+            a queue may have it.  Does nothing where there is no such exchange.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._dead: deque[tuple[Entry, str]] = deque()
+        self._is_busy = False
+
+    def add(self, entry: Entry, reason: str) -> None:
+        """Bury a message that its queue gives up, if the queue has a dead-letter exchange.
+
+        What that causes is done too when this returns, unless it is part of it.
+        """
+        queue = entry.queue
+        if queue.policy.dead_letter_exchange is None or queue.is_deleted:
+            return
+        self._dead.append((entry, reason))
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while self._dead:
+                self._bury(*self._dead.popleft())
+        finally:
+            self._is_busy = False
+
+    def _bury(self, entry: Entry, reason: str) -> None:
+        policy = entry.queue.policy
+        letter = obituary(entry, reason, datetime.now(timezone.utc))
+        deaths = letter["headers"]["x-death"]
+        key = policy.dead_letter_routing_key
+        self._post(
+            letter,
+            policy.dead_letter_exchange or "",
+            entry.routing_key if key is None else key,
+            lambda queue: reason == "rejected" or not is_cycle(queue.name, deaths),
+        )

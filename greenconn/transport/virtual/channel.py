@@ -10,22 +10,17 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from amqp.protocol import queue_declare_ok_t
-
 from greenconn.identity import uuid
-from greenconn.transport.virtual.consuming import generated_name
-from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.envelope import Base64, Message
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
-from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.polled import PolledConsuming
 from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
     PublishingMethods,
     UndeliverableWarning,
 )
-from greenconn.transport.virtual.refusal import Method, in_use, no_exchange, no_queue, not_empty
+from greenconn.transport.virtual.queues import QueueMethods
+from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.state import Binding, BrokerState
 
 if TYPE_CHECKING:
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 
-class Channel(EntityMethods, PolledConsuming, PublishingMethods):
+class Channel(QueueMethods, PublishingMethods):
     """A channel over the hooks of :class:`~greenconn.transport.virtual.hooks.AbstractChannel`.
 
     Arguments:
@@ -58,7 +53,6 @@ class Channel(EntityMethods, PolledConsuming, PublishingMethods):
     def __init__(self, connection: PolledLink, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self._init_polling()
-        self._last_queue = ""
         self.exchange_types = {name: cls(self) for name, cls in self.exchange_types.items()}
         options = connection.client.transport_options or {}
         for name in self.from_transport_options:
@@ -73,93 +67,6 @@ class Channel(EntityMethods, PolledConsuming, PublishingMethods):
     def _router_factory(self, exchange: str, type: str) -> Callable[[], Router] | None:
         kind = self.exchange_types.get(type)
         return None if kind is None else lambda: kind.router(exchange)
-
-    # -- queues
-
-    def _check_queue(self, queue: str, method: Method) -> str:
-        return queue or self._last_queue
-
-    @closes_channel
-    def queue_declare(
-        self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> queue_declare_ok_t:
-        """Make a queue.  May switch.
-
-        Arguments:
-            queue: its name; empty makes one up.
-            passive: only check that it exists.
-
-        Returns:
-            its name, how many messages wait, and 0.
-
-        Raises:
-            NotFound: passive, and it does not exist.
-        """
-        name = queue or generated_name("amq.gen-")
-        options = {
-            "durable": durable,
-            "exclusive": exclusive,
-            "auto_delete": auto_delete,
-            "arguments": arguments,
-        }
-        if not passive:
-            self._new_queue(name, **options)
-        elif not self._has_queue(name, **options):
-            raise no_queue(name, self.virtual_host, Method.QUEUE_DECLARE)
-        self._last_queue = name
-        return queue_declare_ok_t(name, self._size(name), 0)
-
-    @closes_channel
-    def queue_delete(
-        self,
-        queue: str = "",
-        if_unused: bool = False,
-        if_empty: bool = False,
-        nowait: bool = False,
-    ) -> int:
-        """Delete a queue and its bindings; return how many messages it had.  May switch.
-
-        Raises:
-            PreconditionFailed: *if_unused*, and this connection consumes from it; *if_empty*, and
-                it is not.
-        """
-        size = self._size(queue)
-        consumers = [
-            (channel, each)
-            for channel in self.connection.channels.values()
-            for each in channel.consumers.values()
-            if each.queue == queue
-        ]
-        if if_unused and consumers:
-            raise in_use("queue", queue, self.virtual_host, Method.QUEUE_DELETE)
-        if if_empty and size:
-            raise not_empty(queue, self.virtual_host, Method.QUEUE_DELETE)
-        rows: list[tuple[Any, ...]] = [
-            (each.exchange, *self._row(queue, each.exchange, each.routing_key, each.arguments))
-            for each in self.state.queue_bindings(queue)
-        ]
-        for channel, consumer in consumers:
-            channel.cancelled_by_broker(consumer)
-        self.state.queue_bindings_delete(queue)
-        for row in rows or [()]:
-            self._delete(queue, *row)
-        return size
-
-    @closes_channel
-    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
-        """Drop the messages of a queue and return how many there were.  May switch."""
-        return self._purge(self._check_queue(queue, Method.QUEUE_PURGE)) or 0
-
-    def after_reply_message_received(self, queue: str) -> None:
-        """A reply queue has done its work: delete it.  May switch."""
-        self.queue_delete(queue)
 
     # -- bindings
 
