@@ -235,6 +235,7 @@ class Conductor:
         elif isinstance(outcome, Exception):
             self.fail(outcome)
         elif self.is_confirmed:
+            self._crew.rejoin()
             self._move(ConsumerState.RUNNING)
 
     def _withdraw(self) -> None:

@@ -55,9 +55,13 @@ class Crew:
         """Take *consumer* in.  Never switches."""
         if not self._consumers:
             self.session.on_closed.append(self._on_closed)
-        self.session.add(self)  # again each time: closing has made it forget
+        self.rejoin()
         self._consumers[consumer] = None
         self.pool.resize(max(self.pool.limit, consumer.plan.concurrency))
+
+    def rejoin(self) -> None:
+        """Be restored after reconnects, whatever the connection has forgotten.  Never switches."""
+        self.session.add(self)
 
     def leave(self, consumer: Conductor) -> None:
         """*consumer* has ended.  Never switches.  Again: does nothing."""

@@ -32,7 +32,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 #: A consumer that ran for so many seconds begins its back-off anew.
 CALM: Final = 10.0
-#: How often the broker may end the whole connection for what we ask, before we stop asking.
+#: How often the broker may end the whole connection for what we ask, or not find a queue that we
+#: have just declared, before we stop asking.
 STRIKES: Final = 3
 
 
@@ -163,13 +164,19 @@ class Restorer:
             return self._strikes >= STRIKES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):
             return False
-        if isinstance(exc, NotFound):
-            # Deleted again, or its node is away.
-            return subscription.is_passive or not subscription.was_confirmed
+        if isinstance(exc, NotFound) and not subscription.is_passive:
+            return self._is_lost_for_good(subscription)
         if isinstance(exc, AccessRefused) and subscription.is_exclusive:
             # After a reconnect the broker may still know the consumer of the former life.
             return not subscription.was_confirmed
         return isinstance(exc, ChannelError)
+
+    def _is_lost_for_good(self, subscription: Subscription) -> bool:
+        """Whether a queue that should be there, and is not, will never be."""
+        # Deleted since it was seen last, or its node is away: look again.
+        subscription.forget_declaration(self._session)
+        self._strikes += 1
+        return not subscription.was_confirmed and self._strikes >= STRIKES
 
     def _transient(self) -> tuple[type[BaseException], ...]:
         return self._session.broker.recoverable_channel_errors

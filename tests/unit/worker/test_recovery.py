@@ -12,7 +12,7 @@ import pytest
 from gevent import get_hub
 
 from greenconn.connection import Connection
-from greenconn.entity import Queue
+from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
 from greenconn.options import Retry
 from greenconn.session.state import SessionState
@@ -198,6 +198,29 @@ def test_a_passive_queue_that_is_deleted_ends_its_consumer(
     assert consumer.state is ConsumerState.FAILED
 
 
+def test_a_queue_that_was_deleted_since_it_was_seen(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    for queue in ("plain", Queue("object")):
+        name = queue if isinstance(queue, str) else queue.name
+        first = spawn_consumer(queue, seen, connection=connection)
+        assert first.wait_ready(CAME)
+        assert first.stop(CAME)
+        desk.channel.queue_delete(name)
+        second = spawn_consumer(queue, seen, connection=connection)
+        assert second.wait_ready(CAME)
+        assert desk.consumers(name) == 1
+
+
+def test_an_exchange_that_does_not_exist(connection: Connection, seen: Seen) -> None:
+    queue = Queue("q", Exchange("absent", passive=True), "key")
+    consumer = spawn_consumer(queue, seen, connection=connection)
+    with pytest.raises(NotFound):
+        consumer.wait_ready(CAME)
+    with pytest.raises(NotFound):
+        consumer.get(timeout=CAME)
+
+
 def test_a_channel_error_hits_only_its_own_channel(
     connection: Connection, desk: Desk, seen: Seen
 ) -> None:
@@ -308,7 +331,9 @@ def test_a_login_that_is_refused_at_the_reconnect_ends_all(unique: str, seen: Se
     memory.reset(unique)
 
 
-def test_a_dropped_connection_comes_back(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_dropped_connection_comes_back(
+    connection: Connection, desk: Desk, seen: Seen, unique: str
+) -> None:
     """``collect`` forgets what a session restores; consumers see to themselves."""
     consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.wait_ready(CAME)
@@ -316,6 +341,9 @@ def test_a_dropped_connection_comes_back(connection: Connection, desk: Desk, see
     assert consumer.wait_ready(CAME)
     desk.publish("q", "x")
     seen.wait(1)
+    memory.restart(unique)
+    recovered(connection, 3)
+    assert consumer.state is ConsumerState.RUNNING
 
 
 def test_the_log_says_little(
