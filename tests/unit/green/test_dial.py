@@ -19,7 +19,7 @@ from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
 
-LONG = Deadline(30)
+LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_se
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
 from tests.fix_wires import Wire, until
 
-LONG = Deadline(30)
+LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 CERTS = Path(__file__).parents[2] / "certs"
 
 

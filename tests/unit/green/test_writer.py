@@ -20,7 +20,7 @@ from tests.fix_interrupts import interruptions
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import Wire, until
 
-LONG = Deadline(30)
+LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
 
 class Line:
