@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from gevent.event import Event
-from greenlet import GreenletExit
+from greenlet import GreenletExit, getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -109,9 +109,11 @@ class Attempt:
             self._greenlet.kill(block=False)
 
     def forget(self) -> None:
-        """After a fork, in the child: nobody here waits for it."""
+        """After a fork, in the child: end it, before it shakes hands on the parent's socket."""
         self._is_over = True
         self._waiters = {}
+        if self._greenlet is not getcurrent():
+            self._greenlet.kill(block=False)
 
     def _run(self) -> None:
         link, error = None, None

@@ -24,6 +24,7 @@ class Life:
     """
 
     __slots__ = (
+        "_can_tell",
         "declare_flight",
         "declared_entities",
         "default_channel",
@@ -34,6 +35,7 @@ class Life:
 
     def __init__(self, link: Any = None, generation: int = 0) -> None:
         self.link = link
+        self._can_tell = hasattr(link, "is_open")
         self.generation = generation
         #: Entities known to exist at the broker; a new life may find another broker.
         self.declared_entities: set[Any] = set()
@@ -46,7 +48,8 @@ class Life:
     @property
     def is_open(self) -> bool:
         """Whether the link may be used."""
-        return self.link is not None and is_open(self.link)
+        # Asked for each event that is drained, so without a call of is_open().
+        return bool(self.link.is_open) if self._can_tell else self.link is not None
 
     @property
     def is_over(self) -> bool:

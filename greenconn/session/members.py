@@ -81,7 +81,7 @@ class Members:
 
     def forget(self) -> None:
         """After a fork, in the child: members are the parent's."""
-        self._all, self._due, self._retries = {}, {}, set()
+        self.clear()
 
     def restore(self, life: Life) -> None:
         """Restore all that are due, in order, while *life* lasts.  May switch."""

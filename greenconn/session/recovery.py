@@ -63,10 +63,6 @@ class Recovery:
         if greenlet is not None and greenlet is not getcurrent():
             greenlet.kill(block=False)
 
-    def forget(self) -> None:
-        """After a fork, in the child: nothing runs here."""
-        self._greenlet = None
-
     def _run(self) -> None:
         began = monotonic()
         error: BaseException | None = None

@@ -181,7 +181,8 @@ class Session:
         """The current life if all that belongs on it is there, else None.  Never switches."""
         life = self.life
         if self._state is SessionState.OPEN and life.is_open:
-            self._check_home()
+            if self._home is not None:
+                self._home.check(self)
             return life
         return None
 
@@ -298,7 +299,7 @@ class Session:
         self.utility.forget()
         self.companions = {}
         self.life = Life()
-        self._recovery.forget()
+        self._recovery.stop()
         self._waiters.forget()
         self._home = None
         if not self.is_closed:

@@ -790,6 +790,33 @@ def test_the_child_of_a_fork_begins_anew(connection: Connection, script: Script)
     assert connection.connection is old
 
 
+def test_the_child_of_a_fork_does_not_go_on_with_an_attempt(
+    connection: Connection, script: Script
+) -> None:
+    read, write = os.pipe()
+
+    def attempt() -> None:
+        gevent.sleep(0.05)
+        os.write(write, b"dialled ")
+
+    script.plan("one", attempt)
+    calling = gevent.spawn(connection.connect)
+    until(lambda: script.attempts)
+    pid = gevent.os.fork()
+    if pid == 0:
+        try:
+            gevent.sleep(0.1)
+            if connection.session.state is SessionState.IDLE:
+                os.write(write, b"idle ")
+        finally:
+            os._exit(0)
+    calling.get(timeout=CAME)
+    os.waitpid(pid, 0)
+    os.close(write)
+    assert sorted(os.read(read, 99).split()) == [b"dialled", b"idle"]
+    os.close(read)
+
+
 def test_repr_shows_the_state(connect: Connect) -> None:
     connection = connect("scripted://me:secret@one")
     assert "idle, life 0" in repr(connection.session)
