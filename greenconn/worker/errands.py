@@ -28,7 +28,7 @@ class Errand:
 
     __slots__ = ("function", "greenlet", "is_called_off", "is_over", "on_over")
 
-    def __init__(self, function: Callable[[], None], on_over: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], object], on_over: Callable[[], None]) -> None:
         self.function = function
         self.on_over = on_over
         self.greenlet: Greenlet[..., Any] | None = None
@@ -62,7 +62,7 @@ class Errands:
         #: Greenlets, with what each does; None when it is about to take the next one.
         self._running: dict[Greenlet[..., Any], Errand | None] = {}
 
-    def send(self, function: Callable[[], None], on_over: Callable[[], None]) -> Errand:
+    def send(self, function: Callable[[], object], on_over: Callable[[], None]) -> Errand:
         """Have *function* called in a greenlet.  Never switches.
 
         Arguments:
