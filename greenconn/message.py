@@ -25,7 +25,7 @@ __all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
 ACK_STATES: Final = frozenset({"ACK", "REJECTED", "REQUEUED"})
 
 #: What a subclass with an ``__init__`` of its own must fill; the rest it may compute when asked.
-ESSENTIAL_SLOTS: Final = ("channel", "delivery_tag", "accept", "errors", "_state", "_decoded_cache")
+ESSENTIAL_SLOTS: Final = ("channel", "delivery_tag", "accept", "_state", "_decoded_cache")
 
 _ErrorTriple = tuple[type[BaseException], BaseException, TracebackType | None]
 

@@ -81,8 +81,8 @@ def split_route(raw: bytes) -> tuple[str, str]:
 class Delivery(Message):
     """A message of ``basic.deliver`` or ``basic.get-ok``.
 
-    Only the delivery tag was read; ``properties``, ``headers``, ``body`` and ``delivery_info`` are
-    computed at their first use.
+    Only the delivery tag was read; ``properties``, ``headers``, ``body``, ``errors`` and
+    ``delivery_info`` are computed at their first use.
 
     Arguments:
         tail: the method's arguments from the delivery tag on (8 bytes), then redelivered (1), exchange
@@ -110,7 +110,6 @@ class Delivery(Message):
         self.raw = raw
         self.consumer_tag = consumer_tag
         self.accept = None
-        self.errors = []
         self._state = "RECEIVED"
         self._decoded_cache = None
 
@@ -129,11 +128,17 @@ class Delivery(Message):
         if name == "delivery_info":
             self.delivery_info = self._delivery_info()
             return self.delivery_info
+        if name == "errors":
+            self.errors = []
+            if self.headers.get("compression"):
+                self.body = self._text()  # what may go wrong
+            return self.errors
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _text(self) -> Any:
         compression = self.headers.get("compression")
         if compression:
+            self.errors = []
             return self._unpacked(self.raw, compression)
         # As amqp's auto_decode: text where the encoding is one of text, else the bytes.
         encoding = self.content_encoding

@@ -39,8 +39,9 @@ _FIELDS: Final = (
     ("cluster_id", 0x0004, "s"),
 )
 
-#: Flags of blocks that differ with every message, or may: not worth keeping.
-_VARYING: Final = 0x2000 | 0x0400 | 0x0200 | 0x0080 | 0x0040
+#: Flags of blocks that differ with every message, or may: not worth keeping.  Nor are headers,
+#: unless their table is empty.
+_VARYING: Final = 0x0400 | 0x0200 | 0x0080 | 0x0040
 _KEPT: Final = 512
 
 _packed: dict[tuple[Any, ...], bytes] = {}
@@ -58,6 +59,7 @@ def pack_properties(
 
     Arguments:
         priority: 0 to 255, or None.
+        headers: an empty table is sent too, as kombu does: readers in other languages look into it.
         properties: further ones by their names in the specification; unknown names and None are
             left out, as kombu does.
 
@@ -66,7 +68,7 @@ def pack_properties(
     """
     if not headers and (not properties or (len(properties) == 1 and "delivery_mode" in properties)):
         mode = properties["delivery_mode"] if properties else None
-        key = (priority, content_type, content_encoding, mode)
+        key = (priority, content_type, content_encoding, mode, headers is None)
         block = _packed.get(key)
         if block is None:
             block = _pack(
@@ -74,6 +76,7 @@ def pack_properties(
                     "priority": priority,
                     "content_type": content_type,
                     "content_encoding": content_encoding,
+                    "application_headers": headers,
                     "delivery_mode": mode,
                 }
             )
@@ -87,7 +90,7 @@ def pack_properties(
             "priority": priority,
             "content_type": content_type,
             "content_encoding": content_encoding,
-            "application_headers": headers or None,
+            "application_headers": headers,
         }
     )
 
@@ -132,9 +135,16 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
     block = header[12:]
     known = _unpacked.get(block)
     if known is not None:
-        return known.copy()
+        known = known.copy()
+        if "application_headers" in known:
+            known["application_headers"] = {}  # whoever writes into it writes into his own
+        return known
     properties: dict[str, Any] = decode_properties_basic(block, 0)[0]
-    if len(block) < 256 and not _flags.unpack_from(block)[0] & _VARYING:
+    if (
+        len(block) < 256
+        and not _flags.unpack_from(block)[0] & _VARYING
+        and not properties.get("application_headers")
+    ):
         if len(_unpacked) >= _KEPT:
             _unpacked.clear()
         _unpacked[block] = properties.copy()
