@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import ConsumerCancelled
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.either import take_either
 from greenconn.green.hub import turn
@@ -62,6 +63,11 @@ class _Arrivals:
             self.over = exc
         self.inbox.fail(exc)
 
+    def forget(self) -> None:
+        """After a fork, in the child: what came is the parent's, and so are those who wait."""
+        self.inbox = Inbox()
+        self.taken = self.over = None
+
     def took(self, message: Any) -> None:
         """Note that *message* was taken out."""
         if self.taken is not None:
@@ -95,6 +101,7 @@ class SimpleBase:
         self.buffer: deque[Any] = deque()
         self._flight = SingleFlight("simple-queue")
         self._arrivals: _Arrivals | None = None
+        fork.register(self)
         self.consumer.register_callback(self._receive)
         if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
             self._arrivals = consumer.sink = _Arrivals(consumer, no_ack)
@@ -191,6 +198,13 @@ class SimpleBase:
             for message in () if self.no_ack else left:
                 with suppress(Exception):
                     message.requeue()
+
+    def forget(self) -> None:
+        """After a fork, in the child: begin anew.  Never switches."""
+        self.buffer = deque()
+        self._flight.forget()
+        if self._arrivals is not None:
+            self._arrivals.forget()
 
     def __enter__(self) -> Self:
         return self

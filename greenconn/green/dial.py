@@ -13,6 +13,7 @@ import gevent
 from gevent import get_hub
 from gevent.socket import gaierror, getaddrinfo
 
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 
 __all__ = ["dial"]
@@ -142,9 +143,26 @@ def configure(sock: RawSocket, settings: Mapping[str | int, int | bytes]) -> Non
         sock.setsockopt(_socket.IPPROTO_TCP, option, value)
 
 
+class _Dialling:
+    """A socket on its way.  In the child of a fork it is closed, or both would talk on it."""
+
+    __slots__ = ("__weakref__", "_sock", "_watcher")
+
+    def __init__(self, sock: RawSocket, watcher: Any) -> None:
+        self._sock = sock
+        self._watcher = watcher
+
+    def forget(self) -> None:
+        # The watcher goes before its descriptor: libev aborts the process on a closed one.
+        self._watcher.stop()
+        self._sock.close()
+
+
 def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
     hub = get_hub()
     watcher = hub.loop.io(sock.fileno(), 2)
+    dialling = _Dialling(sock, watcher)
+    fork.register(dialling)
     timeout = gevent.Timeout(deadline.left())
     try:
         with timeout:
