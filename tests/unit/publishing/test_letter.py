@@ -1,0 +1,193 @@
+"""Options of publish: checked once, each complaint naming what is wrong."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import EncodeError, SerializerNotInstalled
+from greenconn.publishing.letter import ELSEWHERE, OPTIONS, PROPERTIES, Stationery
+
+QUEUE = "mail"
+
+
+def stationery(target: Any = QUEUE, **options: Any) -> Stationery:
+    """What the messages of a call with these options have in common."""
+    return Stationery(target, options)
+
+
+def test_a_message_is_persistent_and_mandatory_unless_it_is_said() -> None:
+    plain = stationery()
+    assert plain.properties == {"delivery_mode": 2}
+    assert plain.mandatory
+    changed = stationery(delivery_mode="transient", mandatory=False)
+    assert changed.properties == {"delivery_mode": 1}
+    assert not changed.mandatory
+
+
+def test_an_exchange_says_how_its_messages_are_kept() -> None:
+    exchange = Exchange("events", delivery_mode="transient")
+    assert stationery(exchange).properties["delivery_mode"] == 1
+    assert stationery(exchange, delivery_mode=2).properties["delivery_mode"] == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "address"),
+    [
+        ("mail", {}, ("", "mail")),
+        (Queue("mail", exchange=Exchange("x"), routing_key="k"), {}, ("", "mail")),
+        (Exchange("events"), {"routing_key": "user.new"}, ("events", "user.new")),
+        (Exchange("events"), {}, ("events", "")),
+        (Exchange(""), {"routing_key": "mail"}, ("", "mail")),
+    ],
+)
+def test_where_a_message_goes(target: Any, options: Any, address: tuple[str, str]) -> None:
+    common = Stationery(target, options)
+    assert (common.exchange, common.routing_key) == address
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "text"),
+    [
+        ("", ValueError, "a queue needs a name"),
+        (Queue(), ValueError, "a queue needs a name"),
+        (b"mail", TypeError, "it is the name of a queue"),
+        (None, TypeError, "it is the name of a queue"),
+        (5, TypeError, "it is the name of a queue"),
+        ("q" * 256, ValueError, "255 bytes"),
+        ("ä" * 128, ValueError, "255 bytes"),
+    ],
+)
+def test_wrong_targets(target: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        stationery(target)
+
+
+def test_names_may_have_255_bytes() -> None:
+    assert stationery("q" * 255).routing_key == "q" * 255
+    assert stationery("ä" * 127).routing_key == "ä" * 127
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind", "text"),
+    [
+        ("prority", 1, TypeError, "did you mean 'priority'"),
+        ("xyz", 1, TypeError, "known: app_id"),
+        ("exchange", "x", TypeError, "give the Exchange as target"),
+        ("retry", True, TypeError, "it retries by itself"),
+        ("routing_key", "k", ValueError, "has its name as routing key"),
+        ("priority", 256, ValueError, "0 to 255"),
+        ("priority", "high", ValueError, "0 to 255"),
+        ("delivery_mode", "persitent", ValueError, "did you mean 'persistent'"),
+        ("delivery_mode", 3, ValueError, "1 or 'transient'"),
+        ("expiration", -1, ValueError, "seconds from 0 up"),
+        ("expiration", "10", ValueError, "seconds from 0 up"),
+        ("expiration", float("nan"), ValueError, "seconds from 0 up"),
+        ("headers", ["a"], TypeError, "a mapping with text as keys"),
+        ("headers", {1: 2}, TypeError, "a mapping with text as keys"),
+        ("content_type", 5, TypeError, "content_type=5"),
+        ("message_id", 5, TypeError, "message_id=5"),
+        ("message_id", "m" * 256, ValueError, "255 bytes"),
+        ("timestamp", "now", ValueError, "a datetime"),
+    ],
+)
+def test_wrong_options_are_named(option: str, value: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        stationery(**{option: value})
+
+
+def test_every_option_is_taken() -> None:
+    moment = datetime(2030, 1, 2)
+    common = stationery(
+        Exchange("x"),
+        routing_key="k",
+        priority=3,
+        expiration=1.5,
+        headers={"a": 1},
+        app_id="app",
+        cluster_id="cluster",
+        correlation_id="c",
+        message_id="m",
+        reply_to=Queue("replies"),
+        timestamp=moment,
+        type="t",
+        user_id="u",
+    )
+    assert common.priority == 3
+    assert common.headers == {"a": 1}
+    assert common.properties == {
+        "delivery_mode": 2,
+        "expiration": "1500",
+        "app_id": "app",
+        "cluster_id": "cluster",
+        "correlation_id": "c",
+        "message_id": "m",
+        "reply_to": "replies",
+        "timestamp": moment,
+        "type": "t",
+        "user_id": "u",
+    }
+
+
+def test_options_that_are_none_are_not_given() -> None:
+    names = (OPTIONS | PROPERTIES) - {"mandatory"}
+    common = stationery(Exchange("x"), **dict.fromkeys(names))
+    assert common.properties == {"delivery_mode": 2}
+    assert common.letter("text").headers is None
+
+
+def test_what_producers_take_and_this_does_not_is_explained() -> None:
+    assert not ELSEWHERE.keys() & (OPTIONS | PROPERTIES)
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "content"),
+    [
+        ({"a": 1}, {}, ("application/json", "utf-8")),
+        ("text", {}, ("text/plain", "utf-8")),
+        (b"bytes", {}, ("application/data", "binary")),
+        ("<a/>", {"content_type": "text/xml"}, ("text/xml", "utf-8")),
+        (b"\xff", {"content_type": "image/png"}, ("image/png", "binary")),
+        (
+            "ä",
+            {"content_type": "text/xml", "content_encoding": "latin-1"},
+            ("text/xml", "latin-1"),
+        ),
+    ],
+)
+def test_content_types(body: Any, options: Any, content: tuple[str, str]) -> None:
+    letter = stationery(**options).letter(body)
+    assert (letter.content_type, letter.content_encoding) == content
+    assert isinstance(letter.body, (bytes, str))
+
+
+def test_a_body_that_is_said_to_be_serialised_must_be() -> None:
+    with pytest.raises(TypeError, match="of type dict"):
+        stationery(content_type="application/json").letter({})
+
+
+def test_compression_is_noted_in_the_headers_of_that_message_only() -> None:
+    common = stationery(compression="gzip", headers={"a": 1})
+    letter = common.letter({"b": 2})
+    assert letter.headers == {"a": 1, "compression": "application/x-gzip"}
+    assert common.headers == {"a": 1}
+
+
+def test_unknown_compressions_and_serializers() -> None:
+    with pytest.raises(ValueError, match="gzpi"):
+        stationery(compression="gzpi").letter("x")
+    with pytest.raises(SerializerNotInstalled, match="jsno"):
+        stationery(serializer="jsno").letter("x")
+
+
+def test_what_cannot_be_encoded() -> None:
+    with pytest.raises(EncodeError):
+        stationery().letter(object())
+
+
+def test_messages_name_where_they_go() -> None:
+    assert str(stationery()) == "queue 'mail'"
+    assert str(stationery(Exchange("x"), routing_key="k")) == "exchange 'x' with routing key 'k'"
