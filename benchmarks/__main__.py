@@ -27,10 +27,10 @@ from tests.brokers.rabbitmq import RabbitMQ
 LIBRARIES = ("greenconn", "kombu")
 WORKS = {
     "publish": "publish, one greenlet",
-    "publish-pool": "publish, 1,000 greenlets through a pool of 10",
+    "publish_pool": "publish, 1,000 greenlets through a pool of 10",
     "confirmed": "confirmed publish, 100 greenlets",
     "consume": "consume, prefetch 100, ack each",
-    "consume-no-ack": "consume, no ack",
+    "consume_no_ack": "consume, no ack",
     "spawned": "spawn_consumer, concurrency 100",
 }
 #: Works that a library has no counterpart of.

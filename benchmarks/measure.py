@@ -17,13 +17,19 @@ import importlib
 import json
 from dataclasses import asdict
 
+from benchmarks.works import OurWorks, Works
+
+#: Messages before the measurement, so that caches and imports are warm.
+WARM_UP = 2000
+
 
 def main() -> None:
     """Measure what the command line names."""
     library, work, count, url = sys.argv[1:5]
-    works = importlib.import_module(f"benchmarks.works_{library}").WORKS
-    works[work](url, min(2000, int(count)))  # caches and connections are warm after this
-    print(json.dumps(asdict(works[work](url, int(count)))))
+    kind = OurWorks if library == "greenconn" else Works
+    function = getattr(kind(importlib.import_module(library), url), work)
+    function(WARM_UP)
+    print(json.dumps(asdict(function(int(count)))))
 
 
 if __name__ == "__main__":
