@@ -138,7 +138,7 @@ def combined(
         # The rest is the transport's to parse: sqla+mysql://..., redis+socket:///path
         prefix, _, inner = scheme.partition("+")
         _check_scheme(prefix, address)
-        name = prefix if is_first or not _is_class(keywords.transport) else keywords.transport
+        name = keywords.transport if _is_class(keywords.transport) else prefix
         host = f"{inner}://{rest}"
         place = replace(
             keywords,

@@ -240,6 +240,54 @@ def test_no_secret_leaves(caplog: pytest.LogCaptureFixture, script: Script) -> N
     assert "secret" in connection.as_uri(include_password=True)
 
 
+class ParsesItself(Transport):
+    """A transport that is given its URLs whole."""
+
+    can_parse_url = True
+
+
+class Masks(ParsesItself):
+    """One that masks them, too."""
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        return uri if include_password else f"masked by {mask}"
+
+
+def test_urls_that_the_transport_parses_are_masked_all_the_same() -> None:
+    url = "other://me:secret@a,b/db?replicaSet=r"
+    connection = Connection(url, transport=ParsesItself)
+    assert connection.as_uri(include_password=True) == url
+    assert "secret" not in connection.as_uri()
+    assert "secret" not in repr(connection)
+    connection = Connection(url, transport=Masks)
+    assert connection.as_uri(mask="x") == "masked by x"
+    assert connection.as_uri(include_password=True) == url
+    assert connection.clone() == connection
+    connection = Connection("scripted+mysql://me:secret@h/db", transport=Transport)
+    assert connection.as_uri(include_password=True) == "scripted+mysql://me:secret@h/db"
+    assert connection.as_uri() == "scripted+mysql://me:**@h/db"
+    assert connection.clone().as_uri(include_password=True) == "scripted+mysql://me:secret@h/db"
+
+
+def test_text_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = Connection("scripted://one", transport=Transport)
+    monkeypatch.setattr(Connection, "create_transport", lambda self: 1 / 0)
+    assert repr(connection).startswith("<Connection: broker at")
+
+
+def test_a_transport_without_classes_of_errors_recovers_from_all() -> None:
+    class Old:
+        connection_errors = (OSError,)
+        channel_errors = (LookupError,)
+
+        def __init__(self, client: Any) -> None:
+            self.client = client
+
+    connection = Connection("one", transport=Old)
+    assert connection.recoverable_connection_errors == (OSError, LookupError)
+    assert connection.recoverable_channel_errors == ()
+
+
 def test_a_password_may_be_a_function() -> None:
     connection = Connection("amqp://me@h", password=lambda: "secret")
     assert connection.as_uri() == "amqp://me:**@h:5672//"
