@@ -27,6 +27,7 @@ from greenconn.exceptions import (
     ResourceError,
     ResourceLocked,
     Unroutable,
+    WrongHub,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.channel import Channel
@@ -784,6 +785,44 @@ def test_a_forked_child_knows_that_it_has_no_connection(amqp_links: Links, queue
     assert ended == [0]
     until(lambda: counts(channel, queue)[0] == 2)
     assert link.is_open
+
+
+def test_another_thread_is_told_that_it_needs_a_connection_of_its_own(
+    amqp_link: AmqpLink, queue: str
+) -> None:
+    channel = amqp_link.channel()
+    fill(channel, queue, 1)
+    got = channel.basic_get(queue)
+    uses: list[Callable[[], object]] = [
+        amqp_link.channel,
+        channel.close,
+        lambda: channel.queue_declare(queue, passive=True),
+        lambda: channel.basic_publish(message(channel), "", queue),
+        lambda: channel.basic_publish_confirm(message(channel), "", queue),
+        lambda: channel.basic_consume(queue, "tag", callback=print),
+        lambda: channel.basic_get(queue),
+        lambda: channel.basic_ack(got.delivery_tag),
+        lambda: channel.basic_reject(got.delivery_tag, True),
+        lambda: channel.basic_recover(True),
+        lambda: amqp_link.drain(Deadline(0)),
+        amqp_link.close,
+    ]
+
+    def refusal(use: Callable[[], object]) -> str:
+        try:
+            use()
+        except WrongHub as exc:
+            return str(exc)
+        return "none"
+
+    pool = gevent.get_hub().threadpool
+    for use in uses:
+        text = str(pool.spawn(refusal, use).get(timeout=WAIT))
+        assert "'MainThread'" in text
+        assert "clone" in text
+    assert counts(channel, queue) == (0, 0)
+    channel.basic_ack(got.delivery_tag)
+    assert not channel._consumers
 
 
 # A broker that takes nothing.

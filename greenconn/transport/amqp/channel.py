@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import amqp
 from amqp import spec
 from amqp.exceptions import error_for_code
-from amqp.protocol import queue_declare_ok_t
 from amqp.serialization import dumps, loads
+from gevent import get_hub
 
 from greenconn.exceptions import (
     ChannelError,
@@ -42,6 +42,7 @@ from greenconn.transport.amqp.rpc import (
     expected_of,
     ids_of,
 )
+from greenconn.transport.amqp.topology import Topology
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, method_frame
 
@@ -57,7 +58,7 @@ _ACK: Final = ids_of(spec.Basic.Ack)
 _NACK: Final = ids_of(spec.Basic.Nack)
 
 
-class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
+class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
     """One channel.
 
     Any greenlet of the connection's hub may call any method at any time.
@@ -75,6 +76,7 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
         #: Why the channel can no longer be used; None while it can.
         self._gone: BaseException | None = None
         self._closing = False
+        self._hub = link.home.hub
         self._init_consuming()
         super().__init__(link, auto_decode=False)
         self._init_publisher(link)
@@ -145,12 +147,23 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
             sig, arguments, wait=wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply
         )
 
+    def check_hub(self) -> None:
+        """Raise if the caller is in another thread than the connection.
+
+        Raises:
+            WrongHub: names both threads and the remedy.
+        """
+        self.connection.home.check(self)
+
     def pass_gate(self) -> None:
         """Wait for the turn to write.  May switch.
 
         Raises:
+            WrongHub: the caller is in another thread than the connection.
             RecoverableChannelError, RecoverableConnectionError: the channel is gone by then.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         if self._writer.gate:
             self.connection.gate.pass_through()
         if self._gone is not None:
@@ -242,6 +255,8 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
 
         Deliveries that were not answered go back to their queues.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         if self._writer.gate and self._gone is None:
             self.connection.gate.pass_through()
         if self._gone is not None:
@@ -323,39 +338,6 @@ class Channel(Consuming, Publisher, amqp.Channel, StdChannel):
             self.confirm_select()
         for name, handlers in old.events.items():
             self.events[name] |= handlers
-
-    def queue_declare(
-        self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = True,
-        nowait: bool = False,
-        arguments: Any = None,
-        argsig: str = "BsbbbbbF",
-    ) -> Any:
-        """Declare a queue.  May switch.
-
-        A queue that the broker named is deleted when its caller is killed before it knows the name.
-
-        Returns:
-            Name, number of messages and of consumers; None with *nowait*.
-        """
-        reply = self.send_method(
-            spec.Queue.Declare,
-            argsig,
-            (0, queue, passive, durable, exclusive, auto_delete, nowait, arguments),
-            wait=None if nowait else spec.Queue.DeclareOk,
-            returns_tuple=True,
-            undo=None if queue else self._undo_declare,
-        )
-        return None if nowait else queue_declare_ok_t(*reply)
-
-    def _undo_declare(self, reply: Reply) -> None:
-        if self._gone is None:
-            name = self._decode(reply[0], reply[1])[0]
-            self.call(spec.Queue.Delete, dumps("Bsbbb", (0, name, False, False, True)))
 
     # In the reader: nothing here may switch or run user code.
 

@@ -122,7 +122,8 @@ class AmqpLink(Link, amqp.Connection):
         self._address = (host, port)
         self._tls = tls
         self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
-        self._home = Home()
+        #: The thread that this connection belongs to.
+        self.home = Home()
         self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._handshake = Handshake()
@@ -238,7 +239,7 @@ class AmqpLink(Link, amqp.Connection):
         Raises:
             ResourceError: the broker allows no more channels; says how many.
         """
-        self._home.check(self)
+        self.home.check(self)
         self.check_open()
         if self.writer.gate:
             self.gate.pass_through()
@@ -285,6 +286,11 @@ class AmqpLink(Link, amqp.Connection):
         finally:
             self.budget.end_wait()
 
+    def drain(self, deadline: Deadline) -> None:
+        """Run the next event in the calling greenlet; see :meth:`Link.drain`.  May switch."""
+        self.home.check(self)
+        super().drain(deadline)
+
     def check_size(self, size: int) -> None:
         """Refuse a body that the broker would refuse, before a byte of it is sent.
 
@@ -312,6 +318,7 @@ class AmqpLink(Link, amqp.Connection):
         """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing."""
         if self.lost is not None or self._closing is not None:
             return
+        self.home.check(self)
         if self._handshake.is_done:
             self._closing = Slot()
             self.writer.flush()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
 from amqp.serialization import dumps, loads
+from gevent import get_hub
+from gevent.hub import Hub
 
 from greenconn.exceptions import PreconditionFailed
 from greenconn.identity import uuid
@@ -38,12 +40,14 @@ class Consuming:
     connection: AmqpLink
     channel_id: int
     call: Callable[..., Any]
+    check_hub: Callable[[], None]
     pack: Callable[..., bytes]
     pass_gate: Callable[[], None]
     send_method: Callable[..., Any]
     no_ack_consumers: Any  # set[str]: amqp.Channel makes it
     _calls: CallLine
     _gone: BaseException | None
+    _hub: Hub
     _writer: Writer
 
     def _init_consuming(self) -> None:
@@ -210,6 +214,8 @@ class Consuming:
             PreconditionFailed: this channel has no unanswered delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         if self._gone is not None:
             self._check_answerable()
             return
@@ -230,6 +236,8 @@ class Consuming:
             PreconditionFailed: this channel has no unanswered delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         if self._writer.gate:
             self.connection.gate.pass_through()
         if self._gone is not None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 from amqp.exceptions import error_for_code
 from amqp.serialization import dumps, loads
+from gevent import get_hub
+from gevent.hub import Hub
 
 from greenconn.exceptions import ChannelError, ContentTooLarge
 from greenconn.green.deadline import Deadline
@@ -45,10 +47,12 @@ class Publisher:
     connection: AmqpLink
     channel_id: int
     call: Callable[..., Any]
+    check_hub: Callable[[], None]
     pass_gate: Callable[[], None]
     is_open: bool
     events: dict[str, set[Any]]
     _gone: BaseException | None
+    _hub: Hub
 
     def _init_publisher(self, link: AmqpLink) -> None:
         self._writer: Writer = link.writer
@@ -101,6 +105,8 @@ class Publisher:
             ConnectionBlocked: it waited in vain; nothing was sent.
             RecoverableConnectionError, RecoverableChannelError: the channel is gone.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         writer = self._writer
         if writer.gate or self._gate.blocked is not None:
             self.connection.gate.pass_through(Deadline(timeout), publishing=True)
@@ -242,6 +248,8 @@ class Publisher:
         Raises:
             As :meth:`basic_publish_confirm`, save what only the broker's answer can tell.
         """
+        if get_hub() is not self._hub:
+            self.check_hub()
         writer = self._writer
         if writer.gate or self._gate.blocked is not None:
             self._gate.pass_through(deadline, publishing=True)
