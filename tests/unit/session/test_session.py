@@ -772,9 +772,10 @@ def test_the_child_of_a_fork_begins_anew(connection: Connection, script: Script)
     connection.connect()
     old = script.link
     read, write = os.pipe()
-    pid = gevent.os.fork()
+    pid = os.fork()  # gevent's own would watch for children from now on
     if pid == 0:
         try:
+            gevent.reinit()
             assert connection.session.state is SessionState.IDLE
             assert connection.connect() is not old
             old.end(RecoverableConnectionError("of the parent"))
@@ -802,9 +803,10 @@ def test_the_child_of_a_fork_does_not_go_on_with_an_attempt(
     script.plan("one", attempt)
     calling = gevent.spawn(connection.connect)
     until(lambda: script.attempts)
-    pid = gevent.os.fork()
+    pid = os.fork()  # gevent's own would watch for children from now on
     if pid == 0:
         try:
+            gevent.reinit()
             gevent.sleep(0.1)
             if connection.session.state is SessionState.IDLE:
                 os.write(write, b"idle ")
