@@ -186,20 +186,37 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
 
     Arguments:
         connection: None is the default one; a URL the one that this thread keeps for it; for a
-            connection it is one clone, which is kept, and closed when the connection is.  On other
+            connection it is one clone, which is kept until the connection is closed.  On other
             transports than AMQP it is the connection itself.
     """
     if isinstance(connection, Connection):
         companions = connection.session.companions
-        publisher = companions.get(PUBLISHER)
-        if not isinstance(publisher, Connection):
-            publisher = companions[PUBLISHER] = _beside(connection)
-            if publisher is not connection:
-                connection.session.on_closed.append(publisher.close)
-        return publisher
+        if PUBLISHER not in companions:
+            _choose_publisher(connection)
+        # None is the connection itself, which may be another facade each time.
+        publisher: Connection | None = companions[PUBLISHER]
+        return connection if publisher is None else publisher
     if connection is None:
         return default_connection("publish")
     return _kept.get().pair(_checked(connection)).of("publish")
+
+
+def _choose_publisher(connection: Connection) -> None:
+    session = connection.session
+    beside = _beside(connection)
+    publisher = None if beside is connection else beside
+    if session.is_closed:
+        session.restart()  # it is used again, and can be closed again
+
+    def close() -> None:
+        # It is chosen anew: the connection may be switched to another broker.
+        session.on_closed.remove(close)
+        session.companions.pop(PUBLISHER, None)
+        if publisher is not None:
+            publisher.close()
+
+    session.companions[PUBLISHER] = publisher
+    session.on_closed.append(close)
 
 
 def reset() -> None:
