@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.channel import Channel
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.virtual import UndeliverableWarning
+from tests.forked import holds_in_child
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 
@@ -246,18 +246,14 @@ def test_child_of_a_fork_begins_empty(vhost: str) -> None:
     store = Store()
     channel.basic_consume("q", sink=store)
     send(channel, "x")
-    pid = os.fork()
-    if not pid:
-        is_empty = (
-            not memory.broker_of(vhost).queues
-            and not link.is_open
-            and not channel.is_open
-            and store.lost == []
-        )
+
+    def begins_empty() -> bool:
+        is_empty = not memory.broker_of(vhost).queues and store.lost == []
         again = Channel(connect(vhost))
         again.queue_declare("q")
-        os._exit(0 if is_empty and again.basic_get("q") is None else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        return is_empty and not (link.is_open or channel.is_open or again.basic_get("q"))
+
+    assert holds_in_child(begins_empty)
     assert link.is_open
     store[0].requeue()
     assert len(store) == 2

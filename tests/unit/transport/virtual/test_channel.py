@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from queue import Empty
@@ -29,6 +28,7 @@ from greenconn.transport import virtual
 from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
 from greenconn.transport.virtual.transport import PolledLink
+from tests.forked import holds_in_child
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 
@@ -366,10 +366,7 @@ def test_child_of_a_fork_does_not_ask(
 ) -> None:
     channel.basic_consume("q", callback=print)
     until(lambda: shelf.asked)
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if not link.is_open and link.poller._greenlet is None else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert holds_in_child(lambda: not link.is_open and link.poller._greenlet is None)
     assert link.is_open
 
 
