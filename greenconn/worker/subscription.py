@@ -197,9 +197,11 @@ class Subscription:
                 sink=sink,
             )
         except BaseException as exc:
+            # The channel undoes what the broker does of it after all; not here: RabbitMQ 3.10 ends the
+            # connection when it is told to cancel a consumer that it has not confirmed yet.
             sink.lost = exc
             self._sink = None
-            self._abandon(channel)
+            self.tag = self._new_tag()
             raise
         self.was_confirmed = sink.is_confirmed = True
         if sink.lost is not None:
@@ -208,7 +210,7 @@ class Subscription:
             ) from sink.lost
 
     def _abandon(self, channel: Any) -> None:
-        """Killed, or failed in some other way: the broker may know the consumer all the same."""
+        """Killed before the broker said that the consumer is gone: what still comes goes back."""
         tag = self.tag
         # What is done late about the old tag must not hit the next attempt.
         self.tag = self._new_tag()

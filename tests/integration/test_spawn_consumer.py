@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -27,7 +28,7 @@ from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
-from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_leaks import native_threads, open_sockets
 
@@ -289,6 +290,67 @@ def test_kills_while_it_begins_leave_no_consumer(
         consumer.kill(timeout=CAME)
         assert consumer.dead
     until(lambda: desk.counts(q) == (30, 0))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_lives(
+    connection: Connection, desk: Desk, unique: str, long: bool, seed: int
+) -> None:
+    """Consumers come and go on the same channels, are paused and killed, and so are their parts."""
+    rng = random.Random(seed)
+    names = [desk.queue(f"{unique}-{number}") for number in range(4)]
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        if rng.random() < 0.5:
+            turn()
+        if rng.random() < 0.05:
+            raise gevent.GreenletExit if rng.random() < 0.3 else ValueError
+        done.append(body)
+
+    def disturb(consumer: ConsumerGreenlet) -> None:
+        conductor = consumer.conductor
+        errand, workers = conductor._errand, list(conductor.line._workers)
+        dice = rng.random()
+        if dice < 0.3:
+            gevent.spawn(consumer.stop, rng.choice([None, 0.0, 0.05]))
+        elif dice < 0.5:
+            gevent.spawn(consumer.kill)
+        elif dice < 0.7:
+            gevent.spawn(consumer.pause)
+        elif dice < 0.85:
+            consumer.resume()
+        elif errand is not None and errand.greenlet is not None and dice < 0.95:
+            errand.greenlet.kill(block=False)
+        elif workers:
+            workers[0].greenlet.kill(block=False)
+
+    total = 0
+    consumers: list[ConsumerGreenlet] = []
+    for _ in range(3000 if long else 300):
+        consumers = [each for each in consumers if not each.dead]
+        if len(consumers) < 20 and rng.random() < 0.5:
+            options: Any = {
+                "concurrency": rng.choice([1, 3]),
+                "on_error": "requeue",
+                "retry": rng.choice([None, Retry(delay=0.002)]),
+            }
+            queue: Any = rng.choice([names[0], rng.sample(names, 2)])
+            consumers.append(spawn_consumer(queue, handler, connection=connection, **options))
+        if consumers and rng.random() < 0.5:
+            disturb(rng.choice(consumers))
+        if rng.random() < 0.1:
+            count = rng.randrange(100)
+            desk.publish(rng.choice(names), *range(total, total + count))
+            total += count
+        for _ in range(rng.randrange(10)):
+            turn()
+    assert stop_consumers(CAME)
+    until(lambda: len(done) + sum(desk.counts(name)[0] for name in names) >= total)
+    left = [body for name in names for body in desk.drained(name)]
+    assert sorted([*done, *left]) == list(range(total))
+    assert [desk.counts(name) for name in names] == [(0, 0)] * len(names)
+    assert connection.session.generation == 1
 
 
 def test_pause_and_resume_under_load(connection: Connection, desk: Desk, q: str) -> None:

@@ -133,18 +133,26 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         *,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
+        tag: bytes | None = None,
     ) -> Any:
         """Write a method and, with *wait*, return its reply.  May switch.
 
         Arguments:
             undo: what to do with the reply when the caller was killed before it had it.
             on_reply: what the reader notes when the reply comes.
+            tag: see :class:`~greenconn.transport.amqp.rpc.Call`.
         """
         self.check_open()
         arguments = self.pack(sig, format, args) if format else b""
         self.pass_gate()
         return self.call(
-            sig, arguments, wait=wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply
+            sig,
+            arguments,
+            wait=wait,
+            returns_tuple=returns_tuple,
+            undo=undo,
+            on_reply=on_reply,
+            tag=tag,
         )
 
     def check_hub(self) -> None:
@@ -196,6 +204,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
+        tag: bytes | None = None,
     ) -> Any:
         """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
         if self._ledger.pending:
@@ -203,7 +212,9 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         self._writer.write(method_frame(self.channel_id, sig, arguments))
         self._last_request = ids_of(sig)
         if wait:
-            return self.wait(wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply)
+            return self.wait(
+                wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply, tag=tag
+            )
         return None
 
     def wait(
@@ -215,6 +226,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         *,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
+        tag: bytes | None = None,
     ) -> Any:
         """Wait for the reply to the method that was written just now.  May switch.
 
@@ -222,7 +234,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         """
         if self._gone is not None:
             self.check_open()  # the connection ended in that very write
-        call = Call(self._last_request, expected_of(method), undo, on_reply)
+        call = Call(self._last_request, expected_of(method), undo, on_reply, tag)
         self._calls.append(call)
         try:
             ids, payload, header, body = self.connection.wait_reply(call.slot, self, timeout)

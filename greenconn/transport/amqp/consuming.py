@@ -143,6 +143,7 @@ class Consuming:
                 wait=None if nowait else spec.Basic.ConsumeOk,
                 undo=lambda reply: self._cancel_late(consumer),
                 on_reply=consumer.start,
+                tag=key,
             )
         except BaseException:
             consumer.leave(ConsumerState.ABANDONED)
@@ -156,7 +157,8 @@ class Consuming:
             self._writer.write(
                 method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
             )
-            call = Call(_CANCEL, frozenset((_CANCEL_OK,)))
+            key = consumer.tag.encode("utf-8", "surrogatepass")
+            call = Call(_CANCEL, frozenset((_CANCEL_OK,)), tag=key)
             call.abandon()
             self._calls.append(call)
 
@@ -173,6 +175,7 @@ class Consuming:
             argsig,
             (consumer_tag, nowait),
             wait=None if nowait else spec.Basic.CancelOk,
+            tag=key,
         )
         if nowait and key in self._consumers:
             self._consumers[key].leave(ConsumerState.CANCELLED)

@@ -1,11 +1,12 @@
 """Calls of a channel that wait for a reply: first in, first out.
 
 The broker answers the methods of a channel in the order in which they were sent, so a reply belongs to
-the oldest call.  A greenlet that is killed while it waits leaves its call in the line: its late reply
-is taken, and undone where it left something behind (see ``Call.undo``).
+the oldest call.  There is one exception: ``basic.consume`` and ``basic.cancel`` are answered by the
+queue (in RabbitMQ a process of its own), so their replies may be overtaken by those to later methods.
+They name the consumer, which tells whose they are.
 
-What a reply changes in the state of the channel is noted by the reader (``Call.on_reply``), not by the
-caller, who runs later: other methods of the broker may come in between, or the caller may be killed.
+A greenlet that is killed while it waits leaves its call in the line: its late reply is taken, and
+undone where it left something behind (see ``Call.undo``).
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Call:
         expected: ids of the replies that answer it.
         undo: what to do with a reply when its caller has left.
         on_reply: what to note as soon as it comes.
+        tag: the consumer, where a queue answers: later calls may be answered before this one.
     """
 
-    __slots__ = ("expected", "on_reply", "request", "slot", "undo")
+    __slots__ = ("expected", "on_reply", "request", "slot", "tag", "undo")
 
     def __init__(
         self,
@@ -49,12 +51,20 @@ class Call:
         expected: frozenset[Ids],
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
+        tag: bytes | None = None,
     ) -> None:
         self.request = request
         self.expected = expected
         self.undo = undo
         self.on_reply = on_reply
+        self.tag = tag
         self.slot: Slot[Reply] = Slot()
+
+    def takes(self, reply: Reply) -> bool:
+        """Whether *reply* may be the answer to this call."""
+        ids, payload, _, _ = reply
+        tag = self.tag
+        return ids in self.expected and (tag is None or payload[5 : 5 + payload[4]] == tag)
 
     def give_up(self) -> None:
         """The caller was killed: if the reply has come nevertheless, it is undone."""
@@ -85,11 +95,15 @@ class CallLine:
         self._calls.append(call)
 
     def settle(self, reply: Reply) -> bool:
-        """Hand *reply* to the oldest call.  False if that does not expect it.  Never switches."""
-        calls = self._calls
-        if not calls or reply[0] not in calls[0].expected:
+        """Hand *reply* to the call that it answers.  False if there is none.  Never switches."""
+        for call in self._calls:
+            if call.takes(reply):
+                break
+            if call.tag is None:
+                return False
+        else:
             return False
-        call = calls.popleft()
+        self._calls.remove(call)
         if call.on_reply is not None:
             call.on_reply(reply)
         if not call.slot.offer(reply) and call.undo is not None:
@@ -101,22 +115,25 @@ class CallLine:
 
         Arguments:
             cause: the broker's error, or the reason why the connection ended.
-            request: ids of the method that the broker blames.  The oldest call gets *cause* itself if
-                it sent that method; the others get an error that names it: it is not theirs.
-                None gives *cause* to all.
+            request: ids of the method that the broker blames.  The oldest call that awaits an answer
+                gets *cause* itself if it sent that method; the others get an error that names it: it
+                is not theirs.  None gives *cause* to all.
 
         Returns:
             Whether a caller that still waits got the broker's error as its own.
         """
         calls, self._calls = self._calls, deque()
-        owned = False
-        for position, call in enumerate(calls):
+        owned, may_be_it = False, request is not None
+        for call in calls:
             if request is None:
                 call.slot.fail(cause)
-            elif position == 0 and call.request == request:
+            elif may_be_it and call.request == request:
                 owned = call.slot.fail(cause)
+                may_be_it = False
             else:
                 call.slot.fail(not_yours(cause))
+                # What a queue answers may have been done, and the answer be on its way.
+                may_be_it = may_be_it and call.tag is not None
         return owned
 
 
