@@ -147,7 +147,7 @@ class Connection(Shortcuts, Persistent):
         """Close, and mean another broker from now on.  Opens nothing.  May switch.
 
         Arguments:
-            conn_str: a URL, or a host name that takes the place of the current one.
+            conn_str: a URL, or a host name that takes the place of the first one.
         """
         session = self.session
         session.close()

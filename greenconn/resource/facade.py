@@ -97,7 +97,9 @@ def facade_over(core: Any, pool: Lender) -> Any:
     kind = type(core)
     made = _classes.get(kind)
     if made is None:
-        members = {name: _forwarder(name) for name in FORWARDED if hasattr(kind, name)}
+        # Not hasattr(), which finds the metaclass's __call__ in every class.
+        found = {name for cls in kind.__mro__ for name in vars(cls)}
+        members: dict[str, Any] = {name: _forwarder(name) for name in FORWARDED if name in found}
         made = _classes[kind] = type(kind.__name__, (Facade,), {"__slots__": (), **members})
     return made(core, pool)
 

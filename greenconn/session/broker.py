@@ -54,7 +54,7 @@ class Broker:
         self.keywords = keywords
         self.failover = failover
         self._client = client
-        self._parameters = parameters
+        self._first = self._parameters = parameters
         self._transport: Any = None
         self._key: ParameterKey | None = None
 
@@ -98,14 +98,15 @@ class Broker:
         """Mean another broker from now on.
 
         Arguments:
-            address: a URL or a host name; the keywords fill what it leaves blank.
+            address: a URL, where the keywords fill what it leaves blank; or a host name, which
+                takes the place of the first one.
             keeps_transport: a ``transport`` argument that is a class wins over the URL's scheme.
         """
         keywords = self.keywords if keeps_transport else replace(self.keywords, transport=None)
         if "://" not in address:
-            keywords = replace(self._parameters, port=self.keywords.port)
+            keywords = self._first
         self._parameters = combined(address, keywords)[0]
-        self._transport = None
+        self._transport = self._key = None
 
     def advance(self) -> None:
         """Mean the next broker of the failover list, if there is one."""
@@ -119,10 +120,22 @@ class Broker:
         Arguments:
             deadline: for the whole of it; transports written for kombu bound themselves.
         """
+        self._fill_blanks()
         establish = self.transport.establish_connection
         if _takes_deadline(establish):
             return establish(deadline)
         return establish()
+
+    def _fill_blanks(self) -> None:
+        """Let the connection say what the transport takes for what was not given, as kombu does."""
+        defaults = self.transport.default_connection_params
+        blanks = {
+            name: defaults[name]
+            for name in _FILLED
+            if name in defaults and not getattr(self._parameters, name)
+        }
+        if blanks:
+            self._parameters = replace(self._parameters, **blanks)
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:

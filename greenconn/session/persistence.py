@@ -51,7 +51,7 @@ class Persistent(Capabilities):
             interval_start: seconds to wait after the first round over the brokers of the list.
             interval_step: seconds by which each wait is longer than the one before.
             interval_max: seconds that no wait exceeds.
-            callback: called before each wait, and once a second in it.
+            callback: called before each wait, and at the beginning of each whole second of it.
             reraise_as_library_errors: raise OperationalError rather than the transport's error.
             timeout: seconds for all of it; None or 0 has no end.
 
@@ -140,7 +140,8 @@ class Persistent(Capabilities):
         Arguments:
             obj: its ``revive(channel)`` is called before *fun* is called again.
             fun: what to call.
-            errback: called with each error and the seconds until the next attempt.
+            errback: called with each error of connection or channel, and the seconds until the next
+                attempt.
             max_retries: calls after the first; None never gives up.
             interval_start, interval_step, interval_max: seconds between attempts.
             on_revive: called with the channel after ``obj.revive``.

@@ -19,7 +19,7 @@ from greenconn.wire.backoff import Backoff
 
 __all__ = ["NotConnected", "Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
 
-#: Seconds between two calls of ``callback`` while one waits (kombu's).
+#: Seconds between two calls of ``callback`` in a long wait (kombu's).
 CALLBACK_INTERVAL: Final = 1.0
 
 _RETRY_OPTIONS: Final = (
@@ -139,13 +139,14 @@ def _pause(
     session: Session, interval: float, deadline: Deadline, callback: Callable[[], Any] | None
 ) -> None:
     pause = deadline.within(interval)
+    whole = 0 if callback is None else int(interval // CALLBACK_INTERVAL)
     while not session.is_open and not pause.has_ended:
         left = pause.left() or 0.0
-        if callback is None:
-            session.pause(left)
-        else:
-            session.pause(min(left, CALLBACK_INTERVAL))
+        if whole and callback is not None:
+            whole -= 1
             callback()
+            left = min(left, CALLBACK_INTERVAL)
+        session.pause(left)
 
 
 def ensured(
@@ -217,9 +218,9 @@ class _Ensured:
                     if not self._may_repeat(exc, retries) or deadline.has_ended:
                         raise
                     interval = 0.0 if retries == 0 else next(intervals)
-                    if policy.errback is not None:
-                        policy.errback(exc, interval)
                     must_revive = not isinstance(exc, self._retry_errors)
+                    if policy.errback is not None and must_revive:
+                        policy.errback(exc, interval)
                 # Outside of the handler, so that the next error does not carry this one along.
                 self._prepare(retries, interval, must_revive, deadline)
         raise AssertionError("unreachable")

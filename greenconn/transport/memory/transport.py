@@ -80,6 +80,10 @@ class Transport(base.Transport):
     default_port = None
 
     @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {"hostname": "localhost", "port": self.default_port}
+
+    @property
     def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
         return (RecoverableConnectionError,)
 
