@@ -17,7 +17,7 @@ from greenconn.green.hub import turn
 from greenconn.green.slot import Slot
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
 
-SOON, LONG = Deadline(0.01), Deadline(30)
+LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
 
 def state_of(slot: Slot[int]) -> str:
