@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,3 +118,32 @@ def test_nobody_listens(own_rabbitmq: RabbitMQ) -> None:
         own_rabbitmq.start_app()
         assert connection.connect() is connection.connection
         assert connection.session.state is SessionState.OPEN
+
+
+def test_killing_anywhere_leaks_no_channel(amqp_url: str, unique: str, long: bool) -> None:
+    """Greenlets that share one connection are killed at random moments; then all is in order."""
+    rounds = 1000 if long else 60
+    chance = random.Random(rounds)
+    with Connection(amqp_url) as connection:
+        producer = connection.Producer()
+
+        def use() -> None:
+            connection.default_channel.queue_declare(queue=unique, auto_delete=False)
+            producer.publish("x", routing_key=unique, retry=True)
+            with connection.channel() as channel:
+                channel.queue_declare(queue=unique, passive=True)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.001)
+
+        for _ in range(rounds):
+            users = [gevent.spawn(use) for _ in range(5)]
+            if chance.random() < 0.2:
+                connection.collect()
+            gevent.sleep(chance.random() * 0.01)
+            gevent.killall(users)
+        users = [gevent.spawn(use) for _ in range(20)]
+        gevent.joinall(users, timeout=CAME, raise_error=True)
+        link = connection.connection
+        numbers = [number for number, channel in link.channels.items() if number and channel]
+        assert len(numbers) <= 2, numbers
+        connection.default_channel.queue_delete(unique)
