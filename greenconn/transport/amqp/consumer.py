@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from greenconn.exceptions import ConsumerCancelled
+from greenconn.green.slot import Slot
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -49,6 +50,7 @@ class ChannelConsumer:
         "sink",
         "state",
         "tag",
+        "watchers",
     )
 
     def __init__(
@@ -69,6 +71,8 @@ class ChannelConsumer:
         self.on_cancel = on_cancel
         self.sink = sink
         self.state = ConsumerState.STARTING
+        #: Those who wait until it is no longer starting.
+        self.watchers: list[Slot[None]] = []
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
             sink.taken = self._taken if unbounded else None
@@ -85,6 +89,12 @@ class ChannelConsumer:
         """Nobody wants it any more: what still comes goes back to the queue.  Never switches."""
         self.state = state
         self.deliver = self._refuse
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        for slot in self.watchers:
+            slot.offer(None)
+        self.watchers.clear()
 
     # All of these run in the reader: they append, wake and return.
 
@@ -92,6 +102,7 @@ class ChannelConsumer:
         """The broker confirmed it."""
         if self.state is ConsumerState.STARTING:
             self.state = ConsumerState.RUNNING
+            self._tell_watchers()
 
     def _refuse(self, message: Delivery) -> None:
         if not self.no_ack:
@@ -115,6 +126,7 @@ class ChannelConsumer:
         Arguments:
             cancelled: the broker cancelled this one consumer; the channel lives on.
         """
+        self._tell_watchers()
         if self.state is not ConsumerState.RUNNING:
             return  # the caller of ``basic_consume`` is told, or nobody cares
         if self.sink is not None:

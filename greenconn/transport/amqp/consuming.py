@@ -12,6 +12,8 @@ from gevent import get_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import PreconditionFailed
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
 from greenconn.transport.amqp.message import Delivery
@@ -165,11 +167,20 @@ class Consuming:
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:
         """End a consumer.  May switch.  An unknown tag: does nothing.
 
-        Deliveries that came before the broker's reply are handed over as any other.
+        One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
+        it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
+        over as any other.
         """
         key = consumer_tag.encode("utf-8", "surrogatepass")
-        if key not in self._consumers:
+        consumer = self._consumers.get(key)
+        if consumer is not None and consumer.state is ConsumerState.STARTING:
+            slot: Slot[None] = Slot()
+            consumer.watchers.append(slot)
+            slot.wait(Deadline(self.connection.options.reply_timeout))
+        if self._consumers.get(key) is not consumer or consumer is None:
             return
+        if consumer.state is ConsumerState.ABANDONED:
+            return  # it is cancelled as soon as it is confirmed
         self.send_method(
             spec.Basic.Cancel,
             argsig,
