@@ -66,7 +66,7 @@ class Inbox(Generic[T]):
 
     def put(self, item: T) -> None:
         """Append *item*, or hand it to the greenlet that has waited longest."""
-        if not self._hand_over(item):
+        if not self._takers or not self._hand_over(item):
             self._items.append(item)
 
     def put_back(self, item: T) -> None:
@@ -138,7 +138,7 @@ class Inbox(Generic[T]):
                     self._streak_began = now
                     turn()
             if items:
-                return self._take()
+                return self._take() if self._handed else items.popleft()
         left = deadline.left()
         if left == 0.0:
             turn()

@@ -18,6 +18,7 @@ from typing import Any, Final
 import amqp
 from amqp import spec
 from amqp.serialization import dumps, loads
+from gevent import get_hub
 
 from greenconn._version import __version__
 from greenconn.exceptions import (
@@ -288,8 +289,12 @@ class AmqpLink(Link, amqp.Connection):
 
     def drain(self, deadline: Deadline) -> None:
         """Run the next event in the calling greenlet; see :meth:`Link.drain`.  May switch."""
-        self.home.check(self)
-        super().drain(deadline)
+        if get_hub() is not self.home.hub:
+            self.home.check(self)
+        if self.lost is not None:
+            self.check_open()
+        function, argument = self.events.get(deadline)
+        function(argument)
 
     def check_size(self, size: int) -> None:
         """Refuse a body that the broker would refuse, before a byte of it is sent.
