@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 
 from greenconn.exceptions import (
     AccessRefused,
@@ -815,11 +816,14 @@ def test_another_thread_is_told_that_it_needs_a_connection_of_its_own(
             return str(exc)
         return "none"
 
-    pool = gevent.get_hub().threadpool
-    for use in uses:
-        text = str(pool.spawn(refusal, use).get(timeout=WAIT))
-        assert "'MainThread'" in text
-        assert "clone" in text
+    pool = ThreadPool(1)
+    try:
+        for use in uses:
+            text = str(pool.spawn(refusal, use).get(timeout=WAIT))
+            assert "'MainThread'" in text
+            assert "clone" in text
+    finally:
+        pool.kill()
     assert counts(channel, queue) == (0, 0)
     channel.basic_ack(got.delivery_tag)
     assert not channel._consumers
