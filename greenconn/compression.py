@@ -206,7 +206,7 @@ _decoders: dict[str, Decoder] = {}
 
 
 def register(
-    encoder: Encoder, decoder: Decoder, content_type: str, aliases: Iterable[str] = ()
+    encoder: Encoder, decoder: Decoder, content_type: str, aliases: Iterable[str] | None = None
 ) -> None:
     """Add a way to compress.
 

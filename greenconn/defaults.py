@@ -239,7 +239,7 @@ def _close_all(connections: Iterator[Connection]) -> None:
 
 def _beside(connection: Connection) -> Connection:
     """A connection for the other kind: one more socket where publishing must not hold up acks."""
-    is_amqp = connection.get_transport_cls().driver_type in ("amqp", "amqps")
+    is_amqp = connection.get_transport_cls().driver_type == "amqp"
     return connection.clone() if is_amqp else connection
 
 

@@ -5,6 +5,10 @@ from greenconn.connection.client import BrokerConnection, Connection, PooledConn
 from greenconn.exceptions import ChannelLimitExceeded, ConnectionLimitExceeded
 from greenconn.resource import ChannelPool, ConnectionPool
 
+#: What ``Connection`` has under these names: adding to one adds to the other.
+failover_strategies = Connection.failover_strategies
+resolve_aliases = Connection.resolve_aliases
+
 __all__ = [
     "BrokerConnection",
     "ChannelLimitExceeded",
@@ -13,6 +17,8 @@ __all__ = [
     "ConnectionLimitExceeded",
     "ConnectionPool",
     "PooledConnection",
+    "failover_strategies",
     "is_connection",
     "maybe_channel",
+    "resolve_aliases",
 ]

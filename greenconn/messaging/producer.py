@@ -18,7 +18,7 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Producer"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
 
 DEFAULT_BATCH_SIZE: Final = 1000
 

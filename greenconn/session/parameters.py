@@ -39,7 +39,6 @@ _SALT: Final = os.urandom(16)
 #: Options classes of transports that do not name theirs (``Transport.Options``), by ``driver_type``.
 _OPTIONS: Final[Mapping[str, type[Any]]] = {
     "amqp": AmqpOptions,
-    "amqps": AmqpOptions,
     "memory": MemoryOptions,
 }
 

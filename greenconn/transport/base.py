@@ -233,6 +233,7 @@ class Transport:
     """
 
     Management: ClassVar[type[Management]] = Management
+    client: Any = None
     can_parse_url: ClassVar[bool] = False
     default_port: int | None = None
     connection_errors: tuple[type[BaseException], ...] = (ConnectionError,)

@@ -5,4 +5,15 @@ from greenconn.transport.amqp.connection import AmqpLink as Connection
 from greenconn.transport.amqp.message import Delivery as Message
 from greenconn.transport.amqp.transport import SSLTransport, Transport
 
-__all__ = ["Channel", "Connection", "Message", "SSLTransport", "Transport"]
+DEFAULT_PORT = Transport.default_port
+DEFAULT_SSL_PORT = Transport.default_ssl_port
+
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_SSL_PORT",
+    "Channel",
+    "Connection",
+    "Message",
+    "SSLTransport",
+    "Transport",
+]

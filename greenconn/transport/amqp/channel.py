@@ -388,9 +388,9 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
 
     # Messages
 
-    def message_to_python(self, raw: Any) -> Any:
-        """Messages of this channel are ready: returns *raw*."""
-        return raw
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return *raw_message*: messages come ready."""
+        return raw_message
 
 
 def _raise(exc: BaseException) -> None:

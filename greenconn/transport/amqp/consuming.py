@@ -67,6 +67,8 @@ class Consuming:
         prefetch_count: int = 0,
         apply_global: bool = False,
         argsig: str = "lBb",
+        *,
+        a_global: bool | None = None,
     ) -> None:
         """Limit the unanswered deliveries.  May switch.
 
@@ -74,7 +76,10 @@ class Consuming:
             prefetch_count: messages; 0 is no limit.
             apply_global: the whole channel, else each consumer that is started from now on
                 (RabbitMQ's meaning, which differs from the specification's).
+            a_global: amqp's name for *apply_global*.
         """
+        if a_global is not None:
+            apply_global = a_global
         super().basic_qos(  # type: ignore[misc]
             prefetch_size, prefetch_count, apply_global, argsig
         )

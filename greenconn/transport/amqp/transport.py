@@ -54,15 +54,14 @@ class Transport(base.Transport):
     driver_name = "py-amqp"
     connection_errors = (ConnectionError, OSError)
     channel_errors = (ChannelError,)
+    # Known without an instance, too, as in kombu.
+    recoverable_connection_errors = (
+        RecoverableConnectionError,
+        MessageNacked,
+        OSError,
+    )
+    recoverable_channel_errors = (RecoverableChannelError,)
     implements = base.default_transport_capabilities.extend(asynchronous=True, heartbeats=True)
-
-    @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
-        return (RecoverableConnectionError, MessageNacked, OSError)
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
-        return (RecoverableChannelError,)
 
     def __init__(
         self,
@@ -172,8 +171,6 @@ class Transport(base.Transport):
 
 class SSLTransport(Transport):
     """The same over TLS (``amqps://``): verified unless the ``ssl`` argument says otherwise."""
-
-    driver_type = "amqps"
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)

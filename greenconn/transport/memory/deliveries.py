@@ -58,9 +58,9 @@ class DeliveringMethods(ConsumingMethods):
             self._unacked[self._last_tag] = entry
         return Message(self, self._last_tag, entry, waiting=len(found))
 
-    def message_to_python(self, raw: Any) -> Any:
-        """Return *raw*: messages come ready."""
-        return raw
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return *raw_message*: messages come ready."""
+        return raw_message
 
     # -- answers
 
