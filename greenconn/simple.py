@@ -24,6 +24,7 @@ from greenconn.green.hub import turn
 from greenconn.green.inbox import Inbox
 from greenconn.green.single import SingleFlight
 from greenconn.messaging import Consumer, Producer
+from greenconn.session.session import Session
 from greenconn.transport.base import Link
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class SimpleBase:
     def __bool__(self) -> bool:
         return True
 
-    def _consume(self, deadline: Deadline | None = None) -> None:
+    def _consume(self, deadline: Deadline) -> None:
         """Consume, if that is not under way or done.  May switch.
 
         What was begun goes on when a deadline ends, so short ones get there, too.
@@ -227,7 +228,14 @@ class SimpleBase:
         if not isinstance(consumer, Consumer):
             consumer.consume(no_ack=self.no_ack)
             return
-        while not consumer._subscriptions.are_placed_on(consumer._channel):
+        subscriptions = consumer._subscriptions
+        session = getattr(consumer.connection, "session", None)
+        while not subscriptions.are_placed_on(consumer._channel):
+            if isinstance(session, Session) and not session.is_closed:
+                # A broker that is away is waited for as long as the caller does.
+                session.whole(deadline)
+                if subscriptions.are_placed_on(consumer._channel):
+                    return
             self._flight.run("consume", partial(consumer.consume, no_ack=self.no_ack), deadline)
 
     def _next_event(self, deadline: Deadline) -> Callable[[], Any]:
