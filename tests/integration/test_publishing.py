@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import count
 from threading import Thread
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ from greenconn.exceptions import (
 )
 from greenconn.transport import memory
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_interrupts import interruptions
 
 WAIT = 30.0
 
@@ -291,6 +293,29 @@ def test_killed_publishers_leave_everything_whole(connection: Connection, queue:
     found = bodies_in(connection, queue)
     assert set(range(1, 100, 2)) | set(range(100, 150)) <= set(found)
     assert len(found) == len(set(found))
+
+
+def test_publishers_interrupted_anywhere_leave_everything_whole(
+    connection: Connection, unique: str
+) -> None:
+    """From connecting and looking the queue up to the confirm."""
+    numbers = count()
+    names: list[str] = []
+    lives: list[Connection] = []
+
+    def publish() -> None:
+        lives.append(connection.clone())
+        names.append(f"{unique}-{next(numbers)}")
+        greenconn.publish(names[-1], "first", connection=lives[-1])
+
+    for run in interruptions(publish):
+        life, name = lives.pop(), names[-1]
+        assert run.was_interrupted or run.raised is None
+        greenconn.publish(name, "second", connection=life)
+        greenconn.publish_many(name, ["third", "fourth"], connection=life)
+        life.close()
+        assert bodies_in(connection, name)[-3:] == ["second", "third", "fourth"]
+        connection.default_channel.queue_delete(name)
 
 
 def test_timeouts_of_gevent_only_end_the_wait(connection: Connection, queue: str) -> None:
