@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from amqp import spec
+from amqp.sasl import PLAIN
 from gevent import socket
 from gevent.event import Event
 
@@ -640,6 +641,39 @@ def test_a_peer_that_reads_nothing_blocks_publishers_with_bounded_memory(
     amqp_peer.end.is_reading.set()
     until(lambda: not link.writer.pending)
     links.close()
+
+
+def test_a_peer_that_reads_nothing_has_its_write_timeout(amqp_peer: AmqpPeer) -> None:
+    links = Links(amqp_peer.url)
+    link = links(blocked_timeout=None, write_timeout=0.1)
+    channel = link.channel()
+    amqp_peer.end.is_reading.clear()
+    message = channel.prepare_message(bytes(100_000))
+    with pytest.raises(TimeoutError, match=r"takes nothing more; waited 0\.1 s"):
+        for _ in range(1000):
+            channel.basic_publish(message, "", "q")
+    amqp_peer.end.is_reading.set()
+    links.close()
+
+
+def test_hooks_and_a_login_of_the_programs_own(amqp_peer: AmqpPeer) -> None:
+    links = Links(amqp_peer.url)
+    calls: list[Any] = []
+    link = links(
+        authentication=PLAIN("somebody", "else"),
+        on_open=lambda opened: calls.append((opened, opened.connected)),
+        on_tune_ok=lambda: calls.append("tuned"),
+    )
+    assert calls == ["tuned", (link, True)]
+    assert b"\0somebody\0else" in amqp_peer.end.expect(spec.Connection.StartOk)[2]
+    links.close()
+
+    def fail(opened: AmqpLink) -> None:
+        raise LookupError("not this one")
+
+    with pytest.raises(LookupError):
+        links(on_open=fail)
+    until(lambda: not amqp_peer.peer.sockets)
 
 
 # Heartbeats.

@@ -108,6 +108,7 @@ class AmqpLink(Link, amqp.Connection):
             password=password,
             login_method=login_method,
             login_response=options.login_response,
+            authentication=options.authentication,
             virtual_host=virtual_host,
             locale=options.locale,
             client_properties={**properties, **(options.client_properties or {})},
@@ -119,7 +120,7 @@ class AmqpLink(Link, amqp.Connection):
         self.options = options
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
-        self.gate = PublishGate(where, options.blocked_timeout)
+        self.gate = PublishGate(where, options.blocked_timeout, options.write_timeout)
         self._address = (host, port)
         self._tls = tls
         self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
@@ -170,6 +171,8 @@ class AmqpLink(Link, amqp.Connection):
             self.writer.write(PROTOCOL_HEADER)
             self._handshake.run(self, deadline)
             self._begin()
+            if self.options.on_open is not None:
+                self.options.on_open(self)
         except BaseException as exc:
             error = opening_error(exc, self.where, step, deadline)
             self.collect()
@@ -196,6 +199,8 @@ class AmqpLink(Link, amqp.Connection):
             _smaller(frame_max, self.frame_max),
             server_heartbeat,
         )
+        if self.options.on_tune_ok is not None:
+            self.options.on_tune_ok()
 
     def send_method(
         self,

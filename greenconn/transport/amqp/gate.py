@@ -21,16 +21,27 @@ class PublishGate:
     Arguments:
         where: the broker's URL with the password masked, for messages.
         blocked_timeout: seconds for calls that bring no deadline of their own; None waits.
+        write_timeout: seconds within these that a peer may take nothing; None is no other limit.
     """
 
-    __slots__ = ("_blocked_timeout", "_waiters", "_where", "blocked", "writer")
+    __slots__ = (
+        "_blocked_timeout",
+        "_waiters",
+        "_where",
+        "_write_timeout",
+        "blocked",
+        "writer",
+    )
 
-    def __init__(self, where: str, blocked_timeout: float | None) -> None:
+    def __init__(
+        self, where: str, blocked_timeout: float | None, write_timeout: float | None = None
+    ) -> None:
         #: Why the broker blocks publishing, or None.
         self.blocked: str | None = None
         self.writer: Writer | None = None
         self._where = where
         self._blocked_timeout = blocked_timeout
+        self._write_timeout = write_timeout
         self._waiters: deque[Slot[None]] = deque()
 
     def pass_through(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
@@ -45,18 +56,21 @@ class PublishGate:
         if deadline is None or deadline.timeout is None:
             deadline = Deadline(self._blocked_timeout)
         assert self.writer is not None
+        limit = deadline.within(self._write_timeout)
         try:
-            self.writer.pass_gate(deadline)
+            self.writer.pass_gate(limit)
             while publishing and self.blocked is not None:
+                limit = deadline
                 slot: Slot[None] = Slot(on_left=self._leave)
                 self._waiters.append(slot)
-                slot.wait(deadline)
+                slot.wait(limit)
+                limit = deadline.within(self._write_timeout)
                 if self.writer.gate:  # those before us may have filled it
-                    self.writer.pass_gate(deadline)
+                    self.writer.pass_gate(limit)
         except TimeoutError:
             why = "takes nothing more" if self.blocked is None else f"blocked us ({self.blocked})"
             raise ConnectionBlocked(
-                f"{self._where} {why}; waited {deadline.timeout:g} s, nothing was sent: "
+                f"{self._where} {why}; waited {limit.timeout:g} s, nothing was sent: "
                 f"look at the broker's memory and disk alarms"
             ) from None
 
