@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from greenconn._version import __version__
+from greenconn._version import VERSION, __version__, version_info, version_info_t
 
 if TYPE_CHECKING:
     from greenconn import rpc
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from greenconn.worker import ConsumerGreenlet, spawn_consumer, stop_consumers
 
 __all__ = [
+    "VERSION",
     "BrokerConnection",
     "Connection",
     "Consumer",
@@ -50,6 +51,8 @@ __all__ = [
     "spawn_consumer",
     "stop_consumers",
     "uuid",
+    "version_info",
+    "version_info_t",
 ]
 
 #: Module -> the public names that it defines.

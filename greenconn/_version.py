@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["VERSION", "__version__", "version_info_t"]
+__all__ = ["VERSION", "__version__", "version_info", "version_info_t"]
 
 __version__ = "0.1.0"
 
@@ -20,4 +20,4 @@ class version_info_t(NamedTuple):  # noqa: N801 - kombu's name
 
 
 _major, _minor, _micro = __version__.split(".", 2)
-VERSION = version_info_t(int(_major), int(_minor), int(_micro))
+VERSION = version_info = version_info_t(int(_major), int(_minor), int(_micro))

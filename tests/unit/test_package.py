@@ -27,7 +27,8 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_names_are_those_of_their_modules() -> None:
     for name, module in greenconn._HOMES.items():
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
-    assert set(greenconn._HOMES) | {"rpc", "__version__"} == set(greenconn.__all__)
+    at_once = {"rpc", "__version__", "VERSION", "version_info", "version_info_t"}
+    assert set(greenconn._HOMES) | at_once == set(greenconn.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -1,0 +1,187 @@
+"""Every public name of kombu's modules, compared with ours; what differs on purpose is in one table."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import pytest
+
+import greenconn
+import greenconn.exceptions as ours
+from tests.compat.introspection import differences
+
+kombu = pytest.importorskip("kombu")
+
+MODULES: Final = [
+    *("abstract", "compression", "connection", "entity", "exceptions", "log", "message"),
+    *("messaging", "pools", "resource", "serialization", "simple", "transport"),
+    *("transport.base", "transport.memory", "transport.pyamqp", "transport.virtual"),
+    *("transport.virtual.base", "transport.virtual.exchange"),
+]
+#: Kombu's module -> where what we have of it is defined.
+ELSEWHERE: Final[Mapping[str, str]] = {
+    "utils.collections": "caching",
+    "utils.encoding": "encoding",
+    "utils.functional": "caching",
+    "utils.imports": "importing",
+    "utils.json": "jsoncodec",
+    "utils.url": "url",
+    "utils.uuid": "identity",
+}
+#: Not in this version.
+SKIPPED: Final = [
+    *(
+        "asynchronous",
+        "asynchronous.*",
+        "clocks",
+        "common",
+        "compat",
+        "matcher",
+        "mixins",
+        "pidbox",
+    ),
+    *("utils", "utils.*", "transport.native_delayed_delivery", "transport.librabbitmq"),
+    *("transport.SQS", "transport.mongodb", "transport.redis", "transport.qpid"),
+    # Kombu's own, to be named by their class paths.
+    *("transport.SLMQ", "transport.azure*", "transport.confluentkafka", "transport.consul"),
+    *("transport.etcd", "transport.filesystem", "transport.gcpubsub", "transport.pgmq"),
+    *("transport.pyro", "transport.sqlalchemy", "transport.zookeeper"),
+]
+
+A_DETAIL: Final = "kombu's own use of something, which programs do not ask for"
+BY_POSITION: Final = "the argument is given by position"
+AMQP_ORDER: Final = "channels of all transports take the arguments of AMQP's, in its order"
+DRIVEN: Final = "a link has a reader or a poller of its own, so nobody drives channels"
+OWN_BROKER: Final = (
+    "the memory broker is a broker, not a virtual channel over queues: memory.reset()"
+)
+OF_THE_READER: Final = "channels, links and messages are made by the transport, not by programs"
+IN_INSTANCES: Final = "instances have it, the class has not"
+OF_HUBS: Final = "a group has pools for each hub, so it is a mapping, but no dict"
+
+#: Module and name, with wildcards -> why it differs.
+ON_PURPOSE: Final[Mapping[str, str]] = {
+    "compression.brotli": A_DETAIL,
+    "connection.*Connection.ensure_connection": "its arguments are spelled out",
+    "connection.ChannelPool.close_after_fork": "every pool forgets in the child of a fork",
+    "connection.ChannelPool.prepare": BY_POSITION,
+    "connection.PooledConnection.__init__": "a pool makes one for each holder",
+    "connection.ssl_available": "always true",
+    "exceptions.BaseExceptionType": A_DETAIL,
+    "log.naive_format_parts": A_DETAIL,
+    "log.safeify_format": A_DETAIL,
+    "log.DISABLE_TRACEBACKS": "the environment is not read at import",
+    "message.IS_PYPY": A_DETAIL,
+    "*Message.errors": IN_INSTANCES,
+    "messaging.Consumer.channel": IN_INSTANCES,
+    "pools.ProducerPool.prepare": BY_POSITION,
+    "pools.disable_limit_protection": "the environment is not read at import",
+    "pools.connections": OF_HUBS,
+    "pools.producers": OF_HUBS,
+    "pools.Connections": OF_HUBS,
+    "pools.Producers": OF_HUBS,
+    "pools.PoolGroup": OF_HUBS,
+    "serialization.NOTSET": A_DETAIL,
+    "serialization.parenthesize_alias": A_DETAIL,
+    "serialization.*able_insecure_serializers": "the default is written where kombu has a marker",
+    "transport.TRANSPORT_ALIASES": "paths of ours; see test_aliases",
+    "transport.*Transport.close_channel": BY_POSITION,
+    "transport.*Transport.drain_events": "timeout is all that there is",
+    # AMQP
+    "transport.pyamqp.Channel.__init__": OF_THE_READER,
+    "transport.pyamqp.Connection.__init__": OF_THE_READER,
+    "transport.pyamqp.Message.__init__": OF_THE_READER,
+    "transport.pyamqp.*Transport.Connection": "a link, which is a kind of amqp.Connection",
+    "transport.pyamqp.SSLTransport.__init__": "the client is named",
+    "transport.pyamqp.Connection.library_properties": "the broker is told our name",
+    "transport.pyamqp.Channel.basic_publish*": "kombu's name for the message, as in its channels",
+    "transport.pyamqp.Channel.basic_qos": "kombu's name of a_global, which is taken too",
+    "transport.pyamqp.Channel.prepare_message": "messages are packed at once, without amqp's class",
+    # Virtual
+    "transport.virtual*.BrokerState.*": IN_INSTANCES,
+    "transport.virtual*.Channel.basic_*": AMQP_ORDER,
+    "transport.virtual*.Channel.exchange_declare": AMQP_ORDER,
+    "transport.virtual*.Channel.queue_*": AMQP_ORDER,
+    "transport.virtual*.Channel.cycle": DRIVEN,
+    "transport.virtual*.Channel.drain_events": DRIVEN,
+    "transport.virtual*.Transport.channels": DRIVEN,
+    "transport.virtual*.Transport.cycle": DRIVEN,
+    "transport.virtual*.Transport.on_message_ready": DRIVEN,
+    "transport.virtual*.exchange_types": "headers exchanges are there, too",
+    "transport.virtual*.STANDARD_EXCHANGE_TYPES": "headers exchanges are there, too",
+    "transport.virtual*.Transport.implements": "fan-out and headers work over plain queues, too",
+    "transport.virtual.base.ARRAY_TYPE_H": A_DETAIL,
+    "transport.virtual.base.*_FMT": A_DETAIL,
+    "transport.virtual.base.W_NO_CONSUMERS": A_DETAIL,
+    # Memory
+    "transport.memory.Channel*": OWN_BROKER,
+    "transport.memory.Transport.*": OWN_BROKER,
+}
+
+
+def found_in(module: str) -> dict[str, str]:
+    """The differences of a module, by its path."""
+    theirs = importlib.import_module(f"kombu.{module}")
+    ours = importlib.import_module(f"greenconn.{ELSEWHERE.get(module, module)}")
+    found = differences(theirs, ours, present=module in ELSEWHERE)
+    return {f"{module}.{name}": what for name, what in found.items()}
+
+
+@pytest.mark.parametrize("module", [*MODULES, *ELSEWHERE])
+def test_a_module_differs_only_where_it_shall(module: str) -> None:
+    unexpected = {
+        name: what
+        for name, what in found_in(module).items()
+        if not any(fnmatchcase(name, pattern) for pattern in ON_PURPOSE)
+    }
+    assert unexpected == {}
+
+
+def test_the_table_has_no_line_too_many() -> None:
+    found = [name for module in (*MODULES, *ELSEWHERE) for name in found_in(module)]
+    idle = [
+        pattern for pattern in ON_PURPOSE if not any(fnmatchcase(name, pattern) for name in found)
+    ]
+    assert idle == []
+
+
+def test_no_module_of_kombu_is_forgotten() -> None:
+    paths = pkgutil.walk_packages(kombu.__path__, "kombu.", onerror=lambda name: None)
+    names = [each.name.removeprefix("kombu.") for each in paths]
+    known = [*MODULES, *ELSEWHERE, *SKIPPED]
+    assert [
+        name for name in names if not any(fnmatchcase(name, pattern) for pattern in known)
+    ] == []
+
+
+def test_the_package_has_the_names_of_kombus() -> None:
+    later = {"eventloop"}  # of kombu.common
+    assert {name for name in kombu.__all__ if not hasattr(greenconn, name)} == later
+    assert issubclass(greenconn.BrokerConnection, greenconn.Connection)
+    assert type(kombu.version_info)._fields == greenconn.version_info_t._fields
+    assert greenconn.version_info is greenconn.VERSION
+
+
+def test_errors_of_the_broker_are_the_same_classes() -> None:
+    theirs: Any = importlib.import_module("kombu.exceptions")
+    for name in ("ConnectionError", "ChannelError", "ResourceError", "TimeoutError"):
+        assert getattr(ours, name) is getattr(theirs, name)
+    amqp: Any = importlib.import_module("amqp.exceptions")
+    for name in set(amqp.__all__) - {"AMQPDeprecationWarning"}:
+        assert getattr(ours, name) is getattr(amqp, name)
+
+
+def test_aliases() -> None:
+    """Each of kombu's transports is ours, or the error says how to host kombu's own class."""
+    aliases: Any = importlib.import_module("kombu.transport").TRANSPORT_ALIASES
+    registry: Any = importlib.import_module("greenconn.transport.registry")
+    assert set(aliases) <= {*registry.TRANSPORT_ALIASES, *registry.FOREIGN}
+    for alias in set(aliases) - set(registry.TRANSPORT_ALIASES):
+        path = aliases[alias].replace("SLMQ.Transport", "SLMQ:Transport")
+        assert registry.FOREIGN[alias] == path
+        with pytest.raises(KeyError, match="install kombu"):
+            registry.resolve_transport(alias)
