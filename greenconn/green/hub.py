@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from threading import current_thread  # a name for messages only: no thread is started or locked
+from threading import enumerate as enumerate_threads  # for messages only: none is started
+from threading import main_thread
+from typing import Any
 
 from gevent import get_hub
 
@@ -27,14 +28,12 @@ def turn() -> None:
 
 
 class Home:
-    """The hub (so the thread and the process) that an object belongs to from its first use."""
+    """The hub (so the thread) that an object belongs to from its first use."""
 
-    __slots__ = ("hub", "pid", "thread")
+    __slots__ = ("hub",)
 
     def __init__(self) -> None:
-        self.hub = get_hub()
-        self.pid = os.getpid()
-        self.thread = current_thread().name
+        self.hub: Any = get_hub()
 
     def check(self, what: object) -> None:
         """Raise unless the caller runs on this hub.
@@ -45,9 +44,19 @@ class Home:
         Raises:
             WrongHub: names both threads and the remedy.
         """
-        if get_hub() is not self.hub:
+        hub = get_hub()
+        if hub is not self.hub:
             raise WrongHub(
-                f"{what!r} belongs to thread {self.thread!r} and was used from thread "
-                f"{current_thread().name!r}: give each thread a connection of its own "
-                f"(Connection.clone())"
+                f"{what!r} belongs to thread {_thread_of(self.hub)} and was used from thread "
+                f"{_thread_of(hub)}: give each thread a connection of its own (Connection.clone())"
             )
+
+
+def _thread_of(hub: Any) -> str:
+    """The name of a hub's thread.  (``current_thread`` would register threads and greenlets.)"""
+    if hub.main_hub:
+        return repr(main_thread().name)
+    for thread in enumerate_threads():
+        if thread.ident == hub.thread_ident:
+            return repr(thread.name)
+    return str(hub.thread_ident)
