@@ -141,7 +141,7 @@ class Conductor:
 
     def resume(self) -> None:
         """Wish no pause any more."""
-        if self._wish is Wish.PAUSE:
+        if self._wish is Wish.PAUSE and self.state not in ENDS:
             self._wish = Wish.RUN
             self._move(ConsumerState.STARTING)
 

@@ -257,6 +257,8 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         self.call(
             spec.Channel.Open, dumps("s", ("",)), wait=spec.Channel.OpenOk, undo=self._undo_open
         )
+        # The connection may have been lost behind the answer, before this greenlet had it.
+        self.check_open()
         self.is_open = True
 
     def _undo_open(self, reply: Reply) -> None:

@@ -207,6 +207,18 @@ def test_a_kill_gives_all_back(connection: Connection, desk: Desk, seen: Seen) -
     assert consumer.stats()["requeued"] == 6
 
 
+def test_what_was_killed_while_it_was_paused_stays_dead(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    consumer = begun(connection, desk, seen)
+    assert consumer.pause(CAME)
+    consumer.kill(timeout=CAME)
+    consumer.resume()
+    assert consumer.pause() is False
+    assert consumer.state is ConsumerState.KILLED
+    assert desk.ready("q") == 6
+
+
 def test_a_kill_with_another_error(connection: Connection, desk: Desk, seen: Seen) -> None:
     consumer = begun(connection, desk, seen)
     consumer.kill(KeyError("mine"), timeout=CAME)

@@ -1,4 +1,4 @@
-"""Cancelling a consumer that RabbitMQ has not confirmed yet, which would end the connection."""
+"""Answers of RabbitMQ that come at an unlucky moment: while a caller gives up, or with a loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
+from greenconn.exceptions import RecoverableConnectionError
 
 CAME = 20.0
 
@@ -58,3 +59,19 @@ def test_one_whose_channel_is_closed_meanwhile(amqp_url: str, unique: str) -> No
         assert connection.session.generation == 1
         with pytest.raises(Exception, match="closed"):
             starting.get()
+
+
+def test_a_channel_whose_connection_is_lost_behind_the_answer_is_not_open(amqp_url: str) -> None:
+    with Connection(amqp_url) as connection:
+        connection.connect()
+        link = connection.session.life.link
+        opening: gevent.Greenlet[..., Any] = gevent.spawn(link.channel)
+        gevent.sleep(0)
+        channel = next(each for each in link.channels.values() if each is not link)
+        # Told of the answer and of the loss in one turn of the hub, as from one packet.
+        channel.on_method(20 << 16 | 11, b"\0\x14\0\x0b\0\0\0\0", None, None)
+        link.end(RecoverableConnectionError("lost"))
+        opening.join(CAME)
+        assert not channel.is_open
+        with pytest.raises(RecoverableConnectionError):
+            opening.get()
