@@ -132,7 +132,7 @@ class ConsumerGreenlet(_Greenlet):
                 conductor.wait_for_change(deadline)
             except TimeoutError:
                 return False
-        return conductor.is_pausing and conductor.is_withdrawn
+        return conductor.is_pausing and conductor.is_withdrawn and not self.ready()
 
     def resume(self) -> None:
         """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
