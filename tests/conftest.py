@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fix_brokers",
     "tests.fix_leaks",
     "tests.fix_peer",
+    "tests.fix_relay",
     "tests.fix_scripted",
     "tests.fix_wires",
     "tests.fix_amqp",  # behind those that it builds on

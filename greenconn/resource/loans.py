@@ -72,8 +72,10 @@ class Loans:
 
 
 def _place() -> StackSummary:
-    # Without this frame, lend() and acquire().  The lines are read when somebody wants to see them.
-    frame = sys._getframe(3)
+    # Without this frame, lend() and, unless a greenlet runs just that, acquire().  The lines are read
+    # when somebody wants to see them.
+    frame = sys._getframe(2)
+    frame = frame.f_back or frame
     summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
     summary.reverse()
     return summary

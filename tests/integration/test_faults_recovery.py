@@ -11,7 +11,6 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import socket
 from gevent.event import Event
 
 from greenconn.connection import Connection
@@ -21,7 +20,7 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.simple import SimpleQueue
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.fix_peer import Peer, PeerFactory
+from tests.fix_relay import Relay
 from tests.fix_wires import until
 
 #: Seconds for what must come.
@@ -328,47 +327,6 @@ def test_all_goes_on(fault: str, own_rabbitmq: RabbitMQ, unique: str) -> None:
             for greenlet in work.greenlets:
                 if greenlet.dead:
                     greenlet.get()
-
-
-class Relay:
-    """Stands between clients and the broker, and can cut, stop and count."""
-
-    def __init__(self, peer: PeerFactory, url: str) -> None:
-        parts = Connection(url)
-        self._broker = (str(parts.hostname), int(parts.port or 0))
-        self.server: Peer = peer(self._serve)
-        self.url = parts.clone(hostname="127.0.0.1", port=self.server.port).as_uri(
-            include_password=True
-        )
-
-    def _serve(self, client: socket.socket) -> None:
-        with socket.create_connection(self._broker) as broker:
-            there = gevent.spawn(_copy, client, broker)
-            try:
-                _copy(broker, client)
-            finally:
-                there.kill()
-
-    @property
-    def accepted(self) -> int:
-        """How many connections came."""
-        return self.server.accepted
-
-    def cut(self) -> None:
-        """End all connections.  May switch."""
-        self.server.drop()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while part := source.recv(1 << 16):
-            target.sendall(part)
-        target.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def relay(peer: PeerFactory, amqp_url: str) -> Relay:
-    return Relay(peer, amqp_url)
 
 
 def test_a_thousand_greenlets_that_find_the_connection_dead_cause_one_reconnect(

@@ -1,0 +1,101 @@
+"""A relay between clients and a broker, which can cut, slow down and count."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent import socket
+
+from greenconn.connection import Connection
+from tests.fix_peer import Peer, PeerFactory
+
+__all__ = ["Relay", "RelayFactory"]
+
+
+#: The TCP connections of this machine: remote address in the third column, state in the fourth.
+TABLE = Path("/proc/net/tcp")
+
+
+class Relay:
+    """Stands between clients and the broker of *url*; its own :attr:`url` leads there.
+
+    Attributes:
+        delay: seconds before a new connection is passed on.
+        rate: bytes a second from each client to the broker; None is as fast as it goes.
+        most: the largest number of connections that clients in this process had open at once, those
+            being opened included.
+    """
+
+    def __init__(self, peer: PeerFactory, url: str) -> None:
+        parts = Connection(url)
+        self._broker = (str(parts.hostname), int(parts.port or 0))
+        self.delay = 0.0
+        self.rate: float | None = None
+        self.most = 0
+        self.server: Peer = peer(self._serve)
+        self.url = parts.clone(hostname="127.0.0.1", port=self.server.port).as_uri(
+            include_password=True
+        )
+
+    @property
+    def accepted(self) -> int:
+        """How many connections came."""
+        return self.server.accepted
+
+    @property
+    def open(self) -> int:
+        """How many connections there are now."""
+        return len(self.server.sockets)
+
+    def ends(self) -> int:
+        """How many connections to here are open, or being opened, at the clients' end."""
+        rows = [row.split() for row in TABLE.read_text().splitlines()[1:]]
+        port = f":{self.server.port:04X}"
+        return sum(row[2].endswith(port) and row[3] in ("01", "02") for row in rows)
+
+    def cut(self) -> None:
+        """End all connections.  May switch."""
+        self.server.drop()
+
+    def _serve(self, client: socket.socket) -> None:
+        self.most = max(self.most, self.ends())
+        gevent.sleep(self.delay)
+        with socket.create_connection(self._broker) as broker:
+            there = gevent.spawn(self._copy, client, broker, True)
+            try:
+                self._copy(broker, client, False)
+            finally:
+                there.kill()
+
+    def _copy(self, source: socket.socket, target: socket.socket, is_there: bool) -> None:
+        with suppress(OSError):
+            while part := source.recv(1 << 16):
+                target.sendall(part)
+                if is_there and self.rate is not None:
+                    gevent.sleep(len(part) / self.rate)
+            target.shutdown(socket.SHUT_WR)
+
+
+class RelayFactory:
+    """Makes relays."""
+
+    def __init__(self, peer: PeerFactory) -> None:
+        self._peer = peer
+
+    def __call__(self, url: str) -> Relay:
+        return Relay(self._peer, url)
+
+
+@pytest.fixture
+def relay(peer: PeerFactory, amqp_url: str) -> Relay:
+    """A relay before the shared RabbitMQ."""
+    return Relay(peer, amqp_url)
+
+
+@pytest.fixture
+def relay_to(peer: PeerFactory) -> RelayFactory:
+    """Start a relay before another broker with ``relay_to(url)``."""
+    return RelayFactory(peer)
