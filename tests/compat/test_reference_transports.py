@@ -1,0 +1,285 @@
+"""The guide *Connections and transports* of kombu's first releases: a test for each statement."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from greenconn import BrokerConnection
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.transport import get_transport_cls, memory, pyamqplib, resolve_transport
+from greenconn.transport.amqp.transport import Transport as AmqpTransport
+
+# Basics
+
+
+def test_there_are_several_transports_to_choose_from(memory_url: str) -> None:
+    assert get_transport_cls("amqplib") is AmqpTransport
+    assert get_transport_cls("pika") is AmqpTransport
+    assert get_transport_cls("memory") is memory.Transport
+
+
+def test_you_can_create_your_own(memory_url: str) -> None:
+    class Own(memory.Transport):
+        driver_name = "own"
+
+    with BrokerConnection(memory_url, transport=Own) as connection:
+        connection.connect()
+        assert type(connection.transport) is Own
+
+
+def test_the_default_transport_is_amqplib() -> None:
+    connection = BrokerConnection("amqp://guest:guest@localhost:5672//")
+    assert isinstance(connection.transport, get_transport_cls("amqplib"))
+    assert isinstance(BrokerConnection().transport, pyamqplib.Transport)
+    assert resolve_transport(None) is get_transport_cls("amqplib")
+
+
+def test_it_is_established_when_needed_or_told(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        assert not connection.connected()
+        connection.connect()
+        assert connection.connected() is True
+        answer: Any = connection.connected
+        assert answer == True  # noqa: E712 - as programs of today may ask
+        connection.close()
+        assert connection.connected() is False
+        connection.default_channel  # noqa: B018 - needs it
+        assert connection.connected()
+
+
+def test_nothing_is_opened_before_it_is_needed() -> None:
+    connection = BrokerConnection("amqp://no.such.host.example//")
+    assert not connection.connected()
+    assert connection.as_uri() == "amqp://guest:**@no.such.host.example:5672//"
+    connection.release()
+
+
+def test_closing_ends_it(url: str) -> None:
+    connection = BrokerConnection(url)
+    channel = connection.channel()
+    connection.close()
+    assert not connection.connected()
+    with pytest.raises(RecoverableConnectionError):
+        channel.queue_declare("x")
+
+
+def test_releasing_closes_what_is_in_no_pool(url: str) -> None:
+    connection = BrokerConnection(url)
+    connection.connect()
+    connection.release()
+    assert not connection.connected()
+
+
+def test_releasing_gives_back_what_is_in_a_pool(url: str) -> None:
+    pool = BrokerConnection(url).Pool(1)
+    connection = pool.acquire()
+    link = connection.connect()
+    connection.release()
+    assert link.is_open
+    again = pool.acquire()
+    assert isinstance(again, BrokerConnection)
+    assert again.connection is link
+    assert again.connected()
+    again.release()
+    pool.force_close_all()
+    assert not link.is_open
+
+
+def test_it_can_be_used_as_a_context(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        connection.connect()
+        assert connection.connected()
+    assert not connection.connected()
+
+
+# URLs
+
+
+def test_a_url_has_five_parts() -> None:
+    connection = BrokerConnection("amqp://me:secret@somewhere:1234/place")
+    assert connection.userid == "me"
+    assert connection.password == "secret"
+    assert connection.hostname == "somewhere"
+    assert connection.port == 1234
+    assert connection.virtual_host == "place"
+    assert type(connection.transport) is AmqpTransport
+
+
+def test_a_url_of_the_transport_alone_takes_the_keywords() -> None:
+    connection = BrokerConnection(
+        "amqp://", userid="me", password="secret", virtual_host="v", port=1234
+    )
+    assert connection.as_uri(include_password=True) == "amqp://me:secret@localhost:1234/v"
+
+
+@pytest.mark.parametrize(
+    ("url", "virtual_host"),
+    [
+        ("amqp://localhost//foo", "/foo"),
+        ("amqp://localhost/foo", "foo"),
+        ("amqp://localhost//", "/"),
+        ("amqp://localhost/", "/"),
+        ("amqp://localhost", "/"),
+        ("amqp://localhost/%2Ffoo", "/foo"),
+        ("amqp://", "/"),
+    ],
+)
+def test_what_follows_the_first_slash_is_the_virtual_host(url: str, virtual_host: str) -> None:
+    assert BrokerConnection(url).virtual_host == virtual_host
+    assert BrokerConnection(url).info()["virtual_host"] == virtual_host
+
+
+def test_the_query_sets_options() -> None:
+    connection = BrokerConnection("amqp://localhost/myvhost?ssl=1")
+    assert (connection.virtual_host, connection.ssl) == ("myvhost", True)
+    assert connection.info()["port"] == 5671
+    assert BrokerConnection("amqp://localhost/myvhost?ssl=0").ssl is False
+    options = "insist=1&connect_timeout=2.5&login_method=AMQPLAIN&heartbeat=7"
+    connection = BrokerConnection(f"amqp://localhost/myvhost?{options}")
+    assert connection.insist is True
+    assert connection.connect_timeout == 2.5
+    assert connection.login_method == "AMQPLAIN"
+    assert connection.heartbeat == 7
+
+
+def test_options_of_the_query_work(amqp_url: str) -> None:
+    with BrokerConnection(f"{amqp_url}?heartbeat=7&connect_timeout=9") as connection:
+        connection.connect()
+        assert connection.get_heartbeat_interval() == 7
+
+
+def test_no_argument_means_the_default_url() -> None:
+    explicit = BrokerConnection("amqp://guest:guest@localhost:5672//")
+    assert BrokerConnection().info() == explicit.info()
+    assert BrokerConnection().as_uri(True) == "amqp://guest:guest@localhost:5672//"
+    assert BrokerConnection("amqp://").info() == explicit.info()
+
+
+def test_the_default_port_is_the_transports() -> None:
+    assert AmqpTransport.default_port == 5672
+    assert BrokerConnection("amqp://").info()["port"] == 5672
+    assert memory.Transport.default_port is None
+    assert BrokerConnection("memory://").info()["port"] is None
+
+
+# Keyword arguments
+
+
+def test_defaults_for_what_the_url_does_not_have() -> None:
+    given: dict[str, Any] = {"userid": "u", "password": "p", "virtual_host": "v", "port": 9}
+    for name, value in given.items():
+        assert getattr(BrokerConnection("amqp://h", **given), name) == value
+    url = "amqp://x:y@h:7/z"
+    assert BrokerConnection(url, **given).as_uri(True) == "amqp://x:y@h:7/z"
+    assert BrokerConnection("amqp://x@h", **given).as_uri(True) == "amqp://x:p@h:9/v"
+    assert BrokerConnection(hostname="h", **given).as_uri(True) == "amqp://u:p@h:9/v"
+
+
+@pytest.mark.parametrize(
+    ("transport", "expected"),
+    [
+        ("kombu.transport.pyamqplib.Transport", AmqpTransport),
+        ("kombu.transport.pyamqp:Transport", AmqpTransport),
+        ("amqplib", AmqpTransport),
+        ("pika", AmqpTransport),
+        ("librabbitmq", AmqpTransport),
+        ("pyamqp", AmqpTransport),
+        ("amqp", AmqpTransport),
+        ("qpid", AmqpTransport),
+        ("kombu.transport.memory.Transport", memory.Transport),
+        ("memory", memory.Transport),
+        (memory.Transport, memory.Transport),
+    ],
+)
+def test_transport_is_an_alias_a_class_or_its_path(transport: Any, expected: Any) -> None:
+    connection = BrokerConnection("localhost", transport=transport)
+    assert type(connection.transport) is expected
+    assert connection.get_transport_cls() is expected
+
+
+def test_transport_is_for_urls_that_name_none(memory_url: str) -> None:
+    assert type(BrokerConnection(memory_url).transport) is memory.Transport
+    assert type(BrokerConnection("some.host", transport="memory").transport) is memory.Transport
+
+
+@pytest.mark.parametrize("transport", ["amqplib", "pika", "kombu.transport.pyamqplib.Transport"])
+def test_the_old_names_connect(transport: str, amqp_url: str, unique: str) -> None:
+    parts = BrokerConnection(amqp_url).info()
+    connection = BrokerConnection(
+        hostname=parts["hostname"],
+        userid=parts["userid"],
+        password=parts["password"],
+        virtual_host=parts["virtual_host"],
+        port=parts["port"],
+        transport=transport,
+        insist=True,
+        ssl=False,
+        connect_timeout=9,
+        transport_options={"client_properties": {"made": "here"}},
+    )
+    with connection:
+        with connection.SimpleQueue(unique) as queue:
+            queue.put("x")
+            message = queue.get(timeout=9)
+            assert message.payload == "x"
+            message.ack()
+            queue.queue.delete()
+            queue.queue.exchange.delete()
+        assert connection.connected()
+        assert connection.insist is True
+
+
+def test_ssl_is_off_by_default_and_on_when_asked() -> None:
+    assert BrokerConnection("amqp://").ssl is False
+    connection = BrokerConnection("amqp://", ssl=True)
+    assert (connection.ssl, connection.info()["port"]) == (True, 5671)
+
+
+def test_connect_timeout_bounds_connecting() -> None:
+    silent = socket.socket()
+    try:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host, port = silent.getsockname()
+        connection = BrokerConnection(f"amqp://{host}:{port}//", connect_timeout=0.1)
+        with pytest.raises(TimeoutError):
+            connection.connect()
+        connection.release()
+    finally:
+        silent.close()
+
+
+def test_transport_options_go_to_the_transport(memory_url: str) -> None:
+    options = {"max_message_size": 3}
+    with BrokerConnection(memory_url, transport_options=options) as connection:
+        assert connection.transport_options is options
+        producer = connection.Producer()
+        with pytest.raises(connection.channel_errors, match="max_message_size"):
+            producer.publish("longer", "anywhere")
+
+
+# The table of transports
+
+
+@pytest.mark.parametrize(
+    ("transport", "kind"), [("amqplib", "amqp"), ("pika", "amqp"), ("memory", "memory")]
+)
+def test_direct_topic_and_fanout(transport: str, kind: str) -> None:
+    connection = BrokerConnection("localhost", transport=transport)
+    assert connection.transport.driver_type == kind
+    for exchange_type in ("direct", "topic", "fanout"):
+        assert connection.supports_exchange_type(exchange_type)
+    assert not connection.supports_exchange_type("unheard-of")
+
+
+@pytest.mark.parametrize("name", ["redis", "beanstalk", "SQS", "mongodb", "couchdb"])
+def test_the_other_transports_are_ours_or_say_that_they_are_not_there_yet(name: str) -> None:
+    try:
+        cls = get_transport_cls(name)
+    except ImportError as exc:
+        assert "not in this version" in str(exc)  # noqa: PT017
+    else:
+        assert cls.__module__.startswith("greenconn.transport.")

@@ -1,0 +1,218 @@
+"""What the design settled where the texts leave a question open."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import sys
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import greenconn
+import greenconn.connection
+from greenconn import BrokerConnection, Connection, Consumer, Exchange, Producer, Queue, exceptions
+from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
+from greenconn.transport.amqp.transport import Transport as AmqpTransport
+
+
+def test_connected_is_a_plain_bool(url: str) -> None:
+    with Connection(url) as connection:
+        answers: list[Any] = [connection.connected]
+        connection.connect()
+        answers.append(connection.connected)
+    assert [type(each) for each in answers] == [bool, bool]
+    assert answers == [False, True]
+    with pytest.raises(TypeError):
+        answers[0]()
+
+
+def test_connected_of_a_broker_connection_may_be_called(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        answers: list[Any] = [connection.connected]
+        connection.connect()
+        answers.append(connection.connected)
+    assert answers == [False, True]
+    assert [each() for each in answers] == [False, True]
+    assert [bool(each) for each in answers] == [False, True]
+    assert [str(each) for each in answers] == ["False", "True"]
+    assert [repr(each) for each in answers] == ["False", "True"]
+    assert f"{answers[1]}" == "True"
+
+
+def test_broker_connection_is_a_small_subclass_at_the_top() -> None:
+    assert BrokerConnection is greenconn.connection.BrokerConnection
+    assert BrokerConnection.__bases__ == (Connection,)
+
+
+def test_pools_and_copies_keep_the_class(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        twins = [connection.clone(), copy.copy(connection), pickle.loads(pickle.dumps(connection))]
+        pool = connection.Pool(1)
+        with pool.acquire() as pooled:
+            twins.append(pooled)
+            assert not pooled.connected()
+        pool.force_close_all()
+        assert [isinstance(each, BrokerConnection) for each in twins] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("amqplib", AmqpTransport),
+        ("pika", AmqpTransport),
+        ("qpid", AmqpTransport),
+        ("kombu.transport.pyamqplib.Transport", AmqpTransport),
+        ("kombu.transport.pyamqplib:Transport", AmqpTransport),
+        ("kombu.transport.amqplib.Transport", AmqpTransport),
+        ("kombu.transport.librabbitmq.Transport", AmqpTransport),
+        ("carrot.backends.pyamqplib.Backend", AmqpTransport),
+        ("carrot.backends.queue.Backend", memory.Transport),
+        ("kombu.transport.memory.Transport", memory.Transport),
+        ("greenconn.transport.pyamqplib.Transport", AmqpTransport),
+        ("greenconn.transport.memory:Transport", memory.Transport),
+    ],
+)
+def test_old_names_and_paths_of_transports(path: str, expected: type) -> None:
+    assert resolve_transport(path) is expected
+    assert Connection(transport=path).get_transport_cls() is expected
+
+
+@pytest.mark.parametrize("alias", ["beanstalk", "couchdb"])
+def test_dropped_aliases_are_known_again(alias: str) -> None:
+    assert TRANSPORT_ALIASES[alias] == f"greenconn.transport.{alias}:Transport"
+
+
+def test_kombus_other_aliases_say_how_to_host_its_class() -> None:
+    with pytest.raises(KeyError, match=r"install kombu.*kombu\.transport\.zookeeper:Transport"):
+        Connection("zookeeper://localhost")
+
+
+def test_aliases_may_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "house", "kombu.transport.memory:Transport")
+    assert Connection("house://localhost").get_transport_cls() is memory.Transport
+
+
+def test_an_unknown_alias_names_the_nearest() -> None:
+    with pytest.raises(KeyError, match="Did you mean amqplib"):
+        get_transport_cls("amqlib")
+    with pytest.raises(KeyError, match="Did you mean memory"):
+        Connection("memori://localhost")
+
+
+def test_keywords_fill_what_a_url_leaves_blank() -> None:
+    connection = Connection("amqp://me@h", userid="other", password="p", virtual_host="v")
+    assert connection.as_uri(include_password=True) == "amqp://me:p@h:5672/v"
+
+
+def test_unknown_keywords_are_accepted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        connection = Connection("amqp://", backend_cls="x", pool=None)
+    assert connection.as_uri() == "amqp://guest:**@localhost:5672//"
+    assert len(caplog.records) == 1
+    assert "backend_cls, pool" in caplog.text
+
+
+def bodies(queue: Queue) -> list[Any]:
+    found = []
+    while (message := queue.get(no_ack=True)) is not None:
+        found.append(message.payload)
+    return found
+
+
+def test_topic_patterns_follow_amqp(url: str, unique: str) -> None:
+    exchange = Exchange(unique, "topic", durable=False, auto_delete=True)
+    with Connection(url) as connection:
+        queue = Queue(unique, exchange, "z.#", exclusive=True)(connection.default_channel)
+        queue.declare()
+        for key in ("z", "z.y", "z.y.x", "zz", "y.z"):
+            Producer(connection, exchange).publish(key, key)
+        assert bodies(queue) == ["z", "z.y", "z.y.x"]
+
+
+def test_fan_out_ignores_routing_keys(url: str, unique: str) -> None:
+    exchange = Exchange(unique, "fanout", durable=False, auto_delete=True)
+    with Connection(url) as connection:
+        queue = Queue(unique, exchange, "one", exclusive=True)(connection.default_channel)
+        queue.declare()
+        for key in ("one", "other", ""):
+            Producer(connection, exchange).publish(key, key)
+        assert bodies(queue) == ["one", "other", ""]
+
+
+def test_an_empty_text_comes_back_as_text(url: str, unique: str) -> None:
+    got: list[Any] = []
+    with Connection(url) as connection:
+        queue = Queue(unique, exclusive=True)(connection.default_channel)
+        queue.declare()
+        for body in ("", b""):
+            Producer(connection).publish(body, unique)
+        with Consumer(
+            connection, [queue], no_ack=True, callbacks=[lambda body, message: got.append(body)]
+        ):
+            for _ in range(2):
+                connection.drain_events(timeout=5)
+    assert got == ["", b""]
+
+
+def test_force_close_all_closes_channels_in_use(url: str) -> None:
+    with Connection(url) as connection:
+        pool = connection.ChannelPool(2)
+        held = pool.acquire()
+        queue = Queue("", exclusive=True, durable=False)(connection.default_channel)
+        queue.declare()
+        Consumer(held, [queue(held)], on_message=print, auto_declare=False).consume()
+        assert queue.queue_declare(passive=True).consumer_count == 1
+        pool.force_close_all()
+        with pytest.raises(exceptions.OperationalError):
+            held.close()
+        # The last consumer took the queue along.
+        with pytest.raises(exceptions.NotFound):
+            queue(connection.channel()).queue_declare(passive=True)
+        assert connection.default_channel.is_open  # it was not the pool's
+
+
+def test_limit_errors_are_in_the_connection_module_too() -> None:
+    module = greenconn.connection
+    assert module.ChannelLimitExceeded is exceptions.ChannelLimitExceeded
+    assert module.ConnectionLimitExceeded is exceptions.ConnectionLimitExceeded
+
+
+def test_nobody_has_to_drive_a_connection(url: str) -> None:
+    with Connection(url) as connection:
+        assert connection.is_evented is False
+        connection.connect()
+        assert connection.is_evented is False
+
+
+def test_a_loop_is_woken_when_an_event_waits(url: str, unique: str) -> None:
+    watched: dict[int, Any] = {}
+    got = Event()
+
+    class Loop:
+        def add_reader(self, descriptor: int, callback: Any) -> None:
+            watched[descriptor] = gevent.get_hub().loop.io(descriptor, 1)
+            watched[descriptor].start(gevent.spawn, callback)
+
+        def remove_reader(self, descriptor: int) -> None:
+            watcher = watched.pop(descriptor)
+            watcher.stop()
+            watcher.close()
+
+    with Connection(url) as connection:
+        connection.connect()
+        connection.register_with_event_loop(Loop())
+        queue = Queue(unique, exclusive=True)(connection.default_channel)
+        with Consumer(connection, [queue], no_ack=True, on_message=lambda message: got.set()):
+            Producer(connection).publish("x", unique)
+            assert got.wait(5)
+    assert watched == {}
+
+
+def test_the_version_is_semantic() -> None:
+    major, minor, micro = greenconn.VERSION[:3]
+    assert greenconn.__version__.startswith(f"{major}.{minor}.{micro}")
+    assert sys.version_info >= (3, 10)
