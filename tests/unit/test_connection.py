@@ -181,6 +181,33 @@ def test_switch_means_another_broker(connect: Connect, script: Script) -> None:
     assert connection.connect().host == "three"
 
 
+def test_a_host_name_takes_the_place_of_the_first_one() -> None:
+    connection = Connection("amqp://me:pw@one:99/v;amqp://two/w")
+    connection.maybe_switch_next()
+    connection.switch("three")
+    assert connection.as_uri(include_password=True) == "amqp://me:pw@three:99/v"
+
+
+def test_a_switched_connection_is_known_by_its_new_broker() -> None:
+    connection = Connection("amqp://one")
+    before = connection.__eqhash__()
+    connection.switch("amqp://two")
+    assert connection.__eqhash__() != before
+    assert connection.__eqhash__() == Connection("amqp://two").__eqhash__()
+
+
+def test_an_open_connection_says_what_was_taken_for_blanks(connect: Connect) -> None:
+    connection = connect("scripted://one")
+    key = connection.__eqhash__()
+    assert (connection.port, connection.userid, connection.host) == (None, None, "one:None")
+    connection.connect()
+    assert (connection.port, connection.userid, connection.host) == (7, "guest", "one:7")
+    assert connection.__eqhash__() == key
+    connection.switch("scripted://me@two:8")
+    connection.connect()
+    assert (connection.userid, connection.host) == ("me", "two:8")
+
+
 # -- copies --------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,7 @@ def test_a_facade_is_what_is_below_it(pool: Boxes) -> None:
     assert {box: 1}[below] == 1
     assert box != Box(9, size=4)
     assert "twice" in dir(box)
+    assert not callable(box)
     box.size = 5
     assert below.size == 5
     del box.size
