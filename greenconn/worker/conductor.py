@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
-from greenconn.green.slot import Slot
+from greenconn.green.limit import Limit
 from greenconn.green.supervisor import spawn
 from greenconn.worker.batch import BatchLine
 from greenconn.worker.crew import crew_of
@@ -24,9 +24,11 @@ from greenconn.worker.errands import Errand
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.line import Line
 from greenconn.worker.plan import Plan
+from greenconn.worker.pool import WorkerPool
 from greenconn.worker.restoring import Outcome, Restorer
 from greenconn.worker.state import ENDS, ConsumerState, Wish, moved
 from greenconn.worker.subscription import Subscription
+from greenconn.worker.watch import Watch
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -35,6 +37,8 @@ __all__ = ["Conductor"]
 
 logger = logging.getLogger("greenconn.worker")
 
+#: Seconds that a consumer that is killed waits for the broker.
+CANCEL_TIMEOUT: Final = 2.0
 _ENDLESS: Final = Deadline()
 
 
@@ -46,6 +50,7 @@ class Conductor:
         connection: the program's.
 
     Attributes:
+        watch: wakes who waits for a change.
         state: where the consumer is in its life.
         error: what the broker refused it for; None while it does not.
         is_withdrawn: the broker was told to send no more, and what no handler began was given back.
@@ -62,7 +67,6 @@ class Conductor:
         "_restorer",
         "_session",
         "_subscriptions",
-        "_watchers",
         "_wish",
         "error",
         "handling",
@@ -70,10 +74,12 @@ class Conductor:
         "line",
         "plan",
         "state",
+        "watch",
     )
 
     def __init__(self, plan: Plan, connection: Connection) -> None:
         self.plan = plan
+        self.watch = Watch()
         self._parent = self._session = connection.session
         self._own_connection: Connection | None = None
         if plan.is_unbounded:
@@ -85,10 +91,10 @@ class Conductor:
         self.handling = (Handling if plan.batch_size is None else BatchHandling)(
             plan, self._queue_of
         )
-        self.line = self._new_line()
+        self.line = _line_for(plan, crew.pool, self.handling)
         self.handling.put_again = self.line.put_again
         self.handling.on_exit = self.wind_down
-        self.line.on_idle = self._announce
+        self.line.on_idle = self.watch.announce
         self._subscriptions = tuple(
             Subscription(plan, queue, share, self.line, self._on_lost)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
@@ -101,15 +107,7 @@ class Conductor:
         self._loss: BaseException | None = None
         self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
-        self._watchers: set[Slot[None]] = set()
         crew.enter(self)
-
-    def _new_line(self) -> Line:
-        plan, pool, run = self.plan, self._crew.pool, self.handling.run
-        if plan.batch_size is None:
-            return Line(pool, run, plan.concurrency)
-        assert plan.batch_interval is not None
-        return BatchLine(pool, run, plan.concurrency, plan.batch_size, plan.batch_interval)
 
     @property
     def is_confirmed(self) -> bool:
@@ -137,7 +135,7 @@ class Conductor:
             self._move(ConsumerState.STOPPING)
             if self.plan.no_ack:
                 self.is_withdrawn = False  # what a pause has kept is handled now
-        self._announce()
+        self.watch.announce()
 
     def resume(self) -> None:
         """Wish no pause any more."""
@@ -163,7 +161,7 @@ class Conductor:
         self._is_forgotten = True
         self.line.forget()
         self._wish = Wish.END
-        self._announce()
+        self.watch.announce()
 
     # The consumer's greenlet
 
@@ -206,7 +204,7 @@ class Conductor:
             elif self._wish is Wish.STOP and self.line.is_idle:
                 return
             try:
-                self.wait_for_change(deadline)
+                self.watch.wait(deadline)
             except TimeoutError:
                 pass  # the pause is over
 
@@ -218,7 +216,7 @@ class Conductor:
 
     def _on_errand_over(self) -> None:
         self._errand = None
-        self._announce()
+        self.watch.announce()
 
     # Errands
 
@@ -256,6 +254,15 @@ class Conductor:
             except Exception as exc:
                 logger.debug("cancelling %r: %s", subscription, exc)
 
+    def _cancel_soon(self) -> None:
+        """Cancel, but let a broker that does not answer hold nobody up."""
+        try:
+            with Limit(Deadline(CANCEL_TIMEOUT), "cancelling"):
+                self._cancel()
+        except TimeoutError as exc:
+            logger.debug("consumer of queue %s: %s", self.plan.name, exc)
+            self._cancel(nowait=True)
+
     def _give_back(self) -> None:
         for message in self.line.take_all():
             self.handling.give_back(message)
@@ -265,11 +272,13 @@ class Conductor:
         if is_abrupt:
             self.line.is_held = self.handling.is_ending = True
             self._call_off_errand()
-            self._cancel(nowait=True)
-            self._give_back()
+            # First of all, so that what is given back does not come here again.
+            cancelling = spawn("consumer-cancel", self._cancel_soon)
             self.line.interrupt()
+            cancelling.join()
+            self._give_back()
             while not self.line.is_idle:
-                self.wait_for_change(_ENDLESS)
+                self.watch.wait(_ENDLESS)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
@@ -296,7 +305,7 @@ class Conductor:
             self._parent.on_closed.remove(self.wind_down)
         if self.state not in ENDS:
             self._move(ConsumerState.KILLED)  # before it began
-        self._announce()
+        self.watch.announce()
 
     # Changes
 
@@ -313,7 +322,7 @@ class Conductor:
                 # Not lost with the connection, which has its own log and its own back-off.
                 self._loss = exc
                 self._restorer.note_loss()
-        self._announce()
+        self.watch.announce()
 
     def _queue_of(self, message: Any) -> str:
         tag = message.delivery_info.get("consumer_tag")
@@ -325,25 +334,7 @@ class Conductor:
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
             self.state = moved(self.state, state)
-            self._announce()
-
-    def _announce(self) -> None:
-        """Wake all who wait for a change.  Never switches."""
-        for slot in self._watchers:
-            slot.offer(None)
-
-    def wait_for_change(self, deadline: Deadline) -> None:
-        """Wait until something is different.  May switch.
-
-        Raises:
-            TimeoutError: nothing was before the deadline.
-        """
-        slot: Slot[None] = Slot()
-        self._watchers.add(slot)
-        try:
-            slot.wait(deadline)
-        finally:
-            self._watchers.discard(slot)
+            self.watch.announce()
 
     def wait_restored(self, deadline: Deadline) -> None:
         """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
@@ -357,4 +348,11 @@ class Conductor:
             and not self.is_confirmed
             and not self._restorer.pause
         ):
-            self.wait_for_change(deadline)
+            self.watch.wait(deadline)
+
+
+def _line_for(plan: Plan, pool: WorkerPool, handling: Handling) -> Line:
+    if plan.batch_size is None:
+        return Line(pool, handling.run, plan.concurrency)
+    assert plan.batch_interval is not None
+    return BatchLine(pool, handling.run, plan.concurrency, plan.batch_size, plan.batch_interval)

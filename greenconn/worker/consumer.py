@@ -85,7 +85,7 @@ class ConsumerGreenlet(_Greenlet):
             if self.ready():
                 return False
             try:
-                conductor.wait_for_change(deadline)
+                conductor.watch.wait(deadline)
             except TimeoutError:
                 return False
         return True
@@ -129,7 +129,7 @@ class ConsumerGreenlet(_Greenlet):
         conductor.ask(Wish.PAUSE)
         while conductor.is_pausing and not conductor.is_withdrawn and not self.ready():
             try:
-                conductor.wait_for_change(deadline)
+                conductor.watch.wait(deadline)
             except TimeoutError:
                 return False
         return conductor.is_pausing and conductor.is_withdrawn and not self.ready()

@@ -565,6 +565,31 @@ def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
     desk.close()
 
 
+def test_a_broker_that_does_not_answer_holds_nobody_up(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    with Connection(own_rabbitmq.url) as connection:
+        channel = connection.default_channel
+        channel.queue_declare(unique, durable=True, auto_delete=False)
+        gate = gevent.event.Event()
+        stopped, killed = (
+            spawn_consumer(unique, lambda body, message: gate.wait(), connection=connection)
+            for _ in range(2)
+        )
+        assert stopped.wait_ready(CAME)
+        assert killed.wait_ready(CAME)
+        publish_many(unique, range(15), connection=connection)
+        until(lambda: stopped.stats()["in_flight"] + killed.stats()["in_flight"] == 2)
+        own_rabbitmq.pause()
+        began = monotonic()
+        assert stopped.stop(0.5) is False
+        killed.kill(timeout=CAME)
+        assert killed.dead
+        assert monotonic() - began < 6.0
+        own_rabbitmq.resume()
+        until(lambda: stopped.dead)
+        until(lambda: channel.queue_declare(unique, passive=True).message_count == 15)
+        channel.queue_delete(unique)
+
+
 def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
     connection: Connection, desk: Desk, unique: str
 ) -> None:

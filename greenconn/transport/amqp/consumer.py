@@ -89,6 +89,7 @@ class ChannelConsumer:
         """Nobody wants it any more: what still comes goes back to the queue.  Never switches."""
         self.state = state
         self.deliver = self._refuse
+        self.sink = None  # it may hold much, and this stays as long as the tag is known
         self._tell_watchers()
 
     def _tell_watchers(self) -> None:
