@@ -84,7 +84,7 @@ def test_brokerconnections_stay_brokerconnections() -> None:
         with pool.acquire() as one:
             assert isinstance(one, BrokerConnection)
             one.connect()
-            assert one.connected() is True  # type: ignore[operator]
+            assert one.connected() is True
         pool.force_close_all()
 
 
