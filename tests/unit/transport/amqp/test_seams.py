@@ -29,7 +29,11 @@ def test_the_connection_has_the_name(name: str) -> None:
 
 
 def test_start_sends_through_send_method() -> None:
-    for step in (amqp.Connection._on_start, amqp.Connection._on_tune, amqp.Connection._on_tune_sent):
+    for step in (
+        amqp.Connection._on_start,
+        amqp.Connection._on_tune,
+        amqp.Connection._on_tune_sent,
+    ):
         assert "self.send_method(" in inspect.getsource(step)
 
 
