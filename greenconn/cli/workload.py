@@ -40,6 +40,9 @@ class Workload:
 
     Every message has a number, and a ledger counts how often each number was handled.  The publishers
     do not wait for confirms; what they published and nobody handled is found out at the end.
+
+    Attributes:
+        names: of the queues.
     """
 
     def __init__(self, plan: Plan, connection: Connection) -> None:
@@ -55,7 +58,7 @@ class Workload:
         self._error: BaseException | None = None
         self._connection = connection
         prefix = f"greenconn-demo-{uuid()[:8]}"
-        self._names = [f"{prefix}-{number}" for number in range(plan.queues)]
+        self.names = [f"{prefix}-{number}" for number in range(plan.queues)]
         self._consumers: list[ConsumerGreenlet] = []
         self._publishers: list[gevent.Greenlet[..., Any]] = []
         self._ready = 0
@@ -132,7 +135,7 @@ class Workload:
     def _start_consumers(self, watch: Watch, interval: float) -> None:
         plan = self.plan
         # Durable, as RabbitMQ wants it.
-        queues = [Queue(name, routing_key=name, expires=EXPIRES) for name in self._names]
+        queues = [Queue(name, routing_key=name, expires=EXPIRES) for name in self.names]
         for number in range(plan.consumers):
             queue = queues[number % plan.queues]
             self._consumers.append(
@@ -173,7 +176,7 @@ class Workload:
         ]
 
     def _publish(self, pool: ProducerPool, numbers: range) -> None:
-        plan, names, padding = self.plan, self._names, "x" * self.plan.size
+        plan, names, padding = self.plan, self.names, "x" * self.plan.size
         try:
             for start in range(0, len(numbers), plan.burst):
                 self._wait_for_room()
@@ -238,7 +241,7 @@ class Workload:
         stops = [spawn("demo-stop", consumer.stop, timeout) for consumer in self._consumers]
         gevent.joinall(stops)
         channel = self._connection.default_channel
-        for name in self._names:
+        for name in self.names:
             channel.queue_delete(name)
 
 

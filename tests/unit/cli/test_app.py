@@ -1,0 +1,227 @@
+"""The command line: help, exit codes, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from greenconn import __version__, defaults
+from greenconn.cli import options
+from greenconn.cli.app import COMMANDS
+from tests.unit.cli.conftest import Command
+
+Stdin = Callable[[bytes], None]
+
+
+def test_the_default_url_is_that_of_the_library() -> None:
+    assert options.DEFAULT_URL == defaults.DEFAULT_URL
+    assert options.URL_VARIABLE == defaults.URL_VARIABLE
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help(command: Command, arguments: tuple[str, ...]) -> None:
+    ended = command(*arguments)
+    assert ended.code == 0
+    assert ended.errors == ""
+    assert "Example" in ended.output
+    assert all(name in ended.output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_an_example(command: Command, name: str) -> None:
+    ended = command(name, "--help")
+    assert ended.code == 0
+    assert f"Usage: greenconn {name}" in ended.output
+    assert f"  greenconn {name}" in ended.output.split("Example")[1]
+
+
+def test_help_loads_neither_gevent_nor_a_transport() -> None:
+    program = (
+        "import sys; from greenconn.cli.app import run; code = run(['--help'])\n"
+        "loaded = [name for name in ('gevent', 'amqp', 'rich', 'greenconn.connection') "
+        "if name in sys.modules]\n"
+        "sys.exit(code or ' '.join(loaded) or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_version(command: Command) -> None:
+    ended = command("--version")
+    assert (ended.code, ended.output) == (0, f"greenconn, version {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["publsh", "q", "x"], "did you mean 'publish'"),
+        (["xyz"], "there are demo, ping"),
+        (["--verbos", "ping"], "--verbose"),
+        (["publish"], "QUEUE"),
+        (["publish", "q", "x", "--jsno"], "--json"),
+        (["publish", "q", "x", "-u", "memroy://"], "Did you mean memory?"),
+        (["publish", "q", "x", "-u", "amqp://host:port"], "the port is not a number"),
+        (["publish", "q", "x", "-u", "memory://?bogus=1"], "unknown option 'bogus'"),
+        (["publish", "q", "x", "-u", "http://localhost"], "No such transport: http"),
+        (["publish", "q", "x", "-u", "kafka://u:secret@h"], "kafka"),
+        (["publish", "q", "{x", "--json", "-u", "memory://"], "'{x' is not JSON"),
+        (["publish", "q", "x", "-H", "foo", "-u", "memory://"], "NAME=VALUE"),
+        (["publish", "q", "x", "-H", "=foo", "-u", "memory://"], "NAME=VALUE"),
+        (["publish", "q", "x", "-t", "soon"], "--timeout"),
+        (["publish", "q", "x", "-t", "0"], "--timeout"),
+        (["publish", "q", "x", "--binary"], "no BODY"),
+        (["publish", "", "x", "-u", "memory://"], "a queue needs a name"),
+        (["publish", "q" * 300, "x", "-u", "memory://"], "255 bytes"),
+        (["consume", "", "-u", "memory://"], "queue=''"),
+        (["consume", "q", "-n", "0"], "--count"),
+        (["consume", "q", "-w", "-1"], "--wait"),
+        (["consume", "q", "--accept", "jsno", "-u", "memory://"], "jsno"),
+        (["purge", "", "-y", "-u", "memory://"], "QUEUE"),
+        (["ping", "-c", "0"], "--count"),
+        (["ping", "memory://", "again"], "again"),
+        (["demo", "--messages", "0"], "--messages"),
+        (["demo", "--url", "memroy://"], "Did you mean memory?"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(command: Command, arguments: list[str], text: str) -> None:
+    ended = command(*arguments)
+    assert text in ended.complaint
+    assert ended.code == (1 if "jsno" in arguments else 2)
+    assert "secret" not in ended.errors
+
+
+@pytest.mark.parametrize("name", ["consume", "purge"])
+def test_a_queue_that_does_not_exist(command: Command, url: str, name: str) -> None:
+    ended = command(name, "nosuch", "-u", url)
+    assert ended.code == 1
+    assert "no queue 'nosuch'" in ended.complaint
+    assert "check the name, or publish to it first" in ended.complaint
+
+
+def test_messages_there_and_back(command: Command, url: str) -> None:
+    ended = command("publish", "q", "one", "two", "-u", url)
+    assert (ended.code, ended.complaint) == (0, "2 published to q")
+    ended = command("consume", "q", "-n", "1", "-u", url)
+    assert (ended.code, ended.output, ended.complaint) == (0, "one\n", "1 consumed from q")
+    ended = command("consume", "q", "-w", "0.05", "-u", url)
+    assert (ended.code, ended.output) == (0, "two\n")
+
+
+def test_json_bodies_and_headers(command: Command, url: str) -> None:
+    bodies = ['{"a": [1, null]}', "5", '"text"']
+    assert command("publish", "q", *bodies, "--json", "-H", "a=b=c", "-u", url).code == 0
+    ended = command("consume", "q", "-n", "3", "--json", "-u", url)
+    assert [json.loads(line) for line in ended.output.splitlines()] == [
+        json.loads(body) for body in bodies
+    ]
+
+
+def test_the_environment_names_the_broker(
+    command: Command, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREENCONN_URL", url)
+    assert command("publish", "q", "x").code == 0
+    assert command("consume", "q", "-n", "1").output == "x\n"
+    assert command("ping").output.startswith("memory://")
+
+
+def test_lines_of_the_standard_input(command: Command, url: str, stdin: Stdin) -> None:
+    lines = [f"line {number} ä" for number in range(3000)]
+    stdin("\n".join(lines).encode())
+    assert command("publish", "q", "-u", url).complaint == "3000 published to q"
+    assert command("consume", "q", "-n", "3000", "-u", url).output.splitlines() == lines
+
+
+@pytest.mark.parametrize(("data", "number"), [(b"", 0), (b"\n", 1), (b"a\n\nb", 3), (b"a\n", 1)])
+def test_how_many_lines_there_are(
+    command: Command, url: str, stdin: Stdin, data: bytes, number: int
+) -> None:
+    stdin(data)
+    assert command("publish", "q", "-u", url).complaint == f"{number} published to q"
+
+
+def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None:
+    stdin(b"good\n\xff\xfe\n")
+    ended = command("publish", "q", "-u", url)
+    assert ended.code == 2
+    assert "line 2 of the standard input is not UTF-8 text" in ended.complaint
+    assert "--binary" in ended.complaint
+
+
+def test_binary_input_is_one_message(command: Command, url: str, stdin: Stdin) -> None:
+    stdin(b"\x00\xff\n" * 50_000)
+    assert command("publish", "q", "--binary", "-u", url).complaint == "1 published to q"
+    ended = command("consume", "q", "-n", "1", "-u", url)
+    assert ended.output == "\x00\\xff\n" * 50_000 + "\n"
+
+
+def test_json_lines_are_counted(command: Command, url: str, stdin: Stdin) -> None:
+    stdin(b'{"a": 1}\n{"b":\n')
+    ended = command("publish", "q", "--json", "-u", url)
+    assert ended.code == 2
+    assert "line 2" in ended.complaint
+
+
+def test_content_that_is_not_accepted_stays(command: Command, url: str) -> None:
+    import greenconn
+
+    greenconn.publish("q", {"a": 1}, connection=url, serializer="pickle")
+    ended = command("consume", "q", "-w", "5", "-u", url)
+    assert ended.code == 1
+    assert "--accept" in ended.complaint
+    ended = command("consume", "q", "-n", "1", "--accept", "pickle", "-u", url)
+    assert (ended.code, ended.output) == (0, '{"a": 1}\n')
+
+
+def test_purge(command: Command, url: str, stdin: Stdin) -> None:
+    command("publish", "q", "one", "two", "-u", url)
+    stdin(b"")
+    ended = command("purge", "q", "-u", url)
+    assert ended.code == 2
+    assert "give --yes" in ended.errors
+    stdin(b"n\n")
+    ended = command("purge", "q", "-u", url)
+    assert (ended.code, ended.complaint) == (1, "nothing was thrown away")
+    stdin(b"y\n")
+    ended = command("purge", "q", "-u", url)
+    assert ended.code == 0
+    assert "2 messages of q thrown away" in ended.output
+    assert command("purge", "q", "-y", "-u", url).output == "0 messages of q thrown away\n"
+
+
+def test_ping(command: Command, url: str) -> None:
+    ended = command("ping", url, "-c", "3")
+    first, second = ended.output.splitlines()
+    assert "memory, open in" in first
+    assert "(3 times)" in second
+    assert (ended.code, ended.errors) == (0, "")
+
+
+def test_verbose_shows_the_log(command: Command, url: str) -> None:
+    ended = command("--verbose", "ping", url)
+    assert ended.code == 0
+    assert "greenconn.session" in ended.errors
+
+
+def test_verbose_shows_where_it_failed(command: Command, url: str) -> None:
+    ended = command("-v", "consume", "nosuch", "-u", url)
+    assert "Traceback" in ended.errors
+    assert ended.errors.splitlines()[-1].startswith("greenconn: ")
+
+
+def test_the_demo(command: Command, url: str) -> None:
+    plan = ["--messages", "2000", "--consumers", "20", "--queues", "7", "--publishers", "9"]
+    ended = command("demo", "--url", url, *plan, "--pool", "3")
+    assert (ended.code, ended.errors) == (0, "")
+    lines = ended.output.splitlines()
+    assert lines[0].startswith("20 consumers on 7 queues of memory://")
+    values = dict(line.split(None, 1) for line in lines if line and not line.startswith(" "))
+    assert values["published"].strip() == "2,000 of 2,000"
+    assert values["handled"].strip() == "2,000"
+    assert values["lost"].strip() == values["duplicates"].strip() == "0"
+    assert "20 of 20 consumers ready" in ended.output
+    assert "100%" in ended.output

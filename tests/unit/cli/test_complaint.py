@@ -1,0 +1,67 @@
+"""What is told about errors: one line, with the remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenconn.cli.complaint import complaint
+from greenconn.exceptions import (
+    AccessRefused,
+    ConnectionBlocked,
+    ContentDisallowed,
+    KombuError,
+    NotAllowed,
+    NotFound,
+    OperationalError,
+    PreconditionFailed,
+    PublishRefused,
+    Unroutable,
+)
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    """*error* with a cause."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "is the broker running", 1),
+        (AccessRefused("ACCESS_REFUSED"), "check user, password", 1),
+        (NotAllowed("vhost x not found"), "virtual host", 1),
+        (NotFound("no queue 'x'"), "check the name", 1),
+        (PreconditionFailed("durable"), "other arguments", 1),
+        (Unroutable("NO_ROUTE"), "check the name of the queue", 1),
+        (ConnectionBlocked("blocked"), "alarm", 1),
+        (ContentDisallowed("pickle"), "--accept", 1),
+        (TimeoutError("no answer"), "check host, port and firewall", 1),
+        (OSError(-2, "Name or service not known"), "check the host name", 1),
+        (OSError(28, "No space left on device"), "No space left on device", 1),
+        (KombuError("a\n  b"), "a b", 1),
+        (caused(OperationalError("not let in"), AccessRefused("x")), "check user, password", 1),
+        (caused(PublishRefused("no"), NotFound("x")), "check the name", 1),
+        (ValueError("bad port"), "bad port", 2),
+        (KeyError("No such transport"), "No such transport", 2),
+        (ImportError("no module x", name="x"), "no module x", 2),
+        (ImportError("no module rich", name="rich"), "pip install 'greenconn[cli]'", 2),
+        (AssertionError("oops"), "this is a bug", 1),
+        (OperationalError(), "OperationalError", 1),
+    ],
+)
+def test_complaints(error: BaseException, text: str, code: int) -> None:
+    line, found = complaint(error)
+    assert text in line
+    assert "\n" not in line
+    assert not line.startswith(("[", "(", "None"))
+    assert found == code
+
+
+def test_a_remedy_is_not_said_twice() -> None:
+    remedy = "check host, port and firewall"
+    assert complaint(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
+
+
+def test_passwords_are_masked() -> None:
+    assert "secret" not in complaint(OSError("amqp://guest:secret@host// is away"))[0]

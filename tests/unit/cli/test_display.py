@@ -1,0 +1,93 @@
+"""What the demo shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from greenconn.cli.display import Display, summary_table
+from greenconn.cli.plan import Plan, Snapshot, Summary
+
+PLAN = Plan(messages=1000, consumers=10)
+STARTING = Snapshot(
+    elapsed=0.1, published=0, handled=0, rate=0.0, latency=0.0, ready=4, sockets=1, threads=1
+)
+RUNNING = replace(
+    STARTING, elapsed=1.5, published=600, handled=500, rate=12345.6, latency=0.0123, ready=10
+)
+SUMMARY = Summary(
+    elapsed=2.0,
+    published=1000,
+    handled=990,
+    lost=10,
+    in_flight=0,
+    duplicates=1,
+    cpu=0.1,
+    latencies=(0.001, 0.02),
+    sockets=3,
+    threads=1,
+    peak_memory=64 * 2**20,
+)
+
+
+def shown(*snapshots: Snapshot, terminal: bool = False, width: int = 100) -> str:
+    """What a display draws."""
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal, highlight=False, _environ={})
+    with Display(console, PLAN, plain=not terminal) as display:
+        for snapshot in snapshots:
+            display.show(snapshot)
+    return file.getvalue()
+
+
+def test_plain_lines() -> None:
+    lines = shown(STARTING, RUNNING).splitlines()
+    assert lines[0] == "   0.1 s  4 of 10 consumers ready"
+    assert " ".join(lines[1].split()) == (
+        "1.5 s 50% 12,346 messages/s 100 in flight 12.3 ms latency 10 consumers 1 sockets 1 threads"
+    )
+
+
+def test_plain_lines_come_once_a_second_and_are_not_broken() -> None:
+    snapshots = [replace(RUNNING, elapsed=each / 10) for each in range(31)]
+    lines = shown(*snapshots, width=20).splitlines()
+    assert len(lines) == 4
+    assert all(line.endswith("threads") for line in lines)
+
+
+def test_the_last_line_comes_in_any_case() -> None:
+    end = replace(RUNNING, elapsed=1.1, handled=1000, published=1000)
+    assert "100%" in shown(RUNNING, end).splitlines()[-1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_the_picture_fits(width: int) -> None:
+    text = shown(STARTING, RUNNING, terminal=True, width=width)
+    assert "of 1,000 messages handled" in text
+    assert "12,346" in text
+    assert "messages/s" in text
+
+
+def test_what_the_system_does_not_tell() -> None:
+    assert "? sockets" in shown(replace(RUNNING, sockets=None))
+
+
+def table(summary: Summary) -> str:
+    """A summary as text."""
+    file = StringIO()
+    Console(file=file, width=100).print(summary_table(PLAN, summary))
+    return file.getvalue()
+
+
+def test_the_summary_is_honest() -> None:
+    rows = dict(line.split(None, 1) for line in table(SUMMARY).splitlines())
+    assert rows["published"].strip() == "1,000 of 1,000"
+    assert rows["handled"].strip() == "990"
+    assert rows["lost"].strip() == "10"
+    assert rows["rate"].strip() == "495 messages/s"
+    assert "in flight" not in table(SUMMARY)
+    assert "7 when it ended" in table(replace(SUMMARY, in_flight=7))
+    assert "unknown" in table(replace(SUMMARY, sockets=None, elapsed=0.0))
