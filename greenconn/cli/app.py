@@ -96,15 +96,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     is_verbose = any(each in ("-v", "--verbose") for each in given)
-    return _guarded(
-        lambda: cli.main(given, prog_name="greenconn", standalone_mode=False), is_verbose
-    )
+    return _guarded(lambda: _invoked(given), is_verbose)
+
+
+def _invoked(arguments: list[str]) -> Any:
+    """What ``cli.main`` does, save that click prints and exits there."""
+    with cli.make_context("greenconn", arguments) as context:
+        return cli.invoke(context)
 
 
 def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
     try:
         result = function()
         sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
     except click.ClickException as exc:
         click.echo(_one_line(exc), err=True)
         return exc.exit_code
@@ -112,8 +118,8 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         click.echo("greenconn: interrupted", err=True)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):
-        # The reader of our output has gone, as `| head` does: nothing is wrong.  For that alone
-        # click raises SystemExit.
+        # The reader of our output has gone, as `| head` does: nothing is wrong.  (It is for that
+        # alone that rich raises SystemExit.)
         _drop_output()
         return 0
     except Exception as exc:

@@ -65,8 +65,9 @@ def complaint(exc: BaseException) -> tuple[str, int]:
 
 
 def _text_of(exc: BaseException) -> str:
-    if isinstance(exc, ImportError) and exc.name in ("click", "rich"):
-        return f"this command needs {exc.name!r}: pip install 'greenconn[cli]'"
+    missing = (getattr(exc, "name", None) or "").partition(".")[0]
+    if isinstance(exc, ImportError) and missing in ("click", "rich"):
+        return f"this command needs {missing!r}: pip install 'greenconn[cli]'"
     text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
     text = _NUMBERS.sub("", " ".join(text.split()))
     return maybe_sanitize_url(text) if text else type(exc).__name__
