@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from greenconn.green.deadline import Deadline
 from greenconn.session.life import Life, is_open
@@ -28,11 +28,20 @@ class _SessionLike(Protocol):
     def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
 
 
+class _Line:
+    """A channel, the one that replaced it, the one after that: all stand for the latest."""
+
+    __slots__ = ("__weakref__", "latest")
+
+    def __init__(self, latest: Any) -> None:
+        self.latest = latest
+
+
 class Channels:
     """The default channel, and which channel stands for which dead one.
 
-    A channel leads to the one that replaced it, that one to the next, and so on; all who hold any
-    of them end at the same open channel.  Only channels that somebody still holds are remembered.
+    All who hold any channel of a line end at the same open one.  A line lives as long as somebody
+    holds a dead channel of it, and it keeps none of them alive itself, only its latest.
 
     Arguments:
         session: gives the current life.
@@ -40,7 +49,10 @@ class Channels:
 
     def __init__(self, session: _SessionLike) -> None:
         self._session = session
-        self._next: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        #: The lines of dead channels.
+        self._lines: WeakKeyDictionary[Any, _Line] = WeakKeyDictionary()
+        #: The lines of those that are the latest; a line refers to its latest, so they are weak.
+        self._ends: WeakKeyDictionary[Any, ref[_Line]] = WeakKeyDictionary()
         #: All that are or were the default channel, and the latest of them.
         self._defaults: WeakSet[Any] = WeakSet()
         self._latest_default: Any = None
@@ -58,14 +70,15 @@ class Channels:
         return self._opened(
             deadline,
             False,
-            ("successor", id(self._last(old))),
-            lambda life: self._last(old),
+            ("successor", id(self._line(old).latest)),
+            lambda life: self._line(old).latest,
             partial(self._open_successor, old),
         )
 
     def forget(self) -> None:
         """After a close or a fork: no channel stands for another any more."""
-        self._next.clear()
+        self._lines.clear()
+        self._ends.clear()
         self._latest_default = None
 
     def _opened(
@@ -98,11 +111,14 @@ class Channels:
         return channel
 
     def _open_successor(self, old: Any, life: Life) -> Any:
-        last = self._last(old)
+        line = self._line(old)
+        last = line.latest
         if is_open(last):
             return last
         channel = self._open(life, last)
-        self._next[last] = self._next[old] = channel
+        self._lines[last] = self._lines[old] = line
+        line.latest = channel
+        self._ends[channel] = ref(line)
         return channel
 
     def _open(self, life: Life, old: Any) -> Any:
@@ -118,15 +134,12 @@ class Channels:
                 raise
         return channel
 
-    def _last(self, channel: Any) -> Any:
-        """The end of the line that begins with *channel*: it may be dead, too."""
-        last = channel
-        while (following := self._next.get(last)) is not None:
-            last = following
-        if last is not channel:
-            # Shorten the way, so that nothing holds the dead ones in between.
-            self._next[channel] = last
-        return last
+    def _line(self, channel: Any) -> _Line:
+        """The line that *channel* belongs to; its latest may be dead, too."""
+        line = self._lines.get(channel)
+        if line is None and (end := self._ends.get(channel)) is not None:
+            line = end()
+        return _Line(channel) if line is None else line
 
 
 def _default_of(life: Life) -> Any:

@@ -193,6 +193,23 @@ def test_only_channels_that_somebody_holds_are_remembered(
     assert [reference() is not None for reference in gone] == [False] * 4 + [True]
 
 
+def test_who_holds_the_first_channel_keeps_none_of_those_in_between_alive(
+    connection: Connection, script: Script
+) -> None:
+    first = latest = connection.channel()
+    gone: list[weakref.ref[Channel]] = []
+    for _ in range(5):
+        script.link.lose()
+        # Somebody else follows, life by life.
+        latest = connection.session.successor(latest)
+        gone.append(weakref.ref(latest))
+        script.channels.clear()
+    script.links.clear()
+    gc.collect()
+    assert [reference() is not None for reference in gone] == [False] * 4 + [True]
+    assert connection.session.successor(first) is latest
+
+
 def test_a_channel_that_cannot_take_over_is_closed(
     connection: Connection, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
