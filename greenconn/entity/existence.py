@@ -14,7 +14,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 
-__all__ = ["ensure_declared", "ensure_queue_exists", "forget_existence"]
+__all__ = ["ensure_declared", "ensure_queue_exists", "existence_key", "forget_existence"]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
 TRIES = 5
@@ -37,7 +37,7 @@ def ensure_queue_exists(
         TimeoutError: it took too long; it goes on for those who wait longer.
         Exception: what opening the connection raised.
     """
-    key = ("queue", name)
+    key = existence_key(name)
     while True:
         session.link(deadline)
         life = session.life
@@ -69,7 +69,7 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
     for tries_left in reversed(range(TRIES)):
         session.link(deadline)
         life = session.life
-        if entity.can_cache_declaration and hash(entity) in life.declared_entities:
+        if existence_key(entity) in life.declared_entities:
             return
         try:
             session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
@@ -87,8 +87,14 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
 
 def forget_existence(session: Any, target: Any) -> None:
     """Take nothing for granted about *target* (the name of a queue, or an entity) any more."""
-    key = ("queue", target) if isinstance(target, str) else hash(target)
-    session.life.declared_entities.discard(key)
+    session.life.declared_entities.discard(existence_key(target))
+
+
+def existence_key(target: Any) -> Any:
+    """What stands for *target* in ``Life.declared_entities``; None for one that cannot be cached."""
+    if isinstance(target, str):
+        return ("queue", target)
+    return hash(target) if target.can_cache_declaration else None
 
 
 def _look_up(session: Any, name: str, passive: bool) -> None:

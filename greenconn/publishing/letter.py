@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from greenconn.checks import is_number
 from greenconn.compression import compress
 from greenconn.entity import DELIVERY_MODES, Exchange, Queue
+from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
 from greenconn.serialization import dumps
 
@@ -149,6 +150,7 @@ class Stationery:
         "content_type",
         "exchange",
         "headers",
+        "key",
         "mandatory",
         "priority",
         "properties",
@@ -160,6 +162,8 @@ class Stationery:
     def __init__(self, target: Target, options: Mapping[str, Any]) -> None:
         self.target = target
         self.exchange, self.routing_key = _address(target, options.get("routing_key"))
+        #: By which a life of the connection knows that the target exists.
+        self.key = existence_key(target)
         self.mandatory = True
         self.serializer: str | None = None
         self.compression: str | None = None

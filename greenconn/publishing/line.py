@@ -129,6 +129,8 @@ class Line:
             PublishRefused: the broker's refusal is its ``__cause__``.
         """
         target, session = stationery.target, self._session
+        if stationery.key in session.life.declared_entities:
+            return
         try:
             if isinstance(target, str):
                 ensure_queue_exists(session, target, deadline)

@@ -8,6 +8,7 @@ from greenconn.cli.complaint import complaint
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionBlocked,
+    ConnectionForced,
     ContentDisallowed,
     KombuError,
     NotAllowed,
@@ -35,6 +36,12 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (PreconditionFailed("durable"), "other arguments", 1),
         (Unroutable("NO_ROUTE"), "check the name of the queue", 1),
         (ConnectionBlocked("blocked"), "alarm", 1),
+        (ConnectionForced("shutdown"), "start it again", 1),
+        (
+            caused(OperationalError("lost"), ConnectionResetError(104, "reset")),
+            "look at its log",
+            1,
+        ),
         (ContentDisallowed("pickle"), "--accept", 1),
         (TimeoutError("no answer"), "check host, port and firewall", 1),
         (OSError(-2, "Name or service not known"), "check the host name", 1),
