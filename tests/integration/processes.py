@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import gevent
-from gevent import subprocess
+from gevent import monkey, subprocess
 
 __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
 
@@ -62,6 +62,9 @@ class Running:
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
+        if not monkey.is_module_patched("subprocess"):
+            # gevent's watcher takes the end of every child: those of the standard library, too.
+            gevent.get_hub().loop.reset_sigchld()
 
 
 def start(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> Running:
