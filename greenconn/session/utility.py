@@ -58,12 +58,16 @@ class UtilityChannels:
             Exception: what opening the channel, or *function*, raised.
         """
         channel = self._pool.acquire(True, deadline)
+        is_idle = False
         try:
-            return function(channel)
+            result = function(channel)
+            is_idle = is_open(channel)
+            return result
         finally:
-            if is_open(channel):
+            if is_idle:
                 self._pool.release(channel)
             else:
+                # An answer may be due that closes it: that must not hit the next one.
                 self._pool.remove(channel)
 
     def drop(self) -> None:

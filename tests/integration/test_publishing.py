@@ -295,8 +295,9 @@ def test_killed_publishers_leave_everything_whole(connection: Connection, queue:
     assert len(found) == len(set(found))
 
 
+@pytest.mark.parametrize("target_of", [str, Queue])
 def test_publishers_interrupted_anywhere_leave_everything_whole(
-    connection: Connection, unique: str
+    connection: Connection, unique: str, target_of: Callable[[str], Any]
 ) -> None:
     """From connecting and looking the queue up to the confirm."""
     numbers = count()
@@ -306,13 +307,14 @@ def test_publishers_interrupted_anywhere_leave_everything_whole(
     def publish() -> None:
         lives.append(connection.clone())
         names.append(f"{unique}-{next(numbers)}")
-        greenconn.publish(names[-1], "first", connection=lives[-1])
+        greenconn.publish(target_of(names[-1]), "first", connection=lives[-1])
 
     for run in interruptions(publish):
         life, name = lives.pop(), names[-1]
         assert run.was_interrupted or run.raised is None
-        greenconn.publish(name, "second", connection=life)
-        greenconn.publish_many(name, ["third", "fourth"], connection=life)
+        target = target_of(name)
+        greenconn.publish(target, "second", connection=life)
+        greenconn.publish_many(target, ["third", "fourth"], connection=life)
         life.close()
         assert bodies_in(connection, name)[-3:] == ["second", "third", "fourth"]
         connection.default_channel.queue_delete(name)
