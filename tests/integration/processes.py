@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess  # gevent's would take the end of every child, the brokers' tools' too
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import gevent
-from gevent import monkey, subprocess
+from gevent.socket import wait_read, wait_write
 
 __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
 
@@ -39,6 +40,12 @@ class Running:
         return self.process.stdout
 
     @property
+    def errors(self) -> IO[bytes]:
+        """Its standard error."""
+        assert self.process.stderr is not None
+        return self.process.stderr
+
+    @property
     def input(self) -> IO[bytes]:
         """Its standard input."""
         assert self.process.stdin is not None
@@ -50,9 +57,16 @@ class Running:
 
     def outcome(self, input: bytes | None = None, timeout: float = TIMEOUT) -> Outcome:
         """Wait for its end.  May switch."""
+        process = self.process
         with gevent.Timeout(timeout, AssertionError("the program did not end")):
-            output, errors = self.process.communicate(input)
-        return Outcome(self.process.returncode, output.decode(), errors.decode())
+            writer = gevent.spawn(_write_all, self.input, input or b"")
+            output = gevent.spawn(_read_all, self.output)
+            errors = gevent.spawn(_read_all, self.errors)
+            for each in (writer, output, errors):
+                each.get()
+            while process.poll() is None:
+                gevent.sleep(0.01)
+        return Outcome(process.returncode, output.get().decode(), errors.get().decode())
 
     def end(self) -> None:
         """See that it has ended."""
@@ -62,9 +76,26 @@ class Running:
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
-        if not monkey.is_module_patched("subprocess"):
-            # gevent's watcher takes the end of every child: those of the standard library, too.
-            gevent.get_hub().loop.reset_sigchld()
+
+
+def _read_all(pipe: IO[bytes]) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        wait_read(pipe.fileno())
+        part = os.read(pipe.fileno(), 65536)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def _write_all(pipe: IO[bytes], data: bytes) -> None:
+    try:
+        while data:
+            wait_write(pipe.fileno())
+            data = data[os.write(pipe.fileno(), data[:4096]) :]
+        pipe.close()
+    except BrokenPipeError:
+        pass  # it ended without reading all
 
 
 def start(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> Running:
