@@ -16,13 +16,25 @@ URLS = [
     "amqp://u:p@h:99/v",
     "amqp://u:p%2F@h:99//",
     "amqp://u@h",
+    "amqp://guest:guest@localhost:5672//",
     "amqp://h//foo",
+    "amqp://h/foo",
+    "amqp://h/",
+    "amqp://h:1",
+    "amqp://u:@h",
+    "amqp://:p@h",
+    "amqp://us%40er:p%3Aw%20@h/v%2Fw",
+    "amqps://h",
+    "amqps://u:p@h:99/v",
     "amqp://h/%2Ffoo",
     "amqp://a;amqp://b:55/x",
     "localhost",
     "some.host",
     "pyamqp://h",
     "memory://",
+    "memory://localhost/",
+    "memory://u:p@h:7/v",
+    "memory:///v",
     "memory+socket:///tmp/x.sock",
     "memory+mysql://me:secret@h:3/db",
 ]
@@ -37,6 +49,9 @@ def test_attributes_info_and_uri_are_kombus(url: str) -> None:
     assert ours.as_uri(include_password=True) == theirs.as_uri(include_password=True)
     if "+" not in url:  # there kombu does not look at the mask
         assert ours.as_uri(mask="x") == theirs.as_uri(mask="x")
+    assert repr(ours).partition(" at ")[0] == repr(theirs).partition(" at ")[0]
+    if theirs.hostname is not None:  # with none kombu's raises
+        assert ours.host == theirs.host
     for name in ("hostname", "port", "userid", "password", "virtual_host", "alt", "ssl"):
         assert getattr(ours, name) == getattr(theirs, name), name
 

@@ -33,6 +33,7 @@ MEMORY: Final = "memory:///compat"
 
 #: Programs that mean nothing without a broker elsewhere.
 ONLY_AMQP: Final[Mapping[Program, str]] = {
+    consuming.prefetch_by_amqps_name: "kombu's memory transport does not know that name either",
     connecting.login_refused: "memory has no logins and no virtual hosts that are missing",
     connecting.connecting_to_nobody: "it has an AMQP address of its own",
     connecting.failing_over: "one URL of memory is as good as another",
@@ -41,6 +42,7 @@ ONLY_AMQP: Final[Mapping[Program, str]] = {
 
 #: Programs for which kombu's memory transport is no measure.
 NOT_KOMBUS_MEMORY: Final[Mapping[Program, str]] = {
+    publishing.own_serializer: "kombu's gives bytes to decoders of text",
     publishing.returned_messages: "kombu's has no mandatory messages",
     publishing.accepted_content: "kombu's loses what a closed channel had not answered",
     publishing.expired_messages: "kombu's has no expiry",

@@ -7,7 +7,7 @@ import pickle
 from functools import partial
 from typing import Any
 
-from tests.compat.programs.library import Library, Names, outcome
+from tests.compat.programs.library import Library, Names, outcome, quiet
 
 __all__ = ["PROGRAMS"]
 
@@ -236,6 +236,8 @@ def what_it_says_of_itself(lib: Library, connection: Any, names: Names) -> Any:
         [connection.connect_timeout, connection.uri_prefix, connection.login_method],
         [connection.ssl, connection.heartbeat, connection.transport_options],
     ]
+    with connection.clone(heartbeat=10) as beating:
+        log += [beating.get_heartbeat_interval(), beating.heartbeat, beating.clone().heartbeat]
     return [*log, connection.host, connection.port, connection.userid, connection.password]
 
 
@@ -295,6 +297,13 @@ def pool_of_channels(lib: Library, connection: Any, names: Names) -> Any:
     return log
 
 
+def fetched(connection: Any, queue: Any) -> Any:
+    """The next message of *queue*, which may still be on its way over another connection."""
+    while (message := queue(connection).get(no_ack=True)) is None:
+        quiet(connection, 0.02)
+    return message
+
+
 def pool_of_producers(lib: Library, connection: Any, names: Names) -> Any:
     pools = lib.pools
     queue = lib.entity.Queue(names("q"))
@@ -307,8 +316,7 @@ def pool_of_producers(lib: Library, connection: Any, names: Names) -> Any:
         log += [pools.connections[connection].limit, pools.producers[connection].limit]
         log += [pools.set_limit(3), pools.get_limit(), pools.connections[connection].limit]
         with pools.connections[connection].acquire(block=True) as pooled:
-            queue(pooled.default_channel).queue_declare(passive=True)
-            log += [queue(pooled.default_channel).get(no_ack=True).payload]
+            log += [fetched(pooled, queue).payload]
         own = pools.Connections(limit=1)
         with own[connection].acquire():
             log += [own.limit, own[connection].limit, outcome(own[connection].acquire)]

@@ -16,11 +16,22 @@ def fill(lib: Library, connection: Any, queue: Any, *bodies: Any) -> None:
     producer = lib.messaging.Producer(connection)
     for body in bodies:
         producer.publish(body, queue.name)
+    # Behind them on their channel: when this is answered the broker has them.
+    queue(connection).queue_declare(passive=True)
 
 
 def count(connection: Any, queue: Any) -> int:
     """Messages that wait in *queue*."""
     return int(queue(connection).queue_declare(passive=True).message_count)
+
+
+def count_to(connection: Any, queue: Any, expected: int) -> int:
+    """Messages that wait in *queue*: the broker may need a moment to take some back."""
+    for _ in range(100):
+        if count(connection, queue) == expected:
+            break
+        quiet(connection, 0.02)
+    return count(connection, queue)
 
 
 def answers_and_their_states(lib: Library, connection: Any, names: Names) -> Any:
@@ -59,7 +70,7 @@ def multiple_acks(lib: Library, connection: Any, names: Names) -> Any:
         second.ack(multiple=True)
         states = [each.acknowledged for each in (first, second, third)]
         third.reject(requeue=True)
-    return [states, count(connection, queue)]
+    return [states, count_to(connection, queue, 1)]
 
 
 def callbacks_in_order(lib: Library, connection: Any, names: Names) -> Any:
@@ -107,12 +118,24 @@ def prefetch(lib: Library, connection: Any, names: Names) -> Any:
         consumer.cancel()
         again = [each.payload for each in got]
     got.clear()
+    left = count_to(connection, queue, 5)
     with connection.channel() as channel:
         consumer = lib.messaging.Consumer(channel, [queue], on_message=got.append)
         consumer.qos(prefetch_size=0, prefetch_count=1, apply_global=False)
         consumer.consume()
         drain(connection, lambda: len(got) == 1)
-        return [held, again, quiet(connection), len(got), got[0].payload]
+        return [held, again, left, quiet(connection), len(got), got[0].payload]
+
+
+def prefetch_by_amqps_name(lib: Library, connection: Any, names: Names) -> Any:
+    queue = lib.entity.Queue(names("q"))
+    fill(lib, connection, queue, *range(3))
+    got: list[Any] = []
+    with connection.channel() as channel:
+        channel.basic_qos(prefetch_size=0, prefetch_count=2, a_global=False)
+        lib.messaging.Consumer(channel, [queue], on_message=got.append).consume()
+        drain(connection, lambda: len(got) == 2)
+        return [quiet(connection), len(got)]
 
 
 def no_ack(lib: Library, connection: Any, names: Names) -> Any:
@@ -223,7 +246,7 @@ def closed_with_messages(lib: Library, connection: Any, names: Names) -> Any:
     before = count(connection, queue)
     channel.close()
     channel.close()
-    after = count(connection, queue)
+    after = count_to(connection, queue, 1)
     late = outcome(got[1].ack)
     return [before, after, isinstance(late, Raised)]
 
@@ -305,6 +328,7 @@ PROGRAMS = [
     callbacks_in_order,
     errors_in_callbacks,
     prefetch,
+    prefetch_by_amqps_name,
     no_ack,
     several_queues,
     purge_recover_flow,

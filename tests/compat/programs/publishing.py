@@ -77,6 +77,40 @@ def typed_json(lib: Library, connection: Any, names: Names) -> Any:
     return receive(lib, connection, queue, 1)
 
 
+def own_serializer(lib: Library, connection: Any, names: Names) -> Any:
+    serialization = lib.serialization
+    registry = serialization.registry
+    before = set(registry._disabled_content_types)
+    log: list[Any] = []
+    queue = lib.entity.Queue(names("q"))
+    serialization.register(
+        "upper", str.upper, lambda body: body.lower(), "application/x-upper", "utf-8"
+    )
+    try:
+        producer = lib.messaging.Producer(connection, serializer="upper")
+        producer.publish("Text", names("q"), declare=[queue])
+        log += [outcome(producer.publish, object(), names("q"))]
+        log += receive(lib, connection, queue, 1, accept=["upper"])
+        for change in (
+            serialization.disable_insecure_serializers,
+            lambda: serialization.disable_insecure_serializers(["json", "yaml"]),
+            lambda: serialization.disable_insecure_serializers(None),
+            lambda: serialization.enable_insecure_serializers(["pickle"]),
+            serialization.enable_insecure_serializers,
+            lambda: registry.disable("json"),
+            lambda: registry.enable("application/json"),
+        ):
+            log += [outcome(change), sorted(registry._disabled_content_types)]
+        log += [outcome(registry.disable, "unheard-of"), outcome(registry.enable, "unheard-of")]
+    finally:
+        registry._disabled_content_types.clear()
+        registry._disabled_content_types.update(before)
+        serialization.unregister("upper")
+    log += [outcome(serialization.unregister, "upper"), "upper" in registry.name_to_type]
+    log += [outcome(serialization.dumps, "x", "upper"), outcome(producer.publish, "x", names("q"))]
+    return log
+
+
 def each_compression(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"))
     producer = lib.messaging.Producer(connection, compression="zlib")
@@ -125,15 +159,15 @@ def properties_and_headers(lib: Library, connection: Any, names: Names) -> Any:
 def delivery_mode_of_the_exchange(lib: Library, connection: Any, names: Names) -> Any:
     exchange = lib.entity.Exchange(names("e"), delivery_mode="transient", durable=False)
     queue = lib.entity.Queue(names("q"), exchange, "key", durable=False)
-    producer = lib.messaging.Producer(connection.channel(), exchange, "key")
+    channel = connection.channel()
+    producer = lib.messaging.Producer(channel, exchange, "key")
     producer.publish(1, declare=[queue])
     producer.publish(2, delivery_mode=2)
-    queue = queue(connection)
-    exchange = exchange(connection)
+    exchange = exchange(channel)
     message = exchange.Message("raw", delivery_mode=2, properties={"type": "t"}, headers={"h": 1})
     exchange.publish(message, routing_key="key")
     exchange.publish("plain", routing_key="key")
-    return receive(lib, connection, queue, 4)
+    return receive(lib, connection, queue(connection), 4)
 
 
 def fetched_one_by_one(lib: Library, connection: Any, names: Names) -> Any:
@@ -271,6 +305,7 @@ def batches_and_retries(lib: Library, connection: Any, names: Names) -> Any:
 PROGRAMS = [
     each_serializer,
     typed_json,
+    own_serializer,
     each_compression,
     properties_and_headers,
     delivery_mode_of_the_exchange,

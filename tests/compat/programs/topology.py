@@ -164,6 +164,7 @@ def what_the_broker_refuses(lib: Library, connection: Any, names: Names) -> Any:
     attempt(lambda channel: lib.entity.Exchange(names("no"))(channel).delete())
     attempt(lambda channel: lib.entity.Exchange(names("e"))(channel).delete(if_unused=True))
     lib.messaging.Producer(connection).publish("x", names("q"))
+    queue(connection).queue_declare(passive=True)  # now the broker has it
     attempt(lambda channel: queue(channel).delete(if_empty=True))
     attempt(lambda channel: queue(channel).delete())
     return log
