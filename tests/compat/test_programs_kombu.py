@@ -34,6 +34,7 @@ MEMORY: Final = "memory:///compat"
 #: Programs that mean nothing without a broker elsewhere.
 ONLY_AMQP: Final[Mapping[Program, str]] = {
     consuming.prefetch_by_amqps_name: "kombu's memory transport does not know that name either",
+    topology.messages_and_transactions_of_amqp: "it is about AMQP's own",
     connecting.login_refused: "memory has no logins and no virtual hosts that are missing",
     connecting.connecting_to_nobody: "it has an AMQP address of its own",
     connecting.failing_over: "one URL of memory is as good as another",
@@ -65,6 +66,7 @@ NOT_KOMBUS_MEMORY: Final[Mapping[Program, str]] = {
     topology.binding_and_unbinding: "kombu's does not count what it deletes",
     topology.exchange_to_exchange: "kombu's cannot",
     topology.deleting_and_purging: "kombu's raises KeyError the second time",
+    topology.channels_alone: "kombu's deliveries do not tell whose they are",
     topology.closed_channels: "kombu's channels do not say whether they are open",
     connecting.repeating: "kombu's knows no channel errors that may be recovered from",
     connecting.pool_of_connections: "kombu's connections differ from their clones",

@@ -256,7 +256,8 @@ def without_messages(lib: Library, connection: Any, names: Names) -> Any:
     fill(lib, connection, queue)
     with lib.messaging.Consumer(connection, [queue], on_message=print):
         waited = [outcome(connection.drain_events, timeout=seconds) for seconds in (0.02, 0.05)]
-    return [waited, [isinstance(each, Raised) for each in waited]]
+        at_once = outcome(connection.drain_events, timeout=0)
+    return [waited, at_once, [isinstance(each, Raised) for each in waited]]
 
 
 def revived_consumer(lib: Library, connection: Any, names: Names) -> Any:

@@ -6,7 +6,9 @@ import copy
 import pickle
 from typing import Any
 
-from tests.compat.programs.library import Library, Names, Raised, outcome
+import amqp
+
+from tests.compat.programs.library import Library, Names, Raised, drain, outcome
 
 __all__ = ["PROGRAMS"]
 
@@ -260,6 +262,75 @@ def closed_channels(lib: Library, connection: Any, names: Names) -> Any:
     return log
 
 
+def channels_alone(lib: Library, connection: Any, names: Names) -> Any:
+    """A program that uses the methods of a channel, without entities."""
+    log: list[Any] = []
+    with connection.channel() as channel:
+        channel.exchange_declare(
+            exchange=names("e"), type="topic", durable=False, auto_delete=False
+        )
+        declared = channel.queue_declare(queue=names("q"), durable=False, auto_delete=False)
+        log += [tuple(declared), declared.queue, declared.message_count, declared.consumer_count]
+        channel.queue_bind(queue=names("q"), exchange=names("e"), routing_key="a.*")
+        message = channel.prepare_message(
+            "text",
+            priority=2,
+            content_type="text/plain",
+            content_encoding="utf-8",
+            headers={"h": 1},
+            properties={"type": "t"},
+        )
+        for key in ("a.b", "a.c", "b"):
+            channel.basic_publish(message, exchange=names("e"), routing_key=key)
+        got = channel.message_to_python(channel.basic_get(queue=names("q"), no_ack=False))
+        log += [got.payload, got.headers, got.properties["type"], got.delivery_info["routing_key"]]
+        channel.basic_ack(got.delivery_tag)
+        got = channel.message_to_python(channel.basic_get(names("q")))
+        log += [got.delivery_info["routing_key"]]
+        channel.basic_reject(got.delivery_tag, requeue=True)
+        log += [channel.queue_purge(queue=names("q")), channel.basic_get(queue=names("q"))]
+        channel.basic_qos(0, 5, False)
+        seen: list[Any] = []
+        channel.basic_consume(
+            queue=names("q"), no_ack=True, callback=seen.append, consumer_tag="mine"
+        )
+        channel.basic_publish(message, exchange=names("e"), routing_key="a.d")
+        drain(connection, lambda: seen)
+        raw = seen[0]
+        log += [raw.body, raw.delivery_info["consumer_tag"], raw.delivery_info["redelivered"]]
+        log += [channel.message_to_python(raw).payload, channel.connection.client is connection]
+        channel.basic_cancel("mine")
+        channel.queue_unbind(queue=names("q"), exchange=names("e"), routing_key="a.*")
+        channel.basic_publish(message, exchange=names("e"), routing_key="a.d")
+        log += [channel.queue_declare(queue=names("q"), passive=True).message_count]
+        log += [channel.queue_delete(queue=names("q")), not channel.exchange_delete(names("e"))]
+    return log
+
+
+def messages_and_transactions_of_amqp(lib: Library, connection: Any, names: Names) -> Any:
+    """What ``amqp`` has and kombu does not hide."""
+    log: list[Any] = []
+    with connection.channel() as channel:
+        channel.queue_declare(names("q"), auto_delete=False)
+        message = amqp.Message("text", content_type="text/plain", application_headers={"h": 1})
+        channel.basic_publish(message, routing_key=names("q"))
+        channel.basic_publish_confirm(message, "", names("q"))
+        log += [channel.queue_purge(names("q"))]
+    with connection.channel() as channel:
+        channel.tx_select()
+        channel.basic_publish(channel.prepare_message(b"rolled back"), routing_key=names("q"))
+        channel.tx_rollback()
+        channel.basic_publish(channel.prepare_message(b"committed"), routing_key=names("q"))
+        channel.tx_commit()
+        log += [channel.queue_purge(names("q"))]
+        link = channel.connection
+        log += [outcome(link.is_alive), link.server_properties["product"], link.connected]
+        log += [sorted(link.channels) == sorted({0, channel.channel_id}), link.channel_max]
+        log += [isinstance(link, amqp.Connection), isinstance(channel, amqp.Channel)]
+        log += [link.frame_max, link.virtual_host if hasattr(link, "virtual_host") else None]
+    return log
+
+
 def unbound_entities(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"), lib.entity.Exchange(names("e"), "fanout"), "k")
     bound = queue(connection.default_channel)
@@ -306,5 +377,7 @@ PROGRAMS = [
     exchange_to_exchange,
     deleting_and_purging,
     closed_channels,
+    channels_alone,
+    messages_and_transactions_of_amqp,
     unbound_entities,
 ]
