@@ -37,10 +37,9 @@ class Capabilities(Pointed):
         return self.transport.manager
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """A client of the broker's management interface.
+        """What the transport can tell about its broker.
 
-        Raises:
-            NotImplementedError: the transport has none.
+        Its methods raise NotImplementedError where the transport has no management interface.
         """
         return self.transport.get_manager(*args, **kwargs)
 

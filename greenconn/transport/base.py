@@ -302,8 +302,8 @@ class Transport:
         raise NotImplementedError
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """A client of the broker's management interface."""
-        raise NotImplementedError(f"{type(self).__name__} has no management interface")
+        """What this transport can tell about its broker (kombu's name for a client of it)."""
+        return self.Management(self)
 
     @property
     def default_connection_params(self) -> dict[str, Any]:
@@ -323,7 +323,7 @@ class Transport:
     @property
     def manager(self) -> Any:
         """What this transport can tell about its broker."""
-        return self.Management(self)
+        return self.get_manager()
 
     @property
     def supports_heartbeats(self) -> bool:

@@ -437,10 +437,14 @@ def test_host_and_info() -> None:
     assert Connection(**info).info() == info
 
 
-def test_management(connection: Connection) -> None:
-    assert connection.manager is not None
-    with pytest.raises(NotImplementedError):
-        connection.get_manager()
+def test_management(connection: Connection, queue: Queue, unique: str) -> None:
+    if connection.transport.driver_type == "memory":
+        binding = {"destination": unique, "source": unique, "routing_key": unique}
+        assert connection.manager.get_bindings() == [binding]
+        assert connection.get_manager().get_bindings() == [binding]
+    else:
+        with pytest.raises(NotImplementedError, match="no management interface"):
+            connection.get_manager().get_bindings()
 
 
 def test_maybe_close_channel_ignores_errors(connection: Connection) -> None:

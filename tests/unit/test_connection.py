@@ -364,7 +364,7 @@ def test_what_the_transport_says(connection: Connection) -> None:
     assert connection.recoverable_channel_errors
     assert connection.manager.transport is connection.transport
     with pytest.raises(NotImplementedError, match="no management interface"):
-        connection.get_manager()
+        connection.get_manager().get_bindings()
 
 
 def test_heartbeat_check_is_about_an_open_connection(
