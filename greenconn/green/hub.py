@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from threading import enumerate as enumerate_threads  # for messages only: none is started
 from threading import main_thread
-from typing import Any
+from typing import Any, Final
 
 from gevent import get_hub
 
 from greenconn.exceptions import WrongHub
 
 __all__ = ["Home", "turn"]
+
+CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
 
 def turn() -> None:
@@ -35,11 +37,12 @@ class Home:
     def __init__(self) -> None:
         self.hub: Any = get_hub()
 
-    def check(self, what: object) -> None:
+    def check(self, what: object, remedy: str = CLONE) -> None:
         """Raise unless the caller runs on this hub.
 
         Arguments:
             what: the object, for the message.
+            remedy: what to do about it, for the message.
 
         Raises:
             WrongHub: names both threads and the remedy.
@@ -48,7 +51,7 @@ class Home:
         if hub is not self.hub:
             raise WrongHub(
                 f"{what!r} belongs to thread {_thread_of(self.hub)} and was used from thread "
-                f"{_thread_of(hub)}: give each thread a connection of its own (Connection.clone())"
+                f"{_thread_of(hub)}: {remedy}"
             )
 
 

@@ -59,7 +59,9 @@ class Persistent(Capabilities):
             OperationalError: all attempts failed; the last error is its cause.
             Exception: an error that trying again does not help, as a refused login.
         """
-        if not self.session.is_open:
+        if self.session.is_open:
+            self.session.link()  # which tells who comes from another thread
+        else:
             policy = ConnectOptions(
                 errback=errback,
                 max_retries=max_retries,

@@ -39,7 +39,7 @@ def broker_of(virtual_host: str = "/") -> Broker:
     # After a fork the child begins with an empty one: the parent's messages are the parent's.
     if broker is None or broker.pid != os.getpid() or broker.home.hub.dead:
         broker = _brokers[name] = Broker(name)
-    broker.home.check(broker)
+    broker.home.check(broker, "give each thread a virtual host of its own")
     return broker
 
 

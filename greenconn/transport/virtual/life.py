@@ -113,8 +113,13 @@ class ChannelLife(StdChannel):
         """Close it: consumers end, and what was not answered goes back to its queues.
 
         Again: does nothing.
+
+        Raises:
+            WrongHub: called from another thread.
         """
-        self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
+        if self.state_of_life is _OPEN:
+            self.check_open()
+            self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
 
     def fail(self, exc: ChannelError) -> None:
         """Close it because the broker refused something.
