@@ -8,6 +8,7 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from greenconn.connection import Connection
 from tests.fix_peer import Peer, PeerFactory
@@ -25,6 +26,7 @@ class Relay:
     Attributes:
         delay: seconds before a new connection is passed on.
         rate: bytes a second from each client to the broker; None is as fast as it goes.
+        is_passing: cleared while nothing is read from either side.
         most: the largest number of connections that clients in this process had open at once, those
             being opened included.
     """
@@ -34,6 +36,8 @@ class Relay:
         self._broker = (str(parts.hostname), int(parts.port or 0))
         self.delay = 0.0
         self.rate: float | None = None
+        self.is_passing = Event()
+        self.is_passing.set()
         self.most = 0
         self.server: Peer = peer(self._serve)
         self.url = parts.clone(hostname="127.0.0.1", port=self.server.port).as_uri(
@@ -64,6 +68,8 @@ class Relay:
         self.most = max(self.most, self.ends())
         gevent.sleep(self.delay)
         with socket.create_connection(self._broker) as broker:
+            for end in (client, broker):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             there = gevent.spawn(self._copy, client, broker, True)
             try:
                 self._copy(broker, client, False)
@@ -73,6 +79,7 @@ class Relay:
     def _copy(self, source: socket.socket, target: socket.socket, is_there: bool) -> None:
         with suppress(OSError):
             while part := source.recv(1 << 16):
+                self.is_passing.wait()
                 target.sendall(part)
                 if is_there and self.rate is not None:
                     gevent.sleep(len(part) / self.rate)
