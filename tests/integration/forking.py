@@ -60,8 +60,7 @@ def fork(child: Callable[[], Any]) -> None:
         if how == "gevent":
             os._exit(0)
         sys.exit(0)  # by the interpreter's own end
-    wait = gevent.os.waitpid if how == "gevent" else os.waitpid
-    while (status := wait(pid, os.WNOHANG))[0] == 0:
+    while (status := os.waitpid(pid, os.WNOHANG))[0] == 0:
         gevent.sleep(0.005)
     assert status[1] == 0, f"the child ended with status {status[1]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -47,11 +48,7 @@ if pid == 0:
     child(one, two)
     gevent.sleep(0.001)
     os._exit(0)
-ended = 0
-while not ended:  # one call that waits was seen to wait for ever
-    gevent.sleep(0.01)
-    ended, status = {module}.waitpid(pid, os.WNOHANG)
-assert status == 0
+assert os.waitpid(pid, 0)[1] == 0
 print(one.state, two.state)
 """
 
@@ -68,7 +65,12 @@ def run(code: str, patched: bool) -> str:
     """What a program prints that forks."""
     program = PRELUDE.format(patched=patched) + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        # On a busy machine gevent 26.9 misses the end of one watched child in twenty.
+        env={**os.environ, "GEVENT_NOWAITPID": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
