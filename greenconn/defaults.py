@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, TypeAlias
 import gevent
 
 from greenconn.connection import Connection
+from greenconn.green import exit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 
@@ -45,8 +46,6 @@ URL_VARIABLE: Final = "GREENCONN_URL"
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 #: Among the companions of a session: the connection that publishes for it.
 PUBLISHER: Final = "publisher"
-#: Seconds that the end of the interpreter waits until all default connections are closed.
-EXIT_TIMEOUT: Final = 2.0
 
 
 class _Choice:
@@ -261,4 +260,4 @@ def _at_exit() -> None:
     kept = _kept.pop()
     if kept is not None:
         closing = [spawn("close-default", _close_all, iter([each])) for each in kept.take()]
-        gevent.joinall(closing, timeout=EXIT_TIMEOUT)
+        gevent.joinall(closing, timeout=exit.deadline().left())

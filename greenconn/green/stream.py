@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from gevent import Greenlet, get_hub
 from greenlet import getcurrent
 
-from greenconn.green import fork
+from greenconn.green import exit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -80,6 +80,7 @@ class Stream:
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
         self.writer = Writer(sock, self._end)
+        exit.register(self.writer)
         self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
         self._reader.rawlink(self._on_reader_dead)
         fork.register(self)

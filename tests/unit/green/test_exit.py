@@ -1,0 +1,79 @@
+"""What was written leaves at the end of the interpreter, and that is not held up for long."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from greenconn.green import exit as green_exit
+
+
+class Writer:
+    """Something that needs a while to be flushed."""
+
+    pending = 0
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+def run(code: str) -> tuple[str, float]:
+    """What a program prints, and how long it takes."""
+    program = textwrap.dedent(code)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True
+    )
+    return done.stdout + done.stderr, time.monotonic() - began
+
+
+def test_only_a_weak_reference_is_kept() -> None:
+    gc.collect()
+    before = len(green_exit._members)
+    writer = Writer()
+    green_exit.register(writer)
+    green_exit.register(writer)
+    assert len(green_exit._members) == before + 1
+    del writer
+    gc.collect()
+    assert len(green_exit._members) == before
+
+
+def test_importing_installs_nothing() -> None:
+    printed, _ = run("""
+    import atexit
+    atexit.register = None
+    import greenconn.green.exit
+    """)
+    assert printed == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"), [(0, 0), (3, 0), (10**9, 10**9)], ids=["at once", "soon", "never"]
+)
+def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
+    printed, took = run(f"""
+    import gevent
+    from greenconn.green import exit
+    class Writer:
+        pending = {steps}
+        def flush(self):
+            print("flushed")
+            gevent.spawn(self.drain)
+        def drain(self):
+            while self.pending:
+                self.pending -= 1
+                gevent.sleep(0.01)
+            print("gone")
+    writer = Writer()
+    exit.register(writer)
+    """)
+    assert printed == ("flushed\n" if left else "flushed\ngone\n" if steps else "flushed\n")
+    assert took < 5.0
+    if left:
+        assert took > 2.0
