@@ -8,6 +8,7 @@ import click
 
 from greenconn.cli.options import Decorator
 from greenconn.cli.plan import Plan
+from greenconn.url import maybe_sanitize_url
 
 __all__ = ["command"]
 
@@ -77,7 +78,7 @@ def command(
     connection = connection_to(url)
     workload = Workload(plan, connection)
     console.print(
-        f"{consumers:,} consumers on {plan.queues:,} queues of {connection.as_uri()}, "
+        f"{consumers:,} consumers on {plan.queues:,} queues of {maybe_sanitize_url(url)}, "
         f"{plan.publishers:,} publishers through a pool of {pool}",
         soft_wrap=True,
     )
