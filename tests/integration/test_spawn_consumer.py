@@ -75,6 +75,13 @@ class Desk:
         reply = self.channel.queue_declare(queue, passive=True)
         return int(reply.message_count), int(reply.consumer_count)
 
+    def consumers_of(self, queue: str) -> int:
+        """How many consumers a queue has; 0 too if it does not exist."""
+        try:
+            return self.counts(queue)[1]
+        except NotFound:
+            return 0
+
     def drained(self, queue: str) -> list[Any]:
         """The bodies of all messages that wait, which are gone then."""
         bodies = []
@@ -602,7 +609,7 @@ def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names[:3]:
         desk.channel.queue_delete(name)
-    until(lambda: any(each.state is not ConsumerState.RUNNING for each in consumers[:3]))
+    until(lambda: all(desk.consumers_of(name) == 1 for name in names[:3]))
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names:
         publish(name, name, connection=connection)
