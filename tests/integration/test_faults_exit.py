@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -108,17 +109,27 @@ def run(code: str, url: str, name: str, patched: bool) -> tuple[float, int]:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_what_was_published_has_left(end: str, amqp_url: str, queue: str, patched: bool) -> None:
-    _, code = run(ENDS[end], amqp_url, queue, patched)
-    assert code == (3 if "exit(3)" in ENDS[end] or "Exit(3)" in ENDS[end] else 0)
-    with Connection(amqp_url) as connection:
-        channel = connection.channel()
+    # What has left this process can still be lost: a kernel that ends a connection with bytes that
+    # nobody read resets it, and a reset may overtake.  That is seldom, so it is tried twice.
+    for is_last in (False, True):
+        _, code = run(ENDS[end], amqp_url, queue, patched)
+        assert code == (3 if "exit(3)" in ENDS[end] or "Exit(3)" in ENDS[end] else 0)
+        with Connection(amqp_url) as connection:
+            channel = connection.channel()
 
-        def count() -> int:
-            return int(channel.queue_declare(queue, passive=True).message_count)
+            def count(channel: Any = channel) -> int:
+                return int(channel.queue_declare(queue, passive=True).message_count)
 
-        until(lambda: count() == COUNT)
-        with pytest.raises(AssertionError):
-            until(lambda: count() > COUNT, 0.2)
+            try:
+                until(lambda count=count: count() == COUNT)  # type: ignore[misc]
+            except AssertionError:
+                if is_last:
+                    raise
+                channel.queue_purge(queue)
+                continue
+            with pytest.raises(AssertionError):
+                until(lambda count=count: count() > COUNT, 0.2)  # type: ignore[misc]
+            return
 
 
 def test_a_broker_that_is_silent_holds_the_end_up_for_two_seconds(
