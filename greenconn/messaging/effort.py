@@ -117,11 +117,7 @@ class Effort:
         self._stop_timer()
         try:
             return producer._send(
-                channel,
-                self._deadline.left(),
-                self._confirm_timeout,
-                *self._message,
-                insists=self._policy is not None,
+                channel, self._deadline.left(), self._confirm_timeout, *self._message
             )
         except Exception:
             self._maybe_delivered = True
