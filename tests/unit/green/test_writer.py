@@ -81,7 +81,9 @@ def test_64_kib_leave_before_the_turn_ends(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write(b"a")
     piece = bytes(1024)
-    for _ in range(EARLY_FLUSH // 1024):  # on a busy machine this may take longer than a turn should
+    for _ in range(
+        EARLY_FLUSH // 1024
+    ):  # on a busy machine this may take longer than a turn should
         writer.write(piece)
     assert writer.sends == 2
     assert writer.gate
