@@ -15,7 +15,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue, maybe_declare
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.simple import SimpleQueue
@@ -514,3 +514,48 @@ def test_a_link_that_is_cut_again_and_again(
         consumer.cancel()
         assert connection.session.generation > 5
         queue(connection).delete()
+
+
+@pytest.mark.parametrize("how", ["close", "collect", "lost"])
+def test_nobody_is_left_waiting(relay: Relay, unique: str, how: str) -> None:
+    """Whoever waits for a broker that is silent is told when the connection ends, at once."""
+    connection = Connection(relay.url, transport_options={"confirm_publish": True})
+    queue = Queue(unique, expires=60)(connection.channel())
+    queue.declare()
+    producer, simple = Producer(connection), connection.SimpleQueue(queue)
+    with pytest.raises(simple.Empty):
+        simple.get(timeout=0)
+    publish(unique, "x", connection=connection)
+    simple.get(timeout=SOON).ack()
+    channel = connection.channel()
+    relay.is_passing.clear()
+    calls: list[Callable[[], Any]] = [
+        lambda: producer.publish("x", unique),
+        lambda: channel.queue_declare(unique, passive=True),
+        lambda: channel.basic_get(unique),
+        lambda: channel.basic_consume(unique, callback=print),
+        lambda: channel.basic_qos(0, 1, False),
+        connection.drain_events,
+        simple.get,
+        connection.channel,
+        lambda: maybe_declare(Queue(f"{unique}-2"), connection),
+    ]
+    if how != "collect":  # which is about this connection, not about the one that publishes for it
+        calls.append(lambda: publish(unique, "x", connection=connection, timeout=SOON))
+    waiting = [gevent.spawn(each) for each in calls * 5]
+    gevent.sleep(0.1)
+    assert not any(each.dead for each in waiting)
+    errors: tuple[type[BaseException], ...] = (OperationalError, *connection.connection_errors)
+    if how == "lost":
+        relay.is_passing.set()  # or the relay would not notice that it is cut
+        relay.server.stop()
+        gevent.sleep(0.1)
+        connection.close()
+    else:
+        getattr(connection, how)()
+    for each in waiting:
+        with suppress(*errors):
+            each.get(timeout=3.0)
+    assert all(each.dead for each in waiting)
+    connection.close()
+    relay.is_passing.set()
