@@ -26,12 +26,8 @@ _CALLED_BY_PYTHON: Final = frozenset(
 Found = tuple[str, str]
 
 
-def differences(theirs: ModuleType, ours: ModuleType, *, present: bool = False) -> dict[str, str]:
-    """What *ours* lacks or has otherwise than *theirs*: dotted name -> what it is.
-
-    Arguments:
-        present: compare only the names that *ours* has.
-    """
+def differences(theirs: ModuleType, ours: ModuleType) -> dict[str, str]:
+    """What *ours* lacks or has otherwise than *theirs*: dotted name -> what it is."""
     exported = getattr(theirs, "__all__", ())
     found: dict[str, str] = {}
     for name, value in sorted(vars(theirs).items()):
@@ -39,7 +35,7 @@ def differences(theirs: ModuleType, ours: ModuleType, *, present: bool = False) 
             continue
         if hasattr(ours, name):
             found.update(_compared(name, value, getattr(ours, name)))
-        elif not present:
+        else:
             found[name] = "missing"
     return found
 

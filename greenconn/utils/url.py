@@ -1,0 +1,25 @@
+"""Addresses of brokers (kombu.utils.url)."""
+
+from __future__ import annotations
+
+from greenconn.url import (
+    as_url,
+    maybe_sanitize_url,
+    parse_ssl_cert_reqs,
+    parse_url,
+    safequote,
+    sanitize_url,
+    url_to_parts,
+    urlparts,
+)
+
+__all__ = [
+    "as_url",
+    "maybe_sanitize_url",
+    "parse_ssl_cert_reqs",
+    "parse_url",
+    "safequote",
+    "sanitize_url",
+    "url_to_parts",
+    "urlparts",
+]
