@@ -67,6 +67,11 @@ class Writer:
         self.gate = False
         #: Number of sends, for those who count system calls.
         self.sends = 0
+        #: Bytes written so far, and how many of those have wholly left (plaintext both).
+        self.written = 0
+        self.left = 0
+        #: Bytes that have not left.
+        self.pending = 0
         #: Time of the last send, on the monotonic clock.
         self.sent_at = monotonic()
         self.seal = seal
@@ -77,7 +82,7 @@ class Writer:
         self._watcher: Any = loop.io(sock.fileno(), 2)
         self._out: list[Buffer] = []  # written, not yet offered to the socket
         self._tail: deque[Buffer] = deque()  # offered; the socket was full.  Not empty = stalled
-        self._size = 0  # bytes in both
+        self._sealed = 0  # position up to which what was written is in the tail as ciphertext
         self._in_turn = (
             False  # something was sent in this turn of the hub, which will flush at its end
         )
@@ -89,11 +94,6 @@ class Writer:
         self._closed = False
 
     @property
-    def pending(self) -> int:
-        """Bytes that have not left."""
-        return self._size
-
-    @property
     def is_stalled(self) -> bool:
         """Whether the peer does not take what we send."""
         return bool(self._tail)
@@ -101,7 +101,9 @@ class Writer:
     def write(self, data: Buffer) -> None:
         """Append whole frames.  Never switches."""
         self._out.append(data)
-        size = self._size = self._size + len(data)
+        size = len(data)
+        self.written += size
+        size = self.pending = self.pending + size
         if not self._in_turn:
             self._in_turn = True
             self._turn_began = monotonic()
@@ -117,7 +119,9 @@ class Writer:
         """Append one message that is made of several buffers, in one step.  Never switches."""
         head, last = buffers[:-1], buffers[-1]
         self._out.extend(head)
-        self._size += sum(map(len, head))
+        size = sum(map(len, head))
+        self.written += size
+        self.pending += size
         self.write(last)
 
     def write_sealed(self, data: bytes) -> None:
@@ -127,13 +131,13 @@ class Writer:
         """
         if self._closed or not data:
             return
-        self._size += len(data)
+        self.pending += len(data)
         if self._tail:
             self._tail.append(data)
             return
         sent = self._send([data])
         if sent >= 0:
-            self._size -= sent
+            self.pending -= sent
             if sent < len(data):
                 self._keep([data], sent)
 
@@ -158,7 +162,7 @@ class Writer:
             self._yield_due = False
             self._settle_gate()
             turn()
-        if (self._size > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
+        if (self.pending > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
             self._wait_for_room(deadline)
 
     def _wait_for_room(self, deadline: Deadline) -> None:
@@ -177,7 +181,7 @@ class Writer:
                 raise
             if self._closed:
                 return
-            if self._size <= HIGH_WATER:
+            if self.pending <= HIGH_WATER:
                 self._wake_next()
                 self._settle_gate()
                 return
@@ -204,7 +208,7 @@ class Writer:
         self._out.clear()
         self._tail.clear()
         self._before_flush.clear()
-        self._size = 0
+        self.pending = 0
         self.gate = False
 
     def flush(self) -> None:
@@ -235,7 +239,7 @@ class Writer:
         out = self._out
         if self._closed:
             out.clear()  # nobody takes it any more
-            self._size = 0
+            self.pending = 0
             return
         if self._tail or not out:
             return
@@ -247,18 +251,20 @@ class Writer:
             except OSError as exc:
                 self._on_error(exc)
                 return
-            self._size += len(sealed) - len(plain)
+            self.pending += len(sealed) - len(plain)
+            self._sealed = self.written
             buffers: list[Buffer] = [sealed]
-        elif len(out) > 1 and (self._size < GATHER or len(out) > IOV_MAX):
+        elif len(out) > 1 and (self.pending < GATHER or len(out) > IOV_MAX):
             buffers = [b"".join(out)]
         else:
             buffers = out
         sent = self._send(buffers)
         if sent < 0:
             return
-        self._size -= sent
-        if self._size:
+        self.pending -= sent
+        if self.pending:
             self._keep(buffers, sent)
+        self._note_left(sent)
 
     def _keep(self, buffers: list[Buffer], sent: int) -> None:
         """Keep what the socket did not take and watch for room."""
@@ -274,6 +280,12 @@ class Writer:
                 tail.append(buffer)
         if not self._watcher.active:
             self._watcher.start(self._on_writable)
+
+    def _note_left(self, sent: int) -> None:
+        if self.seal is None:
+            self.left += sent
+        elif not self._tail:
+            self.left = self._sealed
 
     def _send(self, buffers: list[Buffer]) -> int:
         """Bytes sent; -1 after an error."""
@@ -298,23 +310,24 @@ class Writer:
             sent = self._send(buffers)
             if sent < 0:
                 return
-            self._size -= sent
+            self.pending -= sent
             tail.clear()
             self._keep(buffers, sent)
+            self._note_left(sent)
         if not tail:
             self._watcher.stop()
             self._flush()
-        if self._size <= LOW_WATER and not self._is_waking:
+        if self.pending <= LOW_WATER and not self._is_waking:
             self._wake_next()
         self._settle_gate()
 
     def _wake_next(self) -> None:
         self._is_waking = False
         waiters = self._waiters
-        while waiters and self._size <= HIGH_WATER and not self._is_waking:
+        while waiters and self.pending <= HIGH_WATER and not self._is_waking:
             self._is_waking = waiters.popleft().offer(None)
 
     def _settle_gate(self) -> None:
         self.gate = not self._closed and (
-            self._yield_due or self._size > HIGH_WATER or bool(self._waiters) or self._is_waking
+            self._yield_due or self.pending > HIGH_WATER or bool(self._waiters) or self._is_waking
         )

@@ -117,7 +117,11 @@ class Effort:
         self._stop_timer()
         try:
             return producer._send(
-                channel, self._deadline.left(), self._confirm_timeout, *self._message
+                channel,
+                self._deadline.left(),
+                self._confirm_timeout,
+                *self._message,
+                insists=self._policy is not None,
             )
         except Exception:
             self._maybe_delivered = True

@@ -313,8 +313,14 @@ class Producer:
         content_encoding: str,
         headers: dict[str, Any],
         properties: dict[str, Any],
+        *,
+        insists: bool = False,
     ) -> Any:
-        """Hand a message to the channel.  May switch."""
+        """Hand a message to the channel.  May switch.
+
+        Arguments:
+            insists: send it again if the connection is lost before it has left.
+        """
         if "reply_to" in properties and isinstance(properties["reply_to"], Queue):
             # By now it has its name, if it is one of *declare* that the broker names.
             properties["reply_to"] = properties["reply_to"].name
@@ -322,7 +328,7 @@ class Producer:
             body, priority, content_type, content_encoding, headers, properties
         )
         # By keyword: channels of programs, written for kombu, take some of these as **kwargs.
-        return channel.basic_publish(
+        result = channel.basic_publish(
             message,
             exchange=exchange,
             routing_key=routing_key,
@@ -331,6 +337,9 @@ class Producer:
             timeout=timeout,
             confirm_timeout=confirm_timeout,
         )
+        if insists and (keep := getattr(channel, "keep_publish", None)) is not None:
+            keep(message, exchange, routing_key, mandatory, immediate)
+        return result
 
     # Batches and the end
 

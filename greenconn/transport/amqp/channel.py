@@ -117,7 +117,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
             return
         if self.connection.lost is not None:
             raise RecoverableConnectionError(
-                f"this channel belonged to a connection that is gone: {gone}"
+                f"this channel belonged to a connection that is gone: {gone}{self._unsent.hint}"
             ) from gone
         raise RecoverableChannelError(f"channel {self.channel_id} is closed: {gone}") from gone
 
@@ -300,15 +300,17 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         self._calls.append(call)
         return call
 
-    def collect(self) -> None:
-        """Drop the channel because its connection is gone.  Never switches."""
+    def collect(self, closed: bool = False) -> None:
+        """Drop the channel because its connection is gone, *closed* by us or lost.  Never switches."""
         self._end(self.connection.lost or RecoverableConnectionError("connection was dropped"))
+        self._leave_unsent(closed)
 
     def forget(self, cause: BaseException) -> None:
         """After a fork, in the child: later calls raise.  Nobody is woken."""
         if self._gone is None:
             self._gone = cause
             self.is_open = False
+            self._unsent.forget()
 
     def _end(
         self, cause: BaseException, *, closed: bool = False, blamed: int | None = None
@@ -345,13 +347,17 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         return error
 
     def take_over(self, old: Channel) -> None:
-        """Become what *old*, a channel of a former life, was: its qos and confirm mode.  May switch."""
+        """Become what *old*, a channel of a former life, was: its qos and confirm mode.  May switch.
+
+        What had not left of its unconfirmed messages is sent, or told of.
+        """
         if old._qos is not None:
             self.basic_qos(*old._qos)
         if old._confirms is not None and self._confirms is None:
             self.confirm_select()
         for name, handlers in old.events.items():
             self.events[name] |= handlers
+        self._publish_for(old)
 
     # In the reader: nothing here may switch or run user code.
 

@@ -357,7 +357,7 @@ class AmqpLink(Link, amqp.Connection):
             self._stream.close()
         for channel in list(self.channels.values()):
             if channel is not self:
-                channel.collect()
+                channel.collect(closed)
         self.channels = {}
         self.gate.open()
         if self._closing is not None:

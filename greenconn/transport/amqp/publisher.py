@@ -6,6 +6,8 @@ for each (exchange, routing key), the property block for each kind of message.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
@@ -16,11 +18,13 @@ from amqp.serialization import dumps, loads
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ChannelError, ContentTooLarge
+from greenconn.exceptions import ChannelError, ContentTooLarge, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
 from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
+from greenconn.transport.amqp.unsent import Resending, Unsent, sentence
 from greenconn.wire.amqp import content_frames, method_frame
 from greenconn.wire.confirms import ConfirmSequencer
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
 
 __all__ = ["Publisher"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 _tag_and_flags = Struct(">QB")
 # End of the method frame's payload is in the head; then: header frame, and the body frame's start.
@@ -59,6 +65,8 @@ class Publisher:
         self._gate = link.gate
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
+        self._unsent = Unsent(link.writer)
+        self._note_pending = self._unsent.positions.append
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         self._small = min(self._room, _LARGE)
@@ -110,11 +118,18 @@ class Publisher:
         writer = self._writer
         if writer.gate or self._gate.blocked is not None:
             self.connection.gate.pass_through(Deadline(timeout), publishing=True)
+            self._unsent.prune()
         if self._gone is not None:
             self.check_open()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         self._write(writer, message, exchange, routing_key, mandatory, immediate)
+        if writer.pending:
+            self._note_pending(writer.written)
+        elif self._gone is not None:
+            self.check_open()  # the connection ended in that very write
+        elif self._unsent.positions:
+            self._unsent.forget()  # all have left
         if self._confirms is not None:
             if mandatory or immediate:
                 # Its return must not be taken for that of a like message which somebody awaits.
@@ -125,6 +140,55 @@ class Publisher:
                 self._confirms.expect(pending)
             else:
                 self._confirms.skip()
+
+    def keep_publish(self, *publish: Any) -> None:
+        """Send the message that was published last again if the connection is lost before it left.
+
+        Nothing may have switched since.
+
+        Arguments:
+            publish: the arguments of that ``basic_publish``.
+        """
+        self._unsent.keep(publish)
+
+    def _publish_for(self, old: Publisher) -> None:
+        """Send what *old*, of a lost connection, was to send; tell of what it has lost.  May switch."""
+        if old.connection.lost is None:
+            return
+        lost, kept = old._unsent.lost()
+        if lost:
+            self._tell_lost(lost)
+        try:
+            while kept:
+                Publisher.basic_publish(self, *kept[0])
+                self.keep_publish(*kept.popleft())
+        except BaseException:
+            # Lost again, or killed: what is left, and what has not left from here, is for the next.
+            old._unsent.put_back(deque([*self._unsent.lost()[1], *kept]))
+            raise
+
+    def _tell_lost(self, count: int) -> None:
+        """Have the next publish that nobody confirms raise."""
+        text = f"{self.connection.where}: {sentence(count)}: publish again, or with confirms"
+
+        def raise_once(*args: Any, **kwargs: Any) -> None:
+            self.__dict__.pop("basic_publish", None)
+            raise RecoverableConnectionError(text)
+
+        self.basic_publish = raise_once  # type: ignore[method-assign]
+
+    def _leave_unsent(self, closed: bool) -> None:
+        """The connection has ended with what had not left.  Never switches.
+
+        Arguments:
+            closed: it was closed by us, so that there is no other.
+        """
+        session = getattr(self.connection.client, "session", None)
+        if closed or session is None:
+            if count := self._unsent.count:
+                spawn("log", logger.warning, "%s: %s", self.connection.where, sentence(count))
+        elif self._unsent.has_kept:
+            session.add(Resending(self, session))
 
     def _write(
         self,
