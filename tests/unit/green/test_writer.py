@@ -545,3 +545,41 @@ def test_the_time_of_the_last_send_is_known(line: Line) -> None:
     until(lambda: monotonic() > before + 0.01)
     line.writer.write(b"x")
     assert line.writer.sent_at > before + 0.01
+
+
+def test_it_knows_what_has_left(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write(b"first")
+    assert (writer.written, writer.left) == (5, 5)
+    writer.write_many([b"se", b"co", b"nd"])
+    assert (writer.written, writer.left) == (11, 5)
+    turn()
+    assert (writer.written, writer.left) == (11, 11)
+    written = 11 + line.fill()
+    assert writer.written == written
+    assert writer.left == written - writer.pending
+    wire.receive_until(written)
+    until(lambda: not writer.pending)
+    assert writer.left == writer.written == written
+    line.fill()
+    left = writer.left
+    writer.close()
+    assert writer.left == left < writer.written
+
+
+def test_what_is_sealed_has_left_when_the_last_of_its_record_has(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.seal = lambda plain: b"<" + plain + b">"
+    writer.write(b"first")
+    assert (writer.written, writer.left) == (5, 5)
+    turn()
+    writer.write(bytes(8_000_000))
+    assert writer.is_stalled
+    writer.write(b"behind")
+    assert (writer.written, writer.left) == (8_000_011, 5)
+    got = len(wire.receive_until(100_000))
+    assert writer.left == 5
+    wire.receive_until(7 + 8_000_002 - got)
+    until(lambda: not writer.pending)
+    assert wire.receive_until(8) == b"<behind>"
+    assert writer.left == writer.written == 8_000_011
