@@ -1,0 +1,189 @@
+"""The process that listens to a mailbox."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from greenconn import messaging
+from greenconn.exceptions import InconsistencyError, ResourceLocked
+from greenconn.log import get_logger
+from greenconn.matcher import match
+
+__all__ = ["W_PIDBOX_IN_USE", "Node"]
+
+logger = get_logger("greenconn.pidbox")
+
+W_PIDBOX_IN_USE: Final = (
+    "A node named {node.hostname} is already using this process mailbox: shut the other one down, "
+    "or give each node a name of its own."
+)
+
+Handler = Callable[..., Any]
+
+
+class Node:
+    """Carries out commands that come to a mailbox.
+
+    A handler is called as ``handler(state, **arguments)``; what it returns is the reply.
+
+    Arguments:
+        hostname: the name of the node: commands may be for it alone.
+        state: given to the handlers.
+        channel: where it listens and replies.
+        handlers: by the names of their commands.
+        mailbox: the :class:`Mailbox` whose node it is.
+    """
+
+    hostname: Any = None
+    mailbox: Any = None
+    handlers: Any = None
+    state: Any = None
+    channel: Any = None
+
+    def __init__(
+        self,
+        hostname: str,
+        state: Any = None,
+        channel: Any = None,
+        handlers: dict[str, Handler] | None = None,
+        mailbox: Any = None,
+    ) -> None:
+        self.channel = channel
+        self.mailbox = mailbox
+        self.hostname = hostname
+        self.state = state
+        self.adjust_clock = mailbox.clock.adjust
+        self.handlers = {} if handlers is None else handlers
+
+    def Consumer(  # noqa: N802 - kombu's name
+        self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any
+    ) -> messaging.Consumer:
+        """Make the consumer of the node's queue; a warning tells if another node has it.  May switch.
+
+        Arguments:
+            accept: content types; None is what the mailbox says.
+            options: of :class:`greenconn.Consumer`.
+
+        Raises:
+            InconsistencyError: another connection holds the exclusive queue.
+        """
+        queue = self.mailbox.get_queue(self.hostname)
+        queue.on_declared = self._warn_of_others
+        try:
+            return messaging.Consumer(
+                channel or self.channel,
+                [queue],
+                no_ack=no_ack,
+                accept=self.mailbox.accept if accept is None else accept,
+                **options,
+            )
+        except ResourceLocked as exc:
+            raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from exc
+
+    def _warn_of_others(self, name: str, messages: int, consumers: int) -> None:
+        if consumers:
+            warnings.warn(W_PIDBOX_IN_USE.format(node=self), stacklevel=2)
+
+    def handler(self, fun: Handler) -> Handler:
+        """Decorate a function to carry out the command of its name."""
+        self.handlers[fun.__name__] = fun
+        return fun
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Log a command that cannot be decoded."""
+        logger.error("cannot decode a command to %s: %r", self.hostname, exc)
+
+    def listen(
+        self, channel: Any = None, callback: Callable[[Any, Any], Any] | None = None
+    ) -> messaging.Consumer:
+        """Consume commands; whoever drains the connection carries them out.  May switch.
+
+        Arguments:
+            callback: called as ``callback(body, message)``; None is :meth:`handle_message`.
+        """
+        consumer = self.Consumer(
+            channel=channel,
+            callbacks=[callback or self.handle_message],
+            on_decode_error=self.on_decode_error,
+        )
+        consumer.consume()
+        return consumer
+
+    def dispatch(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        reply_to: Mapping[str, Any] | None = None,
+        ticket: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Carry out a command and return its reply, which is also sent if *reply_to* is given.
+
+        An error in the handler becomes the reply ``{"error": repr(exc)}``.
+        """
+        arguments = arguments or {}
+        logger.debug("%s received %s%s", self.hostname, method, ", with reply" if reply_to else "")
+        handle = self.handle_call if reply_to else self.handle_cast
+        try:
+            reply = handle(method, arguments)
+        except Exception as exc:
+            logger.exception("the command %s failed at %s", method, self.hostname)
+            reply = {"error": repr(exc)}
+        if reply_to:
+            self.reply(
+                {self.hostname: reply},
+                exchange=reply_to["exchange"],
+                routing_key=reply_to["routing_key"],
+                ticket=ticket,
+            )
+        return reply
+
+    def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Call the handler of a command.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.handlers[method](self.state, **(arguments or {}))
+
+    def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out a command that wants a reply."""
+        return self.handle(method, arguments)
+
+    def handle_cast(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out a command that wants none."""
+        return self.handle(method, arguments)
+
+    def handle_message(self, body: Mapping[str, Any], message: Any = None) -> Any:
+        """Carry out the command in *body* if it is for this node."""
+        if message:
+            self.adjust_clock(message.headers.get("clock") or 0)
+        if self._is_meant(body):
+            return self.dispatch(**body)
+        return None
+
+    dispatch_from_message = handle_message
+
+    def _is_meant(self, body: Mapping[str, Any]) -> bool:
+        destination = body.get("destination")
+        if destination:
+            return self.hostname in destination
+        pattern, matcher = body.get("pattern"), body.get("matcher")
+        if pattern and matcher:
+            return bool(match(self.hostname, pattern, matcher))
+        return True
+
+    def reply(
+        self, data: Any, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any
+    ) -> None:
+        """Send a reply.  May switch."""
+        self.mailbox._publish_reply(
+            data,
+            exchange,
+            routing_key,
+            ticket,
+            channel=self.channel,
+            serializer=self.mailbox.serializer,
+        )

@@ -1,0 +1,85 @@
+"""The replies to the commands of one mailbox, each handed to the greenlet that waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import time
+from typing import Any, Final
+
+from greenconn.caching import LRUCache
+from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
+
+__all__ = ["Replies", "taken_from"]
+
+#: Tickets whose replies are kept although nobody waits for them yet.
+UNCLAIMED: Final = 100
+
+
+class Replies:
+    """The sink of all consumers of a mailbox's reply queue.
+
+    Several greenlets may collect at once: the broker gives each reply to any of their consumers, and
+    its ticket says whose it is.  Those of a ticket that nobody has asked for are kept for a while.
+    """
+
+    def __init__(self) -> None:
+        self.taken: Callable[[Any], None] | None = None
+        self._collecting: dict[str, Inbox[Any]] = {}
+        self._unclaimed: LRUCache[str, list[Any]] = LRUCache(limit=UNCLAIMED)
+
+    # In the reader.
+
+    def deliver(self, message: Any) -> None:
+        """Hand a reply to the greenlet with its ticket."""
+        if self.taken is not None:
+            self.taken(message)
+        headers = message.headers
+        ticket, expires = headers.get("ticket"), headers.get("expires")
+        if expires and time() > expires:
+            return
+        if ticket in self._collecting:
+            self._collecting[ticket].put(message)
+        elif ticket is None and len(self._collecting) == 1:
+            # Of a node that sends no tickets: it can be nobody else's.
+            next(iter(self._collecting.values())).put(message)
+        elif ticket in self._unclaimed:
+            self._unclaimed[ticket].append(message)
+        else:
+            self._unclaimed[ticket] = [message]
+
+    def cancelled(self, exc: BaseException) -> None:
+        """Let all who wait raise *exc*: no more replies will come."""
+        for inbox in self._collecting.values():
+            inbox.fail(exc)
+
+    # In those who collect.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody collects."""
+        return not self._collecting
+
+    @contextmanager
+    def of(self, ticket: str) -> Iterator[Inbox[Any]]:
+        """Collect the replies with *ticket* while this context lasts."""
+        inbox = self._collecting[ticket] = Inbox()
+        for message in self._unclaimed.data.pop(ticket, ()):
+            inbox.put(message)
+        try:
+            yield inbox
+        finally:
+            del self._collecting[ticket]
+
+
+def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iterator[Any]:
+    """Yield *limit* messages at most (None, 0: without limit), until the deadline.  May switch."""
+    taken = 0
+    while not limit or taken < limit:
+        try:
+            message = inbox.get(deadline)
+        except TimeoutError:
+            return
+        taken += 1
+        yield message
