@@ -13,6 +13,7 @@ from greenconn._version import VERSION, __version__, version_info, version_info_
 
 if TYPE_CHECKING:
     from greenconn import rpc
+    from greenconn.common import eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, binding
@@ -43,6 +44,7 @@ __all__ = [
     "connections",
     "disable_insecure_serializers",
     "enable_insecure_serializers",
+    "eventloop",
     "parse_url",
     "producers",
     "publish",
@@ -57,6 +59,7 @@ __all__ = [
 
 #: Module -> the public names that it defines.
 _NAMES = {
+    "common": ("eventloop",),
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),
     "entity": ("Exchange", "Queue", "binding"),

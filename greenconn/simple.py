@@ -16,14 +16,12 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import ConsumerCancelled
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.either import take_either
 from greenconn.green.hub import turn
-from greenconn.green.inbox import Inbox
 from greenconn.green.single import SingleFlight
 from greenconn.messaging import Consumer, Producer
+from greenconn.messaging.arrivals import Arrivals
 from greenconn.session.session import Session
 from greenconn.transport.base import Link
 
@@ -31,48 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SimpleBuffer", "SimpleQueue"]
-
-
-class _Arrivals:
-    """What was delivered and nobody has taken yet (a :class:`~greenconn.abc.Sink`).
-
-    Arguments:
-        consumer: whose deliveries they are.
-        no_ack: they need no answer, so nobody will deliver them again.
-    """
-
-    def __init__(self, consumer: Consumer, no_ack: bool) -> None:
-        self.inbox: Inbox[Any] = Inbox()
-        self.taken: Callable[[Any], None] | None = None
-        #: Why no more will come, until somebody was told.
-        self.over: BaseException | None = None
-        self._consumer = consumer
-        self._no_ack = no_ack
-
-    def deliver(self, message: Any) -> None:
-        self.inbox.put(message)
-
-    def cancelled(self, exc: BaseException) -> None:
-        # In the reader: nothing here may switch.
-        if isinstance(exc, ConsumerCancelled):
-            self._consumer._subscriptions.placed.clear()
-        elif not self._no_ack:
-            self.inbox.clear()  # they go back, and could not be answered any more
-        channel = self._consumer._channel
-        is_recovered = getattr(channel.connection, "lost", None) is not None
-        if not is_recovered and not self.inbox.waiting:
-            self.over = exc
-        self.inbox.fail(exc)
-
-    def forget(self) -> None:
-        """After a fork, in the child: what came is the parent's, and so are those who wait."""
-        self.inbox = Inbox()
-        self.taken = self.over = None
-
-    def took(self, message: Any) -> None:
-        """Note that *message* was taken out."""
-        if self.taken is not None:
-            self.taken(message)
 
 
 def _nothing() -> None:
@@ -101,11 +57,11 @@ class SimpleBase:
         self.no_ack = no_ack
         self.buffer: deque[Any] = deque()
         self._flight = SingleFlight("simple-queue")
-        self._arrivals: _Arrivals | None = None
+        self._arrivals: Arrivals | None = None
         fork.register(self)
         self.consumer.register_callback(self._receive)
         if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
-            self._arrivals = consumer.sink = _Arrivals(consumer, no_ack)
+            self._arrivals = consumer.sink = Arrivals(consumer, no_ack)
 
     @property
     def channel(self) -> Any:
@@ -147,8 +103,8 @@ class SimpleBase:
             Empty: there is none.
         """
         arrivals = self._arrivals
-        while arrivals is not None and len(arrivals.inbox) and not self.buffer:
-            self._arrived(arrivals, arrivals.inbox.get(Deadline(0.0)))
+        while arrivals is not None and not self.buffer and arrivals.hand_over_next():
+            pass  # one that cannot be decoded may leave the buffer empty
         if self.buffer:
             return self.buffer.popleft()
         message = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)
@@ -191,14 +147,11 @@ class SimpleBase:
             self.consumer.cancel()
         finally:
             left, self.buffer = self.buffer, deque()
-            if self._arrivals is not None:
-                while len(self._arrivals.inbox):
-                    message = self._arrivals.inbox.get(Deadline(0.0))
-                    self._arrivals.took(message)
-                    left.append(message)
             for message in () if self.no_ack else left:
                 with suppress(Exception):
                     message.requeue()
+            if self._arrivals is not None:
+                self._arrivals.give_back()
 
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches."""
@@ -245,22 +198,10 @@ class SimpleBase:
             self._consume(deadline)
             self.channel.connection.client.drain_events(timeout=deadline.left())
             return _nothing
-        if arrivals.over is not None and not len(arrivals.inbox):
-            exc, arrivals.over = arrivals.over, None
-            raise exc
+        arrivals.check()
         self._consume(deadline)
         # Nothing switches from here until both lines are joined, or a loss could pass unheard.
-        link = self.consumer._channel.connection
-        inbox, item = take_either((arrivals.inbox, link.events), deadline)
-        if inbox is arrivals.inbox:
-            return partial(self._arrived, arrivals, item)
-        function, argument = item
-        return partial(function, argument)
-
-    def _arrived(self, arrivals: _Arrivals, message: Any) -> None:
-        """Have the consumer decode *message* and call its callbacks, ours among them."""
-        arrivals.took(message)
-        self.consumer._receive_callback(message)
+        return arrivals.next_event(self.consumer._channel.connection, deadline)
 
     def _receive(self, message_data: Any, message: Any) -> None:
         self.buffer.append(message)

@@ -1,0 +1,112 @@
+"""Messages of one consumer, for greenlets that wait for them themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from greenconn.exceptions import ConsumerCancelled
+from greenconn.green.deadline import Deadline
+from greenconn.green.either import take_either
+from greenconn.green.inbox import Inbox
+
+if TYPE_CHECKING:
+    from greenconn.messaging.consumer import Consumer
+
+__all__ = ["Arrivals"]
+
+
+class Arrivals:
+    """What was delivered and nobody has taken yet (a :class:`~greenconn.abc.Sink`).
+
+    Deliveries come straight here, not by way of ``drain_events``, so that no other greenlet which
+    drains the same connection takes them out of the reach of who waits for them.
+
+    Arguments:
+        consumer: whose deliveries they are; it must not have begun to consume.
+        no_ack: they need no answer, so nobody will deliver them again.
+    """
+
+    def __init__(self, consumer: Consumer, no_ack: bool) -> None:
+        self.inbox: Inbox[Any] = Inbox()
+        self.taken: Callable[[Any], None] | None = None
+        #: Why no more will come, until somebody was told.
+        self.over: BaseException | None = None
+        self._consumer = consumer
+        self._no_ack = no_ack
+
+    def deliver(self, message: Any) -> None:
+        # In the reader: nothing here may switch.
+        self.inbox.put(message)
+
+    def cancelled(self, exc: BaseException) -> None:
+        # In the reader: nothing here may switch.
+        if isinstance(exc, ConsumerCancelled):
+            self._consumer._subscriptions.placed.clear()
+        elif not self._no_ack:
+            self.inbox.clear()  # they go back, and could not be answered any more
+        channel = self._consumer._channel
+        is_recovered = getattr(channel.connection, "lost", None) is not None
+        if not is_recovered and not self.inbox.waiting:
+            self.over = exc
+        self.inbox.fail(exc)
+
+    def forget(self) -> None:
+        """After a fork, in the child: what came is the parent's, and so are those who wait."""
+        self.inbox = Inbox()
+        self.taken = self.over = None
+
+    def check(self) -> None:
+        """Raise, once, why no more will come, if all that came was taken.
+
+        Raises:
+            ConnectionError, ChannelError: what ended the consumer.
+        """
+        if self.over is not None and not len(self.inbox):
+            exc, self.over = self.over, None
+            raise exc
+
+    def next_event(self, link: Any, deadline: Deadline) -> Callable[[], Any]:
+        """Wait for a message or another event of *link*, and return what handles it.  May switch.
+
+        Callbacks of other consumers run meanwhile, as they do in ``drain_events``.
+
+        Raises:
+            TimeoutError: nothing came before the deadline.
+            ConnectionError, ChannelError: what ended the link or the consumer.
+        """
+        inbox, item = take_either((self.inbox, link.events), deadline)
+        if inbox is self.inbox:
+            return partial(self._hand_over, item)
+        function, argument = item
+        return partial(function, argument)
+
+    def hand_over_next(self) -> bool:
+        """Have the consumer take the oldest message; whether there was one.  May switch."""
+        if not len(self.inbox):
+            return False
+        self._hand_over(self.inbox.get(Deadline(0.0)))
+        return True
+
+    def give_back(self) -> None:
+        """Put what nobody has taken back into its queue.  May switch.
+
+        Messages that need no answer cannot be given back; they are dropped.
+        """
+        while len(self.inbox):
+            message = self.inbox.get(Deadline(0.0))
+            self._took(message)
+            if not self._no_ack:
+                with suppress(Exception):
+                    message.requeue()
+
+    def _hand_over(self, message: Any) -> None:
+        """Have the consumer decode *message* and call its callbacks."""
+        self._took(message)
+        self._consumer._receive_callback(message)
+
+    def _took(self, message: Any) -> None:
+        if self.taken is not None:
+            self.taken(message)

@@ -1,0 +1,273 @@
+"""Programs that consume until they are told to stop (kombu 5.7, ``kombu.mixins``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, partial
+from itertools import count
+from typing import Any
+
+import gevent
+
+from greenconn.common import ignore_errors
+from greenconn.encoding import safe_repr
+from greenconn.green.deadline import Deadline
+from greenconn.limits import TokenBucket
+from greenconn.log import get_logger
+from greenconn.messaging import Consumer, Producer
+
+__all__ = ["ConsumerMixin", "ConsumerProducerMixin"]
+
+logger = get_logger(__name__)
+
+#: Connection, channel and the consumers that run on it.
+_Context = tuple[Any, Any, list[Any]]
+
+
+class ConsumerMixin:
+    """A program that consumes, and begins anew on a new connection when the old one is lost.
+
+    A subclass has an attribute ``connection`` and says in :meth:`get_consumers` what it consumes;
+    ``run()`` is the program.  Each round runs on a clone of ``connection`` that is closed at its end,
+    so that there is never a consumer of a former round at the broker.
+
+    Example::
+
+        class Worker(ConsumerMixin):
+            def __init__(self, connection):
+                self.connection = connection
+
+            def get_consumers(self, Consumer, channel):
+                return [Consumer(queues=[Queue("jobs")], callbacks=[self.on_job])]
+
+            def on_job(self, body, message):
+                print(body)
+                message.ack()
+
+        gevent.spawn(Worker(Connection("amqp://")).run)
+
+    Attributes:
+        connect_max_retries: attempts to connect after the first; None never gives up.
+        should_stop: set to True it ends :meth:`run`, after a second at most.
+    """
+
+    connection: Any
+
+    connect_max_retries: int | None = None
+    should_stop: bool = False
+
+    # What a subclass says and hears
+
+    def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> Any:  # noqa: N803
+        """Return the consumers, made with ``Consumer(queues=..., callbacks=...)``.
+
+        Arguments:
+            Consumer: makes one on *channel*.
+            channel: the connection's default one; others may be used, too.
+        """
+        raise NotImplementedError("say in get_consumers() what is to be consumed")
+
+    def on_connection_revived(self) -> None:
+        """The connection is there (again)."""
+
+    def on_consume_ready(
+        self, connection: Any, channel: Any, consumers: list[Any], **kwargs: Any
+    ) -> None:
+        """The consumers run; *kwargs* are those of :meth:`run` or :meth:`consume`."""
+
+    def on_consume_end(self, connection: Any, channel: Any) -> None:
+        """The consumers were cancelled in good order."""
+
+    def on_iteration(self) -> None:
+        """An event is about to be waited for."""
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A body cannot be decoded.  The message is logged and acknowledged."""
+        logger.error(
+            "a message body cannot be decoded: %r (type %r, encoding %r, raw %s)",
+            exc,
+            message.content_type,
+            message.content_encoding,
+            safe_repr(message.body),
+        )
+        message.ack()
+
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        """The broker cannot be reached; the next attempt is in *interval* seconds."""
+        logger.warning(
+            "broker connection error: %r; trying again in %s s", exc, interval, exc_info=exc
+        )
+
+    @contextmanager
+    def extra_context(self, connection: Any, channel: Any) -> Iterator[None]:
+        """A context around the consumption."""
+        yield
+
+    # The program
+
+    def run(self, _tokens: float = 1, **kwargs: Any) -> None:
+        """Consume until ``should_stop``.  May switch.
+
+        Arguments:
+            _tokens: of ``restart_limit``, for each round.
+            kwargs: of :meth:`consume`.
+
+        Raises:
+            OperationalError: the broker cannot be reached, or refuses the login.
+            Exception: what a callback raised, unless it is an error of connection or channel.
+        """
+        restart_limit = self.restart_limit
+        while not self.should_stop:
+            try:
+                if restart_limit.can_consume(_tokens):
+                    for _ in self.consume(limit=None, **kwargs):
+                        pass
+                else:
+                    gevent.sleep(restart_limit.expected_time(_tokens))
+            except (*self.connection_errors, *self.channel_errors):
+                logger.warning("connection to the broker lost, beginning anew", exc_info=True)
+
+    def consume(
+        self,
+        limit: int | None = None,
+        timeout: float | None = None,
+        safety_interval: float | None = 1,
+        **kwargs: Any,
+    ) -> Iterator[None]:
+        """Run the consumers for one life of a connection; yields after each event.  May switch.
+
+        Arguments:
+            limit: events, or intervals without one; None or 0 has no end.
+            timeout: seconds without an event after which it ends; None or 0 has no end.
+            safety_interval: seconds between looks at ``should_stop``.
+            kwargs: of :meth:`on_consume_ready`.
+
+        Raises:
+            socket.timeout: no event came within *timeout*.
+            ConnectionError, ChannelError: what ended the connection or a consumer.
+            Exception: what a callback raised.
+        """
+        with self.consumer_context(**kwargs) as (connection, _, _):
+            silence = Deadline(timeout or None)
+            for _ in range(limit) if limit else count():
+                if self.should_stop:
+                    break
+                self.on_iteration()
+                pause = silence.within(safety_interval)
+                try:
+                    connection.drain_events(timeout=pause.left())
+                except TimeoutError:
+                    if not pause.has_ended:
+                        raise  # that of a callback is no business of ours
+                    connection.heartbeat_check()
+                    if silence.has_ended:
+                        raise
+                except connection.connection_errors:
+                    if not self.should_stop:
+                        raise
+                else:
+                    yield
+                    silence = Deadline(timeout or None)
+        logger.debug("consuming ended")
+
+    @contextmanager
+    def consumer_context(self, **kwargs: Any) -> Iterator[_Context]:
+        """The consumers, running, within :meth:`extra_context`.  May switch."""
+        with (
+            self.Consumer() as (connection, channel, consumers),
+            self.extra_context(connection, channel),
+        ):
+            self.on_consume_ready(connection, channel, consumers, **kwargs)
+            yield connection, channel, consumers
+
+    @contextmanager
+    def Consumer(self) -> Iterator[_Context]:  # noqa: N802
+        """The consumers, running on a connection of their own.  May switch."""
+        with self.establish_connection() as connection:
+            self.on_connection_revived()
+            logger.info("connected to %s", connection.as_uri())
+            channel = connection.default_channel
+            make = partial(Consumer, channel, on_decode_error=self.on_decode_error)
+            with self._consume_from(*self.get_consumers(make, channel)) as consumers:
+                yield connection, channel, consumers
+            logger.debug("consumers cancelled")
+            self.on_consume_end(connection, channel)
+        logger.debug("connection closed")
+
+    @contextmanager
+    def _consume_from(self, *consumers: AbstractContextManager[Any]) -> Iterator[list[Any]]:
+        with ExitStack() as stack:
+            yield [stack.enter_context(each) for each in consumers]
+
+    @contextmanager
+    def establish_connection(self) -> Iterator[Any]:
+        """An open connection, closed at the end.  May switch."""
+        with self.create_connection() as connection:
+            connection.ensure_connection(self.on_connection_error, self.connect_max_retries)
+            yield connection
+
+    def create_connection(self) -> Any:
+        """Return the connection for one round."""
+        return self.connection.clone()
+
+    def maybe_conn_error(self, fun: Callable[[], Any]) -> Any:
+        """Call *fun*, and ignore errors of connection and channel."""
+        return ignore_errors(self, fun)
+
+    @cached_property
+    def restart_limit(self) -> TokenBucket:
+        """How often a round may begin: once a second."""
+        return TokenBucket(1)
+
+    @cached_property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """What the loss of the connection may raise."""
+        return tuple(self.connection.connection_errors)
+
+    @cached_property
+    def channel_errors(self) -> tuple[type[BaseException], ...]:
+        """What the loss of a channel may raise."""
+        return tuple(self.connection.channel_errors)
+
+
+class ConsumerProducerMixin(ConsumerMixin):
+    """A program that also publishes, over a connection apart from that of its consumers.
+
+    RabbitMQ stops reading a connection that it blocks, so acks must not stand behind messages.
+    The connection is opened when something is first published, and closed when consuming ends.
+    """
+
+    _producer_connection: Any = None
+
+    def run(self, _tokens: float = 1, **kwargs: Any) -> None:
+        """Consume until ``should_stop``; see :meth:`ConsumerMixin.run`.  May switch."""
+        try:
+            super().run(_tokens, **kwargs)
+        finally:
+            self._close_producer_connection()
+
+    def on_consume_end(self, connection: Any, channel: Any) -> None:
+        """Close the connection for publishing."""
+        self._close_producer_connection()
+
+    def _close_producer_connection(self) -> None:
+        connection, self._producer_connection = self._producer_connection, None
+        if connection is not None:
+            connection.close()
+
+    @property
+    def producer(self) -> Producer:
+        """A new producer on :attr:`producer_connection`.  May switch."""
+        return Producer(self.producer_connection)
+
+    @property
+    def producer_connection(self) -> Any:
+        """The connection for publishing, opened if it never was.  May switch."""
+        connection = self._producer_connection
+        if connection is None:
+            # Kept before it is open, or another greenlet would make a second one meanwhile.
+            connection = self._producer_connection = self.connection.clone()
+        if not connection.session.generation:
+            connection.ensure_connection(self.on_connection_error, self.connect_max_retries)
+        return connection
