@@ -1,0 +1,1 @@
+"""What greenconn costs, beside other Python clients: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: client CPU time a message, greenconn and kombu on gevent, in one run.
+"""``python -m benchmarks``: what greenconn costs, beside other Python clients.
 
 The broker bounds how many messages a second pass; CPU time is what a gevent process has least of.
 Each round measures every library once, in turn, each in a process of its own; the table has the median
@@ -8,109 +8,87 @@ of the rounds, with the lowest and the highest.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from statistics import median
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from tests.brokers.descriptors import raise_limit
-from tests.brokers.keeper import Keeper
-from tests.brokers.rabbitmq import RabbitMQ
+from benchmarks.rivals import RIVALS
+from benchmarks.runner import Results, broker, measured, profiled
+from benchmarks.table import Report
+from benchmarks.works import WORKS
 
-LIBRARIES = ("greenconn", "kombu")
-WORKS = {
-    "publish": "publish, one greenlet",
-    "publish_pool": "publish, 1,000 greenlets through a pool of 10",
-    "confirmed": "confirmed publish, 100 greenlets",
-    "consume": "consume, prefetch 100, ack each",
-    "consume_no_ack": "consume, no ack",
-    "spawned": "spawn_consumer, concurrency 100",
-}
-#: Works that a library has no counterpart of.
-MISSING = {("kombu", "spawned")}
+#: Rounds and messages of ``--quick``.
+QUICK = (1, 2000)
 
 
 def main() -> int:
     """Run the benchmarks that the command line names."""
     options = _arguments()
-    console = Console()
+    console = Console(stderr=True)
+    with broker(options.url) as url:
+        if options.profile:
+            return profiled(options.profile, "greenconn", messages=options.count * 5, url=url)
+        report = _measure(options, url, console)
+    if options.json:
+        print(report.json())
+    elif options.rst:
+        print(report.rst())
+    else:
+        Console(width=None if sys.stdout.isatty() else 200).print(report.text())
+    for note in report.notes():
+        console.print(note, markup=False, highlight=False)
+    return 1 if report.results.failures else 0
+
+
+def _measure(options: argparse.Namespace, url: str, console: Console) -> Report:
     works = [work for work in WORKS if not options.work or work in options.work]
-    figures: dict[tuple[str, str], list[float]] = {}
-    with _broker(options.url) as url, Progress(console=console) as progress:
-        task = progress.add_task("measuring", total=options.rounds * len(works) * len(LIBRARIES))
-        for _ in range(options.rounds):
-            for work in works:
-                for library in LIBRARIES:
-                    if (library, work) not in MISSING:
-                        cpu = _measure(library, work, options.count, url)
-                        figures.setdefault((library, work), []).append(cpu)
-                    progress.advance(task)
-    console.print(_table(works, figures, options))
-    return 0
+    rivals = _present(options.rival, console)
+    pairs = [(w, r) for w in works for r in rivals if w not in RIVALS[r].cannot]
+    results = Results()
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=options.rounds * len(pairs))
+        for work, rival in measured(
+            results, pairs, rounds=options.rounds, messages=options.count, url=url
+        ):
+            progress.update(task, description=f"{work}, {rival}")
+            progress.advance(task)
+    return Report(results, works, rivals, options.rounds, options.budget)
+
+
+def _present(wanted: list[str] | None, console: Console) -> list[str]:
+    """The rivals that are installed."""
+    rivals = [rival for rival in RIVALS if not wanted or rival in wanted]
+    for rival in rivals:
+        if RIVALS[rival].version is None:
+            console.print(f"{rival} is not installed: skipped")
+    return [rival for rival in rivals if RIVALS[rival].version is not None]
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--url", help="a RabbitMQ to use; without it a private one is started")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=20_000, help="messages of a measurement")
-    parser.add_argument("--work", action="append", choices=WORKS, help="only this one; repeatable")
-    return parser.parse_args()
-
-
-@contextmanager
-def _broker(url: str | None) -> Iterator[str]:
-    url = url or os.environ.get("GREENCONN_TEST_AMQP_URL")
-    if url:
-        yield url
-        return
-    raise_limit()
-    with Keeper() as keeper:
-        rabbitmq = RabbitMQ(keeper)
-        rabbitmq.start()
-        yield rabbitmq.url
-
-
-def _measure(library: str, work: str, count: int, url: str) -> float:
-    """Microseconds of CPU time a message."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.measure", library, work, str(count), url],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if done.returncode:
-        raise SystemExit(f"{library} {work} failed:\n{done.stderr}")
-    return float(json.loads(done.stdout)["cpu"]) / count * 1e6
-
-
-def _table(
-    works: list[str], figures: dict[tuple[str, str], list[float]], options: argparse.Namespace
-) -> Table:
-    table = Table(
-        title=f"client CPU time in us a message: median of {options.rounds} rounds (lowest to highest)"
-    )
-    for heading in ("work", *LIBRARIES, "ratio"):
-        table.add_column(heading, justify="left" if heading == "work" else "right")
-    for work in works:
-        ours, theirs = (figures.get((library, work)) for library in LIBRARIES)
-        ratio = f"{median(theirs) / median(ours):.1f}" if ours and theirs else ""
-        table.add_row(WORKS[work], _cell(ours), _cell(theirs), ratio)
-    return table
-
-
-def _cell(values: list[float] | None) -> str:
-    if not values:
-        return "-"
-    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    add = parser.add_argument
+    url = os.environ.get("GREENCONN_TEST_AMQP_URL")
+    add("--url", default=url, help="a RabbitMQ to use; without it a private one is started")
+    add("--rounds", type=int, help="how often each is measured (5)")
+    add("--count", type=int, help="messages of a measurement; slow works take fewer (20,000)")
+    add("--quick", action="store_true", help="one round of 2,000 messages: a first impression")
+    add("--work", action="append", choices=WORKS, help="only this one; may be repeated")
+    add("--rival", action="append", choices=RIVALS, help="only this one; may be repeated")
+    add("--budget", action="store_true", help="show what greenconn may cost at most")
+    add("--rst", action="store_true", help="print the table as reStructuredText")
+    add("--json", action="store_true", help="print all figures as JSON")
+    add("--profile", choices=WORKS, metavar="WORK", help="print where greenconn's CPU time goes")
+    options = parser.parse_args()
+    rounds, count = QUICK if options.quick else (5, 20_000)
+    options.rounds = options.rounds or rounds
+    options.count = options.count or count
+    return options
 
 
 if __name__ == "__main__":

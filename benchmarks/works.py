@@ -1,139 +1,102 @@
-"""What is measured: the same program on every library that has kombu's API.
-
-Each work does ``count`` messages through the public API and returns what that took.
-"""
+"""What is measured: the rows of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-import gevent
-from gevent.event import Event
-
-from benchmarks.common import BODY, QUEUE, Measured, clean, measured
-
-PREFETCH = 100
+__all__ = ["WORKS", "Budget", "Figure", "Work"]
 
 
-class Works:
-    """The works of one library.
+@dataclass(frozen=True)
+class Budget:
+    """What greenconn may cost at most: a figure, or so many times a rival's in the same run."""
 
-    Arguments:
-        api: its module, with ``Connection`` and ``Queue``.
-        url: of the broker.
-    """
+    at_most: float
+    of: str | None = None
 
-    #: Connections for the confirmed publishes of 100 greenlets: kombu cannot share one.
-    confirming = 20
+    def limit(self, rivals: dict[str, float]) -> float | None:
+        """The figure, given those of the rivals; None: unknown without that rival."""
+        if self.of is None:
+            return self.at_most
+        return self.at_most * rivals[self.of] if self.of in rivals else None
 
-    def __init__(self, api: Any, url: str) -> None:
-        self.api = api
-        self.url = url
-
-    def publish(self, count: int) -> Measured:
-        """One greenlet, not confirmed; the clock stops when the broker has all."""
-        with self.api.Connection(self.url) as connection:
-            clean(connection)
-            producer = connection.Producer()
-            with measured() as figures:
-                for _ in range(count):
-                    producer.publish(BODY, routing_key=QUEUE)
-                connection.default_channel.queue_declare(QUEUE, passive=True)
-            return figures
-
-    def publish_pool(self, count: int) -> Measured:
-        """1,000 greenlets through a pool of 10 connections."""
-        with self.api.Connection(self.url) as connection:
-            return self._publish_pooled(connection, count, greenlets=1000, limit=10)
-
-    def confirmed(self, count: int) -> Measured:
-        """100 greenlets, each message confirmed."""
-        options = {"confirm_publish": True}
-        with self.api.Connection(self.url, transport_options=options) as connection:
-            return self._publish_pooled(connection, count, greenlets=100, limit=self.confirming)
-
-    def _publish_pooled(
-        self, connection: Any, count: int, *, greenlets: int, limit: int
-    ) -> Measured:
-        clean(connection)
-        pool = connection.Pool(limit)
-
-        def some() -> None:
-            for _ in range(count // greenlets):
-                with pool.acquire(block=True) as pooled:
-                    producer = self.api.Producer(pooled.default_channel)
-                    producer.publish(BODY, routing_key=QUEUE)
-
-        with measured() as figures:
-            gevent.joinall([gevent.spawn(some) for _ in range(greenlets)], raise_error=True)
-        pool.force_close_all()
-        return figures
-
-    def consume(self, count: int) -> Measured:
-        """Prefetch 100, each message acknowledged."""
-        return self._consume(count, lambda message: message.ack(), prefetch_count=PREFETCH)
-
-    def consume_no_ack(self, count: int) -> Measured:
-        """No acknowledgements."""
-        return self._consume(count, lambda message: None, no_ack=True)
-
-    def _consume(self, count: int, settle: Callable[[Any], None], **options: Any) -> Measured:
-        self.publish(count)
-        with self.api.Connection(self.url) as connection:
-            seen = 0
-
-            def callback(body: Any, message: Any) -> None:
-                nonlocal seen
-                seen += 1
-                settle(message)
-
-            queue = self.api.Queue(QUEUE, no_declare=True)
-            consumer = connection.Consumer([queue], callbacks=[callback], **options)
-            with measured() as figures:
-                consumer.consume()
-                while seen < count:
-                    connection.drain_events(timeout=10)
-            consumer.cancel()
-            return figures
+    def __str__(self) -> str:
+        return f"{self.at_most:g}" if self.of is None else f"{self.at_most:.2g} x {self.of}"
 
 
-class OurWorks(Works):
-    """What greenconn does in another way, or alone."""
+@dataclass(frozen=True)
+class Figure:
+    """One row."""
 
-    def confirmed(self, count: int) -> Measured:
-        """100 greenlets share one producer, each message confirmed."""
-        options = {"confirm_publish": True}
-        with self.api.Connection(self.url, transport_options=options) as connection:
-            clean(connection)
-            producer = connection.Producer()
+    key: str  #: of the measurement's figures
+    title: str
+    unit: str
+    budget: Budget | None = None
 
-            def some() -> None:
-                for _ in range(count // 100):
-                    producer.publish(BODY, routing_key=QUEUE)
 
-            with measured() as figures:
-                gevent.joinall([gevent.spawn(some) for _ in range(100)], raise_error=True)
-            return figures
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What each library does, in a process of its own."""
 
-    def spawned(self, count: int) -> Measured:
-        """``spawn_consumer`` with concurrency 100."""
-        self.publish(count)
-        done = Event()
-        seen = 0
+    figures: tuple[Figure, ...]
+    #: The messages are the count of the command line divided by this, but never fewer than ``least``.
+    divisor: int = 1
+    least: int = 1
+    #: Messages before the measurement, so that caches and imports are warm, are this share of it.
+    warm_up: float = 0.1
 
-        def handler(body: Any, message: Any) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == count:
-                done.set()
+    def count(self, messages: int) -> int:
+        """Messages to measure."""
+        return max(self.least, messages // self.divisor)
 
-        with self.api.Connection(self.url) as connection:
-            with measured() as figures:
-                consumer = self.api.spawn_consumer(
-                    QUEUE, handler, connection=connection, concurrency=100, prefetch_count=PREFETCH
-                )
-                if not done.wait(60):
-                    raise TimeoutError(f"{seen} of {count} messages came")
-            consumer.stop(10)
-            return figures
+
+def _cpu(title: str, budget: Budget | float | None, unit: str = "us") -> Figure:
+    if isinstance(budget, float):
+        budget = Budget(budget)
+    return Figure("cpu", title, unit, budget)
+
+
+WORKS: dict[str, Work] = {
+    "publish": Work(figures=(_cpu("publish, one greenlet", 6.5),)),
+    "confirmed": Work(
+        figures=(
+            Figure("p50", "confirmed publish, one at a time, p50 latency", "us", Budget(100)),
+            _cpu("confirmed publish, one at a time", 38.0),
+        ),
+        divisor=5,
+    ),
+    "confirmed_shared": Work(
+        figures=(_cpu("confirmed publish, 100 greenlets sharing one Producer", 10.0),)
+    ),
+    "publish_pool": Work(figures=(_cpu("publish, 1,000 greenlets through a pool of 10", 8.0),)),
+    "consume": Work(figures=(_cpu("consume, prefetch 100, ack each", 9.0),)),
+    "consume_no_ack": Work(figures=(_cpu("consume, no ack", 7.0),)),
+    "spawned": Work(figures=(_cpu("``spawn_consumer``, concurrency 100", 12.0),)),
+    "consumers": Work(
+        figures=(
+            _cpu("1,000 consumers on 1,000 queues, one connection", 11.0),
+            Figure("memory", "memory of an idle one of them", "KiB", Budget(14)),
+        ),
+        warm_up=0,
+    ),
+    "rpc": Work(figures=(_cpu("RPC over a reply queue, 1 greenlet", 65.0),), divisor=5),
+    "rpc_shared": Work(figures=(_cpu("RPC over a reply queue, 100 greenlets", 20.0),), divisor=2),
+    "large_publish": Work(
+        figures=(_cpu("publish 1 MiB bodies", Budget(1.6, "raw"), "us/MiB"),), divisor=100
+    ),
+    "large_consume": Work(
+        figures=(_cpu("consume 1 MiB bodies", Budget(0.25, "kombu"), "us/MiB"),), divisor=100
+    ),
+    "latency": Work(
+        figures=(Figure("p50", "idle consumer: sender to handler, p50", "us", Budget(500)),),
+        divisor=50,
+    ),
+    "connect": Work(
+        figures=(_cpu("connect and close", Budget(0.75, "kombu")),), divisor=100, least=5
+    ),
+    "import": Work(
+        figures=(Figure("wall", "import until AMQP can be used", "ms", Budget(60)),),
+        divisor=2000,
+        warm_up=0,
+    ),
+}

@@ -1,0 +1,51 @@
+"""The libraries that are measured; each module has a class ``Works`` with a method for each work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["RIVALS", "Rival"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """One library, as its users run it."""
+
+    title: str
+    #: Of ``benchmarks.rivals``.
+    module: str
+    #: What has to be installed.
+    distribution: str | None = None
+    patched: bool = False  #: whether its users monkey-patch
+    #: Works that it cannot do, and why.
+    cannot: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str | None:
+        """What is installed; None: nothing."""
+        if self.distribution is None:
+            return ""
+        try:
+            return version(self.distribution)
+        except PackageNotFoundError:
+            return None
+
+
+_NO_WORKERS = "has no handlers that run at once"
+
+RIVALS = {
+    "greenconn": Rival(title="greenconn", module="greenconn_works", distribution="greenconn"),
+    "kombu": Rival(
+        title="kombu + gevent",
+        module="kombu_works",
+        distribution="kombu",
+        patched=True,
+        cannot={"spawned": _NO_WORKERS},
+    ),
+    "raw": Rival(
+        title="raw loop",
+        module="raw_works",
+        cannot={"spawned": _NO_WORKERS},
+    ),
+}

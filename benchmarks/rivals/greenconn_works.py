@@ -1,0 +1,122 @@
+"""greenconn: kombu's API, and what it has of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gevent.event import Event
+
+import greenconn.pools
+import greenconn.rpc
+from benchmarks.clock import Clock, Figures, consumer_memory, p50
+from benchmarks.rivals.kombu_api import CONSUMERS, PREFETCH, TIMEOUT, KombuApi, many
+from benchmarks.stage import BODY, Stage
+from greenconn import spawn_consumer
+
+__all__ = ["Works"]
+
+
+class Works(KombuApi):
+    """The works of greenconn, in a process that is not patched."""
+
+    def __init__(self, url: str, stage: Stage) -> None:
+        super().__init__(greenconn, url, stage)
+
+    def confirmed_shared(self, count: int) -> Figures:
+        """100 greenlets share one producer."""
+        sink = self.stage.sink()
+        with self._confirming() as connection:
+            producer = connection.Producer()
+            with Clock() as clock:
+                count = many(100, count, lambda: producer.publish(BODY, routing_key=sink))
+        return clock.per(count)
+
+    def consumers(self, count: int) -> Figures:
+        """1,000 times ``spawn_consumer`` on one connection."""
+        sources = self.stage.sources(CONSUMERS)
+        counter = Counter(max(1, count // CONSUMERS) * CONSUMERS)
+        feeder = self.stage.peer("feed", str(counter.awaited // CONSUMERS), *sources)
+        with greenconn.Connection(self.url) as connection:
+
+            def consume(queue: str) -> None:
+                consumer = spawn_consumer(queue, counter.handler, connection=connection)
+                consumer.wait_ready(TIMEOUT)
+
+            memory = consumer_memory(consume, sources)
+            with Clock() as clock:
+                self.stage.go(feeder)
+                counter.wait()
+            greenconn.stop_consumers(TIMEOUT)
+        return clock.per(counter.awaited, memory=memory)
+
+    def spawned(self, count: int) -> Figures:
+        """Handlers in 100 greenlets."""
+        source, counter = self.stage.source(count), Counter(count)
+        with greenconn.Connection(self.url) as connection:
+            with Clock() as clock:
+                spawn_consumer(
+                    source,
+                    counter.handler,
+                    connection=connection,
+                    concurrency=100,
+                    prefetch_count=PREFETCH,
+                )
+                counter.wait()
+            greenconn.stop_consumers(TIMEOUT)
+        return clock.per(count)
+
+    def rpc(self, count: int, greenlets: int = 1) -> Figures:
+        """``greenconn.rpc.call``."""
+        requests = self.stage.server()
+        with greenconn.Connection(self.url) as connection:
+
+            def call() -> None:
+                greenconn.rpc.call(requests, BODY, connection=connection)
+
+            call()
+            with Clock() as clock:
+                count = many(greenlets, count, call)
+        return clock.per(count)
+
+    def rpc_shared(self, count: int) -> Figures:
+        """100 callers."""
+        return self.rpc(count, greenlets=100)
+
+    def latency(self, count: int) -> Figures:
+        """``spawn_consumer``."""
+        (source,) = self.stage.sources(1)
+        took, callback = self.latencies(count)
+        counter = Counter(count)
+
+        def handler(body: Any, message: Any) -> None:
+            callback(body, message)
+            counter.handler(body, message)
+
+        ticker = self.stage.peer("tick", str(count), source)
+        with greenconn.Connection(self.url) as connection:
+            spawn_consumer(source, handler, connection=connection).wait_ready(TIMEOUT)
+            with Clock() as clock:
+                self.stage.go(ticker)
+                counter.wait()
+            greenconn.stop_consumers(TIMEOUT)
+        return clock.per(count, p50=p50(took))
+
+
+class Counter:
+    """A handler that counts."""
+
+    def __init__(self, awaited: int) -> None:
+        self.awaited = awaited
+        self._seen = 0
+        self._done = Event()
+
+    def handler(self, body: Any, message: Any) -> None:
+        """Count one."""
+        self._seen += 1
+        if self._seen == self.awaited:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait until all came.  May switch."""
+        if not self._done.wait(TIMEOUT):
+            raise TimeoutError(f"{self._seen} of {self.awaited} messages came")

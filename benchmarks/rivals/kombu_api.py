@@ -1,0 +1,192 @@
+"""The works of a library that has kombu's API: one program, whatever it imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns, perf_counter
+from typing import Any
+
+import gevent
+
+from benchmarks.clock import Clock, Figures, consumer_memory, p50
+from benchmarks.stage import BODY, LARGE, Stage
+
+__all__ = ["CONSUMERS", "KombuApi", "many"]
+
+PREFETCH = 100
+CONSUMERS = 1000
+TIMEOUT = 60.0
+
+
+class KombuApi:
+    """What is the same program on kombu and on greenconn.
+
+    Arguments:
+        api: the module, with ``Connection``, ``Queue`` and ``pools``.
+        url: of the broker.
+        stage: where it takes place.
+    """
+
+    def __init__(self, api: Any, url: str, stage: Stage) -> None:
+        self.api = api
+        self.url = url
+        self.stage = stage
+
+    def close(self) -> None:
+        """End the connections of the pools."""
+        self.api.pools.reset()
+
+    def publish(self, count: int) -> Figures:
+        """One greenlet; the clock stops when the broker has all."""
+        sink = self.stage.sink()
+        with self.api.Connection(self.url) as connection:
+            producer = connection.Producer()
+            with Clock() as clock:
+                for _ in range(count):
+                    producer.publish(BODY, routing_key=sink)
+                connection.default_channel.queue_declare(self.stage.mark, passive=True)
+        return clock.per(count)
+
+    def publish_pool(self, count: int) -> Figures:
+        """1,000 greenlets, one acquire a message."""
+        return self._pooled(count, greenlets=1000, limit=10)
+
+    def _pooled(self, count: int, *, greenlets: int, limit: int, **options: Any) -> Figures:
+        sink = self.stage.sink()
+        pools = self.api.pools
+        pools.set_limit(limit)
+        connection = self.api.Connection(self.url, **options)
+
+        def publish() -> None:
+            with pools.producers[connection].acquire(block=True) as producer:
+                producer.publish(BODY, routing_key=sink)
+
+        def settle() -> None:
+            producers = [pools.producers[connection].acquire(block=True) for _ in range(limit)]
+            for producer in producers:
+                producer.channel.queue_declare(self.stage.mark, passive=True)
+                producer.release()
+
+        settle()  # connects
+        with Clock() as clock:
+            count = many(greenlets, count, publish)
+            settle()
+        return clock.per(count)
+
+    def confirmed(self, count: int) -> Figures:
+        """One at a time."""
+        sink = self.stage.sink()
+        with self._confirming() as connection:
+            producer = connection.Producer()
+            took = []
+            with Clock() as clock:
+                for _ in range(count):
+                    began = perf_counter()
+                    producer.publish(BODY, routing_key=sink)
+                    took.append(perf_counter() - began)
+        return clock.per(count, p50=p50(took))
+
+    def _confirming(self) -> Any:
+        return self.api.Connection(self.url, transport_options={"confirm_publish": True})
+
+    def consume(self, count: int) -> Figures:
+        """Prefetch 100, each message acknowledged."""
+        source = self.stage.source(count)
+        return self._consume(count, source, lambda m: m.ack(), prefetch_count=PREFETCH)
+
+    def consume_no_ack(self, count: int) -> Figures:
+        """No acknowledgements."""
+        return self._consume(count, self.stage.source(count), lambda m: None, no_ack=True)
+
+    def large_consume(self, count: int) -> Figures:
+        """1 MiB each."""
+        source = self.stage.large_source(count)
+        return self._consume(count, source, lambda m: m.ack(), prefetch_count=PREFETCH)
+
+    def _consume(
+        self, count: int, source: str, settle: Callable[[Any], None], **options: Any
+    ) -> Figures:
+        with self.api.Connection(self.url) as connection:
+            seen = 0
+
+            def callback(body: Any, message: Any) -> None:
+                nonlocal seen
+                seen += 1
+                settle(message)
+
+            queue = self.api.Queue(source, no_declare=True)
+            consumer = connection.Consumer([queue], callbacks=[callback], **options)
+            with Clock() as clock:
+                consumer.consume()
+                while seen < count:
+                    connection.drain_events(timeout=TIMEOUT)
+            consumer.cancel()
+        return clock.per(count)
+
+    def consumers(self, count: int) -> Figures:
+        """One Consumer of 1,000 queues."""
+        sources = self.stage.sources(CONSUMERS)
+        each = max(1, count // CONSUMERS)
+        feeder = self.stage.peer("feed", str(each), *sources)
+        with self.api.Connection(self.url) as connection:
+            seen = 0
+
+            def callback(body: Any, message: Any) -> None:
+                nonlocal seen
+                seen += 1
+                message.ack()
+
+            consumer = connection.Consumer([], callbacks=[callback], prefetch_count=PREFETCH)
+
+            def consume(queue: str) -> None:
+                consumer.add_queue(self.api.Queue(queue, no_declare=True))
+                consumer.consume()
+
+            memory = consumer_memory(consume, sources)
+            with Clock() as clock:
+                self.stage.go(feeder)
+                while seen < each * CONSUMERS:
+                    connection.drain_events(timeout=TIMEOUT)
+        return clock.per(each * CONSUMERS, memory=memory)
+
+    def large_publish(self, count: int) -> Figures:
+        """1 MiB each."""
+        sink = self.stage.sink(length=2)
+        with self.api.Connection(self.url) as connection:
+            producer = connection.Producer()
+            with Clock() as clock:
+                for _ in range(count):
+                    producer.publish(LARGE, routing_key=sink)
+                connection.default_channel.queue_declare(self.stage.mark, passive=True)
+        return clock.per(count)
+
+    def connect(self, count: int) -> Figures:
+        """Connect and close."""
+        with Clock() as clock:
+            for _ in range(count):
+                connection = self.api.Connection(self.url)
+                connection.connect()
+                connection.close()
+        return clock.per(count)
+
+    def latencies(self, count: int) -> tuple[list[float], Callable[[Any, Any], None]]:
+        """A list of seconds, and the callback that fills it."""
+        took: list[float] = []
+
+        def callback(body: Any, message: Any) -> None:
+            took.append((monotonic_ns() - body["sent"]) / 1e9)
+            message.ack()
+
+        return took, callback
+
+
+def many(greenlets: int, count: int, function: Callable[[], None]) -> int:
+    """Call *function* about *count* times from *greenlets*; returns how often.  May switch."""
+    each = max(1, count // greenlets)
+
+    def run() -> None:
+        for _ in range(each):
+            function()
+
+    gevent.joinall([gevent.spawn(run) for _ in range(greenlets)], raise_error=True)
+    return greenlets * each

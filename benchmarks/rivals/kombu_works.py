@@ -1,0 +1,107 @@
+"""kombu in a process that gevent has patched."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import gevent
+import kombu
+import kombu.pools
+from gevent.event import AsyncResult
+
+from benchmarks.clock import Clock, Figures, p50
+from benchmarks.rivals.kombu_api import TIMEOUT, KombuApi, many
+from benchmarks.stage import BODY, Stage
+
+__all__ = ["Works"]
+
+
+class Works(KombuApi):
+    """The works of kombu, where a connection is one greenlet's at a time."""
+
+    def __init__(self, url: str, stage: Stage) -> None:
+        super().__init__(kombu, url, stage)
+
+    def confirmed_shared(self, count: int) -> Figures:
+        """100 greenlets and a pool of 20."""
+        options = {"confirm_publish": True}
+        return self._pooled(count, greenlets=100, limit=20, transport_options=options)
+
+    def rpc(self, count: int) -> Figures:
+        """Publish, then drain until the reply is there."""
+        requests = self.stage.server()
+        with self.api.Connection(self.url) as connection:
+            producer = connection.Producer()
+            awaited, answered = "", False
+
+            def callback(body: Any, message: Any) -> None:
+                nonlocal answered
+                answered = message.properties["correlation_id"] == awaited
+
+            replies = self._replies(connection, callback)
+            with Clock() as clock:
+                for _ in range(count):
+                    awaited, answered = str(uuid4()), False
+                    producer.publish(
+                        BODY, routing_key=requests, reply_to=replies, correlation_id=awaited
+                    )
+                    while not answered:
+                        connection.drain_events(timeout=TIMEOUT)
+        return clock.per(count)
+
+    def rpc_shared(self, count: int) -> Figures:
+        """100 callers: a pool of 10 for the requests, a connection for the replies."""
+        requests = self.stage.server()
+        self.api.pools.set_limit(10)
+        waiting: dict[str, AsyncResult[Any]] = {}
+
+        def callback(body: Any, message: Any) -> None:
+            waiting.pop(message.properties["correlation_id"]).set(body)
+
+        with self.api.Connection(self.url) as connection:
+            replies = self._replies(connection, callback)
+            producers = self.api.pools.producers[self.api.Connection(self.url)]
+
+            def call() -> None:
+                correlation_id = str(uuid4())
+                reply = waiting[correlation_id] = AsyncResult()
+                with producers.acquire(block=True) as producer:
+                    producer.publish(
+                        BODY,
+                        routing_key=requests,
+                        reply_to=replies,
+                        correlation_id=correlation_id,
+                    )
+                reply.get(timeout=TIMEOUT)
+
+            def drain() -> None:
+                while True:
+                    connection.drain_events()
+
+            reader = gevent.spawn(drain)
+            many(100, 100, call)  # connects
+            with Clock() as clock:
+                count = many(100, count, call)
+            reader.kill()
+        return clock.per(count)
+
+    def _replies(self, connection: Any, callback: Any) -> str:
+        """Consume replies; returns the name of their queue."""
+        queue = self.api.Queue(f"greenconn-benchmark-{uuid4()}", exclusive=True, durable=False)
+        consumer = connection.Consumer([queue], callbacks=[callback], no_ack=True)
+        consumer.consume()
+        return str(queue.name)
+
+    def latency(self, count: int) -> Figures:
+        """A consumer that drains."""
+        (source,) = self.stage.sources(1)
+        took, callback = self.latencies(count)
+        ticker = self.stage.peer("tick", str(count), source)
+        with self.api.Connection(self.url) as connection:
+            queue = self.api.Queue(source, no_declare=True)
+            with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
+                self.stage.go(ticker)
+                while len(took) < count:
+                    connection.drain_events(timeout=TIMEOUT)
+        return clock.per(count, p50=p50(took))

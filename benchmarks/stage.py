@@ -1,0 +1,135 @@
+"""What a measurement finds: queues, messages in them, and the other side in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import count as numbers
+from types import TracebackType
+from typing import Any
+
+from benchmarks.frames import BINARY, JSON, Properties, publish
+from benchmarks.line import Line
+
+__all__ = ["BODY", "LARGE", "Stage"]
+
+#: 256 bytes as JSON.
+BODY: dict[str, Any] = {
+    "number": 1,
+    "name": "benchmark",
+    "tags": ["a", "b", "c"],
+    "padding": "x" * 184,
+}
+#: 1 MiB.
+LARGE = bytes(1 << 20)
+#: Milliseconds after which the broker deletes a queue that a measurement left behind.
+EXPIRES = 600_000
+#: Bytes that are sent at once to fill a queue.
+BATCH = 1 << 20
+
+
+class Stage:
+    """The queues of one measurement.
+
+    Sinks are exclusive queues: what is published there is never written to disk, whatever its delivery
+    mode, so that the disk is not measured.  Sources hold transient messages for the same reason.
+
+    Arguments:
+        url: of the broker.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._line = Line(url)
+        self._line.open_channel()
+        self._names = (f"greenconn-benchmark-{os.getpid()}-{number}" for number in numbers())
+        self._queues: list[str] = []
+        self._peers: list[subprocess.Popen[str]] = []
+        #: A queue to look up: the answer says that the broker has all that was sent before.
+        self.mark = self.sources(1)[0]
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+        self._line.delete(self.mark)
+        self._line.close()
+
+    def clear(self) -> None:
+        """End the other sides and delete the queues."""
+        for peer in self._peers:
+            peer.kill()
+            peer.communicate()
+        queues = [queue for queue in self._queues if queue != self.mark]
+        self._line.delete(*queues)
+        self._peers, self._queues = [], []
+
+    def sink(self, *, length: int | None = None) -> str:
+        """A queue to publish to; with *length* it keeps that many messages."""
+        (name,) = self._new(1)
+        limits = {} if length is None else {"x_max_length": length}
+        self._line.declare(name, exclusive=True, **limits)
+        return name
+
+    def source(self, count: int = 0) -> str:
+        """A queue with *count* messages of 256 bytes."""
+        return self._filled(count, json.dumps(BODY).encode(), Properties.encode(**JSON))
+
+    def large_source(self, count: int) -> str:
+        """A queue with *count* messages of 1 MiB."""
+        return self._filled(count, LARGE, Properties.encode(**BINARY))
+
+    def sources(self, number: int) -> list[str]:
+        """Empty queues."""
+        names = self._new(number)
+        self._line.declare(*names, x_expires=EXPIRES)
+        return names
+
+    def peer(self, role: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start the other side in a process of its own, see ``benchmarks.peers``."""
+        peer = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers", role, self.url, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._peers.append(peer)
+        assert peer.stdout is not None
+        if peer.stdout.readline() != "ready\n":
+            raise ConnectionError(f"the other side, {role!r}, did not start")
+        return peer
+
+    def server(self) -> str:
+        """The queue of a server of calls, which answers each with its body."""
+        (requests,) = self.sources(1)
+        self.peer("echo", requests)
+        return requests
+
+    @staticmethod
+    def go(peer: subprocess.Popen[str]) -> None:
+        """Have the other side begin."""
+        assert peer.stdin is not None
+        peer.stdin.write("go\n")
+        peer.stdin.flush()
+
+    def _filled(self, count: int, body: bytes, properties: bytes) -> str:
+        (name,) = self.sources(1)
+        message = publish(name, body, properties, frame_max=self._line.frame_max)
+        at_once = max(1, BATCH // len(message))
+        for begin in range(0, count, at_once):
+            self._line.socket.sendall(message * min(at_once, count - begin))
+        self._line.settle(name)
+        return name
+
+    def _new(self, number: int) -> list[str]:
+        names = [next(self._names) for _ in range(number)]
+        self._queues += names
+        return names
