@@ -71,6 +71,7 @@ __all__ = [
     "IrrecoverableConnectionError",
     "KombuError",
     "LimitExceeded",
+    "ManagementError",
     "MessageNacked",
     "MessageStateError",
     "NoConsumers",
@@ -197,6 +198,15 @@ class HttpError(Exception):
 
     def __str__(self) -> str:
         return f"HTTP {self.code}: {self.message}"
+
+
+class ManagementError(OperationalError, HttpError):
+    """The broker's management API refused a request.
+
+    Attributes:
+        code: the HTTP status: 401 login, 403 permission, 404 no such thing.
+        message: what it said.
+    """
 
 
 class PublishTimeout(OperationalError, TimeoutError):

@@ -152,6 +152,21 @@ class AmqpOptions:
     max_message_size: int = 128 * 1024 * 1024
     """Bytes of a body that the broker may announce; RabbitMQ's own default limit."""
 
+    manager_hostname: str | None = None
+    """Host of the management API; None: the connection's."""
+
+    manager_port: int | None = None
+    """Port of the management API; None: 15672, over TLS 15671."""
+
+    manager_ssl: bool | None = None
+    """Whether the management API is asked over TLS; None: if the connection uses it."""
+
+    manager_userid: str | None = None
+    """User of the management API; None: the connection's."""
+
+    manager_password: str | None = None
+    """Password of the management API; None: the connection's."""
+
     socket_settings: Mapping[Any, Any] | None = None
     """TCP options (``TCP_NODELAY``...) with their values; None: no delay, keepalive."""
 
@@ -172,6 +187,10 @@ class AmqpOptions:
         check_seconds(self, "confirm_timeout", "blocked_timeout", "heartbeat")
         check_type(self, str, "locale")
         check_type(self, str, "login_method", "connection_name", optional=True)
+        check_type(self, str, "manager_hostname", "manager_userid", optional=True)
+        check_type(self, str, "manager_password", optional=True)
+        check_type(self, bool, "manager_ssl", optional=True)
+        check_count(self, "manager_port", most=65535)
         check_type(self, Mapping, "client_properties", "socket_settings", optional=True)
         check_type(self, bool, "confirm_publish")
         check_count(self, "max_message_size", least=1, optional=False)

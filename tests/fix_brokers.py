@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -36,11 +36,11 @@ class Brokers:
             self._keeper = Keeper()
         return self._keeper
 
-    def rabbitmq(self) -> RabbitMQ:
+    def rabbitmq(self, **options: Any) -> RabbitMQ:
         """Start a RabbitMQ; skip the test, with the reason, when there is none."""
         self._skip_again(RabbitMQ)
         try:
-            return self._started(RabbitMQ)
+            return self._started(RabbitMQ, **options)
         except NoBroker as error:
             self._skip(RabbitMQ, f"no RabbitMQ: {error}")
 
@@ -52,14 +52,14 @@ class Brokers:
         except NoBroker as error:
             self._skip(RedisServer, f"no Redis: {error}")
 
-    def _started(self, kind: type[Broker]) -> Broker:
+    def _started(self, kind: type[Broker], **options: Any) -> Broker:
         """Start a broker, a second time if another program was quicker at one of its ports."""
-        broker = kind(self.keeper)
+        broker = kind(self.keeper, **options)
         try:
             broker.start()
         except NoBroker:
             broker.close()
-            broker = kind(self.keeper)
+            broker = kind(self.keeper, **options)
             broker.start()
         return broker
 
@@ -141,6 +141,21 @@ def own_rabbitmq(own_rabbitmq_process: RabbitMQ) -> Iterator[RabbitMQ]:
         broker.start()
     yield broker
     broker.mend()
+
+
+@pytest.fixture(scope="session")
+def managed_rabbitmq(brokers: Brokers) -> Iterator[RabbitMQ]:
+    """A RabbitMQ with the management plugin and quick statistics; never stop it."""
+    policies = {
+        f"management.sample_retention_policies.{kind}.minute": 1
+        for kind in ("global", "basic", "detailed")
+    }
+    broker = brokers.rabbitmq(
+        is_managed=True, settings={"collect_statistics_interval": 250, **policies}
+    )
+    yield broker
+    broker.kill()  # its HTTP server takes seconds to stop in order
+    broker.close()
 
 
 @pytest.fixture(scope="session")

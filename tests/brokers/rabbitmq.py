@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -174,15 +175,24 @@ class RabbitMQ(RabbitMQHandle):
     Arguments:
         keeper: ends it, whatever becomes of this process.
         vhosts: the virtual hosts that it has from the start, besides ``/``.
+        is_managed: it has the management plugin, at ``http_port``.
+        settings: further lines of its ``rabbitmq.conf``.
 
     Raises:
         NoBroker: the programs are not to be had.
     """
 
-    def __init__(self, keeper: Keeper, vhosts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        vhosts: tuple[str, ...] = (),
+        *,
+        is_managed: bool = False,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self._keeper = keeper
         programs = find_rabbitmq(keeper.directory)
-        port, dist, epmd, ctl = free_ports(4)
+        port, dist, epmd, ctl, self.http_port = free_ports(5)
         directory = keeper.directory / f"rabbitmq-{port}"
         directory.mkdir()
         super().__init__(
@@ -196,11 +206,16 @@ class RabbitMQ(RabbitMQHandle):
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_app_stopped = self._has_alarm = False
-        self._write_files(vhosts)
+        plugins: tuple[str, ...] = ()
+        if is_managed:
+            plugins = ("rabbitmq_management",)
+            http = {"management.tcp.port": self.http_port, "management.tcp.ip": "127.0.0.1"}
+            settings = {**http, **(settings or {})}
+        write_files(directory, ("/", *vhosts), plugins, settings)
+        self._write_handle()
 
-    def _write_files(self, vhosts: tuple[str, ...]) -> None:
+    def _write_handle(self) -> None:
         directory = self.directory
-        write_files(directory, ("/", *vhosts))
         self.handle.write_text(
             json.dumps(
                 {

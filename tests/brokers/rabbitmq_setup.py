@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.brokers.packages import NoBroker, Programs
@@ -31,14 +32,20 @@ log.file.level = info
 """
 
 
-def write_files(directory: Path, vhosts: tuple[str, ...]) -> None:
+def write_files(
+    directory: Path,
+    vhosts: tuple[str, ...],
+    plugins: tuple[str, ...] = (),
+    settings: Mapping[str, object] | None = None,
+) -> None:
     """Write what the environment names into the broker's *directory*."""
     (directory / "log").mkdir()
     (directory / "empty").touch()
-    (directory / "plugins").write_text("[].\n")
+    (directory / "plugins").write_text(f"[{','.join(plugins)}].\n")
     definitions = directory / "definitions.json"
     definitions.write_text(json.dumps(_definitions(vhosts)))
-    (directory / "rabbitmq.conf").write_text(CONFIG.format(definitions=definitions))
+    further = "".join(f"{name} = {value}\n" for name, value in (settings or {}).items())
+    (directory / "rabbitmq.conf").write_text(CONFIG.format(definitions=definitions) + further)
 
 
 def _definitions(vhosts: tuple[str, ...]) -> dict[str, object]:

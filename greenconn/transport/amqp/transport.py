@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import amqp
 from amqp.exceptions import MessageNacked
@@ -20,6 +20,9 @@ from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.connection import AmqpLink
 from greenconn.wire.tls import tls_session
+
+if TYPE_CHECKING:
+    from greenconn.transport.amqp.management import Management
 
 __all__ = ["SSLTransport", "Transport"]
 
@@ -87,7 +90,7 @@ class Transport(base.Transport):
             See :meth:`AmqpLink.open`.
         """
         client = self.client
-        options = self._options()
+        options = self.options(warns=True)
         host = client.hostname or "localhost"
         if host == "localhost":
             host = "127.0.0.1"  # as kombu: no lookup, and never a broker that only has IPv6
@@ -96,7 +99,7 @@ class Transport(base.Transport):
         tls = None
         if use_tls:
             tls = tls_session(client.ssl, client.hostname or "localhost")
-        userid, password = self._login()
+        userid, password = self.login()
         link = self.Connection(
             client,
             host,
@@ -114,7 +117,8 @@ class Transport(base.Transport):
         link.open(within)
         return link
 
-    def _login(self) -> tuple[str | None, str | None]:
+    def login(self) -> tuple[str | None, str | None]:
+        """User name and password, asked for if they are not fixed.  Runs user code; may switch."""
         client = self.client
         provider = getattr(client, "credential_provider", None)
         if provider is not None:
@@ -128,10 +132,15 @@ class Transport(base.Transport):
             "guest" if password is None else password,
         )
 
-    def _options(self) -> AmqpOptions:
+    def options(self, *, warns: bool = False) -> AmqpOptions:
+        """The transport options of the connection.
+
+        Arguments:
+            warns: log those that are none.
+        """
         options, unknown = from_transport_options(AmqpOptions, self.client.transport_options or {})
         ignored = sorted(set(unknown) - _COMMON)
-        if ignored:
+        if ignored and warns:
             logger.warning(
                 "%s: transport options %s mean nothing to AMQP", self.client.as_uri(), ignored
             )
@@ -157,6 +166,26 @@ class Transport(base.Transport):
             int(part) for part in properties["version"].split(".")[:2] if part.isdigit()
         )
         return version < (3, 3)
+
+    def get_manager(
+        self,
+        hostname: str | None = None,
+        port: int | None = None,
+        userid: str | None = None,
+        password: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Management:
+        """A client of the broker's management API; asks nothing yet.
+
+        Arguments:
+            hostname, port, userid, password, timeout: see
+                :class:`~greenconn.transport.amqp.management.Management`.
+        """
+        # Imported when it is first wanted: HTTP costs 20 ms, and most programs never ask.
+        from greenconn.transport.amqp.management import Management
+
+        return Management(self, hostname, port, userid, password, timeout=timeout)
 
     @property
     def default_connection_params(self) -> dict[str, Any]:

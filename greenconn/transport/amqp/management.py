@@ -1,0 +1,360 @@
+"""A small client of RabbitMQ's management API, with the method names of pyrabbit (kombu's manager).
+
+It asks over HTTP, so the broker needs its plugin ``rabbitmq_management``; the AMQP connection is not
+used and need not be open.  Any greenlet may call any method at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from greenconn.exceptions import OperationalError
+from greenconn.transport import base
+from greenconn.transport.amqp.http_api import HttpApi, Json
+
+if TYPE_CHECKING:
+    from greenconn.transport.amqp.transport import Transport
+
+__all__ = ["Management"]
+
+PORT: Final = 15672
+TLS_PORT: Final = 15671
+
+
+class Management(base.Management):
+    """RabbitMQ's management API.
+
+    Arguments:
+        transport: of the connection whose broker is meant.
+        hostname, port: of the API; None is the transport option ``manager_hostname`` or
+            ``manager_port``, else the connection's host and port 15672 (15671 over TLS).
+        userid, password: None is the transport option ``manager_userid`` or ``manager_password``, else
+            the connection's login, asked for anew with each request.
+        timeout: seconds for one request; None is the connection's ``reply_timeout``.
+
+    All methods may switch, and raise
+
+    - ``OperationalError`` when nothing answers there (is the plugin enabled?), and
+    - :class:`~greenconn.exceptions.ManagementError` when the broker refuses; its ``code`` is the HTTP
+      status (401 login, 403 permission, 404 no such thing).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        hostname: str | None = None,
+        port: int | None = None,
+        userid: str | None = None,
+        password: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        super().__init__(transport)
+        client, options = transport.client, transport.options()
+        is_tls = client.ssl if options.manager_ssl is None else options.manager_ssl
+        login = (userid or options.manager_userid, password or options.manager_password)
+        self._api = HttpApi(
+            hostname or options.manager_hostname or client.hostname or "localhost",
+            int(port or options.manager_port or (TLS_PORT if is_tls else PORT)),
+            ssl=(client.ssl or True) if is_tls else False,
+            login=lambda: _filled(login, transport),
+            timeout=options.reply_timeout if timeout is None else timeout,
+        )
+
+    def __repr__(self) -> str:
+        return f"<management API at {self._api.url}>"
+
+    # The broker
+
+    def is_alive(self, vhost: str = "%2F") -> bool:
+        """Whether a message can be sent and got in a virtual host (its name quoted, as in pyrabbit)."""
+        try:
+            return bool(self._get("aliveness-test", unquote(vhost)).get("status") == "ok")
+        except OperationalError:
+            return False
+
+    def get_overview(self) -> Json:
+        """Version, totals and rates of the whole broker."""
+        return self._get("overview")
+
+    def get_nodes(self) -> Json:
+        """The nodes of the cluster."""
+        return self._get("nodes")
+
+    def get_whoami(self) -> Json:
+        """The user of this client."""
+        return self._get("whoami")
+
+    def get_users(self) -> Json:
+        """All users."""
+        return self._get("users")
+
+    def create_user(self, username: str, password: str, tags: str = "") -> bool:
+        """Make or change a user; *tags* are separated by commas."""
+        return self._done("PUT", "users", username, body={"password": password, "tags": tags})
+
+    def delete_user(self, username: str) -> bool:
+        """Delete a user."""
+        return self._done("DELETE", "users", username)
+
+    # Virtual hosts
+
+    def get_all_vhosts(self) -> Json:
+        """All virtual hosts."""
+        return self._get("vhosts")
+
+    get_vhosts = get_all_vhosts
+
+    def get_vhost_names(self) -> list[str]:
+        """The names of all virtual hosts."""
+        return [each["name"] for each in self.get_all_vhosts()]
+
+    def get_vhost(self, vname: str) -> Json:
+        """One virtual host."""
+        return self._get("vhosts", vname)
+
+    def create_vhost(self, vname: str) -> bool:
+        """Make a virtual host."""
+        return self._done("PUT", "vhosts", vname)
+
+    def delete_vhost(self, vname: str) -> bool:
+        """Delete a virtual host with all that is in it."""
+        return self._done("DELETE", "vhosts", vname)
+
+    def get_permissions(self) -> Json:
+        """What all users may do."""
+        return self._get("permissions")
+
+    def get_vhost_permissions(self, vname: str) -> Json:
+        """What users may do in a virtual host."""
+        return self._get("vhosts", vname, "permissions")
+
+    def get_user_permissions(self, username: str) -> Json:
+        """What a user may do."""
+        return self._get("users", username, "permissions")
+
+    def set_vhost_permissions(
+        self, vname: str, username: str, config: str, rd: str, wr: str
+    ) -> bool:
+        """Say which names (patterns) a user may configure, read and write in a virtual host."""
+        body = {"configure": config, "read": rd, "write": wr}
+        return self._done("PUT", "permissions", vname, username, body=body)
+
+    def delete_permission(self, vname: str, username: str) -> bool:
+        """Take a user's permissions for a virtual host away."""
+        return self._done("DELETE", "permissions", vname, username)
+
+    # Connections, channels, consumers
+
+    def get_connections(self) -> Json:
+        """All connections; ours say who they are in ``client_properties``."""
+        return self._get("connections")
+
+    def get_connection(self, name: str) -> Json:
+        """One connection, by the name that :meth:`get_connections` tells."""
+        return self._get("connections", name)
+
+    def delete_connection(self, name: str) -> bool:
+        """Close a connection, as an operator does."""
+        return self._done("DELETE", "connections", name)
+
+    def get_channels(self) -> Json:
+        """All channels."""
+        return self._get("channels")
+
+    def get_channel(self, name: str) -> Json:
+        """One channel."""
+        return self._get("channels", name)
+
+    def get_consumers(self, vhost: str | None = None) -> Json:
+        """All consumers, or those of a virtual host."""
+        return self._get("consumers", *_given(vhost))
+
+    # Exchanges
+
+    def get_exchanges(self, vhost: str | None = None) -> Json:
+        """All exchanges, or those of a virtual host."""
+        return self._get("exchanges", *_given(vhost))
+
+    def get_exchange(self, vhost: str, name: str) -> Json:
+        """One exchange."""
+        return self._get("exchanges", vhost, name)
+
+    def create_exchange(
+        self,
+        vhost: str,
+        name: str,
+        xtype: str,
+        auto_delete: bool = False,
+        durable: bool = True,
+        internal: bool = False,
+        arguments: Mapping[str, Json] | None = None,
+    ) -> bool:
+        """Make an exchange."""
+        body = {
+            "type": xtype,
+            "auto_delete": auto_delete,
+            "durable": durable,
+            "internal": internal,
+            "arguments": dict(arguments or {}),
+        }
+        return self._done("PUT", "exchanges", vhost, name, body=body)
+
+    def delete_exchange(self, vhost: str, name: str) -> bool:
+        """Delete an exchange."""
+        return self._done("DELETE", "exchanges", vhost, name)
+
+    def publish(
+        self,
+        vhost: str,
+        xname: str,
+        rt_key: str,
+        payload: str,
+        payload_enc: str = "string",
+        properties: Mapping[str, Json] | None = None,
+    ) -> bool:
+        """Publish a message, slowly; whether any queue took it.
+
+        Arguments:
+            payload_enc: ``string`` or ``base64``, which *payload* is then.
+        """
+        body = {
+            "routing_key": rt_key,
+            "payload": payload,
+            "payload_encoding": payload_enc,
+            "properties": dict(properties or {}),
+        }
+        answer = self._api.call(
+            "POST", "exchanges", vhost, xname or "amq.default", "publish", body=body
+        )
+        return bool(answer["routed"])
+
+    # Queues
+
+    def get_queues(self, vhost: str | None = None) -> Json:
+        """All queues, or those of a virtual host."""
+        return self._get("queues", *_given(vhost))
+
+    def get_queue(self, vhost: str, name: str) -> Json:
+        """One queue."""
+        return self._get("queues", vhost, name)
+
+    def get_queue_depth(self, vhost: str, name: str) -> int:
+        """Messages in a queue, as of the broker's last statistics (every 5 s)."""
+        return int(self.get_queue(vhost, name).get("messages", 0))
+
+    def get_queue_depths(self, vhost: str, names: Iterable[str] | None = None) -> dict[str, int]:
+        """Messages in the queues *names*, or in all of a virtual host."""
+        depths = {each["name"]: int(each.get("messages", 0)) for each in self.get_queues(vhost)}
+        return depths if names is None else {name: depths[name] for name in names}
+
+    def create_queue(
+        self,
+        vhost: str,
+        name: str,
+        *,
+        auto_delete: bool = False,
+        durable: bool = True,
+        arguments: Mapping[str, Json] | None = None,
+    ) -> bool:
+        """Make a queue."""
+        body = {
+            "auto_delete": auto_delete,
+            "durable": durable,
+            "arguments": dict(arguments or {}),
+        }
+        return self._done("PUT", "queues", vhost, name, body=body)
+
+    def purge_queue(self, vhost: str, name: str) -> bool:
+        """Delete what is in a queue and nobody has taken."""
+        return self._done("DELETE", "queues", vhost, name, "contents")
+
+    def purge_queues(self, queues: Iterable[tuple[str, str]]) -> bool:
+        """Purge several queues: pairs of virtual host and name."""
+        for vhost, name in queues:
+            self.purge_queue(vhost, name)
+        return True
+
+    def delete_queue(self, vhost: str, qname: str) -> bool:
+        """Delete a queue."""
+        return self._done("DELETE", "queues", vhost, qname)
+
+    def get_messages(
+        self,
+        vhost: str,
+        qname: str,
+        count: int = 1,
+        requeue: bool = False,
+        truncate: int | None = None,
+        encoding: str = "auto",
+    ) -> Json:
+        """Take messages out of a queue.
+
+        Arguments:
+            count: at most.
+            requeue: put them back; they count as redelivered then.
+            truncate: bytes of a body that are shown.
+            encoding: ``auto`` or ``base64``.
+        """
+        body: dict[str, Json] = {
+            "count": count,
+            "ackmode": "ack_requeue_true" if requeue else "ack_requeue_false",
+            "encoding": encoding,
+        }
+        if truncate is not None:
+            body["truncate"] = truncate
+        return self._api.call("POST", "queues", vhost, qname, "get", body=body)
+
+    # Bindings
+
+    def get_bindings(self, vhost: str | None = None) -> Json:
+        """All bindings (``source``, ``destination``, ``routing_key``...), or those of a virtual host."""
+        return self._get("bindings", *_given(vhost))
+
+    def get_queue_bindings(self, vhost: str, qname: str) -> Json:
+        """The bindings of a queue."""
+        return self._get("queues", vhost, qname, "bindings")
+
+    def create_binding(
+        self,
+        vhost: str,
+        exchange: str,
+        queue: str,
+        rt_key: str = "",
+        args: Mapping[str, Json] | None = None,
+    ) -> bool:
+        """Bind a queue to an exchange."""
+        body = {"routing_key": rt_key, "arguments": dict(args or {})}
+        return self._done("POST", "bindings", vhost, "e", exchange, "q", queue, body=body)
+
+    def delete_binding(self, vhost: str, exchange: str, queue: str, rt_key: str) -> bool:
+        """Undo all bindings of a queue to an exchange that have this routing key."""
+        between = ("bindings", vhost, "e", exchange, "q", queue)
+        for each in self._get(*between):
+            if each["routing_key"] == rt_key:
+                self._done("DELETE", *between, each["properties_key"])
+        return True
+
+    def _get(self, *path: str) -> Json:
+        return self._api.call("GET", *path)
+
+    def _done(self, method: str, *path: str, body: Json = None) -> bool:
+        self._api.call(method, *path, body=body)
+        return True
+
+
+def _given(vhost: str | None) -> tuple[str, ...]:
+    return () if vhost is None else (vhost,)
+
+
+def _filled(
+    login: tuple[str | None, str | None], transport: Transport
+) -> tuple[str | None, str | None]:
+    """What was given of user and password; the rest is the connection's."""
+    userid, password = login
+    if userid is None or password is None:
+        of_connection = transport.login()
+        userid, password = userid or of_connection[0], password or of_connection[1]
+    return userid, password
