@@ -2,14 +2,14 @@
 
 A few hundred bytes can stand for gigabytes, so the decoders here are fed piece by piece and stop as
 soon as the limit is passed.  None of them ever holds much more than the limit.
+
+The modules that compress are imported when the first body is compressed or decompressed: together
+they take as long as the rest of a client.
 """
 
 from __future__ import annotations
 
-import bz2
 import importlib
-import lzma
-import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import ModuleType
@@ -216,6 +216,13 @@ def register(
         content_type: its MIME type, which travels in the header ``compression``.
         aliases: shorter names for it.
     """
+    _register_known()
+    _add(encoder, decoder, content_type, aliases)
+
+
+def _add(
+    encoder: Encoder, decoder: Decoder, content_type: str, aliases: Iterable[str] | None
+) -> None:
     _encoders[content_type] = encoder
     _decoders[content_type] = decoder
     _aliases.update(dict.fromkeys(aliases or (), content_type))
@@ -223,6 +230,7 @@ def register(
 
 def encoders() -> list[str]:
     """Return the content types that can be used here."""
+    _register_known()
     return list(_encoders)
 
 
@@ -232,6 +240,7 @@ def get_encoder(t: str) -> tuple[Encoder, str]:
     Raises:
         KeyError: there is none.
     """
+    _register_known()
     t = _aliases.get(t, t)
     try:
         return _encoders[t], t
@@ -245,6 +254,7 @@ def get_decoder(t: str) -> Decoder:
     Raises:
         KeyError: there is none.
     """
+    _register_known()
     t = _aliases.get(t, t)
     try:
         return _decoders[t]
@@ -306,10 +316,21 @@ def _register_stream(
     aliases: tuple[str, ...],
     concatenated: bool = True,
 ) -> None:
-    register(encoder, _StreamDecoder(content_type, make, concatenated), content_type, aliases)
+    _add(encoder, _StreamDecoder(content_type, make, concatenated), content_type, aliases)
 
 
-def _register_all() -> None:
+def _register_known() -> None:
+    """Register what comes with us and what is installed; before the first use."""
+    if not _encoders:
+        _register_standard()
+        _register_optional()
+
+
+def _register_standard() -> None:
+    import bz2
+    import lzma
+    import zlib
+
     # zlib's format is what kombu sends as x-gzip; + 32 takes real gzip as well.
     _register_stream(
         zlib.compress,
@@ -319,6 +340,15 @@ def _register_all() -> None:
         concatenated=False,
     )
     _register_stream(bz2.compress, bz2.BZ2Decompressor, "application/x-bz2", ("bzip2", "bzip"))
+    _register_stream(
+        lzma.compress,
+        lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
+        "application/x-lzma",
+        ("lzma", "xz"),
+    )
+
+
+def _register_optional() -> None:
     brotli = _optional("brotli", "brotlicffi")
     if brotli is not None:
         _register_stream(
@@ -328,12 +358,6 @@ def _register_all() -> None:
             ("brotli",),
             concatenated=False,
         )
-    _register_stream(
-        lzma.compress,
-        lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
-        "application/x-lzma",
-        ("lzma", "xz"),
-    )
     zstd = _optional("compression.zstd", "backports.zstd")
     zstandard = None if zstd is not None else _optional("zstandard")
     if zstd is not None:
@@ -347,6 +371,3 @@ def _register_all() -> None:
             "application/zstd",
             ("zstd", "zstandard"),
         )
-
-
-_register_all()

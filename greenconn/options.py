@@ -6,14 +6,21 @@ URL options into values, :func:`from_transport_options` takes what a class knows
 
 from __future__ import annotations
 
-import difflib
 import math
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from greenconn.checks import (
     check_callable,
@@ -24,13 +31,15 @@ from greenconn.checks import (
     shown,
 )
 
+if TYPE_CHECKING:
+    import random
+
 __all__ = [
     "BROKER_HEARTBEAT",
     "CONNECTION_QUERY",
     "AmqpOptions",
     "ConnectOptions",
     "MemoryOptions",
-    "PoolOptions",
     "Retry",
     "from_transport_options",
     "query_types",
@@ -230,28 +239,6 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoolOptions:
-    """How a pool lends."""
-
-    limit: int | None = 10
-    """Resources, counting those being opened; at least 1.  None is unlimited.  10 is kombu's."""
-
-    timeout: float | None = None
-    """Seconds that ``acquire(block=True)`` waits; None waits, 0 never waits."""
-
-    preload: int = 0
-    """Resources opened when the pool is made."""
-
-    warn_after: float | None = 30.0
-    """Seconds of waiting without a timeout after which the holders are logged; None: never."""
-
-    def __post_init__(self) -> None:
-        check_count(self, "limit", least=1)
-        check_count(self, "preload", most=self.limit, optional=False)
-        check_seconds(self, "timeout", "warn_after")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
     """How often, and after which delays, something that failed is called again."""
 
@@ -304,7 +291,12 @@ class Retry:
         Arguments:
             rng: where the jitter comes from; None means the module ``random``.
         """
-        uniform = random.uniform if rng is None else rng.uniform
+        if rng is None:
+            import random  # when something has failed, not before
+
+            uniform = random.uniform
+        else:
+            uniform = rng.uniform
         delay = float(min(self.delay, self.max_delay))
         for _ in range(self.tries - 1):
             yield uniform(delay / 2, delay) if self.jitter else delay
@@ -331,8 +323,8 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", re.ASCII)
-_SECRET: Final = re.compile(r"passw|secret|token|response", re.I)
+_NUMBER: Final = r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+_SECRET: Final = r"passw|secret|token|response"
 
 #: The options that a URL may have for every transport, with their types.
 CONNECTION_QUERY: Final[Mapping[str, Any]] = {
@@ -380,13 +372,15 @@ def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str,
     typed = {}
     for name, text in query.items():
         if name not in known:
-            value = "**" if _SECRET.search(name) else text
+            value = "**" if re.search(_SECRET, name, re.I) else text
             raise ValueError(_unknown_option(name, f"({name}={value}) in the URL", known))
         typed[name] = _typed(name, text, _kinds(known[name]))
     return typed
 
 
 def _unknown_option(name: str, where: str, known: Iterable[str]) -> str:
+    import difflib  # for this message only
+
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown option {name!r} {where}: {hint}known are {', '.join(sorted(known))}"
@@ -404,7 +398,7 @@ def _typed(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
         wanted = "1, 0, true, false, yes, no, on or off"
     else:
         wanted = "a number" if float in kinds else "a whole number"
-        if _NUMBER.fullmatch(lowered):
+        if re.fullmatch(_NUMBER, lowered, re.ASCII):
             value = float(lowered)
             if value.is_integer() and lowered.lstrip("+-").isdigit():
                 return int(lowered)

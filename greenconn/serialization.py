@@ -7,11 +7,9 @@ where a consumer accepts them by name, or after :func:`enable_insecure_serialize
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Callable, Container, Iterable, Mapping
-from importlib.metadata import entry_points
 from io import BytesIO
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.encoding import bytes_to_str, str_to_bytes
 from greenconn.exceptions import (
@@ -29,6 +27,9 @@ from greenconn.formats import (
 )
 from greenconn.jsoncodec import dumps as json_dumps
 from greenconn.jsoncodec import loads as json_loads
+
+if TYPE_CHECKING:
+    import pickle
 
 __all__ = [
     "SKIP_DECODE",
@@ -173,6 +174,9 @@ class SerializerRegistry:
         if self._has_looked_for_plugins:
             return
         self._has_looked_for_plugins = True
+        # Here, since it takes 8 ms to import and hardly anybody comes here.
+        from importlib.metadata import entry_points
+
         for entry_point in entry_points(group=ENTRY_POINTS):
             if entry_point.name in self.name_to_type:
                 continue
@@ -300,7 +304,13 @@ def raw_encode(data: Any) -> tuple[str, str, Any]:
     return "application/data", "binary", data
 
 
-def pickle_loads(s: Any, load: Callable[[Any], Any] = pickle.load) -> Any:
+def _pickle_load(file: Any) -> Any:
+    import pickle  # when it is first needed: hardly anybody does
+
+    return pickle.load(file)
+
+
+def pickle_loads(s: Any, load: Callable[[Any], Any] = _pickle_load) -> Any:
     """Unpickle bytes or a buffer.  Never do so with what a stranger sent."""
     return load(BytesIO(s))
 
@@ -311,6 +321,8 @@ def unpickle(s: Any) -> Any:
 
 
 def _pickle_dumps(value: Any) -> bytes:
+    import pickle  # when it is first needed
+
     return pickle.dumps(value, protocol=pickle_protocol)
 
 
@@ -404,3 +416,13 @@ register_yaml()
 register_msgpack()
 registry._set_default_serializer("json")
 disable_insecure_serializers()
+
+
+if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name == "pickle":  # kombu has it here
+            import pickle
+
+            return pickle
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

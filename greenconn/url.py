@@ -39,8 +39,9 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(\+[A-Za-z][A-Za-z0-9_.:-]
 # "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
 _STRAY: Final = re.compile(r"[\x00-\x20\x7f\x85\xa0\u2028\u2029#]")
 _NOT_IN_HOST: Final = re.compile(r"[\s\\^`{}|<>\"'/?@]")
-_NEXT_URL: Final = re.compile(r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)")
-_SECRET_OPTION: Final = re.compile(r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*", re.I)
+# For messages: compiled by the first one.
+_NEXT_URL: Final = r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)"
+_SECRET_OPTION: Final = r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*"
 
 #: What a path may hold as it is; anything else could not be told from the rest of the URL.
 _PATH_SAFE: Final = "/!$&'()*+,:=@~"
@@ -79,7 +80,7 @@ def mask_secrets(text: str, mask: str = "**") -> str:
     that one which was not percent-encoded is masked too.
     """
     masked = []
-    for piece in _NEXT_URL.split(text):
+    for piece in re.split(_NEXT_URL, text):
         scheme, separator, rest = piece.partition("://")
         if not separator or "@" in scheme:
             scheme, separator, rest = "", "", piece
@@ -87,7 +88,7 @@ def mask_secrets(text: str, mask: str = "**") -> str:
         user, colon, _ = userinfo.partition(":")
         if at and colon:
             rest = f"{user}:{mask}@{behind}"
-        rest = _SECRET_OPTION.sub(lambda match: match[1] + mask, rest)
+        rest = re.sub(_SECRET_OPTION, lambda match: match[1] + mask, rest, flags=re.I)
         masked.append(scheme + separator + rest)
     return ";".join(masked)
 

@@ -1,9 +1,18 @@
-"""Connections (kombu 5.7, ``kombu.connection``)."""
+"""Connections (kombu 5.7, ``kombu.connection``).
+
+The pools are imported when they are first used: most programs have none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from greenconn.abc import is_connection, maybe_channel
 from greenconn.connection.client import BrokerConnection, Connection, PooledConnection
 from greenconn.exceptions import ChannelLimitExceeded, ConnectionLimitExceeded
-from greenconn.resource import ChannelPool, ConnectionPool
+
+if TYPE_CHECKING:
+    from greenconn.resource import ChannelPool, ConnectionPool
 
 #: What ``Connection`` has under these names: adding to one adds to the other.
 failover_strategies = Connection.failover_strategies
@@ -22,3 +31,14 @@ __all__ = [
     "maybe_channel",
     "resolve_aliases",
 ]
+
+
+if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("ChannelPool", "ConnectionPool"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from greenconn import resource
+
+        value = globals()[name] = getattr(resource, name)
+        return value

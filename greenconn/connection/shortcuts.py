@@ -1,15 +1,20 @@
-"""Shortcuts from a connection to what is built on it."""
+"""Shortcuts from a connection to what is built on it.
+
+Pools and simple queues are imported when they are first asked for: most programs use neither.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.messaging import Consumer as _Consumer
 from greenconn.messaging import Producer as _Producer
-from greenconn.resource import ChannelPool as _ChannelPool
-from greenconn.resource import ConnectionPool as _ConnectionPool
-from greenconn.simple import SimpleBuffer as _SimpleBuffer
-from greenconn.simple import SimpleQueue as _SimpleQueue
+
+if TYPE_CHECKING:
+    from greenconn.resource import ChannelPool as _ChannelPool
+    from greenconn.resource import ConnectionPool as _ConnectionPool
+    from greenconn.simple import SimpleBuffer as _SimpleBuffer
+    from greenconn.simple import SimpleQueue as _SimpleQueue
 
 __all__ = ["Shortcuts"]
 
@@ -19,11 +24,15 @@ class Shortcuts:
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> _ConnectionPool:  # noqa: N802
         """A pool of connections like this one; *limit* None is unlimited."""
-        return _ConnectionPool(self, limit, **kwargs)
+        from greenconn.resource import ConnectionPool
+
+        return ConnectionPool(self, limit, **kwargs)
 
     def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> _ChannelPool:  # noqa: N802
         """A pool of channels of this connection; *limit* None is unlimited."""
-        return _ChannelPool(self, limit, **kwargs)
+        from greenconn.resource import ChannelPool
+
+        return ChannelPool(self, limit, **kwargs)
 
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> _Producer:  # noqa: N802
         """A producer on *channel*, or on the default channel."""
@@ -53,7 +62,9 @@ class Shortcuts:
             queue_opts, exchange_opts: arguments of Queue and Exchange.
             queue_args: ``x-...`` arguments of the queue.
         """
-        return _SimpleQueue(
+        from greenconn.simple import SimpleQueue
+
+        return SimpleQueue(
             self if channel is None else channel,
             name,
             no_ack,
@@ -74,7 +85,9 @@ class Shortcuts:
         **kwargs: Any,
     ) -> _SimpleBuffer:
         """As :meth:`SimpleQueue`, but nothing in it outlives the broker or needs an answer."""
-        return _SimpleBuffer(
+        from greenconn.simple import SimpleBuffer
+
+        return SimpleBuffer(
             self if channel is None else channel,
             name,
             no_ack,

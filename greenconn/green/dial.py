@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import gevent
 from gevent import get_hub
-from gevent.socket import gaierror, getaddrinfo
 
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
@@ -80,7 +79,7 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
     timeout = gevent.Timeout(deadline.left())
     try:
         with timeout:
-            found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+            found = _look_up(host, port)
     except gevent.Timeout as exc:
         if exc is not timeout:
             raise
@@ -88,8 +87,15 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
     except OSError as exc:
         raise type(exc)(exc.errno, f"cannot find host {host!r}: {exc.strerror}") from exc
     except UnicodeError as exc:  # a label that is empty or too long
-        raise gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
+        raise _socket.gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
     return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in found]
+
+
+def _look_up(host: str, port: int) -> Sequence[tuple[Any, Any, int, str, Any]]:
+    # When there is a name: it takes a few milliseconds to import.
+    from gevent.socket import getaddrinfo
+
+    return getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
 
 
 def _literal(host: str, port: int) -> Address | None:

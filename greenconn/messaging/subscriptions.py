@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from gevent.lock import BoundedSemaphore
+if TYPE_CHECKING:
+    from gevent.lock import BoundedSemaphore
 
 __all__ = ["Subscriptions", "starting"]
 
@@ -32,6 +33,9 @@ def starting(channel: Any) -> BoundedSemaphore:
     """
     lock = _starting.get(channel)
     if lock is None:
+        # When something is consumed: it takes a few milliseconds that publishers can do without.
+        from gevent.lock import BoundedSemaphore
+
         lock = _starting[channel] = BoundedSemaphore(1)
     return lock
 

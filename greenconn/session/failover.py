@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any, Final
@@ -16,6 +15,8 @@ Strategy = Callable[[list[str]], Iterator[str]]
 
 def shufflecycle(it: Iterable[str]) -> Iterator[str]:
     """Yield the members of *it* for ever, in a new random order in each round."""
+    import random  # for this strategy only
+
     members = list(it)
     while members:
         random.shuffle(members)

@@ -7,7 +7,6 @@ of the host in the keywords.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ DEFAULT_TRANSPORT: Final = "amqp"
 
 #: Aliases whose name says TLS.
 _TLS_ALIASES: Final = frozenset({"amqps", "rediss"})
-_HOST_AND_PORT: Final = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})", re.ASCII)
+_HOST_AND_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})"
 #: So that the digest of a password says nothing outside of this process.
 _SALT: Final = os.urandom(16)
 
@@ -95,6 +94,8 @@ class ParameterKey:
     __slots__ = ("_digest", "_objects")
 
     def __init__(self, parts: Any, password: Any = None, objects: tuple[Any, ...] = ()) -> None:
+        import hashlib  # for pools only; it takes a millisecond
+
         text = repr((parts, password)).encode("utf-8", "surrogatepass")
         self._digest = hashlib.blake2b(text, digest_size=16, key=_SALT).digest()
         self._objects = objects
@@ -158,7 +159,7 @@ def combined(
 def _of_host(address: str | None, keywords: Parameters) -> Parameters:
     if not address:
         return keywords
-    match = _HOST_AND_PORT.fullmatch(address)
+    match = re.fullmatch(_HOST_AND_PORT, address, re.ASCII)
     if match is None:
         return replace(keywords, hostname=address)
     return replace(keywords, hostname=match[1].strip("[]"), port=int(match[2]))
@@ -203,6 +204,8 @@ def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:
 
 def _typed_options(query: Mapping[str, str], cls: type[Any]) -> dict[str, Any]:
     """The options of a URL with their types; those of a foreign transport stay text."""
+    if not query:
+        return {}
     known = {**CONNECTION_QUERY, **query_types(ConnectOptions)}
     options = getattr(cls, "Options", None) or _OPTIONS.get(cls.driver_type)
     if options is not None:

@@ -6,7 +6,6 @@ returns such a path.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -174,6 +173,8 @@ def _unknown(alias: str) -> KeyError:
             f"transport {alias!r} is kombu's own: install kombu and name its class, "
             f"Connection(..., transport={foreign!r})"
         )
+    import difflib  # for this message only
+
     nearest = difflib.get_close_matches(alias.lower(), TRANSPORT_ALIASES, n=1)
     hint = f"  Did you mean {nearest[0]}?" if nearest else f"  There are {', '.join(_present())}."
     return KeyError(f"No such transport: {alias}.{hint}")

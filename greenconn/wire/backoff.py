@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Backoff"]
+
+
+def _draw() -> float:
+    import random  # when something has failed, not before
+
+    return random.random()
 
 
 class Backoff:
@@ -42,7 +47,7 @@ class Backoff:
         factor: float = 1.0,
         max: float = 30.0,
         jitter: float = 0.0,
-        rng: Callable[[], float] = random.random,
+        rng: Callable[[], float] = _draw,
     ) -> None:
         if start < 0.0 or step < 0.0 or max < 0.0:
             raise ValueError(f"back-off below 0 s: start {start}, step {step}, max {max}")
@@ -66,7 +71,7 @@ class Backoff:
         start: float = 0.1,
         max: float = 30.0,
         factor: float = 2.0,
-        rng: Callable[[], float] = random.random,
+        rng: Callable[[], float] = _draw,
     ) -> Backoff:
         """Doubling intervals with full jitter: what many clients of one broker should use."""
         return cls(start, 0.0, factor, max, 1.0, rng)

@@ -19,14 +19,13 @@ from greenconn.options import (
     AmqpOptions,
     ConnectOptions,
     MemoryOptions,
-    PoolOptions,
     Retry,
     from_transport_options,
     query_types,
     typed_query,
 )
 
-CLASSES = [AmqpOptions, ConnectOptions, MemoryOptions, PoolOptions, Retry]
+CLASSES = [AmqpOptions, ConnectOptions, MemoryOptions, Retry]
 
 
 @pytest.mark.parametrize(
@@ -65,11 +64,6 @@ def test_defaults_of_the_design() -> None:
     amqp = AmqpOptions()
     assert (amqp.reply_timeout, amqp.confirm_timeout, amqp.blocked_timeout) == (30.0, 30.0, 30.0)
     assert not amqp.confirm_publish
-    assert (PoolOptions().limit, PoolOptions().timeout, PoolOptions().warn_after) == (
-        10,
-        None,
-        30.0,
-    )
     retry = Retry()
     assert (retry.tries, retry.delay, retry.backoff, retry.max_delay) == (3, 1.0, 2.0, 60.0)
     assert retry.jitter
@@ -104,9 +98,6 @@ def test_defaults_of_the_design() -> None:
         (AmqpOptions, {"max_message_size": 0}, "max_message_size is 0"),
         (AmqpOptions, {"on_blocked": "x"}, "on_blocked is 'x'"),
         (MemoryOptions, {"body_encoding": 1}, "body_encoding is 1"),
-        (PoolOptions, {"limit": 0}, "PoolOptions.limit is 0: it is a whole number from 1 up"),
-        (PoolOptions, {"limit": 2, "preload": 3}, "preload is 3: it is a whole number from 0 to 2"),
-        (PoolOptions, {"timeout": -1}, "timeout is -1"),
         (Retry, {"tries": 0}, "Retry.tries is 0: it is a whole number from 1 up"),
         (Retry, {"tries": None}, "tries is None"),
         (Retry, {"delay": 61}, "delay is 61: it is 60.0 s at most.*dead-letter"),
@@ -126,7 +117,6 @@ def test_values_that_may_be_given() -> None:
     assert AmqpOptions(heartbeat=None).heartbeat is None
     assert from_transport_options(AmqpOptions, {"confirm_publish": 1})[0].confirm_publish == 1
     assert AmqpOptions(socket_settings={6: 1}, on_open=print).on_open is print
-    assert PoolOptions(limit=None, preload=20).preload == 20
     assert ConnectOptions(connect_timeout=None, max_retries=0).max_retries == 0
 
 

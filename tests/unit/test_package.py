@@ -43,6 +43,65 @@ def test_importing_loads_nothing() -> None:
     assert loaded.strip() == ""
 
 
+#: What takes long to import, and who needs it.
+HEAVY = {
+    "bz2": "who compresses",
+    "lzma": "who compresses",
+    "pickle": "who asks for it",
+    "importlib.metadata": "who names a serializer that is not known",
+    "email": "importlib.metadata",
+    "zipfile": "importlib.metadata",
+    "difflib": "who misspelt a name",
+    "random": "who waits before another attempt",
+    "hashlib": "pools",
+    "gevent.lock": "who consumes",
+    "gevent.monkey": "nobody",
+    "gevent.queue": "nobody",
+    "gevent.socket": "who connects to a name",
+    "gevent.threadpool": "who connects to a name",
+    "hypothesis": "nobody",
+    "kombu": "nobody",
+    "redis": "another transport",
+    "yaml": "who asks for it",
+    "greenconn.cli": "the command line",
+    "greenconn.compat": "who asks for it",
+    "greenconn.pools": "who asks for it",
+    "greenconn.publishing": "who asks for it",
+    "greenconn.resource": "pools",
+    "greenconn.rpc": "who asks for it",
+    "greenconn.simple": "who asks for it",
+    "greenconn.transport.memory": "another transport",
+    "greenconn.transport.virtual": "another transport",
+    "greenconn.wire.tls": "who uses TLS",
+    "greenconn.worker": "who asks for it",
+}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import greenconn.transport.amqp.transport",
+        "from greenconn import Connection; Connection('amqp://').transport",
+        "from greenconn import Connection, Producer, Consumer, Exchange, Queue",
+    ],
+)
+def test_what_not_everybody_needs_is_imported_when_it_is_needed(program: str) -> None:
+    heavy = f"(name for name in {list(HEAVY)} if name in sys.modules)"
+    # What the packages below import themselves is not ours to judge.
+    loaded = run(
+        f"import sys, gevent, amqp; was = {{*{heavy}}}; {program}; print(*{{*{heavy}}} - was)"
+    )
+    assert loaded.split() == []
+
+
+def test_the_modules_that_a_client_loads_are_counted() -> None:
+    loaded = run(
+        "import sys; from greenconn import Connection; Connection('amqp://').transport\n"
+        "print(sum(name.startswith('greenconn') for name in sys.modules))"
+    )
+    assert int(loaded) <= 110
+
+
 def test_importing_all_names_starts_nothing_and_patches_nothing() -> None:
     said = run(
         "import threading\n"

@@ -288,7 +288,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         searches.append(group)
         return offered
 
-    monkeypatch.setattr(serialization, "entry_points", entry_points)
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
     return searches
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from math import ceil
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import amqp
 from amqp import spec
@@ -47,7 +47,9 @@ from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import FRAME_MIN, PROTOCOL_HEADER, FrameParser, method_frame
-from greenconn.wire.tls import TlsSession
+
+if TYPE_CHECKING:
+    from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
 

@@ -19,7 +19,6 @@ from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_opti
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.connection import AmqpLink
-from greenconn.wire.tls import tls_session
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.management import Management
@@ -98,6 +97,8 @@ class Transport(base.Transport):
         port = client.port or (self.default_ssl_port if use_tls else self.default_port)
         tls = None
         if use_tls:
+            from greenconn.wire.tls import tls_session  # when it is used
+
             tls = tls_session(client.ssl, client.hostname or "localhost")
         userid, password = self.login()
         link = self.Connection(

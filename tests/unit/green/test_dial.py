@@ -49,7 +49,7 @@ def silent_port() -> Iterator[int]:
 def test_a_number_is_dialled_without_a_lookup(
     peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial_module, "getaddrinfo", None)
+    monkeypatch.setattr(dial_module, "_look_up", None)
     server = peer(lambda client: client.sendall(client.recv(10)))
     sock = dial(server.host, server.port, LONG)
     try:
@@ -112,10 +112,10 @@ def test_without_any_time_nothing_is_waited_for(silent_port: int) -> None:
 def found(*places: tuple[str, int]) -> Any:
     """A lookup that gives these places."""
 
-    def getaddrinfo(*_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    def look_up(*_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
         return [(_socket.AF_INET, _socket.SOCK_STREAM, 6, "", place) for place in places]
 
-    return getaddrinfo
+    return look_up
 
 
 def test_the_next_address_is_tried_when_one_refuses(
@@ -123,7 +123,7 @@ def test_the_next_address_is_tried_when_one_refuses(
 ) -> None:
     server = peer(lambda client: client.recv(1))
     refusing = ("127.0.0.1", free_ports(1)[0])
-    monkeypatch.setattr(dial_module, "getaddrinfo", found(refusing, server.address))
+    monkeypatch.setattr(dial_module, "_look_up", found(refusing, server.address))
     sock = dial("broker.example", 5672, LONG)
     assert sock.getpeername() == server.address
     sock.close()
@@ -134,7 +134,7 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
 ) -> None:
     server = peer(lambda client: client.recv(1))
     silent = ("127.0.0.1", silent_port)
-    monkeypatch.setattr(dial_module, "getaddrinfo", found(silent, silent, server.address))
+    monkeypatch.setattr(dial_module, "_look_up", found(silent, silent, server.address))
     began = monotonic()
     sock = dial("broker.example", 5672, Deadline(2))
     assert sock.getpeername() == server.address
@@ -144,13 +144,13 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
 
 def test_when_all_refuse_the_last_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = free_ports(2)
-    monkeypatch.setattr(dial_module, "getaddrinfo", found(*(("127.0.0.1", p) for p in ports)))
+    monkeypatch.setattr(dial_module, "_look_up", found(*(("127.0.0.1", p) for p in ports)))
     with pytest.raises(ConnectionRefusedError, match=r"broker\.example:5672"):
         dial("broker.example", 5672, LONG)
 
 
 def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_module, "getaddrinfo", lambda *_: gevent.sleep(30))
+    monkeypatch.setattr(dial_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
         dial("broker.example", 5672, Deadline(0.02))
 
@@ -161,7 +161,7 @@ def test_a_timeout_of_the_user_is_not_taken_for_ours(
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
         dial("127.0.0.1", silent_port, LONG)
     assert caught.value is timeout
-    monkeypatch.setattr(dial_module, "getaddrinfo", lambda *_: gevent.sleep(30))
+    monkeypatch.setattr(dial_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
         dial("broker.example", 5672, LONG)
     assert caught.value is timeout
