@@ -12,6 +12,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.options import ConnectOptions, MemoryOptions, from_transport_options
 from greenconn.transport import base
 from greenconn.transport.memory import channel
+from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.virtual.management import Management
@@ -26,10 +27,13 @@ COMMON_OPTIONS = frozenset(each.name for each in fields(ConnectOptions))
 _brokers: dict[str, Broker] = {}
 
 
-def broker_of(virtual_host: str = "/") -> Broker:
+def broker_of(virtual_host: str = "/", clock: Clock | None = None) -> Broker:
     """Return the broker of a virtual host of this process; the first call makes it.
 
     It belongs to the hub (the thread) that made it, until :func:`reset`.
+
+    Arguments:
+        clock: what expiry goes by, if this call makes the broker; None is the hub's clock.
 
     Raises:
         WrongHub: it belongs to another thread.
@@ -38,7 +42,7 @@ def broker_of(virtual_host: str = "/") -> Broker:
     broker = _brokers.get(name)
     # After a fork the child begins with an empty one: the parent's messages are the parent's.
     if broker is None or broker.pid != os.getpid() or broker.home.hub.dead:
-        broker = _brokers[name] = Broker(name)
+        broker = _brokers[name] = Broker(name, clock)
     broker.home.check(broker, "give each thread a virtual host of its own")
     return broker
 

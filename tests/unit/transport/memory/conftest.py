@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from greenconn.testing import ManualClock
 from greenconn.transport import memory
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.channel import Channel
@@ -14,49 +14,14 @@ from greenconn.transport.memory.link import MemoryLink
 from tests.tiny_client import TinyClient
 
 
-class MovedClock:
-    """A clock that goes on only by ``move``."""
-
-    def __init__(self) -> None:
-        self._now = 1000.0
-        self._timers: dict[object, tuple[float, Callable[[], Any]]] = {}
-
-    @property
-    def armed(self) -> int:
-        """How many timers run."""
-        return len(self._timers)
-
-    def now(self) -> float:
-        """Seconds."""
-        return self._now
-
-    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Call *function* when the clock has moved by *delay* seconds."""
-        key = object()
-        self._timers[key] = (self._now + delay, function)
-        return lambda: self._timers.pop(key, None)
-
-    def move(self, seconds: float) -> None:
-        """Let time go by; timers go off in order."""
-        end = self._now + seconds
-        while True:
-            due = [(at, key) for key, (at, _) in self._timers.items() if at <= end]
-            if not due:
-                break
-            at, key = min(due, key=lambda pair: pair[0])
-            self._now = max(self._now, at)
-            self._timers.pop(key)[1]()
-        self._now = end
-
-
 @pytest.fixture
-def clock() -> MovedClock:
+def clock() -> ManualClock:
     """The clock of ``broker``."""
-    return MovedClock()
+    return ManualClock()
 
 
 @pytest.fixture
-def broker(clock: MovedClock) -> Iterator[Broker]:
+def broker(clock: ManualClock) -> Iterator[Broker]:
     """A broker of the test's own."""
     broker = Broker("test", clock)
     yield broker

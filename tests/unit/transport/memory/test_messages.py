@@ -9,10 +9,10 @@ import pytest
 
 from greenconn.compression import compress
 from greenconn.exceptions import PreconditionFailed, ResourceLocked
+from greenconn.testing import ManualClock
 from greenconn.transport.memory.alarm import Alarm, HubClock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.channel import Channel
-from tests.unit.transport.memory.conftest import MovedClock
 
 
 def test_body_is_handed_over_as_it_is(channel: Channel) -> None:
@@ -103,7 +103,7 @@ def test_locked_queue_is_not_deleted(broker: Broker, channel: Channel, open_chan
     assert "q" in broker.queues
 
 
-def test_alarm_that_is_early_looks_again(clock: MovedClock) -> None:
+def test_alarm_that_is_early_looks_again(clock: ManualClock) -> None:
     told: list[float] = []
     alarm = Alarm(clock, lambda: told.append(clock.now()))
     alarm.set(clock.now() + 5)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import PreconditionFailed, PublishNacked
+from greenconn.testing import ManualClock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.channel import Channel
 from greenconn.transport.memory.policy import QueuePolicy
 from greenconn.transport.memory.queue import EXPIRED_A_TURN
 from tests.integration.contract import Store
-from tests.unit.transport.memory.conftest import MovedClock
 
 
 def declare(channel: Channel, queue: str = "q", **arguments: Any) -> str:
@@ -32,7 +32,7 @@ def bodies(broker: Broker, queue: str = "q") -> list[Any]:
     return [int(each) if each.isdigit() else each for each in found]
 
 
-def test_no_timer_without_need(broker: Broker, channel: Channel, clock: MovedClock) -> None:
+def test_no_timer_without_need(broker: Broker, channel: Channel, clock: ManualClock) -> None:
     declare(channel)
     declare(channel, "ttl", x_message_ttl=1000)
     declare(channel, "full", x_max_length=3)
@@ -55,7 +55,7 @@ def test_no_timer_without_need(broker: Broker, channel: Channel, clock: MovedClo
 
 
 def test_messages_expire_one_after_the_other(
-    broker: Broker, channel: Channel, clock: MovedClock
+    broker: Broker, channel: Channel, clock: ManualClock
 ) -> None:
     declare(channel, x_message_ttl=1000)
     for n in range(3):
@@ -71,7 +71,7 @@ def test_messages_expire_one_after_the_other(
     assert clock.armed == 0
 
 
-def test_the_shorter_time_counts(broker: Broker, channel: Channel, clock: MovedClock) -> None:
+def test_the_shorter_time_counts(broker: Broker, channel: Channel, clock: ManualClock) -> None:
     declare(channel, x_message_ttl=1000)
     send(channel, "own", expiration="500")
     send(channel, "queue", expiration="5000")
@@ -82,7 +82,7 @@ def test_the_shorter_time_counts(broker: Broker, channel: Channel, clock: MovedC
 
 
 def test_time_goes_on_while_a_message_is_delivered(
-    broker: Broker, channel: Channel, clock: MovedClock
+    broker: Broker, channel: Channel, clock: ManualClock
 ) -> None:
     declare(channel, x_message_ttl=1000)
     send(channel, "x")
@@ -101,7 +101,7 @@ def test_time_goes_on_while_a_message_is_delivered(
     assert bodies(broker) == []
 
 
-def test_many_expire_in_several_turns(broker: Broker, channel: Channel, clock: MovedClock) -> None:
+def test_many_expire_in_several_turns(broker: Broker, channel: Channel, clock: ManualClock) -> None:
     declare(channel, x_message_ttl=10)
     for n in range(EXPIRED_A_TURN + 5):
         send(channel, n)
@@ -118,7 +118,7 @@ def test_many_expire_in_several_turns(broker: Broker, channel: Channel, clock: M
     assert bodies(broker) == []
 
 
-def test_expired_are_never_delivered(broker: Broker, channel: Channel, clock: MovedClock) -> None:
+def test_expired_are_never_delivered(broker: Broker, channel: Channel, clock: ManualClock) -> None:
     declare(channel, x_message_ttl=1000)
     send(channel, "old")
     clock._now += 5  # the timer is late
@@ -131,7 +131,7 @@ def test_expired_are_never_delivered(broker: Broker, channel: Channel, clock: Mo
 
 
 def test_unused_queue_expires(
-    broker: Broker, open_channel: Callable[..., Channel], clock: MovedClock
+    broker: Broker, open_channel: Callable[..., Channel], clock: ManualClock
 ) -> None:
     channel = open_channel()
     declare(channel, x_expires=1000)
@@ -151,7 +151,7 @@ def test_unused_queue_expires(
 
 
 def test_used_queue_does_not_expire(
-    broker: Broker, open_channel: Callable[..., Channel], clock: MovedClock
+    broker: Broker, open_channel: Callable[..., Channel], clock: ManualClock
 ) -> None:
     channel = open_channel()
     declare(channel, x_expires=1000)

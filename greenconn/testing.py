@@ -1,0 +1,150 @@
+"""For the tests of programs: a broker in memory, and a clock that the tests move.
+
+With pytest, name this module in ``conftest.py`` and ask for the fixture::
+
+    pytest_plugins = ["greenconn.testing"]
+
+    def test_mail_is_sent(greenconn_broker):
+        greenconn.spawn_consumer("mail", send_mail)
+        greenconn.publish("mail", {"to": "ada@example.org"})
+        ...
+
+Without pytest, :class:`MemoryBroker` is a context manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from greenconn import defaults
+from greenconn.connection import Connection
+from greenconn.identity import uuid
+from greenconn.message import Message
+from greenconn.transport import memory
+from greenconn.transport.memory.message import Message as DeliveredMessage
+from greenconn.worker import stop_consumers
+
+__all__ = ["ManualClock", "MemoryBroker"]
+
+#: Seconds that handlers have to end when a broker is closed.
+STOPPING: float = 10.0
+
+
+class ManualClock:
+    """A clock that goes on only when it is moved."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self._timers: dict[object, tuple[float, Callable[[], Any]]] = {}
+
+    @property
+    def armed(self) -> int:
+        """How many timers run."""
+        return len(self._timers)
+
+    def now(self) -> float:
+        """Seconds; where it begins means nothing."""
+        return self._now
+
+    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Call *function* when the clock has moved by *delay* seconds; return what stops that."""
+        key = object()
+        self._timers[key] = (self._now + delay, function)
+        return lambda: self._timers.pop(key, None)
+
+    def move(self, seconds: float) -> None:
+        """Let *seconds* go by: what is due happens in order, before this returns.
+
+        Raises:
+            ValueError: back in time.
+        """
+        if seconds < 0:
+            raise ValueError(f"seconds={seconds!r}: time does not go back")
+        end = self._now + seconds
+        while True:
+            due = [(at, key) for key, (at, _) in self._timers.items() if at <= end]
+            if not due:
+                break
+            at, key = min(due, key=lambda pair: pair[0])
+            self._now = max(self._now, at)
+            self._timers.pop(key)[1]()
+        self._now = end
+
+
+class MemoryBroker:
+    """An empty broker in memory, which nobody else knows, as the default connections' broker.
+
+    Expiry of messages and queues goes by its clock, so a test waits for nothing.  When it is closed,
+    consumers are stopped, and the default connections are what the environment says.
+
+    Attributes:
+        url: its address.
+        clock: what its expiry goes by.
+    """
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self._name = f"testing-{uuid()}"
+        self.url = f"memory:///{self._name}"
+        self._broker = memory.broker_of(self._name, clock=self.clock)
+        defaults.configure(self.url)
+
+    def __repr__(self) -> str:
+        return f"<MemoryBroker: {self.url}>"
+
+    def __enter__(self) -> MemoryBroker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop all consumers, close the default connections, forget what was in the broker.  May switch.
+
+        Raises:
+            TimeoutError: handlers did not end within 10 s; they were interrupted.
+        """
+        ended = stop_consumers(timeout=STOPPING)
+        defaults.reset()
+        memory.reset(self._name)
+        if not ended:
+            raise TimeoutError(
+                f"handlers of consumers of {self.url} did not end within {STOPPING:g} s"
+            )
+
+    def connection(self, **kwargs: Any) -> Connection:
+        """Return a new connection to it."""
+        return Connection(self.url, **kwargs)
+
+    def messages(self, queue: str) -> list[Message]:
+        """Return what waits in a queue, the next one first; it stays there.
+
+        Raises:
+            KeyError: there is no such queue.
+        """
+        if queue not in self._broker.queues:
+            known = sorted(self._broker.queues)
+            raise KeyError(f"there is no queue {queue!r}; there are {known}")
+        return [DeliveredMessage(None, 0, entry) for entry in self._broker.queues[queue].store]
+
+    def bodies(self, queue: str) -> list[Any]:
+        """Return the decoded bodies of :meth:`messages`."""
+        return [message.decode() for message in self.messages(queue)]
+
+    def restart(self) -> None:
+        """Do what a restart of a broker does: all connections are lost, and what is not durable."""
+        memory.restart(self._name)
+
+
+try:
+    import pytest
+except ImportError:  # pragma: no cover - programs may test with something else
+    pass
+else:
+
+    @pytest.fixture
+    def greenconn_broker() -> Iterator[MemoryBroker]:
+        """A broker in memory for one test."""
+        with MemoryBroker() as broker:
+            yield broker
