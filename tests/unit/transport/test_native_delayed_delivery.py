@@ -1,0 +1,70 @@
+"""Names and keys of delayed delivery; what needs a broker is in the integration tests."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.transport import native_delayed_delivery as kombu_module
+
+from greenconn.transport import native_delayed_delivery as module
+from greenconn.transport.native_delayed_delivery import calculate_routing_key, level_name
+
+
+@pytest.mark.parametrize("prefix", [None, "", "mine"])
+@pytest.mark.parametrize("level", [0, 1, 27])
+def test_levels_are_named_as_kombu_names_them(level: int, prefix: str | None) -> None:
+    assert level_name(level, prefix) == kombu_module.level_name(level, prefix)
+
+
+def test_a_level_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="level=-1"):
+        level_name(-1)
+
+
+@given(st.integers(1, 2**28 - 1), st.text("abc.#*", min_size=1, max_size=100))
+def test_the_key_is_kombus(countdown: int, key: str) -> None:
+    assert calculate_routing_key(countdown, key) == kombu_module.calculate_routing_key(
+        countdown, key
+    )
+
+
+@given(st.integers(1, 2**28 - 1), st.integers(1, 2**28 - 1))
+def test_a_key_that_is_delayed_again_does_not_grow(first: int, second: int) -> None:
+    once = calculate_routing_key(first, "mail.new")
+    assert calculate_routing_key(second, once) == calculate_routing_key(second, "mail.new")
+
+
+@given(st.integers(1, 2**28 - 1))
+def test_the_digits_are_the_delay(countdown: int) -> None:
+    digits = calculate_routing_key(countdown, "key").split(".")[:-1]
+    assert len(digits) == module.MAX_NUMBER_OF_BITS_TO_USE
+    assert (
+        sum(2**level for level, digit in enumerate(reversed(digits)) if digit == "1") == countdown
+    )
+
+
+@pytest.mark.parametrize(
+    ("countdown", "key", "words"),
+    [
+        (0, "key", "1 s at least"),
+        (-5, "key", "1 s at least"),
+        (2**28, "key", "268435455 s at most"),
+        (1, "", "needs one"),
+        (1, "x" * 200, "more than 255 bytes"),
+    ],
+)
+def test_what_cannot_be_delayed(countdown: int, key: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        calculate_routing_key(countdown, key)
+
+
+def test_the_queue_type_is_checked_before_anything_is_declared() -> None:
+    with pytest.raises(ValueError, match="'classic' or 'quorum'"):
+        module.declare_native_delayed_delivery_exchanges_and_queues(None, "stream")
+
+
+def test_the_public_names_are_kombus() -> None:
+    assert all(hasattr(kombu_module, name) for name in module.__all__)
+    for name in ("MAX_LEVEL", "MAX_NUMBER_OF_BITS_TO_USE", "CELERY_DELAYED_DELIVERY_EXCHANGE"):
+        assert getattr(module, name) == getattr(kombu_module, name)
