@@ -12,7 +12,12 @@ from greenconn.exceptions import (
 )
 from greenconn.green.single import SingleFlight
 
-__all__ = ["maybe_declare"]
+__all__ = ["declaration_cached", "maybe_declare"]
+
+
+def declaration_cached(entity: Any, channel: Any) -> bool:
+    """Whether *entity* is known to be declared in this life of the channel's connection."""
+    return hash(entity) in channel.connection.client.declared_entities
 
 
 def maybe_declare(

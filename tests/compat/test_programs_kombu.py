@@ -16,7 +16,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.transport import memory
-from tests.compat.programs import connecting, consuming, publishing, topology
+from tests.compat.programs import connecting, consuming, conveniences, publishing, topology
 from tests.compat.programs.library import GREENCONN, KOMBU, Library, Names, Raised
 
 pytest.importorskip("kombu")
@@ -28,6 +28,7 @@ PROGRAMS: Final = [
     *consuming.PROGRAMS,
     *topology.PROGRAMS,
     *connecting.PROGRAMS,
+    *conveniences.PROGRAMS,
 ]
 MEMORY: Final = "memory:///compat"
 
