@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -67,9 +67,6 @@ class Writer:
         self.gate = False
         #: Number of sends, for those who count system calls.
         self.sends = 0
-        #: Bytes written so far, and how many of those have wholly left (plaintext both).
-        self.written = 0
-        self.left = 0
         #: Bytes that have not left.
         self.pending = 0
         #: Time of the last send, on the monotonic clock.
@@ -82,10 +79,13 @@ class Writer:
         self._watcher: Any = loop.io(sock.fileno(), 2)
         self._out: list[Buffer] = []  # written, not yet offered to the socket
         self._tail: deque[Buffer] = deque()  # offered; the socket was full.  Not empty = stalled
-        self._sealed = 0  # position up to which what was written is in the tail as ciphertext
-        self._in_turn = (
-            False  # something was sent in this turn of the hub, which will flush at its end
-        )
+        # What was offered last and may not have wholly left, as it was written, and how many bytes
+        # of it have (of what was sealed nobody can tell before all has).
+        self._offered: Sequence[Buffer] = ()
+        self._offered_left = 0
+        self._unsent: list[Buffer] = []  # after the end
+        # Something was sent in this turn of the hub, which will flush at its end.
+        self._in_turn = False
         self._turn_began = 0.0
         self._yield_due = False
         self._before_flush: list[Callable[[], None]] = []
@@ -101,9 +101,7 @@ class Writer:
     def write(self, data: Buffer) -> None:
         """Append whole frames.  Never switches."""
         self._out.append(data)
-        size = len(data)
-        self.written += size
-        size = self.pending = self.pending + size
+        size = self.pending = self.pending + len(data)
         if not self._in_turn:
             self._in_turn = True
             self._turn_began = monotonic()
@@ -119,10 +117,17 @@ class Writer:
         """Append one message that is made of several buffers, in one step.  Never switches."""
         head, last = buffers[:-1], buffers[-1]
         self._out.extend(head)
-        size = sum(map(len, head))
-        self.written += size
-        self.pending += size
+        self.pending += sum(map(len, head))
         self.write(last)
+
+    def mark(self, mark: memoryview) -> None:
+        """Put *mark* behind what was written last, if that is pending.  Never switches.
+
+        Arguments:
+            mark: empty; who takes the unsent finds it by its identity.
+        """
+        if self.pending:
+            self._out.append(mark)
 
     def write_sealed(self, data: bytes) -> None:
         """Send ciphertext that was made already (a step of a handshake, an alert).  Never switches.
@@ -194,6 +199,7 @@ class Writer:
         """Stop the watcher and forget what has not left.  Never switches.  Again: does nothing."""
         if self._closed:
             return
+        self._unsent = [*self._offered, *self._out]
         self.forget()
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
@@ -207,9 +213,19 @@ class Writer:
         self._watcher.close()
         self._out.clear()
         self._tail.clear()
+        self._offered = ()
         self._before_flush.clear()
         self.pending = 0
         self.gate = False
+
+    def take_unsent(self) -> tuple[list[Buffer], int]:
+        """After ``close``: what was written and offered last or not at all, as it was written.
+
+        Returns:
+            The buffers, marks between them, and how many bytes of those had left.  Once.
+        """
+        unsent, self._unsent = self._unsent, []
+        return unsent, self._offered_left
 
     def flush(self) -> None:
         """Offer everything to the socket now.  Never switches."""
@@ -241,9 +257,10 @@ class Writer:
             out.clear()  # nobody takes it any more
             self.pending = 0
             return
-        if self._tail or not out:
-            return
+        if self._tail or not self.pending:
+            return  # (what is there then are marks)
         self._out = []
+        self._offered, self._offered_left = out, 0
         if self.seal is not None:
             plain = b"".join(out)
             try:
@@ -252,7 +269,6 @@ class Writer:
                 self._on_error(exc)
                 return
             self.pending += len(sealed) - len(plain)
-            self._sealed = self.written
             buffers: list[Buffer] = [sealed]
         elif len(out) > 1 and (self.pending < GATHER or len(out) > IOV_MAX):
             buffers = [b"".join(out)]
@@ -282,10 +298,10 @@ class Writer:
             self._watcher.start(self._on_writable)
 
     def _note_left(self, sent: int) -> None:
-        if self.seal is None:
-            self.left += sent
-        elif not self._tail:
-            self.left = self._sealed
+        if not self._tail:
+            self._offered = ()
+        elif self.seal is None:
+            self._offered_left += sent
 
     def _send(self, buffers: list[Buffer]) -> int:
         """Bytes sent; -1 after an error."""

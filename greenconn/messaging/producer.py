@@ -338,7 +338,7 @@ class Producer:
             confirm_timeout=confirm_timeout,
         )
         if insists and (keep := getattr(channel, "keep_publish", None)) is not None:
-            keep(message, exchange, routing_key, mandatory, immediate)
+            keep()
         return result
 
     # Batches and the end

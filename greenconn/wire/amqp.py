@@ -15,6 +15,7 @@ from greenconn.exceptions import FrameError, UnexpectedFrame
 
 __all__ = [
     "BASIC_CANCEL",
+    "BASIC_PUBLISH",
     "FRAME_MIN",
     "PROTOCOL_HEADER",
     "FrameParser",
@@ -34,11 +35,12 @@ END: Final = b"\xce"
 #: header (class, weight, size, properties) and body are None for a method without content.
 Method = tuple[int, int, bytes, bytes | None, bytes | None]
 
+BASIC_PUBLISH: Final = 60 << 16 | 40
 BASIC_RETURN: Final = 60 << 16 | 50
 BASIC_DELIVER: Final = 60 << 16 | 60
 BASIC_GET_OK: Final = 60 << 16 | 71
 BASIC_CANCEL: Final = 60 << 16 | 30
-_WITH_CONTENT: Final = frozenset({BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
+_WITH_CONTENT: Final = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
 
 _frame_head = Struct(">BHI")
 _ids = Struct(">I")
@@ -65,7 +67,7 @@ class _Content:
 
 
 class FrameParser:
-    """Incremental parser of the frames that a broker sends.
+    """Incremental parser of the frames that a broker sends, or that were to be sent to one.
 
     Any split of the same bytes gives the same methods.  Memory is bounded by the frame limit and by
     what was received: a length announced by the peer is checked, never believed.

@@ -9,7 +9,8 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.exceptions import ConnectionBlocked, RecoverableConnectionError
+from greenconn.exceptions import ConnectionBlocked, ConnectionError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
 from greenconn.messaging import Producer
 from tests.fix_relay import Relay
 from tests.fix_wires import until
@@ -176,6 +177,49 @@ def test_some_with_retry_and_some_without(
         while not set(even) <= set(found):
             found += numbers(connection, unique)
     assert found == sorted(found)
+
+
+def test_those_that_somebody_awaits_are_not_counted_nor_sent_again(
+    connection: Connection, relay: Relay, unique: str
+) -> None:
+    """Their callers are told, each of its own."""
+    channel = connection.channel()
+    relay.is_passing.clear()
+
+    def publish(number: int) -> None:
+        message = channel.prepare_message(f"{number}{PADDING}")
+        if number % 3 == 0:
+            channel.basic_publish(message, "", unique, timeout=0.05)
+        elif number % 3 == 1:
+            channel.basic_publish(message, "", unique, timeout=0.05)
+            channel.keep_publish()
+        else:
+            awaited.append(channel.begin_publish(message, "", unique, deadline=Deadline(0.05)))
+
+    awaited: list[Any] = []
+    count = stall(lambda body, queue: publish(body[0]), unique)
+    link = connection.session.life.link
+    behind = link.writer.pending // len(PADDING)
+    relay.cut()
+    relay.is_passing.set()
+    until(lambda: link.lost is not None)
+    for each in awaited[-3:]:
+        with pytest.raises((ConnectionError, OSError)):
+            each.wait(Deadline(SOON))
+    left = list(range(count - behind, count))
+    successor = connection.session.successor(channel)
+    with pytest.raises(RecoverableConnectionError, match=r"\d+ messages that were") as told:
+        successor.basic_publish(channel.prepare_message("lost"), "", unique)
+    lost = int(str(told.value).split(" messages")[0].split()[-1])
+    assert lost - sum(number % 3 == 0 for number in left) in (0, 1)
+    found: list[int] = []
+    again = [number for number in left if number % 3 == 1]
+    with gevent.Timeout(SOON):
+        while not set(again) <= set(found):
+            message = successor.basic_get(unique, no_ack=True)
+            if message is not None:
+                found.append(int(message.body.rstrip("x")))
+    assert not {number for number in left[2:] if number % 3 != 1} & set(found)
 
 
 def test_a_close_that_has_to_leave_some_behind_says_so(

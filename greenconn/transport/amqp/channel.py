@@ -15,7 +15,7 @@ call into the line is one step without a switch, so replies reach their callers 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
@@ -43,6 +43,7 @@ from greenconn.transport.amqp.rpc import (
     ids_of,
 )
 from greenconn.transport.amqp.topology import Topology
+from greenconn.transport.amqp.unsent import Found
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, method_frame
 
@@ -300,10 +301,15 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         self._calls.append(call)
         return call
 
-    def collect(self, closed: bool = False) -> None:
-        """Drop the channel because its connection is gone, *closed* by us or lost.  Never switches."""
+    def collect(self, unsent: Iterable[Found] = (), closed: bool = False) -> None:
+        """Drop the channel because its connection is gone.  Never switches.
+
+        Arguments:
+            unsent: what had not left of its messages.
+            closed: the connection was closed by us, not lost.
+        """
         self._end(self.connection.lost or RecoverableConnectionError("connection was dropped"))
-        self._leave_unsent(closed)
+        self._leave_unsent(unsent, closed)
 
     def forget(self, cause: BaseException) -> None:
         """After a fork, in the child: later calls raise.  Nobody is woken."""

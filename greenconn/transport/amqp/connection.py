@@ -45,6 +45,7 @@ from greenconn.transport.amqp.gate import PublishGate
 from greenconn.transport.amqp.handshake import Handshake, closing_error, opening_error
 from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
+from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import FRAME_MIN, PROTOCOL_HEADER, FrameParser, method_frame
 
@@ -357,9 +358,10 @@ class AmqpLink(Link, amqp.Connection):
         self._handshake.fail(exc)
         if self._stream is not None:
             self._stream.close()
-        for channel in list(self.channels.values()):
-            if channel is not self:
-                channel.collect(closed)
+        channels = [channel for channel in self.channels.values() if channel is not self]
+        unsent = find_unsent(*self.writer.take_unsent()) if channels else {}
+        for channel in channels:
+            channel.collect(unsent.get(channel.channel_id, ()), closed)
         self.channels = {}
         self.gate.open()
         if self._closing is not None:

@@ -47,6 +47,13 @@ class Outgoing:
         self.packed = pack_properties(priority, content_type, content_encoding, headers, properties)
 
     @classmethod
+    def packed_as(cls, packed: bytes, body: bytes) -> Outgoing:
+        """One whose property block is known."""
+        made = cls.__new__(cls)
+        made.packed, made.body = packed, body
+        return made
+
+    @classmethod
     def of(cls, message: Any) -> Outgoing:
         """Take an ``amqp.Message`` too, for programs that make their own."""
         if isinstance(message, cls):

@@ -7,8 +7,7 @@ for each (exchange, routing key), the property block for each kind of message.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +23,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
 from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
-from greenconn.transport.amqp.unsent import Resending, Unsent, sentence
+from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Found, Resending, Unsent, sentence
 from greenconn.wire.amqp import content_frames, method_frame
 from greenconn.wire.confirms import ConfirmSequencer
 
@@ -65,8 +64,7 @@ class Publisher:
         self._gate = link.gate
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
-        self._unsent = Unsent(link.writer)
-        self._note_pending = self._unsent.positions.append
+        self._unsent = Unsent()
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         self._small = min(self._room, _LARGE)
@@ -118,18 +116,13 @@ class Publisher:
         writer = self._writer
         if writer.gate or self._gate.blocked is not None:
             self.connection.gate.pass_through(Deadline(timeout), publishing=True)
-            self._unsent.prune()
         if self._gone is not None:
             self.check_open()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         self._write(writer, message, exchange, routing_key, mandatory, immediate)
-        if writer.pending:
-            self._note_pending(writer.written)
-        elif self._gone is not None:
-            self.check_open()  # the connection ended in that very write
-        elif self._unsent.positions:
-            self._unsent.forget()  # all have left
+        if self._gone is not None:
+            self._failed_write()
         if self._confirms is not None:
             if mandatory or immediate:
                 # Its return must not be taken for that of a like message which somebody awaits.
@@ -141,53 +134,61 @@ class Publisher:
             else:
                 self._confirms.skip()
 
-    def keep_publish(self, *publish: Any) -> None:
+    def keep_publish(self) -> None:
         """Send the message that was published last again if the connection is lost before it left.
 
-        Nothing may have switched since.
-
-        Arguments:
-            publish: the arguments of that ``basic_publish``.
+        Nothing may have switched since.  What was published with a confirm has left.
         """
-        self._unsent.keep(publish)
+        if not self.connection.confirm_publish:
+            self._writer.mark(AGAIN)
+
+    def _failed_write(self) -> None:
+        """The connection ended in that very write.  Raise for it."""
+        self._unsent.forgive_last()
+        self.check_open()
 
     def _publish_for(self, old: Publisher) -> None:
         """Send what *old*, of a lost connection, was to send; tell of what it has lost.  May switch."""
-        if old.connection.lost is None:
-            return
-        lost, kept = old._unsent.lost()
-        if lost:
-            self._tell_lost(lost)
+        left = old._unsent
         try:
-            while kept:
-                Publisher.basic_publish(self, *kept[0])
-                self.keep_publish(*kept.popleft())
+            while left.again:
+                Publisher.basic_publish(self, *left.again[0])
+                self.keep_publish()
+                left.again.popleft()
         except BaseException:
-            # Lost again, or killed: what is left, and what has not left from here, is for the next.
-            old._unsent.put_back(deque([*self._unsent.lost()[1], *kept]))
+            # Lost again, or killed: what has not left from here comes first on the next one.
+            left.again.extendleft(reversed(self._unsent.again))
+            self._unsent.forget()
             raise
+        if left.count:
+            self._tell_lost(left.count)
+            left.forget()
 
     def _tell_lost(self, count: int) -> None:
         """Have the next publish that nobody confirms raise."""
         text = f"{self.connection.where}: {sentence(count)}: publish again, or with confirms"
+        logger.warning("%s", text)  # a publish with retries takes the error for a reason to retry
 
         def raise_once(*args: Any, **kwargs: Any) -> None:
             self.__dict__.pop("basic_publish", None)
             raise RecoverableConnectionError(text)
 
-        self.basic_publish = raise_once  # type: ignore[method-assign]
+        if not self.connection.confirm_publish:
+            self.basic_publish = raise_once  # type: ignore[method-assign]
 
-    def _leave_unsent(self, closed: bool) -> None:
-        """The connection has ended with what had not left.  Never switches.
+    def _leave_unsent(self, found: Iterable[Found], closed: bool) -> None:
+        """The connection has ended with what was *found* not to have left.  Never switches.
 
         Arguments:
             closed: it was closed by us, so that there is no other.
         """
+        unsent = self._unsent
+        unsent.take(found)
         session = getattr(self.connection.client, "session", None)
         if closed or session is None:
-            if count := self._unsent.count:
+            if count := unsent.count + len(unsent.again):
                 spawn("log", logger.warning, "%s: %s", self.connection.where, sentence(count))
-        elif self._unsent.has_kept:
+        elif unsent.again:
             session.add(Resending(self, session))
 
     def _write(
@@ -327,7 +328,8 @@ class Publisher:
             message = Outgoing.of(message)
         self._write(writer, message, exchange, routing_key, mandatory, immediate)
         if self._gone is not None:
-            self.check_open()  # the connection ended in that very write
+            self._failed_write()
+        writer.mark(AWAITED)
         pending = PendingConfirm(
             self.connection,
             exchange,

@@ -1,97 +1,99 @@
 """Messages that nobody confirms and that had not left when their connection was lost.
 
 A publish without confirm returns when its message was written; until the socket has taken it, it waits
-in this process.  Each is noted with the position in the output at which it ends.  When the connection
-is lost, those that end beyond what has left are known to be lost.  Where their caller asked for retries
-they are sent again, in their order, on the channel that takes this one's place, before anybody else
-gets that; of the others the next publish there is told.
+in this process.  Nothing is noted of it, so that this costs nothing: when the connection is lost, the
+messages are read from the bytes that have not left.  A mark behind its bytes tells two kinds from the
+others: whose caller is told anyhow (it awaits the confirm), and whose caller asked for retries.  The
+latter are sent again, in their order, on the channel that takes their channel's place, before anybody
+else gets that; of the others the next publish there is told.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias
+
+from amqp.serialization import loads
 
 from greenconn.abc import DeadlineLike
 from greenconn.green.deadline import Deadline
+from greenconn.transport.amqp.message import Outgoing
+from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser
 
-if TYPE_CHECKING:
-    from greenconn.green.writer import Writer
+__all__ = ["AGAIN", "AWAITED", "Found", "Resending", "Unsent", "find_unsent", "sentence"]
 
-__all__ = ["Resending", "Unsent", "sentence"]
+#: Marks behind a message: send it again; its caller is told of its fate.
+AGAIN: Final = memoryview(b"")
+AWAITED: Final = memoryview(b"")
+
+#: A message and its mark: ``(arguments with their 4 bytes of ids, header, body, mark or None)``.
+Found: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
+
+
+def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, list[Found]]:
+    """The messages that have not wholly left, by channel.  Never switches.
+
+    Arguments:
+        buffers: as they were written, from the beginning of a frame.
+        begun: how many bytes of them have left.
+    """
+    parser, end = FrameParser(0, body_limit=1 << 62), 0
+    found: dict[int, list[Found]] = {}
+    mine: list[Found] | None = None
+    for buffer in buffers:
+        if buffer is AGAIN or buffer is AWAITED:
+            if mine is not None:
+                mine[-1] = (*mine[-1][:3], buffer)
+            continue
+        mine, end = None, end + len(buffer)
+        for channel, ids, payload, header, body in parser.feed(bytes(buffer)):
+            if ids == BASIC_PUBLISH and end > begun:
+                assert header is not None
+                assert body is not None
+                mine = found.setdefault(channel, [])
+                mine.append((payload, header, body, None))
+    return found
 
 
 class Unsent:
-    """The unconfirmed messages of one channel that may not have left.
-
-    Arguments:
-        writer: of its connection.
+    """What has not left of one channel, once its connection is lost.
 
     Attributes:
-        positions: where each message ends in the output; appended to after each that leaves output
-            pending, pruned or cleared now and then.
+        count: messages of which the next publish is to tell.
+        again: those to be sent again, as arguments of ``basic_publish``.
     """
 
-    __slots__ = ("_kept", "_writer", "positions")
+    __slots__ = ("again", "count")
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self.positions: deque[int] = deque()
-        #: Those that are sent again, by their position, with their arguments.
-        self._kept: deque[tuple[int, tuple[Any, ...]]] = deque()
+    def __init__(self) -> None:
+        self.count = 0
+        self.again: deque[tuple[Any, ...]] = deque()
 
-    def prune(self) -> None:
-        """Forget those that have left.  Never switches."""
-        positions, kept, left = self.positions, self._kept, self._writer.left
-        while positions and positions[0] <= left:
-            positions.popleft()
-        while kept and kept[0][0] <= left:
-            kept.popleft()
+    def take(self, found: Iterable[Found]) -> None:
+        """Take over what was found."""
+        for payload, header, body, mark in found:
+            if mark is AGAIN:
+                _, exchange, routing_key, mandatory, immediate = loads("Bssbb", payload, 4)[0]
+                message = Outgoing.packed_as(header[12:], body)
+                self.again.append((message, exchange, routing_key, mandatory, immediate))
+            elif mark is None:
+                self.count += 1
 
-    def keep(self, publish: tuple[Any, ...]) -> None:
-        """Send what was written last again if it is lost; without a switch in between.
-
-        Arguments:
-            publish: the arguments of ``basic_publish``.
-        """
-        position = self._writer.written
-        if self.positions and self.positions[-1] == position:
-            self._kept.append((position, publish))
-
-    def lost(self) -> tuple[int, deque[tuple[Any, ...]]]:
-        """After the end of the connection: how many are lost, and those to be sent again, once."""
-        count = self.count
-        kept = deque(publish for _, publish in self._kept)
-        self.forget()
-        return count - len(kept), kept
-
-    @property
-    def count(self) -> int:
-        """How many have not left."""
-        self.prune()
-        return len(self.positions)
+    def forgive_last(self) -> None:
+        """The caller of the last one is told by an error; it has no mark yet."""
+        self.count = max(self.count - 1, 0)
 
     @property
     def hint(self) -> str:
         """The end of a message for who uses the channel after its end."""
-        return f"; {sentence(count)}" if (count := self.count) else ""
-
-    @property
-    def has_kept(self) -> bool:
-        """Whether there are some to be sent again if the connection has ended now."""
-        self.prune()
-        return bool(self._kept)
-
-    def put_back(self, kept: deque[tuple[Any, ...]]) -> None:
-        """Sending these again has failed: the channel after the next one has to."""
-        beyond = self._writer.written + 1  # what was to be sent again has not left
-        self.positions.extend(beyond for _ in kept)
-        self._kept.extend((beyond, publish) for publish in kept)
+        count = self.count + len(self.again)
+        return f"; {sentence(count)}" if count else ""
 
     def forget(self) -> None:
-        """All have left, or are no business of ours."""
-        self.positions.clear()
-        self._kept.clear()
+        """They are no business of ours."""
+        self.count = 0
+        self.again.clear()
 
 
 def sentence(count: int) -> str:

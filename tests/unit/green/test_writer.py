@@ -547,39 +547,65 @@ def test_the_time_of_the_last_send_is_known(line: Line) -> None:
     assert line.writer.sent_at > before + 0.01
 
 
-def test_it_knows_what_has_left(line: Line) -> None:
+MARK = memoryview(b"")
+
+
+def test_what_has_not_left_can_be_taken_at_the_end(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write(b"first")
-    assert (writer.written, writer.left) == (5, 5)
+    writer.mark(MARK)  # it has left: that is not noted
     writer.write_many([b"se", b"co", b"nd"])
-    assert (writer.written, writer.left) == (11, 5)
-    turn()
-    assert (writer.written, writer.left) == (11, 11)
-    written = 11 + line.fill()
-    assert writer.written == written
-    assert writer.left == written - writer.pending
-    wire.receive_until(written)
-    until(lambda: not writer.pending)
-    assert writer.left == writer.written == written
-    line.fill()
-    left = writer.left
+    writer.mark(MARK)
     writer.close()
-    assert writer.left == left < writer.written
+    assert writer.take_unsent() == ([b"se", b"co", b"nd", MARK], 0)
+    assert writer.take_unsent()[0] == []
+    assert wire.receive_until(5) == b"first"
+
+
+def test_of_what_was_offered_it_is_known_how_much_has_left(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write(b"first")
+    turn()
+    writer.write_many([b"big", memoryview(bytes(8_000_000)), b"end"])
+    assert writer.is_stalled
+    writer.mark(MARK)
+    writer.write(b"behind")
+    wire.receive_until(100_000)
+    pending = writer.pending
+    until(lambda: writer.pending < pending)
+    left = 8_000_012 - writer.pending
+    writer.close()
+    buffers, begun = writer.take_unsent()
+    assert begun == left > 100_000
+    assert [len(each) for each in buffers] == [3, 8_000_000, 3, 0, 6]
+    assert buffers[3] is MARK
+
+
+def test_marks_alone_are_not_sent(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    count = line.fill()
+    writer.mark(MARK)
+    wire.receive_until(count)
+    until(lambda: not writer.pending)
+    sends = writer.sends
+    turn()
+    writer.write(b"next")
+    assert wire.receive_until(4) == b"next"
+    assert writer.sends == sends + 1
+    writer.close()
+    assert writer.take_unsent()[0] == []
 
 
 def test_what_is_sealed_has_left_when_the_last_of_its_record_has(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.seal = lambda plain: b"<" + plain + b">"
     writer.write(b"first")
-    assert (writer.written, writer.left) == (5, 5)
     turn()
     writer.write(bytes(8_000_000))
     assert writer.is_stalled
     writer.write(b"behind")
-    assert (writer.written, writer.left) == (8_000_011, 5)
-    got = len(wire.receive_until(100_000))
-    assert writer.left == 5
-    wire.receive_until(7 + 8_000_002 - got)
-    until(lambda: not writer.pending)
-    assert wire.receive_until(8) == b"<behind>"
-    assert writer.left == writer.written == 8_000_011
+    wire.receive_until(100_000)
+    writer.close()
+    buffers, begun = writer.take_unsent()
+    assert begun == 0
+    assert [len(each) for each in buffers] == [8_000_000, 6]

@@ -1,0 +1,91 @@
+"""Reading messages from the bytes that have not left."""
+
+from __future__ import annotations
+
+from amqp import spec
+from amqp.serialization import dumps
+
+from greenconn.transport.amqp.message import Outgoing
+from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Unsent, find_unsent, sentence
+from greenconn.wire.amqp import content_frames, heartbeat_frame, method_frame
+
+Buffer = bytes | memoryview
+
+
+def publish(channel: int, routing_key: str, body: bytes, frame_max: int = 4096) -> list[Buffer]:
+    head = method_frame(
+        channel, spec.Basic.Publish, dumps("Bssbb", (0, "x", routing_key, True, False))
+    )
+    packed = Outgoing(body, content_type="a/b").packed
+    return content_frames(head, channel, packed, body, frame_max)
+
+
+ACK = method_frame(1, spec.Basic.Ack, dumps("Lb", (7, True)))
+SMALL, LARGE, EMPTY, OTHER = (
+    publish(1, "small", b"s" * 100),
+    publish(1, "large", bytes(range(256)) * 400),
+    publish(1, "empty", b""),
+    publish(2, "other", b"\x01\x00\x01\x00\x00\x00\x04\x00\x3c\x00\x28\xce"),  # like a frame
+)
+BUFFERS: list[Buffer] = [ACK, *SMALL, AGAIN, *LARGE, AGAIN, heartbeat_frame(), *EMPTY]
+BUFFERS += [*OTHER, AWAITED, ACK, *SMALL]
+
+
+def test_what_has_not_wholly_left_is_found_wherever_the_rest_began() -> None:
+    ends = []
+    position = 0
+    for message, following in (
+        (SMALL, [ACK]),
+        (LARGE, []),
+        (EMPTY, [heartbeat_frame()]),
+        (OTHER, []),
+        (SMALL, [ACK]),
+    ):
+        position += sum(map(len, [*following, *message]))
+        ends.append(position)
+    assert position == sum(map(len, BUFFERS))
+    steps = {0, *ends, *(end - 1 for end in ends), *(end + 1 for end in ends)}
+    for begun in sorted(steps | set(range(0, position, 997))):
+        found = find_unsent(BUFFERS, begun)
+        marks = [mark for each in (1, 2) for _, _, _, mark in found.get(each, ())]
+        expected = [
+            mark
+            for end, mark in zip(
+                [ends[0], ends[1], ends[2], ends[4], ends[3]],
+                [AGAIN, AGAIN, None, None, AWAITED],
+                strict=True,
+            )
+            if end > begun
+        ]
+        assert len(marks) == len(expected)
+        assert all(a is b for a, b in zip(marks, expected, strict=True))
+
+
+def test_messages_are_as_they_were() -> None:
+    unsent = Unsent()
+    unsent.take(find_unsent(BUFFERS, 0)[1])
+    assert unsent.count == 2
+    (small, *how), (large, *_) = unsent.again
+    assert how == ["x", "small", True, False]
+    assert small.body == b"s" * 100
+    assert small.packed == Outgoing(b"", content_type="a/b").packed
+    assert large.body == bytes(range(256)) * 400
+    assert unsent.hint == f"; {sentence(4)}"
+    unsent.forgive_last()
+    assert unsent.count == 1
+    other = Unsent()
+    other.take(find_unsent(BUFFERS, 0)[2])
+    assert other.hint == ""
+    other.forgive_last()
+    assert other.count == 0
+
+
+def test_a_mark_of_a_message_that_has_left_is_nobodys() -> None:
+    assert find_unsent([AGAIN, *SMALL], 0)[1][0][3] is None
+    assert find_unsent([AGAIN, ACK, AWAITED], 0) == {}
+    assert find_unsent([*SMALL, AGAIN, *OTHER], sum(map(len, SMALL)))[2][0][3] is None
+
+
+def test_one_message_is_spoken_of_in_the_singular() -> None:
+    assert sentence(1).startswith("1 message that was ")
+    assert sentence(2).startswith("2 messages that were ")
