@@ -29,7 +29,7 @@ def main() -> int:
     console = Console(stderr=True)
     with broker(options.url) as url:
         if options.profile:
-            return profiled(options.profile, "greenconn", messages=options.count * 5, url=url)
+            return profiled(options.profile, "greenconn", messages=options.count, url=url)
         report = _measure(options, url, console)
     if options.json:
         print(report.json())

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import gc
 import resource
-from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from types import TracebackType
+from typing import ClassVar, Protocol
 
-__all__ = ["Clock", "Figures", "consumer_memory", "p50"]
+__all__ = ["Clock", "Figures", "p50"]
 
 #: What was measured, by key: ``cpu`` and ``wall`` in microseconds a message, and others.
 Figures = dict[str, float]
 
 
+class Watcher(Protocol):
+    """Looks on while the clock runs."""
+
+    def start(self) -> None:
+        """The clock starts."""
+
+    def stop(self) -> None:
+        """The clock stops."""
+
+
 class Clock:
     """Measures what happens inside ``with``: CPU time of this process, and time."""
 
+    watcher: ClassVar[Watcher | None] = None
+
     def __init__(self) -> None:
-        self._cpu = 0.0  # seconds, user and system
-        self._wall = 0.0
+        self._began = (0.0, 0.0)
+        self._took: tuple[float, float] | None = None  # seconds of CPU time, and of time
 
     def __enter__(self) -> Clock:
-        self._cpu, self._wall = _cpu(), perf_counter()
+        if self.watcher is not None:
+            self.watcher.start()
+        self._began = (_cpu(), perf_counter())
         return self
 
     def __exit__(
@@ -32,37 +45,26 @@ class Clock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._cpu, self._wall = _cpu() - self._cpu, perf_counter() - self._wall
+        if self._took is None:
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop before the end of ``with``: what follows is not part of the work."""
+        cpu, wall = self._began
+        self._took = (_cpu() - cpu, perf_counter() - wall)
+        if self.watcher is not None:
+            self.watcher.stop()
 
     def per(self, count: int, **figures: float) -> Figures:
         """Microseconds for each of *count*, and further *figures*."""
-        return {"cpu": self._cpu / count * 1e6, "wall": self._wall / count * 1e6, **figures}
+        assert self._took is not None
+        cpu, wall = self._took
+        return {"cpu": cpu / count * 1e6, "wall": wall / count * 1e6, **figures}
 
 
 def p50(seconds: list[float]) -> float:
     """Their median, in microseconds."""
     return median(seconds) * 1e6
-
-
-def consumer_memory(consume: Callable[[str], None], queues: list[str]) -> float:
-    """Start a consumer of each queue; returns the KiB that one of the later half takes.
-
-    The first half fills what imports and connecting have left free.  Linux only.
-    """
-    half = len(queues) // 2
-    for queue in queues[:half]:
-        consume(queue)
-    before = _resident()
-    for queue in queues[half:]:
-        consume(queue)
-    return (_resident() - before) / (len(queues) - half)
-
-
-def _resident() -> float:
-    """KiB of memory that this process has in use."""
-    gc.collect()
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1024
 
 
 def _cpu() -> float:

@@ -17,8 +17,10 @@ if __name__ == "__main__" and RIVALS[sys.argv[1]].patched and sys.argv[2] != "im
 import argparse
 import importlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from benchmarks.clock import Figures
+from benchmarks.clock import Clock, Figures
 from benchmarks.imports import import_time
 from benchmarks.line import Address
 from benchmarks.profiling import Sampler
@@ -26,28 +28,45 @@ from benchmarks.stage import Stage
 from benchmarks.works import WORKS
 
 
-def measure(rival: str, work: str, count: int, url: str, sampler: Sampler | None = None) -> Figures:
+def measure(rival: str, work: str, count: int, url: str) -> Figures:
     """The figures of *work* done by *rival*."""
     if work == "import":
         return import_time(rival, count)
+    with _prepared(rival, work, url) as function:
+        warm_up = int(count * WORKS[work].warm_up)
+        if warm_up:
+            function(warm_up)
+        return function(count)
+
+
+def profile(rival: str, work: str, count: int, url: str) -> str:
+    """Where the CPU time of *work* goes; repeats it until there are enough samples."""
+    sampler = Sampler()
+    with _prepared(rival, work, url) as function:
+        function(count)
+        Clock.watcher = sampler
+        while not sampler.is_content:
+            function(count)
+    return sampler.report()
+
+
+@contextmanager
+def _prepared(rival: str, work: str, url: str) -> Iterator[Callable[[int], Figures]]:
+    """The work as a function that may be called again."""
     url = Address.of(url).url
     module = importlib.import_module(f"benchmarks.rivals.{RIVALS[rival].module}")
     with Stage(url) as stage:
         works = module.Works(url, stage)
+
+        def function(count: int) -> Figures:
+            figures: Figures = getattr(works, work)(count)
+            stage.clear()
+            return figures
+
         try:
-            function = getattr(works, work)
-            warm_up = int(count * WORKS[work].warm_up)
-            if warm_up:
-                function(warm_up)
-                stage.clear()
-            if sampler is not None:
-                sampler.start()
-            figures: Figures = function(count)
-            if sampler is not None:
-                sampler.stop()
+            yield function
         finally:
             works.close()
-    return figures
 
 
 def main() -> None:
@@ -59,12 +78,8 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    sampler = Sampler() if options.profile else None
-    figures = measure(options.rival, options.work, options.count, options.url, sampler)
-    if sampler is not None:
-        print(sampler.report())
-    else:
-        print(json.dumps(figures))
+    what = (options.rival, options.work, options.count, options.url)
+    print(profile(*what) if options.profile else json.dumps(measure(*what)))
 
 
 if __name__ == "__main__":

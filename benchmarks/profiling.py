@@ -16,6 +16,8 @@ __all__ = ["Sampler"]
 
 #: Seconds of CPU time between two samples; the kernel's tick may make it longer.
 INTERVAL = 0.001
+#: Samples, so that a row of one per cent means something.
+ENOUGH = 1000
 ROWS = 40
 MARKS = ("/site-packages/", "/lib/python")
 
@@ -28,6 +30,11 @@ class Sampler:
         self._own: Counter[CodeType] = Counter()
         self._total: Counter[CodeType] = Counter()
         self._lines: Counter[tuple[CodeType, int]] = Counter()
+
+    @property
+    def is_content(self) -> bool:
+        """Whether there are enough samples."""
+        return self._samples >= ENOUGH
 
     def start(self) -> None:
         """Begin."""

@@ -33,6 +33,8 @@ class Rival:
 
 
 _NO_WORKERS = "has no handlers that run at once"
+_NO_POOL = "has no pool"
+_ONE_CALLER = "one caller at a time"
 
 RIVALS = {
     "greenconn": Rival(title="greenconn", module="greenconn_works", distribution="greenconn"),
@@ -42,6 +44,32 @@ RIVALS = {
         distribution="kombu",
         patched=True,
         cannot={"spawned": _NO_WORKERS},
+    ),
+    "pika": Rival(
+        title="pika",
+        module="pika_works",
+        distribution="pika",
+        cannot={
+            "confirmed_shared": _ONE_CALLER,
+            "publish_pool": _NO_POOL,
+            "spawned": _NO_WORKERS,
+            "rpc_shared": _ONE_CALLER,
+        },
+    ),
+    "amqpstorm": Rival(
+        title="amqpstorm",
+        module="amqpstorm_works",
+        distribution="AMQPStorm",
+        cannot={
+            "publish_pool": _NO_POOL,
+            "spawned": _NO_WORKERS,
+            "rpc_shared": "its example polls, a thread a call",
+        },
+    ),
+    "aio-pika": Rival(
+        title="aio-pika",
+        module="aio_pika_works",
+        distribution="aio-pika",
     ),
     "raw": Rival(
         title="raw loop",

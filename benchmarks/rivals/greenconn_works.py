@@ -8,8 +8,10 @@ from gevent.event import Event
 
 import greenconn.pools
 import greenconn.rpc
-from benchmarks.clock import Clock, Figures, consumer_memory, p50
-from benchmarks.rivals.kombu_api import CONSUMERS, PREFETCH, TIMEOUT, KombuApi, many
+from benchmarks.clock import Clock, Figures, p50
+from benchmarks.memory import Growth
+from benchmarks.rivals.kombu_api import KombuApi, many
+from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, Stage
 from greenconn import spawn_consumer
 
@@ -28,7 +30,7 @@ class Works(KombuApi):
         with self._confirming() as connection:
             producer = connection.Producer()
             with Clock() as clock:
-                count = many(100, count, lambda: producer.publish(BODY, routing_key=sink))
+                count = many(CALLERS, count, lambda: producer.publish(BODY, routing_key=sink))
         return clock.per(count)
 
     def consumers(self, count: int) -> Figures:
@@ -42,12 +44,15 @@ class Works(KombuApi):
                 consumer = spawn_consumer(queue, counter.handler, connection=connection)
                 consumer.wait_ready(TIMEOUT)
 
-            memory = consumer_memory(consume, sources)
+            consume(sources[0])  # what the first one loads is not counted
+            with Growth() as growth:
+                for source in sources[1:]:
+                    consume(source)
             with Clock() as clock:
                 self.stage.go(feeder)
                 counter.wait()
             greenconn.stop_consumers(TIMEOUT)
-        return clock.per(counter.awaited, memory=memory)
+        return clock.per(counter.awaited, memory=growth.per(CONSUMERS - 1))
 
     def spawned(self, count: int) -> Figures:
         """Handlers in 100 greenlets."""
@@ -58,7 +63,7 @@ class Works(KombuApi):
                     source,
                     counter.handler,
                     connection=connection,
-                    concurrency=100,
+                    concurrency=CALLERS,
                     prefetch_count=PREFETCH,
                 )
                 counter.wait()
@@ -80,7 +85,7 @@ class Works(KombuApi):
 
     def rpc_shared(self, count: int) -> Figures:
         """100 callers."""
-        return self.rpc(count, greenlets=100)
+        return self.rpc(count, greenlets=CALLERS)
 
     def latency(self, count: int) -> Figures:
         """``spawn_consumer``."""

@@ -11,7 +11,8 @@ import kombu.pools
 from gevent.event import AsyncResult
 
 from benchmarks.clock import Clock, Figures, p50
-from benchmarks.rivals.kombu_api import TIMEOUT, KombuApi, many
+from benchmarks.rivals.kombu_api import KombuApi, many
+from benchmarks.rivals.shape import CALLERS, TIMEOUT
 from benchmarks.stage import BODY, Stage
 
 __all__ = ["Works"]
@@ -26,7 +27,7 @@ class Works(KombuApi):
     def confirmed_shared(self, count: int) -> Figures:
         """100 greenlets and a pool of 20."""
         options = {"confirm_publish": True}
-        return self._pooled(count, greenlets=100, limit=20, transport_options=options)
+        return self._pooled(count, greenlets=CALLERS, limit=20, transport_options=options)
 
     def rpc(self, count: int) -> Figures:
         """Publish, then drain until the reply is there."""
@@ -80,9 +81,9 @@ class Works(KombuApi):
                     connection.drain_events()
 
             reader = gevent.spawn(drain)
-            many(100, 100, call)  # connects
+            many(CALLERS, CALLERS, call)  # connects
             with Clock() as clock:
-                count = many(100, count, call)
+                count = many(CALLERS, count, call)
             reader.kill()
         return clock.per(count)
 

@@ -11,13 +11,11 @@ from uuid import uuid4
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.frames import BINARY, HEAD, JSON, Properties, publish
 from benchmarks.line import Line
+from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
 __all__ = ["Works"]
 
-PREFETCH: Final = 100
-#: Messages that leave in one send, where a library's greenlets would have as many under way.
-TOGETHER: Final = 100
 _ACK: Final = Struct(">HHQ")  # class, method, delivery tag
 _BASIC_ACK: Final = (60, 80)
 
@@ -47,7 +45,7 @@ class Works:
 
     def publish_pool(self, count: int) -> Figures:
         """One send for many."""
-        return self.publish(max(count, TOGETHER), TOGETHER)
+        return self.publish(max(count, CALLERS), CALLERS)
 
     def confirmed(self, count: int) -> Figures:
         """Send, receive the confirm."""
@@ -64,14 +62,14 @@ class Works:
 
     def confirmed_shared(self, count: int) -> Figures:
         """Many under way."""
-        batch = self._json(self.stage.sink()) * TOGETHER
-        turns = max(1, count // TOGETHER)
+        batch = self._json(self.stage.sink()) * CALLERS
+        turns = max(1, count // CALLERS)
         self.line.confirm()
         with Clock() as clock:
             for turn in range(1, turns + 1):
                 self.line.socket.sendall(batch)
-                self._confirmed(turn * TOGETHER)
-        return clock.per(turns * TOGETHER)
+                self._confirmed(turn * CALLERS)
+        return clock.per(turns * CALLERS)
 
     def consume(self, count: int) -> Figures:
         """One ack for all that came together."""
@@ -92,16 +90,16 @@ class Works:
 
     def consumers(self, count: int) -> Figures:
         """1,000 consumers on one channel."""
-        sources = self.stage.sources(1000)
-        each = max(1, count // len(sources))
+        sources = self.stage.sources(CONSUMERS)
+        each = max(1, count // CONSUMERS)
         self.line.qos(PREFETCH)
         for source in sources:
             self.line.consume(source)
         feeder = self.stage.peer("feed", str(each), *sources)
         with Clock() as clock:
             self.stage.go(feeder)
-            self._receive(each * len(sources), len(json.dumps(BODY)), ack=True)
-        return clock.per(each * len(sources))
+            self._receive(each * CONSUMERS, len(json.dumps(BODY)), ack=True)
+        return clock.per(each * CONSUMERS)
 
     def rpc(self, count: int, together: int = 1) -> Figures:
         """Requests of which *together* are under way."""
@@ -120,7 +118,7 @@ class Works:
 
     def rpc_shared(self, count: int) -> Figures:
         """100 under way."""
-        return self.rpc(count, TOGETHER)
+        return self.rpc(count, CALLERS)
 
     def large_publish(self, count: int) -> Figures:
         """1 MiB in one send."""

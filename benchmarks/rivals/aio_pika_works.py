@@ -1,0 +1,298 @@
+"""aio-pika on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from time import monotonic_ns, perf_counter
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.pool import Pool
+
+from benchmarks.clock import Clock, Figures, p50
+from benchmarks.memory import Growth
+from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
+from benchmarks.stage import BODY, LARGE, Stage
+
+__all__ = ["Works"]
+
+
+class Works:
+    """The works of aio-pika, which leaves serialising to the program."""
+
+    def __init__(self, url: str, stage: Stage) -> None:
+        self.url = url
+        self.stage = stage
+
+    def close(self) -> None:
+        """Nothing: each work has ended its connections."""
+
+    def publish(self, count: int) -> Figures:
+        """One task."""
+
+        async def work() -> Figures:
+            sink = self.stage.sink()
+            async with self._channel() as channel:
+                with Clock() as clock:
+                    for _ in range(count):
+                        await _publish(channel, sink)
+                    await channel.get_queue(self.stage.mark)
+            return clock.per(count)
+
+        return asyncio.run(work())
+
+    def publish_pool(self, count: int) -> Figures:
+        """1,000 tasks and a pool of 10 channels, each on a connection."""
+
+        async def work() -> Figures:
+            sink, limit = self.stage.sink(), 10
+            connections: Pool[Any] = Pool(self._connect, max_size=limit)
+
+            async def open_channel() -> Any:
+                async with connections.acquire() as connection:
+                    return await connection.channel(publisher_confirms=False)
+
+            channels: Pool[Any] = Pool(open_channel, max_size=limit)
+
+            async def publish() -> None:
+                async with channels.acquire() as channel:
+                    await _publish(channel, sink)
+
+            async def settle() -> None:
+                async with channels.acquire() as channel:
+                    await channel.get_queue(self.stage.mark)
+
+            async with connections, channels:
+                await many(limit, limit, settle)
+                with Clock() as clock:
+                    done = await many(1000, count, publish)
+                    await many(limit, limit, settle)
+            return clock.per(done)
+
+        return asyncio.run(work())
+
+    def confirmed(self, count: int) -> Figures:
+        """One at a time."""
+
+        async def work() -> Figures:
+            sink = self.stage.sink()
+            took = []
+            async with self._channel(publisher_confirms=True) as channel:
+                with Clock() as clock:
+                    for _ in range(count):
+                        began = perf_counter()
+                        await _publish(channel, sink)
+                        took.append(perf_counter() - began)
+            return clock.per(count, p50=p50(took))
+
+        return asyncio.run(work())
+
+    def confirmed_shared(self, count: int) -> Figures:
+        """100 tasks share one channel."""
+
+        async def work() -> Figures:
+            sink = self.stage.sink()
+            async with self._channel(publisher_confirms=True) as channel:
+                with Clock() as clock:
+                    done = await many(CALLERS, count, lambda: _publish(channel, sink))
+            return clock.per(done)
+
+        return asyncio.run(work())
+
+    def consume(self, count: int) -> Figures:
+        """Prefetch 100, each message acknowledged."""
+        return asyncio.run(self._consume(count, self.stage.source(count)))
+
+    def consume_no_ack(self, count: int) -> Figures:
+        """No acknowledgements."""
+        return asyncio.run(self._consume(count, self.stage.source(count), no_ack=True))
+
+    def large_consume(self, count: int) -> Figures:
+        """1 MiB each."""
+        return asyncio.run(self._consume(count, self.stage.large_source(count), load=len))
+
+    async def _consume(
+        self,
+        count: int,
+        source: str,
+        *,
+        no_ack: bool = False,
+        load: Callable[[bytes], Any] = json.loads,
+    ) -> Figures:
+        async with self._channel() as channel:
+            counter = Counter(count, no_ack=no_ack, load=load)
+            queue = await channel.get_queue(source, ensure=False)
+            with Clock() as clock:
+                await queue.consume(counter.callback, no_ack=no_ack)
+                await counter.wait()
+        return clock.per(count)
+
+    def consumers(self, count: int) -> Figures:
+        """1,000 consumers on one channel."""
+
+        async def work() -> Figures:
+            sources = self.stage.sources(CONSUMERS)
+            each = max(1, count // CONSUMERS)
+            feeder = self.stage.peer("feed", str(each), *sources)
+            counter = Counter(each * CONSUMERS)
+            async with self._channel() as channel:
+
+                async def consume(name: str) -> None:
+                    queue = await channel.get_queue(name, ensure=False)
+                    await queue.consume(counter.callback)
+
+                await consume(sources[0])  # what the first one loads is not counted
+                with Growth() as growth:
+                    for source in sources[1:]:
+                        await consume(source)
+                with Clock() as clock:
+                    self.stage.go(feeder)
+                    await counter.wait()
+            return clock.per(each * CONSUMERS, memory=growth.per(CONSUMERS - 1))
+
+        return asyncio.run(work())
+
+    def rpc(self, count: int, callers: int = 1) -> Figures:
+        """Futures by correlation id."""
+
+        async def work() -> Figures:
+            requests = self.stage.server()
+            waiting: dict[str, asyncio.Future[Any]] = {}
+
+            async def callback(message: Any) -> None:
+                waiting.pop(message.correlation_id).set_result(json.loads(message.body))
+
+            async with self._channel() as channel:
+                replies = await channel.declare_queue(exclusive=True)
+                await replies.consume(callback, no_ack=True)
+
+                async def call() -> None:
+                    correlation_id = str(uuid4())
+                    reply = asyncio.get_running_loop().create_future()
+                    waiting[correlation_id] = reply
+                    await _publish(
+                        channel, requests, reply_to=replies.name, correlation_id=correlation_id
+                    )
+                    await reply
+
+                with Clock() as clock:
+                    done = await many(callers, count, call)
+            return clock.per(done)
+
+        return asyncio.run(work())
+
+    def rpc_shared(self, count: int) -> Figures:
+        """100 callers."""
+        return self.rpc(count, CALLERS)
+
+    def large_publish(self, count: int) -> Figures:
+        """1 MiB each."""
+
+        async def work() -> Figures:
+            sink = self.stage.sink(length=2)
+            async with self._channel() as channel:
+                with Clock() as clock:
+                    for _ in range(count):
+                        await channel.default_exchange.publish(aio_pika.Message(LARGE), sink)
+                    await channel.get_queue(self.stage.mark)
+            return clock.per(count)
+
+        return asyncio.run(work())
+
+    def latency(self, count: int) -> Figures:
+        """A consumer that waits."""
+
+        async def work() -> Figures:
+            (source,) = self.stage.sources(1)
+            ticker = self.stage.peer("tick", str(count), source)
+            took: list[float] = []
+
+            def load(body: bytes) -> None:
+                took.append((monotonic_ns() - json.loads(body)["sent"]) / 1e9)
+
+            counter = Counter(count, load=load)
+            async with self._channel() as channel:
+                queue = await channel.get_queue(source, ensure=False)
+                await queue.consume(counter.callback)
+                with Clock() as clock:
+                    self.stage.go(ticker)
+                    await counter.wait()
+            return clock.per(count, p50=p50(took))
+
+        return asyncio.run(work())
+
+    def connect(self, count: int) -> Figures:
+        """Connect and close."""
+
+        async def work() -> Figures:
+            with Clock() as clock:
+                for _ in range(count):
+                    connection = await self._connect()
+                    await connection.close()
+            return clock.per(count)
+
+        return asyncio.run(work())
+
+    async def _connect(self) -> Any:
+        return await aio_pika.connect_robust(self.url)
+
+    @asynccontextmanager
+    async def _channel(self, *, publisher_confirms: bool = False) -> AsyncIterator[Any]:
+        async with await self._connect() as connection:
+            channel = await connection.channel(publisher_confirms=publisher_confirms)
+            await channel.set_qos(prefetch_count=PREFETCH)
+            yield channel
+
+
+class Counter:
+    """A callback that counts."""
+
+    def __init__(
+        self, awaited: int, *, no_ack: bool = False, load: Callable[[bytes], Any] = json.loads
+    ) -> None:
+        self._awaited = awaited
+        self._no_ack = no_ack
+        self._load = load
+        self._seen = 0
+        self._done = asyncio.Event()
+
+    async def callback(self, message: Any) -> None:
+        """Count one."""
+        self._load(message.body)
+        if not self._no_ack:
+            await message.ack()
+        self._seen += 1
+        if self._seen == self._awaited:
+            self._done.set()
+
+    async def wait(self) -> None:
+        """Wait until all came."""
+        await asyncio.wait_for(self._done.wait(), TIMEOUT)
+
+
+async def many(tasks: int, count: int, function: Callable[[], Awaitable[None]]) -> int:
+    """Call *function* about *count* times from *tasks*; returns how often."""
+    each = max(1, count // tasks)
+
+    async def run() -> None:
+        for _ in range(each):
+            await function()
+
+    runs: list[Coroutine[Any, Any, None]] = [run() for _ in range(tasks)]
+    await asyncio.gather(*runs)
+    return tasks * each
+
+
+async def _publish(channel: Any, queue: str, **properties: Any) -> None:
+    message = aio_pika.Message(
+        json.dumps(BODY).encode(),
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        **properties,
+    )
+    await channel.default_exchange.publish(message, queue)
