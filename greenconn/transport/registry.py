@@ -7,6 +7,7 @@ returns such a path.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -105,25 +106,25 @@ def resolve_transport(transport: Any = None) -> Any:
     if transport is None:
         transport = "amqp"
     if not isinstance(transport, str):
-        return transport
+        return _hosted(transport)
     target = TRANSPORT_ALIASES.get(transport)
     if target is None:
         if "." not in transport and ":" not in transport:
             raise _unknown(transport)
-        return symbol_by_name(_ours(transport))
+        return _hosted(symbol_by_name(_ours(transport)))
     path = target() if callable(target) else target
     if _is_absent(path):
         raise ImportError(
             f"transport {transport!r} ({path}) is not in this version of greenconn; "
             f"it has {', '.join(_present())}"
         )
-    return symbol_by_name(_ours(path))
+    return _hosted(symbol_by_name(_ours(path)))
 
 
 def get_transport_cls(transport: Any = None) -> Any:
     """Return the transport class that *transport* means, as :func:`resolve_transport`; remembered."""
     if transport is not None and not isinstance(transport, str):
-        return transport
+        return _hosted(transport)
     target = TRANSPORT_ALIASES.get(transport or "amqp", transport)
     if not isinstance(target, str):
         return resolve_transport(transport)
@@ -131,6 +132,15 @@ def get_transport_cls(transport: Any = None) -> Any:
     if found is None:
         found = _classes[target] = resolve_transport(transport)
     return found
+
+
+def _hosted(cls: Any) -> Any:
+    """What runs a class that may be kombu's own."""
+    if "kombu.transport.virtual" not in sys.modules:
+        return cls
+    from greenconn.transport.hosted import hosted  # who has not kombu does not need it
+
+    return hosted(cls)
 
 
 def _ours(path: str) -> str:

@@ -1,0 +1,305 @@
+"""A channel of ours around channels of kombu's virtual transports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from greenconn.exceptions import RecoverableChannelError
+from greenconn.identity import uuid
+from greenconn.transport.base import StdChannel
+from greenconn.transport.hosted.consumer import HostedConsumer, message_of
+
+if TYPE_CHECKING:
+    from greenconn.abc import Sink
+    from greenconn.message import Message
+    from greenconn.transport.hosted.link import HostedLink
+
+__all__ = ["HostedChannel"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _exclusive(method: F) -> F:
+    """Make *method* need an open channel, and be alone in the transport."""
+
+    @wraps(method)
+    def alone(self: HostedChannel, *args: Any, **kwargs: Any) -> Any:
+        self.connection.home.check(self.connection)
+        with self.connection.lock:
+            self.check_open()
+            return method(self, *args, **kwargs)
+
+    return cast(F, alone)
+
+
+class HostedChannel(StdChannel):
+    """Gives each consumer a channel of kombu's of its own, and does all else on one more.
+
+    Exchanges and bindings are kept in this process, as kombu's virtual transports do.
+
+    Arguments:
+        connection: the link.
+    """
+
+    def __init__(self, connection: HostedLink) -> None:
+        self.connection = connection
+        self.raw = connection.open_channel()
+        self.channel_id = self.raw.channel_id
+        self.cause: BaseException | None = None
+        self.no_ack_consumers: set[str] = set()
+        self.consumers: dict[str, HostedConsumer] = {}
+        #: Delivery tag -> kombu's channel that it must be answered on.
+        self.owners: dict[Any, Any] = {}
+        self._finished: list[Any] = []
+        self._prefetch = 0
+        connection.channels[self] = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.channel_id}: {'open' if self.is_open else 'closed'}>"
+
+    # Life
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used."""
+        return self.cause is None
+
+    def check_open(self) -> None:
+        """Raise unless it can be used.
+
+        Raises:
+            RecoverableConnectionError: the link is closed or lost.
+            RecoverableChannelError: it was closed.
+        """
+        self.connection.check_open()
+        if self.cause is not None:
+            raise RecoverableChannelError(f"channel {self.channel_id} is closed ({self.cause})")
+
+    def close(self) -> None:
+        """Close it; what was not answered goes back to its queues.  May switch."""
+        if not self.is_open:
+            return
+        consumers = list(self.consumers.values())
+        for consumer in consumers:
+            consumer.stop()
+        self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
+        with self.connection.lock:
+            for raw in (*(each.raw for each in consumers), *self._finished, self.raw):
+                raw.close()
+
+    def end(self, exc: BaseException) -> None:
+        """End its life.  Never switches."""
+        if self.cause is not None:
+            return
+        self.cause = exc
+        self.connection.channels.pop(self, None)
+        consumers, self.consumers = self.consumers, {}
+        self.owners.clear()
+        for consumer in consumers.values():
+            consumer.lose(exc)
+
+    # Topology
+
+    @_exclusive
+    def exchange_declare(
+        self, exchange: str = "", type: str = "direct", *args: Any, **kwargs: Any
+    ) -> Any:
+        """Declare an exchange in this process."""
+        return self.raw.exchange_declare(exchange, type, *args, **kwargs)
+
+    @_exclusive
+    def exchange_delete(self, exchange: str, *args: Any, **kwargs: Any) -> Any:
+        """Delete an exchange."""
+        return self.raw.exchange_delete(exchange, *args, **kwargs)
+
+    @_exclusive
+    def exchange_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Bind an exchange to another; few transports can."""
+        return self.raw.exchange_bind(*args, **kwargs)
+
+    @_exclusive
+    def exchange_unbind(self, *args: Any, **kwargs: Any) -> Any:
+        """Undo a binding of exchanges."""
+        return self.raw.exchange_unbind(*args, **kwargs)
+
+    @_exclusive
+    def queue_declare(self, queue: str = "", passive: bool = False, **kwargs: Any) -> Any:
+        """Declare a queue; without a name it gets one."""
+        return self.raw.queue_declare(queue=queue, passive=passive, **kwargs)
+
+    @_exclusive
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Bind a queue."""
+        return self.raw.queue_bind(queue, exchange, routing_key, arguments)
+
+    @_exclusive
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Undo a binding."""
+        return self.raw.queue_unbind(queue, exchange, routing_key, arguments)
+
+    @_exclusive
+    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
+        """Drop what waits and return how many there were."""
+        return int(self.raw.queue_purge(queue) or 0)
+
+    @_exclusive
+    def queue_delete(
+        self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False
+    ) -> Any:
+        """Delete a queue."""
+        return self.raw.queue_delete(queue, if_unused=if_unused, if_empty=if_empty)
+
+    def list_bindings(self) -> Any:
+        """All bindings that this process knows."""
+        return self.raw.list_bindings()
+
+    # Publishing
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: Any = None,
+    ) -> Any:
+        """Make what ``basic_publish`` takes."""
+        return self.raw.prepare_message(
+            body, priority, content_type, content_encoding, headers, properties
+        )
+
+    @_exclusive
+    def basic_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> Any:
+        """Publish; it returns when the transport has the message.  May switch."""
+        result = self.raw.basic_publish(message, exchange, routing_key)
+        self.connection.poller.wake()
+        return result
+
+    basic_publish_confirm = basic_publish
+
+    # Consuming
+
+    @_exclusive
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Bound what consumers that are started from now on hold unanswered, each by itself.
+
+        With *apply_global* those that run, too.
+        """
+        self._prefetch = prefetch_count
+        if apply_global:
+            for consumer in self.consumers.values():
+                consumer.raw.basic_qos(0, prefetch_count, False)
+
+    def basic_consume(
+        self,
+        queue: str = "",
+        consumer_tag: str = "",
+        no_local: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        nowait: bool = False,
+        callback: Callable[[Any], Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        on_cancel: Callable[[str], Any] | None = None,
+        *,
+        sink: Sink | None = None,
+    ) -> str:
+        """Poll *queue* and give what is there to *callback* (in who drains) or *sink*.  May switch."""
+        self.check_open()
+        tag = consumer_tag or uuid()
+        raw = self.connection.open_channel()
+        with self.connection.lock:
+            raw.basic_qos(0, self._prefetch, False)
+            consumer = HostedConsumer(self, raw, queue, tag, no_ack, callback=callback, sink=sink)
+        self.consumers[tag] = consumer
+        if no_ack:
+            self.no_ack_consumers.add(tag)
+        if sink is not None:
+            sink.taken = None
+        self.connection.poller.add(consumer)
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> Any:
+        """End a consumer; what it holds can still be answered.  May switch."""
+        consumer = self.consumers.pop(consumer_tag, None)
+        self.no_ack_consumers.discard(consumer_tag)
+        if consumer is not None:
+            consumer.stop()
+            self._finished.append(consumer.raw)
+
+    @_exclusive
+    def basic_get(self, queue: str = "", no_ack: bool = False) -> Message | None:
+        """Take a message, or None.  May switch."""
+        raw = self.raw.basic_get(queue, no_ack=no_ack)
+        if raw is None:
+            return None
+        if not no_ack:
+            self.owners[raw.delivery_tag] = self.raw
+        return message_of(raw, self)
+
+    @_exclusive
+    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
+        """Acknowledge a message.  May switch."""
+        raw = self.owners.pop(delivery_tag, self.raw)
+        raw.basic_ack(delivery_tag, multiple)
+        self._has_room()
+
+    @_exclusive
+    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Reject a message, or give it back.  May switch."""
+        raw = self.owners.pop(delivery_tag, self.raw)
+        raw.basic_reject(delivery_tag, requeue=requeue)
+        self._has_room()
+
+    @_exclusive
+    def basic_recover(self, requeue: bool = False) -> Any:
+        """Give back all that was not answered.  May switch."""
+        for raw in {id(each): each for each in (*self.owners.values(), self.raw)}.values():
+            raw.basic_recover(requeue)
+        self.owners.clear()
+        self._has_room()
+
+    def flow(self, active: bool) -> Any:
+        """Stop or go on with deliveries; virtual transports of kombu's cannot."""
+        return self.raw.flow(active)
+
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return a message as it is: those of this channel are ready."""
+        return raw_message
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """Delete a reply queue that nobody needs any more."""
+        self.raw.after_reply_message_received(queue)
+
+    def _has_room(self) -> None:
+        for consumer in self.consumers.values():
+            if consumer.has_room():
+                self.connection.poller.add(consumer)

@@ -1,0 +1,191 @@
+"""kombu's own virtual transports, run by greenconn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import greenconn
+from greenconn import Connection, Consumer, Exchange, Queue
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.transport.registry import resolve_transport
+
+pytest.importorskip("kombu")
+
+FILESYSTEM = "kombu.transport.filesystem:Transport"
+MEMORY = "kombu.transport.memory.Transport"
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[..., Connection]]:
+    """Connects to a folder of the test's own."""
+    folder = tmp_path / "queues"
+    folder.mkdir()
+    made: list[Connection] = []
+
+    def connect() -> Connection:
+        options = {
+            "data_folder_in": str(folder),
+            "data_folder_out": str(folder),
+            "control_folder": str(tmp_path / "control"),
+            "polling_interval": 0.01,
+        }
+        connection = Connection(transport=FILESYSTEM, transport_options=options)
+        made.append(connection)
+        return connection
+
+    yield connect
+    for connection in made:
+        connection.close()
+
+
+@pytest.fixture
+def connection(connect: Callable[..., Connection]) -> Connection:
+    """One connection."""
+    return connect()
+
+
+def keeper(got: list[Any], wanted: int) -> tuple[Callable[[Any, Any], None], Event]:
+    """A callback that keeps bodies and acknowledges, and what is set when it has enough."""
+    enough = Event()
+
+    def keep(body: Any, message: Any) -> None:
+        got.append(body)
+        if not message.acknowledged:
+            message.ack()
+        if len(got) >= wanted:
+            enough.set()
+
+    return keep, enough
+
+
+def test_simple_queues(connection: Connection) -> None:
+    with connection.SimpleQueue("mail") as queue:
+        queue.put({"to": "ada"}, headers={"id": 1})
+        assert queue.qsize() == 1
+        message = queue.get(timeout=10)
+        assert isinstance(message, greenconn.Message)
+        assert (message.payload, message.headers["id"]) == ({"to": "ada"}, 1)
+        message.ack()
+        with pytest.raises(Empty):
+            queue.get(timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "binding"), [("direct", "a", "a"), ("topic", "a.b", "a.*"), ("fanout", "", "")]
+)
+def test_exchanges(connection: Connection, kind: str, key: str, binding: str) -> None:
+    exchange = Exchange(f"letters-{kind}", type=kind)
+    queues = [Queue(f"{kind}-{number}", exchange, binding) for number in range(2)]
+    got: list[Any] = []
+    keep, _ = keeper(got, 2)
+    with connection.Consumer(queues, callbacks=[keep]), connection.Producer() as producer:
+        producer.publish("hello", exchange=exchange, routing_key=key)
+        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=10)
+    assert got == ["hello", "hello"]
+
+
+def test_prefetch_is_each_consumers_own(connection: Connection) -> None:
+    for number in range(6):
+        with connection.Producer() as producer:
+            producer.publish(number, routing_key="mail", declare=[Queue("mail")])
+    held: list[Any] = []
+    with Consumer(connection, [Queue("mail")], on_message=held.append, prefetch_count=2):
+        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=10)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        held.pop().ack()
+        connection.drain_events(timeout=10)
+        assert len(held) == 2
+
+
+def test_messages_go_back(connect: Callable[..., Connection]) -> None:
+    connection = connect()
+    channel = connection.channel()
+    channel.queue_declare("mail")
+    with connection.Producer() as producer:
+        producer.publish("again", routing_key="mail")
+    first = channel.basic_get("mail")
+    first.requeue()
+    second = channel.basic_get("mail")
+    assert second.payload == "again"
+    second.reject()
+    assert channel.basic_get("mail") is None
+    with connection.Producer() as producer:
+        producer.publish("kept", routing_key="mail")
+    assert channel.basic_get("mail") is not None
+    connection.close()  # not answered
+    other = connect()
+    assert other.default_channel.basic_get("mail").payload == "kept"
+
+
+def test_spawned_consumers_and_publish(connection: Connection, long: bool) -> None:
+    count = 500 if long else 30
+    got: list[Any] = []
+    keep, enough = keeper(got, count)
+    consumer = greenconn.spawn_consumer("mail", keep, connection=connection, concurrency=3)
+    other = greenconn.spawn_consumer("mail", keep, connection=connection)
+    assert consumer.wait_ready(10)
+    assert other.wait_ready(10)
+    gevent.joinall(
+        [
+            gevent.spawn(greenconn.publish, "mail", number, connection=connection)
+            for number in range(count)
+        ],
+        raise_error=True,
+    )
+    assert enough.wait(50)
+    assert consumer.stop(10)
+    assert other.stop(10)
+    assert sorted(got) == list(range(count))
+
+
+def test_what_is_closed_says_so(connection: Connection) -> None:
+    channel = connection.channel()
+    channel.close()
+    channel.close()
+    with pytest.raises(RecoverableChannelError, match="closed"):
+        channel.basic_get("mail")
+    link = connection.connection
+    connection.close()
+    with pytest.raises(RecoverableConnectionError):
+        link.open_channel()
+
+
+def test_a_poll_that_fails_ends_the_link_and_recovery_follows(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    got: list[Any] = []
+    keep, enough = keeper(got, 1)
+    consumer = greenconn.spawn_consumer("mail", keep, connection=connection)
+    assert consumer.wait_ready(10)
+    lost = Event()
+    connection.session.on_connection_lost.append(lambda exc: lost.set())
+    (tmp_path / "queues").rename(tmp_path / "away")
+    assert lost.wait(10)
+    (tmp_path / "away").rename(tmp_path / "queues")
+    greenconn.publish("mail", "after", connection=connection)
+    assert enough.wait(20)
+    consumer.stop(10)
+
+
+def test_classes_are_told_apart() -> None:
+    from kombu.transport.base import Transport as KombuBase
+    from kombu.transport.filesystem import Transport as Filesystem
+
+    hosted = resolve_transport(FILESYSTEM)
+    assert resolve_transport(Filesystem) is hosted
+    assert hosted.driver_type == "filesystem"
+    assert "fanout" in hosted.implements.exchange_type
+    # Ours, since we have one of this name.
+    assert resolve_transport(MEMORY).__module__.startswith("greenconn.")
+    with pytest.raises(TypeError, match="not a virtual one"):
+        resolve_transport(KombuBase)
