@@ -41,7 +41,8 @@ class Connection(Shortcuts, Persistent):
     Arguments:
         hostname: a URL, several (a list, or a text separated by ``;``), or a host name.
         userid, password, virtual_host, port: what a URL leaves blank.  A password may be a function
-            that returns one; it is called for each attempt to connect.
+            that returns one; it is called for each attempt to connect, and again before a
+            :class:`~greenconn.credentials.Token` that it returned ends.
         insist: accepted for kombu's sake.
         ssl: True for TLS, verified; or a dict of its options.
         transport: an alias, a class or its path, where the URL does not name one.
@@ -53,7 +54,8 @@ class Connection(Shortcuts, Persistent):
         failover_strategy: ``round-robin``, ``shuffle``, or a function that takes the list of URLs
             and gives an iterator of those to try.
         alternates: further URLs.
-        credential_provider: an object with ``get_credentials()``, asked for each attempt.
+        credential_provider: an object with ``get_credentials()``, which returns user name and
+            password; asked as a function for the password is.
         kwargs: others are ignored with a warning in the log.
 
     Raises:

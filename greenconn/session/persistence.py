@@ -99,6 +99,30 @@ class Persistent(Capabilities):
         link = self.session.link(reopen=True)
         return self.transport.create_channel(link)
 
+    def update_secret(self, secret: str, reason: str = "", *, timeout: float | None = None) -> None:
+        """Change the password of this login while the connection is open, as OAuth 2 asks for.
+
+        Later attempts to connect use it too, unless the password is a function or there is a
+        ``credential_provider``: these are asked then.  A connection that is not open opens nothing.
+        May switch.
+
+        Arguments:
+            reason: for the broker's log.
+            timeout: seconds to wait for the broker's answer; None is the transport's own.
+
+        Raises:
+            ConnectionError: the broker refused it, and ended the connection for that.
+            TimeoutError: it did not answer in time.
+            NotImplementedError: the transport knows no such thing.
+        """
+        session = self.session
+        broker = session.broker
+        if session.is_open:
+            deadline = Deadline(timeout)
+            broker.transport.update_secret(session.link(), secret, reason, deadline)
+        if not callable(self.password) and self.credential_provider is None:
+            broker.change("password", secret)
+
     @property
     def default_channel(self) -> Any:
         """A channel that all share: opened when first needed, and again after an error.  May switch.

@@ -294,6 +294,16 @@ class Transport:
         """Whether ``basic_qos(apply_global=True)`` means the whole connection, as the spec says."""
         return True
 
+    def update_secret(
+        self, connection: Any, secret: str, reason: str = "", deadline: Deadline | None = None
+    ) -> None:
+        """Tell the broker a new secret for the login of an open link.  May switch.
+
+        Raises:
+            NotImplementedError: the transport has no such thing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot change the login of a connection")
+
     def on_readable(self, connection: Any, loop: Any) -> None:
         """Nothing to do: the link reads by itself."""
 

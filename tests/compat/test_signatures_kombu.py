@@ -21,7 +21,7 @@ MODULES: Final = [
     *("exceptions", "log", "matcher", "message", "messaging", "mixins", "pidbox", "pools"),
     *("resource", "serialization", "simple"),
     *("transport", "transport.base", "transport.memory", "transport.pyamqp", "transport.virtual"),
-    *("transport.virtual.base", "transport.virtual.exchange"),
+    *("transport.native_delayed_delivery", "transport.virtual.base", "transport.virtual.exchange"),
     *("utils", "utils.collections", "utils.compat", "utils.debug", "utils.div", "utils.encoding"),
     *("utils.functional", "utils.imports", "utils.json", "utils.limits", "utils.objects"),
     *("utils.scheduling", "utils.text", "utils.time", "utils.url", "utils.uuid"),
@@ -30,7 +30,7 @@ MODULES: Final = [
 SKIPPED: Final = [
     *("asynchronous", "asynchronous.*"),
     *("utils.amq_manager", "utils.eventio"),
-    *("transport.native_delayed_delivery", "transport.librabbitmq"),
+    "transport.librabbitmq",
     *("transport.SQS", "transport.mongodb", "transport.redis", "transport.qpid"),
     # Kombu's own, to be named by their class paths.
     *("transport.SLMQ", "transport.azure*", "transport.confluentkafka", "transport.consul"),
@@ -93,6 +93,7 @@ ON_PURPOSE: Final[Mapping[str, str]] = {
     "transport.pyamqp.Channel.__init__": OF_THE_READER,
     "transport.pyamqp.Connection.__init__": OF_THE_READER,
     "transport.pyamqp.Message.__init__": OF_THE_READER,
+    "transport.pyamqp.*Transport.get_manager": "its arguments are spelled out",
     "transport.pyamqp.*Transport.Connection": "a link, which is a kind of amqp.Connection",
     "transport.pyamqp.SSLTransport.__init__": "the client is named",
     "transport.pyamqp.Connection.library_properties": "the broker is told our name",

@@ -45,6 +45,7 @@ from greenconn.transport.amqp.gate import PublishGate
 from greenconn.transport.amqp.handshake import Handshake, closing_error, opening_error
 from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
+from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import FRAME_MIN, PROTOCOL_HEADER, FrameParser, method_frame
@@ -137,6 +138,7 @@ class AmqpLink(Link, amqp.Connection):
         self._acking: list[Consuming] = []
         self._closing: Slot[None] | None = None
         self._pulse = Pulse(where, self.end)
+        self.secret = Secret(self)
 
     def __repr__(self) -> str:
         state = "open" if self.connected else "closed"
@@ -216,11 +218,12 @@ class AmqpLink(Link, amqp.Connection):
         returns_tuple: bool = False,
     ) -> None:
         """Write a method of channel 0.  Never switches, waits for nothing."""
-        self._write_method(sig, dumps(format, args) if format else b"")
+        self.write_method(sig, dumps(format, args) if format else b"")
         if callback is not None:
             callback()
 
-    def _write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
+    def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
+        """Write a method of channel 0 whose arguments are packed.  Never switches."""
         self.writer.write(method_frame(0, sig, arguments))
 
     # Using
@@ -335,7 +338,7 @@ class AmqpLink(Link, amqp.Connection):
         if self._handshake.is_done:
             self._closing = Slot()
             self.writer.flush()
-            self._write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
+            self.write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
             try:
                 self._closing.wait(Deadline(CLOSE_TIMEOUT))
             except (TimeoutError, ConnectionError):
@@ -355,6 +358,7 @@ class AmqpLink(Link, amqp.Connection):
             return
         super().end(exc, closed=closed)
         self._pulse.stop()
+        self.secret.stop(exc)
         self._handshake.fail(exc)
         if self._stream is not None:
             self._stream.close()
@@ -372,6 +376,7 @@ class AmqpLink(Link, amqp.Connection):
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
             self._pulse.stop()
+            self.secret.forget()
             for channel in self.channels.values():
                 if channel is not self:
                     channel.forget(self.lost)
@@ -402,7 +407,7 @@ class AmqpLink(Link, amqp.Connection):
         if not self._handshake.is_done:
             self._handshake.put(ids, payload)
         elif ids == _CLOSE:
-            self._write_method(spec.Connection.CloseOk)
+            self.write_method(spec.Connection.CloseOk)
             self.writer.flush()
             self.end(closing_error(payload), closed=self._closing is not None)
         elif ids == _CLOSE_OK:
@@ -412,6 +417,8 @@ class AmqpLink(Link, amqp.Connection):
             self._on_broker_blocked(loads("s", payload, 4)[0][0])
         elif ids == _UNBLOCKED:
             self._on_broker_unblocked()
+        elif ids == UPDATE_SECRET_OK:
+            self.secret.on_ok()
         else:
             self.unexpected_method(0, ids)
 

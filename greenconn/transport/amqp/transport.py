@@ -116,7 +116,24 @@ class Transport(base.Transport):
         )
         within = (deadline or Deadline()).within(client.connect_timeout)
         link.open(within)
+        link.secret.keep(password, lambda: self.login()[1])
         return link
+
+    def update_secret(
+        self, connection: AmqpLink, secret: str, reason: str = "", deadline: Deadline | None = None
+    ) -> None:
+        """Tell the broker a new secret for the login (RabbitMQ's extension).  May switch.
+
+        Arguments:
+            deadline: None, and one without an end, is the connection's ``reply_timeout``.
+
+        Raises:
+            TimeoutError, ConnectionError: see :meth:`Secret.update`.
+        """
+        connection.home.check(connection)
+        if deadline is None or deadline.timeout is None:
+            deadline = Deadline(connection.options.reply_timeout)
+        connection.secret.update(secret, reason, deadline)
 
     def login(self) -> tuple[str | None, str | None]:
         """User name and password, asked for if they are not fixed.  Runs user code; may switch."""

@@ -1,0 +1,55 @@
+"""Logins that end: a token and when it must be replaced."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Protocol
+
+__all__ = ["CredentialProvider", "Token"]
+
+
+class CredentialProvider(Protocol):
+    """What ``Connection(credential_provider=...)`` takes (the same as redis-py's)."""
+
+    def get_credentials(self) -> tuple[str | None, str | None]:
+        """User name and password, the latter a :class:`Token` if it ends.  May switch.
+
+        Called for each attempt to connect, and again before a token ends.
+        """
+        ...
+
+
+class Token(str):
+    """A password that is good for some time, as OAuth 2 gives them.  It shows itself to nobody's log.
+
+    A callable password, or a :class:`CredentialProvider`, that returns one has each connection renew
+    it before it ends, without reconnecting.
+
+    Arguments:
+        secret: the text that is sent.
+        expires_in: seconds from now; None: it does not end.
+
+    Attributes:
+        expires_at: on the monotonic clock; None: never.
+    """
+
+    __slots__ = ("expires_at",)
+
+    expires_at: float | None
+
+    def __new__(cls, secret: str, expires_in: float | None = None) -> Token:
+        token = super().__new__(cls, secret)
+        token.expires_at = None if expires_in is None else monotonic() + expires_in
+        return token
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds left, below 0 when it has ended; None: it does not end."""
+        return None if self.expires_at is None else self.expires_at - monotonic()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Token, (str(self), self.expires_in)
+
+    def __repr__(self) -> str:
+        left = self.expires_in
+        return "<Token>" if left is None else f"<Token: {left:.0f} s left>"
