@@ -14,6 +14,7 @@ from gevent import monkey
 from greenconn import utils
 from greenconn._version import version_info_t
 from greenconn.utils import compat, debug, div, scheduling, text
+from greenconn.utils.amq_manager import get_manager
 from greenconn.utils.time import maybe_s_to_ms
 
 
@@ -135,3 +136,16 @@ def test_a_coroutine_has_been_started() -> None:
     running = totals()
     assert running.send(2) == 2
     assert running.send(3) == 5
+
+
+def test_a_manager_is_asked_of_the_connection() -> None:
+    class Client:
+        def get_manager(self, **kwargs: Any) -> Any:
+            return kwargs
+
+    assert get_manager(Client(), "host", 15672) == {
+        "hostname": "host",
+        "port": 15672,
+        "userid": None,
+        "password": None,
+    }

@@ -1,0 +1,91 @@
+"""In what we differ from kombu on purpose, and why: names with wildcards -> the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["ON_PURPOSE"]
+
+A_DETAIL: Final = "kombu's own use of something, which programs do not ask for"
+BY_POSITION: Final = "the argument is given by position"
+AMQP_ORDER: Final = "channels of all transports take the arguments of AMQP's, in its order"
+DRIVEN: Final = "a link has a reader or a poller of its own, so nobody drives channels"
+OWN_BROKER: Final = (
+    "the memory broker is a broker, not a virtual channel over queues: memory.reset()"
+)
+OF_THE_READER: Final = "channels, links and messages are made by the transport, not by programs"
+IN_INSTANCES: Final = "instances have it, the class has not"
+OF_HUBS: Final = "a group has pools for each hub, so it is a mapping, but no dict"
+
+#: Module and name, with wildcards -> why it differs.
+ON_PURPOSE: Final[Mapping[str, str]] = {
+    "clocks.R_CLOCK": A_DETAIL,
+    "compat.Consumer*.channel": IN_INSTANCES,
+    "compression.brotli": A_DETAIL,
+    "connection.*Connection.ensure_connection": "its arguments are spelled out",
+    "connection.ChannelPool.close_after_fork": "every pool forgets in the child of a fork",
+    "connection.ChannelPool.prepare": BY_POSITION,
+    "connection.PooledConnection.__init__": "a pool makes one for each holder",
+    "connection.ssl_available": "always true",
+    "exceptions.BaseExceptionType": A_DETAIL,
+    "log.naive_format_parts": A_DETAIL,
+    "log.safeify_format": A_DETAIL,
+    "log.DISABLE_TRACEBACKS": "the environment is not read at import",
+    "message.IS_PYPY": A_DETAIL,
+    "*Message.errors": IN_INSTANCES,
+    "messaging.Consumer.channel": IN_INSTANCES,
+    "pidbox.W_PIDBOX_IN_USE": "a text of ours",
+    "pools.ProducerPool.prepare": BY_POSITION,
+    "pools.disable_limit_protection": "the environment is not read at import",
+    "pools.connections": OF_HUBS,
+    "pools.producers": OF_HUBS,
+    "pools.Connections": OF_HUBS,
+    "pools.Producers": OF_HUBS,
+    "pools.PoolGroup": OF_HUBS,
+    "serialization.NOTSET": A_DETAIL,
+    "serialization.parenthesize_alias": A_DETAIL,
+    "serialization.*able_insecure_serializers": "the default is written where kombu has a marker",
+    "transport.TRANSPORT_ALIASES": "paths of ours; see test_aliases",
+    "transport.*Transport.close_channel": BY_POSITION,
+    "transport.*Transport.drain_events": "timeout is all that there is",
+    "utils.*cached_property.__init__": "a property computes something",
+    "utils.encoding.default_encoding_file": "set by set_default_encoding_file",
+    "utils.functional.ChannelPromise": A_DETAIL,
+    "utils.functional.KEYWORD_MARK": A_DETAIL,
+    "utils.json.*T": A_DETAIL,
+    "utils.limits.TokenBucket.*": IN_INSTANCES,
+    "utils.scheduling.CYCLE_ALIASES": "paths of ours",
+    "utils.url.ssl_available": "always true",
+    "mixins.W_CONN_*": A_DETAIL,
+    # AMQP
+    "transport.pyamqp.Channel.__init__": OF_THE_READER,
+    "transport.pyamqp.Connection.__init__": OF_THE_READER,
+    "transport.pyamqp.Message.__init__": OF_THE_READER,
+    "transport.pyamqp.*Transport.get_manager": "its arguments are spelled out",
+    "transport.pyamqp.*Transport.Connection": "a link, which is a kind of amqp.Connection",
+    "transport.pyamqp.SSLTransport.__init__": "the client is named",
+    "transport.pyamqp.Connection.library_properties": "the broker is told our name",
+    "transport.pyamqp.Channel.basic_publish*": "kombu's name for the message, as in its channels",
+    "transport.pyamqp.Channel.basic_qos": "kombu's name of a_global, which is taken too",
+    "transport.pyamqp.Channel.prepare_message": "messages are packed at once, without amqp's class",
+    # Virtual
+    "transport.virtual*.BrokerState.*": IN_INSTANCES,
+    "transport.virtual*.Channel.basic_*": AMQP_ORDER,
+    "transport.virtual*.Channel.exchange_declare": AMQP_ORDER,
+    "transport.virtual*.Channel.queue_*": AMQP_ORDER,
+    "transport.virtual*.Channel.cycle": DRIVEN,
+    "transport.virtual*.Channel.drain_events": DRIVEN,
+    "transport.virtual*.Transport.channels": DRIVEN,
+    "transport.virtual*.Transport.cycle": DRIVEN,
+    "transport.virtual*.Transport.on_message_ready": DRIVEN,
+    "transport.virtual*.exchange_types": "headers exchanges are there, too",
+    "transport.virtual*.STANDARD_EXCHANGE_TYPES": "headers exchanges are there, too",
+    "transport.virtual*.Transport.implements": "fan-out and headers work over plain queues, too",
+    "transport.virtual.base.ARRAY_TYPE_H": A_DETAIL,
+    "transport.virtual.base.*_FMT": A_DETAIL,
+    "transport.virtual.base.W_NO_CONSUMERS": A_DETAIL,
+    # Memory
+    "transport.memory.Channel*": OWN_BROKER,
+    "transport.memory.Transport.*": OWN_BROKER,
+}
