@@ -29,7 +29,8 @@ def main() -> int:
     console = Console(stderr=True)
     with broker(options.url) as url:
         if options.profile:
-            return profiled(options.profile, "greenconn", messages=options.count, url=url)
+            rival = (options.rival or ["greenconn"])[0]
+            return profiled(options.profile, rival, messages=options.count, url=url)
         report = _measure(options, url, console)
     if options.json:
         print(report.json())
@@ -38,7 +39,7 @@ def main() -> int:
     else:
         Console(width=None if sys.stdout.isatty() else 200).print(report.text())
     for note in report.notes():
-        console.print(note, markup=False, highlight=False)
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     return 1 if report.results.failures else 0
 
 
@@ -49,11 +50,10 @@ def _measure(options: argparse.Namespace, url: str, console: Console) -> Report:
     results = Results()
     with Progress(console=console) as progress:
         task = progress.add_task("", total=options.rounds * len(pairs))
-        for work, rival in measured(
-            results, pairs, rounds=options.rounds, messages=options.count, url=url
-        ):
-            progress.update(task, description=f"{work}, {rival}")
-            progress.advance(task)
+        turns = measured(results, pairs, rounds=options.rounds, messages=options.count, url=url)
+        for done, (work, rival) in enumerate(turns):
+            progress.update(task, completed=done, description=f"{work}, {rival}")
+        progress.update(task, completed=options.rounds * len(pairs), description="done")
     return Report(results, works, rivals, options.rounds, options.budget)
 
 
@@ -76,16 +76,16 @@ def _arguments() -> argparse.Namespace:
     url = os.environ.get("GREENCONN_TEST_AMQP_URL")
     add("--url", default=url, help="a RabbitMQ to use; without it a private one is started")
     add("--rounds", type=int, help="how often each is measured (5)")
-    add("--count", type=int, help="messages of a measurement; slow works take fewer (20,000)")
+    add("--count", type=int, help="messages of a measurement; slow works take fewer (10,000)")
     add("--quick", action="store_true", help="one round of 2,000 messages: a first impression")
     add("--work", action="append", choices=WORKS, help="only this one; may be repeated")
     add("--rival", action="append", choices=RIVALS, help="only this one; may be repeated")
     add("--budget", action="store_true", help="show what greenconn may cost at most")
     add("--rst", action="store_true", help="print the table as reStructuredText")
     add("--json", action="store_true", help="print all figures as JSON")
-    add("--profile", choices=WORKS, metavar="WORK", help="print where greenconn's CPU time goes")
+    add("--profile", choices=WORKS, metavar="WORK", help="print where its CPU time goes")
     options = parser.parse_args()
-    rounds, count = QUICK if options.quick else (5, 20_000)
+    rounds, count = QUICK if options.quick else (5, 10_000)
     options.rounds = options.rounds or rounds
     options.count = options.count or count
     return options

@@ -8,7 +8,7 @@ from statistics import median
 
 from benchmarks.clock import Figures
 
-__all__ = ["import_time"]
+__all__ = ["import_time", "imports"]
 
 #: What a program does before it can connect.
 PROGRAMS = {
@@ -22,11 +22,12 @@ PROGRAMS = {
     "aio-pika": "import asyncio, aio_pika; aio_pika.connect",
     "raw": "import socket, struct",
 }
-CLOCK = "from time import perf_counter as c; a = c(); {program}; print(c() - a)"
+ROWS = 40
+CLOCK = "from time import process_time as c; a = c(); {program}; print(c() - a)"
 
 
 def import_time(rival: str, count: int) -> Figures:
-    """The median of *count* fresh interpreters, in milliseconds, without their start."""
+    """The median CPU time of *count* fresh interpreters, in milliseconds, without their start."""
     program = CLOCK.format(program=PROGRAMS[rival])
     took = []
     for _ in range(count + 1):
@@ -34,4 +35,23 @@ def import_time(rival: str, count: int) -> Figures:
             [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )
         took.append(float(done.stdout))
-    return {"wall": median(took[1:]) * 1e3}  # the first one may compile
+    return {"cpu": median(took[1:]) * 1e3}  # the first one may compile
+
+
+def imports(rival: str) -> str:
+    """The modules that take the most time of their own, in the interpreter's words."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", PROGRAMS[rival]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heading, *lines = done.stderr.splitlines()
+    slowest = sorted(lines, key=_own_time, reverse=True)[:ROWS]
+    return "\n".join([heading, *slowest])
+
+
+def _own_time(line: str) -> int:
+    """The microseconds in ``import time: OWN | TOTAL | MODULE``."""
+    own = line.partition(":")[2].partition("|")[0].strip()
+    return int(own) if own.isdigit() else 0

@@ -28,8 +28,14 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """The address in *url*."""
+        """The address in *url*.
+
+        Raises:
+            ValueError: it is not one of plain AMQP.
+        """
         parts = urlsplit(url)
+        if parts.scheme != "amqp":
+            raise ValueError(f"url {url!r}: the benchmarks connect by amqp:// only")
         return cls(
             parts.hostname or "127.0.0.1",
             parts.port or 5672,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from benchmarks.clock import Clock, Figures
-from benchmarks.imports import import_time
+from benchmarks.imports import import_time, imports
 from benchmarks.line import Address
 from benchmarks.profiling import Sampler
 from benchmarks.stage import Stage
@@ -41,6 +41,8 @@ def measure(rival: str, work: str, count: int, url: str) -> Figures:
 
 def profile(rival: str, work: str, count: int, url: str) -> str:
     """Where the CPU time of *work* goes; repeats it until there are enough samples."""
+    if work == "import":
+        return imports(rival)
     sampler = Sampler()
     with _prepared(rival, work, url) as function:
         function(count)

@@ -26,7 +26,7 @@ class Sampler:
     """Counts which functions run, and under which others."""
 
     def __init__(self) -> None:
-        self._samples = 0
+        self.samples = 0  #: taken
         self._own: Counter[CodeType] = Counter()
         self._total: Counter[CodeType] = Counter()
         self._lines: Counter[tuple[CodeType, int]] = Counter()
@@ -34,7 +34,7 @@ class Sampler:
     @property
     def is_content(self) -> bool:
         """Whether there are enough samples."""
-        return self._samples >= ENOUGH
+        return self.samples >= ENOUGH
 
     def start(self) -> None:
         """Begin."""
@@ -48,7 +48,7 @@ class Sampler:
     def _sample(self, number: int, frame: FrameType | None) -> None:
         if frame is None:
             return
-        self._samples += 1
+        self.samples += 1
         self._own[frame.f_code] += 1
         self._lines[frame.f_code, frame.f_lineno] += 1
         stack = set()
@@ -59,7 +59,7 @@ class Sampler:
 
     def report(self) -> str:
         """The functions with the most time of their own, and the lines."""
-        rows = [f"{self._samples} samples", "", "  own%  total%  function"]
+        rows = [f"{self.samples} samples", "", "  own%  total%  function"]
         for code, own in self._own.most_common(ROWS):
             share, total = self._share(own), self._share(self._total[code])
             rows.append(f"{share:6.1f} {total:7.1f}  {_name(code)}  {_place(code)}")
@@ -73,7 +73,7 @@ class Sampler:
         return "\n".join(rows)
 
     def _share(self, samples: int) -> float:
-        return samples / max(1, self._samples) * 100
+        return samples / max(1, self.samples) * 100
 
 
 def _name(code: CodeType) -> str:

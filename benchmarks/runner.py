@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from benchmarks.clock import Figures
+from benchmarks.rivals import RIVALS
 from benchmarks.works import WORKS
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.keeper import Keeper
@@ -73,6 +74,7 @@ def profiled(work: str, rival: str, *, messages: int, url: str) -> int:
 
 
 def _command(rival: str, work: str, messages: int, url: str) -> list[str]:
+    messages //= RIVALS[rival].sleeps.get(work, 1)
     count = str(WORKS[work].count(messages))
     return [sys.executable, "-m", "benchmarks.measure", rival, work, count, url]
 

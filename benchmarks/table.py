@@ -46,7 +46,7 @@ class Report:
         for number, heading in enumerate(self._headings()):
             table.add_column(heading, justify="right" if number else "left")
         for row in self._rows():
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
         return table
 
     def rst(self) -> str:
@@ -71,12 +71,17 @@ class Report:
     def notes(self) -> Iterator[str]:
         """What was measured on, and why cells are empty."""
         yield machine()
-        for rival in self.rivals:
-            for work, reason in RIVALS[rival].cannot.items():
-                if work in self.works:
-                    yield f"{RIVALS[rival].title}, {WORKS[work].figures[0].title}: {reason}"
-        for (work, rival), reason in self.results.failures.items():
-            yield f"{RIVALS[rival].title}, {WORKS[work].figures[0].title}: failed: {reason}"
+        for work in self.works:
+            reasons: dict[str, list[str]] = {}
+            for rival in self.rivals:
+                reason = RIVALS[rival].cannot.get(work)
+                failure = self.results.failures.get((work, rival))
+                if failure is not None:
+                    reason = f"failed: {failure.splitlines()[-1]}"
+                if reason is not None:
+                    reasons.setdefault(reason, []).append(RIVALS[rival].title)
+            for reason, titles in reasons.items():
+                yield f"{plain(WORKS[work].figures[0].title)}: {', '.join(titles)}: {reason}"
 
     def _headings(self) -> list[str]:
         headings = ["work", "unit", *(RIVALS[rival].title for rival in self.rivals)]
@@ -119,6 +124,11 @@ def machine() -> str:
     rivals = [f"{r.distribution} {r.version}" for r in RIVALS.values() if r.version]
     load = f"load {os.getloadavg()[0]:.1f}"
     return ", ".join([f"{os.cpu_count()} CPUs", load, python, gevent, *rivals])
+
+
+def plain(markup: str) -> str:
+    """Without the marks of reStructuredText."""
+    return markup.replace("``", "")
 
 
 def number(value: float) -> str:

@@ -20,6 +20,8 @@ class Rival:
     patched: bool = False  #: whether its users monkey-patch
     #: Works that it cannot do, and why.
     cannot: dict[str, str] = field(default_factory=dict)
+    #: Works in which it sleeps, 10 ms at a time, and by what their number of messages is divided.
+    sleeps: dict[str, int] = field(default_factory=dict)
 
     @property
     def version(self) -> str | None:
@@ -32,7 +34,7 @@ class Rival:
             return None
 
 
-_NO_WORKERS = "has no handlers that run at once"
+_NO_WORKERS = "calls one handler at a time"
 _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
 
@@ -63,17 +65,19 @@ RIVALS = {
         cannot={
             "publish_pool": _NO_POOL,
             "spawned": _NO_WORKERS,
-            "rpc_shared": "its example polls, a thread a call",
+            "rpc_shared": _ONE_CALLER,
         },
+        sleeps={"confirmed": 20, "confirmed_shared": 40, "consumers": 10, "rpc": 40, "connect": 10},
     ),
     "aio-pika": Rival(
         title="aio-pika",
         module="aio_pika_works",
         distribution="aio-pika",
+        cannot={"spawned": "its handlers always run at once: see prefetch 100"},
     ),
     "raw": Rival(
         title="raw loop",
         module="raw_works",
-        cannot={"spawned": _NO_WORKERS},
+        cannot={"spawned": "has no handlers"},
     ),
 }

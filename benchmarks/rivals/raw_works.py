@@ -33,19 +33,20 @@ class Works:
         """End the connection."""
         self.line.close()
 
-    def publish(self, count: int, together: int = 1) -> Figures:
-        """One send a message."""
+    def publish(self, count: int) -> Figures:
+        """One send for many."""
         sink = self.stage.sink()
-        batch = self._json(sink) * together
+        batch = self._json(sink) * CALLERS
+        turns = max(1, count // CALLERS)
         with Clock() as clock:
-            for _ in range(count // together):
+            for _ in range(turns):
                 self.line.socket.sendall(batch)
             self.line.settle(self.stage.mark)
-        return clock.per(count // together * together)
+        return clock.per(turns * CALLERS)
 
     def publish_pool(self, count: int) -> Figures:
-        """One send for many."""
-        return self.publish(max(count, CALLERS), CALLERS)
+        """The same: it needs no pool."""
+        return self.publish(count)
 
     def confirmed(self, count: int) -> Figures:
         """Send, receive the confirm."""
