@@ -303,8 +303,12 @@ class Retry:
             delay = min(delay * self.backoff, self.max_delay)
 
 
-def _names(cls: type[Any]) -> list[str]:
-    return [each.name for each in fields(cls)]
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(cls))
+
+
+#: Options classes -> their defaults, which cannot be changed: one of each is enough.
+_defaults: Final[dict[type[Any], Any]] = {}
 
 
 def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O, tuple[str, ...]]:
@@ -316,6 +320,10 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
     Raises:
         ValueError: a value is not what its option wants.
     """
+    if not mapping:
+        if cls not in _defaults:
+            _defaults[cls] = cls()
+        return _defaults[cls], ()
     names = _names(cls)
     known = {name: mapping[name] for name in names if name in mapping}
     return cls(**known), tuple(name for name in mapping if name not in known)

@@ -99,6 +99,8 @@ def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
 
 def _decoded(text: str, url: str) -> str | None:
     """Percent-decode; an empty part is None."""
+    if "%" not in text:
+        return text or None
     try:
         return unquote(text, errors="strict") or None
     except UnicodeDecodeError:
@@ -181,7 +183,7 @@ def url_to_parts(url: str) -> urlparts:
         _decoded(user, url),
         _decoded(password, url),
         _decoded(path, url),
-        dict(parse_qsl(query)),
+        dict(parse_qsl(query)) if query else {},
     )
 
 
@@ -345,7 +347,9 @@ class BrokerURL:
             return cls._of_host(text)
         parts = url_to_parts(text)
         transport, _, inner = parts.scheme.partition("+")
-        query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
+        query = {}
+        if "?" in text:
+            query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
         is_socket = inner == "socket"
         return cls(
             transport=transport,

@@ -48,6 +48,10 @@ class Parameter(Shared[T]):
         self._parameter = parameter
         self._fills = fills
 
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> T:
+        # As above, with a call less: opening a connection asks for all of them.
+        return self._default if instance is None else self._read_parameter(instance.session)
+
     def _read_parameter(self, session: Session) -> T:
         value = getattr(session.broker.parameters, self._parameter or self.name)
         return self._default if value is None and self._fills else cast(T, value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from operator import itemgetter
+from types import MethodType
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -57,6 +59,7 @@ class Broker:
         self._first = self._parameters = parameters
         self._transport: Any = None
         self._key: ParameterKey | None = None
+        self._label: str | None = None
 
     @property
     def parameters(self) -> Parameters:
@@ -66,7 +69,7 @@ class Broker:
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
         self._parameters = replace(self._parameters, **{name: value})
-        self._key = None
+        self._key = self._label = None
 
     @property
     def hosts(self) -> int:
@@ -92,7 +95,7 @@ class Broker:
 
     def drop_transport(self) -> None:
         """Make a new transport when one is needed again."""
-        self._transport = None
+        self._transport = self._label = None
 
     def point_at(self, address: str, *, keeps_transport: bool = True) -> None:
         """Mean another broker from now on.
@@ -106,7 +109,7 @@ class Broker:
         if "://" not in address:
             keywords = self._first
         self._parameters = combined(address, keywords)[0]
-        self._transport = self._key = None
+        self._transport = self._key = self._label = None
 
     def advance(self) -> None:
         """Mean the next broker of the failover list, if there is one."""
@@ -224,6 +227,15 @@ class Broker:
             mask: what stands for it otherwise.
             getfields: takes port, user, password, virtual host and transport out of :meth:`info`.
         """
+        if include_password or mask != "**" or getfields is not URI_FIELDS:
+            return self._uri(include_password, mask, getfields)
+        if self._label is None:  # it goes into every log record and error
+            self._label = self._uri(include_password, mask, getfields)
+        return self._label
+
+    def _uri(
+        self, include_password: bool, mask: str, getfields: Callable[[dict[str, Any]], Any]
+    ) -> str:
         parameters = self._parameters
         hostname = parameters.hostname or "localhost"
         if self.transport.can_parse_url or parameters.uri_prefix:
@@ -262,7 +274,17 @@ class Broker:
 
 def _takes_deadline(establish: Any) -> bool:
     """Whether it is written for us; kombu's contract has no arguments."""
+    function = getattr(establish, "__func__", None)
+    return _has_parameters(establish) if function is None else _is_method_with_parameters(function)
+
+
+@lru_cache(maxsize=64)
+def _is_method_with_parameters(function: Any) -> bool:
+    return _has_parameters(MethodType(function, object()))
+
+
+def _has_parameters(function: Any) -> bool:
     try:
-        return bool(inspect.signature(establish).parameters)
+        return bool(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return False

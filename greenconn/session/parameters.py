@@ -190,7 +190,7 @@ def _of_url(
     whole = {name: options.pop(name) for name in ("failover_strategy",) if name in options}
     if options:
         changes["transport_options"] = {**keywords.transport_options, **options}
-    return _with_tls(replace(place, **changes)), whole
+    return _with_tls(replace(place, **changes) if changes else place), whole
 
 
 def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:

@@ -217,8 +217,8 @@ class AmqpLink(Link, amqp.Connection):
         callback: Any = None,
         returns_tuple: bool = False,
     ) -> None:
-        """Write a method of channel 0.  Never switches, waits for nothing."""
-        self.write_method(sig, dumps(format, args) if format else b"")
+        """Answer a method of the handshake.  Never switches, waits for nothing."""
+        self._handshake.add(sig, format, args)
         if callback is not None:
             callback()
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from amqp import spec
 from amqp.exceptions import error_for_code
-from amqp.serialization import loads
+from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import AMQPError, ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.transport.amqp.rpc import ids_of
+from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
@@ -21,18 +23,23 @@ __all__ = ["Handshake", "closing_error", "opening_error"]
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
+_START: Final = ids_of(spec.Connection.Start)
 
 
 class Handshake:
     """Runs amqp's own steps (start, tune, open) in the greenlet that connects.
 
     The reader only hands the broker's methods over, so that a login mechanism may take its time.
+
+    Attributes:
+        answer: frames with which the broker's latest method is answered; they leave in one piece.
     """
 
-    __slots__ = ("_methods", "is_done")
+    __slots__ = ("_methods", "answer", "is_done")
 
     def __init__(self) -> None:
         self.is_done = False
+        self.answer: list[bytes] = []
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
@@ -58,19 +65,63 @@ class Handshake:
             if deadline.has_ended:
                 raise TimeoutError("timed out")  # else a peer that never stops would not be noticed
             try:
-                self._answer(link, ids, payload)
+                self._take(link, ids, payload)
             except (struct.error, LookupError, AttributeError, TypeError, UnicodeError) as exc:
                 raise FrameError(f"method {_name(ids)} cannot be read: {exc}") from exc
+            finally:
+                self._send_answer(link)
 
-    def _answer(self, link: AmqpLink, ids: int, payload: bytes) -> None:
+    def add(self, sig: tuple[int, int], form: str | None, arguments: Any) -> None:
+        """Answer with this method, behind those that were added before.  Never switches."""
+        if not form:
+            packed = b""
+        elif sig == spec.Connection.StartOk:
+            packed = _packed_table(arguments[0]) + dumps(form[1:], arguments[1:])
+        else:
+            packed = dumps(form, arguments)
+        self.answer.append(method_frame(0, sig, packed))
+
+    def _send_answer(self, link: AmqpLink) -> None:
+        if self.answer:
+            link.writer.write(b"".join(self.answer))
+            self.answer = []
+
+    def _take(self, link: AmqpLink, ids: int, payload: bytes) -> None:
         if ids == _CLOSE:
             link.send_method(spec.Connection.CloseOk)
             raise closing_error(payload)
         method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
         if method is None or method.method_sig not in link._callbacks:
             raise FrameError(f"method {_name(ids)} amid the handshake")
-        args = loads(method.args, payload, 4)[0] if method.args else []
+        if ids == _START:
+            args = _start_arguments(method.args, payload)
+        else:
+            args = loads(method.args, payload, 4)[0] if method.args else []
         link._callbacks[method.method_sig](*args)
+
+
+# Server and client say the same of themselves each time, and the tables are most of the work of a
+# handshake.  Neither holds a secret.
+
+
+@lru_cache(maxsize=16)
+def _start_arguments(form: str, payload: bytes) -> Any:
+    return loads(form, payload, 4)[0]
+
+
+def _packed_table(properties: dict[str, Any]) -> bytes:
+    texts = dict(properties)
+    capabilities = texts.pop("capabilities", {})
+    plain = capabilities and all(capabilities.values())
+    if plain and all(type(value) is str for value in texts.values()):
+        return _packed_texts(tuple(texts.items()), tuple(capabilities))
+    return cast(bytes, dumps("F", (properties,)))
+
+
+@lru_cache(maxsize=16)
+def _packed_texts(texts: tuple[tuple[str, str], ...], capabilities: tuple[str, ...]) -> bytes:
+    properties = {**dict(texts), "capabilities": dict.fromkeys(capabilities, True)}
+    return cast(bytes, dumps("F", (properties,)))
 
 
 def _name(ids: int) -> str:
