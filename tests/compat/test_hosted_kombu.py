@@ -13,7 +13,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Consumer, Exchange, Queue
-from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
@@ -146,6 +146,11 @@ def test_spawned_consumers_and_publish(connection: Connection, long: bool) -> No
     assert consumer.stop(10)
     assert other.stop(10)
     assert sorted(got) == list(range(count))
+
+
+def test_what_does_not_exist_is_not_found(connection: Connection) -> None:
+    with pytest.raises(NotFound, match="no exchange 'letters'"):
+        connection.default_channel.exchange_declare("letters", passive=True)
 
 
 def test_what_is_closed_says_so(connection: Connection) -> None:

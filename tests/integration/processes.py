@@ -68,6 +68,18 @@ class Running:
                 gevent.sleep(0.01)
         return Outcome(process.returncode, output.get().decode(), errors.get().decode())
 
+    def line(self, timeout: float = TIMEOUT) -> str:
+        """Wait for the next line of its output; "" is the end of it.  May switch."""
+        text = b""
+        with gevent.Timeout(timeout, AssertionError("the program printed nothing")):
+            while not text.endswith(b"\n"):
+                wait_read(self.output.fileno())
+                char = os.read(self.output.fileno(), 1)
+                if not char:
+                    break
+                text += char
+        return text.decode().rstrip("\n")
+
     def end(self) -> None:
         """See that it has ended."""
         if self.process.poll() is None:

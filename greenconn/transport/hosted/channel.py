@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from greenconn.exceptions import RecoverableChannelError
+from greenconn.exceptions import ChannelError, NotFound, RecoverableChannelError
 from greenconn.identity import uuid
 from greenconn.transport.base import StdChannel
 from greenconn.transport.hosted.consumer import HostedConsumer, message_of
@@ -29,7 +29,13 @@ def _exclusive(method: F) -> F:
         self.connection.home.check(self.connection)
         with self.connection.lock:
             self.check_open()
-            return method(self, *args, **kwargs)
+            try:
+                return method(self, *args, **kwargs)
+            except ChannelError as exc:
+                if type(exc) is ChannelError and str(exc.reply_code) == "404":
+                    # As a broker's own refusal is.
+                    raise NotFound(exc.reply_text, exc.method_sig, exc.method_name) from exc
+                raise
 
     return cast(F, alone)
 
