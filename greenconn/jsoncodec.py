@@ -180,9 +180,12 @@ def loads(
     Raises:
         ValueError: it is not JSON (``json.JSONDecodeError``) or not UTF-8 (``UnicodeDecodeError``).
     """
-    if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
-        s = str(s, "utf-8")
-    if object_hook is not _own_hook or _loads is not json.loads or not isinstance(s, str):
+    if s.__class__ is not str:
+        if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
+            s = str(s, "utf-8")
+        else:
+            return _loads(s, object_hook=object_hook)
+    if object_hook is not _own_hook or _loads is not json.loads:
         return _loads(s, object_hook=object_hook)
     # A foreign encoder might write the letters of the marker as \u00xx.
     if "__type__" in s or "\\u00" in s:

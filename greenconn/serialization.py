@@ -244,7 +244,10 @@ class SerializerRegistry:
             DecodeError: the body is not what its content type says.
             SerializerNotInstalled: the package that decodes it is not installed.
         """
-        content_type = bytes_to_str(content_type) if content_type else "application/data"
+        if not content_type:
+            content_type = "application/data"
+        elif content_type.__class__ is not str:
+            content_type = bytes_to_str(content_type)
         if accept is not None:
             if content_type not in accept and content_type not in _trusted_content:
                 raise self._refusal(content_type, "untrusted")

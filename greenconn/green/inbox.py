@@ -121,8 +121,11 @@ class Inbox(Generic[T]):
             item = taker.exchange(item)
         return item
 
-    def get(self, deadline: Deadline) -> T:
+    def get(self, timeout: float | Deadline | None) -> T:
         """Take the oldest item.  May switch.
+
+        Arguments:
+            timeout: seconds, or a deadline that runs already; None waits.
 
         Raises:
             TimeoutError: nothing came before the deadline.  The hub had a turn even if that was 0.
@@ -139,8 +142,9 @@ class Inbox(Generic[T]):
                     turn()
             if items:
                 return self._take() if self._handed else items.popleft()
-        left = deadline.left()
-        if left == 0.0:
+        # Made only now: one who finds an item has no use for it.
+        deadline = Deadline.of(timeout)
+        if deadline.left() == 0.0:
             turn()
             if items:
                 return self._take()

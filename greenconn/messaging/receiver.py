@@ -49,13 +49,15 @@ class Receiver:
         on_message = self.on_message
         body = None
         try:
-            if not isinstance(message, Message):  # the raw one of a channel that is not ours
+            is_ours = isinstance(message, Message)
+            if not is_ours:  # the raw one of a channel of another library
                 to_python = getattr(self._channel, "message_to_python", None)
                 if to_python is not None:
                     message = to_python(message)
             if self.accept is not None:
                 message.accept = self.accept
-            if message.errors:
+            # Decoding ours raises its errors; to look at them first would cost more than to decode.
+            if (on_message is not None or not is_ours) and message.errors:
                 message._reraise_error()
             if on_message is None:
                 body = message.decode()

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
@@ -44,6 +44,10 @@ from greenconn.session.walk import Walk
 __all__ = ["Session"]
 
 logger = logging.getLogger("greenconn.session")
+
+
+#: Asked for with each event that is drained, and members of an Enum are not looked up for nothing.
+_OPEN: Final = SessionState.OPEN
 
 
 class Session:
@@ -180,7 +184,7 @@ class Session:
     def settled(self) -> Life | None:
         """The current life if all that belongs on it is there, else None.  Never switches."""
         life = self.life
-        if self._state is SessionState.OPEN and life.is_open:
+        if self._state is _OPEN and life.is_open:
             if self._home is not None:
                 self._home.check(self)
             return life

@@ -194,15 +194,18 @@ class Link:
         if self.lost is not None:
             raise RecoverableConnectionError(f"connection is closed ({self.lost})") from self.lost
 
-    def drain(self, deadline: Deadline) -> None:
+    def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event in the calling greenlet.  May switch.
+
+        Arguments:
+            timeout: seconds, or a deadline that runs already; None waits.
 
         Raises:
             TimeoutError: no event before the deadline.
             RecoverableConnectionError, OSError: the link is lost.
         """
         self.check_open()
-        function, argument = self.events.get(deadline)
+        function, argument = self.events.get(timeout)
         function(argument)
 
     def close(self) -> None:
@@ -267,7 +270,7 @@ class Transport:
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
-        connection.drain(Deadline(timeout))
+        connection.drain(timeout)
 
     def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
         """Raise if the peer is known to be dead; heartbeats need nobody's help."""

@@ -8,6 +8,7 @@ properties or the body of a message decodes them then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -48,6 +49,15 @@ _body_size = Struct(">Q")
 # The rest of a method frame and the start of a header frame, the rest of that and the start of a body.
 _header_start = Struct(">BHIHHQ")
 _body_start = Struct(">BBHI")
+# For messages that lie whole in what was received.  The end of one frame with kind and channel of the
+# next is one number: there is one comparison to make instead of three.
+_whole_method = Struct(">BHII")
+_whole_header = Struct(">II4xQ")
+_whole_body = Struct(">II")
+_HEADER_FOLLOWS: Final = 0xCE << 24 | HEADER << 16
+_BODY_FOLLOWS: Final = 0xCE << 24 | BODY << 16
+#: Bytes behind the arguments of a method, at least, if a content of one byte or more follows.
+_SMALLEST_CONTENT: Final = 1 + 22 + 9
 
 #: Largest body that is put together from the peer's frames, in bytes (RabbitMQ's own limit).
 BODY_LIMIT: Final = 512 * 1024 * 1024
@@ -113,8 +123,11 @@ class FrameParser:
         append = methods.append
         unpack, partial = _frame_head.unpack_from, self._partial
         limit = self.frame_max or self.body_limit + 8
+        room = min(limit, self.body_limit)
         position, end = 0, len(data)
         need = 8
+        if not partial:
+            position = _take_whole(data, 0, room, append)
         while end - position >= 8:
             kind, channel, size = unpack(data, position)
             start = position + 7
@@ -140,12 +153,16 @@ class FrameParser:
                     partial[channel] = _Content(ids, payload)
                 else:
                     append((channel, ids, payload, None, None))
+                    if not partial:
+                        position = _take_whole(data, position, room, append)
             elif kind == HEARTBEAT:
                 self.heartbeats += 1
             else:
                 done = self._content(kind, channel, data[start:stop])
                 if done is not None:
                     append(done)
+                    if not partial:
+                        position = _take_whole(data, position, room, append)
         self._need = need
         self._have = end - position
         if position < end:
@@ -196,6 +213,59 @@ class FrameParser:
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
             return FrameError(f"frame of unknown type {kind}: the peer does not speak AMQP 0-9-1")
         return FrameError(f"frame of {size} bytes announced; the limit is {limit}")
+
+
+def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method], None]) -> int:
+    """The fast path: take messages of which method, header and one body frame lie whole in *data*.
+
+    Nearly all deliveries of a busy consumer do.  Here two numbers are compared for a frame and nothing
+    is kept between frames, which halves the cost of a small message.  Whatever is not as expected is
+    left to the caller, who finds out whether it is rare, incomplete or wrong: so nothing here raises.
+
+    Arguments:
+        room: bytes that all three together may have; below both the limit of a frame and of a body.
+
+    Returns:
+        The position of the first frame that was not taken.
+    """
+    method_at, header_at, body_at = (
+        _whole_method.unpack_from,
+        _whole_header.unpack_from,
+        _whole_body.unpack_from,
+    )
+    end = len(data)
+    last = end - _SMALLEST_CONTENT
+    while position + 11 < last:
+        kind, channel, size, ids = method_at(data, position)
+        middle = position + 7 + size
+        if kind != METHOD or ids not in _WITH_CONTENT or middle > last:
+            break
+        mark, header_size, body_size = header_at(data, middle)
+        stop = middle + 8 + header_size
+        if mark != _HEADER_FOLLOWS | channel or header_size < 14 or stop + 9 > end:
+            break
+        mark, size_here = body_at(data, stop)
+        after = stop + 8 + body_size
+        if (
+            mark != _BODY_FOLLOWS | channel
+            or size_here != body_size
+            or after >= end
+            or not body_size
+            or size + header_size + body_size + 8 > room  # below that each is
+            or data[after] != 0xCE
+        ):
+            break
+        append(
+            (
+                channel,
+                ids,
+                data[position + 7 : middle],
+                data[middle + 8 : stop],
+                data[stop + 8 : after],
+            )
+        )
+        position = after + 1
+    return position
 
 
 def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") -> bytes:

@@ -45,7 +45,7 @@ from greenconn.transport.amqp.rpc import (
 from greenconn.transport.amqp.topology import Topology
 from greenconn.transport.amqp.unsent import Found
 from greenconn.transport.base import StdChannel
-from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, method_frame
+from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
@@ -369,9 +369,6 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of the broker over.  Called by the reader."""
-        if ids == BASIC_DELIVER:
-            self._on_deliver(payload, header, body)
-            return
         if self._closing and ids not in (_CLOSE, _CLOSE_OK):
             return
         reply = (ids, payload, header, body)

@@ -48,7 +48,13 @@ from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
-from greenconn.wire.amqp import FRAME_MIN, PROTOCOL_HEADER, FrameParser, method_frame
+from greenconn.wire.amqp import (
+    BASIC_DELIVER,
+    FRAME_MIN,
+    PROTOCOL_HEADER,
+    FrameParser,
+    method_frame,
+)
 
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
@@ -298,13 +304,13 @@ class AmqpLink(Link, amqp.Connection):
         finally:
             self.budget.end_wait()
 
-    def drain(self, deadline: Deadline) -> None:
+    def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event in the calling greenlet; see :meth:`Link.drain`.  May switch."""
         if get_hub() is not self.home.hub:
             self.home.check(self)
         if self.lost is not None:
             self.check_open()
-        function, argument = self.events.get(deadline)
+        function, argument = self.events.get(timeout)
         function(argument)
 
     def check_size(self, size: int) -> None:
@@ -384,16 +390,15 @@ class AmqpLink(Link, amqp.Connection):
     # In the reader (or the hub): nothing here may switch or run user code.
 
     def _on_data(self, data: bytes) -> None:
-        channels = self.channels
         for channel_id, ids, payload, header, body in self._parser.feed(data):
-            if channel_id:
-                channel = channels.get(channel_id)
-                if channel is not None:
-                    channel.on_method(ids, payload, header, body)
+            # Channel 0 is this object.  When the connection ends there are no channels any more.
+            channel = self.channels.get(channel_id)
+            if channel is None:
+                continue
+            if ids == BASIC_DELIVER:
+                channel.on_deliver(payload, header, body)
             else:
-                self.on_method(ids, payload, header, body)
-            if self.lost is not None:
-                return
+                channel.on_method(ids, payload, header, body)
         if self.budget.is_exceeded:
             self.end(
                 RecoverableConnectionError(
@@ -421,6 +426,10 @@ class AmqpLink(Link, amqp.Connection):
             self.secret.on_ok()
         else:
             self.unexpected_method(0, ids)
+
+    def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
+        """Channel 0 has no consumers."""
+        self.unexpected_method(0, BASIC_DELIVER)
 
     def unexpected_method(self, channel_id: int, ids: int) -> None:
         """A method that nobody asked for: the two sides no longer agree."""

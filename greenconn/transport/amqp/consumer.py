@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.slot import Slot
@@ -29,6 +29,10 @@ class ConsumerState(Enum):
     ABANDONED = auto()
     #: ``basic.cancel`` was written without waiting for an answer: the tag may be used again.
     CANCELLED = auto()
+
+
+#: Asked for with each delivery, and members of an Enum are not looked up for nothing.
+_ABANDONED: Final = ConsumerState.ABANDONED
 
 
 class ChannelConsumer:
@@ -140,7 +144,7 @@ class ChannelConsumer:
     # In the greenlet that drains.
 
     def _handle(self, message: Delivery) -> None:
-        if self.state is ConsumerState.ABANDONED:
+        if self.state is _ABANDONED:
             self._refuse(message)
         elif self.callback is not None:
             self.callback(message)

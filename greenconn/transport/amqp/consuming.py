@@ -210,7 +210,7 @@ class Consuming:
         if len(reply) < 2:
             return None
         payload, header, body = reply[-1]
-        return Delivery(self, reply[0], payload[4:], header, body, None)
+        return Delivery(self, reply[0], payload, header, body, None)
 
     def _note_get(self, reply: Reply) -> None:
         # In the reader, so that the ledger sees all tags in the order of the wire.
@@ -320,7 +320,8 @@ class Consuming:
 
     # In the reader: nothing here may switch or run user code.
 
-    def _on_deliver(self, payload: bytes, header: bytes | None, body: bytes | None) -> None:
+    def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
+        """Take a delivery over.  Called by the reader, for each message."""
         end = 5 + payload[4]
         consumer = self._consumers.get(payload[5:end])
         if consumer is None:
@@ -328,9 +329,7 @@ class Consuming:
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if not consumer.no_ack:
             self._ledger.outstanding[tag] = None
-        assert header is not None
-        assert body is not None
-        consumer.deliver(Delivery(self, tag, payload[end:], header, body, consumer.tag))
+        consumer.deliver(Delivery(self, tag, payload, header, body, consumer.tag))
 
     def _on_consumer_cancel(self, reply: Reply) -> None:
         tag = loads("s", reply[1], 4)[0][0]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Any
 
 from greenconn.message import Message
-from greenconn.transport.amqp.properties import pack_properties, unpack_properties
+from greenconn.serialization import loads
+from greenconn.transport.amqp.properties import content_kind, pack_properties, unpack_properties
 
 __all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
 
 _message_count = Struct(">I")
 
-#: Values decoded from the raw parts; they are slots that stay unset until somebody asks.
-_FROM_HEADER: Final = frozenset({"properties", "headers", "content_type", "content_encoding"})
+#: How far a delivery has been read.
+_RAW, _HEADER_READ, _BODY_READ = range(3)
+
 #: ``(exchange, routing key)`` of the raw arguments that follow the delivery tag.
 _routes: dict[bytes, tuple[str, str]] = {}
 
@@ -85,93 +87,126 @@ def split_route(raw: bytes) -> tuple[str, str]:
     return route
 
 
+def _part(name: str, stage: int) -> Any:
+    """A slot of ``Message`` that is filled when it is first asked for or written to."""
+    slot = vars(Message)[name]
+
+    def read(self: Delivery) -> Any:
+        if self._stage < stage:
+            self._read(stage)
+        return slot.__get__(self)
+
+    def write(self: Delivery, value: Any) -> None:
+        if self._stage < stage:
+            self._read(stage)
+        slot.__set__(self, value)
+
+    return property(read, write)
+
+
 class Delivery(Message):
     """A message of ``basic.deliver`` or ``basic.get-ok``.
 
-    Only the delivery tag was read; ``properties``, ``headers``, ``body``, ``errors`` and
-    ``delivery_info`` are computed at their first use.
+    Only the delivery tag was read.  What the header and the body hold is decoded at its first use; a
+    body that is decoded by the library before anybody has looked at the message is decoded without
+    unpacking the properties, if their block is a known one.
 
     Arguments:
-        tail: the method's arguments from the delivery tag on (8 bytes), then redelivered (1), exchange
-            and routing key; after a get also the message count.
-        header: the content header frame's payload.
+        method: the payload of the method frame.
+        header: that of the content header frame.
         raw: the body as received.
         consumer_tag: None for a message that was got.
     """
 
-    __slots__ = ("_header", "_tail", "consumer_tag", "raw")
+    __slots__ = ("_header", "_method", "_stage", "consumer_tag", "raw")
+
+    _stage: int
+
+    properties = _part("properties", _HEADER_READ)
+    headers = _part("headers", _HEADER_READ)
+    content_type = _part("content_type", _HEADER_READ)
+    content_encoding = _part("content_encoding", _HEADER_READ)
+    body = _part("body", _BODY_READ)
+    errors = _part("errors", _BODY_READ)
 
     def __init__(
         self,
         channel: Any,
         delivery_tag: int,
-        tail: bytes,
+        method: bytes,
         header: bytes,
         raw: bytes,
         consumer_tag: str | None,
     ) -> None:
         self.channel = channel
         self.delivery_tag = delivery_tag
-        self._tail = tail
-        self._header = header
-        self.raw = raw
         self.consumer_tag = consumer_tag
+        self.raw = raw
         self.accept = None
+        self._method = method
+        self._header = header
+        self._stage = _RAW
         self._state = "RECEIVED"
         self._decoded_cache = None
 
-    def __getattr__(self, name: str) -> Any:
-        # An unset slot: decode what it stands for, once.
-        if name in _FROM_HEADER:
+    def _decode(self) -> Any:
+        if self._stage == _RAW:
+            kind = content_kind(self._header)
+            if kind is not None:
+                content_type, encoding = kind
+                return loads(as_text(self.raw, encoding), content_type, encoding, self.accept)
+        return super()._decode()
+
+    def _read(self, stage: int) -> None:
+        """Fill the slots up to *stage*."""
+        if self._stage == _RAW:
             properties = unpack_properties(self._header)
+            self._stage = _HEADER_READ
             self.properties = properties
             self.headers = properties.get("application_headers") or {}
             self.content_type = properties.get("content_type")
             self.content_encoding = properties.get("content_encoding")
-            return getattr(self, name)
-        if name == "body":
-            self.body = self._text()
-            return self.body
+        if self._stage < stage:
+            self._stage = _BODY_READ
+            self.errors = []
+            compression = self.headers.get("compression")
+            if compression:
+                self.body = self._unpacked(self.raw, compression)
+            else:
+                self.body = as_text(self.raw, self.content_encoding)
+
+    def __getattr__(self, name: str) -> Any:
+        # An unset slot.
         if name == "delivery_info":
             self.delivery_info = self._delivery_info()
             return self.delivery_info
-        if name == "errors":
-            self.errors = []
-            if self.headers.get("compression"):
-                self.body = self._text()  # what may go wrong
-            return self.errors
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _text(self) -> Any:
-        compression = self.headers.get("compression")
-        if compression:
-            self.errors = []
-            return self._unpacked(self.raw, compression)
-        # As amqp's auto_decode: text where the encoding is one of text, else the bytes.
-        encoding = self.content_encoding
-        if encoding and encoding != "binary":
-            try:
-                return self.raw.decode(encoding)
-            except (LookupError, UnicodeError):
-                pass
-        return self.raw
-
     def _delivery_info(self) -> dict[str, Any]:
-        tail = self._tail
-        exchange, routing_key = split_route(
-            tail[9:] if self.consumer_tag is not None else tail[9:-4]
-        )
+        method, tag = self._method, self.consumer_tag
+        # The method's ids, for a delivery the consumer tag, the delivery tag, then redelivered.
+        redelivered = 12 if tag is None else 13 + method[4]
         info: dict[str, Any] = {
             "delivery_tag": self.delivery_tag,
-            "redelivered": bool(tail[8] & 1),
-            "exchange": exchange,
-            "routing_key": routing_key,
+            "redelivered": bool(method[redelivered] & 1),
         }
-        if self.consumer_tag is None:
-            info["message_count"] = _message_count.unpack(tail[-4:])[0]
+        if tag is None:
+            info["exchange"], info["routing_key"] = split_route(method[13:-4])
+            info["message_count"] = _message_count.unpack(method[-4:])[0]
         else:
-            info["consumer_tag"] = self.consumer_tag
+            info["exchange"], info["routing_key"] = split_route(method[redelivered + 1 :])
+            info["consumer_tag"] = tag
         return info
+
+
+def as_text(raw: bytes, encoding: str | None) -> Any:
+    """As amqp's ``auto_decode``: text where the encoding is one of text, else the bytes."""
+    if encoding and encoding != "binary":
+        try:
+            return str(raw, encoding)
+        except (LookupError, UnicodeError):
+            pass
+    return raw
 
 
 class ReturnedMessage(Message):

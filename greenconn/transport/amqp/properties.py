@@ -16,7 +16,7 @@ from typing import Any, Final
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import decode_properties_basic, dumps
 
-__all__ = ["pack_properties", "unpack_properties"]
+__all__ = ["content_kind", "pack_properties", "unpack_properties"]
 
 _flags = Struct(">H")
 _long_long = Struct(">Q")
@@ -46,6 +46,8 @@ _KEPT: Final = 512
 
 _packed: dict[tuple[Any, ...], bytes] = {}
 _unpacked: dict[bytes, dict[str, Any]] = {}
+#: Content type and encoding of the same blocks.
+_kinds: dict[bytes, tuple[str | None, str | None]] = {}
 
 
 def pack_properties(
@@ -147,5 +149,18 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
     ):
         if len(_unpacked) >= _KEPT:
             _unpacked.clear()
+            _kinds.clear()
         _unpacked[block] = properties.copy()
+        _kinds[block] = (properties.get("content_type"), properties.get("content_encoding"))
     return properties
+
+
+def content_kind(header: bytes) -> tuple[str | None, str | None] | None:
+    """Content type and encoding of a content header frame without headers, if they are known.
+
+    None: ask :func:`unpack_properties`, and the next such block is known if it is worth keeping.
+
+    Arguments:
+        header: as there.
+    """
+    return _kinds.get(header[12:])

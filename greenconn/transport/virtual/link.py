@@ -67,8 +67,9 @@ class VirtualLink(Link):
         """Forget a channel that ended."""
         self.channels.pop(channel.channel_id, None)
 
-    def drain(self, deadline: Deadline) -> None:
+    def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event; those of consumers that are gone are dropped.  May switch."""
+        deadline = Deadline.of(timeout)
         self.home.check(self)
         while True:
             self.check_open()

@@ -279,6 +279,48 @@ def test_garbage_gives_methods_or_one_clean_error(data: bytes, cuts: list[int]) 
         assert str(exc)  # noqa: PT017 - any other class would fail the test
 
 
+def outcome(parser: FrameParser, pieces: Iterator[bytes]) -> list[Method] | str:
+    """The methods, or the one error that comes instead of the last of them."""
+    try:
+        return parsed(parser, pieces)
+    except (FrameError, UnexpectedFrame) as exc:
+        return f"{type(exc).__name__}: {exc}"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), with_content), min_size=1, max_size=4),
+    st.integers(0, 100_000),
+    st.binary(max_size=8),
+    st.sampled_from([(4096, 1 << 20), (4096, 100), (0, 200)]),
+)
+def test_whatever_is_wrong_is_found_in_one_piece_as_it_is_byte_by_byte(
+    messages: list[tuple[int, tuple[object, ...]]],
+    at: int,
+    change: bytes,
+    limits: tuple[int, int],
+) -> None:
+    data = bytearray(b"".join(each for message in messages for each, _ in frames_of(*message)))
+    at %= len(data)
+    data[at : at + len(change)] = change
+    whole = outcome(FrameParser(*limits), iter([bytes(data)]))
+    one_by_one = (bytes((byte,)) for byte in data)
+    assert outcome(FrameParser(*limits), one_by_one) == whole
+
+
+@pytest.mark.parametrize("limits", [(4096, 1 << 20), (131072, 100)])
+def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limits(
+    limits: tuple[int, int],
+) -> None:
+    frame_max, body_limit = limits
+    size = min(frame_max - 8, body_limit)
+    head = method_frame(1, DELIVER)
+    allowed = head + header(1, size) + frame(3, 1, bytes(size))
+    assert FrameParser(*limits).feed(allowed * 3)[2][4] == bytes(size)
+    above = head + header(1, size + 1) + frame(3, 1, bytes(size + 1))
+    with pytest.raises(FrameError, match=f"announced; the limit is {min(limits)}"):
+        FrameParser(*limits).feed(allowed + above)
+
+
 @given(streams(), st.integers(0, 100_000), st.integers(1, 255))
 def test_one_broken_byte_gives_methods_or_one_clean_error(
     stream: tuple[bytes, list[Method]], at: int, change: int

@@ -27,8 +27,8 @@ def block_of(**properties: Any) -> bytes:
 
 def delivery_of(body: bytes, **properties: Any) -> Delivery:
     """A message as a consumer gets it."""
-    tail = struct.pack(">Q?", 1, False) + b"\1x\3key"
-    return Delivery(None, 1, tail, header_of(block_of(**properties)), body, "tag")
+    method = struct.pack(">HH", 60, 60) + b"\3tag" + struct.pack(">Q?", 1, False) + b"\1x\3key"
+    return Delivery(None, 1, method, header_of(block_of(**properties)), body, "tag")
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"a": 1}])
@@ -88,3 +88,93 @@ def test_a_body_is_unpacked_once(first: str) -> None:
     assert message.body == b"text"
     assert message.payload == "text"
     assert message.delivery_info["routing_key"] == "key"
+
+
+def test_where_a_delivery_came_from() -> None:
+    assert delivery_of(b"").delivery_info == {
+        "consumer_tag": "tag",
+        "delivery_tag": 1,
+        "exchange": "x",
+        "redelivered": False,
+        "routing_key": "key",
+    }
+
+
+def test_where_a_message_that_was_got_came_from() -> None:
+    method = struct.pack(">HHQ?", 60, 71, 7, True) + b"\0\5queue" + struct.pack(">I", 12)
+    message = Delivery(None, 7, method, header_of(block_of()), b"", None)
+    assert message.delivery_info == {
+        "delivery_tag": 7,
+        "exchange": "",
+        "message_count": 12,
+        "redelivered": True,
+        "routing_key": "queue",
+    }
+
+
+JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
+PARTS = ["properties", "headers", "content_type", "content_encoding", "body", "errors"]
+
+
+@pytest.mark.parametrize("first", PARTS)
+@pytest.mark.parametrize("headers", [{}, {"a": 1}])
+def test_each_part_can_be_the_first_that_is_asked_for(first: str, headers: dict[str, Any]) -> None:
+    for _ in range(2):  # a block of properties that is not known, then a known one
+        message = delivery_of(b'{"a": 1}', application_headers=headers, **JSON)
+        getattr(message, first)
+        assert message.properties == {"application_headers": headers, **JSON}
+        assert message.headers == headers
+        assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
+        assert (message.body, message.errors) == ('{"a": 1}', [])
+        assert message.decode() == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "decoded"),
+    [
+        (b'{"a": 1}', JSON, {"a": 1}),
+        ('"\u20ac"'.encode(), JSON, "\u20ac"),
+        ('"\xe4"'.encode("latin-1"), {**JSON, "content_encoding": "latin-1"}, "\xe4"),
+        (b"[1]", {**JSON, "content_encoding": "binary"}, [1]),
+        (b"[1]", {"content_type": "application/json"}, [1]),
+        (b"text", {"content_type": "text/plain", "content_encoding": "utf-8"}, "text"),
+        (b"\xff", {"content_type": "application/data", "content_encoding": "binary"}, b"\xff"),
+        (b"", JSON, ""),
+        (b"abc", {"content_type": "a/b", "content_encoding": "no such"}, DecodeError),
+        (b"\xff", JSON, DecodeError),
+        (b"{", JSON, DecodeError),
+        (b"", {}, ""),
+    ],
+)
+def test_decoding_an_untouched_message_is_decoding_a_touched_one(
+    raw: bytes, kind: dict[str, str], decoded: Any
+) -> None:
+    for touch in ("", "", *PARTS):  # the first one makes the block of properties a known one
+        message = delivery_of(raw, **kind)
+        if touch:
+            getattr(message, touch)
+        if decoded is DecodeError:
+            with pytest.raises(DecodeError):
+                message.decode()
+        else:
+            assert message.decode() == decoded
+            assert type(message.decode()) is type(decoded)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "decoded"),
+    [
+        ("body", "[2]", [2]),
+        ("content_type", "text/plain", "[1]"),
+        ("headers", {"compression": "gzip"}, [1]),
+    ],
+)
+def test_what_a_program_writes_into_a_message_is_what_it_decodes(
+    part: str, value: Any, decoded: Any
+) -> None:
+    delivery_of(b"[1]", **JSON).headers  # noqa: B018 - a known block
+    message = delivery_of(b"[1]", **JSON)
+    if part == "headers":
+        message.body = "[1]"  # it was decompressed already
+    setattr(message, part, value)
+    assert message.decode() == decoded
