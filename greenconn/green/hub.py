@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from threading import enumerate as enumerate_threads  # for messages only: none is started
 from threading import main_thread
 from typing import Any, Final
@@ -10,7 +12,7 @@ from gevent import get_hub
 
 from greenconn.exceptions import WrongHub
 
-__all__ = ["Home", "turn"]
+__all__ = ["Home", "TurnEnd", "turn"]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
@@ -27,6 +29,43 @@ def turn() -> None:
         hub.wait(timer)
     finally:
         timer.close()
+
+
+class TurnEnd:
+    """Calls *callback* in the hub when its turn ends: what is due now comes first.
+
+    That is behind all watchers that have fired and all callbacks that are in line, also those that
+    are put there meanwhile (for 5 ms, gevent's own limit), and before the hub polls again.
+
+    Arguments:
+        loop: the hub's.
+        callback: like everything in the hub it must not switch.
+    """
+
+    __slots__ = ("_watcher", "call")
+
+    def __init__(self, loop: Any, callback: Callable[[], object]) -> None:
+        #: Has it called at the end of this turn.  Never switches.
+        self.call: Callable[[], object]
+        try:
+            # Never started: an event is fed to it, and the lowest priority there is makes it last.
+            self._watcher: Any = loop.prepare(priority=-2)
+        except TypeError:  # libuv has no such thing: it is called between the other callbacks
+            self._watcher = None
+            self.call = partial(loop.run_callback, callback)
+        else:
+            self.call = partial(self._watcher.feed, 0, callback)
+
+    def close(self) -> None:
+        """It is called no more.  Never switches."""
+        self.call = _nothing
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Home:

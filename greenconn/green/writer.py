@@ -4,7 +4,8 @@ Rules
 -----
 - ``write`` takes whole messages and never switches, so frames of one message stay together.
 - The first write of a hub turn is sent at once; what follows in the same turn leaves in one send when
-  the turn ends.  64 KiB are flushed early.
+  the turn ends: when all greenlets that could run have run, before the hub polls.  64 KiB, and what
+  is written after 5 ms, are flushed early.
 - What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
   greenlet is needed, since a raw non-blocking send never switches.
 - A writer that must wait does so *before* its first byte, if ``gate`` is set: see ``pass_gate``.
@@ -27,7 +28,7 @@ from typing import Any, Final
 from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import TurnEnd, turn
 from greenconn.green.slot import Slot
 
 __all__ = ["HIGH_WATER", "Writer"]
@@ -75,7 +76,7 @@ class Writer:
         self._sock = sock
         self._on_error = on_error
         loop = get_hub().loop
-        self._run_callback = loop.run_callback
+        self._turn_end = TurnEnd(loop, self._end_turn)
         self._watcher: Any = loop.io(sock.fileno(), 2)
         self._out: list[Buffer] = []  # written, not yet offered to the socket
         self._tail: deque[Buffer] = deque()  # offered; the socket was full.  Not empty = stalled
@@ -105,12 +106,10 @@ class Writer:
         if not self._in_turn:
             self._in_turn = True
             self._turn_began = monotonic()
-            self._run_callback(self._end_turn)
+            self._turn_end.call()
             self._flush()
-        elif size >= EARLY_FLUSH:
+        elif size >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
             self._flush()
-            self._yield_due = self.gate = True
-        elif monotonic() - self._turn_began > PACE:
             self._yield_due = self.gate = True
 
     def write_many(self, buffers: list[Buffer]) -> None:
@@ -155,7 +154,7 @@ class Writer:
         if not self._in_turn:
             self._in_turn = True
             self._turn_began = monotonic()
-            self._run_callback(self._end_turn)
+            self._turn_end.call()
 
     def pass_gate(self, deadline: Deadline) -> None:
         """Let others run, and wait while too much is pending.  May switch; call before writing.
@@ -211,11 +210,13 @@ class Writer:
         # The watcher goes before its descriptor: libev aborts the process on a closed one.
         self._watcher.stop()
         self._watcher.close()
+        self._turn_end.close()
         self._out.clear()
         self._tail.clear()
         self._offered = ()
         self._before_flush.clear()
         self.pending = 0
+        self._in_turn = False
         self.gate = False
 
     def take_unsent(self) -> tuple[list[Buffer], int]:
@@ -256,6 +257,7 @@ class Writer:
         if self._closed:
             out.clear()  # nobody takes it any more
             self.pending = 0
+            self._in_turn = False
             return
         if self._tail or not self.pending:
             return  # (what is there then are marks)

@@ -71,6 +71,33 @@ def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line:
     assert writer.sends == 3
 
 
+def test_greenlets_that_wake_one_another_write_in_one_turn(line: Line) -> None:
+    # As those do that hand a pooled connection on: each runs because of a callback of the one before.
+    writer, wire = line.writer, line.wire
+    loop, count = get_hub().loop, 40  # (after 50 gevent may poll)
+
+    def chain(number: int) -> None:
+        writer.write(b"%d " % number)
+        if number < count:
+            loop.run_callback(chain, number + 1)
+
+    loop.run_callback(chain, 1)
+    turn()
+    assert wire.receive().split() == [b"%d" % number for number in range(1, count + 1)]
+    assert writer.sends == 2
+
+
+def test_what_is_written_late_in_a_long_turn_leaves_at_once(line: Line) -> None:
+    writer = line.writer
+    writer.write(b"a")
+    began = monotonic()
+    while monotonic() - began < 0.006:
+        pass
+    writer.write(b"b")
+    assert writer.sends == 2
+    assert writer.gate
+
+
 def test_a_lonely_write_costs_one_send(line: Line) -> None:
     line.writer.write(b"x")
     turn()
