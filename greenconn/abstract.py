@@ -10,7 +10,6 @@ why it is closed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from greenconn.abc import is_connection
@@ -19,7 +18,14 @@ from greenconn.exceptions import NotBoundError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ChannelPromise", "MaybeChannelBound", "Object", "current_channel", "unpickle_dict"]
+__all__ = [
+    "ChannelPromise",
+    "DefaultChannel",
+    "MaybeChannelBound",
+    "Object",
+    "current_channel",
+    "unpickle_dict",
+]
 
 T = TypeVar("T")
 
@@ -47,9 +53,21 @@ class ChannelPromise:
         return "<promise of a channel>"
 
 
-def default_channel_of(connection: Any) -> ChannelPromise:
-    """Promise the default channel of *connection*."""
-    return ChannelPromise(lambda: connection.default_channel)
+class DefaultChannel(ChannelPromise):
+    """The promise of the default channel of *connection*.
+
+    Arguments:
+        connection: opened when the channel is needed.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def __call__(self) -> Any:
+        """Return the channel.  May switch."""
+        return self._connection.default_channel
 
 
 def current_channel(channel: Any, connection: Any = None) -> Any:
@@ -133,11 +151,13 @@ class MaybeChannelBound(Object):
 
     def __copy__(self) -> Self:
         # Attribute by attribute: every producer binds an exchange, and making one anew costs 6 us.
-        new = self.__class__.__new__(self.__class__)
+        cls = self.__class__
+        new = cls.__new__(cls)
         attributes = new.__dict__
         attributes.update(self.__dict__)
-        for name in _BINDING:
-            attributes.pop(name, None)
+        if "_channel" in attributes:
+            for name in _BINDING:
+                attributes.pop(name, None)
         return new
 
     def __call__(self, channel: Any) -> Self:
@@ -146,14 +166,15 @@ class MaybeChannelBound(Object):
 
     def bind(self, channel: Any) -> Self:
         """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
-        return copy(self).maybe_bind(channel)
+        new = self.__copy__()
+        if channel is not None:
+            new._bind(channel)
+        return new
 
     def maybe_bind(self, channel: Any) -> Self:
         """Bind this object to *channel* (a channel or a connection) unless it is bound already."""
         if channel is not None and not self.is_bound:
-            self._use(channel)
-            self.when_bound()
-            self._is_bound = True
+            self._bind(channel)
         return self
 
     def revive(self, channel: Any) -> None:
@@ -162,9 +183,14 @@ class MaybeChannelBound(Object):
             self._use(channel)
             self.when_bound()
 
+    def _bind(self, channel: Any) -> None:
+        self._use(channel)
+        self.when_bound()
+        self._is_bound = True
+
     def _use(self, channel: Any) -> None:
         if is_connection(channel):
-            self._connection, self._channel = channel, default_channel_of(channel)
+            self._connection, self._channel = channel, DefaultChannel(channel)
         else:
             self._connection, self._channel = None, channel
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import weakref
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash
@@ -18,6 +18,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import Resource
+from greenconn.resource.loans import Loan
 
 __all__ = [
     "Connections",
@@ -82,14 +83,14 @@ class ProducerPool(Resource):
         Raises:
             LimitExceeded: no place or no connection was free (in time).
         """
-        deadline = Deadline.of(timeout)
+        deadline = None if timeout is None else Deadline.of(timeout)
         place = self._pool.acquire(block, deadline)
         connection = None
         try:
             connection = self.connections.acquire(block=block, timeout=deadline)
             producer = self.prepare(self.Producer(connection))
-            producer.release = _GiveBack(self, producer)
-            self._loans.lend(producer, place, traced=self.trace_acquire)
+            loan = self._loans.lend(producer, place, traced=self.trace_acquire)
+            producer.release = partial(_give_back, self, loan)
         except BaseException:
             self._pool.release(place)
             if connection is not None:
@@ -108,23 +109,16 @@ class ProducerPool(Resource):
 
     def _expire(self, borrowed: Any, reason: str) -> None:
         connection, borrowed.channel = borrowed.__connection__, None
+        del borrowed.release
         if connection is not None:
             connection.release()
 
 
-class _GiveBack:
+def _give_back(pool: ProducerPool, loan: Loan) -> None:
     """The ``release`` of a borrowed producer.  It does not keep the producer alive."""
-
-    __slots__ = ("_pool", "_producer")
-
-    def __init__(self, pool: ProducerPool, producer: _Producer) -> None:
-        self._pool = pool
-        self._producer = weakref.ref(producer)
-
-    def __call__(self) -> None:
-        producer = self._producer()
-        if producer is not None:
-            self._pool.release(producer)
+    producer = loan()
+    if producer is not None:
+        pool.release(producer)
 
 
 P = TypeVar("P", bound=Resource)

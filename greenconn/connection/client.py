@@ -185,7 +185,8 @@ class Connection(Shortcuts, Persistent):
         Arguments:
             pool: its ``release`` and ``replace`` are called with the facade.
         """
-        return _facade_class(type(self))(self, pool)
+        cls = type(self)
+        return (PooledConnection if cls is Connection else _facade_class(cls))(self, pool)
 
 
 class _Truth(int):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Final
 
-__all__ = ["Deadline"]
+__all__ = ["NEVER", "Deadline"]
 
 
 class Deadline:
@@ -23,7 +24,9 @@ class Deadline:
     @classmethod
     def of(cls, timeout: float | Deadline | None) -> Deadline:
         """Take seconds, None or a deadline that is already running."""
-        return timeout if isinstance(timeout, Deadline) else cls(timeout)
+        if isinstance(timeout, Deadline):
+            return timeout
+        return NEVER if timeout is None else cls(timeout)
 
     def left(self) -> float | None:
         """Seconds left, at least 0.0; None when there is no end."""
@@ -48,3 +51,7 @@ class Deadline:
     def __repr__(self) -> str:
         left = self.left()
         return "<Deadline: none>" if left is None else f"<Deadline: {left:.3f} s left>"
+
+
+#: The deadline without an end, of which one is enough.
+NEVER: Final = Deadline()

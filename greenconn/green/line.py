@@ -25,7 +25,7 @@ class Waiter(Slot[T]):
     __slots__ = ("greenlet", "is_endless", "since")
 
     def __init__(self, is_endless: bool) -> None:
-        super().__init__()
+        Slot.__init__(self)
         self.greenlet = weakref.ref(getcurrent())
         self.since = monotonic()
         self.is_endless = is_endless
@@ -49,34 +49,37 @@ class Line(Generic[T]):
         self._timer: Any = None
         self._has_rung = False
 
-    def wait(self, deadline: Deadline, refuse: Callable[[T], object]) -> T:
+    def wait(self, deadline: Deadline, refuse: Callable[[Line[T], T], object]) -> T:
         """Wait for what :meth:`offer` gives.  May switch.
 
         Arguments:
-            refuse: gets what was given to this greenlet when it is killed before it wakes up.
+            refuse: gets this line, and what was given to this greenlet when it is killed before it
+                wakes up.
 
         Raises:
             TimeoutError: nothing came before the deadline.
         """
         waiter: Waiter[T] = Waiter(deadline.at is None)
-        self.waiters[waiter] = None
-        if waiter.is_endless and self._timer is None and not self._has_rung:
+        waiters = self.waiters
+        waiters[waiter] = None
+        if self._timer is None and waiter.is_endless and not self._has_rung:
             self._start(self._patience)
         try:
             return waiter.wait(deadline)
         except BaseException:
-            self.waiters.pop(waiter, None)
+            waiters.pop(waiter, None)
             if waiter.has_value:
-                refuse(waiter.value)
+                refuse(self, waiter.value)
             raise
         finally:
-            if not self.waiters:
+            if not waiters:
                 self.rest()
 
     def offer(self, thing: T) -> Waiter[T] | None:
         """Give *thing* to the first who takes it and return that one; None: nobody.  Never switches."""
-        while self.waiters:
-            waiter, _ = self.waiters.popitem(last=False)
+        waiters = self.waiters
+        while waiters:
+            waiter = waiters.popitem(False)[0]
             if waiter.offer(thing):
                 return waiter
         return None

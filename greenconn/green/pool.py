@@ -102,7 +102,8 @@ class FairPool(Generic[T]):
         # All of this belongs to the greenlets of one hub and is changed without a switch.  A fork
         # begins anew: who finds another line than the one it knew was begun by the parent.
         self._home: Home | None = None
-        self._hub: object = None
+        #: That of the first use; who finds another one here asks :meth:`check_hub`.
+        self.hub: Any = None
         self._idle: list[T] = []
         self._held: Holders[T] = Holders()
         self._reserved = 0
@@ -153,7 +154,7 @@ class FairPool(Generic[T]):
             WrongHub: used from another thread than before.
             BaseException: what *create* raised; the place goes to the next waiter.
         """
-        if get_hub() is not self._hub:
+        if get_hub() is not self.hub:
             self.check_hub()
         if self._lost:
             self._take_back()
@@ -173,16 +174,25 @@ class FairPool(Generic[T]):
 
         Exactly once for each acquire; False when *item* is not held: nothing was done.
         """
-        if get_hub() is not self._hub:
+        if get_hub() is not self.hub:
             self.check_hub()
-        if self._held.pop(id(item), None) is None:
+        held, limit = self._held, self._limit
+        if held.pop(id(item), None) is None:
             return False
-        if self._closed or not self._has_room():
+        if self._closed or (
+            limit is not None and len(held) + len(self._idle) + self._reserved >= limit
+        ):
             self._discard(item)
+        elif not self._waiters:
+            self._idle.append(item)
+        elif (self._is_alive is None or self._is_alive(item)) and (
+            waiter := self._line.offer(item)
+        ):
+            # Straight from hand to hand: while somebody waits nothing is idle.
+            held[id(item)] = (item, waiter.greenlet, monotonic())
         else:
             self._idle.append(item)
-            if self._waiters:
-                self._serve()
+            self._serve()
         return True
 
     def remove(self, item: T) -> bool:
@@ -216,7 +226,7 @@ class FairPool(Generic[T]):
             place: where it was acquired, if that was traced.
         """
         self._lost.append((item, place))
-        hub: Any = self._hub
+        hub = self.hub
         if hub is not None and hub.loop is not None:
             hub.loop.run_callback_threadsafe(self._take_back)
 
@@ -263,7 +273,7 @@ class FairPool(Generic[T]):
         """Raise WrongHub unless the caller's hub is that of the first use."""
         if self._home is None:
             self._home = Home()
-            self._hub = self._home.hub
+            self.hub = self._home.hub
         self._home.check(self)
 
     def _has_room(self) -> bool:
@@ -280,9 +290,9 @@ class FairPool(Generic[T]):
 
     def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
         # Nothing was idle, or somebody waits already.
-        if self._reserve():
+        if not self._waiters and self._reserve():
             return self._open(deadline)
-        if not block or deadline.has_ended:
+        if not block or (deadline.at is not None and deadline.has_ended):
             turn()
             if self._idle and not self._waiters:
                 return self.acquire(block, deadline)
@@ -344,24 +354,24 @@ class FairPool(Generic[T]):
     def _wait(self, deadline: Deadline) -> T | _Permit:
         """Queue up for a resource, which is then held, or for a permit, which is a place reserved."""
         line = self._line
-
-        def pass_on(given: T | _Permit) -> None:
-            if line is not self._line:
-                return
-            if given is not _Permit.PERMIT:
-                self.release(given)
-            else:
-                self._reserved -= 1
-                self._serve()
-
         try:
-            given = line.wait(deadline, pass_on)
+            given = line.wait(deadline, self._pass_on)
         except TimeoutError:
             self._timeouts += 1
             raise self._error(self._complaint(deadline.timeout)) from None
         if line is not self._line:
             raise self._forked_error()
         return given
+
+    def _pass_on(self, line: Line[T | _Permit], given: T | _Permit) -> None:
+        """Take back what a waiter of *line* was given and does not take."""
+        if line is not self._line:
+            return
+        if given is not _Permit.PERMIT:
+            self.release(given)
+        else:
+            self._reserved -= 1
+            self._serve()
 
     def _discard(self, item: T) -> None:
         self._discarded += 1

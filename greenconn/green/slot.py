@@ -22,17 +22,20 @@ class Slot(Generic[T]):
     """The result that one greenlet waits for.
 
     ``offer`` and ``fail`` may be called from the reader or from a hub callback: they never switch.
-    The waiter is woken through a hub callback, so a slot costs one callback and no lock.
+    The waiter is woken through a hub callback, which switches to it without anything in between: a
+    slot costs one callback and no lock.
 
     States: empty -> value | error (filled), or empty -> left (the waiter was killed or timed out).
     """
 
-    __slots__ = ("_content", "_state", "_wake", "on_left")
+    __slots__ = ("_content", "_state", "_wake", "_waking", "on_left")
 
     def __init__(self, on_left: Callable[[Slot[Any]], None] | None = None) -> None:
         self._state = _EMPTY
         self._content: Any = None
         self._wake: Callable[..., Any] | None = None
+        #: The hub's callback that will wake the waiter, from the filling on.
+        self._waking: Any = None
         #: Called (without switching) when the waiter leaves before the slot was filled.
         self.on_left = on_left
 
@@ -64,7 +67,7 @@ class Slot(Generic[T]):
         self._state = _VALUE
         self._content = value
         if self._wake is not None:
-            get_hub().loop.run_callback(self._run, self._wake)
+            self._waking = get_hub().loop.run_callback(self._wake)
         return True
 
     def fail(self, exc: BaseException) -> bool:
@@ -74,7 +77,7 @@ class Slot(Generic[T]):
         self._state = _ERROR
         self._content = exc
         if self._wake is not None:
-            get_hub().loop.run_callback(self._run, self._wake)
+            self._waking = get_hub().loop.run_callback(self._wake)
         return True
 
     def exchange(self, value: T) -> T:
@@ -83,18 +86,10 @@ class Slot(Generic[T]):
         old, self._content = self._content, value
         return cast(T, old)
 
-    def _run(self, wake: Callable[..., Any]) -> None:
-        # In the hub.  The waiter may have been killed between the filling and this callback.
-        if self._wake is wake:
-            self._wake = None
-            wake(self)
-
     def _expire(self) -> None:
-        # In the hub, from the timer.
-        wake = self._wake
-        if wake is not None and self._state == _EMPTY:
-            self._wake = None
-            wake(None)
+        # In the hub, from the timer.  A value that came first wakes the waiter by itself.
+        if self._wake is not None and self._state == _EMPTY:
+            self._wake()
 
     def wait(self, deadline: Deadline) -> T:
         """Wait until the slot is filled.  May switch.  One greenlet, once.
@@ -104,20 +99,17 @@ class Slot(Generic[T]):
             BaseException: what ``fail`` was given, or what was thrown into this greenlet.
         """
         if self._state == _EMPTY:
-            hub = get_hub()
-            left = deadline.left()
-            if left == 0.0:
-                self._leave()
-                raise TimeoutError("timed out")
-            timer = None
+            hub, timer = get_hub(), None
+            if deadline.at is not None:
+                left = deadline.left()
+                if not left:
+                    self._leave()
+                    raise TimeoutError("timed out")
+                timer = hub.loop.timer(left)
+                timer.start(self._expire, update=True)
             self._wake = getcurrent().switch
             try:
-                if left is None:
-                    hub.switch()
-                else:
-                    timer = hub.loop.timer(left)
-                    timer.start(self._expire, update=True)
-                    hub.switch()
+                hub.switch()
             except BaseException:
                 # Killed, or a Timeout: a value that came meanwhile stays for the caller to give back.
                 self._leave()
@@ -126,6 +118,9 @@ class Slot(Generic[T]):
                 self._wake = None
                 if timer is not None:
                     timer.close()
+                if self._waking is not None:
+                    # Killed between the filling and its callback, which must not come any more.
+                    self._waking.stop()
             if self._state == _EMPTY:
                 self._leave()
                 raise TimeoutError("timed out")

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import is_connection
-from greenconn.abstract import ChannelPromise, current_channel
+from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
@@ -131,12 +131,12 @@ class Producer:
         channel = current_channel(old, self.__connection__)
         if channel is not old and self._channel is old:
             self._channel = channel
-            self._listen(channel)
+            if self.on_return:
+                self._listen(channel)
         return channel
 
     def _listen(self, channel: Any) -> None:
-        if self.on_return:
-            channel.events["basic_return"].add(self.on_return)
+        channel.events["basic_return"].add(self.on_return)
 
     @property
     def connection(self) -> Any:
@@ -148,13 +148,15 @@ class Producer:
     def revive(self, channel: Any) -> None:
         """Use *channel* (a channel or a connection) from now on.  Never switches."""
         if is_connection(channel):
-            connection = self.__connection__ = channel
-            self._channel = ChannelPromise(lambda: connection.default_channel)
+            self.__connection__ = channel
+            # Most connections have their channel already; one that has not is not opened here.
+            own = getattr(channel, "ready_channel", None) or DefaultChannel(channel)
         else:
-            self._channel = channel
-            if not isinstance(channel, ChannelPromise):
-                self._listen(channel)
-        self.exchange = self.exchange(channel)
+            own = channel
+        self._channel = own
+        if self.on_return and not isinstance(own, ChannelPromise):
+            self._listen(own)
+        self.exchange = self.exchange.bind(channel)
 
     # Declaring
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
+from gevent import get_hub
+
 from greenconn import exceptions
 from greenconn.caching import lazy
 from greenconn.green import fork
@@ -58,7 +60,8 @@ class Resource:
         self._pool: FairPool[Any] = FairPool(
             self._make,
             self._end,
-            self.is_alive,
+            # Asked for each loan, so only where there is something to ask.
+            None if type(self).is_alive is Resource.is_alive else self.is_alive,
             limit or None,
             self._describe,
             self.LimitExceeded,
@@ -116,7 +119,8 @@ class Resource:
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
-        pool, deadline = self._pool, Deadline.of(timeout)
+        pool = self._pool
+        deadline = None if timeout is None else Deadline.of(timeout)
         core = pool.acquire(block, deadline)
         try:
             ready = self.prepare(core)
@@ -134,14 +138,16 @@ class Resource:
 
     def release(self, resource: Any) -> None:
         """Give back what :meth:`acquire` gave.  Never switches.  Again: does nothing."""
-        self._pool.check_hub()
-        core = self._loans.core(resource)
-        if self._loans.end(resource):
+        pool = self._pool
+        if get_hub() is not pool.hub:
+            pool.check_hub()
+        loan = self._loans.end(resource)
+        if loan is not None:
             try:
                 self._expire(resource, "it was given back to its pool")
-                self.release_resource(core)
+                self.release_resource(loan.core)
             finally:
-                self._pool.release(core)
+                pool.release(loan.core)
 
     def replace(self, resource: Any) -> None:
         """Give back one that is defective: it is closed, and another one made when one is needed.
@@ -149,12 +155,12 @@ class Resource:
         Never switches.  Again: does nothing.
         """
         self._pool.check_hub()
-        core = self._loans.core(resource)
-        if self._loans.end(resource):
+        loan = self._loans.end(resource)
+        if loan is not None:
             try:
                 self._expire(resource, "it was given back to its pool as defective")
             finally:
-                self._pool.remove(core)
+                self._pool.remove(loan.core)
 
     def force_close_all(self, close_pool: bool = True) -> None:
         """Close all resources, also those in use.  May switch.

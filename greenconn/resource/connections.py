@@ -43,7 +43,8 @@ class ConnectionPool(Resource):
 
     def is_alive(self, resource: Any) -> bool:
         """Whether it was not closed."""
-        return bool(getattr(resource, "is_reusable", True))
+        is_alive: bool = getattr(resource, "is_reusable", True)
+        return is_alive
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Close the connection: what was published leaves first, within the 2 s that a close takes."""

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from traceback import StackSummary, walk_stack
 from typing import Any, Final
 
-__all__ = ["Loans"]
+__all__ = ["Loan", "Loans"]
 
 #: Frames of a trace that name the place.
 DEPTH: Final = 12
 
 
-class _Loan(weakref.ref[Any]):
-    """A facade that is out; the reference is weak, so that it can get lost."""
+class Loan(weakref.ref[Any]):
+    """A facade that is out; the reference is weak, so that it can get lost.
+
+    Attributes:
+        core: what the facade stands for.
+    """
 
     __slots__ = ("core", "key", "place")
 
@@ -36,10 +40,10 @@ class Loans:
     __slots__ = ("__weakref__", "_lost", "_out")
 
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
-        out: dict[int, _Loan] = {}
+        out: dict[int, Loan] = {}
 
         def lost(loan: weakref.ref[Any]) -> None:
-            assert isinstance(loan, _Loan)
+            assert isinstance(loan, Loan)
             if out.get(loan.key) is loan and not sys.is_finalizing():
                 del out[loan.key]
                 on_lost(loan.core, loan.place)
@@ -47,22 +51,18 @@ class Loans:
         self._out = out
         self._lost = lost
 
-    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> None:
+    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> Loan:
         """Note that *facade* stands for *core*."""
-        loan = _Loan(facade, self._lost)
+        loan = Loan(facade, self._lost)
         loan.core = core
-        loan.key = id(facade)
+        loan.key = key = id(facade)
         loan.place = _place() if traced else None
-        self._out[loan.key] = loan
+        self._out[key] = loan
+        return loan
 
-    def core(self, facade: Any) -> Any:
-        """What *facade* stands for; None when it is not out (any more)."""
-        loan = self._out.get(id(facade))
-        return None if loan is None else loan.core
-
-    def end(self, facade: Any) -> bool:
-        """It was given back; False when it is not out (any more)."""
-        return self._out.pop(id(facade), None) is not None
+    def end(self, facade: Any) -> Loan | None:
+        """It was given back; None when it is not out (any more)."""
+        return self._out.pop(id(facade), None)
 
     def end_all(self) -> list[Any]:
         """All end; return the facades."""

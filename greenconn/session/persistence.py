@@ -144,6 +144,12 @@ class Persistent(Capabilities):
                     session.link(reopen=True)
         return session.default_channel(reopen=True)
 
+    @property
+    def ready_channel(self) -> Any:
+        """The default channel if it is open now, else None.  Never switches."""
+        channel = self.session.life.default_channel
+        return channel if getattr(channel, "is_open", True) else None
+
     def ensure(
         self,
         obj: Any,
