@@ -26,12 +26,21 @@ class Works:
     def __init__(self, url: str, stage: Stage) -> None:
         self.stage = stage
         self.url = url
-        self.line = Line(url)
-        self.line.open_channel()
+        self.line = self._connected()
 
     def close(self) -> None:
         """End the connection."""
         self.line.close()
+
+    def _connected(self) -> Line:
+        line = Line(self.url)
+        line.open_channel()
+        return line
+
+    def _again(self) -> None:
+        """Connect again, so that delivery tags begin with 1."""
+        self.line.close()
+        self.line = self._connected()
 
     def publish(self, count: int) -> Figures:
         """One send for many."""
@@ -51,6 +60,7 @@ class Works:
     def confirmed(self, count: int) -> Figures:
         """Send, receive the confirm."""
         message = self._json(self.stage.sink())
+        self._again()
         self.line.confirm()
         took = []
         with Clock() as clock:
@@ -65,6 +75,7 @@ class Works:
         """Many under way."""
         batch = self._json(self.stage.sink()) * CALLERS
         turns = max(1, count // CALLERS)
+        self._again()
         self.line.confirm()
         with Clock() as clock:
             for turn in range(1, turns + 1):
@@ -75,6 +86,7 @@ class Works:
     def consume(self, count: int) -> Figures:
         """One ack for all that came together."""
         source = self.stage.source(count)
+        self._again()
         self.line.qos(PREFETCH)
         with Clock() as clock:
             self.line.consume(source)
@@ -93,6 +105,7 @@ class Works:
         """1,000 consumers on one channel."""
         sources = self.stage.sources(CONSUMERS)
         each = max(1, count // CONSUMERS)
+        self._again()
         self.line.qos(PREFETCH)
         for source in sources:
             self.line.consume(source)
@@ -134,6 +147,7 @@ class Works:
     def large_consume(self, count: int) -> Figures:
         """1 MiB, only received."""
         source = self.stage.large_source(count)
+        self._again()
         self.line.qos(PREFETCH)
         with Clock() as clock:
             self.line.consume(source)
@@ -176,7 +190,10 @@ class Works:
                     return
 
     def _receive(self, count: int, size: int, *, ack: bool) -> None:
-        """Receive *count* bodies of *size* bytes without looking at them."""
+        """Receive *count* bodies of *size* bytes without looking at them.
+
+        With *ack* they are the first ones of the channel, and one ack answers all that are there.
+        """
         line, unpack, head = self.line, HEAD.unpack_from, HEAD.size
         buffer, bytes_seen, acked = line.buffer, 0, 0
         while True:
@@ -192,12 +209,8 @@ class Works:
             line.at = at
             seen = bytes_seen // size
             if ack and seen > acked:
-                line.ack(self._acked + seen)
+                line.ack(seen)
                 acked = seen
             if seen >= count:
-                self._acked += acked
                 return
             line.receive()
-
-    #: Delivery tags of the channel that were acknowledged.
-    _acked = 0
