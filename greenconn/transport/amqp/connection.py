@@ -1,9 +1,10 @@
 """One life of a connection to an AMQP 0-9-1 broker, shared by any number of greenlets.
 
 Built on ``amqp.Connection``: its method tables, SASL mechanisms and the steps of start, tune and open
-are used as they are.  Replaced are ``Transport``, ``frame_writer``, ``connect``, ``close``,
-``collect``, ``blocking_read``, ``drain_events``, ``_on_close``, the heartbeat tick and the allocation
-of channel ids: bytes go through a :class:`~greenconn.green.stream.Stream`.
+are used as they are (:mod:`~greenconn.transport.amqp.agreement`).  Replaced are ``Transport``,
+``frame_writer``, ``connect``, ``close``, ``collect``, ``blocking_read``, ``drain_events``,
+``_on_close``, the heartbeat tick and the allocation of channel ids: bytes go through a
+:class:`~greenconn.green.stream.Stream`.
 
 The reader greenlet runs ``_on_data``: it parses, and hands replies to the callers in line, deliveries
 to inboxes, errors to everybody.  User code never runs on it, and it never waits.
@@ -11,16 +12,12 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 
 from __future__ import annotations
 
-import logging
-from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-import amqp
 from amqp import spec
 from amqp.serialization import dumps, loads
 from gevent import get_hub
 
-from greenconn._version import __version__
 from greenconn.exceptions import (
     AMQPError,
     ConnectionError,
@@ -35,33 +32,26 @@ from greenconn.green.dial import dial
 from greenconn.green.hub import Home
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
-from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
-from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
+from greenconn.options import AmqpOptions
+from greenconn.transport.amqp.agreement import Agreement
 from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.gate import PublishGate
-from greenconn.transport.amqp.handshake import Handshake, closing_error, opening_error
+from greenconn.transport.amqp.handshake import closing_error, opening_error
+from greenconn.transport.amqp.numbers import ChannelNumbers
 from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
-from greenconn.wire.amqp import (
-    BASIC_DELIVER,
-    FRAME_MIN,
-    PROTOCOL_HEADER,
-    FrameParser,
-    method_frame,
-)
+from greenconn.wire.amqp import BASIC_DELIVER, PROTOCOL_HEADER, FrameParser, method_frame
 
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
-
-logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds that ``close`` waits for the broker's answer.
 CLOSE_TIMEOUT: Final = 2.0
@@ -72,7 +62,7 @@ _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
 
 
-class AmqpLink(Link, amqp.Connection):
+class AmqpLink(Link, Agreement):
     """A connection from its opening to its end.
 
     Arguments:
@@ -84,13 +74,6 @@ class AmqpLink(Link, amqp.Connection):
         options: see :class:`~greenconn.options.AmqpOptions`.
         where: the broker's URL with the password masked, for messages.
     """
-
-    library_properties = {
-        "product": "greenconn",
-        "product_version": __version__,
-        "platform": "Python",
-        "information": "gevent messaging client",
-    }
 
     channels: dict[int, Any]
 
@@ -110,37 +93,26 @@ class AmqpLink(Link, amqp.Connection):
         where: str,
     ) -> None:
         Link.__init__(self, client)
-        properties = {"connection_name": options.connection_name} if options.connection_name else {}
-        amqp.Connection.__init__(
+        Agreement.__init__(
             self,
-            host=f"{host}:{port}",
+            f"{host}:{port}",
             userid=userid,
             password=password,
-            login_method=login_method,
-            login_response=options.login_response,
-            authentication=options.authentication,
             virtual_host=virtual_host,
-            locale=options.locale,
-            client_properties={**properties, **(options.client_properties or {})},
-            channel_max=options.channel_max,
-            frame_max=options.frame_max,
-            heartbeat=min(ceil(heartbeat or 0), 65535),  # whole seconds on the wire
-            confirm_publish=options.confirm_publish,
+            login_method=login_method,
+            heartbeat=heartbeat,
+            options=options,
         )
-        self.options = options
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
-        self.gate = PublishGate(where, options.blocked_timeout, options.write_timeout)
+        self.gate = PublishGate(where, options, self.events)
         self._address = (host, port)
         self._tls = tls
-        self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
         #: The thread that this connection belongs to.
         self.home = Home()
         self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
-        self._handshake = Handshake()
-        self._free_ids: list[int] = []
-        self._last_id = 0
+        self._numbers = ChannelNumbers()
         self._acking: list[Consuming] = []
         self._closing: Slot[None] | None = None
         self._pulse = Pulse(where, self.end)
@@ -149,16 +121,6 @@ class AmqpLink(Link, amqp.Connection):
     def __repr__(self) -> str:
         state = "open" if self.connected else "closed"
         return f"<AMQP connection {self.where} ({state})>"
-
-    def _setup_listeners(self) -> None:
-        self._callbacks.update(
-            {
-                spec.Connection.Start: self._on_start,
-                spec.Connection.Secure: self._on_secure,
-                spec.Connection.Tune: self._on_tune,
-                spec.Connection.OpenOk: self._on_open_ok,
-            }
-        )
 
     # Opening
 
@@ -180,7 +142,7 @@ class AmqpLink(Link, amqp.Connection):
             self._stream.handshake(deadline)
             step = "the AMQP handshake"
             self.writer.write(PROTOCOL_HEADER)
-            self._handshake.run(self, deadline)
+            self.handshake.run(self, deadline)
             self._begin()
             if self.options.on_open is not None:
                 self.options.on_open(self)
@@ -194,39 +156,10 @@ class AmqpLink(Link, amqp.Connection):
     def _begin(self) -> None:
         """Both sides have agreed."""
         assert self._stream is not None
-        self._handshake.is_done = True
+        self.handshake.is_done = True
         self._parser.frame_max = self.frame_max
         self._pulse.start(float(self.heartbeat or 0), self._stream)
         fork.register(self)
-
-    def _on_tune(self, channel_max: int, frame_max: int, server_heartbeat: int) -> None:
-        """Agree on the smaller of both sides' limits; 0 is no limit."""
-        if self._takes_brokers_heartbeat:
-            self.client_heartbeat = server_heartbeat
-        if 0 < frame_max < FRAME_MIN:
-            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
-        super()._on_tune(
-            min(channel_max or 65535, self.channel_max),
-            _smaller(frame_max, self.frame_max),
-            server_heartbeat,
-        )
-        if self.options.on_tune_ok is not None:
-            self.options.on_tune_ok()
-
-    def send_method(
-        self,
-        sig: tuple[int, int],
-        format: str | None = None,
-        args: Any = None,
-        content: Any = None,
-        wait: Any = None,
-        callback: Any = None,
-        returns_tuple: bool = False,
-    ) -> None:
-        """Answer a method of the handshake.  Never switches, waits for nothing."""
-        self._handshake.add(sig, format, args)
-        if callback is not None:
-            callback()
 
     def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
         """Write a method of channel 0 whose arguments are packed.  Never switches."""
@@ -249,7 +182,7 @@ class AmqpLink(Link, amqp.Connection):
     @property
     def connected(self) -> bool:
         """Whether channels may be opened and used."""
-        return self.lost is None and self._handshake.is_done
+        return self.lost is None and self.handshake.is_done
 
     def channel(self, channel_id: int | None = None, callback: Any = None) -> Channel:
         """Open a channel.  May switch.
@@ -269,21 +202,19 @@ class AmqpLink(Link, amqp.Connection):
         return channel
 
     def _get_free_channel_id(self) -> int:
-        if self._free_ids:
-            return self._free_ids.pop()
-        if self._last_id >= self.channel_max:
+        number = self._numbers.take(self.channel_max)
+        if number is None:
             raise ResourceError(
                 f"{self.where}: all {self.channel_max} channels that the broker allows are open",
                 spec.Channel.Open,
             )
-        self._last_id += 1
-        return self._last_id
+        return number
 
     def channel_closed(self, channel: Channel) -> None:
         """The close of *channel* is complete on both sides: its id may be used again."""
         if self.channels.get(channel.channel_id) is channel:
             del self.channels[channel.channel_id]
-            self._free_ids.append(channel.channel_id)
+            self._numbers.give_back(channel.channel_id)
 
     def wait_reply(self, slot: Slot[Reply], channel: Channel, timeout: float | None) -> Reply:
         """Wait for a reply of the broker.  May switch.
@@ -341,7 +272,7 @@ class AmqpLink(Link, amqp.Connection):
         if self.lost is not None or self._closing is not None:
             return
         self.home.check(self)
-        if self._handshake.is_done:
+        if self.handshake.is_done:
             self._closing = Slot()
             self.writer.flush()
             self.write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
@@ -365,7 +296,7 @@ class AmqpLink(Link, amqp.Connection):
         super().end(exc, closed=closed)
         self._pulse.stop()
         self.secret.stop(exc)
-        self._handshake.fail(exc)
+        self.handshake.fail(exc)
         if self._stream is not None:
             self._stream.close()
         channels = [channel for channel in self.channels.values() if channel is not self]
@@ -373,7 +304,7 @@ class AmqpLink(Link, amqp.Connection):
         for channel in channels:
             channel.collect(unsent.get(channel.channel_id, ()), closed)
         self.channels = {}
-        self.gate.open()
+        self.gate.end()
         if self._closing is not None:
             self._closing.fail(exc)
 
@@ -409,8 +340,8 @@ class AmqpLink(Link, amqp.Connection):
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of channel 0 over."""
-        if not self._handshake.is_done:
-            self._handshake.put(ids, payload)
+        if not self.handshake.is_done:
+            self.handshake.put(ids, payload)
         elif ids == _CLOSE:
             self.write_method(spec.Connection.CloseOk)
             self.writer.flush()
@@ -419,9 +350,9 @@ class AmqpLink(Link, amqp.Connection):
             if self._closing is not None:
                 self._closing.offer(None)
         elif ids == _BLOCKED:
-            self._on_broker_blocked(loads("s", payload, 4)[0][0])
+            self.gate.shut(loads("s", payload, 4)[0][0])
         elif ids == _UNBLOCKED:
-            self._on_broker_unblocked()
+            self.gate.open()
         elif ids == UPDATE_SECRET_OK:
             self.secret.on_ok()
         else:
@@ -437,22 +368,8 @@ class AmqpLink(Link, amqp.Connection):
             f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
         )
 
-    def _on_broker_blocked(self, reason: str) -> None:
-        if self.gate.blocked is None:
-            self.gate.shut(reason or "no reason given")
-            spawn("log", logger.warning, "%s blocked publishing: %s", self.where, reason)
-            if self.options.on_blocked is not None:
-                self.events.put((self.options.on_blocked, reason))
-
-    def _on_broker_unblocked(self) -> None:
-        if self.gate.blocked is not None:
-            self.gate.open()
-            spawn("log", logger.info, "%s takes messages again", self.where)
-            if self.options.on_unblocked is not None:
-                self.events.put((_call, self.options.on_unblocked))
-
     def _on_stream_lost(self, exc: BaseException) -> None:
-        if isinstance(exc, AMQPError) or not self._handshake.is_done:
+        if isinstance(exc, AMQPError) or not self.handshake.is_done:
             self.end(exc)
             return
         error = RecoverableConnectionError(f"{self.where}: connection lost: {exc}")
@@ -472,12 +389,3 @@ class AmqpLink(Link, amqp.Connection):
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise if the peer is dead; heartbeats are sent without anybody's help."""
         self.check_open()
-
-
-def _smaller(theirs: int, ours: int) -> int:
-    """The smaller of two limits of which 0 is none."""
-    return min(theirs, ours) if theirs and ours else theirs or ours
-
-
-def _call(function: Any) -> None:
-    function()

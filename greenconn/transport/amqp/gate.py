@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from greenconn.exceptions import ConnectionBlocked
 from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
+from greenconn.options import AmqpOptions
 
 __all__ = ["PublishGate"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 
 class PublishGate:
@@ -20,28 +27,23 @@ class PublishGate:
 
     Arguments:
         where: the broker's URL with the password masked, for messages.
-        blocked_timeout: seconds for calls that bring no deadline of their own; None waits.
-        write_timeout: seconds within these that a peer may take nothing; None is no other limit.
+        options: ``blocked_timeout`` is for calls that bring no deadline of their own,
+            ``write_timeout`` within it for a peer that takes nothing; the hooks ``on_blocked`` and
+            ``on_unblocked`` are called by who drains *events*.
+        events: of the connection.
     """
 
-    __slots__ = (
-        "_blocked_timeout",
-        "_waiters",
-        "_where",
-        "_write_timeout",
-        "blocked",
-        "writer",
-    )
+    __slots__ = ("_events", "_options", "_waiters", "_where", "blocked", "writer")
 
     def __init__(
-        self, where: str, blocked_timeout: float | None, write_timeout: float | None = None
+        self, where: str, options: AmqpOptions, events: Inbox[tuple[Callable[[Any], Any], Any]]
     ) -> None:
         #: Why the broker blocks publishing, or None.
         self.blocked: str | None = None
         self.writer: Writer | None = None
         self._where = where
-        self._blocked_timeout = blocked_timeout
-        self._write_timeout = write_timeout
+        self._options = options
+        self._events = events
         self._waiters: deque[Slot[None]] = deque()
 
     def pass_through(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
@@ -54,9 +56,9 @@ class PublishGate:
             ConnectionBlocked: it waited in vain; nothing was sent.
         """
         if deadline is None or deadline.timeout is None:
-            deadline = Deadline(self._blocked_timeout)
+            deadline = Deadline(self._options.blocked_timeout)
         assert self.writer is not None
-        limit = deadline.within(self._write_timeout)
+        limit = deadline.within(self._options.write_timeout)
         try:
             self.writer.pass_gate(limit)
             while publishing and self.blocked is not None:
@@ -64,7 +66,7 @@ class PublishGate:
                 slot: Slot[None] = Slot(on_left=self._leave)
                 self._waiters.append(slot)
                 slot.wait(limit)
-                limit = deadline.within(self._write_timeout)
+                limit = deadline.within(self._options.write_timeout)
                 if self.writer.gate:  # those before us may have filled it
                     self.writer.pass_gate(limit)
         except TimeoutError:
@@ -75,11 +77,25 @@ class PublishGate:
             ) from None
 
     def shut(self, reason: str) -> None:
-        """The broker blocks publishing.  Never switches."""
-        self.blocked = reason
+        """The broker blocks publishing (``connection.blocked``).  Never switches."""
+        if self.blocked is not None:
+            return
+        self.blocked = reason or "no reason given"
+        spawn("log", logger.warning, "%s blocked publishing: %s", self._where, reason)
+        if self._options.on_blocked is not None:
+            self._events.put((self._options.on_blocked, reason))
 
     def open(self) -> None:
-        """The broker takes messages again, or the connection ended: all go on, in their order."""
+        """The broker takes messages again (``connection.unblocked``).  Never switches."""
+        if self.blocked is None:
+            return
+        self.end()
+        spawn("log", logger.info, "%s takes messages again", self._where)
+        if self._options.on_unblocked is not None:
+            self._events.put((_call, self._options.on_unblocked))
+
+    def end(self) -> None:
+        """Nothing is blocked, perhaps since the connection ended: all go on, in their order."""
         self.blocked = None
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
@@ -87,3 +103,7 @@ class PublishGate:
 
     def _leave(self, slot: Slot[Any]) -> None:
         self._waiters.remove(slot)
+
+
+def _call(function: Callable[[], Any]) -> None:
+    function()
