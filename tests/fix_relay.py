@@ -26,6 +26,8 @@ class Relay:
     Attributes:
         delay: seconds before a new connection is passed on.
         rate: bytes a second from each client to the broker; None is as fast as it goes.
+        budget: bytes from clients that are still passed on; behind them each connection ends.  None
+            is no end.
         is_passing: cleared while nothing is read from either side.
         most: the largest number of connections that clients in this process had open at once, those
             being opened included.
@@ -36,6 +38,7 @@ class Relay:
         self._broker = (str(parts.hostname), int(parts.port or 0))
         self.delay = 0.0
         self.rate: float | None = None
+        self.budget: int | None = None
         self.is_passing = Event()
         self.is_passing.set()
         self.most = 0
@@ -80,7 +83,11 @@ class Relay:
         with suppress(OSError):
             while part := source.recv(1 << 16):
                 self.is_passing.wait()
+                if is_there and self.budget is not None:
+                    part, self.budget = part[: max(self.budget, 0)], self.budget - len(part)
                 target.sendall(part)
+                if is_there and self.budget is not None and self.budget <= 0:
+                    break
                 if is_there and self.rate is not None:
                     gevent.sleep(len(part) / self.rate)
             target.shutdown(socket.SHUT_WR)

@@ -156,12 +156,18 @@ class Consumer(Receiver):
             for queue in self.queues:
                 queue.revive(channel)
 
-    def _settle(self, channel: Any) -> None:
-        """Be whole on *channel*: declare, set the prefetch, consume.  May switch."""
+    def _settle(self, channel: Any, declare: Callable[[], Any] | None = None) -> None:
+        """Be whole on *channel*: declare, set the prefetch, consume.  May switch.
+
+        Arguments:
+            declare: instead of declaring the queues there.
+        """
         self._adopt(channel)
         if self._declared_on is not channel:
-            if self.auto_declare:
-                self.declare()
+            if declare is None and self.auto_declare:
+                declare = self.declare
+            if declare is not None:
+                declare()
                 if self._channel is not channel:
                     return  # moved on while a reply was waited for
             self._declared_on = channel
@@ -219,9 +225,13 @@ class Consumer(Receiver):
 
     def declare(self) -> None:
         """Declare the queues, with their exchanges and bindings.  May switch."""
+        self._declare_through(None)
+
+    def _declare_through(self, channel: Any) -> None:
+        """Declare the queues on another channel; on their own if that is None.  May switch."""
         for key, queue in list(self._queues.items()):
             name = queue.name
-            queue.declare()
+            queue.declare(channel=channel)
             if queue.name != name and key in self._queues:
                 # The broker has chosen the name.  The order of the queues stays.
                 self._subscriptions.rename(name, queue.name)

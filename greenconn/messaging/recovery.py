@@ -1,10 +1,20 @@
-"""What a session restores of a consumer."""
+"""What a session restores of a consumer.
+
+The broker may hear of the new connection before it has buried the old one, and what went with that one
+goes while it is declared again: a queue that deletes itself with its last consumer, an exchange with its
+last binding.  So declarations are repeated here where the program, which sees one connection after the
+other, would not have to.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import gevent
 
 from greenconn.abc import DeadlineLike
+from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.messaging.subscriptions import is_open
@@ -13,6 +23,15 @@ if TYPE_CHECKING:
     from greenconn.messaging.consumer import Consumer
 
 __all__ = ["Recovery"]
+
+#: Seconds before each repetition of a declaration that met something which went at that moment.
+PAUSES: Final = (0.02, 0.1, 0.5)
+#: Seconds after the first look that consumers of the former life are waited for, and between looks.
+BURIAL_TIMEOUT: Final = 1.0
+LOOK_INTERVAL: Final = 0.02
+
+#: When the waiting ends, by link: all that is restored on one shares it.
+_burials: Final[WeakKeyDictionary[Any, Deadline]] = WeakKeyDictionary()
 
 
 class Recovery:
@@ -31,6 +50,8 @@ class Recovery:
         self._restored_on: Any = None
         #: Restoring has failed and is tried again.
         self._has_failed = False
+        #: The queues were there a moment ago.
+        self._has_declared = False
 
     def __repr__(self) -> str:
         return f"<recovery of {self._consumer!r}>"
@@ -79,12 +100,55 @@ class Recovery:
             self.leave()
             return
         self._has_failed = True
-        with Limit(Deadline(deadline.left()), f"restoring {consumer!r}"):
+        within = Deadline(deadline.left())
+        with Limit(within, f"restoring {consumer!r}"):
             channel = session.successor(old)
-            consumer._settle(channel)
+            self._has_declared = False
+            try:
+                consumer._settle(channel, lambda: self._declare(session, within))
+            except NotFound as exc:
+                if self._has_declared and consumer.auto_declare:
+                    raise RecoverableChannelError(f"it went while it was restored: {exc}") from exc
+                raise
         self._has_failed = False
         if self._session is not None:
             self._restored_on = channel
+
+    def _declare(self, session: Any, deadline: Deadline) -> None:
+        """Declare the queues, or see that they are there.  May switch.
+
+        That goes through a channel apart, since what the broker refuses costs its channel, and on
+        the consumer's own others consume again.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                session.utility.run(self._declare_through, deadline)
+            except NotFound:
+                if pause is None:
+                    raise
+                gevent.sleep(pause)
+            else:
+                break
+        self._has_declared = True
+
+    def _declare_through(self, channel: Any) -> None:
+        consumer = self._consumer
+        for queue in consumer.queues:
+            if not consumer.auto_declare:
+                queue.queue_declare(passive=True, channel=channel)
+            elif queue.auto_delete and not queue.exclusive and not queue.no_declare:
+                _wait_for_burial(queue, channel)
+        if consumer.auto_declare:
+            consumer._declare_through(channel)
+
+
+def _wait_for_burial(queue: Any, channel: Any) -> None:
+    """Wait until *queue* has no consumers, or for a moment if they are somebody else's.  May switch."""
+    if not queue.name:
+        return
+    deadline = _burials.setdefault(channel.connection, Deadline(BURIAL_TIMEOUT))
+    while queue.queue_declare(channel=channel)[2] and not deadline.has_ended:
+        gevent.sleep(LOOK_INTERVAL)
 
 
 def _ended_by_itself(channel: Any) -> bool:

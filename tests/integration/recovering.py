@@ -11,6 +11,7 @@ import gevent
 from gevent.event import Event
 
 from greenconn.connection import Connection
+from greenconn.serialization import dumps
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
@@ -19,6 +20,7 @@ __all__ = [
     "SOON",
     "Recoveries",
     "consumer_counts",
+    "consumers_of",
     "exists",
     "kill",
     "lose",
@@ -42,6 +44,8 @@ def restart_app(broker: RabbitMQ) -> None:
 
 def kill(broker: RabbitMQ) -> None:
     """The broker is killed at once (SIGKILL), and begins again on its data."""
+    # It may have noted a queue that was declared within the last second in memory alone.
+    broker.ctl("eval", "mnesia:dump_log().")
     broker.kill()
     broker.start()
 
@@ -101,6 +105,17 @@ def consumer_counts(broker: RabbitMQHandle) -> Counter[str]:
     return Counter(row.strip() for row in rows)
 
 
+def consumers_of(connection: Connection, queue: str) -> int:
+    """How many consumers a queue has; 0 where there is none, or it is somebody else's.  May switch."""
+    channel = connection.channel()
+    try:
+        found = int(channel.queue_declare(queue, passive=True).consumer_count)
+    except connection.channel_errors:
+        return 0
+    channel.close()
+    return found
+
+
 def settled(
     connection: Connection, queue: str, count: int = 1, timeout: float = SOON
 ) -> tuple[int, int]:
@@ -111,13 +126,12 @@ def settled(
     """
     seen: list[int] = []
     end = monotonic() + timeout
-    with connection.channel() as channel:
-        while not seen or seen[-1] != count:
-            assert monotonic() < end, f"{queue}: {seen[-1:]} consumers, not {count}"
-            found = int(channel.queue_declare(queue, passive=True).consumer_count)
-            if found or seen:
-                seen.append(found)
-            gevent.sleep(0.01)
+    while not seen or seen[-1] != count:
+        assert monotonic() < end, f"{queue}: {seen[-1:]} consumers, not {count}"
+        found = consumers_of(connection, queue)
+        if found or seen:
+            seen.append(found)
+        gevent.sleep(0.01)
     return min(seen), max(seen)
 
 
@@ -140,5 +154,6 @@ def send(connection: Connection, routing_key: str, *bodies: Any, exchange: str =
     with connection.channel() as channel:
         channel.confirm_select()
         for body in bodies:
-            message = channel.prepare_message(body, content_type="text/plain", headers={})
+            content_type, encoding, data = dumps(body)
+            message = channel.prepare_message(data, None, content_type, encoding, {}, {})
             channel.basic_publish_confirm(message, exchange, routing_key, timeout=SOON)

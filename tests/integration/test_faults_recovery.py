@@ -44,6 +44,8 @@ def restart_app(broker: RabbitMQ) -> None:
 
 def kill(broker: RabbitMQ) -> None:
     """Its process is killed, and started again on its data."""
+    # It may have noted a queue that was declared within the last second in memory alone.
+    broker.ctl("eval", "mnesia:dump_log().")
     broker.kill()
     gevent.sleep(0.3)
     broker.start()

@@ -22,7 +22,14 @@ from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
-from tests.integration.recovering import SOON, consumer_counts, kill, restart_app, send
+from tests.integration.recovering import (
+    SOON,
+    consumer_counts,
+    consumers_of,
+    kill,
+    restart_app,
+    send,
+)
 
 POLICY: dict[str, Any] = {"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.5}
 
@@ -252,7 +259,7 @@ def check(broker: RabbitMQ, programs: list[Program], number: int) -> None:
         while waiting:
             assert monotonic() < end, f"no consumer of {list(waiting)}"
             for name in list(most) + list(waiting):
-                count = consumer_count(connection, name)
+                count = consumers_of(connection, name)
                 if count:
                     waiting.pop(name, None)
                 most[name] = max(most.get(name, 0), count)
@@ -261,20 +268,11 @@ def check(broker: RabbitMQ, programs: list[Program], number: int) -> None:
             send(connection, program.name, str(number))
         for program in programs:
             until(partial(program.has_got, str(number)), SOON)
-            most[program.name] = max(most[program.name], consumer_count(connection, program.name))
+            most[program.name] = max(most[program.name], consumers_of(connection, program.name))
     names = {program.name for program in programs}
     counts = {name: count for name, count in consumer_counts(broker).items() if name in names}
     assert counts == dict.fromkeys(names, 1)
     assert most == dict.fromkeys(names, 1)
-
-
-def consumer_count(connection: Connection, queue: str) -> int:
-    """How many consumers a queue has; 0 where there is none (yet)."""
-    channel = connection.default_channel
-    try:
-        return int(channel.queue_declare(queue, passive=True).consumer_count)
-    except connection.channel_errors:
-        return 0
 
 
 @pytest.mark.timeout(900)

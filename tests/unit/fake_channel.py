@@ -247,11 +247,30 @@ class FakeChannel:
             self.connection.events.put((consumer["on_cancel"], tag))
 
 
+class FakeUtility:
+    """One channel for what may fail, opened anew when it is closed."""
+
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+        self._channel: FakeChannel | None = None
+
+    @property
+    def channel(self) -> FakeChannel:
+        """The channel that comes next."""
+        if self._channel is None or not self._channel.is_open:
+            self._channel = self._client.channel()
+        return self._channel
+
+    def run(self, function: Callable[[Any], Any], deadline: DeadlineLike) -> Any:
+        return function(self.channel)
+
+
 class FakeSession:
     """Keeps members, and the successors of channels."""
 
     def __init__(self, client: FakeClient) -> None:
         self.client = client
+        self.utility = FakeUtility(client)
         self.members: list[Any] = []
         self._successors: dict[Any, Any] = {}
 

@@ -523,11 +523,14 @@ def test_recovery_declares_limits_and_consumes_with_the_same_tags(
     assert (new is client.default_channel) is (kind == "connection")
     assert tags(new) == before
     assert [call.arguments["no_ack"] for call in new.of("basic_consume")] == [False, True]
-    assert new.methods == [
+    # What may be refused runs where it costs nobody else a channel.
+    assert client.session.utility.channel.methods == [
         "exchange_declare",
         "queue_declare",
         "queue_bind",
         "queue_declare",
+    ]
+    assert new.methods == [
         "basic_qos",
         "basic_qos",
         "basic_consume",
@@ -543,8 +546,20 @@ def test_recovery_repeats_the_users_qos(client: FakeClient, channel: FakeChannel
     consumer.consume()
     channel.connection.lose()
     client.session.recover()
-    assert consumer.channel.methods == ["queue_declare", "basic_qos", "basic_consume"]
-    assert consumer.channel.calls[1].arguments["qos"] == (0, 9, True)
+    assert consumer.channel.methods == ["basic_qos", "basic_consume"]
+    assert consumer.channel.calls[0].arguments["qos"] == (0, 9, True)
+
+
+def test_recovery_looks_for_queues_that_it_must_not_declare(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"), auto_declare=False)
+    consumer.consume()
+    channel.connection.lose()
+    client.session.recover()
+    [call] = client.session.utility.channel.calls
+    assert (call.method, call.arguments["passive"]) == ("queue_declare", True)
+    assert consumer.channel.methods == ["basic_consume"]
 
 
 def test_consume_and_revive_after_recovery_change_nothing(
@@ -701,7 +716,7 @@ def test_cancelled_while_it_is_restored(client: FakeClient, channel: FakeChannel
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
-    successor.script["queue_declare"] = lambda: go.wait(5.0)
+    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(5.0)
     recovering = gevent.spawn(client.session.recover)
     gevent.idle()
     consumer.cancel()
@@ -711,8 +726,9 @@ def test_cancelled_while_it_is_restored(client: FakeClient, channel: FakeChannel
     assert client.session.members == []
 
 
+@pytest.mark.parametrize("refused", ["queue_declare", "basic_consume"])
 def test_recovery_is_tried_again_on_another_channel(
-    client: FakeClient, channel: FakeChannel
+    client: FakeClient, channel: FakeChannel, refused: str
 ) -> None:
     consumer = Consumer(channel, queues("q"))
     consumer.consume()
@@ -720,17 +736,18 @@ def test_recovery_is_tried_again_on_another_channel(
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
+    hit = client.session.utility.channel if refused == "queue_declare" else successor
 
     def lock() -> None:
-        successor.end(RecoverableChannelError("405 locked"))
+        hit.end(RecoverableChannelError("405 locked"))
         raise RecoverableChannelError("405 locked")
 
-    successor.script["queue_declare"] = lock
+    hit.script[refused] = lock
     with pytest.raises(RecoverableChannelError):
         client.session.recover()
     client.session.recover()
     assert tags(consumer.channel) == before
-    assert consumer.channel is not successor
+    assert (consumer.channel is successor) is (refused == "queue_declare")
 
 
 def test_a_channel_that_the_program_closed_is_not_brought_back(
@@ -753,7 +770,7 @@ def test_recovery_keeps_to_its_deadline(client: FakeClient, channel: FakeChannel
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
-    successor.script["queue_declare"] = lambda: go.wait(5.0)
+    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(5.0)
     [member] = client.session.members
     with pytest.raises(TimeoutError, match="restoring"):
         member.recover(Deadline(0.02))
