@@ -195,10 +195,13 @@ class Message:
             raise self._already_answered()
         self._state = new_state
         try:
-            self.channel.basic_reject(self.delivery_tag, requeue)
+            self._send_refusal(requeue)
         except BaseException:
             self._state = state
             raise
+
+    def _send_refusal(self, requeue: bool) -> None:
+        self.channel.basic_reject(self.delivery_tag, requeue)
 
     def _no_channel(self) -> KombuError:
         return self.MessageStateError("the message has no channel that an answer could go to")
@@ -256,6 +259,18 @@ class Message:
             # The body is still compressed, so that decoding it could only mislead.
             self._reraise_error()
         return loads(body, self.content_type, self.content_encoding, accept=self.accept)
+
+    @property
+    def delivery_count(self) -> int:
+        """How often it was delivered before; 0 at the first time.
+
+        Quorum queues count (``x-delivery-count``; a queue's ``x-delivery-limit`` is about it).  Others
+        only tell that it was delivered before: that is 1 here, however often it was.
+        """
+        if not self.delivery_info.get("redelivered"):
+            return 0  # a header that another queue's message left behind says nothing
+        count = self.headers.get("x-delivery-count")
+        return count if isinstance(count, int) and count > 0 else 1
 
     @property
     def acknowledged(self) -> bool:

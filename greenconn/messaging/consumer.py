@@ -208,6 +208,8 @@ class Consumer(Receiver):
         else:
             target = {"sink": self.sink}
 
+        arguments = self._subscriptions.arguments_of(queue, target)
+
         def consume(tag: str, no_ack: bool) -> None:
             # Not queue.consume(), which would look for another channel if this one has just died.
             channel.basic_consume(
@@ -215,7 +217,7 @@ class Consumer(Receiver):
                 consumer_tag=tag,
                 no_ack=no_ack,
                 nowait=nowait,
-                arguments=queue.consumer_arguments,
+                arguments=arguments,
                 **target,
             )
 

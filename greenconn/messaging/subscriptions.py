@@ -14,6 +14,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from greenconn.streams import OFFSET, StreamPosition
+
 if TYPE_CHECKING:
     from gevent.lock import BoundedSemaphore
 
@@ -52,12 +54,14 @@ class Subscriptions:
         tags: consumer tag by queue name.
         no_ack: whether its messages need no answer, by queue name.
         placed: by queue name, the channel that has been asked, set before the request is sent.
+        positions: of the streams among them, by queue name.
     """
 
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}
         self.no_ack: dict[str, bool] = {}
         self.placed: dict[str, Any] = {}
+        self.positions: dict[str, StreamPosition] = {}
 
     def add(self, name: str, no_ack: bool, prefix: str | None) -> None:
         """Want messages of queue *name*."""
@@ -75,6 +79,23 @@ class Subscriptions:
         """Whether something is wanted, and all of it has been asked of *channel*."""
         return bool(self.tags) and not any(self.lacks(name, channel) for name in self.tags)
 
+    def arguments_of(self, queue: Any, target: dict[str, Any]) -> Any:
+        """The arguments with which to consume from *queue*.
+
+        A stream that was read before is read on.
+
+        Arguments:
+            target: where messages go; its callback is made to take note of their offsets.
+        """
+        arguments = queue.consumer_arguments
+        if not arguments or OFFSET not in arguments or "callback" not in target:
+            return arguments
+        position = self.positions.get(queue.name)
+        if position is None:
+            position = self.positions[queue.name] = StreamPosition(arguments[OFFSET])
+        target["callback"] = position.watching(target["callback"])
+        return {**arguments, OFFSET: position.restart()}
+
     def start(self, name: str, channel: Any, consume: Callable[[str, bool], Any]) -> None:
         """Ask *channel* for the messages of queue *name*.  May switch.
 
@@ -89,6 +110,8 @@ class Subscriptions:
             if self.placed.get(name) is channel:
                 del self.placed[name]
             raise
+        if name in self.positions:
+            self.positions[name].note_begin()
         if self.tags.get(name) != tag or self.placed.get(name) is not channel:
             # Cancelled meanwhile, perhaps before the request was written.
             channel.basic_cancel(tag)
@@ -115,6 +138,7 @@ class Subscriptions:
         """Want no messages of queue *name*, of which none was asked for."""
         self.tags.pop(name, None)
         self.no_ack.pop(name, None)
+        self.positions.pop(name, None)
 
     def cancel(self, names: Iterable[str]) -> None:
         """Want no more messages of the queues *names*, and tell the broker.  May switch.
@@ -125,6 +149,7 @@ class Subscriptions:
         for name in names:
             tag = self.tags.pop(name, None)
             self.no_ack.pop(name, None)
+            self.positions.pop(name, None)
             channel = self.placed.pop(name, None)
             if tag is not None and channel is not None:
                 ends.append((channel, tag))

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from greenconn.abc import Recoverable
-from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
@@ -376,6 +376,9 @@ class Session:
     def _is_transient(self, exc: BaseException) -> bool:
         """Whether an error in restoring a member may pass while the link stays."""
         errors = self.broker.recoverable_channel_errors
+        if isinstance(exc, NotFound):
+            # RabbitMQ's words for a queue that is there, but whose node or leader is not yet.
+            return "down or inaccessible" in str(exc)
         return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
 
     def _tell(self, listeners: list[Callable[..., Any]], *args: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeAlias
 
@@ -13,6 +12,7 @@ from greenconn.checks import check_callable, check_count, check_type, is_number,
 from greenconn.entity import Queue
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
+from greenconn.streams import OFFSET, Offset, check_offset
 
 __all__ = ["Handler", "OnError", "Plan", "QueueLike", "planned"]
 
@@ -77,8 +77,9 @@ class Plan:
     passive: bool = False
     """Never declare the queue: one that does not exist is an error."""
 
-    offset: str | int | datetime | None = None
-    """``x-stream-offset``: where to begin in a stream."""
+    offset: Offset | None = None
+    """``x-stream-offset``: where to begin in a stream; None is ``next`` for a Queue that says it is
+    one, and else nowhere."""
 
     handler_timeout: float | None = None
     """Seconds after which a handler is interrupted, which counts as a failure."""
@@ -134,8 +135,16 @@ class Plan:
             )
         if self.batch_interval is not None and self.batch_size is None:
             raise ValueError("batch_interval without batch_size")
-        if self.offset is not None and self.is_unbounded:
+        if self.offset is not None:
+            check_offset(self.offset)
+        if any(self.offset_of(queue) is not None for queue in self.queues):
+            self._check_stream()
+
+    def _check_stream(self) -> None:
+        if self.is_unbounded:
             raise ValueError("offset: the broker demands acks and a prefetch_count for streams")
+        if self.on_error == "requeue":
+            raise ValueError("on_error='requeue': a stream takes nothing back, use retry")
 
     def _check_prefetch(self) -> None:
         prefetch = self.prefetch
@@ -178,8 +187,17 @@ class Plan:
         if self.priority is not None:
             arguments["x-priority"] = self.priority
         if self.offset is not None:
-            arguments["x-stream-offset"] = self.offset
+            arguments[OFFSET] = self.offset
         return arguments
+
+    def offset_of(self, queue: QueueLike) -> Offset | None:
+        """Where to begin in *queue*; None if it is not known to be a stream."""
+        if self.offset is not None or not isinstance(queue, Queue):
+            return self.offset
+        given: Offset | None = (queue.consumer_arguments or {}).get(OFFSET)
+        if given is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
+            given = "next"
+        return given
 
 
 #: Options that go into ``**consumer_args``.

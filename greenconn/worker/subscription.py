@@ -10,10 +10,10 @@ from greenconn.entity.existence import ensure_declared, ensure_queue_exists
 from greenconn.exceptions import ConsumerCancelled, RecoverableChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
+from greenconn.streams import OFFSET, StreamPosition
 from greenconn.worker.berths import Berth, Berths
 from greenconn.worker.line import Line
 from greenconn.worker.plan import Plan, QueueLike
-from greenconn.worker.stream import StreamPosition
 
 __all__ = ["Sink", "Subscription"]
 
@@ -111,7 +111,8 @@ class Subscription:
         self._queue = queue
         self._line = line
         self._on_change = on_change
-        self._position = None if plan.offset is None else StreamPosition(plan.offset)
+        offset = plan.offset_of(queue)
+        self._position = None if offset is None else StreamPosition(offset)
         self._sink: Sink | None = None
         self._berth: Berth | None = None
         self.prefetch = prefetch
@@ -185,7 +186,7 @@ class Subscription:
         if isinstance(self._queue, Queue) and self._queue.consumer_arguments:
             arguments = {**self._queue.consumer_arguments, **arguments}
         if self._position is not None:
-            arguments["x-stream-offset"] = self._position.restart()
+            arguments[OFFSET] = self._position.restart()
         try:
             channel.basic_qos(0, self.prefetch, False)
             channel.basic_consume(
@@ -204,6 +205,8 @@ class Subscription:
             self.tag = self._new_tag()
             raise
         self.was_confirmed = sink.is_confirmed = True
+        if self._position is not None:
+            self._position.note_begin()
         if sink.lost is not None:
             raise RecoverableChannelError(
                 f"consumer {self.tag!r} was lost as soon as it was there: {sink.lost}"

@@ -117,6 +117,8 @@ class AmqpLink(Link, Agreement):
         self._closing: Slot[None] | None = None
         self._pulse = Pulse(where, self.end)
         self.secret = Secret(self)
+        #: Kind of each queue that was declared here, where it is not classic.
+        self.queue_kinds: dict[str, str] = {}
 
     def __repr__(self) -> str:
         state = "open" if self.connected else "closed"

@@ -111,7 +111,7 @@ class ChannelConsumer:
 
     def _refuse(self, message: Delivery) -> None:
         if not self.no_ack:
-            message.channel.put_back(message.delivery_tag)
+            message.put_back()
 
     def _to_events(self, message: Delivery) -> None:
         self.link.events.put((self._handle, message))

@@ -16,6 +16,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
+from greenconn.transport.amqp.kinds import QueueKinds
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.rpc import Call, CallLine, Reply, ids_of
 from greenconn.wire.acks import AckLedger
@@ -36,7 +37,7 @@ _CANCEL: Final = ids_of(spec.Basic.Cancel)
 _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
 
-class Consuming:
+class Consuming(QueueKinds):
     """What a channel does to consume; mixed into ``Channel``."""
 
     connection: AmqpLink
@@ -57,6 +58,7 @@ class Consuming:
         self._consumers: dict[bytes, ChannelConsumer] = {}
         self._prefetch = 0
         self._qos: tuple[int, int, bool] | None = None
+        self._init_kinds()
 
     def check_open(self) -> None:
         raise NotImplementedError
@@ -80,9 +82,7 @@ class Consuming:
         """
         if a_global is not None:
             apply_global = a_global
-        super().basic_qos(  # type: ignore[misc]
-            prefetch_size, prefetch_count, apply_global, argsig
-        )
+        super().basic_qos(prefetch_size, prefetch_count, apply_global, argsig)
         self._qos = (prefetch_size, prefetch_count, apply_global)
         self._prefetch = prefetch_count
 
@@ -105,6 +105,10 @@ class Consuming:
 
         Its tag is known before the broker answers, since deliveries may come before the reply is read.
 
+        Quorum queues and streams know no limit for the whole channel, and the broker ends the
+        connection of who consumes from one under such a limit.  Where we know of the queue (it was
+        declared on this connection), the limit becomes one for each consumer.
+
         Arguments:
             callback: called with each message by whoever calls ``drain_events``.
             sink: takes the messages instead.
@@ -113,12 +117,15 @@ class Consuming:
             The consumer tag.
 
         Raises:
-            ValueError: the tag is in use on this channel, or nowait without a tag.
+            ValueError: the tag is in use on this channel, nowait without a tag, or no offset.
+            AMQPNotImplementedError: a limit for the whole channel, as above, under which other
+                consumers run here; or a stream without acks.  Nothing was sent.
         """
         if nowait and not consumer_tag:
             raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
         tag = consumer_tag or f"greenconn-{uuid()}"
         key = tag.encode("utf-8", "surrogatepass")
+        self._prepare_consume(queue, tag, no_ack, arguments)
         packed = self.pack(
             spec.Basic.Consume,
             argsig,
@@ -197,7 +204,12 @@ class Consuming:
             self._consumers[key].leave(ConsumerState.CANCELLED)
 
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
-        """Take one message from a queue; None if it is empty.  May switch."""
+        """Take one message from a queue; None if it is empty.  May switch.
+
+        Raises:
+            AMQPNotImplementedError: the queue was declared here as a stream; nothing was sent.
+        """
+        self._check_get(queue)
         reply = self.send_method(
             spec.Basic.Get,
             argsig,
@@ -269,6 +281,12 @@ class Consuming:
         """Requeue a delivery that nobody wants.  Never switches.  Answered before: does nothing."""
         if self._gone is None:
             self._reject(delivery_tag, True)
+
+    def give_credit(self, delivery_tag: int) -> None:
+        """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
+        ledger = self._ledger
+        if self._gone is None and ledger.ack(delivery_tag) and len(ledger.pending) == 1:
+            self.connection.ack_later(self)
 
     def _reject(self, tag: int, requeue: bool) -> bool:
         """False if *tag* is not outstanding."""

@@ -149,6 +149,27 @@ class Delivery(Message):
         self._state = "RECEIVED"
         self._decoded_cache = None
 
+    @property
+    def is_of_stream(self) -> bool:
+        """Whether it was read from a stream, which keeps it whatever the answer is."""
+        return self.consumer_tag in self.channel.streams and isinstance(
+            self.headers.get("x-stream-offset"), int
+        )
+
+    def _send_refusal(self, requeue: bool) -> None:
+        if self.is_of_stream:
+            # RabbitMQ ends the whole connection for a reject; an ack has it send the next one.
+            self.channel.basic_ack(self.delivery_tag)
+        else:
+            self.channel.basic_reject(self.delivery_tag, requeue)
+
+    def put_back(self) -> None:
+        """Nobody wants it: requeue it.  Never switches.  Answered before: does nothing."""
+        if self.is_of_stream:
+            self.channel.give_credit(self.delivery_tag)
+        else:
+            self.channel.put_back(self.delivery_tag)
+
     def _decode(self) -> Any:
         if self._stage == _RAW:
             kind = content_kind(self._header)

@@ -19,6 +19,7 @@ class Topology:
 
     call: Callable[..., Any]
     send_method: Callable[..., Any]
+    _note_kind: Callable[[str, Any], None]
     _gone: BaseException | None
 
     def queue_declare(
@@ -47,6 +48,7 @@ class Topology:
             returns_tuple=True,
             undo=None if queue else self._undo_declare,
         )
+        self._note_kind(queue or reply[0], arguments)
         return None if nowait else queue_declare_ok_t(*reply)
 
     def _undo_declare(self, reply: Reply) -> None:

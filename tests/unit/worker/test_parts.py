@@ -8,10 +8,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.streams import SLACK, StreamPosition
 from greenconn.worker.berths import ROOM, Berths
 from greenconn.worker.errands import LIMIT, Errand, Errands
 from greenconn.worker.state import ENDS, MOVES, ConsumerState, moved
-from greenconn.worker.stream import SLACK, StreamPosition
 from tests.unit.worker.conftest import until
 
 

@@ -1,0 +1,112 @@
+"""Streams: where to begin to read, and where to go on after an interruption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, Final, TypeAlias
+
+__all__ = ["OFFSET", "Offset", "StreamPosition", "check_offset"]
+
+#: ``first``, ``last``, ``next``, an interval such as ``1h``; the number of a message; a time.
+Offset: TypeAlias = "str | int | datetime"
+
+#: Argument of a consumer and header of its messages.
+OFFSET: Final = "x-stream-offset"
+#: A number of years, months, days, hours, minutes or seconds.
+_INTERVAL: Final = re.compile(r"[0-9]+[YMDhms]", re.ASCII)
+#: Where a reader begins depends on the time when it begins.
+_MOVING: Final = frozenset({"last", "next"})
+#: Answered messages that may be kept until the next look.
+SLACK: Final = 64
+
+
+def check_offset(offset: Any) -> None:
+    """Refuse what the broker would crash at, which costs the whole connection.
+
+    Raises:
+        ValueError: it is no offset.
+    """
+    if isinstance(offset, str):
+        is_offset = offset in ("first", "last", "next") or _INTERVAL.fullmatch(offset) is not None
+    elif isinstance(offset, int) and not isinstance(offset, bool):
+        is_offset = offset >= 0
+    else:
+        is_offset = isinstance(offset, datetime)
+    if not is_offset:
+        raise ValueError(
+            f"offset={offset!r}: it is 'first', 'last', 'next', a number from 0 up, a datetime, or "
+            f"an interval such as '7D', '1h' or '30s'"
+        )
+
+
+class StreamPosition:
+    """The position in one stream.
+
+    A stream keeps what was acknowledged, and takes nothing back: a consumer that comes again says
+    where to begin.  That is the first message that was not answered, or was given back; what came
+    after it may be handled twice.
+
+    Arguments:
+        first: where the program wants to begin.
+    """
+
+    __slots__ = ("_began_at", "_first", "_next", "_outstanding", "_trim_above", "_unhandled")
+
+    def __init__(self, first: Offset) -> None:
+        self._first = first
+        #: When the broker confirmed the reader at first.
+        self._began_at: datetime | None = None
+        self._next: int | None = None
+        #: Messages by offset, in the order in which they came, until they are found answered.
+        self._outstanding: dict[int, Any] = {}
+        self._trim_above = SLACK
+        #: The first offset that was given back.
+        self._unhandled: int | None = None
+
+    def watching(self, put: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """*put*, with an eye on the offsets."""
+
+        def put_and_note(message: Any) -> Any:
+            offset = message.headers.get(OFFSET)
+            if isinstance(offset, int):
+                self._outstanding[offset] = message
+                self._next = offset + 1
+                if len(self._outstanding) > self._trim_above:
+                    self._trim()
+            return put(message)
+
+        return put_and_note
+
+    def _trim(self) -> None:
+        left = {}
+        for offset, message in self._outstanding.items():
+            if not message.acknowledged:
+                left[offset] = message
+            elif message._state == "REQUEUED":
+                self._unhandled = (
+                    offset if self._unhandled is None else min(offset, self._unhandled)
+                )
+        self._outstanding = left
+        self._trim_above = 2 * len(left) + SLACK
+
+    def note_begin(self) -> None:
+        """The broker has confirmed the reader."""
+        if self._began_at is None:
+            self._began_at = datetime.now(timezone.utc)
+
+    def restart(self) -> Offset:
+        """Where to begin now."""
+        self._trim()
+        unhandled = [] if self._unhandled is None else [self._unhandled]
+        if unhandled or self._outstanding:
+            self._next = min([*unhandled, *self._outstanding])
+        self._outstanding.clear()
+        self._unhandled = None
+        if self._next is not None:
+            return self._next
+        if self._first in _MOVING and self._began_at is not None:
+            # Nothing has come yet: what came while nobody read is not to be missed.
+            return self._began_at
+        return self._first

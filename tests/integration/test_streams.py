@@ -1,0 +1,307 @@
+"""Streams of RabbitMQ: where a consumer begins, what its answers mean, where it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.exceptions import AMQPNotImplementedError, PreconditionFailed
+from greenconn.green.deadline import Deadline
+from greenconn.options import Retry
+from greenconn.worker import ConsumerGreenlet, spawn_consumer
+from tests.brokers.rabbitmq import RabbitMQ
+
+CAME = 30.0
+STREAM = {"x-queue-type": "stream"}
+
+
+def until(condition: Callable[[], object], timeout: float = CAME) -> None:
+    deadline = Deadline(timeout)
+    while not condition():
+        assert not deadline.has_ended, "it did not come"
+        gevent.sleep(0.01)
+
+
+@pytest.fixture
+def connection(amqp_url: str) -> Iterator[Connection]:
+    with Connection(amqp_url, transport_options={"confirm_publish": True}) as connection:
+        yield connection
+
+
+@pytest.fixture
+def stream(connection: Connection, unique: str) -> Iterator[Queue]:
+    """A stream of ten messages, whose bodies are their offsets."""
+    queue = Queue(unique, queue_arguments=STREAM)
+    queue(connection.default_channel).declare()
+    fill(connection, unique, range(10))
+    yield queue
+    connection.default_channel.queue_delete(unique)
+
+
+def fill(connection: Connection, name: str, bodies: range) -> None:
+    producer = connection.Producer()
+    for body in bodies:
+        producer.publish(body, routing_key=name)
+
+
+class Reader:
+    """A consumer of a stream, and what it has handled: offsets."""
+
+    def __init__(self, queue: Any, connection: Connection, **options: Any) -> None:
+        self.handled: list[int] = []
+        options.setdefault("handler", self.handle)
+        self.consumer: ConsumerGreenlet = spawn_consumer(
+            queue, options.pop("handler"), connection=connection, **options
+        )
+        assert self.consumer.wait_ready(CAME)
+
+    def handle(self, body: int, message: Any) -> None:
+        assert message.headers["x-stream-offset"] == body
+        assert message.delivery_count == 0
+        self.handled.append(body)
+
+    def wait(self, count: int) -> list[int]:
+        until(lambda: len(self.handled) >= count)
+        return self.handled
+
+    def stop(self) -> None:
+        assert self.consumer.stop(CAME)
+
+
+@pytest.mark.parametrize(
+    ("offset", "first"),
+    [
+        ("first", 0),
+        (0, 0),
+        (4, 4),
+        ("1h", 0),
+        ("30s", 0),
+        (datetime.now(timezone.utc) - timedelta(hours=1), 0),
+        (datetime(2020, 1, 1), 0),
+    ],
+    ids=str,
+)
+def test_where_to_begin(connection: Connection, stream: Queue, offset: Any, first: int) -> None:
+    reader = Reader(stream, connection, offset=offset)
+    assert reader.wait(10 - first) == list(range(first, 10))
+    reader.stop()
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "Queue"])
+def test_next_is_what_comes_from_now_on(
+    connection: Connection, stream: Queue, by_name: bool
+) -> None:
+    # A Queue that says it is a stream is read from the next message on.
+    target = (stream.name, {"offset": "next"}) if by_name else (stream, {})
+    reader = Reader(target[0], connection, **target[1])
+    fill(connection, stream.name, range(10, 13))
+    assert reader.wait(3) == [10, 11, 12]
+    reader.stop()
+
+
+def test_last_is_the_last_piece(connection: Connection, stream: Queue) -> None:
+    reader = Reader(stream, connection, offset="last")
+    until(lambda: reader.handled and reader.handled[-1] == 9)
+    reader.stop()
+
+
+@pytest.mark.parametrize(
+    "offset", ["bogus", "1", "1w", "-1h", "", -1, 1.5, True, [1], timedelta(hours=1)]
+)
+def test_what_is_no_offset_never_reaches_the_broker(
+    connection: Connection, stream: Queue, offset: Any
+) -> None:
+    # RabbitMQ 3.10 crashes at it, and ends the connection.
+    with pytest.raises(ValueError, match="offset="):
+        spawn_consumer(stream, print, connection=connection, offset=offset)
+    channel = connection.channel()
+    channel.basic_qos(0, 10)
+    with pytest.raises(ValueError, match="offset="):
+        channel.basic_consume(stream.name, arguments={"x-stream-offset": offset})
+    assert connection.session.generation == 1
+
+
+def test_two_read_the_same(connection: Connection, stream: Queue) -> None:
+    readers = [Reader(stream, connection, offset="first") for _ in range(2)]
+    for reader in readers:
+        assert reader.wait(10) == list(range(10))
+        reader.stop()
+
+
+def test_an_ack_asks_for_more(connection: Connection, stream: Queue) -> None:
+    reader = Reader(stream, connection, offset="first", prefetch_count=2)
+    assert reader.wait(10) == list(range(10))
+    reader.stop()
+
+
+def test_what_fails_is_gone_on_behind(connection: Connection, stream: Queue) -> None:
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        if body % 3 == 0:
+            raise OSError("not this one")
+        if body == 4:
+            message.requeue()
+        if body == 5:
+            message.reject()
+
+    reader = Reader(stream, connection, offset="first", handler=handle, prefetch_count=1)
+    until(lambda: len(seen) == 10)
+    assert seen == list(range(10))  # nothing came again, nothing was held up
+    until(lambda: reader.consumer.stats()["rejected"] == 4)
+    reader.stop()
+    assert connection.session.generation == 1
+
+
+def test_what_fails_may_be_tried_again(connection: Connection, stream: Queue) -> None:
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        if body == 3 and seen.count(3) < 3:
+            raise OSError("try me again")
+
+    retry = Retry(tries=3, delay=0.01)
+    reader = Reader(stream, connection, offset="first", handler=handle, retry=retry)
+    until(lambda: sorted(seen) == sorted([*range(10), 3, 3]))
+    reader.stop()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill", "pause"])
+def test_an_end_amid_messages_costs_no_connection(
+    connection: Connection, stream: Queue, end: str
+) -> None:
+    began = gevent.event.Event()
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        began.set()
+        gevent.sleep(0.05)
+
+    seen: list[int] = []
+    reader = Reader(stream, connection, offset="first", handler=handle, prefetch_count=5)
+    assert began.wait(CAME)
+    if end == "stop":
+        assert reader.consumer.stop(CAME)
+    elif end == "kill":
+        reader.consumer.kill()
+    else:
+        reader.consumer.pause()
+        until(lambda: reader.consumer.stats()["state"] == "paused")
+        reader.consumer.resume()
+        until(lambda: len(set(seen)) == 10)
+        reader.stop()
+    # A reject would have ended it.
+    connection.default_channel.queue_declare(stream.name, passive=True)
+    assert connection.session.generation == 1
+
+
+def test_a_stream_demands_acks_and_a_prefetch(connection: Connection, stream: Queue) -> None:
+    unbounded: list[dict[str, Any]] = [{"no_ack": True}, {"prefetch_count": 0}]
+    offsets: list[dict[str, Any]] = [{}, {"offset": "first"}]
+    for options in unbounded:
+        for offset in offsets:
+            with pytest.raises(ValueError, match="acks and a prefetch_count"):
+                spawn_consumer(stream, print, connection=connection, **options, **offset)
+    with pytest.raises(ValueError, match="takes nothing back"):
+        spawn_consumer(stream, print, connection=connection, on_error="requeue")
+    channel = connection.channel()
+    with pytest.raises(AMQPNotImplementedError, match="must acknowledge"):
+        channel.basic_consume(stream.name, no_ack=True)
+    with pytest.raises(AMQPNotImplementedError, match="can only be consumed"):
+        channel.basic_get(stream.name)
+    with pytest.raises(PreconditionFailed, match="prefetch"):
+        channel.basic_consume(stream.name)
+    assert connection.session.generation == 1
+
+
+def test_kombus_consumer_reads_streams(connection: Connection, stream: Queue) -> None:
+    seen: list[int] = []
+    stream.consumer_arguments = {"x-stream-offset": 2}
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        # To a stream all answers are the same.
+        (message.ack, message.reject, message.requeue)[body % 3]()
+
+    with connection.Consumer(stream, callbacks=[handle], prefetch_count=3):
+        while len(seen) < 8:
+            connection.drain_events(timeout=CAME)
+    assert seen == list(range(2, 10))
+    assert connection.session.generation == 1
+
+
+def test_a_reader_goes_on_after_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    options = {"confirm_publish": True}
+    with (
+        Connection(own_rabbitmq.url, transport_options=options) as connection,
+        Connection(own_rabbitmq.url, transport_options=options) as other,
+    ):
+        queue = Queue(unique, queue_arguments=STREAM)
+        queue(other.default_channel).declare()
+        fill(other, unique, range(20))
+        reader = Reader(queue, connection, offset="first")
+        kombus: list[int] = []
+        theirs = Queue(unique, queue_arguments=STREAM, consumer_arguments={"x-stream-offset": 5})
+
+        def take(body: int, message: Any) -> None:
+            kombus.append(body)
+            message.ack()
+
+        empty = Queue(f"{unique}-next", queue_arguments=STREAM)
+        late = Reader(empty, connection)
+        consumer = other.Consumer(theirs, callbacks=[take], prefetch_count=5)
+        consumer.consume()
+        while len(kombus) < 15:
+            other.drain_events(timeout=CAME)
+        reader.wait(20)
+        own_rabbitmq.stop_app()
+        own_rabbitmq.start_app()
+        with Connection(own_rabbitmq.url, transport_options=options) as third:
+            # Before the readers are back, or after: nothing is missed.
+            fill(third, unique, range(20, 30))
+            fill(third, empty.name, range(5))
+        reader.wait(30)
+        late.wait(5)
+        deadline = Deadline(CAME)
+        lost: Any = other.connection_errors
+        while len(kombus) < 25:
+            assert not deadline.has_ended
+            try:
+                other.drain_events(timeout=1)
+            except lost:  # once
+                pass
+        assert reader.handled == list(range(30))  # not from the start again
+        assert kombus == list(range(5, 30))
+        assert late.handled == list(range(5))
+        reader.stop()
+        late.stop()
+        consumer.cancel()
+
+
+def test_what_was_not_handled_comes_again_after_a_loss(
+    connection: Connection, stream: Queue
+) -> None:
+    hold = gevent.event.Event()
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        if body == 4 and seen.count(4) == 1:
+            hold.wait(CAME)
+
+    reader = Reader(stream, connection, offset="first", handler=handle, concurrency=2)
+    until(lambda: len(seen) == 10)
+    connection.session.life.link.end(ConnectionResetError("cut"))  # as a network does
+    until(lambda: seen.count(4) == 2)
+    until(lambda: seen[-1] == 9)
+    assert seen[10:] == list(range(4, 10))
+    hold.set()
+    reader.stop()
