@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from greenconn.green.duty import DUTY
 from greenconn.message import Message
 
 __all__ = ["Receiver"]
@@ -42,11 +43,13 @@ class Receiver:
                 "this consumer has nobody to give messages to: register a callback or set on_message"
             )
         for callback in self.callbacks:
+            if DUTY.handler is not callback:
+                DUTY.change(callback)
             callback(body, message)
 
     def _receive_callback(self, message: Any) -> Any:
         """Take one delivery; in the greenlet that drains."""
-        on_message = self.on_message
+        on_message: Any = self.on_message
         body = None
         try:
             is_ours = isinstance(message, Message)
@@ -65,4 +68,8 @@ class Receiver:
             if self.on_decode_error is None:
                 raise
             return self.on_decode_error(message, exc)
-        return self.receive(body, message) if on_message is None else on_message(message)
+        if on_message is None:
+            return self.receive(body, message)
+        if DUTY.handler != on_message:  # perhaps a method, which is another object each time
+            DUTY.change(on_message)
+        return on_message(message)

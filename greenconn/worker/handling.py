@@ -10,6 +10,7 @@ from typing import Any, Final
 from gevent import Timeout
 
 from greenconn.exceptions import MessageStateError
+from greenconn.green.duty import DUTY
 from greenconn.green.supervisor import spawn
 from greenconn.options import Retry
 from greenconn.worker.batch import Batch
@@ -122,6 +123,8 @@ class Handling:
             self.on_exit()
 
     def _call(self, body: Any, message: Any) -> None:
+        if DUTY.handler is not self._handler:
+            DUTY.change(self._handler)
         if self._timeout is None:
             self._context.copy().run(self._handler, body, message)
         else:

@@ -6,6 +6,7 @@ import base64
 import gc
 import logging
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -366,28 +367,72 @@ def test_a_peer_that_falls_silent_is_noticed_with_heartbeats_alone(relay: Relay)
         gevent.killall(waiting)
 
 
-def test_a_blocked_hub_is_told_of_and_survived(
-    amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture
+def compute(body: Any, message: Any) -> None:
+    """A handler that waits for nothing and so blocks the hub for longer than a heartbeat."""
+    if body == "compute":
+        native_sleep(1.6)
+    message.ack()
+
+
+def quick(body: Any, message: Any) -> None:
+    """A handler that has its turn before the timers have theirs."""
+    message.ack()
+
+
+@pytest.mark.parametrize("how", ["drained", "on_message", "spawned"])
+def test_a_blocked_hub_is_told_of_by_name_and_survived(
+    amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     with Connection(amqp_url, heartbeat=1) as connection:
-        queue = Queue(unique, auto_delete=True)
-        got: list[Any] = []
+        slow, fast = (
+            Queue(f"{unique}-{name}", expires=60)(connection.default_channel)
+            for name in ("slow", "fast")
+        )
+        slow.declare()
+        fast.declare()
+        handled: list[str] = []
 
-        def receive(body: Any, message: Any) -> None:
-            if body == "compute":
-                native_sleep(1.6)  # as a computation would, for longer than a heartbeat
-            got.append(body)
-            message.ack()
+        def whole(message: Any) -> None:
+            compute(message.payload, message)
 
-        with Consumer(connection, queue, callbacks=[receive]):
-            producer = Producer(connection)
+        def both() -> None:
             for body in ("compute", "after"):
-                producer.publish(body, unique)
-                while body not in got:
-                    connection.drain_events(timeout=SOON)
+                connection.Producer().publish(body, slow.name)
+                for _ in range(3):
+                    connection.Producer().publish(body, fast.name)
+
+        def note(body: Any, message: Any) -> None:
+            handled.append(body)
+
+        if how == "spawned":
+            consumers = [
+                spawn_consumer(slow.name, compute, connection=connection),
+                spawn_consumer(fast.name, quick, connection=connection),
+            ]
+            assert all(each.wait_ready(SOON) for each in consumers)
+            both()
+            until(lambda: sum(each.stats()["handled"] for each in consumers) == 8, SOON)
             gevent.sleep(0.3)
+            assert all(each.stop(SOON) for each in consumers)
+        else:
+            channel = connection.channel()
+            callbacks: dict[str, Any] = {"callbacks": [note, compute]}
+            if how == "on_message":
+                callbacks = {"on_message": whole}
+            with (
+                Consumer(channel, slow, **callbacks),
+                Consumer(channel, fast, callbacks=[quick]),
+            ):
+                both()
+                with suppress(TimeoutError):
+                    while True:
+                        connection.drain_events(timeout=0.4)
         assert connection.session.generation == 1
+        slow.delete()
+        fast.delete()
     assert "the hub was blocked for 1." in caplog.text
+    name = "whole" if how == "on_message" else "compute"
+    assert re.search(rf"the last handler called was \S*\b{name}:", caplog.text)
 
 
 # A peer that takes nothing, a broker that blocks

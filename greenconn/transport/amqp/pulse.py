@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
+from greenconn.green.duty import DUTY
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -75,7 +76,8 @@ class Pulse:
             clockwork.note_received(stream.received_at)
         verdict = clockwork.tick(now, lag)
         if lag > clockwork.interval:
-            spawn("log", self._tell_blocked, lag)
+            handler = DUTY.name_within(now - lag - clockwork.tick_interval, now)
+            spawn("log", self._tell_blocked, lag, handler)
         if Verdict.SEND in verdict and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
         if Verdict.DEAD in verdict:
@@ -86,10 +88,11 @@ class Pulse:
                 )
             )
 
-    def _tell_blocked(self, lag: float) -> None:
+    def _tell_blocked(self, lag: float, handler: str | None) -> None:
         logger.warning(
-            "the hub was blocked for %.1f s, %s could not be served: let long computations "
+            "the hub was blocked for %.1f s, %s could not be served; %s: let long computations "
             "yield, or run them in a thread pool",
             lag,
             self._where,
+            f"the last handler called was {handler}" if handler else "no handler was called",
         )

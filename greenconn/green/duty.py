@@ -1,0 +1,78 @@
+"""Which handler ran, and since when: so that a hub which was blocked can say in which one.
+
+When a blocked hub gets its turn again, the code that blocked it has long switched away, and nothing
+tells what it was.  So those who call handlers note each, just before they call it.  To ask whether it
+is another than before is all that this costs a message; only a change is written down.
+
+Nothing tells when a handler waits and other code of the program runs: what is named is the handler
+that was called last before the hub was blocked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+__all__ = ["DUTY", "Duty", "name_of"]
+
+#: Changes that are remembered: as many as may follow a block before the hub's timers run.
+REMEMBERED: Final = 64
+
+
+class Duty:
+    """The handler that was called last, and those before it.
+
+    Before a call::
+
+        if DUTY.handler is not handler:
+            DUTY.change(handler)
+
+    Attributes:
+        handler: it; None: nobody has called one.
+    """
+
+    __slots__ = ("_since", "_spells", "handler")
+
+    def __init__(self) -> None:
+        self.handler: Callable[..., Any] | None = None
+        self._since = 0.0
+        #: Name, beginning and end.  Names, since a handler may hold much and be gone.
+        self._spells: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
+
+    def change(self, handler: Callable[..., Any]) -> None:
+        """Note that *handler* is called from now on."""
+        now = monotonic()
+        if self.handler is not None:
+            self._spells.append((name_of(self.handler), self._since, now))
+        self.handler = handler
+        self._since = now
+
+    def name_within(self, start: float, end: float) -> str | None:
+        """The name of the handler that had most of a time; None: none had any.
+
+        Arguments:
+            start, end: on the monotonic clock.
+        """
+        best, most = None, 0.0
+        spells = list(self._spells)
+        if self.handler is not None:
+            spells.append((name_of(self.handler), self._since, end))
+        for name, began, ended in spells:
+            share = min(ended, end) - max(began, start)
+            if share > most:
+                best, most = name, share
+        return best
+
+
+#: That of this process.
+DUTY: Final = Duty()
+
+
+def name_of(function: Any) -> str:
+    """Module and name of a function, or of the class of what can be called."""
+    function = getattr(function, "func", function)  # a partial
+    if not hasattr(function, "__qualname__"):
+        function = type(function)
+    return f"{function.__module__}.{function.__qualname__}"
