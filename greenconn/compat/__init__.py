@@ -7,10 +7,17 @@ from itertools import count, islice
 from typing import Any
 
 from greenconn import messaging
-from greenconn.compat.standin import install_as_kombu
+from greenconn.compat.standin import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
-__all__ = ["Consumer", "ConsumerSet", "Publisher", "entry_to_queue", "install_as_kombu"]
+__all__ = [
+    "Consumer",
+    "ConsumerSet",
+    "Publisher",
+    "entry_to_queue",
+    "install_as_carrot",
+    "install_as_kombu",
+]
 
 entry_to_queue = Queue.from_dict
 

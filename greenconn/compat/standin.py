@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from greenconn._version import version_info_t
 
-__all__ = ["StandIn", "install_as_kombu"]
+__all__ = ["StandIn", "install_as_carrot", "install_as_kombu"]
 
 #: The version of kombu whose API ours is.
 KOMBU_VERSION: Final = version_info_t(5, 7, 0)
@@ -140,3 +140,17 @@ def install_as_kombu() -> None:
     text = f"{version.major}.{version.minor}.{version.micro}"
     attributes = {"VERSION": version, "version_info": version, "__version__": text}
     StandIn("kombu", "greenconn", attributes).install()
+
+
+def install_as_carrot() -> None:
+    """Let ``import carrot`` and imports of its modules give :mod:`greenconn.compat.carrot`.
+
+    For programs that cannot be edited; to be called before any of them is imported.  A second call
+    does nothing.
+
+    Raises:
+        RuntimeError: carrot is imported already.
+    """
+    ours = importlib.import_module("greenconn.compat.carrot")
+    attributes = {"VERSION": ours.VERSION, "__version__": ours.__version__}
+    StandIn("carrot", ours.__name__, attributes).install()

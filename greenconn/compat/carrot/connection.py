@@ -1,0 +1,284 @@
+"""Getting a connection to the broker (carrot.connection)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from greenconn.compat.carrot.backends import get_backend_cls
+from greenconn.compat.carrot.pool import ConnectionLimitExceeded, ConnectionPool
+from greenconn.compat.carrot.settings import get_django_conninfo
+from greenconn.compat.carrot.utils import retry_over_time
+from greenconn.connection import BrokerConnection as Connected
+from greenconn.exceptions import ConnectionError as AMQPConnectionException
+
+__all__ = [
+    "DEFAULT_CONNECT_TIMEOUT",
+    "AMQPConnection",
+    "AMQPConnectionException",
+    "BrokerConnection",
+    "ConnectionLimitExceeded",
+    "ConnectionPool",
+    "DjangoAMQPConnection",
+    "DjangoBrokerConnection",
+    "get_backend_cls",
+    "get_django_conninfo",
+]
+
+#: Seconds.
+DEFAULT_CONNECT_TIMEOUT = 5
+
+
+class BrokerConnection:
+    """A connection to a broker, opened when it is needed.
+
+    Any number of greenlets may share it; each publisher and each consumer has a channel of its own.
+
+    Arguments:
+        hostname: of the broker; or a URL, several with ``;`` between.
+        userid, password: of the login.
+        virtual_host: a part of the broker.
+        port: None is the backend's.
+        pool: the pool that lends it.
+        insist: taken for carrot's sake.
+        connect_timeout: seconds; None waits.
+        ssl: True, or a dict of options.
+        backend_cls, transport: a backend's or a transport's name, module path or class.
+        kwargs: others are for :class:`greenconn.Connection`.
+    """
+
+    virtual_host: str = "/"
+    port: int | None = None
+    insist: bool = False
+    connect_timeout: float | None = DEFAULT_CONNECT_TIMEOUT
+    ssl: Any = False
+    backend_cls: Any = None
+
+    ConnectionException = AMQPConnectionException
+
+    def __init__(
+        self,
+        hostname: str | None = None,
+        userid: str | None = None,
+        password: Any = None,
+        virtual_host: str | None = None,
+        port: int | None = None,
+        pool: ConnectionPool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.hostname = hostname
+        self.userid = userid
+        self.password = password
+        self.virtual_host = virtual_host or self.virtual_host
+        self.port = port or self.port
+        self.pool = pool
+        self.insist = kwargs.pop("insist", self.insist)
+        self.connect_timeout = kwargs.pop("connect_timeout", self.connect_timeout)
+        self.ssl = kwargs.pop("ssl", self.ssl)
+        transport = kwargs.pop("transport", None)
+        self.backend_cls = kwargs.pop("backend_cls", None) or transport or self.backend_cls
+        self._others = kwargs
+        self._closed = False
+        self._inner: Connected | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.host}>"
+
+    def __copy__(self) -> BrokerConnection:
+        twin = type(self).__new__(type(self))
+        BrokerConnection.__init__(
+            twin,
+            self.hostname,
+            self.userid,
+            self.password,
+            self.virtual_host,
+            self.port,
+            self.pool,
+            insist=self.insist,
+            connect_timeout=self.connect_timeout,
+            ssl=self.ssl,
+            backend_cls=self.backend_cls,
+            **self._others,
+        )
+        return twin
+
+    def __enter__(self) -> BrokerConnection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # What it is
+
+    @property
+    def host(self) -> str:
+        """Host and port with a colon between."""
+        return f"{self.hostname}:{self.port}"
+
+    def info(self) -> dict[str, Any]:
+        """Return its parameters, the password included."""
+        backend_cls = self.backend_cls or "amqplib"
+        return {
+            "hostname": self.hostname,
+            "userid": self.userid,
+            "password": self.password,
+            "virtual_host": self.virtual_host,
+            "port": self.port or self.create_backend().default_port,
+            "insist": self.insist,
+            "ssl": self.ssl,
+            "transport_cls": backend_cls,
+            "backend_cls": backend_cls,
+            "connect_timeout": self.connect_timeout,
+        }
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """What a lost connection raises."""
+        errors: tuple[type[BaseException], ...] = self.create_backend().connection_errors
+        return errors
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]:
+        """What a refusal of the broker raises."""
+        errors: tuple[type[BaseException], ...] = self.create_backend().channel_errors
+        return errors
+
+    # Backends
+
+    def get_backend_cls(self) -> Any:
+        """Return the class of backends."""
+        return get_backend_cls(self.backend_cls)
+
+    def create_backend(self) -> Any:
+        """Return a new backend, whose channel is opened when it is needed."""
+        return self.get_backend_cls()(connection=self)
+
+    def channel(self) -> Any:
+        """Return a new backend (kombu's name)."""
+        return self.create_backend()
+
+    def get_channel(self) -> Any:
+        """Open a channel.  May switch.
+
+        Raises:
+            ConnectionException: the connection was closed.
+        """
+        connection = self.connection
+        if connection is None:
+            raise self.ConnectionException(f"connection to {self.host} is closed: call connect()")
+        return connection.channel()
+
+    # Life
+
+    @property
+    def connection(self) -> Any:
+        """The open connection, a :class:`greenconn.BrokerConnection`; None once it is closed.
+
+        May switch: it is opened now if it was not.
+        """
+        if self._closed:
+            return None
+        if self._inner is None:
+            self._inner = self._make()
+        if not self._inner.connected:
+            self._inner.connect()
+        return self._inner
+
+    def _make(self) -> Connected:
+        return Connected(
+            self.hostname or "localhost",
+            userid=self.userid,
+            password=self.password,
+            virtual_host=self.virtual_host,
+            port=self.port,
+            insist=self.insist,
+            ssl=self.ssl,
+            connect_timeout=self.connect_timeout,
+            transport=self.get_backend_cls().transport,
+            **self._others,
+        )
+
+    @property
+    def connected(self) -> Any:
+        """Whether it is open; may be called, too."""
+        return self._make().connected if self._inner is None else self._inner.connected
+
+    def connect(self) -> Any:
+        """Open it, also after :meth:`close`, and return :attr:`connection`.  May switch."""
+        self._closed = False
+        return self.connection
+
+    def drain_events(self, **kwargs: Any) -> Any:
+        """Handle the next event of any channel.  May switch.
+
+        Arguments:
+            kwargs: ``timeout`` in seconds.
+
+        Raises:
+            socket.timeout: nothing came in time.
+        """
+        return self.connection.drain_events(**kwargs)
+
+    def ensure_connection(
+        self,
+        errback: Callable[[BaseException, float], Any] | None = None,
+        max_retries: int | None = None,
+        interval_start: float = 2,
+        interval_step: float = 2,
+        interval_max: float = 30,
+    ) -> BrokerConnection:
+        """Open it, and try again until that works.  May switch.
+
+        Arguments:
+            errback: called as ``errback(exc, interval)`` before each wait.
+            max_retries: attempts after the first; None or 0 is without limit.
+            interval_start, interval_step, interval_max: seconds of the first wait, how many more
+                each time, and at most.
+
+        Raises:
+            ConnectionError, OSError: what the last attempt raised.
+        """
+        retry_over_time(
+            self.connect,
+            self.connection_errors,
+            errback=errback,
+            max_retries=max_retries,
+            interval_start=interval_start,
+            interval_step=interval_step,
+            interval_max=interval_max,
+        )
+        return self
+
+    def close(self) -> None:
+        """Close it.  May switch."""
+        inner, self._inner = self._inner, None
+        self._closed = True
+        if inner is not None:
+            inner.close()
+
+    def release(self) -> None:
+        """Give it back to its pool, or close it if it has none."""
+        if self.pool is None:
+            self.close()
+        else:
+            self.pool.release(self)
+
+
+class DjangoBrokerConnection(BrokerConnection):
+    """A connection with what the arguments leave out from Django's settings.
+
+    Arguments:
+        settings: None is ``django.conf.settings``; see :func:`get_django_conninfo`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = kwargs.pop("settings", None)
+        names = ("hostname", "userid", "password", "virtual_host", "port", "pool")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {name: value for name, value in given.items() if value is not None}
+        super().__init__(**{**get_django_conninfo(settings), **given})
+
+
+#: carrot's older names.
+AMQPConnection = BrokerConnection
+DjangoAMQPConnection = DjangoBrokerConnection

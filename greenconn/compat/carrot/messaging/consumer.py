@@ -1,0 +1,271 @@
+"""A consumer of one queue."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice
+from typing import Any, ClassVar
+
+from greenconn.compat.carrot.utils import gen_unique_id
+
+__all__ = ["Consumer", "Receiver"]
+
+Callback = Callable[[Any, Any], Any]
+
+
+class Receiver:
+    """Calls callbacks with what is received."""
+
+    callbacks: list[Callback]
+    backend: Any
+    #: Acknowledge each message before its callbacks are called.
+    auto_ack: bool = False
+
+    def register_callback(self, callback: Callback) -> None:
+        """Call ``callback(message_data, message)`` with each message."""
+        self.callbacks.append(callback)
+
+    def receive(self, message_data: Any, message: Any) -> None:
+        """Call the callbacks.
+
+        Raises:
+            NotImplementedError: there are none.
+        """
+        if not self.callbacks:
+            raise NotImplementedError("No consumer callbacks registered")
+        for callback in self.callbacks:
+            callback(message_data, message)
+
+    def _receive_callback(self, raw_message: Any) -> None:
+        message = self.backend.message_to_python(raw_message)
+        if self.auto_ack and not message.acknowledged:
+            message.ack()
+        self.receive(message.payload, message)
+
+    def flow(self, active: bool) -> None:
+        """Ask the broker to stop or to go on with deliveries.  May switch."""
+        self.backend.flow(active)
+
+    def qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> Any:
+        """Bound what the broker sends ahead.  May switch.
+
+        Arguments:
+            prefetch_size: bytes; 0 is without limit.
+            prefetch_count: messages; 0 is without limit.
+            apply_global: for the whole channel.
+        """
+        return self.backend.qos(prefetch_size, prefetch_count, apply_global)
+
+
+class Consumer(Receiver):
+    """Receives the messages of a queue.
+
+    What is not given is what the class says, so that programs derive classes of their own.
+
+    Arguments:
+        connection: a ``BrokerConnection`` of carrot's.
+        queue: the name of the queue.
+        exchange: the name of the exchange that it is bound to.
+        routing_key: of the binding; for a headers exchange a dict of arguments.
+        kwargs: ``durable``, ``exclusive``, ``auto_delete``, ``exchange_type``, ``warn_if_exists``,
+            ``auto_ack``, ``no_ack``, ``auto_declare``, ``backend``.
+
+    Raises:
+        ResourceLocked: the queue is another connection's exclusive one.
+    """
+
+    queue: str = ""
+    exchange: str = ""
+    routing_key: Any = ""
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    exchange_type: str = "direct"
+    channel_open: bool = False
+    warn_if_exists: bool = False
+    auto_declare: bool = True
+    auto_ack: bool = False
+    no_ack: bool = False
+
+    _closed = True
+    _init_opts: ClassVar[tuple[str, ...]] = (
+        *("durable", "exclusive", "auto_delete", "exchange_type", "warn_if_exists"),
+        *("auto_ack", "no_ack", "auto_declare"),
+    )
+
+    def __init__(
+        self,
+        connection: Any,
+        queue: str | None = None,
+        exchange: str | None = None,
+        routing_key: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.connection = connection
+        self.backend = kwargs.get("backend") or connection.create_backend()
+        self.queue = queue or self.queue
+        self.exchange = exchange or self.exchange
+        self.routing_key = routing_key or self.routing_key
+        self.callbacks = []
+        for name in self._init_opts:
+            if kwargs.get(name) is not None:
+                setattr(self, name, kwargs[name])
+        if self.exclusive:
+            self.auto_delete = True
+        self.consumer_tag = self._generate_consumer_tag()
+        if self.auto_declare:
+            self.declare()
+
+    def _generate_consumer_tag(self) -> str:
+        return f"{type(self).__module__}.{type(self).__name__}-{gen_unique_id()}"
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterqueue(infinite=True)
+
+    def declare(self) -> Consumer:
+        """Declare queue and exchange, and bind one to the other.  May switch."""
+        arguments: Mapping[str, Any] | None = None
+        routing_key = self.routing_key
+        if self.exchange_type == "headers":
+            arguments, routing_key = routing_key or None, ""
+        if self.queue:
+            self.backend.queue_declare(
+                queue=self.queue,
+                durable=self.durable,
+                exclusive=self.exclusive,
+                auto_delete=self.auto_delete,
+                warn_if_exists=self.warn_if_exists,
+            )
+        if self.exchange:
+            self.backend.exchange_declare(
+                exchange=self.exchange,
+                type=self.exchange_type,
+                durable=self.durable,
+                auto_delete=self.auto_delete,
+            )
+        if self.queue and self.exchange:
+            self.backend.queue_bind(
+                queue=self.queue,
+                exchange=self.exchange,
+                routing_key=routing_key,
+                arguments=arguments,
+            )
+        self._closed = False
+        return self
+
+    # One by one
+
+    def fetch(
+        self,
+        no_ack: bool | None = None,
+        auto_ack: bool | None = None,
+        enable_callbacks: bool = False,
+    ) -> Any:
+        """Return the next message, or None if the queue is empty.  May switch.
+
+        Arguments:
+            no_ack: the message needs no answer; None is what the consumer says.
+            auto_ack: acknowledge it at once; None is what the consumer says.
+            enable_callbacks: call the callbacks as well.
+        """
+        message = self.backend.get(self.queue, no_ack=no_ack or self.no_ack)
+        if message is None:
+            return None
+        if (auto_ack or self.auto_ack) and not message.acknowledged:
+            message.ack()
+        if enable_callbacks:
+            self.receive(message.payload, message)
+        return message
+
+    def process_next(self) -> Any:
+        """Fetch a message and call the callbacks: the older name of ``fetch(enable_callbacks=True)``."""
+        warnings.warn(
+            DeprecationWarning("process_next() is now fetch(enable_callbacks=True)"), stacklevel=2
+        )
+        return self.fetch(enable_callbacks=True)
+
+    def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Any]:
+        """Yield messages as :meth:`fetch` gives them.  May switch.
+
+        Arguments:
+            limit: messages at most; None is without limit.
+            infinite: go on when the queue is empty, with None.
+        """
+        for _ in islice(count(), limit or None):
+            message = self.fetch()
+            if message is None and not infinite:
+                return
+            yield message
+
+    def discard_all(self, filterfunc: Callable[[Any], Any] | None = None) -> int:
+        """Drop what waits in the queue and return how many there were.  May switch.
+
+        Arguments:
+            filterfunc: called with each message; only those for which it is true are dropped.  The
+                others go back to the queue afterwards.
+
+        Raises:
+            ValueError: *filterfunc* with ``no_ack`` or ``auto_ack``: nothing could go back.
+        """
+        if filterfunc is None:
+            return int(self.backend.queue_purge(self.queue))
+        if self.no_ack or self.auto_ack:
+            raise ValueError(
+                "discard_all: a filter needs messages that can go back; turn no_ack off"
+            )
+        discarded, kept = 0, []
+        try:
+            while (message := self.fetch()) is not None:
+                kept.append(message)
+                if filterfunc(message):
+                    kept.pop().ack()
+                    discarded += 1
+        finally:
+            for message in kept:
+                message.requeue()
+        return discarded
+
+    # As they come
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Ask the broker for messages; whoever drains the connection handles them.  May switch."""
+        self.backend.declare_consumer(
+            queue=self.queue,
+            no_ack=no_ack or self.no_ack,
+            callback=self._receive_callback,
+            consumer_tag=self.consumer_tag,
+            nowait=False,
+        )
+        self.channel_open = True
+
+    def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[bool]:
+        """Consume; yield True after each event that was handled, *limit* times at most."""
+        self.consume(no_ack=no_ack)
+        events: Iterator[bool] = self.backend.consume(limit=limit)
+        return events
+
+    def wait(self, limit: int | None = None) -> None:
+        """Consume and handle *limit* events; without a limit it never returns.  May switch."""
+        for _ in self.iterconsume(limit):
+            pass
+
+    def cancel(self) -> None:
+        """Consume no more.  May switch."""
+        if self.channel_open:
+            self.channel_open = False
+            self.backend.cancel(self.consumer_tag)
+
+    def close(self) -> None:
+        """Cancel, and close the channel.  May switch."""
+        self.cancel()
+        self.backend.close()
+        self._closed = True
