@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,8 +27,9 @@ class Relay:
     Attributes:
         delay: seconds before a new connection is passed on.
         rate: bytes a second from each client to the broker; None is as fast as it goes.
-        budget: bytes from clients that are still passed on; behind them each connection ends.  None
-            is no end.
+        passed: bytes from clients that were passed on.
+        budget: bytes from clients that are still passed on; None is no end.
+        on_budget: called when they have been passed on; without it, each connection ends then.
         is_passing: cleared while nothing is read from either side.
         most: the largest number of connections that clients in this process had open at once, those
             being opened included.
@@ -38,7 +40,9 @@ class Relay:
         self._broker = (str(parts.hostname), int(parts.port or 0))
         self.delay = 0.0
         self.rate: float | None = None
+        self.passed = 0
         self.budget: int | None = None
+        self.on_budget: Callable[[], object] | None = None
         self.is_passing = Event()
         self.is_passing.set()
         self.most = 0
@@ -83,14 +87,26 @@ class Relay:
         with suppress(OSError):
             while part := source.recv(1 << 16):
                 self.is_passing.wait()
-                if is_there and self.budget is not None:
-                    part, self.budget = part[: max(self.budget, 0)], self.budget - len(part)
-                target.sendall(part)
-                if is_there and self.budget is not None and self.budget <= 0:
+                if not is_there:
+                    target.sendall(part)
+                elif not self._pass(part, target):
                     break
-                if is_there and self.rate is not None:
-                    gevent.sleep(len(part) / self.rate)
             target.shutdown(socket.SHUT_WR)
+
+    def _pass(self, part: bytes, broker: socket.socket) -> bool:
+        """Pass *part* of a client on; whether its connection goes on."""
+        if self.budget is not None:
+            part = part[: max(self.budget, 0)]
+            self.budget -= len(part)
+        self.passed += len(part)
+        broker.sendall(part)
+        if self.rate is not None:
+            gevent.sleep(len(part) / self.rate)
+        if self.budget == 0:
+            if self.on_budget is None:
+                return False
+            self.on_budget()
+        return True
 
 
 class RelayFactory:
