@@ -1,4 +1,4 @@
-"""Connecting: a name and a port become a connected socket within one deadline."""
+"""Connecting: a name and a port, or a path, become a connected socket within one deadline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from gevent import get_hub
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 
-__all__ = ["dial"]
+__all__ = ["dial", "dial_unix"]
 
 Address = tuple[int, int, int, Any]
+
+#: Seconds before a UNIX socket with a full line of callers is tried again.
+RETRY: Final = 0.01
 
 #: Socket options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
 KEEPALIVE: Final[dict[str | int, int | bytes]] = {
@@ -66,6 +69,46 @@ def dial(
             f"connecting to {where} took longer than {_seconds(deadline)}"
         ) from error
     raise type(error)(error.errno, f"cannot connect to {where}: {error.strerror}") from error
+
+
+def dial_unix(path: str, deadline: Deadline) -> RawSocket:
+    """Connect to a UNIX socket.  May switch, where its line of callers is full.
+
+    Returns:
+        A connected non-blocking socket.
+
+    Raises:
+        TimeoutError: nobody took the call before the deadline.
+        OSError: there is no such socket, or nobody listens there; names the path.
+    """
+    try:
+        return _connect_unix(path, deadline)
+    except OSError as exc:
+        if isinstance(exc, TimeoutError) and exc.errno is None:
+            raise TimeoutError(
+                f"connecting to {path} took longer than {_seconds(deadline)}"
+            ) from exc
+        raise type(exc)(exc.errno, f"cannot connect to {path}: {exc.strerror}") from exc
+
+
+def _connect_unix(path: str, deadline: Deadline) -> RawSocket:
+    while True:
+        sock = RawSocket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            code = sock.connect_ex(path)
+            if not code:
+                return sock
+            # The line is full: Linux says so and does not let us wait for it on the descriptor.
+            if code != errno.EAGAIN:
+                raise OSError(code, os.strerror(code))
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        if deadline.has_ended:
+            raise TimeoutError("timed out")
+        gevent.sleep(min(RETRY, deadline.left() or RETRY))
 
 
 def _seconds(deadline: Deadline) -> str:

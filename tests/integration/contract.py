@@ -9,9 +9,10 @@ from typing import Any
 
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.redis.transport import Transport as RedisTransport
 from tests.tiny_client import TinyClient
 
-__all__ = ["Side", "Store", "memory_side", "rabbitmq_side"]
+__all__ = ["Side", "Store", "memory_side", "rabbitmq_side", "redis_side"]
 
 #: Seconds that a test waits for something that must come.
 SOON = 10.0
@@ -46,7 +47,7 @@ class Side:
     """A transport, and what a test made with it.
 
     Arguments:
-        kind: ``memory`` or ``amqp``.
+        kind: ``memory``, ``amqp`` or ``redis``.
         transport: makes links.
         prefix: begins the names of the test's entities.
     """
@@ -163,3 +164,8 @@ def memory_side(prefix: str) -> Side:
 def rabbitmq_side(url: str, prefix: str) -> Side:
     """A RabbitMQ."""
     return Side("amqp", AmqpTransport(TinyClient(url)), prefix)
+
+
+def redis_side(url: str, prefix: str) -> Side:
+    """A Redis, where fan-out goes into lists, since nothing else keeps a message for later."""
+    return Side("redis", RedisTransport(TinyClient(url, fanout_lists=True)), prefix)

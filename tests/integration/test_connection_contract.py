@@ -20,11 +20,11 @@ from greenconn.worker import spawn_consumer
 SOON = 20.0
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
     """A connection of each kind."""
     is_memory = request.param == "memory"
-    url = f"memory:///{unique}" if is_memory else request.getfixturevalue("amqp_url")
+    url = f"memory:///{unique}" if is_memory else request.getfixturevalue(f"{request.param}_url")
     with Connection(url) as connection:
         yield connection
     if is_memory:

@@ -19,12 +19,12 @@ from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.deadletter import Burials, carbon_copies
-from greenconn.transport.memory.policy import COMPARED_ARGUMENTS
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
 from greenconn.transport.virtual.publishing import Envelope, Outcome
 from greenconn.transport.virtual.refusal import (
     Method,

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.transport.memory.alarm import Alarm
-from greenconn.transport.memory.policy import QueuePolicy
 from greenconn.transport.memory.store import Entry, Store, size_of
 from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.policy import QueuePolicy
 from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:

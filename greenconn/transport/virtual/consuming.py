@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from greenconn.abc import Sink
 from greenconn.exceptions import AMQPNotImplementedError
@@ -35,6 +35,8 @@ class ConsumingMethods(ChannelLife):
     prefetch_limit = 0
     in_flight = 0
     is_flowing = True
+    #: What stands for a consumer.
+    consumer_class: ClassVar[type[Consumer]] = Consumer
 
     def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
         """Return the name of the queue that *queue* means, and where its messages come from.
@@ -115,7 +117,7 @@ class ConsumingMethods(ChannelLife):
         if tag in self.consumers:
             raise ValueError(f"consumer tag {tag!r} is in use on this channel")
         name, feed = self._feed_of(queue, Method.BASIC_CONSUME)
-        consumer = Consumer(
+        consumer = self.consumer_class(
             self,
             feed,
             tag,

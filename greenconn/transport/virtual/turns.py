@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from greenconn.transport.virtual.consumer import Consumer
 
@@ -40,6 +41,22 @@ class Turns:
         if not consumer.is_parked:
             consumer.is_parked = True
             self._levels[consumer.priority].remove(consumer)
+
+    def ready(self) -> Iterator[Consumer]:
+        """Those who are in, in no certain order."""
+        for level in self._order:
+            yield from level
+
+    def first(self) -> Consumer | None:
+        """The consumer that is served next; it stays in.  None when nobody has room."""
+        for level in self._order:
+            while level:
+                consumer = level[0]
+                if consumer.has_room():
+                    return consumer
+                consumer.is_parked = True
+                level.popleft()
+        return None
 
     def take(self) -> Consumer | None:
         """Take out the consumer that is served next; None when nobody has room."""

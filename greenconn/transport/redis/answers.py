@@ -1,0 +1,167 @@
+"""Acks, and messages that go back: kept until the turn of the hub ends, then sent together.
+
+What goes back in one turn goes back in the order in which it was taken, so that the oldest is next
+again, whatever the order of the calls was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenconn.transport.redis.scripts import MOVE
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["HEAD", "TAIL", "Answers", "Move"]
+
+#: Fields in one command, and messages or bytes in one call of a script.
+ACKS: Final = 500
+MOVES: Final = 50
+MOVED_BYTES: Final = 256 * 1024
+
+#: Where a message goes in its list: to be next, or to be last.
+HEAD: Final = b"RPUSH"
+TAIL: Final = b"LPUSH"
+
+
+class Move(NamedTuple):
+    """A held message and the lists it goes to, with what goes into each; none drops it.
+
+    Attributes:
+        number: position among all that were taken.
+        field: under which it is held.
+        queue: its name, where it goes back to it; else nothing.
+        push: :data:`HEAD` or :data:`TAIL`.
+        copies: pairs of a list's key and a message.
+    """
+
+    number: int
+    field: str
+    queue: str
+    push: bytes
+    copies: Sequence[tuple[bytes, bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all copies."""
+        return sum(len(raw) for _, raw in self.copies)
+
+
+class Answers:
+    """What the channels of one link have answered and the server has not been told yet."""
+
+    __slots__ = ("_acks", "_is_due", "_link", "_moves", "_sent_acks", "_sent_moves")
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._acks: list[str] = []
+        self._moves: list[Move] = []
+        self._is_due = False
+        #: What was sent and has no reply yet, in this order.
+        self._sent_acks: deque[list[str]] = deque()
+        self._sent_moves: deque[list[Move]] = deque()
+
+    def unsettled(self) -> tuple[list[str], list[Move]]:
+        """What nobody knows to have reached the server: acks, and what goes elsewhere."""
+        acks = [field for page in (*self._sent_acks, self._acks) for field in page]
+        moves = [move for part in (*self._sent_moves, self._moves) for move in part]
+        return acks, moves
+
+    def ack(self, field: str) -> None:
+        """A message is done.  Never switches."""
+        self._acks.append(field)
+        if not self._is_due:
+            self._schedule()
+
+    def move(self, move: Move) -> None:
+        """A message goes elsewhere.  Never switches."""
+        self._moves.append(move)
+        if not self._is_due:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._is_due = True
+        self._link.pipeline.writer.before_flush(self.flush)
+
+    def before_call(self) -> None:
+        """Whoever asks the server something shall see what went back before.  Never switches."""
+        if self._moves:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell the server.  Never switches; in the hub when a turn ends."""
+        self._is_due = False
+        acks, self._acks = self._acks, []
+        for start in range(0, len(acks), ACKS):
+            self._send_acks(acks[start : start + ACKS])
+        moves, self._moves = self._moves, []
+        # The newest first: each goes to the head, before those that were put there already.
+        moves.sort(key=_number, reverse=True)
+        for part in parted(moves):
+            self._send_moves(part)
+        # What goes back may come here again, where there is room.
+        for queue in {each.queue for each in moves}:
+            feed = self._link.feeds.get(queue)
+            if feed is not None:
+                feed.hint()
+
+    def _send_acks(self, fields: list[str]) -> None:
+        link = self._link
+        self._sent_acks.append(fields)
+        link.pipeline.post(pack(b"HDEL", link.keys.unacked, *fields), self._acked)
+        link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, *fields))
+
+    def _send_moves(self, moves: list[Move]) -> None:
+        self._sent_moves.append(moves)
+        self._link.pipeline.post(move_command(self._link, moves), self._moved)
+
+    # In the reader.  When the link is lost, what has no reply stays: the next life needs it.
+
+    def _acked(self, reply: Any) -> None:
+        if self._link.pipeline.lost is None:
+            self._settled(reply, len(self._sent_acks.popleft()))
+
+    def _moved(self, reply: Any) -> None:
+        if self._link.pipeline.lost is None:
+            self._settled(reply, len(self._sent_moves.popleft()))
+
+    def _settled(self, reply: Any, sent: int) -> None:
+        if reply != sent:
+            self._link.lease.note_answer(reply, sent)
+
+
+def _number(move: Move) -> int:
+    return move.number
+
+
+def parted(moves: list[Move]) -> list[list[Move]]:
+    """Cut *moves* into what one call of the script takes."""
+    parts: list[list[Move]] = []
+    size = 0
+    for move in moves:
+        if not parts or len(parts[-1]) >= MOVES or size + move.size > MOVED_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(move)
+        size += move.size
+    return parts
+
+
+def move_command(link: RedisLink, moves: list[Move], dead_owner: str = "") -> bytes:
+    """The call of the script that carries out *moves*.
+
+    Arguments:
+        dead_owner: nothing is done if this owner lives.
+    """
+    keys = [link.keys.unacked, link.keys.unacked_index, link.keys.owners]
+    args: list[Any] = [dead_owner]
+    for move in moves:
+        args += [move.field, move.push, len(move.copies)]
+        for key, raw in move.copies:
+            keys.append(key)
+            args.append(raw)
+    return link.scripts.call(MOVE, tuple(keys), *args)

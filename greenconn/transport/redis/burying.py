@@ -1,0 +1,115 @@
+"""Dead letters: messages that were rejected, or delivered too often.
+
+A queue's ``x-dead-letter-exchange`` and ``x-dead-letter-routing-key`` say where they go, else the
+transport option ``dead_letter_queue``; without either they are dropped.  Headers are RabbitMQ's
+(``x-death``...).  The move is the script's: a message that is not held any more is not buried.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.answers import TAIL, Move
+from greenconn.transport.redis.envelope import DELIVERY_COUNT
+from greenconn.transport.redis.returning import list_of
+from greenconn.transport.redis.routing import carbon_copies
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Grave", "burial", "grave_of"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+
+class Grave(NamedTuple):
+    """Where the dead letters of a queue go.
+
+    Attributes:
+        routing_key: None keeps the message's own.
+    """
+
+    exchange: str
+    routing_key: str | None
+
+
+def grave_of(link: RedisLink, queue: str) -> Grave | None:
+    """Where the dead letters of *queue* go; None drops them.  Never switches."""
+    declared = link.directory.known(queue)
+    policy = None if declared is None else declared.policy
+    if policy is not None and policy.dead_letter_exchange is not None:
+        return Grave(policy.dead_letter_exchange, policy.dead_letter_routing_key)
+    last = link.options.dead_letter_queue
+    return None if last is None or last == queue else Grave("", last)
+
+
+def burial(
+    link: RedisLink, number: int, field: str, queue: str, raw: bytes, reason: str
+) -> Move | None:
+    """The move that takes a held message to its grave; None where it has none.  May switch.
+
+    Arguments:
+        reason: ``rejected`` or ``delivery_limit``.
+    """
+    grave = grave_of(link, queue)
+    if grave is None:
+        return None
+    try:
+        envelope = loads(raw)
+        info = envelope["properties"]["delivery_info"]
+        key = info["routing_key"] if grave.routing_key is None else grave.routing_key
+        letter = _letter(envelope, queue, grave, key, reason)
+    except (ValueError, KeyError, TypeError):
+        letter, key = None, grave.routing_key or queue  # it cannot be read: as it is
+    text = raw if letter is None else dumps(letter).encode()
+    queues = [key]
+    if grave.exchange:
+        headers = {} if letter is None else letter["headers"]
+        routes = link.routing.routes(grave.exchange, key, headers)
+        queues = list(routes.queues)
+        for exchange, routing_key in routes.topics:
+            link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))
+    copies = [(list_of(link.keys, each, letter), text) for each in queues]
+    return Move(number, field, "", TAIL, copies)
+
+
+def _letter(
+    envelope: dict[str, Any], queue: str, grave: Grave, routing_key: str, reason: str
+) -> dict[str, Any]:
+    """The message with this death noted in its headers (RabbitMQ's rules)."""
+    headers = dict(envelope.get("headers") or {})
+    properties = dict(envelope["properties"])
+    info = properties["delivery_info"]
+    expiration = properties.pop("expiration", None)
+    death: dict[str, Any] = {
+        "count": 1,
+        "reason": reason,
+        "queue": queue,
+        "time": datetime.now(timezone.utc),
+        "exchange": info.get("exchange", ""),
+        "routing-keys": [info["routing_key"], *carbon_copies(headers, "CC")],
+    }
+    if expiration is not None:
+        death["original-expiration"] = expiration
+    earlier: list[Mapping[str, Any]] = []
+    for each in headers.get("x-death") or ():
+        if (each["queue"], each["reason"]) == (queue, reason):
+            death = {**each, "count": each["count"] + 1}
+        else:
+            earlier.append(each)
+    headers["x-death"] = [death, *earlier]
+    headers.setdefault("x-first-death-reason", reason)
+    headers.setdefault("x-first-death-queue", queue)
+    headers.setdefault("x-first-death-exchange", info.get("exchange", ""))
+    # Its deliveries are counted anew where it goes now.
+    for name in (DELIVERY_COUNT, "redelivered"):
+        headers.pop(name, None)
+    if grave.routing_key is not None:
+        headers.pop("CC", None)
+    properties["delivery_info"] = {"exchange": grave.exchange, "routing_key": routing_key}
+    return {**envelope, "headers": headers, "properties": properties}

@@ -1,0 +1,372 @@
+"""What is known of the queues: their declarations, kept in the server for all programs of ours.
+
+kombu's queues are lists, and an empty list does not exist, so Redis alone cannot tell a declared queue
+from one that never was.  A declaration is kept under ``greenconn.queue.<name>``; a queue that has
+messages exists without one, too, since a program of kombu may have sent them.
+
+What was read is remembered; the server's invalidations tell when it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.exceptions import NotFound
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.scripts import JOIN, LEAVE
+from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
+from greenconn.transport.virtual.refusal import (
+    Method,
+    check_equivalent,
+    invalid_argument,
+    locked,
+    no_queue,
+    reserved_name,
+)
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Declaration", "Directory"]
+
+_COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """How a queue was declared.
+
+    Attributes:
+        owner: the link that it is exclusive to; None for all.
+    """
+
+    durable: bool = False
+    auto_delete: bool = False
+    owner: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: bytes) -> Declaration:
+        """Read what the server keeps; a text that cannot be read says nothing."""
+        try:
+            kept = loads(text)
+            return cls(
+                durable=bool(kept["durable"]),
+                auto_delete=bool(kept["auto_delete"]),
+                owner=kept["owner"],
+                arguments=dict(kept["arguments"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return cls()
+
+    def text(self) -> str:
+        """The form in which the server keeps it."""
+        return dumps(
+            {
+                "durable": self.durable,
+                "auto_delete": self.auto_delete,
+                "owner": self.owner,
+                "arguments": dict(self.arguments),
+            }
+        )
+
+    @property
+    def policy(self) -> QueuePolicy:
+        """What its arguments ask for; those of foreign programs may be of any kind."""
+        try:
+            return QueuePolicy.of(self.arguments)
+        except ValueError:
+            return QueuePolicy()
+
+    @property
+    def expires_ms(self) -> int | None:
+        """Milliseconds without use after which the queue is deleted; None: never."""
+        seconds = self.policy.expires
+        return None if seconds is None else int(seconds * 1000)
+
+
+#: Queues that a link remembers.
+MOST_KNOWN: Final = 100_000
+#: Seconds between two renewals of queues that expire, at least.
+LEAST_RENEWAL: Final = 0.01
+
+#: A queue of which only its messages are known.
+_UNDECLARED: Final = Declaration()
+
+
+class Directory:
+    """The queues as one link knows them."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._known: dict[str, Declaration] = {}
+        #: Keys of declarations -> names of queues.
+        self._names: dict[bytes, str] = {}
+        #: Exclusive queues of this link.
+        self._own: set[str] = set()
+        self._ticker: Ticker | None = None
+
+    @property
+    def _vhost(self) -> str:
+        return getattr(self._link.client, "virtual_host", None) or "/"
+
+    def known(self, name: str) -> Declaration | None:
+        """What is known of a queue without asking; nothing of one that may have expired."""
+        declared = self._known.get(name)
+        if declared is not None and declared.arguments and declared.expires_ms is not None:
+            feed = self._link.feeds.get(name)
+            return declared if feed is not None and feed.consumers else None
+        return declared
+
+    def delivery_limit(self, name: str) -> int | None:
+        """How often a message of a queue may be delivered; None: no limit."""
+        declared = self._known.get(name, _UNDECLARED)
+        limit = declared.arguments.get("x-delivery-limit")
+        return self._link.options.delivery_limit if limit is None else int(limit)
+
+    # -- looking up
+
+    def check(self, name: str, method: Method) -> Declaration:
+        """See that a queue exists and may be used here.  May switch where that is not known.
+
+        Raises:
+            NotFound: there is no such queue.
+            ResourceLocked: it is exclusive to another connection.
+        """
+        declared = self.known(name)
+        if declared is None:
+            declared = self.find(name)
+            if declared is None:
+                raise no_queue(name, self._vhost, method)
+        if declared.owner is not None and declared.owner != self._link.owner:
+            raise locked(name, self._vhost, method)
+        return declared
+
+    def find(self, name: str) -> Declaration | None:
+        """Ask the server for a queue; None when there is none.  May switch."""
+        link = self._link
+        key = link.keys.queue(name)
+        text, messages = link.call_all(
+            [pack(b"GET", key), pack(b"EXISTS", *link.keys.lists(name))],
+            what=f"looking for queue {name!r}",
+        )
+        if text is None and not messages:
+            self.forget(name)
+            return None
+        declared = _UNDECLARED if text is None else Declaration.read(text)
+        if declared.owner is not None and declared.owner != link.owner:
+            if not self._is_alive(declared.owner):
+                self.drop(name)
+                return None
+            return declared  # not remembered: it may go at any time
+        self._remember(name, declared)
+        return declared
+
+    def _is_alive(self, owner: str) -> bool:
+        link = self._link
+        expiry, time = link.call_all(
+            [pack(b"ZSCORE", link.keys.owners, owner), pack(b"TIME")], what="looking for an owner"
+        )
+        return (
+            expiry is not None
+            and float(expiry) > int(time[0])
+            and owner not in link.transport.inheritance.owners
+        )
+
+    def _remember(self, name: str, declared: Declaration) -> None:
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+            self._names.clear()
+        self._known[name] = declared
+        self._names[self._link.keys.queue(name)] = name
+
+    def forget(self, name: str) -> None:
+        """Ask again when it is next needed.  Never switches."""
+        self._known.pop(name, None)
+        self._names.pop(self._link.keys.queue(name), None)
+
+    # -- declaring
+
+    def declare(self, name: str, declared: Declaration) -> None:
+        """Make a queue, or check that the existing one is the same.  May switch.
+
+        Raises:
+            PreconditionFailed: it differs from the existing one, or an argument cannot be.
+            ResourceLocked: it is exclusive to another connection, or only one of the two is exclusive.
+            AccessRefused: the name is reserved.
+        """
+        method = Method.QUEUE_DECLARE
+        try:
+            QueuePolicy.of(declared.arguments)
+        except ValueError as exc:
+            text = f"{exc} (queue '{name}' in vhost '{self._vhost}')"
+            raise invalid_argument(text, method) from exc
+        current = self.known(name) or self.find(name)
+        if name.startswith("amq.") and current is None and not name.startswith("amq.gen-"):
+            raise reserved_name("queue", name, method)
+        if current is None or current is _UNDECLARED:
+            current = self._write(name, declared)
+        if current.owner != declared.owner:
+            raise locked(name, self._vhost, method)
+        self._compare(name, declared, current)
+        self.touch(name)
+
+    def _write(self, name: str, declared: Declaration) -> Declaration:
+        """Keep *declared* unless somebody was quicker; what is kept now."""
+        link = self._link
+        key = link.keys.queue(name)
+        if declared.owner is not None:
+            link.lease.begin_alive()
+            self._own.add(name)
+            link.pipeline.post(pack(b"HSET", link.keys.exclusive, name, link.owner))
+        _, text = link.call_all(
+            [pack(b"SET", key, declared.text(), b"NX"), pack(b"GET", key)],
+            what=f"declaring queue {name!r}",
+        )
+        kept = declared if text is None else Declaration.read(text)
+        self._remember(name, kept)
+        return kept
+
+    def _compare(self, name: str, declared: Declaration, current: Declaration) -> None:
+        check_equivalent(
+            "queue",
+            name,
+            self._vhost,
+            Method.QUEUE_DECLARE,
+            fields={
+                "durable": (declared.durable, current.durable),
+                "auto_delete": (declared.auto_delete, current.auto_delete),
+            },
+            arguments=(declared.arguments, current.arguments),
+            compared=_COMPARED,
+        )
+
+    # -- use and its end
+
+    def touch(self, name: str) -> None:
+        """A queue was used: its time without use begins anew.  Never switches."""
+        declared = self._known.get(name)
+        if declared is None or not declared.arguments:
+            return
+        milliseconds = declared.expires_ms
+        if milliseconds is not None:
+            keys = self._link.keys
+            for key in (keys.queue(name), *keys.lists(name)):
+                self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+
+    def join(self, name: str, how: str) -> bool:
+        """Note that this link consumes from a queue; False: it may not.  May switch.
+
+        Arguments:
+            how: ``exclusive`` or ``shared``.
+        """
+        link = self._link
+        keys = (link.keys.consumers(name), link.keys.owners)
+        reply = link.call(link.scripts.call(JOIN, keys, link.owner, how), what="consuming")
+        declared = self._known.get(name)
+        if reply >= 0 and declared is not None and declared.policy.expires is not None:
+            self._keep_alive(declared.policy.expires)
+        return bool(reply >= 0)
+
+    def consumers(self, name: str) -> int:
+        """How many other links consume from a queue.  May switch."""
+        link = self._link
+        keys = (link.keys.consumers(name), link.keys.owners)
+        return int(link.call(link.scripts.call(JOIN, keys, link.owner, ""), what="counting"))
+
+    def _keep_alive(self, expires: float) -> None:
+        """Renew often enough for a queue that expires after so many seconds without use."""
+        interval = max(expires / 3, LEAST_RENEWAL)
+        if self._ticker is not None and self._ticker.interval <= interval:
+            return
+        if self._ticker is not None:
+            self._ticker.stop()
+        self._ticker = Ticker(interval, lambda lag: self.renew(), "redis-queues")
+        self._ticker.start()
+
+    def unused(self, name: str) -> None:
+        """The last consumer of this link has left a queue.  Never switches."""
+        link = self._link
+        if link.lost is not None:
+            return
+        declared = self._known.get(name)
+        goes = declared is not None and declared.auto_delete
+        if goes:
+            self.forget(name)
+        keys = link.keys
+        names = (keys.consumers(name), keys.owners, keys.queue(name), *keys.lists(name))
+        link.pipeline.post(
+            link.scripts.call(LEAVE, names, link.owner, int(goes)),
+            lambda reply: reply == 1 and spawn("unbind", self._unbind, name),
+        )
+
+    def _unbind(self, name: str) -> None:
+        link = self._link
+        if link.lost is None:
+            link.unbind_queue(name)
+
+    def drop(self, name: str) -> int:
+        """Delete a queue, and return how many messages it had.  May switch."""
+        link = self._link
+        keys = link.keys
+        lists = keys.lists(name)
+        link.unbind_queue(name)
+        self.forget(name)
+        self._own.discard(name)
+        replies = link.call_all(
+            [
+                *(pack(b"LLEN", key) for key in lists),
+                pack(b"HDEL", keys.exclusive, name),
+                pack(b"DEL", keys.queue(name), keys.consumers(name), *lists),
+            ],
+            what=f"deleting queue {name!r}",
+        )
+        self.forget(name)
+        return sum(replies[:-2])
+
+    def changed(self, key: bytes | None) -> None:
+        """A key was changed, or all may have been.  In the reader; never switches."""
+        names = list(self._names.values()) if key is None else [self._names.get(key)]
+        for name in names:
+            if name is None or name in self._own:
+                continue
+            self.forget(name)
+            feed = self._link.feeds.get(name)
+            if feed is not None and feed.consumers:
+                spawn("queue-changed", self._verify, name)
+
+    def _verify(self, name: str) -> None:
+        """A queue that is consumed here has changed: it may be gone."""
+        link = self._link
+        feed = link.feeds.get(name)
+        try:
+            if feed is None or self.find(name) is not None:
+                return
+        except Exception:
+            return  # the link is gone, or about to go
+        for consumer in list(feed.consumers):
+            consumer.channel.cancelled_by_broker(consumer)
+
+    def stop(self) -> None:
+        """The link is gone.  Never switches."""
+        if self._ticker is not None:
+            self._ticker.stop()
+
+    def renew(self) -> None:
+        """Tell that what is consumed here is in use.  In the hub."""
+        for name, feed in self._link.feeds.items():
+            if feed.consumers:
+                self.touch(name)
+
+    def close(self) -> None:
+        """Delete the exclusive queues of this link.  May switch."""
+        for name in list(self._own):
+            try:
+                self.drop(name)
+            except NotFound:
+                pass

@@ -1,0 +1,105 @@
+"""Redis' errors: redis-py's classes, with the words of ours and the remedy.
+
+An error reply to a command becomes redis-py's own class for it, which names the server, and says
+what to do where that is known.  What means a lost connection is of amqp's recoverable classes too,
+so that whatever knows how to recover does so here as well.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from redis import exceptions as redis
+
+from greenconn.exceptions import (
+    AccessRefused,
+    FrameError,
+    NotAllowed,
+    RecoverableConnectionError,
+)
+from greenconn.wire.resp import ErrorReply
+
+__all__ = [
+    "ENDS_THE_LINK",
+    "LinkLost",
+    "LoginRefused",
+    "NoSuchDatabase",
+    "NotRedis",
+    "ReplyLate",
+    "ServerNotReady",
+    "as_error",
+]
+
+
+class LinkLost(RecoverableConnectionError, redis.ConnectionError):  # type: ignore[misc]
+    """The connection to the server is gone."""
+
+
+class ServerNotReady(LinkLost, redis.BusyLoadingError):
+    """The server cannot work now: it loads its data, or is no master (any more)."""
+
+
+class ReplyLate(LinkLost, redis.TimeoutError):
+    """The server did not answer a command in time."""
+
+
+class LoginRefused(AccessRefused, redis.AuthenticationError):  # type: ignore[misc]
+    """The server does not take the user name or the password."""
+
+
+class NoSuchDatabase(NotAllowed, redis.ResponseError):  # type: ignore[misc]
+    """The server has no database of that number."""
+
+
+class NotRedis(FrameError, redis.InvalidResponse):  # type: ignore[misc]
+    """What answers does not speak Redis' protocol."""
+
+
+#: First words of error replies after which the connection is of no use: another server is the master.
+ENDS_THE_LINK: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+
+#: First word of an error reply -> redis-py's class, and the remedy.
+_CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
+    "OOM": (
+        redis.OutOfMemoryError,
+        "the server has reached maxmemory and takes nothing more: consume, or raise maxmemory",
+    ),
+    "MISCONF": (
+        redis.ResponseError,
+        "the server cannot write to its disk and takes nothing more: free its disk, or set "
+        "stop-writes-on-bgsave-error to no",
+    ),
+    "NOPERM": (
+        redis.NoPermissionError,
+        "the user may not do this: docs/redis.rst lists the commands and keys that are needed",
+    ),
+    "NOREPLICAS": (
+        redis.ResponseError,
+        "too few replicas follow the master (min-replicas-to-write): it takes nothing more",
+    ),
+    "WRONGTYPE": (
+        redis.ResponseError,
+        "a key that we need holds something else: use another database, or a global_keyprefix",
+    ),
+    "NOSCRIPT": (redis.NoScriptError, ""),
+    "CROSSSLOT": (
+        redis.ResponseError,
+        "this is a node of a cluster, and the keys are on several",
+    ),
+    "MOVED": (redis.ResponseError, "this is a node of a cluster, which is not supported here"),
+}
+
+
+def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
+    """The error that an error reply stands for.
+
+    Arguments:
+        where: the server's URL, password masked.
+        what: the operation, for the message.
+    """
+    code = reply.code
+    text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
+    if code in ENDS_THE_LINK:
+        return ServerNotReady(f"{text} (this server is no master that is ready)")
+    cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))
+    return cls(f"{text} ({remedy})" if remedy else text)

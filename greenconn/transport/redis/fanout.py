@@ -1,0 +1,212 @@
+"""Fan-out over pub/sub: what is published reaches those who listen at that moment.
+
+A queue that is bound to a fan-out exchange listens on the exchange's channel while it is consumed.  This
+has a socket of its own, opened when it is needed: a server cuts a subscriber that is slow to read, and
+that must not hit the claims.  While it is lost it is opened again and again, and whoever listens is told
+that there may be a gap: the event ``fanout_gap`` calls the channel's handlers with ``(queue,
+seconds)``, and the log has a line.  (``fanout_lists`` has no gaps: it uses lists.)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.single import SingleFlight
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.login import open_pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.wire.backoff import Backoff
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Fanout"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+_PING: Final = pack("PING")
+
+
+class Fanout:
+    """The subscriptions of one link."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._pipeline: Pipeline | None = None
+        self._flight = SingleFlight("redis-fanout")
+        #: Queue -> the channels that it is bound to.
+        self._topics: dict[str, dict[str, None]] = {}
+        #: Channel -> the queues that are consumed and listen on it.
+        self._listening: dict[bytes, dict[str, None]] = {}
+        self._lost_at = 0.0
+        self._number = 0
+
+    @property
+    def queues(self) -> set[str]:
+        """The queues that listen."""
+        return {queue for queues in self._listening.values() for queue in queues}
+
+    # -- bindings
+
+    def bound(self, queue: str, exchange: str, routing_key: str) -> None:
+        """A queue was bound to a fan-out exchange.  May switch, where it is consumed."""
+        link = self._link
+        topics = self._channels(exchange, routing_key)
+        self._topics.setdefault(queue, {}).update(dict.fromkeys(topics))
+        feed = link.feeds.get(queue)
+        if feed is not None and feed.consumers:
+            self.listen(queue)
+
+    def unbound(self, queue: str, exchange: str, routing_key: str) -> None:
+        """It was unbound.  Never switches."""
+        topics = self._topics.get(queue, {})
+        for topic in self._channels(exchange, routing_key):
+            topics.pop(topic, None)
+            self._leave(queue, topic.encode())
+
+    def _channels(self, exchange: str, routing_key: str) -> list[str]:
+        """The patterns of channels that a binding listens on.
+
+        A binding without a key takes messages of all keys; one with a key is a pattern, as in kombu.
+        """
+        link = self._link
+        keys = [routing_key.replace("#", "*")] if routing_key else ["", "*"]
+        legacy = (False, True) if link.options.sentinel_fanout_compat else (False,)
+        return list(
+            dict.fromkeys(
+                link.keys.topic(exchange, key, legacy=each) for key in keys for each in legacy
+            )
+        )
+
+    # -- listening
+
+    def listen(self, queue: str) -> None:
+        """Listen for a queue; returns when the server does.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refuses.
+            OSError, LinkLost: there is no second connection to be had.
+        """
+        topics = [each.encode() for each in self._topics.get(queue, ())]
+        if not topics:
+            return
+        for topic in topics:
+            self._listening.setdefault(topic, {})[queue] = None
+        pipeline = self._pipeline
+        if pipeline is None or pipeline.lost is not None:
+            self._flight.run("open", self._open, ENDLESS)
+        else:
+            self._subscribe(pipeline, topics)
+        gap = self._link.transport.inheritance.gap(queue)
+        if gap is not None:
+            self._tell_gap([queue], gap)
+
+    def leave(self, queue: str) -> None:
+        """Listen for a queue no more.  Never switches."""
+        for topic in self._topics.get(queue, ()):
+            self._leave(queue, topic.encode())
+
+    def _leave(self, queue: str, topic: bytes) -> None:
+        queues = self._listening.get(topic)
+        if queues is None or queues.pop(queue, queue) is not None:
+            return
+        if not queues:
+            del self._listening[topic]
+            if self._pipeline is not None:
+                self._pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), _ignore)
+
+    def _open(self) -> None:
+        link = self._link
+        transport = link.transport
+        deadline = Deadline(transport.connect_timeout)
+        pipeline, protocol = open_pipeline(
+            transport.address, transport.login, deadline, self._on_push, self._on_lost
+        )
+        try:
+            pipeline.takes_arrays = protocol == 2
+            options = link.options
+            timeout = options.socket_timeout or options.reply_timeout
+            pipeline.watch(timeout, options.health_check_interval)
+            if self._listening:
+                self._subscribe(pipeline, list(self._listening))
+            link.check_open()
+        except BaseException:
+            pipeline.close()
+            raise
+        self._pipeline = pipeline
+
+    def _subscribe(self, pipeline: Pipeline, topics: list[bytes]) -> None:
+        errors: list[Exception] = []
+        pipeline.post_quiet(pack(b"PSUBSCRIBE", *topics), errors.append)
+        pipeline.call(_PING)  # a subscription itself has no reply
+        if errors:
+            raise pipeline.error(errors[0], "listening to a fan-out exchange")
+
+    # -- loss
+
+    def _on_lost(self, exc: LinkLost) -> None:
+        # In the reader, or in the hub.
+        if self._link.lost is None and self._listening:
+            self._lost_at = monotonic()
+            spawn("redis-fanout-reopen", self._reopen)
+
+    def _reopen(self) -> None:
+        pauses = Backoff(0.1, factor=2.0, max=5.0, jitter=0.5)
+        while self._link.lost is None and self._listening:
+            try:
+                self._flight.run("open", self._open, ENDLESS)
+            except Exception as exc:
+                logger.debug("%s: fan-out: %s", self._link.where, exc)
+                gevent.sleep(next(pauses))
+            else:
+                self._tell_gap(self.queues, monotonic() - self._lost_at)
+                return
+
+    def _tell_gap(self, queues: Iterable[str], seconds: float) -> None:
+        for queue in queues:
+            logger.warning(
+                "%s: queue %r did not listen to its fan-out exchanges for %.1f s: there may be a gap",
+                self._link.where,
+                queue,
+                seconds,
+            )
+            feed = self._link.feeds.get(queue)
+            channels = {each.channel for each in feed.consumers} if feed is not None else set()
+            for channel in channels:
+                for handler in list(channel.events.get("fanout_gap", ())):
+                    handler(queue, seconds)
+
+    def stop(self) -> None:
+        """The link is gone.  Never switches."""
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+
+    def forget(self) -> None:
+        """In the child of a fork: it is the parent's."""
+        if self._pipeline is not None:
+            self._pipeline.forget()
+            self._pipeline = None
+
+    # In the reader: nothing here may switch or run user code.
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] != b"pmessage":
+            return
+        for queue in list(self._listening.get(push[1], ())):
+            feed = self._link.feeds.get(queue)
+            if feed is not None:
+                self._number += 1
+                feed.broadcast(push[3], self._number)
+
+
+def _ignore(reply: Exception) -> None:
+    pass

@@ -1,0 +1,115 @@
+"""The names of keys and channels: kombu's layout, and what we keep beside it.
+
+=========================================  ======================================================
+``queue``, ``queue\\x06\\x163`` ...          lists of messages, one for each priority step (kombu)
+``_kombu.binding.<exchange>``              set of bindings (kombu)
+``_kombu.binding_permanent.<exchange>``    those of queues that do not expire (kombu)
+``unacked``, ``unacked_index``             what consumers hold (kombu)
+``/<db>.<exchange>``                       channel of a fan-out exchange (kombu)
+``greenconn.owners``                       sorted set: consumers of ours, by the end of their lease
+``greenconn.sweep``                        lock of those who give back what dead consumers held
+``greenconn.exclusive``                    hash: exclusive queues, with their owners
+``greenconn.queue.<queue>``                how a queue was declared (JSON)
+``greenconn.consumers.<queue>``            hash of the owners that consume from it
+``greenconn.exchange.<exchange>``          how an exchange was declared (JSON)
+=========================================  ======================================================
+
+``global_keyprefix`` stands before all of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from functools import lru_cache
+from typing import Any
+
+from greenconn.transport.redis.options import RedisOptions
+
+__all__ = ["Keys"]
+
+
+class Keys:
+    """The names for one database and one set of options.
+
+    Attributes:
+        sep: what stands between the parts of a binding.
+    """
+
+    def __init__(self, options: RedisOptions, database: int = 0) -> None:
+        prefix = self.prefix = options.global_keyprefix
+        self.sep = options.sep
+        self.steps: list[int] = sorted(int(each) for each in options.priority_steps)
+        self.unacked = (prefix + options.unacked_key).encode()
+        self.unacked_index = (prefix + options.unacked_index_key).encode()
+        self.owners = f"{prefix}greenconn.owners".encode()
+        self.exclusive = f"{prefix}greenconn.exclusive".encode()
+        self.sweep_lock = f"{prefix}greenconn.sweep".encode()
+        fanout = options.fanout_prefix
+        self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""
+        self.fanout_prefix = self.fanout_template.replace("{db}", str(database))
+        self._patterns = options.fanout_patterns
+        #: The lists of a queue, the one that is served first in front.
+        self.lists = lru_cache(maxsize=4096)(self._lists)
+
+    def _lists(self, queue: str) -> tuple[bytes, ...]:
+        return tuple(self._list(queue, step) for step in self.steps)
+
+    def _list(self, queue: str, step: int) -> bytes:
+        # The first step's list has the plain name only if it is 0.
+        return f"{self.prefix}{queue}{self.sep}{step}".encode() if step else self.plain(queue)
+
+    def plain(self, queue: str) -> bytes:
+        """The list of priority 0."""
+        return f"{self.prefix}{queue}".encode()
+
+    def list_for(self, queue: str, priority: Any) -> bytes:
+        """The list that a message of *priority* goes to."""
+        steps = self.steps
+        return self._list(queue, steps[bisect(steps, priority) - 1])
+
+    def bindings(self, exchange: str) -> bytes:
+        """The set of an exchange's bindings."""
+        return f"{self.prefix}_kombu.binding.{exchange}".encode()
+
+    def permanent_bindings(self, exchange: str) -> bytes:
+        """The set of those bindings that no expiry removes."""
+        return f"{self.prefix}_kombu.binding_permanent.{exchange}".encode()
+
+    @property
+    def binding_deadlines(self) -> bytes:
+        """The sorted set of exchanges by the time when their bindings may go."""
+        return f"{self.prefix}_kombu.binding_deadlines".encode()
+
+    def member(self, routing_key: str, pattern: str | None, queue: str) -> bytes:
+        """A binding as a member of the set."""
+        return self.sep.join((routing_key or "", pattern or "", queue or "")).encode()
+
+    def row(self, member: bytes) -> tuple[str, str, str]:
+        """Routing key, pattern and queue of such a member."""
+        parts = member.decode("utf-8", "replace").split(self.sep)
+        if len(parts) < 3:
+            return "", "", parts[-1]
+        return parts[0], parts[1], self.sep.join(parts[2:])
+
+    def queue(self, name: str) -> bytes:
+        """Where the declaration of a queue is kept."""
+        return f"{self.prefix}greenconn.queue.{name}".encode()
+
+    def consumers(self, name: str) -> bytes:
+        """The hash of the owners that consume from a queue."""
+        return f"{self.prefix}greenconn.consumers.{name}".encode()
+
+    def exchange(self, name: str) -> bytes:
+        """Where the declaration of an exchange is kept."""
+        return f"{self.prefix}greenconn.exchange.{name}".encode()
+
+    def topic(self, exchange: str, routing_key: str = "", *, legacy: bool = False) -> str:
+        """The channel of a fan-out exchange.
+
+        Arguments:
+            legacy: as kombu before 5.4 named it with Sentinel.
+        """
+        prefix = self.prefix + (self.fanout_template if legacy else self.fanout_prefix)
+        if routing_key and self._patterns:
+            return f"{prefix}{exchange}/{routing_key}"
+        return f"{prefix}{exchange}"

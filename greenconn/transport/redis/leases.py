@@ -1,0 +1,155 @@
+"""The lease of one link on what it holds.
+
+Each life of a connection is an *owner*.  Every third of the lease it tells the server that it lives:
+``greenconn.owners`` gets the time at which the lease ends, and what is held gets a new time in
+``unacked_index``, so that it looks fresh to kombu's consumers too.  Nothing else keeps a message from
+being given back to its queue, so a handler may run for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import logging
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.single import SingleFlight
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.errors import as_error
+from greenconn.transport.redis.scripts import CLAIM, MOVE, RENEW
+from greenconn.wire.resp import ErrorReply, pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Lease"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Fields that one call renews.
+RENEWALS: Final = 500
+
+
+class Lease:
+    """Renews what one link holds.
+
+    Attributes:
+        is_held: messages may be taken.
+        was_held: they might at some time.
+        lost: answers that came too late: the message had been given back before.
+    """
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self.is_held = False
+        self.was_held = False
+        self.lost = 0
+        self._flight = SingleFlight("redis-lease")
+        self._ticker: Ticker | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self._link.options.lease
+
+    @property
+    def interval(self) -> float:
+        """Seconds between renewals."""
+        return min(self.seconds / 3, self._link.options.visibility_timeout / 4)
+
+    def begin(self, deadline: Deadline) -> None:
+        """See that messages may be taken: all scripts and permissions are tried once.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refuses; names what.
+        """
+        if not self.is_held:
+            self._flight.run("begin", self._begin, deadline)
+
+    def _begin(self) -> None:
+        link = self._link
+        keys, scripts = link.keys, link.scripts
+        canary = f"{link.keys.prefix}greenconn.canary.{link.owner}".encode()
+        held = (keys.unacked, keys.unacked_index)
+        field = f"{link.prefix}0"
+        scripts.forget()  # what failed before was not remembered by the server
+        link.call_all(
+            [
+                pack("LPUSH", canary, "{}"),
+                pack("PEXPIRE", canary, 60_000),
+                self._renewal([]),
+                scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
+                scripts.call(MOVE, (*held, keys.owners), ""),
+                pack("HDEL", keys.unacked, field),
+                pack("ZREM", keys.unacked_index, field),
+                pack("HMGET", keys.unacked, field),
+                pack("EXISTS", canary),
+            ],
+            what="consuming",
+        )
+        self.is_held = self.was_held = True
+        self.begin_alive()
+        link.sweeper.start()
+
+    def begin_alive(self) -> None:
+        """See that others know this owner as living, though it takes no messages.  Never switches."""
+        if self._ticker is None:
+            self._link.pipeline.post(self._renewal([]), self._on_renewed)
+            self._ticker = Ticker(self.interval, self._tick, "redis-lease")
+            self._ticker.start()
+
+    def end(self) -> None:
+        """Tell the server that this owner holds nothing any more.  Never switches."""
+        if self._ticker is not None:
+            self.stop()
+            self._link.pipeline.post(pack("ZREM", self._link.keys.owners, self._link.owner))
+
+    def stop(self) -> None:
+        """Renew no more.  Never switches."""
+        self.is_held = False
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+
+    def note_answer(self, reply: Any, sent: int) -> None:
+        """The server's reply to *sent* answers was not as it should be.  In the reader."""
+        link = self._link
+        if isinstance(reply, ErrorReply):
+            error = link.pipeline.error(reply, "answering")
+            spawn("log", logger.error, "%s: %d answers are lost: %s", link.where, sent, error)
+        elif not isinstance(reply, Exception):
+            late = sent - max(int(reply), 0)
+            self.lost += late
+            spawn("lease-lost", self._tell, late)
+
+    def _tell(self, late: int) -> None:
+        logger.warning(
+            "%s: %d answers came too late: the lease of %g s had ended, and the messages were given "
+            "back to their queues, so they are or will be handled once more (lease_lost)",
+            self._link.where,
+            late,
+            self.seconds,
+        )
+        for channel in list(self._link.channels.values()):
+            for handler in list(channel.events.get("lease_lost", ())):
+                handler(late)
+
+    def _renewal(self, fields: list[str]) -> bytes:
+        link = self._link
+        keys = (link.keys.owners, link.keys.unacked_index)
+        return link.scripts.call(RENEW, keys, link.owner, ceil(self.seconds), *fields)
+
+    def _tick(self, lag: float) -> None:
+        # In the hub.
+        fields = [each.delivery_tag for each in self._link.held() if not each.is_broadcast]
+        for start in range(0, max(len(fields), 1), RENEWALS):
+            self._link.pipeline.post(
+                self._renewal(fields[start : start + RENEWALS]), self._on_renewed
+            )
+        self._link.directory.renew()
+
+    def _on_renewed(self, reply: Any) -> None:
+        if isinstance(reply, ErrorReply):
+            error = as_error(reply, self._link.where, "renewing leases")
+            spawn("log", logger.error, "%s", error)

@@ -1,0 +1,257 @@
+"""One life of a connection to a Redis: one socket for commands, shared by all channels.
+
+The socket is a :class:`~greenconn.transport.redis.pipeline.Pipeline`.  Beside it the link has what
+its channels share: the feeds of the queues that are consumed, what it holds (an *owner* with a
+lease), and what it knows of the queues.  Two more sockets are opened when they are needed: one for
+fan-out, one for bodies above 1 MiB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green import fork
+from greenconn.green.deadline import Deadline
+from greenconn.transport.redis.answers import Answers
+from greenconn.transport.redis.directory import Directory
+from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.fanout import Fanout
+from greenconn.transport.redis.feed import Feed
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.leases import Lease
+from greenconn.transport.redis.login import open_pipeline
+from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.routing import Routing
+from greenconn.transport.redis.scripts import Scripts
+from greenconn.transport.redis.sweeper import Sweeper
+from greenconn.transport.redis.waking import Waking
+from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.state import Binding
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.transport import Transport
+
+__all__ = ["RedisLink"]
+
+#: Seconds that ``close`` waits for the server.
+CLOSE_TIMEOUT: Final = 2.0
+_TRACK: Final = pack("CLIENT", "TRACKING", "ON")
+
+
+class RedisLink(VirtualLink):
+    """A connection from its opening to its end.
+
+    Arguments:
+        transport: has address, login, options and the exchanges.
+
+    Attributes:
+        owner: under which this life holds messages; nobody else has the same.
+        pipeline: the socket for commands.
+        is_tracking: the server pushes when an idle queue gets a message.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport.client)
+        self.transport = transport
+        self.state = transport.state
+        self.options = transport.options
+        self.where = transport.address.where
+        self.keys: Keys = transport.keys
+        self.owner = os.urandom(8).hex()
+        self.prefix = f"gc.{self.owner}."
+        self.scripts = Scripts()
+        self.directory = Directory(self)
+        self.routing = Routing(self)
+        self.answers = Answers(self)
+        self.waking = Waking(self)
+        self.fanout = Fanout(self)
+        self.lease = Lease(self)
+        self.sweeper = Sweeper(self)
+        self.feeds: dict[str, Feed] = {}
+        self.is_tracking = False
+        self.pipeline: Pipeline
+        self._last_number = 0
+        #: Numbers of the fields that gets under way may fill.
+        self.gets: set[int] = set()
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<Redis connection {self.where} ({state}, {len(self.channels)} channels)>"
+
+    def open(self, deadline: Deadline) -> None:
+        """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.
+
+        Raises:
+            Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
+        """
+        transport = self.transport
+        self.pipeline, protocol = open_pipeline(
+            transport.address, transport.login, deadline, self._on_push, self._on_pipeline_lost
+        )
+        try:
+            if protocol == 3:
+                # Nothing is registered by this alone; reads are, from now on.
+                self.pipeline.post(_TRACK, self._on_tracking)
+            self.pipeline.call(pack("PING"), deadline)
+            options = self.options
+            timeout = options.socket_timeout or options.reply_timeout
+            self.pipeline.watch(timeout, options.health_check_interval)
+            fork.register(_AfterFork(self))
+        except BaseException:
+            self.pipeline.close()
+            raise
+
+    def _on_tracking(self, reply: Any) -> None:
+        self.is_tracking = reply == b"OK"
+
+    # Commands
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Send a command and return its reply; see :meth:`Pipeline.call`.  May switch."""
+        self.answers.before_call()
+        return self.pipeline.call(command, deadline, what)
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Send commands and return their replies; see :meth:`Pipeline.call_all`.  May switch."""
+        self.answers.before_call()
+        return self.pipeline.call_all(commands, deadline, what)
+
+    def check_open(self) -> None:
+        """Raise unless open.
+
+        Raises:
+            LinkLost: with the reason as ``__cause__``.
+        """
+        if self.lost is not None:
+            raise LinkLost(f"connection is closed ({self.lost})") from self.lost
+
+    def large(self) -> Pipeline:
+        """The socket for large bodies.  May switch."""
+        return self.pipeline
+
+    def unbind(self, binding: Binding) -> None:
+        """Take a binding of a queue out of the server's tables.  May switch."""
+        known = self.state.exchanges.get(binding.source)
+        if known is None:
+            self.routing.drop(binding.source)  # an auto-delete exchange went with it
+            return
+        if known.type == "headers":
+            return
+        if known.type == "fanout":
+            self.fanout.unbound(binding.destination, binding.source, binding.routing_key)
+        member = self.routing.row(binding)
+        keys = self.keys
+        self.call_all(
+            [
+                pack(b"SREM", keys.bindings(binding.source), member),
+                pack(b"SREM", keys.permanent_bindings(binding.source), member),
+            ],
+            what="unbinding",
+        )
+
+    def unbind_queue(self, name: str) -> None:
+        """A queue is deleted: so are its bindings, as far as they are known here.  May switch."""
+        bindings = [
+            each
+            for each in self.state.all_bindings()
+            if not each.to_exchange and each.destination == name
+        ]
+        self.state.queue_bindings_delete(name)
+        for binding in bindings:
+            self.unbind(binding)
+
+    # Consuming
+
+    def feed(self, queue: str) -> Feed:
+        """What gives the messages of *queue* to the consumers of this link."""
+        feed = self.feeds.get(queue)
+        if feed is None:
+            feed = self.feeds[queue] = Feed(self, queue)
+        return feed
+
+    def take_numbers(self, count: int) -> int:
+        """Reserve numbers for fields; the first of them."""
+        first = self._last_number + 1
+        self._last_number += count
+        return first
+
+    def held(self) -> Iterable[Delivery]:
+        """All that its channels hold."""
+        for channel in list(self.channels.values()):
+            yield from list(getattr(channel, "unanswered", {}).values())
+
+    # Ending
+
+    def close(self) -> None:
+        """Close it: what was not answered goes back first, at once.  May switch."""
+        if self.lost is not None:
+            return
+        self.home.check(self)
+        deadline = Deadline(CLOSE_TIMEOUT)
+        try:
+            for channel in list(self.channels.values()):
+                channel.close()
+            self.directory.close()
+            self.answers.flush()
+            self.lease.end()
+            self.pipeline.call(pack("PING"), deadline)
+        except (OSError, RecoverableConnectionError):
+            pass  # it is over all the same; the lease gives back what is held
+        finally:
+            super().close()
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """End this life.  Never switches."""
+        if self.lost is not None:
+            return
+        self.transport.inheritance.take(self)
+        super().end(exc, closed=closed)
+        self._stop()
+        if hasattr(self, "pipeline"):
+            self.answers.flush()
+            self.pipeline.close()
+
+    def forget(self, exc: BaseException) -> None:
+        """In the child of a fork: it is the parent's."""
+        super().forget(exc)
+        self.pipeline.forget()
+        self.fanout.forget()
+        self._stop()
+        self.feeds.clear()
+
+    def _stop(self) -> None:
+        """End what goes by a clock."""
+        self.sweeper.stop()
+        self.lease.stop()
+        self.waking.stop()
+        self.directory.stop()
+        self.fanout.stop()
+        for feed in list(self.feeds.values()):
+            feed.stop()
+
+    # In the reader: nothing here may switch or run user code.
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] == b"invalidate":
+            self.waking.invalidated(push[1])
+
+    def _on_pipeline_lost(self, exc: LinkLost) -> None:
+        self.end(exc)
+
+
+class _AfterFork:
+    """Ends a link in the child of a fork."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        link.after_fork = self  # type: ignore[attr-defined]  # keeps it alive
+
+    def forget(self) -> None:
+        self._link.forget(RecoverableConnectionError("the connection was the parent process's"))

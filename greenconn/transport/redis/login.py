@@ -1,0 +1,197 @@
+"""Opening a socket to a Redis and logging in: HELLO, AUTH, SELECT, ROLE.
+
+All commands leave in one send.  A server that does not know HELLO (Redis before 6) is asked again in
+its own way, and then speaks RESP2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial, dial_unix
+from greenconn.transport.redis.errors import (
+    LinkLost,
+    LoginRefused,
+    NoSuchDatabase,
+    NotRedis,
+    ServerNotReady,
+    as_error,
+)
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.wire.resp import ErrorReply, pack
+from greenconn.wire.tls import tls_session
+
+__all__ = ["Address", "Credentials", "Login", "open_pipeline"]
+
+#: User name and password; either may be None.
+Credentials = tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where a server is.
+
+    Attributes:
+        path: of a UNIX socket; None for TCP.
+        ssl: kombu's ``ssl`` argument; False is no TLS.
+        where: the URL, password masked, for messages.
+        settings: TCP options.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 6379
+    path: str | None = None
+    ssl: Any = False
+    where: str = "redis"
+    settings: Mapping[Any, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Login:
+    """How to log in there.
+
+    Attributes:
+        credentials: asked at each connect; a password may have changed.
+        must_be_master: refuse a server that is none.
+    """
+
+    credentials: Callable[[], Credentials]
+    database: int = 0
+    client_name: str | None = None
+    must_be_master: bool = True
+
+
+def open_pipeline(
+    address: Address,
+    login: Login,
+    deadline: Deadline,
+    on_push: Callable[[list[Any]], None],
+    on_lost: Callable[[LinkLost], None],
+) -> tuple[Pipeline, int]:
+    """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.
+
+    Returns:
+        the pipeline, and the version of the protocol: 3, or 2 where the server knows no other.
+
+    Raises:
+        TimeoutError: names the step that took too long.
+        OSError: nothing listens there, the name is unknown, TLS failed.
+        LoginRefused, NoSuchDatabase: the server refuses us.
+        ServerNotReady: it loads its data, or is no master.
+        NotRedis: it does not speak the protocol.
+    """
+    step = "connecting"
+    pipeline = None
+    try:
+        if address.path is not None:
+            sock = dial_unix(address.path, deadline)
+        else:
+            sock = dial(address.host, address.port, deadline, address.settings)
+        tls = tls_session(address.ssl, address.host) if address.ssl else None
+        pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
+        step = "the TLS handshake"
+        pipeline.stream.handshake(deadline)
+        step = "the login"
+        return pipeline, _log_in(pipeline, login, deadline)
+    except BaseException as exc:
+        if pipeline is not None:
+            pipeline.close()
+        error = _opening_error(exc, address.where, step, deadline)
+        if error is exc:
+            raise
+        raise error from exc
+
+
+def _opening_error(exc: BaseException, where: str, step: str, deadline: Deadline) -> BaseException:
+    """The same kind of error, saying which server and which step it is about."""
+    cause = exc.__cause__
+    if isinstance(exc, LinkLost) and isinstance(cause, NotRedis):
+        return cause
+    if isinstance(exc, TimeoutError) and exc.errno is None and step != "connecting":
+        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
+    return exc
+
+
+def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
+    user, password = login.credentials()
+    hello = ["HELLO", "3"]
+    if password is not None:
+        hello += ["AUTH", user or "default", password]
+    if login.client_name:
+        hello += ["SETNAME", login.client_name]
+    where = pipeline.where
+    replies = _ask(pipeline, [pack(*hello), *_choose(login)], deadline)
+    protocol = 3
+    if isinstance(replies[0], ErrorReply) and _knows_no_hello(replies[0]):
+        protocol = 2
+        old = []
+        if password is not None:
+            old.append(pack("AUTH", user, password) if user else pack("AUTH", password))
+        if login.client_name:
+            old.append(pack("CLIENT", "SETNAME", login.client_name))
+        replies = _ask(pipeline, [*old, *_choose(login)], deadline)
+    *greeting, chosen, role = replies
+    for reply in greeting:
+        if isinstance(reply, ErrorReply):
+            raise _login_error(reply, where, password is not None)
+    if isinstance(chosen, ErrorReply):
+        if chosen.code == "NOAUTH":
+            raise _login_error(chosen, where, password is not None)
+        raise NoSuchDatabase(
+            f"{where}: database {login.database}: {chosen} (the setting 'databases' says how many "
+            f"there are, from 0 on)"
+        )
+    _check_role(role, where, login.must_be_master)
+    return protocol
+
+
+def _choose(login: Login) -> list[bytes]:
+    return [pack("SELECT", login.database), pack("ROLE")]
+
+
+def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[Any]:
+    """Send *commands* and return their replies, errors among them.  May switch."""
+    replies: list[Any] = []
+    for command in commands:
+        pipeline.post(command, replies.append)
+    # The place of one more command is where we wait for all.
+    try:
+        pipeline.call(pack("ECHO", "greenconn"), deadline)
+    except LinkLost:
+        raise
+    except Exception:
+        if len(replies) < len(commands):
+            raise
+    return replies
+
+
+def _knows_no_hello(reply: ErrorReply) -> bool:
+    text = str(reply).lower()
+    return reply.code == "NOPROTO" or "unknown command" in text
+
+
+def _login_error(reply: ErrorReply, where: str, has_password: bool) -> Exception:
+    text = str(reply)
+    if reply.code in ("WRONGPASS", "NOAUTH") or "password" in text.lower():
+        if "without any password configured" in text or "no password is set" in text:
+            remedy = "this server wants no password: leave it out of the URL"
+        elif has_password:
+            remedy = "the user name or the password is wrong"
+        else:
+            remedy = "this server wants a password: redis://:password@host/0"
+        return LoginRefused(f"{where}: {text} ({remedy})")
+    return as_error(reply, where, "login")
+
+
+def _check_role(role: Any, where: str, must_be_master: bool) -> None:
+    if isinstance(role, ErrorReply):
+        if role.code in ("LOADING", "MASTERDOWN"):
+            raise as_error(role, where)
+        return  # a user who may not ask: the first write will tell
+    if must_be_master and role and role[0] != b"master":
+        raise ServerNotReady(
+            f"{where} is a {role[0].decode()} and no master: nothing can be written"
+        )

@@ -1,0 +1,272 @@
+"""One socket to a Redis, which all greenlets share: commands leave together, replies come in order.
+
+Theory
+------
+- A command and its place in the line of replies are written in one step, so the n-th reply belongs
+  to the n-th place, whoever waits there or has left.
+- Commands of all greenlets in one turn of the hub leave in one send (``green.writer``).
+- A place is a function that takes the reply, or the exception that stands for it; it runs in the
+  reader and never switches.  ``call`` puts a slot there and waits.
+- Nobody times a single reply, which would cost a timer each.  Since replies keep their order, the one
+  question is whether the server answers at all: a tick looks whether it was silent for too long
+  while somebody waits, and asks with a PING when nobody does.
+- Errors of the link reach every place, once; nothing is written any more afterwards.
+"""
+
+from __future__ import annotations
+
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.stream import Stream, Tls
+from greenconn.green.ticker import Ticker
+from greenconn.green.writer import Writer
+from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
+from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
+
+__all__ = ["ENDLESS", "Pipeline", "Place"]
+
+#: Takes a reply, or the exception that came instead.
+Place = Callable[[Any], Any]
+
+ENDLESS: Final = Deadline()
+_PING: Final = pack("PING")
+#: Looks of the tick within the shortest time that it watches.
+LOOKS: Final = 4
+
+
+class Pipeline:
+    """One socket.
+
+    Arguments:
+        sock: connected and non-blocking; owned from now on.
+        where: the server's URL, password masked, for messages.
+        on_push: takes what the server sends without being asked; runs in the reader.
+        on_lost: called once, without switching, with the error when the socket is lost.
+        tls: a TLS session that has not begun, or None.
+
+    Attributes:
+        lost: why nothing more can be sent; None while it can.
+        takes_arrays: messages of subscriptions come as arrays (RESP2).
+        writer: the sending side.
+    """
+
+    def __init__(
+        self,
+        sock: RawSocket,
+        where: str,
+        on_push: Callable[[list[Any]], None],
+        on_lost: Callable[[LinkLost], None],
+        tls: Tls | None = None,
+    ) -> None:
+        self.where = where
+        self.lost: BaseException | None = None
+        self.takes_arrays = False
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._parser = RespParser()
+        self._places: deque[Place | None] = deque()
+        self._waits_since = 0.0
+        self._ticker: Ticker | None = None
+        self._reply_timeout: float | None = None
+        self._health_interval = 0.0
+        self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
+        self.writer: Writer = self.stream.writer
+
+    def __repr__(self) -> str:
+        state = "open" if self.lost is None else "lost"
+        return f"<Pipeline {self.where}: {state}, {len(self._places)} replies due>"
+
+    def watch(self, reply_timeout: float | None, health_interval: float) -> None:
+        """Watch from now on whether the server answers.
+
+        Arguments:
+            reply_timeout: seconds of silence while a reply is due; None: for ever.
+            health_interval: seconds of silence after which a PING asks; 0: never.
+        """
+        self._reply_timeout = reply_timeout
+        self._health_interval = health_interval
+        times = [each for each in (reply_timeout, health_interval) if each]
+        if times and self.lost is None:
+            self._ticker = Ticker(min(times) / LOOKS, self._tick, "redis-health")
+            self._ticker.start()
+
+    # Commands
+
+    def post(self, command: bytes, place: Place | None = None) -> None:
+        """Write one command; *place* gets its reply.  Never switches; nothing if it is lost."""
+        if self.lost is not None:
+            if place is not None:
+                place(self.lost)
+            return
+        places = self._places
+        if not places:
+            self._waits_since = monotonic()
+        places.append(place)
+        self.writer.write(command)
+
+    def post_quiet(self, command: bytes, on_error: Callable[[Exception], Any]) -> None:
+        """Write a command that has no reply unless it fails; one with a reply must follow."""
+
+        def place(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                on_error(reply)
+            elif self._places:
+                following = self._places.popleft()  # this one's reply did not come
+                if following is not None:
+                    following(reply)
+
+        self.post(command, place)
+
+    def pass_gate(self, deadline: Deadline) -> None:
+        """Let others run, or wait for a slow server, where that is due.  May switch.
+
+        Raises:
+            TimeoutError: it took nothing until the deadline.
+            LinkLost: it is lost.
+        """
+        self.writer.pass_gate(deadline.within(self._reply_timeout))
+        self.check()
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Write one command and return its reply.  May switch.
+
+        Arguments:
+            what: the operation, for messages.
+
+        Raises:
+            redis.exceptions.ResponseError: the server's error.
+            TimeoutError: no reply before the deadline; the command may have been carried out.
+            LinkLost: the connection went before the reply came.
+        """
+        if self.writer.gate:
+            self.pass_gate(deadline)
+        slot: Slot[Any] = Slot()
+        self.post(command, slot.offer)
+        reply = slot.wait(deadline)
+        if isinstance(reply, Exception):
+            raise self.error(reply, what)
+        return reply
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Write several commands at once and return their replies.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`, for the first of them that failed.
+        """
+        if not commands:
+            return []
+        if self.writer.gate:
+            self.pass_gate(deadline)
+        slot: Slot[Any] = Slot()
+        replies: list[Any] = []
+        for command in commands[:-1]:
+            self.post(command, replies.append)
+        self.post(commands[-1], slot.offer)
+        replies.append(slot.wait(deadline))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.error(reply, what)
+        return replies
+
+    def check(self) -> None:
+        """Raise unless commands can be sent.
+
+        Raises:
+            LinkLost: it is lost; says why.
+        """
+        if self.lost is not None:
+            raise self.error(self.lost)
+
+    def error(self, reply: BaseException, what: str = "") -> BaseException:
+        """The exception to raise for a reply that is one; what ends the link ends it."""
+        if not isinstance(reply, ErrorReply):
+            # One for each who is told: a traceback belongs to one greenlet.
+            own = type(reply)(*reply.args) if isinstance(reply, LinkLost) else reply
+            own.__cause__ = reply.__cause__
+            return own
+        error = as_error(reply, self.where, what)
+        if isinstance(error, LinkLost):
+            self.end(error)
+        return error
+
+    # Ending
+
+    def close(self) -> None:
+        """Close the socket; who still waits gets an error.  Never switches."""
+        self._finish(LinkLost(f"{self.where}: the connection was closed"))
+
+    def end(self, exc: LinkLost) -> None:
+        """End it because it is of no use any more, and tell its owner.  Never switches."""
+        if self._finish(exc):
+            self._on_lost(exc)
+
+    def forget(self) -> None:
+        """In the child of a fork: it is the parent's.  The stream forgets itself."""
+        self.lost = LinkLost(f"{self.where}: the connection was the parent process's")
+        self._places.clear()
+        if self._ticker is not None:
+            self._ticker.stop()
+
+    def _finish(self, exc: LinkLost) -> bool:
+        if self.lost is not None:
+            return False
+        self.lost = exc
+        if self._ticker is not None:
+            self._ticker.stop()
+        self.stream.close()
+        places, self._places = self._places, deque()
+        for place in places:
+            if place is not None:
+                place(exc)
+        return True
+
+    # In the reader or in the hub: nothing here may switch or run user code.
+
+    def _on_data(self, data: bytes) -> None:
+        places = self._places
+        try:
+            for reply in self._parser.feed(data):
+                if reply.__class__ is Push or (self.takes_arrays and _is_message(reply)):
+                    self._on_push(reply)
+                elif places:
+                    place = places.popleft()
+                    if place is not None:
+                        place(reply)
+                else:
+                    raise NotRedis(f"{self.where}: a reply that nobody asked for: {reply!r:.60}")
+                if self.lost is not None:
+                    return
+        except ProtocolError as exc:
+            raise NotRedis(f"{self.where} does not speak Redis' protocol: {exc}") from exc
+
+    def _on_stream_lost(self, exc: BaseException) -> None:
+        error = LinkLost(f"{self.where}: connection lost: {exc}")
+        error.__cause__ = exc
+        self.end(error)
+
+    def _tick(self, lag: float) -> None:
+        now = monotonic()
+        silent = now - self.stream.received_at
+        if not self._places:
+            if self._health_interval and silent > self._health_interval:
+                self.post(_PING)
+            return
+        timeout = self._reply_timeout
+        if timeout and not lag and min(silent, now - self._waits_since) > timeout:
+            self.end(ReplyLate(f"{self.where} did not answer within {timeout:g} s"))
+
+
+#: What a subscriber gets without a command that waits for it.
+_UNASKED: Final = frozenset({b"pmessage", b"psubscribe", b"punsubscribe"})
+
+
+def _is_message(reply: Any) -> bool:
+    return isinstance(reply, list) and bool(reply) and reply[0] in _UNASKED

@@ -1,0 +1,358 @@
+"""Publishing: one LPUSH for each queue, one PUBLISH for each fan-out channel.
+
+A publish waits for the server's answer, since that is what makes it safe; those of many greenlets
+leave in one send and are answered together.  With ``publish_window`` a channel lets some of its
+publishes be unanswered, and raises what became of them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+from gevent import get_hub
+
+from greenconn.abc import DeadlineLike
+from greenconn.exceptions import ContentTooLarge
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.transport.redis.envelope import Outgoing, TagMaker
+from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.pipeline import ENDLESS
+from greenconn.transport.redis.returning import clamped
+from greenconn.transport.redis.sent import Sent, Window
+from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.publishing import (
+    Decided,
+    PublishingMethods,
+    _no_immediate,
+    _unroutable,
+)
+from greenconn.wire.resp import bulk, pack
+
+__all__ = ["PublishingToRedis"]
+
+#: Heads of commands that a channel keeps.
+KEPT: Final = 1024
+#: Bytes above which a message goes over a connection of its own.
+LARGE: Final = 1024 * 1024
+
+
+class PublishingToRedis(PublishingMethods):
+    """What a channel does to publish."""
+
+    connection: RedisLink
+
+    def _init_publishing(self) -> None:
+        link = self.connection
+        self._pipeline = link.pipeline
+        self._options = link.options
+        self._encoding = link.options.body_encoding
+        self._hub = link.home.hub
+        self._tags = TagMaker()
+        self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
+        size = link.options.publish_window
+        self._window = Window(size) if size else None
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what ``basic_publish`` takes: a snapshot of what may be changed later."""
+        return Outgoing(body, priority, content_type, content_encoding, headers, properties)
+
+    def basic_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish *message*, and return when the server has it.  May switch.
+
+        Arguments:
+            message: of ``prepare_message``.
+            mandatory: one that reaches no queue comes back: an event calls the handlers in
+                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
+            timeout: seconds for all of it; None is the connection's ``reply_timeout``.
+
+        Raises:
+            NotFound: there is no such exchange; the channel is closed.
+            PublishTimeout: no answer in time; the server may have it.
+            redis.exceptions.ResponseError: the server refused it (or, with ``publish_window``, an
+                earlier one of this channel).
+        """
+        if timeout is None:
+            timeout = confirm_timeout
+        deadline = ENDLESS if timeout is None else Deadline(timeout)
+        if self._window is not None:
+            self._publish_in_window(message, exchange, routing_key, mandatory, immediate, deadline)
+            return
+        sent = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
+        if mandatory and sent.__class__ is Decided:
+            self._return(message, exchange, routing_key)
+        else:
+            sent.wait(deadline)
+
+    def _return(self, message: Any, exchange: str, routing_key: str) -> None:
+        envelope = Outgoing.of(message).as_envelope()
+        returned = (_unroutable(exchange, routing_key), exchange, routing_key, envelope)
+        self.connection.events.put((self._returned, returned))
+
+    def basic_publish_confirm(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish *message* and return when the server has it.  May switch.
+
+        Raises:
+            Unroutable: *mandatory*, and it reached no queue.
+            Exception: as :meth:`basic_publish`.
+        """
+        deadline = Deadline(confirm_timeout if timeout is None else timeout)
+        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
+            deadline
+        )
+
+    def begin_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        deadline: DeadlineLike | None = None,
+    ) -> Any:
+        """Send *message*; the result's ``wait`` tells what became of it.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange; the channel is closed.
+            ContentTooLarge: the body is above ``max_message_size``.
+        """
+        if get_hub() is not self._hub or self.connection.lost is not None or not self.is_open:
+            self.check_open()
+        pipeline = self._pipeline
+        if pipeline.writer.gate:
+            pipeline.pass_gate(deadline or ENDLESS)  # type: ignore[arg-type]
+        if immediate:
+            raise _no_immediate()
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        if exchange or not _is_plain(message):
+            return self._begin_routed(message, exchange or "", routing_key or "", mandatory)
+        if mandatory and not self._exists(routing_key):
+            return Decided(_unroutable("", routing_key))
+        slot: Slot[Any] = Slot()
+        pipeline.post(self._push(message, routing_key), slot.offer)
+        feed = self.connection.feeds.get(routing_key)
+        if feed is not None:
+            feed.hint()
+        return Sent(pipeline, slot, None, routing_key)
+
+    def _exists(self, queue: str) -> bool:
+        directory = self.connection.directory
+        return directory.known(queue) is not None or directory.find(queue) is not None
+
+    def _push(self, message: Outgoing, queue: str) -> bytes:
+        """The command that appends a message to a queue, sent to it by name."""
+        priority = message.priority
+        found = self._heads.get((queue, priority)) if message.delivery_info is None else None
+        if found is None:
+            key = self.connection.keys.list_for(queue, clamped(priority))
+            found = (
+                b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key),
+                message.route_json("", queue, self._encoding),
+            )
+            if message.delivery_info is None:
+                if len(self._heads) >= KEPT:
+                    self._heads.clear()
+                self._heads[queue, priority] = found
+        head, route = found
+        raw = b"".join(
+            (
+                b'{"body": ',
+                message.body_json(self._encoding),
+                message.middle,
+                route,
+                self._tags.next(),
+                b'"}}',
+            )
+        )
+        return b"%b%d\r\n%b\r\n" % (head, len(raw), raw)
+
+    # -- what is not the usual case
+
+    def _begin_routed(
+        self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
+    ) -> Any:
+        """Send a message that has to be routed, or is large."""
+        link = self.connection
+        if len(message.raw) > self._options.max_message_size:
+            raise ContentTooLarge(
+                f"body of {len(message.raw)} bytes is above max_message_size "
+                f"({self._options.max_message_size} bytes)"
+            )
+        queues, topics = self._targets(message, exchange, routing_key)
+        if mandatory and exchange == "":
+            queues = [each for each in queues if self._exists(each)]
+        if not queues and not topics:
+            return self._nowhere(message, exchange, routing_key, mandatory)
+        raw = self._envelope(message, exchange, routing_key)
+        priority = clamped(message.priority)
+        commands = [pack(b"LPUSH", link.keys.list_for(each, priority), raw) for each in queues]
+        commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
+        pipeline = link.pipeline if len(raw) <= LARGE else link.large()
+        self.check_open()
+        replies: list[Any] = []
+        slot: Slot[Any] = Slot()
+        for command in commands[:-1]:
+            pipeline.post(command, replies.append)
+        pipeline.post(commands[-1], slot.offer)
+        for queue in queues:
+            link.directory.touch(queue)
+            feed = link.feeds.get(queue)
+            if feed is not None and pipeline is link.pipeline:
+                feed.hint()
+        where = f"exchange {exchange!r}" if exchange else routing_key
+        sent = Sent(pipeline, slot, replies, where)
+        if pipeline is not link.pipeline:
+            sent.wait()  # so that what this greenlet sends keeps its order
+            return Decided(None)
+        return sent
+
+    def _targets(
+        self, message: Outgoing, exchange: str, routing_key: str
+    ) -> tuple[list[str], list[str]]:
+        """The queues and the fan-out channels of a message.  May switch."""
+        link = self.connection
+        if not exchange:
+            keys = [routing_key]
+            for name in ("CC", "BCC"):
+                keys += message.headers.get(name) or ()
+            return list(dict.fromkeys(keys)), []
+        routes = self._routed(exchange, routing_key, message.headers)
+        topics = [link.keys.topic(name, key) for name, key in routes.topics]
+        if link.options.sentinel_fanout_compat:
+            topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
+        return list(routes.queues), topics
+
+    @closes_channel
+    def _routed(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Any:
+        return self.connection.routing.routes(exchange, routing_key, headers)
+
+    def _nowhere(self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool) -> Any:
+        """A message has no queue to go to."""
+        if mandatory:
+            return Decided(_unroutable(exchange, routing_key))
+        last = self._options.deadletter_queue
+        if last is None:
+            return Decided(None)
+        self._warn_undeliverable(exchange, routing_key, last)
+        slot: Slot[Any] = Slot()
+        self._pipeline.post(
+            pack(
+                b"LPUSH",
+                self.connection.keys.list_for(last, clamped(message.priority)),
+                self._envelope(message, exchange, routing_key),
+            ),
+            slot.offer,
+        )
+        return Sent(self._pipeline, slot, None, last)
+
+    def _warn_undeliverable(self, exchange: str, routing_key: str, queue: str) -> None:
+        raise NotImplementedError
+
+    def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
+        middle = message.middle
+        if "BCC" in message.headers:
+            shown = {name: each for name, each in message.headers.items() if name != "BCC"}
+            middle = message.with_headers(shown)
+        return b"".join(
+            (
+                b'{"body": ',
+                message.body_json(self._encoding),
+                middle,
+                message.route_json(exchange, routing_key, self._encoding),
+                self._tags.next(),
+                b'"}}',
+            )
+        )
+
+    # -- the window
+
+    def _publish_in_window(
+        self,
+        message: Any,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline,
+    ) -> None:
+        window = self._window
+        assert window is not None
+        window.wait(deadline)
+        self._raise_earlier(window)
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        if exchange or mandatory or immediate or not _is_plain(message):
+            sent = self.begin_publish(
+                message, exchange, routing_key, mandatory, immediate, deadline
+            )
+            if mandatory and sent.__class__ is Decided:
+                self._return(message, exchange, routing_key)
+            else:
+                sent.wait(deadline)
+            return
+        if get_hub() is not self._hub or not self.is_open:
+            self.check_open()
+        if self._pipeline.writer.gate:
+            self._pipeline.pass_gate(deadline)
+        window.unanswered += 1
+        self._pipeline.post(self._push(message, routing_key), window.take)
+        feed = self.connection.feeds.get(routing_key)
+        if feed is not None:
+            feed.hint()
+
+    def _raise_earlier(self, window: Window) -> None:
+        error = window.error()
+        if error is not None:
+            raise self._pipeline.error(error, "an earlier publish of this channel")
+
+    def flush(self, timeout: float | None = None) -> None:
+        """With ``publish_window``: wait until all is answered.  May switch.
+
+        Raises:
+            TimeoutError: not all was answered within *timeout* seconds.
+            redis.exceptions.ResponseError, LinkLost: what became of one of them.
+        """
+        window = self._window
+        if window is None:
+            return
+        if window.unanswered:
+            # Answers keep their order: behind this one's all are there.
+            try:
+                self._pipeline.call(pack(b"PING"), Deadline(timeout))
+            finally:
+                self._raise_earlier(window)
+        self._raise_earlier(window)
+
+
+def _is_plain(message: Outgoing) -> bool:
+    """Whether it goes to the one queue that its routing key names, over the common connection."""
+    headers = message.headers
+    return len(message.raw) <= LARGE and not (headers and ("CC" in headers or "BCC" in headers))

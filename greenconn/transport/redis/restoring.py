@@ -1,0 +1,112 @@
+"""Giving back what is held under a field, whoever held it.
+
+The client reads the entries, marks the messages as redelivered, and moves them by a script that does
+nothing for an entry that is no longer there: two who restore the same message do it once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.answers import HEAD, Move, move_command, parted
+from greenconn.transport.redis.burying import burial
+from greenconn.transport.redis.envelope import marked_redelivered
+from greenconn.transport.redis.returning import list_of
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Held", "read_held", "restore"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: What stands between a message and its queue in an entry of ours.
+_BETWEEN: Final = b', "", '
+#: Fields that are read at once.
+PAGE: Final = 50
+
+
+class Held:
+    """An entry of the hash of held messages.
+
+    Attributes:
+        field: its name.
+        raw: the message.
+        exchange, routing_key: where it goes back to; of ours, nothing and the queue.
+    """
+
+    __slots__ = ("exchange", "field", "raw", "routing_key")
+
+    def __init__(self, field: str, raw: bytes, exchange: str, routing_key: str) -> None:
+        self.field = field
+        self.raw = raw
+        self.exchange = exchange
+        self.routing_key = routing_key
+
+    @property
+    def number(self) -> int:
+        """Position among all that its owner took; 0 where that is not known."""
+        _, _, number = self.field.rpartition(".")
+        return int(number) if number.isdecimal() else 0
+
+
+def read_held(field: str, value: bytes) -> Held | None:
+    """Read an entry; None for one that cannot be read."""
+    at = value.rfind(_BETWEEN)
+    try:
+        if at > 0 and value.startswith(b"[") and field.startswith("gc."):
+            # As it was put together, so that a message that is no JSON comes back too.
+            return Held(field, value[1:at], "", loads(value[at + len(_BETWEEN) : -1]))
+        message, exchange, routing_key = loads(value)
+    except (ValueError, TypeError):
+        return None
+    return Held(field, dumps(message).encode(), exchange or "", routing_key or "")
+
+
+def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int:
+    """Give back what is held under *fields*, and return how many that were.  May switch.
+
+    Arguments:
+        dead_owner: nothing is done if this owner lives.
+    """
+    restored = 0
+    for start in range(0, len(fields), PAGE):
+        page = fields[start : start + PAGE]
+        values = link.call(pack(b"HMGET", link.keys.unacked, *page), what="restoring")
+        moves: list[Move] = []
+        for field, value in zip(page, values, strict=True):
+            if value is None:
+                # Somebody was quicker, or died between two commands.
+                link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, field))
+                continue
+            held = read_held(field, value)
+            if held is None:
+                logger.error("%s: %s cannot be read, it stays where it is", link.where, field)
+                continue
+            moves.append(_way_back(link, held))
+        moves.sort(key=lambda move: move.number, reverse=True)
+        for part in parted(moves):
+            reply: Any = link.call(move_command(link, part, dead_owner), what="restoring")
+            restored += max(reply, 0)
+    return restored
+
+
+def _way_back(link: RedisLink, held: Held) -> Move:
+    raw, deliveries, envelope = marked_redelivered(held.raw)
+    queues = [held.routing_key]
+    if not held.exchange:
+        limit = link.directory.delivery_limit(held.routing_key)
+        if limit is not None and deliveries >= limit:
+            move = burial(
+                link, held.number, held.field, held.routing_key, held.raw, "delivery_limit"
+            )
+            return move or Move(held.number, held.field, "", HEAD, [])
+    else:
+        queues = list(link.routing.routes(held.exchange, held.routing_key, {}).queues)
+    copies = [(list_of(link.keys, each, envelope), raw) for each in queues]
+    queue = queues[0] if queues else ""
+    return Move(held.number, held.field, queue, HEAD, copies)

@@ -1,0 +1,175 @@
+"""Where a message goes: exchanges as this process knows them, bindings as the server has them.
+
+Exchanges are declared in each program, as in kombu, and noted in the server, so that another program
+may publish to one that it has not declared.  Bindings of queues are kombu's tables in the server and
+are read for each message, so a change counts at once; those between exchanges, and those of headers
+exchanges (which kombu does not have here), are known only where they were made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
+from greenconn.transport.virtual.refusal import Method, no_exchange
+from greenconn.transport.virtual.state import Binding, Exchange
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Routes", "Routing", "carbon_copies"]
+
+#: For their tables; they need no channel.
+_TYPES: Final[dict[str, ExchangeType]] = {
+    name: kind(None) for name, kind in STANDARD_EXCHANGE_TYPES.items()
+}
+
+
+def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
+    """The routing keys that the headers *names* (of ``CC`` and ``BCC``) add to a message's own."""
+    return [key for name in names for key in headers.get(name) or ()]
+
+
+class Routes:
+    """Where one message goes.
+
+    Attributes:
+        queues: names, each once.
+        topics: exchange and routing key of each fan-out by publishing.
+    """
+
+    __slots__ = ("queues", "topics")
+
+    def __init__(self) -> None:
+        self.queues: dict[str, None] = {}
+        self.topics: dict[tuple[str, str], None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.queues or self.topics)
+
+
+class Routing:
+    """The routes of one link."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._state = link.state
+
+    # -- exchanges
+
+    def learn(self, name: str) -> Exchange | None:
+        """Return an exchange, asking the server where this process knows none.  May switch."""
+        known = self._state.exchanges.get(name)
+        if known is not None:
+            return known
+        link = self._link
+        text, table = link.call_all(
+            [pack(b"GET", link.keys.exchange(name)), pack(b"EXISTS", link.keys.bindings(name))],
+            what=f"looking for exchange {name!r}",
+        )
+        if text is None and not table:
+            return None
+        kept: dict[str, Any] = {}
+        try:
+            kept = loads(text) if text is not None else {}
+        except ValueError:
+            pass
+        kind = kept.get("type")
+        return self._state.exchanges.get(name) or self._state.declare(
+            name,
+            # As kombu takes an exchange that it does not know.
+            kind if isinstance(kind, str) and kind in _TYPES else "direct",
+            durable=bool(kept.get("durable")),
+            auto_delete=bool(kept.get("auto_delete")),
+            arguments=kept.get("arguments"),
+        )
+
+    def note(self, exchange: Exchange) -> None:
+        """Tell the server of an exchange.  May switch."""
+        text = dumps(
+            {
+                "type": exchange.type,
+                "durable": exchange.durable,
+                "auto_delete": exchange.auto_delete,
+                "arguments": dict(exchange.arguments),
+            }
+        )
+        key = self._link.keys.exchange(exchange.name)
+        self._link.call(pack(b"SET", key, text), what=f"declaring exchange {exchange.name!r}")
+
+    def drop(self, name: str) -> None:
+        """An exchange was deleted.  May switch."""
+        keys = self._link.keys
+        names = (keys.exchange(name), keys.bindings(name), keys.permanent_bindings(name))
+        self._link.call(pack(b"DEL", *names), what=f"deleting exchange {name!r}")
+
+    # -- bindings
+
+    def row(self, binding: Binding) -> bytes:
+        """A binding as a member of its exchange's table."""
+        kind = _TYPES[self._state.exchanges[binding.source].type]
+        key, pattern, queue = kind.prepare_bind(
+            binding.destination, binding.source, binding.routing_key, binding.arguments
+        )
+        return self._link.keys.member(key, pattern, queue)
+
+    def table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """The rows of an exchange's table: routing key, pattern, queue.  May switch."""
+        keys = self._link.keys
+        members = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        return [keys.row(each) for each in members]
+
+    # -- messages
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Routes:
+        """Return where a message goes.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+        start = self.learn(exchange)
+        if start is None:
+            vhost = getattr(self._link.client, "virtual_host", None) or "/"
+            raise no_exchange(exchange, vhost, Method.BASIC_PUBLISH)
+        routes = Routes()
+        for key in (routing_key, *carbon_copies(headers, "CC", "BCC")):
+            self._walk(start, key, headers, routes)
+        return routes
+
+    def _walk(
+        self, start: Exchange, routing_key: str, headers: Mapping[str, Any], routes: Routes
+    ) -> None:
+        seen = {start.name}
+        todo = deque([start])
+        while todo:
+            exchange = todo.popleft()
+            onward = self._step(exchange, routing_key, headers, routes)
+            for name in onward:
+                if name not in seen:
+                    seen.add(name)
+                    known = self.learn(name)
+                    if known is not None:
+                        todo.append(known)
+
+    def _step(
+        self, exchange: Exchange, routing_key: str, headers: Mapping[str, Any], routes: Routes
+    ) -> list[str]:
+        """Note where one exchange sends a message, and return the exchanges that it goes on to."""
+        bindings = exchange.router.match(routing_key, headers)
+        onward = [each.destination for each in bindings if each.to_exchange]
+        if exchange.type == "fanout" and not self._link.options.fanout_lists:
+            routes.topics[exchange.name, routing_key] = None
+            return onward
+        if exchange.type == "headers":
+            queues = [each.destination for each in bindings if not each.to_exchange]
+        else:
+            table = self.table(exchange.name)
+            queues = list(_TYPES[exchange.type].lookup(table, exchange.name, routing_key, None))
+        routes.queues.update(dict.fromkeys(queues))
+        if not queues and not onward and exchange.alternate is not None:
+            onward.append(exchange.alternate)
+        return onward

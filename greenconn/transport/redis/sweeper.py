@@ -1,0 +1,169 @@
+"""Giving back what dead consumers held, independent of what else goes on.
+
+Every consuming link has a sweeper.  Each fifth of a lease one of them gets the lock, and looks at the
+entries of ``unacked_index`` that have had no sign of life for a lease:
+
+- of an owner whose lease has ended: they go back to the heads of their queues.  The script asks once
+  more whether the owner lives, so one that was slow and came back keeps what it has.
+- of another kind of client (kombu): they go back after ``visibility_timeout``, as with kombu.
+
+So what a consumer held that was killed is in its queue again after 1.0 to 1.2 leases.
+"""
+
+from __future__ import annotations
+
+import logging
+from random import uniform
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent import Greenlet
+
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.restoring import restore
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Sweeper"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Looks in one lease.
+LOOKS: Final = 5
+#: Entries that are read at once.
+PAGE: Final = 500
+
+
+class Sweeper:
+    """A greenlet that looks for messages that nobody holds any more.
+
+    Attributes:
+        restored: messages that it has given back.
+    """
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._greenlet: Greenlet[..., Any] | None = None
+        self.restored = 0
+
+    def start(self) -> None:
+        """Begin.  Again: does nothing."""
+        if self._greenlet is None:
+            self._greenlet = spawn("redis-sweeper", self._run)
+
+    def stop(self) -> None:
+        """End.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks of all sweepers together."""
+        return self._link.options.lease / LOOKS
+
+    def _run(self) -> None:
+        has_failed = False
+        while True:
+            gevent.sleep(uniform(0.5, 1.0) * self.interval)
+            try:
+                if self._may_look():
+                    self.look()
+                has_failed = False
+            except Exception as exc:
+                if self._link.lost is not None:
+                    return
+                if not has_failed:
+                    logger.error(
+                        "%s: cannot look for messages of dead consumers: %s", self._link.where, exc
+                    )
+                has_failed = True
+
+    def _may_look(self) -> bool:
+        """Whether it is this one's turn."""
+        link = self._link
+        lasts_ms = max(1, int(self.interval * 900))
+        lock = pack(b"SET", link.keys.sweep_lock, link.owner, b"NX", b"PX", lasts_ms)
+        return bool(link.call(lock, what="sweeping") == b"OK")
+
+    def look(self) -> int:
+        """Give back what is due, and return how many messages that were.  May switch."""
+        link = self._link
+        limit = link.options.unacked_restore_limit
+        (seconds, _) = link.call(pack(b"TIME"), what="sweeping")
+        now = int(seconds)
+        oldest = now - link.options.lease
+        skipped = count = 0
+        while limit is None or count < limit:
+            page = self._page(oldest, skipped, PAGE if limit is None else min(PAGE, limit - count))
+            if not page:
+                break
+            done, left = self._restore_page(page, now)
+            count += done
+            skipped += left
+        self._forget_dead(now)
+        self.restored += count
+        if count:
+            logger.warning(
+                "%s: %d messages of consumers that are gone were given back", link.where, count
+            )
+        return count
+
+    def _page(self, oldest: float, start: int, size: int) -> list[tuple[str, float]]:
+        index = self._link.keys.unacked_index
+        flat = self._link.call(
+            pack(b"ZRANGEBYSCORE", index, b"-inf", oldest, b"WITHSCORES", b"LIMIT", start, size),
+            what="sweeping",
+        )
+        if flat and isinstance(flat[0], list):  # RESP3 has pairs
+            pairs = flat
+        else:
+            pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
+
+    def _restore_page(self, page: list[tuple[str, float]], now: int) -> tuple[int, int]:
+        """Give back what of *page* is due: how many were, and how many entries stay."""
+        link = self._link
+        by_owner: dict[str, list[str]] = {}
+        foreign = []
+        for field, score in page:
+            if field.startswith("gc."):
+                by_owner.setdefault(field.split(".")[1], []).append(field)
+            elif score <= now - link.options.visibility_timeout:
+                foreign.append(field)
+        done = restore(link, foreign)
+        gone = len(foreign)
+        for owner in self.dead(list(by_owner), now):
+            fields = by_owner[owner]
+            done += restore(link, fields, owner)
+            gone += len(fields)
+        return done, len(page) - gone
+
+    def dead(self, owners: list[str], now: int) -> list[str]:
+        """Those of *owners* whose lease has ended.  May switch."""
+        link = self._link
+        expiries = link.call_all(
+            [pack(b"ZSCORE", link.keys.owners, each) for each in owners], what="sweeping"
+        )
+        return [
+            owner
+            for owner, expiry in zip(owners, expiries, strict=True)
+            if owner != link.owner and (expiry is None or float(expiry) <= now)
+        ]
+
+    def _forget_dead(self, now: int) -> None:
+        """Delete the exclusive queues of dead owners, then forget them."""
+        link = self._link
+        found = link.call(pack(b"HGETALL", link.keys.exclusive), what="sweeping")
+        pairs = (
+            found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        )
+        queues = {name.decode(): owner.decode() for name, owner in pairs.items()}
+        dead = set(self.dead(sorted(set(queues.values())), now))
+        for name, owner in queues.items():
+            if owner in dead:
+                link.directory.drop(name)
+        before = now - link.options.lease
+        link.call(pack(b"ZREMRANGEBYSCORE", link.keys.owners, b"-inf", before), what="sweeping")

@@ -1,0 +1,191 @@
+"""The native Redis transport."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import redis
+from redis import exceptions
+
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    InconsistencyError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.importing import symbol_by_name
+from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.transport import base
+from greenconn.transport.redis import channel
+from greenconn.transport.redis.inheritance import Inheritance
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.login import Address, Credentials, Login
+from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.management import Management
+from greenconn.transport.virtual.state import BrokerState
+
+__all__ = ["Transport"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Transport options that the connection reads itself.
+_COMMON = frozenset(each.name for each in fields(ConnectOptions))
+
+
+class Transport(base.Transport):
+    """``redis://``: kombu's keys, one connection for all.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.redis.options.RedisOptions`.
+    """
+
+    Channel = channel.Channel
+    Management = Management
+    Options: ClassVar[type[RedisOptions]] = RedisOptions
+    driver_type = "redis"
+    driver_name = "redis"
+    default_port = 6379
+    connection_errors = (
+        ConnectionError,
+        InconsistencyError,
+        OSError,
+        exceptions.ConnectionError,
+        exceptions.TimeoutError,
+    )
+    channel_errors = (
+        ChannelError,
+        exceptions.DataError,
+        exceptions.InvalidResponse,
+        exceptions.ResponseError,
+    )
+    recoverable_connection_errors = (
+        RecoverableConnectionError,
+        OSError,
+        exceptions.ConnectionError,
+        exceptions.TimeoutError,
+    )
+    recoverable_channel_errors = (RecoverableChannelError,)
+    implements = base.default_transport_capabilities.extend(asynchronous=True)
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self.options = self._read_options()
+        self.state = BrokerState()
+        for name, kind in PREDECLARED.items():
+            self.state.declare(name, kind, durable=True)
+        #: What former lives of this connection have left.
+        self.inheritance = Inheritance()
+        self.address: Address
+        self.login: Login
+        self.keys: Keys
+
+    def driver_version(self) -> str:
+        return str(redis.__version__)
+
+    def _read_options(self) -> RedisOptions:
+        options, unknown = from_transport_options(RedisOptions, self.client.transport_options or {})
+        ignored = sorted(set(unknown) - _COMMON)
+        if ignored:
+            logger.warning(
+                "%s: transport options %s mean nothing to Redis", self.client.as_uri(), ignored
+            )
+        return options
+
+    def establish_connection(self, deadline: Deadline | None = None) -> RedisLink:
+        """Open a link.  May switch.
+
+        Arguments:
+            deadline: of the caller; ``connect_timeout`` bounds it too.
+
+        Raises:
+            Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
+        """
+        self.address = self._address()
+        database = self._database()
+        self.keys = Keys(self.options, database)
+        self.login = Login(
+            credentials=self._credentials,
+            database=database,
+            client_name=self.options.client_name,
+        )
+        link = RedisLink(self)
+        deadline = (deadline or Deadline()).within(self.connect_timeout)
+        link.open(deadline)
+        try:
+            self.inheritance.settle(link)
+        except BaseException:
+            link.collect()
+            raise
+        return link
+
+    @property
+    def connect_timeout(self) -> float | None:
+        """Seconds for one connection; None waits."""
+        given: float | None = self.options.socket_connect_timeout or self.client.connect_timeout
+        return given
+
+    def _address(self) -> Address:
+        client, options = self.client, self.options
+        host = client.hostname or "127.0.0.1"
+        path = None
+        if "://" in host:
+            # redis+socket:///path?virtual_host=0
+            path = "/" + host.partition("://")[2].partition("?")[0].lstrip("/")
+        return Address(
+            host="127.0.0.1" if host == "localhost" else host,
+            port=int(client.port or self.default_port),
+            path=path,
+            ssl=client.ssl,
+            where=client.as_uri(),
+            settings=options.socket_keepalive_options,
+        )
+
+    def _database(self) -> int:
+        """The number of the database, which is the virtual host.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        text = self.client.virtual_host
+        if isinstance(text, int):
+            return text
+        number = (text or "/").removeprefix("/") or "0"
+        if not number.isdecimal():
+            raise ValueError(
+                f"{self.client.as_uri()}: the virtual host is the number of a database, as in "
+                f"redis://host:6379/0, not {text!r}"
+            )
+        return int(number)
+
+    def _credentials(self) -> Credentials:
+        client = self.client
+        provider = getattr(client, "credential_provider", None)
+        if isinstance(provider, str):
+            provider = symbol_by_name(provider)()
+        if provider is not None:
+            if not isinstance(provider, redis.CredentialProvider):
+                raise ValueError(
+                    f"credential_provider is a {type(provider).__name__}, and no "
+                    f"redis.CredentialProvider"
+                )
+            given = provider.get_credentials()
+            return (None, given[0]) if len(given) == 1 else (given[0], given[1])
+        password = client.password
+        return client.userid or None, (password() if callable(password) else password) or None
+
+    def create_channel(self, connection: RedisLink) -> channel.Channel:
+        """Open a channel."""
+        return self.Channel(connection)
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """``apply_global`` means the channel, as RabbitMQ has it."""
+        return False
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {"hostname": "localhost", "port": self.default_port}

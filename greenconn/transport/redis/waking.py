@@ -1,0 +1,127 @@
+"""Who is told when something comes: invalidations, the safety look, and refusals.
+
+An invalidation names a key that somebody changed after we had read it.  For the lists of a queue that
+is a hint to its feed; for the declaration of a queue, to the directory.  Keys have no database in
+them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
+
+However a push may get lost (a server's limit of tracked keys, a proxy in between), nothing waits for
+ever: every few seconds idle feeds look without being told.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from random import uniform
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.feed import Feed, FeedState
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["Waking"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Seconds between two safety looks.
+SAFETY: Final = (5.0, 10.0)
+#: Queues that one EXISTS asks for.
+PAGE: Final = 250
+
+
+class Waking:
+    """The hints of one link.
+
+    Attributes:
+        found: how often an empty queue turned out not to be empty without a push.
+    """
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self.found = 0
+        self._feeds: dict[bytes, Feed] = {}
+        self._ticker: Ticker | None = None
+        self._has_warned = False
+        self._overflowed: set[str] = set()
+
+    def add(self, feed: Feed) -> None:
+        """Pass hints on to *feed*."""
+        for key in feed.lists:
+            self._feeds[key] = feed
+        if self._ticker is None and self._link.is_tracking:
+            self._ticker = Ticker(uniform(*SAFETY), self._look, "redis-safety")
+            self._ticker.start()
+        if not self._link.is_tracking and not self._has_warned:
+            self._has_warned = True
+            spawn(
+                "log",
+                logger.warning,
+                "%s cannot tell when messages come (it needs Redis 6 and RESP3): polling",
+                self._link.where,
+            )
+
+    def discard(self, feed: Feed) -> None:
+        """Pass on no more."""
+        for key in feed.lists:
+            self._feeds.pop(key, None)
+
+    def stop(self) -> None:
+        """The link is gone."""
+        self._feeds.clear()
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+
+    def invalidated(self, keys: list[bytes] | None) -> None:
+        """The server says that *keys* have changed; None: all may have.  In the reader."""
+        if keys is None:
+            for feed in list(self._feeds.values()):
+                feed.pushed()
+            self._link.directory.changed(None)
+            return
+        for key in keys:
+            found = self._feeds.get(key)
+            if found is not None:
+                found.pushed()
+            else:
+                self._link.directory.changed(key)
+
+    def refused(self, feed: Feed, error: BaseException) -> None:
+        """The server does not let us consume: the consumers of *feed* end with *error*."""
+        for consumer in list(feed.consumers):
+            spawn("refused", consumer.channel.refuse, consumer, error)
+
+    def overflowed(self, queue: str) -> None:
+        """A message of fan-out was dropped, since nobody took it.  In the reader."""
+        if queue not in self._overflowed:
+            self._overflowed.add(queue)
+            spawn(
+                "log",
+                logger.error,
+                "%s: queue %r gets more fan-out messages than its consumers take: the oldest are "
+                "dropped",
+                self._link.where,
+                queue,
+            )
+
+    def _look(self, lag: float) -> None:
+        # In the hub.
+        feeds = {feed for feed in self._feeds.values() if feed.state is FeedState.ARMED}
+        rest = iter(feeds)
+        while page := list(islice(rest, PAGE)):
+            keys = [key for feed in page for key in feed.lists]
+            self._link.pipeline.post(
+                pack(b"EXISTS", *keys),
+                lambda reply, page=page: _looked(reply, page),  # type: ignore[misc]
+            )
+
+
+def _looked(reply: Any, page: list[Feed]) -> None:
+    # In the reader.
+    if isinstance(reply, int) and reply:
+        for feed in page:
+            feed.look()

@@ -1,0 +1,149 @@
+"""What becomes of messages whose consumer dies, on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import Timeout
+
+from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.transport import Transport
+from greenconn.wire.resp import pack
+from tests.integration.contract import SOON, Store
+from tests.tiny_client import TinyClient
+
+#: Seconds: short, so that the tests are.
+LEASE = 1.0
+
+
+@pytest.fixture
+def opened(redis_url: str, unique: str) -> Iterator[Callable[..., RedisLink]]:
+    """Opens links whose keys are the test's own; they are closed, and the keys deleted."""
+    links: list[RedisLink] = []
+
+    def open_link(**options: Any) -> RedisLink:
+        options = {"global_keyprefix": f"{unique}:", "lease": LEASE, **options}
+        link = Transport(TinyClient(redis_url, **options)).establish_connection()
+        links.append(link)
+        return link
+
+    yield open_link
+    for link in links:
+        link.close()
+    cleaner = Transport(TinyClient(redis_url)).establish_connection()
+    keys = cleaner.call(pack("KEYS", f"{unique}*"))
+    for key in keys:
+        cleaner.call(pack("DEL", key))
+    cleaner.close()
+
+
+def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
+    with Timeout(timeout):
+        while not is_so():
+            gevent.sleep(0.01)
+
+
+def filled(link: RedisLink, count: int, queue: str = "q") -> Any:
+    """A channel, and a queue with so many messages."""
+    channel = link.transport.create_channel(link)
+    channel.queue_declare(queue)
+    for number in range(count):
+        channel.basic_publish(channel.prepare_message(str(number)), "", queue)
+    return channel
+
+
+def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., RedisLink]) -> None:
+    dead, alive = opened(), opened()
+    channel = filled(dead, 5)
+    store = Store()
+    channel.basic_qos(0, 3, False)
+    channel.basic_consume("q", sink=store)
+    wait_until(lambda: len(store) == 3)
+    dead.pipeline.stream.close()  # as if it had been killed
+    dead.collect()
+    taken = Store()
+    other = alive.transport.create_channel(alive)
+    other.basic_consume("q", sink=taken)
+    wait_until(lambda: len(taken) == 5, 10 * LEASE)
+    assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
+    assert [each.redelivered for each in taken] == [False, False, True, True, True]
+    assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
+    assert alive.sweeper.restored == 3
+
+
+def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> None:
+    slow, other = opened(), opened()
+    channel = filled(slow, 1)
+    store, thief = Store(), Store()
+    channel.basic_consume("q", sink=store)
+    wait_until(lambda: store)
+    other.transport.create_channel(other).basic_consume("q", sink=thief)
+    gevent.sleep(3 * LEASE)
+    assert not thief
+    store[0].ack()
+    gevent.sleep(0.1)
+    assert slow.lease.lost == 0
+
+
+def test_late_ack_changes_nothing_and_is_reported(
+    opened: Callable[..., RedisLink], caplog: pytest.LogCaptureFixture
+) -> None:
+    late, other = opened(), opened()
+    channel = filled(late, 1)
+    told: list[int] = []
+    channel.events["lease_lost"].add(told.append)
+    message = channel.basic_get("q")
+    late.lease.stop()  # as if its hub were blocked
+    taken = Store()
+    other.transport.create_channel(other).basic_consume("q", sink=taken)
+    wait_until(lambda: taken, 10 * LEASE)
+    message.ack()
+    wait_until(lambda: told)
+    assert told == [1]
+    assert late.lease.lost == 1
+    assert "lease_lost" in caplog.text
+    taken[0].ack()
+    gevent.sleep(0.1)
+    assert other.lease.lost == 0
+    assert channel.queue_declare("q", passive=True).message_count == 0
+
+
+def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
+    first, second = opened(lease=60.0), opened(lease=60.0)
+    channel = filled(first, 3)
+    store = Store()
+    channel.basic_consume("q", sink=store)
+    wait_until(lambda: len(store) == 3)
+    first.close()
+    other = second.transport.create_channel(second)
+    found = [other.basic_get("q") for _ in range(3)]
+    assert [each and each.body for each in found] == ["0", "1", "2"]
+
+
+def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
+    link = opened(lease=60.0)
+    channel = filled(link, 3)
+    done, late, lost = (channel.basic_get("q") for _ in range(3))
+    done.ack()  # not sent: the turn has not ended
+    link.end(ConnectionError("cut by the test"))
+    late.ack()
+    assert lost.body == "2"
+    again = link.transport.establish_connection()
+    other = again.transport.create_channel(again)
+    found = other.basic_get("q", no_ack=True)
+    assert found is not None
+    assert (found.body, found.redelivered) == ("2", True)
+    assert other.basic_get("q") is None
+    again.close()
+
+
+def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisLink]) -> None:
+    dead, alive = opened(), opened()
+    dead.transport.create_channel(dead).queue_declare("own", exclusive=True)
+    filled(alive, 0).basic_consume("q", sink=Store())
+    dead.collect()
+    key = alive.keys.queue("own")
+    wait_until(lambda: not alive.call(pack("EXISTS", key)), 10 * LEASE)
