@@ -52,6 +52,8 @@ def _measure(options: argparse.Namespace, url: str, console: Console) -> Report:
         task = progress.add_task("", total=options.rounds * len(pairs))
         turns = measured(results, pairs, rounds=options.rounds, messages=options.count, url=url)
         for done, (work, rival) in enumerate(turns):
+            if not console.is_terminal and done % len(pairs) == 0:
+                console.print(f"round {done // len(pairs) + 1} of {options.rounds}")
             progress.update(task, completed=done, description=f"{work}, {rival}")
         progress.update(task, completed=options.rounds * len(pairs), description="done")
     return Report(results, works, rivals, options.rounds, options.budget)
