@@ -73,9 +73,9 @@ class BatchLine(Line):
             self._start_timer(self._interval)
 
     def stir(self) -> None:
-        """Send for a worker if a batch is due, else look again when one may be."""
+        """Call for a worker if a batch is due, else look again when one may be."""
         super().stir()
-        if self._arrivals and self._timer is None and not self.is_held and self._coming is None:
+        if self._arrivals and self._timer is None and not self.is_held and not self._is_called:
             left = self._arrivals[0] + self._interval - monotonic()
             if left > 0.0:
                 self._start_timer(left)

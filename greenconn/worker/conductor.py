@@ -40,6 +40,7 @@ logger = logging.getLogger("greenconn.worker")
 #: Seconds that a consumer that is killed waits for the broker.
 CANCEL_TIMEOUT: Final = 2.0
 _ENDLESS: Final = Deadline()
+_RUN: Final = Wish.RUN
 
 
 class Conductor:
@@ -94,7 +95,7 @@ class Conductor:
         self.line = _line_for(plan, crew.pool, self.handling)
         self.handling.put_again = self.line.put_again
         self.handling.on_exit = self.wind_down
-        self.line.on_idle = self.watch.announce
+        self.line.on_idle = self._on_idle
         self._subscriptions = tuple(
             Subscription(plan, queue, share, self.line, self._on_lost)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
@@ -217,6 +218,11 @@ class Conductor:
     def _on_errand_over(self) -> None:
         self._errand = None
         self.watch.announce()
+
+    def _on_idle(self) -> None:
+        # After nearly each message of a consumer that is not busy: nobody is woken for nothing.
+        if self.line.is_held or self._wish is not _RUN:
+            self.watch.announce()
 
     # Errands
 

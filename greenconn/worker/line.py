@@ -1,8 +1,8 @@
 """The way of a message from the reader to a handler: one deque, and the workers that serve it.
 
-The reader appends and, if fewer handlers run than may, wakes one worker.  A worker takes messages until
-there are none.  Before it runs a handler it wakes one more worker, if messages are left, none is on
-its way and *limit* allows: so as many run as have work, and a message costs no switch while they do.
+The reader appends and, if fewer handlers run than may, calls for a worker.  A worker takes messages
+until there are none.  Before it runs a handler it calls for one more, if messages are left, none is
+on its way and *limit* allows: so as many run as have work, and a message costs no switch while they do.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, Final
 
 from gevent import get_hub
 
-from greenconn.green.hub import turn
 from greenconn.worker.pool import Worker, WorkerPool
 
 __all__ = ["Line"]
 
 #: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.
-STREAK: Final = 64
+STREAK: Final = 16
 PACE: Final = 0.005
 
 
@@ -43,7 +42,7 @@ class Line:
     """
 
     __slots__ = (
-        "_coming",
+        "_is_called",
         "_pool",
         "_run",
         "_waiting",
@@ -62,8 +61,8 @@ class Line:
         self.limit = limit
         self.inbox: deque[Any] = deque()
         self._workers: set[Worker] = set()
-        #: The worker that was sent for and has not begun.
-        self._coming: Worker | None = None
+        #: A worker was called for and has not begun.
+        self._is_called = False
         #: What waits to be handled again, with its timer.
         self._waiting: dict[Any, Any] = {}
         self.is_held = False
@@ -76,54 +75,49 @@ class Line:
         self.inbox.append(message)
         self.received += 1
         self.last_at = monotonic()
-        if self._coming is None and len(self._workers) < self.limit and not self.is_held:
-            self._send_for_worker()
-
-    def _send_for_worker(self) -> None:
-        self._coming = worker = self._pool.send(self)
-        self._workers.add(worker)
+        if not self._is_called and len(self._workers) < self.limit and not self.is_held:
+            self._is_called = True
+            self._pool.send(self)
 
     # Workers
 
     def work(self, worker: Worker) -> None:
         """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
-        if self._coming is worker:
-            self._coming = None
+        self._is_called = False
+        self._workers.add(worker)
         inbox, run = self.inbox, self._run
-        streak, looked_at = 0, 0.0
         try:
             while self._has_work():
                 worker.load = load = self._take()
-                if inbox and self._coming is None and len(self._workers) < self.limit:
+                if inbox and not self._is_called and len(self._workers) < self.limit:
                     self.stir()
                 run(load)
                 worker.load = None
-                streak += 1
-                if streak == STREAK:
+                worker.streak += 1
+                if worker.streak == STREAK:
                     # Handlers that never wait would keep the hub from the broker.
-                    streak = 0
-                    if monotonic() - looked_at > PACE:
-                        turn()
-                        looked_at = monotonic()
+                    worker.streak = 0
+                    if monotonic() - worker.looked_at > PACE:
+                        self._pool.turn()
+                        worker.looked_at = monotonic()
         finally:
             self.lost_worker(worker)
 
     def lost_worker(self, worker: Worker) -> None:
-        """A worker is done here, or has ended, perhaps before it began.  Again: does nothing."""
+        """A worker is done here, or has ended.  Again: does nothing."""
         worker.load = None
         if worker not in self._workers:
             return
         self._workers.discard(worker)
-        if self._coming is worker:
-            self._coming = None
         self.stir()
         if self.on_idle is not None and self.is_idle:
             self.on_idle()
 
     def stir(self) -> None:
-        """Send for a worker if there is something to do for one more."""
-        if self._coming is None and len(self._workers) < self.limit and self._has_work():
-            self._send_for_worker()
+        """Call for a worker if there is something to do for one more."""
+        if not self._is_called and len(self._workers) < self.limit and self._has_work():
+            self._is_called = True
+            self._pool.send(self)
 
     def _has_work(self) -> bool:
         return bool(self.inbox) and not self.is_held
@@ -152,9 +146,7 @@ class Line:
     def interrupt(self) -> None:
         """Interrupt all handlers; ``on_idle`` is called when they have ended."""
         for worker in list(self._workers):
-            worker.greenlet.kill(block=False)
-            if worker is self._coming:
-                self.lost_worker(worker)  # killed before it began it would say nothing
+            worker.interrupt()
 
     # Handling again
 
@@ -220,4 +212,4 @@ class Line:
         self._waiting = {}
         self.inbox.clear()
         self._workers = set()
-        self._coming = None
+        self._is_called = False

@@ -1,0 +1,159 @@
+"""The workers that all consumers of a connection share."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.green.hub import turn
+from greenconn.worker.line import Line
+from greenconn.worker.pool import KEPT, Worker, WorkerPool
+from tests.unit.worker.conftest import until
+
+#: Lines that get a message in one turn of the hub.
+MANY = 100
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """The workers that were made."""
+    made: list[Worker] = []
+    begin = Worker.__init__
+
+    def init(worker: Worker, pool: WorkerPool) -> None:
+        begin(worker, pool)
+        made.append(worker)
+
+    monkeypatch.setattr(Worker, "__init__", init)
+    return made
+
+
+def lines(pool: WorkerPool, run: Any) -> list[Line]:
+    return [Line(pool, run, 1) for _ in range(MANY)]
+
+
+def end(pool: WorkerPool) -> None:
+    """Leave no greenlet behind."""
+    pool.resize(0)
+    turn()
+
+
+def test_many_lines_with_a_message_each_need_few_workers(made: list[Worker]) -> None:
+    pool = WorkerPool()
+    done: list[int] = []
+    for number, line in enumerate(lines(pool, done.append)):
+        line.put(number)
+    turn()
+    assert done == list(range(MANY))
+    assert len(made) <= 2
+    end(pool)
+
+
+def test_as_many_workers_run_as_handlers_wait(made: list[Worker]) -> None:
+    pool, gate = WorkerPool(), Event()
+    begun: list[int] = []
+
+    def run(number: int) -> None:
+        begun.append(number)
+        gate.wait()
+
+    every = lines(pool, run)
+    for number, line in enumerate(every):
+        line.put(number)
+    until(lambda: len(begun) == MANY)
+    assert not any(line.is_idle for line in every)
+    gate.set()
+    until(lambda: all(line.is_idle for line in every))
+    assert len(made) <= MANY + 1
+    turn()
+    assert sum(not worker.greenlet.dead for worker in made) <= KEPT
+    end(pool)
+
+
+def test_an_interrupted_worker_touches_no_other_line(made: list[Worker]) -> None:
+    pool, gate = WorkerPool(), Event()
+    log: list[str] = []
+
+    def run(name: str) -> None:
+        try:
+            gate.wait()
+            log.append(name)
+        except gevent.GreenletExit:
+            log.append(f"{name} interrupted")
+            raise
+
+    first, second = Line(pool, run, 1), Line(pool, run, 1)
+    first.put("first")
+    turn()
+    # The gate lets the handler end before the interruption reaches it.
+    gate.set()
+    first.is_held = True
+    first.interrupt()
+    second.put("second")
+    until(lambda: len(log) == 2)
+    assert log[1] == "second"
+    until(lambda: first.is_idle and second.is_idle)
+    assert made[0].greenlet.dead
+    end(pool)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_worker_that_is_killed_on_its_way_is_replaced(made: list[Worker], is_new: bool) -> None:
+    pool = WorkerPool()
+    done: list[int] = []
+    first, second = Line(pool, done.append, 1), Line(pool, done.append, 1)
+    if not is_new:
+        first.put(0)
+        turn()
+    first.put(1)
+    made[-1].greenlet.kill(block=False)
+    if is_new:
+        turn()
+    second.put(2)
+    until(lambda: done[-2:] == [1, 2])
+    end(pool)
+
+
+def test_a_handler_that_ends_its_worker_does_not_hold_up_other_lines() -> None:
+    pool = WorkerPool()
+    done: list[int] = []
+
+    def run(number: int) -> None:
+        if number % 3 == 0:
+            raise gevent.GreenletExit
+        done.append(number)
+
+    for number, line in enumerate(lines(pool, run)):
+        line.put(number)
+    until(lambda: len(done) == MANY - (MANY + 2) // 3)
+    end(pool)
+
+
+def test_lines_of_one_message_each_leave_the_hub_a_turn() -> None:
+    pool = WorkerPool()
+    turns: list[int] = []
+    done = 0
+
+    def count() -> None:
+        while done < 20 * MANY:
+            turns.append(done)
+            turn()
+
+    def run(_: int) -> None:
+        nonlocal done
+        done += 1
+        began = monotonic()
+        while monotonic() < began + 0.0005:
+            pass
+
+    counting = gevent.spawn(count)
+    for _ in range(20):
+        for line in lines(pool, run):
+            line.put(0)
+    counting.join(timeout=30)
+    assert len(turns) > 20
+    end(pool)
