@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any, Final
 
 from gevent import Timeout
@@ -22,18 +23,18 @@ from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,
-    PublishTimeout,
     RemoteError,
     ReplyTimeout,
     SerializationError,
     SerializerNotInstalled,
+    Unroutable,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.publishing.calls import deadline_of, line_of
-from greenconn.publishing.letter import Letter, Stationery
+from greenconn.publishing.letter import TRANSIENT, Letter, Stationery
 from greenconn.publishing.line import Line
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
@@ -93,11 +94,8 @@ def call(
     for name in ("correlation_id", "reply_to"):
         if name in options:
             raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
-    correlation_id = uuid()
-    options = {"delivery_mode": "transient", **options, "correlation_id": correlation_id}
-    letter = Stationery(queue, options).letter(body)
-    caller = _caller_of(publishing_connection(connection))
-    reply = caller.ask(letter, correlation_id, deadline)
+    letter = Stationery.of(queue, options, TRANSIENT).letter(body)
+    reply = _caller_of(publishing_connection(connection)).ask(letter, deadline)
     reply.accept = accepted
     result = reply.decode()
     remote_type = reply.headers.get(ERROR_HEADER)
@@ -219,9 +217,16 @@ class _Replies:
         """Hand a reply to its caller; one that nobody waits for is dropped."""
         if self.taken is not None:
             self.taken(message)
-        slot = self.waiting.pop(message.properties.get("correlation_id"), None)
+        slot = self.waiting.get(message.properties.get("correlation_id"))
         if slot is not None:
             slot.offer(message)
+
+    def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        """Tell a caller that no queue took its request."""
+        slot = self.waiting.get(message.properties.get("correlation_id"))
+        if slot is not None:
+            text = f"{exc}: no queue takes a call to {routing_key!r}"
+            slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
 
     def cancelled(self, exc: BaseException) -> None:
         """No more replies will come: tell those who wait."""
@@ -247,9 +252,8 @@ class _Desk:
             self.reply_to = channel.queue_declare(
                 queue="", exclusive=True, auto_delete=True, durable=False
             ).queue
+        channel.return_sink = self.replies.returned
         channel.basic_consume(queue=self.reply_to, no_ack=True, sink=self.replies)
-        if hasattr(channel, "confirm_select"):
-            channel.confirm_select()
 
 
 class _Caller:
@@ -260,40 +264,45 @@ class _Caller:
         self._line = line
         self._flight = SingleFlight("rpc-channel")
         self._desk: _Desk | None = None
+        #: Correlation ids: a name that nobody else has, and a number.
+        self._name = uuid()
+        self._numbers = count(1)
 
-    def ask(self, letter: Letter, correlation_id: str, deadline: Deadline) -> Any:
-        """Send the request and return the reply.  May switch."""
-        desk = self._open_desk(letter, deadline)
+    def ask(self, letter: Letter, deadline: Deadline) -> Any:
+        """Send the request and return the reply.  May switch.
+
+        The reply tells that the request arrived, so it needs no confirm (which would wake us once more
+        for each call); the return of one that no queue takes ends the wait for the reply.
+        """
+        desk = self._desk
+        if desk is None or not desk.channel.is_open or deadline.has_ended:
+            desk = self._open_desk(letter, deadline)
+        correlation_id = f"{self._name}.{next(self._numbers)}"
+        letter.own = {"correlation_id": correlation_id, "reply_to": desk.reply_to}
         slot: Slot[Any] = Slot()
         waiting = desk.replies.waiting
         waiting[correlation_id] = slot
-        letter.stationery.properties["reply_to"] = desk.reply_to
         try:
-            self._send(letter, desk, deadline)
+            letter.request(desk.channel, deadline)
             return slot.wait(deadline)
-        except TimeoutError as exc:
-            if isinstance(exc, PublishTimeout) and slot.is_filled:
-                return slot.wait(deadline)  # the reply was quicker than the confirm
-            if not slot.has_left:
-                raise
-            raise ReplyTimeout(
-                f"no reply from {letter.stationery} of {self._line.label} within "
-                f"{deadline.timeout:g} s: the call may have been carried out"
+        except NEVER_REPEATED:
+            raise
+        except self._lost_errors as exc:
+            if slot.has_left and isinstance(exc, TimeoutError):
+                raise ReplyTimeout(
+                    f"no reply from {letter.stationery} of {self._line.label} within "
+                    f"{deadline.timeout:g} s: the call may have been carried out"
+                ) from exc
+            raise OperationalError(
+                f"a call to {letter.stationery} failed, it may have been carried out: {exc}"
             ) from exc
         finally:
             waiting.pop(correlation_id, None)
 
-    def _send(self, letter: Letter, desk: _Desk, deadline: Deadline) -> None:
+    @property
+    def _lost_errors(self) -> tuple[type[BaseException], ...]:
         broker = self._session.broker
-        lost: tuple[type[BaseException], ...] = (*broker.connection_errors, *broker.channel_errors)
-        try:
-            letter.send(desk.channel, deadline)
-        except NEVER_REPEATED:
-            raise
-        except lost as exc:
-            raise OperationalError(
-                f"a call to {letter.stationery} failed, it may have been carried out: {exc}"
-            ) from exc
+        return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
     def _open_desk(self, letter: Letter, deadline: Deadline) -> _Desk:
         """The desk, opened anew if it is not open.  Nothing is sent, so it is tried again."""

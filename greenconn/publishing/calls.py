@@ -74,8 +74,7 @@ def publish(
         greenconn.publish(Exchange("events", type="topic"), {"id": 7}, routing_key="user.new")
     """
     deadline = deadline_of(timeout)
-    stationery = Stationery(target, options)
-    letter = stationery.letter(body)
+    letter = Stationery.of(target, options).letter(body)
     line_of(publishing_connection(connection)).deliver(letter, deadline)
 
 

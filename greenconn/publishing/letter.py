@@ -49,6 +49,10 @@ ELSEWHERE: Final = {
 #: Bytes that AMQP has room for in a name or a property (0-9-1, 4.2.5.3).
 SHORT: Final = 255
 PERSISTENT: Final = 2
+TRANSIENT: Final = 1
+#: Queues whose stationery is kept.
+KEPT: Final = 1024
+_kept: dict[tuple[Any, int], Stationery] = {}
 
 
 class Letter:
@@ -58,6 +62,7 @@ class Letter:
         maybe_delivered: whether it was sent and never answered, so that the broker may have it.
         is_alone: its channel was closed by an error while it was outstanding: it is sent apart from
             others from now on.
+        own: properties that this message alone has.
     """
 
     __slots__ = (
@@ -67,6 +72,7 @@ class Letter:
         "headers",
         "is_alone",
         "maybe_delivered",
+        "own",
         "stationery",
     )
 
@@ -85,6 +91,7 @@ class Letter:
         self.headers = headers
         self.maybe_delivered = False
         self.is_alone = False
+        self.own: dict[str, Any] = {}
 
     def prepared(self, channel: Any) -> Any:
         """The message as *channel* sends it.  Never switches.
@@ -99,7 +106,7 @@ class Letter:
             self.content_type,
             self.content_encoding,
             self.headers,
-            common.properties.copy(),
+            {**common.properties, **self.own},
         )
 
     def begin(self, channel: Any, deadline: Deadline) -> Any:
@@ -132,13 +139,27 @@ class Letter:
         if confirm is not None:
             confirm.wait(deadline)
 
+    def request(self, channel: Any, deadline: Deadline) -> None:
+        """Publish on *channel* without a wait for the confirm, where the channel can.  May switch."""
+        request = getattr(channel, "request", None)
+        if request is None:
+            self.send(channel, deadline)
+            return
+        common = self.stationery
+        request(
+            self.prepared(channel), common.exchange, common.routing_key, common.mandatory, deadline
+        )
+
 
 class Stationery:
     """What the messages of one call have in common: the target and the options, checked once.
 
+    It does not change.
+
     Arguments:
         target: a queue or an exchange.
         options: see :func:`greenconn.publish`.
+        delivery_mode: where neither *options* nor the target has one.
 
     Raises:
         TypeError, ValueError: one is wrong; names it.
@@ -159,7 +180,9 @@ class Stationery:
         "target",
     )
 
-    def __init__(self, target: Target, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
+    ) -> None:
         self.target = target
         self.exchange, self.routing_key = _address(target, options.get("routing_key"))
         #: By which a life of the connection knows that the target exists.
@@ -171,11 +194,26 @@ class Stationery:
         self.content_encoding: str | None = None
         self.headers: dict[str, Any] | None = None
         self.priority: int | None = None
-        self.properties: dict[str, Any] = {"delivery_mode": PERSISTENT}
+        self.properties: dict[str, Any] = {"delivery_mode": delivery_mode}
         if isinstance(target, Exchange) and target.delivery_mode:
             self.properties["delivery_mode"] = _delivery_mode(target.delivery_mode)
         if options:
             self._take(options)
+
+    @classmethod
+    def of(
+        cls, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
+    ) -> Stationery:
+        """As the constructor; what a queue's name alone asks for is kept for the next call."""
+        if options or target.__class__ is not str:
+            return cls(target, options, delivery_mode)
+        kept = _kept.get((target, delivery_mode))
+        if kept is None:
+            kept = cls(target, options, delivery_mode)
+            if len(_kept) >= KEPT:
+                _kept.clear()
+            _kept[target, delivery_mode] = kept
+        return kept
 
     def _take(self, options: Mapping[str, Any]) -> None:
         _refuse_unknown(options)

@@ -295,6 +295,22 @@ def test_calls_share_one_channel(serve: Serve, connection: Connection, unique: s
     assert set(publisher.session.life.link.channels) == before
 
 
+def test_a_call_is_one_send_and_one_receive(amqp_url: str, unique: str) -> None:
+    queue, count = Queue(unique, expires=300), 50
+    with Connection(amqp_url) as remote, Connection(amqp_url) as connection:
+        server = rpc.spawn_server(queue, double, connection=remote)
+        assert server.wait_ready(WAIT)
+        rpc.call(unique, 1, connection=connection)
+        stream = greenconn.defaults.publishing_connection(connection).session.life.link.stream
+        sends, receives = stream.writer.sends, stream.receives
+        for number in range(count):
+            assert rpc.call(unique, number, connection=connection) == 2 * number
+        assert stream.writer.sends - sends == count
+        # A reply may come in two pieces, and heartbeats come too.
+        assert count <= stream.receives - receives <= count + 5
+        server.stop(WAIT)
+
+
 def test_closing_the_connection_ends_the_calls(
     serve: Serve, connection: Connection, unique: str
 ) -> None:

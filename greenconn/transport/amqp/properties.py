@@ -1,8 +1,9 @@
 """The property block of a message: packed once for the many that are alike, decoded when asked for.
 
 A block is 16 flag bits and the values of the properties whose bit is set (spec 4.2.6.1).  amqp's own
-serialiser takes 6 us for it; nearly all publishers repeat the same block, so blocks without headers
-or identifiers are kept, both ways.
+serialiser takes 6 us for it; nearly all publishers repeat the same content type, mode and priority,
+so these are kept, both ways, and what differs with each message (identifiers, ``reply_to``) comes
+behind them on the wire.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from struct import Struct, error
 from typing import Any, Final
 
 from amqp.exceptions import FrameSyntaxError
-from amqp.serialization import decode_properties_basic, dumps
+from amqp.serialization import dumps, loads
 
 __all__ = ["content_kind", "pack_properties", "unpack_properties"]
 
 _flags = Struct(">H")
+_octet = Struct(">B")
 _long_long = Struct(">Q")
 
 #: Name, flag bit, kind: s short string, t table, o octet, T timestamp (spec 1.8, class basic).
-_FIELDS: Final = (
+_EARLY: Final = (
     ("content_type", 0x8000, "s"),
     ("content_encoding", 0x4000, "s"),
     ("application_headers", 0x2000, "t"),
     ("delivery_mode", 0x1000, "o"),
     ("priority", 0x0800, "o"),
+)
+_LATE: Final = (
     ("correlation_id", 0x0400, "s"),
     ("reply_to", 0x0200, "s"),
     ("expiration", 0x0100, "s"),
@@ -38,6 +42,7 @@ _FIELDS: Final = (
     ("app_id", 0x0008, "s"),
     ("cluster_id", 0x0004, "s"),
 )
+_FIELDS: Final = _EARLY + _LATE
 
 #: Flags of blocks that differ with every message, or may: not worth keeping.  Nor are headers,
 #: unless their table is empty.
@@ -46,7 +51,9 @@ _KEPT: Final = 512
 
 _packed: dict[tuple[Any, ...], bytes] = {}
 _unpacked: dict[bytes, dict[str, Any]] = {}
-#: Content type and encoding of the same blocks.
+#: Which fields a block with these flags has.
+_present: dict[int, tuple[tuple[str, str], ...]] = {}
+#: Content type and encoding of the blocks in ``_unpacked``.
 _kinds: dict[bytes, tuple[str | None, str | None]] = {}
 
 
@@ -68,64 +75,61 @@ def pack_properties(
     Raises:
         ValueError: a value does not fit its field; names the field.
     """
-    if not headers and (not properties or (len(properties) == 1 and "delivery_mode" in properties)):
-        mode = properties["delivery_mode"] if properties else None
-        key = (priority, content_type, content_encoding, mode, headers is None)
-        block = _packed.get(key)
-        if block is None:
-            block = _pack(
-                {
-                    "priority": priority,
-                    "content_type": content_type,
-                    "content_encoding": content_encoding,
-                    "application_headers": headers,
-                    "delivery_mode": mode,
-                }
-            )
-            if len(_packed) >= _KEPT:
-                _packed.clear()
-            _packed[key] = block
+    if headers:
+        early = (content_type, content_encoding, headers, (properties or {}).get("delivery_mode"))
+        return _pack((*early, priority), properties)
+    mode = properties.get("delivery_mode") if properties else None
+    key = (content_type, content_encoding, headers is None, mode, priority)
+    block = _packed.get(key)
+    if block is None:
+        block = _pack((content_type, content_encoding, headers, mode, priority), None)
+        if len(_packed) >= _KEPT:
+            _packed.clear()
+        _packed[key] = block
+    if not properties or (len(properties) == 1 and "delivery_mode" in properties):
         return block
-    return _pack(
-        {
-            **(properties or {}),
-            "priority": priority,
-            "content_type": content_type,
-            "content_encoding": content_encoding,
-            "application_headers": headers,
-        }
-    )
+    return _append(block[0] << 8 | block[1], [b"", block[2:]], properties)
 
 
-def _pack(values: Mapping[str, Any]) -> bytes:
+def _pack(early: tuple[Any, ...], properties: Mapping[str, Any] | None) -> bytes:
+    """A whole block; *early* are the values of the first fields."""
     flags = 0
     parts = [b""]
-    for name, bit, kind in _FIELDS:
-        value = values.get(name)
-        if value is None:
-            continue
-        flags |= bit
-        try:
-            if kind == "s":
-                text = (
-                    value
-                    if isinstance(value, bytes)
-                    else str(value).encode("utf-8", "surrogatepass")
-                )
-                parts.append(bytes((len(text),)))
-                parts.append(text)
-            elif kind == "o":
-                parts.append(bytes((int(value),)))
-            elif kind == "t":
-                parts.append(dumps("F", (dict(value),)))
-            else:
-                if isinstance(value, datetime):
-                    value = timegm(value.utctimetuple())
-                parts.append(_long_long.pack(int(value)))
-        except (ValueError, OverflowError, TypeError, FrameSyntaxError, error) as exc:
-            raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
+    for (name, bit, kind), value in zip(_EARLY, early, strict=True):
+        if value is not None:
+            flags |= bit
+            parts.append(_field(name, kind, value))
+    return _append(flags, parts, properties or {})
+
+
+def _append(flags: int, parts: list[bytes], properties: Mapping[str, Any]) -> bytes:
+    """Complete a block whose first fields are in *parts*, behind room for the flags."""
+    for name, bit, kind in _LATE:
+        value = properties.get(name)
+        if value is not None:
+            flags |= bit
+            parts.append(_field(name, kind, value))
     parts[0] = _flags.pack(flags)
     return b"".join(parts)
+
+
+def _field(name: str, kind: str, value: Any) -> bytes:
+    try:
+        if kind == "s":
+            text = (
+                value if value.__class__ is bytes else str(value).encode("utf-8", "surrogatepass")
+            )
+            return _octet.pack(len(text)) + text
+        if kind == "o":
+            return _octet.pack(int(value))
+        if kind == "t":
+            table: bytes = dumps("F", (dict(value),))
+            return table
+        if isinstance(value, datetime):
+            value = timegm(value.utctimetuple())
+        return _long_long.pack(int(value))
+    except (ValueError, OverflowError, TypeError, FrameSyntaxError, error) as exc:
+        raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
 
 
 def unpack_properties(header: bytes) -> dict[str, Any]:
@@ -141,17 +145,43 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
         if "application_headers" in known:
             known["application_headers"] = {}  # whoever writes into it writes into his own
         return known
-    properties: dict[str, Any] = decode_properties_basic(block, 0)[0]
-    if (
-        len(block) < 256
-        and not _flags.unpack_from(block)[0] & _VARYING
-        and not properties.get("application_headers")
-    ):
+    flags: int = _flags.unpack_from(block)[0]
+    properties = _unpack(block, flags)
+    if len(block) < 256 and not flags & _VARYING and not properties.get("application_headers"):
         if len(_unpacked) >= _KEPT:
             _unpacked.clear()
             _kinds.clear()
         _unpacked[block] = properties.copy()
         _kinds[block] = (properties.get("content_type"), properties.get("content_encoding"))
+    return properties
+
+
+def _unpack(block: bytes, flags: int) -> dict[str, Any]:
+    fields = _present.get(flags)
+    if fields is None:
+        fields = tuple((name, kind) for name, bit, kind in _FIELDS if flags & bit)
+        if len(_present) >= _KEPT:
+            _present.clear()
+        _present[flags] = fields
+    properties: dict[str, Any] = {}
+    position = 2
+    for name, kind in fields:
+        if kind == "s":
+            start = position + 1
+            position = start + block[position]
+            properties[name] = block[start:position].decode("utf-8", "surrogatepass")
+        elif kind == "o":
+            properties[name] = block[position]
+            position += 1
+        elif kind == "t":
+            if block[position : position + 4] == b"\0\0\0\0":
+                properties[name] = {}
+                position += 4
+            else:
+                (properties[name],), position = loads("F", block, position)
+        else:
+            properties[name] = _long_long.unpack_from(block, position)[0]
+            position += 8
     return properties
 
 

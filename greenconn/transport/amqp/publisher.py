@@ -18,7 +18,7 @@ from gevent import get_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import ChannelError, ContentTooLarge, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
@@ -65,6 +65,9 @@ class Publisher:
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
         self._unsent = Unsent()
+        #: Called by the reader, in place of the handlers in ``events``, with what they would get for
+        #: a returned message.  It must not switch.
+        self.return_sink: Callable[[Exception, str, str, ReturnedMessage], object] | None = None
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         self._small = min(self._room, _LARGE)
@@ -133,6 +136,21 @@ class Publisher:
                 self._confirms.expect(pending)
             else:
                 self._confirms.skip()
+
+    def request(
+        self, message: Any, exchange: str, routing_key: str, mandatory: bool, deadline: Deadline
+    ) -> None:
+        """Send a message whose sender learns by an answer what became of it.  May switch, as above.
+
+        If the broker returns it, ``return_sink`` is told; it is not counted among the lost ones.
+
+        Arguments:
+            deadline: for the wait while the broker takes nothing.
+        """
+        Publisher.basic_publish(
+            self, message, exchange, routing_key, mandatory, timeout=deadline.left()
+        )
+        self._writer.mark(AWAITED)
 
     def keep_publish(self) -> None:
         """Send the message that was published last again if the connection is lost before it left.
@@ -288,11 +306,9 @@ class Publisher:
             ConnectionBlocked: the broker takes nothing; nothing was sent.
             ChannelError, ConnectionError: what ended the channel before the answer came.
         """
-        deadline = Deadline(timeout)
+        deadline = NEVER if timeout is None else Deadline(timeout)
         pending = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
-        if timeout is None and confirm_timeout is None:
-            confirm_timeout = self.connection.options.confirm_timeout
-        pending.wait(deadline.within(confirm_timeout))
+        pending.wait(deadline if confirm_timeout is None else deadline.within(confirm_timeout))
 
     def begin_publish(
         self,
@@ -383,6 +399,9 @@ class Publisher:
                     return
         exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
         message = ReturnedMessage(self, exchange, routing_key, header, body)
+        if self.return_sink is not None:
+            self.return_sink(exc, exchange, routing_key, message)
+            return
         self.connection.events.put((self._tell_returned, (exc, exchange, routing_key, message)))
 
     def _tell_returned(self, returned: tuple[Any, ...]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from amqp.basic_message import Message as AmqpMessage
+from hypothesis import given
+from hypothesis import strategies as st
 
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.message import Delivery, Outgoing
@@ -46,6 +48,45 @@ def test_blocks_are_amqps(headers: dict[str, Any] | None, properties: dict[str, 
             expected["application_headers"] = headers
         assert block == block_of(**expected)
         assert unpack_properties(header_of(block)) == expected
+
+
+TEXT = st.text(max_size=60)
+TEXTS = ("correlation_id", "reply_to", "expiration", "message_id", "type", "user_id", "app_id")
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content_type": TEXT,
+            "content_encoding": TEXT,
+            "application_headers": st.dictionaries(st.text(max_size=9), st.integers(0, 9)),
+            "delivery_mode": st.sampled_from([1, 2]),
+            "priority": st.integers(0, 255),
+            "timestamp": st.integers(0, 2**63),
+            **dict.fromkeys([*TEXTS, "cluster_id"], TEXT),
+        },
+    )
+)
+def test_all_fields_are_as_amqp_has_them(fields: dict[str, Any]) -> None:
+    rest = dict(fields)
+    block = pack_properties(
+        rest.pop("priority", None),
+        rest.pop("content_type", None),
+        rest.pop("content_encoding", None),
+        rest.pop("application_headers", None),
+        rest,
+    )
+    assert block == block_of(**fields)
+    assert unpack_properties(header_of(block)) == fields
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "timestamp", "delivery_mode"])
+@pytest.mark.parametrize("headers", [None, {"a": 1}])
+def test_what_does_not_fit_is_named(name: str, headers: dict[str, Any] | None) -> None:
+    value: Any = {"timestamp": -1, "delivery_mode": 256}.get(name, "x" * 256)
+    with pytest.raises(ValueError, match=f"message property {name}="):
+        pack_properties(0, "text/plain", "utf-8", headers, {name: value})
 
 
 def test_an_empty_table_of_headers_is_ones_own() -> None:
