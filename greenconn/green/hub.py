@@ -12,7 +12,7 @@ from gevent import get_hub
 
 from greenconn.exceptions import WrongHub
 
-__all__ = ["Home", "TurnEnd", "turn"]
+__all__ = ["Home", "TurnEnd", "stay_awake", "turn"]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
@@ -31,6 +31,12 @@ def turn() -> None:
         timer.close()
 
 
+def stay_awake() -> None:
+    """Let the hub of this thread poll without waiting, once.  Never switches."""
+    timer = get_hub().loop.timer(0)
+    timer.start(timer.close)
+
+
 class TurnEnd:
     """Calls *callback* in the hub when its turn ends: what is due now comes first.
 
@@ -39,7 +45,8 @@ class TurnEnd:
 
     Arguments:
         loop: the hub's.
-        callback: like everything in the hub it must not switch.
+        callback: like everything in the hub it must not switch.  The hub has looked for the last
+            time at what is in line for it: who puts something there calls :func:`stay_awake`.
     """
 
     __slots__ = ("_watcher", "call")

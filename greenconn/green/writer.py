@@ -28,7 +28,7 @@ from typing import Any, Final
 from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import TurnEnd, turn
+from greenconn.green.hub import TurnEnd, stay_awake, turn
 from greenconn.green.slot import Slot
 
 __all__ = ["HIGH_WATER", "Writer"]
@@ -268,7 +268,7 @@ class Writer:
             try:
                 sealed = self.seal(plain)
             except OSError as exc:
-                self._on_error(exc)
+                self._fail(exc)
                 return
             self.pending += len(sealed) - len(plain)
             buffers: list[Buffer] = [sealed]
@@ -316,10 +316,15 @@ class Writer:
         except OSError as exc:
             if exc.errno in _WOULD_BLOCK:
                 return 0
-            self._on_error(exc)
+            self._fail(exc)
             return -1
         self.sent_at = monotonic()
         return sent
+
+    def _fail(self, exc: OSError) -> None:
+        # Whoever is told wakes others, and this may be the end of the hub's turn.
+        stay_awake()
+        self._on_error(exc)
 
     def _on_writable(self) -> None:
         tail = self._tail

@@ -87,6 +87,31 @@ def test_greenlets_that_wake_one_another_write_in_one_turn(line: Line) -> None:
     assert writer.sends == 2
 
 
+def test_who_hears_of_an_error_at_the_end_of_a_turn_is_awake_at_once(wire: Wire) -> None:
+    # Nothing else happens that would wake the hub: no timer but that of the test, no other socket.
+    heard = Event()
+    loop = get_hub().loop
+
+    def on_error(exc: OSError) -> None:
+        writer.close()
+        loop.run_callback(heard.set)
+
+    writer = Writer(wire.take(), on_error)
+
+    def write() -> None:
+        # In one of the callbacks after which the hub polls.
+        writer.write(b"leaves at once")
+        wire.reset()
+        writer.write(b"leaves when the turn ends, and cannot")
+        assert not heard.is_set()
+
+    began = monotonic()
+    gevent.spawn(write)
+    assert heard.wait(10.0)
+    assert monotonic() - began < 9.0
+    wire.ours.close()
+
+
 def test_what_is_written_late_in_a_long_turn_leaves_at_once(line: Line) -> None:
     writer = line.writer
     writer.write(b"a")
