@@ -102,6 +102,8 @@ class BrokerEnd:
         self.ignored: set[Method] = set()
         #: Further methods and what they are answered with: a method, its format and arguments.
         self.answers: dict[Method, tuple[Any, ...]] = {}
+        #: Methods for which the connection is closed, with the code and the text.
+        self.refused: dict[Method, tuple[int, str]] = {}
         #: Cleared while the server does not read.
         self.is_reading = Event()
         self.is_reading.set()
@@ -201,6 +203,8 @@ class BrokerEnd:
         self.got.put((channel, method, arguments, None))
         if method in self.ignored:
             return
+        if method in self.refused:
+            self.method(0, spec.Connection.Close, "BsBB", *self.refused[method], *method)
         if method in self.answers:
             self.method(channel, *self.answers[method])
         if method == spec.Connection.StartOk:

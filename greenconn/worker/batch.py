@@ -112,6 +112,15 @@ class BatchLine(Line):
         self._stop_timer()
         return batch
 
+    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+        """All messages that are here, and whether a handler has begun with them.  Never switches."""
+        yield from super().unanswered()
+        for batch in self._ready:
+            yield from ((message, True) for message in batch.messages)
+
+    def _messages_of(self, load: Batch) -> list[Any]:
+        return load.messages
+
     def _size(self, load: Batch) -> int:
         return len(load.messages)
 

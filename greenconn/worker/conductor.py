@@ -23,6 +23,7 @@ from greenconn.worker.crew import crew_of
 from greenconn.worker.errands import Errand
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.line import Line
+from greenconn.worker.overdue import Overdue, overdue_in
 from greenconn.worker.plan import Plan
 from greenconn.worker.pool import WorkerPool
 from greenconn.worker.restoring import Outcome, Restorer
@@ -63,6 +64,7 @@ class Conductor:
         "_is_forgotten",
         "_is_restoring",
         "_loss",
+        "_overdue",
         "_own_connection",
         "_parent",
         "_restorer",
@@ -106,6 +108,7 @@ class Conductor:
         self.is_withdrawn = False
         self._wish = Wish.RUN
         self._loss: BaseException | None = None
+        self._overdue: Overdue | None = None
         self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
         crew.enter(self)
@@ -229,6 +232,9 @@ class Conductor:
     def _restore(self) -> None:
         """Get all queues confirmed."""
         loss, self._loss = self._loss, None
+        overdue, self._overdue = self._overdue, None
+        if overdue is not None:
+            overdue.log()
         if isinstance(loss, ConsumerCancelled):
             logger.warning("consumer of queue %s is started again: %s", self.plan.name, loss)
         elif loss is not None:
@@ -317,6 +323,10 @@ class Conductor:
 
     def _on_lost(self, subscription: Subscription, channel: Any, exc: BaseException) -> None:
         # In the reader.
+        overdue = overdue_in(self.line, subscription.name, subscription.tag, channel, exc)
+        if overdue is not None:
+            self._overdue = overdue
+            subscription.fails_alone = True  # the next time nobody else shall suffer
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration(self._session)
         elif not self.plan.no_ack:

@@ -8,7 +8,7 @@ on its way and *limit* allows: so as many run as have work, and a message costs 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any, Final
 
@@ -135,6 +135,16 @@ class Line:
         """Messages that a handler has begun and that were not answered."""
         loads = [each.load for each in self._workers if each.load is not None]
         return sum(self._size(load) for load in (*loads, *self._waiting))
+
+    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+        """All messages that are here, and whether a handler has begun with them.  Never switches."""
+        begun = [each.load for each in self._workers if each.load is not None]
+        for load in (*begun, *self._waiting):
+            yield from ((message, True) for message in self._messages_of(load))
+        yield from ((message, False) for message in self.inbox)
+
+    def _messages_of(self, load: Any) -> Iterable[Any]:
+        return (load,)
 
     def _size(self, load: Any) -> int:
         return 1

@@ -33,6 +33,7 @@ from greenconn.exceptions import (
 from greenconn.message import Message
 from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.publisher import Publisher
+from greenconn.transport.amqp.remedies import with_remedy
 from greenconn.transport.amqp.rpc import (
     Call,
     CallLine,
@@ -380,7 +381,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
 
     def _on_channel_close(self, reply: Reply) -> None:
         code, text, class_id, method_id = self._decode(reply[0], reply[1])
-        cause = error_for_code(code, text, (class_id, method_id), ChannelError)
+        cause = error_for_code(code, with_remedy(text), (class_id, method_id), ChannelError)
         self._writer.write(method_frame(self.channel_id, spec.Channel.CloseOk, b""))
         if self._closing:
             return  # both sides close at once: the id is free when our close is answered

@@ -235,6 +235,11 @@ class Consuming(QueueKinds):
 
     # Answers
 
+    @property
+    def oldest_unanswered(self) -> int | None:
+        """The delivery tag that has waited longest for an answer; None if none does."""
+        return next(iter(self._ledger.outstanding), None)
+
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
         """Acknowledge a delivery.  Never switches.
 

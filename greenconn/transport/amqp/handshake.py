@@ -13,6 +13,7 @@ from amqp.serialization import dumps, loads
 from greenconn.exceptions import AMQPError, ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
+from greenconn.transport.amqp.remedies import with_remedy
 from greenconn.transport.amqp.rpc import ids_of
 from greenconn.wire.amqp import method_frame
 
@@ -131,7 +132,9 @@ def _name(ids: int) -> str:
 def closing_error(payload: bytes) -> BaseException:
     """The error that ``connection.close`` stands for."""
     code, text, class_id, method_id = loads("BsBB", payload, 4)[0]
-    error: BaseException = error_for_code(code, text, (class_id, method_id), ConnectionError)
+    error: BaseException = error_for_code(
+        code, with_remedy(text), (class_id, method_id), ConnectionError
+    )
     return error
 
 

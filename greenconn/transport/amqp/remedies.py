@@ -1,0 +1,49 @@
+"""What to do about an error that RabbitMQ tells in words of its own.
+
+The texts are those of RabbitMQ 3.10 to 4.3.  What a broker denies by its configuration cannot be known
+before it says so, so nothing is refused on the strength of a version.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["with_remedy"]
+
+#: Part of the broker's text -> what the user can do.
+_REMEDIES: Final = (
+    (
+        "`transient_nonexcl_queues`",
+        "RabbitMQ 4.3 and later refuse queues that are neither durable nor exclusive: declare it with "
+        "durable=True, and expires=... if it shall go by itself, or with exclusive=True",
+    ),
+    (
+        "`global_qos`",
+        "RabbitMQ 4.3 and later refuse a prefetch for a whole channel: set it without apply_global",
+    ),
+    ("`queue_master_locator`", "leave the queue argument x-queue-master-locator out"),
+    (
+        "does not support global qos",
+        "set the prefetch without apply_global; where the queue is declared on the same connection "
+        "that is done for you",
+    ),
+    (
+        "not supported by stream queues",
+        "streams are read by consumers with an offset (spawn_consumer(offset=...), or the consumer "
+        "argument x-stream-offset)",
+    ),
+    (
+        "delivery acknowledgement on channel",
+        "a message was not answered for longer than the broker's consumer timeout: answer sooner, "
+        "lower the prefetch_count, or raise consumer_timeout",
+    ),
+    ("frame_max =", "RabbitMQ 4.1 and later ask for 8192 at least: raise the option frame_max"),
+)
+
+
+def with_remedy(text: str) -> str:
+    """The broker's *text*, followed by what can be done about it where we know."""
+    for words, remedy in _REMEDIES:
+        if words in text:
+            return f"{text} ({remedy})"
+    return text
