@@ -128,13 +128,14 @@ class AmqpOptions:
     """What the broker's list of connections shows, beside what we say ourselves."""
 
     connection_name: str | None = None
-    """Name in the broker's list of connections; None: program, host and process id."""
+    """Name in the broker's list of connections; None: no name."""
 
     channel_max: int | None = None
     """Channels of one connection, from 1 up; None or 0: the broker's limit."""
 
     frame_max: int | None = None
-    """Bytes of a frame, 4096 at least; None or 0: the broker's (128 KiB for RabbitMQ)."""
+    """Bytes of a frame, 4096 at least, and never more than the broker's limit.  None: 128 KiB; 0: what
+    the broker allows, even if that is no limit."""
 
     heartbeat: float | None = BROKER_HEARTBEAT
     """Seconds; ``BROKER_HEARTBEAT`` takes the broker's value, any other 0 is off, and so is None."""

@@ -22,11 +22,13 @@ Address = tuple[int, int, int, Any]
 #: Seconds before a UNIX socket with a full line of callers is tried again.
 RETRY: Final = 0.01
 
-#: Socket options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
+#: TCP options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
 KEEPALIVE: Final[dict[str | int, int | bytes]] = {
     "TCP_KEEPIDLE": 60,
     "TCP_KEEPINTVL": 10,
     "TCP_KEEPCNT": 9,
+    # Milliseconds that sent data may go unanswered; as long as it takes keep-alive to give up.
+    "TCP_USER_TIMEOUT": 150_000,
 }
 
 

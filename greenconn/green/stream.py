@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable
@@ -126,6 +127,19 @@ class Stream:
         if not self._reading and not self._closed:
             self._reading = True
             self._watcher.start(self._reader.switch)
+
+    def lift_user_timeout(self) -> None:
+        """The peer will take nothing for however long, and says so: that is no fault of the network.
+
+        The kernel would end the connection after ``TCP_USER_TIMEOUT`` with a full window, although
+        the peer answers its probes.  Heartbeats and keep-alive go on watching.  Never switches.
+        """
+        option = getattr(_socket, "TCP_USER_TIMEOUT", None)
+        if option is not None and not self._closed:
+            try:
+                self._sock.setsockopt(_socket.IPPROTO_TCP, option, 0)
+            except OSError:
+                pass  # no TCP socket
 
     def close(self) -> None:
         """Offer what is pending to the socket once and close it.  Never switches.

@@ -29,8 +29,19 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 #: Failed rounds after which a call gives up that has no end otherwise.
 ROUNDS: Final = 2
-#: What a broker says to a login that it will refuse again.
+#: Seconds that such a call waits beyond the attempts' own deadlines.
+GRACE: Final = 0.1
+#: What a broker says to a login or a virtual host (403, 530) that it will refuse again.
 REFUSALS: Final = (AccessRefused, NotAllowed)
+#: A 530 with this in its text passes: somebody else will close a connection.
+PASSING: Final = "limit"
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether the broker refuses us, and will again."""
+    if isinstance(exc, NotAllowed) and PASSING in str(exc.reply_text or ""):
+        return False
+    return isinstance(exc, REFUSALS)
 
 
 class BrokerLike(Protocol):
@@ -150,7 +161,8 @@ class Walk:
             return deadline, rounds
         timeout = self._broker.connect_timeout
         if timeout is not None:
-            return Deadline(timeout * self._broker.hosts), rounds
+            # The attempts' own errors, which name the step that took too long, come first.
+            return Deadline(timeout * self._broker.hosts + GRACE), rounds
         return Deadline(), rounds or ROUNDS
 
     def is_final(self, exc: BaseException) -> bool:
@@ -159,7 +171,7 @@ class Walk:
         A login that each broker of the list refused in turn is final, and so is what no network or
         broker did: a wrong argument, a missing library.
         """
-        if isinstance(exc, REFUSALS):
+        if is_refusal(exc):
             return self._refusals >= self._broker.hosts
         if isinstance(exc, NEVER_REPEATED):
             return True
@@ -216,6 +228,6 @@ class Walk:
         if not attempt.was_abandoned:
             logger.debug("open.failed %s: %s", self._broker.label, outcome.error)
             self._pace.failed(self._broker.hosts)
-            self._refusals = self._refusals + 1 if isinstance(outcome.error, REFUSALS) else 0
+            self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
             self._moves_on = True
         self._fail()

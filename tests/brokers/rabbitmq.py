@@ -176,6 +176,7 @@ class RabbitMQ(RabbitMQHandle):
         keeper: ends it, whatever becomes of this process.
         vhosts: the virtual hosts that it has from the start, besides ``/``.
         is_managed: it has the management plugin, at ``http_port``.
+        plugins: further plugins that it has.
         settings: further lines of its ``rabbitmq.conf``.
 
     Raises:
@@ -188,6 +189,7 @@ class RabbitMQ(RabbitMQHandle):
         vhosts: tuple[str, ...] = (),
         *,
         is_managed: bool = False,
+        plugins: tuple[str, ...] = (),
         settings: Mapping[str, object] | None = None,
     ) -> None:
         self._keeper = keeper
@@ -206,9 +208,8 @@ class RabbitMQ(RabbitMQHandle):
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_app_stopped = self._has_alarm = False
-        plugins: tuple[str, ...] = ()
         if is_managed:
-            plugins = ("rabbitmq_management",)
+            plugins = ("rabbitmq_management", *plugins)
             http = {"management.tcp.port": self.http_port, "management.tcp.ip": "127.0.0.1"}
             settings = {**http, **(settings or {})}
         write_files(directory, ("/", *vhosts), plugins, settings)

@@ -64,6 +64,8 @@ class Agreement(amqp.Connection):
             heartbeat=min(ceil(heartbeat or 0), 65535),  # whole seconds on the wire
             confirm_publish=options.confirm_publish,
         )
+        if options.frame_max == 0:
+            self.frame_max = 0  # which amqp takes for "not given"
         self.options = options
         self.handshake = Handshake()
         self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT

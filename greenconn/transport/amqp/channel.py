@@ -394,6 +394,10 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
 
     def _on_channel_flow(self, reply: Reply) -> None:
         self.active = bool(self._decode(reply[0], reply[1])[0])
+        if self.active:
+            self.connection.gate.open(self.channel_id)
+        else:
+            self.connection.gate.shut(f"channel.flow on channel {self.channel_id}", self.channel_id)
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.FlowOk, bytes((self.active,)))
         )

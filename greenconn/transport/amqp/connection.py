@@ -149,7 +149,7 @@ class AmqpLink(Link, Agreement):
             if self.options.on_open is not None:
                 self.options.on_open(self)
         except BaseException as exc:
-            error = opening_error(exc, self.where, step, deadline)
+            error = opening_error(exc, self.where, step, deadline, self.handshake.hint)
             self.collect()
             if error is exc:
                 raise
@@ -216,6 +216,7 @@ class AmqpLink(Link, Agreement):
         """The close of *channel* is complete on both sides: its id may be used again."""
         if self.channels.get(channel.channel_id) is channel:
             del self.channels[channel.channel_id]
+            self.gate.open(channel.channel_id)
             self._numbers.give_back(channel.channel_id)
 
     def wait_reply(self, slot: Slot[Reply], channel: Channel, timeout: float | None) -> Reply:
@@ -353,6 +354,8 @@ class AmqpLink(Link, Agreement):
                 self._closing.offer(None)
         elif ids == _BLOCKED:
             self.gate.shut(loads("s", payload, 4)[0][0])
+            if self._stream is not None:
+                self._stream.lift_user_timeout()
         elif ids == _UNBLOCKED:
             self.gate.open()
         elif ids == UPDATE_SECRET_OK:

@@ -33,7 +33,7 @@ class PublishGate:
         events: of the connection.
     """
 
-    __slots__ = ("_events", "_options", "_waiters", "_where", "blocked", "writer")
+    __slots__ = ("_events", "_options", "_reasons", "_waiters", "_where", "blocked", "writer")
 
     def __init__(
         self, where: str, options: AmqpOptions, events: Inbox[tuple[Callable[[Any], Any], Any]]
@@ -43,6 +43,8 @@ class PublishGate:
         self.writer: Writer | None = None
         self._where = where
         self._options = options
+        #: What is blocked (a channel, or 0 for the connection) and why.
+        self._reasons: dict[int, str] = {}
         self._events = events
         self._waiters: deque[Slot[None]] = deque()
 
@@ -76,27 +78,36 @@ class PublishGate:
                 f"look at the broker's memory and disk alarms"
             ) from None
 
-    def shut(self, reason: str) -> None:
-        """The broker blocks publishing (``connection.blocked``).  Never switches."""
-        if self.blocked is not None:
+    def shut(self, reason: str, channel: int = 0) -> None:
+        """The broker takes no messages for now.  Never switches.
+
+        Arguments:
+            channel: the one that it stopped by ``channel.flow``, as all publishing of the connection
+                then waits; 0: it blocked the connection (``connection.blocked``).
+        """
+        if channel in self._reasons:
             return
-        self.blocked = reason or "no reason given"
+        self._reasons[channel] = reason = reason or "no reason given"
+        self.blocked = self.blocked or reason
         spawn("log", logger.warning, "%s blocked publishing: %s", self._where, reason)
-        if self._options.on_blocked is not None:
+        if not channel and self._options.on_blocked is not None:
             self._events.put((self._options.on_blocked, reason))
 
-    def open(self) -> None:
-        """The broker takes messages again (``connection.unblocked``).  Never switches."""
-        if self.blocked is None:
+    def open(self, channel: int = 0) -> None:
+        """The broker takes messages of *channel* (0: of the connection) again.  Never switches."""
+        if self._reasons.pop(channel, None) is None:
             return
-        self.end()
-        spawn("log", logger.info, "%s takes messages again", self._where)
-        if self._options.on_unblocked is not None:
+        self.blocked = next(iter(self._reasons.values()), None)
+        if self.blocked is None:
+            self.end()
+            spawn("log", logger.info, "%s takes messages again", self._where)
+        if not channel and self._options.on_unblocked is not None:
             self._events.put((_call, self._options.on_unblocked))
 
     def end(self) -> None:
         """Nothing is blocked, perhaps since the connection ended: all go on, in their order."""
         self.blocked = None
+        self._reasons.clear()
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
             slot.offer(None)

@@ -26,6 +26,13 @@ _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
 
+#: What we said last -> what the end of the connection may mean then, with brokers that do not say it
+#: (those without the capability ``authentication_failure_close``).
+_HINTS: Final[dict[tuple[int, int] | None, str]] = {
+    spec.Connection.StartOk: ", at our login: are user name and password right?",
+    spec.Connection.Open: ", at the virtual host: is there one of that name, and may we use it?",
+}
+
 
 class Handshake:
     """Runs amqp's own steps (start, tune, open) in the greenlet that connects.
@@ -36,11 +43,12 @@ class Handshake:
         answer: frames with which the broker's latest method is answered; they leave in one piece.
     """
 
-    __slots__ = ("_methods", "answer", "is_done")
+    __slots__ = ("_methods", "_said", "answer", "is_done")
 
     def __init__(self) -> None:
         self.is_done = False
         self.answer: list[bytes] = []
+        self._said: tuple[int, int] | None = None
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
@@ -72,8 +80,14 @@ class Handshake:
             finally:
                 self._send_answer(link)
 
+    @property
+    def hint(self) -> str:
+        """What it may mean when the broker ends the connection now without a word."""
+        return _HINTS.get(self._said, "")
+
     def add(self, sig: tuple[int, int], form: str | None, arguments: Any) -> None:
         """Answer with this method, behind those that were added before.  Never switches."""
+        self._said = sig
         if not form:
             packed = b""
         elif sig == spec.Connection.StartOk:
@@ -138,7 +152,9 @@ def closing_error(payload: bytes) -> BaseException:
     return error
 
 
-def opening_error(exc: BaseException, where: str, step: str, deadline: Deadline) -> BaseException:
+def opening_error(
+    exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
+) -> BaseException:
     """The same kind of error, saying which broker and which step it is about."""
     if isinstance(exc, TimeoutError) and exc.errno is None:
         if step == "connecting":
@@ -152,7 +168,7 @@ def opening_error(exc: BaseException, where: str, step: str, deadline: Deadline)
         return error
     if isinstance(exc, OSError):
         try:
-            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step})")
+            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step}{hint})")
         except Exception:  # a class with arguments of its own
             return exc
     return exc
