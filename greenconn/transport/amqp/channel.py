@@ -44,6 +44,7 @@ from greenconn.transport.amqp.rpc import (
     ids_of,
 )
 from greenconn.transport.amqp.topology import Topology
+from greenconn.transport.amqp.transactions import Transactions
 from greenconn.transport.amqp.unsent import Found
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
@@ -60,7 +61,7 @@ _ACK: Final = ids_of(spec.Basic.Ack)
 _NACK: Final = ids_of(spec.Basic.Nack)
 
 
-class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
+class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdChannel):
     """One channel.
 
     Any greenlet of the connection's hub may call any method at any time.
@@ -354,7 +355,7 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
         return error
 
     def take_over(self, old: Channel) -> None:
-        """Become what *old*, a channel of a former life, was: its qos and confirm mode.  May switch.
+        """Become what *old*, a channel of a former life, was: its qos and its mode.  May switch.
 
         What had not left of its unconfirmed messages is sent, or told of.
         """
@@ -362,6 +363,8 @@ class Channel(Topology, Consuming, Publisher, amqp.Channel, StdChannel):
             self.basic_qos(*old._qos)
         if old._confirms is not None and self._confirms is None:
             self.confirm_select()
+        if old.is_transactional:
+            self.tx_select()
         for name, handlers in old.events.items():
             self.events[name] |= handlers
         self._publish_for(old)
