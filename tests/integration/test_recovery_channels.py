@@ -353,7 +353,7 @@ def test_publishing_without_retries_raises_or_is_done(
     errors: list[BaseException] = []
     with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:
         producer = Producer(connection)
-        errors_of_connections: tuple[type[Exception], ...] = (
+        losses: tuple[type[BaseException], ...] = (
             OperationalError,
             *connection.connection_errors,
         )
@@ -362,7 +362,7 @@ def test_publishing_without_retries_raises_or_is_done(
             for count in range(100):
                 try:
                     producer.publish(number * 100 + count, unique)
-                except errors_of_connections as exc:
+                except losses as exc:
                     errors.append(exc)
                 else:
                     taken.add(number * 100 + count)
