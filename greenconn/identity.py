@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from uuid import NAMESPACE_OID, UUID, uuid3, uuid4, uuid5
 
 from gevent import get_hub
 
-__all__ = ["generate_oid", "get_node_id", "oid_from", "uuid"]
+__all__ = ["generate_oid", "get_node_id", "oid_from", "program_name", "uuid"]
 
 _node_id: int | None = None
 
@@ -42,6 +43,13 @@ def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object
         return str(uuid3(NAMESPACE_OID, name))
     except ValueError:  # no MD5 here (FIPS)
         return str(uuid5(NAMESPACE_OID, name))
+
+
+def program_name() -> str:
+    """Return what an operator may know this process by: ``program@host:pid``."""
+    program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    host = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return f"{program}@{host}:{os.getpid()}"
 
 
 def oid_from(instance: object, threads: bool = True) -> str:

@@ -14,6 +14,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import HttpError, ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
+from greenconn.identity import program_name
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 
@@ -132,6 +133,16 @@ def test_the_page_tells_who_we_are(connect: Callable[..., Connection], unique: s
     assert seen(lambda: [c for c in manager.get_channels() if c["connection_details"]["name"]])
     consumer.stop()
     manager.delete_queue("/", unique)
+
+
+def test_a_connection_without_a_name_gets_one(connect: Callable[..., Connection]) -> None:
+    connection = connect()
+    connection.connect()
+    manager = connection.get_manager()
+    name = program_name()
+    assert seen(
+        lambda: [c for c in manager.get_connections() if c.get("user_provided_name") == name]
+    )
 
 
 def test_an_operator_closes_the_connection(connect: Callable[..., Connection], unique: str) -> None:

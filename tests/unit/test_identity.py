@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import uuid as standard
 
 import gevent
 import pytest
 
 from greenconn import identity
-from greenconn.identity import generate_oid, get_node_id, oid_from, uuid
+from greenconn.identity import generate_oid, get_node_id, oid_from, program_name, uuid
 
 
 def test_uuid_is_a_random_one() -> None:
@@ -51,3 +52,9 @@ def test_oid_without_md5(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(identity, "uuid3", refuse)
     assert standard.UUID(oid_from(object())).version == 5
+
+
+def test_the_program_is_named() -> None:
+    name = program_name()
+    assert name.endswith(f":{os.getpid()}")
+    assert "@" in name

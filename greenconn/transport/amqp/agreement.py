@@ -13,6 +13,7 @@ from amqp import spec
 
 from greenconn._version import __version__
 from greenconn.exceptions import FrameError
+from greenconn.identity import program_name
 from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
 from greenconn.transport.amqp.handshake import Handshake
 from greenconn.wire.amqp import FRAME_MIN
@@ -48,7 +49,7 @@ class Agreement(amqp.Connection):
         heartbeat: float,
         options: AmqpOptions,
     ) -> None:
-        properties = {"connection_name": options.connection_name} if options.connection_name else {}
+        properties = {"connection_name": options.connection_name or program_name()}
         super().__init__(
             host=where,
             userid=userid,
