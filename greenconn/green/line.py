@@ -9,26 +9,17 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from gevent import get_hub
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
-from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 
-__all__ = ["Line", "Waiter"]
+__all__ = ["Line"]
 
 T = TypeVar("T")
 
 
-class Waiter(Slot[T]):
-    """One who waits, since when, and whether for ever."""
-
-    __slots__ = ("greenlet", "is_endless", "since")
-
-    def __init__(self, is_endless: bool) -> None:
-        Slot.__init__(self)
-        self.greenlet = weakref.ref(getcurrent())
-        self.since = monotonic()
-        self.is_endless = is_endless
+#: A greenlet that waits, and since when if it does so without a timeout.
+Waiter = tuple[weakref.ref[greenlet], float | None]
 
 
 class Line(Generic[T]):
@@ -43,45 +34,37 @@ class Line(Generic[T]):
 
     def __init__(self, patience: float, ring: Callable[[], object]) -> None:
         #: In the order in which they came.  Who leaves, leaves at once.
-        self.waiters: OrderedDict[Waiter[T], None] = OrderedDict()
+        self.waiters: OrderedDict[Slot[T], Waiter] = OrderedDict()
         self._patience = patience
         self._ring = ring
         self._timer: Any = None
         self._has_rung = False
 
-    def wait(self, deadline: Deadline, refuse: Callable[[Line[T], T], object]) -> T:
-        """Wait for what :meth:`offer` gives.  May switch.
+    def enter(self, is_endless: bool) -> Slot[T]:
+        """Stand at the end.  The caller's greenlet waits on what is returned, and then leaves.
 
         Arguments:
-            refuse: gets this line, and what was given to this greenlet when it is killed before it
-                wakes up.
-
-        Raises:
-            TimeoutError: nothing came before the deadline.
+            is_endless: it will wait without a timeout.
         """
-        waiter: Waiter[T] = Waiter(deadline.at is None)
-        waiters = self.waiters
-        waiters[waiter] = None
-        if self._timer is None and waiter.is_endless and not self._has_rung:
+        slot: Slot[T] = Slot()
+        self.waiters[slot] = (weakref.ref(getcurrent()), monotonic() if is_endless else None)
+        if is_endless and self._timer is None and not self._has_rung:
             self._start(self._patience)
-        try:
-            return waiter.wait(deadline)
-        except BaseException:
-            waiters.pop(waiter, None)
-            if waiter.has_value:
-                refuse(self, waiter.value)
-            raise
-        finally:
-            if not waiters:
-                self.rest()
+        return slot
 
-    def offer(self, thing: T) -> Waiter[T] | None:
+    def leave(self, slot: Slot[T]) -> None:
+        """Nobody waits on it any more, whatever became of it."""
+        self.waiters.pop(slot, None)
+        if not self.waiters:
+            self.rest()
+
+    def offer(self, thing: T) -> weakref.ref[greenlet] | None:
         """Give *thing* to the first who takes it and return that one; None: nobody.  Never switches."""
         waiters = self.waiters
         while waiters:
-            waiter = waiters.popitem(False)[0]
-            if waiter.offer(thing):
-                return waiter
+            slot, waiter = waiters.popitem(False)
+            if slot.offer(thing):
+                return waiter[0]
         return None
 
     def fail(self, exc: BaseException) -> None:
@@ -104,7 +87,7 @@ class Line(Generic[T]):
     def _look(self) -> None:
         # In the hub.  Those with a timeout get an error soon enough.
         self.rest()
-        since = next((waiter.since for waiter in self.waiters if waiter.is_endless), None)
+        since = next((since for _, since in self.waiters.values() if since is not None), None)
         if since is None:
             return
         left = since + self._patience - monotonic()

@@ -186,10 +186,10 @@ class FairPool(Generic[T]):
         elif not self._waiters:
             self._idle.append(item)
         elif (self._is_alive is None or self._is_alive(item)) and (
-            waiter := self._line.offer(item)
+            holder := self._line.offer(item)
         ):
             # Straight from hand to hand: while somebody waits nothing is idle.
-            held[id(item)] = (item, waiter.greenlet, monotonic())
+            held[id(item)] = (item, holder, monotonic())
         else:
             self._idle.append(item)
             self._serve()
@@ -293,14 +293,23 @@ class FairPool(Generic[T]):
         if not self._waiters and self._reserve():
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
-            turn()
-            if self._idle and not self._waiters:
-                return self.acquire(block, deadline)
-            if self._reserve():
-                return self._open(deadline)
+            return self._acquire_now(deadline, block)
+        line = self._line
+        slot = line.enter(deadline.at is None)
+        try:
+            given = slot.wait(deadline)
+        except BaseException as exc:
+            line.leave(slot)
+            if slot.has_value and line is self._line:
+                self._pass_on(slot.value)
+            if not isinstance(exc, TimeoutError):
+                raise
             self._timeouts += 1
-            raise self._error(self._complaint(deadline.timeout if block else None))
-        given = self._wait(deadline)
+            raise self._error(self._complaint(deadline.timeout)) from None
+        if not line.waiters:
+            line.rest()
+        if line is not self._line:
+            raise self._forked_error()
         if given is not _Permit.PERMIT:
             if self._held.get(id(given)) is None:
                 # The pool was cleared or closed while this was on its way to us.
@@ -314,6 +323,16 @@ class FairPool(Generic[T]):
             self._reserved -= 1
             raise self._closed_error()
         return self._open(deadline)
+
+    def _acquire_now(self, deadline: Deadline, block: bool) -> T:
+        # There is no time to wait.
+        turn()
+        if self._idle and not self._waiters:
+            return self.acquire(block, deadline)
+        if self._reserve():
+            return self._open(deadline)
+        self._timeouts += 1
+        raise self._error(self._complaint(deadline.timeout if block else None))
 
     def _open(self, deadline: Deadline) -> T:
         # The place is reserved.
@@ -341,8 +360,8 @@ class FairPool(Generic[T]):
                 item = idle.pop()
                 if self._is_alive is not None and not self._is_alive(item):
                     self._discard(item)
-                elif waiter := self._line.offer(item):
-                    self._held.hold(item, waiter.greenlet)
+                elif holder := self._line.offer(item):
+                    self._held.hold(item, holder)
                 else:
                     idle.append(item)
             elif self._has_room():
@@ -351,22 +370,8 @@ class FairPool(Generic[T]):
             else:
                 return
 
-    def _wait(self, deadline: Deadline) -> T | _Permit:
-        """Queue up for a resource, which is then held, or for a permit, which is a place reserved."""
-        line = self._line
-        try:
-            given = line.wait(deadline, self._pass_on)
-        except TimeoutError:
-            self._timeouts += 1
-            raise self._error(self._complaint(deadline.timeout)) from None
-        if line is not self._line:
-            raise self._forked_error()
-        return given
-
-    def _pass_on(self, line: Line[T | _Permit], given: T | _Permit) -> None:
-        """Take back what a waiter of *line* was given and does not take."""
-        if line is not self._line:
-            return
+    def _pass_on(self, given: T | _Permit) -> None:
+        """Take back what a waiter was given and does not take."""
         if given is not _Permit.PERMIT:
             self.release(given)
         else:
