@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from gevent import get_hub
 from greenlet import getcurrent
@@ -58,7 +58,8 @@ class Slot(Generic[T]):
     def value(self) -> T:
         """The value; only when there is one."""
         assert self._state == _VALUE
-        return cast(T, self._content)
+        content: T = self._content
+        return content
 
     def offer(self, value: T) -> bool:
         """Fill the slot.  False when nobody will take it: the waiter has left, or it was filled."""
@@ -84,7 +85,8 @@ class Slot(Generic[T]):
         """Put *value* in the place of the one that is there and that nobody has taken yet."""
         assert self._state == _VALUE
         old, self._content = self._content, value
-        return cast(T, old)
+        given: T = old
+        return given
 
     def _expire(self) -> None:
         # In the hub, from the timer.  A value that came first wakes the waiter by itself.
@@ -126,7 +128,8 @@ class Slot(Generic[T]):
                 raise TimeoutError("timed out")
         if self._state == _ERROR:
             raise _own(self._content)
-        return cast(T, self._content)
+        content: T = self._content
+        return content
 
     def _leave(self) -> None:
         if self._state == _EMPTY:

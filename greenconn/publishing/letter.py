@@ -50,9 +50,9 @@ ELSEWHERE: Final = {
 SHORT: Final = 255
 PERSISTENT: Final = 2
 TRANSIENT: Final = 1
-#: Queues whose stationery is kept.
+#: How many are kept.
 KEPT: Final = 1024
-_kept: dict[tuple[Any, int], Stationery] = {}
+_kept: dict[tuple[Any, ...], Stationery] = {}
 
 
 class Letter:
@@ -204,15 +204,19 @@ class Stationery:
     def of(
         cls, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
     ) -> Stationery:
-        """As the constructor; what a queue's name alone asks for is kept for the next call."""
-        if options or target.__class__ is not str:
+        """As the constructor; for a queue by its name it is kept for the next call like this one."""
+        if target.__class__ is not str or not OPTIONS.issuperset(options):
             return cls(target, options, delivery_mode)
-        kept = _kept.get((target, delivery_mode))
+        key = (target, delivery_mode, *options.items())
+        try:
+            kept = _kept.get(key)
+        except TypeError:  # headers: who gave them may change them
+            return cls(target, options, delivery_mode)
         if kept is None:
             kept = cls(target, options, delivery_mode)
             if len(_kept) >= KEPT:
                 _kept.clear()
-            _kept[target, delivery_mode] = kept
+            _kept[key] = kept
         return kept
 
     def _take(self, options: Mapping[str, Any]) -> None:

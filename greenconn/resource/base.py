@@ -57,11 +57,13 @@ class Resource:
             self.close_after_fork = close_after_fork
         if trace_acquire is not None:
             self.trace_acquire = trace_acquire
+        # These are called for each loan, so only where there is something to ask or to tell.
+        is_alive = None if type(self).is_alive is Resource.is_alive else self.is_alive
+        self._is_told = type(self).release_resource is not Resource.release_resource
         self._pool: FairPool[Any] = FairPool(
             self._make,
             self._end,
-            # Asked for each loan, so only where there is something to ask.
-            None if type(self).is_alive is Resource.is_alive else self.is_alive,
+            is_alive,
             limit or None,
             self._describe,
             self.LimitExceeded,
@@ -145,7 +147,8 @@ class Resource:
         if loan is not None:
             try:
                 self._expire(resource, "it was given back to its pool")
-                self.release_resource(loan.core)
+                if self._is_told:
+                    self.release_resource(loan.core)
             finally:
                 pool.release(loan.core)
 

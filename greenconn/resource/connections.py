@@ -12,7 +12,6 @@ from greenconn import exceptions
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.resource.base import Resource, known
-from greenconn.resource.facade import is_facade
 
 __all__ = ["ConnectionPool"]
 
@@ -78,7 +77,10 @@ class ConnectionPool(Resource):
         return core.lend(self) if hasattr(core, "lend") else super()._lend(core)
 
     def _expire(self, borrowed: Any, reason: str) -> None:
-        if is_facade(borrowed):
+        # Looked up on the class: of a connection that lends no facade of its own we made a general
+        # one, which has no such method and would forward to what is below.
+        expire = getattr(type(borrowed), "expire", None)
+        if expire is None:
             super()._expire(borrowed, reason)
         else:
-            borrowed.expire(reason)
+            expire(borrowed, reason)
