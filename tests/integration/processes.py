@@ -69,16 +69,20 @@ class Running:
         return Outcome(process.returncode, output.get().decode(), errors.get().decode())
 
     def line(self, timeout: float = TIMEOUT) -> str:
-        """Wait for the next line of its output; "" is the end of it.  May switch."""
+        """Wait for the next line of its output.  May switch.
+
+        Raises:
+            EOFError: it has ended.
+        """
         text = b""
         with gevent.Timeout(timeout, AssertionError("the program printed nothing")):
             while not text.endswith(b"\n"):
                 wait_read(self.output.fileno())
                 char = os.read(self.output.fileno(), 1)
                 if not char:
-                    break
+                    raise EOFError(self.outcome().errors)
                 text += char
-        return text.decode().rstrip("\n")
+        return text[:-1].decode()
 
     def end(self) -> None:
         """See that it has ended."""

@@ -12,7 +12,7 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from amqp import spec
 from amqp.serialization import dumps, loads
@@ -76,6 +76,9 @@ class AmqpLink(Link, Agreement):
     """
 
     channels: dict[int, Any]
+
+    #: The class of its channels.
+    channel_cls: ClassVar[type[Channel]] = Channel
 
     def __init__(
         self,
@@ -199,7 +202,7 @@ class AmqpLink(Link, Agreement):
             self.check_open()
         # From the choice of its id to the writing nothing switches.  If its caller is killed
         # afterwards it is closed when its open-ok comes.
-        channel = Channel(self)
+        channel = self.channel_cls(self)
         channel.open()
         return channel
 

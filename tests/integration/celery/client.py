@@ -1,0 +1,109 @@
+"""What a gevent program does with a Celery worker: prints what became of each step, as JSON."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from celery import chord
+from celery.exceptions import TaskRevokedError
+
+from tests.integration.celery.app import add, app, fail, flaky, slow, total
+
+WITHIN = 40.0
+
+
+def results() -> Any:
+    return add.delay(2, 3).get(timeout=WITHIN)
+
+
+def many_greenlets() -> Any:
+    """All over the connections of one pool."""
+    sent = [gevent.spawn(add.apply_async, (n, 1), ignore_result=True) for n in range(MANY)]
+    gevent.joinall(sent, raise_error=True)
+    last = add.delay(MANY, 1)
+    return len(sent), last.get(timeout=WITHIN)
+
+
+def retries() -> Any:
+    return flaky.delay(2).get(timeout=WITHIN)
+
+
+def failures() -> Any:
+    return repr(fail.delay().get(timeout=WITHIN, propagate=False))
+
+
+def countdown() -> Any:
+    return add.apply_async((1, 1), countdown=0.5).get(timeout=WITHIN)
+
+
+def chords() -> Any:
+    return chord(add.s(n, n) for n in range(5))(total.s()).get(timeout=WITHIN)
+
+
+def late_acks() -> Any:
+    return slow.delay(0.05, 7).get(timeout=WITHIN)
+
+
+def ping_while_tasks_run() -> Any:
+    running = [slow.delay(1.0, n) for n in range(5)]
+    pong = app.control.ping(timeout=5, limit=1)
+    active = app.control.inspect(timeout=5, limit=1).active() or {"": []}
+    done = [each.get(timeout=WITHIN) for each in running]
+    return [list(each.values()) for each in pong], len(next(iter(active.values()))) > 0, done
+
+
+def revoking() -> Any:
+    task = add.apply_async((1, 1), countdown=2)
+    app.control.revoke(task.id)
+    try:
+        task.get(timeout=WITHIN)
+    except TaskRevokedError as exc:
+        return type(exc).__name__
+
+
+def priorities_and_serializers() -> Any:
+    kinds = [("json", None), ("json", "gzip"), ("json", "bzip2")]
+    tasks = [add.apply_async((1, 2), serializer=s, compression=c, priority=3) for s, c in kinds]
+    return [each.get(timeout=WITHIN) for each in tasks]
+
+
+def events() -> Any:
+    """The worker's events, seen by a receiver of Celery's."""
+    seen: set[str] = set()
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": lambda e: seen.add(e["type"])})
+        capturing = receiver.itercapture(limit=None, timeout=1, wakeup=False)
+        next(capturing)
+        task = add.delay(1, 1)
+        try:
+            for _ in capturing:
+                if "task-succeeded" in seen:
+                    break
+        except TimeoutError:
+            pass
+        task.get(timeout=WITHIN)
+    return "task-received" in seen, "task-succeeded" in seen
+
+
+STEPS: list[Callable[[], Any]] = [
+    *(results, many_greenlets, retries, failures, countdown, chords, late_acks),
+    *(ping_while_tasks_run, revoking, priorities_and_serializers, events),
+]
+
+MANY = int(sys.argv[1])
+outcomes: dict[str, Any] = {}
+for step in STEPS:
+    try:
+        with gevent.Timeout(60):
+            outcomes[step.__name__] = step()
+    except (Exception, gevent.Timeout) as exc:
+        outcomes[step.__name__] = f"{type(exc).__name__}: {exc}"
+print(json.dumps(outcomes))

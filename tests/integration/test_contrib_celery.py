@@ -1,0 +1,155 @@
+"""Celery workers with ``-P gevent`` and their clients, over greenconn's transports."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from greenconn.identity import uuid
+from tests.integration.processes import Running, run, start
+
+pytest.importorskip("celery")
+
+WORKER = [
+    *("-W", "ignore", "-m", "celery", "-A", "tests.integration.celery.app:app", "worker"),
+    *("-P", "gevent", "-c", "100", "-l", "error", "--without-mingle"),
+]
+
+EXPECTED: dict[str, Any] = {
+    "results": 5,
+    "retries": 2,
+    "failures": "ValueError('wrong')",
+    "countdown": 2,
+    "chords": 20,
+    "late_acks": 7,
+    "ping_while_tasks_run": [[[{"ok": "pong"}]], True, [0, 1, 2, 3, 4]],
+    "revoking": "TaskRevokedError",
+    "priorities_and_serializers": [3, 3, 3],
+    "events": [True, True],
+}
+
+
+#: Greenlets that send tasks, short and long.
+MANY = {False: "200", True: "5000"}
+SEND_SLOW = "from tests.integration.celery.app import slow; slow.delay(0.5, 1)"
+
+
+class Worker:
+    """A worker that runs."""
+
+    def __init__(self, env: dict[str, str], *options: str) -> None:
+        self.env = env
+        self.running: Running = start(*WORKER, *options, env=env)
+
+    def wait_for(self, text: str) -> None:
+        """Wait until it has printed this."""
+        while self.running.line() != text:
+            pass
+
+    def end(self) -> None:
+        """See that it has ended."""
+        self.running.end()
+
+
+@pytest.fixture(scope="module")
+def environment(amqp_url: str, redis_url: str) -> Callable[..., dict[str, str]]:
+    """Makes what the application reads, each time with a queue of its own."""
+
+    def environment(**more: str) -> dict[str, str]:
+        return {
+            "BROKER": amqp_url,
+            "RESULTS": redis_url,
+            "QUEUE": f"greenconn-celery-{uuid()}",
+            "TRANSPORT": "greenconn.contrib.celery:AmqpTransport",
+            **more,
+        }
+
+    return environment
+
+
+@pytest.fixture
+def work(environment: Callable[..., dict[str, str]]) -> Iterator[Callable[..., Worker]]:
+    """Starts workers that are ready."""
+    workers: list[Worker] = []
+
+    def work(*options: str, env: dict[str, str] | None = None, **more: str) -> Worker:
+        worker = Worker(env or environment(**more), *options)
+        workers.append(worker)
+        worker.wait_for("ready")
+        return worker
+
+    yield work
+    for worker in workers:
+        worker.end()
+
+
+@pytest.fixture(scope="module")
+def outcomes(environment: Callable[..., dict[str, str]], long: bool) -> Iterator[dict[str, Any]]:
+    """What became of each step of the client."""
+    worker = Worker(environment())
+    try:
+        worker.wait_for("ready")
+        outcome = run("-m", "tests.integration.celery.client", MANY[long], env=worker.env)
+        assert outcome.output, outcome.errors
+        yield json.loads(outcome.output.splitlines()[-1])
+    finally:
+        worker.end()
+
+
+@pytest.mark.parametrize("step", EXPECTED)
+@pytest.mark.timeout(180)
+def test_a_worker_and_a_client(step: str, outcomes: dict[str, Any]) -> None:
+    assert outcomes[step] == EXPECTED[step]
+
+
+@pytest.mark.timeout(180)
+def test_thousands_of_greenlets_send_tasks(outcomes: dict[str, Any], long: bool) -> None:
+    many = int(MANY[long])
+    assert outcomes["many_greenlets"] == [many, many + 1]
+
+
+def test_a_warm_shutdown_lets_tasks_end(work: Callable[..., Worker]) -> None:
+    worker = work()
+    sent = run("-c", SEND_SLOW, env=worker.env)
+    assert sent.code == 0, sent.errors
+    worker.wait_for("slow began 1")
+    worker.running.signal(signal.SIGTERM)
+    worker.wait_for("slow ended 1")
+    worker.wait_for("shut down")
+    assert worker.running.outcome().code == 0
+
+
+def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
+    work: Callable[..., Worker],
+) -> None:
+    worker = work()
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow began 1")
+    worker.running.signal(signal.SIGKILL)
+    other = work(env=worker.env)
+    other.wait_for("slow ended 1")
+
+
+def test_a_worker_without_what_it_needs_not(work: Callable[..., Worker]) -> None:
+    worker = work("--without-heartbeat", "--without-gossip", SCHEME="greenconn-amqp")
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+
+
+def test_quorum_queues(work: Callable[..., Worker]) -> None:
+    worker = work(QUORUM="1")
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+
+
+def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Worker]) -> None:
+    worker = work()
+    program = (
+        "from tests.integration.celery.app import add\nprint(add.delay(20, 3).get(timeout=30))"
+    )
+    outcome = run("-c", program, env=worker.env)
+    assert outcome.output == "23\n", outcome.errors
