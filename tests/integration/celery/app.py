@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
-from kombu import Queue
+from kombu.entity import Queue
 
 broker = os.environ["BROKER"]
 scheme = os.environ.get("SCHEME")

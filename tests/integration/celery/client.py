@@ -53,7 +53,7 @@ def late_acks() -> Any:
 
 
 def ping_while_tasks_run() -> Any:
-    running = [slow.delay(1.0, n) for n in range(5)]
+    running = [slow.delay(3.0, n) for n in range(5)]
     pong = app.control.ping(timeout=5, limit=1)
     active = app.control.inspect(timeout=5, limit=1).active() or {"": []}
     done = [each.get(timeout=WITHIN) for each in running]
