@@ -86,11 +86,16 @@ class Pace:
         #: Attempts in a row that failed.
         self.failures = 0
 
-    def failed(self, hosts: int) -> None:
-        """Note that an attempt failed; *hosts* of them are a round."""
+    def failed(self, hosts: int, longest: float = LONGEST_PAUSE) -> None:
+        """Note that an attempt failed; *hosts* of them are a round.
+
+        Arguments:
+            longest: seconds that no pause exceeds.
+        """
         self.failures += 1
         self._failed_at = monotonic()
-        self._pause = next(self._backoff) if self.failures % hosts == 0 else 0.0
+        pause = next(self._backoff) if self.failures % hosts == 0 else 0.0
+        self._pause = min(pause, longest)
 
     def reset(self) -> None:
         """Note that an attempt succeeded, or that another broker is meant from now on."""
@@ -227,7 +232,9 @@ class Walk:
             return
         if not attempt.was_abandoned:
             logger.debug("open.failed %s: %s", self._broker.label, outcome.error)
-            self._pace.failed(self._broker.hosts)
+            transport = self._broker.transport
+            longest = getattr(transport, "longest_pause", LONGEST_PAUSE)
+            self._pace.failed(self._broker.hosts, longest)
             self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
             self._moves_on = True
         self._fail()

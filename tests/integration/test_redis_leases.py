@@ -71,7 +71,7 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
     assert [each.redelivered for each in taken] == [False, False, True, True, True]
     assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
-    assert alive.sweeper.restored == 3
+    wait_until(lambda: alive.sweeper.restored == 3)
 
 
 def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> None:

@@ -98,6 +98,8 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
         what: the operation, for the message.
     """
     code = reply.code
+    if "The user executing the script" in str(reply):
+        code = "NOPERM"
     text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
     if code in ENDS_THE_LINK:
         return ServerNotReady(f"{text} (this server is no master that is ready)")

@@ -256,6 +256,8 @@ class Feed:
 
     def _claimed(self, reply: Any) -> None:
         # In the reader.
+        if self._link.pipeline.lost is not None:
+            return  # it stays under way: the next life looks what it has taken
         channel, self._reserved_for = self._reserved_for, None
         if isinstance(reply, Exception):
             channel.release(self._asked)
@@ -357,10 +359,10 @@ class Feed:
 
     def _failed(self, reply: Exception) -> None:
         """A command failed: the link is gone, or the server refuses."""
-        self.state = _RESTING
         link = self._link
-        if link.lost is not None:
+        if link.pipeline.lost is not None:
             return
+        self.state = _RESTING
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             # Somebody has flushed the scripts: say this one again, with its text.
             link.scripts.forget()

@@ -17,7 +17,7 @@ from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import as_error
-from greenconn.transport.redis.scripts import CLAIM, MOVE, RENEW
+from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ class Lease:
         scripts.forget()  # what failed before was not remembered by the server
         link.call_all(
             [
-                pack("LPUSH", canary, "{}"),
-                pack("PEXPIRE", canary, 60_000),
+                scripts.call(CANARY, (canary,)),
                 self._renewal([]),
                 scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
                 scripts.call(MOVE, (*held, keys.owners), ""),

@@ -5,6 +5,8 @@ Rules for scripts:
 - A script that fails keeps what it has done so far, so what may fail comes first: keys of a wrong
   type are found by writes that change nothing.  (``TYPE`` is a read, and a read inside a script
   registers all keys of the script with client tracking: each ack of anybody would wake everybody.)
+- The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
+  first write alone: whoever consumes makes room, so it must be able to.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
 - The clock is the server's.
 - At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since nobody
@@ -24,6 +26,7 @@ from greenconn.wire.resp import Argument, bulk, pack
 
 __all__ = [
     "BIND",
+    "CANARY",
     "CLAIM",
     "CLAIM_BYTES",
     "CLAIM_COUNT",
@@ -89,6 +92,18 @@ return taken
 """,
 )
 
+#: Puts a message into a list, for the first claim of a connection to take.
+#:
+#: Keys: the list.
+CANARY: Final = Script(
+    "canary",
+    """
+redis.call('DEL', KEYS[1])
+redis.call('LPUSH', KEYS[1], '{}')
+redis.call('PEXPIRE', KEYS[1], 60000)
+""",
+)
+
 #: Moves messages from what a consumer holds into lists, and returns how many it still held.
 #:
 #: Keys: unacked, its index, the owners, the lists.  Arguments: an owner who must be dead, or nothing;
@@ -127,6 +142,7 @@ return moved
 RENEW: Final = Script(
     "renew",
     """
+redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 redis.call('ZADD', KEYS[1], tonumber(time[1]) + tonumber(ARGV[2]), ARGV[1])
@@ -143,6 +159,7 @@ return now
 JOIN: Final = Script(
     "join",
     """
+redis.call('HDEL', KEYS[1], '')
 local time = redis.call('TIME')
 local all, others = redis.call('HGETALL', KEYS[1]), 0
 for at = 1, #all, 2 do

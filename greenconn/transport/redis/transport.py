@@ -50,6 +50,8 @@ class Transport(base.Transport):
     driver_type = "redis"
     driver_name = "redis"
     default_port = 6379
+    #: Seconds between two attempts to connect, at most: a Redis is back soon, and so shall we be.
+    longest_pause: ClassVar[float] = 1.5
     connection_errors = (
         ConnectionError,
         InconsistencyError,

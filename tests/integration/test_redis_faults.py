@@ -1,0 +1,419 @@
+"""What goes wrong with a Redis, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import Timeout
+from redis import exceptions
+
+import greenconn
+from greenconn import Connection
+from greenconn.exceptions import (
+    AccessRefused,
+    FrameError,
+    NotAllowed,
+    OperationalError,
+    RecoverableConnectionError,
+)
+from greenconn.messaging import Producer
+from greenconn.wire.resp import pack
+from tests.brokers.redis_server import RedisServer
+from tests.fix_brokers import Brokers
+from tests.integration.contract import SOON
+
+CERTS = Path(__file__).resolve().parents[1] / "certs"
+Starting = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def starting(brokers: Brokers) -> Iterator[Starting]:
+    """Starts servers with options of their own; closed after the test."""
+    servers: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        brokers.redis().close()  # skips the test where there is no Redis
+        server = RedisServer(brokers.keeper, options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
+    with Timeout(timeout):
+        while not is_so():
+            gevent.sleep(0.01)
+
+
+def there_and_back(url: str, **options: Any) -> None:
+    """A message goes to a queue and comes back."""
+    got: list[Any] = []
+    with Connection(url, transport_options=options.pop("transport_options", {}), **options) as c:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=c
+        )
+        assert consumer.wait_ready(SOON)
+        for number in range(3):
+            greenconn.publish("q", number, connection=c)
+            wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+        assert consumer.stop(SOON)
+    assert got == [0, 1, 2]
+
+
+# -- login
+
+
+def test_passwords(starting: Starting) -> None:
+    server = starting("--requirepass", "secret")
+    there_and_back(server.url.replace("//", "//:secret@"))
+    there_and_back(server.url.replace("//", "//default:secret@"))
+    for url, hint in (
+        (server.url, "wants a password"),
+        (server.url.replace("//", "//:wrong-one@"), "is wrong"),
+    ):
+        with Connection(url) as connection:
+            with pytest.raises(AccessRefused, match=hint) as caught:
+                connection.connect()
+            assert isinstance(caught.value, exceptions.AuthenticationError)
+            assert "wrong-one" not in str(caught.value)
+            with pytest.raises(OperationalError):
+                greenconn.publish("q", 1, connection=connection)
+
+
+def test_database_that_is_not_there(redis_url: str) -> None:
+    base = redis_url.rpartition("/")[0]
+    with (
+        Connection(f"{base}/99999") as connection,
+        pytest.raises(NotAllowed, match="database 99999"),
+    ):
+        connection.connect()
+    with (
+        Connection(f"{base}/mail") as connection,
+        pytest.raises(ValueError, match="number of a database"),
+    ):
+        connection.connect()
+
+
+def test_what_is_not_redis(amqp_url: str) -> None:
+    address = amqp_url.rpartition("@")[2].partition("/")[0]
+    with Connection(f"redis://{address}/0", connect_timeout=5) as connection:
+        with pytest.raises((FrameError, RecoverableConnectionError, OSError)) as caught:
+            connection.connect()
+        assert isinstance(caught.value, connection.connection_errors)
+
+
+def test_nobody_listens() -> None:
+    with (
+        Connection("redis://127.0.0.1:1/0") as connection,
+        pytest.raises(OSError, match="cannot connect"),
+    ):
+        connection.connect()
+
+
+# -- other ways to connect
+
+
+def test_server_that_knows_no_hello(starting: Starting, caplog: pytest.LogCaptureFixture) -> None:
+    server = starting("--requirepass", "secret", "--rename-command", "HELLO", "")
+    there_and_back(server.url.replace("//", "//:secret@"))
+    assert "polling" in caplog.text
+
+
+def test_fanout_without_pushes(starting: Starting) -> None:
+    server = starting("--rename-command", "HELLO", "")
+    got: list[Any] = []
+    with Connection(server.url) as connection:
+        queue = greenconn.Queue("f", greenconn.Exchange("fx", "fanout"))
+        consumer = greenconn.spawn_consumer(
+            queue, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        Producer(connection, greenconn.Exchange("fx", "fanout")).publish("x")
+        wait_until(lambda: got)
+        assert consumer.stop(SOON)
+
+
+def test_unix_socket(starting: Starting, tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    starting("--unixsocket", str(path))
+    there_and_back(f"redis+socket://{path}?virtual_host=3")
+    with (
+        Connection(f"redis+socket://{path}-not?virtual_host=3") as connection,
+        pytest.raises(OSError, match="cannot connect to"),
+    ):
+        connection.connect()
+
+
+def test_tls(starting: Starting) -> None:
+    server = starting(
+        "--tls-cert-file", str(CERTS / "server.pem"), "--tls-key-file", str(CERTS / "server.key"),
+        "--tls-ca-cert-file", str(CERTS / "ca.pem"), "--tls-auth-clients", "no",
+        "--tls-port", "0",
+    )  # fmt: skip
+    with Connection(server.url) as connection:
+        port = free_port()
+        try:
+            connection.connection.call(pack("CONFIG", "SET", "tls-port", port))
+        except exceptions.ResponseError as exc:
+            pytest.skip(f"this Redis has no TLS: {exc}")
+    there_and_back(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={CERTS / 'ca.pem'}")
+    with (
+        Connection(f"rediss://127.0.0.1:{port}/0") as connection,
+        pytest.raises(OSError, match="certificate"),
+    ):
+        connection.connect()
+
+
+def free_port() -> int:
+    from tests.brokers.ports import free_ports
+
+    return free_ports(1)[0]
+
+
+# -- a server that refuses
+
+
+def test_out_of_memory(starting: Starting) -> None:
+    server = starting()
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        producer = Producer(connection)
+        producer.publish("kept", routing_key="q")
+        other.connection.call(pack("CONFIG", "SET", "maxmemory", 1))
+        with pytest.raises(exceptions.OutOfMemoryError, match="maxmemory and takes nothing more"):
+            producer.publish("x", routing_key="q")
+        with pytest.raises(OperationalError, match="maxmemory"):
+            greenconn.publish("q", "x", connection=connection)
+        # What is there can be consumed.
+        message = connection.default_channel.basic_get("q")
+        assert message.payload == "kept"
+        message.ack()
+        other.connection.call(pack("CONFIG", "SET", "maxmemory", 0))
+        greenconn.publish("q", "x", connection=connection)
+
+
+def test_full_disk(starting: Starting, tmp_path: Path) -> None:
+    server = starting("--save", "3600 100000", "--enable-protected-configs", "yes")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        greenconn.publish("q", "kept", connection=connection)
+        got: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            "other", lambda body, message: got.append(body), connection=other
+        )
+        assert consumer.wait_ready(SOON)
+        control = other.connection
+        control.call(pack("CONFIG", "SET", "dir", str(gone)))
+        gone.rmdir()
+        control.call(pack("BGSAVE"))
+        wait_until(lambda: b"rdb_last_bgsave_status:err" in info(control))
+        with pytest.raises(exceptions.ResponseError, match="free its disk"):
+            Producer(connection).publish("x", routing_key="q")
+        with pytest.raises(OperationalError, match="free its disk"):
+            greenconn.publish("q", "x", connection=connection)
+        control.call(pack("CONFIG", "SET", "stop-writes-on-bgsave-error", "no"))
+        greenconn.publish("other", "late", connection=connection)
+        wait_until(lambda: got == ["late"])
+        assert consumer.stop(SOON)
+        assert connection.default_channel.basic_get("q", no_ack=True).payload == "kept"
+    server.kill()  # else it would try to save for seconds
+
+
+def info(link: Any) -> bytes:
+    text = link.call(pack("INFO", "persistence"))
+    assert isinstance(text, bytes)
+    return text
+
+
+def test_server_that_becomes_a_replica(starting: Starting) -> None:
+    server, elsewhere = starting(), starting()
+    got: list[Any] = []
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        control = other.connection
+        control.call(pack("REPLICAOF", "127.0.0.1", elsewhere.port))
+        gevent.spawn_later(0.5, control.call, pack("REPLICAOF", "NO", "ONE"))
+        # It waits until there is a master again.
+        greenconn.publish("q", "x", connection=connection)
+        wait_until(lambda: got == ["x"])
+        assert consumer.stop(SOON)
+
+
+# -- restarts and cuts
+
+
+def test_restart(starting: Starting) -> None:
+    server = starting("--appendonly", "yes", "--appendfsync", "always")
+    got: list[Any] = []
+    with Connection(server.url) as connection, Connection(server.url) as sending:
+        consumers = [
+            greenconn.spawn_consumer(
+                f"q{number}", lambda body, message: got.append(body), connection=connection
+            )
+            for number in range(20)
+        ]
+        assert all(each.wait_ready(SOON) for each in consumers)
+        sent: list[int] = []
+
+        def send(number: int) -> None:
+            for each in range(40):
+                greenconn.publish(f"q{number}", number * 100 + each, connection=sending)
+                sent.append(number * 100 + each)
+                gevent.sleep(0.01)
+
+        senders = [gevent.spawn(send, number) for number in range(20)]
+        for kill in (server.stop, server.kill):
+            gevent.sleep(0.15)
+            kill()
+            gevent.sleep(0.3)
+            server.start()
+        gevent.joinall(senders, raise_error=True)
+        wait_until(lambda: set(got) >= set(sent), 30)
+        assert all(each.stop(SOON) for each in consumers)
+
+
+def test_consumers_are_back_soon_after_a_long_outage(starting: Starting) -> None:
+    server = starting()
+    got: list[Any] = []
+    with Connection(server.url) as connection, Connection(server.url) as sending:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        server.kill()
+        gevent.sleep(4.0)
+        server.start()
+        greenconn.publish("q", "x", connection=sending)
+        wait_until(lambda: got)
+        assert consumer.stop(SOON)
+
+
+@pytest.mark.parametrize("prefetch", [1, 50])
+def test_cuts_under_load_lose_nothing(starting: Starting, prefetch: int, long: bool) -> None:
+    server = starting()
+    number = 20_000 if long else 1500
+    got: list[int] = []
+    with (
+        Connection(server.url) as connection,
+        Connection(server.url) as sending,
+        Connection(server.url) as control,
+    ):
+
+        def handle(body: Any, message: Any) -> None:
+            gevent.sleep(0.001)
+            got.append(body)
+
+        consumer = greenconn.spawn_consumer(
+            "q",
+            handle,
+            connection=connection,
+            prefetch_count=prefetch,
+            concurrency=10 if prefetch > 9 else 1,
+        )
+        assert consumer.wait_ready(SOON)
+
+        def send(start: int) -> None:
+            for each in range(start, number, 50):
+                greenconn.publish("q", each, connection=sending)
+
+        senders = [gevent.spawn(send, start) for start in range(50)]
+        for _ in range(8):
+            gevent.sleep(0.05)
+            control.connection.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+        gevent.joinall(senders, raise_error=True)
+        wait_until(lambda: len(set(got)) == number, 60)
+        assert consumer.stop(SOON)
+        link = control.connection
+        wait_until(lambda: link.call(pack("HLEN", "unacked")) == 0)
+        assert link.call(pack("LLEN", "q")) == 0
+
+
+def test_no_storm_of_reconnects(starting: Starting) -> None:
+    server = starting()
+    with Connection(server.url) as connection:
+        producer = Producer(connection)
+
+        def send(number: int) -> None:
+            greenconn.publish("q", number, connection=connection)
+
+        gevent.joinall([gevent.spawn(send, each) for each in range(100)], raise_error=True)
+        del producer
+        server.kill()
+        senders = [gevent.spawn(send, each) for each in range(1000)]
+        gevent.sleep(0.5)
+        server.start()
+        gevent.joinall(senders, raise_error=True)
+        stats = connection.connection.call(pack("INFO", "stats"))
+        opened = int(stats.partition(b"total_connections_received:")[2].split()[0])
+        assert opened <= 4
+
+
+# -- a server that does not answer
+
+
+def test_silent_server(starting: Starting) -> None:
+    server = starting()
+    options = {"reply_timeout": 0.5}
+    with Connection(server.url, transport_options=options) as connection:
+        producer = Producer(connection)
+        producer.publish("x", routing_key="q")
+        server.pause()
+        with pytest.raises(exceptions.TimeoutError, match="did not answer within") as caught:
+            producer.publish("y", routing_key="q")
+        assert isinstance(caught.value, connection.recoverable_connection_errors)
+        server.resume()
+        producer.publish("z", routing_key="q")
+
+
+def test_fanout_tells_of_gaps(starting: Starting) -> None:
+    server = starting()
+    got: list[Any] = []
+    told: list[tuple[str, float]] = []
+    with Connection(server.url) as connection, Connection(server.url) as control:
+        channel = connection.default_channel
+        channel.events["fanout_gap"].add(lambda *args: told.append(args))
+        exchange = greenconn.Exchange("fx", "fanout")
+        queue = greenconn.Queue("f", exchange)
+        with greenconn.Consumer(
+            channel, [queue], callbacks=[lambda body, message: got.append(body)]
+        ):
+            control.connection.call(pack("CLIENT", "KILL", "TYPE", "pubsub"))
+            with Timeout(SOON):
+                while not told:
+                    try:
+                        connection.drain_events(timeout=0.05)
+                    except TimeoutError:
+                        pass
+            Producer(control, exchange).publish("x")
+            connection.drain_events(timeout=SOON)
+    assert told[0][0] == "f"
+    assert got == ["x"]
+
+
+def test_refused_commands_are_named(starting: Starting) -> None:
+    server = starting()
+    with Connection(server.url) as control:
+        control.connection.call(
+            pack("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all", "-zadd")
+        )
+        with Connection(server.url.replace("//", "//poor:x@")) as connection:
+            greenconn.publish("q", "kept", connection=connection)
+            with pytest.raises(exceptions.NoPermissionError, match="lists the commands"):
+                connection.default_channel.basic_get("q")
+            consumer = greenconn.spawn_consumer("q", print, connection=connection)
+            with pytest.raises(exceptions.NoPermissionError):
+                consumer.wait_ready(SOON)
+            with pytest.raises(exceptions.NoPermissionError):
+                consumer.get(timeout=SOON)
+        assert control.connection.call(pack("LLEN", "q")) == 1
