@@ -27,6 +27,7 @@ class Relay:
     Attributes:
         delay: seconds before a new connection is passed on.
         rate: bytes a second from each client to the broker; None is as fast as it goes.
+        back_rate: the same from the broker to each client.
         passed: bytes from clients that were passed on.
         budget: bytes from clients that are still passed on; None is no end.
         on_budget: called when they have been passed on; without it, each connection ends then.
@@ -40,6 +41,7 @@ class Relay:
         self._broker = (str(parts.hostname), int(parts.port or 0))
         self.delay = 0.0
         self.rate: float | None = None
+        self.back_rate: float | None = None
         self.passed = 0
         self.budget: int | None = None
         self.on_budget: Callable[[], object] | None = None
@@ -89,6 +91,8 @@ class Relay:
                 self.is_passing.wait()
                 if not is_there:
                     target.sendall(part)
+                    if self.back_rate is not None:
+                        gevent.sleep(len(part) / self.back_rate)
                 elif not self._pass(part, target):
                     break
             target.shutdown(socket.SHUT_WR)

@@ -70,7 +70,8 @@ class Publisher:
         self.return_sink: Callable[[Exception, str, str, ReturnedMessage], object] | None = None
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
-        self._small = min(self._room, _LARGE)
+        # What is larger takes the way on which its size is checked.
+        self._small = min(self._room, _LARGE, link.options.max_message_size)
         if link.confirm_publish:
             self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
 

@@ -1,0 +1,319 @@
+"""What is large, many or endless: bodies, tags, channels, names; and a broker that stops us."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import tracemalloc
+from collections.abc import Callable
+from struct import pack
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from amqp import spec
+
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import ConnectionBlocked, ContentTooLarge, FrameError, PublishRefused
+from greenconn.messaging import Consumer, Producer
+from greenconn.publishing import publish
+from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.worker import spawn_consumer
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain
+from tests.fix_relay import Relay
+from tests.fix_wires import until
+
+SOON = 30.0
+MIB = 1 << 20
+
+
+@pytest.fixture
+def link(scripted_link: AmqpLink) -> AmqpLink:
+    return scripted_link
+
+
+@pytest.fixture
+def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
+    """The server's end of ``link``."""
+    return amqp_peer.end
+
+
+# Large bodies.
+
+
+def test_heartbeats_while_a_large_body_is_under_way(relay: Relay, unique: str, long: bool) -> None:
+    # It takes longer than the two heartbeats after which either side gives up.
+    size = (100 if long else 8) * MIB
+    relay.rate = relay.back_rate = size / 4.0
+    body = bytes(size)
+    took = []
+    with Connection(
+        relay.url,
+        heartbeat=1,
+        transport_options={"confirm_publish": True, "blocked_timeout": 60, "confirm_timeout": 60},
+    ) as connection:
+        queue = Queue(unique, expires=600_000)
+        producer = Producer(connection)
+        began = monotonic()
+        producer.publish(body, unique, declare=[queue], content_type="application/data")
+        took.append(monotonic() - began)
+        got: list[Any] = []
+
+        def receive(message: Any) -> None:
+            got.append(message.body)
+            message.ack()
+
+        began = monotonic()
+        with Consumer(connection, queue, on_message=receive):
+            while not got:
+                connection.drain_events(timeout=120)
+        took.append(monotonic() - began)
+        assert got[0] == body
+        assert connection.session.generation == 1
+        assert min(took) > 2.0
+        queue(connection.default_channel).delete()
+
+
+def test_a_body_that_is_too_large_is_refused_before_a_byte_is_sent(
+    amqp_url: str, unique: str
+) -> None:
+    with Connection(amqp_url) as connection:
+        connection.connect()
+        assert connection.session.life.link.options.max_message_size == 128 * MIB
+        sent = connection.session.life.link.writer.sends
+        with pytest.raises(ContentTooLarge, match=r"134217729 bytes is above .*134217728"):
+            Producer(connection).publish(bytes(128 * MIB + 1), unique)
+        # The channel was opened; nothing else went out.
+        assert connection.session.life.link.writer.sends - sent <= 2
+        assert connection.session.life.link.writer.pending == 0
+    options = {"max_message_size": 1000}
+    with Connection(amqp_url, transport_options=options) as connection:
+        queue = Queue(unique, exclusive=True)
+        producer = Producer(connection)
+        producer.publish("x" * 1000, unique, declare=[queue])
+        for _ in range(2):
+            with pytest.raises(ContentTooLarge, match="1001 bytes"):
+                producer.publish("x" * 1001, unique)
+        assert connection.default_channel.is_open
+        with pytest.raises(PublishRefused, match="max_message_size"):
+            publish(unique, "x" * 1001, connection=connection)
+
+
+# Large numbers.
+
+
+def test_delivery_tags_past_32_bits(link: AmqpLink, end: BrokerEnd) -> None:
+    channel = link.channel()
+    got: list[Any] = []
+    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    channel.basic_consume("q", "tag", callback=got.append)
+    first = (1 << 32) - 2
+    for tag in range(first, first + 5):
+        end.deliver(1, "tag", tag)
+    for tag in ((1 << 63) - 2, (1 << 63) - 1):
+        end.deliver(1, "tag", tag)
+    drain(link, lambda: len(got) == 7)
+    assert [each.delivery_tag for each in got] == [
+        *range(first, first + 5),
+        (1 << 63) - 2,
+        (1 << 63) - 1,
+    ]
+    # Out of order: only what has nothing unanswered before it is merged.
+    for each in (got[1], got[3]):
+        each.ack()
+    acks = [end.expect(spec.Basic.Ack)[2] for _ in range(2)]
+    assert acks == [pack(">QB", first + 1, False), pack(">QB", first + 3, False)]
+    for each in (got[0], got[2]):
+        each.ack()
+    assert end.expect(spec.Basic.Ack)[2] == pack(">QB", first + 2, True)
+    got[4].reject()
+    assert end.expect(spec.Basic.Reject)[2] == pack(">QB", first + 4, False)
+    for each in got[5:]:
+        each.ack()
+    assert end.expect(spec.Basic.Ack)[2] == pack(">QB", (1 << 63) - 1, True)
+    assert link.is_open
+
+
+# Many things, one after the other.
+
+
+def grown(step: Callable[[int], object], count: int) -> float:
+    """KiB that *count* further steps leave behind, once as many have filled the caches."""
+    for number in range(count):
+        step(number)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(count, 2 * count):
+            step(number)
+        gc.collect()
+        return (tracemalloc.get_traced_memory()[0] - before) / 1024
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(900)
+def test_channels_opened_and_closed_leave_nothing(amqp_url: str, unique: str, long: bool) -> None:
+    with Connection(amqp_url) as connection:
+        connection.connect()
+
+        def step(number: int) -> None:
+            with connection.channel() as channel:
+                kind = number % 3
+                if kind == 1:
+                    channel.queue_declare(exclusive=True)
+                elif kind == 2:
+                    channel.confirm_select()
+                    channel.basic_publish_confirm(channel.prepare_message("x"), "", "nobody")
+
+        assert grown(step, 10_000 if long else 250) < (512 if long else 128)
+        link = connection.session.life.link
+        until(lambda: len(link.channels) <= 2)
+        assert max(link.channels) <= 3  # numbers are used again
+
+
+@pytest.mark.timeout(900)
+def test_names_that_are_new_each_time_leave_nothing(amqp_url: str, unique: str, long: bool) -> None:
+    # Exchanges, routing keys, properties and headers are kept packed, but not all of them.
+    with Connection(amqp_url) as connection:
+        exchange = Exchange(unique, "topic", durable=False, auto_delete=False)
+        producer = Producer(connection, exchange)
+
+        def step(number: int) -> None:
+            producer.publish(
+                {"n": number},
+                f"key.{number}",
+                headers={f"h{number}": number},
+                correlation_id=f"c{number}",
+                message_id=f"m{number}",
+                reply_to=f"r{number}",
+                type=f"t{number}",
+            )
+
+        step(-1)
+        count = 50_000 if long else 3000
+        assert grown(step, count) < 512
+        connection.default_channel.exchange_delete(unique)
+
+
+# A broker that stops us.
+
+
+def test_flow_is_obeyed_and_answered(link: AmqpLink, end: BrokerEnd) -> None:
+    channel, other = link.channel(), link.channel()
+    message = channel.prepare_message("x")
+    end.method(1, spec.Channel.Flow, "b", False)
+    assert end.expect(spec.Channel.FlowOk)[::2] == (1, b"\0")
+    with pytest.raises(ConnectionBlocked, match=r"channel\.flow on channel 1"):
+        channel.basic_publish(message, "", "never", timeout=0.05)
+    waiting = [
+        gevent.spawn(each.basic_publish, message, "", f"later-{number}", timeout=SOON)
+        for number, each in enumerate((channel, other, channel))
+    ]
+    gevent.sleep(0.05)
+    assert end.nothing_more()
+    # Both reasons must be gone.
+    end.method(0, spec.Connection.Blocked, "s", "low on disk")
+    end.method(1, spec.Channel.Flow, "b", True)
+    assert end.expect(spec.Channel.FlowOk)[::2] == (1, b"\1")
+    gevent.sleep(0.05)
+    assert end.nothing_more()
+    assert link.gate.blocked == "low on disk"
+    end.method(0, spec.Connection.Unblocked)
+    sent = [end.expect(spec.Basic.Publish)[2] for _ in waiting]
+    assert [f"later-{n}".encode() in each for n, each in enumerate(sent)] == [True] * 3
+    gevent.joinall(waiting, timeout=SOON, raise_error=True)
+
+
+def test_a_channel_that_is_closed_while_it_is_stopped_stops_nobody(
+    link: AmqpLink, end: BrokerEnd
+) -> None:
+    channel, other = link.channel(), link.channel()
+    end.method(1, spec.Channel.Flow, "b", False)
+    end.expect(spec.Channel.FlowOk)
+    waiting = gevent.spawn(other.basic_publish, channel.prepare_message("x"), "", "q", timeout=SOON)
+    gevent.sleep(0)
+    channel.close()
+    waiting.get(timeout=SOON)
+    end.expect(spec.Basic.Publish)
+
+
+@pytest.mark.parametrize("channel_id", [0, 1])
+@pytest.mark.parametrize("method", [(60, 99), (77, 1), (10, 99)])
+def test_a_method_that_nobody_knows_is_one_clean_error(
+    link: AmqpLink, end: BrokerEnd, channel_id: int, method: tuple[int, int]
+) -> None:
+    channel = link.channel()
+    waiting = gevent.spawn(channel.queue_declare, "q")
+    end.expect(spec.Queue.Declare)
+    end.method(channel_id, method, "s", "whatever")
+    with pytest.raises(FrameError, match=f"{method[0]},{method[1]} on channel {channel_id}"):
+        waiting.get(timeout=SOON)
+    assert isinstance(link.lost, FrameError)
+    assert not link.is_open
+
+
+def test_heartbeats_go_on_while_the_broker_blocks_and_its_queue_is_emptied(
+    own_rabbitmq: RabbitMQ, unique: str
+) -> None:
+    got: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        got.append(body)
+
+    with Connection(
+        own_rabbitmq.url, heartbeat=1, transport_options={"blocked_timeout": 60}
+    ) as connection:
+        for number in range(200):
+            publish(unique, number, connection=connection)
+        own_rabbitmq.set_memory_alarm(True)
+        producer = Producer(connection)
+        # Two sockets: this one is blocked...
+        waiting = [
+            gevent.spawn(publish, unique, number, connection=connection, timeout=60)
+            for number in range(200, 220)
+        ]
+        # ... and that of the consumer is not: it goes on until nothing is left.
+        consumer = spawn_consumer(unique, handle, connection=connection, prefetch_count=5)
+        until(lambda: sorted(got)[:200] == list(range(200)), SOON)
+        gevent.sleep(3.0)  # three heartbeats
+        assert not any(each.ready() for each in waiting)
+        assert connection.session.generation == 1
+        rows = own_rabbitmq.ctl("list_queues", "name", "messages")
+        assert f"{unique}\t0" in rows
+        assert "blocked" in own_rabbitmq.ctl("list_connections", "state")
+        own_rabbitmq.set_memory_alarm(False)
+        gevent.joinall(waiting, timeout=SOON, raise_error=True)
+        until(lambda: len(got) == 220, SOON)
+        assert got[200:] == list(range(200, 220))  # in the order in which they waited
+        assert connection.session.generation == 1
+        assert consumer.stop(SOON)
+        producer.publish("last", unique)
+        connection.default_channel.queue_delete(unique)
+
+
+def test_a_peer_that_stops_reading_costs_bounded_memory(amqp_peers: AmqpPeers) -> None:
+    peer = amqp_peers()
+    links = Links(peer.url)
+    link = links(blocked_timeout=0.2, confirm_publish=False)
+    channel = link.channel()
+    peer.end.is_reading.clear()
+    message = channel.prepare_message(bytes(100_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def flood() -> None:
+        with pytest.raises(ConnectionBlocked, match="takes nothing more"):
+            for _ in range(1000):
+                channel.basic_publish(message, "", "q")
+
+    gevent.joinall([gevent.spawn(flood) for _ in range(100)], timeout=SOON, raise_error=True)
+    assert link.writer.pending < 2 * MIB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32_000  # KiB
+    assert link.is_open
+    peer.end.is_reading.set()
+    until(lambda: not link.writer.pending)
+    links.close()
