@@ -29,7 +29,7 @@ EXPECTED: dict[str, Any] = {
     "ping_while_tasks_run": [[[{"ok": "pong"}]], True, [0, 1, 2, 3, 4]],
     "revoking": "TaskRevokedError",
     "priorities_and_serializers": [3, 3, 3],
-    "events": [True, True],
+    "events": ["task-received", "task-succeeded"],
 }
 
 

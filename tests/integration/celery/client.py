@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from celery import chord
 from celery.exceptions import TaskRevokedError
+from gevent.event import Event
 
 from tests.integration.celery.app import add, app, fail, flaky, slow, total
 
@@ -54,6 +55,7 @@ def late_acks() -> Any:
 
 def ping_while_tasks_run() -> Any:
     running = [slow.delay(3.0, n) for n in range(5)]
+    add.delay(1, 1).get(timeout=WITHIN)  # sent after them, so they have begun
     pong = app.control.ping(timeout=5, limit=1)
     active = app.control.inspect(timeout=5, limit=1).active() or {"": []}
     done = [each.get(timeout=WITHIN) for each in running]
@@ -78,19 +80,23 @@ def priorities_and_serializers() -> Any:
 def events() -> Any:
     """The worker's events, seen by a receiver of Celery's."""
     seen: set[str] = set()
-    with app.connection() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": lambda e: seen.add(e["type"])})
-        capturing = receiver.itercapture(limit=None, timeout=1, wakeup=False)
-        next(capturing)
-        task = add.delay(1, 1)
-        try:
-            for _ in capturing:
-                if "task-succeeded" in seen:
-                    break
-        except TimeoutError:
-            pass
-        task.get(timeout=WITHIN)
-    return "task-received" in seen, "task-succeeded" in seen
+    succeeded = Event()
+
+    def note(event: dict[str, Any]) -> None:
+        seen.add(event["type"])
+        if event["type"] == "task-succeeded":
+            succeeded.set()
+
+    def capture() -> None:
+        with app.connection() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": note})
+            receiver.capture(limit=None, timeout=None, wakeup=True)
+
+    capturing = gevent.spawn(capture)
+    while not succeeded.is_set():
+        add.delay(1, 1).get(timeout=WITHIN)
+    capturing.kill()
+    return sorted(seen & {"task-received", "task-succeeded"})
 
 
 STEPS: list[Callable[[], Any]] = [
