@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -14,14 +14,19 @@ from greenlet import getcurrent
 
 from greenconn.green import exit, fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 
-__all__ = ["Stream", "Tls"]
+__all__ = ["Room", "Stream", "Tls"]
 
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
+
+#: What is received goes through one buffer: a receive never switches, and to ask the kernel for new
+#: memory of that size, and give most of it back, costs more than to copy what came.
+_buffers: Final = PerHub(lambda: memoryview(bytearray(RECEIVE)))
 
 _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -44,6 +49,18 @@ class Tls(Protocol):
     def close_notify(self) -> bytes: ...
 
 
+class Room(Protocol):
+    """Where large pieces are received, so that they are not copied."""
+
+    def room(self) -> Sequence[memoryview | bytearray] | None:
+        """Buffers for the next bytes, one after the other; None for those of ``on_data``."""
+        ...
+
+    def filled(self, count: int) -> None:
+        """Take *count* bytes that were received into ``room``; the rules are those of ``on_data``."""
+        ...
+
+
 class Stream:
     """A connected socket with a reader greenlet and a coalescing writer.
 
@@ -55,6 +72,7 @@ class Stream:
             but ``close``: end of file, an error of the socket, or one from *on_data*.
         name: of the peer, for greenlet names and messages.
         tls: a TLS session that has not begun, or None.
+        room: where large pieces are received; not asked with TLS, which receives what is sealed.
     """
 
     def __init__(
@@ -64,6 +82,7 @@ class Stream:
         on_lost: Callable[[BaseException], None],
         name: str,
         tls: Tls | None = None,
+        room: Room | None = None,
     ) -> None:
         self.name = name
         #: Number of receives and bytes received, for those who count.
@@ -75,6 +94,7 @@ class Stream:
         self._on_data = on_data
         self._on_lost = on_lost
         self._tls = tls
+        self._room = room if tls is None else None
         self._shaken: Slot[None] | None = None
         self._closed = False
         self._reading = False
@@ -193,28 +213,29 @@ class Stream:
     def _read(self) -> None:
         """The reader: nothing but receiving, parsing and handing over."""
         switch_to_hub = self._hub.switch
-        receive = self._sock.recv
-        plain = self._tls is None
-        on_data = self._on_data
+        receive_into, receive_piece = self._sock.recv_into, self._sock.recvmsg_into
+        buffer, where = _buffers.get(), self._room
+        on_data = self._on_data if self._tls is None else self._decrypt
         self.resume()
         try:
             while not self._closed:
                 switch_to_hub()  # until the watcher finds the socket readable
+                room = None if where is None else where.room()
                 try:
-                    data = receive(RECEIVE)
+                    count = receive_into(buffer) if room is None else receive_piece(room)[0]
                 except OSError as exc:
                     if exc.errno in _WOULD_BLOCK:
                         continue
                     raise
-                if not data:
+                if not count:
                     self._end_of_file()
                 self.receives += 1
-                self.received += len(data)
+                self.received += count
                 self.received_at = monotonic()
-                if plain:
-                    on_data(data)
+                if room is None or where is None:
+                    on_data(buffer[:count].tobytes())
                 else:
-                    self._decrypt(data)
+                    where.filled(count)
         except Exception as exc:
             self._end(exc)
 

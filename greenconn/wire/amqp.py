@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Final
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
+from greenconn.wire.body import LARGE, Blocks, LargeFrame
 
 __all__ = [
     "BASIC_CANCEL",
@@ -66,14 +67,16 @@ BODY_LIMIT: Final = 512 * 1024 * 1024
 class _Content:
     """A method whose content is still coming."""
 
-    __slots__ = ("chunks", "header", "ids", "missing", "payload")
+    __slots__ = ("blocks", "chunks", "header", "ids", "missing", "payload")
 
     def __init__(self, ids: int, payload: bytes) -> None:
         self.ids = ids
         self.payload = payload
         self.header: bytes | None = None
         self.missing = 0
-        self.chunks: list[bytes] = []
+        self.chunks: list[bytes | memoryview] = []
+        #: Where those chunks are that came in large frames.
+        self.blocks: list[bytearray] = []
 
 
 class FrameParser:
@@ -96,6 +99,9 @@ class FrameParser:
         self._have = 0
         self._need = 8
         self._partial: dict[int, _Content] = {}
+        #: The large body frame that is coming.
+        self._frame: LargeFrame | None = None
+        self._blocks = Blocks()
         self._began = False
 
     def feed(self, data: bytes) -> list[Method]:
@@ -105,6 +111,63 @@ class FrameParser:
             FrameError: what came is not AMQP 0-9-1, or a frame or body is above the limit.
             UnexpectedFrame: a content frame without its method, or the other way round.
         """
+        if self._frame is not None:
+            taken = self._frame.put(memoryview(data))
+            return self._end_frame(data[taken:])
+        is_calm = not self._partial
+        methods = self._take(data)
+        if is_calm and self._blocks and not self._partial:
+            self._blocks.clear()  # no large bodies any more
+        return methods
+
+    def room(self) -> list[memoryview | bytearray] | None:
+        """Buffers to receive into, one after the other; None while ``feed`` shall get what comes.
+
+        For a large body: what is received there is not copied until the body is whole.
+        """
+        return None if self._frame is None else self._frame.room()
+
+    def filled(self, count: int) -> list[Method]:
+        """Take *count* bytes that were received into ``room``; otherwise the same as ``feed``."""
+        assert self._frame is not None
+        return self._end_frame(self._frame.fill(count))
+
+    def _end_frame(self, data: bytes) -> list[Method]:
+        """Go on with what came behind the payload of the large frame; there may be none."""
+        frame = self._frame
+        if not data or frame is None:
+            return []
+        if data[0] != 0xCE:
+            raise _no_end()
+        self._frame = None
+        content = self._partial[frame.channel]
+        content.chunks += frame.pieces()
+        content.blocks += frame.blocks
+        content.missing -= frame.size
+        methods = [] if content.missing else [self._whole(frame.channel, content)]
+        if len(data) > 1:
+            self._need = 7  # enough to see whether one more such frame comes
+            methods += self._take(data[1:])
+        return methods
+
+    def _begin_frame(self, data: bytes, position: int) -> bool:
+        """Whether a large frame of a body begins at *position*, that has not come whole."""
+        kind, channel, size = _frame_head.unpack_from(data, position)
+        content = self._partial.get(channel)
+        if (
+            kind != BODY
+            or size < LARGE
+            or content is None
+            or content.header is None
+            or size > content.missing
+            or size + 8 > (self.frame_max or self.body_limit + 8)
+        ):
+            return False  # or wrong: that is found when it is whole
+        self._frame = LargeFrame(channel, size, self._blocks)
+        self._frame.put(memoryview(data)[position + 7 :])
+        return True
+
+    def _take(self, data: bytes) -> list[Method]:
         self._have += len(data)
         if self._have < self._need and (self._began or self._have < 4):
             self._chunks.append(data)
@@ -138,9 +201,7 @@ class FrameParser:
                 need = size + 8
                 break
             if data[stop] != 0xCE:
-                raise FrameError(
-                    "frame does not end with 0xCE: the stream is not AMQP or is broken"
-                )
+                raise _no_end()
             position = stop + 1
             if kind == METHOD:
                 payload = data[start:stop]
@@ -163,6 +224,9 @@ class FrameParser:
                     append(done)
                     if not partial:
                         position = _take_whole(data, position, room, append)
+        if partial and end - position >= 7 and self._begin_frame(data, position):
+            position = end
+            need = 8
         self._need = need
         self._have = end - position
         if position < end:
@@ -188,11 +252,14 @@ class FrameParser:
             content.missing -= len(payload)
             if content.missing < 0:
                 raise UnexpectedFrame(f"body on channel {channel} is longer than announced")
-        if content.missing:
-            return None
+        return None if content.missing else self._whole(channel, content)
+
+    def _whole(self, channel: int, content: _Content) -> Method:
         del self._partial[channel]
         chunks = content.chunks
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        first = chunks[0] if chunks else b""
+        body = first if len(chunks) < 2 and isinstance(first, bytes) else b"".join(chunks)
+        self._blocks.give_back(content.blocks)
         return (channel, content.ids, content.payload, content.header, body)
 
     def _check_beginning(self, data: bytes) -> bool:
@@ -213,6 +280,10 @@ class FrameParser:
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
             return FrameError(f"frame of unknown type {kind}: the peer does not speak AMQP 0-9-1")
         return FrameError(f"frame of {size} bytes announced; the limit is {limit}")
+
+
+def _no_end() -> FrameError:
+    return FrameError("frame does not end with 0xCE: the stream is not AMQP or is broken")
 
 
 def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method], None]) -> int:

@@ -46,7 +46,13 @@ from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
-from greenconn.wire.amqp import BASIC_DELIVER, PROTOCOL_HEADER, FrameParser, method_frame
+from greenconn.wire.amqp import (
+    BASIC_DELIVER,
+    PROTOCOL_HEADER,
+    FrameParser,
+    Method,
+    method_frame,
+)
 
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
@@ -141,7 +147,9 @@ class AmqpLink(Link, Agreement):
         step = "connecting"
         try:
             sock = dial(*self._address, deadline, self.options.socket_settings)
-            self._stream = Stream(sock, self._on_data, self._on_stream_lost, self.where, self._tls)
+            self._stream = Stream(
+                sock, self._on_data, self._on_stream_lost, self.where, self._tls, self
+            )
             self.gate.writer = self._stream.writer
             step = "the TLS handshake"
             self._stream.handshake(deadline)
@@ -326,8 +334,19 @@ class AmqpLink(Link, Agreement):
 
     # In the reader (or the hub): nothing here may switch or run user code.
 
+    def room(self) -> list[memoryview | bytearray] | None:
+        """Where the stream shall receive a large body."""
+        return self._parser.room()
+
+    def filled(self, count: int) -> None:
+        """Take what was received there."""
+        self._dispatch(self._parser.filled(count))
+
     def _on_data(self, data: bytes) -> None:
-        for channel_id, ids, payload, header, body in self._parser.feed(data):
+        self._dispatch(self._parser.feed(data))
+
+    def _dispatch(self, methods: list[Method]) -> None:
+        for channel_id, ids, payload, header, body in methods:
             # Channel 0 is this object.  When the connection ends there are no channels any more.
             channel = self.channels.get(channel_id)
             if channel is None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import ssl
+from _socket import SO_RCVBUF, SOL_SOCKET
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import greenlet
@@ -89,6 +92,88 @@ def test_a_megabyte_is_received_in_large_pieces(owner: Owner) -> None:
     owner.wire.send(bytes(1 << 20))
     until(lambda: len(owner.received) == 1 << 20)
     assert owner.stream.receives < 200
+
+
+class CountingSocket(RawSocket):
+    """Counts what it is asked to receive."""
+
+    receives = 0
+
+    def recv_into(self, *args: Any) -> int:
+        self.receives += 1
+        return super().recv_into(*args)
+
+    def recvmsg_into(self, *args: Any) -> Any:
+        self.receives += 1
+        return super().recvmsg_into(*args)
+
+
+class Shelf:
+    """Takes the bytes from the third on where it wants them, in pieces of up to *size* bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.buffers = [bytearray(size), bytearray(2)]
+        self.has_begun = False
+        self.taken = b""
+
+    def room(self) -> list[memoryview | bytearray] | None:
+        return list(self.buffers) if self.has_begun else None
+
+    def filled(self, count: int) -> None:
+        self.taken += b"".join(self.buffers)[:count]
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_a_busy_stream_receives_at_least_64_kib_at_once(wire: Wire, has_room: bool) -> None:
+    sock = CountingSocket(fileno=wire.take().detach())
+    sock.setblocking(False)
+    sock.setsockopt(SOL_SOCKET, SO_RCVBUF, 1 << 20)
+    received: list[int] = []
+    shelf = Shelf(131072 - 2)
+
+    def take(data: bytes) -> None:
+        received.append(len(data))
+        shelf.has_begun = has_room
+
+    lost: list[BaseException] = []
+    stream = Stream(sock, take, lost.append, "peer", None, shelf)
+    stream.pause()
+    sent = 0
+    try:
+        while True:
+            sent += wire.theirs.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass  # as much as there is room for
+    until(lambda: sum(received) + len(shelf.taken) == sent)
+    assert not lost
+    assert sent > 1 << 19
+    assert sock.receives <= sent / 65536 + 2
+    assert sock.receives == stream.receives
+    assert (len(shelf.taken) > 0) is has_room
+    stream.close()
+
+
+def test_a_part_goes_where_its_owner_wants_it(wire: Wire) -> None:
+    shelf = Shelf(3)
+    pieces: list[bytes] = []
+
+    def take(data: bytes) -> None:
+        pieces.append(data)
+        shelf.has_begun = True
+
+    lost: list[BaseException] = []
+    stream = Stream(wire.take(), take, lost.append, "peer", None, shelf)
+    wire.send(b"ab")
+    until(lambda: pieces == [b"ab"])
+    wire.send(b"c")
+    until(lambda: shelf.taken == b"c")
+    wire.send(b"defghijkl")
+    until(lambda: shelf.taken == b"cdefghijkl")
+    wire.hang_up()
+    until(lambda: lost)
+    assert isinstance(lost[0], ConnectionResetError)
+    assert pieces == [b"ab"]
+    assert not stream.is_open
 
 
 def test_pause_leaves_bytes_with_the_peer_and_resume_takes_them(owner: Owner) -> None:
