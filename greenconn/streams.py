@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Final, TypeAlias
 
-__all__ = ["OFFSET", "Offset", "StreamPosition", "check_offset"]
+__all__ = ["OFFSET", "Offset", "StreamPosition", "check_offset", "offset_of"]
 
 #: ``first``, ``last``, ``next``, an interval such as ``1h``; the number of a message; a time.
 Offset: TypeAlias = "str | int | datetime"
@@ -39,6 +39,14 @@ def check_offset(offset: Any) -> None:
             f"offset={offset!r}: it is 'first', 'last', 'next', a number from 0 up, a datetime, or "
             f"an interval such as '7D', '1h' or '30s'"
         )
+
+
+def offset_of(queue: Any) -> Offset | None:
+    """Where a consumer of *queue*, a ``Queue``, shall begin; None if it does not say it is a stream."""
+    offset: Offset | None = (queue.consumer_arguments or {}).get(OFFSET)
+    if offset is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
+        return "next"  # the broker's own default
+    return offset
 
 
 class StreamPosition:

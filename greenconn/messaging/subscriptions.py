@@ -14,7 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from greenconn.streams import OFFSET, StreamPosition
+from greenconn.streams import OFFSET, StreamPosition, offset_of
 
 if TYPE_CHECKING:
     from gevent.lock import BoundedSemaphore
@@ -87,14 +87,14 @@ class Subscriptions:
         Arguments:
             target: where messages go; its callback is made to take note of their offsets.
         """
-        arguments = queue.consumer_arguments
-        if not arguments or OFFSET not in arguments or "callback" not in target:
+        arguments, offset = queue.consumer_arguments, offset_of(queue)
+        if offset is None or "callback" not in target:
             return arguments
         position = self.positions.get(queue.name)
         if position is None:
-            position = self.positions[queue.name] = StreamPosition(arguments[OFFSET])
+            position = self.positions[queue.name] = StreamPosition(offset)
         target["callback"] = position.watching(target["callback"])
-        return {**arguments, OFFSET: position.restart()}
+        return {**(arguments or {}), OFFSET: position.restart()}
 
     def start(self, name: str, channel: Any, consume: Callable[[str, bool], Any]) -> None:
         """Ask *channel* for the messages of queue *name*.  May switch.

@@ -12,7 +12,7 @@ from greenconn.checks import check_callable, check_count, check_type, is_number,
 from greenconn.entity import Queue
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
-from greenconn.streams import OFFSET, Offset, check_offset
+from greenconn.streams import OFFSET, Offset, check_offset, offset_of
 
 __all__ = ["Handler", "OnError", "Plan", "QueueLike", "planned"]
 
@@ -194,10 +194,7 @@ class Plan:
         """Where to begin in *queue*; None if it is not known to be a stream."""
         if self.offset is not None or not isinstance(queue, Queue):
             return self.offset
-        given: Offset | None = (queue.consumer_arguments or {}).get(OFFSET)
-        if given is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
-            given = "next"
-        return given
+        return offset_of(queue)
 
 
 #: Options that go into ``**consumer_args``.

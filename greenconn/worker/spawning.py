@@ -74,7 +74,9 @@ def spawn_consumer(
             as one; fewer after ``batch_interval`` (1 s).
             ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: of the consumer at the broker.
             ``passive``: the queue must exist.
-            ``offset``: where to begin in a stream (``x-stream-offset``).
+            ``offset``: where to begin in a stream: ``'first'``, ``'last'``, ``'next'``, a number, a
+            datetime, or an interval such as ``'1h'``.  After a reconnect it goes on with the first
+            message that was not handled.
 
     Raises:
         TypeError: an option that is not known, or a value of another type.

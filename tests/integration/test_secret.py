@@ -18,6 +18,7 @@ from greenconn.transport.amqp import secret as module
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
+from tests.fix_interrupts import interruptions
 
 CAME = 20.0
 UPDATE, UPDATE_OK = (10, 70), (10, 71)
@@ -238,6 +239,15 @@ def test_closing_ends_a_renewal_under_way(quick: None, taking: AmqpPeer) -> None
         connection.connect()
         assert began.wait(CAME)
     # The leak check finds the greenlet if it is still there.
+
+
+def test_it_may_be_interrupted_at_any_switch(taking: AmqpPeer) -> None:
+    with Connection(taking.url) as connection:
+        connection.connect()
+        for _ in interruptions(lambda: connection.update_secret("new"), delays=(0, 1)):
+            # The answers still reach those that they are for.
+            connection.update_secret("newer", timeout=CAME)
+        assert connection.session.generation == 1
 
 
 def test_links_without_the_facade_can_be_told(amqp_links: Links) -> None:

@@ -14,6 +14,7 @@ from greenconn.green import http
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import Answer, ask
 from tests.brokers.ports import free_ports
+from tests.fix_interrupts import interruptions
 from tests.fix_peer import Peer, PeerFactory
 
 WAIT = 10.0
@@ -141,6 +142,12 @@ def test_where_nobody_listens() -> None:
     port = free_ports(1)[0]
     with pytest.raises(ConnectionRefusedError):
         ask("GET", "127.0.0.1", port, "/", deadline=Deadline(WAIT))
+
+
+def test_a_caller_may_be_interrupted_at_any_switch(server: Callable[..., Peer]) -> None:
+    peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    for _ in interruptions(lambda: asked(peer), delays=(0, 1)):
+        assert asked(peer).body == b"ok"
 
 
 def test_a_killed_caller_leaves_nothing_behind(server: Callable[..., Peer]) -> None:

@@ -1,4 +1,4 @@
-"""The parts of consumers that can be looked at alone: errands, berths, streams, states."""
+"""The parts of consumers that can be looked at alone: errands, berths, states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.streams import SLACK, StreamPosition
 from greenconn.worker.berths import ROOM, Berths
 from greenconn.worker.errands import LIMIT, Errand, Errands
 from greenconn.worker.state import ENDS, MOVES, ConsumerState, moved
@@ -152,72 +151,6 @@ def test_closed_channels_and_former_lives_are_forgotten() -> None:
     assert second is not first
     assert berths.take(Link()) is not second
     assert len(berths) == 1
-
-
-class Streamed:
-    """A message of a stream."""
-
-    def __init__(self, offset: int) -> None:
-        self.headers = {"x-stream-offset": offset}
-        self._state = "RECEIVED"
-
-    @property
-    def acknowledged(self) -> bool:
-        """Whether it was answered."""
-        return self._state != "RECEIVED"
-
-
-def test_a_stream_begins_where_the_program_says() -> None:
-    assert StreamPosition("first").restart() == "first"
-    assert StreamPosition(7).restart() == 7
-
-
-def test_a_stream_goes_on_behind_what_was_answered() -> None:
-    position = StreamPosition("first")
-    put = position.watching(lambda message: None)
-    messages = [Streamed(offset) for offset in range(10)]
-    for message in messages:
-        put(message)
-    for message in messages:
-        message._state = "ACK"
-    assert position.restart() == 10
-    assert position.restart() == 10
-
-
-def test_a_stream_goes_on_with_the_first_that_was_not_answered() -> None:
-    position = StreamPosition("last")
-    put = position.watching(lambda message: None)
-    messages = [Streamed(offset) for offset in range(10)]
-    for message in messages:
-        put(message)
-        message._state = "REJECTED"
-    messages[4]._state = "RECEIVED"
-    assert position.restart() == 4
-    put(messages[4])
-    messages[4]._state = "REQUEUED"
-    put(messages[5])
-    assert position.restart() == 4
-
-
-def test_a_long_stream_keeps_little() -> None:
-    position = StreamPosition("first")
-    put = position.watching(lambda message: None)
-    stuck = Streamed(0)
-    put(stuck)
-    for offset in range(1, 10_000):
-        message = Streamed(offset)
-        put(message)
-        message._state = "ACK"
-    assert len(position._outstanding) <= 3 * SLACK
-    assert position.restart() == 0
-
-
-def test_a_message_without_offset_is_passed_on() -> None:
-    passed: list[Any] = []
-    message = Streamed(0)
-    message.headers = {}
-    StreamPosition("first").watching(passed.append)(message)
-    assert passed == [message]
 
 
 def test_the_table_of_moves_is_whole() -> None:
