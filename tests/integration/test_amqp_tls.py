@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
 import pytest
-from gevent import socket
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AMQPError
-from greenconn.wire.tls import TlsSession
-from tests.fix_peer import PeerFactory
+from tests.fix_tls import CERTS, TlsFront
 
-CERTS = Path(__file__).resolve().parents[1] / "certs"
 DEADLINE = 30.0
 
 
 @pytest.fixture
-def tls_port(amqp_url: str, peer: PeerFactory) -> int:
+def tls_port(amqp_url: str, tls_front: TlsFront) -> int:
     """The port of a server that passes what comes over TLS on to RabbitMQ."""
     parts = urlsplit(amqp_url)
     assert parts.hostname is not None
     assert parts.port is not None
-    broker_address = (parts.hostname, parts.port)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTS / "server.pem", CERTS / "server.key")
-
-    def serve(client: socket.socket) -> None:
-        session = TlsSession(context, None, server_side=True)
-        with socket.create_connection(broker_address) as broker:
-            replies = gevent.spawn(_encrypt, session, broker, client)
-            try:
-                while data := client.recv(65536):
-                    try:
-                        plain = session.feed(data)
-                    finally:
-                        client.sendall(session.take_output())
-                    broker.sendall(plain)
-            except OSError:
-                pass  # one of the two did not like what it saw
-            finally:
-                replies.kill()
-
-    return peer(serve).port
-
-
-def _encrypt(session: TlsSession, broker: socket.socket, client: socket.socket) -> None:
-    while data := broker.recv(65536):
-        client.sendall(session.encrypt(data))
-    client.shutdown(socket.SHUT_RDWR)
+    return tls_front((parts.hostname, parts.port))
 
 
 def connection_to(amqp_url: str, port: int, **ssl_options: Any) -> Connection:

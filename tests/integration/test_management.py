@@ -17,6 +17,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import program_name
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_tls import CERTS, TlsFront
 
 CAME = 20.0
 
@@ -210,6 +211,20 @@ def test_greenlets_may_ask_at_once(connect: Callable[..., Connection]) -> None:
     answers = [gevent.spawn(manager.get_whoami) for _ in range(20)]
     gevent.joinall(answers, timeout=CAME, raise_error=True)
     assert all(each.get()["name"] == "guest" for each in answers)
+
+
+def test_over_tls(managed_rabbitmq: RabbitMQ, tls_front: TlsFront) -> None:
+    port = tls_front(("127.0.0.1", managed_rabbitmq.http_port))
+    options = {"manager_port": port}
+    trusting = {"ca_certs": str(CERTS / "ca.pem"), "server_hostname": "localhost"}
+    manager = Connection(
+        "amqps://guest:guest@127.0.0.1", ssl=trusting, transport_options=options
+    ).get_manager()
+    assert manager.get_whoami()["name"] == "guest"
+    assert "/" in manager.get_vhost_names()
+    strict = Connection("amqps://guest:guest@127.0.0.1", transport_options=options).get_manager()
+    with pytest.raises(OperationalError, match="certificate"):
+        strict.get_whoami()
 
 
 def test_the_management_port_follows_tls() -> None:
