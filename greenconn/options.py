@@ -180,6 +180,9 @@ class AmqpOptions:
     socket_settings: Mapping[Any, Any] | None = None
     """TCP options (``TCP_NODELAY``...) with their values; None: no delay, keepalive."""
 
+    topology_recovery: bool = True
+    """Whether what was declared on a connection is declared again when it comes back."""
+
     on_open: Callable[..., Any] | None = None
     """Called with the connection when it is open."""
 
@@ -202,7 +205,7 @@ class AmqpOptions:
         check_type(self, bool, "manager_ssl", optional=True)
         check_count(self, "manager_port", most=65535)
         check_type(self, Mapping, "client_properties", "socket_settings", optional=True)
-        check_type(self, bool, "confirm_publish")
+        check_type(self, bool, "confirm_publish", "topology_recovery")
         check_count(self, "max_message_size", least=1, optional=False)
         check_count(self, "channel_max", most=65535)
         check_count(self, "frame_max")

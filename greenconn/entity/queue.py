@@ -192,8 +192,11 @@ class Queue(MaybeChannelBound):
             channel = self.channel
         name = self.name
         if self._named_on is not None and self._named_on is not channel.connection and not passive:
-            # Such a queue went with its connection, and its name is one that only the broker gives.
-            name = ""
+            # Such a queue went with its connection, and its name is one that only the broker gives;
+            # it may have given another one to the queue that the session has put in its place.
+            topology = getattr(channel.connection, "topology", None)
+            name = topology.present_name(name) if topology is not None else ""
+            passive = bool(name)
         reply = channel.queue_declare(
             queue=name,
             passive=passive,
@@ -212,7 +215,7 @@ class Queue(MaybeChannelBound):
         )
         if reply is None:
             return None
-        if not name:
+        if not self.name or self._named_on is not None:
             self.name, self._named_on = reply[0], channel.connection
         if self.on_declared:
             self.on_declared(*reply)

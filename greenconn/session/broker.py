@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -11,13 +12,17 @@ from types import MethodType
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.session.failover import Failover
+from greenconn.session.life import is_open
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
 
 __all__ = ["URI_FIELDS", "Broker"]
+
+logger = logging.getLogger("greenconn.session")
 
 URI_FIELDS: Final = itemgetter("port", "userid", "password", "virtual_host", "transport")
 
@@ -128,6 +133,27 @@ class Broker:
         if _takes_deadline(establish):
             return establish(deadline)
         return establish()
+
+    def close(self, link: Any) -> None:
+        """Close *link* in good order; what the network does then is of no interest.  May switch."""
+        try:
+            self.transport.close_connection(link)
+        except Exception as exc:
+            if not isinstance(exc, (*self.connection_errors, OSError)):
+                raise
+            logger.debug("closing %s: %s", self.label, exc)
+        finally:
+            if is_open(link):
+                # Killed on the way: what is left of it goes without a word.
+                getattr(link, "collect", link.close)()
+
+    def is_transient(self, exc: BaseException) -> bool:
+        """Whether an error of a channel may pass while its link stays."""
+        errors = self.recoverable_channel_errors
+        if isinstance(exc, NotFound):
+            # RabbitMQ's words for a queue that is there, but whose node or leader is not yet.
+            return "down or inaccessible" in str(exc)
+        return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
 
     def _fill_blanks(self) -> None:
         """Let the connection say what the transport takes for what was not given, as kombu does."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.options import ConnectOptions
+from greenconn.session.attributes import Shared
 from greenconn.session.capabilities import Capabilities
+from greenconn.session.listeners import Listeners
 from greenconn.session.retry import Revival, ensure_open, ensured, library_errors, retry_options
 
 if TYPE_CHECKING:
@@ -23,6 +25,13 @@ CONNECT_ROUNDS: Final = 2
 
 class Persistent(Capabilities):
     """Connecting, the default channel, and functions that survive the loss of either."""
+
+    #: Functions that are called with the reason when the connection was lost: ``append`` yours.  Each
+    #: call has a greenlet of its own; what it raises is logged.
+    on_connection_lost = Shared[Listeners](Listeners(), lambda session: session.on_connection_lost)
+    #: Functions that are called, without arguments, when a lost connection is open again and all is
+    #: restored: what was declared, and consumers.
+    on_recovered = Shared[Listeners](Listeners(), lambda session: session.on_recovered)
 
     def connect(self) -> Any:
         """Open the connection now, and return the transport's own object for it.  May switch.

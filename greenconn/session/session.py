@@ -4,15 +4,13 @@ A session has at most one link at a time.  Rules that hold:
 
 - Opening is single-flight: whoever finds no link joins the attempt under way or begins one.  A
   thousand greenlets that find the connection dead cause one walk over the failover list.
-- A life is replaced as a whole.  What comes late from a former one is dropped, since it is compared
-  with the current one by identity.
-- With members registered, a lost link is replaced in the background until ``close()``, and the
-  members are restored on it in the order of their registration.  Without members the next use
-  opens a link.
-- A refusal is not recovered from: when every broker of the list refuses us in turn (wrong password,
-  no such virtual host) recovery ends with that error.  Those who wait get it, members that have a
-  method ``failed(exc)`` are told.  They stay members: if a later explicit use succeeds, they are
-  restored.
+- A life is replaced as a whole; what comes late from a former one is dropped (identity tells).
+- With members registered, a lost link is replaced in the background until ``close()``, and they are
+  restored on it in the order of their registration.  Without members the next use opens a link.
+- What was declared is declared again on a new link before anybody has that.
+- When every broker of the list refuses us in turn (wrong password, no such virtual host) recovery ends
+  with that error.  Those who wait get it, members that have a method ``failed(exc)`` are told, and
+  restored if a later explicit use succeeds.
 - Nothing switches while the state is half changed: decide first, wait after.
 
 All attributes belong to the session's hub; none is touched from a hub callback.
@@ -21,22 +19,23 @@ All attributes belong to the session's hub; none is touched from a hub callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from greenconn.abc import Recoverable
-from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
-from greenconn.green.supervisor import spawn
 from greenconn.session.attempt import Outcome
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels
 from greenconn.session.life import Life, is_open
+from greenconn.session.listeners import Listeners
 from greenconn.session.members import Members
 from greenconn.session.recovery import Recovery
 from greenconn.session.state import SessionState, moved
+from greenconn.session.topology import Topology
 from greenconn.session.utility import UtilityChannels
 from greenconn.session.waiters import Waiters
 from greenconn.session.walk import Walk
@@ -57,10 +56,10 @@ class Session:
         life: the current life; between two lives one that is not open.
         generation: how many links there have been.
         lost: why the last life ended by itself; None before, and while a link is open.
-        companions: what rooms above keep for this connection, by their names.
+        companions: what rooms above keep for this connection.
         utility: channels for what may fail and so cost its channel.
-        on_connection_lost: called with the reason when a link is lost, each in its own greenlet.
-        on_recovered: called without arguments when all is restored again, each in its own greenlet.
+        topology: what was declared, and is declared again on the next link.
+        on_connection_lost, on_recovered: see ``Connection``.
         on_closed: called without arguments at the end of ``close``, in its greenlet.
     """
 
@@ -69,13 +68,14 @@ class Session:
         self.life = Life()
         self.generation = 0
         self.lost: BaseException | None = None
-        self.on_connection_lost: list[Callable[[BaseException], Any]] = []
-        self.on_recovered: list[Callable[[], Any]] = []
-        self.on_closed: list[Callable[[], Any]] = []
+        self.on_connection_lost = Listeners()
+        self.on_recovered = Listeners()
+        self.on_closed = Listeners()
         self._state = SessionState.IDLE
         self._home: Home | None = None
-        self._walk = Walk(broker, self._begin_life, self._attempt_failed)
-        self._members = Members(self._is_transient)
+        self._walk = Walk(broker, self._prepare, self._begin_life, self._attempt_failed)
+        self.topology = Topology()
+        self._members = Members(broker.is_transient)
         self._channels = Channels(self)
         self.utility = UtilityChannels(self)
         self.companions: dict[str, Any] = {}
@@ -253,11 +253,7 @@ class Session:
         """Return the channel that stands for *old_channel*.  May switch.
 
         That is itself while it is open, the default channel if it was that, else one that was or
-        is now opened in its place, with the same prefetch and confirm mode.
-
-        Raises:
-            RecoverableConnectionError: the session was closed.
-            Exception: what :meth:`link` or the transport raises.
+        is now opened in its place, with the same prefetch and confirm mode.  Raises as :meth:`link`.
         """
         return self._channels.successor(old_channel, deadline or Deadline())
 
@@ -273,13 +269,9 @@ class Session:
         life = self._end(SessionState.CLOSED)
         try:
             if life.link is not None:
-                self._close_link(life.link)
+                self.broker.close(life.link)
         finally:
-            for listener in list(self.on_closed):
-                try:
-                    listener()
-                except Exception:
-                    logger.exception("a listener to the end of %r failed", self)
+            self.on_closed.call()
 
     def collect(self) -> None:
         """Drop everything at once, without a word to the broker; later use begins anew."""
@@ -288,7 +280,7 @@ class Session:
             getattr(link, "collect", link.close)()
 
     def restart(self) -> None:
-        """After a close: be as if never used, since another broker is meant from now on."""
+        """After a close: another broker is meant from now on."""
         self._state = moved(self._state, SessionState.IDLE)
 
     def forget(self) -> None:
@@ -299,6 +291,7 @@ class Session:
         self.life.forget()
         self._walk.forget()
         self._members.forget()
+        self.topology.clear()
         self._channels.forget()
         self.utility.forget()
         self.companions = {}
@@ -309,17 +302,23 @@ class Session:
         if not self.is_closed:
             self._state = SessionState.IDLE
 
+    def _prepare(self, link: Any) -> None:
+        self.topology.restore(link, partial(self.broker.transport.create_channel, link))
+
     def _begin_life(self, link: Any) -> None:
         self.generation += 1
         life = self.life = Life(link, self.generation)
-        self.lost = None
+        was_lost, self.lost = self.lost is not None, None
+        self.topology.record(link, partial(self.broker.transport.create_channel, link))
         if hasattr(link, "on_lost"):
             link.on_lost = lambda exc: self._end_life(life, exc)
         logger.info("connected to %s (life %d)", self.broker.label, self.generation)
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
-            self._state = moved(self._state, SessionState.OPEN)
+            self._state = moved(self._state, _OPEN)
+            if was_lost:
+                self.on_recovered.tell()
         self._waiters.wake()
 
     def _attempt_failed(self) -> None:
@@ -339,6 +338,7 @@ class Session:
         self.life = Life()
         self.lost = exc
         self._walk.move_on()
+        self.topology.stop()
         self._members.mark_due()
         logger.info(
             "connection to %s lost: %s; %d to restore", self.broker.label, exc, len(self._members)
@@ -347,7 +347,7 @@ class Session:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
             self._state = moved(self._state, SessionState.IDLE)
-        self._tell(self.on_connection_lost, exc)
+        self.on_connection_lost.tell(exc)
         self._waiters.wake()
 
     def _begin_recovery(self) -> None:
@@ -371,19 +371,7 @@ class Session:
             self._members.fail_all(error)
         elif self.life.is_open:
             logger.warning("connection to %s recovered after %.1f s", self.broker.label, seconds)
-            self._tell(self.on_recovered)
-
-    def _is_transient(self, exc: BaseException) -> bool:
-        """Whether an error in restoring a member may pass while the link stays."""
-        errors = self.broker.recoverable_channel_errors
-        if isinstance(exc, NotFound):
-            # RabbitMQ's words for a queue that is there, but whose node or leader is not yet.
-            return "down or inaccessible" in str(exc)
-        return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
-
-    def _tell(self, listeners: list[Callable[..., Any]], *args: Any) -> None:
-        for listener in listeners:
-            spawn("listener", listener, *args)
+            self.on_recovered.tell()
 
     def _end(self, state: SessionState) -> Life:
         """Leave the current life without a switch, and return it."""
@@ -393,24 +381,13 @@ class Session:
         self._home = None
         self.lost = None
         self._members.clear()
+        self.topology.clear()
         self._channels.forget()
         self.utility.drop()
         self._walk.reset(exc)
         self._recovery.stop()
         self._waiters.wake(exc)
         return life
-
-    def _close_link(self, link: Any) -> None:
-        try:
-            self.broker.transport.close_connection(link)
-        except Exception as exc:
-            if not isinstance(exc, (*self.broker.connection_errors, OSError)):
-                raise
-            logger.debug("closing %s: %s", self.broker.label, exc)
-        finally:
-            if is_open(link):
-                # Killed on the way: what is left of it goes without a word.
-                getattr(link, "collect", link.close)()
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")

@@ -118,14 +118,20 @@ class Walk:
 
     Arguments:
         broker: gives and changes the broker that is tried.
+        prepare: makes a link ready before anybody has it.  May switch; drops the link if it fails.
         begin: takes a link that was opened.  Never switches.
         fail: called when an attempt ended without one.  Never switches.
     """
 
     def __init__(
-        self, broker: BrokerLike, begin: Callable[[Any], None], fail: Callable[[], None]
+        self,
+        broker: BrokerLike,
+        prepare: Callable[[Any], None],
+        begin: Callable[[Any], None],
+        fail: Callable[[], None],
     ) -> None:
         self._broker = broker
+        self._prepare = prepare
         self._begin = begin
         self._fail = fail
         self._pace = Pace()
@@ -211,6 +217,8 @@ class Walk:
             broker.advance()
         logger.debug("open.started %s", broker.label)
         link = broker.establish(Deadline(broker.connect_timeout))
+        if is_open(link):
+            self._prepare(link)
         if not is_open(link):
             lost = getattr(link, "lost", None)
             raise RecoverableConnectionError(

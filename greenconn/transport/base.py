@@ -155,6 +155,9 @@ class Link:
         client: the ``Connection`` that asked for it.
     """
 
+    #: Whether what was declared here goes with the connection or the broker, and may be declared again.
+    records_topology: bool = False
+
     def __init__(self, client: Any) -> None:
         self.client = client
         #: ``(function, argument)`` pairs for ``drain_events``.
@@ -163,6 +166,9 @@ class Link:
         self.lost: BaseException | None = None
         #: Called once with the reason, in a greenlet of its own, when the link is lost.
         self.on_lost: Callable[[BaseException], None] | None = None
+        #: What channels tell of exchanges, queues and bindings that they have made or deleted, if
+        #: the link says that they do.
+        self.topology: Any = None
 
     @property
     def is_open(self) -> bool:

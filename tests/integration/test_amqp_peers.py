@@ -26,6 +26,8 @@ from greenconn.exceptions import (
     ConnectionForced,
     FrameError,
     NotAllowed,
+    PublishNacked,
+    PublishTimeout,
     RecoverableConnectionError,
     UnexpectedFrame,
 )
@@ -499,6 +501,7 @@ def test_a_queue_that_the_broker_named_after_its_caller_was_killed_is_deleted(
         end.method(1, spec.Queue.DeclareOk, "sll", name or "amq.gen-1", 0, 0)
     _, _, arguments, _ = end.expect(spec.Queue.Delete)
     assert b"amq.gen-1" in arguments
+    end.method(1, spec.Queue.DeleteOk, "l", 0)
     asking = gevent.spawn(channel.queue_purge, "q")
     end.expect(spec.Queue.Purge)  # and no other delete
     end.method(1, spec.Queue.PurgeOk, "l", 5)
@@ -622,6 +625,40 @@ def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
     for name in ("late", "next"):
         end.method(1, spec.Queue.DeclareOk, "sll", name, 0, 0)
     assert asking.get(timeout=WAIT).queue == "next"
+    links.close()
+
+
+@pytest.mark.parametrize("late", [spec.Basic.Ack, spec.Basic.Nack], ids=["ack", "nack"])
+@pytest.mark.parametrize("multiple", [False, True], ids=["single", "multiple"])
+def test_a_late_confirm_is_not_taken_for_that_of_the_next(
+    amqp_peer: AmqpPeer, late: tuple[int, int], multiple: bool
+) -> None:
+    links = Links(amqp_peer.url)
+    channel = links().channel()
+    for _ in range(2):
+        with pytest.raises(PublishTimeout):
+            channel.basic_publish_confirm(
+                channel.prepare_message("x"), "", "q", confirm_timeout=0.05
+            )
+    waiting = [
+        gevent.spawn(channel.basic_publish_confirm, channel.prepare_message("x"), "", "q")
+        for _ in range(2)
+    ]
+    end = amqp_peer.end
+    for _ in range(4):
+        end.expect(spec.Basic.Publish)
+    end.method(1, late, "Lb", 2, multiple)
+    asking = gevent.spawn(channel.queue_declare, "q")
+    end.expect(spec.Queue.Declare)
+    end.method(1, spec.Queue.DeclareOk, "sll", "q", 0, 0)
+    asking.get(timeout=WAIT)
+    assert not any(each.ready() for each in waiting)
+    end.method(1, spec.Basic.Ack, "Lb", 4, False)
+    waiting[1].get(timeout=WAIT)
+    assert not waiting[0].ready()
+    end.method(1, spec.Basic.Nack, "Lb", 4, True)
+    with pytest.raises(PublishNacked):
+        waiting[0].get(timeout=WAIT)
     links.close()
 
 

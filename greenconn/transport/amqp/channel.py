@@ -1,46 +1,37 @@
 """A channel of an AMQP connection, for any number of greenlets at once.
 
-Built on ``amqp.Channel``: its declarations, binds, purges, qos and transactions are used as they are.
-Replaced are the parts that read, wait or keep one pending reply for each method: ``send_method``,
-``wait``, ``dispatch_method``, ``open``, ``close``, ``collect``, ``_on_close``, ``basic_consume``,
-``basic_cancel``, ``basic_get``, ``basic_ack``, ``basic_reject``, ``basic_recover``, ``basic_qos``,
-``queue_declare`` and the returns.  Consuming and answering are in
-:mod:`~greenconn.transport.amqp.consuming`, publishing is in
+Built on ``amqp.Channel``: its qos and transactions are used as they are.  Replaced are the parts that
+read, wait, write content or keep one pending reply for each method.  Calls are in
+:mod:`~greenconn.transport.amqp.calling`, declarations in :mod:`~greenconn.transport.amqp.topology`,
+consuming and answering in :mod:`~greenconn.transport.amqp.consuming`, publishing is in
 :mod:`~greenconn.transport.amqp.publisher`.
-
-Every switch (the gate of the writer) comes before the first byte.  Writing a method and putting its
-call into the line is one step without a switch, so replies reach their callers in order.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
 from amqp import spec
 from amqp.exceptions import error_for_code
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 from gevent import get_hub
 
 from greenconn.exceptions import (
     ChannelError,
-    ContentTooLarge,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
 from greenconn.message import Message
+from greenconn.transport.amqp.calling import Calling
 from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.publisher import Publisher
 from greenconn.transport.amqp.remedies import with_remedy
 from greenconn.transport.amqp.rpc import (
     Call,
     CallLine,
-    OnReply,
     Reply,
-    Undo,
-    expected_of,
     ids_of,
 )
 from greenconn.transport.amqp.topology import Topology
@@ -61,7 +52,7 @@ _ACK: Final = ids_of(spec.Basic.Ack)
 _NACK: Final = ids_of(spec.Basic.Nack)
 
 
-class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdChannel):
+class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channel, StdChannel):
     """One channel.
 
     Any greenlet of the connection's hub may call any method at any time.
@@ -88,7 +79,6 @@ class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdCha
             _CLOSE_OK: self._on_channel_close_ok,
             _FLOW: self._on_channel_flow,
             ids_of(spec.Basic.Cancel): self._on_consumer_cancel,
-            ids_of(spec.Basic.CancelOk): self._on_consumer_cancel_ok,
             BASIC_RETURN: self._on_return,
             _ACK: self._on_ack,
             _NACK: self._on_nack,
@@ -123,135 +113,6 @@ class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdCha
                 f"this channel belonged to a connection that is gone: {gone}{self._unsent.hint}"
             ) from gone
         raise RecoverableChannelError(f"channel {self.channel_id} is closed: {gone}") from gone
-
-    def send_method(
-        self,
-        sig: tuple[int, int],
-        format: str | None = None,
-        args: Any = None,
-        content: Any = None,
-        wait: Any = None,
-        callback: Callable[[], Any] | None = None,
-        returns_tuple: bool = False,
-        *,
-        undo: Undo | None = None,
-        on_reply: OnReply | None = None,
-        tag: bytes | None = None,
-    ) -> Any:
-        """Write a method and, with *wait*, return its reply.  May switch.
-
-        Arguments:
-            undo: what to do with the reply when the caller was killed before it had it.
-            on_reply: what the reader notes when the reply comes.
-            tag: see :class:`~greenconn.transport.amqp.rpc.Call`.
-        """
-        self.check_open()
-        arguments = self.pack(sig, format, args) if format else b""
-        self.pass_gate()
-        return self.call(
-            sig,
-            arguments,
-            wait=wait,
-            returns_tuple=returns_tuple,
-            undo=undo,
-            on_reply=on_reply,
-            tag=tag,
-        )
-
-    def check_hub(self) -> None:
-        """Raise if the caller is in another thread than the connection.
-
-        Raises:
-            WrongHub: names both threads and the remedy.
-        """
-        self.connection.home.check(self)
-
-    def pass_gate(self) -> None:
-        """Wait for the turn to write.  May switch.
-
-        Raises:
-            WrongHub: the caller is in another thread than the connection.
-            RecoverableChannelError, RecoverableConnectionError: the channel is gone by then.
-        """
-        if get_hub() is not self._hub:
-            self.check_hub()
-        if self._writer.gate:
-            self.connection.gate.pass_through()
-        if self._gone is not None:
-            self.check_open()
-
-    def pack(self, sig: tuple[int, int], format: str, args: Any) -> bytes:
-        """The arguments of a method, so that nothing can go wrong between the gate and the write.
-
-        Raises:
-            ValueError: one does not fit its field.
-            ContentTooLarge: all together do not fit into a frame.
-        """
-        try:
-            arguments: bytes = dumps(format, args)
-        except struct.error as exc:
-            raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc
-        if len(arguments) + 4 > self._room:
-            # The broker would close the whole connection.
-            raise ContentTooLarge(
-                f"arguments of {len(arguments)} bytes do not fit into a frame", sig
-            )
-        return arguments
-
-    def call(
-        self,
-        sig: tuple[int, int],
-        arguments: bytes,
-        *,
-        wait: Any = None,
-        returns_tuple: bool = False,
-        undo: Undo | None = None,
-        on_reply: OnReply | None = None,
-        tag: bytes | None = None,
-    ) -> Any:
-        """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
-        if self._ledger.pending:
-            self.flush_acks()
-        self._writer.write(method_frame(self.channel_id, sig, arguments))
-        self._last_request = ids_of(sig)
-        if wait:
-            return self.wait(
-                wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply, tag=tag
-            )
-        return None
-
-    def wait(
-        self,
-        method: Any,
-        callback: Any = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-        *,
-        undo: Undo | None = None,
-        on_reply: OnReply | None = None,
-        tag: bytes | None = None,
-    ) -> Any:
-        """Wait for the reply to the method that was written just now.  May switch.
-
-        Nothing may switch between the writing and this.
-        """
-        if self._gone is not None:
-            self.check_open()  # the connection ended in that very write
-        call = Call(self._last_request, expected_of(method), undo, on_reply, tag)
-        self._calls.append(call)
-        try:
-            ids, payload, header, body = self.connection.wait_reply(call.slot, self, timeout)
-        except BaseException:
-            call.give_up()
-            raise
-        args = self._decode(ids, payload)
-        if header is not None:
-            args.append((payload, header, body))
-        return args if returns_tuple else (args and args[0])
-
-    def _decode(self, ids: int, payload: bytes) -> list[Any]:
-        known = self._METHODS[(ids >> 16, ids & 0xFFFF)]
-        return list(loads(known.args, payload, 4)[0]) if known.args else []
 
     def open(self) -> None:
         """Open the channel at the broker, for a caller that has passed the gate.  May switch."""
@@ -335,9 +196,16 @@ class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdCha
         self._gone = cause
         self.is_open = False
         self._ledger.pending.clear()
-        owned = self._calls.fail(cause, blamed)
+        if closed:
+            self._calls.release(cause)
+            owned = True
+        else:
+            owned = self._calls.fail(cause, blamed)
         owned = self._fail_publishes(cause, blamed) or owned
         consumers, self._consumers = self._consumers, {}
+        if self.connection.lost is None:
+            for consumer in consumers.values():
+                self._consumer_ended(consumer.queue)
         if not closed:
             for consumer in consumers.values():
                 consumer.gone(cause)
@@ -373,9 +241,10 @@ class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdCha
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of the broker over.  Called by the reader."""
-        if self._closing and ids not in (_CLOSE, _CLOSE_OK):
-            return
         reply = (ids, payload, header, body)
+        if self._closing and ids not in (_CLOSE, _CLOSE_OK):
+            self._calls.settle(reply)  # what it has done is noted; the rest is nobody's business
+            return
         handler = self._replies.get(ids)
         if handler is not None:
             handler(reply)
@@ -392,7 +261,7 @@ class Channel(Topology, Transactions, Consuming, Publisher, amqp.Channel, StdCha
         self.connection.channel_closed(self)
 
     def _on_channel_close_ok(self, reply: Reply) -> None:
-        self._calls.settle(reply)
+        self._calls.settle_last(reply)
         self.connection.channel_closed(self)
 
     def _on_channel_flow(self, reply: Reply) -> None:

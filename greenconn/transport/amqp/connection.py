@@ -112,6 +112,7 @@ class AmqpLink(Link, Agreement):
             heartbeat=heartbeat,
             options=options,
         )
+        self.records_topology = options.topology_recovery
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
         self.gate = PublishGate(where, options, self.events)
@@ -230,7 +231,7 @@ class AmqpLink(Link, Agreement):
             self.gate.open(channel.channel_id)
             self._numbers.give_back(channel.channel_id)
 
-    def wait_reply(self, slot: Slot[Reply], channel: Channel, timeout: float | None) -> Reply:
+    def wait_reply(self, slot: Slot[Reply], channel: Any, timeout: float | None) -> Reply:
         """Wait for a reply of the broker.  May switch.
 
         Arguments:

@@ -27,7 +27,7 @@ class ConsumerState(Enum):
     #: The caller was killed while it waited: what comes goes back to the queue, and the tag stays
     #: taken until the broker has answered the cancel.
     ABANDONED = auto()
-    #: ``basic.cancel`` was written without waiting for an answer: the tag may be used again.
+    #: ``basic.cancel`` was written and nobody waits for the answer: the tag may be used again.
     CANCELLED = auto()
 
 
@@ -48,9 +48,11 @@ class ChannelConsumer:
     __slots__ = (
         "callback",
         "deliver",
+        "is_ending",
         "link",
         "no_ack",
         "on_cancel",
+        "queue",
         "sink",
         "state",
         "tag",
@@ -61,6 +63,7 @@ class ChannelConsumer:
         self,
         link: AmqpLink,
         tag: str,
+        queue: str,
         *,
         no_ack: bool,
         unbounded: bool,
@@ -70,12 +73,15 @@ class ChannelConsumer:
     ) -> None:
         self.link = link
         self.tag = tag
+        self.queue = queue
         self.no_ack = no_ack
         self.callback = callback
         self.on_cancel = on_cancel
         self.sink = sink
         self.state = ConsumerState.STARTING
-        #: Those who wait until it is no longer starting.
+        #: The broker was told to end it.
+        self.is_ending = False
+        #: Those who wait until it is no longer starting, or until it has ended.
         self.watchers: list[Slot[None]] = []
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
@@ -94,9 +100,10 @@ class ChannelConsumer:
         self.state = state
         self.deliver = self._refuse
         self.sink = None  # it may hold much, and this stays as long as the tag is known
-        self._tell_watchers()
+        self.tell_watchers()
 
-    def _tell_watchers(self) -> None:
+    def tell_watchers(self) -> None:
+        """Something has changed.  Never switches."""
         for slot in self.watchers:
             slot.offer(None)
         self.watchers.clear()
@@ -107,7 +114,7 @@ class ChannelConsumer:
         """The broker confirmed it."""
         if self.state is ConsumerState.STARTING:
             self.state = ConsumerState.RUNNING
-            self._tell_watchers()
+            self.tell_watchers()
 
     def _refuse(self, message: Delivery) -> None:
         if not self.no_ack:
@@ -131,7 +138,7 @@ class ChannelConsumer:
         Arguments:
             cancelled: the broker cancelled this one consumer; the channel lives on.
         """
-        self._tell_watchers()
+        self.tell_watchers()
         if self.state is not ConsumerState.RUNNING:
             return  # the caller of ``basic_consume`` is told, or nobody cares
         if self.sink is not None:

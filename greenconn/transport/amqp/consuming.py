@@ -51,6 +51,8 @@ class Consuming(QueueKinds):
     _calls: CallLine
     _gone: BaseException | None
     _hub: Hub
+    _last_queue: str
+    _consumer_ended: Callable[[str], None]
     _writer: Writer
 
     def _init_consuming(self) -> None:
@@ -139,6 +141,7 @@ class Consuming(QueueKinds):
         consumer = ChannelConsumer(
             self.connection,
             tag,
+            queue or self._last_queue,
             no_ack=no_ack,
             unbounded=no_ack or not self._prefetch,
             callback=callback,
@@ -168,40 +171,63 @@ class Consuming(QueueKinds):
         """Cancel a consumer whose caller was killed before it heard that the broker has it."""
         consumer.leave(ConsumerState.ABANDONED)
         if self._gone is None:
-            self._writer.write(
-                method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
-            )
-            key = consumer.tag.encode("utf-8", "surrogatepass")
-            call = Call(_CANCEL, frozenset((_CANCEL_OK,)), tag=key)
-            call.abandon()
-            self._calls.append(call)
+            self._write_cancel(consumer).abandon()
+
+    def _write_cancel(self, consumer: ChannelConsumer) -> Call:
+        """Have the broker end *consumer*, once: it answers a second request before the first one.
+
+        Never switches.
+        """
+        if self._ledger.pending:
+            self.flush_acks()
+        consumer.is_ending = True
+        self._writer.write(
+            method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
+        )
+        call = Call(
+            _CANCEL,
+            frozenset((_CANCEL_OK,)),
+            on_reply=lambda reply: self._forget_consumer(consumer),
+            tag=consumer.tag.encode("utf-8", "surrogatepass"),
+        )
+        self._calls.append(call)
+        return call
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:
         """End a consumer.  May switch.  An unknown tag: does nothing.
 
         One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
         it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
-        over as any other.
+        over as any other; with *nowait* they go back to the queue from now on.
         """
         key = consumer_tag.encode("utf-8", "surrogatepass")
         consumer = self._consumers.get(key)
-        if consumer is not None and consumer.state is ConsumerState.STARTING:
-            slot: Slot[None] = Slot()
-            consumer.watchers.append(slot)
-            slot.wait(Deadline(self.connection.options.reply_timeout))
-        if self._consumers.get(key) is not consumer or consumer is None:
+        if consumer is None:
             return
-        if consumer.state is ConsumerState.ABANDONED:
-            return  # it is cancelled as soon as it is confirmed
-        self.send_method(
-            spec.Basic.Cancel,
-            argsig,
-            (consumer_tag, nowait),
-            wait=None if nowait else spec.Basic.CancelOk,
-            tag=key,
-        )
-        if nowait and key in self._consumers:
-            self._consumers[key].leave(ConsumerState.CANCELLED)
+        if consumer.state is ConsumerState.STARTING:
+            self._watch(consumer)
+        if self._consumers.get(key) is consumer:
+            self.pass_gate()
+        if self._consumers.get(key) is not consumer or consumer.state is ConsumerState.ABANDONED:
+            return  # it has ended, or does as soon as it is confirmed
+        call = None if consumer.is_ending else self._write_cancel(consumer)
+        if self._gone is not None:
+            self.check_open()  # the connection ended in that very write
+        if nowait:
+            consumer.leave(ConsumerState.CANCELLED)
+            if call is not None:
+                call.abandon()
+        elif call is not None:
+            self.connection.wait_reply(call.slot, self, None)
+        else:
+            while self._consumers.get(key) is consumer:
+                self._watch(consumer)
+
+    def _watch(self, consumer: ChannelConsumer) -> None:
+        """Wait for a change of *consumer*'s state.  May switch."""
+        slot: Slot[None] = Slot()
+        consumer.watchers.append(slot)
+        slot.wait(Deadline(self.connection.options.reply_timeout))
 
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
         """Take one message from a queue; None if it is empty.  May switch.
@@ -356,13 +382,19 @@ class Consuming(QueueKinds):
 
     def _on_consumer_cancel(self, reply: Reply) -> None:
         tag = loads("s", reply[1], 4)[0][0]
-        consumer = self._consumers.pop(tag.encode("utf-8", "surrogatepass"), None)
-        self.no_ack_consumers.discard(tag)
+        consumer = self._consumers.get(tag.encode("utf-8", "surrogatepass"))
         if consumer is not None:
+            self._forget_consumer(consumer)
+            if self.connection.topology is not None:
+                # Somebody has deleted it, and does not want it back; a consumer that does declares it.
+                self.connection.topology.queue_deleted(consumer.queue)
             consumer.gone(cancelled_error(tag), cancelled=True)
 
-    def _on_consumer_cancel_ok(self, reply: Reply) -> None:
-        tag = loads("s", reply[1], 4)[0][0]
-        self._consumers.pop(tag.encode("utf-8", "surrogatepass"), None)
-        self.no_ack_consumers.discard(tag)
-        self._calls.settle(reply)
+    def _forget_consumer(self, consumer: ChannelConsumer) -> None:
+        """The broker has ended it; its tag may have been given to another one meanwhile."""
+        key = consumer.tag.encode("utf-8", "surrogatepass")
+        if self._consumers.get(key) is consumer:
+            del self._consumers[key]
+            self.no_ack_consumers.discard(consumer.tag)
+        consumer.tell_watchers()
+        self._consumer_ended(consumer.queue)

@@ -56,6 +56,8 @@ class Publisher:
     pass_gate: Callable[[], None]
     is_open: bool
     events: dict[str, set[Any]]
+    _last_request: int
+    _room: int
     _gone: BaseException | None
     _hub: Hub
 
@@ -380,9 +382,10 @@ class Publisher:
         """
         if self._confirms is None:
             return False
+        is_clear = self._confirms.all_are_awaited
         left = self._confirms.give_up()
         # Alone, it is the one that the broker means; among others nobody can tell which it was.
-        mine = blamed is None or (blamed == _PUBLISH and len(left) == 1)
+        mine = blamed is None or (blamed == _PUBLISH and len(left) == 1 and is_clear)
         for publish in left:
             publish.slot.fail(cause if mine else not_yours(cause))
         return mine and bool(left)

@@ -110,6 +110,17 @@ class CallLine:
             call.undo(reply)
         return True
 
+    def settle_last(self, reply: Reply) -> None:
+        """Hand *reply* to the last call: nothing else will be answered.  Never switches."""
+        calls, self._calls = self._calls, deque()
+        if calls:
+            calls[-1].slot.offer(reply)
+
+    def release(self, cause: BaseException) -> None:
+        """Tell all who wait *cause*: we close the channel.  Replies are still noted.  Never switches."""
+        for call in self._calls:
+            call.slot.fail(cause)
+
     def fail(self, cause: BaseException, request: Ids | None = None) -> bool:
         """End all calls: the channel is gone.  Never switches.
 

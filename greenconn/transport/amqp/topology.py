@@ -1,9 +1,17 @@
-"""The declaring half of a channel, where it differs from amqp's."""
+"""The declaring half of a channel, where it differs from amqp's.
+
+What the broker has done is told to the connection's ``topology``, by the reader as soon as the reply
+comes: also for a caller that was killed, or did not want to wait.
+
+``nowait`` means that the caller does not wait.  The broker is asked for the reply all the same: it tells
+which of several requests has failed, and costs less than an error that reaches the wrong caller.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from amqp import spec
 from amqp.protocol import queue_declare_ok_t
@@ -11,16 +19,104 @@ from amqp.serialization import dumps, loads
 
 from greenconn.transport.amqp.rpc import Reply
 
+if TYPE_CHECKING:
+    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.consumer import ChannelConsumer
+
 __all__ = ["Topology"]
 
 
 class Topology:
-    """What a channel does to declare; mixed into ``Channel``.  The rest is amqp's own."""
+    """What a channel does to declare, bind and delete; mixed into ``Channel``."""
 
     call: Callable[..., Any]
+    connection: AmqpLink
     send_method: Callable[..., Any]
     _note_kind: Callable[[str, Any], None]
+    _consumers: dict[bytes, ChannelConsumer]
     _gone: BaseException | None
+    #: What a queue without a name means (AMQP 0-9-1, 1.7.2.1): the one declared last.
+    _last_queue: str = ""
+
+    def exchange_declare(
+        self,
+        exchange: str,
+        type: str,
+        passive: bool = False,
+        durable: bool = False,
+        auto_delete: bool = True,
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BssbbbbbF",
+    ) -> None:
+        """Declare an exchange.  May switch."""
+        note = None if passive else self._note("exchange_declared")
+        self._ask(
+            spec.Exchange.Declare,
+            argsig,
+            (0, exchange, type, passive, durable, auto_delete, False, False, arguments),
+            spec.Exchange.DeclareOk,
+            nowait,
+            note and partial(note, exchange, type, durable, auto_delete, arguments),
+        )
+
+    def exchange_delete(
+        self,
+        exchange: str,
+        if_unused: bool = False,
+        nowait: bool = False,
+        argsig: str = "Bsbb",
+    ) -> None:
+        """Delete an exchange.  May switch."""
+        note = self._note("exchange_deleted")
+        self._ask(
+            spec.Exchange.Delete,
+            argsig,
+            (0, exchange, if_unused, False),
+            spec.Exchange.DeleteOk,
+            nowait,
+            note and partial(note, exchange),
+        )
+
+    def exchange_bind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BsssbF",
+    ) -> None:
+        """Have messages of *source* go to the exchange *destination* too.  May switch."""
+        note = self._note("bound")
+        self._ask(
+            spec.Exchange.Bind,
+            argsig,
+            (0, destination, source, routing_key, False, arguments),
+            spec.Exchange.BindOk,
+            nowait,
+            note and partial(note, False, destination, source, routing_key, arguments),
+        )
+
+    def exchange_unbind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BsssbF",
+    ) -> None:
+        """Undo :meth:`exchange_bind`.  May switch."""
+        note = self._note("unbound")
+        self._ask(
+            spec.Exchange.Unbind,
+            argsig,
+            (0, destination, source, routing_key, False, arguments),
+            spec.Exchange.UnbindOk,
+            nowait,
+            note and partial(note, False, destination, source, routing_key, arguments),
+        )
 
     def queue_declare(
         self,
@@ -40,18 +136,154 @@ class Topology:
         Returns:
             Name, number of messages and of consumers; None with *nowait*.
         """
+        note = None if passive else self._note("queue_declared")
+
+        def on_reply(reply: Reply) -> None:
+            name = self._last_queue = _name_in(reply)
+            self._note_kind(name, arguments)
+            if note is not None:
+                note(name, durable, exclusive, auto_delete, arguments, not queue)
+
         reply = self.send_method(
             spec.Queue.Declare,
             argsig,
-            (0, queue, passive, durable, exclusive, auto_delete, nowait, arguments),
-            wait=None if nowait else spec.Queue.DeclareOk,
+            (0, queue, passive, durable, exclusive, auto_delete, False, arguments),
+            wait=spec.Queue.DeclareOk,
             returns_tuple=True,
-            undo=None if queue else self._undo_declare,
+            undo=None if queue or nowait else self._undo_declare,
+            on_reply=on_reply,
+            abandons=nowait,
         )
-        self._note_kind(queue or reply[0], arguments)
         return None if nowait else queue_declare_ok_t(*reply)
 
     def _undo_declare(self, reply: Reply) -> None:
         if self._gone is None:
-            name = loads("s", reply[1], 4)[0][0]
-            self.call(spec.Queue.Delete, dumps("Bsbbb", (0, name, False, False, True)))
+            name = _name_in(reply)
+            self.call(
+                spec.Queue.Delete,
+                dumps("Bsbbb", (0, name, False, False, False)),
+                wait=spec.Queue.DeleteOk,
+                abandons=True,
+            )
+            if (note := self._note("queue_deleted")) is not None:
+                note(name)
+
+    def queue_delete(
+        self,
+        queue: str = "",
+        if_unused: bool = False,
+        if_empty: bool = False,
+        nowait: bool = False,
+        argsig: str = "Bsbbb",
+    ) -> Any:
+        """Delete a queue.  May switch.
+
+        Returns:
+            How many messages were in it; None with *nowait*.
+        """
+        note = self._note("queue_deleted")
+        return self._ask(
+            spec.Queue.Delete,
+            argsig,
+            (0, queue, if_unused, if_empty, False),
+            spec.Queue.DeleteOk,
+            nowait,
+            note and partial(note, queue or self._last_queue),
+        )
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BsssbF",
+    ) -> None:
+        """Have messages of *exchange* go to *queue*.  May switch."""
+        note = self._note("bound")
+        name = queue or self._last_queue
+        key = routing_key if queue else routing_key or name  # as the broker has it
+        self._ask(
+            spec.Queue.Bind,
+            argsig,
+            (0, queue, exchange, routing_key, False, arguments),
+            spec.Queue.BindOk,
+            nowait,
+            note and partial(note, True, name, exchange, key, arguments),
+        )
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str,
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Any = None,
+        argsig: str = "BsssF",
+    ) -> None:
+        """Undo :meth:`queue_bind`.  May switch."""
+        note = self._note("unbound")
+        name = queue or self._last_queue
+        key = routing_key if queue else routing_key or name
+        self._ask(
+            spec.Queue.Unbind,
+            argsig,
+            (0, queue, exchange, routing_key, arguments),
+            spec.Queue.UnbindOk,
+            nowait,
+            note and partial(note, True, name, exchange, key, arguments),
+        )
+
+    def queue_purge(self, queue: str = "", nowait: bool = False, argsig: str = "Bsb") -> Any:
+        """Delete the messages of a queue that nobody has taken.  May switch.
+
+        Returns:
+            How many there were; None with *nowait*.
+        """
+        return self._ask(
+            spec.Queue.Purge, argsig, (0, queue, False), spec.Queue.PurgeOk, nowait, None
+        )
+
+    def _note(self, what: str) -> Callable[..., None] | None:
+        """What tells the connection's topology; it never switches."""
+        record = self.connection.topology
+        return None if record is None else getattr(record, what)
+
+    def _consumer_ended(self, queue: str) -> None:
+        """A consumer has ended: its queue goes with the last one if it is auto-delete.
+
+        A consumer of another connection would keep it; then it is forgotten all the same.
+        """
+        link = self.connection
+        if link.topology is None or not link.topology.is_auto_delete(queue):
+            return
+        for channel in link.channels.values():
+            if channel is not link and any(
+                each.queue == queue for each in channel._consumers.values()
+            ):
+                return
+        link.topology.queue_deleted(queue)
+
+    def _ask(
+        self,
+        method: tuple[int, int],
+        argsig: str,
+        args: tuple[Any, ...],
+        reply: tuple[int, int],
+        nowait: bool,
+        note: Callable[[], None] | None,
+    ) -> Any:
+        """Send *method*; call *note*, which must not switch, when the broker has done it."""
+        return self.send_method(
+            method,
+            argsig,
+            args,
+            wait=reply,
+            on_reply=None if note is None else lambda reply: note(),
+            abandons=nowait,
+        )
+
+
+def _name_in(reply: Reply) -> str:
+    return str(loads("s", reply[1], 4)[0][0])

@@ -304,8 +304,8 @@ def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: S
 def test_listeners_are_told(connection: Connection, script: Script) -> None:
     told: list[object] = []
     session = connection.session
-    session.on_connection_lost.append(told.append)
-    session.on_recovered.append(lambda: told.append("recovered"))
+    connection.on_connection_lost.append(told.append)
+    connection.on_recovered.append(lambda: told.append("recovered"))
     session.on_closed.append(lambda: told.append("closed"))
     session.add(Member("a", []))
     session.link()
@@ -316,15 +316,37 @@ def test_listeners_are_told(connection: Connection, script: Script) -> None:
     assert told == [lost, "recovered", "closed"]
 
 
+def test_without_members_the_next_use_tells_that_it_is_back(
+    connection: Connection, script: Script
+) -> None:
+    told: list[str] = []
+    connection.on_recovered.append(lambda: told.append("recovered"))
+    connection.session.link()
+    turn()
+    assert told == []  # it was not away
+    script.link.lose()
+    until(lambda: connection.session.is_lost)
+    assert told == []
+    connection.session.link()
+    until(lambda: told == ["recovered"])
+    connection.close()
+    connection.connect()
+    turn()
+    assert told == ["recovered"]
+
+
 def test_a_listener_that_fails_harms_nobody(
     connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = connection.session
-    session.on_connection_lost.append(lambda exc: 1 / 0)
+    told: list[object] = []
+    connection.on_connection_lost.append(lambda exc: 1 / 0)
+    connection.on_connection_lost.append(told.append)
     session.on_closed.append(lambda: 1 / 0)
     session.link()
     script.link.lose()
-    until(lambda: "ZeroDivisionError" in caplog.text)
+    until(lambda: "ZeroDivisionError" in caplog.text and bool(told))
+    assert caplog.text.count("ZeroDivisionError") == 1
     assert session.link() is script.links[1]
     connection.close()
     assert session.is_closed

@@ -1,0 +1,370 @@
+"""What a connection has declared, so that it can be declared again on the next link.
+
+Recorded are the declarations that the broker has confirmed, whoever made them: an entity, or a program
+by hand on any channel.  Deleting, unbinding, and what the broker deletes by itself after that
+(auto-delete) is forgotten; passive declarations, the broker's own exchanges (``amq.*``) and the default
+bindings are not recorded.  The transport's channels call ``exchange_declared`` and so on; none of
+that switches.
+
+Before anybody else has a new link, all is declared on it in the order exchanges, queues, bindings.
+What is refused is told in the log and kept for the next link.  The broker may not have buried the dead
+connection yet.  An exclusive queue that it holds for that (405) is tried again in the background.  An
+auto-delete queue that has consumers may go with them, and take exchanges along: then all is declared
+once more a little later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import gevent
+from gevent import Greenlet
+
+from greenconn.exceptions import (
+    ChannelError,
+    IrrecoverableConnectionError,
+    NotFound,
+    ResourceLocked,
+)
+from greenconn.green.supervisor import spawn
+from greenconn.session.declared import (
+    Declared,
+    DeclaredBinding,
+    DeclaredExchange,
+    DeclaredQueue,
+)
+from greenconn.session.life import is_open
+from greenconn.wire.backoff import Backoff
+
+__all__ = ["Topology"]
+
+logger = logging.getLogger("greenconn.session")
+
+#: Exchanges, queues and bindings together that are kept; above it the oldest binding or queue goes.
+LIMIT: Final = 50_000
+#: Attempts at what another connection holds: about two minutes.  A dead one holds it until the broker
+#: has noticed (by its heartbeats, one minute) that it is.
+RETRIES: Final = 16
+#: Seconds before a binding is tried again whose exchange or queue went at that moment.
+PAUSES: Final = (0.02, 0.1, 0.5)
+#: Former names of queues that the broker has named.
+NAMES_KEPT: Final = 10_000
+
+
+class Topology:
+    """The record of one session."""
+
+    def __init__(self) -> None:
+        self._exchanges: dict[str, DeclaredExchange] = {}
+        self._queues: dict[str, DeclaredQueue] = {}
+        #: By destination.
+        self._bindings: dict[tuple[bool, str], dict[Any, DeclaredBinding]] = {}
+        #: How many bindings there are to each exchange.
+        self._bound_to: Counter[str] = Counter()
+        #: Former name -> present name of queues that the broker has named.
+        self._names: dict[str, str] = {}
+        self._count = 0  # of bindings
+        self._has_warned = False
+        #: What is to be declared once more, when the link was opened.
+        self._later: list[Declared] = []
+        self._retry: Greenlet[..., Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._exchanges) + len(self._queues) + self._count
+
+    def present_name(self, name: str) -> str:
+        """The name that a queue once called *name* by the broker has now; '' if it is not known."""
+        return self._names.get(name, "")
+
+    # What the channels tell.  Nothing here switches.
+
+    def exchange_declared(
+        self, name: str, type: str, durable: bool, auto_delete: bool, arguments: Any
+    ) -> None:
+        """An exchange is there because of us."""
+        if name and not name.startswith("amq."):
+            self._exchanges[name] = DeclaredExchange(name, type, durable, auto_delete, arguments)
+            self._stay_bounded()
+
+    def exchange_deleted(self, name: str) -> None:
+        """It is gone, and its bindings with it."""
+        self._exchanges.pop(name, None)
+        if self._bound_to[name]:
+            for group in list(self._bindings.values()):
+                for each in [each for each in group.values() if each.source == name]:
+                    self._unbind(each)
+        self._forget_destination(False, name)
+
+    def queue_declared(
+        self,
+        name: str,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Any,
+        is_servers: bool,
+    ) -> None:
+        """A queue is there because of us; *is_servers*: the broker has named it."""
+        if not is_servers and (known := self._queues.get(name)) is not None:
+            is_servers = known.is_servers
+        self._queues[name] = DeclaredQueue(
+            name, durable, exclusive, auto_delete, arguments, is_servers
+        )
+        self._stay_bounded()
+
+    def queue_deleted(self, name: str) -> None:
+        """It is gone, and its bindings with it."""
+        if self._queues.pop(name, None) is not None:
+            self._names = {old: new for old, new in self._names.items() if new != name}
+        self._forget_destination(True, name)
+
+    def is_auto_delete(self, queue: str) -> bool:
+        """Whether a queue that is recorded goes with its last consumer."""
+        known = self._queues.get(queue)
+        return known is not None and known.auto_delete
+
+    def bound(
+        self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
+    ) -> None:
+        """A queue, or else an exchange, is bound to the exchange *source*."""
+        if source:
+            made = DeclaredBinding(is_queues, destination, source, routing_key, arguments)
+            group = self._bindings.setdefault(made.place, {})
+            if made.key not in group:
+                self._bound_to[source] += 1
+                self._count += 1
+            group[made.key] = made
+            self._stay_bounded()
+
+    def unbound(
+        self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
+    ) -> None:
+        """That binding is no more."""
+        gone = DeclaredBinding(is_queues, destination, source, routing_key, arguments)
+        known = self._bindings.get(gone.place, {}).get(gone.key)
+        if known is not None:
+            self._unbind(known)
+
+    def clear(self) -> None:
+        """Forget all: the connection was closed by us."""
+        self.stop()
+        self._exchanges.clear()
+        self._queues.clear()
+        self._bindings.clear()
+        self._bound_to.clear()
+        self._count = 0
+        self._names.clear()
+
+    def _forget_destination(self, is_queues: bool, name: str) -> None:
+        for each in list(self._bindings.get((is_queues, name), {}).values()):
+            self._unbind(each)
+
+    def _unbind(self, binding: DeclaredBinding) -> None:
+        group = self._bindings.get(binding.place, {})
+        if group.pop(binding.key, None) is None:
+            return
+        if not group:
+            del self._bindings[binding.place]
+        source = binding.source
+        self._bound_to[source] -= 1
+        self._count -= 1
+        if not self._bound_to[source]:
+            del self._bound_to[source]
+            exchange = self._exchanges.get(source)
+            if exchange is not None and exchange.auto_delete:
+                # The broker deletes it when the last binding to it is gone.
+                self.exchange_deleted(source)
+
+    def _stay_bounded(self) -> None:
+        if len(self) <= LIMIT:
+            return
+        if not self._has_warned:
+            self._has_warned = True
+            text = "more than %d declarations on one connection: the oldest are not recovered"
+            spawn("log", logger.warning, text, LIMIT)
+        if self._queues:
+            self.queue_deleted(next(iter(self._queues)))
+        elif self._bindings:
+            self._unbind(next(iter(next(iter(self._bindings.values())).values())))
+        else:
+            self.exchange_deleted(next(iter(self._exchanges)))
+
+    # On a new link
+
+    def restore(self, link: Any, open_channel: Callable[[], Any]) -> None:
+        """Declare all again on *link*, which nobody else has yet.  May switch.
+
+        Arguments:
+            open_channel: opens one on it; a refusal costs a channel.
+
+        Raises:
+            Exception: the link is of no use; it was dropped.
+        """
+        self._later = []
+        if not getattr(link, "records_topology", False) or not len(self):
+            return
+        try:
+            self._later = self._declare(list(self._all()), open_channel)
+            if any(each.auto_delete and each.consumers for each in self._queues.values()):
+                self._later = [each for each in self._all() if not _is_servers(each)]
+        except BaseException:
+            link.collect()
+            raise
+
+    def record(self, link: Any, open_channel: Callable[[], Any]) -> None:
+        """Record what is declared on *link* from now on.  Never switches.
+
+        What is to be declared once more is, in the background.
+        """
+        self.stop()
+        if getattr(link, "records_topology", False):
+            link.topology = self
+            later, self._later = self._later, []
+            if later:
+                self._retry = spawn("declare-again", self._insist, later, open_channel)
+
+    def _declare(self, records: list[Declared], open_channel: Callable[[], Any]) -> list[Declared]:
+        channels = _Channels(open_channel)
+        locked: set[tuple[bool, str]] = set()
+        renamed: dict[str, str] = {}
+        later: list[Declared] = []
+        try:
+            for record in records:
+                if isinstance(record, DeclaredBinding) and record.place in locked:
+                    later.append(record)
+                    continue
+                try:
+                    name = self._declare_one(record, channels)
+                except ResourceLocked:
+                    later.append(record)
+                    if isinstance(record, DeclaredQueue):
+                        locked.add((True, record.name))
+                except IrrecoverableConnectionError:
+                    self._forget(record)  # or it would end each link
+                    raise
+                except ChannelError as exc:
+                    logger.warning("%r could not be declared again: %s", record, exc)
+                    if isinstance(record, DeclaredQueue) and record.is_servers:
+                        self._forget(record)  # it has no name any more
+                else:
+                    if isinstance(record, DeclaredQueue) and record.is_servers:
+                        renamed[record.name] = str(name)
+                        self._move_bindings(record.name, str(name))
+        finally:
+            self._rename(renamed)
+        channels.close()
+        return later
+
+    def _declare_one(self, record: Declared, channels: _Channels) -> str:
+        """Declare *record*; what it binds may have gone a moment ago with the dead connection's part."""
+        for pause in PAUSES:
+            try:
+                return record.declare(channels.open())
+            except NotFound:
+                ends = self._ends_of(record)
+                if not any(each.auto_delete for each in ends):
+                    raise
+                gevent.sleep(pause)
+                for each in ends:
+                    each.declare(channels.open())
+        return record.declare(channels.open())
+
+    def _ends_of(self, record: Declared) -> list[DeclaredExchange | DeclaredQueue]:
+        """What a binding joins, as far as that can be declared again by its name."""
+        if not isinstance(record, DeclaredBinding):
+            return []
+        others: Mapping[str, DeclaredExchange | DeclaredQueue]
+        others = self._queues if record.is_queues else self._exchanges
+        found = (self._exchanges.get(record.source), others.get(record.destination))
+        return [each for each in found if each is not None and not _is_servers(each)]
+
+    def stop(self) -> None:
+        """Give up what is tried again: the link is gone.  Never switches."""
+        greenlet, self._retry = self._retry, None
+        if greenlet is not None and greenlet is not gevent.getcurrent():
+            greenlet.kill(block=False)
+
+    def _insist(self, records: list[Declared], open_channel: Callable[[], Any]) -> None:
+        for interval in islice(Backoff(0.2, factor=2.0, max=10.0, jitter=0.5), RETRIES):
+            gevent.sleep(interval)
+            records = [record for record in records if self._has(record)]
+            try:
+                records = self._declare(records, open_channel)
+            except Exception as exc:
+                logger.debug("declaring %d entities again was given up: %s", len(records), exc)
+                return  # the link was lost: all is declared on the next one
+            if not records:
+                return
+        logger.warning("still locked by another connection, so not declared again: %r", records)
+
+    def _has(self, record: Declared) -> bool:
+        return any(each is record for each in self._all())
+
+    def _all(self) -> Iterator[Declared]:
+        yield from self._exchanges.values()
+        yield from self._queues.values()
+        for group in self._bindings.values():
+            yield from group.values()
+
+    def _forget(self, record: Declared) -> None:
+        if isinstance(record, DeclaredExchange):
+            self.exchange_deleted(record.name)
+        elif isinstance(record, DeclaredQueue):
+            self.queue_deleted(record.name)
+        elif isinstance(record, DeclaredBinding):
+            self._unbind(record)
+
+    def _move_bindings(self, old: str, new: str) -> None:
+        group = self._bindings.pop((True, old), None)
+        if group is not None:
+            self._bindings[True, new] = group
+            for binding in group.values():
+                binding.destination = new
+
+    def _rename(self, renamed: dict[str, str]) -> None:
+        """The broker has given queues other names."""
+        if not renamed:
+            return
+        for old, new in renamed.items():
+            if old in self._queues:  # else it was deleted meanwhile
+                self._queues[old].name = new
+        self._queues = {each.name: each for each in self._queues.values()}
+        for former, present in self._names.items():
+            self._names[former] = renamed.get(present, present)
+        self._names.update(renamed)
+        while len(self._names) > NAMES_KEPT:
+            del self._names[next(iter(self._names))]
+
+
+class _Channels:
+    """A channel at a time: a refusal costs one.
+
+    Arguments:
+        open_channel: opens one.
+    """
+
+    __slots__ = ("_channel", "_open")
+
+    def __init__(self, open_channel: Callable[[], Any]) -> None:
+        self._open = open_channel
+        self._channel: Any = None
+
+    def open(self) -> Any:
+        """Return one that is open.  May switch."""
+        if self._channel is None or not is_open(self._channel):
+            self._channel = self._open()
+        return self._channel
+
+    def close(self) -> None:
+        """Close the last one.  May switch."""
+        if self._channel is not None and is_open(self._channel):
+            self._channel.close()
+
+
+def _is_servers(record: Declared) -> bool:
+    """Whether to declare it again would make another one."""
+    return isinstance(record, DeclaredQueue) and record.is_servers
