@@ -40,10 +40,12 @@ P = TypeVar("P", bound=Outstanding)
 class ConfirmSequencer(Generic[P]):
     """The outstanding publishes of one channel in confirm mode, by publish count."""
 
-    __slots__ = ("_last", "outstanding")
+    __slots__ = ("_answered", "_last", "_skipped", "outstanding")
 
     def __init__(self) -> None:
         self._last = 0
+        self._skipped = 0  # the last count that nobody waits for
+        self._answered = 0  # the highest that the broker has answered
         self.outstanding: dict[int, P] = {}
 
     @property
@@ -59,11 +61,21 @@ class ConfirmSequencer(Generic[P]):
 
     def skip(self) -> None:
         """Count a publish whose confirm nobody waits for."""
-        self._last += 1
+        self._skipped = self._last = self._last + 1
+
+    @property
+    def all_are_awaited(self) -> bool:
+        """Whether somebody waits for each publish that the broker may not have looked at yet.
+
+        It looks at them in their order, whatever the order of its answers.
+        """
+        return self._skipped <= self._answered
 
     def settle(self, tag: int, multiple: bool) -> list[P]:
         """Take the publishes out that an ack or nack of the broker is about, oldest first."""
         outstanding = self.outstanding
+        if tag > self._answered:
+            self._answered = tag
         if not multiple:
             publish = outstanding.pop(tag, None)
             return [] if publish is None else [publish]

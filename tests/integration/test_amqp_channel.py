@@ -666,6 +666,17 @@ def test_a_publish_to_an_absent_exchange_is_refused_to_its_publisher(
     with pytest.raises(NotFound):
         channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
     channel = amqp_link.channel()
+    channel.confirm_select()
+    channel.basic_publish(message(channel), f"{unique}-absent", "key")
+    with pytest.raises(RecoverableChannelError, match="404"):
+        channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
+    channel = amqp_link.channel()
+    channel.confirm_select()
+    channel.basic_publish(message(channel), "", f"{unique}-absent")
+    channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
+    with pytest.raises(NotFound):  # the one without confirm was looked at before
+        channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
+    channel = amqp_link.channel()
     publishes = [
         gevent.spawn(channel.basic_publish_confirm, message(channel), f"{unique}-absent", "key")
         for _ in range(3)

@@ -294,6 +294,10 @@ def at_work(broker: RabbitMQ, name: str) -> Iterator[list[Work]]:
     """All kinds of programs at once."""
     kinds = (DrainLoop, Rebuilding, MixinLike, Simple, Publishing, ShortCall)
     works: list[Work] = [kind(broker, f"{name}-{kind.__name__}") for kind in kinds]
+    with Connection(broker.url) as connection:
+        for work in works:
+            connection.default_channel.queue_declare(work.name, durable=True, auto_delete=False)
+    broker.settle()
     try:
         for work in works:
             work.begin()
