@@ -60,6 +60,11 @@ class Producer:
     #: The connection, if that is what the producer was made with.
     __connection__: Any = None
 
+    #: The exchange that ``_ident`` belongs to.
+    _known: Any = None
+    #: What the set of declared entities has when the exchange needs no declaration.
+    _ident: Any = None
+
     def __init__(
         self,
         channel: Any,
@@ -78,14 +83,15 @@ class Producer:
             # Only a name: of what type it should be declared nobody said.
             exchange = Exchange(exchange, no_declare=True)
         self.exchange = exchange
-        #: The exchange that ``_ident`` belongs to.
-        self._known: Any = None
-        #: What the set of declared entities has when the exchange needs no declaration.
-        self._ident: Any = None
-        self.routing_key = routing_key or self.routing_key
-        self.serializer = serializer or self.serializer
-        self.compression = compression or self.compression
-        self.on_return = on_return or self.on_return
+        # What is not given is the class's: pools make a producer for each loan.
+        if routing_key:
+            self.routing_key = routing_key
+        if serializer:
+            self.serializer = serializer
+        if compression:
+            self.compression = compression
+        if on_return:
+            self.on_return = on_return
         if auto_declare is not None:
             self.auto_declare = auto_declare
         if channel is not None:

@@ -341,3 +341,35 @@ def test_a_crowd_shares_a_pool_of_producers(relay: Relay, unique: str, long: boo
     producers.force_close_all()
     producers.connections.force_close_all()
     template.close()
+
+
+def test_who_hand_connections_on_share_their_sends(amqp_url: str, unique: str) -> None:
+    """Each greenlet runs because of the one before, all of them in one turn of the hub."""
+    crowd, each = 200, 5
+    template = Connection(amqp_url)
+    template.default_channel.queue_declare(unique, durable=True, auto_delete=False)
+    producers = ProducerPool(template.Pool(2), limit=2)
+    held = [producers.acquire(block=True) for _ in range(2)]
+    writers = [producer.channel.connection.writer for producer in held]
+
+    def some() -> None:
+        for number in range(each):
+            with producers.acquire(block=True) as producer:
+                producer.publish(number, unique)
+
+    greenlets = [gevent.spawn(some) for _ in range(crowd)]
+    until(lambda: producers.stats()["waiting"] == crowd)
+    before = sum(writer.sends for writer in writers)
+    for producer in held:
+        producer.release()
+    gevent.joinall(greenlets, timeout=SOON, raise_error=True)
+    assert sum(writer.sends for writer in writers) - before < crowd * each / 4
+    held = [producers.acquire(block=True) for _ in range(2)]
+    for producer in held:
+        producer.channel.queue_declare(unique, passive=True)  # behind what was published
+        producer.release()
+    assert counted(template, unique) == dict.fromkeys(range(each), crowd)
+    template.default_channel.queue_delete(unique)
+    producers.force_close_all()
+    producers.connections.force_close_all()
+    template.close()
