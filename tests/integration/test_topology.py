@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gevent
 import pytest
 
-from greenconn import Connection, Consumer, Exchange, Queue
+from greenconn import Connection, Consumer, Exchange, Queue, publish, spawn_consumer
 from greenconn.exceptions import (
     NotFound,
     RecoverableChannelError,
@@ -221,6 +222,39 @@ def test_a_queue_that_the_broker_names_has_its_new_name_everywhere(
             # And no others: each of the three was declared once.
             assert len(connection.session.topology) == 1 + 3 + 3
     connection.default_channel.queue_delete(bound.name)
+
+
+def is_forgotten(connection: Connection, name: str) -> bool:
+    return name not in connection.session.topology._queues
+
+
+@pytest.mark.parametrize("how", ["cut", "delete"])
+def test_a_spawned_consumer_follows_its_queue_to_its_new_name(
+    connection: Connection, lose: Callable[[], None], amqp_url: str, unique: str, how: str
+) -> None:
+    got: list[Any] = []
+    source = Exchange(unique, "fanout", durable=False, auto_delete=False)
+    queue = Queue("", source, exclusive=how == "cut", auto_delete=True)
+    consumer = spawn_consumer(queue, lambda body, message: got.append(body), connection=connection)
+    assert consumer.wait_ready(SOON)
+    names = set()
+    for life in range(3):
+        until(lambda: len(connection.session.topology) == 3)
+        (name,) = connection.session.topology._queues
+        assert name not in names
+        names.add(name)
+        publish(source, life, connection=connection)
+        until(partial(got.__contains__, life))
+        if how == "cut":
+            lose()
+        else:
+            with Connection(amqp_url) as other:
+                other.default_channel.queue_delete(name)
+        until(partial(is_forgotten, connection, name))
+        assert consumer.wait_ready(SOON)
+    consumer.stop()
+    assert got == [0, 1, 2]
+    connection.default_channel.exchange_delete(unique)
 
 
 def test_an_exclusive_queue_that_is_still_locked_comes_later(
