@@ -12,10 +12,12 @@ __all__ = ["Declared", "DeclaredBinding", "DeclaredExchange", "DeclaredQueue"]
 class Declared:
     """What can be declared again."""
 
-    __slots__ = ("arguments",)
+    __slots__ = ("arguments", "strikes")
 
     def __init__(self, arguments: Any) -> None:
         self.arguments = dict(arguments) if arguments else arguments
+        #: How often the broker has ended the whole connection for it.
+        self.strikes = 0
 
     def declare(self, channel: Any) -> str:
         """Declare it; return the name that it has then.  May switch."""

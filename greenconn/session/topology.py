@@ -19,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import gevent
 from gevent import Greenlet
@@ -49,6 +49,8 @@ LIMIT: Final = 50_000
 #: Attempts at what another connection holds: about two minutes.  A dead one holds it until the broker
 #: has noticed (by its heartbeats, one minute) that it is.
 RETRIES: Final = 16
+#: How often the broker may end the whole connection for a declaration that it took before.
+STRIKES: Final = 2
 #: Seconds before a binding is tried again whose exchange or queue went at that moment.
 PAUSES: Final = (0.02, 0.1, 0.5)
 #: Former names of queues that the broker has named.
@@ -202,7 +204,7 @@ class Topology:
             open_channel: opens one on it; a refusal costs a channel.
 
         Raises:
-            Exception: the link is of no use; it was dropped.
+            ConnectionError: the link is of no use; it was dropped.
         """
         self._later = []
         if not getattr(link, "records_topology", False) or not len(self):
@@ -233,7 +235,7 @@ class Topology:
         renamed: dict[str, str] = {}
         later: list[Declared] = []
         try:
-            for record in records:
+            for number, record in enumerate(records):
                 if isinstance(record, DeclaredBinding) and record.place in locked:
                     later.append(record)
                     continue
@@ -243,21 +245,33 @@ class Topology:
                     later.append(record)
                     if isinstance(record, DeclaredQueue):
                         locked.add((True, record.name))
-                except IrrecoverableConnectionError:
-                    self._forget(record)  # or it would end each link
-                    raise
-                except ChannelError as exc:
-                    logger.warning("%r could not be declared again: %s", record, exc)
-                    if isinstance(record, DeclaredQueue) and record.is_servers:
-                        self._forget(record)  # it has no name any more
+                except TimeoutError as exc:
+                    # Its leader may be away.  That must not keep all from the link.
+                    logger.warning("%r is not declared again yet: %s", record, exc)
+                    later += records[number:]
+                    channels.drop()
+                    break
+                except (ChannelError, IrrecoverableConnectionError) as exc:
+                    self._note_refusal(record, exc)
                 else:
-                    if isinstance(record, DeclaredQueue) and record.is_servers:
-                        renamed[record.name] = str(name)
-                        self._move_bindings(record.name, str(name))
+                    if _is_servers(record):
+                        renamed[record.name] = name
+                        self._move_bindings(record.name, name)
         finally:
             self._rename(renamed)
         channels.close()
         return later
+
+    def _note_refusal(self, record: Declared, exc: Exception) -> None:
+        """The broker closed a channel because of *record*, or the link, which is raised again."""
+        logger.warning("%r could not be declared again: %s", record, exc)
+        if isinstance(exc, IrrecoverableConnectionError):
+            record.strikes += 1
+            if record.strikes >= STRIKES:
+                self._forget(record)  # it would end each link
+            raise exc
+        if _is_servers(record):
+            self._forget(record)  # it has no name any more
 
     def _declare_one(self, record: Declared, channels: _Channels) -> str:
         """Declare *record*; what it binds may have gone a moment ago with the dead connection's part."""
@@ -359,12 +373,16 @@ class _Channels:
             self._channel = self._open()
         return self._channel
 
+    def drop(self) -> None:
+        """Use the last one no more: it waits for an answer, and would for that to its close."""
+        self._channel = None
+
     def close(self) -> None:
         """Close the last one.  May switch."""
         if self._channel is not None and is_open(self._channel):
             self._channel.close()
 
 
-def _is_servers(record: Declared) -> bool:
+def _is_servers(record: Declared) -> TypeGuard[DeclaredQueue]:
     """Whether to declare it again would make another one."""
     return isinstance(record, DeclaredQueue) and record.is_servers

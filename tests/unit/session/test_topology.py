@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -286,28 +285,39 @@ def test_nothing_is_tried_again_when_the_link_is_gone(topology: Topology, end: s
     assert len(topology) == (1 if end == "stop" else 0)
 
 
-@pytest.mark.parametrize("make", [RecoverableConnectionError, TimeoutError])
-def test_a_link_that_is_lost_meanwhile_is_dropped(
-    topology: Topology, make: Callable[[str], Exception]
-) -> None:
+def test_what_is_not_answered_in_time_and_all_behind_it_come_later(topology: Topology) -> None:
+    for name in ("a", "slow", "b"):
+        queue(topology, name)
+    link = Link()
+    link.errors["slow"] = [TimeoutError("no answer")]
+    topology.restore(link, link.channel)
+    assert link.done == [("queue", "a")]
+    topology.record(link, link.channel)
+    until(lambda: len(link.done) == 3)
+    assert link.done[1:] == [("queue", "slow"), ("queue", "b")]
+    assert not link.is_dropped
+
+
+def test_a_link_that_is_lost_meanwhile_is_dropped(topology: Topology) -> None:
     queue(topology, "q", is_servers=True)
     queue(topology, "r")
     link = Link()
-    link.errors["r"] = [make("gone")]
-    with pytest.raises((ConnectionError, TimeoutError), match="gone"):
+    link.errors["r"] = [RecoverableConnectionError("gone")]
+    with pytest.raises(ConnectionError, match="gone"):
         topology.restore(link, link.channel)
     assert link.is_dropped
     assert topology.present_name("q") == link.done[0][-1]  # as far as it came
     assert len(restored(topology)) == 2
 
 
-def test_what_ends_the_whole_connection_is_not_tried_on_the_next(topology: Topology) -> None:
+def test_what_ends_the_whole_connection_again_is_given_up(topology: Topology) -> None:
     exchange(topology, "x")
     queue(topology, "q")
-    link = Link()
-    link.errors["x"] = [IrrecoverableConnectionError("unknown type")]
-    with pytest.raises(IrrecoverableConnectionError):
-        topology.restore(link, link.channel)
+    for _ in range(2):
+        link = Link()
+        link.errors["x"] = [IrrecoverableConnectionError("unknown type")]
+        with pytest.raises(IrrecoverableConnectionError):
+            topology.restore(link, link.channel)
     assert restored(topology) == [("queue", "q")]
 
 
