@@ -190,13 +190,13 @@ class Queue(MaybeChannelBound):
         """
         if channel is None:
             channel = self.channel
-        name = self.name
-        if self._named_on is not None and self._named_on is not channel.connection and not passive:
-            # Such a queue went with its connection, and its name is one that only the broker gives;
-            # it may have given another one to the queue that the session has put in its place.
-            topology = getattr(channel.connection, "topology", None)
-            name = topology.present_name(name) if topology is not None else ""
-            passive = bool(name)
+        name = self._name_on(channel)
+        if self._named_on is not None and not passive:
+            # Only the broker gives such names: the queue is there, or went with its connection.
+            if self._named_on is channel.connection:
+                passive = True
+            else:
+                name = ""
         reply = channel.queue_declare(
             queue=name,
             passive=passive,
@@ -221,6 +221,20 @@ class Queue(MaybeChannelBound):
             self.on_declared(*reply)
         return reply
 
+    def _name_on(self, channel: Any) -> str:
+        """The name to use on *channel*.  Never switches.
+
+        The broker names a queue anew in each life: this one follows the session, which has declared
+        it again.
+        """
+        link = channel.connection
+        if self._named_on is not None and self._named_on is not link:
+            topology = getattr(link, "topology", None)
+            present = "" if topology is None else topology.present_name(self.name)
+            if present:
+                self.name, self._named_on = present, link
+        return self.name
+
     def queue_bind(self, nowait: bool = False, channel: Any = None) -> Any:
         """Bind the queue to its exchange.  May switch."""
         return self.bind_to(
@@ -240,8 +254,10 @@ class Queue(MaybeChannelBound):
         channel: Any = None,
     ) -> Any:
         """Bind the queue to *exchange* (an Exchange or a name).  May switch."""
-        return (self.channel if channel is None else channel).queue_bind(
-            queue=self.name,
+        if channel is None:
+            channel = self.channel
+        return channel.queue_bind(
+            queue=self._name_on(channel),
             exchange=name_of(exchange),
             routing_key=routing_key,
             arguments=arguments,
@@ -263,8 +279,10 @@ class Queue(MaybeChannelBound):
         channel: Any = None,
     ) -> Any:
         """Undo :meth:`bind_to`.  May switch."""
-        return (self.channel if channel is None else channel).queue_unbind(
-            queue=self.name,
+        if channel is None:
+            channel = self.channel
+        return channel.queue_unbind(
+            queue=self._name_on(channel),
             exchange=name_of(exchange),
             routing_key=routing_key,
             arguments=arguments,
@@ -280,7 +298,7 @@ class Queue(MaybeChannelBound):
         """
         channel = self.channel
         message = channel.basic_get(
-            queue=self.name, no_ack=self.no_ack if no_ack is None else no_ack
+            queue=self._name_on(channel), no_ack=self.no_ack if no_ack is None else no_ack
         )
         if message is None:
             return None
@@ -294,7 +312,8 @@ class Queue(MaybeChannelBound):
 
     def purge(self, nowait: bool = False) -> int:
         """Delete all messages that nobody has taken; return how many.  May switch."""
-        return self.channel.queue_purge(queue=self.name, nowait=nowait) or 0
+        channel = self.channel
+        return channel.queue_purge(queue=self._name_on(channel), nowait=nowait) or 0
 
     def consume(
         self,
@@ -313,8 +332,9 @@ class Queue(MaybeChannelBound):
             nowait: do not wait for the broker's reply.
             on_cancel: called with the tag when the broker cancels the consumer.
         """
-        return self.channel.basic_consume(
-            queue=self.name,
+        channel = self.channel
+        return channel.basic_consume(
+            queue=self._name_on(channel),
             no_ack=self.no_ack if no_ack is None else no_ack,
             consumer_tag=consumer_tag or "",
             callback=callback,
@@ -334,8 +354,9 @@ class Queue(MaybeChannelBound):
             if_unused: only if it has no consumers, else a channel error.
             if_empty: only if it has no messages, else a channel error.
         """
-        return self.channel.queue_delete(
-            queue=self.name, if_unused=if_unused, if_empty=if_empty, nowait=nowait
+        channel = self.channel
+        return channel.queue_delete(
+            queue=self._name_on(channel), if_unused=if_unused, if_empty=if_empty, nowait=nowait
         )
 
     @classmethod

@@ -232,7 +232,8 @@ class Consumer(Receiver):
     def _declare_through(self, channel: Any) -> None:
         """Declare the queues on another channel; on their own if that is None.  May switch."""
         for key, queue in list(self._queues.items()):
-            name = queue.name
+            # One that was used meanwhile may have its new name already.
+            name = key if isinstance(key, str) else queue.name
             queue.declare(channel=channel)
             if queue.name != name and key in self._queues:
                 # The broker has chosen the name.  The order of the queues stays.
