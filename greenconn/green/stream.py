@@ -24,6 +24,9 @@ __all__ = ["Room", "Stream", "Tls"]
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
 
+#: Pieces of a large body that are received before the hub has a turn.
+AT_ONCE: Final = 8
+
 #: What is received goes through one buffer: a receive never switches, and to ask the kernel for new
 #: memory of that size, and give most of it back, costs more than to copy what came.
 _buffers: Final = PerHub(lambda: memoryview(bytearray(RECEIVE)))
@@ -216,15 +219,18 @@ class Stream:
         receive_into, receive_piece = self._sock.recv_into, self._sock.recvmsg_into
         buffer, where = _buffers.get(), self._room
         on_data = self._on_data if self._tls is None else self._decrypt
+        filled = 0  # pieces that filled their room, one after the other
         self.resume()
         try:
             while not self._closed:
-                switch_to_hub()  # until the watcher finds the socket readable
+                if not filled % AT_ONCE or not self._reading:
+                    switch_to_hub()  # until the watcher finds the socket readable
                 room = None if where is None else where.room()
                 try:
                     count = receive_into(buffer) if room is None else receive_piece(room)[0]
                 except OSError as exc:
                     if exc.errno in _WOULD_BLOCK:
+                        filled = 0
                         continue
                     raise
                 if not count:
@@ -233,8 +239,11 @@ class Stream:
                 self.received += count
                 self.received_at = monotonic()
                 if room is None or where is None:
+                    filled = 0
                     on_data(buffer[:count].tobytes())
                 else:
+                    # More of a large body lies there, most likely.
+                    filled = filled + 1 if count == sum(map(len, room)) else 0
                     where.filled(count)
         except Exception as exc:
             self._end(exc)

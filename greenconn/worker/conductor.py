@@ -41,7 +41,6 @@ logger = logging.getLogger("greenconn.worker")
 #: Seconds that a consumer that is killed waits for the broker.
 CANCEL_TIMEOUT: Final = 2.0
 _ENDLESS: Final = Deadline()
-_RUN: Final = Wish.RUN
 
 
 class Conductor:
@@ -97,7 +96,6 @@ class Conductor:
         self.line = _line_for(plan, crew.pool, self.handling)
         self.handling.put_again = self.line.put_again
         self.handling.on_exit = self.wind_down
-        self.line.on_idle = self._on_idle
         self._subscriptions = tuple(
             Subscription(plan, queue, share, self.line, self._on_lost)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
@@ -131,6 +129,8 @@ class Conductor:
             return
         self._wish = wish
         self.handling.is_ending = True
+        # Not before: a consumer that is not busy is idle after nearly each message.
+        self.line.on_idle = self.watch.announce
         if wish is not Wish.STOP or not self.plan.no_ack:
             self.line.is_held = True
         if wish is Wish.PAUSE:
@@ -222,11 +222,6 @@ class Conductor:
         self._errand = None
         self.watch.announce()
 
-    def _on_idle(self) -> None:
-        # After nearly each message of a consumer that is not busy: nobody is woken for nothing.
-        if self.line.is_held or self._wish is not _RUN:
-            self.watch.announce()
-
     # Errands
 
     def _restore(self) -> None:
@@ -283,6 +278,7 @@ class Conductor:
         """The last errand."""
         if is_abrupt:
             self.line.is_held = self.handling.is_ending = True
+            self.line.on_idle = self.watch.announce
             self._call_off_errand()
             # First of all, so that what is given back does not come here again.
             cancelling = spawn("consumer-cancel", self._cancel_soon)

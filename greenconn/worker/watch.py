@@ -14,7 +14,8 @@ class Watch:
     __slots__ = ("_slots",)
 
     def __init__(self) -> None:
-        self._slots: set[Slot[None]] = set()
+        #: Those who wait; mostly one, for which a list is smallest.
+        self._slots: list[Slot[None]] = []
 
     def announce(self) -> None:
         """Wake all who wait.  Never switches."""
@@ -28,8 +29,8 @@ class Watch:
             TimeoutError: there was none before the deadline.
         """
         slot: Slot[None] = Slot()
-        self._slots.add(slot)
+        self._slots.append(slot)
         try:
             slot.wait(deadline)
         finally:
-            self._slots.discard(slot)
+            self._slots.remove(slot)

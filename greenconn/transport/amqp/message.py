@@ -172,7 +172,7 @@ class Delivery(Message):
 
     def _decode(self) -> Any:
         if self._stage == _RAW:
-            kind = content_kind(self._header)
+            kind = content_kind(self._header[12:])
             if kind is not None:
                 content_type, encoding = kind
                 return loads(as_text(self.raw, encoding), content_type, encoding, self.accept)

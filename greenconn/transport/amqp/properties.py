@@ -55,6 +55,9 @@ _unpacked: dict[bytes, dict[str, Any]] = {}
 _present: dict[int, tuple[tuple[str, str], ...]] = {}
 #: Content type and encoding of the blocks in ``_unpacked``.
 _kinds: dict[bytes, tuple[str | None, str | None]] = {}
+#: Content type and encoding of a block, if it is a known one.  None: ask ``unpack_properties``; the
+#: next such block is known if it is worth keeping.
+content_kind: Final = _kinds.get
 
 
 def pack_properties(
@@ -183,14 +186,3 @@ def _unpack(block: bytes, flags: int) -> dict[str, Any]:
             properties[name] = _long_long.unpack_from(block, position)[0]
             position += 8
     return properties
-
-
-def content_kind(header: bytes) -> tuple[str | None, str | None] | None:
-    """Content type and encoding of a content header frame without headers, if they are known.
-
-    None: ask :func:`unpack_properties`, and the next such block is known if it is worth keeping.
-
-    Arguments:
-        header: as there.
-    """
-    return _kinds.get(header[12:])
