@@ -166,7 +166,8 @@ def _connect(
         configure(sock, settings)
         code = sock.connect_ex(where)
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-            _wait_writable(sock, deadline)
+            if not _is_connected(sock):
+                _wait_writable(sock, deadline)
             code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
@@ -174,6 +175,15 @@ def _connect(
         sock.close()
         raise
     return sock
+
+
+def _is_connected(sock: RawSocket) -> bool:
+    """Whether it is done already, as always on this machine: the kernel says "in progress" even so."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def configure(sock: RawSocket, settings: Mapping[str | int, int | bytes]) -> None:

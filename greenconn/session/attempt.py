@@ -70,7 +70,7 @@ class Attempt:
         self._dial = dial
         self._settle = settle
         self._start_at = start_at
-        self._hurried = Event()
+        self._hurried: Event | None = None
         self._waiters: dict[Slot[None], None] = {}
         self._is_over = False
         self._greenlet = spawn("connect", self._run)
@@ -79,7 +79,8 @@ class Attempt:
         """Begin at *start_at* if that is earlier than what was planned."""
         if start_at < self._start_at:
             self._start_at = start_at
-            self._hurried.set()
+            if self._hurried is not None:
+                self._hurried.set()
 
     def wait(self, deadline: Deadline) -> Outcome | None:
         """Wait for the outcome; None when the deadline ended first.  May switch.
@@ -135,7 +136,7 @@ class Attempt:
 
     def _wait_for_start(self) -> None:
         while (left := self._start_at - monotonic()) > 0.0:
-            self._hurried.clear()
+            self._hurried = Event()
             self._hurried.wait(left)
 
     def _end(self, outcome: Outcome) -> None:

@@ -39,13 +39,8 @@ class UtilityChannels:
 
     def __init__(self, session: _SessionLike) -> None:
         self._session = session
-        self._pool: FairPool[Any] = FairPool(
-            self._open,
-            _close,
-            is_open,
-            LIMIT,
-            lambda: f"utility channels of {session.broker.label}",
-        )
+        #: Made when it is first needed: many connections never do.
+        self._pool: FairPool[Any] | None = None
 
     def run(self, function: Callable[[Any], T], deadline: Deadline) -> T:
         """Return ``function(channel)``; nobody else uses that channel meanwhile.  May switch.
@@ -57,7 +52,10 @@ class UtilityChannels:
             LimitExceeded: no channel was free in time.
             Exception: what opening the channel, or *function*, raised.
         """
-        channel = self._pool.acquire(True, deadline)
+        pool = self._pool
+        if pool is None:
+            pool = self._pool = FairPool(self._open, _close, is_open, LIMIT, self._name)
+        channel = pool.acquire(True, deadline)
         is_idle = False
         try:
             result = function(channel)
@@ -65,18 +63,23 @@ class UtilityChannels:
             return result
         finally:
             if is_idle:
-                self._pool.release(channel)
+                pool.release(channel)
             else:
                 # An answer may be due that closes it: that must not hit the next one.
-                self._pool.remove(channel)
+                pool.remove(channel)
 
     def drop(self) -> None:
         """After a close: they belonged to a former life.  Never switches."""
-        self._pool.clear()
+        if self._pool is not None:
+            self._pool.clear()
 
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches."""
-        self._pool.forget()
+        if self._pool is not None:
+            self._pool.forget()
+
+    def _name(self) -> str:
+        return f"utility channels of {self._session.broker.label}"
 
     def _open(self, deadline: Deadline) -> Any:
         link = self._session.link(deadline)

@@ -63,6 +63,7 @@ __all__ = ["AmqpLink"]
 CLOSE_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
+_GOODBYE: Final = dumps("BsBB", (0, "", 0, 0))  # no code, no text, nobody's fault
 _CLOSE_OK: Final = ids_of(spec.Connection.CloseOk)
 _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
@@ -290,7 +291,7 @@ class AmqpLink(Link, Agreement):
         if self.handshake.is_done:
             self._closing = Slot()
             self.writer.flush()
-            self.write_method(spec.Connection.Close, dumps("BsBB", (0, "", 0, 0)))
+            self.write_method(spec.Connection.Close, _GOODBYE)
             try:
                 self._closing.wait(Deadline(CLOSE_TIMEOUT))
             except (TimeoutError, ConnectionError):

@@ -14,7 +14,7 @@ from gevent import socket
 
 from greenconn.green import dial as dial_module
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
+from greenconn.green.dial import KEEPALIVE, dial
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
@@ -188,3 +188,45 @@ def test_each_switch_may_be_the_last(silent_port: int) -> None:
 
     ends = {run.raised is None for run in interruptions(connect, delays=(0, 1))}
     assert ends == {True, False}
+
+
+def test_the_other_family_is_tried_when_one_refuses(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = peer(lambda client: client.recv(1))
+    port = free_ports(1)[0]
+    places: list[Any] = [
+        (_socket.AF_INET6, _socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+        (_socket.AF_INET, _socket.SOCK_STREAM, 6, "", server.address),
+    ]
+    monkeypatch.setattr(dial_module, "_look_up", lambda *_: places)
+    sock = dial("broker.example", 5672, LONG)
+    assert sock.family == _socket.AF_INET
+    assert sock.getpeername() == server.address
+    sock.close()
+
+
+def test_an_ipv6_number() -> None:
+    listener = _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen(1)
+        sock = dial("::1", listener.getsockname()[1], LONG)
+        assert sock.getpeername()[:2] == listener.getsockname()[:2]
+        sock.close()
+    finally:
+        listener.close()
+
+
+def test_what_is_set_on_each_socket(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(1))
+    sock = dial(server.host, server.port, LONG)
+    assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY)
+    assert sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE)
+    for name, value in KEEPALIVE.items():
+        if option := getattr(_socket, str(name), None):
+            assert sock.getsockopt(_socket.IPPROTO_TCP, option) == value
+    sock.close()
