@@ -55,7 +55,6 @@ HEAVY = {
     "random": "who waits before another attempt",
     "hashlib": "pools",
     "gevent.lock": "who consumes",
-    "gevent.monkey": "nobody",
     "gevent.queue": "nobody",
     "gevent.socket": "who connects to a name",
     "gevent.threadpool": "who connects to a name",
