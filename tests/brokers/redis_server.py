@@ -13,7 +13,7 @@ from tests.brokers.keeper import Keeper, send
 from tests.brokers.packages import NoBroker, find_redis
 from tests.brokers.ports import free_ports
 
-__all__ = ["RedisServer"]
+__all__ = ["RedisSentinel", "RedisServer"]
 
 READY = b"Ready to accept connections"
 START_TIMEOUT = 30.0
@@ -31,6 +31,9 @@ class RedisServer:
     Raises:
         NoBroker: the program is not to be had.
     """
+
+    #: What the log says when it is ready.
+    ready = READY
 
     def __init__(self, keeper: Keeper, options: tuple[str, ...] = ()) -> None:
         self._keeper = keeper
@@ -62,11 +65,14 @@ class RedisServer:
         assert not self.is_running
         log = self.directory / "output"
         self._log_began_at = log.stat().st_size if log.exists() else 0
+        environment = {"LANG": "C.UTF-8", **self._programs.libraries()}
+        self._process = self._keeper.run(self.command(), env=environment, output=log)
+
+    def command(self) -> list[str]:
+        """The program and its arguments."""
         command = [str(self.server), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self.directory), "--save", "", "--appendonly", "no"]
-        command += ["--databases", str(DATABASES), *self._options]
-        environment = {"LANG": "C.UTF-8", **self._programs.libraries()}
-        self._process = self._keeper.run(command, env=environment, output=log)
+        return [*command, "--databases", str(DATABASES), *self._options]
 
     def start(self) -> None:
         """Start it, empty, and wait until it is ready.  May switch.
@@ -85,7 +91,7 @@ class RedisServer:
         """
         log = self.directory / "output"
         end = time.monotonic() + timeout
-        while not (log.exists() and READY in log.read_bytes()[self._log_began_at :]):
+        while not (log.exists() and self.ready in log.read_bytes()[self._log_began_at :]):
             if not self.is_running or time.monotonic() >= end:
                 said = log.read_text(errors="replace")[-1000:] if log.exists() else "nothing"
                 raise NoBroker(f"Redis did not start: {said}")
@@ -118,3 +124,31 @@ class RedisServer:
         self.resume()
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class RedisSentinel(RedisServer):
+    """A sentinel.
+
+    Arguments:
+        master: the port of the server that it watches.
+        quorum: sentinels that must agree.
+    """
+
+    ready = b"+monitor master"
+
+    def __init__(self, keeper: Keeper, master: int, quorum: int) -> None:
+        super().__init__(keeper)
+        self._text = f"""port {self.port}
+bind 127.0.0.1
+dir {self.directory}
+sentinel monitor mymaster 127.0.0.1 {master} {quorum}
+sentinel down-after-milliseconds mymaster 500
+sentinel failover-timeout mymaster 2000
+"""
+
+    def command(self) -> list[str]:
+        """The program and its arguments; it writes what it learns into its file."""
+        file = self.directory / "sentinel.conf"
+        if not file.exists():
+            file.write_text(self._text)
+        return [str(self.server), str(file), "--sentinel"]

@@ -39,10 +39,9 @@ class Grave(NamedTuple):
 
 
 def grave_of(link: RedisLink, queue: str) -> Grave | None:
-    """Where the dead letters of *queue* go; None drops them.  Never switches."""
-    declared = link.directory.known(queue)
-    policy = None if declared is None else declared.policy
-    if policy is not None and policy.dead_letter_exchange is not None:
+    """Where the dead letters of *queue* go; None drops them.  May switch."""
+    policy = link.directory.look(queue).policy
+    if policy.dead_letter_exchange is not None:
         return Grave(policy.dead_letter_exchange, policy.dead_letter_routing_key)
     last = link.options.dead_letter_queue
     return None if last is None or last == queue else Grave("", last)

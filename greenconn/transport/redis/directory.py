@@ -105,6 +105,10 @@ class Directory:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._known: dict[str, Declaration] = {}
+        #: The declarations that were read last, whether or not they may have changed since.
+        self._last: dict[str, Declaration] = {}
+        #: Queues that expire when they are not used, after so many milliseconds.
+        self.expiring: dict[str, int] = {}
         #: Keys of declarations -> names of queues.
         self._names: dict[bytes, str] = {}
         #: Exclusive queues of this link.
@@ -118,14 +122,24 @@ class Directory:
     def known(self, name: str) -> Declaration | None:
         """What is known of a queue without asking; nothing of one that may have expired."""
         declared = self._known.get(name)
-        if declared is not None and declared.arguments and declared.expires_ms is not None:
+        if name in self.expiring:
             feed = self._link.feeds.get(name)
             return declared if feed is not None and feed.consumers else None
         return declared
 
+    def last(self, name: str) -> Declaration:
+        """The declaration of a queue as it was read last."""
+        return self._last.get(name, _UNDECLARED)
+
+    def look(self, name: str) -> Declaration:
+        """The same, read now if it never was.  May switch."""
+        if name not in self._last:
+            self.find(name)
+        return self.last(name)
+
     def delivery_limit(self, name: str) -> int | None:
         """How often a message of a queue may be delivered; None: no limit."""
-        declared = self._known.get(name, _UNDECLARED)
+        declared = self.last(name)
         limit = declared.arguments.get("x-delivery-limit")
         return self._link.options.delivery_limit if limit is None else int(limit)
 
@@ -180,9 +194,15 @@ class Directory:
 
     def _remember(self, name: str, declared: Declaration) -> None:
         if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-            self._names.clear()
+            for each in (self._known, self._names, self._last, self.expiring):
+                each.clear()
         self._known[name] = declared
+        self._last[name] = declared
+        expires_ms = declared.expires_ms if declared.arguments else None
+        if expires_ms is not None:
+            self.expiring[name] = expires_ms
+        else:
+            self.expiring.pop(name, None)
         self._names[self._link.keys.queue(name)] = name
 
     def forget(self, name: str) -> None:
@@ -250,10 +270,7 @@ class Directory:
 
     def touch(self, name: str) -> None:
         """A queue was used: its time without use begins anew.  Never switches."""
-        declared = self._known.get(name)
-        if declared is None or not declared.arguments:
-            return
-        milliseconds = declared.expires_ms
+        milliseconds = self.expiring.get(name)
         if milliseconds is not None:
             keys = self._link.keys
             for key in (keys.queue(name), *keys.lists(name)):
@@ -268,9 +285,8 @@ class Directory:
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
         reply = link.call(link.scripts.call(JOIN, keys, link.owner, how), what="consuming")
-        declared = self._known.get(name)
-        if reply >= 0 and declared is not None and declared.policy.expires is not None:
-            self._keep_alive(declared.policy.expires)
+        if reply >= 0 and name in self.expiring:
+            self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
 
     def consumers(self, name: str) -> int:
@@ -294,8 +310,7 @@ class Directory:
         link = self._link
         if link.lost is not None:
             return
-        declared = self._known.get(name)
-        goes = declared is not None and declared.auto_delete
+        goes = self.last(name).auto_delete
         if goes:
             self.forget(name)
         keys = link.keys
@@ -317,6 +332,8 @@ class Directory:
         lists = keys.lists(name)
         link.unbind_queue(name)
         self.forget(name)
+        self._last.pop(name, None)
+        self.expiring.pop(name, None)
         self._own.discard(name)
         replies = link.call_all(
             [

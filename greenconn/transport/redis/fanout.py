@@ -132,9 +132,7 @@ class Fanout:
         )
         try:
             pipeline.takes_arrays = protocol == 2
-            options = link.options
-            timeout = options.socket_timeout or options.reply_timeout
-            pipeline.watch(timeout, options.health_check_interval)
+            link.watch(pipeline)
             if self._listening:
                 self._subscribe(pipeline, list(self._listening))
             link.check_open()

@@ -21,6 +21,7 @@ from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.large import LargeBodies
 from greenconn.transport.redis.leases import Lease
 from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
@@ -34,6 +35,7 @@ from greenconn.transport.virtual.state import Binding
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
+    from greenconn.transport.redis.sentinel import SwitchWatch
     from greenconn.transport.redis.transport import Transport
 
 __all__ = ["RedisLink"]
@@ -70,6 +72,8 @@ class RedisLink(VirtualLink):
         self.answers = Answers(self)
         self.waking = Waking(self)
         self.fanout = Fanout(self)
+        self._large = LargeBodies(self)
+        self._master: SwitchWatch | None = None
         self.lease = Lease(self)
         self.sweeper = Sweeper(self)
         self.feeds: dict[str, Feed] = {}
@@ -98,9 +102,8 @@ class RedisLink(VirtualLink):
                 # Nothing is registered by this alone; reads are, from now on.
                 self.pipeline.post(_TRACK, self._on_tracking)
             self.pipeline.call(pack("PING"), deadline)
-            options = self.options
-            timeout = options.socket_timeout or options.reply_timeout
-            self.pipeline.watch(timeout, options.health_check_interval)
+            self.watch(self.pipeline)
+            self._master = transport.watch_master(self)
             fork.register(_AfterFork(self))
         except BaseException:
             self.pipeline.close()
@@ -134,7 +137,13 @@ class RedisLink(VirtualLink):
 
     def large(self) -> Pipeline:
         """The socket for large bodies.  May switch."""
-        return self.pipeline
+        return self._large.pipeline()
+
+    def watch(self, pipeline: Pipeline) -> None:
+        """Watch from now on whether the server answers on *pipeline*."""
+        options = self.options
+        timeout = options.socket_timeout or options.reply_timeout
+        pipeline.watch(timeout, options.health_check_interval)
 
     def unbind(self, binding: Binding) -> None:
         """Take a binding of a queue out of the server's tables.  May switch."""
@@ -223,6 +232,9 @@ class RedisLink(VirtualLink):
         super().forget(exc)
         self.pipeline.forget()
         self.fanout.forget()
+        self._large.forget()
+        if self._master is not None:
+            self._master.forget()
         self._stop()
         self.feeds.clear()
 
@@ -233,6 +245,9 @@ class RedisLink(VirtualLink):
         self.waking.stop()
         self.directory.stop()
         self.fanout.stop()
+        self._large.stop()
+        if self._master is not None:
+            self._master.stop()
         for feed in list(self.feeds.values()):
             feed.stop()
 

@@ -55,11 +55,12 @@ class Login:
 
     Attributes:
         credentials: asked at each connect; a password may have changed.
+        database: None for a sentinel, which has none.
         must_be_master: refuse a server that is none.
     """
 
     credentials: Callable[[], Credentials]
-    database: int = 0
+    database: int | None = 0
     client_name: str | None = None
     must_be_master: bool = True
 
@@ -133,7 +134,11 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
         if login.client_name:
             old.append(pack("CLIENT", "SETNAME", login.client_name))
         replies = _ask(pipeline, [*old, *_choose(login)], deadline)
-    *greeting, chosen, role = replies
+    if login.database is None:
+        greeting = replies
+        chosen = role = None
+    else:
+        *greeting, chosen, role = replies
     for reply in greeting:
         if isinstance(reply, ErrorReply):
             raise _login_error(reply, where, password is not None)
@@ -149,7 +154,7 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
 
 
 def _choose(login: Login) -> list[bytes]:
-    return [pack("SELECT", login.database), pack("ROLE")]
+    return [] if login.database is None else [pack("SELECT", login.database), pack("ROLE")]
 
 
 def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[Any]:
@@ -159,7 +164,7 @@ def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[
         pipeline.post(command, replies.append)
     # The place of one more command is where we wait for all.
     try:
-        pipeline.call(pack("ECHO", "greenconn"), deadline)
+        pipeline.call(pack("PING"), deadline)
     except LinkLost:
         raise
     except Exception:

@@ -147,7 +147,7 @@ class RedisOptions:
 
     sentinel_kwargs: Mapping[str, Any] | None = None
     """Login and TLS at the sentinels: ``username``, ``password``, ``ssl`` and redis-py's
-    ``ssl_...`` names; None: the same login as at the master, as redis-py has it."""
+    ``ssl_...`` names; None: no login there (redis-py's)."""
 
     sentinel_fanout_compat: bool = False
     """Whether fan-out also uses the channel names of kombu before 5.4 (kombu's)."""

@@ -265,7 +265,7 @@ class Pipeline:
 
 
 #: What a subscriber gets without a command that waits for it.
-_UNASKED: Final = frozenset({b"pmessage", b"psubscribe", b"punsubscribe"})
+_UNASKED: Final = frozenset({b"message", b"pmessage", b"subscribe", b"psubscribe", b"punsubscribe"})
 
 
 def _is_message(reply: Any) -> bool:

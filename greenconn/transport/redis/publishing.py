@@ -158,10 +158,17 @@ class PublishingToRedis(PublishingMethods):
             return Decided(_unroutable("", routing_key))
         slot: Slot[Any] = Slot()
         pipeline.post(self._push(message, routing_key), slot.offer)
-        feed = self.connection.feeds.get(routing_key)
+        self._pushed(routing_key)
+        return Sent(pipeline, slot, None, routing_key)
+
+    def _pushed(self, queue: str) -> None:
+        """A message was sent to *queue*.  Never switches."""
+        link = self.connection
+        if queue in link.directory.expiring:
+            link.directory.touch(queue)
+        feed = link.feeds.get(queue)
         if feed is not None:
             feed.hint()
-        return Sent(pipeline, slot, None, routing_key)
 
     def _exists(self, queue: str) -> bool:
         directory = self.connection.directory
@@ -222,15 +229,15 @@ class PublishingToRedis(PublishingMethods):
         for command in commands[:-1]:
             pipeline.post(command, replies.append)
         pipeline.post(commands[-1], slot.offer)
-        for queue in queues:
-            link.directory.touch(queue)
-            feed = link.feeds.get(queue)
-            if feed is not None and pipeline is link.pipeline:
-                feed.hint()
+        if pipeline is link.pipeline:
+            for queue in queues:
+                self._pushed(queue)
         where = f"exchange {exchange!r}" if exchange else routing_key
         sent = Sent(pipeline, slot, replies, where)
         if pipeline is not link.pipeline:
             sent.wait()  # so that what this greenlet sends keeps its order
+            for queue in queues:
+                self._pushed(queue)
             return Decided(None)
         return sent
 
@@ -324,9 +331,7 @@ class PublishingToRedis(PublishingMethods):
             self._pipeline.pass_gate(deadline)
         window.unanswered += 1
         self._pipeline.post(self._push(message, routing_key), window.take)
-        feed = self.connection.feeds.get(routing_key)
-        if feed is not None:
-            feed.hint()
+        self._pushed(routing_key)
 
     def _raise_earlier(self, window: Window) -> None:
         error = window.error()

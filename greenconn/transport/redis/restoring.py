@@ -99,6 +99,7 @@ def _way_back(link: RedisLink, held: Held) -> Move:
     raw, deliveries, envelope = marked_redelivered(held.raw)
     queues = [held.routing_key]
     if not held.exchange:
+        link.directory.look(held.routing_key)
         limit = link.directory.delivery_limit(held.routing_key)
         if limit is not None and deliveries >= limit:
             move = burial(

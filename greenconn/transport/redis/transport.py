@@ -76,18 +76,46 @@ class Transport(base.Transport):
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        self.options = self._read_options()
+        self._options: RedisOptions | None = None
         self.state = BrokerState()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
-        #: What former lives of this connection have left.
-        self.inheritance = Inheritance()
+        self._inheritance: Inheritance | None = None
         self.address: Address
         self.login: Login
         self.keys: Keys
 
+    @property
+    def inheritance(self) -> Inheritance:
+        """What former lives of this connection have left at the same place.
+
+        A walk over a failover list makes transports anew, so the session keeps it.
+        """
+        if self._inheritance is None:
+            session = getattr(self.client, "session", None)
+            kept = {} if session is None else session.companions
+            self._inheritance = kept.setdefault(f"redis {self._place()}", Inheritance())
+        assert self._inheritance is not None
+        return self._inheritance
+
+    def _place(self) -> str:
+        """What is the same for servers with the same data."""
+        client = self.client
+        return f"{client.hostname}:{client.port}/{client.virtual_host}"
+
     def driver_version(self) -> str:
         return str(redis.__version__)
+
+    @property
+    def options(self) -> RedisOptions:
+        """The transport options, read when they are first needed.
+
+        Raises:
+            ValueError: one has a value that cannot be.
+        """
+        if self._options is None:
+            self._options = self._read_options()
+        return self._options
 
     def _read_options(self) -> RedisOptions:
         options, unknown = from_transport_options(RedisOptions, self.client.transport_options or {})
@@ -107,7 +135,8 @@ class Transport(base.Transport):
         Raises:
             Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
         """
-        self.address = self._address()
+        deadline = (deadline or Deadline()).within(self.connect_timeout)
+        self.address = self._resolve(deadline)
         database = self._database()
         self.keys = Keys(self.options, database)
         self.login = Login(
@@ -116,7 +145,6 @@ class Transport(base.Transport):
             client_name=self.options.client_name,
         )
         link = RedisLink(self)
-        deadline = (deadline or Deadline()).within(self.connect_timeout)
         link.open(deadline)
         try:
             self.inheritance.settle(link)
@@ -131,7 +159,12 @@ class Transport(base.Transport):
         given: float | None = self.options.socket_connect_timeout or self.client.connect_timeout
         return given
 
-    def _address(self) -> Address:
+    def watch_master(self, link: RedisLink) -> Any:
+        """What watches whether the server is still the one that is meant; None: nothing."""
+        return None
+
+    def _resolve(self, deadline: Deadline) -> Address:
+        """Where the server is now."""
         client, options = self.client, self.options
         host = client.hostname or "127.0.0.1"
         path = None

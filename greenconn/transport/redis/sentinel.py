@@ -1,0 +1,237 @@
+"""Redis Sentinel: which server is the master, and when that changes.
+
+At each connect the sentinels are asked in turn, and the server that they name must say itself that it is
+a master.  An old master may go on taking messages after a failover, which are lost: so a link keeps one
+connection to a sentinel and listens to ``+switch-master``, and ends when another master is named.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import gevent
+from gevent import Greenlet
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.errors import LinkLost, ServerNotReady
+from greenconn.transport.redis.login import Address, Credentials, Login, open_pipeline
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.transport import Transport
+from greenconn.url import BrokerURL
+from greenconn.wire.backoff import Backoff
+from greenconn.wire.resp import ErrorReply, pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["SentinelTransport", "SwitchWatch"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+_SWITCH: Final = b"+switch-master"
+#: Where a sentinel's own view says that a master cannot be used.
+_DOWN: Final = frozenset({"s_down", "o_down", "disconnected"})
+DEFAULT_PORT: Final = 26379
+
+
+class SentinelTransport(Transport):
+    """``sentinel://host:26379;sentinel://other:26379``: the master that the sentinels name.
+
+    ``transport_options`` must have ``master_name``.
+    """
+
+    default_port: ClassVar[int] = DEFAULT_PORT  # type: ignore[misc]
+
+    def _resolve(self, deadline: Deadline) -> Address:
+        name = self.options.master_name
+        if name is None:
+            raise ValueError("'master_name' transport option must be specified.")
+        errors = []
+        sentinels = self.sentinels()
+        for number, sentinel in enumerate(sentinels, 1):
+            left = deadline.left()
+            share = None if left is None or number == len(sentinels) else left / 2
+            try:
+                found = self._ask(sentinel, name, deadline.within(share))
+            except (OSError, LinkLost) as exc:
+                errors.append(f"{sentinel.where}: {exc}")
+                continue
+            if isinstance(found, Address):
+                return found
+            errors.append(f"{sentinel.where}: {found}")
+        raise ServerNotReady(f"no sentinel names a master {name!r} ({'; '.join(errors)})")
+
+    def _place(self) -> str:
+        return f"{self.options.master_name}/{self.client.virtual_host}"
+
+    def sentinels(self) -> list[Address]:
+        """The sentinels, the one that is meant now in front."""
+        client = self.client
+        urls = [BrokerURL.parse(each) for each in getattr(client, "alt", None) or ()]
+        places = [(client.hostname or "127.0.0.1", int(client.port or DEFAULT_PORT))]
+        places += [(each.hostname or "127.0.0.1", each.port or DEFAULT_PORT) for each in urls]
+        ssl = _tls_of(self.options.sentinel_kwargs or {})
+        return [
+            Address(
+                host="127.0.0.1" if host == "localhost" else host,
+                port=port,
+                ssl=ssl,
+                where=f"sentinel {host}:{port}",
+            )
+            for host, port in dict.fromkeys(places)
+        ]
+
+    def open_sentinel(
+        self, sentinel: Address, deadline: Deadline, on_push: Any, on_lost: Any
+    ) -> tuple[Pipeline, int]:
+        """Connect to a sentinel.  May switch."""
+        login = Login(credentials=self._sentinel_credentials, database=None, must_be_master=False)
+        return open_pipeline(sentinel, login, deadline, on_push, on_lost)
+
+    def _sentinel_credentials(self) -> Credentials:
+        given = self.options.sentinel_kwargs or {}
+        return given.get("username"), given.get("password")
+
+    def _ask(self, sentinel: Address, name: str, deadline: Deadline) -> Address | str:
+        """The master that one sentinel names, or why it names none.  May switch."""
+        pipeline, _ = self.open_sentinel(sentinel, deadline, _ignore, _ignore)
+        replies: list[Any] = []
+        try:
+            pipeline.post(pack("SENTINEL", "MASTER", name), replies.append)
+            pipeline.call(pack("PING"), deadline)
+        finally:
+            pipeline.close()
+        (reply,) = replies
+        if isinstance(reply, ErrorReply):
+            return str(reply)
+        state = {key.decode(): value.decode() for key, value in _pairs(reply).items()}
+        flags = set(state["flags"].split(","))
+        if "master" not in flags or flags & _DOWN:
+            return f"it is {state['flags']}"
+        others = int(state["num-other-sentinels"])
+        if others < self.options.min_other_sentinels:
+            return f"this sentinel knows of {others} others only"
+        host, port = state["ip"], int(state["port"])
+        return Address(
+            host=host,
+            port=port,
+            ssl=self.client.ssl,
+            where=f"{self.client.as_uri()} (master {name} at {host}:{port})",
+            settings=self.options.socket_keepalive_options,
+        )
+
+    def watch_master(self, link: RedisLink) -> SwitchWatch:
+        """Watch for another master, as long as *link* lives."""
+        return SwitchWatch(self, link)
+
+
+class SwitchWatch:
+    """Ends a link when the sentinels name another master.
+
+    Arguments:
+        transport: knows the sentinels.
+        link: is ended.
+    """
+
+    def __init__(self, transport: SentinelTransport, link: RedisLink) -> None:
+        self._transport = transport
+        self._link = link
+        self._address = transport.address
+        self._pipeline: Pipeline | None = None
+        self._greenlet: Greenlet[..., Any] | None = spawn("redis-sentinel", self._run)
+
+    def stop(self) -> None:
+        """End.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+
+    def forget(self) -> None:
+        """In the child of a fork: it is the parent's."""
+        if self._pipeline is not None:
+            self._pipeline.forget()
+            self._pipeline = None
+
+    def _run(self) -> None:
+        """Find a sentinel that listens with us; one that is lost is replaced."""
+        pauses = Backoff(0.1, factor=2.0, max=5.0, jitter=0.5)
+        while self._link.lost is None:
+            for sentinel in self._transport.sentinels():
+                try:
+                    self._subscribe(sentinel)
+                    return
+                except (OSError, LinkLost) as exc:
+                    logger.debug("%s: %s", sentinel.where, exc)
+            gevent.sleep(next(pauses))
+
+    def _subscribe(self, sentinel: Address) -> None:
+        deadline = Deadline(self._transport.connect_timeout)
+        pipeline, protocol = self._transport.open_sentinel(
+            sentinel, deadline, self._on_push, self._on_lost
+        )
+        try:
+            pipeline.takes_arrays = protocol == 2
+            errors: list[Exception] = []
+            pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
+            pipeline.call(pack("PING"), deadline)
+            if errors:
+                raise pipeline.error(errors[0], "listening to a sentinel")
+            self._link.check_open()
+            self._link.watch(pipeline)
+        except BaseException:
+            pipeline.close()
+            raise
+        self._pipeline = pipeline
+        self._check_master(sentinel)
+
+    def _check_master(self, sentinel: Address) -> None:
+        """It may have changed between the look and the subscription."""
+        name = self._transport.options.master_name or ""
+        found = self._transport._ask(sentinel, name, Deadline(self._transport.connect_timeout))
+        if isinstance(found, Address):
+            self._named(found.host, found.port)
+
+    def _named(self, host: str, port: int) -> None:
+        address = self._address
+        if (host, port) != (address.host, address.port):
+            self._link.end(
+                ServerNotReady(f"{address.where}: the sentinels name {host}:{port} as master now")
+            )
+
+    # In the reader: nothing here may switch or run user code.
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] != b"message" or push[1] != _SWITCH:
+            return
+        name, _, _, host, port = push[2].decode().split(" ")
+        if name == self._transport.options.master_name:
+            self._named(host, int(port))
+
+    def _on_lost(self, exc: LinkLost) -> None:
+        if self._link.lost is None and self._pipeline is not None:
+            self._pipeline = None
+            self._greenlet = spawn("redis-sentinel", self._run)
+
+
+def _pairs(reply: Any) -> dict[bytes, bytes]:
+    if isinstance(reply, dict):
+        return reply
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _tls_of(given: Mapping[str, Any]) -> Any:
+    """What redis-py's names in ``sentinel_kwargs`` say of TLS."""
+    options = {
+        name.removeprefix("ssl_"): value for name, value in given.items() if name.startswith("ssl_")
+    }
+    return options or bool(given.get("ssl"))
+
+
+def _ignore(anything: Any) -> None:
+    pass

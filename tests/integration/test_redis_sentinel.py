@@ -1,0 +1,155 @@
+"""Sentinel: the master is found, and found again after a failover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import Timeout
+
+import greenconn
+from greenconn import Connection
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.messaging import Producer
+from greenconn.wire.resp import pack
+from tests.brokers.redis_server import RedisSentinel, RedisServer
+from tests.fix_brokers import Brokers
+from tests.integration.contract import SOON
+
+#: Seconds for what sentinels need to agree.
+LATE = 40.0
+OPTIONS = {"master_name": "mymaster"}
+
+
+class Group:
+    """A master, a replica, and three sentinels."""
+
+    def __init__(self, brokers: Brokers) -> None:
+        brokers.redis().close()  # skips the test where there is no Redis
+        keeper = brokers.keeper
+        self.master = RedisServer(keeper)
+        replica_of = ("--replicaof", f"127.0.0.1 {self.master.port}")
+        self.replica = RedisServer(keeper, replica_of)
+        self.sentinels = [RedisSentinel(keeper, self.master.port, 2) for _ in range(3)]
+        self._all: list[RedisServer] = [self.master, self.replica, *self.sentinels]
+        self.master.start()
+        self.replica.start()
+        # A sentinel looks for replicas when it begins, and then every 10 s.
+        wait_until(lambda: b"state=online" in info(self.master))
+        for each in self.sentinels:
+            each.start()
+        wait_until(self.is_whole, LATE)
+
+    @property
+    def url(self) -> str:
+        return ";".join(f"sentinel://127.0.0.1:{each.port}/0" for each in self.sentinels)
+
+    def is_whole(self) -> bool:
+        """Whether all know of all."""
+        for each in self.sentinels:
+            state = ask(each, "MASTER", "mymaster")
+            if state[b"num-other-sentinels"] != b"2" or state[b"num-slaves"] != b"1":
+                return False
+        return True
+
+    def close(self) -> None:
+        for each in reversed(self._all):
+            each.close()
+
+
+def info(server: RedisServer) -> bytes:
+    """What a server says of its replicas."""
+    with Connection(server.url) as connection:
+        text = connection.connection.call(pack("INFO", "replication"))
+    assert isinstance(text, bytes)
+    return text
+
+
+def ask(sentinel: RedisSentinel, *args: str) -> Any:
+    """Ask a sentinel through the transport's own way."""
+    options = {"master_name": "mymaster"}
+    with Connection(f"sentinel://127.0.0.1:{sentinel.port}/0", transport_options=options) as c:
+        transport = c.transport
+        (address,) = transport.sentinels()
+        pipeline, _ = transport.open_sentinel(address, Deadline(5), lambda _: None, lambda _: None)
+        try:
+            reply = pipeline.call(pack("SENTINEL", *args))
+        finally:
+            pipeline.close()
+    return (
+        reply
+        if isinstance(reply, dict) or not isinstance(reply, list)
+        else dict(zip(reply[::2], reply[1::2], strict=True))
+    )
+
+
+@pytest.fixture
+def group(brokers: Brokers) -> Iterator[Group]:
+    made = Group(brokers)
+    yield made
+    made.close()
+
+
+def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
+    with Timeout(timeout):
+        while not is_so():
+            gevent.sleep(0.05)
+
+
+@pytest.mark.timeout(120)
+def test_failovers(group: Group) -> None:
+    got: list[Any] = []
+    with (
+        Connection(group.url, transport_options=OPTIONS) as connection,
+        Connection(group.url, transport_options=OPTIONS) as sending,
+    ):
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("q", "before", connection=sending)
+        wait_until(lambda: got == ["before"])
+        assert master_of(connection) == group.master.port
+        # Planned: the old master lives on, and would go on taking messages.
+        ask(group.sentinels[0], "FAILOVER", "mymaster")
+        wait_until(lambda: master_of(connection) == group.replica.port, LATE)
+        wait_until(lambda: not sending.connected, LATE)
+        greenconn.publish("q", "planned", connection=sending, timeout=LATE)
+        assert master_of(sending) == group.replica.port
+        wait_until(lambda: got == ["before", "planned"], LATE)
+        # Not planned.
+        wait_until(lambda: replicas_of(group.sentinels[0]) == b"1", LATE)
+        gevent.sleep(2.5)  # the sentinels' own pause between two failovers
+        group.replica.kill()
+        greenconn.publish("q", "killed", connection=sending, timeout=LATE)
+        wait_until(lambda: got == ["before", "planned", "killed"], LATE)
+        assert master_of(connection) == group.master.port
+        assert consumer.stop(SOON)
+
+
+def master_of(connection: Connection) -> Any:
+    """The port of the server that a connection is connected to."""
+    return connection.connected and connection.connection.transport.address.port
+
+
+def replicas_of(sentinel: RedisSentinel) -> Any:
+    return ask(sentinel, "MASTER", "mymaster")[b"num-slaves"]
+
+
+def test_what_sentinels_do_not_know(group: Group) -> None:
+    with Connection(group.url) as connection, pytest.raises(ValueError, match="master_name"):
+        connection.connect()
+    for options, why in (
+        ({"master_name": "other"}, "no sentinel names a master 'other'"),
+        ({**OPTIONS, "min_other_sentinels": 3}, "2 others only"),
+    ):
+        connection = Connection(group.url, transport_options=options)
+        with connection, pytest.raises(RecoverableConnectionError, match=why):
+            connection.connect()
+    # One that is away is left out.
+    group.sentinels[0].kill()
+    with Connection(group.url, transport_options=OPTIONS) as connection:
+        Producer(connection).publish("x", routing_key="q")

@@ -1,0 +1,304 @@
+"""What the Redis transport does beside the contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import Timeout
+from redis import exceptions
+
+import greenconn
+from greenconn import Connection, Queue
+from greenconn.exceptions import DecodeError
+from greenconn.messaging import Producer
+from greenconn.wire.resp import pack
+from tests.brokers.redis_server import RedisServer
+from tests.integration.contract import SOON, Store
+
+Connect = Callable[..., Connection]
+
+
+@pytest.fixture
+def connect(redis_url: str, unique: str) -> Iterator[Connect]:
+    """Opens connections whose keys are the test's own; deleted after the test."""
+    opened: list[Connection] = []
+
+    def open_connection(**options: Any) -> Connection:
+        options = {"global_keyprefix": f"{unique}:", **options}
+        opened.append(Connection(redis_url, transport_options=options))
+        return opened[-1]
+
+    yield open_connection
+    for each in opened:
+        each.close()
+    with Connection(redis_url) as cleaner:
+        keys = cleaner.connection.call(pack("KEYS", f"{unique}:*"))
+        if keys:
+            cleaner.connection.call(pack("DEL", *keys))
+
+
+def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
+    with Timeout(timeout):
+        while not is_so():
+            gevent.sleep(0.005)
+
+
+def commands_of(connection: Connection, name: str) -> int:
+    """How often the server has carried out a command."""
+    text = connection.connection.call(pack("INFO", "commandstats")).decode()
+    for line in text.splitlines():
+        if line.startswith(f"cmdstat_{name}:"):
+            return int(line.partition("calls=")[2].partition(",")[0])
+    return 0
+
+
+def test_large_bodies_keep_their_place(connect: Connect) -> None:
+    connection = connect()
+    producer = Producer(connection)
+    big = b"x" * (3 * 1024 * 1024)
+    for body in (b"1", big, b"2", big, b"3"):
+        producer.publish(body, routing_key="q")
+    got: list[int] = []
+    consumer = greenconn.spawn_consumer(
+        "q", lambda body, message: got.append(len(body)), connection=connection
+    )
+    wait_until(lambda: len(got) == 5)
+    assert got == [1, len(big), 1, len(big), 1]
+    assert consumer.stop(SOON)
+
+
+def test_large_body_does_not_hold_up_small_ones(connect: Connect) -> None:
+    connection = connect()
+    producer = Producer(connection)
+    producer.publish(b"warm", routing_key="small")
+    done: list[str] = []
+
+    def send(name: str, body: bytes) -> None:
+        producer.publish(body, routing_key=name)
+        done.append(name)
+
+    big = gevent.spawn(send, "big", b"x" * (40 * 1024 * 1024))
+    gevent.sleep(0)
+    gevent.joinall([gevent.spawn(send, "small", b"x") for _ in range(5)], raise_error=True)
+    big.get(timeout=SOON)
+    assert done[-1] == "big"
+
+
+def test_one_connection_serves_all(connect: Connect) -> None:
+    connection = connect(client_name="the-one")
+    consumers = [
+        greenconn.spawn_consumer(f"q{number}", print, connection=connection)
+        for number in range(200)
+    ]
+    assert all(each.wait_ready(SOON) for each in consumers)
+    for number in range(50):
+        connection.channel().basic_publish(
+            connection.default_channel.prepare_message("x"), "", f"other{number}"
+        )
+    clients = connection.connection.call(pack("CLIENT", "LIST")).decode()
+    assert clients.count("name=the-one ") == 1
+    for each in consumers:
+        each.kill()
+
+
+def test_nobody_polls(own_redis: RedisServer) -> None:
+    with Connection(own_redis.url) as connection, Connection(own_redis.url) as watcher:
+        consumers = [
+            greenconn.spawn_consumer(f"q{number}", print, connection=connection)
+            for number in range(100)
+        ]
+        assert all(each.wait_ready(SOON) for each in consumers)
+        gevent.sleep(0.2)
+        names = ("evalsha", "exists")
+        before = [commands_of(watcher, each) for each in names]
+        gevent.sleep(1.0)
+        after = [commands_of(watcher, each) for each in names]
+        # The server and we do nothing, but for one safety look that may be.
+        assert sum(after) - sum(before) <= 2
+        for each in consumers:
+            each.kill()
+
+
+def test_window_of_unanswered_publishes(connect: Connect) -> None:
+    connection, other = connect(publish_window=16), connect()
+    channel: Any = connection.channel()
+    message = channel.prepare_message("x")
+    for _ in range(100):
+        channel.basic_publish(message, "", "q")
+    channel.flush()
+    assert other.default_channel.queue_declare("q", passive=True).message_count == 100
+    link = other.connection
+    link.call(pack("SET", link.keys.plain("wrong"), "no list"))
+    channel.basic_publish(message, "", "wrong")
+    with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
+        channel.flush()
+    channel.basic_publish(message, "", "wrong")
+    with pytest.raises(exceptions.ResponseError, match="holds something else"):
+        while True:
+            channel.basic_publish(message, "", "q")
+    channel.flush()
+
+
+def test_message_that_is_no_envelope(connect: Connect) -> None:
+    connection = connect()
+    link = connection.connection
+    link.call(pack("LPUSH", link.keys.plain("q"), b"\xff no JSON"))
+    link.call(pack("LPUSH", link.keys.plain("q"), b'{"body": "x"}'))
+    Producer(connection).publish("good", routing_key="q")
+    got: list[Any] = []
+    bad: list[Any] = []
+
+    def refuse(message: Any, exc: Exception) -> None:
+        bad.append(exc)
+        message.reject()
+
+    consumer = greenconn.spawn_consumer(
+        "q",
+        lambda body, message: got.append(body),
+        connection=connection,
+        on_decode_error=refuse,
+    )
+    wait_until(lambda: got)
+    assert (got, len(bad)) == (["good"], 2)
+    assert all(isinstance(each, (DecodeError, ValueError, KeyError)) for each in bad)
+    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    assert consumer.stop(SOON)
+
+
+def test_poison_becomes_a_dead_letter(connect: Connect) -> None:
+    connection = connect(delivery_limit=3, dead_letter_queue="dead")
+    channel = connection.default_channel
+    channel.queue_declare("q")
+    Producer(connection).publish("poison", routing_key="q")
+    deliveries = []
+    while (message := channel.basic_get("q")) is not None:
+        deliveries.append(message.headers.get("x-delivery-count", 0))
+        message.requeue()
+        gevent.sleep(0.02)
+    assert deliveries == [0, 1, 2]
+    letter = channel.basic_get("dead")
+    assert letter.payload == "poison"
+    assert letter.headers["x-death"][0]["reason"] == "delivery_limit"
+    assert letter.headers["x-death"][0]["queue"] == "q"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("sorted", ["a", "b", "c"]), ("priority", ["c", "a", "b"])],
+)
+def test_order_of_queues(connect: Connect, strategy: str, expected: list[str]) -> None:
+    connection = connect(queue_order_strategy=strategy)
+    channel = connection.channel()
+    for name in "cab":
+        channel.queue_declare(name)
+        for number in range(3):
+            Producer(connection).publish(f"{name}{number}", routing_key=name)
+    got: list[str] = []
+    channel.flow(False)
+    channel.basic_qos(0, 1, True)
+
+    def take(message: Any) -> None:
+        got.append(message.payload)
+        message.ack()
+
+    for name in "cab":
+        channel.basic_consume(name, callback=take)
+    channel.flow(True)
+    while len(got) < 9:
+        connection.drain_events(timeout=SOON)
+    assert got == [f"{name}{number}" for name in expected for number in range(3)]
+
+
+def test_all_queues_get_their_turn(connect: Connect) -> None:
+    connection = connect()
+    channel = connection.channel()
+    for name in "abc":
+        channel.queue_declare(name)
+        for number in range(6):
+            Producer(connection).publish(f"{name}{number}", routing_key=name)
+    got: list[str] = []
+    channel.basic_qos(0, 1, True)
+
+    def take(message: Any) -> None:
+        got.append(message.payload)
+        message.ack()
+
+    for name in "abc":
+        channel.basic_consume(name, callback=take)
+    while len(got) < 18:
+        connection.drain_events(timeout=SOON)
+    assert {each[0] for each in got[:9]} == set("abc")
+
+
+def test_other_priority_steps(connect: Connect) -> None:
+    connection = connect(priority_steps=[0, 5], sep=":")
+    producer = Producer(connection)
+    for priority in (9, 5, 4, 0):
+        producer.publish(priority, routing_key="q", priority=priority)
+    link = connection.connection
+    assert link.call(pack("LLEN", link.keys.plain("q:5"))) == 2
+    channel = connection.default_channel
+    assert [channel.basic_get("q", no_ack=True).payload for _ in range(4)] == [4, 0, 9, 5]
+
+
+def test_bodies_without_base64(connect: Connect) -> None:
+    connection = connect(body_encoding=None)
+    Producer(connection).publish({"a": "caf\u00e9"}, routing_key="q")
+    link = connection.connection
+    (raw,) = link.call(pack("LRANGE", link.keys.plain("q"), 0, -1))
+    assert json.loads(json.loads(raw)["body"]) == {"a": "caf\u00e9"}
+    assert connection.default_channel.basic_get("q").payload == {"a": "caf\u00e9"}
+
+
+def test_queue_that_expires(connect: Connect) -> None:
+    connection = connect()
+    queue = Queue("q", expires=100)(connection.default_channel)
+    queue.declare()
+    Producer(connection).publish("x", routing_key="q")
+    link = connection.connection
+    assert 0 < link.call(pack("PTTL", link.keys.plain("q"))) <= 100_000
+    assert 0 < link.call(pack("PTTL", link.keys.queue("q"))) <= 100_000
+
+
+def test_ready_made_wrong_types_are_named(connect: Connect) -> None:
+    connection = connect()
+    link = connection.connection
+    link.call(pack("SET", link.keys.unacked, "no hash"))
+    Producer(connection).publish("x", routing_key="q")
+    with pytest.raises(exceptions.ResponseError, match="another database"):
+        connection.default_channel.basic_get("q")
+    assert link.call(pack("LLEN", link.keys.plain("q"))) == 1
+
+
+def test_foreign_messages_are_found_by_a_push(connect: Connect) -> None:
+    connection, other = connect(), connect()
+    store = Store()
+    channel = connection.channel()
+    channel.queue_declare("q")
+    channel.basic_consume("q", sink=store)
+    gevent.sleep(0.05)
+    producer = Producer(other)
+    for number in range(20):
+        producer.publish(number, routing_key="q")
+        wait_until(lambda number=number: len(store) > number, 2.0)  # type: ignore[misc]
+
+
+def test_unknown_options(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Connection(redis_url, transport_options={"visibility_timeut": 5}) as connection:
+        connection.connect()
+    assert "visibility_timeut" in caplog.text
+    with pytest.raises(ValueError, match="did you mean 'visibility_timeout'"):
+        Connection(f"{redis_url}?visibility_timeut=5")
+    for options in (
+        {"lease": 0},
+        {"priority_steps": [3, 1]},
+        {"queue_order_strategy": "any"},
+        {"body_encoding": "gzip"},
+    ):
+        connection = Connection(redis_url, transport_options=options)
+        with connection, pytest.raises(ValueError, match=min(options)):
+            connection.connect()
