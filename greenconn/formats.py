@@ -1,8 +1,10 @@
-"""Formats that need a package of their own, and what is said when a body fits no format."""
+"""Formats of bodies, and what is said when a body fits none of them."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from io import BytesIO
 from json import JSONDecodeError
 from typing import Any
 
@@ -13,6 +15,10 @@ __all__ = [
     "encode_error",
     "msgpack_dumps",
     "msgpack_loads",
+    "pickle_loads",
+    "raw_encode",
+    "unpickle",
+    "utf8",
     "yaml_dumps",
     "yaml_loads",
 ]
@@ -67,3 +73,42 @@ def decode_error(exc: BaseException, what: str) -> DecodeError:
     elif isinstance(exc, UnicodeDecodeError):
         reason += f" at byte {exc.start}: {exc.reason}"
     return DecodeError(f"cannot decode a body {what}: {reason}")
+
+
+def utf8(text: str, content_type: str) -> bytes:
+    """Encode a text body.
+
+    Raises:
+        EncodeError: it cannot be UTF-8.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as exc:  # lone surrogates
+        raise encode_error(exc, content_type) from exc
+
+
+def raw_encode(data: Any) -> tuple[str, str, Any]:
+    """Encode a body without a serializer: text as UTF-8, anything else as it is.
+
+    Raises:
+        EncodeError: text that cannot be UTF-8.
+    """
+    if isinstance(data, str):
+        return "application/data", "utf-8", utf8(data, "application/data")
+    return "application/data", "binary", data
+
+
+def _pickle_load(file: Any) -> Any:
+    import pickle  # when it is first needed: hardly anybody does
+
+    return pickle.load(file)
+
+
+def pickle_loads(s: Any, load: Callable[[Any], Any] = _pickle_load) -> Any:
+    """Unpickle bytes or a buffer.  Never do so with what a stranger sent."""
+    return load(BytesIO(s))
+
+
+def unpickle(s: Any) -> Any:
+    """Unpickle bytes, a buffer or text.  Never do so with what a stranger sent."""
+    return pickle_loads(s.encode("utf-8") if isinstance(s, str) else s)

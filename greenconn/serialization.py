@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greenconn.encoding import bytes_to_str, str_to_bytes
-from greenconn.exceptions import (
-    ContentDisallowed,
-    SerializationError,
-    SerializerNotInstalled,
-)
+from greenconn.encoding import bytes_to_str
+from greenconn.exceptions import ContentDisallowed, SerializationError, SerializerNotInstalled
 from greenconn.formats import (
     decode_error,
     encode_error,
     msgpack_dumps,
     msgpack_loads,
+    pickle_loads,
+    raw_encode,
+    unpickle,
+    utf8,
     yaml_dumps,
     yaml_loads,
 )
@@ -205,7 +204,7 @@ class SerializerRegistry:
                 return raw_encode(data)
             chosen = self._encoders.get(serializer) or self._encoder(serializer)
         elif isinstance(data, str):
-            return "text/plain", "utf-8", _utf8(data, "text/plain")
+            return "text/plain", "utf-8", utf8(data, "text/plain")
         elif isinstance(data, (bytes, bytearray, memoryview)):
             # A copy of what is mutable: the message may leave later.
             return "application/data", "binary", bytes(data)
@@ -287,40 +286,6 @@ class SerializerRegistry:
             f"Refusing to deserialize {why} content of type {shown}: name it in accept=[...] "
             f"to allow it"
         )
-
-
-def _utf8(text: str, content_type: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as exc:  # lone surrogates
-        raise encode_error(exc, content_type) from exc
-
-
-def raw_encode(data: Any) -> tuple[str, str, Any]:
-    """Encode a body without a serializer: text as UTF-8, anything else as it is.
-
-    Raises:
-        EncodeError: text that cannot be UTF-8.
-    """
-    if isinstance(data, str):
-        return "application/data", "utf-8", _utf8(data, "application/data")
-    return "application/data", "binary", data
-
-
-def _pickle_load(file: Any) -> Any:
-    import pickle  # when it is first needed: hardly anybody does
-
-    return pickle.load(file)
-
-
-def pickle_loads(s: Any, load: Callable[[Any], Any] = _pickle_load) -> Any:
-    """Unpickle bytes or a buffer.  Never do so with what a stranger sent."""
-    return load(BytesIO(s))
-
-
-def unpickle(s: Any) -> Any:
-    """Unpickle bytes, a buffer or text.  Never do so with what a stranger sent."""
-    return pickle_loads(str_to_bytes(s))
 
 
 def _pickle_dumps(value: Any) -> bytes:

@@ -8,13 +8,14 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 from gevent import Greenlet, get_hub
+from gevent.hub import Hub
 from greenlet import getcurrent
 
 from greenconn.green import exit, fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
@@ -27,9 +28,9 @@ RECEIVE: Final = 128 * 1024
 #: Pieces of a large body that are received before the hub has a turn.
 AT_ONCE: Final = 8
 
-#: What is received goes through one buffer: a receive never switches, and to ask the kernel for new
-#: memory of that size, and give most of it back, costs more than to copy what came.
-_buffers: Final = PerHub(lambda: memoryview(bytearray(RECEIVE)))
+#: What is received goes through one buffer for each hub: a receive never switches, and to ask the
+#: kernel for new memory of that size, and give most of it back, costs more than to copy what came.
+_buffers: Final[WeakKeyDictionary[Hub, memoryview]] = WeakKeyDictionary()
 
 _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -214,11 +215,17 @@ class Stream:
         self._tear_down()
         self._on_lost(exc)
 
+    def _buffer(self) -> memoryview:
+        buffer = _buffers.get(self._hub)
+        if buffer is None:
+            buffer = _buffers[self._hub] = memoryview(bytearray(RECEIVE))
+        return buffer
+
     def _read(self) -> None:
         """The reader: nothing but receiving, parsing and handing over."""
         switch_to_hub = self._hub.switch
         receive_into, receive_piece = self._sock.recv_into, self._sock.recvmsg_into
-        buffer, where = _buffers.get(), self._room
+        buffer, where = self._buffer(), self._room
         on_data = self._on_data if self._tls is None else self._decrypt
         filled = 0  # pieces that filled their room, one after the other
         self.resume()

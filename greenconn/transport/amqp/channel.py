@@ -3,7 +3,8 @@
 Built on ``amqp.Channel``: its qos and transactions are used as they are.  Replaced are the parts that
 read, wait, write content or keep one pending reply for each method.  Calls are in
 :mod:`~greenconn.transport.amqp.calling`, declarations in :mod:`~greenconn.transport.amqp.topology`,
-consuming and answering in :mod:`~greenconn.transport.amqp.consuming`, publishing is in
+consuming in :mod:`~greenconn.transport.amqp.consuming`, answering in
+:mod:`~greenconn.transport.amqp.answering`, publishing in
 :mod:`~greenconn.transport.amqp.publisher`.
 """
 

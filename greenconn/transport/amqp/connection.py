@@ -35,9 +35,9 @@ from greenconn.green.stream import Stream
 from greenconn.green.writer import Writer
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.agreement import Agreement
+from greenconn.transport.amqp.answering import Answering
 from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
 from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.gate import PublishGate
 from greenconn.transport.amqp.handshake import closing_error, opening_error
 from greenconn.transport.amqp.numbers import ChannelNumbers
@@ -124,7 +124,7 @@ class AmqpLink(Link, Agreement):
         self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._numbers = ChannelNumbers()
-        self._acking: list[Consuming] = []
+        self._acking: list[Answering] = []
         self._closing: Slot[None] | None = None
         self._pulse = Pulse(where, self.end)
         self.secret = Secret(self)
@@ -270,7 +270,7 @@ class AmqpLink(Link, Agreement):
         if limit is not None and size > limit:
             raise ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
-    def ack_later(self, channel: Consuming) -> None:
+    def ack_later(self, channel: Answering) -> None:
         """Flush the acks of *channel* when this turn of the hub ends.  Never switches."""
         if not self._acking:
             self.writer.before_flush(self._flush_acks)

@@ -1,4 +1,4 @@
-"""The consuming half of a channel: consumers, gets, and the answers to deliveries."""
+"""The consuming half of a channel: its prefetch, its consumers, and gets."""
 
 from __future__ import annotations
 
@@ -8,28 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
 from amqp.serialization import dumps, loads
-from gevent import get_hub
-from gevent.hub import Hub
 
-from greenconn.exceptions import PreconditionFailed
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
+from greenconn.transport.amqp.answering import Answering
 from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
 from greenconn.transport.amqp.kinds import QueueKinds
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.rpc import Call, CallLine, Reply, ids_of
-from greenconn.wire.acks import AckLedger
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
-    from greenconn.green.writer import Writer
-    from greenconn.transport.amqp.connection import AmqpLink
 
 __all__ = ["Consuming"]
 
-_tag_and_flags = Struct(">QB")
 _delivery_tag = Struct(">Q")
 
 _GET_OK: Final = ids_of(spec.Basic.GetOk)
@@ -37,33 +31,22 @@ _CANCEL: Final = ids_of(spec.Basic.Cancel)
 _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
 
-class Consuming(QueueKinds):
+class Consuming(QueueKinds, Answering):
     """What a channel does to consume; mixed into ``Channel``."""
 
-    connection: AmqpLink
-    channel_id: int
-    call: Callable[..., Any]
-    check_hub: Callable[[], None]
     pack: Callable[..., bytes]
-    pass_gate: Callable[[], None]
     send_method: Callable[..., Any]
     no_ack_consumers: Any  # set[str]: amqp.Channel makes it
     _calls: CallLine
-    _gone: BaseException | None
-    _hub: Hub
     _last_queue: str
     _consumer_ended: Callable[[str], None]
-    _writer: Writer
 
     def _init_consuming(self) -> None:
-        self._ledger = AckLedger()
+        self._init_answering()
         self._consumers: dict[bytes, ChannelConsumer] = {}
         self._prefetch = 0
         self._qos: tuple[int, int, bool] | None = None
         self._init_kinds()
-
-    def check_open(self) -> None:
-        raise NotImplementedError
 
     def basic_qos(
         self,
@@ -258,114 +241,6 @@ class Consuming(QueueKinds):
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
             self.put_back(_delivery_tag.unpack_from(reply[1], 4)[0])
-
-    # Answers
-
-    @property
-    def oldest_unanswered(self) -> int | None:
-        """The delivery tag that has waited longest for an answer; None if none does."""
-        return next(iter(self._ledger.outstanding), None)
-
-    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
-        """Acknowledge a delivery.  Never switches.
-
-        The acks of a turn of the hub leave together at its end, merged where that is right.  For a
-        delivery of a connection that is gone it does nothing: the broker delivers it again.
-
-        Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
-            RecoverableChannelError: the channel was closed.
-        """
-        if get_hub() is not self._hub:
-            self.check_hub()
-        if self._gone is not None:
-            self._check_answerable()
-            return
-        ledger = self._ledger
-        if not (ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)):
-            raise self._unknown_tag(delivery_tag)
-        # The first of the turn asks for the flush at its end.
-        if len(ledger.pending) == 1 or multiple:
-            self.connection.ack_later(self)
-
-    def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
-        """Refuse a delivery.  May switch.
-
-        Arguments:
-            requeue: put it back, else it is dropped or goes to the dead-letter exchange.
-
-        Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
-            RecoverableChannelError: the channel was closed.
-        """
-        if get_hub() is not self._hub:
-            self.check_hub()
-        if self._writer.gate:
-            self.connection.gate.pass_through()
-        if self._gone is not None:
-            self._check_answerable()
-            return
-        if not self._reject(delivery_tag, requeue):
-            raise self._unknown_tag(delivery_tag)
-
-    def put_back(self, delivery_tag: int) -> None:
-        """Requeue a delivery that nobody wants.  Never switches.  Answered before: does nothing."""
-        if self._gone is None:
-            self._reject(delivery_tag, True)
-
-    def give_credit(self, delivery_tag: int) -> None:
-        """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
-        ledger = self._ledger
-        if self._gone is None and ledger.ack(delivery_tag) and len(ledger.pending) == 1:
-            self.connection.ack_later(self)
-
-    def _reject(self, tag: int, requeue: bool) -> bool:
-        """False if *tag* is not outstanding."""
-        ledger = self._ledger
-        if ledger.pending:
-            self.flush_acks()
-        if not ledger.settle(tag):
-            return False
-        if not ledger.is_recovering:
-            self._writer.write(
-                method_frame(self.channel_id, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
-            )
-        return True
-
-    def basic_recover(self, requeue: bool = False) -> None:
-        """Have all unanswered deliveries of this channel delivered again.  May switch.
-
-        Answers given before the broker's reply are dropped, since their messages come again.
-        """
-        self.pass_gate()
-        self.flush_acks()
-        self._ledger.begin_recover()
-        self.call(
-            spec.Basic.Recover,
-            dumps("b", (requeue,)),
-            wait=spec.Basic.RecoverOk,
-            on_reply=lambda reply: self._ledger.end_recover(),
-        )
-
-    def flush_acks(self) -> None:
-        """Write the acks that are pending.  Never switches; in the hub at the end of a turn."""
-        if self._gone is not None:
-            return
-        for tag, multiple in self._ledger.take():
-            self._writer.write(
-                method_frame(self.channel_id, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple))
-            )
-
-    def _check_answerable(self) -> None:
-        if self.connection.lost is None:
-            self.check_open()
-
-    def _unknown_tag(self, tag: int) -> PreconditionFailed:
-        return PreconditionFailed(
-            f"unknown delivery tag {tag!r}: it was answered before, or is not of this channel",
-            spec.Basic.Ack,
-            reply_code=406,
-        )
 
     # In the reader: nothing here may switch or run user code.
 
