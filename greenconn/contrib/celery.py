@@ -84,8 +84,9 @@ class AmqpTransport(transport.Transport):
 
     Connection: ClassVar[type[connection.AmqpLink]] = AmqpLink
     driver_name = "greenconn"
-    #: Nobody needs to drive it: kombu's event loop is not used.
-    implements = transport.Transport.implements.extend(asynchronous=False)
+    #: Nobody needs to drive it.  Kombu's event loop is not used, and heartbeats are sent and checked by
+    #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
+    implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
 
 class AmqpsTransport(transport.SSLTransport, AmqpTransport):
