@@ -71,19 +71,19 @@ class Recoveries:
     """Counts how often *connection* was lost and restored, from the beginning of ``with`` on."""
 
     def __init__(self, connection: Connection) -> None:
-        self._session = connection.session
+        self._connection = connection
         self.lost: list[BaseException] = []
         self.count = 0
         self._changed = Event()
 
     def __enter__(self) -> Recoveries:
-        self._session.on_connection_lost.append(self.lost.append)
-        self._session.on_recovered.append(self._recovered)
+        self._connection.on_connection_lost.append(self.lost.append)
+        self._connection.on_recovered.append(self._recovered)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._session.on_connection_lost.remove(self.lost.append)
-        self._session.on_recovered.remove(self._recovered)
+        self._connection.on_connection_lost.remove(self.lost.append)
+        self._connection.on_recovered.remove(self._recovered)
 
     def _recovered(self) -> None:
         self.count += 1

@@ -201,9 +201,8 @@ def test_listeners_hear_in_order(relay: Relay, unique: str) -> None:
     heard: list[Any] = []
     with Connection(relay.url) as connection:
         consuming(connection, unique)
-        session = connection.session
-        session.on_connection_lost.append(lambda exc: heard.append(("lost", type(exc))))
-        session.on_recovered.append(
+        connection.on_connection_lost.append(lambda exc: heard.append(("lost", type(exc))))
+        connection.on_recovered.append(
             lambda: heard.append(("recovered", connection.connected, relay.open))
         )
         for number in range(1, 4):
@@ -214,6 +213,42 @@ def test_listeners_hear_in_order(relay: Relay, unique: str) -> None:
             assert issubclass(lost[1], ConnectionError)
             assert recovered == ("recovered", True, 1)
         Queue(unique)(connection).delete()
+
+
+def test_listeners_hear_of_a_connection_that_its_next_use_brings_back(
+    relay: Relay, unique: str
+) -> None:
+    """Nothing runs on it that would bring it back by itself."""
+    heard: list[str] = []
+    with Connection(relay.url) as connection:
+        connection.on_connection_lost.append(lambda exc: heard.append("lost"))
+        connection.on_recovered.append(lambda: heard.append("recovered"))
+        connection.connect()
+        relay.cut()
+        until(lambda: heard == ["lost"])
+        gevent.sleep(0.2)
+        assert relay.accepted == 1
+        connection.default_channel  # noqa: B018 - opened
+        until(lambda: heard == ["lost", "recovered"])
+    gevent.sleep(0)
+    assert heard == ["lost", "recovered"]
+
+
+def test_a_listener_may_use_the_connection(relay: Relay, other: Connection, unique: str) -> None:
+    """When it hears that all is back it is; what it waits for keeps nobody."""
+    found: list[int] = []
+    with Connection(relay.url) as connection:
+        consuming(connection, unique)
+
+        def look() -> None:
+            with connection.channel() as channel:
+                found.append(channel.queue_declare(unique, passive=True).consumer_count)
+
+        connection.on_recovered.append(look)
+        for number in range(1, 4):
+            relay.cut()
+            until(lambda number=number: len(found) == number, SOON)  # type: ignore[misc]
+    assert found == [1, 1, 1]
 
 
 def test_a_listener_that_fails_harms_nobody(
@@ -227,9 +262,8 @@ def test_a_listener_that_fails_harms_nobody(
 
     with Connection(relay.url) as connection:
         got = consuming(connection, unique)
-        session = connection.session
-        session.on_connection_lost += [fail, lambda exc: heard.append("lost")]
-        session.on_recovered += [fail, lambda: heard.append("recovered")]
+        connection.on_connection_lost.extend([fail, lambda exc: heard.append("lost")])
+        connection.on_recovered.extend([fail, lambda: heard.append("recovered")])
         relay.cut()
         until(lambda: len(heard) == 4, SOON)
         assert heard == ["fails", "lost", "fails", "recovered"]
@@ -302,7 +336,7 @@ def test_a_virtual_host_that_is_gone(rabbitmq: RabbitMQHandle, unique: str) -> N
         consumer = spawn_consumer("q", lambda body, message: None, connection=connection)
         assert consumer.wait_ready(SOON)
         consuming(connection, "other")
-        connection.session.on_connection_lost.append(heard.append)
+        connection.on_connection_lost.append(heard.append)
         rabbitmq.ctl("delete_vhost", unique)
         until(lambda: heard, SOON)
         errors: list[type[BaseException]] = []
