@@ -709,7 +709,7 @@ def test_lost_again_while_it_is_restored(
     for consumer in consumers:
         consumer.consume()
     with Recoveries(connection) as recoveries:
-        for budget in range(100, 3000, 20 if long else 150):
+        for budget in range(100, 4000, 20 if long else 400):
             relay.budget = budget
             relay.cut()
             until(lambda: (relay.budget or 0) <= 0 or recoveries.count > 0, SOON)
