@@ -77,9 +77,10 @@ def call(
 
     Raises:
         RemoteError: the server's function raised; has the name of the class and the text.
-        ReplyTimeout: no reply in time; the call may have been carried out.
+        ReplyTimeout: no reply in time; the call may have been carried out.  (The request itself is not
+            confirmed: also when a full queue refused it.)
         Unroutable: the queue does not exist.
-        PublishTimeout, PublishRefused, ...: the request did not arrive, see :func:`greenconn.publish`.
+        PublishTimeout, ConnectionBlocked: the request was not sent.
         OperationalError: the connection was lost before the reply came; it may have been carried out.
         ContentDisallowed: the reply is of another content type than *accept* has.
 
