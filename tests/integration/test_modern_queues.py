@@ -197,6 +197,26 @@ def test_a_limit_under_which_others_run_is_not_changed(
     channel.close()
 
 
+def test_what_the_broker_ends_the_connection_for_says_what_to_do(
+    connection: Connection, declare: Declare, amqp_url: str
+) -> None:
+    quorum = declare("-quorum", queue_arguments=QUORUM)
+    stream = declare("-stream", queue_arguments={"x-queue-type": "stream"})
+    publish(connection, stream.name, "body")
+    with Connection(amqp_url) as stranger:  # which knows of neither queue
+        channel = stranger.channel()
+        channel.basic_qos(0, 5, True)
+        with pytest.raises(AMQPNotImplementedError, match="set the prefetch without apply_global"):
+            channel.basic_consume(quorum.name, callback=print)
+        channel = stranger.channel()
+        with pytest.raises(AMQPNotImplementedError, match="read by consumers with an offset"):
+            channel.basic_get(stream.name)
+        came = received(stranger, quorum)
+        publish(connection, quorum.name, "body")
+        assert came.get(timeout=CAME).payload == "body"
+        assert stranger.session.generation == 3
+
+
 def test_a_killed_change_of_the_limit_is_done_again(
     connection: Connection, declare: Declare
 ) -> None:
