@@ -96,6 +96,7 @@ __all__ = [
     "Unroutable",
     "VersionMismatch",
     "WrongHub",
+    "is_unavailable",
     "reraise",
 ]
 
@@ -110,6 +111,11 @@ def reraise(
     if value.__traceback__ is not tb:
         raise value.with_traceback(tb)
     raise value
+
+
+def is_unavailable(exc: NotFound) -> bool:
+    """Whether the queue of a 404 is there, but its node or leader is not (RabbitMQ's words)."""
+    return "down or inaccessible" in str(exc)
 
 
 class KombuError(Exception):

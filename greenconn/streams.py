@@ -104,6 +104,17 @@ class StreamPosition:
         if self._began_at is None:
             self._began_at = datetime.now(timezone.utc)
 
+    @property
+    def has_read(self) -> bool:
+        """Whether anything has come."""
+        return self._next is not None
+
+    def begin_anew(self) -> None:
+        """The stream is gone: all that one of its name has from now on is new."""
+        self._first = "first"
+        self._next = self._unhandled = None
+        self._outstanding.clear()
+
     def restart(self) -> Offset:
         """Where to begin now."""
         self._trim()

@@ -126,6 +126,8 @@ class Subscriptions:
         for name, each in self.tags.items():
             if each == tag:
                 self.placed.pop(name, None)
+                # A stream that was deleted begins anew; who consumes again says where.
+                self.positions.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
         """The broker has given a queue another name."""

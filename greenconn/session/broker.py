@@ -12,7 +12,7 @@ from types import MethodType
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from greenconn.exceptions import NotFound, RecoverableChannelError
+from greenconn.exceptions import NotFound, RecoverableChannelError, is_unavailable
 from greenconn.green.deadline import Deadline
 from greenconn.session.failover import Failover
 from greenconn.session.life import is_open
@@ -151,8 +151,7 @@ class Broker:
         """Whether an error of a channel may pass while its link stays."""
         errors = self.recoverable_channel_errors
         if isinstance(exc, NotFound):
-            # RabbitMQ's words for a queue that is there, but whose node or leader is not yet.
-            return "down or inaccessible" in str(exc)
+            return is_unavailable(exc)
         return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
 
     def _fill_blanks(self) -> None:

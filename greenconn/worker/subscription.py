@@ -7,7 +7,12 @@ from typing import Any, Protocol
 
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared, ensure_queue_exists
-from greenconn.exceptions import ConsumerCancelled, RecoverableChannelError
+from greenconn.exceptions import (
+    ConsumerCancelled,
+    NotFound,
+    RecoverableChannelError,
+    is_unavailable,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.streams import OFFSET, StreamPosition
@@ -172,12 +177,32 @@ class Subscription:
     def _ensure_queue(self, session: _SessionLike, link: Any) -> None:
         deadline = Deadline()
         queue = self._queue
+        if self._position is not None:
+            self._look_for_stream(session, deadline)
         if isinstance(queue, str):
             ensure_queue_exists(session, queue, deadline, passive=self._plan.passive)
         elif self.is_passive:
             ensure_queue_exists(session, queue.name, deadline, passive=True)
         elif queue._named_on is not link:  # what the broker named here cannot be declared again
             ensure_declared(session, queue, deadline)
+
+    def _look_for_stream(self, session: _SessionLike, deadline: Deadline) -> None:
+        """See whether a stream that was read is still there.  May switch.
+
+        Raises:
+            NotFound: it is not, and was given by its name: what we would declare is no stream.
+        """
+        assert self._position is not None
+        is_named = isinstance(self._queue, str)
+        if not is_named and not self._position.has_read:
+            return
+        try:
+            ensure_queue_exists(session, self.name, deadline, passive=True)
+        except NotFound as exc:
+            if not is_unavailable(exc):
+                self._position.begin_anew()
+            if is_named:
+                raise
 
     def _consume(self, channel: Any) -> None:
         plan = self._plan

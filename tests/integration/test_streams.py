@@ -11,7 +11,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import AMQPNotImplementedError, PreconditionFailed
+from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
 from greenconn.green.deadline import Deadline
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
@@ -295,6 +295,43 @@ def test_a_reader_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> Non
         fill(connection, unique, range(20, 30))
         assert reader.wait(30) == list(range(30))
         reader.stop()
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["Queue", "name"])
+def test_a_stream_that_is_made_again_is_read_from_its_beginning(
+    connection: Connection, stream: Queue, by_name: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+    reader = Reader(
+        stream.name if by_name else stream,
+        connection,
+        offset="first",
+        handler=lambda body, message: seen.append(body),
+    )
+    until(lambda: len(seen) == 10)
+    with connection.channel() as channel:
+        channel.queue_delete(stream.name)
+        if by_name:
+            # It is waited for, and no classic queue takes its place.
+            until(lambda: reader.consumer.stats()["state"] == "recovering")
+            gevent.sleep(0.3)
+            stream(channel).declare()
+    until(lambda: "is started again" in caplog.text)
+    assert reader.consumer.wait_ready(CAME)
+    fill(connection, stream.name, range(100, 105))
+    until(lambda: len(seen) == 15)
+    assert seen[10:] == list(range(100, 105))
+    reader.stop()
+
+
+def test_a_stream_that_is_not_there_is_not_made_a_queue(
+    connection: Connection, unique: str
+) -> None:
+    consumer = spawn_consumer(unique, print, connection=connection, offset="first")
+    with pytest.raises(NotFound):
+        consumer.get(timeout=CAME)
+    with pytest.raises(NotFound), connection.channel() as channel:
+        channel.queue_declare(unique, passive=True)
 
 
 def test_what_was_not_handled_comes_again_after_a_loss(

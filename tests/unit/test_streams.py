@@ -137,3 +137,14 @@ def test_nothing_that_was_not_handled_is_left_out(states: list[str]) -> None:
     left = [n for n, state in enumerate(states) if state in ("REQUEUED", "RECEIVED")]
     expected: Any = min(left, default=len(states)) if states else "first"
     assert position.restart() == expected
+
+
+def test_one_that_is_gone_is_read_from_its_beginning() -> None:
+    position = StreamPosition("next")
+    position.note_begin()
+    seen = [position.has_read]
+    position.watching(lambda message: None)(Streamed(7))
+    seen.append(position.has_read)
+    assert seen == [False, True]
+    position.begin_anew()
+    assert position.restart() == "first"
