@@ -721,6 +721,32 @@ def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, 
     assert not got
     channel.basic_consume(queue, "tag", callback=got.append)
     drain(amqp_link, lambda: len(got) == 50)
+    channel.basic_cancel("tag", nowait=True)
+    until(lambda: not channel._consumers)  # nothing stays behind
+
+
+@pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
+def test_a_consumer_that_is_cancelled_twice_holds_nothing_back(
+    amqp_link: AmqpLink, queue: str, nowait: bool
+) -> None:
+    """RabbitMQ answers the second request before the queue has answered the first."""
+    channel = amqp_link.channel()
+    fill(channel, queue, 100)
+    for _ in range(10):
+        channel.basic_consume(queue, "tag", callback=lambda message: message.requeue())
+        cancelling = [
+            gevent.spawn(channel.basic_cancel, "tag", nowait=nowait and number > 0)
+            for number in range(3)
+        ]
+        if nowait:
+            gevent.sleep(0)
+            cancelling[0].kill()
+        all_of(cancelling)
+        until(lambda: not channel._consumers)
+        with pytest.raises(TimeoutError):
+            while True:
+                amqp_link.drain(Deadline(0))
+        until(lambda: counts(channel, queue) == (100, 0))
 
 
 # The end of the connection.

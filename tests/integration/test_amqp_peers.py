@@ -609,6 +609,24 @@ def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
     assert end.expect(spec.Basic.Ack)[2] == pack(">QB", 1, False)
 
 
+def test_the_broker_is_told_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> None:
+    channel = link.channel()
+    starting = gevent.spawn(channel.basic_consume, "q", "tag")
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    starting.get(timeout=WAIT)
+    cancelling = [gevent.spawn(channel.basic_cancel, "tag") for _ in range(2)]
+    end.expect(spec.Basic.Cancel)
+    channel.basic_cancel("tag", nowait=True)
+    asking = gevent.spawn(channel.queue_purge, "q")
+    assert end.got.get(timeout=WAIT)[1] == spec.Queue.Purge
+    assert not any(each.ready() for each in cancelling)
+    end.method(1, spec.Basic.CancelOk, "s", "tag")
+    end.method(1, spec.Queue.PurgeOk, "l", 0)
+    for each in (asking, *cancelling):
+        each.get(timeout=WAIT)
+
+
 def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
     links = Links(amqp_peer.url)
     link = links(reply_timeout=0.1, confirm_timeout=0.1)
