@@ -623,7 +623,8 @@ def test_the_broker_is_told_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> No
     assert not any(each.ready() for each in cancelling)
     end.method(1, spec.Basic.CancelOk, "s", "tag")
     end.method(1, spec.Queue.PurgeOk, "l", 0)
-    for each in (asking, *cancelling):
+    asking.get(timeout=WAIT)
+    for each in cancelling:
         each.get(timeout=WAIT)
 
 
