@@ -116,11 +116,7 @@ class Consuming(QueueKinds, Answering):
             argsig,
             (0, queue, tag, no_local, no_ack, exclusive, nowait, arguments),
         )
-        self.pass_gate()
-        known = self._consumers.get(key)
-        if known is not None and known.state is not ConsumerState.CANCELLED:
-            # The broker would close the whole connection.
-            raise ValueError(f"consumer tag {tag!r} is in use on this channel")
+        self._claim_tag(key, tag)
         consumer = ChannelConsumer(
             self.connection,
             tag,
@@ -149,6 +145,19 @@ class Consuming(QueueKinds, Answering):
             consumer.leave(ConsumerState.ABANDONED)
             raise
         return tag
+
+    def _claim_tag(self, key: bytes, tag: str) -> None:
+        """Pass the gate, and see that no consumer has *tag*.  May switch."""
+        while True:
+            self.pass_gate()
+            known = self._consumers.get(key)
+            if known is None or known.state is ConsumerState.CANCELLED:
+                return
+            if known.state is not ConsumerState.ABANDONED:
+                # The broker would close the whole connection.
+                raise ValueError(f"consumer tag {tag!r} is in use on this channel")
+            # Its caller was killed: it ends as soon as the broker has confirmed it.
+            self._watch(known)
 
     def _cancel_late(self, consumer: ChannelConsumer) -> None:
         """Cancel a consumer whose caller was killed before it heard that the broker has it."""
