@@ -1,7 +1,7 @@
 """greenconn's transports inside kombu, and so inside Celery.
 
-Importing this module gives kombu the schemes ``greenconn-amqp://`` and ``greenconn-amqps://``; or name
-the class::
+Importing this module gives kombu the schemes ``greenconn-amqp://``, ``greenconn-amqps://``,
+``greenconn-redis://`` and ``greenconn-rediss://``; or name the class::
 
     app = Celery("tasks", broker="greenconn-amqp://guest:guest@localhost//")
 
@@ -14,20 +14,25 @@ decide.  A lost connection is the host's to mend: nothing is recovered here.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any, ClassVar, Final
 
 from gevent import monkey
 from kombu.message import Message
 from kombu.transport import TRANSPORT_ALIASES
 
+from greenconn.jsoncodec import loads
+from greenconn.transport import redis
 from greenconn.transport.amqp import channel, connection, transport
 
-__all__ = ["AmqpTransport", "AmqpsTransport"]
+__all__ = ["AmqpTransport", "AmqpsTransport", "RedisTransport", "RedissTransport"]
 
 #: Scheme -> class, in kombu's own table.
 SCHEMES: Final = {
     "greenconn-amqp": f"{__name__}:AmqpTransport",
     "greenconn-amqps": f"{__name__}:AmqpsTransport",
+    "greenconn-redis": f"{__name__}:RedisTransport",
+    "greenconn-rediss": f"{__name__}:RedissTransport",
 }
 
 
@@ -61,16 +66,7 @@ class AmqpChannel(channel.Channel):
         """Return kombu's message for a delivery; its body as it came, for kombu to decode."""
         if isinstance(raw_message, Message):
             return raw_message
-        return Message(  # type: ignore[no-untyped-call]  # kombu has no types
-            body=raw_message.raw,
-            delivery_tag=raw_message.delivery_tag,
-            content_type=raw_message.content_type,
-            content_encoding=raw_message.content_encoding,
-            delivery_info=raw_message.delivery_info,
-            properties=raw_message.properties,
-            headers=raw_message.headers,
-            channel=self,
-        )
+        return _kombus(raw_message, raw_message.raw, self)
 
 
 class AmqpLink(connection.AmqpLink):
@@ -91,6 +87,52 @@ class AmqpTransport(transport.Transport):
 
 class AmqpsTransport(transport.SSLTransport, AmqpTransport):
     """The same over TLS, verified."""
+
+
+class RedisChannel(redis.Channel):
+    """A channel that hands out kombu's messages."""
+
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return kombu's message for a delivery."""
+        if isinstance(raw_message, Message):
+            return raw_message
+        body = raw_message.body
+        if "compression" in raw_message.headers:
+            # As it came: kombu unpacks it again.
+            stored = loads(raw_message.raw)
+            body = stored["body"]
+            if stored["properties"].get("body_encoding") == "base64":
+                body = b64decode(body)
+        return _kombus(raw_message, body, self)
+
+
+class RedisTransport(redis.Transport):
+    """Redis for kombu's ``Connection``."""
+
+    Channel = RedisChannel
+    driver_name = "greenconn"
+
+
+class RedissTransport(RedisTransport):
+    """The same over TLS, verified."""
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        if not client.ssl:
+            client.ssl = True
+
+
+def _kombus(delivery: Any, body: Any, channel: Any) -> Any:
+    return Message(  # type: ignore[no-untyped-call]  # kombu has no types
+        body=body,
+        delivery_tag=delivery.delivery_tag,
+        content_type=delivery.content_type,
+        content_encoding=delivery.content_encoding,
+        delivery_info=delivery.delivery_info,
+        properties=delivery.properties,
+        headers=delivery.headers,
+        channel=channel,
+    )
 
 
 TRANSPORT_ALIASES.update(SCHEMES)
