@@ -401,6 +401,32 @@ def test_fanout_tells_of_gaps(starting: Starting) -> None:
     assert got == ["x"]
 
 
+@pytest.mark.parametrize("empties", [False, True], ids=["keeps", "empties"])
+def test_bindings_after_a_reconnect(starting: Starting, empties: bool) -> None:
+    server = starting()
+    got: list[Any] = []
+    fanout = greenconn.Exchange("fx", "fanout")
+    topic = greenconn.Exchange("tx", "topic")
+    queues = [greenconn.Queue("f", fanout), greenconn.Queue("t", topic, "a.#")]
+    with Connection(server.url) as connection, Connection(server.url) as control:
+        consumer = greenconn.spawn_consumer(
+            queues, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        control.connect()
+        if empties:
+            control.connection.call(pack("FLUSHALL"))
+        control.connection.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+        wait_until(lambda: connection.session.generation == 2)
+        assert consumer.wait_ready(SOON)
+        wait_until(lambda: control.connection.call(pack("PUBSUB", "NUMPAT")) == 2)
+        Producer(control, fanout).publish("x")
+        Producer(control, topic).publish("y", "a.b")
+        wait_until(lambda: len(got) == 2)
+        assert sorted(got) == ["x", "y"]
+        assert consumer.stop(SOON)
+
+
 def test_refused_commands_are_named(starting: Starting) -> None:
     server = starting()
     with Connection(server.url) as control:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Runs on a RabbitMQ, in the integration tests.
-ELSEWHERE = {"rabbitmq.rst"}
+#: Run on a broker, in the integration tests.
+ELSEWHERE = {"rabbitmq.rst", "redis.rst"}
 TEXTS = [
     ROOT / "README.rst",
     *(each for each in sorted((ROOT / "docs").glob("*.rst")) if each.name not in ELSEWHERE),

@@ -84,9 +84,10 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
             AccessRefused: the name is reserved.
         """
         name = exchange or f"amq.{type or 'direct'}"
-        is_known = name in self.state.exchanges or (self.connection.routing.learn(name) is not None)
+        self.connection.routing.learn(name)
         super().exchange_declare(exchange, type, passive, durable, auto_delete, nowait, arguments)
-        if not is_known:
+        if not passive:
+            # Each time: the server may have lost what it knew.
             self.connection.routing.note(self.state.exchanges[name])
 
     @closes_channel
@@ -103,13 +104,21 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
         super().exchange_delete(exchange, if_unused, nowait)
         link.routing.drop(exchange)
 
+    def _bind(self, binding: Binding, method: Method) -> None:
+        self._exchange(binding.source, method)
+        if binding.to_exchange:
+            self._exchange(binding.destination, method)
+        self.state.bind(binding)
+        # Each time, as above; in the server's table it is there once.
+        self._bound(binding)
+
     def _bound(self, binding: Binding) -> None:
         if binding.to_exchange or self.state.exchanges[binding.source].type == "headers":
             return
         link = self.connection
         keys = link.keys
         if self.state.exchanges[binding.source].type == "fanout" and not link.options.fanout_lists:
-            link.fanout.bound(binding.destination, binding.source, binding.routing_key)
+            link.fanout.bound(binding.destination)
         member = link.routing.row(binding)
         declared = link.directory.find(binding.destination)
         expires = None if declared is None else declared.expires_ms

@@ -17,6 +17,7 @@ from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.scripts import JOIN, LEAVE
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 from greenconn.transport.virtual.refusal import (
@@ -321,9 +322,10 @@ class Directory:
         )
 
     def _unbind(self, name: str) -> None:
-        link = self._link
-        if link.lost is None:
-            link.unbind_queue(name)
+        try:
+            self._link.unbind_queue(name)
+        except LinkLost:
+            pass  # its bindings stay, and lead to nothing
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""

@@ -13,6 +13,7 @@ from redis import exceptions as redis
 
 from greenconn.exceptions import (
     AccessRefused,
+    AMQPError,
     FrameError,
     NotAllowed,
     RecoverableConnectionError,
@@ -31,7 +32,22 @@ __all__ = [
 ]
 
 
-class LinkLost(RecoverableConnectionError, redis.ConnectionError):  # type: ignore[misc]
+class _Both:
+    """Makes an error of amqp's kind and of redis-py's at once."""
+
+    def __init__(self, text: str = "") -> None:
+        for base in type(self).__mro__:
+            if base.__module__ == redis.__name__:
+                base.__init__(self, text)  # type: ignore[misc]  # its own attributes
+                break
+        AMQPError.__init__(self, text)
+        self.args = (text,)  # what copies are made of
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.args[0]!r})"
+
+
+class LinkLost(_Both, RecoverableConnectionError, redis.ConnectionError):  # type: ignore[misc]
     """The connection to the server is gone."""
 
 
@@ -43,15 +59,15 @@ class ReplyLate(LinkLost, redis.TimeoutError):
     """The server did not answer a command in time."""
 
 
-class LoginRefused(AccessRefused, redis.AuthenticationError):  # type: ignore[misc]
+class LoginRefused(_Both, AccessRefused, redis.AuthenticationError):  # type: ignore[misc]
     """The server does not take the user name or the password."""
 
 
-class NoSuchDatabase(NotAllowed, redis.ResponseError):  # type: ignore[misc]
+class NoSuchDatabase(_Both, NotAllowed, redis.ResponseError):  # type: ignore[misc]
     """The server has no database of that number."""
 
 
-class NotRedis(FrameError, redis.InvalidResponse):  # type: ignore[misc]
+class NotRedis(_Both, FrameError, redis.InvalidResponse):  # type: ignore[misc]
     """What answers does not speak Redis' protocol."""
 
 

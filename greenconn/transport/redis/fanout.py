@@ -42,8 +42,6 @@ class Fanout:
         self._link = link
         self._pipeline: Pipeline | None = None
         self._flight = SingleFlight("redis-fanout")
-        #: Queue -> the channels that it is bound to.
-        self._topics: dict[str, dict[str, None]] = {}
         #: Channel -> the queues that are consumed and listen on it.
         self._listening: dict[bytes, dict[str, None]] = {}
         self._lost_at = 0.0
@@ -56,21 +54,29 @@ class Fanout:
 
     # -- bindings
 
-    def bound(self, queue: str, exchange: str, routing_key: str) -> None:
+    def bound(self, queue: str) -> None:
         """A queue was bound to a fan-out exchange.  May switch, where it is consumed."""
-        link = self._link
-        topics = self._channels(exchange, routing_key)
-        self._topics.setdefault(queue, {}).update(dict.fromkeys(topics))
-        feed = link.feeds.get(queue)
+        feed = self._link.feeds.get(queue)
         if feed is not None and feed.consumers:
             self.listen(queue)
 
     def unbound(self, queue: str, exchange: str, routing_key: str) -> None:
         """It was unbound.  Never switches."""
-        topics = self._topics.get(queue, {})
         for topic in self._channels(exchange, routing_key):
-            topics.pop(topic, None)
             self._leave(queue, topic.encode())
+
+    def _topics(self, queue: str) -> list[bytes]:
+        """What a queue listens on: the bindings that this connection knows."""
+        link = self._link
+        exchanges = link.state.exchanges
+        if link.options.fanout_lists:
+            return []
+        return [
+            topic.encode()
+            for exchange, routing_key, _ in link.state.queue_bindings(queue)
+            if exchange in exchanges and exchanges[exchange].type == "fanout"
+            for topic in self._channels(exchange, routing_key)
+        ]
 
     def _channels(self, exchange: str, routing_key: str) -> list[str]:
         """The patterns of channels that a binding listens on.
@@ -95,7 +101,7 @@ class Fanout:
             redis.exceptions.ResponseError: the server refuses.
             OSError, LinkLost: there is no second connection to be had.
         """
-        topics = [each.encode() for each in self._topics.get(queue, ())]
+        topics = self._topics(queue)
         if not topics:
             return
         for topic in topics:
@@ -111,8 +117,8 @@ class Fanout:
 
     def leave(self, queue: str) -> None:
         """Listen for a queue no more.  Never switches."""
-        for topic in self._topics.get(queue, ()):
-            self._leave(queue, topic.encode())
+        for topic in [each for each, queues in self._listening.items() if queue in queues]:
+            self._leave(queue, topic)
 
     def _leave(self, queue: str, topic: bytes) -> None:
         queues = self._listening.get(topic)

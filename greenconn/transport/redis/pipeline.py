@@ -189,7 +189,9 @@ class Pipeline:
         """The exception to raise for a reply that is one; what ends the link ends it."""
         if not isinstance(reply, ErrorReply):
             # One for each who is told: a traceback belongs to one greenlet.
-            own = type(reply)(*reply.args) if isinstance(reply, LinkLost) else reply
+            if not isinstance(reply, LinkLost):
+                return reply
+            own = type(reply)(*reply.args)
             own.__cause__ = reply.__cause__
             return own
         error = as_error(reply, self.where, what)

@@ -1,0 +1,76 @@
+"""Every code block of the page about Redis runs on one, and its access list is enough."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import gevent
+
+import greenconn
+from greenconn import Connection
+from greenconn.wire.resp import pack
+from tests.brokers.redis_server import RedisServer
+from tests.integration.contract import SOON
+from tests.unit.test_docs import ROOT, blocks
+
+PAGE = ROOT / "docs" / "redis.rst"
+
+
+def test_the_code_blocks_run(own_redis: RedisServer, patched: bool) -> None:
+    prefix = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", prefix + blocks(PAGE.read_text())],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=ROOT,
+        env={**os.environ, "GREENCONN_URL": own_redis.url},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
+    found = re.search(r"^    (ACL SETUSER app.*?)\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    with Connection(own_redis.url) as control:
+        link = control.connection
+        link.call(pack("FLUSHALL"))
+        link.call(pack(*found[1].split()))
+        options = {"global_keyprefix": "app:", "client_name": "app"}
+        url = own_redis.url.replace("//", "//app:password@")
+        with Connection(url, transport_options=options) as connection:
+            got: list[object] = []
+            queues = [
+                greenconn.Queue("plain", expires=60),
+                greenconn.Queue("bound", greenconn.Exchange("x", "topic"), "a.#"),
+                greenconn.Queue("fanned", greenconn.Exchange("f", "fanout"), auto_delete=True),
+            ]
+            consumer = greenconn.spawn_consumer(
+                queues, lambda body, message: got.append(body), connection=connection
+            )
+            assert consumer.wait_ready(SOON)
+            assert connection.connection.is_tracking
+            greenconn.publish("plain", 1, connection=connection)
+            greenconn.publish(
+                greenconn.Exchange("x", "topic"), 2, routing_key="a.b", connection=connection
+            )
+            greenconn.publish(greenconn.Exchange("f", "fanout"), 3, connection=connection)
+            with gevent.Timeout(SOON):
+                while set(got) != {1, 2, 3}:
+                    gevent.sleep(0.01)
+            assert connection.connection.sweeper.look() == 0
+            assert consumer.stop(SOON)
+            channel = connection.default_channel
+            channel.queue_declare("plain", arguments={"x-expires": 60000}, durable=True)
+            channel.queue_purge("plain")
+            message = channel.prepare_message("x")
+            channel.basic_publish(message, "", "plain")
+            channel.basic_get("plain").requeue()
+            channel.queue_delete("plain")
+            channel.queue_delete("bound")
+            channel.exchange_delete("x")
+        link.call(pack("ACL", "DELUSER", "app"))

@@ -1,0 +1,54 @@
+"""Redis' errors: of both kinds, and with the remedy."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from redis import exceptions
+
+from greenconn.exceptions import AccessRefused, NotAllowed, RecoverableConnectionError
+from greenconn.transport.redis import errors
+from greenconn.wire.resp import ErrorReply
+
+
+@pytest.mark.parametrize(
+    ("cls", "kinds"),
+    [
+        (errors.LinkLost, (RecoverableConnectionError, exceptions.ConnectionError)),
+        (errors.ReplyLate, (RecoverableConnectionError, exceptions.TimeoutError)),
+        (errors.ServerNotReady, (errors.LinkLost, exceptions.BusyLoadingError)),
+        (errors.LoginRefused, (AccessRefused, exceptions.AuthenticationError)),
+        (errors.NoSuchDatabase, (NotAllowed, exceptions.ResponseError)),
+    ],
+)
+def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) -> None:
+    error = cls("what happened")
+    for kind in kinds:
+        assert isinstance(error, kind)
+    for same in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert str(same) == "what happened"
+        assert repr(same) == f"{cls.__name__}('what happened')"
+
+
+@pytest.mark.parametrize(
+    ("text", "cls", "remedy"),
+    [
+        ("READONLY You can't write against a read only replica.", errors.ServerNotReady, "master"),
+        ("LOADING Redis is loading the dataset in memory", errors.ServerNotReady, "ready"),
+        ("MASTERDOWN Link with MASTER is down", errors.ServerNotReady, "ready"),
+        ("OOM command not allowed", exceptions.OutOfMemoryError, "raise maxmemory"),
+        ("MISCONF Redis is configured to save", exceptions.ResponseError, "free its disk"),
+        ("NOPERM no permissions", exceptions.NoPermissionError, "docs/redis.rst"),
+        ("WRONGTYPE Operation", exceptions.ResponseError, "another database"),
+        ("ERR The user executing the script can't", exceptions.NoPermissionError, "commands"),
+        ("ERR something", exceptions.ResponseError, ""),
+    ],
+)
+def test_replies(text: str, cls: type[Exception], remedy: str) -> None:
+    error = errors.as_error(ErrorReply(text), "redis://host", "publishing")
+    assert type(error) is cls
+    assert text in str(error)
+    assert remedy in str(error)
+    assert str(error).startswith("redis://host: publishing: ")
