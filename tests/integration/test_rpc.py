@@ -31,11 +31,11 @@ WAIT = 30.0
 Serve: TypeAlias = Callable[..., ConsumerGreenlet]
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
     """A connection over each transport in turn."""
     is_memory = request.param == "memory"
-    url = f"memory:///{unique}" if is_memory else request.getfixturevalue("amqp_url")
+    url = f"memory:///{unique}" if is_memory else request.getfixturevalue(f"{request.param}_url")
     with Connection(url) as connection:
         yield connection
     if is_memory:

@@ -19,12 +19,12 @@ from greenconn.publishing import publish
 DEADLINE = 50.0
 
 
-@pytest.fixture(params=["amqp", "memory"])
+@pytest.fixture(params=["amqp", "memory", "redis"])
 def url(request: pytest.FixtureRequest) -> str:
     """The address of a broker of each kind."""
     if request.param == "memory":
         return "memory://"
-    return str(request.getfixturevalue("amqp_url"))
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture

@@ -96,11 +96,13 @@ class Desk:
         self.connection.close()
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
     """The address of each broker in turn."""
     if request.param == "amqp":
         yield request.getfixturevalue("amqp_url")
+    elif request.param == "redis":
+        yield request.getfixturevalue("redis_url")
     else:
         yield f"memory:///{unique}"
         memory.reset(unique)

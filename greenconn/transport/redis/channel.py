@@ -63,6 +63,8 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
         known = self.connection.routing.learn(name)
         if known is None:
             raise no_exchange(name, self.virtual_host, method)
+        if name not in self.state.exchanges:
+            return self.state.declare(name, known.type)
         return known
 
     @closes_channel
@@ -167,7 +169,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
             arguments: ``x-expires`` and the like; docs/redis.rst lists those that count here.
 
         Returns:
-            its name, how many messages wait, how many consumers this connection has.
+            its name, how many messages wait, how many consumers it has.
 
         Raises:
             NotFound: passive, and it does not exist.
@@ -190,15 +192,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
                 ),
             )
         self._last_queue = name
-        feed = link.feeds.get(name)
-        return queue_declare_ok_t(
-            name, self._size(name), len(feed.consumers) if feed is not None else 0
-        )
-
-    def _size(self, queue: str) -> int:
-        link = self.connection
-        commands = [pack(b"LLEN", key) for key in link.keys.lists(queue)]
-        return sum(link.call_all(commands, what=f"counting queue {queue!r}"))
+        return queue_declare_ok_t(name, *link.directory.counts(name))
 
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
@@ -236,10 +230,12 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
         link.directory.check(name, method)
         feed = link.feeds.get(name)
         consumers = list(feed.consumers) if feed is not None else []
-        if if_unused and (consumers or link.directory.consumers(name)):
-            raise in_use("queue", name, self.virtual_host, method)
-        if if_empty and self._size(name):
-            raise not_empty(name, self.virtual_host, method)
+        if if_unused or if_empty:
+            messages, consumed = link.directory.counts(name)
+            if if_unused and consumed:
+                raise in_use("queue", name, self.virtual_host, method)
+            if if_empty and messages:
+                raise not_empty(name, self.virtual_host, method)
         for consumer in consumers:
             consumer.channel.cancelled_by_broker(consumer)
         return link.directory.drop(name)

@@ -337,7 +337,7 @@ class DeliveringMethods(ConsumingMethods):
         link = self.connection
         others = feed.consumers
         may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
-        how = "exclusive" if consumer.exclusive else "shared"
+        how = "exclusive" if consumer.exclusive else len(others) + 1
         try:
             link.fanout.listen(feed.queue)
             if not may or not link.directory.join(feed.queue, how):
@@ -363,7 +363,9 @@ class DeliveringMethods(ConsumingMethods):
         """A consumer is gone: its queue may be of no use any more."""
         feed = _feed_of(consumer)
         feed.leave(consumer)
-        if not feed.consumers:
+        if feed.consumers:
+            self.connection.directory.left(feed.queue, len(feed.consumers))
+        else:
             self.connection.waking.discard(feed)
             self.connection.fanout.leave(feed.queue)
             self.connection.directory.unused(feed.queue)

@@ -277,11 +277,11 @@ class Directory:
             for key in (keys.queue(name), *keys.lists(name)):
                 self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
 
-    def join(self, name: str, how: str) -> bool:
+    def join(self, name: str, how: str | int) -> bool:
         """Note that this link consumes from a queue; False: it may not.  May switch.
 
         Arguments:
-            how: ``exclusive`` or ``shared``.
+            how: ``exclusive``, or how many consumers it has now.
         """
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
@@ -290,11 +290,25 @@ class Directory:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
 
-    def consumers(self, name: str) -> int:
-        """How many other links consume from a queue.  May switch."""
+    def counts(self, name: str) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consumers it has.  May switch."""
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
-        return int(link.call(link.scripts.call(JOIN, keys, link.owner, ""), what="counting"))
+        others, *sizes = link.call_all(
+            [
+                link.scripts.call(JOIN, keys, link.owner, ""),
+                *(pack(b"LLEN", key) for key in link.keys.lists(name)),
+            ],
+            what=f"counting queue {name!r}",
+        )
+        feed = link.feeds.get(name)
+        return sum(sizes), others + (len(feed.consumers) if feed is not None else 0)
+
+    def left(self, name: str, consumers: int) -> None:
+        """One consumer of this link has left a queue, others have not.  Never switches."""
+        link = self._link
+        if link.lost is None:
+            link.pipeline.post(pack(b"HSET", link.keys.consumers(name), link.owner, consumers))
 
     def _keep_alive(self, expires: float) -> None:
         """Renew often enough for a queue that expires after so many seconds without use."""

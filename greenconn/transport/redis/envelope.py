@@ -130,11 +130,18 @@ class Outgoing:
         return self.with_headers(self.headers)
 
     def with_headers(self, headers: Mapping[str, Any]) -> bytes:
-        """The same with other headers."""
-        properties = dumps(self.properties)[1:-1]
+        """The same with other headers.
+
+        Raises:
+            ValueError: one of them, or a property, is nothing for JSON.
+        """
+        try:
+            properties, shown = dumps(self.properties)[1:-1], dumps(headers)
+        except TypeError as exc:
+            raise ValueError(f"a header or property cannot be sent as JSON: {exc}") from exc
         return (
             f', "content-encoding": {dumps(self.content_encoding)}, "content-type": '
-            f'{dumps(self.content_type)}, "headers": {dumps(headers)}, "properties": '
+            f'{dumps(self.content_type)}, "headers": {shown}, "properties": '
             f'{{{properties}{", " if properties else ""}"delivery_info": '
         ).encode()
 

@@ -87,6 +87,7 @@ class Lease:
             ],
             what="consuming",
         )
+        link.check_open()  # it may have ended behind the replies
         self.is_held = self.was_held = True
         self.begin_alive()
         link.sweeper.start()

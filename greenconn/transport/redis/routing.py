@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
+from greenconn.transport.virtual.exchange import (
+    ROUTERS,
+    STANDARD_EXCHANGE_TYPES,
+    ExchangeType,
+)
 from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.state import Binding, Exchange
 from greenconn.wire.resp import pack
@@ -62,7 +66,11 @@ class Routing:
     # -- exchanges
 
     def learn(self, name: str) -> Exchange | None:
-        """Return an exchange, asking the server where this process knows none.  May switch."""
+        """Return an exchange, asking the server where this process knows none.  May switch.
+
+        One that only programs of kombu have declared is known by its bindings alone: it is taken for
+        what these look like, and not kept, since it may be declared here later.
+        """
         known = self._state.exchanges.get(name)
         if known is not None:
             return known
@@ -73,16 +81,18 @@ class Routing:
         )
         if text is None and not table:
             return None
-        kept: dict[str, Any] = {}
         try:
             kept = loads(text) if text is not None else {}
         except ValueError:
-            pass
+            kept = {}
         kind = kept.get("type")
+        if kind not in _TYPES:
+            has_patterns = any(pattern for _, pattern, _ in self.table(name))
+            kind = "topic" if has_patterns else "direct"
+            return Exchange(name, kind, ROUTERS[kind]())
         return self._state.exchanges.get(name) or self._state.declare(
             name,
-            # As kombu takes an exchange that it does not know.
-            kind if isinstance(kind, str) and kind in _TYPES else "direct",
+            kind,
             durable=bool(kept.get("durable")),
             auto_delete=bool(kept.get("auto_delete")),
             arguments=kept.get("arguments"),

@@ -151,10 +151,11 @@ return now
 """,
 )
 
-#: Notes that an owner consumes from a queue, and returns how many others do; -1: it may not, since
-#: one of them wants to be alone.
+#: Notes that an owner consumes from a queue, and returns how many consumers others have there; -1: it
+#: may not, since one of them wants to be alone.
 #:
-#: Keys: who consumes from it, all owners.  Arguments: the owner, and how: ``exclusive`` or ``shared``.
+#: Keys: who consumes from it, all owners.  Arguments: the owner, and ``exclusive``, or how many
+#: consumers it has now, or nothing: it only asks.
 JOIN: Final = Script(
     "join",
     """
@@ -165,8 +166,9 @@ for at = 1, #all, 2 do
     if all[at] ~= ARGV[1] then
         local expiry = redis.call('ZSCORE', KEYS[2], all[at])
         if expiry and tonumber(expiry) > tonumber(time[1]) then
-            if all[at + 1] == 'exclusive' or ARGV[2] == 'exclusive' then return -1 end
-            others = others + 1
+            local alone = all[at + 1] == 'exclusive' or ARGV[2] == 'exclusive'
+            if alone and ARGV[2] ~= '' then return -1 end
+            others = others + (tonumber(all[at + 1]) or 1)
         else
             redis.call('HDEL', KEYS[1], all[at])
         end
