@@ -136,13 +136,15 @@ def spawn_server(
     if not callable(function):
         raise TypeError(f"function={function!r}: it is a callable")
     server = _Server(function, line_of(publishing_connection(connection)), serializer)
-    return spawn_consumer(
+    consumer = spawn_consumer(
         queue,
         server.serve,
         connection=consuming_connection(connection),
         on_decode_error=server.refuse,
         **options,
     )
+    consumer.answers_calls = True
+    return consumer
 
 
 class _Server:

@@ -15,7 +15,7 @@ pipelined, and each caller waits for the confirm of its own.  What goes wrong:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from greenconn.checks import is_number
 from greenconn.connection import Connection
@@ -26,7 +26,10 @@ from greenconn.publishing.batch import Batch
 from greenconn.publishing.letter import Stationery, Target
 from greenconn.publishing.line import Line
 
-__all__ = ["deadline_of", "line_of", "publish", "publish_many"]
+__all__ = ["COMPANION", "deadline_of", "line_of", "publish", "publish_many"]
+
+#: Its name among the companions of a session that publishes.
+COMPANION: Final = "publishing"
 
 
 def publish(
@@ -138,7 +141,7 @@ def deadline_of(timeout: float | None) -> Deadline:
 def line_of(connection: Connection) -> Line:
     """The line of a connection; it lives as long as that.  Never switches."""
     session = connection.session
-    line = session.companions.get("publishing")
+    line = session.companions.get(COMPANION)
     if not isinstance(line, Line):
-        line = session.companions["publishing"] = Line(session)
+        line = session.companions[COMPANION] = Line(session)
     return line

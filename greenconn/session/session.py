@@ -36,6 +36,7 @@ from greenconn.session.members import Members
 from greenconn.session.recovery import Recovery
 from greenconn.session.state import SessionState, moved
 from greenconn.session.topology import Topology
+from greenconn.session.use import ended, used
 from greenconn.session.utility import UtilityChannels
 from greenconn.session.waiters import Waiters
 from greenconn.session.walk import Walk
@@ -299,6 +300,7 @@ class Session:
         self._recovery.stop()
         self._waiters.forget()
         self._home = None
+        ended(self)
         if not self.is_closed:
             self._state = SessionState.IDLE
 
@@ -379,6 +381,7 @@ class Session:
         life, self.life = self.life, Life()
         self._state = moved(self._state, state)
         self._home = None
+        ended(self)
         self.lost = None
         self._members.clear()
         self.topology.clear()
@@ -396,5 +399,6 @@ class Session:
         if self._home is None:
             self._home = Home()
             fork.register(self)
+            used(self)
         else:
             self._home.check(self)

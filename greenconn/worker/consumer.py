@@ -38,11 +38,13 @@ class ConsumerGreenlet(_Greenlet):
     All methods belong to the thread that spawned it.
     """
 
-    __slots__ = ("conductor",)
+    __slots__ = ("answers_calls", "conductor")
 
     def __init__(self, plan: Plan, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
         self.name = f"greenconn:consumer:{plan.name}"
+        #: Whether somebody waits for each of its messages: it is a server of ``rpc``.
+        self.answers_calls = False
         #: For the library.
         self.conductor = Conductor(plan, connection)
         self.rawlink(_bury)

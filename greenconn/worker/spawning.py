@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import gevent
 
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
 from greenconn.options import Retry
 from greenconn.worker.consumer import GRACE, ConsumerGreenlet
 from greenconn.worker.plan import Handler, OnError, QueueLike, planned
+from greenconn.worker.roster import enter, running_consumers
 from greenconn.worker.state import Wish
 
-__all__ = ["spawn_consumer", "stop_consumers"]
-
-#: The consumers of this hub that have not ended.
-_running: Final[PerHub[set[ConsumerGreenlet]]] = PerHub(set)
+__all__ = ["spawn_consumer", "stop_all", "stop_consumers"]
 
 
 def spawn_consumer(
@@ -97,9 +94,7 @@ def spawn_consumer(
     of_program = consuming_connection(connection)
     _ = of_program.session.settled  # raises if it was opened in another thread
     consumer = ConsumerGreenlet(plan, of_program)
-    running = _running.get()
-    running.add(consumer)
-    consumer.rawlink(running.discard)
+    enter(consumer)
     consumer.start()
     return consumer
 
@@ -116,8 +111,11 @@ def stop_consumers(timeout: float | None = None) -> bool:
         False: the time was up; the handlers that were left were interrupted, and their messages given
         back.
     """
-    deadline = Deadline(timeout)
-    consumers = list(_running.get())
+    return stop_all(running_consumers(), Deadline(timeout))
+
+
+def stop_all(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bool:
+    """Stop *consumers* in good order, together; see :func:`stop_consumers`.  May switch."""
     for consumer in consumers:
         consumer.conductor.ask(Wish.STOP)
     others = [each for each in consumers if not each.runs_here]

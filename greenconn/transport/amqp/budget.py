@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+
 __all__ = ["HARD_LIMIT", "PAUSE_ABOVE", "RESUME_BELOW", "InboxBudget"]
 
 #: Bytes of bodies in inboxes above which the connection stops receiving, and below which it goes on.
@@ -24,7 +27,7 @@ class InboxBudget:
         pause, resume: stop and start receiving; they must not switch.
     """
 
-    __slots__ = ("_pause", "_resume", "held", "is_paused", "waiting")
+    __slots__ = ("_on_idle", "_pause", "_resume", "held", "is_paused", "waiting")
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         #: Bytes in inboxes.
@@ -34,6 +37,8 @@ class InboxBudget:
         self.is_paused = False
         self._pause = pause
         self._resume = resume
+        #: Filled when nobody waits any more.
+        self._on_idle: list[Slot[None]] = []
 
     def hold(self, size: int) -> None:
         """Count a body that went into an inbox."""
@@ -57,6 +62,23 @@ class InboxBudget:
     def end_wait(self) -> None:
         """Somebody waits no more."""
         self.waiting -= 1
+        if self._on_idle and not self.waiting:
+            for slot in self._on_idle:
+                slot.offer(None)
+
+    def wait_idle(self, deadline: Deadline) -> None:
+        """Wait until nobody waits for an answer on this connection.  May switch.
+
+        Raises:
+            TimeoutError: somebody still did at the deadline.
+        """
+        while self.waiting:
+            slot: Slot[None] = Slot()
+            self._on_idle.append(slot)
+            try:
+                slot.wait(deadline)
+            finally:
+                self._on_idle.remove(slot)
 
     @property
     def is_exceeded(self) -> bool:

@@ -251,6 +251,14 @@ class AmqpLink(Link, Agreement):
         finally:
             self.budget.end_wait()
 
+    def settle(self, deadline: Deadline) -> None:
+        """Wait until nobody waits for a reply or a confirm.  May switch.
+
+        Raises:
+            TimeoutError: somebody still did at the deadline.
+        """
+        self.budget.wait_idle(deadline)
+
     def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event in the calling greenlet; see :meth:`Link.drain`.  May switch."""
         if get_hub() is not self.home.hub:

@@ -1,0 +1,236 @@
+"""What probes are told about connections and consumers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakSet
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn import defaults, health, rpc
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.exceptions import NotFound
+from greenconn.green.perhub import PerHub
+from greenconn.health import Probes, check
+from greenconn.publishing import publish
+from greenconn.session import use
+from greenconn.transport import memory
+from greenconn.worker import roster, spawn_consumer, stop_consumers
+from greenconn.worker.roster import failures
+
+SOON = 10.0
+
+
+@pytest.fixture(autouse=True)
+def url(unique: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a broker that no other test uses, in a thread that has used none."""
+    monkeypatch.setattr(use, "_in_use", PerHub(WeakSet))
+    monkeypatch.setattr(roster, "_roster", PerHub(roster._Roster))
+    yield f"memory:///{unique}"
+    stop_consumers(0)
+    defaults.reset()
+    memory.reset(unique)
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    """The connection of the program."""
+    with Connection(url) as connection:
+        yield connection
+
+
+def ask(app: Any, path: str, method: str = "GET") -> tuple[str, dict[str, str], bytes]:
+    """The answer of a WSGI application."""
+    given: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], object]:
+        given.extend((status, dict(headers)))
+        return given.append
+
+    body = b"".join(app({"PATH_INFO": path, "REQUEST_METHOD": method}, start_response))
+    return given[0], given[1], body
+
+
+def test_a_process_that_does_nothing_is_well() -> None:
+    found = check()
+    assert found.connections == ()
+    assert found.is_live
+    assert found.is_ready
+
+
+def test_connections_that_are_in_use_are_shown(connection: Connection, url: str) -> None:
+    assert check().connections == ()
+    connection.connect()
+    (found,) = check().connections
+    assert (found.url, found.state, found.blocked, found.lost) == (
+        connection.as_uri(),
+        "open",
+        None,
+        None,
+    )
+    assert found.is_ready
+    connection.close()
+    assert check().connections == ()
+    connection.connect()
+    assert len(check().connections) == 1
+
+
+def test_each_thread_has_its_own(connection: Connection) -> None:
+    connection.connect()
+    assert gevent.get_hub().threadpool.apply(check).connections == ()
+
+
+def test_consumers_are_shown_from_beginning_to_end(connection: Connection) -> None:
+    consumer = spawn_consumer("q", lambda body, message: None, connection=connection, name="mail")
+    (found,) = check().consumers
+    assert (found.name, found.state, found.is_ready) == ("mail", "starting", False)
+    assert not check().is_ready
+    assert check().is_live
+    assert check(SOON).is_ready  # it waits for what is on its way
+    (found,) = check().consumers
+    assert found.state == "running"
+    assert found.stats["handled"] == 0
+    consumer.pause(SOON)
+    assert check().is_ready
+    consumer.resume()
+    assert check(SOON).is_ready
+    consumer.stop(SOON)
+    assert check().consumers == ()
+
+
+def test_one_that_ends_is_not_ready(connection: Connection) -> None:
+    entered, go_on = Event(), Event()
+
+    def handle(body: Any, message: Any) -> None:
+        entered.set()
+        go_on.wait(SOON)
+
+    consumer = spawn_consumer("q", handle, connection=connection)
+    publish("q", 1, connection=connection)
+    assert entered.wait(SOON)
+    assert check().is_ready
+    stopping = gevent.spawn(consumer.stop)
+    gevent.idle()
+    assert check().consumers[0].state == "stopping"
+    assert not check().is_ready
+    go_on.set()
+    assert stopping.get(timeout=SOON)
+
+
+def test_one_that_the_broker_refused_needs_a_restart(connection: Connection) -> None:
+    consumer = spawn_consumer("absent", print, connection=connection, passive=True)
+    with pytest.raises(NotFound):
+        consumer.get(timeout=SOON)
+    found = check(SOON)
+    assert not found.is_live
+    assert not found.is_ready
+    assert [(each.name, each.state) for each in found.consumers] == [("absent", "failed")]
+    assert "absent" in str(found.consumers[0].error)
+    Queue("absent")(connection.default_channel).declare()
+    again = spawn_consumer("absent", print, connection=connection, passive=True)
+    assert check(SOON).is_live
+    assert check(SOON).is_ready
+    again.stop(SOON)
+
+
+def test_failures_are_not_kept_for_ever(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenconn.worker.roster.KEPT", 2)
+    for number in range(3):
+        consumer = spawn_consumer(f"absent{number}", print, connection=connection, passive=True)
+        with pytest.raises(NotFound):
+            consumer.get(timeout=SOON)
+    assert {*failures()} >= {"absent1", "absent2"}
+    assert "absent0" not in failures()
+    for name in ("absent1", "absent2"):
+        spawn_consumer(name, print, connection=connection).stop(SOON)
+    assert failures() == {}
+
+
+def test_a_connection_that_comes_back_is_waited_for(amqp_url: str, unique: str) -> None:
+    """A real broker: one that is lost with a consumer recovers in the background."""
+    with Connection(amqp_url) as connection:
+        queue = Queue(unique, expires=60)
+        consumer = spawn_consumer(queue, print, connection=connection)
+        assert consumer.wait_ready(SOON)
+        assert check().is_ready
+        connection.session.life.link.stream.close()
+        connection.session.life.link.end(ConnectionResetError("cut"))
+        connection.session.notice_loss()
+        assert not check().is_ready
+        (found,) = check().connections
+        assert found.state == "recovering"
+        assert "cut" in str(found.lost)
+        assert check(SOON).is_ready
+        consumer.stop(SOON)
+
+
+def test_a_broker_that_takes_nothing_is_told(amqp_url: str) -> None:
+    with Connection(f"{amqp_url}") as connection:
+        connection.connect()
+        gate = connection.session.life.link.gate
+        gate.blocked = "low on memory"
+        assert check().connections[0].blocked == "low on memory"
+        assert not check().is_ready
+        gate.blocked = None
+        assert check().is_ready
+
+
+def test_no_password_is_shown(amqp_url: str) -> None:
+    with Connection(amqp_url) as connection:
+        connection.connect()
+        password = connection.password
+        assert f":{password}@" not in json.dumps(check().as_dict())
+        assert ":**@" in check().connections[0].url
+
+
+def test_a_server_of_calls_is_a_consumer(connection: Connection) -> None:
+    server = rpc.spawn_server("add", sum, connection=connection)
+    assert server.answers_calls
+    assert check(SOON).is_ready
+    server.stop(SOON)
+
+
+# Probes
+
+
+def test_probes_answer_by_themselves(connection: Connection) -> None:
+    probes = Probes()
+    assert ask(probes, "/health/live")[0] == "200 OK"
+    status, headers, body = ask(probes, "/health/ready")
+    assert status == "200 OK"
+    assert json.loads(body) == {"ready": True}
+    assert headers["Content-Length"] == str(len(body))
+    assert headers["Cache-Control"] == "no-store"
+    assert ask(probes, "/health/ready", "HEAD")[2] == b""
+    assert ask(probes, "/else")[0] == "404 Not Found"
+    spawn_consumer("q", print, connection=connection)
+    status, _, body = ask(probes, "/health/ready")
+    assert status == "503 Service Unavailable"
+    assert json.loads(body) == {"ready": False}
+    assert ask(probes, "/health/live")[0] == "200 OK"
+    assert ask(Probes(timeout=SOON), "/health/ready")[0] == "200 OK"
+
+
+def test_probes_stand_before_another_application(connection: Connection) -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    probes = Probes(app, prefix="/-")
+    assert ask(probes, "/health/live")[2] == b"/health/live"
+    assert json.loads(ask(probes, "/-/live")[2]) == {"live": True}
+
+
+def test_probes_tell_all_if_they_shall(connection: Connection) -> None:
+    consumer = spawn_consumer("q", print, connection=connection)
+    assert consumer.wait_ready(SOON)
+    found = json.loads(ask(Probes(has_details=True), "/health/ready")[2])
+    assert found == json.loads(json.dumps(health.check().as_dict()))
+    assert found["consumers"][0]["stats"]["state"] == "running"
