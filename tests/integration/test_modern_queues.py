@@ -235,6 +235,7 @@ def test_a_killed_change_of_the_limit_is_done_again(
 def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique: str) -> None:
     channel = connection.default_channel
     channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
+    channel.queue_declare(unique, passive=True)  # which says nothing of its kind
     assert channel.connection.queue_kinds == {unique: "quorum"}
     channel.queue_delete(unique)
     assert channel.connection.queue_kinds == {}

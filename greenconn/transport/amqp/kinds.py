@@ -44,7 +44,7 @@ class QueueKinds:
         self.streams: set[str] = set()
 
     def _note_kind(self, queue: str, arguments: Mapping[str, Any] | None) -> None:
-        """*queue* was declared."""
+        """*queue* was declared, or deleted (no arguments).  Never switches."""
         kind = arguments.get("x-queue-type") if arguments else None
         kinds = self.connection.queue_kinds
         if kind in ("quorum", "stream"):
@@ -107,22 +107,3 @@ class QueueKinds:
             raise AMQPNotImplementedError(
                 f"queue {queue!r} is a stream, which can only be consumed", spec.Basic.Get
             )
-
-    def queue_delete(
-        self,
-        queue: str = "",
-        if_unused: bool = False,
-        if_empty: bool = False,
-        nowait: bool = False,
-        argsig: str = "Bsbbb",
-    ) -> Any:
-        """Delete a queue.  May switch.
-
-        Returns:
-            The number of messages that were in it; None with *nowait*.
-        """
-        reply = super().queue_delete(  # type: ignore[misc]  # amqp.Channel's
-            queue, if_unused, if_empty, nowait, argsig
-        )
-        self.connection.queue_kinds.pop(queue, None)
-        return reply

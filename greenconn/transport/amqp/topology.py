@@ -140,7 +140,8 @@ class Topology:
 
         def on_reply(reply: Reply) -> None:
             name = self._last_queue = _name_in(reply)
-            self._note_kind(name, arguments)
+            if not passive:
+                self._note_kind(name, arguments)
             if note is not None:
                 note(name, durable, exclusive, auto_delete, arguments, not queue)
 
@@ -181,14 +182,20 @@ class Topology:
         Returns:
             How many messages were in it; None with *nowait*.
         """
-        note = self._note("queue_deleted")
+        note, name = self._note("queue_deleted"), queue or self._last_queue
+
+        def on_deleted() -> None:
+            self._note_kind(name, None)
+            if note is not None:
+                note(name)
+
         return self._ask(
             spec.Queue.Delete,
             argsig,
             (0, queue, if_unused, if_empty, False),
             spec.Queue.DeleteOk,
             nowait,
-            note and partial(note, queue or self._last_queue),
+            on_deleted,
         )
 
     def queue_bind(
