@@ -59,12 +59,12 @@ class Worker:
 def environment(amqp_url: str, redis_url: str) -> Callable[..., dict[str, str]]:
     """Makes what the application reads, each time with a queue of its own."""
 
-    def environment(**more: str) -> dict[str, str]:
+    def environment(broker: str = "amqp", **more: str) -> dict[str, str]:
         return {
-            "BROKER": amqp_url,
+            "BROKER": amqp_url if broker == "amqp" else redis_url,
             "RESULTS": redis_url,
             "QUEUE": f"greenconn-celery-{uuid()}",
-            "TRANSPORT": "greenconn.contrib.celery:AmqpTransport",
+            "TRANSPORT": f"greenconn.contrib.celery:{broker.capitalize()}Transport",
             **more,
         }
 
@@ -87,10 +87,12 @@ def work(environment: Callable[..., dict[str, str]]) -> Iterator[Callable[..., W
         worker.end()
 
 
-@pytest.fixture(scope="module")
-def outcomes(environment: Callable[..., dict[str, str]], long: bool) -> Iterator[dict[str, Any]]:
-    """What became of each step of the client."""
-    worker = Worker(environment())
+@pytest.fixture(scope="module", params=["amqp", "redis"])
+def outcomes(
+    request: pytest.FixtureRequest, environment: Callable[..., dict[str, str]], long: bool
+) -> Iterator[dict[str, Any]]:
+    """What became of each step of the client, on each broker in turn."""
+    worker = Worker(environment(request.param))
     try:
         worker.wait_for("ready")
         outcome = run("-m", "tests.integration.celery.client", MANY[long], env=worker.env)
