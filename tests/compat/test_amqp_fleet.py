@@ -185,8 +185,7 @@ def test_what_one_had_not_answered_is_the_others(
 def test_replies(client: str, server: str, side: Sides, unique: str) -> None:
     asking, answering = side(client), side(server)
     requests = declared(answering, unique)
-    replies = asking[0].Queue("", exclusive=True, durable=False)(asking[1].default_channel)
-    replies.declare()
+    replies = declared(asking, f"{unique}.replies", exclusive=True)
     asking[0].Producer(asking[1]).publish(
         [20, 3], routing_key=unique, reply_to=replies.name, correlation_id="1"
     )
