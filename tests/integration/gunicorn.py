@@ -111,8 +111,8 @@ class Server:
         """
         body = b"" if form is None else urlencode(form).encode()
         head = (
-            f"{'GET' if form is None else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\n"
-            f"Connection: close\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            f"{'GET' if form is None else 'POST'} {path} HTTP/1.0\r\nHost: localhost\r\n"
+            f"Content-Type: application/x-www-form-urlencoded\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         with (

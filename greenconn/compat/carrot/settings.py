@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from greenconn.url import parse_url
 
-__all__ = ["get_django_conninfo"]
+__all__ = ["get_django_conninfo", "separate_settings"]
 
 #: Argument -> setting, with BROKER_ before it (or AMQP_, which is older).
 _SETTINGS: Final = {
@@ -45,8 +45,20 @@ def get_django_conninfo(settings: Any = None) -> dict[str, Any]:
     if settings is None:
         settings = importlib.import_module("django.conf").settings
     found = _of_url(getattr(settings, "BROKER_URL", None))
-    backends = (getattr(settings, name, None) for name in _BACKENDS)
-    found["backend_cls"] = next(filter(None, backends), found.get("backend_cls"))
+    found.setdefault("backend_cls", None)
+    found.update(separate_settings(settings))
+    return found
+
+
+def separate_settings(settings: Any) -> dict[str, Any]:
+    """Return the arguments of a connection for which *settings* have names of their own.
+
+    Those of :func:`get_django_conninfo` without what is only in ``BROKER_URL``.
+    """
+    found: dict[str, Any] = {}
+    backend = next(filter(None, (getattr(settings, name, None) for name in _BACKENDS)), None)
+    if backend is not None:
+        found["backend_cls"] = backend
     for argument, name in _SETTINGS.items():
         if hasattr(settings, f"BROKER_{name}"):
             found[argument] = getattr(settings, f"BROKER_{name}")
@@ -68,4 +80,4 @@ def _of_url(url: str | None) -> dict[str, Any]:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(DeprecationWarning(f"the setting {old} has been renamed to {new}"), stacklevel=3)
+    warnings.warn(DeprecationWarning(f"the setting {old} has been renamed to {new}"), stacklevel=4)

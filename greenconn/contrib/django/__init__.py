@@ -1,0 +1,139 @@
+"""greenconn in Django projects: the broker comes from the settings.
+
+With ``"greenconn.contrib.django"`` in ``INSTALLED_APPS`` the default connections, which
+``greenconn.publish``, ``spawn_consumer`` and ``rpc`` use, lead to the broker of the settings:
+``BROKER_URL``, or ``BROKER_HOST``, ``BROKER_PORT``, ``BROKER_USER``, ``BROKER_PASSWORD``,
+``BROKER_VHOST`` and others.  Without any of them nothing is configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+from django.conf import settings as project
+from django.db import close_old_connections, reset_queries, transaction
+
+import greenconn.defaults
+from greenconn.compat.carrot.settings import separate_settings
+from greenconn.connection import Connection
+from greenconn.publishing import publish
+from greenconn.publishing.letter import Target
+from greenconn.url import as_url, safequote, split_urls, url_to_parts
+
+__all__ = ["configure", "connection", "handler", "publish_on_commit"]
+
+Result = TypeVar("Result")
+
+#: Argument of a connection -> part of a URL.
+_PARTS: Final = {
+    "transport": "scheme",
+    "hostname": "hostname",
+    "port": "port",
+    "userid": "username",
+    "password": "password",
+    "virtual_host": "path",
+}
+
+
+def connection(settings: Any = None, **arguments: Any) -> Connection:
+    """Make a connection to the broker of the settings.  Opens nothing.
+
+    Arguments:
+        settings: any object with such attributes; None is ``django.conf.settings``.
+        arguments: of :class:`greenconn.Connection`; they win over the settings.
+
+    Raises:
+        ValueError, KeyError: a setting is wrong.
+    """
+    url, found = _arguments(project if settings is None else settings)
+    return Connection(url, **{**found, **arguments})
+
+
+def configure(settings: Any = None) -> None:
+    """Have the default connections lead to the broker of the settings, if they name one.
+
+    The app does it when Django starts.  May switch.
+
+    Arguments:
+        settings: as for :func:`connection`.
+
+    Raises:
+        ValueError, KeyError: a setting is wrong.
+    """
+    url, found = _arguments(project if settings is None else settings)
+    if url is not None or found:
+        greenconn.defaults.configure(url or "localhost", **found)
+
+
+def _arguments(settings: Any) -> tuple[str | None, dict[str, Any]]:
+    """The URL and the further arguments of a connection.
+
+    Separate settings win over their parts of a URL; where that is a list, they fill what each of its
+    URLs leaves blank.
+    """
+    found = separate_settings(settings)
+    if "backend_cls" in found:
+        found["transport"] = found.pop("backend_cls")
+    url = getattr(settings, "BROKER_URL", None)
+    if not url:
+        return found.pop("hostname", None), found
+    urls = split_urls(url)
+    if len(urls) > 1:
+        found.pop("hostname", None)
+        return ";".join(urls), found
+    return _merged(urls[0], found), found
+
+
+def _merged(url: str, found: dict[str, Any]) -> str:
+    """*url* with the parts that *found* has in their place; they are taken out of *found*."""
+    parts = url_to_parts(url)
+    changes = {part: found.pop(name) for name, part in _PARTS.items() if name in found}
+    query = {name: value for name, value in parts.query.items() if name not in found}
+    parts = parts._replace(**changes)
+    path = safequote(parts.path) if parts.path else None
+    merged = as_url(*parts[:5], path=path)
+    return f"{merged}?{urlencode(query)}" if query else merged
+
+
+def handler(function: Callable[..., Result]) -> Callable[..., Result]:
+    """A handler of messages that uses Django's models: for ``spawn_consumer`` and ``spawn_server``.
+
+    Before and after it, database connections that are broken or too old are closed, as Django does it
+    around a request.
+
+    Example::
+
+        greenconn.spawn_consumer("mail", handler(send_mail), concurrency=10)
+    """
+
+    @wraps(function)
+    def handle(*arguments: Any) -> Result:
+        reset_queries()
+        close_old_connections()
+        try:
+            return function(*arguments)
+        finally:
+            close_old_connections()
+
+    return handle
+
+
+def publish_on_commit(
+    target: Target, body: Any, *, using: str | None = None, **options: Any
+) -> None:
+    """Publish a message when the transaction is committed, and not at all if it is rolled back.
+
+    So a consumer finds in the database what the message is about.  Without a transaction it is
+    published now.  May switch, in either case.
+
+    Arguments:
+        target, body, options: as for :func:`greenconn.publish`.
+        using: the database; None is the default one.
+
+    Raises:
+        OperationalError: as :func:`greenconn.publish`; the transaction is committed all the same.
+    """
+    transaction.on_commit(partial(publish, target, body, **options), using=using)

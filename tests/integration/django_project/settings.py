@@ -1,0 +1,43 @@
+"""A project with one app, and a broker."""
+
+from __future__ import annotations
+
+import os
+
+from greenconn.url import parse_url
+
+SECRET_KEY = "of a test"
+ALLOWED_HOSTS = ["*"]
+DEBUG = False
+ROOT_URLCONF = "urls"
+INSTALLED_APPS = ["greenconn.contrib.django", "letters"]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ["LETTERS_DATABASE"],
+        "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE"},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+#: Names of the project's queues begin so.
+LETTERS_PREFIX = os.environ["LETTERS_PREFIX"]
+
+if os.environ["LETTERS_SETTINGS"] == "url":
+    BROKER_URL = os.environ["LETTERS_BROKER"]
+else:
+    _parts = parse_url(os.environ["LETTERS_BROKER"])
+    BROKER_HOST = _parts["hostname"]
+    BROKER_PORT = _parts["port"]
+    BROKER_USER = _parts["userid"]
+    BROKER_PASSWORD = _parts["password"]
+    BROKER_VHOST = _parts["virtual_host"]
+    BROKER_CONNECTION_TIMEOUT = 9
+    BROKER_BACKEND = "amqplib"
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"django.request": {"handlers": ["console"], "level": "ERROR"}},
+}
