@@ -25,6 +25,9 @@ from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.rpc import Call
 from greenconn.transport.base import Link
 from greenconn.transport.memory.channel import Channel as MemoryChannel
+from greenconn.transport.redis.channel import Channel as RedisChannel
+from greenconn.transport.redis.message import Delivery as RedisDelivery
+from greenconn.transport.redis.sent import Sent
 from greenconn.wire.confirms import Outstanding
 from tests.fix_interrupts import INTERRUPTIONS, Interruption, Run, interruptions
 from tests.fix_relay import Relay
@@ -32,14 +35,19 @@ from tests.fix_wires import until
 
 SOON = 20.0
 #: What must not pile up.
-KINDS = (Slot, Call, Outstanding, Delivery, Channel, MemoryChannel, Link, gevent.Timeout)
+KINDS = (
+    *(Slot, Call, Outstanding, Sent, Link, gevent.Timeout),
+    *(Delivery, RedisDelivery, Channel, MemoryChannel, RedisChannel),
+)
 
 
-@pytest.fixture(params=["amqp", "memory"])
+@pytest.fixture(params=["amqp", "memory", "redis"])
 def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
     """The address of a broker of each kind."""
     if request.param == "amqp":
         yield str(request.getfixturevalue("amqp_url"))
+    elif request.param == "redis":
+        yield str(request.getfixturevalue("redis_url"))
     else:
         yield f"memory://localhost/{unique}"
         memory.reset(unique)

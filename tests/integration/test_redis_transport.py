@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+import redis
 from gevent import Timeout
 from redis import exceptions
 
@@ -302,3 +303,65 @@ def test_unknown_options(redis_url: str, caplog: pytest.LogCaptureFixture) -> No
         connection = Connection(redis_url, transport_options=options)
         with connection, pytest.raises(ValueError, match=min(options)):
             connection.connect()
+
+
+def test_without_acks(connect: Connect) -> None:
+    connection = connect(ack_emulation=False)
+    channel = connection.default_channel
+    channel.queue_declare("q")
+    for number in range(3):
+        Producer(connection).publish(number, routing_key="q")
+    first, second = channel.basic_get("q"), channel.basic_get("q")
+    link = connection.connection
+    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    first.ack()
+    second.requeue()
+    assert [channel.basic_get("q").payload for _ in range(2)] == [1, 2]
+    assert link.lease.lost == 0
+
+
+def test_flushed_scripts(connect: Connect) -> None:
+    connection, other = connect(), connect()
+    got: list[Any] = []
+    consumer = greenconn.spawn_consumer(
+        "q", lambda body, message: got.append(body), connection=connection
+    )
+    assert consumer.wait_ready(SOON)
+    for number in range(3):
+        other.connection.call(pack("SCRIPT", "FLUSH"))
+        Producer(other).publish(number, routing_key="q")
+        wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+        held = connection.default_channel
+        other.default_channel.queue_declare("r")
+        Producer(other).publish(number, routing_key="r")
+        message = held.basic_get("r")
+        other.connection.call(pack("SCRIPT", "FLUSH"))
+        message.requeue()
+        wait_until(lambda: other.default_channel.basic_get("r", no_ack=True))
+    assert consumer.stop(SOON)
+
+
+def test_new_credentials_on_the_open_connection(own_redis: RedisServer) -> None:
+    class Provider(redis.CredentialProvider):
+        token = "one"
+
+        def get_credentials(self) -> Any:
+            return "app", self.token
+
+    provider = Provider()
+    with Connection(own_redis.url) as control:
+        call = control.connection.call
+        call(pack("ACL", "SETUSER", "app", "on", ">one", ">two", ">three", "~*", "&*", "+@all"))
+        options = {"reauth_check_interval": 0.05}
+        with Connection(
+            own_redis.url, credential_provider=provider, transport_options=options
+        ) as connection:
+            link = connection.connection
+            provider.token = "two"
+            wait_until(lambda: link.secret._told == ("app", "two"))
+            assert connection.connection is link
+            connection.update_secret("three")
+            with pytest.raises(exceptions.ResponseError, match="WRONGPASS"):
+                connection.update_secret("wrong")
+            Producer(connection).publish("x", routing_key="q")
+        call(pack("ACL", "DELUSER", "app"))

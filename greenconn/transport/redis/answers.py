@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.transport.redis.scripts import MOVE
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
@@ -117,7 +117,8 @@ class Answers:
 
     def _send_moves(self, moves: list[Move]) -> None:
         self._sent_moves.append(moves)
-        self._link.pipeline.post(move_command(self._link, moves), self._moved)
+        keys, *args = move_arguments(self._link, moves)
+        self._link.pipeline.post(self._link.scripts.call(MOVE, keys, *args), self._moved)
 
     # In the reader.  When the link is lost, what has no reply stays: the next life needs it.
 
@@ -126,8 +127,14 @@ class Answers:
             self._settled(reply, len(self._sent_acks.popleft()))
 
     def _moved(self, reply: Any) -> None:
-        if self._link.pipeline.lost is None:
-            self._settled(reply, len(self._sent_moves.popleft()))
+        if self._link.pipeline.lost is not None:
+            return
+        moves = self._sent_moves.popleft()
+        if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+            self._link.scripts.forget()  # somebody has flushed them
+            self._send_moves(moves)
+            return
+        self._settled(reply, len(moves))
 
     def _settled(self, reply: Any, sent: int) -> None:
         if reply != sent:
@@ -151,8 +158,8 @@ def parted(moves: list[Move]) -> list[list[Move]]:
     return parts
 
 
-def move_command(link: RedisLink, moves: list[Move], dead_owner: str = "") -> bytes:
-    """The call of the script that carries out *moves*.
+def move_arguments(link: RedisLink, moves: list[Move], dead_owner: str = "") -> tuple[Any, ...]:
+    """Keys and arguments for the script that carries out *moves*.
 
     Arguments:
         dead_owner: nothing is done if this owner lives.
@@ -164,4 +171,4 @@ def move_command(link: RedisLink, moves: list[Move], dead_owner: str = "") -> by
         for key, raw in move.copies:
             keys.append(key)
             args.append(raw)
-    return link.scripts.call(MOVE, tuple(keys), *args)
+    return tuple(keys), *args

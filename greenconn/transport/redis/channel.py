@@ -8,8 +8,8 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.transport.redis.delivering import DeliveringMethods
-from greenconn.transport.redis.directory import Declaration
+from greenconn.transport.redis.declaration import Declaration
+from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
 from greenconn.transport.redis.scripts import BIND
@@ -29,7 +29,7 @@ EXPIRY_FACTOR = 2
 LEAST_EXPIRY_MS = 3_600_000
 
 
-class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
+class Channel(EntityMethods, GettingMethods, PublishingToRedis):
     """A channel.  Any greenlet of its connection's hub may call any method at any time.
 
     Arguments:
@@ -135,12 +135,8 @@ class Channel(EntityMethods, DeliveringMethods, PublishingToRedis):
             )
             return
         kept_ms = max(expires * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
-        link.call(
-            link.scripts.call(
-                BIND, (table, keys.binding_deadlines), member, binding.source, kept_ms
-            ),
-            what="binding",
-        )
+        tables = (table, keys.binding_deadlines)
+        link.run(BIND, tables, member, binding.source, kept_ms, what="binding")
 
     def _unbound(self, binding: Binding) -> None:
         if not binding.to_exchange:

@@ -6,15 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from greenconn.exceptions import AMQPNotImplementedError
-from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.returning import given_back, unseen
-from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix
+from greenconn.transport.redis.returning import given_back
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.life import closes_channel
@@ -54,6 +52,7 @@ class DeliveringMethods(ConsumingMethods):
         #: Places under ``prefetch_limit`` that claims under way may fill.
         self._reserved = 0
         self._turn = 0
+        self._forgets = not self.connection.options.ack_emulation
 
     def _queue_name(self, name: str) -> str:
         """Return the queue that *name* means; '' is the one this channel declared last."""
@@ -99,73 +98,18 @@ class DeliveringMethods(ConsumingMethods):
     def deliver(self, consumer: Consumer, delivery: Delivery) -> None:
         """Hand *delivery* to a consumer of this channel.  Never switches."""
         self.unanswered[delivery.delivery_tag] = delivery
+        if self._forgets:
+            self._let_go(delivery)
         if not consumer.no_ack:
             consumer.unacked += 1
             self.in_flight += 1
         consumer.hand_over(delivery, delivery)
 
-    @closes_channel
-    def basic_get(self, queue: str = "", no_ack: bool = False) -> Delivery | None:
-        """Take the next message of a queue; None when none waits.  May switch.
-
-        Raises:
-            NotFound: there is no such queue.
-        """
-        link = self.connection
-        name = self._queue_name(queue)
-        link.directory.check(name, Method.BASIC_GET)
-        link.lease.begin(ENDLESS)
-        number = link.take_numbers(1)
-        field = f"{link.prefix}{number}"
-        link.gets.add(number)
-        try:
-            raw, waiting = self._take(name, number, field)
-        finally:
-            link.gets.discard(number)
-        if raw is None:
-            return None
-        delivery = Delivery(self, field, number, raw, name, waiting=waiting)
-        if no_ack:
-            link.answers.ack(field)
-        else:
-            self.unanswered[field] = delivery
-        return delivery
-
-    def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
-        """Claim one message; the message and how many are left.  May switch."""
-        link = self.connection
-        pipeline = link.pipeline
-        if pipeline.writer.gate:
-            pipeline.pass_gate(ENDLESS)
-        link.answers.before_call()
-        lists = link.keys.lists(queue)
-        slot: Slot[Any] = Slot()
-
-        def put(reply: Any) -> None:
-            if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
-                link.answers.move(unseen(link.keys, number, field, queue, reply[0]))
-
-        keys = (link.keys.unacked, link.keys.unacked_index, *lists)
-        args = (link.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue))
-        pipeline.post(link.scripts.call(CLAIM, keys, *args), put)
-        sizes: list[Any] = []
-        for key in lists[:-1]:
-            pipeline.post(pack(b"LLEN", key), sizes.append)
-        last: Slot[Any] = Slot()
-        pipeline.post(pack(b"LLEN", lists[-1]), last.offer)
-        link.directory.touch(queue)
-        try:
-            sizes.append(last.wait(ENDLESS))
-            reply = slot.wait(ENDLESS)
-        except BaseException:
-            if slot.has_value and isinstance(slot.value, list) and slot.value:
-                link.answers.move(unseen(link.keys, number, field, queue, slot.value[0]))
-            elif not slot.is_filled:
-                slot.fail(TimeoutError("nobody waits"))
-            raise
-        if isinstance(reply, Exception):
-            raise pipeline.error(reply, f"taking from queue {queue!r}")
-        return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
+    def _let_go(self, delivery: Delivery) -> None:
+        """Without ``ack_emulation``: nobody holds what was delivered.  Never switches."""
+        if delivery.is_held:
+            delivery.is_held = False
+            self.connection.answers.ack(delivery.delivery_tag)
 
     def message_to_python(self, raw_message: Any) -> Any:
         """Return *raw_message*: messages come ready."""
@@ -197,7 +141,7 @@ class DeliveringMethods(ConsumingMethods):
         delivery = self.unanswered.pop(delivery_tag, None)
         if delivery is None:
             raise unknown_delivery_tag(delivery_tag, Method.BASIC_ACK)
-        if not delivery.is_broadcast:
+        if delivery.is_held:
             link.answers.ack(delivery_tag)
         consumer = delivery.consumer
         if consumer is not None and not consumer.no_ack:
@@ -214,7 +158,7 @@ class DeliveringMethods(ConsumingMethods):
             self._acked(delivery)
 
     def _acked(self, delivery: Delivery) -> Delivery:
-        if not delivery.is_broadcast and self.connection.lost is None:
+        if delivery.is_held and self.connection.lost is None:
             self.connection.answers.ack(delivery.delivery_tag)
         return delivery
 
@@ -301,6 +245,10 @@ class DeliveringMethods(ConsumingMethods):
                     feed.broadcast_again(delivery)
                 continue
             move, count = given_back(link.keys, delivery)
+            if not delivery.is_held:
+                for key, raw in move.copies:
+                    link.pipeline.post(pack(b"RPUSH", key, raw))
+                continue
             limit = link.directory.delivery_limit(delivery.queue)
             if limit is not None and count >= limit:
                 # This may be the reader: what has to be routed has a greenlet of its own.
@@ -312,7 +260,7 @@ class DeliveringMethods(ConsumingMethods):
         """Make dead letters of *deliveries*, or drop them.  May switch."""
         link = self.connection
         for delivery in deliveries:
-            if delivery.is_broadcast:
+            if not delivery.is_held:
                 continue
             field, queue = delivery.delivery_tag, delivery.queue
             move = burial(link, delivery.number, field, queue, delivery.raw, reason)

@@ -9,14 +9,12 @@ What was read is remembered; the server's invalidations tell when it has changed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.declaration import Declaration
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.scripts import JOIN, LEAVE
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
@@ -33,63 +31,9 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Declaration", "Directory"]
+__all__ = ["Directory"]
 
 _COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Declaration:
-    """How a queue was declared.
-
-    Attributes:
-        owner: the link that it is exclusive to; None for all.
-    """
-
-    durable: bool = False
-    auto_delete: bool = False
-    owner: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, text: bytes) -> Declaration:
-        """Read what the server keeps; a text that cannot be read says nothing."""
-        try:
-            kept = loads(text)
-            return cls(
-                durable=bool(kept["durable"]),
-                auto_delete=bool(kept["auto_delete"]),
-                owner=kept["owner"],
-                arguments=dict(kept["arguments"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            return cls()
-
-    def text(self) -> str:
-        """The form in which the server keeps it."""
-        return dumps(
-            {
-                "durable": self.durable,
-                "auto_delete": self.auto_delete,
-                "owner": self.owner,
-                "arguments": dict(self.arguments),
-            }
-        )
-
-    @property
-    def policy(self) -> QueuePolicy:
-        """What its arguments ask for; those of foreign programs may be of any kind."""
-        try:
-            return QueuePolicy.of(self.arguments)
-        except ValueError:
-            return QueuePolicy()
-
-    @property
-    def expires_ms(self) -> int | None:
-        """Milliseconds without use after which the queue is deleted; None: never."""
-        seconds = self.policy.expires
-        return None if seconds is None else int(seconds * 1000)
-
 
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
@@ -285,7 +229,7 @@ class Directory:
         """
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
-        reply = link.call(link.scripts.call(JOIN, keys, link.owner, how), what="consuming")
+        reply = link.run(JOIN, keys, link.owner, how, what="consuming")
         if reply >= 0 and name in self.expiring:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
@@ -294,13 +238,9 @@ class Directory:
         """How many messages wait in a queue, and how many consumers it has.  May switch."""
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
-        others, *sizes = link.call_all(
-            [
-                link.scripts.call(JOIN, keys, link.owner, ""),
-                *(pack(b"LLEN", key) for key in link.keys.lists(name)),
-            ],
-            what=f"counting queue {name!r}",
-        )
+        what = f"counting queue {name!r}"
+        others = link.run(JOIN, keys, link.owner, "", what=what)
+        sizes = link.call_all([pack(b"LLEN", key) for key in link.keys.lists(name)], what=what)
         feed = link.feeds.get(name)
         return sum(sizes), others + (len(feed.consumers) if feed is not None else 0)
 

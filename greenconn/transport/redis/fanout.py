@@ -48,6 +48,11 @@ class Fanout:
         self._number = 0
 
     @property
+    def pipeline(self) -> Pipeline | None:
+        """The socket, if there is one."""
+        return self._pipeline
+
+    @property
     def queues(self) -> set[str]:
         """The queues that listen."""
         return {queue for queues in self._listening.values() for queue in queues}

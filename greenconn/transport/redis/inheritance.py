@@ -14,8 +14,9 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from greenconn.transport.redis.answers import ACKS, Move, move_command, parted
+from greenconn.transport.redis.answers import ACKS, Move, move_arguments, parted
 from greenconn.transport.redis.restoring import restore
+from greenconn.transport.redis.scripts import MOVE
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Inheritance:
         self._acks.update(dict.fromkeys(acks))
         self._moves += moves
         answered = self._acks.keys() | {move.field for move in moves}
-        fields = [each.delivery_tag for each in link.held() if not each.is_broadcast]
+        fields = [each.delivery_tag for each in link.held() if each.is_held]
         for feed in link.feeds.values():
             fields += [f"{link.prefix}{number}" for number in feed.claim_under_way()]
         fields += [f"{link.prefix}{number}" for number in link.gets]
@@ -87,7 +88,7 @@ class Inheritance:
         moves = self._moves
         moves.sort(key=lambda move: move.number, reverse=True)
         for part in parted(moves):
-            link.call(move_command(link, part), what="giving back")
+            link.run(MOVE, *move_arguments(link, part), what="giving back")
             del moves[: len(part)]
         fields = list(self._held)
         count = restore(link, fields)

@@ -24,6 +24,11 @@ class LargeBodies:
         self._pipeline: Pipeline | None = None
         self._flight = SingleFlight("redis-large")
 
+    @property
+    def current(self) -> Pipeline | None:
+        """The socket, if there is one."""
+        return self._pipeline
+
     def pipeline(self) -> Pipeline:
         """The socket, opened now if it is not.  May switch.
 

@@ -142,7 +142,7 @@ class Lease:
 
     def _tick(self, lag: float) -> None:
         # In the hub.
-        fields = [each.delivery_tag for each in self._link.held() if not each.is_broadcast]
+        fields = [each.delivery_tag for each in self._link.held() if each.is_held]
         for start in range(0, max(len(fields), 1), RENEWALS):
             self._link.pipeline.post(
                 self._renewal(fields[start : start + RENEWALS]), self._on_renewed
@@ -151,5 +151,9 @@ class Lease:
 
     def _on_renewed(self, reply: Any) -> None:
         if isinstance(reply, ErrorReply):
+            if reply.code == "NOSCRIPT":
+                self._link.scripts.forget()  # somebody has flushed them
+                self._tick(0.0)
+                return
             error = as_error(reply, self._link.where, "renewing leases")
             spawn("log", logger.error, "%s", error)

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import NoScriptError
+
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
@@ -27,12 +29,13 @@ from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.routing import Routing
-from greenconn.transport.redis.scripts import Scripts
+from greenconn.transport.redis.scripts import Script, Scripts
+from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.state import Binding
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import Argument, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.sentinel import SwitchWatch
@@ -74,6 +77,7 @@ class RedisLink(VirtualLink):
         self.fanout = Fanout(self)
         self._large = LargeBodies(self)
         self._master: SwitchWatch | None = None
+        self.secret = Secret(self)
         self.lease = Lease(self)
         self.sweeper = Sweeper(self)
         self.feeds: dict[str, Feed] = {}
@@ -104,6 +108,7 @@ class RedisLink(VirtualLink):
             self.pipeline.call(pack("PING"), deadline)
             self.watch(self.pipeline)
             self._master = transport.watch_master(self)
+            self.secret.watch()
             fork.register(_AfterFork(self))
         except BaseException:
             self.pipeline.close()
@@ -138,6 +143,24 @@ class RedisLink(VirtualLink):
     def large(self) -> Pipeline:
         """The socket for large bodies.  May switch."""
         return self._large.pipeline()
+
+    def other_pipelines(self) -> list[Pipeline]:
+        """The open sockets beside that for commands."""
+        found = (self.fanout.pipeline, self._large.current)
+        return [each for each in found if each is not None and each.lost is None]
+
+    def run(self, script: Script, keys: tuple[bytes, ...], *args: Argument, what: str) -> Any:
+        """Run a script and return its reply.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`.
+        """
+        try:
+            return self.call(self.scripts.call(script, keys, *args), what=what)
+        except NoScriptError:
+            # Somebody has flushed the scripts: say it with its text.
+            self.scripts.forget()
+            return self.call(self.scripts.call(script, keys, *args), what=what)
 
     def watch(self, pipeline: Pipeline) -> None:
         """Watch from now on whether the server answers on *pipeline*."""
@@ -246,6 +269,7 @@ class RedisLink(VirtualLink):
         self.directory.stop()
         self.fanout.stop()
         self._large.stop()
+        self.secret.stop()
         if self._master is not None:
             self._master.stop()
         for feed in list(self.feeds.values()):

@@ -196,7 +196,6 @@ def _check_role(role: Any, where: str, must_be_master: bool) -> None:
         if role.code in ("LOADING", "MASTERDOWN"):
             raise as_error(role, where)
         return  # a user who may not ask: the first write will tell
-    if must_be_master and role and role[0] != b"master":
-        raise ServerNotReady(
-            f"{where} is a {role[0].decode()} and no master: nothing can be written"
-        )
+    kind = role[0] if isinstance(role, list) and role else None
+    if must_be_master and isinstance(kind, bytes) and kind != b"master":
+        raise ServerNotReady(f"{where} is a {kind.decode()} and no master: nothing can be written")

@@ -30,12 +30,14 @@ class Delivery(Message):
     Attributes:
         number: position among all that this connection took.
         is_broadcast: it came from a fan-out channel, and nothing holds it.
+        is_held: the server holds it for us until it is answered.
         is_repeated: a consumer of this connection has given it back.
     """
 
     __slots__ = (
         "consumer",
         "is_broadcast",
+        "is_held",
         "is_repeated",
         "number",
         "queue",
@@ -62,6 +64,7 @@ class Delivery(Message):
         self.consumer = consumer
         self.waiting = waiting
         self.is_broadcast = is_broadcast
+        self.is_held = not is_broadcast
         self.is_repeated = False
         self.accept = None
         self._state = "RECEIVED"

@@ -132,7 +132,8 @@ class RedisOptions:
     """Accepted for kombu's sake: a command is repeated only where that cannot double a message."""
 
     reauth_check_interval: float = 10.0
-    """Seconds; accepted for kombu's sake: new credentials are sent as soon as they are there."""
+    """Seconds between two questions to a credential provider (or a password that is a function) for
+    new credentials, which are told the server; 0: only at each connect (kombu's)."""
 
     client_name: str | None = None
     """Name in the server's list of clients; None: none."""

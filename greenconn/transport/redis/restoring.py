@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.answers import HEAD, Move, move_command, parted
+from greenconn.transport.redis.answers import HEAD, Move, move_arguments, parted
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.returning import list_of
+from greenconn.transport.redis.scripts import MOVE
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
             moves.append(_way_back(link, held))
         moves.sort(key=lambda move: move.number, reverse=True)
         for part in parted(moves):
-            reply: Any = link.call(move_command(link, part, dead_owner), what="restoring")
+            reply: Any = link.run(MOVE, *move_arguments(link, part, dead_owner), what="restoring")
             restored += max(reply, 0)
     return restored
 

@@ -213,6 +213,19 @@ class Transport(base.Transport):
         password = client.password
         return client.userid or None, (password() if callable(password) else password) or None
 
+    def update_secret(
+        self, connection: RedisLink, secret: str, reason: str = "", deadline: Deadline | None = None
+    ) -> None:
+        """Log in anew with another password, on the open link.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server does not take it.
+            TimeoutError: no answer before the deadline.
+        """
+        connection.home.check(connection)
+        user, _ = self._credentials()
+        connection.secret.tell((user, secret), deadline or Deadline())
+
     def create_channel(self, connection: RedisLink) -> channel.Channel:
         """Open a channel."""
         return self.Channel(connection)

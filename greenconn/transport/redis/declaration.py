@@ -1,0 +1,65 @@
+"""How a queue was declared, as the server keeps it for all programs of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.virtual.policy import QueuePolicy
+
+__all__ = ["Declaration"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """How a queue was declared.
+
+    Attributes:
+        owner: the link that it is exclusive to; None for all.
+    """
+
+    durable: bool = False
+    auto_delete: bool = False
+    owner: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: bytes) -> Declaration:
+        """Read what the server keeps; a text that cannot be read says nothing."""
+        try:
+            kept = loads(text)
+            return cls(
+                durable=bool(kept["durable"]),
+                auto_delete=bool(kept["auto_delete"]),
+                owner=kept["owner"],
+                arguments=dict(kept["arguments"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return cls()
+
+    def text(self) -> str:
+        """The form in which the server keeps it."""
+        return dumps(
+            {
+                "durable": self.durable,
+                "auto_delete": self.auto_delete,
+                "owner": self.owner,
+                "arguments": dict(self.arguments),
+            }
+        )
+
+    @property
+    def policy(self) -> QueuePolicy:
+        """What its arguments ask for; those of foreign programs may be of any kind."""
+        try:
+            return QueuePolicy.of(self.arguments)
+        except ValueError:
+            return QueuePolicy()
+
+    @property
+    def expires_ms(self) -> int | None:
+        """Milliseconds without use after which the queue is deleted; None: never."""
+        seconds = self.policy.expires
+        return None if seconds is None else int(seconds * 1000)
