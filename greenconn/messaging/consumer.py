@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -165,7 +166,7 @@ class Consumer(Receiver):
         self._adopt(channel)
         if self._declared_on is not channel:
             if declare is None and self.auto_declare:
-                declare = self.declare
+                declare = partial(self._recovery.declare_beside, channel)
             if declare is not None:
                 declare()
                 if self._channel is not channel:

@@ -8,6 +8,7 @@ other, would not have to.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -58,13 +59,27 @@ class Recovery:
 
     def join(self, channel: Any) -> None:
         """Be restored when the connection of *channel* is lost, if it has a session."""
-        session = getattr(getattr(channel.connection, "client", None), "session", None)
+        session = _session_of(channel)
         if session is not self._session:
             self.leave()
         if session is not None:
             # Again and again: a session that was closed has forgotten its members.
             session.add(self)
             self._session = session
+
+    def declare_beside(self, channel: Any) -> None:
+        """Declare for a program that does not leave it to recovery, on its *channel*.  May switch.
+
+        A program that rebuilds itself may be as quick as recovery, and so meet what is about to go.
+        """
+        consumer, session = self._consumer, _session_of(channel)
+        # One that consumes has been through that, or moves, and its own consumer is not to be buried.
+        consumes = any(map(is_open, consumer._subscriptions.placed.values()))
+        if session is not None and session.generation > 1 and not consumes:
+            _wait_for_burials(consumer.queues, channel)
+            if consumer._channel is not channel:
+                return  # moved on: who moved it declares
+        consumer.declare()
 
     def leave(self) -> None:
         """Be restored no more."""
@@ -133,22 +148,29 @@ class Recovery:
 
     def _declare_through(self, channel: Any) -> None:
         consumer = self._consumer
-        for queue in consumer.queues:
-            if not consumer.auto_declare:
+        if not consumer.auto_declare:
+            for queue in consumer.queues:
                 queue.queue_declare(passive=True, channel=channel)
-            elif queue.auto_delete and not queue.exclusive and not queue.no_declare:
-                _wait_for_burial(queue, channel)
-        if consumer.auto_declare:
-            consumer._declare_through(channel)
+            return
+        _wait_for_burials(consumer.queues, channel)
+        consumer._declare_through(channel)
 
 
-def _wait_for_burial(queue: Any, channel: Any) -> None:
-    """Wait until *queue* has no consumers, or for a moment if they are somebody else's.  May switch."""
-    if not queue.name:
-        return
-    deadline = _burials.setdefault(channel.connection, Deadline(BURIAL_TIMEOUT))
-    while queue.queue_declare(channel=channel)[2] and not deadline.has_ended:
-        gevent.sleep(LOOK_INTERVAL)
+def _wait_for_burials(queues: Iterable[Any], channel: Any) -> None:
+    """Wait until no queue is left to go with the former connection's consumers.  May switch.
+
+    Those that have consumers of somebody else are waited for a moment, once for each link.
+    """
+    for queue in queues:
+        if not queue.name or not queue.auto_delete or queue.exclusive or queue.no_declare:
+            continue
+        deadline = _burials.setdefault(channel.connection, Deadline(BURIAL_TIMEOUT))
+        while queue.queue_declare(channel=channel)[2] and not deadline.has_ended:
+            gevent.sleep(LOOK_INTERVAL)
+
+
+def _session_of(channel: Any) -> Any:
+    return getattr(getattr(channel.connection, "client", None), "session", None)
 
 
 def _ended_by_itself(channel: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -198,10 +199,14 @@ def test_random_answers_and_kills_over_shared_channels_agree_with_the_broker(
         for channel, tag in tags:
             channel.basic_cancel(tag)
         for channel in channels:
-            channel.close()  # what nobody answered goes back
-        while (message := connection.default_channel.basic_get(unique)) is not None:
-            left[message.decode()] += 1
-            message.ack()
+            channel.close()  # what nobody answered goes back, perhaps a moment later
+        end = monotonic() + DEADLINE
+        while gone.total() + left.total() < count and monotonic() < end:
+            for message in iter(lambda: connection.default_channel.basic_get(unique), None):
+                left[message.decode()] += 1
+                message.ack()
+            gevent.sleep(0.01)
+        assert connection.default_channel.basic_get(unique) is None
         queue.delete()
     assert all(times == 1 for times in gone.values())
     assert all(times == 1 for times in left.values())

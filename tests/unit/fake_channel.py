@@ -69,6 +69,8 @@ class FakeChannel:
         self.waiting: list[Message] = []
         self.cause: BaseException | None = None
         self.named = 0
+        #: How many consumers the next queues have that are declared; 0 after that.
+        self.consumer_counts: list[int] = []
         #: By method: called before it; may raise, wait, or end the channel.
         self.script: dict[str, Callable[[], Any]] = {}
 
@@ -128,7 +130,8 @@ class FakeChannel:
         if not name:
             self.named += 1
             name = f"amq.gen-{self.channel_id}-{self.named}"
-        return queue_declare_ok_t(name, len(self.waiting), 0)
+        consumers = self.consumer_counts.pop(0) if self.consumer_counts else 0
+        return queue_declare_ok_t(name, len(self.waiting), consumers)
 
     def queue_bind(self, **arguments: Any) -> None:
         self._note("queue_bind", **arguments)
@@ -273,6 +276,10 @@ class FakeSession:
         self.utility = FakeUtility(client)
         self.members: list[Any] = []
         self._successors: dict[Any, Any] = {}
+
+    @property
+    def generation(self) -> int:
+        return self.client.lives
 
     @property
     def lost(self) -> BaseException | None:

@@ -635,6 +635,23 @@ def test_revive_during_recovery_ends_with_one_consumer(
     assert consumer.channel is other
 
 
+def test_revive_waits_until_the_former_life_takes_its_queue_along(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, Queue("q", auto_delete=True))
+    consumer.consume()
+    channel.connection.lose()
+    client.reconnect()
+    new = client.channel()
+    new.consumer_counts += [1, 1, 0]
+    consumer.revive(new)
+    # The first three look; what the last one of them saw has no consumer any more, or is new.
+    assert new.methods == [*["queue_declare"] * 4, "basic_consume"]
+    other = client.channel()
+    consumer.revive(other)  # nobody died since
+    assert other.methods == ["queue_declare", "basic_consume"]
+
+
 def test_revive_moves_to_another_channel(channel: FakeChannel, client: FakeClient) -> None:
     consumer = Consumer(channel, queues("a", "b"))
     consumer.consume()

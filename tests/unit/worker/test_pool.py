@@ -47,7 +47,7 @@ def test_many_lines_with_a_message_each_need_few_workers(made: list[Worker]) -> 
     done: list[int] = []
     for number, line in enumerate(lines(pool, done.append)):
         line.put(number)
-    turn()
+    until(lambda: len(done) == MANY)
     assert done == list(range(MANY))
     assert len(made) <= 2
     end(pool)
