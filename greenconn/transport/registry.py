@@ -76,12 +76,15 @@ _RENAMED: Final[Mapping[str, str]] = {
     "pikachu": "greenconn.transport.amqp.transport",
     "pyamqp": "greenconn.transport.amqp.transport",
     "pyamqplib": "greenconn.transport.amqp.transport",
+    "pypika": "greenconn.transport.amqp.transport",
     "qpid": "greenconn.transport.amqp.transport",
     "queue": "greenconn.transport.memory",
 }
 
 #: What carrot and old kombu called the class.
-_OLD_CLASSES: Final = frozenset({"Backend", "AsyncoreBackend", "SyncBackend", "AsyncoreTransport"})
+_OLD_CLASSES: Final = frozenset(
+    {"Backend", "AsyncoreBackend", "SyncBackend", "AsyncoreTransport", "SyncTransport"}
+)
 
 _classes: dict[str, Any] = {}
 

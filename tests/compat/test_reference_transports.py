@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from greenconn import BrokerConnection
+from greenconn import BrokerConnection, Exchange, Queue
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.transport import get_transport_cls, memory, pyamqplib, resolve_transport
+from greenconn.transport import (
+    TRANSPORT_ALIASES,
+    get_transport_cls,
+    memory,
+    pyamqplib,
+    resolve_transport,
+)
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 
 # Basics
@@ -48,6 +54,31 @@ def test_it_is_established_when_needed_or_told(url: str) -> None:
         assert connection.connected() is False
         connection.default_channel  # noqa: B018 - needs it
         assert connection.connected()
+
+
+def test_connected_is_a_truth_value_and_prints_as_one(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        assert (str(connection.connected), repr(connection.connected())) == ("False", "False")
+        connection.connect()
+        assert f"{connection.connected} {connection.connected()}" == "True True"
+        assert connection.connected
+        answers: list[Any] = [connection.connected, connection.connected()]
+        assert answers == [True, True]
+
+
+def test_connecting_again_changes_nothing(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        assert connection.connect() is connection.connect()
+        connection.release()
+        connection.close()  # both, in any order, and again
+        connection.release()
+        assert connection.connect()
+        assert connection.connected()
+
+
+def test_a_context_without_arguments() -> None:
+    with BrokerConnection() as connection:
+        assert not connection.connected()
 
 
 def test_nothing_is_opened_before_it_is_needed() -> None:
@@ -165,6 +196,34 @@ def test_the_default_port_is_the_transports() -> None:
     assert BrokerConnection("memory://").info()["port"] is None
 
 
+def test_redis_in_a_url() -> None:
+    connection = BrokerConnection("redis://localhost:6379/")
+    assert type(connection.transport) is get_transport_cls("redis")
+    assert (connection.hostname, connection.port) == ("localhost", 6379)
+    assert connection.virtual_host == "/"
+    assert connection.transport.default_port == 6379
+
+
+@pytest.mark.parametrize("form", ["url", "keyword"])
+def test_redis_takes_the_virtual_host_for_its_database(
+    redis_url: str, unique: str, form: str
+) -> None:
+    parts = BrokerConnection(redis_url).info()
+    there = {name: parts[name] for name in ("hostname", "port")}
+    if form == "url":
+        connection = BrokerConnection("redis://{hostname}:{port}/5".format(**there))
+    else:
+        connection = BrokerConnection(transport="redis", virtual_host="5", **there)
+    with connection, connection.SimpleQueue(unique) as queue:
+        queue.put("x")
+        with BrokerConnection(redis_url) as other, other.SimpleQueue(unique) as empty:
+            assert len(empty) == 0
+            empty.queue.delete()
+        assert queue.get(timeout=9).payload == "x"
+        queue.clear()
+        queue.queue.delete()
+
+
 # Keyword arguments
 
 
@@ -262,6 +321,69 @@ def test_transport_options_go_to_the_transport(memory_url: str) -> None:
 
 
 # The table of transports
+
+
+ALIASES = sorted(TRANSPORT_ALIASES)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_each_alias_means_the_class_of_its_path(alias: str) -> None:
+    """By alias, by both forms of the path, and by the class itself."""
+    path = TRANSPORT_ALIASES[alias]
+    assert isinstance(path, str)
+    try:
+        cls = get_transport_cls(alias)
+    except ImportError as exc:
+        assert "not in this version" in str(exc)  # noqa: PT017
+        return
+    for transport in (alias, path, path.replace(":", "."), cls):
+        assert BrokerConnection("localhost", transport=transport).get_transport_cls() is cls
+    assert BrokerConnection(f"{alias}://").get_transport_cls() is cls
+
+
+KOMBUS = ["pyamqplib", "pyamqp", "librabbitmq", "pypika", "pika", "amqplib", "memory", "redis"]
+
+
+@pytest.mark.parametrize("separator", [".", ":"])
+@pytest.mark.parametrize("module", KOMBUS)
+def test_class_paths_of_kombu_mean_ours(module: str, separator: str) -> None:
+    connection = BrokerConnection(
+        "localhost", transport=f"kombu.transport.{module}{separator}Transport"
+    )
+    alias = module if module in TRANSPORT_ALIASES else "amqp"
+    assert issubclass(connection.get_transport_cls(), get_transport_cls(alias))
+
+
+@pytest.mark.parametrize("transport", ["amqplib", "pika", "redis", "memory"])
+@pytest.mark.parametrize("kind", ["direct", "topic", "fanout"])
+def test_the_table_holds(
+    transport: str, kind: str, request: pytest.FixtureRequest, unique: str
+) -> None:
+    """A message reaches the queues that an exchange of each kind chooses."""
+    source = {"redis": "redis_url", "memory": "memory_url"}.get(transport, "amqp_url")
+    parts = BrokerConnection(request.getfixturevalue(source)).info()
+    given = {name: parts[name] for name in ("hostname", "userid", "password", "port")}
+    connection = BrokerConnection(transport=transport, virtual_host=parts["virtual_host"], **given)
+    exchange = Exchange(unique, type=kind, durable=False, auto_delete=True)
+    key = {"direct": "a.b", "topic": "a.*", "fanout": ""}[kind]
+    with connection:
+        queues = [
+            Queue(f"{unique}-{number}", exchange, routing_key=binding, exclusive=True)
+            for number, binding in enumerate((key, key, key and "else"))
+        ]
+        came: list[tuple[Any, str]] = []
+        consumer = connection.Consumer(queues, no_ack=True)
+        consumer.register_callback(
+            lambda body, message: came.append((body, message.delivery_info["consumer_tag"]))
+        )
+        with consumer:
+            connection.Producer().publish("x", exchange=exchange, routing_key="a.b")
+            expected = 3 if kind == "fanout" else 2
+            while len(came) < expected:
+                connection.drain_events(timeout=9)
+            assert len({tag for _, tag in came}) == expected
+        for queue in queues:
+            queue(connection).delete()
 
 
 @pytest.mark.parametrize(
