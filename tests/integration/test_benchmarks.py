@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.rivals import RIVALS
 from benchmarks.works import WORKS
+from tests.brokers.redis_server import RedisServer
 from tests.integration.processes import Outcome, run
 
 #: Measured always; the others with ``--long``.
@@ -67,3 +68,15 @@ def test_the_profile_names_modules(amqp_url: str) -> None:
     outcome = benchmarks(amqp_url, "--profile=import")
     assert outcome.code == 0, outcome.errors
     assert "greenconn" in outcome.output
+
+
+@pytest.mark.timeout(200)
+def test_the_works_on_redis_run(own_redis: RedisServer, long: bool) -> None:
+    count = "20000" if long else "2000"
+    outcome = run(
+        "-m", "benchmarks.on_redis", "--url", own_redis.url, "--rounds", "1", "--count", count,
+        timeout=190,
+    )  # fmt: skip
+    assert outcome.code == 0
+    assert outcome.errors == ""
+    assert "at most" in outcome.output
