@@ -28,10 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that anything here may take.
 SOON = 40.0
 _INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] ")
-#: gunicorn's own: it accepts a connection and closes its listener in the same moment.
+#: gunicorn's own: it accepts a connection and closes its listener in the same moment.  gevent's: with
+#: ``--preload`` the application is imported before the workers are patched.
 _KNOWN = re.compile(
     r"^.*\[ERROR\] Socket error processing request.\n"
-    r"Traceback.*\n( .*\n)+OSError: \[Errno 9\] Bad file descriptor\n",
+    r"Traceback.*\n( .*\n)+OSError: \[Errno 9\] Bad file descriptor\n"
+    r"|^.*MonkeyPatchWarning: .*\n  monkey.patch_all\(\)\n",
     re.MULTILINE,
 )
 _BOOTED = re.compile(r"Booting worker with pid: (\d+)")
