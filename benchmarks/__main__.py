@@ -8,16 +8,14 @@ of the rounds, with the lowest and the highest.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.rivals import RIVALS
+from benchmarks.boards import BOARDS, Board
 from benchmarks.runner import Results, broker, measured, profiled
 from benchmarks.table import Report
-from benchmarks.works import WORKS
 
 #: Rounds and messages of ``--quick``.
 QUICK = (1, 2000)
@@ -27,11 +25,12 @@ def main() -> int:
     """Run the benchmarks that the command line names."""
     options = _arguments()
     console = Console(stderr=True)
-    with broker(options.url) as url:
+    board = BOARDS[options.broker]
+    with broker(board, options.url) as url:
         if options.profile:
             rival = (options.rival or ["greenconn"])[0]
-            return profiled(options.profile, rival, messages=options.count, url=url)
-        report = _measure(options, url, console)
+            return profiled(board, options.profile, rival, messages=options.count, url=url)
+        report = _measure(options, board, url, console)
     if options.json:
         print(report.json())
     elif options.rst:
@@ -43,29 +42,31 @@ def main() -> int:
     return 1 if report.results.failures else 0
 
 
-def _measure(options: argparse.Namespace, url: str, console: Console) -> Report:
-    works = [work for work in WORKS if not options.work or work in options.work]
-    rivals = _present(options.rival, console)
-    pairs = [(w, r) for w in works for r in rivals if w not in RIVALS[r].cannot]
+def _measure(options: argparse.Namespace, board: Board, url: str, console: Console) -> Report:
+    works = [work for work in board.works if not options.work or work in options.work]
+    rivals = _present(board, options.rival, console)
+    pairs = [(w, r) for w in works for r in rivals if w not in board.rivals[r].cannot]
     results = Results()
     with Progress(console=console) as progress:
         task = progress.add_task("", total=options.rounds * len(pairs))
-        turns = measured(results, pairs, rounds=options.rounds, messages=options.count, url=url)
+        turns = measured(
+            results, board, pairs, rounds=options.rounds, messages=options.count, url=url
+        )
         for done, (work, rival) in enumerate(turns):
             if not console.is_terminal and done % len(pairs) == 0:
                 console.print(f"round {done // len(pairs) + 1} of {options.rounds}")
             progress.update(task, completed=done, description=f"{work}, {rival}")
         progress.update(task, completed=options.rounds * len(pairs), description="done")
-    return Report(results, works, rivals, options.rounds, options.budget)
+    return Report(results, works, rivals, options.rounds, options.budget, board)
 
 
-def _present(wanted: list[str] | None, console: Console) -> list[str]:
+def _present(board: Board, wanted: list[str] | None, console: Console) -> list[str]:
     """The rivals that are installed."""
-    rivals = [rival for rival in RIVALS if not wanted or rival in wanted]
+    rivals = [rival for rival in board.rivals if not wanted or rival in wanted]
     for rival in rivals:
-        if RIVALS[rival].version is None:
+        if board.rivals[rival].version is None:
             console.print(f"{rival} is not installed: skipped")
-    return [rival for rival in rivals if RIVALS[rival].version is not None]
+    return [rival for rival in rivals if board.rivals[rival].version is not None]
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,17 +76,19 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    url = os.environ.get("GREENCONN_TEST_AMQP_URL")
-    add("--url", default=url, help="a RabbitMQ to use; without it a private one is started")
+    works = list(dict.fromkeys(work for board in BOARDS.values() for work in board.works))
+    rivals = list(dict.fromkeys(rival for board in BOARDS.values() for rival in board.rivals))
+    add("--broker", choices=BOARDS, default="rabbitmq", help="what is measured on (rabbitmq)")
+    add("--url", help="a broker to use; without it a private one is started")
     add("--rounds", type=int, help="how often each is measured (5)")
     add("--count", type=int, help="messages of a measurement; slow works take fewer (10,000)")
     add("--quick", action="store_true", help="one round of 2,000 messages: a first impression")
-    add("--work", action="append", choices=WORKS, help="only this one; may be repeated")
-    add("--rival", action="append", choices=RIVALS, help="only this one; may be repeated")
+    add("--work", action="append", choices=works, help="only this one; may be repeated")
+    add("--rival", action="append", choices=rivals, help="only this one; may be repeated")
     add("--budget", action="store_true", help="show what greenconn may cost at most")
     add("--rst", action="store_true", help="print the table as reStructuredText")
     add("--json", action="store_true", help="print all figures as JSON")
-    add("--profile", choices=WORKS, metavar="WORK", help="print where its CPU time goes")
+    add("--profile", choices=works, metavar="WORK", help="print where its CPU time goes")
     options = parser.parse_args()
     rounds, count = QUICK if options.quick else (5, 10_000)
     options.rounds = options.rounds or rounds

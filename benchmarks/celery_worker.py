@@ -18,6 +18,7 @@ import sys
 from statistics import median
 from typing import Final, NamedTuple
 
+from benchmarks.boards import RABBITMQ
 from benchmarks.runner import broker
 
 GREENCONN: Final = "greenconn.contrib.celery:AmqpTransport"
@@ -53,13 +54,13 @@ FILL: Final = (
 def main() -> int:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default=os.environ.get("GREENCONN_TEST_AMQP_URL"))
+    parser.add_argument("--url")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tasks", type=int, default=5000)
     options = parser.parse_args()
     costs: dict[str, list[float]] = {name: [] for name in WORKERS}
     rates: dict[str, list[float]] = {name: [] for name in WORKERS}
-    with broker(options.url) as url:
+    with broker(RABBITMQ, options.url) as url:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             for name, worker in WORKERS.items():

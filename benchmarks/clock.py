@@ -8,7 +8,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import ClassVar, Protocol
 
-__all__ = ["Clock", "Figures", "p50"]
+__all__ = ["Clock", "Figures", "p50", "p99"]
 
 #: What was measured, by key: ``cpu`` and ``wall`` in microseconds a message, and others.
 Figures = dict[str, float]
@@ -65,6 +65,11 @@ class Clock:
 def p50(seconds: list[float]) -> float:
     """Their median, in microseconds."""
     return median(seconds) * 1e6
+
+
+def p99(seconds: list[float]) -> float:
+    """What 99 of 100 do not exceed, in milliseconds."""
+    return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3
 
 
 def _cpu() -> float:

@@ -1,4 +1,6 @@
-"""One measurement in a process of its own: ``python -m benchmarks.measure RIVAL WORK COUNT URL``.
+"""One measurement in a process of its own.
+
+``python -m benchmarks.measure BROKER RIVAL WORK COUNT URL``
 
 Prints the figures as JSON.
 """
@@ -7,9 +9,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.rivals import RIVALS
+from benchmarks.boards import BOARDS, Board
 
-if __name__ == "__main__" and RIVALS[sys.argv[1]].patched and sys.argv[2] != "import":
+if (
+    __name__ == "__main__"
+    and BOARDS[sys.argv[1]].rivals[sys.argv[2]].patched
+    and sys.argv[3] != "import"
+):
     from gevent import monkey
 
     monkey.patch_all()
@@ -22,29 +28,26 @@ from contextlib import contextmanager
 
 from benchmarks.clock import Clock, Figures
 from benchmarks.imports import import_time, imports
-from benchmarks.line import Address
 from benchmarks.profiling import Sampler
-from benchmarks.stage import Stage
-from benchmarks.works import WORKS
 
 
-def measure(rival: str, work: str, count: int, url: str) -> Figures:
+def measure(board: Board, rival: str, work: str, count: int, url: str) -> Figures:
     """The figures of *work* done by *rival*."""
     if work == "import":
         return import_time(rival, count)
-    with _prepared(rival, work, url) as function:
-        warm_up = int(count * WORKS[work].warm_up)
+    with _prepared(board, rival, work, url) as function:
+        warm_up = int(count * board.works[work].warm_up)
         if warm_up:
             function(warm_up)
         return function(count)
 
 
-def profile(rival: str, work: str, count: int, url: str) -> str:
+def profile(board: Board, rival: str, work: str, count: int, url: str) -> str:
     """Where the CPU time of *work* goes; repeats it until there are enough samples."""
     if work == "import":
         return imports(rival)
     sampler = Sampler()
-    with _prepared(rival, work, url) as function:
+    with _prepared(board, rival, work, url) as function:
         function(count)
         Clock.watcher = sampler
         while not sampler.is_content:
@@ -53,12 +56,11 @@ def profile(rival: str, work: str, count: int, url: str) -> str:
 
 
 @contextmanager
-def _prepared(rival: str, work: str, url: str) -> Iterator[Callable[[int], Figures]]:
+def _prepared(board: Board, rival: str, work: str, url: str) -> Iterator[Callable[[int], Figures]]:
     """The work as a function that may be called again."""
-    url = Address.of(url).url
-    module = importlib.import_module(f"benchmarks.rivals.{RIVALS[rival].module}")
-    with Stage(url) as stage:
-        works = module.Works(url, stage)
+    module = importlib.import_module(board.rivals[rival].module)
+    with importlib.import_module(board.stage).Stage(url) as stage:
+        works = module.Works(stage.url, stage)
 
         def function(count: int) -> Figures:
             figures: Figures = getattr(works, work)(count)
@@ -74,13 +76,14 @@ def _prepared(rival: str, work: str, url: str) -> Iterator[Callable[[int], Figur
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.measure")
-    parser.add_argument("rival", choices=RIVALS)
-    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("broker", choices=BOARDS)
+    parser.add_argument("rival")
+    parser.add_argument("work")
     parser.add_argument("count", type=int)
     parser.add_argument("url")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    what = (options.rival, options.work, options.count, options.url)
+    what = (BOARDS[options.broker], options.rival, options.work, options.count, options.url)
     print(profile(*what) if options.profile else json.dumps(measure(*what)))
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from benchmarks.boards import RABBITMQ, Board
 from benchmarks.clock import Figures
-from benchmarks.rivals import RIVALS
-from benchmarks.works import WORKS
 from tests.brokers.descriptors import raise_limit
+from tests.brokers.environment import AMQP_URL, REDIS_URL
 from tests.brokers.keeper import Keeper
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.brokers.redis_server import RedisServer
 
 __all__ = ["Results", "broker", "measured", "profiled"]
 
@@ -35,20 +37,28 @@ class Results:
 
 
 @contextmanager
-def broker(url: str | None) -> Iterator[str]:
-    """The broker at *url*, or a private one."""
+def broker(board: Board, url: str | None) -> Iterator[str]:
+    """The broker at *url*, or that of the environment, or a private one."""
+    is_rabbitmq = board is RABBITMQ
+    url = url or os.environ.get(AMQP_URL if is_rabbitmq else REDIS_URL)
     if url:
         yield url
         return
     raise_limit()
     with Keeper() as keeper:
-        rabbitmq = RabbitMQ(keeper)
-        rabbitmq.start()
-        yield rabbitmq.url
+        private = RabbitMQ(keeper) if is_rabbitmq else RedisServer(keeper)
+        private.start()
+        yield private.url
 
 
 def measured(
-    results: Results, pairs: list[tuple[str, str]], *, rounds: int, messages: int, url: str
+    results: Results,
+    board: Board,
+    pairs: list[tuple[str, str]],
+    *,
+    rounds: int,
+    messages: int,
+    url: str,
 ) -> Iterator[tuple[str, str]]:
     """Measure each pair of work and rival once a round; yields each before it is measured.
 
@@ -59,31 +69,31 @@ def measured(
             yield work, rival
             if (work, rival) in results.failures:
                 continue
-            done = _run(rival, work, messages, url)
+            done = _run(board, rival, work, messages, url)
             if isinstance(done, str):
                 results.failures[work, rival] = done
             else:
                 results.figures.setdefault((work, rival), []).append(done)
 
 
-def profiled(work: str, rival: str, *, messages: int, url: str) -> int:
+def profiled(board: Board, work: str, rival: str, *, messages: int, url: str) -> int:
     """Print where the time goes; returns the exit code."""
     return subprocess.run(
-        [*_command(rival, work, messages, url), "--profile"], check=False
+        [*_command(board, rival, work, messages, url), "--profile"], check=False
     ).returncode
 
 
-def _command(rival: str, work: str, messages: int, url: str) -> list[str]:
-    messages //= RIVALS[rival].sleeps.get(work, 1)
-    count = str(WORKS[work].count(messages))
-    return [sys.executable, "-m", "benchmarks.measure", rival, work, count, url]
+def _command(board: Board, rival: str, work: str, messages: int, url: str) -> list[str]:
+    messages //= board.rivals[rival].sleeps.get(work, 1)
+    count = str(board.works[work].count(messages))
+    return [sys.executable, "-m", "benchmarks.measure", board.name, rival, work, count, url]
 
 
-def _run(rival: str, work: str, messages: int, url: str) -> Figures | str:
+def _run(board: Board, rival: str, work: str, messages: int, url: str) -> Figures | str:
     """The figures, or why there are none."""
     try:
         done = subprocess.run(
-            _command(rival, work, messages, url),
+            _command(board, rival, work, messages, url),
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

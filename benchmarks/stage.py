@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from itertools import count as numbers
-from types import TracebackType
 from typing import Any
 
+from benchmarks.company import Company
 from benchmarks.frames import BINARY, JSON, Properties, publish
-from benchmarks.line import Line
+from benchmarks.line import Address, Line
 
 __all__ = ["BODY", "LARGE", "Stage"]
 
@@ -30,7 +28,7 @@ EXPIRES = 600_000
 BATCH = 1 << 20
 
 
-class Stage:
+class Stage(Company):
     """The queues of one measurement.
 
     Sinks are exclusive queues: what is published there is never written to disk, whatever its delivery
@@ -40,37 +38,28 @@ class Stage:
         url: of the broker.
     """
 
+    peers = "benchmarks.peers"
+
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._line = Line(url)
+        super().__init__(Address.of(url).url)
+        self._line = Line(self.url)
         self._line.open_channel()
         self._names = (f"greenconn-benchmark-{os.getpid()}-{number}" for number in numbers())
         self._queues: list[str] = []
-        self._peers: list[subprocess.Popen[str]] = []
         #: A queue to look up: the answer says that the broker has all that was sent before.
         self.mark = self.sources(1)[0]
 
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.clear()
+    def close(self) -> None:
+        """End the connection."""
         self._line.delete(self.mark)
         self._line.close()
 
     def clear(self) -> None:
         """End the other sides and delete the queues."""
-        for peer in self._peers:
-            peer.kill()
-            peer.communicate()
+        self.end_peers()
         queues = [queue for queue in self._queues if queue != self.mark]
         self._line.delete(*queues)
-        self._peers, self._queues = [], []
+        self._queues = []
 
     def sink(self, *, length: int | None = None) -> str:
         """A queue to publish to; with *length* it keeps that many messages."""
@@ -93,32 +82,11 @@ class Stage:
         self._line.declare(*names, x_expires=EXPIRES)
         return names
 
-    def peer(self, role: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start the other side in a process of its own, see ``benchmarks.peers``."""
-        peer = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", role, self.url, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._peers.append(peer)
-        assert peer.stdout is not None
-        if peer.stdout.readline() != "ready\n":
-            raise ConnectionError(f"the other side, {role!r}, did not start")
-        return peer
-
     def server(self) -> str:
         """The queue of a server of calls, which answers each with its body."""
         (requests,) = self.sources(1)
         self.peer("echo", requests)
         return requests
-
-    @staticmethod
-    def go(peer: subprocess.Popen[str]) -> None:
-        """Have the other side begin."""
-        assert peer.stdin is not None
-        peer.stdin.write("go\n")
-        peer.stdin.flush()
 
     def _filled(self, count: int, body: bytes, properties: bytes) -> str:
         (name,) = self.sources(1)

@@ -12,9 +12,9 @@ from statistics import median
 
 from rich.table import Table
 
-from benchmarks.rivals import RIVALS
+from benchmarks.boards import RABBITMQ, Board
 from benchmarks.runner import Results
-from benchmarks.works import WORKS, Figure
+from benchmarks.works import Figure
 
 __all__ = ["Report"]
 
@@ -32,6 +32,7 @@ class Report:
         works, rivals: in the order of the table.
         rounds: how often each was measured.
         budget: whether to show what greenconn may cost.
+        board: the table that it is of.
     """
 
     results: Results
@@ -39,6 +40,7 @@ class Report:
     rivals: list[str]
     rounds: int
     budget: bool = False
+    board: Board = RABBITMQ
 
     def text(self) -> Table:
         """The table for a terminal."""
@@ -65,31 +67,31 @@ class Report:
         failures: dict[str, dict[str, str]] = {}
         for (work, rival), reason in self.results.failures.items():
             failures.setdefault(work, {})[rival] = reason
-        report = {"machine": machine(), "figures": figures, "failures": failures}
+        report = {"machine": self._machine(), "figures": figures, "failures": failures}
         return json.dumps(report, indent=2)
 
     def notes(self) -> Iterator[str]:
         """What was measured on, and why cells are empty."""
-        yield machine()
+        yield self._machine()
         for work in self.works:
             reasons: dict[str, list[str]] = {}
             for rival in self.rivals:
-                reason = RIVALS[rival].cannot.get(work)
+                reason = self.board.rivals[rival].cannot.get(work)
                 failure = self.results.failures.get((work, rival))
                 if failure is not None:
                     reason = f"failed: {failure.splitlines()[-1]}"
                 if reason is not None:
-                    reasons.setdefault(reason, []).append(RIVALS[rival].title)
+                    reasons.setdefault(reason, []).append(self.board.rivals[rival].title)
             for reason, titles in reasons.items():
-                yield f"{plain(WORKS[work].figures[0].title)}: {', '.join(titles)}: {reason}"
+                yield f"{plain(self.board.works[work].figures[0].title)}: {', '.join(titles)}: {reason}"
 
     def _headings(self) -> list[str]:
-        headings = ["work", "unit", *(RIVALS[rival].title for rival in self.rivals)]
+        headings = ["work", "unit", *(self.board.rivals[rival].title for rival in self.rivals)]
         return [*headings, "budget"] if self.budget else headings
 
     def _rows(self) -> Iterator[list[str]]:
         for work in self.works:
-            for figure in WORKS[work].figures:
+            for figure in self.board.works[work].figures:
                 cells = [self._cell(work, rival, figure) for rival in self.rivals]
                 row = [figure.title, figure.unit, *cells]
                 yield [*row, self._budget(work, figure)] if self.budget else row
@@ -116,14 +118,17 @@ class Report:
             return str(figure.budget)
         return f"{number(limit)} ({'met' if ours <= limit else f'over by {number(ours - limit)}'})"
 
-
-def machine() -> str:
-    """Where it was measured."""
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    gevent = f"gevent {version('gevent')}"
-    rivals = [f"{r.distribution} {r.version}" for r in RIVALS.values() if r.version]
-    load = f"load {os.getloadavg()[0]:.1f}"
-    return ", ".join([f"{os.cpu_count()} CPUs", load, python, gevent, *rivals])
+    def _machine(self) -> str:
+        """Where it was measured."""
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        gevent = f"gevent {version('gevent')}"
+        rivals = [
+            f"{each.distribution} {each.version}"
+            for each in self.board.rivals.values()
+            if each.version
+        ]
+        load = f"load {os.getloadavg()[0]:.1f}"
+        return ", ".join([f"{os.cpu_count()} CPUs", load, python, gevent, *rivals])
 
 
 def plain(markup: str) -> str:

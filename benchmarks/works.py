@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["WORKS", "Budget", "Figure", "Work"]
+__all__ = ["WORKS", "Budget", "Figure", "Work", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,50 @@ class Work:
         return max(self.least, messages // self.divisor)
 
 
-def _cpu(title: str, budget: Budget | float | None, unit: str = "us") -> Figure:
+def cpu(title: str, budget: Budget | float | None, unit: str = "us") -> Figure:
+    """The row of CPU time."""
     if isinstance(budget, float):
         budget = Budget(budget)
     return Figure("cpu", title, unit, budget)
 
 
 WORKS: dict[str, Work] = {
-    "publish": Work(figures=(_cpu("publish, one greenlet", 6.5),)),
+    "publish": Work(figures=(cpu("publish, one greenlet", 6.5),)),
     "confirmed": Work(
         figures=(
             Figure("p50", "confirmed publish, one at a time, p50 latency", "us", Budget(100)),
-            _cpu("confirmed publish, one at a time", 38.0),
+            cpu("confirmed publish, one at a time", 38.0),
         ),
         divisor=5,
     ),
     "confirmed_shared": Work(
-        figures=(_cpu("confirmed publish, 100 greenlets sharing one Producer", 10.0),)
+        figures=(cpu("confirmed publish, 100 greenlets sharing one Producer", 10.0),)
     ),
-    "publish_pool": Work(figures=(_cpu("publish, 1,000 greenlets through a pool of 10", 8.0),)),
-    "consume": Work(figures=(_cpu("consume, prefetch 100, ack each", 9.0),)),
-    "consume_no_ack": Work(figures=(_cpu("consume, no ack", 7.0),)),
-    "spawned": Work(figures=(_cpu("``spawn_consumer``, concurrency 100", 12.0),)),
+    "publish_pool": Work(figures=(cpu("publish, 1,000 greenlets through a pool of 10", 8.0),)),
+    "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 9.0),)),
+    "consume_no_ack": Work(figures=(cpu("consume, no ack", 7.0),)),
+    "spawned": Work(figures=(cpu("``spawn_consumer``, concurrency 100", 12.0),)),
     "consumers": Work(
         figures=(
-            _cpu("1,000 consumers on 1,000 queues, one connection", 11.0),
+            cpu("1,000 consumers on 1,000 queues, one connection", 11.0),
             Figure("memory", "memory of an idle one of them", "KiB", Budget(14)),
         ),
         warm_up=0,
     ),
-    "rpc": Work(figures=(_cpu("RPC over a reply queue, 1 greenlet", 65.0),), divisor=5),
-    "rpc_shared": Work(figures=(_cpu("RPC over a reply queue, 100 greenlets", 20.0),), divisor=2),
+    "rpc": Work(figures=(cpu("RPC over a reply queue, 1 greenlet", 65.0),), divisor=5),
+    "rpc_shared": Work(figures=(cpu("RPC over a reply queue, 100 greenlets", 20.0),), divisor=2),
     "large_publish": Work(
-        figures=(_cpu("publish 1 MiB bodies", Budget(1.6, "raw"), "us/MiB"),), divisor=100
+        figures=(cpu("publish 1 MiB bodies", Budget(1.6, "raw"), "us/MiB"),), divisor=100
     ),
     "large_consume": Work(
-        figures=(_cpu("consume 1 MiB bodies", Budget(0.25, "kombu"), "us/MiB"),), divisor=100
+        figures=(cpu("consume 1 MiB bodies", Budget(0.25, "kombu"), "us/MiB"),), divisor=100
     ),
     "latency": Work(
         figures=(Figure("p50", "idle consumer: sender to handler, p50", "us", Budget(500)),),
         divisor=50,
     ),
     "connect": Work(
-        figures=(_cpu("connect and close", Budget(0.75, "kombu")),), divisor=100, least=5
+        figures=(cpu("connect and close", Budget(0.75, "kombu")),), divisor=100, least=5
     ),
     "import": Work(
         figures=(Figure("cpu", "import until AMQP can be used", "ms", Budget(60)),),

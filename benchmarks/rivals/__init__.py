@@ -13,7 +13,7 @@ class Rival:
     """One library, as its users run it."""
 
     title: str
-    #: Of ``benchmarks.rivals``.
+    #: What has its ``Works``.
     module: str
     #: What has to be installed.
     distribution: str | None = None
@@ -39,17 +39,19 @@ _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
 
 RIVALS = {
-    "greenconn": Rival(title="greenconn", module="greenconn_works", distribution="greenconn"),
+    "greenconn": Rival(
+        title="greenconn", module="benchmarks.rivals.greenconn_works", distribution="greenconn"
+    ),
     "kombu": Rival(
         title="kombu + gevent",
-        module="kombu_works",
+        module="benchmarks.rivals.kombu_works",
         distribution="kombu",
         patched=True,
         cannot={"spawned": _NO_WORKERS},
     ),
     "pika": Rival(
         title="pika",
-        module="pika_works",
+        module="benchmarks.rivals.pika_works",
         distribution="pika",
         cannot={
             "confirmed_shared": _ONE_CALLER,
@@ -60,7 +62,7 @@ RIVALS = {
     ),
     "amqpstorm": Rival(
         title="amqpstorm",
-        module="amqpstorm_works",
+        module="benchmarks.rivals.amqpstorm_works",
         distribution="AMQPStorm",
         cannot={
             "publish_pool": _NO_POOL,
@@ -71,13 +73,13 @@ RIVALS = {
     ),
     "aio-pika": Rival(
         title="aio-pika",
-        module="aio_pika_works",
+        module="benchmarks.rivals.aio_pika_works",
         distribution="aio-pika",
         cannot={"spawned": "its handlers always run at once: see prefetch 100"},
     ),
     "raw": Rival(
         title="raw loop",
-        module="raw_works",
+        module="benchmarks.rivals.raw_works",
         cannot={"spawned": "has no handlers"},
     ),
 }

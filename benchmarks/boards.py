@@ -1,0 +1,39 @@
+"""The brokers on which something is measured, each with its works and rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks import rivals, works
+from benchmarks.redis import rivals as redis_rivals
+from benchmarks.redis import works as redis_works
+
+__all__ = ["BOARDS", "RABBITMQ", "REDIS", "Board"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One table."""
+
+    name: str  #: on the command line
+    #: The module that has its ``Stage``.
+    stage: str
+    works: Mapping[str, works.Work]
+    rivals: Mapping[str, rivals.Rival]
+
+
+RABBITMQ: Final = Board(
+    name="rabbitmq",
+    stage="benchmarks.stage",
+    works=works.WORKS,
+    rivals=rivals.RIVALS,
+)
+REDIS: Final = Board(
+    name="redis",
+    stage="benchmarks.redis.stage",
+    works=redis_works.WORKS,
+    rivals=redis_rivals.RIVALS,
+)
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS)}

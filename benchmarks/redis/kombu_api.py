@@ -1,0 +1,119 @@
+"""The works on Redis of a library that has kombu's API: one program, whatever it imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns, perf_counter
+from typing import Any
+
+from benchmarks.clock import Clock, Figures, p99
+from benchmarks.redis.stage import Stage
+from benchmarks.rivals.kombu_api import many
+from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
+from benchmarks.stage import BODY
+
+__all__ = ["PUBLISHERS", "RedisApi"]
+
+#: Greenlets that publish at once.
+PUBLISHERS = 1000
+
+
+class RedisApi:
+    """What is the same program on kombu and on greenconn.
+
+    Arguments:
+        api: the module, with ``Connection``, ``Queue`` and ``pools``.
+        url: of the server.
+        stage: where it takes place.
+    """
+
+    def __init__(self, api: Any, url: str, stage: Stage) -> None:
+        self.api = api
+        self.url = url
+        self.stage = stage
+
+    def close(self) -> None:
+        """End the connections of the pools."""
+        self.api.pools.reset()
+
+    def publish(self, count: int) -> Figures:
+        """One greenlet, each call returns when the server has the message."""
+        sink = self.stage.sink()
+        with self.api.Connection(self.url) as connection:
+            producer = connection.Producer()
+            producer.publish(BODY, routing_key=sink)  # connects
+            with Clock() as clock:
+                for _ in range(count):
+                    producer.publish(BODY, routing_key=sink)
+        return clock.per(count)
+
+    def _timed(self, count: int, publish: Callable[[], None]) -> Figures:
+        """1,000 greenlets, each with one message after the other."""
+        took: list[float] = []
+
+        def timed() -> None:
+            began = perf_counter()
+            publish()
+            took.append(perf_counter() - began)
+
+        with Clock() as clock:
+            count = many(PUBLISHERS, count, timed)
+        return clock.per(count, p99=p99(took))
+
+    def consume(self, count: int) -> Figures:
+        """Prefetch 100, each message acknowledged."""
+        source = self.stage.source(count)
+        seen = 0
+
+        def callback(body: Any, message: Any) -> None:
+            nonlocal seen
+            seen += 1
+            message.ack()
+
+        with self.api.Connection(self.url) as connection:
+            queue = self.api.Queue(source, no_declare=True)
+            consumer = connection.Consumer([queue], callbacks=[callback], prefetch_count=PREFETCH)
+            with Clock() as clock:
+                consumer.consume()
+                while seen < count:
+                    connection.drain_events(timeout=TIMEOUT)
+            consumer.cancel()
+        return clock.per(count)
+
+    def queues(self, count: int) -> Figures:
+        """One Consumer of 1,000 queues."""
+        sources = self.stage.sources(CONSUMERS)
+        awaited = max(1, count // CONSUMERS) * CONSUMERS
+        feeder = self.stage.peer("feed", str(awaited // CONSUMERS), *sources)
+        seen = 0
+
+        def callback(body: Any, message: Any) -> None:
+            nonlocal seen
+            seen += 1
+            message.ack()
+
+        def work(connection: Any) -> Clock:
+            with Clock() as clock:
+                self.stage.go(feeder)
+                while seen < awaited:
+                    connection.drain_events(timeout=TIMEOUT)
+            return clock
+
+        return self._consuming(sources, callback, work).per(awaited)
+
+    def _consuming(self, sources: list[str], callback: Any, work: Callable[[Any], Clock]) -> Clock:
+        with self.api.Connection(self.url) as connection:
+            queues = [self.api.Queue(each, durable=True) for each in sources]
+            consumer = connection.Consumer(queues, callbacks=[callback], prefetch_count=PREFETCH)
+            consumer.consume()
+            return work(connection)
+
+    def latencies(self, count: int) -> tuple[list[float], Callable[[Any, Any], None]]:
+        """A list of seconds, and the callback that fills it."""
+        took: list[float] = []
+
+        def callback(body: Any, message: Any) -> None:
+            took.append((monotonic_ns() - body["sent"]) / 1e9)
+            message.ack()
+
+        return took, callback

@@ -1,0 +1,36 @@
+"""The libraries that are measured on Redis; each module has a class ``Works``."""
+
+from __future__ import annotations
+
+from benchmarks.rivals import Rival
+
+__all__ = ["RIVALS"]
+
+_NO_WINDOW = "knows no window"
+_NO_WORKERS = "calls one handler at a time"
+_NO_IDLE = "has no consumers"
+
+RIVALS = {
+    "greenconn": Rival(
+        title="greenconn", module="benchmarks.redis.greenconn_works", distribution="greenconn"
+    ),
+    "kombu": Rival(
+        title="kombu + gevent",
+        module="benchmarks.redis.kombu_works",
+        distribution="kombu",
+        patched=True,
+        cannot={"publish_window": _NO_WINDOW, "consumers": _NO_WORKERS},
+    ),
+    "redis-py": Rival(
+        title="redis-py by hand",
+        module="benchmarks.redis.redis_py_works",
+        distribution="redis",
+        patched=True,
+        cannot={"publish_window": _NO_WINDOW, "consumers": _NO_WORKERS, "idle": _NO_IDLE},
+    ),
+    "raw": Rival(
+        title="raw pipelined",
+        module="benchmarks.redis.raw_works",
+        cannot={"publish_window": _NO_WINDOW, "consumers": _NO_WORKERS, "idle": _NO_IDLE},
+    ),
+}
