@@ -44,11 +44,11 @@ class Brokers:
         except NoBroker as error:
             self._skip(RabbitMQ, f"no RabbitMQ: {error}")
 
-    def redis(self) -> RedisServer:
+    def redis(self, options: tuple[str, ...] = ()) -> RedisServer:
         """Start a Redis; skip the test, with the reason, when there is none."""
         self._skip_again(RedisServer)
         try:
-            return self._started(RedisServer)
+            return self._started(RedisServer, options=options)
         except NoBroker as error:
             self._skip(RedisServer, f"no Redis: {error}")
 
@@ -174,3 +174,30 @@ def own_redis(own_redis_process: RedisServer) -> Iterator[RedisServer]:
         broker.start()
     yield broker
     broker.resume()
+
+
+class RedisFactory:
+    """Starts Redis servers with options of their own: ``redis_with("--appendonly", "yes")``."""
+
+    def __init__(self, brokers: Brokers) -> None:
+        self._brokers = brokers
+        self._servers: list[RedisServer] = []
+
+    def __call__(self, *options: str) -> RedisServer:
+        server = self._brokers.redis(options)
+        self._servers.append(server)
+        return server
+
+    def close(self) -> None:
+        """End them, whatever they do."""
+        for server in self._servers:
+            server.kill()
+            server.close()
+
+
+@pytest.fixture
+def redis_with(brokers: Brokers) -> Iterator[RedisFactory]:
+    """Start a Redis of the test's own with ``redis_with(option...)``; ended after the test."""
+    factory = RedisFactory(brokers)
+    yield factory
+    factory.close()

@@ -9,13 +9,14 @@ What was read is remembered; the server's invalidations tell when it has changed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.declaration import Declaration
-from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.errors import LinkLost, as_error
 from greenconn.transport.redis.scripts import JOIN, LEAVE
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 from greenconn.transport.virtual.refusal import (
@@ -26,7 +27,7 @@ from greenconn.transport.virtual.refusal import (
     no_queue,
     reserved_name,
 )
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Directory"]
 
 _COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
+
+logger = logging.getLogger("greenconn.transport.redis")
 
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
@@ -272,8 +275,16 @@ class Directory:
         names = (keys.consumers(name), keys.owners, keys.queue(name), *keys.lists(name))
         link.pipeline.post(
             link.scripts.call(LEAVE, names, link.owner, int(goes)),
-            lambda reply: reply == 1 and spawn("unbind", self._unbind, name),
+            lambda reply: self._left(name, reply),
         )
+
+    def _left(self, name: str, reply: Any) -> None:
+        # In the reader.
+        if isinstance(reply, ErrorReply):
+            error = as_error(reply, self._link.where, f"leaving queue {name!r}")
+            spawn("log", logger.error, "%s", error)
+        elif reply == 1:
+            spawn("unbind", self._unbind, name)
 
     def _unbind(self, name: str) -> None:
         try:

@@ -133,6 +133,7 @@ class Fanout:
             del self._listening[topic]
             if self._pipeline is not None:
                 self._pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), _ignore)
+                self._pipeline.post(_PING)  # else it would look like a reply that is late
 
     def _open(self) -> None:
         link = self._link

@@ -364,11 +364,17 @@ class Feed:
             return
         self.state = _RESTING
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-            # Somebody has flushed the scripts: say this one again, with its text.
+            # Somebody has flushed the scripts: send this one again, with its text.
             link.scripts.forget()
-            link.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text))
-            self._claim()
+            link.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
             return
         error = link.pipeline.error(reply, f"consuming from queue {self.queue!r}")
         if link.lost is None:
             link.waking.refused(self, error)
+
+    def _loaded(self, reply: Any) -> None:
+        # In the reader.
+        if isinstance(reply, Exception):
+            self._failed(reply)
+        elif self.state is _RESTING:
+            self._claim()

@@ -84,6 +84,7 @@ class Lease:
                 pack("ZREM", keys.unacked_index, field),
                 pack("HMGET", keys.unacked, field),
                 pack("EXISTS", canary),
+                pack("RPOP", canary),  # to a script a refusal looks like an empty list
             ],
             what="consuming",
         )

@@ -143,7 +143,7 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
         if isinstance(reply, ErrorReply):
             raise _login_error(reply, where, password is not None)
     if isinstance(chosen, ErrorReply):
-        if chosen.code == "NOAUTH":
+        if chosen.code in ("NOAUTH", "NOPERM"):
             raise _login_error(chosen, where, password is not None)
         raise NoSuchDatabase(
             f"{where}: database {login.database}: {chosen} (the setting 'databases' says how many "
@@ -188,6 +188,8 @@ def _login_error(reply: ErrorReply, where: str, has_password: bool) -> Exception
         else:
             remedy = "this server wants a password: redis://:password@host/0"
         return LoginRefused(f"{where}: {text} ({remedy})")
+    if reply.code == "NOPERM":
+        return LoginRefused(str(as_error(reply, where, "login")))
     return as_error(reply, where, "login")
 
 

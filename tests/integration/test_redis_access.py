@@ -1,0 +1,167 @@
+"""A user of the server with the documented commands only, and with one less."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from redis import exceptions
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from greenconn.exceptions import OperationalError
+from tests.brokers.redis_server import RedisServer
+from tests.integration.contract import SOON
+from tests.integration.redis_clients import Control, control, wait_until
+from tests.unit.test_docs import ROOT
+
+PAGE = ROOT / "docs" / "redis.rst"
+#: Refused without harm: a replica is noticed later, queues are polled, nobody flushes scripts.  The
+#: server lets everybody log in and name himself with HELLO.
+DISPENSABLE = {
+    *("auth", "client|setname", "client|tracking", "hello"),
+    *("punsubscribe", "role", "script|load"),
+}
+
+
+def documented() -> list[str]:
+    """The words of the documented ``ACL SETUSER``."""
+    found = re.search(r"^    (ACL SETUSER app.*?)\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1].split()
+
+
+COMMANDS = [word[1:] for word in documented() if re.match(r"\+[a-z]", word)]
+
+
+@pytest.fixture
+def at_server(own_redis: RedisServer) -> Iterator[Control]:
+    """A control of a server that is empty, before and after."""
+    with control(own_redis.url) as at_server:
+        at_server("FLUSHALL")
+        yield at_server
+        at_server("ACL", "DELUSER", "app")
+        at_server("FLUSHALL")
+
+
+def program(url: str) -> list[Any]:
+    """Use all that there is; what was received."""
+    got: list[Any] = []
+    options = {"global_keyprefix": "app:", "client_name": "app", "lease": 60.0}
+    with Connection(url, transport_options=options) as connection:
+        greenconn.publish("plain", 1, connection=connection)
+        channel = connection.default_channel
+        queues = [
+            Queue("plain"),
+            Queue("brief", Exchange("x", "topic"), "a.#", expires=60),
+            Queue("fanned", Exchange("f", "fanout"), auto_delete=True),
+        ]
+        for queue in queues[1:]:
+            queue(channel).declare()
+        consumer = greenconn.spawn_consumer(
+            queues, lambda body, message: got.append(body), connection=connection
+        )
+        try:
+            consumer.wait_ready(SOON)
+            topic = Exchange("x", "topic")
+            greenconn.publish(topic, 2, routing_key="a.b", connection=connection)
+            greenconn.publish(Exchange("f", "fanout"), 3, connection=connection)
+            wait_until(lambda: set(got) >= {1, 2, 3} or consumer.ready(), 3.0)
+            if consumer.ready():
+                consumer.get(timeout=SOON)
+        finally:
+            consumer.stop(SOON)
+        connection.connection.sweeper.look()  # finds what a dead owner held
+        channel.queue_declare("other")
+        channel.queue_purge("other")
+        channel.basic_publish(channel.prepare_message("x"), "", "other")
+        channel.basic_get("other").requeue()
+        channel.queue_delete("other")
+        channel.queue_delete("brief")
+        channel.exchange_delete("x")
+    return got
+
+
+def user(at_server: Control, *changes: str) -> None:
+    """Make the documented user, with *changes*."""
+    words = documented()
+    at_server("HSET", "app:unacked", "gc.dead.1", b'[{}, "", "old"]')
+    at_server("ZADD", "app:unacked_index", 1, "gc.dead.1")
+    at_server(*words[:3], "reset", *words[3:], *changes)
+
+
+def test_the_documented_commands_are_enough(own_redis: RedisServer, at_server: Control) -> None:
+    user(at_server)
+    assert sorted(program(own_redis.url.replace("//", "//app:password@"))) == [1, 2, 3]
+
+
+def test_other_keys_are_out_of_reach(own_redis: RedisServer, at_server: Control) -> None:
+    user(at_server)
+    url = own_redis.url.replace("//", "//app:password@")
+    with (
+        Connection(url) as connection,
+        pytest.raises(OperationalError, match=r"docs/redis\.rst") as caught,
+    ):
+        greenconn.publish("q", 1, connection=connection)
+    assert isinstance(caught.value.__cause__, exceptions.NoPermissionError)
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each not in DISPENSABLE])
+def test_one_command_less_is_named(
+    command: str, own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    user(at_server, f"-{command}")
+    url = own_redis.url.replace("//", "//app:password@")
+    told: list[str] = []
+    try:
+        program(url)
+    except (exceptions.ResponseError, OperationalError) as exc:
+        told.append(str(exc))
+    except gevent.Timeout:
+        pass
+    said = "\n".join([*told, caplog.text])
+    assert "docs/redis.rst lists the commands" in said, said
+    # What was taken is not lost, whatever was not permitted.
+    if not told:
+        return
+    waiting = at_server("LLEN", "app:plain") + at_server("HLEN", "app:unacked")
+    assert waiting <= 2
+
+
+@pytest.mark.parametrize("command", sorted(DISPENSABLE & set(COMMANDS)))
+def test_what_a_user_can_do_without(
+    command: str, own_redis: RedisServer, at_server: Control
+) -> None:
+    user(at_server, f"-{command}")
+    url = own_redis.url.replace("//", "//app:password@")
+    assert sorted(program(url)) == [1, 2, 3]
+
+
+def test_flushed_scripts_that_may_not_be_loaded(
+    own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The consumer tries again with pauses, and goes on as soon as it may."""
+    user(at_server, "-script|load")
+    url = own_redis.url.replace("//", "//app:password@")
+    got: list[Any] = []
+    with (
+        caplog.at_level("INFO", "greenconn"),
+        Connection(url, transport_options={"global_keyprefix": "app:"}) as connection,
+    ):
+        consumer = greenconn.spawn_consumer(
+            "plain", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        at_server("SCRIPT", "FLUSH")
+        at_server("CONFIG", "RESETSTAT")
+        greenconn.publish("plain", 1, connection=connection)
+        gevent.sleep(0.5)
+        assert at_server("LLEN", "app:plain") == 1
+        assert at_server.calls("evalsha") < 20
+        assert "script|load" in caplog.text
+        at_server("ACL", "SETUSER", "app", "+script|load")
+        wait_until(lambda: got == [1])
+        assert consumer.stop(SOON)
