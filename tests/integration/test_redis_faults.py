@@ -143,8 +143,14 @@ def test_fanout_without_pushes(starting: Starting) -> None:
 
 def test_unix_socket(starting: Starting, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
-    starting("--unixsocket", str(path))
-    there_and_back(f"redis+socket://{path}?virtual_host=3")
+    starting("--unixsocket", str(path), "--requirepass", "secret")
+    there_and_back(f"redis+socket://:secret@{path}?virtual_host=3")
+    url = f"redis+socket://:secret@{path}?virtual_host=3&client_name=mine"
+    with Connection(url) as connection:
+        described = connection.connection.call(pack("CLIENT", "INFO"))
+        assert b" db=3 " in described
+        assert b" name=mine " in described
+        assert "secret" not in repr(connection)
     with (
         Connection(f"redis+socket://{path}-not?virtual_host=3") as connection,
         pytest.raises(OSError, match="cannot connect to"),
@@ -374,6 +380,19 @@ def test_silent_server(starting: Starting) -> None:
         assert isinstance(caught.value, connection.recoverable_connection_errors)
         server.resume()
         producer.publish("z", routing_key="q")
+
+
+def test_closing_takes_no_longer_than_it_may(starting: Starting) -> None:
+    server = starting()
+    connection = Connection(server.url)
+    connection.default_channel.queue_declare("own", exclusive=True)
+    consumer = greenconn.spawn_consumer("q", print, connection=connection)
+    assert consumer.wait_ready(SOON)
+    server.pause()
+    with Timeout(8.0):
+        connection.close()
+        consumer.join()
+    server.resume()
 
 
 def test_fanout_tells_of_gaps(starting: Starting) -> None:

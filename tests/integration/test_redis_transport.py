@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -365,3 +366,39 @@ def test_new_credentials_on_the_open_connection(own_redis: RedisServer) -> None:
                 connection.update_secret("wrong")
             Producer(connection).publish("x", routing_key="q")
         call(pack("ACL", "DELUSER", "app"))
+
+
+def test_consumers_come_and_go(connect: Connect, long: bool) -> None:
+    """Whoever stays is told of messages at once, not by a safety look."""
+    connection, other = connect(), connect()
+    channels = [connection.channel() for _ in range(3)]
+    channels[0].queue_declare("q")
+    store = Store()
+    rng = random.Random(7)
+
+    def come_and_go(channel: Any) -> None:
+        for _ in range(300 if long else 60):
+            tag = channel.basic_consume("q", sink=store)
+            gevent.sleep(rng.random() / 500)
+            channel.basic_cancel(tag)
+            gevent.sleep(rng.random() / 500)
+
+    producer = Producer(other)
+    walkers = [gevent.spawn(come_and_go, each) for each in channels]
+    number = 0
+    while not all(each.ready() for each in walkers):
+        producer.publish(number, routing_key="q")
+        number += 1
+        gevent.sleep(0.002)
+    gevent.joinall(walkers, raise_error=True)
+    channels[1].basic_consume("q", sink=store)
+    with Timeout(2.0):
+        while {each.payload for each in store} != set(range(number)):
+            gevent.sleep(0.01)
+    producer.publish("last", routing_key="q")
+    with Timeout(2.0):
+        while store[-1].payload != "last":
+            gevent.sleep(0.01)
+    link = connection.connection
+    assert list(link.feeds) == ["q"]
+    assert link.directory.counts("q") == (0, 1)

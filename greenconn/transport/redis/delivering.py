@@ -281,24 +281,31 @@ class DeliveringMethods(ConsumingMethods):
         return name, link.feed(name)
 
     def _started(self, consumer: Consumer) -> None:
-        feed = _feed_of(consumer)
+        link = self.connection
+        # From now on the feed stays, whoever leaves it while the server is asked.
+        feed = consumer.feed = link.feed(consumer.queue)
+        feed.coming += 1
+        try:
+            self._join(consumer, feed)
+        finally:
+            feed.coming -= 1
+            if not feed.is_used:
+                link.fanout.leave(feed.queue)
+                link.directory.unused(feed.queue)
+                feed.retire()
+
+    def _join(self, consumer: Consumer, feed: Feed) -> None:
         link = self.connection
         others = feed.consumers
         may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
         how = "exclusive" if consumer.exclusive else len(others) + 1
-        try:
-            link.fanout.listen(feed.queue)
-            if not may or not link.directory.join(feed.queue, how):
-                raise refused(
-                    f"queue '{feed.queue}' in vhost '{self.virtual_host}' in exclusive use",
-                    Method.BASIC_CONSUME,
-                )
-            self.check_open()  # it may have been closed meanwhile
-        except BaseException:
-            if not others:
-                link.fanout.leave(feed.queue)
-                link.directory.unused(feed.queue)
-            raise
+        link.fanout.listen(feed.queue)
+        if not may or not link.directory.join(feed.queue, how):
+            raise refused(
+                f"queue '{feed.queue}' in vhost '{self.virtual_host}' in exclusive use",
+                Method.BASIC_CONSUME,
+            )
+        self.check_open()  # it may have been closed meanwhile
         link.waking.add(feed)
         feed.join(consumer)
 
@@ -311,8 +318,8 @@ class DeliveringMethods(ConsumingMethods):
         """A consumer is gone: its queue may be of no use any more."""
         feed = _feed_of(consumer)
         feed.leave(consumer)
-        if feed.consumers:
-            self.connection.directory.left(feed.queue, len(feed.consumers))
+        if feed.is_used:
+            self.connection.directory.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
             self.connection.waking.discard(feed)
             self.connection.fanout.leave(feed.queue)

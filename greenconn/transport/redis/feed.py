@@ -81,6 +81,7 @@ class Feed:
         queue: its name.
 
     Attributes:
+        coming: consumers that are about to be.
         consumers: in the order in which they came.
         lists: the keys of its lists, the one that is served first in front.
     """
@@ -99,6 +100,7 @@ class Feed:
         "_rest",
         "_timer",
         "_turns",
+        "coming",
         "consumers",
         "lists",
         "queue",
@@ -108,6 +110,7 @@ class Feed:
     def __init__(self, link: RedisLink, queue: str) -> None:
         self._link = link
         self.queue = queue
+        self.coming = 0
         self.consumers: dict[Consumer, None] = {}
         self.lists = link.keys.lists(queue)
         self.state = _RESTING
@@ -140,11 +143,17 @@ class Feed:
         """Remove a consumer."""
         self.consumers.pop(consumer, None)
         self._turns.discard(consumer)
-        if not self.consumers and self.state not in (_CLAIMING, _ASKING):
-            self._retire()
+        self.retire()
 
-    def _retire(self) -> None:
-        """Nobody consumes any more: forget that the queue was empty, since nobody is told now."""
+    @property
+    def is_used(self) -> bool:
+        """Whether somebody consumes, or is about to."""
+        return bool(self.consumers or self.coming)
+
+    def retire(self) -> None:
+        """If nobody consumes any more: forget that the queue was empty, since nobody is told now."""
+        if self.is_used or self.state in (_CLAIMING, _ASKING):
+            return
         self._cancel_timer()
         self.state = _RESTING
         if self._link.feeds.get(self.queue) is self:
@@ -275,8 +284,9 @@ class Feed:
         else:
             self._misses = min(self._misses + 1, MOST_MISSES)
         channel.release(self._asked)
-        if not self.consumers:
-            self._retire()
+        if not self.is_used:
+            self.state = _RESTING
+            self.retire()
         elif found == self._asked or size >= CLAIM_BYTES or self._again:
             if channel.prefetch_limit:
                 self.state = _RESTING
@@ -342,8 +352,9 @@ class Feed:
         if isinstance(reply, Exception):
             self._failed(reply)
             return
-        if not self.consumers:
-            self._retire()
+        if not self.is_used:
+            self.state = _RESTING
+            self.retire()
             return
         self.state = _ARMED
         if reply:

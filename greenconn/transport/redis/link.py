@@ -17,6 +17,7 @@ from redis.exceptions import NoScriptError
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.limit import Limit
 from greenconn.transport.redis.answers import Answers
 from greenconn.transport.redis.directory import Directory
 from greenconn.transport.redis.errors import LinkLost
@@ -226,14 +227,14 @@ class RedisLink(VirtualLink):
         if self.lost is not None:
             return
         self.home.check(self)
-        deadline = Deadline(CLOSE_TIMEOUT)
         try:
-            for channel in list(self.channels.values()):
-                channel.close()
-            self.directory.close()
-            self.answers.flush()
-            self.lease.end()
-            self.pipeline.call(pack("PING"), deadline)
+            with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
+                for channel in list(self.channels.values()):
+                    channel.close()
+                self.directory.close()
+                self.answers.flush()
+                self.lease.end()
+                self.pipeline.call(pack("PING"))
         except (OSError, RecoverableConnectionError):
             pass  # it is over all the same; the lease gives back what is held
         finally:

@@ -138,6 +138,10 @@ class RedisOptions:
     client_name: str | None = None
     """Name in the server's list of clients; None: none."""
 
+    credential_provider: Any = None
+    """Path of a class of ``redis.CredentialProvider``, for URLs; the argument of ``Connection`` takes
+    an instance, too (kombu's)."""
+
     # -- Sentinel
 
     master_name: str | None = None

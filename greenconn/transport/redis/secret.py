@@ -38,7 +38,11 @@ class Secret:
     def watch(self) -> None:
         """Ask again now and then, if what is asked may answer something else.  Never switches."""
         client = self._link.client
-        changes = callable(client.password) or getattr(client, "credential_provider", None)
+        changes = (
+            callable(client.password)
+            or getattr(client, "credential_provider", None)
+            or self._link.options.credential_provider
+        )
         if changes and self._link.options.reauth_check_interval:
             self._greenlet = spawn("redis-reauth", self._run)
 

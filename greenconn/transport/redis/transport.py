@@ -18,7 +18,12 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.importing import symbol_by_name
-from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.options import (
+    ConnectOptions,
+    from_transport_options,
+    query_types,
+    typed_query,
+)
 from greenconn.transport import base
 from greenconn.transport.redis import channel
 from greenconn.transport.redis.inheritance import Inheritance
@@ -29,6 +34,7 @@ from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
+from greenconn.url import BrokerURL
 
 __all__ = ["Transport"]
 
@@ -118,7 +124,11 @@ class Transport(base.Transport):
         return self._options
 
     def _read_options(self) -> RedisOptions:
-        options, unknown = from_transport_options(RedisOptions, self.client.transport_options or {})
+        given = dict(self.client.transport_options or {})
+        socket_url = self._socket_url()
+        if socket_url is not None:
+            given.update(typed_query(socket_url.query, query_types(RedisOptions)))
+        options, unknown = from_transport_options(RedisOptions, given)
         ignored = sorted(set(unknown) - _COMMON)
         if ignored:
             logger.warning(
@@ -148,6 +158,9 @@ class Transport(base.Transport):
         link.open(deadline)
         try:
             self.inheritance.settle(link)
+        except exceptions.ResponseError as exc:
+            # The server refuses to write just now; the lease gives back what is held.
+            logger.error("%s: what the lost connection held stays held: %s", link.where, exc)
         except BaseException:
             link.collect()
             raise
@@ -167,14 +180,11 @@ class Transport(base.Transport):
         """Where the server is now."""
         client, options = self.client, self.options
         host = client.hostname or "127.0.0.1"
-        path = None
-        if "://" in host:
-            # redis+socket:///path?virtual_host=0
-            path = "/" + host.partition("://")[2].partition("?")[0].lstrip("/")
+        socket_url = self._socket_url()
         return Address(
             host="127.0.0.1" if host == "localhost" else host,
             port=int(client.port or self.default_port),
-            path=path,
+            path=None if socket_url is None else socket_url.socket_path,
             ssl=client.ssl,
             where=client.as_uri(),
             settings=options.socket_keepalive_options,
@@ -186,7 +196,8 @@ class Transport(base.Transport):
         Raises:
             ValueError: it is no number.
         """
-        text = self.client.virtual_host
+        socket_url = self._socket_url()
+        text = self.client.virtual_host if socket_url is None else socket_url.virtual_host
         if isinstance(text, int):
             return text
         number = (text or "/").removeprefix("/") or "0"
@@ -199,7 +210,7 @@ class Transport(base.Transport):
 
     def _credentials(self) -> Credentials:
         client = self.client
-        provider = getattr(client, "credential_provider", None)
+        provider = getattr(client, "credential_provider", None) or self.options.credential_provider
         if isinstance(provider, str):
             provider = symbol_by_name(provider)()
         if provider is not None:
@@ -210,8 +221,16 @@ class Transport(base.Transport):
                 )
             given = provider.get_credentials()
             return (None, given[0]) if len(given) == 1 else (given[0], given[1])
+        socket_url = self._socket_url()
+        if socket_url is not None and socket_url.password is not None:
+            return socket_url.userid, socket_url.password
         password = client.password
         return client.userid or None, (password() if callable(password) else password) or None
+
+    def _socket_url(self) -> BrokerURL | None:
+        """The address of a UNIX socket, which comes unparsed: ``socket:///path?virtual_host=0``."""
+        host = self.client.hostname or ""
+        return BrokerURL.parse(f"redis+{host}") if "://" in host else None
 
     def update_secret(
         self, connection: RedisLink, secret: str, reason: str = "", deadline: Deadline | None = None
