@@ -208,9 +208,13 @@ class _Ensured:
     def __call__(self, deadline: Deadline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         policy = self._policy
         intervals = _intervals(policy)
+        must_revive = False
         with library_errors(self._connection):
             for retries in count():
                 try:
+                    if must_revive:
+                        # Here, since the link that was just opened may be lost again.
+                        self._revive(deadline)
                     return self._fun(*args, **kwargs)
                 except NEVER_REPEATED:
                     raise
@@ -222,7 +226,7 @@ class _Ensured:
                     if policy.errback is not None and must_revive:
                         policy.errback(exc, interval)
                 # Outside of the handler, so that the next error does not carry this one along.
-                self._prepare(retries, interval, must_revive, deadline)
+                self._wait(retries, interval, must_revive, deadline)
         raise AssertionError("unreachable")
 
     def _may_repeat(self, exc: Exception, retries: int) -> bool:
@@ -231,28 +235,28 @@ class _Ensured:
             return False
         connection = self._connection
         errors = connection.recoverable_connection_errors
-        if isinstance(exc, OperationalError) and not connection.session.is_open:
-            if isinstance(exc, NotConnected):
+        if isinstance(exc, OperationalError):
+            if isinstance(exc, NotConnected) and not connection.session.is_open:
                 return False
-            # What opening the default channel inside of *fun* made of an error to connect.
-            return isinstance(exc.__cause__, errors)
+            if isinstance(exc.__cause__, errors):
+                # What opening the default channel inside of *fun* made of an error to connect.
+                # Another greenlet may have connected since.
+                return True
         return isinstance(
             exc, (*self._retry_errors, *errors, *connection.recoverable_channel_errors)
         )
 
-    def _prepare(
-        self, retries: int, interval: float, must_revive: bool, deadline: Deadline
-    ) -> None:
-        """Get ready for the next call."""
+    def _wait(self, retries: int, interval: float, must_revive: bool, deadline: Deadline) -> None:
+        """Wait for the next call, and until there is a link if that is what was wanting."""
         connection = self._connection
         if connection.session.is_open or not must_revive:
             # Nothing has to be opened, so that nothing else holds a persistent error back.
             _sleep(interval, deadline)
-        if not must_revive:
-            return
-        if not connection.session.is_open:
+        if must_revive and not connection.session.is_open:
             ensure_open(connection, self._remaining(retries), deadline, wraps_errors=False)
-        channel = connection.session.default_channel(deadline, reopen=True)
+
+    def _revive(self, deadline: Deadline) -> None:
+        channel = self._connection.session.default_channel(deadline, reopen=True)
         self._obj.revive(channel)
         if self._on_revive is not None:
             self._on_revive(channel)

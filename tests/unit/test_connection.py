@@ -26,6 +26,7 @@ from greenconn.connection import (
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.options import BROKER_HEARTBEAT
+from tests.fix_wires import until
 from tests.scripted import Script, Transport
 
 Connect = Callable[..., Connection]
@@ -388,6 +389,7 @@ def test_heartbeat_check_is_about_an_open_connection(
 def test_drain_opens_and_raises_socket_timeout(connection: Connection, script: Script) -> None:
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.01)
+    until(lambda: script.links)  # if that did not leave time enough, it goes on
     assert len(script.links) == 1
     seen: list[str] = []
     script.link.events.put((seen.append, "event"))

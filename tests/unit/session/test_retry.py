@@ -341,6 +341,42 @@ def test_a_default_channel_that_could_not_be_opened_is_tried_again(
     assert used == ["one"]
 
 
+def test_a_link_that_is_lost_again_before_its_channel_is_open_counts_as_one_more_failure(
+    connection: Connection, script: Script
+) -> None:
+    connection.connect()
+    losses = 5
+
+    def lose() -> None:
+        nonlocal losses
+        if losses:
+            losses -= 1
+            script.link.lose()
+
+    script.on_channel = lose
+    worker = Worker(RecoverableConnectionError("gone"))
+    connection.ensure(worker, worker.work, **QUICK)()
+    assert worker.calls == 2
+    assert worker.channel is connection.default_channel
+    losses = 50
+    worker = Worker(RecoverableConnectionError("gone"))
+    script.link.lose()
+    with pytest.raises(OperationalError, match="is gone"):
+        connection.ensure(worker, worker.work, max_retries=2, **QUICK)()
+    assert worker.calls == 1
+
+
+def test_an_attempt_that_failed_while_another_greenlet_connected_is_repeated(
+    connection: Connection,
+) -> None:
+    lost = OperationalError("lost as soon as it was open")
+    lost.__cause__ = RecoverableConnectionError("lost as soon as it was open")
+    worker = Worker(lost)
+    connection.connect()
+    connection.ensure(worker, worker.work)()
+    assert worker.calls == 2
+
+
 def test_a_killed_caller_leaves_the_others_alone(connection: Connection, script: Script) -> None:
     connection.connect()
     script.otherwise["one"] = REFUSED
