@@ -15,6 +15,9 @@ from greenconn.connection import Connection
 from tests.integration.gunicorn import ROOT, SOON, serving, until
 from tests.integration.processes import run
 
+pytest.importorskip("gunicorn")
+pytest.importorskip("django")
+
 PROJECT = ROOT / "tests" / "integration" / "django_project"
 LETTERS = 30
 

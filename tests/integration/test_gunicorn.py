@@ -18,6 +18,9 @@ from greenconn.connection import Connection
 from greenconn.exceptions import NotFound
 from tests.integration.gunicorn import ROOT, SOON, Load, Server, serving, until
 
+pytest.importorskip("gunicorn")
+pytest.importorskip("flask")
+
 EXAMPLE = ROOT / "examples" / "flask_app"
 #: Variants of the example, for programs that do not begin as it does.
 APPS = ROOT / "tests" / "integration" / "gunicorn_apps"
