@@ -38,8 +38,11 @@ INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
 COMMANDS = {
     "plain": ("-m", "pytest"),
-    "patched": ("-m", "gevent.monkey", "--module", "pytest"),
+    # Programs that a test starts are the same in both; another -m of the user's comes later and wins.
+    "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs"),
 }
+#: What pytest returns when all tests of the chosen paths were for the other process.
+NOTHING_TO_RUN = 5
 
 
 def main() -> int:
@@ -210,6 +213,7 @@ class Run:
         """Show the second process's output and the numbers; returns the exit code."""
         total = dict.fromkeys(KINDS, 0)
         code = 0
+        has_run = any(side.process.returncode != NOTHING_TO_RUN for side in sides)
         for side in sides:
             if side.output is not None:
                 print(f"\n===== {side.name} =====", flush=True)
@@ -218,7 +222,8 @@ class Run:
         for side in sides:
             numbers = side.numbers()
             ended = f"exit code {side.process.returncode}"
-            code = code or side.process.returncode or 0
+            if side.process.returncode != NOTHING_TO_RUN or not has_run:
+                code = code or side.process.returncode or 0
             if numbers is None:
                 code = code or 1
                 print(f"{side.name + ':':<9}no numbers, {ended}")

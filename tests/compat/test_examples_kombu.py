@@ -10,6 +10,8 @@ from tests.integration.processes import Outcome, run, start
 
 pytest.importorskip("kombu")
 
+pytestmark = pytest.mark.programs
+
 FOLDER = Path(__file__).with_name("examples")
 PROGRAMS = ["hello", "task_queue", "drain_loop", "pubsub"]
 #: kombu's memory transport hands out queues in another order than it was asked to.

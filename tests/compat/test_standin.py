@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.processes import run
 
+pytestmark = pytest.mark.programs
+
 INSTALL = "from greenconn.compat import install_as_kombu; install_as_kombu()\n"
 
 

@@ -10,6 +10,8 @@ import pytest
 from benchmarks.boards import BOARDS, RABBITMQ, Board
 from tests.integration.processes import Outcome, run
 
+pytestmark = pytest.mark.programs
+
 #: Measured always; the others with ``--long``.
 ALWAYS = ("greenconn", "kombu")
 PAIRS = [(board.name, rival) for board in BOARDS.values() for rival in board.rivals]

@@ -19,6 +19,8 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_peer import PeerFactory
 from tests.integration.processes import Outcome, Running, run, start
 
+pytestmark = pytest.mark.programs
+
 Start: TypeAlias = Callable[..., Running]
 
 INTERRUPTED = 130

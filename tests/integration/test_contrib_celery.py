@@ -14,6 +14,8 @@ from tests.integration.processes import Running, run, start
 
 pytest.importorskip("celery")
 
+pytestmark = pytest.mark.programs
+
 WORKER = [
     *("-W", "ignore", "-m", "celery", "-A", "tests.integration.celery.app:app", "worker"),
     *("-P", "gevent", "-c", "100", "-l", "error", "--without-mingle"),

@@ -18,6 +18,8 @@ from tests.integration.processes import run
 pytest.importorskip("gunicorn")
 pytest.importorskip("django")
 
+pytestmark = pytest.mark.programs
+
 PROJECT = ROOT / "tests" / "integration" / "django_project"
 LETTERS = 30
 

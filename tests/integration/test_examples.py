@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.processes import ROOT, run
 
+pytestmark = pytest.mark.programs
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: path.name)
 #: It has a broker of its own.
 OWN_TRANSPORT = "own_transport.py"

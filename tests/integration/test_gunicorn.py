@@ -21,6 +21,8 @@ from tests.integration.gunicorn import ROOT, SOON, Load, Server, serving, until
 pytest.importorskip("gunicorn")
 pytest.importorskip("flask")
 
+pytestmark = pytest.mark.programs
+
 EXAMPLE = ROOT / "examples" / "flask_app"
 #: Variants of the example, for programs that do not begin as it does.
 APPS = ROOT / "tests" / "integration" / "gunicorn_apps"

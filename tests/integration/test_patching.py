@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.processes import run
 
+pytestmark = pytest.mark.programs
+
 HOWS = (
     "never",
     "first",

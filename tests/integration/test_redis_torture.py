@@ -20,6 +20,8 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.processes import ROOT
 
+pytestmark = pytest.mark.programs
+
 #: Seconds.
 LEASE = 2.0
 

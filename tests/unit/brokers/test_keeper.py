@@ -15,6 +15,8 @@ import pytest
 from tests.brokers._keep import is_alive
 from tests.brokers.keeper import Keeper, wait_for_end
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 OWNER = """
 import os, sys, time
