@@ -21,13 +21,10 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
-__all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type", "textual_types"]
+__all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type"]
 
 T = TypeVar("T")
 Encoded = TypeVar("Encoded")
-
-#: More types that are encoded as ``str(value)``; Django's lazy translations always are.
-textual_types: tuple[type, ...] = ()
 
 # In order of registration, since a subclass must come before its base (datetime before date).
 _encoders: dict[type, tuple[str | None, Callable[[Any], Any]]] = {}
@@ -65,7 +62,7 @@ def _default(value: Any) -> Any:
     reducer = getattr(value, "__json__", None)
     if reducer is not None:
         return reducer()
-    if isinstance(value, textual_types) or _is_lazy_translation(value):
+    if _is_lazy_translation(value):
         return str(value)
     for known, (marker, encode) in _encoders.items():
         if isinstance(value, known):

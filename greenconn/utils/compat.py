@@ -50,6 +50,10 @@ def detect_environment() -> str:
     return "gevent" if monkey.is_module_patched("socket") else "default"
 
 
+#: A name that some transports of kombu's use.
+_detect_environment = detect_environment
+
+
 def entrypoints(namespace: str) -> Iterator[tuple[EntryPoint, Any]]:
     """Yield the entry points of a group, and what each loads."""
     return ((point, point.load()) for point in entry_points(group=namespace))

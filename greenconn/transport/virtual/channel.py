@@ -16,11 +16,10 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
-    PublishingMethods,
     UndeliverableWarning,
 )
-from greenconn.transport.virtual.queues import QueueMethods
 from greenconn.transport.virtual.refusal import Method, no_exchange
+from greenconn.transport.virtual.signatures import KombuOrder
 from greenconn.transport.virtual.state import Binding, BrokerState
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 
-class Channel(QueueMethods, PublishingMethods):
+class Channel(KombuOrder):
     """A channel over the hooks of :class:`~greenconn.transport.virtual.hooks.AbstractChannel`.
 
     Arguments:
@@ -129,7 +128,8 @@ class Channel(QueueMethods, PublishingMethods):
 
     def _routes(self, exchange: str, routing_key: str) -> Collection[str]:
         if type(self).get_table is Channel.get_table:
-            return self.state.route(exchange, routing_key)
+            known = exchange in self.state.exchanges
+            return self.state.route(exchange, routing_key) if known else ()
         try:
             table = self.get_table(exchange)
         except KeyError:
@@ -163,12 +163,11 @@ class Channel(QueueMethods, PublishingMethods):
         message = {**message, "properties": properties}
         self._inplace_augment_message(message, exchange, routing_key)
         if not exchange:
-            if mandatory and not self._has_queue(routing_key):
+            if mandatory and not self._is_there(routing_key):
                 return Outcome.UNROUTED
             self._put(routing_key, message)
         else:
-            known = self.state.exchanges
-            if exchange not in known and type(self).get_table is Channel.get_table:
+            if not self._may_know(exchange):
                 exc = no_exchange(exchange, self.virtual_host, Method.BASIC_PUBLISH)
                 self.fail(exc)
                 raise exc
@@ -177,6 +176,15 @@ class Channel(QueueMethods, PublishingMethods):
             self.typeof(exchange).deliver(message, exchange, routing_key)
         self.connection.poller.wake()
         return Outcome.ROUTED
+
+    def _may_know(self, exchange: str) -> bool:
+        """Whether a message to that exchange may find a queue, the one of last resort included."""
+        return (
+            exchange in self.state.exchanges
+            or self.deadletter_queue is not None
+            or type(self).get_table is not Channel.get_table
+            or type(self)._lookup is not Channel._lookup
+        )
 
     def _inplace_augment_message(self, message: Envelope, exchange: str, routing_key: str) -> None:
         """Add what the stored form has beside what was published."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,9 +42,12 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
     def _init_polling(self) -> None:
         self._turns: dict[str, Turns] = {}
         self._active_queues: list[str] = []
-        self._owners: dict[Any, Consumer] = {}
+        #: Tag -> whose delivery it is (None: of ``basic_get``), for all that is not answered.
+        self._owners: dict[Any, Consumer | None] = {}
         self._qos: Unanswered | None = None
-        self.cycle = FairCycle(self._get_and_deliver, self._active_queues, Empty)
+        self._cycle: FairCycle[str] | None = None
+        #: Whether the last look has found something.
+        self._has_found = False
 
     @property
     def qos(self) -> Unanswered:
@@ -52,6 +55,27 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         if self._qos is None:
             self._qos = self.QoS(self)
         return self._qos
+
+    @property
+    def cycle(self) -> FairCycle[str]:
+        """Asks the queues whose consumers have room, in turn."""
+        if self._cycle is None:
+            self._reset_cycle()
+        assert self._cycle is not None
+        return self._cycle
+
+    def _reset_cycle(self) -> None:
+        self._cycle = FairCycle(self._get_and_deliver, self._active_queues, Empty)
+
+    @property
+    def _consumers(self) -> Collection[str]:
+        """The tags of the consumers (kombu's name, which transports use)."""
+        return self.consumers.keys()
+
+    @property
+    def _tag_to_queue(self) -> dict[str, str]:
+        """Whose consumers they are (kombu's name, which transports use)."""
+        return {tag: consumer.queue for tag, consumer in self.consumers.items()}
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
         """Return a stored body as it was published."""
@@ -65,11 +89,39 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
 
     def poll(self) -> bool:
         """Look for one message; False when there was none.  May switch."""
+        self._has_found = False
         try:
-            self._poll(self.cycle, self._deliver)
+            self.drain_events(timeout=self.connection.poller.interval, callback=self._deliver)
         except Empty:
             return False
-        return True
+        # A hook may return without having delivered anything.
+        return self._has_found
+
+    def drain_events(
+        self, timeout: float | None = None, callback: Callable[[Envelope, str], Any] | None = None
+    ) -> Any:
+        """Take what there is, once, from the queues whose consumers have room.  May switch.
+
+        The poller calls it; programs drain their connection.
+
+        Arguments:
+            timeout: seconds that the broker may be waited for.
+            callback: called with each message and the name of its queue.
+
+        Raises:
+            Empty: there was nothing.
+        """
+        if not self._active_queues or (self._asks_qos and not self.qos.can_consume()):
+            raise Empty
+        get_many = getattr(self, "_get_many", None)
+        if get_many is not None:
+            return get_many(self._active_queues, timeout=timeout)
+        return self._poll(self.cycle, callback or self._deliver, timeout=timeout)
+
+    @property
+    def _asks_qos(self) -> bool:
+        """Whether the transport has a say of its own in who may be given a message."""
+        return self.QoS.can_consume is not Unanswered.can_consume
 
     def resume(self, consumer: Consumer) -> None:
         """A consumer has room: poll for it.  Never switches."""
@@ -80,33 +132,42 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
 
     def _deliver(self, raw: Envelope, queue: str) -> None:
         """Hand a message that was taken from *queue* to one of its consumers.  May switch."""
-        message = self.Message(raw, channel=self, queue=queue)
+        self._has_found = True
+        message = self._message(raw, queue)
         turns = self._turns.get(queue)
         consumer = None if turns is None else turns.take()
         if turns is not None and not turns:
             self._settle_queue(queue)
-        if consumer is None or turns is None:
+        if consumer is None:
+            # A transport that takes several at once may have taken more than there was room for.
+            consumer = next((each for each in self.consumers.values() if each.queue == queue), None)
+        if consumer is None:
             # It was cancelled while the broker was asked.
             self._restore_at_beginning(message)
             return
         message.delivery_info["consumer_tag"] = consumer.tag
         if not consumer.no_ack:
-            self._note(message)
-            self._owners[message.delivery_tag] = consumer
+            self._note(message, consumer)
             consumer.unacked += 1
             self.in_flight += 1
         consumer.hand_over(message, message)
         consumer.wake()
+
+    def _message(self, raw: Envelope, queue: str) -> StoredMessage:
+        message = self.Message(raw, channel=self)
+        message.queue = queue
+        return message
 
     def _settle_queue(self, queue: str) -> None:
         if queue in self._active_queues:
             self._active_queues.remove(queue)
         self._turns.pop(queue, None)
 
-    def _note(self, message: StoredMessage) -> None:
+    def _note(self, message: StoredMessage, owner: Consumer | None) -> None:
         # One message that went to two queues has one tag in both.
-        if message.delivery_tag is None or message.delivery_tag in self.qos:
+        if message.delivery_tag is None or message.delivery_tag in self._owners:
             message.delivery_tag = uuid()
+        self._owners[message.delivery_tag] = owner
         self.qos.append(message, message.delivery_tag)
 
     def _answered(self, delivery_tag: Any) -> None:
@@ -122,10 +183,21 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
 
     # -- consumers
 
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Bound what may be unanswered at once; see :class:`ConsumingMethods`."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        # For transports that take several messages at once and ask how many.
+        self.qos.prefetch_count = prefetch_count
+
     def _feed_of(self, queue: str, method: Method) -> tuple[str, PolledConsuming]:
-        if not self._has_queue(queue):
+        if not self._is_there(queue):
             raise no_queue(queue, self.virtual_host, method)
         return queue, self
+
+    def _is_there(self, queue: str) -> bool:
+        return queue in self.connection.declared or self._has_queue(queue)
 
     def _started(self, consumer: Consumer) -> None:
         others = [
@@ -158,13 +230,13 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         """The queue of a consumer of this channel is gone.  Never switches."""
         self._forget(consumer)
         for message in self._stop(consumer):
-            if message.delivery_tag in self.qos:
+            if message.delivery_tag in self._owners:
                 self.qos.ack(message.delivery_tag)
         consumer.cancelled_by_broker()
 
     def _give_back(self, message: StoredMessage) -> None:
         """Put a message back that its consumer has not seen.  May switch."""
-        if message.delivery_tag in self.qos:
+        if message.delivery_tag in self._owners:
             self.qos.reject(message.delivery_tag, requeue=True)
         else:
             self._restore_at_beginning(message)
@@ -173,9 +245,10 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         unseen = [
             message for consumer in consumers for message in self._stop(consumer) if consumer.no_ack
         ]
+        unanswered = len(self._owners)
         self._owners.clear()
         # This may be the reader, or the hub: what talks to the broker has a greenlet of its own.
-        if self.connection.lost is None and (unseen or len(self.qos)):
+        if self.connection.lost is None and (unseen or unanswered):
             spawn("restore", self._restore_all, unseen)
 
     def _restore_all(self, unseen: list[StoredMessage]) -> None:
@@ -197,11 +270,11 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
     def basic_get(self, queue: str = "", no_ack: bool = False) -> StoredMessage | None:
         """Take the next message of a queue; None when there is none.  May switch."""
         try:
-            message = self.Message(self._get(queue), channel=self, queue=queue)
+            message = self._message(self._get(queue), queue)
         except Empty:
             return None
         if not no_ack:
-            self._note(message)
+            self._note(message, None)
         return message
 
     def message_to_python(self, raw_message: Any) -> Any:
@@ -235,10 +308,16 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         if not self.is_open and not self.connection.is_open:
             return  # The connection is gone, and the delivery is the broker's matter again.
         self.check_open()
-        if delivery_tag not in self.qos:
+        if delivery_tag not in self._owners:
             raise unknown_delivery_tag(delivery_tag, method)
-        for tag in self.qos.up_to(delivery_tag) if multiple else [delivery_tag]:
+        for tag in self._up_to(delivery_tag) if multiple else [delivery_tag]:
             answer(tag)
+            self._answered(tag)  # also where the QoS is one that keeps its own accounts
+
+    def _up_to(self, delivery_tag: Any) -> list[Any]:
+        """The tags of all unanswered deliveries up to this one."""
+        tags = list(self._owners)
+        return tags[: tags.index(delivery_tag) + 1]
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Put everything back that was delivered and not answered.  May switch.

@@ -32,11 +32,12 @@ class Poller:
     """Polls for the channels of one link.
 
     Arguments:
-        interval: seconds between two looks when there was nothing.
+        interval: seconds between two looks when there was nothing; None and 0: the looks themselves
+            wait.
         fail: told of the error that ended it.
     """
 
-    def __init__(self, interval: float, fail: Any) -> None:
+    def __init__(self, interval: float | None, fail: Any) -> None:
         self.interval = interval
         self._fail = fail
         self._channels: dict[_Polled, None] = {}
@@ -77,7 +78,10 @@ class Poller:
                     turn()
                     turned_at = monotonic()
             elif self._channels:
-                self._wanted.wait(self.interval)
+                if self.interval:
+                    self._wanted.wait(self.interval)
+                else:
+                    turn()
                 turned_at = monotonic()
             else:
                 # Nobody has room.  No switch since the last look, so no call was missed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from typing import Any, TextIO
 
 __all__ = ["QoS"]
@@ -25,59 +26,72 @@ class QoS:
     def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
-        self._delivered: dict[Any, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self._delivered)
-
-    def __contains__(self, delivery_tag: Any) -> bool:
-        return delivery_tag in self._delivered
+        #: Delivery tag -> message, the oldest first.
+        self._delivered: OrderedDict[Any, Any] = OrderedDict()
+        #: What was answered and is still in there: subclasses look at it after the answer.
+        self._dirty: set[Any] = set()
 
     def can_consume(self) -> bool:
-        """Whether one more may be delivered."""
-        return not self.prefetch_count or len(self._delivered) < self.prefetch_count
+        """Whether one more may be delivered.
+
+        Asked by the channel where a subclass has its own; else its consumers have their bounds.
+        """
+        return not self.prefetch_count or len(self) < self.prefetch_count
 
     def can_consume_max_estimate(self) -> int | None:
         """How many more may be delivered; None: no limit."""
         if not self.prefetch_count:
             return None
-        return max(self.prefetch_count - len(self._delivered), 0)
+        return max(self.prefetch_count - len(self), 0)
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """Note a delivery."""
-        self._delivered[delivery_tag] = message
+        self._flush()
+        self._quick_append(delivery_tag, message)
 
     def get(self, delivery_tag: Any) -> Any:
-        """Return an unanswered message.
+        """Return an unanswered message, or the one that was answered last.
 
         Raises:
             KeyError: there is none of that tag.
         """
         return self._delivered[delivery_tag]
 
-    def up_to(self, delivery_tag: Any) -> list[Any]:
-        """The tags of all deliveries up to this one."""
-        tags = list(self._delivered)
-        return tags[: tags.index(delivery_tag) + 1] if delivery_tag in self._delivered else []
-
     def ack(self, delivery_tag: Any) -> None:
         """A message is done; may switch in subclasses."""
-        if self._delivered.pop(delivery_tag, None) is not None:
-            self.channel._answered(delivery_tag)
+        self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """A message is refused; with *requeue* it is put back.  May switch."""
         if requeue:
             self.channel._restore_at_beginning(self._delivered[delivery_tag])
-        self.ack(delivery_tag)
+        self._quick_ack(delivery_tag)
+
+    def _quick_append(self, delivery_tag: Any, message: Any) -> None:
+        self._delivered[delivery_tag] = message
+
+    def _quick_ack(self, delivery_tag: Any) -> None:
+        self._flush()
+        if delivery_tag in self._delivered:
+            self._dirty.add(delivery_tag)
+        self.channel._answered(delivery_tag)
+
+    def _flush(self) -> None:
+        """Let go of what was answered."""
+        while self._dirty:
+            self._delivered.pop(self._dirty.pop(), None)
+
+    def __len__(self) -> int:
+        return len(self._delivered) - len(self._dirty)
 
     def restore_unacked(self) -> list[tuple[Exception, Any]]:
         """Put everything back, and return what could not be, with the reasons.  May switch."""
+        self._flush()
         failed = []
         # Oldest first, so that their order holds; acks may come in between.
         for tag in list(self._delivered):
             message = self._delivered.pop(tag, None)
-            if message is None:
+            if message is None or tag in self._dirty:
                 continue
             self.channel._answered(tag)
             try:
@@ -88,9 +102,9 @@ class QoS:
 
     def restore_unacked_once(self, stderr: TextIO | None = None) -> None:
         """Put everything back when the channel closes.  May switch."""
-        if not self._delivered or not self.restore_at_shutdown or not self.channel.do_restore:
+        if not len(self) or not self.restore_at_shutdown or not self.channel.do_restore:
             return
-        logger.info("restoring %d unacknowledged message(s)", len(self._delivered))
+        logger.info("restoring %d unacknowledged message(s)", len(self))
         failed = self.restore_unacked()
         if failed:
             # Never the messages themselves: logs are no place for bodies.

@@ -65,6 +65,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
         elif not self._has_queue(name, **options):
             raise no_queue(name, self.virtual_host, Method.QUEUE_DECLARE)
         self._last_queue = name
+        self.connection.declared.add(name)
         return queue_declare_ok_t(name, self._size(name), 0)
 
     @closes_channel
@@ -99,6 +100,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
         for channel, consumer in consumers:
             channel.cancelled_by_broker(consumer)
         self.state.queue_bindings_delete(queue)
+        self.connection.declared.discard(queue)
         for row in rows or [()]:
             self._delete(queue, *row)
         return size

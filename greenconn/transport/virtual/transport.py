@@ -44,8 +44,30 @@ class PolledLink(VirtualLink):
         super().__init__(client, is_confirming=bool(options.get("confirm_publish")))
         self.transport = transport
         self.state = transport.state
+        #: Queues that were declared here: they may be consumed from, whether or not the broker can
+        #: tell an empty one from none.
+        self.declared: set[str] = set()
         self.poller = Poller(transport.polling_interval, self._poll_failed)
         self._after_fork = _AfterFork(self)
+
+    def __getattr__(self, name: str) -> Any:
+        # kombu's channels have the transport itself for a connection, and so what it has of its own.
+        if name == "transport":
+            raise AttributeError(name)
+        return getattr(self.transport, name)
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """Hand over what a hook has taken from *queue* (kombu's name).  May switch.
+
+        Raises:
+            KeyError: it does not say which queue that was.
+        """
+        if not queue:
+            raise KeyError("a message was received without the name of its queue")
+        channels: list[Any] = list(self.channels.values())
+        found = [each for each in channels if queue in each._tag_to_queue.values()] or channels[:1]
+        for channel in found[:1]:
+            channel._deliver(message, queue)
 
     def _poll_failed(self, exc: Exception) -> None:
         """The broker could not be asked: that is the end of this link."""
@@ -76,8 +98,8 @@ class Transport(base.Transport):
     Cycle: ClassVar[type[FairCycle[Any]]] = FairCycle
     Management = Management
     default_port = None
-    #: Seconds between two looks at a broker that had nothing.
-    polling_interval: float = 1.0
+    #: Seconds between two looks at a broker that had nothing; None and 0: the hooks wait themselves.
+    polling_interval: float | None = 1.0
     channel_max = CHANNEL_MAX
     #: Exchanges and bindings that all transports of a class share; None: each has its own.
     global_state: ClassVar[BrokerState | None] = None

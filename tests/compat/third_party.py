@@ -1,0 +1,256 @@
+"""Transports of the shapes that people write for kombu, made for either library.
+
+Each function returns a transport class built on the virtual layer of *lib*; nothing in it knows
+which library that is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from queue import Empty
+from typing import Any, Final
+
+from tests.compat.programs.library import Library
+
+__all__ = ["SHAPES", "Shelf"]
+
+
+class Shelf:
+    """Where the queues of a transport are kept, and what its hooks noted."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, deque[Any]] = {}
+        self.fanout: dict[str, set[str]] = {}
+        self.notes: list[Any] = []
+
+
+def _virtual(lib: Library) -> Any:
+    return Library(f"{lib.root}.transport").virtual
+
+
+def plain(lib: Library, shelf: Shelf) -> Any:
+    """The least that there can be."""
+    virtual = _virtual(lib)
+
+    class Channel(virtual.Channel):  # type: ignore[misc, name-defined]
+        def _new_queue(self, queue: str, **kwargs: Any) -> None:
+            shelf.queues.setdefault(queue, deque())
+
+        def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+            return bool(shelf.queues.get(queue))  # as where an empty list is no list
+
+        def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+            shelf.queues.setdefault(queue, deque()).append(message)
+
+        def _get(self, queue: str, timeout: float | None = None) -> Any:
+            try:
+                return shelf.queues[queue].popleft()
+            except LookupError:
+                raise Empty from None
+
+        def _size(self, queue: str) -> int:
+            return len(shelf.queues.get(queue, ()))
+
+        def _purge(self, queue: str) -> int:
+            size = self._size(queue)
+            shelf.queues.pop(queue, None)
+            return size
+
+        def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+            shelf.queues.pop(queue, None)
+
+    class Transport(virtual.Transport):  # type: ignore[misc, name-defined]
+        driver_type = "shelf"
+        driver_name = "shelf"
+        polling_interval = 0.01
+        default_port = 4711
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.label = "a transport's own"
+
+        def driver_version(self) -> str:
+            return "1"
+
+    Transport.Channel = Channel
+    return Transport
+
+
+def own_qos(lib: Library, shelf: Shelf) -> Any:
+    """With a QoS that looks at what it has just answered, and says when more may come."""
+    transport = plain(lib, shelf)
+
+    class QoS(_virtual(lib).QoS):  # type: ignore[misc]
+        def append(self, message: Any, delivery_tag: Any) -> None:
+            shelf.notes.append("append")
+            super().append(message, delivery_tag)
+
+        def ack(self, delivery_tag: Any) -> None:
+            shelf.notes.append("ack")
+            super().ack(delivery_tag)
+
+        def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+            super().reject(delivery_tag, requeue=requeue)
+            message = self._delivered[delivery_tag]
+            shelf.notes.append(("reject", message.delivery_info["routing_key"], requeue))
+
+        def can_consume(self) -> bool:
+            return len(self._delivered) - len(self._dirty) < 2
+
+    class Channel(transport.Channel):  # type: ignore[misc, name-defined]
+        pass
+
+    Channel.QoS = QoS
+    transport.Channel = Channel
+    return transport
+
+
+def bulk(lib: Library, shelf: Shelf) -> Any:
+    """Takes several messages at once, and delivers them through the connection."""
+    transport = plain(lib, shelf)
+
+    class Channel(transport.Channel):  # type: ignore[misc, name-defined]
+        def _get_many(self, queues: Any, timeout: float | None = None) -> None:
+            found = [(queue, shelf.queues[queue]) for queue in queues if shelf.queues.get(queue)]
+            if not found:
+                raise Empty
+            for queue, messages in found:
+                wanted = self.qos.can_consume_max_estimate() or 10
+                for _ in range(min(wanted, len(messages))):
+                    self.connection._deliver(messages.popleft(), queue)
+
+    transport.Channel = Channel
+    return transport
+
+
+def broadcasting(lib: Library, shelf: Shelf) -> Any:
+    """With a fan-out of its own."""
+    transport = plain(lib, shelf)
+
+    class Channel(transport.Channel):  # type: ignore[misc, name-defined]
+        supports_fanout = True
+
+        def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
+            if self.typeof(exchange).type == "fanout":
+                shelf.fanout.setdefault(exchange, set()).add(queue)
+
+        def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
+            shelf.notes.append(("fanout", exchange, routing_key))
+            for queue in sorted(shelf.fanout.get(exchange, ())):
+                self._put(queue, message)
+
+    base = _virtual(lib).Transport
+    transport.Channel = Channel
+    transport.implements = base.implements.extend(
+        exchange_type=frozenset(["direct", "topic", "fanout"])
+    )
+    return transport
+
+
+def own_methods(lib: Library, shelf: Shelf) -> Any:
+    """Overrides the methods of channels, by kombu's order of arguments."""
+    transport = plain(lib, shelf)
+
+    class Channel(transport.Channel):  # type: ignore[misc, name-defined]
+        def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+            shelf.notes.append(("consume", queue, no_ack, queue in self._tag_to_queue.values()))
+            return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+        def basic_cancel(self, consumer_tag: str) -> Any:
+            if consumer_tag in self._consumers:
+                shelf.notes.append(("cancel", self._tag_to_queue[consumer_tag]))
+            return super().basic_cancel(consumer_tag)
+
+        def basic_publish(
+            self, message: Any, exchange: str, routing_key: str, **kwargs: Any
+        ) -> Any:
+            shelf.notes.append(("publish", exchange, routing_key))
+            message["headers"]["seen"] = True
+            return super().basic_publish(message, exchange, routing_key, **kwargs)
+
+        def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
+            shelf.notes.append(("ack", self.qos.get(delivery_tag).headers["seen"]))
+            return super().basic_ack(delivery_tag, multiple)
+
+        def queue_bind(
+            self,
+            queue: str,
+            exchange: str | None = None,
+            routing_key: str = "",
+            arguments: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            shelf.notes.append(("bind", exchange, routing_key, self.connection.label))
+            return super().queue_bind(queue, exchange, routing_key, arguments, **kwargs)
+
+        def exchange_declare(
+            self,
+            exchange: str | None = None,
+            type: str = "direct",
+            durable: bool = False,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            shelf.notes.append(("declare", exchange, type, durable))
+            return super().exchange_declare(exchange, type, durable, *args, **kwargs)
+
+        def queue_declare(
+            self, queue: str | None = None, passive: bool = False, **kwargs: Any
+        ) -> Any:
+            shelf.notes.append(("queue", queue, passive))
+            return super().queue_declare(queue, passive, **kwargs)
+
+        def drain_events(
+            self, timeout: float | None = None, callback: Any = None, **kwargs: Any
+        ) -> Any:
+            if not self._consumers or not self.qos.can_consume():
+                raise Empty
+            return self._poll(self.cycle, callback, timeout=timeout)
+
+        def _poll(self, cycle: Any, callback: Any, timeout: float | None = None) -> Any:
+            return super()._poll(cycle, callback, timeout=timeout)
+
+        def _reset_cycle(self) -> None:
+            cycle = Library(f"{lib.root}.utils").scheduling.FairCycle
+            self._cycle = cycle(self._fetch, self._active_queues, Empty)
+
+        def _fetch(self, queue: str, callback: Any, **kwargs: Any) -> None:
+            callback(self._get(queue), queue)
+
+    transport.Channel = Channel
+    return transport
+
+
+def own_routing(lib: Library, shelf: Shelf) -> Any:
+    """With an exchange type, a table of bindings and a way to look up of its own."""
+    transport = plain(lib, shelf)
+    exchange = Library(f"{lib.root}.transport.virtual").exchange
+
+    class Initial(exchange.DirectExchange):  # type: ignore[misc, name-defined]
+        type = "x-initial"
+
+        def lookup(self, table: Any, exchange: str, routing_key: str, default: Any) -> Any:
+            return {queue for key, _, queue in table if key[:1] == routing_key[:1]}
+
+    class Channel(transport.Channel):  # type: ignore[misc, name-defined]
+        exchange_types: Any = {**transport.Channel.exchange_types, "x-initial": Initial}
+        from_transport_options = (*transport.Channel.from_transport_options, "prefix")
+        prefix = ""
+
+        def _lookup(self, exchange: str, routing_key: str, default: Any = None) -> Any:
+            shelf.notes.append((self.prefix, exchange, routing_key))
+            return super()._lookup(exchange, routing_key, default)
+
+    transport.Channel = Channel
+    return transport
+
+
+SHAPES: Final[list[Callable[[Library, Shelf], Any]]] = [
+    plain,
+    own_qos,
+    bulk,
+    broadcasting,
+    own_methods,
+    own_routing,
+]
