@@ -404,7 +404,7 @@ def test_drain_events(
             consumer.recover(requeue=True)  # what was interrupted in its callback
             with suppress(TimeoutError):
                 while True:
-                    connection.drain_events(timeout=0.01)
+                    connection.drain_events(timeout=0.05)
             got.clear()
             works(connection, unique)
             assert queue.queue_declare(passive=True) == (unique, 0, 1)

@@ -1,0 +1,165 @@
+"""Kombu's envelope and keys, as bytes."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greenconn.jsoncodec import loads
+from greenconn.transport.redis.answers import HEAD, Move, parted
+from greenconn.transport.redis.envelope import Outgoing, TagMaker, marked_redelivered
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.restoring import read_held
+from greenconn.transport.redis.scripts import entry_suffix
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+def envelope(message: Outgoing, exchange: str = "", key: str = "q") -> bytes:
+    """The whole text, as the channel puts it together."""
+    route = message.route_json(exchange, key, "base64")
+    return b"".join((b'{"body": ', message.body_json("base64"), message.middle, route, b'TAG"}}'))
+
+
+@given(
+    body=st.one_of(st.binary(max_size=50), st.text(max_size=20)),
+    priority=st.integers(0, 9),
+    headers=st.dictionaries(names, st.one_of(st.integers(), names), max_size=3),
+    key=names,
+)
+def test_what_is_written_is_read(
+    body: Any, priority: int, headers: dict[str, Any], key: str
+) -> None:
+    headers.pop("compression", None)
+    encoding = "utf-8" if isinstance(body, str) else "binary"
+    properties = {"delivery_mode": 2, "correlation_id": key}
+    message = Outgoing(body, priority, "text/plain", encoding, headers, properties)
+    raw = envelope(message, "x", key)
+    assert list(json.loads(raw)) == ["body", "content-encoding", "content-type", "headers",
+                                     "properties"]  # fmt: skip
+    found = Delivery(None, "gc.a.1", 1, raw, "q")
+    assert found.body == body
+    assert found.headers == headers
+    assert found.properties["priority"] == priority
+    assert found.properties["correlation_id"] == key
+    assert found.delivery_info["routing_key"] == key
+    assert found.delivery_info["exchange"] == "x"
+    assert not found.errors
+
+
+def test_usual_messages_share_their_middle() -> None:
+    first, second = (
+        Outgoing(body, 0, "application/json", "utf-8", {}, {"delivery_mode": 2}) for body in "ab"
+    )
+    assert first.middle is second.middle
+    assert Outgoing("a", 0, "application/json", "utf-8", {"h": 1}, {}).middle != first.middle
+
+
+def test_snapshot() -> None:
+    headers = {"deep": {"n": 1}}
+    message = Outgoing("x", headers=headers)
+    headers["deep"]["n"] = 2
+    assert b'"n": 1' in message.middle
+
+
+def test_what_json_does_not_know() -> None:
+    now = datetime.now(timezone.utc)
+    message = Outgoing(b"x", properties={"timestamp": now, "priority": 7})
+    assert loads(envelope(message))["properties"]["timestamp"] == now
+    assert message.priority == 7
+    with pytest.raises(ValueError, match="cannot be sent"):
+        Outgoing("x", headers={"a": object()})
+    with pytest.raises(TypeError, match="text or bytes"):
+        Outgoing({"no": "bytes"})
+
+
+def test_message_of_kombu_is_sent_on() -> None:
+    raw = {
+        "body": "hello",
+        "content-encoding": "utf-8",
+        "content-type": "text/plain",
+        "headers": {"a": 1},
+        "properties": {"delivery_mode": 2, "priority": 3, "delivery_tag": "old",
+                       "body_encoding": "base64", "delivery_info": {"exchange": "old"}},
+    }  # fmt: skip
+    found = loads(envelope(Outgoing.of(raw), "new", "k"))
+    assert found["properties"]["delivery_tag"] == "TAG"
+    assert found["properties"]["priority"] == 3
+    assert found["properties"]["delivery_info"] == {"exchange": "new", "routing_key": "k"}
+
+
+def test_deliveries_are_counted() -> None:
+    raw = envelope(Outgoing("x"))
+    for expected in (1, 2, 3):
+        raw, count, found = marked_redelivered(raw)
+        assert count == expected
+        assert found is not None
+    message = Delivery(None, "f", 1, raw, "q")
+    assert message.redelivered
+    assert message.headers == {"x-delivery-count": 3, "redelivered": True}
+    assert marked_redelivered(b"\xff no JSON") == (b"\xff no JSON", 0, None)
+
+
+def test_message_that_cannot_be_read() -> None:
+    for raw in (b"\xff", b"[]", b'{"body": "x"}', b'{"body": "!", "properties": {}}'[:9]):
+        message = Delivery(None, "f", 1, raw, "q")
+        assert message.errors
+        assert message.body == raw
+        assert message.headers == {}
+        with pytest.raises(Exception):  # noqa: B017 - whatever it was
+            message.decode()
+
+
+def test_tags() -> None:
+    tags = TagMaker()
+    made = {tags.next() for _ in range(100)}
+    assert len(made) == 100
+    assert all(len(each) == 36 and each.count(b"-") == 4 for each in made)
+
+
+@given(queue=names, raw=st.binary(max_size=50))
+def test_entries_come_apart_as_they_were_put_together(queue: str, raw: bytes) -> None:
+    held = read_held("gc.owner.12", b"[" + raw + entry_suffix(queue))
+    assert held is not None
+    assert (held.raw, held.exchange, held.routing_key, held.number) == (raw, "", queue, 12)
+
+
+def test_entries_of_kombu() -> None:
+    held = read_held("a-tag", b'[{"body": "a, b", "properties": {}}, "ex, x", "key"]')
+    assert held is not None
+    assert (held.exchange, held.routing_key) == ("ex, x", "key")
+    assert loads(held.raw) == {"body": "a, b", "properties": {}}
+    assert read_held("a-tag", b"nothing") is None
+
+
+def test_keys() -> None:
+    keys = Keys(RedisOptions(), 3)
+    assert keys.lists("q") == (b"q", b"q\x06\x163", b"q\x06\x166", b"q\x06\x169")
+    assert [keys.list_for("q", each) for each in (0, 2, 3, 9)] == [
+        b"q", b"q", b"q\x06\x163", b"q\x06\x169",
+    ]  # fmt: skip
+    assert keys.topic("x") == "/3.x"
+    assert keys.topic("x", "a.b") == "/3.x/a.b"
+    assert keys.row(keys.member("a.#", "^a$", "queue")) == ("a.#", "^a$", "queue")
+    assert keys.row(b"alone") == ("", "", "alone")
+    prefixed = Keys(RedisOptions(global_keyprefix="p:", fanout_prefix=False), 0)
+    assert prefixed.unacked == b"p:unacked"
+    assert prefixed.topic("x") == "p:x"
+    assert Keys(RedisOptions(fanout_prefix="/mine.", fanout_patterns=False)).topic("x", "a") == (
+        "/mine.x"
+    )
+
+
+def test_moves_are_cut_by_number_and_size() -> None:
+    small = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x")]) for n in range(120)]
+    assert [len(each) for each in parted(small)] == [50, 50, 20]
+    big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
+    assert [len(each) for each in parted(big)] == [1, 1, 1]
+    assert parted([]) == []
