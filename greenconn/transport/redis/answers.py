@@ -113,7 +113,7 @@ class Answers:
         link = self._link
         self._sent_acks.append(fields)
         link.pipeline.post(pack(b"HDEL", link.keys.unacked, *fields), self._acked)
-        link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, *fields))
+        link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, *fields), self._unlisted)
 
     def _send_moves(self, moves: list[Move]) -> None:
         self._sent_moves.append(moves)
@@ -124,7 +124,11 @@ class Answers:
 
     def _acked(self, reply: Any) -> None:
         if self._link.pipeline.lost is None:
-            self._settled(reply, len(self._sent_acks.popleft()))
+            self._settled(reply, len(self._sent_acks[0]))
+
+    def _unlisted(self, reply: Any) -> None:
+        if self._link.pipeline.lost is None:
+            self._sent_acks.popleft()  # only now: else a cut between the two would leave an entry
 
     def _moved(self, reply: Any) -> None:
         if self._link.pipeline.lost is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.clock import server_time
 from greenconn.transport.redis.declaration import Declaration
 from greenconn.transport.redis.errors import LinkLost, as_error
 from greenconn.transport.redis.scripts import JOIN, LEAVE
@@ -136,7 +137,7 @@ class Directory:
         )
         return (
             expiry is not None
-            and float(expiry) > int(time[0])
+            and float(expiry) > server_time(time)
             and owner not in link.transport.inheritance.owners
         )
 

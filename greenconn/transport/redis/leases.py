@@ -9,7 +9,6 @@ being given back to its queue, so a handler may run for as long as it likes.
 from __future__ import annotations
 
 import logging
-from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.deadline import Deadline
@@ -139,7 +138,7 @@ class Lease:
     def _renewal(self, fields: list[str]) -> bytes:
         link = self._link
         keys = (link.keys.owners, link.keys.unacked_index)
-        return link.scripts.call(RENEW, keys, link.owner, ceil(self.seconds), *fields)
+        return link.scripts.call(RENEW, keys, link.owner, self.seconds, *fields)
 
     def _tick(self, lag: float) -> None:
         # In the hub.

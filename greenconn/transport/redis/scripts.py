@@ -118,7 +118,7 @@ for place = 4, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
 if ARGV[1] ~= '' then
     local expiry = redis.call('ZSCORE', KEYS[3], ARGV[1])
     local time = redis.call('TIME')
-    if expiry and tonumber(expiry) > tonumber(time[1]) then return -1 end
+    if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then return -1 end
 end
 local moved, place, at = 0, 4, 2
 while at <= #ARGV do
@@ -145,7 +145,8 @@ RENEW: Final = Script(
 redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
-redis.call('ZADD', KEYS[1], tonumber(time[1]) + tonumber(ARGV[2]), ARGV[1])
+local expiry = string.format('%.6f', now + ARGV[2])
+redis.call('ZADD', KEYS[1], expiry, ARGV[1])
 for at = 3, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[at]) end
 return now
 """,
@@ -165,7 +166,7 @@ local all, others = redis.call('HGETALL', KEYS[1]), 0
 for at = 1, #all, 2 do
     if all[at] ~= ARGV[1] then
         local expiry = redis.call('ZSCORE', KEYS[2], all[at])
-        if expiry and tonumber(expiry) > tonumber(time[1]) then
+        if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then
             local alone = all[at + 1] == 'exclusive' or ARGV[2] == 'exclusive'
             if alone and ARGV[2] ~= '' then return -1 end
             others = others + (tonumber(all[at + 1]) or 1)
@@ -192,7 +193,7 @@ if ARGV[2] ~= '1' then return 0 end
 local time = redis.call('TIME')
 for _, other in ipairs(redis.call('HKEYS', KEYS[1])) do
     local expiry = redis.call('ZSCORE', KEYS[2], other)
-    if expiry and tonumber(expiry) > tonumber(time[1]) then return 0 end
+    if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then return 0 end
 end
 redis.call('DEL', KEYS[1])
 for place = 3, #KEYS do redis.call('DEL', KEYS[place]) end

@@ -20,6 +20,7 @@ import gevent
 from gevent import Greenlet
 
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.clock import server_time
 from greenconn.transport.redis.restoring import restore
 from greenconn.wire.resp import pack
 
@@ -92,8 +93,7 @@ class Sweeper:
         """Give back what is due, and return how many messages that were.  May switch."""
         link = self._link
         limit = link.options.unacked_restore_limit
-        (seconds, _) = link.call(pack(b"TIME"), what="sweeping")
-        now = int(seconds)
+        now = server_time(link.call(pack(b"TIME"), what="sweeping"))
         oldest = now - link.options.lease
         skipped = count = 0
         while limit is None or count < limit:
@@ -123,7 +123,7 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _restore_page(self, page: list[tuple[str, float]], now: int) -> tuple[int, int]:
+    def _restore_page(self, page: list[tuple[str, float]], now: float) -> tuple[int, int]:
         """Give back what of *page* is due: how many were, and how many entries stay."""
         link = self._link
         by_owner: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ class Sweeper:
             gone += len(fields)
         return done, len(page) - gone
 
-    def dead(self, owners: list[str], now: int) -> list[str]:
+    def dead(self, owners: list[str], now: float) -> list[str]:
         """Those of *owners* whose lease has ended.  May switch."""
         link = self._link
         expiries = link.call_all(
@@ -153,7 +153,7 @@ class Sweeper:
             if owner != link.owner and (expiry is None or float(expiry) <= now)
         ]
 
-    def _forget_dead(self, now: int) -> None:
+    def _forget_dead(self, now: float) -> None:
         """Delete the exclusive queues of dead owners, then forget them."""
         link = self._link
         found = link.call(pack(b"HGETALL", link.keys.exclusive), what="sweeping")

@@ -1,0 +1,169 @@
+"""How soon others have what a killed consumer held, and who is not taken for dead."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection
+from tests.brokers.redis_server import RedisServer
+from tests.integration.contract import SOON
+from tests.integration.processes import Running, start
+from tests.integration.redis_clients import Control, control, wait_until
+
+#: Seconds.
+LEASE = 1.0
+#: Messages that one holds.
+HELD = 10
+
+#: Takes some messages and holds them for ever.
+HOLDER = f"""
+import sys
+import gevent
+import greenconn
+
+def handle(body, message):
+    print(body, flush=True)
+    gevent.sleep(1000)
+
+connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
+greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count={HELD},
+                         concurrency={HELD}).join()
+"""
+
+
+@pytest.fixture
+def at_server(own_redis: RedisServer) -> Iterator[Control]:
+    """A control of a server that is empty, before and after."""
+    with control(own_redis.url) as at_server:
+        at_server("FLUSHALL")
+        yield at_server
+        at_server("FLUSHALL")
+
+
+@pytest.fixture
+def holders(own_redis: RedisServer, long: bool) -> Iterator[list[Running]]:
+    """Processes that hold messages."""
+    running = [start("-c", HOLDER, own_redis.url) for _ in range(10 if long else 2)]
+    yield running
+    for each in running:
+        each.end()
+
+
+def test_messages_of_the_killed_are_back_after_their_lease(
+    own_redis: RedisServer, at_server: Control, holders: list[Running], long: bool
+) -> None:
+    number = HELD * len(holders)
+    with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
+        for body in range(number):
+            greenconn.publish("q", body, connection=connection)
+        held = [[int(each.line()) for _ in range(HELD)] for each in holders]
+        assert sorted(body for each in held for body in each) == list(range(number))
+        got: dict[int, float] = {}
+        slow: Counter[int] = Counter()
+
+        def handle(body: int, message: Any) -> None:
+            assert message.delivery_info["redelivered"]
+            assert message.delivery_count == 1
+            got[body] = monotonic()
+
+        def handle_slowly(body: int, message: Any) -> None:
+            slow[body] += 1
+            gevent.sleep(3 * LEASE)
+
+        consumer = greenconn.spawn_consumer("q", handle, connection=connection)
+        slow_one = greenconn.spawn_consumer(
+            "slow", handle_slowly, connection=connection, concurrency=5, prefetch_count=5
+        )
+        for body in range(5):
+            greenconn.publish("slow", body, connection=connection)
+        took: list[float] = []
+        for each, bodies in zip(holders, held, strict=True):
+            gevent.sleep(LEASE / 7)
+            assert not got.keys() & set(bodies)
+            each.signal(signal.SIGKILL)
+            killed_at = monotonic()
+            wait_until(lambda bodies=bodies: got.keys() >= set(bodies), 15 * LEASE)  # type: ignore[misc]
+            took.append(max(got[body] for body in bodies) - killed_at)
+        wait_until(lambda: at_server.is_settled(), 10 * LEASE)
+        assert slow == dict.fromkeys(range(5), 1)
+        assert consumer.stop(SOON)
+        assert slow_one.stop(SOON)
+    print(f"given back {min(took) / LEASE:.2f} to {max(took) / LEASE:.2f} leases after the kill")
+
+
+def test_stopped_consumer_gives_back_to_the_head_at_once(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    with Connection(own_redis.url) as first, Connection(own_redis.url) as second:
+        for body in range(6):
+            greenconn.publish("q", body, connection=second)
+        taken: list[int] = []
+
+        def hold(body: int, message: Any) -> None:
+            taken.append(body)
+            gevent.sleep(1000)
+
+        consumer = greenconn.spawn_consumer(
+            "q", hold, connection=first, prefetch_count=4, concurrency=2
+        )
+        wait_until(lambda: at_server("HLEN", "unacked") == 4 and len(taken) == 2)
+        consumer.kill()
+        first.close()
+        channel = second.default_channel
+        messages = [channel.basic_get("q") for _ in range(6)]
+        assert [each.payload for each in messages] == list(range(6))
+        counts = [each.delivery_count for each in messages]
+        assert counts[:2] == [1, 1]
+        assert not any(counts[4:])
+
+
+def test_late_ack_of_a_frozen_consumer_is_reported(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    """A process that was stopped for longer than its lease acks what another one has."""
+    program = f"""
+import logging, sys
+import gevent
+import greenconn
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
+channel = connection.default_channel
+channel.events["lease_lost"].add(lambda count: print("lost", count, flush=True))
+message = channel.basic_get("q")
+print("holds", message.payload, flush=True)
+sys.stdin.readline()
+message.ack()
+gevent.sleep(0.5)
+"""
+    with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
+        greenconn.publish("q", 1, connection=connection)
+        frozen = start("-c", program, own_redis.url)
+        try:
+            assert frozen.line() == "holds 1"
+            frozen.signal(signal.SIGSTOP)
+            got: list[Any] = []
+
+            def keep(body: int, message: Any) -> None:
+                got.append(body)
+                gevent.sleep(2 * LEASE)
+
+            consumer = greenconn.spawn_consumer("q", keep, connection=connection)
+            wait_until(lambda: got == [1], 15 * LEASE)
+            frozen.signal(signal.SIGCONT)
+            outcome = frozen.outcome(b"\n")
+        finally:
+            frozen.end()
+        assert "lost 1" in outcome.output
+        assert "lease_lost" in outcome.output
+        assert at_server("HLEN", "unacked") == 1  # it is still ours
+        wait_until(at_server.is_settled)
+        assert got == [1]
+        assert consumer.stop(SOON)
