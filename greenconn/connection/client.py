@@ -254,6 +254,14 @@ class PooledConnection(Connection):
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
 
+    # Holder after holder has an object of his own, but what he has in his hands is the same.
+
+    def __eq__(self, other: object) -> bool:
+        return self._core is (other._core if isinstance(other, PooledConnection) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._core)
+
     def __repr__(self) -> str:
         state = "" if self._expired is None else ", released"
         label = self._core.session.broker.label

@@ -203,15 +203,8 @@ class Pointed:
         return f"{self.hostname}:{self.port}"
 
     def __eqhash__(self) -> ParameterKey:
+        """What pools know it by: the same for connections with the same parameters."""
         return self.session.broker.key()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Pointed):
-            return NotImplemented
-        return self is other or self.__eqhash__() == other.__eqhash__()
-
-    def __hash__(self) -> int:
-        return hash(self.__eqhash__())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.session.broker.label} at {id(self):#x}>"

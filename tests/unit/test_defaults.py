@@ -92,7 +92,7 @@ def test_a_wrong_url_changes_nothing(url: str, unique: str) -> None:
 def test_amqp_has_two_sockets() -> None:
     consuming, publishing = default_connection("consume"), default_connection("publish")
     assert consuming is not publishing
-    assert consuming == publishing
+    assert consuming.info() == publishing.info()
     assert default_connection("consume") is consuming
     assert default_connection("publish") is publishing
 
@@ -186,7 +186,7 @@ def test_one_clone_publishes_for_a_given_connection() -> None:
     with Connection("amqp://somewhere") as connection:
         clone = publishing_connection(connection)
         assert clone is not connection
-        assert clone == connection
+        assert clone.info() == connection.info()
         assert publishing_connection(connection) is clone
         assert not clone.session.is_closed
     assert clone.session.is_closed

@@ -69,6 +69,8 @@ def test_a_pooled_connection_is_of_the_class_and_equal(connection: Connection) -
     two = pool.acquire()
     assert two is not one
     assert two == one
+    assert len({one, two}) == 1
+    assert two != connection
     assert two.connected
     with pytest.raises(OperationalError, match="given back to its pool"):
         one.default_channel.queue_declare("q")

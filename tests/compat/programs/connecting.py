@@ -198,12 +198,12 @@ def copies(lib: Library, connection: Any, names: Names) -> Any:
     )
     log: list[Any] = []
     for other in (one.clone(), copy.copy(one), pickle.loads(pickle.dumps(one))):
-        log.append([other is one, key(other) == key(one), other.info()])
+        log.append([other is one, other == one, key(other) == key(one), other.info()])
     changed = one.clone(virtual_host="w", port=None)
     log.append([key(changed) == key(one), changed.info(), changed.as_uri(), changed.host])
     same = lib.connection.Connection(url, transport_options={"client_properties": {"a": 1}})
     log.append([key(same) == key(one), one != lib.connection.Connection(url), one == url])
-    log.append([one == one, hash(one) == hash(one)])
+    log.append([one == one, hash(one) == hash(one), len({one, one.clone(), one})])
     several = lib.connection.Connection("amqp://a//;amqp://b//", userid="u")
     for other in (several.clone(), pickle.loads(pickle.dumps(several))):
         log.append([other.alt, other.as_uri(), other.info()["alternates"]])
@@ -254,6 +254,9 @@ def pool_of_connections(lib: Library, connection: Any, names: Names) -> Any:
         lib.messaging.Producer(third).publish("x", names("unheard-of"))
         log += [third.connected]
     second.release()
+    fourth = pool.acquire()
+    log += [third == fourth or second == fourth, fourth == connection, fourth != connection]
+    fourth.release()
     log += [outcome(pool.resize, 3), pool.limit]
     held = pool.acquire()
     log += [outcome(pool.resize, 1), pool.limit]
