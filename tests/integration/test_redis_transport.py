@@ -402,3 +402,39 @@ def test_consumers_come_and_go(connect: Connect, long: bool) -> None:
     link = connection.connection
     assert list(link.feeds) == ["q"]
     assert link.directory.counts("q") == (0, 1)
+
+
+def test_dead_letters_without_an_exchange(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect()
+    channel = connection.default_channel
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "absent"})
+    Producer(connection).publish("x", routing_key="q")
+    channel.basic_get("q").reject()
+    link = connection.connection
+    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    assert "no exchange 'absent'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["direct", "fanout"])
+def test_held_messages_of_kombu_go_where_their_exchange_leads(connect: Connect, kind: str) -> None:
+    connection = connect(visibility_timeout=1.0, lease=1.0)
+    channel = connection.default_channel
+    exchange = greenconn.Exchange("x", kind)
+    Queue("q", exchange, "key")(channel).declare()
+    link = connection.connection
+    held = json.dumps(
+        [{"body": "", "headers": {}, "properties": {"delivery_info": {}}}, "x", "key"]
+    )
+    lost = json.dumps(
+        [{"body": "", "headers": {}, "properties": {"delivery_info": {}}}, "y", "key"]
+    )
+    for tag, text in (("a-tag", held), ("b-tag", lost), ("c-tag", "no JSON")):
+        link.call(pack("HSET", link.keys.unacked, tag, text))
+        link.call(pack("ZADD", link.keys.unacked_index, 1, tag))
+    assert link.sweeper.look() == 2
+    assert channel.queue_declare("q", passive=True).message_count == 1
+    assert link.call(pack("HKEYS", link.keys.unacked)) == [b"c-tag"]
+    # What cannot be read is left alone, and harms nobody.
+    assert link.sweeper.look() == 0

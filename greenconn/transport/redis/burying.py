@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenconn.exceptions import NotFound
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import TAIL, Move
 from greenconn.transport.redis.envelope import DELIVERY_COUNT
 from greenconn.transport.redis.returning import list_of
-from greenconn.transport.redis.routing import carbon_copies
+from greenconn.transport.redis.routing import Routes, carbon_copies
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -69,7 +70,16 @@ def burial(
     queues = [key]
     if grave.exchange:
         headers = {} if letter is None else letter["headers"]
-        routes = link.routing.routes(grave.exchange, key, headers)
+        try:
+            routes = link.routing.routes(grave.exchange, key, headers)
+        except NotFound:
+            logger.error(
+                "%s: dead letters of queue %r are dropped: there is no exchange %r",
+                link.where,
+                queue,
+                grave.exchange,
+            )
+            routes = Routes()
         queues = list(routes.queues)
         for exchange, routing_key in routes.topics:
             link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))

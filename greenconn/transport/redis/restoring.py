@@ -86,7 +86,9 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
                 continue
             held = read_held(field, value)
             if held is None:
-                logger.error("%s: %s cannot be read, it stays where it is", link.where, field)
+                if field not in link.sweeper.unreadable:
+                    link.sweeper.unreadable.add(field)
+                    logger.error("%s: %s cannot be read, it stays where it is", link.where, field)
                 continue
             moves.append(_way_back(link, held))
         moves.sort(key=lambda move: move.number, reverse=True)
@@ -108,7 +110,17 @@ def _way_back(link: RedisLink, held: Held) -> Move:
             )
             return move or Move(held.number, held.field, "", HEAD, [])
     else:
-        queues = list(link.routing.routes(held.exchange, held.routing_key, {}).queues)
+        # Of kombu, which keeps where a message was sent instead of where it was taken.
+        queues = link.routing.bound(held.exchange, held.routing_key)
+        if not queues:
+            last = link.options.deadletter_queue
+            queues = [] if last is None else [last]
+            logger.error(
+                "%s: a held message of exchange %r has no queue to go back to: it %s",
+                link.where,
+                held.exchange,
+                "is dropped" if last is None else f"goes to {last!r}",
+            )
     copies = [(list_of(link.keys, each, envelope), raw) for each in queues]
     queue = queues[0] if queues else ""
     return Move(held.number, held.field, queue, HEAD, copies)

@@ -133,6 +133,14 @@ class Routing:
         members = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
         return [keys.row(each) for each in members]
 
+    def bound(self, exchange: str, routing_key: str) -> list[str]:
+        """The queues that an exchange leads to by its table alone, fan-out too.  May switch."""
+        known = self.learn(exchange)
+        if known is None:
+            return []
+        kind = _TYPES["fanout" if known.type == "headers" else known.type]
+        return sorted(kind.lookup(self.table(exchange), exchange, routing_key, None))
+
     # -- messages
 
     def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Routes:

@@ -42,12 +42,14 @@ class Sweeper:
 
     Attributes:
         restored: messages that it has given back.
+        unreadable: fields that stay where they are, since nobody can read them.
     """
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._greenlet: Greenlet[..., Any] | None = None
         self.restored = 0
+        self.unreadable: set[str] = set()
 
     def start(self) -> None:
         """Begin.  Again: does nothing."""
@@ -100,9 +102,9 @@ class Sweeper:
             page = self._page(oldest, skipped, PAGE if limit is None else min(PAGE, limit - count))
             if not page:
                 break
-            done, left = self._restore_page(page, now)
+            done = self._restore_page(page, now)
             count += done
-            skipped += left
+            skipped += len(page) - done  # what is not due, or cannot be given back, stays in front
         self._forget_dead(now)
         self.restored += count
         if count:
@@ -123,8 +125,8 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _restore_page(self, page: list[tuple[str, float]], now: float) -> tuple[int, int]:
-        """Give back what of *page* is due: how many were, and how many entries stay."""
+    def _restore_page(self, page: list[tuple[str, float]], now: float) -> int:
+        """Give back what of *page* is due, and return how many messages that were."""
         link = self._link
         by_owner: dict[str, list[str]] = {}
         foreign = []
@@ -134,12 +136,9 @@ class Sweeper:
             elif score <= now - link.options.visibility_timeout:
                 foreign.append(field)
         done = restore(link, foreign)
-        gone = len(foreign)
         for owner in self.dead(list(by_owner), now):
-            fields = by_owner[owner]
-            done += restore(link, fields, owner)
-            gone += len(fields)
-        return done, len(page) - gone
+            done += restore(link, by_owner[owner], owner)
+        return done
 
     def dead(self, owners: list[str], now: float) -> list[str]:
         """Those of *owners* whose lease has ended.  May switch."""
