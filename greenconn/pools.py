@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator, MutableMapping
-from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import Resource
-from greenconn.resource.loans import Loan
 
 __all__ = [
     "Connections",
@@ -42,7 +41,12 @@ class ProducerPool(Resource):
     """Producers on the connections of a pool.
 
     A producer that is acquired holds a place here and a connection there; giving it back gives back
-    both.  It is a new object each time, so that a late use of it touches nobody else's.
+    both.  It is a new object each time, and so is the connection that it shows, so that a late use of
+    them touches nobody else's.
+
+    Place and connection are one thing here: a connection that was taken stays in its place while
+    nobody uses it, as this pool's resource, and goes back when the pool of connections asks for it
+    (see :mod:`greenconn.green.tenants`).  So a loan costs one pool's work, not two.
 
     Arguments:
         connections: a pool of connections.
@@ -58,11 +62,12 @@ class ProducerPool(Resource):
         made: type[_Producer] | None = kwargs.pop("Producer", None)
         if made is not None:
             self.Producer = made  # type: ignore[misc]  # kombu's: an instance may have its own
+        self._lender = _Lender(self)
         super().__init__(*args, **kwargs)
 
-    def new(self) -> object:
-        """A place: the producer is made when it is lent."""
-        return object()
+    def new(self) -> Any:
+        """A connection of the pool, for a producer that is made when it is lent.  May switch."""
+        return self._make(NEVER)
 
     def create_producer(self) -> _Producer:
         """Make a producer on a connection of the pool, which it keeps.  May switch."""
@@ -83,42 +88,71 @@ class ProducerPool(Resource):
         Raises:
             LimitExceeded: no place or no connection was free (in time).
         """
-        deadline = None if timeout is None else Deadline.of(timeout)
-        place = self._pool.acquire(block, deadline)
-        connection = None
+        if not block:
+            deadline: Deadline | None = Deadline(0.0)
+        else:
+            deadline = None if timeout is None else Deadline.of(timeout)
+        core = self._pool.acquire(block, deadline)
         try:
-            connection = self.connections.acquire(block=block, timeout=deadline)
-            producer = self.prepare(self.Producer(connection))
-            loan = self._loans.lend(producer, place, traced=self.trace_acquire)
-            producer.release = partial(_give_back, self, loan)
+            producer: Any = self.Producer(self.connections.facade(core, self._lender))
+            if self._prepares:
+                producer = self.prepare(producer)
+            self._loans.lend(producer, core, traced=self.trace_acquire)
+            producer.lender = self
         except BaseException:
-            self._pool.release(place)
-            if connection is not None:
-                connection.release()
+            self._pool.release(core)
             raise
         return producer
 
-    def close_resource(self, resource: Any) -> None:
-        """Nothing: the connections belong to their pool."""
+    def collect_resource(self, resource: Any) -> None:
+        """Give the connection back: it belongs to its pool."""
+        self.connections.take_back(resource)
 
-    def _preloaded(self) -> object:
-        return object()
+    # Within
+
+    def _landlord(self) -> Any:
+        return self.connections._pool
+
+    def _make(self, deadline: Deadline) -> Any:
+        return self.connections.let(self, not deadline.has_ended, deadline)
+
+    def _preloaded(self) -> Any:
+        return self.new()
 
     def _describe(self) -> str:
         return f"producers of {self.connections!r}"
 
+    def _producer_on(self, connection: Any) -> Any:
+        """The producer that is out with *connection*, None if there is none."""
+        out = self._loans.out()
+        return next((each for each in out if each.__connection__ is connection), None)
+
     def _expire(self, borrowed: Any, reason: str) -> None:
-        connection, borrowed.channel = borrowed.__connection__, None
-        del borrowed.release
-        if connection is not None:
-            connection.release()
+        borrowed.lender = borrowed.channel = None
+        self.connections.expire(borrowed.__connection__, reason)
 
 
-def _give_back(pool: ProducerPool, loan: Loan) -> None:
-    """The ``release`` of a borrowed producer.  It does not keep the producer alive."""
-    producer = loan()
-    if producer is not None:
-        pool.release(producer)
+class _Lender:
+    """Where the connection of a borrowed producer goes back to: it takes the producer with it."""
+
+    def __init__(self, pool: ProducerPool) -> None:
+        self._pool = weakref.ref(pool)
+
+    @property
+    def limit(self) -> int | None:
+        """That of the pool."""
+        pool = self._pool()
+        return None if pool is None else pool.limit
+
+    def release(self, connection: Any) -> None:
+        """Give back the producer that is out with *connection*.  Never switches."""
+        if (pool := self._pool()) is not None:
+            pool.release(pool._producer_on(connection))
+
+    def replace(self, connection: Any) -> None:
+        """The same, and the connection is defective.  Never switches."""
+        if (pool := self._pool()) is not None:
+            pool.replace(pool._producer_on(connection))
 
 
 P = TypeVar("P", bound=Resource)

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Holders"]
+__all__ = ["Holders", "sentence"]
 
 T = TypeVar("T")
 
@@ -45,22 +45,19 @@ class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
         found = [(_name(holder()), now - since) for _, holder, since in self.values()]
         return sorted(found, key=lambda entry: -entry[1])
 
-    def sentence(self, item: T | None = None) -> str:
-        """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held.
+    def of(self, item: T) -> list[tuple[str, float]]:
+        """The name of the holder of *item*, and for how many seconds it has been; empty for none."""
+        entry = self.get(id(item))
+        return [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
 
-        Arguments:
-            item: say it of this one only.
-        """
-        if item is not None:
-            entry = self.get(id(item))
-            entries = [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
-        else:
-            entries = self.oldest_first()
-        if not entries:
-            return ""
-        named = [f"{name!r} for {age:.1f} s" for name, age in entries[:NAMED]]
-        more = f" and {len(entries) - NAMED} more" if len(entries) > NAMED else ""
-        return f"held by {', '.join(named)}{more}"
+
+def sentence(entries: list[tuple[str, float]]) -> str:
+    """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held."""
+    if not entries:
+        return ""
+    named = [f"{name!r} for {age:.1f} s" for name, age in entries[:NAMED]]
+    more = f" and {len(entries) - NAMED} more" if len(entries) > NAMED else ""
+    return f"held by {', '.join(named)}{more}"
 
 
 def _name(holder: Any) -> str:

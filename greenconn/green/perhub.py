@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from gevent import get_hub
 from gevent.monkey import get_original
@@ -35,7 +35,8 @@ class PerHub(Generic[T]):
         kept = getattr(self._local, "kept", None)
         if kept is None or kept[0] is not hub:
             kept = self._local.kept = (hub, self._make())
-        return cast(T, kept[1])
+        kept_value: T = kept[1]
+        return kept_value
 
     def pop(self) -> T | None:
         """Take the value of this hub out; None if there was none.  Never switches."""

@@ -9,6 +9,7 @@ on its way to a waiter) or reserved (somebody may create a resource).  The rules
   newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
 - A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
   that is killed between the hand-off and its wake-up passes on what it was given.
+- A tenant (see :mod:`greenconn.green.tenants`) gives up what nobody uses before somebody waits.
 - Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
   takes long (creating, closing) happens outside of all this.
 
@@ -31,10 +32,11 @@ from greenlet import getcurrent
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.holders import Holders
+from greenconn.green.holders import Holders, sentence
 from greenconn.green.hub import Home, turn
 from greenconn.green.line import Line
 from greenconn.green.supervisor import spawn
+from greenconn.green.tenants import Tenants
 
 __all__ = ["FairPool", "PoolStats"]
 
@@ -75,6 +77,7 @@ class FairPool(Generic[T]):
         describe: gives the pool's name for messages (no secret in it).
         error: class of the error when nothing is free.
         warn_after: seconds after which a wait without a timeout is logged, once until nobody waits.
+        landlord: the pool whose resources *create* takes, and to which they are given back.
     """
 
     def __init__(
@@ -86,16 +89,24 @@ class FairPool(Generic[T]):
         describe: Callable[[], str] | None = None,
         error: type[LimitExceeded] = LimitExceeded,
         warn_after: float = WARN_AFTER,
+        landlord: FairPool[T] | None = None,
     ) -> None:
         self._create = create
         self._dispose = dispose
-        self._is_alive = is_alive
+        if is_alive is None and landlord is not None:
+            is_alive = landlord._is_alive
+        self._is_alive: Callable[[T], bool] | None = is_alive
         self._limit = limit
         self._describe = describe
         self._error = error
         self._warn_after = warn_after
+        self._landlord = landlord
         self._created = self._discarded = self._timeouts = 0
         self._closed = False
+        #: Whether tenants may keep nothing.
+        self.wants_back = False
+        #: Called with what a tenant gives back.  Must not switch.
+        self.on_returned: Callable[[T], object] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -109,6 +120,7 @@ class FairPool(Generic[T]):
         self._reserved = 0
         self._line: Line[T | _Permit] = Line(self._warn_after, self._warn)
         self._waiters = self._line.waiters
+        self.tenants = Tenants(self._held, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
         self._lost: deque[tuple[T, StackSummary | None]] = deque()
 
@@ -125,12 +137,25 @@ class FairPool(Generic[T]):
         """Whether nothing can be acquired any more."""
         return self._closed
 
+    @property
+    def kept(self) -> int:
+        """As a tenant: what it could give up."""
+        return len(self._idle)
+
+    def give_up(self) -> bool:
+        """As a tenant: give back what was not used for longest; False for nothing.  Never switches."""
+        if self._landlord is None or not self._idle:
+            return False
+        self._return(self._idle.pop(0))
+        return True
+
     def stats(self) -> PoolStats:
         """Numbers of now and since the beginning."""
+        kept = self.tenants.kept()
         return {
             "limit": self._limit,
-            "in_use": len(self._held) + self._reserved,
-            "idle": len(self._idle),
+            "in_use": len(self._held) + self._reserved - kept,
+            "idle": len(self._idle) + kept,
             "waiting": len(self._waiters),
             "created": self._created,
             "discarded": self._discarded,
@@ -139,7 +164,7 @@ class FairPool(Generic[T]):
 
     def holders(self) -> list[tuple[str, float]]:
         """Who holds a resource, by the name of the greenlet, and for how many seconds; oldest first."""
-        return self._held.oldest_first()
+        return self.tenants.holders()
 
     def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:
         """Take a resource.  May switch.
@@ -183,6 +208,9 @@ class FairPool(Generic[T]):
             limit is not None and len(held) + len(self._idle) + self._reserved >= limit
         ):
             self._discard(item)
+        elif self._landlord is not None and (self._landlord._waiters or self._landlord.wants_back):
+            self._return(item)
+            self._serve()
         elif not self._waiters:
             self._idle.append(item)
         elif (self._is_alive is None or self._is_alive(item)) and (
@@ -200,7 +228,11 @@ class FairPool(Generic[T]):
         self.check_hub()
         if self._held.pop(id(item), None) is None:
             return False
-        self._discard(item)
+        self._discarded += 1
+        if self._landlord is not None:
+            self._landlord.remove(item)
+        elif self._dispose is not None:
+            spawn("pool-discard", self._dispose, item)
         self._serve()
         return True
 
@@ -237,6 +269,8 @@ class FairPool(Generic[T]):
         given back.
         """
         self._limit = limit
+        while self.tenants.reclaim():
+            pass  # those that nobody uses can go at once
         if limit is not None:
             beyond = len(self._idle) + len(self._held) + self._reserved - limit
             for item in self._idle[: max(0, beyond)]:
@@ -290,6 +324,8 @@ class FairPool(Generic[T]):
 
     def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
         # Nothing was idle, or somebody waits already.
+        if self.tenants.reclaim():
+            return self.acquire(block, deadline)
         if not self._waiters and self._reserve():
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
@@ -380,15 +416,28 @@ class FairPool(Generic[T]):
 
     def _discard(self, item: T) -> None:
         self._discarded += 1
-        if self._dispose is not None:
+        if self._landlord is not None:
+            self._return(item)
+        elif self._dispose is not None:
             spawn("pool-discard", self._dispose, item)
+
+    def _return(self, item: T) -> None:
+        """As a tenant: give back to the landlord."""
+        landlord = self._landlord
+        assert landlord is not None
+        try:
+            if landlord.on_returned is not None:
+                landlord.on_returned(item)
+        finally:
+            landlord.release(item)
 
     def _take_back(self) -> None:
         # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
             item, place = self._lost.popleft()
-            by = self._held.sentence(item)
-            if self.release(item):
+            by = sentence(self._held.of(item))
+            is_tenants = self.tenants.has(item)
+            if self.release(item) and not is_tenants:
                 where = (
                     "" if place is None else "; it was acquired here:\n" + "".join(place.format())
                 )
@@ -408,11 +457,11 @@ class FairPool(Generic[T]):
 
     def _usage(self) -> str:
         limit = "any number" if self._limit is None else self._limit
-        in_use = len(self._held) + self._reserved
+        in_use = len(self._held) + self._reserved - self.tenants.kept()
         return f"{in_use} of {limit} in use, {len(self._waiters)} waiting"
 
     def _complaint(self, timeout: float | None) -> str:
         within = "" if timeout is None else f" within {timeout:.1f} s"
         text = f"pool {self.name!r}: none free{within} ({self._usage()})"
-        held_by = self._held.sentence()
+        held_by = sentence(self.holders())
         return f"{text}; {held_by}" if held_by else text

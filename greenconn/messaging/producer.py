@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.abc import is_connection
+from greenconn.abc import Lender, is_connection
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
@@ -32,6 +32,19 @@ _DEFAULT: Final = Exchange("")
 _NEVER_KNOWN: Final = object()
 
 
+class _DefaultExchange:
+    """The default exchange on a producer's channel: bound when somebody asks for it, then kept.
+
+    Pools make a producer for each loan, and most publish without looking at their exchange.
+    """
+
+    def __get__(self, producer: Producer | None, owner: type[Producer]) -> Any:
+        if producer is None:
+            return None
+        bound = producer.exchange = _DEFAULT.bind(producer._binding)
+        return bound
+
+
 class Producer:
     """Publishes messages; any number of greenlets may share one.
 
@@ -50,19 +63,25 @@ class Producer:
             drains the connection, for mandatory messages that reached no queue.
     """
 
-    exchange: Any = None
+    #: An instance has its own, unless it is the default exchange and nobody has asked for it.
+    exchange: Any = _DefaultExchange()
     routing_key: str = ""
     serializer: str | None = None
     compression: str | None = None
     auto_declare: bool = True
     on_return: Callable[..., Any] | None = None
 
+    #: The pool that it came from and goes back to.
+    lender: Lender | None = None
+
     #: The connection, if that is what the producer was made with.
     __connection__: Any = None
 
+    #: What the default exchange will be bound to.
+    _binding: Any = None
     #: The exchange that ``_ident`` belongs to.
     _known: Any = None
-    #: What the set of declared entities has when the exchange needs no declaration.
+    #: What the set of declared entities has when the exchange is declared.
     _ident: Any = None
 
     def __init__(
@@ -77,12 +96,10 @@ class Producer:
     ) -> None:
         #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
         self._channel: Any = channel
-        if exchange is None:
-            exchange = _DEFAULT
-        elif isinstance(exchange, str):
+        if exchange is not None:
             # Only a name: of what type it should be declared nobody said.
-            exchange = Exchange(exchange, no_declare=True)
-        self.exchange = exchange
+            by_name = isinstance(exchange, str)
+            self.exchange = Exchange(exchange, no_declare=True) if by_name else exchange
         # What is not given is the class's: pools make a producer for each loan.
         if routing_key:
             self.routing_key = routing_key
@@ -162,7 +179,9 @@ class Producer:
         self._channel = own
         if self.on_return and not isinstance(own, ChannelPromise):
             self._listen(own)
-        self.exchange = self.exchange.bind(channel)
+        self._binding = channel
+        if "exchange" in self.__dict__:
+            self.exchange = self.exchange.bind(channel)
 
     # Declaring
 
@@ -178,12 +197,9 @@ class Producer:
         return None
 
     def _learn(self, exchange: Any) -> Any:
-        """Note what tells that *exchange*, our own, is declared; None: it needs no declaration."""
+        """Note what tells that *exchange*, our own, is declared."""
         self._known = exchange
-        if not exchange.name:
-            self._ident = None
-        else:
-            self._ident = hash(exchange) if exchange.can_cache_declaration else _NEVER_KNOWN
+        self._ident = hash(exchange) if exchange.can_cache_declaration else _NEVER_KNOWN
         return self._ident
 
     # Publishing
@@ -256,7 +272,7 @@ class Producer:
             body, headers["compression"] = compress(body, compression)
         elif headers is None:
             headers = {}
-        default = self.exchange
+        default = self.__dict__.get("exchange", _DEFAULT)  # without binding it
         if not exchange:
             exchange, mode = default.name, delivery_mode or default.delivery_mode
         elif isinstance(exchange, Exchange):
@@ -286,12 +302,12 @@ class Producer:
         """Whether *channel* can be published to without anything before."""
         if channel is None or not getattr(channel, "is_open", True):
             return False
-        if not self.auto_declare:
+        default = self.__dict__.get("exchange", _DEFAULT)
+        if not default.name or not self.auto_declare:
             return True
         # An attribute and a set: cheaper than asking maybe_declare each time.
-        default = self.exchange
         ident = self._ident if default is self._known else self._learn(default)
-        return ident is None or ident in channel.connection.client.declared_entities
+        return ident in channel.connection.client.declared_entities
 
     def _ready_channel(self, declare: Iterable[Any] | None) -> Any:
         """Return an open channel, after declaring what has to exist.  May switch."""
@@ -379,10 +395,11 @@ class Producer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        replace = getattr(self.__connection__, "replace", None)
         # What a pool lent and an error has broken is not lent again.  (Being killed breaks nothing.)
-        if replace is not None and isinstance(exc, Exception) and not self._is_connected():
-            replace()
+        if isinstance(exc, Exception):
+            replace = getattr(self.__connection__, "replace", None)
+            if replace is not None and not self._is_connected():
+                replace()
         self.release()
 
     def _is_connected(self) -> bool:
@@ -396,6 +413,8 @@ class Producer:
 
     def release(self) -> None:
         """Give the producer back, if it came from a pool; else does nothing."""
+        if self.lender is not None:
+            self.lender.release(self)
 
     def close(self) -> None:
         """Same as :meth:`release`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 from gevent import get_hub
 
@@ -60,6 +61,7 @@ class Resource:
         # These are called for each loan, so only where there is something to ask or to tell.
         is_alive = None if type(self).is_alive is Resource.is_alive else self.is_alive
         self._is_told = type(self).release_resource is not Resource.release_resource
+        self._prepares = type(self).prepare is not Resource.prepare
         self._pool: FairPool[Any] = FairPool(
             self._make,
             self._end,
@@ -67,9 +69,13 @@ class Resource:
             limit or None,
             self._describe,
             self.LimitExceeded,
+            landlord=self._landlord(),
         )
+        self._pool.wants_back = self._is_told or self._prepares
+        self._pool.on_returned = self.release_resource if self._is_told else None
         self._resource = _Shelf(self._pool)
         self._loans = Loans(self._pool.note_lost)
+        self._tenants: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
         self.setup()
@@ -121,20 +127,12 @@ class Resource:
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
-        pool = self._pool
-        deadline = None if timeout is None else Deadline.of(timeout)
-        core = pool.acquire(block, deadline)
+        core = self._take(block, None if timeout is None else Deadline.of(timeout))
         try:
-            ready = self.prepare(core)
-            if ready is not core:
-                if not pool.exchange(core, ready):
-                    spawn("pool-discard", self._end, ready)
-                    return self.acquire(block, deadline)
-                core = ready
-            borrowed = self._lend(core)
+            borrowed = self.facade(core, self)
             self._loans.lend(borrowed, core, traced=self.trace_acquire)
         except BaseException:
-            pool.release(core)
+            self._pool.release(core)
             raise
         return borrowed
 
@@ -174,8 +172,7 @@ class Resource:
         if self._pool.is_closed:
             return
         cores = self._pool.close() if close_pool else self._pool.clear()
-        for borrowed in self._loans.end_all():
-            self._expire(borrowed, "its pool was closed by force")
+        self.evict("its pool was closed by force")
         self._collect(cores)
 
     def resize(
@@ -233,18 +230,69 @@ class Resource:
         """In the child of a fork: begin anew, empty.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, "it was acquired before a fork")
+        for tenant in list(self._tenants):
+            tenant.forget()
         self._pool.forget()
 
+    # For a pool above this one, which lends what it takes here
+
+    def let(self, tenant: Resource, block: bool, deadline: Deadline | None) -> Any:
+        """Take a resource for *tenant*, which keeps it until it is asked for it.  May switch.
+
+        Raises:
+            LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
+        """
+        core = self._take(block, deadline)
+        self._pool.tenants.cede(core, tenant._pool)
+        self._tenants.add(tenant)
+        return core
+
+    def take_back(self, core: Any) -> None:
+        """A tenant does not want *core* any more.  Never switches."""
+        self._pool.release(core)
+
+    def facade(self, core: Any, lender: Any) -> Any:
+        """A facade over *core*, which *lender* lends.  Never switches."""
+        return facade.facade_over(core, lender)
+
+    def expire(self, borrowed: Any, reason: str) -> None:
+        """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
+        facade.expire(borrowed, reason)
+
+    def evict(self, reason: str) -> None:
+        """Nobody can use any more what was acquired here, or by way of a tenant.  Never switches."""
+        for borrowed in self._loans.end_all():
+            self._expire(borrowed, reason)
+        for tenant in list(self._tenants):
+            tenant._pool.clear()
+            tenant.evict(reason)
+
     # Within
+
+    def _landlord(self) -> FairPool[Any] | None:
+        return None
 
     def _describe(self) -> str:
         return type(self).__name__
 
-    def _lend(self, core: Any) -> Any:
-        return facade.facade_over(core, self)
+    def _take(self, block: bool, deadline: Deadline | None) -> Any:
+        pool = self._pool
+        core = pool.acquire(block, deadline)
+        if self._prepares or isinstance(core, lazy):
+            try:
+                ready = self.prepare(core)
+            except BaseException:
+                pool.release(core)
+                raise
+            if ready is not core:
+                if not pool.exchange(core, ready):
+                    spawn("pool-discard", self._end, ready)
+                    return self._take(block, deadline)
+                core = ready
+        return core
 
     def _expire(self, borrowed: Any, reason: str) -> None:
-        facade.expire(borrowed, reason)
+        self.expire(borrowed, reason)
 
     def _make(self, deadline: Deadline) -> Any:
         with Limit(deadline, f"pool {self._pool.name!r}: making another"):

@@ -42,7 +42,10 @@ class ConnectionPool(Resource):
 
     def is_alive(self, resource: Any) -> bool:
         """Whether it was not closed."""
-        is_alive: bool = getattr(resource, "is_reusable", True)
+        try:
+            is_alive: bool = resource.is_reusable
+        except AttributeError:
+            return True
         return is_alive
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
@@ -73,14 +76,17 @@ class ConnectionPool(Resource):
         connection.connect()
         return connection
 
-    def _lend(self, core: Any) -> Any:
-        return core.lend(self) if hasattr(core, "lend") else super()._lend(core)
+    def facade(self, core: Any, lender: Any) -> Any:
+        """A facade over *core*, which *lender* lends.  Never switches."""
+        lend = getattr(core, "lend", None)
+        return super().facade(core, lender) if lend is None else lend(lender)
 
-    def _expire(self, borrowed: Any, reason: str) -> None:
+    def expire(self, borrowed: Any, reason: str) -> None:
+        """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
         # Looked up on the class: of a connection that lends no facade of its own we made a general
         # one, which has no such method and would forward to what is below.
         expire = getattr(type(borrowed), "expire", None)
         if expire is None:
-            super()._expire(borrowed, reason)
+            super().expire(borrowed, reason)
         else:
             expire(borrowed, reason)

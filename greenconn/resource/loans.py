@@ -64,11 +64,15 @@ class Loans:
         """It was given back; None when it is not out (any more)."""
         return self._out.pop(id(facade), None)
 
+    def out(self) -> list[Any]:
+        """All facades that are out."""
+        return [facade for loan in list(self._out.values()) if (facade := loan()) is not None]
+
     def end_all(self) -> list[Any]:
         """All end; return the facades."""
-        loans = list(self._out.values())
+        facades = self.out()
         self._out.clear()
-        return [facade for loan in loans if (facade := loan()) is not None]
+        return facades
 
 
 def _place() -> StackSummary:

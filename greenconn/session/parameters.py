@@ -82,8 +82,10 @@ class Parameters:
         return ParameterKey(parts, self.password, (self.credential_provider,))
 
 
-class ParameterKey:
+class ParameterKey(bytes):
     """A hashable value that tells connections apart, and no secret.
+
+    It is the digest, so that finding a pool by it calls nothing of ours.
 
     Arguments:
         parts: what must be equal; only a digest of it is kept.
@@ -91,25 +93,27 @@ class ParameterKey:
         objects: what must be equal beside, compared as it is.
     """
 
-    __slots__ = ("_digest", "_objects")
+    _objects: tuple[Any, ...]
 
-    def __init__(self, parts: Any, password: Any = None, objects: tuple[Any, ...] = ()) -> None:
+    def __new__(
+        cls, parts: Any, password: Any = None, objects: tuple[Any, ...] = ()
+    ) -> ParameterKey:
         import hashlib  # for pools only; it takes a millisecond
 
         text = repr((parts, password)).encode("utf-8", "surrogatepass")
-        self._digest = hashlib.blake2b(text, digest_size=16, key=_SALT).digest()
+        self = super().__new__(cls, hashlib.blake2b(text, digest_size=16, key=_SALT).digest())
         self._objects = objects
+        return self
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ParameterKey):
             return NotImplemented
-        return self._digest == other._digest and self._objects == other._objects
+        return bytes.__eq__(self, other) and self._objects == other._objects
 
-    def __hash__(self) -> int:
-        return hash(self._digest)
+    __hash__ = bytes.__hash__
 
     def __repr__(self) -> str:
-        return f"<ParameterKey {self._digest.hex()[:12]}>"
+        return f"<ParameterKey {self.hex()[:12]}>"
 
 
 def combined(

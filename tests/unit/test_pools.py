@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from greenconn import pools
@@ -217,6 +218,186 @@ def test_a_former_producer_cannot_publish(connection: Connection) -> None:
     other.publish("three", routing_key="nowhere")
     other.close()
     assert pool.stats()["in_use"] == 0
+
+
+def test_a_producer_keeps_its_connection_while_nobody_wants_it(connection: Connection) -> None:
+    below = connection.Pool(2)
+    pool = pools.ProducerPool(below, limit=2)
+    with pool.acquire() as producer:
+        link = producer.channel.connection
+        former = producer.connection
+        assert below.stats()["in_use"] == pool.stats()["in_use"] == 1
+        assert [name for name, _ in below.holders()] == ["main"]
+    assert below.stats()["in_use"] == 0
+    assert below.stats()["idle"] == 1
+    assert not below.holders()
+    with pool.acquire() as producer:
+        assert producer.channel.connection is link
+        with pytest.raises(OperationalError, match="given back to its pool"):
+            former.connect()
+    # The bare connection is that one, not another.
+    with below.acquire() as bare:
+        assert bare.connection is link
+        assert pool.stats()["idle"] == 0
+    assert below.stats()["created"] == 1
+    below.force_close_all()
+
+
+def test_holders_of_connections_are_those_of_the_producers_on_them(connection: Connection) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=2)
+
+    done = Event()
+
+    def hold() -> None:
+        with pool.acquire():
+            done.wait(5)
+
+    pool.acquire().release()
+    one = gevent.spawn(hold)
+    one.name = "the-holder"
+    turn()
+    with pytest.raises(ConnectionLimitExceeded, match=r"1 of 1 in use.*held by 'the-holder'"):
+        below.acquire(block=True, timeout=0)
+    done.set()
+    one.join()
+    below.force_close_all()
+
+
+@pytest.mark.parametrize("gives_back", ["release", "drop"])
+def test_who_waits_for_a_connection_gets_it_before_later_producers(
+    connection: Connection, gives_back: str
+) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    held = [pool.acquire()]
+    order: list[str] = []
+
+    def take(name: str, source: Any) -> None:
+        with source.acquire(block=True, timeout=5):
+            order.append(name)
+
+    crowd = []
+    for name, source in (("connection", below), ("one", pool), ("two", pool)):
+        crowd.append(gevent.spawn(take, name, source))
+        turn()
+    if gives_back == "release":
+        held.pop().release()
+    else:
+        del held[0]
+        gc.collect()
+    gevent.joinall(crowd, timeout=10, raise_error=True)
+    assert order == ["connection", "one", "two"]
+    assert below.stats()["in_use"] == pool.stats()["in_use"] == 0
+    below.force_close_all()
+
+
+def test_two_pools_of_producers_share_connections(connection: Connection) -> None:
+    below = connection.Pool(1)
+    one, two = pools.ProducerPool(below, limit=1), pools.ProducerPool(below, limit=1)
+    for _ in range(2):
+        for pool in (one, two):
+            with pool.acquire():
+                assert below.stats()["in_use"] == 1
+    assert below.stats()["created"] == 1
+    assert one.stats()["idle"] + two.stats()["idle"] == 1
+    one.force_close_all()
+    two.force_close_all()
+    assert below.stats()["idle"] == 1
+    assert not below._pool._held
+    below.force_close_all()
+
+
+def test_a_pool_of_producers_that_is_dropped_keeps_nothing(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    pool.acquire().release()
+    del pool
+    gc.collect()
+    settle()
+    assert below.stats()["idle"] == 1
+    assert not below._pool._held
+    assert not caplog.records
+    below.force_close_all()
+
+
+def test_producers_end_with_the_connections_below(connection: Connection) -> None:
+    below = connection.Pool(2)
+    pool = pools.ProducerPool(below, limit=2)
+    held, idle = pool.acquire(), pool.acquire()
+    held.publish("one", routing_key="nowhere")
+    idle.release()
+    bound = held.exchange
+    below.force_close_all(close_pool=False)
+    assert pool.stats()["in_use"] == pool.stats()["idle"] == 0
+    with pytest.raises((NotBoundError, OperationalError)):
+        held.publish("two", routing_key="nowhere")
+    with pytest.raises(OperationalError, match="closed by force"):
+        _ = bound.channel
+    held.release()
+    with pool.acquire() as other:
+        other.publish("three", routing_key="nowhere")
+    below.force_close_all()
+    with pytest.raises(RuntimeError, match="closed pool"):
+        pool.acquire()
+
+
+def test_connections_that_producers_keep_go_when_the_pool_shrinks(connection: Connection) -> None:
+    below = connection.Pool(3)
+    pool = pools.ProducerPool(below, limit=3)
+    for producer in [pool.acquire() for _ in range(3)]:
+        producer.release()
+    below.resize(1)
+    assert below.stats()["idle"] == 1
+    with pool.acquire(), pytest.raises(ConnectionLimitExceeded):
+        pool.acquire()
+    below.force_close_all()
+
+
+def test_a_closed_connection_is_not_kept(connection: Connection) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    with pool.acquire() as producer:
+        producer.connection.connect()
+        link = producer.connection.connection
+        producer.connection.session.close()
+    with pool.acquire(block=True, timeout=5) as producer:
+        producer.connection.connect()
+        assert producer.connection.connection is not link
+    below.force_close_all()
+
+
+def test_giving_back_its_connection_gives_back_the_producer(connection: Connection) -> None:
+    pool = pools.producers[connection]
+    producer = pool.acquire()
+    producer.connection.release()
+    assert pool.stats()["in_use"] == 0
+    with pytest.raises((NotBoundError, OperationalError)):
+        producer.publish("late", routing_key="nowhere")
+    producer.release()
+    assert pool.stats()["in_use"] == 0
+
+
+def test_hooks_of_connections_are_called_for_each_producer(connection: Connection) -> None:
+    calls: list[str] = []
+
+    class Told(ConnectionPool):
+        def prepare(self, resource: Any) -> Any:
+            calls.append("prepare")
+            return super().prepare(resource)
+
+        def release_resource(self, resource: Any) -> None:
+            calls.append("release")
+
+    below = Told(connection, 1)
+    pool = pools.ProducerPool(below, limit=1)
+    for _ in range(2):
+        with pool.acquire():
+            pass
+    assert calls == ["prepare", "release"] * 2
+    below.force_close_all()
 
 
 def test_an_error_gives_back_both(connection: Connection) -> None:
