@@ -9,7 +9,7 @@ on its way to a waiter) or reserved (somebody may create a resource).  The rules
   newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
 - A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
   that is killed between the hand-off and its wake-up passes on what it was given.
-- A tenant (see :mod:`greenconn.green.tenants`) gives up what nobody uses before somebody waits.
+- A tenant (see :mod:`greenconn.green.holders`) gives up what nobody uses before somebody waits.
 - Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
   takes long (creating, closing) happens outside of all this.
 
@@ -32,11 +32,10 @@ from greenlet import getcurrent
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.holders import Holders, sentence
+from greenconn.green.holders import Holders, Tenants, sentence
 from greenconn.green.hub import Home, turn
 from greenconn.green.line import Line
 from greenconn.green.supervisor import spawn
-from greenconn.green.tenants import Tenants
 
 __all__ = ["FairPool", "PoolStats"]
 
