@@ -9,14 +9,14 @@ import pytest
 from greenconn.transport import memory
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
     """The address of each broker in turn."""
     if request.param == "memory":
         yield f"memory:///{unique}"
         memory.reset(unique)
     else:
-        yield request.getfixturevalue("amqp_url")
+        yield request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture

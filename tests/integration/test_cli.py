@@ -305,9 +305,9 @@ def test_ctrl_c_while_it_connects(peer: PeerFactory, starting: Start) -> None:
 QUICK = ("--messages", "20000", "--consumers", "100", "--queues", "20", "--publishers", "50")
 
 
-@pytest.mark.parametrize("broker", ["memory", "amqp"])
+@pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
 def test_the_demo_loses_nothing(broker: str, request: pytest.FixtureRequest, long: bool) -> None:
-    url = "memory://" if broker == "memory" else request.getfixturevalue("amqp_url")
+    url = "memory://" if broker == "memory" else request.getfixturevalue(f"{broker}_url")
     outcome = greenconn("demo", "--url", url, *(() if long else QUICK))
     assert (outcome.code, outcome.errors) == (0, "")
     values = summary(outcome.output)

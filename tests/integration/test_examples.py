@@ -15,10 +15,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: path.name)
 OWN_TRANSPORT = "own_transport.py"
 
 
-@pytest.mark.parametrize("broker", ["memory", "amqp"])
+@pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
 @pytest.mark.parametrize("name", [path.name for path in EXAMPLES if path.name != OWN_TRANSPORT])
 def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None:
-    arguments = [] if broker == "memory" else [request.getfixturevalue("amqp_url")]
+    arguments = [] if broker == "memory" else [request.getfixturevalue(f"{broker}_url")]
     outcome = run(f"examples/{name}", *arguments)
     assert outcome.errors == ""
     assert outcome.code == 0

@@ -60,11 +60,11 @@ def thread() -> Iterator[ThreadPool]:
     pool.kill()
 
 
-@pytest.fixture(params=["amqp", "memory"])
+@pytest.fixture(params=["amqp", "memory", "redis"])
 def url(request: pytest.FixtureRequest, unique: str) -> Iterator[str]:
     """The address of a broker of each kind."""
-    if request.param == "amqp":
-        yield str(request.getfixturevalue("amqp_url"))
+    if request.param != "memory":
+        yield str(request.getfixturevalue(f"{request.param}_url"))
     else:
         yield f"memory://localhost/{unique}"
         memory.reset(unique)

@@ -25,13 +25,13 @@ from tests.fix_wires import until
 SOON = 20.0
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
     """A connection to each broker in turn."""
     if request.param == "memory":
         url = f"memory:///{unique}"
     else:
-        url = request.getfixturevalue("amqp_url")
+        url = request.getfixturevalue(f"{request.param}_url")
     with Connection(url) as made:
         yield made
         with made.channel() as channel:
@@ -141,19 +141,22 @@ def test_it_has_a_connection_of_its_own(connection: Connection, unique: str) -> 
 
 def test_it_begins_anew_when_the_connection_is_lost(connection: Connection, unique: str) -> None:
     worker = Worker(connection, unique)
+    # On Redis a consumer counts until its lease has ended, and so does one that is gone.
+    is_leased = connection.transport.driver_type == "redis"
     with running(worker, safety_interval=0.02):
         for number in range(3):
             assert worker.ready.wait(SOON)
             worker.ready.clear()
             send(connection, unique, number)
             until(lambda number=number: worker.got[-1:] == [number])  # type: ignore[misc]
-            assert consumer_count(connection, unique) == 1
+            if not is_leased:
+                assert consumer_count(connection, unique) == 1
             # The link ends below it, as if the broker had gone.
             worker.now.session.life.link.end(RecoverableConnectionError("cut"))
         assert worker.ready.wait(SOON)
     assert worker.log.count("leave") == 4
     assert worker.log.count("end") == 1  # hooks for a good end are not called at a bad one
-    assert consumer_count(connection, unique) == 0
+    assert is_leased or consumer_count(connection, unique) == 0
 
 
 def test_it_begins_anew_when_its_consumer_was_cancelled(

@@ -20,7 +20,7 @@ from greenconn.transport import memory
 MakeNode = Callable[..., Node]
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "amqp", "redis"])
 def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
     """A connection to each broker in turn."""
     if request.param == "memory":
@@ -28,7 +28,7 @@ def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connecti
             yield connection
         memory.reset(unique)
     else:
-        with Connection(request.getfixturevalue("amqp_url")) as connection:
+        with Connection(request.getfixturevalue(f"{request.param}_url")) as connection:
             yield connection
 
 

@@ -132,6 +132,7 @@ def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
     late.ack()
     assert lost.body == "2"
     again = link.transport.establish_connection()
+    assert again.call(pack("ZSCORE", again.keys.owners, link.owner)) is None
     other = again.transport.create_channel(again)
     found = other.basic_get("q", no_ack=True)
     assert found is not None

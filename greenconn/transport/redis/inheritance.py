@@ -39,6 +39,8 @@ class Inheritance:
         self._held: dict[str, None] = {}
         self._acks: dict[str, None] = {}
         self._moves: list[Move] = []
+        #: Those of them that the server may still take for living.
+        self._leased: list[str] = []
         #: Queues that listened to fan-out exchanges, and when that ended.
         self._listened: dict[str, float] = {}
 
@@ -61,6 +63,8 @@ class Inheritance:
         self._listened.update(dict.fromkeys(link.fanout.queues, monotonic()))
         if link.lease.was_held:
             self.owners.add(link.owner)
+        if link.lease.is_known:
+            self._leased.append(link.owner)
 
     def ack(self, field: str) -> None:
         """A message of a former life is done after all."""
@@ -73,6 +77,13 @@ class Inheritance:
 
         What was not done when the link is lost stays for the next one.
         """
+        self._settle(link)
+        if self._leased:
+            # Only now: who has no lease is nobody's consumer, and others give back what he holds.
+            link.call(pack(b"ZREM", link.keys.owners, *self._leased), what="ending leases")
+            self._leased.clear()
+
+    def _settle(self, link: RedisLink) -> None:
         if not (self._held or self._acks or self._moves):
             return
         keys = link.keys

@@ -99,6 +99,11 @@ class Lease:
             self._ticker = Ticker(self.interval, self._tick, "redis-lease")
             self._ticker.start()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether others may know this owner as living."""
+        return self._ticker is not None
+
     def end(self) -> None:
         """Tell the server that this owner holds nothing any more.  Never switches."""
         if self._ticker is not None:
