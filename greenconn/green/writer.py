@@ -164,14 +164,25 @@ class Writer:
         """
         if self._yield_due:
             self._yield_due = False
-            self._settle_gate()
-            turn()
-        if (self.pending > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
+            # As if it had been woken: who comes meanwhile stands in line behind it, so that writers
+            # go on in the order in which they came.
+            self._is_waking = True
+            try:
+                turn()
+            finally:
+                self._wake_next()
+                self._settle_gate()
+            if self.pending > HIGH_WATER and not self._closed:
+                self._wait_for_room(deadline, is_first=True)
+        elif (self.pending > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
             self._wait_for_room(deadline)
 
-    def _wait_for_room(self, deadline: Deadline) -> None:
+    def _wait_for_room(self, deadline: Deadline, is_first: bool = False) -> None:
         slot: Slot[None] = Slot()
-        self._waiters.append(slot)
+        if is_first:
+            self._waiters.appendleft(slot)
+        else:
+            self._waiters.append(slot)
         self.gate = True
         while True:
             try:

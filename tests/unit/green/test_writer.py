@@ -153,6 +153,34 @@ def test_the_gate_lets_others_run_and_opens(line: Line) -> None:
     assert not writer.gate
 
 
+@pytest.mark.parametrize("killed", [None, 0, 3])
+def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
+    line: Line, killed: int | None
+) -> None:
+    writer, order = line.writer, []
+
+    def write(number: int) -> None:
+        if writer.gate:
+            writer.pass_gate(LONG)
+        order.append(number)
+        writer.write(b"x")
+
+    def write_all() -> None:
+        # All begin in the turn in which the gate was shut.
+        writer.write(b"a")
+        writer.write(bytes(EARLY_FLUSH))
+        for greenlet in greenlets:
+            greenlet.start()
+
+    greenlets = [gevent.Greenlet(write, number) for number in range(10)]
+    gevent.spawn(write_all).join()
+    if killed is not None:
+        greenlets[killed].kill()
+    gevent.joinall(greenlets, raise_error=True)
+    assert order == [number for number in range(10) if number != killed]
+    assert not writer.gate
+
+
 def test_the_end_of_a_turn_opens_the_gate(line: Line) -> None:
     line.writer.write(b"a")
     line.writer.write(bytes(EARLY_FLUSH))
