@@ -195,7 +195,7 @@ class Feed:
             self._claim()
         elif state is _CLAIMING:
             self._again = True
-        elif state is _WAITING and not self._link.is_tracking:
+        elif state is _WAITING:
             self._cancel_timer()
             self._claim()
 
