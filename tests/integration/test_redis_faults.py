@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,11 @@ from greenconn.exceptions import (
 )
 from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
-from tests.brokers.redis_server import RedisServer
-from tests.fix_brokers import Brokers
+from tests.fix_brokers import RedisFactory
 from tests.integration.contract import SOON
+from tests.integration.redis_clients import wait_until
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
-Starting = Callable[..., RedisServer]
-
-
-@pytest.fixture
-def starting(brokers: Brokers) -> Iterator[Starting]:
-    """Starts servers with options of their own; closed after the test."""
-    servers: list[RedisServer] = []
-
-    def start(*options: str) -> RedisServer:
-        brokers.redis().close()  # skips the test where there is no Redis
-        server = RedisServer(brokers.keeper, options)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
-    with Timeout(timeout):
-        while not is_so():
-            gevent.sleep(0.01)
 
 
 def there_and_back(url: str, **options: Any) -> None:
@@ -71,8 +46,8 @@ def there_and_back(url: str, **options: Any) -> None:
 # -- login
 
 
-def test_passwords(starting: Starting) -> None:
-    server = starting("--requirepass", "secret")
+def test_passwords(redis_with: RedisFactory) -> None:
+    server = redis_with("--requirepass", "secret")
     there_and_back(server.url.replace("//", "//:secret@"))
     there_and_back(server.url.replace("//", "//default:secret@"))
     for url, hint in (
@@ -121,14 +96,16 @@ def test_nobody_listens() -> None:
 # -- other ways to connect
 
 
-def test_server_that_knows_no_hello(starting: Starting, caplog: pytest.LogCaptureFixture) -> None:
-    server = starting("--requirepass", "secret", "--rename-command", "HELLO", "")
+def test_server_that_knows_no_hello(
+    redis_with: RedisFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = redis_with("--requirepass", "secret", "--rename-command", "HELLO", "")
     there_and_back(server.url.replace("//", "//:secret@"))
     assert "polling" in caplog.text
 
 
-def test_fanout_without_pushes(starting: Starting) -> None:
-    server = starting("--rename-command", "HELLO", "")
+def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
+    server = redis_with("--rename-command", "HELLO", "")
     got: list[Any] = []
     with Connection(server.url) as connection:
         queue = greenconn.Queue("f", greenconn.Exchange("fx", "fanout"))
@@ -141,9 +118,9 @@ def test_fanout_without_pushes(starting: Starting) -> None:
         assert consumer.stop(SOON)
 
 
-def test_unix_socket(starting: Starting, tmp_path: Path) -> None:
+def test_unix_socket(redis_with: RedisFactory, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
-    starting("--unixsocket", str(path), "--requirepass", "secret")
+    redis_with("--unixsocket", str(path), "--requirepass", "secret")
     there_and_back(f"redis+socket://:secret@{path}?virtual_host=3")
     url = f"redis+socket://:secret@{path}?virtual_host=3&client_name=mine"
     with Connection(url) as connection:
@@ -158,8 +135,8 @@ def test_unix_socket(starting: Starting, tmp_path: Path) -> None:
         connection.connect()
 
 
-def test_tls(starting: Starting) -> None:
-    server = starting(
+def test_tls(redis_with: RedisFactory) -> None:
+    server = redis_with(
         "--tls-cert-file", str(CERTS / "server.pem"), "--tls-key-file", str(CERTS / "server.key"),
         "--tls-ca-cert-file", str(CERTS / "ca.pem"), "--tls-auth-clients", "no",
         "--tls-port", "0",
@@ -187,8 +164,8 @@ def free_port() -> int:
 # -- a server that refuses
 
 
-def test_out_of_memory(starting: Starting) -> None:
-    server = starting()
+def test_out_of_memory(redis_with: RedisFactory) -> None:
+    server = redis_with()
     with Connection(server.url) as connection, Connection(server.url) as other:
         producer = Producer(connection)
         producer.publish("kept", routing_key="q")
@@ -205,8 +182,8 @@ def test_out_of_memory(starting: Starting) -> None:
         greenconn.publish("q", "x", connection=connection)
 
 
-def test_full_disk(starting: Starting, tmp_path: Path) -> None:
-    server = starting("--save", "3600 100000", "--enable-protected-configs", "yes")
+def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
+    server = redis_with("--save", "3600 100000", "--enable-protected-configs", "yes")
     gone = tmp_path / "gone"
     gone.mkdir()
     with Connection(server.url) as connection, Connection(server.url) as other:
@@ -239,8 +216,8 @@ def info(link: Any) -> bytes:
     return text
 
 
-def test_server_that_becomes_a_replica(starting: Starting) -> None:
-    server, elsewhere = starting(), starting()
+def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
+    server, elsewhere = redis_with(), redis_with()
     got: list[Any] = []
     with Connection(server.url) as connection, Connection(server.url) as other:
         consumer = greenconn.spawn_consumer(
@@ -259,8 +236,8 @@ def test_server_that_becomes_a_replica(starting: Starting) -> None:
 # -- restarts and cuts
 
 
-def test_restart(starting: Starting) -> None:
-    server = starting("--appendonly", "yes", "--appendfsync", "always")
+def test_restart(redis_with: RedisFactory) -> None:
+    server = redis_with("--appendonly", "yes", "--appendfsync", "always")
     got: list[Any] = []
     with Connection(server.url) as connection, Connection(server.url) as sending:
         consumers = [
@@ -289,8 +266,8 @@ def test_restart(starting: Starting) -> None:
         assert all(each.stop(SOON) for each in consumers)
 
 
-def test_consumers_are_back_soon_after_a_long_outage(starting: Starting) -> None:
-    server = starting()
+def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -> None:
+    server = redis_with()
     got: list[Any] = []
     with Connection(server.url) as connection, Connection(server.url) as sending:
         consumer = greenconn.spawn_consumer(
@@ -306,8 +283,8 @@ def test_consumers_are_back_soon_after_a_long_outage(starting: Starting) -> None
 
 
 @pytest.mark.parametrize("prefetch", [1, 50])
-def test_cuts_under_load_lose_nothing(starting: Starting, prefetch: int, long: bool) -> None:
-    server = starting()
+def test_cuts_under_load_lose_nothing(redis_with: RedisFactory, prefetch: int, long: bool) -> None:
+    server = redis_with()
     number = 20_000 if long else 1500
     got: list[int] = []
     with (
@@ -347,8 +324,8 @@ def test_cuts_under_load_lose_nothing(starting: Starting, prefetch: int, long: b
         assert link.call(pack("LLEN", "q")) == 0
 
 
-def test_no_storm_of_reconnects(starting: Starting) -> None:
-    server = starting()
+def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
+    server = redis_with()
     with Connection(server.url) as connection:
         producer = Producer(connection)
 
@@ -370,8 +347,8 @@ def test_no_storm_of_reconnects(starting: Starting) -> None:
 # -- a server that does not answer
 
 
-def test_silent_server(starting: Starting) -> None:
-    server = starting()
+def test_silent_server(redis_with: RedisFactory) -> None:
+    server = redis_with()
     options = {"reply_timeout": 0.5}
     with Connection(server.url, transport_options=options) as connection:
         producer = Producer(connection)
@@ -384,8 +361,8 @@ def test_silent_server(starting: Starting) -> None:
         producer.publish("z", routing_key="q")
 
 
-def test_closing_takes_no_longer_than_it_may(starting: Starting) -> None:
-    server = starting()
+def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:
+    server = redis_with()
     connection = Connection(server.url)
     connection.default_channel.queue_declare("own", exclusive=True)
     consumer = greenconn.spawn_consumer("q", print, connection=connection)
@@ -397,8 +374,8 @@ def test_closing_takes_no_longer_than_it_may(starting: Starting) -> None:
     server.resume()
 
 
-def test_fanout_tells_of_gaps(starting: Starting) -> None:
-    server = starting()
+def test_fanout_tells_of_gaps(redis_with: RedisFactory) -> None:
+    server = redis_with()
     got: list[Any] = []
     told: list[tuple[str, float]] = []
     with Connection(server.url) as connection, Connection(server.url) as control:
@@ -423,8 +400,8 @@ def test_fanout_tells_of_gaps(starting: Starting) -> None:
 
 
 @pytest.mark.parametrize("empties", [False, True], ids=["keeps", "empties"])
-def test_bindings_after_a_reconnect(starting: Starting, empties: bool) -> None:
-    server = starting()
+def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> None:
+    server = redis_with()
     got: list[Any] = []
     fanout = greenconn.Exchange("fx", "fanout")
     topic = greenconn.Exchange("tx", "topic")
@@ -448,8 +425,8 @@ def test_bindings_after_a_reconnect(starting: Starting, empties: bool) -> None:
         assert consumer.stop(SOON)
 
 
-def test_refused_commands_are_named(starting: Starting) -> None:
-    server = starting()
+def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
+    server = redis_with()
     with Connection(server.url) as control:
         control.connection.call(
             pack("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all", "-zadd")

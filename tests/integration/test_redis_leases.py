@@ -7,12 +7,12 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import Timeout
 
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import pack
-from tests.integration.contract import SOON, Store
+from tests.integration.contract import Store
+from tests.integration.redis_clients import wait_until
 from tests.tiny_client import TinyClient
 
 #: Seconds: short, so that the tests are.
@@ -38,12 +38,6 @@ def opened(redis_url: str, unique: str) -> Iterator[Callable[..., RedisLink]]:
     for key in keys:
         cleaner.call(pack("DEL", key))
     cleaner.close()
-
-
-def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
-    with Timeout(timeout):
-        while not is_so():
-            gevent.sleep(0.01)
 
 
 def filled(link: RedisLink, count: int, queue: str = "q") -> Any:

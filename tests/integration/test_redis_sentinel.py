@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
-from gevent import Timeout
 
 import greenconn
 from greenconn import Connection
@@ -18,6 +17,7 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisSentinel, RedisServer
 from tests.fix_brokers import Brokers
 from tests.integration.contract import SOON
+from tests.integration.redis_clients import wait_until
 
 #: Seconds for what sentinels need to agree.
 LATE = 40.0
@@ -91,12 +91,6 @@ def group(brokers: Brokers) -> Iterator[Group]:
     made = Group(brokers)
     yield made
     made.close()
-
-
-def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
-    with Timeout(timeout):
-        while not is_so():
-            gevent.sleep(0.05)
 
 
 @pytest.mark.timeout(120)

@@ -20,6 +20,7 @@ from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON, Store
+from tests.integration.redis_clients import wait_until
 
 Connect = Callable[..., Connection]
 
@@ -41,12 +42,6 @@ def connect(redis_url: str, unique: str) -> Iterator[Connect]:
         keys = cleaner.connection.call(pack("KEYS", f"{unique}:*"))
         if keys:
             cleaner.connection.call(pack("DEL", *keys))
-
-
-def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
-    with Timeout(timeout):
-        while not is_so():
-            gevent.sleep(0.005)
 
 
 def commands_of(connection: Connection, name: str) -> int:
