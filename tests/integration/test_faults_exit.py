@@ -154,6 +154,6 @@ for _ in range(10):
     stopping = gevent.spawn(stop)
     took, status = run(code, relay.url, queue, patched)
     assert status == 0
-    assert 2.5 < took < 8.0
+    assert 2.5 < took < 20.0
     stopping.get(timeout=1)
     relay.is_passing.set()

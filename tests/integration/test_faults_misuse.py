@@ -354,7 +354,7 @@ def test_a_peer_that_falls_silent_is_noticed_with_heartbeats_alone(relay: Relay)
         began = time.monotonic()
         with pytest.raises(with_heartbeat.connection_errors, match="heartbeat"):
             waiting[0].get(timeout=SOON)
-        assert 1.5 < time.monotonic() - began < 4.0
+        assert 1.5 < time.monotonic() - began < 15.0
         assert not with_heartbeat.connected
         assert with_heartbeat.heartbeat_check is not None
         with pytest.raises(with_heartbeat.connection_errors):
@@ -470,7 +470,7 @@ def test_a_peer_that_stops_reading_blocks_publishers_with_bounded_memory(
         began = time.monotonic()
         gevent.joinall([gevent.spawn(flood) for _ in range(10)], timeout=SOON, raise_error=True)
         took = time.monotonic() - began
-        assert 0.9 < took < 6.0
+        assert 0.9 < took < 9.0  # ten one after the other would take ten seconds
         assert len(errors) == 10
         assert any(isinstance(each, ConnectionBlocked) for each in errors), errors
         assert all(isinstance(each, (ConnectionBlocked, PublishTimeout)) for each in errors)

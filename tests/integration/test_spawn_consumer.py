@@ -403,7 +403,7 @@ def test_a_thousand_consumers(connection: Connection, desk: Desk, unique: str, l
     # One for fifty consumers, at most eight for the lookups.
     assert len([each for each in link.channels.values() if each is not link]) <= number / 50 + 8
     if long:
-        assert took < 10.0  # 2 s on a machine that has nothing else to do
+        assert took < 20.0  # 2 s on a machine that has nothing else to do
     switches = switches_while_idle(0.5)
     assert switches < 50
     for name in names:
@@ -592,7 +592,7 @@ def test_a_broker_that_does_not_answer_holds_nobody_up(own_rabbitmq: RabbitMQ, u
         assert stopped.stop(0.5) is False
         killed.kill(timeout=CAME)
         assert killed.dead
-        assert monotonic() - began < 6.0
+        assert monotonic() - began < 20.0
         own_rabbitmq.resume()
         until(lambda: stopped.dead)
         until(lambda: channel.queue_declare(unique, passive=True).message_count == 15)

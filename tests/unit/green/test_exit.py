@@ -74,6 +74,6 @@ def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
     exit.register(writer)
     """)
     assert printed == "flushed\n" + "." * (0 if left else steps)
-    assert took < 5.0
+    assert took < 20.0
     if left:
         assert took > 2.0
