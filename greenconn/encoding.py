@@ -6,6 +6,7 @@ import sys
 from typing import Any, TypeVar, overload
 
 __all__ = [
+    "as_text",
     "bytes_to_str",
     "default_encode",
     "default_encoding",
@@ -93,3 +94,13 @@ def safe_repr(o: Any, errors: str = "replace") -> str:
         except Exception as exc:
             reason = f"{type(exc).__name__} in {describe.__name__}()"
     return f"<Unrepresentable {type(o)!r}: {reason}>"
+
+
+def as_text(raw: Any, encoding: str | None) -> Any:
+    """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
+    if encoding and encoding != "binary":
+        try:
+            return str(raw, encoding)
+        except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
+            pass
+    return raw

@@ -263,7 +263,7 @@ def as_url(
     if user or password:
         userinfo = safequote(user) if user else ""
         if password:
-            userinfo += ":" + (mask if sanitize else safequote(password))
+            userinfo += ":" + ((mask or "") if sanitize else safequote(password))
         userinfo += "@"
     if host and ":" in host:
         host = f"[{quote(host, safe=':')}]"

@@ -48,12 +48,14 @@ class Failover:
         #: As it was given, for ``info`` and clones.
         self.given = strategy or "round-robin"
         #: What it stands for.
-        self.strategy: Any = strategies.get(self.given) if isinstance(self.given, str) else None
+        # (A class may have strategies of its own that lack kombu's.)
+        named = {**STRATEGIES, **strategies}
+        self.strategy: Any = named.get(self.given) if isinstance(self.given, str) else None
         if self.strategy is None:
             if isinstance(self.given, str):
                 raise ValueError(
                     f"unknown failover_strategy {self.given!r}: it is one of "
-                    f"{', '.join(sorted(strategies))}, a function of a list, or an iterator"
+                    f"{', '.join(sorted(named))}, a function of a list, or an iterator"
                 )
             self.strategy = self.given
         #: Gives the next address; None where there is only one.

@@ -16,7 +16,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.transport import memory
-from tests.compat.programs import connecting, consuming, conveniences, publishing, topology
+from tests.compat.programs import connecting, consuming, conveniences, corners, publishing, topology
 from tests.compat.programs.library import GREENCONN, KOMBU, Library, Names, Raised
 
 pytest.importorskip("kombu")
@@ -29,6 +29,7 @@ PROGRAMS: Final = [
     *topology.PROGRAMS,
     *connecting.PROGRAMS,
     *conveniences.PROGRAMS,
+    *corners.PROGRAMS,
 ]
 MEMORY: Final = "memory:///compat"
 
@@ -69,6 +70,9 @@ NOT_KOMBUS_MEMORY: Final[Mapping[Program, str]] = {
     topology.deleting_and_purging: "kombu's raises KeyError the second time",
     topology.channels_alone: "kombu's deliveries do not tell whose they are",
     topology.closed_channels: "kombu's channels do not say whether they are open",
+    corners.bodies_of_all_kinds: "kombu's has bytes for text",
+    corners.returned_bodies: "kombu's has no mandatory messages",
+    corners.consumers_in_detail: "kombu's deliveries do not tell whose they are",
     connecting.repeating: "kombu's knows no channel errors that may be recovered from",
     connecting.pool_of_connections: "kombu's connections differ from their clones",
     connecting.pool_of_producers: "kombu's connections differ from their clones",

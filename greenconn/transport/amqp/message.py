@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
+from greenconn.encoding import as_text
 from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport.amqp.properties import content_kind, pack_properties, unpack_properties
@@ -220,16 +221,6 @@ class Delivery(Message):
         return info
 
 
-def as_text(raw: bytes, encoding: str | None) -> Any:
-    """As amqp's ``auto_decode``: text where the encoding is one of text, else the bytes."""
-    if encoding and encoding != "binary":
-        try:
-            return str(raw, encoding)
-        except (LookupError, UnicodeError):
-            pass
-    return raw
-
-
 class ReturnedMessage(Message):
     """A message that the broker returned as unroutable."""
 
@@ -238,7 +229,7 @@ class ReturnedMessage(Message):
     def __init__(self, channel: Any, exchange: str, routing_key: str, header: bytes, body: bytes):
         properties = unpack_properties(header)
         super().__init__(
-            body=body,
+            body=as_text(body, properties.get("content_encoding")),
             channel=channel,
             content_type=properties.get("content_type"),
             content_encoding=properties.get("content_encoding"),

@@ -252,7 +252,10 @@ class Publisher:
         self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
     ) -> bytes:
         for name, value in (("exchange", exchange), ("routing_key", routing_key)):
-            if len(value.encode("utf-8", "surrogatepass")) > 255:
+            if not isinstance(value, (str, bytes)):
+                raise TypeError(f"{name} is text, not {value!r}")
+            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+            if len(raw) > 255:
                 raise ValueError(f"{name} of {len(value)} characters: AMQP allows 255 bytes")
         head = method_frame(
             self.channel_id,

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from greenconn.abc import DeadlineLike
+from greenconn.encoding import as_text
 from greenconn.exceptions import AMQPNotImplementedError, PublishNacked, Unroutable
 from greenconn.message import Message
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
@@ -211,7 +212,7 @@ class PublishingMethods(ChannelLife):
         handlers: list[Callable[..., Any]] = list(self.events["basic_return"])
         for handler in handlers:
             message = Message(
-                body=envelope["body"],
+                body=as_text(envelope["body"], envelope["content-encoding"]),
                 content_type=envelope["content-type"],
                 content_encoding=envelope["content-encoding"],
                 headers=copied(envelope["headers"]),
