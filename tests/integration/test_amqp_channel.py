@@ -640,7 +640,7 @@ def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(
     channel.basic_publish(message(channel, "lost"), "amq.direct", unique, mandatory=True)
     drain(amqp_link, lambda: returned)
     exc, exchange, routing_key, each = returned[0]
-    assert (exchange, routing_key, each.body) == ("amq.direct", unique, b"lost")
+    assert (exchange, routing_key, each.body) == ("amq.direct", unique, "lost")
     assert isinstance(exc, ChannelError)
     assert exc.reply_code == 312
 

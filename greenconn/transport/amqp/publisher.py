@@ -251,7 +251,8 @@ class Publisher:
     def _make_head(
         self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
     ) -> bytes:
-        for name, value in (("exchange", exchange), ("routing_key", routing_key)):
+        names: tuple[tuple[str, Any], ...] = (("exchange", exchange), ("routing_key", routing_key))
+        for name, value in names:
             if not isinstance(value, (str, bytes)):
                 raise TypeError(f"{name} is text, not {value!r}")
             raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
