@@ -1,7 +1,8 @@
 """The same little programs on kombu and on greenconn.
 
-What kombu does on RabbitMQ is the measure: greenconn does the same there, over memory and on Redis.  Where
-kombu's own memory transport does the same as its RabbitMQ one, greenconn's is compared with that too.
+What kombu does on RabbitMQ is the measure: greenconn does the same there, over memory and on Redis.
+Where kombu's own memory transport does the same as its RabbitMQ one, greenconn's is compared with
+that too.
 """
 
 from __future__ import annotations

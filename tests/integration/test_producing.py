@@ -64,7 +64,7 @@ def test_who_listens_to_returns_hears_of_them_after_a_reconnect(relay: Relay, un
             producer.publish(str(number), unique, mandatory=True, retry=True, retry_policy=POLICY)
             connection.drain_events(timeout=SOON)
             lose(connection, relay)
-    assert returned == [b"0", b"1", b"2"]
+    assert returned == ["0", "1", "2"]
 
 
 def test_a_message_that_was_under_way_is_sent_again_while_its_caller_waits(
