@@ -239,7 +239,7 @@ def test_returns_come_back(
     returned: list[tuple[Any, str]] = []
 
     def on_return(exc: Any, exchange: str, routing_key: str, message: Any) -> None:
-        returned.append((bytes(message.body).decode(), routing_key))
+        returned.append((message.body, routing_key))
 
     producer = Producer(connection, on_return=on_return)
     direct = connection.channel()
