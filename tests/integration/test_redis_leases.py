@@ -142,3 +142,23 @@ def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisL
     dead.collect()
     key = alive.keys.queue("own")
     wait_until(lambda: not alive.call(pack("EXISTS", key)), 10 * LEASE)
+
+
+def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLink]) -> None:
+    """A connection may be lost, or a process killed, while it is in the hash."""
+    link = opened()
+    unacked, index = link.keys.unacked, link.keys.unacked_index
+    fields = [f"{link.prefix}0", "gc.killed.0"]
+    for field in fields:
+        link.call(pack("HSET", unacked, field, b'[{}, "", ""]'))
+        link.call(pack("ZADD", index, 1, field))
+    link.lease.canary = fields[0]  # as while it begins
+    link.end(ConnectionError("cut by the test"))
+    again = link.transport.establish_connection()
+    try:
+        assert again.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
+        again.sweeper.look()
+        assert again.call(pack("HLEN", unacked)) == again.call(pack("ZCARD", index)) == 0
+        assert again.call(pack("EXISTS", *again.keys.lists(""))) == 0
+    finally:
+        again.close()

@@ -59,6 +59,8 @@ class Inheritance:
         for feed in link.feeds.values():
             fields += [f"{link.prefix}{number}" for number in feed.claim_under_way()]
         fields += [f"{link.prefix}{number}" for number in link.gets]
+        if link.lease.canary is not None:
+            self._acks[link.lease.canary] = None
         self._held.update((each, None) for each in fields if each not in answered)
         self._listened.update(dict.fromkeys(link.fanout.queues, monotonic()))
         if link.lease.was_held:

@@ -44,6 +44,8 @@ class Lease:
         self.is_held = False
         self.was_held = False
         self.lost = 0
+        #: The field of the message that tries the permissions, while it may be there.
+        self.canary: str | None = None
         self._flight = SingleFlight("redis-lease")
         self._ticker: Ticker | None = None
 
@@ -71,23 +73,25 @@ class Lease:
         keys, scripts = link.keys, link.scripts
         canary = f"{link.keys.prefix}greenconn.canary.{link.owner}".encode()
         held = (keys.unacked, keys.unacked_index)
-        field = f"{link.prefix}0"
+        field = self.canary = f"{link.prefix}0"
         scripts.forget()  # what failed before was not remembered by the server
-        link.call_all(
-            [
-                scripts.call(CANARY, (canary,)),
-                self._renewal([]),
-                scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
-                scripts.call(MOVE, (*held, keys.owners), ""),
-                pack("HDEL", keys.unacked, field),
-                pack("ZREM", keys.unacked_index, field),
-                pack("HMGET", keys.unacked, field),
-                pack("EXISTS", canary),
-                pack("RPOP", canary),  # to a script a refusal looks like an empty list
-            ],
-            what="consuming",
-        )
-        link.check_open()  # it may have ended behind the replies
+        commands = [
+            scripts.call(CANARY, (canary,)),
+            self._renewal([]),
+            scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
+            scripts.call(MOVE, (*held, keys.owners), ""),
+            pack("HDEL", keys.unacked, field),
+            pack("ZREM", keys.unacked_index, field),
+            pack("HMGET", keys.unacked, field),
+            pack("EXISTS", canary),
+            pack("RPOP", canary),  # to a script a refusal looks like an empty list
+        ]
+        try:
+            link.call_all(commands, what="consuming")
+            link.check_open()  # it may have ended behind the replies
+        finally:
+            if link.lost is None:
+                self.canary = None
         self.is_held = self.was_held = True
         self.begin_alive()
         link.sweeper.start()

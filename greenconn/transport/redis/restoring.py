@@ -99,6 +99,8 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
 
 
 def _way_back(link: RedisLink, held: Held) -> Move:
+    if not held.exchange and not held.routing_key:
+        return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
     raw, deliveries, envelope = marked_redelivered(held.raw)
     queues = [held.routing_key]
     if not held.exchange:
