@@ -200,6 +200,8 @@ class Stream:
         self._watcher.stop()
         self._watcher.close()
         self._sock.close()
+        # Who owns this refers to it: let go of the owner, so that no collector is needed.
+        self._on_data, self._room = _nobody_takes, None
         if self._shaken is not None:
             self._shaken.fail(ConnectionAbortedError(errno.ECONNABORTED, "stream was closed"))
         if getcurrent() is not self._reader:
@@ -213,7 +215,8 @@ class Stream:
         if self._shaken is not None:
             self._shaken.fail(exc)
         self._tear_down()
-        self._on_lost(exc)
+        on_lost, self._on_lost = self._on_lost, _is_known
+        on_lost(exc)
 
     def _buffer(self) -> memoryview:
         buffer = _buffers.get(self._hub)
@@ -284,6 +287,10 @@ class Stream:
             self._shaken = None
         if plain:
             self._on_data(plain)
+
+
+def _nobody_takes(data: bytes) -> None:
+    """What came after the end."""
 
 
 def _is_known(exc: BaseException) -> None:

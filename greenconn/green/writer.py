@@ -210,6 +210,7 @@ class Writer:
         if self._closed:
             return
         self._unsent = [*self._offered, *self._out]
+        self._on_error = _is_over
         self.forget()
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
@@ -365,3 +366,7 @@ class Writer:
         self.gate = not self._closed and (
             self._yield_due or self.pending > HIGH_WATER or bool(self._waiters) or self._is_waking
         )
+
+
+def _is_over(exc: OSError) -> None:
+    """The writer was closed: nobody wants to know any more."""

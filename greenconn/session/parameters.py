@@ -110,6 +110,10 @@ class ParameterKey(bytes):
             return NotImplemented
         return bytes.__eq__(self, other) and self._objects == other._objects
 
+    def __ne__(self, other: object) -> bool:
+        # That of bytes would compare the digests only.
+        return not self == other
+
     __hash__ = bytes.__hash__
 
     def __repr__(self) -> str:

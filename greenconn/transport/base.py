@@ -187,9 +187,10 @@ class Link:
         self.lost = exc
         self.events.clear()
         self.events.fail(exc)
-        if self.on_lost is not None and not closed:
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is not None and not closed:
             # A listener may switch, and we may be in the reader or in the hub.
-            spawn("link-lost", self.on_lost, exc)
+            spawn("link-lost", on_lost, exc)
 
     def check_open(self) -> None:
         """Raise unless open.

@@ -85,6 +85,14 @@ class InboxBudget:
         """Whether the hard limit is reached."""
         return self.held > HARD_LIMIT
 
+    def end(self) -> None:
+        """The connection has ended.  Again: does nothing."""
+        self._pause = self._resume = _nothing
+
     def _go_on(self) -> None:
         self.is_paused = False
         self._resume()
+
+
+def _nothing() -> None:
+    pass

@@ -331,6 +331,14 @@ class AmqpLink(Link, Agreement):
         self.gate.end()
         if self._closing is not None:
             self._closing.fail(exc)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # Of whatever refers to this object too, so that its memory does not wait for the collector:
+        # that cost an eighth of the time of connecting.
+        self.budget.end()
+        self._callbacks.clear()
+        self.on_open = self.connection = None
 
     def forget(self) -> None:
         """After a fork, in the child: this life is the parent's."""

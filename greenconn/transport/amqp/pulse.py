@@ -52,8 +52,11 @@ class Pulse:
 
     def stop(self) -> None:
         """End.  Never switches.  Again: does nothing."""
-        if self._ticker is not None:
-            self._ticker.stop()
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+        self._stream = None
+        self._on_dead = _is_over
 
     def pause(self) -> None:
         """Reading is paused on purpose: silence means nothing."""
@@ -96,3 +99,7 @@ class Pulse:
             self._where,
             f"the last handler called was {handler}" if handler else "no handler was called",
         )
+
+
+def _is_over(exc: BaseException) -> None:
+    """Nobody wants to know any more."""

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from amqp.serialization import dumps
 from gevent import Greenlet, get_hub, getcurrent
@@ -50,7 +51,8 @@ class Secret:
     __slots__ = ("_backoff", "_errand", "_is_over", "_link", "_renew", "_timer", "_waiters")
 
     def __init__(self, link: AmqpLink) -> None:
-        self._link = link
+        #: It refers to this object: its memory shall not wait for the collector.
+        self._link = ref(link)
         self._waiters: deque[Slot[None]] = deque()
         self._renew: Callable[[], Any] | None = None
         self._timer: Any = None
@@ -68,7 +70,8 @@ class Secret:
             TimeoutError: no answer came before the deadline.
             ConnectionError: the broker refused it, or the connection ended.
         """
-        link = self._link
+        link = self._link()
+        assert link is not None, "it is the caller"
         arguments = dumps("Ss", (secret, reason))
         if link.writer.gate:
             link.gate.pass_through(deadline)
@@ -142,8 +145,10 @@ class Secret:
     # In a greenlet of its own
 
     def _renew_now(self) -> None:
-        link = self._link
+        link = self._link()
         assert self._renew is not None
+        if link is None:
+            return
         try:
             secret = self._renew()
             link.check_open()
