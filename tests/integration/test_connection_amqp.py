@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -147,3 +149,23 @@ def test_killing_anywhere_leaks_no_channel(amqp_url: str, unique: str, long: boo
         numbers = [number for number, channel in link.channels.items() if number and channel]
         assert len(numbers) <= 2, numbers
         connection.default_channel.queue_delete(unique)
+
+
+@pytest.mark.parametrize("ends", ["close", "collect", "loss"])
+def test_a_connection_that_has_ended_needs_no_garbage_collector(amqp_url: str, ends: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        connection = Connection(amqp_url)
+        connection.connect()
+        link = connection.connection
+        gone = weakref.ref(link)
+        if ends == "loss":
+            link.end(ConnectionResetError("cut"))
+        else:
+            getattr(link, ends)()
+        del link
+        connection.release()
+        until(lambda: gone() is None)
+    finally:
+        gc.enable()
