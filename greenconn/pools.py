@@ -8,6 +8,7 @@ own.  Keys hold no password.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import weakref
 from collections.abc import Iterator, MutableMapping
@@ -32,6 +33,8 @@ __all__ = [
     "set_limit",
     "use_global_limit",
 ]
+
+logger = logging.getLogger("greenconn.pools")
 
 #: The limit of a group whose pools have that of :func:`set_limit`.
 use_global_limit: Final = object()
@@ -326,12 +329,19 @@ def set_limit(
 
 
 def reset(*args: Any, **kwargs: Any) -> None:
-    """Close all pools of this hub, with what is in use, and forget them.  May switch."""
+    """Close all pools of this hub, with what is in use, and forget them.  May switch.
+
+    One that cannot be closed holds up no other; the log says so.
+    """
     for group in reversed(_groups):
         pools = group._by_hub.get()
         while pools:
             # One that was forgotten is closed, and one that is not closed is not forgotten.
-            pools.popitem()[1].force_close_all()
+            pool = pools.popitem()[1]
+            try:
+                pool.force_close_all()
+            except Exception:
+                logger.warning("%r could not be closed", pool, exc_info=True)
 
 
 def _all_pools() -> list[Any]:

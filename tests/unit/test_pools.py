@@ -560,6 +560,26 @@ def test_a_group_with_its_own_limit(connection: Connection) -> None:
         assert pools.connections in pools._groups
 
 
+def test_a_pool_that_cannot_be_closed_holds_up_no_other(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Group(pools.PoolGroup):
+        def create(self, resource: Any, limit: int | None) -> Any:
+            return object()
+
+    group = pools.register_group(Group(limit=pools.use_global_limit))
+    pool = pools.connections[connection]
+    assert group[connection] is group[connection.clone()]
+    try:
+        pools.reset()
+    finally:
+        pools._groups.remove(group)
+    assert "could not be closed" in caplog.text
+    assert not group
+    with pytest.raises(RuntimeError, match="closed pool"):
+        pool.acquire()
+
+
 def test_resetting_closes_and_forgets(connection: Connection) -> None:
     pool = pools.connections[connection]
     held = pool.acquire()
