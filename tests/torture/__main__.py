@@ -1,0 +1,139 @@
+"""``python -m tests.torture``: publishers and consumers in a storm of faults; does the ledger balance?
+
+Ends with 1 when anything was lost, duplicated for no reason, hung or leaked.  The same --seed has the
+same faults come in the same order.  ``python -m gevent.monkey --module tests.torture`` is the same in
+a patched process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from tests.brokers.descriptors import raise_limit
+from tests.brokers.packages import NoBroker
+from tests.torture.client import Client, Greenconn
+from tests.torture.faults import Kind, kinds_of
+from tests.torture.report import shown, table_of
+from tests.torture.storm import Outcome, Plan, Storm
+from tests.torture.worlds import WORLDS, World, world_of
+
+#: Where the rival has nothing that could be compared.
+NOT_FOR_RIVALS = frozenset({"memory"})
+PATCHED = (sys.executable, "-m", "gevent.monkey", "--module", "tests.torture")
+
+
+def main() -> int:
+    """Run the storms that the command line names."""
+    options = arguments()
+    raise_limit()
+    logging.getLogger("greenconn").setLevel(logging.CRITICAL)  # what goes wrong does so on purpose
+    console = Console(stderr=True)
+    console.print(f"--seed {options.seed}", highlight=False)
+    outcomes: list[Outcome] = []
+    for broker in WORLDS if options.broker == "all" else [options.broker]:
+        try:
+            outcomes.append(run(options, broker, console))
+        except NoBroker as error:
+            console.print(f"{broker}: {error}", markup=False)
+            return 1
+        if options.rival and broker not in NOT_FOR_RIVALS:
+            outcomes += rival(options, broker)
+    if options.json:
+        print(json.dumps([outcome.as_dict() for outcome in outcomes]))
+    else:
+        tell(outcomes)
+    return 0 if all(each.is_good for each in outcomes if each.client == "greenconn") else 1
+
+
+def run(options: argparse.Namespace, broker: str, console: Console) -> Outcome:
+    """One run in this process."""
+    plan = Plan(
+        seed=options.seed,
+        seconds=options.seconds,
+        greenlets=options.greenlets,
+        rate=options.rate,
+        kinds=options.faults,
+    )
+
+    def show(text: str) -> None:
+        if options.verbose:
+            console.print(text, highlight=False)
+
+    with world_of(broker) as world:
+        storm = Storm(plan, world, makers()[options.client], show)
+        with shown(storm, console):
+            return storm.run()
+
+
+def makers() -> dict[str, Callable[[World, bool], Client]]:
+    """The clients by their names; kombu only where it was asked for."""
+    if "kombu" not in sys.argv or "--client" not in sys.argv:
+        return {"greenconn": Greenconn}
+    from tests.torture.rival import Kombu  # it is not needed otherwise, and only works patched
+
+    return {"greenconn": Greenconn, "kombu": Kombu}
+
+
+def rival(options: argparse.Namespace, broker: str) -> list[Outcome]:
+    """The same run of the rival, in a process of its own.  May switch."""
+    kinds = [kind.value for kind in options.faults] or ["none"]
+    command = [*PATCHED, "--json", "--client", options.rival, "--broker", broker]
+    for name in ("seed", "seconds", "greenlets", "rate"):
+        command += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run([*command, "--faults", *kinds], stdout=subprocess.PIPE, check=False)
+    return [Outcome(**figures) for figures in json.loads(done.stdout or b"[]")]
+
+
+def tell(outcomes: list[Outcome]) -> None:
+    """Print the table, and what there is to say of what went wrong."""
+    console = Console()
+    console.print(table_of(outcomes))
+    for outcome in outcomes:
+        for note in outcome.notes:
+            console.print(f"{outcome.broker}, {outcome.client}: {note}", markup=False)
+        raised = ", ".join(f"{name} {count}" for name, count in sorted(outcome.errors.items()))
+        if raised:
+            console.print(f"{outcome.broker}, {outcome.client}: raised: {raised}", markup=False)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    names = ["all", "none", *(kind.value for kind in Kind)]
+    add("--broker", choices=["all", *WORLDS], default="all", help="private ones are started")
+    add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the faults")
+    add("--seconds", type=float, default=60.0, help="of faults for each broker (60)")
+    add("--greenlets", type=int, default=100, help="that publish: 1 to 1,000 and more (100)")
+    add("--rate", type=float, default=300.0, help="messages a second, all together (300)")
+    add(
+        "--faults",
+        nargs="+",
+        choices=names,
+        default=["all"],
+        metavar="FAULT",
+        help=", ".join(names),
+    )
+    add("--rival", choices=["kombu"], help="the same with it beside, in a patched process")
+    add("--verbose", action="store_true", help="name each fault")
+    add("--json", action="store_true", help="print all figures as JSON")
+    add("--client", choices=["greenconn", "kombu"], default="greenconn", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.faults = kinds_of(options.faults)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

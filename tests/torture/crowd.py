@@ -1,0 +1,208 @@
+"""The publishers and the consumers of a storm."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+import gevent
+from gevent.event import Event
+
+from greenconn.entity import Queue
+from tests.torture.client import Client, Mishap, Send
+from tests.torture.ledger import Ledger, Stream, body_of, key_of
+
+__all__ = ["Crowd"]
+
+#: Of so many messages a handler fails with one, the first time.
+MISHAP_EVERY = 97
+#: Of so many streams one goes to the queue that is deleted.
+DELETED_EVERY = 10
+BATCH = 20
+#: Seconds that an end may take: no call of a client takes longer than that.
+END_TIMEOUT = 90.0
+
+
+class Interrupted(BaseException):
+    """Ends what a publisher does just now, as a kill or a ``gevent.Timeout`` would."""
+
+
+def place_of(greenlet: gevent.Greenlet[..., None]) -> str:
+    """Where a greenlet waits."""
+    lines = traceback.format_stack(greenlet.gr_frame, 6) if greenlet.gr_frame else []
+    return "hangs at " + " ".join(" ".join(lines).split())
+
+
+class Publisher:
+    """A greenlet that publishes the messages of one stream, one call after the other, until *over*.
+
+    Arguments:
+        pause: mean seconds between two messages.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        send: Send,
+        ledger: Ledger,
+        chance: random.Random,
+        pause: float,
+        over: Event,
+    ) -> None:
+        self.stream = stream
+        self._pause = pause
+        self._over = over
+        self._send = send
+        self._ledger = ledger
+        self._chance = chance
+        self.greenlet: gevent.Greenlet[..., None] = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            count = self._chance.choice((1, 1, 1, self._chance.randint(2, BATCH)))
+            try:
+                pause = self._chance.expovariate(1 / (self._pause * count))
+                if not self._over.wait(pause) and self.publish(count):
+                    self._over.wait(0.1)
+            except Interrupted:
+                pass
+
+    def publish(self, count: int) -> int:
+        """Publish so many messages; returns how many failed.  May switch."""
+        numbers = [self.stream.begin() for _ in range(count)]
+        bodies = [body_of(self.stream.number, number, self._chance) for number in numbers]
+        try:
+            failed = self._send(self.stream.queue, bodies)
+        except BaseException as exc:
+            for _ in numbers:
+                self._ledger.failed(self.stream, exc)
+            if isinstance(exc, Exception):
+                return count
+            raise
+        for position, number in enumerate(numbers):
+            if position in failed:
+                self._ledger.failed(self.stream, failed[position])
+            else:
+                self._ledger.published(self.stream, number)
+        return len(failed)
+
+
+class Crowd:
+    """All publishers and consumers.
+
+    Arguments:
+        queues: the last one is deleted now and then.
+        greenlets: how many publish.
+        rate: messages a second, all together, while nothing is wrong.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        ledger: Ledger,
+        queues: list[Queue],
+        *,
+        greenlets: int,
+        rate: float,
+        seed: int,
+        is_calm: bool,
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._queues = queues
+        self._greenlets, self._pause = greenlets, greenlets / rate
+        self._chance = random.Random(f"crowd {seed}")
+        self._is_calm = is_calm
+        self._over = Event()
+        self._failed_once: set[tuple[int, int]] = set()
+        self.publishers: list[Publisher] = []
+        self.receivers = [
+            client.receiver(number, queue, queue is queues[-1], self._handle)
+            for number, queue in enumerate(queues)
+        ]
+
+    def _handle(self, queue: str, body: object, is_redelivered: bool) -> None:
+        key = key_of(body)
+        if (
+            key
+            and not self._is_calm
+            and key[1] % MISHAP_EVERY == 1
+            and key not in self._failed_once
+        ):
+            self._failed_once.add(key)
+            raise Mishap
+        if self._chance.random() < 0.02:
+            gevent.sleep(self._chance.uniform(0, 0.05))
+        self._ledger.handle(queue, body, is_redelivered)
+
+    def begin(self) -> None:
+        """Consume, then publish.  May switch."""
+        for receiver in self.receivers:
+            receiver.begin()
+        safe, deleted = self._queues[:-1], self._queues[-1]
+        for number in range(self._greenlets):
+            is_deleted = number % DELETED_EVERY == DELETED_EVERY - 1
+            queue = deleted if is_deleted else safe[number % len(safe)]
+            sends = self._client.sends(queue, is_deleted)
+            send = sends[number // len(self._queues) % len(sends)]
+            stream = self._ledger.stream(queue.name)
+            chance = random.Random(self._chance.getrandbits(32))
+            self.publishers.append(
+                Publisher(stream, send, self._ledger, chance, self._pause, self._over)
+            )
+
+    @property
+    def queues_in_use(self) -> set[str]:
+        """The queues to which somebody publishes."""
+        return {publisher.stream.queue for publisher in self.publishers}
+
+    def interrupt(self, chance: random.Random) -> None:
+        """Interrupt some publishers, wherever they are."""
+        for publisher in chance.sample(self.publishers, max(len(self.publishers) // 5, 1)):
+            publisher.greenlet.kill(Interrupted, block=False)
+
+    def troubles(self) -> list[str]:
+        """What has ended those who should go on."""
+        found = [f"consumer: {text}" for each in self.receivers if (text := each.trouble())]
+        for publisher in self.publishers:
+            if publisher.greenlet.exception is not None:
+                found.append(f"publisher: {publisher.greenlet.exception!r}")
+        return found
+
+    def stop_publishing(self) -> list[str]:
+        """Have the publishers end their calls; returns where those hang that do not.  May switch."""
+        self._over.set()
+        greenlets = [publisher.greenlet for publisher in self.publishers]
+        gevent.joinall(greenlets, timeout=END_TIMEOUT)
+        hung = [place_of(each) for each in greenlets if not each.ready()]
+        gevent.killall(greenlets)
+        return hung
+
+    def farewell(self) -> list[str]:
+        """Each stream publishes once more, which must succeed now; returns what did not.  May switch."""
+        greenlets = [gevent.spawn(partial(self._last_word, each)) for each in self.publishers]
+        gevent.joinall(greenlets)
+        return [text for greenlet in greenlets if (text := greenlet.get()) is not None]
+
+    def _last_word(self, publisher: Publisher) -> str | None:
+        stream = publisher.stream
+        try:
+            with gevent.Timeout(END_TIMEOUT):
+                while publisher.publish(1):
+                    gevent.sleep(0.2)
+        except gevent.Timeout:
+            return f"stream {stream.number} cannot publish to {stream.queue}"
+        return None
+
+    def end(self) -> list[str]:
+        """End the consumers; returns what went wrong.  May switch."""
+        found: list[str] = []
+        for receiver in self.receivers:
+            ending: Callable[[], None] = receiver.end
+            try:
+                ending()
+            except Exception as exc:
+                found.append(f"end of a consumer: {exc!r}")
+        return found

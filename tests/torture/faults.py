@@ -1,0 +1,119 @@
+"""The faults, and the order in which a seed has them come."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["LASTING", "PROXIED", "Direction", "Fault", "Kind", "faults_of", "kinds_of"]
+
+
+class Kind(str, Enum):
+    """What goes wrong."""
+
+    #: By the proxy, on a choice of the connections that are open.
+    CUT = "cut"  #: ends in good order (FIN), in the midst of what is sent
+    RESET = "reset"  #: ends with RST
+    HALF_OPEN = "half-open"  #: stays open, and what is sent is never heard of again
+    CORRUPT = "corrupt"  #: a byte is another one, where the protocol can tell
+    DUPLICATE = "duplicate"  #: some bytes come twice, where the protocol can tell
+    #: By the proxy, on all connections, for a while.
+    DELAY = "delay"
+    THROTTLE = "throttle"
+    STOP_READING = "stop-reading"
+    FRAGMENT = "fragment"  #: comes in pieces of 1 to 7 bytes
+    #: Of the broker.
+    KILL = "kill"  #: SIGKILL, and a start on the data that it left
+    RESTART = "restart"
+    PAUSE = "pause"  #: SIGSTOP, longer than the heartbeats allow
+    ALARM = "alarm"  #: it takes no messages for want of memory
+    DELETE = "delete"  #: a queue that is consumed from
+    #: In the client's process.
+    INTERRUPT = "interrupt"  #: greenlets that publish are killed, wherever they are
+
+
+class Direction(str, Enum):
+    """Which of a connection's two flows of bytes; from the client's side."""
+
+    THERE = "there"
+    BACK = "back"
+    BOTH = "both"
+
+    def __contains__(self, other: object) -> bool:
+        return self is Direction.BOTH or other is self
+
+
+#: What the proxy does for a while, to all.
+LASTING = frozenset({Kind.DELAY, Kind.THROTTLE, Kind.STOP_READING, Kind.FRAGMENT})
+#: What the proxy does.
+PROXIED = LASTING | {Kind.CUT, Kind.RESET, Kind.HALF_OPEN, Kind.CORRUPT, Kind.DUPLICATE}
+
+#: Seconds that a fault lasts.
+LENGTHS = {
+    Kind.DELAY: (1.0, 3.0),
+    Kind.THROTTLE: (1.0, 3.0),
+    Kind.STOP_READING: (0.5, 5.0),
+    Kind.FRAGMENT: (0.5, 2.0),
+    Kind.KILL: (0.0, 1.0),
+    Kind.RESTART: (0.0, 1.0),
+    Kind.PAUSE: (0.5, 6.0),
+    Kind.ALARM: (0.5, 3.0),
+}
+#: Seconds from the end of a fault to the next one; often there is next to none.
+GAPS = ((0.0, 0.1), (0.1, 0.5), (0.5, 2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault, as it was drawn.
+
+    Attributes:
+        gap: seconds before it.
+        seconds: how long it lasts, where it lasts.
+        seed: for what is left to chance within it.
+    """
+
+    kind: Kind
+    direction: Direction
+    gap: float
+    seconds: float
+    seed: int
+
+    def __str__(self) -> str:
+        """For people."""
+        where = f" {self.direction.value}" if self.kind in PROXIED else ""
+        length = f" for {self.seconds:.1f} s" if self.seconds else ""
+        return f"{self.kind.value}{where}{length}"
+
+
+def faults_of(seed: int, kinds: Iterable[Kind]) -> Iterator[Fault]:
+    """The faults of a seed, without an end: each of *kinds* comes once before any comes again."""
+    chance = random.Random(f"faults {seed}")
+    deck = sorted(set(kinds), key=lambda kind: kind.value)
+    while deck:
+        chance.shuffle(deck)
+        for kind in deck:
+            yield Fault(
+                kind=kind,
+                direction=chance.choice(list(Direction)),
+                gap=chance.uniform(*chance.choice(GAPS)),
+                seconds=round(chance.uniform(*LENGTHS.get(kind, (0.0, 0.0))), 2),
+                seed=chance.getrandbits(32),
+            )
+
+
+def kinds_of(names: Iterable[str]) -> frozenset[Kind]:
+    """The kinds with these names; ``all`` is all of them, ``none`` is none.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    found: set[Kind] = set()
+    for name in names:
+        if name == "all":
+            found |= set(Kind)
+        elif name != "none":
+            found.add(Kind(name))
+    return frozenset(found)

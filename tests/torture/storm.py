@@ -1,0 +1,262 @@
+"""One run: a client and its crowd in a world, the faults, and the balance."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import monkey
+
+from tests.fix_leaks import Traces
+from tests.torture.client import Client
+from tests.torture.crowd import Crowd
+from tests.torture.faults import LASTING, Fault, Kind, faults_of
+from tests.torture.ledger import Ledger
+from tests.torture.worlds import World, declare, depths
+
+__all__ = ["Outcome", "Plan", "Storm"]
+
+#: Seconds without any message handled after which those that are missing are lost.
+PATIENCE = 60.0
+DESCRIPTORS = "/proc/self/fd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is.
+
+    Attributes:
+        seconds: how long faults come.
+        greenlets: how many publish.
+        rate: messages a second.
+    """
+
+    seed: int
+    seconds: float
+    greenlets: int
+    rate: float
+    kinds: frozenset[Kind]
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of a run.  ``lost`` and what stands below it is 0 when all is well.
+
+    Attributes:
+        doubtful: messages whose publish raised.
+        redelivered, repeated: handled again, with the mark, and without it because of a fault.
+        lost: sent and never handled.
+        unexplained: handled again for no reason.
+        left: messages in the queues although all were handled and acknowledged.
+        hung: calls that did not end, consumers that ended, publishes that fail without a fault.
+        slots, descriptors, greenlets_left: not given back.
+        recovery: longest time from the end of a fault until messages flow again, seconds.
+        recovery_after: that fault, and the queue.
+    """
+
+    broker: str
+    client: str
+    is_patched: bool
+    seed: int
+    seconds: float
+    greenlets: int
+    faults: dict[str, int] = field(default_factory=dict)
+    sent: int = 0
+    handled: int = 0
+    doubtful: int = 0
+    redelivered: int = 0
+    repeated: int = 0
+    recovery: float = 0.0
+    recovery_after: str = ""
+    lost: int = 0
+    unexplained: int = 0
+    disordered: int = 0
+    spoiled: int = 0
+    left: int = 0
+    hung: int = 0
+    slots: int = 0
+    descriptors: int = 0
+    greenlets_left: int = 0
+    notes: list[str] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    #: What must be 0.
+    MUST_BE_0 = (
+        "lost",
+        "unexplained",
+        "disordered",
+        "spoiled",
+        "left",
+        "hung",
+        "slots",
+        "descriptors",
+        "greenlets_left",
+    )
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost, nothing leaked, and nothing hung."""
+        return bool(self.sent) and not any(getattr(self, name) for name in self.MUST_BE_0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures."""
+        return asdict(self)
+
+
+class Storm:
+    """Runs a plan.
+
+    Arguments:
+        show: called with what happens now, for people.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        make: Callable[[World, bool], Client],
+        show: Callable[[str], object],
+    ) -> None:
+        self.plan = plan
+        self.world = world
+        self.kinds = plan.kinds & world.kinds
+        self.ledger = Ledger(is_calm=not self.kinds)
+        self.injected: Counter[str] = Counter()
+        self.stage = "begin"
+        self._make = make
+        self._show = show
+        self._notes: list[str] = []
+        self._lasting: set[gevent.Greenlet[..., None]] = set()
+
+    def run(self) -> Outcome:
+        """Run it.  May switch, for long."""
+        plan = self.plan
+        traces, descriptors = Traces(), len(os.listdir(DESCRIPTORS))
+        client = self._make(self.world, not self.kinds)
+        try:
+            declare(self.world)
+            crowd = Crowd(
+                client,
+                self.ledger,
+                self.world.queues(),
+                greenlets=plan.greenlets,
+                rate=plan.rate,
+                seed=plan.seed,
+                is_calm=not self.kinds,
+            )
+            crowd.begin()
+            self._rage(crowd)
+            hung = self._calm_down(crowd)
+            hung += crowd.troubles()
+            slots = client.slots()
+            hung += crowd.end()
+            left = self._left()
+        finally:
+            self.stage = "closing"
+            client.close()
+        new = traces.settle()
+        outcome = self._outcome(client, hung)
+        outcome.slots, outcome.left = slots, sum(left.values())
+        outcome.notes += [f"left in {name}: {count}" for name, count in left.items() if count]
+        outcome.notes += new.values()
+        outcome.greenlets_left = len([text for text in new.values() if "greenlet" in text])
+        outcome.descriptors = max(len(os.listdir(DESCRIPTORS)) - descriptors, 0)
+        return outcome
+
+    def _rage(self, crowd: Crowd) -> None:
+        """Have the faults come until the time is up."""
+        end = monotonic() + self.plan.seconds
+        for fault in faults_of(self.plan.seed, self.kinds):
+            self.stage = "storm"
+            gevent.sleep(min(fault.gap, max(end - monotonic(), 0)))
+            if monotonic() >= end:
+                break
+            self._show(f"{monotonic() - end + self.plan.seconds:6.1f} s  {fault}")
+            self._inject(fault, crowd)
+        gevent.sleep(max(end - monotonic(), 0))
+
+    def _inject(self, fault: Fault, crowd: Crowd) -> None:
+        self.stage = str(fault)
+        self.injected[fault.kind.value] += 1
+        with self._noted(fault, crowd):
+            if fault.kind is Kind.INTERRUPT:
+                crowd.interrupt(random.Random(fault.seed))
+            else:
+                self.world.inject(fault)
+            if fault.kind in (Kind.DELETE, Kind.KILL, Kind.RESTART):
+                # What was declared a moment before a kill may be forgotten, too.
+                self.ledger.excuse(self.world.queues()[-1].name)
+
+    @contextmanager
+    def _noted(self, fault: Fault, crowd: Crowd) -> Iterator[None]:
+        """Tell the ledger of the begin and of the end of a fault."""
+        self.ledger.fault_begins()
+        try:
+            yield
+        finally:
+            if fault.kind in LASTING:
+                ending = gevent.spawn_later(
+                    fault.seconds, self.ledger.fault_ended, str(fault), crowd.queues_in_use
+                )
+                self._lasting.add(ending)
+            else:
+                self.ledger.fault_ended(str(fault), crowd.queues_in_use)
+
+    def _calm_down(self, crowd: Crowd) -> list[str]:
+        """End all faults and wait for the balance; returns what hangs."""
+        self.stage = "healing"
+        self.world.heal()
+        gevent.joinall(list(self._lasting), raise_error=True)
+        self.stage = "last publishes"
+        hung = crowd.stop_publishing()
+        hung += crowd.farewell()
+        self.stage = "balance"
+        last, end = self.ledger.handled, monotonic() + PATIENCE
+        while self.ledger.missing() and monotonic() < end:
+            gevent.sleep(0.1)
+            if self.ledger.handled != last:
+                last, end = self.ledger.handled, monotonic() + PATIENCE
+        return hung
+
+    def _left(self) -> dict[str, int]:
+        """What is left in the queues; acks of the last moment have a moment to arrive."""
+        end = monotonic() + 5.0
+        while True:
+            left = depths(self.world)
+            if not any(left.values()) or monotonic() > end:
+                return left
+            gevent.sleep(0.2)
+
+    def _outcome(self, client: Client, hung: list[str]) -> Outcome:
+        ledger, missing = self.ledger, self.ledger.missing()
+        lost = [f"lost: {number} of {stream.number}, {stream.queue}" for stream, number in missing]
+        return Outcome(
+            broker=self.world.name,
+            client=client.name,
+            is_patched=bool(monkey.is_module_patched("socket")),
+            seed=self.plan.seed,
+            seconds=self.plan.seconds,
+            greenlets=self.plan.greenlets,
+            faults=dict(self.injected),
+            sent=ledger.sent,
+            handled=ledger.handled,
+            doubtful=ledger.doubtful,
+            redelivered=ledger.redelivered,
+            repeated=ledger.repeated,
+            recovery=round(ledger.longest_recovery, 2),
+            recovery_after=ledger.longest_after,
+            lost=len(missing),
+            unexplained=ledger.unexplained,
+            disordered=ledger.disordered,
+            spoiled=ledger.spoiled,
+            hung=len(hung),
+            notes=[*ledger.notes, *hung, *lost[:20]],
+            errors=dict(ledger.errors),
+        )
