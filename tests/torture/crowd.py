@@ -57,9 +57,11 @@ class Publisher:
         self._send = send
         self._ledger = ledger
         self._chance = chance
+        self.is_at_work = False
         self.greenlet: gevent.Greenlet[..., None] = gevent.spawn(self._run)
 
     def _run(self) -> None:
+        self.is_at_work = True
         while not self._over.is_set():
             count = self._chance.choice((1, 1, 1, self._chance.randint(2, BATCH)))
             try:
@@ -161,7 +163,8 @@ class Crowd:
     def interrupt(self, chance: random.Random) -> None:
         """Interrupt some publishers, wherever they are."""
         for publisher in chance.sample(self.publishers, max(len(self.publishers) // 5, 1)):
-            publisher.greenlet.kill(Interrupted, block=False)
+            if publisher.is_at_work:
+                publisher.greenlet.kill(Interrupted, block=False)
 
     def troubles(self) -> list[str]:
         """What has ended those who should go on."""

@@ -141,7 +141,7 @@ class Storm:
         traces, descriptors = Traces(), len(os.listdir(DESCRIPTORS))
         client = self._make(self.world, not self.kinds)
         try:
-            declare(self.world)
+            declare(self.world, for_good=Kind.KILL in self.kinds)
             crowd = Crowd(
                 client,
                 self.ledger,

@@ -252,12 +252,16 @@ WORLDS: dict[str, Callable[[Keeper], World]] = {
 }
 
 
-def declare(world: World) -> None:
-    """Declare its queues, and see that they stay.  May switch."""
+def declare(world: World, for_good: bool) -> None:
+    """Declare its queues.  May switch.
+
+    Arguments:
+        for_good: they shall be there after a kill.
+    """
     with Connection(world.url) as connection:
         for queue in world.queues():
             queue(connection.default_channel).declare()
-    if Kind.KILL in world.kinds:
+    if for_good:
         world.settle()
 
 
