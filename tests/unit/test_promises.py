@@ -1,0 +1,24 @@
+"""Every test that the page of promises names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMED = sorted(set(re.findall(r"``(tests/\S+)::(\w+)``", (ROOT / "docs/promises.rst").read_text())))
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED)
+def test_the_test_exists(path: str, name: str) -> None:
+    assert f"\ndef {name}(" in (ROOT / path).read_text()
+
+
+def test_each_promise_has_one() -> None:
+    text = (ROOT / "docs/promises.rst").read_text().partition("The torture\n")[0]
+    promises = re.split(r"^\*\*", text, flags=re.MULTILINE)[1:]
+    assert promises
+    for promise in promises:
+        assert "::test_" in promise, promise
