@@ -41,9 +41,7 @@ def connected(shape: Shape, way: tuple[Library, Library], **options: Any) -> tup
     shelf = Shelf()
     made, used = way
     transport = shape(made, shelf)
-    connection = used.connection.Connection(
-        transport=transport, transport_options={"polling_interval": 0.01, **options}
-    )
+    connection = used.connection.Connection(transport=transport, transport_options=options)
     return connection, shelf
 
 
@@ -201,6 +199,21 @@ def test_routing_of_its_own_is_used(way: tuple[Library, Library]) -> None:
         assert queues["pear"](connection).get(no_ack=True).payload == "to p"
         assert queues["pear"](connection).get(no_ack=True) is None
     assert ("here", "by-letter", "plum") in shelf.notes
+
+
+def test_a_life_of_its_own_is_led(way: tuple[Library, Library]) -> None:
+    lib = way[1]
+    connection, shelf = connected(third_party.own_life, way)
+    with connection:
+        lib.messaging.Producer(connection).publish("x", "q", declare=[lib.entity.Queue("q")])
+        assert lib.entity.Queue("q")(connection).get(no_ack=True).payload == "x"
+        assert LookupError in connection.connection_errors
+        assert ArithmeticError in connection.channel_errors
+        assert connection.transport.verify_connection(connection.connection)
+        assert connection.as_uri() == "shelf://masked"
+        assert (connection.transport.driver_version(), connection.info()["port"]) == ("1", 4711)
+    for note in ("establish", ("channel", "/"), "message", "channel closed", "close"):
+        assert note in shelf.notes
 
 
 def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Library]) -> None:

@@ -246,6 +246,61 @@ def own_routing(lib: Library, shelf: Shelf) -> Any:
     return transport
 
 
+def own_life(lib: Library, shelf: Shelf) -> Any:
+    """With connecting, channels, messages and URLs of its own, and no pause between its looks."""
+    base = plain(lib, shelf)
+
+    class Message(_virtual(lib).Message):  # type: ignore[misc]
+        def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+            super().__init__(payload, channel=channel, **kwargs)
+            shelf.notes.append("message")
+
+    class Channel(base.Channel):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            shelf.notes.append(("channel", self.connection.client.virtual_host))
+
+        def close(self) -> None:
+            if not self.closed:
+                shelf.notes.append("channel closed")
+            super().close()
+
+    Channel.Message = Message
+
+    class Transport(base):  # type: ignore[misc, valid-type]
+        can_parse_url = True
+        polling_interval = None
+        connection_errors = (*base.connection_errors, LookupError)
+        channel_errors = (*base.channel_errors, ArithmeticError)
+
+        def establish_connection(self) -> Any:
+            shelf.notes.append("establish")
+            return super().establish_connection()
+
+        def verify_connection(self, connection: Any) -> bool:
+            return connection is not None
+
+        def create_channel(self, connection: Any) -> Any:
+            return super().create_channel(connection)
+
+        def close_connection(self, connection: Any) -> None:
+            shelf.notes.append("close")
+            super().close_connection(connection)
+
+        def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
+            return super().drain_events(connection, timeout=timeout)
+
+        def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+            return "shelf://masked"
+
+        @property
+        def default_connection_params(self) -> dict[str, Any]:
+            return {"port": 4711, "hostname": "shelf.example"}
+
+    Transport.Channel = Channel
+    return Transport
+
+
 SHAPES: Final[list[Callable[[Library, Shelf], Any]]] = [
     plain,
     own_qos,
@@ -253,4 +308,5 @@ SHAPES: Final[list[Callable[[Library, Shelf], Any]]] = [
     broadcasting,
     own_methods,
     own_routing,
+    own_life,
 ]

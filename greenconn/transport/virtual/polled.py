@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from queue import Empty
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.green.supervisor import spawn
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from greenconn.transport.virtual.transport import PolledLink
 
 __all__ = ["PolledConsuming"]
+
+#: Seconds that a hook may wait where the transport has no interval: others want to be looked for, too.
+LOOK: Final = 1.0
 
 
 class PolledConsuming(ConsumingMethods, AbstractChannel):
@@ -91,7 +94,9 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         """Look for one message; False when there was none.  May switch."""
         self._has_found = False
         try:
-            self.drain_events(timeout=self.connection.poller.interval, callback=self._deliver)
+            self.drain_events(
+                timeout=self.connection.poller.interval or LOOK, callback=self._deliver
+            )
         except Empty:
             return False
         # A hook may return without having delivered anything.
