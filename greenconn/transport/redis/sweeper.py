@@ -7,7 +7,7 @@ entries of ``unacked_index`` that have had no sign of life for a lease:
   more whether the owner lives, so one that was slow and came back keeps what it has.
 - of another kind of client (kombu): they go back after ``visibility_timeout``, as with kombu.
 
-So what a consumer held that was killed is in its queue again after 1.0 to 1.2 leases.
+So what a consumer held that was killed is in its queue again after 0.7 to 1.2 leases.
 """
 
 from __future__ import annotations

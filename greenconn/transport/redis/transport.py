@@ -57,7 +57,7 @@ class Transport(base.Transport):
     driver_name = "redis"
     default_port = 6379
     #: Seconds between two attempts to connect, at most: a Redis is back soon, and so shall we be.
-    longest_pause: ClassVar[float] = 1.5
+    longest_pause: ClassVar[float] = 1.0
     connection_errors = (
         ConnectionError,
         InconsistencyError,
