@@ -53,7 +53,6 @@ ON_PURPOSE: Final[Mapping[str, str]] = {
     "utils.functional.ChannelPromise": A_DETAIL,
     "utils.functional.KEYWORD_MARK": A_DETAIL,
     "utils.json.*T": A_DETAIL,
-    "utils.json.textual_types": "lazy translations are told without importing Django",
     "utils.limits.TokenBucket.*": IN_INSTANCES,
     "utils.scheduling.CYCLE_ALIASES": "paths of ours",
     "utils.url.ssl_available": "always true",

@@ -169,7 +169,7 @@ def test_pools_share_and_give_back(url: str) -> None:
     with Connection(url) as source:
         pool = source.Pool(2)
         with pool.acquire() as one, pool.acquire() as two:
-            assert one == two == source
+            assert one.__eqhash__() == two.__eqhash__() == source.__eqhash__()
             one.default_channel.queue_declare(queue="q")
             two.Producer().publish("x", routing_key="q")
             message = one.default_channel.basic_get("q")
