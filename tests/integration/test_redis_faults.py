@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from gevent import Timeout
 from redis import exceptions
 
 import greenconn
-from greenconn import Connection
+from greenconn import Connection, Queue
 from greenconn.exceptions import (
     AccessRefused,
     FrameError,
@@ -24,6 +25,8 @@ from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import wait_until
+from tests.torture.faults import Direction, Fault, Kind
+from tests.torture.proxied import ProxyProcess
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
 
@@ -441,3 +444,31 @@ def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
             with pytest.raises(exceptions.NoPermissionError):
                 consumer.get(timeout=SOON)
         assert control.connection.call(pack("LLEN", "q")) == 1
+
+
+def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> None:
+    """The server says that they are none, and ends the connection: who consumes goes on."""
+    server = redis_with()
+    got: list[Any] = []
+    with (
+        ProxyProcess(server.port, "redis") as proxy,
+        Connection(f"redis://127.0.0.1:{proxy.port}/0") as connection,
+        Connection(f"redis://127.0.0.1:{proxy.port}/0") as draining,
+        Connection(server.url) as sending,
+    ):
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        draining.Consumer(Queue("other"), callbacks=[lambda body, message: message.ack()]).consume()
+        for number in range(20):
+            spoil = Fault(
+                kind=Kind.CORRUPT, direction=Direction.THERE, gap=0, seconds=0, seed=number
+            )
+            proxy.inject(spoil)
+            for queue in ("q", "other"):
+                greenconn.publish(queue, number, connection=sending)
+            with suppress(TimeoutError, *draining.connection_errors):
+                draining.drain_events(timeout=0.01)
+        wait_until(lambda: set(got) == set(range(20)))
+        assert consumer.stop(SOON)

@@ -74,6 +74,10 @@ class NotRedis(_Both, FrameError, redis.InvalidResponse):  # type: ignore[misc]
 #: First words of error replies after which the connection is of no use: another server is the master.
 ENDS_THE_LINK: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 
+#: How the reply begins with which a server ends a connection: what came was no command of ours, so
+#: bytes were changed on their way, and which commands it did not understand nobody can tell.
+PROTOCOL_ERROR: Final = "ERR Protocol error"
+
 #: First word of an error reply -> redis-py's class, and the remedy.
 _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     "OOM": (
@@ -119,5 +123,7 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
     if code in ENDS_THE_LINK:
         return ServerNotReady(f"{text} (this server is no master that is ready)")
+    if code == "ERR" and str(reply).startswith(PROTOCOL_ERROR):
+        return LinkLost(f"{text} (what we sent did not arrive as we sent it)")
     cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))
     return cls(f"{text} ({remedy})" if remedy else text)

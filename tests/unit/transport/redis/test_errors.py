@@ -43,6 +43,7 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         ("NOPERM no permissions", exceptions.NoPermissionError, "docs/redis.rst"),
         ("WRONGTYPE Operation", exceptions.ResponseError, "another database"),
         ("ERR The user executing the script can't", exceptions.NoPermissionError, "commands"),
+        ("ERR Protocol error: invalid bulk length", errors.LinkLost, "did not arrive"),
         ("ERR something", exceptions.ResponseError, ""),
     ],
 )
