@@ -18,6 +18,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.session.utility import LIMIT, UtilityChannels
 from greenconn.transport import memory
 from tests.fix_amqp import AmqpPeer, BrokerEnd
+from tests.fix_wires import until
 
 WAIT = 10.0
 DECLARE = spec.Queue.Declare
@@ -48,6 +49,7 @@ def test_each_channel_has_one_holder_and_there_are_few(utility: UtilityChannels)
         held.discard(channel)
 
     greenlets = [gevent.spawn(utility.run, hold, Deadline(WAIT)) for _ in range(50)]
+    until(lambda: len(held) >= LIMIT)
     gevent.sleep(0.01)
     assert len(held) == LIMIT
     with pytest.raises(LimitExceeded, match="utility channels of memory"):
