@@ -89,6 +89,8 @@ def rival(options: argparse.Namespace, broker: str) -> list[Outcome]:
     for name in ("seed", "seconds", "greenlets", "rate"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run([*command, "--faults", *kinds], stdout=subprocess.PIPE, check=False)
+    if not done.stdout:
+        Console(stderr=True).print(f"{broker}: {options.rival} ended with {done.returncode}")
     return [Outcome(**figures) for figures in json.loads(done.stdout or b"[]")]
 
 

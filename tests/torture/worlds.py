@@ -269,8 +269,15 @@ def depths(world: World) -> dict[str, int]:
     """How many messages wait in each of its queues.  May switch."""
     names = [queue.name for queue in world.queues()]
     with Connection(world.url) as connection:
-        declared = connection.default_channel.queue_declare
-        return {name: int(declared(name, passive=True).message_count) for name in names}
+        return {name: _depth(connection, name) for name in names}
+
+
+def _depth(connection: Connection, name: str) -> int:
+    try:
+        declared = connection.default_channel.queue_declare(name, passive=True)
+    except connection.channel_errors:
+        return 0  # it was deleted, and nobody has wanted it back
+    return int(declared.message_count)
 
 
 @contextmanager
