@@ -68,18 +68,20 @@ def run(options: argparse.Namespace, broker: str, console: Console) -> Outcome:
             console.print(text, highlight=False)
 
     with world_of(broker) as world:
-        storm = Storm(plan, world, makers()[options.client], show)
+        storm = Storm(plan, world, maker_of(options.client), show)
         with shown(storm, console):
             return storm.run()
 
 
-def makers() -> dict[str, Callable[[World, bool], Client]]:
-    """The clients by their names; kombu only where it was asked for."""
-    if "kombu" not in sys.argv or "--client" not in sys.argv:
-        return {"greenconn": Greenconn}
-    from tests.torture.rival import Kombu  # it is not needed otherwise, and only works patched
+def maker_of(client: str) -> Callable[[World, bool], Client]:
+    """What makes the client of that name."""
+    if client == "greenconn":
+        return Greenconn
+    from tests.torture.rival import (
+        Kombu,
+    )  # it need not be installed otherwise, and only works patched
 
-    return {"greenconn": Greenconn, "kombu": Kombu}
+    return Kombu
 
 
 def rival(options: argparse.Namespace, broker: str) -> list[Outcome]:
