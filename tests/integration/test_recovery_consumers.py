@@ -217,10 +217,11 @@ def test_options_of_consumers_come_back(
     consumer.consume()
 
     def rows() -> list[str]:
+        vhost = connection.virtual_host or "/"
         columns = ("queue_name", "consumer_tag", "ack_required", "arguments")
         return [
             row
-            for row in rabbitmq.ctl("list_consumers", *columns).splitlines()
+            for row in rabbitmq.ctl("list_consumers", "-p", vhost, *columns).splitlines()
             if row.startswith(unique)
         ]
 
