@@ -67,7 +67,8 @@ def test_a_project(env: dict[str, str], settings: str, amqp_url: str) -> None:
         assert fetched.json == {"text": "hello", "host": broker.host}
         fetched = server.request("/kombu?text=hello")
         assert fetched.json["text"] == "hello"
-        assert fetched.json["url"].endswith(f"://{broker.userid}:**@{broker.host}//")
+        address = broker.as_uri().partition("://")[2]  # the password is masked in both
+        assert fetched.json["url"].endswith(f"://{address}")
 
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
