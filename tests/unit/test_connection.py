@@ -224,7 +224,8 @@ def test_copies_mean_the_same_broker(cls: type[Connection], url: str) -> None:
         assert twin.session is not source.session
     assert source.clone(userid="other").__eqhash__() != source.__eqhash__()
     assert source == source
-    assert source != "amqp://"
+    address: object = "amqp://"
+    assert source != address
 
 
 def test_a_clone_takes_what_differs() -> None:
