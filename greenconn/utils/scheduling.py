@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from greenconn.importing import symbol_by_name
+from greenconn.transport.virtual.cycle import FairCycle
 
 __all__ = [
     "CYCLE_ALIASES",
@@ -19,58 +20,6 @@ __all__ = [
 CYCLE_ALIASES: Final = {
     name: f"{__name__}:{name}_cycle" for name in ("priority", "round_robin", "sorted")
 }
-
-
-class FairCycle:
-    """Asks resources in turn, going on after the one that answered last.
-
-    Arguments:
-        fun: called as ``fun(resource, callback, **kwargs)``.
-        resources: may change between two calls.
-        predicate: the exception that means that a resource has nothing.
-    """
-
-    def __init__(
-        self,
-        fun: Callable[..., Any],
-        resources: Sequence[Any],
-        predicate: type[Exception] = Exception,
-    ) -> None:
-        self.fun = fun
-        self.resources = resources
-        self.predicate = predicate
-        self.pos = 0
-
-    def _next(self) -> Any:
-        if not self.resources:
-            self.pos = 0
-            raise self.predicate
-        if self.pos >= len(self.resources):
-            self.pos = 0
-        self.pos += 1
-        return self.resources[self.pos - 1]
-
-    def get(self, callback: Callable[..., Any], **kwargs: Any) -> Any:
-        """Return what the next resource gives that has something.
-
-        Raises:
-            Exception: the *predicate*; no resource has anything.
-        """
-        tried = 0
-        while True:
-            resource = self._next()
-            tried += 1
-            try:
-                return self.fun(resource, callback, **kwargs)
-            except self.predicate:
-                if tried >= len(self.resources):
-                    raise
-
-    def close(self) -> None:
-        """Do nothing; for classes that derive from this one."""
-
-    def __repr__(self) -> str:
-        return f"<FairCycle: {self.pos}/{len(self.resources)} {self.resources}>"
 
 
 class round_robin_cycle:  # noqa: N801 - kombu's name

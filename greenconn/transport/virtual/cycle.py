@@ -32,6 +32,7 @@ class FairCycle(Generic[T]):
 
     def _next(self) -> T:
         if not self.resources:
+            self.pos = 0
             raise self.predicate()
         if self.pos >= len(self.resources):
             self.pos = 0

@@ -9,18 +9,15 @@ from typing import Any, ClassVar
 
 from greenconn.compat.carrot.utils import gen_unique_id
 
-__all__ = ["Consumer", "Receiver"]
+__all__ = ["Callbacks", "Consumer", "Receiver"]
 
 Callback = Callable[[Any, Any], Any]
 
 
-class Receiver:
+class Callbacks:
     """Calls callbacks with what is received."""
 
     callbacks: list[Callback]
-    backend: Any
-    #: Acknowledge each message before its callbacks are called.
-    auto_ack: bool = False
 
     def register_callback(self, callback: Callback) -> None:
         """Call ``callback(message_data, message)`` with each message."""
@@ -36,6 +33,14 @@ class Receiver:
             raise NotImplementedError("No consumer callbacks registered")
         for callback in self.callbacks:
             callback(message_data, message)
+
+
+class Receiver(Callbacks):
+    """Receives from a backend."""
+
+    backend: Any
+    #: Acknowledge each message before its callbacks are called.
+    auto_ack: bool = False
 
     def _receive_callback(self, raw_message: Any) -> None:
         message = self.backend.message_to_python(raw_message)

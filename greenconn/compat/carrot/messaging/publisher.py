@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from greenconn.compat.carrot import serialization
-from greenconn.compat.carrot.messaging.consumer import Callback, Consumer
+from greenconn.compat.carrot.messaging.consumer import Callbacks, Consumer
 
 __all__ = ["Messaging", "Publisher"]
 
@@ -162,7 +162,7 @@ class Publisher:
         self._closed = True
 
 
-class Messaging:
+class Messaging(Callbacks):
     """A publisher and a consumer of the same exchange.
 
     Arguments:
@@ -190,7 +190,7 @@ class Messaging:
             connection, queue=self.queue, exchange=self.exchange, routing_key=self.routing_key
         )
         self.consumer.register_callback(self.receive)
-        self.callbacks: list[Callback] = []
+        self.callbacks = []
         self._closed = False
 
     def __enter__(self) -> Messaging:
@@ -198,21 +198,6 @@ class Messaging:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def register_callback(self, callback: Callback) -> None:
-        """Call ``callback(message_data, message)`` with each message."""
-        self.callbacks.append(callback)
-
-    def receive(self, message_data: Any, message: Any) -> None:
-        """Call the callbacks.
-
-        Raises:
-            NotImplementedError: there are none.
-        """
-        if not self.callbacks:
-            raise NotImplementedError("No consumer callbacks registered")
-        for callback in self.callbacks:
-            callback(message_data, message)
 
     def send(self, message_data: Any, delivery_mode: Any = None) -> None:
         """Send a message; see :meth:`Publisher.send`."""
