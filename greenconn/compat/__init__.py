@@ -7,6 +7,7 @@ from itertools import count, islice
 from typing import Any
 
 from greenconn import messaging
+from greenconn.compat.fetching import Fetching
 from greenconn.compat.standin import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
@@ -98,7 +99,7 @@ class Publisher(messaging.Producer):
         return self.channel
 
 
-class Consumer(messaging.Consumer):
+class Consumer(Fetching, messaging.Consumer):
     """A consumer of one queue on a channel of its own; attributes may be those of the class.
 
     Arguments:
@@ -181,9 +182,6 @@ class Consumer(messaging.Consumer):
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.iterqueue(infinite=True)
-
     def fetch(self, no_ack: bool | None = None, enable_callbacks: bool = False) -> Any:
         """Return the next message, or None if the queue is empty.
 
@@ -221,19 +219,6 @@ class Consumer(messaging.Consumer):
     def wait(self, limit: int | None = None) -> list[Any]:
         """Handle *limit* events."""
         return list(self.iterconsume(limit))
-
-    def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Any]:
-        """Yield messages as :meth:`fetch` gives them.
-
-        Arguments:
-            limit: messages at most; None is without limit.
-            infinite: go on when the queue is empty, with None.
-        """
-        for _ in islice(count(), limit or None):
-            message = self.fetch()
-            if message is None and not infinite:
-                return
-            yield message
 
 
 class ConsumerSet(messaging.Consumer):

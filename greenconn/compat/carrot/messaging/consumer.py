@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count, islice
 from typing import Any, ClassVar
 
 from greenconn.compat.carrot.utils import gen_unique_id
+from greenconn.compat.fetching import Fetching
 
 __all__ = ["Callbacks", "Consumer", "Receiver"]
 
@@ -65,7 +65,7 @@ class Receiver(Callbacks):
         return self.backend.qos(prefetch_size, prefetch_count, apply_global)
 
 
-class Consumer(Receiver):
+class Consumer(Fetching, Receiver):
     """Receives the messages of a queue.
 
     What is not given is what the class says, so that programs derive classes of their own.
@@ -133,9 +133,6 @@ class Consumer(Receiver):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.iterqueue(infinite=True)
-
     def declare(self) -> Consumer:
         """Declare queue and exchange, and bind one to the other.  May switch."""
         arguments: Mapping[str, Any] | None = None
@@ -197,19 +194,6 @@ class Consumer(Receiver):
             DeprecationWarning("process_next() is now fetch(enable_callbacks=True)"), stacklevel=2
         )
         return self.fetch(enable_callbacks=True)
-
-    def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Any]:
-        """Yield messages as :meth:`fetch` gives them.  May switch.
-
-        Arguments:
-            limit: messages at most; None is without limit.
-            infinite: go on when the queue is empty, with None.
-        """
-        for _ in islice(count(), limit or None):
-            message = self.fetch()
-            if message is None and not infinite:
-                return
-            yield message
 
     def discard_all(self, filterfunc: Callable[[Any], Any] | None = None) -> int:
         """Drop what waits in the queue and return how many there were.  May switch.
