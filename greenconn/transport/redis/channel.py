@@ -8,12 +8,12 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.transport.redis.declaration import Declaration
 from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
 from greenconn.transport.redis.scripts import BIND
 from greenconn.transport.virtual.consuming import generated_name
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import UndeliverableWarning

@@ -16,9 +16,9 @@ from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.clock import server_time
-from greenconn.transport.redis.declaration import Declaration
 from greenconn.transport.redis.errors import LinkLost, as_error
 from greenconn.transport.redis.scripts import JOIN, LEAVE
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 from greenconn.transport.virtual.refusal import (
     Method,
