@@ -165,20 +165,20 @@ class Store(ABC):
 
     # -- exchanges and bindings, where they are shared
 
-    def note_exchange(self, exchange: Exchange) -> None:
+    def note_exchange(self, exchange: Exchange) -> None:  # noqa: B027
         """An exchange was declared."""
 
     def find_exchange(self, name: str) -> Exchange | None:
         """Return an exchange (without its bindings); None: there is none."""
         return None
 
-    def drop_exchange(self, name: str) -> None:
+    def drop_exchange(self, name: str) -> None:  # noqa: B027
         """Delete an exchange and its bindings."""
 
-    def bind(self, exchange: str, row: Row) -> None:
+    def bind(self, exchange: str, row: Row) -> None:  # noqa: B027
         """Add a binding; again: changes nothing."""
 
-    def unbind(self, exchange: str, row: Row) -> None:
+    def unbind(self, exchange: str, row: Row) -> None:  # noqa: B027
         """Remove a binding; one that is not there is no error."""
 
     def rows(self, exchange: str) -> Sequence[Row]:
@@ -201,7 +201,7 @@ class Store(ABC):
                 wait returns at once always, and calls ``wake`` when it is worth another claim.
         """
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> None:  # noqa: B027
         """Let a claim that waits return: others are wanted now.  Never switches."""
 
     @abstractmethod
