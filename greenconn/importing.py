@@ -6,7 +6,32 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["symbol_by_name"]
+__all__ = ["MissingExtra", "needed", "symbol_by_name"]
+
+
+class MissingExtra(ImportError):
+    """What a part of this package stands on is not installed."""
+
+
+def needed(module: str, package: str, extra: str) -> Any:
+    """Import a module that is, or stands on, a package of an extra.
+
+    Arguments:
+        module: what to import.
+        package: the top module that may be missing.
+        extra: that brings it.
+
+    Raises:
+        MissingExtra: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != package:
+            raise
+        raise MissingExtra(
+            f"{package} is not installed: pip install 'greenconn[{extra}]'", name=exc.name
+        ) from exc
 
 
 def symbol_by_name(

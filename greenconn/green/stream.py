@@ -20,7 +20,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 
-__all__ = ["Room", "Stream", "Tls"]
+__all__ = ["EndOfFile", "Room", "Stream", "Tls"]
 
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
@@ -33,6 +33,10 @@ AT_ONCE: Final = 8
 _buffers: Final[WeakKeyDictionary[Hub, memoryview]] = WeakKeyDictionary()
 
 _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
+
+
+class EndOfFile(ConnectionResetError):
+    """The peer closed the connection in good order."""
 
 
 class Tls(Protocol):
@@ -269,7 +273,7 @@ class Stream:
     def _end_of_file(self) -> None:
         if self._tls is not None:
             self._tls.feed_eof()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
+        raise EndOfFile(errno.ECONNRESET, "the peer closed the connection")
 
     def _decrypt(self, data: bytes) -> None:
         tls = self._tls

@@ -12,10 +12,19 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeGuard
 
-__all__ = ["OPTIONS", "CertificateRejected", "TlsError", "TlsSession", "tls_context", "tls_session"]
+__all__ = [
+    "OPTIONS",
+    "CertificateRejected",
+    "TlsError",
+    "TlsSession",
+    "tls_context",
+    "tls_session",
+    "tls_sessions",
+]
 
 TlsOption = bool | Mapping[str, Any] | ssl.SSLContext
 
@@ -259,12 +268,17 @@ def tls_session(option: TlsOption, hostname: str | None) -> TlsSession:
     Raises:
         ValueError: the argument cannot be used.
     """
+    return tls_sessions(option, hostname)()
+
+
+def tls_sessions(option: TlsOption, hostname: str | None) -> Callable[[], TlsSession]:
+    """As :func:`tls_session`, for many connections to one host: what it returns makes the sessions."""
     name = hostname
     if isinstance(option, Mapping):
         name = _named(option, hostname).get("server_hostname") or hostname
     if name is not None:
         name = name.partition("%")[0].rstrip(".")  # zone of an IPv6 address, root of a name
-    return TlsSession(tls_context(option, hostname), name or None)
+    return partial(TlsSession, tls_context(option, hostname), name or None)
 
 
 def tls_context(option: TlsOption, hostname: str | None = None) -> ssl.SSLContext:
