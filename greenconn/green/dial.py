@@ -15,7 +15,7 @@ from gevent import get_hub
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 
-__all__ = ["dial", "dial_unix"]
+__all__ = ["dial", "dial_unix", "numeric"]
 
 Address = tuple[int, int, int, Any]
 
@@ -30,6 +30,15 @@ KEEPALIVE: Final[dict[str | int, int | bytes]] = {
     # Milliseconds that sent data may go unanswered; as long as it takes keep-alive to give up.
     "TCP_USER_TIMEOUT": 150_000,
 }
+
+
+def numeric(host: str) -> str:
+    """Return what to dial for *host*: an address for ``localhost``, else what it is.
+
+    As kombu: no lookup, and never a broker that only has IPv6.  A certificate is still checked
+    against the name.
+    """
+    return "127.0.0.1" if host == "localhost" else host
 
 
 def dial(

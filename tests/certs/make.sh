@@ -31,7 +31,7 @@ certificate() { # name, authority ("" signs itself), end, extension...
 
 end=21200101000000Z
 here="subjectAltName=DNS:localhost,DNS:broker.test,IP:127.0.0.1,IP:0:0:0:0:0:0:0:1"
-for name in ca other-ca server client elsewhere expired; do key $name; done
+for name in ca other-ca server client elsewhere expired alone; do key $name; done
 for name in ca other-ca; do
     certificate $name "" $end "basicConstraints=critical,CA:TRUE" "subjectKeyIdentifier=hash" \
         "keyUsage=critical,keyCertSign,cRLSign"
@@ -40,6 +40,7 @@ leaf="authorityKeyIdentifier=keyid"
 certificate server ca $end "$leaf" "$here"
 certificate client ca $end "$leaf" "extendedKeyUsage=clientAuth"
 certificate elsewhere ca $end "$leaf" "subjectAltName=DNS:elsewhere.test"
+certificate alone "" $end "$here"
 certificate expired ca 20210101000000Z "$leaf" "$here"
 openssl ec -in client.key -aes256 -passout pass:secret -out client-locked.key
 rm ca.key other-ca.key

@@ -115,7 +115,8 @@ def test_without_tracebacks(
     assert caplog.records[0].exc_info is None
 
 
-def test_lazy_values_are_not_computed_in_vain() -> None:
+def test_lazy_values_are_not_computed_in_vain(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     Worker().debug("%s", lazy(pytest.fail, "computed"))
 
 

@@ -1,4 +1,4 @@
-"""Every test that the page of promises names exists."""
+"""Every test that the pages of promises and of security name exists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED = sorted(set(re.findall(r"``(tests/\S+)::(\w+)``", (ROOT / "docs/promises.rst").read_text())))
+PAGES = ("docs/promises.rst", "docs/security.rst")
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+NAMED = sorted(set(re.findall(r"``(tests/\S+)::(\w+)``", "".join(TEXTS.values()))))
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED)
@@ -17,7 +19,7 @@ def test_the_test_exists(path: str, name: str) -> None:
 
 
 def test_each_promise_has_one() -> None:
-    text = (ROOT / "docs/promises.rst").read_text().partition("The torture\n")[0]
+    text = TEXTS["docs/promises.rst"].partition("The torture\n")[0]
     promises = re.split(r"^\*\*", text, flags=re.MULTILINE)[1:]
     assert promises
     for promise in promises:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from greenconn.exceptions import ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
+from greenconn.green.dial import numeric
 from greenconn.green.http import Answer, ask
 from greenconn.wire.tls import tls_session
 
@@ -41,8 +42,6 @@ class HttpApi:
         login: Callable[[], tuple[str | None, str | None]],
         timeout: float | None,
     ) -> None:
-        # As the connection does: no lookup, and never a broker that only has IPv6.
-        self._host = "127.0.0.1" if hostname == "localhost" else hostname
         self._hostname = hostname
         self._port = port
         self._ssl = ssl
@@ -87,7 +86,7 @@ class HttpApi:
         try:
             return ask(
                 method,
-                self._host,
+                numeric(self._hostname),
                 self._port,
                 target,
                 deadline=Deadline(self._timeout),

@@ -15,6 +15,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.green.dial import numeric
 from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_options
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
@@ -91,19 +92,17 @@ class Transport(base.Transport):
         client = self.client
         options = self.options(warns=True)
         host = client.hostname or "localhost"
-        if host == "localhost":
-            host = "127.0.0.1"  # as kombu: no lookup, and never a broker that only has IPv6
         use_tls = bool(client.ssl)
         port = client.port or (self.default_ssl_port if use_tls else self.default_port)
         tls = None
         if use_tls:
             from greenconn.wire.tls import tls_session  # when it is used
 
-            tls = tls_session(client.ssl, client.hostname or "localhost")
+            tls = tls_session(client.ssl, host)
         userid, password = self.login()
         link = self.Connection(
             client,
-            host,
+            numeric(host),
             int(port),
             userid=userid,
             password=password,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial, dial_unix
+from greenconn.green.dial import dial, dial_unix, numeric
 from greenconn.transport.redis.errors import (
     LinkLost,
     LoginRefused,
@@ -87,11 +87,12 @@ def open_pipeline(
     step = "connecting"
     pipeline = None
     try:
+        # Before there is a connection: what is wrong with our own files needs none.
+        tls = tls_session(address.ssl, address.host) if address.ssl else None
         if address.path is not None:
             sock = dial_unix(address.path, deadline)
         else:
-            sock = dial(address.host, address.port, deadline, address.settings)
-        tls = tls_session(address.ssl, address.host) if address.ssl else None
+            sock = dial(numeric(address.host), address.port, deadline, address.settings)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
         step = "the TLS handshake"
         pipeline.stream.handshake(deadline)

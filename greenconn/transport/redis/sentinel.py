@@ -76,7 +76,7 @@ class SentinelTransport(Transport):
         ssl = _tls_of(self.options.sentinel_kwargs or {})
         return [
             Address(
-                host="127.0.0.1" if host == "localhost" else host,
+                host=host,
                 port=port,
                 ssl=ssl,
                 where=f"sentinel {host}:{port}",

@@ -179,10 +179,9 @@ class Transport(base.Transport):
     def _resolve(self, deadline: Deadline) -> Address:
         """Where the server is now."""
         client, options = self.client, self.options
-        host = client.hostname or "127.0.0.1"
         socket_url = self._socket_url()
         return Address(
-            host="127.0.0.1" if host == "localhost" else host,
+            host=client.hostname or "localhost",
             port=int(client.port or self.default_port),
             path=None if socket_url is None else socket_url.socket_path,
             ssl=client.ssl,

@@ -1,0 +1,43 @@
+"""The search for secrets finds what is planted for it, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent
+PLANTED = FOLDER / "planted_secrets.py"
+NAMES = re.findall(r"^def (test_\w+)", PLANTED.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def said() -> str:
+    """What pytest says of the planted tests."""
+    program = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rA"]
+    done = subprocess.run(
+        [*program, str(PLANTED)],
+        cwd=FOLDER.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_is_found(said: str, name: str) -> None:
+    fails = name.startswith("test_tells")
+    assert (f"ERROR tests/unit/planted_secrets.py::{name}" in said) is fails
+    # The test itself has passed: it is what comes after it that finds the secret.
+    assert f"PASSED tests/unit/planted_secrets.py::{name}" in said
+
+
+def test_it_does_not_tell_it_again(said: str) -> None:
+    told = [line for line in said.splitlines() if "a secret was told" in line]
+    assert told
+    after = said.partition("short test summary")[2]
+    assert "correct horse" not in after
