@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gc
 import logging
 import os
@@ -11,7 +10,6 @@ import resource
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -43,6 +41,7 @@ from greenconn.worker import spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.fix_relay import Relay, RelayFactory
 from tests.fix_wires import until
+from tests.texts import MARK, MARKS, reprs, texts_of
 
 SOON = 20.0
 
@@ -176,38 +175,6 @@ def works(connection: Connection, queue: str) -> list[Any]:
 
 
 # Secrets
-
-
-MARK = "s3cret/M@rk:er%41+x"
-#: How it looks in a URL, and parts that would be enough.
-MARKS = (
-    MARK,
-    quote(MARK, safe=""),
-    quote(MARK),
-    "s3cret",
-    base64.b64encode(MARK.encode()).decode(),
-)
-
-
-def texts_of(error: BaseException | None) -> Iterator[str]:
-    """All that can be read in an error."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield from (str(error), repr(error), repr(error.args), repr(vars(error)))
-        yield "".join(traceback.format_exception(error))
-        error = error.__cause__ or error.__context__
-
-
-def reprs() -> Iterator[str]:
-    """The texts of all objects of the library that live now."""
-    for each in gc.get_objects():
-        kind = type(each)
-        if str(getattr(kind, "__module__", "")).startswith(("greenconn.", "amqp.")):
-            with suppress(Exception):
-                yield f"{kind.__name__}: {each!r}"
-            with suppress(Exception):
-                yield f"{kind.__name__}: {each!s}"
 
 
 @pytest.fixture
