@@ -145,16 +145,16 @@ def _search_expected_errors() -> None:
 
 def _search_raised_errors() -> None:
     """Look at each exception that is raised in a line of the package."""
-    if sys.version_info < (3, 12):
+    monitoring = getattr(sys, "monitoring", None)  # there since Python 3.12
+    if monitoring is None:
         return
-    monitoring = sys.monitoring
     tool = monitoring.PROFILER_ID
 
     def raised(code: CodeType, offset: int, error: BaseException) -> Any:
         if not code.co_filename.startswith(PACKAGE):
             return
         if not _secrets.is_empty and isinstance(error, Exception):
-            _secrets.search_error(f"raised in {code.co_qualname}", error)
+            _secrets.search_error(f"raised in {code.co_name}", error)
 
     monitoring.use_tool_id(tool, "greenconn's search for secrets")
     monitoring.register_callback(tool, monitoring.events.RAISE, raised)

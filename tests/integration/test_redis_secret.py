@@ -63,7 +63,7 @@ def test_no_password_in_any_text(
     texts.extend(reprs())
     own_redis.start()
     spawned.kill()
-    with suppress(connection.connection_errors):
+    with suppress(*connection.connection_errors):
         consumer.close()
     pool.force_close_all()
     connection.close()

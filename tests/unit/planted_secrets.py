@@ -6,6 +6,7 @@ Not collected with the other tests, since its name does not begin with ``test_``
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.credentials import Token
+from greenconn.transport.registry import resolve_transport
 from greenconn.url import parse_url
 
 SECRET = "correct horse/battery"
@@ -82,3 +84,9 @@ def test_says_nothing() -> None:
 
 def test_says_what_another_test_gave() -> None:
     logger.info("this is nobody's password here: %s", SECRET)
+
+
+def test_says_it_within_the_library_on_python_3_12() -> None:
+    give()
+    with contextlib.suppress(KeyError):
+        resolve_transport(SECRET)

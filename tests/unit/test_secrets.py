@@ -31,6 +31,8 @@ def said() -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_told_is_found(said: str, name: str) -> None:
     fails = name.startswith("test_tells")
+    if name.endswith("python_3_12"):
+        fails = sys.version_info >= (3, 12)
     assert (f"ERROR tests/unit/planted_secrets.py::{name}" in said) is fails
     # The test itself has passed: it is what comes after it that finds the secret.
     assert f"PASSED tests/unit/planted_secrets.py::{name}" in said
