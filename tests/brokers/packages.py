@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NoBroker", "Programs", "find_rabbitmq", "find_redis"]
+__all__ = ["NoBroker", "Programs", "find_beanstalkd", "find_rabbitmq", "find_redis"]
 
 #: Folders of RabbitMQ's own scripts.  Debian's /usr/sbin/rabbitmq-server is a wrapper that changes
 #: the user and reads /etc, so PATH is not asked.
@@ -88,6 +88,20 @@ def find_redis(scratch: Path) -> Programs:
             return Programs(server=Path(server))
     root = _unpacked("redis-server", scratch)
     return Programs(server=root / "usr/bin/redis-server", root=root)
+
+
+def find_beanstalkd(scratch: Path) -> Programs:
+    """Find beanstalkd, and unpack it if it is not installed.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
+    server = shutil.which("beanstalkd", path=path)
+    if server:
+        return Programs(server=Path(server))
+    root = _unpacked("beanstalkd", scratch)
+    return Programs(server=root / "usr/bin/beanstalkd", root=root)
 
 
 def cache_folder(scratch: Path) -> Path:
