@@ -12,8 +12,8 @@ from gevent import monkey
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
-    "tests.fix_beanstalk",
     "tests.fix_brokers",
+    "tests.fix_beanstalk",
     "tests.fix_leaks",
     "tests.fix_peer",
     "tests.fix_relay",
