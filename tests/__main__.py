@@ -21,7 +21,14 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import AMQP_CTL, AMQP_URL, REDIS_URL, REQUIRE, are_required
+from tests.brokers.environment import (
+    AMQP_CTL,
+    AMQP_URL,
+    COUCHDB_URL,
+    REDIS_URL,
+    REQUIRE,
+    are_required,
+)
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
@@ -126,6 +133,7 @@ class Run:
         if needs_brokers(self._rest):
             self._offer("RabbitMQ", AMQP_URL, self._begin_rabbitmq)
             self._offer("Redis", REDIS_URL, self._begin_redis)
+            self._fetch_pouchdb()
         sides = [self._begin(name) for name in self._environments]
         try:
             is_late = self._wait(sides)
@@ -166,6 +174,12 @@ class Run:
         print(f"Redis: {broker.server} at port {broker.port}")
         for number, environment in enumerate(self._environments.values(), 1):
             environment[REDIS_URL] = broker.url_of(number)
+
+    def _fetch_pouchdb(self) -> None:
+        """Fetch it, the first time, while other tests run; those that need it wait for it."""
+        if not os.environ.get(COUCHDB_URL):
+            log = self._keeper.directory / "output-pouchdb"
+            self._keeper.run([sys.executable, "-m", "tests.brokers.pouchdb"], output=log, cwd=ROOT)
 
     def _begin(self, name: str) -> Side:
         """Start pytest.  The first process has the terminal, the second one writes to a file."""

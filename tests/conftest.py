@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = [
     "tests.fix_brokers",
     "tests.fix_beanstalk",
+    "tests.fix_couchdb",
     "tests.fix_leaks",
     "tests.fix_peer",
     "tests.fix_relay",

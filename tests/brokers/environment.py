@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["AMQP_CTL", "AMQP_URL", "BEANSTALK_URL", "REDIS_URL", "REQUIRE", "are_required"]
+__all__ = [
+    "AMQP_CTL",
+    "AMQP_URL",
+    "BEANSTALK_URL",
+    "COUCHDB_URL",
+    "REDIS_URL",
+    "REQUIRE",
+    "are_required",
+]
 
 #: The address of a RabbitMQ.  Given by the user: use it, and start none.
 AMQP_URL = "GREENCONN_TEST_AMQP_URL"
@@ -14,6 +22,8 @@ AMQP_CTL = "GREENCONN_TEST_AMQP_CTL"
 REDIS_URL = "GREENCONN_TEST_REDIS_URL"
 #: The address of a beanstalkd that takes jobs of 1 MiB.  Given by the user: use it, and start none.
 BEANSTALK_URL = "GREENCONN_TEST_BEANSTALK_URL"
+#: The address of a CouchDB, with its login: ``couchdb://user:password@host:5984``.
+COUCHDB_URL = "GREENCONN_TEST_COUCHDB_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
 

@@ -1,20 +1,26 @@
-"""Where the brokers' programs are: installed, or unpacked from Debian's packages into a cache.
+"""Where the brokers' programs are: installed, or unpacked from packages into a cache.
 
-Nothing is installed: ``apt-get download`` and ``dpkg -x`` need no root, and no service starts.
+Nothing is installed: ``apt-get download`` and ``dpkg -x`` need no root, no service starts, and npm runs
+no script of a package.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NoBroker", "Programs", "find_beanstalkd", "find_rabbitmq", "find_redis"]
+from gevent import sleep
+
+__all__ = ["NoBroker", "Programs", "find_beanstalkd", "find_pouchdb", "find_rabbitmq", "find_redis"]
 
 #: Folders of RabbitMQ's own scripts.  Debian's /usr/sbin/rabbitmq-server is a wrapper that changes
 #: the user and reads /etc, so PATH is not asked.
@@ -25,7 +31,10 @@ RABBITMQ_FOLDERS = (
     "/usr/local/opt/rabbitmq/sbin",
 )
 REDIS_PROGRAMS = ("redis-server", "valkey-server")
-APT_TIMEOUT = 300.0
+POUCHDB = "pouchdb-server@4.2.0"
+#: Seconds for one command, and for somebody else who fetches the same.
+FETCH_TIMEOUT = 300.0
+STEP = 0.1
 
 
 class NoBroker(Exception):
@@ -104,6 +113,64 @@ def find_beanstalkd(scratch: Path) -> Programs:
     return Programs(server=root / "usr/bin/beanstalkd", root=root)
 
 
+def find_pouchdb(scratch: Path) -> Programs:
+    """Find pouchdb-server in the cache, or fetch it from npm; takes up to a minute.  May switch.
+
+    Two processes that look for it at once fetch it once.
+
+    Returns:
+        Node as the program; the folder of the packages as its root.
+
+    Raises:
+        NoBroker: it is not to be had.
+    """
+    root = cache_folder(scratch) / POUCHDB
+    node, npm, environment = _node(scratch)
+    if not root.is_dir():
+        with _alone(root):
+
+            def install(folder: Path) -> None:
+                options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+                command = [*npm, "install", "--prefix", str(folder), *options, POUCHDB]
+                _run(command, cwd=folder, env=environment)
+
+            if not root.is_dir():
+                _make(root, install)
+    return Programs(server=node, root=root)
+
+
+def _node(scratch: Path) -> tuple[Path, list[str], Mapping[str, str]]:
+    """Node, npm, and the environment that npm needs: installed, or Debian's."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm:
+        return Path(node), [npm], {}
+    root = _unpacked("npm", scratch)
+    unpacked = Programs(server=root / "usr/bin/node", root=root)
+    modules = root / "usr/share/nodejs"
+    environment = {**unpacked.libraries(), "NODE_PATH": str(modules)}
+    if node:
+        return Path(node), [node, str(modules / "npm/bin/npm-cli.js")], environment
+    command = [str(unpacked.server), str(modules / "npm/bin/npm-cli.js")]
+    return unpacked.server, command, environment
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time makes *root*; the lock goes with the process.  May switch."""
+    end = time.monotonic() + FETCH_TIMEOUT
+    with open(root.with_name(f".{root.name}.lock"), "w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= end:
+                    raise NoBroker(f"another process does not come to an end with {root}") from None
+                sleep(STEP)
+            else:
+                yield
+                return
+
+
 def cache_folder(scratch: Path) -> Path:
     """The user's folder for unpacked packages, or one in *scratch* if there can be none."""
     release = platform.freedesktop_os_release() if os.path.exists("/etc/os-release") else {}
@@ -128,20 +195,29 @@ def _unpacked(package: str, scratch: Path) -> Path:
         return root
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise NoBroker(f"{package} is not installed, and there is no apt-get to fetch it with")
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as work:
-        downloads, unpacked = Path(work, "packages"), Path(work, "root")
-        downloads.mkdir()
-        unpacked.mkdir()
-        os.chmod(downloads, 0o755)  # apt's own user may look into it
-        _download(package, downloads)
-        for file in sorted(downloads.glob("*.deb")):
-            _run(["dpkg", "-x", str(file), str(unpacked)])
+
+    def unpack(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as work:
+            os.chmod(work, 0o755)  # apt's own user may look into it
+            _download(package, Path(work))
+            for file in sorted(Path(work).glob("*.deb")):
+                _run(["dpkg", "-x", str(file), str(folder)])
+
+    _make(root, unpack)
+    return root
+
+
+def _make(root: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder of the cache at once: another run finds all of it or nothing."""
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=root.parent) as work:
+        made = Path(work, "root")
+        made.mkdir()
+        fill(made)
         try:
-            os.rename(unpacked, root)  # at once: another run finds all of it or nothing
+            os.rename(made, root)
         except OSError:
             if not root.is_dir():  # else another run was quicker
                 raise
-    return root
 
 
 def _download(package: str, folder: Path) -> None:
@@ -171,13 +247,15 @@ def _missing(package: str) -> list[str]:
     return names
 
 
-def _run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """Run a program of the package system and return its output.
+def _run(
+    command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Run a program of a package system and return its output.
 
     Raises:
         NoBroker: it failed; the text has its last lines.
     """
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}
     try:
         done = subprocess.run(
             command,
@@ -186,7 +264,7 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=APT_TIMEOUT,
+            timeout=FETCH_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoBroker(f"{' '.join(command[:2])} failed: {error}") from error
