@@ -4,6 +4,9 @@ A *store* keeps queues of messages in the world outside, for many processes.  Wh
 *claims* it: it stays in the store, nobody else gets it, and it comes back by itself when its lease
 ends and was not renewed.  So a process that dies loses nothing.
 
+What a store must write is abstract here; what it may write beside does nothing here, and the channels
+do without it.
+
 A store belongs to one link: it is opened once, then closed or lost.  All its methods may switch, and
 are called by library greenlets, one for each kind of work (storing, claiming, settling, renewing),
 at the same time: what must not be mixed on one connection is the store's matter.  None of them is
@@ -21,11 +24,20 @@ from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
 from greenconn.green.deadline import Deadline
+from greenconn.transport.leased.roster import Roster
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import Exchange
 
-__all__ = ["Answer", "Claimed", "Entry", "Row", "Settlement", "Store"]
+__all__ = ["Answer", "Claimed", "Entry", "NoQueue", "QueueFull", "Row", "Settlement", "Store"]
+
+
+class NoQueue(Exception):
+    """The queue that a message is for does not exist: the message is dropped, or was mandatory."""
+
+
+class QueueFull(Exception):
+    """The queue that a message is for has as many as it may have, and refuses more."""
 
 
 class Entry(NamedTuple):
@@ -33,7 +45,8 @@ class Entry(NamedTuple):
 
     Attributes:
         queue: its name.
-        envelope: kombu's form; text for the body, unless the store takes bytes.
+        envelope: kombu's form; the body is text (see ``body_encoding``), or bytes if the store takes
+            those.  Envelopes are shared between entries: copy before you change one.
         priority: 0 is the lowest.
         delay: seconds before it may be claimed.
         lifetime: seconds until it need not be delivered any more; None: for ever.
@@ -55,6 +68,11 @@ class Claimed(NamedTuple):
         handle: what the store wants to see again when it is settled or renewed.
         deliveries: how often it was claimed before, as far as the store can tell.
         raw: what could not be read.
+        dead: why the store gives it up (``expired``, ``maxlen``): it is not delivered, but goes to
+            the dead-letter exchange of its queue, if there is one.  Such may be of queues that were
+            not asked for.
+        waiting: how many are left in the queue, where the store can tell that without another call,
+            for ``basic_get``.
     """
 
     queue: str
@@ -62,6 +80,8 @@ class Claimed(NamedTuple):
     handle: Any
     deliveries: int = 0
     raw: bytes = b""
+    dead: str | None = None
+    waiting: int | None = None
 
 
 class Settlement(Enum):
@@ -79,21 +99,31 @@ class Answer(NamedTuple):
         delay: seconds before it may be claimed again, for BACK.
         entries: stored before the message is removed, at once with it where the store can: its
             copies for dead-letter queues.
+        is_unseen: nobody has seen it, for BACK: as if it had never been claimed, where the store can
+            tell.
     """
 
     handle: Any
     settlement: Settlement
     delay: float = 0.0
     entries: Sequence[Entry] = ()
+    is_unseen: bool = False
 
 
 class Row(NamedTuple):
-    """A binding of a queue as stores share it: kombu's row, and the arguments of the binding."""
+    """A binding as stores share it: kombu's row, and what kombu's rows have not.
+
+    Attributes:
+        pattern: what kombu stores for a topic exchange; empty for others.
+        queue: where it leads to.
+        to_exchange: *queue* is the name of an exchange; only stores that say so get such rows.
+    """
 
     routing_key: str
     pattern: str
     queue: str
     arguments: Mapping[str, Any] | None = None
+    to_exchange: bool = False
 
 
 class Store(ABC):
@@ -103,16 +133,26 @@ class Store(ABC):
         client: the ``Connection`` whose host, login and options are used.
         wake: to be called when there may be something to claim, with the name of the queue, or None
             for any; from any greenlet of the hub, or the hub.  Never switches.
+
+    Attributes:
+        owner: of exclusive queues, as declarations name it: this link, and nobody else.
+        roster: who consumes in this process.
+        gone: to be called when a queue that others may consume from here turned out to be deleted,
+            with its name.  Never switches.
     """
 
-    #: Seconds that a claim lasts; None: as long as the store's connection.
+    #: Seconds that a claim lasts; None: as long as the store's connection, nobody renews.
     lease: float | None = 30.0
+    #: Whether the store of the next life of a connection can settle what this one has claimed.
+    outlives_link: ClassVar[bool] = True
+    #: Seconds that one claim may wait for messages; 0: the store cannot wait, and calls ``wake``.
+    claim_wait: float = 0.0
     #: Messages that one claim may take.
     claim_limit: ClassVar[int] = 100
-    #: Messages and bytes that one call may store.
+    #: Messages, and about how many bytes of them, that one call may store; a bigger one comes alone.
     put_limit: ClassVar[int] = 100
     put_bytes: ClassVar[int] = 256 * 1024
-    #: Calls that may store at the same time.
+    #: Calls that may store at the same time; more than one gives up their order.
     put_calls: ClassVar[int] = 1
     #: Answers that one call may settle.
     settle_limit: ClassVar[int] = 100
@@ -121,11 +161,16 @@ class Store(ABC):
     #: Whether queues are looked for one by one, each claim waiting for its own (SQS), or together.
     claims_each_queue: ClassVar[bool] = False
     #: Whether exchanges and bindings are shared with other processes.
-    shares_bindings: ClassVar[bool] = False
+    shares_bindings: bool = False
+    #: Whether bindings between exchanges are, too.
+    shares_exchange_bindings: ClassVar[bool] = False
 
     def __init__(self, client: Any, wake: Callable[[str | None], None]) -> None:
         self.client = client
         self.wake = wake
+        self.owner = ""
+        self.roster = Roster()
+        self.gone: Callable[[str], None] = _nothing
 
     # -- life
 
@@ -153,7 +198,26 @@ class Store(ABC):
 
     @abstractmethod
     def drop_queue(self, name: str) -> int:
-        """Delete a queue, its messages and its bindings; return how many messages waited in it."""
+        """Delete a queue, its messages and its bindings; return how many messages waited in it.
+
+        An auto-delete exchange that loses its last binding by that goes too.
+        """
+
+    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        """This link has so many consumers of a queue now; 0: none any more.
+
+        Arguments:
+            exclusive: its one consumer wants to be the only one.
+
+        Returns:
+            Whether it may; False: others consume exclusively, or they consume and it wants to.  By
+            default, and as with :meth:`others`, only the links of this process are known.
+        """
+        return self.roster.enrol(name, self.owner, consumers, exclusive)
+
+    def others(self, name: str) -> int:
+        """How many consumers of a queue other links have, as far as the store knows."""
+        return self.roster.others(name, self.owner)
 
     @abstractmethod
     def purge(self, name: str) -> int:
@@ -173,7 +237,7 @@ class Store(ABC):
         return None
 
     def drop_exchange(self, name: str) -> None:  # noqa: B027
-        """Delete an exchange and its bindings."""
+        """Delete an exchange, its bindings, and those that lead to it."""
 
     def bind(self, exchange: str, row: Row) -> None:  # noqa: B027
         """Add a binding; again: changes nothing."""
@@ -181,15 +245,23 @@ class Store(ABC):
     def unbind(self, exchange: str, row: Row) -> None:  # noqa: B027
         """Remove a binding; one that is not there is no error."""
 
-    def rows(self, exchange: str) -> Sequence[Row]:
-        """The bindings of an exchange.  Asked for each publish: the store keeps what it may keep."""
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        """The bindings of an exchange; None: there is no such exchange any more.
+
+        Asked for each publish: the store keeps what it may keep, and returns the same object as long
+        as nothing has changed.
+        """
         return ()
 
     # -- messages
 
     @abstractmethod
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Store messages, in order, and return for each why it was not stored; None: it was."""
+        """Store messages, in order, and return for each why it was not stored; None: it was.
+
+        Of those reasons :class:`NoQueue` and :class:`QueueFull` are understood; others are raised in
+        the publisher.
+        """
 
     @abstractmethod
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
@@ -197,8 +269,9 @@ class Store(ABC):
 
         Arguments:
             wanted: queue -> how many may be taken from it; all above 0.
-            wait: seconds that may pass when there is none; 0: return at once.  A store that cannot
-                wait returns at once always, and calls ``wake`` when it is worth another claim.
+            wait: seconds that may pass when there is none; 0: return at once (``basic_get``).  A
+                store that cannot wait is not asked again for a queue of which it gave less than was
+                wanted, until it calls ``wake``.
         """
 
     def interrupt(self) -> None:  # noqa: B027
@@ -209,5 +282,12 @@ class Store(ABC):
         """Settle claimed messages.  One whose lease has ended is passed over."""
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Begin the leases of these anew; return those that were lost already."""
+        """Begin the leases of these anew; return those that were lost already.
+
+        Called each third of a lease, also with nothing to renew: it says that this link lives.
+        """
         return ()
+
+
+def _nothing(name: str) -> None:
+    pass

@@ -120,6 +120,13 @@ class Consumer:
         limit = channel.prefetch_limit
         return channel.is_flowing and (not limit or self.no_ack or channel.in_flight < limit)
 
+    @property
+    def room(self) -> int:
+        """How many messages it may be given, if nothing else than itself bounds it."""
+        if self.limit:
+            return self.limit - self.unacked
+        return WINDOW - max(self.ahead, len(self.backlog))
+
     def hand_over(self, item: Any, message: Any) -> None:
         """Give it *message*, whose record in the feed is *item*.  Never switches."""
         sink = self.sink

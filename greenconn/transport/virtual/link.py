@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenconn.exceptions import ConnectionError, ResourceError
+from greenconn.exceptions import (
+    ConnectionError,
+    RecoverableConnectionError,
+    ResourceError,
+)
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home
 from greenconn.transport.base import Link
@@ -13,7 +18,7 @@ from greenconn.transport.virtual.consumer import STALE
 if TYPE_CHECKING:
     from greenconn.transport.virtual.life import ChannelLife
 
-__all__ = ["CHANNEL_MAX", "VirtualLink"]
+__all__ = ["CHANNEL_MAX", "AfterFork", "VirtualLink"]
 
 #: Channels that one link may have.
 CHANNEL_MAX = 65535
@@ -92,3 +97,15 @@ class VirtualLink(Link):
         super().end(exc, closed=closed)
         for channel in list(self.channels.values()):
             channel.end(exc)
+
+
+class AfterFork:
+    """Ends a link in the child of a fork, as long as somebody keeps this."""
+
+    def __init__(self, link: VirtualLink) -> None:
+        self._link = link
+        fork.register(self)
+
+    def forget(self) -> None:
+        """See :class:`greenconn.green.fork.Forgetful`."""
+        self._link.forget(RecoverableConnectionError("the connection was the parent process's"))

@@ -1,0 +1,200 @@
+"""What is known of the queues.
+
+Where it matters that a queue is there, the store is asked; what does not change as long as it is
+there (its arguments) is remembered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
+from greenconn.transport.virtual.refusal import (
+    Method,
+    check_equivalent,
+    invalid_argument,
+    locked,
+    no_queue,
+    reserved_name,
+)
+
+if TYPE_CHECKING:
+    from greenconn.transport.leased.link import LeasedLink
+
+__all__ = ["Directory", "Rules"]
+
+_COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
+#: Queues that a link remembers.
+MOST_KNOWN: Final = 100_000
+#: A queue of which nothing is known but that it is there.
+_UNDECLARED: Final = Declaration()
+
+
+class Rules(NamedTuple):
+    """What counts at each publish and delivery.
+
+    Attributes:
+        message_ttl: seconds that a message may wait; None: for ever.
+        max_priority: the highest; None: all count.
+        delivery_limit: how often a message may be delivered; None: no limit.
+    """
+
+    message_ttl: float | None
+    max_priority: int | None
+    delivery_limit: int | None
+
+
+class Directory:
+    """The queues as one link knows them."""
+
+    __slots__ = ("_known", "_link", "_own", "_rules")
+
+    def __init__(self, link: LeasedLink) -> None:
+        self._link = link
+        self._known: dict[str, Declaration] = {}
+        self._rules: dict[str, Rules] = {}
+        #: Exclusive queues of this link.
+        self._own: set[str] = set()
+
+    @property
+    def _vhost(self) -> str:
+        return getattr(self._link.client, "virtual_host", None) or "/"
+
+    def look(self, name: str) -> Declaration:
+        """How a queue was declared, as it was read last; read now if it never was.  May switch."""
+        declared = self._known.get(name)
+        if declared is None:
+            declared = self.find(name)
+        return _UNDECLARED if declared is None else declared
+
+    def is_there(self, name: str) -> bool:
+        """Whether a queue exists, as far as is known here; else the store says.  May switch."""
+        return name in self._known or self.find(name) is not None
+
+    def rules(self, name: str) -> Rules:
+        """The rules of a queue.  May switch where they are not known."""
+        rules = self._rules.get(name)
+        if rules is None:
+            declared = self.look(name)
+            limit = declared.arguments.get("x-delivery-limit")
+            policy = declared.policy
+            rules = Rules(
+                policy.message_ttl,
+                policy.max_priority,
+                self._link.options.delivery_limit if limit is None else int(limit),
+            )
+            if name in self._known:
+                self._rules[name] = rules
+        return rules
+
+    def delivery_limit(self, name: str) -> int | None:
+        """How often a message of a queue may be delivered, as far as is known.  Never switches."""
+        rules = self._rules.get(name)
+        return self._link.options.delivery_limit if rules is None else rules.delivery_limit
+
+    # -- looking up
+
+    def check(self, name: str, method: Method) -> Declaration:
+        """See that a queue exists and may be used here.  May switch.
+
+        Raises:
+            NotFound: there is no such queue.
+            ResourceLocked: it is exclusive to another connection.
+        """
+        declared = self.find(name)
+        if declared is None:
+            raise no_queue(name, self._vhost, method)
+        if declared.owner is not None and declared.owner != self._link.owner:
+            raise locked(name, self._vhost, method)
+        return declared
+
+    def find(self, name: str) -> Declaration | None:
+        """Ask the store for a queue; None when there is none.  May switch."""
+        link = self._link
+        declared: Declaration | None = link.ask("looking for a queue", link.store.find_queue, name)
+        if declared is None:
+            self.forget(name)
+        else:
+            self._remember(name, declared)
+        return declared
+
+    def _remember(self, name: str, declared: Declaration) -> None:
+        if self._known.get(name) == declared:
+            return
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+            self._rules.clear()
+        self._known[name] = declared
+        self._rules.pop(name, None)
+
+    def forget(self, name: str) -> None:
+        """Ask again when it is next needed.  Never switches."""
+        self._known.pop(name, None)
+        self._rules.pop(name, None)
+
+    # -- declaring
+
+    def declare(self, name: str, declared: Declaration) -> None:
+        """Make a queue, or check that the existing one is the same.  May switch.
+
+        Raises:
+            PreconditionFailed: it differs from the existing one, or an argument cannot be.
+            ResourceLocked: it is exclusive to another connection, or only one of the two is exclusive.
+            AccessRefused: the name is reserved.
+        """
+        method, link = Method.QUEUE_DECLARE, self._link
+        try:
+            QueuePolicy.of(declared.arguments)
+        except ValueError as exc:
+            text = f"{exc} (queue '{name}' in vhost '{self._vhost}')"
+            raise invalid_argument(text, method) from exc
+        current = self.find(name)
+        if current is None:
+            if name.startswith("amq.") and not name.startswith("amq.gen-"):
+                raise reserved_name("queue", name, method)
+            if declared.owner is not None:
+                self._own.add(name)
+            current = link.ask("declaring a queue", link.store.make_queue, name, declared)
+            assert current is not None
+            self._remember(name, current)
+        if current.owner != declared.owner:
+            raise locked(name, self._vhost, method)
+        check_equivalent(
+            "queue",
+            name,
+            self._vhost,
+            method,
+            fields={
+                "durable": (declared.durable, current.durable),
+                "auto_delete": (declared.auto_delete, current.auto_delete),
+            },
+            arguments=(declared.arguments, current.arguments),
+            compared=_COMPARED,
+        )
+        self.rules(name)
+
+    # -- use and its end
+
+    def counts(self, name: str) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consumers it has.  May switch."""
+        link = self._link
+        size = link.ask("counting messages", link.store.size, name)
+        others = link.ask("counting consumers", link.store.others, name)
+        feed = link.feeds.get(name)
+        return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
+
+    def drop(self, name: str) -> int:
+        """Delete a queue, and return how many messages it had.  May switch."""
+        link = self._link
+        self.forget(name)
+        self._own.discard(name)
+        link.state.queue_bindings_delete(name)
+        count = link.ask("deleting a queue", link.store.drop_queue, name)
+        self.forget(name)
+        return int(count)
+
+    def close(self) -> None:
+        """Delete the exclusive queues of this link.  May switch."""
+        for name in list(self._own):
+            self.drop(name)

@@ -1,0 +1,374 @@
+"""One life of a connection to a store.
+
+The store's calls run in greenlets of this link, one for each kind of work; what users call waits for
+them with a deadline, and may be killed at any time without any harm to a call that is on its way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import gevent
+from gevent import Greenlet
+
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.limit import Limit
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.transport.leased.claiming import Claimer
+from greenconn.transport.leased.directory import Directory
+from greenconn.transport.leased.feed import Feed
+from greenconn.transport.leased.leases import Leases
+from greenconn.transport.leased.message import LeasedDelivery
+from greenconn.transport.leased.putting import Putting
+from greenconn.transport.leased.routing import Routing
+from greenconn.transport.leased.settling import Settling
+from greenconn.transport.leased.store import Entry
+from greenconn.transport.virtual.link import AfterFork, VirtualLink
+from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.transport.leased.transport import LeasedTransport
+
+__all__ = ["LeasedLink"]
+
+logger = logging.getLogger("greenconn.transport.leased")
+
+T = TypeVar("T")
+
+#: Seconds that ``close`` waits for the store.
+CLOSE_TIMEOUT: Final = 5.0
+
+
+class LeasedLink(VirtualLink):
+    """A connection from its opening to its end.
+
+    Arguments:
+        transport: has the options and the exchanges, and makes the store.
+
+    Attributes:
+        owner: under which this life has exclusive queues and consumers; nobody else has the same.
+        store: what is talked to.
+        where: the broker's URL, password masked.
+    """
+
+    def __init__(self, transport: LeasedTransport) -> None:
+        super().__init__(transport.client)
+        self.transport = transport
+        self.options = transport.options
+        self.state = transport.state
+        self.where: str = transport.client.as_uri()
+        self.owner = os.urandom(8).hex()
+        self.store = transport.make_store(self._wake)
+        self.store.owner = self.owner
+        self.store.roster = transport.roster
+        self.store.gone = self._gone
+        self.directory = Directory(self)
+        self.routing = Routing(self)
+        self.putting = Putting(self)
+        self.settling = Settling(self)
+        self.leases = Leases(self)
+        self.feeds: dict[str, Feed] = {}
+        #: Those that ask the store for messages: one, or one for each queue.
+        self._claimers: dict[str, Claimer] = {}
+        #: Calls on their way, and who waits for them.
+        self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
+        self._last_number = 0
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<connection {self.where} ({state}, {len(self.channels)} channels)>"
+
+    def open(self, deadline: Deadline) -> None:
+        """Open the store.  May switch.  Whatever goes wrong, nothing stays open."""
+        try:
+            self.ask("connecting", self.store.open, deadline, deadline=deadline)
+            self.leases.start()
+            self._after_fork = AfterFork(self)
+            self.transport.inheritance.pass_on(self)
+        except BaseException as exc:
+            if self.lost is None:
+                lost = RecoverableConnectionError(f"it was not opened ({exc!r})")
+                self.end(lost, closed=True)
+            raise
+
+    # -- calls to the store
+
+    def ask(
+        self,
+        what: str,
+        function: Callable[..., T],
+        *args: Any,
+        deadline: Deadline | None = None,
+        on_abandoned: Callable[[T], object] | None = None,
+    ) -> T:
+        """Return what a method of the store returns.  May switch.
+
+        Arguments:
+            what: for messages.
+            deadline: of the caller; None is ``reply_timeout``, at whose end the link ends.
+            on_abandoned: called with the result if the caller does not wait for it any more.
+
+        Raises:
+            RecoverableConnectionError: the link is gone, or the store did not answer.
+            TimeoutError: the deadline ended.
+        """
+        self.check_open()
+        slot: Slot[T] = Slot()
+        greenlet = spawn("store", self._call, slot, what, function, args, on_abandoned)
+        self._calls[greenlet] = slot
+        limit = deadline if deadline is not None else Deadline(self.options.reply_timeout)
+        try:
+            return slot.wait(limit)
+        except TimeoutError as exc:
+            if not slot.has_left or deadline is not None:
+                raise
+            raise self.no_answer(what) from exc
+        except BaseException:
+            if slot.has_value and on_abandoned is not None:
+                on_abandoned(slot.value)
+            raise
+
+    def _call(
+        self,
+        slot: Slot[T],
+        what: str,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        on_abandoned: Callable[[T], object] | None,
+    ) -> None:
+        try:
+            result = function(*args)
+        except BaseException as exc:
+            slot.fail(self.failed(exc, what, is_told=True))
+            if not isinstance(exc, Exception):
+                raise
+        else:
+            if not slot.offer(result) and on_abandoned is not None:
+                on_abandoned(result)
+        finally:
+            self._calls.pop(self.current(), None)
+
+    def later(self, what: str, function: Callable[[], object]) -> None:
+        """Call *function*, which may switch, in a greenlet that :meth:`catch_up` waits for."""
+        self._calls[spawn("store", self._call, Slot(), what, function, (), None)] = None
+
+    def catch_up(self) -> None:
+        """Wait until the store knows what was answered and left.  May switch.
+
+        Whoever asks something shall see what he did before.
+        """
+        for greenlet, slot in list(self._calls.items()):
+            if slot is None:
+                greenlet.join()
+        self.settling.flush(Deadline(self.options.reply_timeout))
+
+    def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
+        """A call to the store failed.  Never switches.
+
+        Arguments:
+            is_told: somebody gets the error.
+
+        Returns:
+            what those who wait for it shall get.
+        """
+        if self.lost is not None:
+            return self._gone_error(self.lost)
+        if isinstance(exc, self.transport.connection_errors):
+            self.end(exc)
+            return exc
+        if isinstance(exc, (*self.transport.channel_errors, ValueError)):
+            if not is_told:
+                spawn("log", logger.error, "%s: %s: %s", self.where, what, exc)
+            return exc
+        lost: BaseException = RecoverableConnectionError(f"{self.where}: {what} failed: {exc!r}")
+        lost.__cause__ = exc
+        if isinstance(exc, Exception):
+            spawn("log", logger.error, "%s: %s failed", self.where, what, exc_info=exc)
+        self.end(lost)
+        return lost
+
+    def no_answer(self, what: str) -> RecoverableConnectionError:
+        """The store did not answer: this link is of no use any more.  Never switches."""
+        lost = RecoverableConnectionError(
+            f"{self.where}: {what}: no answer within {self.options.reply_timeout:g} s"
+        )
+        self.end(lost)
+        return lost
+
+    @staticmethod
+    def current() -> Greenlet[..., Any]:
+        """The greenlet that runs, which is one of this link."""
+        current: Any = gevent.getcurrent()
+        return current  # type: ignore[no-any-return]
+
+    def kill(self, greenlets: Iterable[Greenlet[..., Any]]) -> None:
+        """End greenlets of this link, but not the one that runs.  Never switches."""
+        current = gevent.getcurrent()
+        for each in list(greenlets):
+            if each is not current:
+                each.kill(block=False)
+
+    # -- messages
+
+    def take_number(self) -> int:
+        """The number of the next delivery."""
+        self._last_number += 1
+        return self._last_number
+
+    def tag(self, number: int) -> str:
+        """A delivery tag that no other life of a connection has."""
+        return f"{self.owner}.{number}"
+
+    def held(self) -> list[LeasedDelivery]:
+        """All that its channels hold."""
+        return [
+            each
+            for channel in list(self.channels.values())
+            for each in list(getattr(channel, "unanswered", {}).values())
+        ]
+
+    def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
+        """A message on its way into *queues*.  May switch where a queue is not known."""
+        properties = envelope["properties"]
+        priority = _priority(properties.get("priority"))
+        own = _seconds(properties.get("expiration"))
+        entries = []
+        for queue in queues:
+            rules = self.directory.rules(queue)
+            ttl = rules.message_ttl
+            lifetime = own if ttl is None else ttl if own is None else min(own, ttl)
+            highest = rules.max_priority
+            level = priority if highest is None else min(priority, highest)
+            entries.append(Entry(queue, envelope, level, delay, lifetime))
+        return entries
+
+    # -- consuming
+
+    def feed(self, queue: str) -> Feed:
+        """What gives the messages of *queue* to the consumers of this link."""
+        feed = self.feeds.get(queue)
+        if feed is None:
+            key = queue if self.store.claims_each_queue else ""
+            claimer = self._claimers.get(key)
+            if claimer is None:
+                claimer = self._claimers[key] = Claimer(self)
+            feed = self.feeds[queue] = Feed(self, queue, claimer)
+        return feed
+
+    def retire(self, feed: Feed) -> None:
+        """Forget a feed if nobody uses it any more.  Never switches."""
+        if feed.is_used or self.feeds.get(feed.queue) is not feed:
+            return
+        del self.feeds[feed.queue]
+        if self.store.claims_each_queue:
+            self._claimers.pop(feed.queue).stop()
+
+    def ripen(self, queue: str) -> None:
+        """A queue may have messages.  Never switches."""
+        feed = self.feeds.get(queue)
+        if feed is not None:
+            feed.ripen()
+
+    def _wake(self, queue: str | None) -> None:
+        if self.lost is not None:
+            return
+        if queue is not None:
+            self.ripen(queue)
+            return
+        for feed in list(self.feeds.values()):
+            feed.ripen()
+
+    def _gone(self, queue: str) -> None:
+        """A queue that may be consumed here was deleted by somebody else.  Never switches."""
+        self.directory.forget(queue)
+        feed = self.feeds.get(queue)
+        if feed is not None and self.lost is None:
+            for consumer in list(feed.consumers):
+                consumer.channel.cancelled_by_broker(consumer)
+
+    # -- ending
+
+    def close(self) -> None:
+        """Close it: what was not answered goes back first, at once.  May switch."""
+        if self.lost is not None:
+            return
+        self.home.check(self)
+        try:
+            with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
+                self._stop_claiming()
+                for channel in list(self.channels.values()):
+                    channel.close()
+                self.catch_up()
+                self.directory.close()
+                self.ask("closing", self.store.close)
+        except (OSError, RecoverableConnectionError, *self.transport.connection_errors):
+            pass  # it is over all the same; the leases give back what is held
+        finally:
+            super().close()
+
+    def _stop_claiming(self) -> None:
+        claimers = list(self._claimers.values())
+        for claimer in claimers:
+            claimer.stop()
+        for claimer in claimers:
+            if claimer.greenlet is not None:
+                claimer.greenlet.join()
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """End this life.  Never switches."""
+        if self.lost is not None:
+            return
+        self.transport.inheritance.take(self)
+        super().end(exc, closed=closed)
+        self._stop(exc)
+        self.store.drop()
+
+    def forget(self, exc: BaseException) -> None:
+        """In the child of a fork: it is the parent's."""
+        super().forget(exc)
+        self.leases.stop()
+        self.feeds.clear()
+        self.store.drop()
+
+    @staticmethod
+    def _gone_error(exc: BaseException) -> BaseException:
+        gone: BaseException = RecoverableConnectionError(f"connection is closed ({exc})")
+        gone.__cause__ = exc
+        return gone
+
+    def _stop(self, exc: BaseException) -> None:
+        gone = self._gone_error(exc)
+        self.leases.stop()
+        self.putting.stop(gone)
+        self.settling.stop(gone)
+        for claimer in self._claimers.values():
+            claimer.stop()
+            if claimer.greenlet is not None:
+                self.kill([claimer.greenlet])
+        self.store.roster.leave(self.owner)
+        self.feeds.clear()
+        calls, self._calls = self._calls, {}
+        for slot in calls.values():
+            if slot is not None:
+                slot.fail(gone)
+        self.kill(calls)
+
+
+def _priority(given: Any) -> int:
+    """A priority as a number from 0 to 255; 0 for what is none (kombu's reading)."""
+    try:
+        return max(0, min(int(given), 255))
+    except (TypeError, ValueError):
+        return 0
+
+
+def _seconds(expiration: Any) -> float | None:
+    """The time to live of a message, which stands in its properties in milliseconds as text."""
+    if expiration is None or expiration == "":
+        return None
+    return max(float(expiration), 0.0) / 1000

@@ -1,0 +1,57 @@
+"""A message that was claimed from a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from greenconn.transport.leased.store import Claimed
+from greenconn.transport.virtual.burying import DELIVERY_COUNT
+from greenconn.transport.virtual.delivery import Delivery
+from greenconn.transport.virtual.publishing import Envelope
+
+__all__ = ["LeasedDelivery"]
+
+
+class LeasedDelivery(Delivery):
+    """A delivery of what was *claimed*.
+
+    Attributes:
+        handle: the store's name for it.
+        deliveries: how often it was delivered before, as far as the store can tell.
+    """
+
+    __slots__ = ("claimed",)
+
+    def __init__(
+        self, channel: Any, tag: str, number: int, claimed: Claimed, consumer: Any = None
+    ) -> None:
+        super().__init__(
+            channel, tag, number, claimed.raw, claimed.queue, consumer, claimed.waiting
+        )
+        self.claimed = claimed
+
+    @property
+    def handle(self) -> Any:
+        return self.claimed.handle
+
+    @property
+    def deliveries(self) -> int:
+        return self.claimed.deliveries
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether its channel still waits for an answer."""
+        return self.channel.unanswered.get(self.delivery_tag) is self
+
+    def _envelope(self) -> Envelope:
+        envelope = self.claimed.envelope
+        if envelope is None:
+            raise ValueError("the stored message is no envelope")
+        if self.claimed.deliveries:
+            headers = {**(envelope.get("headers") or {}), DELIVERY_COUNT: self.claimed.deliveries}
+            return {**envelope, "headers": headers}
+        return envelope
+
+    @property
+    def redelivered(self) -> bool:
+        return self.claimed.deliveries > 0

@@ -1,0 +1,144 @@
+"""Acks and rejects: kept until the turn of the hub ends, then told the store together.
+
+What goes to a dead-letter exchange is routed here, too, so that whoever rejects never waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.transport.leased.burying import buried
+from greenconn.transport.leased.store import Answer, Claimed, Settlement
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
+
+    from greenconn.transport.leased.link import LeasedLink
+
+__all__ = ["Settling"]
+
+
+class _Unsettled(NamedTuple):
+    """One answer: of a message of *queue*, or of one that is to be buried for a *reason*."""
+
+    queue: str
+    answer: Answer
+    dead: Claimed | None = None
+    reason: str = ""
+
+
+class Settling:
+    """What the channels of one link have answered and the store was not told yet."""
+
+    __slots__ = ("_added", "_greenlet", "_link", "_pending", "_settled", "_waiters")
+
+    def __init__(self, link: LeasedLink) -> None:
+        self._link = link
+        #: In order; what is being told stays in front until it was told.
+        self._pending: deque[_Unsettled] = deque()
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._added = self._settled = 0
+        #: (how many must be settled, who waits for it), in order.
+        self._waiters: deque[tuple[int, Slot[None]]] = deque()
+
+    def done(self, queue: str, handle: Any) -> None:
+        """A message was handled.  Never switches."""
+        self._add(_Unsettled(queue, Answer(handle, Settlement.DONE)))
+
+    def back(self, queue: str, handle: Any, *, is_unseen: bool = False) -> None:
+        """Others may have a message.  Never switches."""
+        self._add(_Unsettled(queue, Answer(handle, Settlement.BACK, is_unseen=is_unseen)))
+
+    def bury(self, claimed: Claimed, reason: str) -> None:
+        """A message is a dead letter.  Never switches."""
+        answer = Answer(claimed.handle, Settlement.REFUSED)
+        self._add(_Unsettled(claimed.queue, answer, claimed, reason))
+
+    def add(self, queue: str, answer: Answer) -> None:
+        """Tell an answer of a former life.  Never switches."""
+        self._add(_Unsettled(queue, answer))
+
+    def _add(self, unsettled: _Unsettled) -> None:
+        if self._link.lost is not None:
+            return
+        self._pending.append(unsettled)
+        self._added += 1
+        if self._greenlet is None:
+            # It runs behind all that can run now: what they answer is told with this.
+            self._greenlet = spawn("settle", self._run)
+
+    def flush(self, deadline: Deadline = NEVER) -> None:
+        """Wait until the store was told all that was answered by now.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline.
+            RecoverableConnectionError: the link went first.
+        """
+        if self._settled < self._added:
+            slot: Slot[None] = Slot()
+            self._waiters.append((self._added, slot))
+            slot.wait(deadline)
+
+    def unsettled(self) -> list[tuple[str, Answer]]:
+        """What nobody knows to have reached the store, by queue.
+
+        What was to be buried goes back: it will be rejected once more.
+        """
+        return [
+            (each.queue, each.answer)
+            if each.dead is None
+            else (each.queue, Answer(each.answer.handle, Settlement.BACK))
+            for each in self._pending
+        ]
+
+    def stop(self, exc: BaseException) -> None:
+        """The link is gone.  Never switches."""
+        waiters, self._waiters = self._waiters, deque()
+        for _, slot in waiters:
+            slot.fail(exc)
+        if self._greenlet is not None:
+            self._link.kill([self._greenlet])
+
+    def _run(self) -> None:
+        try:
+            while self._pending and self._link.lost is None:
+                self._settle()
+        finally:
+            self._greenlet = None
+
+    def _settle(self) -> None:
+        link = self._link
+        count = min(len(self._pending), link.store.settle_limit)
+        batch = [self._pending[n] for n in range(count)]
+        answers: list[Answer] = []
+        try:
+            for each in batch:
+                dead = each.dead
+                answers.append(each.answer if dead is None else buried(link, dead, each.reason))
+            link.store.settle(answers)
+        except BaseException as exc:
+            link.failed(exc, "answering")
+            if not isinstance(exc, Exception):
+                raise
+            if link.lost is not None:
+                return  # what is pending goes to the next life
+        for _ in batch:
+            self._pending.popleft()
+        self._settled += count
+        while self._waiters and self._waiters[0][0] <= self._settled:
+            self._waiters.popleft()[1].offer(None)
+        self._wake(batch, answers)
+
+    def _wake(self, batch: list[_Unsettled], answers: list[Answer]) -> None:
+        queues = {
+            each.queue
+            for each, answer in zip(batch, answers, strict=False)
+            if answer.settlement is Settlement.BACK
+        }
+        queues.update(entry.queue for answer in answers for entry in answer.entries)
+        for queue in queues:
+            self._link.ripen(queue)

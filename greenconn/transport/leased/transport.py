@@ -1,0 +1,166 @@
+"""The transport over a store."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, Final
+
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    InconsistencyError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.transport import base
+from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.inheritance import Inheritance
+from greenconn.transport.leased.link import LeasedLink
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.roster import Roster
+from greenconn.transport.leased.store import Store
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.management import Management
+from greenconn.transport.virtual.state import BrokerState
+
+__all__ = ["LeasedTransport"]
+
+logger = logging.getLogger("greenconn.transport.leased")
+
+#: Transport options that the connection reads itself.
+_COMMON: Final = frozenset(each.name for each in fields(ConnectOptions))
+
+
+class _Shared:
+    """The exchanges and consumers that are known here."""
+
+    def __init__(self) -> None:
+        self.roster = Roster()
+        self.state = BrokerState()
+        for name, kind in PREDECLARED.items():
+            self.state.declare(name, kind, durable=True)
+
+
+#: By transport and place: what all connections of a process know of one broker.
+_shared: Final[PerHub[dict[tuple[type[Any], str], _Shared]]] = PerHub(dict)
+
+
+class LeasedTransport(base.Transport):
+    """Base of the transports whose broker is a :class:`~greenconn.transport.leased.store.Store`.
+
+    A subclass sets ``Channel``, ``Options``, ``driver_type``, ``driver_name`` and the errors of its
+    client library, and writes :meth:`make_store`.
+    """
+
+    Channel: ClassVar[type[LeasedChannel]] = LeasedChannel
+    Options: ClassVar[type[LeasedOptions]] = LeasedOptions
+    Management = Management
+    #: Seconds between two attempts to connect, at most.
+    longest_pause: ClassVar[float] = 5.0
+    connection_errors: tuple[type[BaseException], ...] = (
+        ConnectionError,
+        InconsistencyError,
+        OSError,
+    )
+    channel_errors: tuple[type[BaseException], ...] = (ChannelError,)
+    recoverable_connection_errors: tuple[type[BaseException], ...] = (
+        RecoverableConnectionError,
+        OSError,
+    )
+    recoverable_channel_errors = (RecoverableChannelError,)
+    implements = base.default_transport_capabilities.extend(
+        asynchronous=True,
+        exchange_type=frozenset({"direct", "topic", "fanout", "headers"}),
+        heartbeats=False,
+    )
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self._options: LeasedOptions | None = None
+
+    @abstractmethod
+    def make_store(self, wake: Callable[[str | None], None]) -> Store:
+        """Return a store that is not open yet.  Never switches.
+
+        Raises:
+            ValueError: an option or the URL cannot be.
+        """
+
+    def place(self) -> str:
+        """What is the same for connections to the same messages."""
+        client = self.client
+        return f"{client.hostname}:{client.port}/{client.virtual_host}"
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings as this process knows them."""
+        return self._share().state
+
+    @property
+    def roster(self) -> Roster:
+        """Who consumes in this process."""
+        return self._share().roster
+
+    def _share(self) -> _Shared:
+        known, key = _shared.get(), (type(self), self.place())
+        found = known.get(key)
+        if found is None:
+            found = known[key] = _Shared()
+        return found
+
+    @property
+    def inheritance(self) -> Inheritance:
+        """What former lives of this connection have left at the same place.
+
+        A walk over a failover list makes transports anew, so the session keeps it.
+        """
+        session = getattr(self.client, "session", None)
+        kept = self.__dict__ if session is None else session.companions
+        key = f"inheritance {type(self).__module__} {self.place()}"
+        found: Inheritance = kept.setdefault(key, Inheritance())
+        return found
+
+    @property
+    def options(self) -> Any:
+        """The transport options, read when they are first needed.
+
+        Raises:
+            ValueError: one has a value that cannot be.
+        """
+        if self._options is None:
+            given = self.client.transport_options or {}
+            self._options, unknown = from_transport_options(self.Options, given)
+            ignored = sorted(set(unknown) - _COMMON)
+            if ignored:
+                logger.warning(
+                    "%s: transport options %s mean nothing here", self.client.as_uri(), ignored
+                )
+        return self._options
+
+    def establish_connection(self, deadline: Deadline | None = None) -> LeasedLink:
+        """Open a link.  May switch.
+
+        Arguments:
+            deadline: of the caller; ``connect_timeout`` bounds it too.
+        """
+        link = LeasedLink(self)
+        link.open((deadline or Deadline()).within(self.client.connect_timeout))
+        return link
+
+    def create_channel(self, connection: LeasedLink) -> LeasedChannel:
+        """Open a channel."""
+        return self.Channel(connection)
+
+    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+        """``apply_global`` means the channel, as RabbitMQ has it."""
+        return False
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {"hostname": "localhost", "port": self.default_port}

@@ -1,0 +1,124 @@
+"""A message out of a broker that stores kombu's envelope, read when somebody looks at it."""
+
+from __future__ import annotations
+
+from binascii import a2b_base64
+from typing import Any, Final
+
+from greenconn.message import Message
+from greenconn.transport.virtual.publishing import Envelope
+
+__all__ = ["Delivery"]
+
+#: Slots that stay unset until somebody asks for one of them.
+_LAZY: Final = frozenset({"properties", "headers", "content_type", "content_encoding", "body"})
+
+
+class Delivery(Message):
+    """A message that a channel delivered; its envelope is read when it is first looked at.
+
+    One that cannot be read has its raw bytes as body, and the reason in ``errors``, so that decoding
+    it raises.
+
+    Arguments:
+        tag: what the channel calls it.
+        number: position among all that this connection took.
+        raw: what is shown where the envelope cannot be read.
+        queue: where it was taken from, and goes back to.
+        consumer: who gets it; None for ``basic_get``.
+        waiting: messages left in the queue, for ``basic_get``, where that is known.
+
+    Attributes:
+        is_held: the broker holds it for us until it is answered.
+    """
+
+    __slots__ = ("consumer", "is_held", "number", "queue", "raw", "waiting")
+
+    def __init__(
+        self,
+        channel: Any,
+        tag: str,
+        number: int,
+        raw: bytes,
+        queue: str,
+        consumer: Any = None,
+        waiting: int | None = None,
+    ) -> None:
+        self.channel = channel
+        self.delivery_tag = tag
+        self.number = number
+        self.raw = raw
+        self.queue = queue
+        self.consumer = consumer
+        self.waiting = waiting
+        self.is_held = True
+        self.accept = None
+        self._state = "RECEIVED"
+        self._decoded_cache = None
+
+    def _envelope(self) -> Envelope:
+        """Return the envelope; whatever it raises is the reason why it cannot be read."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        # An unset slot: read what it stands for, once.
+        if name in _LAZY:
+            self._read()
+            return getattr(self, name)
+        if name == "delivery_info":
+            self.delivery_info = self._delivery_info()
+            return self.delivery_info
+        if name == "errors":
+            self._read()
+            return self.errors
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _read(self) -> None:
+        self.errors = []
+        try:
+            envelope = self._envelope()
+            properties = envelope["properties"]
+            headers = envelope.get("headers") or {}
+            body = envelope.get("body")
+            encoding = properties.get("body_encoding")
+            if body is not None and encoding and encoding.lower() != "utf-8":
+                if encoding != "base64":
+                    raise ValueError(f"unknown body_encoding {encoding!r}")
+                body = a2b_base64(body)
+        except Exception:
+            self._note_error()
+            properties, headers, body, envelope = {}, {}, self.raw, {}
+        self.properties = properties
+        self.headers = headers
+        self.content_type = envelope.get("content-type")
+        encoding = self.content_encoding = envelope.get("content-encoding")
+        compression = headers.get("compression")
+        if compression:
+            body = self._unpacked(body, compression)
+        elif encoding and encoding != "binary" and body.__class__ is bytes and not self.errors:
+            # Text where the encoding is one of text, as amqp has it.
+            try:
+                body = body.decode(encoding)
+            except (LookupError, UnicodeError):
+                pass
+        self.body = body
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was delivered before."""
+        info = self.properties.get("delivery_info") or {}
+        return bool(info.get("redelivered") or self.headers.get("redelivered"))
+
+    def _delivery_info(self) -> dict[str, Any]:
+        info = self.properties.get("delivery_info") or {}
+        found: dict[str, Any] = {
+            "delivery_tag": self.delivery_tag,
+            "redelivered": self.redelivered,
+            "exchange": info.get("exchange", ""),
+            "routing_key": info.get("routing_key", self.queue),
+        }
+        if self.consumer is not None:
+            found["consumer_tag"] = self.consumer.tag
+        if self.waiting is not None:
+            found["message_count"] = self.waiting
+        return found

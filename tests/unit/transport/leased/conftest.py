@@ -1,0 +1,48 @@
+"""A world of stored messages, and transports to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from greenconn.transport.leased.link import LeasedLink
+from tests.tiny_client import TinyClient
+from tests.unit.transport.leased.fake_store import (
+    EachStore,
+    FakeStore,
+    FakeTransport,
+    WaitingStore,
+    World,
+)
+
+Opener = Callable[..., LeasedLink]
+
+
+@pytest.fixture
+def world() -> World:
+    """What is stored."""
+    return World()
+
+
+@pytest.fixture(params=[FakeStore, WaitingStore, EachStore], ids=["wakes", "waits", "each"])
+def kind(request: pytest.FixtureRequest) -> type[FakeStore]:
+    """Each kind of store in turn."""
+    made: type[FakeStore] = request.param
+    return made
+
+
+@pytest.fixture
+def connect(world: World, unique: str) -> Iterator[Opener]:
+    """Open a link: ``connect(kind, **options)``; closed after the test."""
+    links: list[LeasedLink] = []
+
+    def open_link(kind: type[FakeStore] = FakeStore, **options: Any) -> LeasedLink:
+        transport = FakeTransport(TinyClient(f"fake:///{unique}", **options), world, kind)
+        links.append(transport.establish_connection())
+        return links[-1]
+
+    yield open_link
+    for link in links:
+        link.close()

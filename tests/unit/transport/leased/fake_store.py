@@ -1,0 +1,313 @@
+"""A store inside this process: for tests, with switches and failures where a test wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from time import monotonic
+from typing import Any
+
+from gevent.event import Event
+
+from greenconn.green.deadline import Deadline
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.store import (
+    Answer,
+    Claimed,
+    Entry,
+    NoQueue,
+    QueueFull,
+    Row,
+    Settlement,
+    Store,
+)
+from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.state import Exchange
+
+__all__ = ["FakeStore", "FakeTransport", "World"]
+
+
+class Item:
+    """A message in the world."""
+
+    def __init__(self, entry: Entry, number: int) -> None:
+        self.entry = entry
+        self.number = number
+        self.deliveries = 0
+        self.ready_at = monotonic() + entry.delay
+        self.dies_at = None if entry.lifetime is None else self.ready_at + entry.lifetime
+        #: Who has it: the number of the claim; 0: nobody.
+        self.claim = 0
+        self.lease_ends = 0.0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (-self.entry.priority, self.number)
+
+
+class World:
+    """What all stores of one place share."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Declaration] = {}
+        self.items: dict[str, list[Item]] = {}
+        self.exchanges: dict[str, Exchange] = {}
+        self.rows: dict[str, tuple[Row, ...]] = {}
+        self.stores: list[FakeStore] = []
+        self.number = 0
+        #: Called with a method and its argument before it does anything: may switch or raise.
+        self.before: Callable[[str, Any], object] = lambda method, argument: None
+        #: The same after it has done everything.
+        self.after: Callable[[str, Any], object] = lambda method, argument: None
+        self.calls: list[tuple[str, Any]] = []
+
+    def next(self) -> int:
+        self.number += 1
+        return self.number
+
+    def count(self, method: str) -> int:
+        """How often a method was called."""
+        return sum(1 for name, _ in self.calls if name == method)
+
+    def bodies(self, queue: str) -> list[bytes]:
+        """What is stored, whoever holds it."""
+        return [each.entry.envelope["body"] for each in self.items.get(queue, ())]
+
+    def expire_leases(self) -> None:
+        """What is held is nobody's from now on."""
+        for items in self.items.values():
+            for item in items:
+                item.claim = 0
+        self.wake(None)
+
+    def wake(self, queue: str | None) -> None:
+        for store in list(self.stores):
+            store.wake(queue)
+            store.bell.set()
+
+
+class FakeStore(Store):
+    """A store over a :class:`World`."""
+
+    body_encoding = None
+    shares_bindings = True
+    shares_exchange_bindings = True
+
+    def __init__(self, client: Any, wake: Callable[[str | None], None], world: World) -> None:
+        super().__init__(client, wake)
+        self.world = world
+        self.is_open = False
+        self.bell = Event()
+
+    def _call(self, method: str, argument: Any = None) -> None:
+        self.world.calls.append((method, argument))
+        self.world.before(method, argument)
+
+    def open(self, deadline: Deadline) -> None:
+        self._call("open")
+        self.world.stores.append(self)
+        self.is_open = True
+
+    def close(self) -> None:
+        self._call("close")
+
+    def drop(self) -> None:
+        self.is_open = False
+        if self in self.world.stores:
+            self.world.stores.remove(self)
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        self._call("make_queue", name)
+        return self.world.queues.setdefault(name, declaration)
+
+    def find_queue(self, name: str) -> Declaration | None:
+        self._call("find_queue", name)
+        return self.world.queues.get(name)
+
+    def drop_queue(self, name: str) -> int:
+        self._call("drop_queue", name)
+        world = self.world
+        world.queues.pop(name, None)
+        for exchange, rows in list(world.rows.items()):
+            world.rows[exchange] = tuple(row for row in rows if row.queue != name)
+        for store in world.stores:
+            if store is not self:
+                store.gone(name)
+        return sum(1 for item in world.items.pop(name, ()) if not item.claim)
+
+    def purge(self, name: str) -> int:
+        self._call("purge", name)
+        items = self.world.items.get(name, [])
+        kept = [item for item in items if item.claim]
+        self.world.items[name] = kept
+        return len(items) - len(kept)
+
+    def size(self, name: str) -> int:
+        self._call("size", name)
+        return sum(1 for item in self.world.items.get(name, ()) if not item.claim)
+
+    def note_exchange(self, exchange: Exchange) -> None:
+        self._call("note_exchange", exchange.name)
+        self.world.exchanges[exchange.name] = exchange
+        self.world.rows.setdefault(exchange.name, ())
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        self._call("find_exchange", name)
+        return self.world.exchanges.get(name)
+
+    def drop_exchange(self, name: str) -> None:
+        self._call("drop_exchange", name)
+        self.world.exchanges.pop(name, None)
+        self.world.rows.pop(name, None)
+
+    def bind(self, exchange: str, row: Row) -> None:
+        self._call("bind", row)
+        rows = self.world.rows.setdefault(exchange, ())
+        if row not in rows:
+            self.world.rows[exchange] = (*rows, row)
+
+    def unbind(self, exchange: str, row: Row) -> None:
+        self._call("unbind", row)
+        rows = self.world.rows.get(exchange, ())
+        self.world.rows[exchange] = tuple(each for each in rows if each != row)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        return self.world.rows.get(exchange)
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        self._call("put", list(entries))
+        outcomes: list[Exception | None] = []
+        world = self.world
+        for entry in entries:
+            declared = world.queues.get(entry.queue)
+            if declared is None:
+                outcomes.append(NoQueue(entry.queue))
+                continue
+            items = world.items.setdefault(entry.queue, [])
+            most = declared.policy.max_length
+            if most is not None and len(items) >= most:
+                outcomes.append(QueueFull(entry.queue))
+                continue
+            items.append(Item(entry, world.next()))
+            outcomes.append(None)
+        self.world.after("put", list(entries))
+        for queue in {entry.queue for entry in entries}:
+            self._wake_others(queue)
+        return outcomes
+
+    def _wake_others(self, queue: str) -> None:
+        for store in list(self.world.stores):
+            if store is not self:
+                store.wake(queue)
+            store.bell.set()
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        self._call("claim", dict(wanted))
+        deadline = Deadline(wait)
+        while True:
+            found = self._take(wanted)
+            if found or not wait or deadline.has_ended:
+                break
+            self.bell.clear()
+            if self.bell.wait(deadline.left()):
+                found = self._take(wanted)
+                break
+        self.world.after("claim", found)
+        return found
+
+    def _take(self, wanted: Mapping[str, int]) -> list[Claimed]:
+        found: list[Claimed] = []
+        now = monotonic()
+        for queue, most in wanted.items():
+            taken = 0
+            for item in sorted(self.world.items.get(queue, ()), key=lambda item: item.order):
+                if taken >= most:
+                    break
+                if item.claim or item.ready_at > now:
+                    continue
+                item.claim = self.world.next()
+                handle = [queue, item.number, item.claim]  # of a kind that cannot be hashed
+                dead = "expired" if item.dies_at is not None and item.dies_at <= now else None
+                waiting = self.size(queue)
+                found.append(
+                    Claimed(
+                        queue,
+                        deepcopy(item.entry.envelope),
+                        handle,
+                        item.deliveries,
+                        dead=dead,
+                        waiting=waiting,
+                    )
+                )
+                item.deliveries += 1
+                taken += dead is None
+        return found
+
+    def interrupt(self) -> None:
+        self.bell.set()
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        self._call("settle", list(answers))
+        for answer in answers:
+            item = self._held(answer.handle)
+            if item is None:
+                continue
+            queue = answer.handle[0]
+            for entry in answer.entries:
+                self.world.items.setdefault(entry.queue, []).append(Item(entry, self.world.next()))
+            if answer.settlement is Settlement.BACK:
+                item.claim = 0
+                item.deliveries -= answer.is_unseen
+                self._wake_others(queue)
+            else:
+                self.world.items[queue].remove(item)
+        self.world.after("settle", list(answers))
+
+    def _held(self, handle: Any) -> Item | None:
+        queue, number, claim = handle
+        for item in self.world.items.get(queue, ()):
+            if item.number == number and item.claim == claim:
+                return item
+        return None
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        self._call("renew", list(handles))
+        return [handle for handle in handles if self._held(handle) is None]
+
+
+class WaitingStore(FakeStore):
+    """The same, whose claims wait."""
+
+    claim_wait = 20.0
+
+
+class EachStore(WaitingStore):
+    """The same, whose claims are for one queue each."""
+
+    claims_each_queue = True
+    claim_limit = 10
+    put_limit = 10
+    put_calls = 4
+
+
+class FakeTransport(LeasedTransport):
+    """A transport over a world.
+
+    Arguments:
+        kind: what makes the stores.
+    """
+
+    Options = LeasedOptions
+    driver_type = "fake"
+    driver_name = "fake"
+
+    def __init__(self, client: Any, world: World, kind: type[FakeStore] = FakeStore) -> None:
+        super().__init__(client)
+        self.world = world
+        self.kind = kind
+        self.made: list[FakeStore] = []
+
+    def make_store(self, wake: Callable[[str | None], None]) -> FakeStore:
+        self.made.append(self.kind(self.client, wake, self.world))
+        return self.made[-1]
