@@ -19,6 +19,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
 )
 from greenconn.session.session import Session
+from greenconn.session.walk import is_refusal
 from greenconn.wire.backoff import Backoff
 from greenconn.worker.berths import Berths
 from greenconn.worker.subscription import Subscription
@@ -51,7 +52,8 @@ class Restorer:
     """Starts the subscriptions of one consumer that are not confirmed.
 
     A broker that is away is waited for.  What may pass is tried again with back-off, and so is a
-    consumer that is lost again and again.
+    consumer that is lost again and again.  A refusal for want of rights ends a consumer that never
+    ran; for one that did, rights were taken away, and whoever took them may give them back.
 
     Arguments:
         session: of the connection.
@@ -157,7 +159,8 @@ class Restorer:
         if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, _known(self._session)):
             return True
         if subscription is None:
-            return self._session.is_final(exc)
+            is_locked_out = bool(self._confirmed_at) and is_refusal(exc)
+            return self._session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker ended the connection, perhaps for what somebody else did.
             self._strikes += 1
@@ -166,8 +169,8 @@ class Restorer:
             return False
         if isinstance(exc, NotFound) and not subscription.is_passive:
             return self._is_lost_for_good(subscription)
-        if isinstance(exc, AccessRefused) and subscription.is_exclusive:
-            # After a reconnect the broker may still know the consumer of the former life.
+        if isinstance(exc, AccessRefused):
+            # Its rights were taken; or it is exclusive, and its former life is not over yet.
             return not subscription.was_confirmed
         return isinstance(exc, ChannelError)
 

@@ -140,11 +140,6 @@ class Subscription:
         return self._plan.passive or bool(isinstance(self._queue, Queue) and self._queue.no_declare)
 
     @property
-    def is_exclusive(self) -> bool:
-        """Whether nobody else may consume from the queue."""
-        return self._plan.exclusive
-
-    @property
     def is_confirmed(self) -> bool:
         """Whether the broker has confirmed it and nothing has been lost since."""
         sink = self._sink

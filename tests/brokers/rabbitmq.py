@@ -18,7 +18,7 @@ from gevent import sleep
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker, find_rabbitmq
 from tests.brokers.ports import free_ports
-from tests.brokers.rabbitmq_setup import environment, write_files
+from tests.brokers.rabbitmq_setup import DISK_FREE_LIMIT, environment, write_files
 
 __all__ = ["RabbitMQ", "RabbitMQHandle"]
 
@@ -27,6 +27,8 @@ START_TIMEOUT = 90.0
 CTL_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
 STEP = 0.05
+#: More disk than there is.
+ENDLESS = "1000000GB"
 
 
 class RabbitMQHandle:
@@ -168,6 +170,10 @@ class RabbitMQHandle:
         """Make the broker block all publishing connections, or unblock them.  May switch."""
         self.ctl("set_vm_memory_high_watermark", "absolute", "1" if is_on else "2GB")
 
+    def set_disk_alarm(self, is_on: bool) -> None:
+        """The same for want of disk, whatever is free.  May switch."""
+        self.ctl("set_disk_free_limit", ENDLESS if is_on else DISK_FREE_LIMIT)
+
 
 class RabbitMQ(RabbitMQHandle):
     """A RabbitMQ that this process owns.
@@ -207,7 +213,7 @@ class RabbitMQ(RabbitMQHandle):
         self._epmd_port = epmd
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_app_stopped = self._has_alarm = False
+        self._is_app_stopped = self._has_memory_alarm = self._has_disk_alarm = False
         if is_managed:
             plugins = ("rabbitmq_management", *plugins)
             http = {"management.tcp.port": self.http_port, "management.tcp.ip": "127.0.0.1"}
@@ -233,7 +239,9 @@ class RabbitMQ(RabbitMQHandle):
         if arguments[:1] == ("stop_app",):
             self._is_app_stopped = True
         if arguments[:1] == ("set_vm_memory_high_watermark",):
-            self._has_alarm = arguments[-1] == "1"
+            self._has_memory_alarm = arguments[-1] == "1"
+        if arguments[:1] == ("set_disk_free_limit",):
+            self._has_disk_alarm = arguments[-1] == ENDLESS
         text = super().ctl(*arguments, timeout=timeout)
         if arguments[:1] == ("start_app",):
             self._is_app_stopped = False
@@ -247,7 +255,7 @@ class RabbitMQ(RabbitMQHandle):
     def begin(self) -> None:
         """Start its process, on the data it left, and do not wait for it.  May switch."""
         assert not self.is_running
-        self._is_app_stopped = self._has_alarm = False
+        self._is_app_stopped = self._has_memory_alarm = self._has_disk_alarm = False
         self._begin_epmd()
         began_at = self.log.stat().st_size if self.log.exists() else 0
         (self.directory / "log-began-at").write_text(str(began_at))
@@ -321,15 +329,17 @@ class RabbitMQ(RabbitMQHandle):
             send(self._process.pid, signal.SIGCONT)
 
     def mend(self) -> None:
-        """Undo what a test did: let it go on, start it, stop the memory alarm.  May switch."""
+        """Undo what a test did: let it go on, start it, stop the alarms.  May switch."""
         self.resume()
         if not self.is_running:
             self.start()
             return
         if self._is_app_stopped:
             self.start_app()
-        if self._has_alarm:
+        if self._has_memory_alarm:
             self.set_memory_alarm(False)
+        if self._has_disk_alarm:
+            self.set_disk_alarm(False)
 
     def close(self) -> None:
         """Stop it for good.  May switch."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.brokers.packages import NoBroker, Programs
 
-__all__ = ["environment", "write_files"]
+__all__ = ["DISK_FREE_LIMIT", "environment", "write_files"]
 
 #: Debian's ``erl`` has /usr/lib/erlang written into it, so unpacked packages need another.
 ERL = """#!/bin/sh
@@ -20,12 +20,13 @@ ROOTDIR='{erlang}' BINDIR='{binaries}' EMU=beam PROGNAME=erl
 export ROOTDIR BINDIR EMU PROGNAME
 exec "$BINDIR/erlexec" "$@"
 """
+DISK_FREE_LIMIT = "10MB"
 CONFIG = """\
 definitions.import_backend = local_filesystem
 definitions.local.path = {definitions}
 default_vhost = /
 loopback_users.guest = true
-disk_free_limit.absolute = 10MB
+disk_free_limit.absolute = {limit}
 vm_memory_high_watermark.absolute = 2GB
 heartbeat = 60
 log.file.level = info
@@ -45,7 +46,9 @@ def write_files(
     definitions = directory / "definitions.json"
     definitions.write_text(json.dumps(_definitions(vhosts)))
     further = "".join(f"{name} = {value}\n" for name, value in (settings or {}).items())
-    (directory / "rabbitmq.conf").write_text(CONFIG.format(definitions=definitions) + further)
+    (directory / "rabbitmq.conf").write_text(
+        CONFIG.format(definitions=definitions, limit=DISK_FREE_LIMIT) + further
+    )
 
 
 def _definitions(vhosts: tuple[str, ...]) -> dict[str, object]:

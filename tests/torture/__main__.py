@@ -23,10 +23,11 @@ from tests.torture.client import Client, Greenconn
 from tests.torture.faults import Kind, kinds_of
 from tests.torture.report import shown, table_of
 from tests.torture.storm import Outcome, Plan, Storm
-from tests.torture.worlds import WORLDS, World, world_of
+from tests.torture.worlds.base import World
+from tests.torture.worlds.registry import WORLDS
 
-#: Where the rival has nothing that could be compared.
-NOT_FOR_RIVALS = frozenset({"memory"})
+#: The brokers that the rival knows, too.
+RIVALED = frozenset({"classic", "quorum", "redis"})
 PATCHED = (sys.executable, "-m", "gevent.monkey", "--module", "tests.torture")
 
 
@@ -38,13 +39,13 @@ def main() -> int:
     console = Console(stderr=True)
     console.print(f"--seed {options.seed}", highlight=False)
     outcomes: list[Outcome] = []
-    for broker in WORLDS if options.broker == "all" else [options.broker]:
+    for broker in WORLDS if "all" in options.broker else options.broker:
         try:
             outcomes.append(run(options, broker, console))
         except NoBroker as error:
             console.print(f"{broker}: {error}", markup=False)
             return 1
-        if options.rival and broker not in NOT_FOR_RIVALS:
+        if options.rival and broker in RIVALED:
             outcomes += rival(options, broker)
     if options.json:
         print(json.dumps([outcome.as_dict() for outcome in outcomes]))
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace, broker: str, console: Console) -> Outcome:
         if options.verbose:
             console.print(text, highlight=False)
 
-    with world_of(broker) as world:
+    with WORLDS[broker]() as world:
         storm = Storm(plan, world, maker_of(options.client), show)
         with shown(storm, console):
             return storm.run()
@@ -117,7 +118,14 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     names = ["all", "none", *(kind.value for kind in Kind)]
-    add("--broker", choices=["all", *WORLDS], default="all", help="private ones are started")
+    add(
+        "--broker",
+        nargs="+",
+        choices=["all", *WORLDS],
+        default=["all"],
+        metavar="BROKER",
+        help=f"all, {', '.join(WORLDS)}: private ones, which are started",
+    )
     add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the faults")
     add("--seconds", type=float, default=60.0, help="of faults for each broker (60)")
     add("--greenlets", type=int, default=100, help="that publish: 1 to 1,000 and more (100)")

@@ -16,7 +16,7 @@ from greenconn.exceptions import BatchPublishError
 from greenconn.messaging import Consumer
 from greenconn.publishing import publish, publish_many
 from greenconn.worker import spawn_consumer
-from tests.torture.worlds import World
+from tests.torture.worlds.base import Place, Role, World
 
 __all__ = ["Client", "Greenconn", "Handle", "Mishap", "Receiver", "Send"]
 
@@ -60,12 +60,12 @@ class Client(Protocol):
 
     name: str
 
-    def sends(self, queue: Queue, is_deleted: bool) -> list[Send]:
-        """The ways to publish to *queue*."""
+    def sends(self, place: Place) -> list[Send]:
+        """The ways to publish to a queue."""
         ...
 
-    def receiver(self, number: int, queue: Queue, is_deleted: bool, handle: Handle) -> Receiver:
-        """What consumes from *queue*, the one of that number."""
+    def receiver(self, number: int, place: Place, handle: Handle) -> Receiver:
+        """What consumes from a queue, the one of that number."""
         ...
 
     def slots(self) -> int:
@@ -96,7 +96,7 @@ class Greenconn:
 
     def _connection(self, **options: Any) -> Connection:
         world = self._world
-        if world.name == "redis":
+        if world.transport != "amqp":
             options.pop("confirm_publish", None)  # each publish is answered
         arguments: dict[str, Any] = {}
         if world.heartbeat is not None:
@@ -107,13 +107,13 @@ class Greenconn:
         self._connections.append(connection)
         return connection
 
-    def sends(self, queue: Queue, is_deleted: bool) -> list[Send]:
+    def sends(self, place: Place) -> list[Send]:
         """Singly, in batches, and by kombu's producers.
 
         Those do not tell of a message which no queue takes, as that of a queue that is deleted.
         """
-        one, many = partial(self._publish, queue), partial(self._publish_many, queue)
-        return [one] if is_deleted else [one, many, self._produce]
+        one, many = partial(self._publish, place.queue), partial(self._publish_many, place.queue)
+        return [one] if place.role is Role.DELETED else [one, many, self._produce]
 
     def _publish(self, queue: Queue, name: str, bodies: list[str]) -> Mapping[int, BaseException]:
         failed: dict[int, BaseException] = {}
@@ -151,11 +151,11 @@ class Greenconn:
                 failed[position] = exc
         return failed
 
-    def receiver(self, number: int, queue: Queue, is_deleted: bool, handle: Handle) -> Receiver:
+    def receiver(self, number: int, place: Place, handle: Handle) -> Receiver:
         """``spawn_consumer`` and ``Consumer`` in turn; who wants to have a queue back is the former."""
-        if number % 2 == 0 or is_deleted:
-            return Spawned(self._consuming, queue, handle, 1 if self._is_calm else CONCURRENCY)
-        return Draining(self._connection(), queue, handle, 1 if self._is_calm else DRAINERS)
+        if number % 2 == 0 or place.role is Role.DELETED:
+            return Spawned(self._consuming, place, handle, 1 if self._is_calm else CONCURRENCY)
+        return Draining(self._connection(), place, handle, 1 if self._is_calm else DRAINERS)
 
     def slots(self) -> int:
         """Producers and connections of pools that are in use."""
@@ -176,10 +176,11 @@ class Spawned:
     """``spawn_consumer``."""
 
     def __init__(
-        self, connection: Connection, queue: Queue, handle: Handle, concurrency: int
+        self, connection: Connection, place: Place, handle: Handle, concurrency: int
     ) -> None:
         self._handle = handle
-        self._queue = queue
+        self._queue = place.queue
+        self._no_ack = place.role is Role.UNACKED
         self._connection, self._concurrency = connection, concurrency
 
     def begin(self) -> None:
@@ -189,7 +190,8 @@ class Spawned:
             self._receive,
             connection=self._connection,
             concurrency=self._concurrency,
-            on_error="requeue",
+            no_ack=self._no_ack,
+            on_error="reject" if self._no_ack else "requeue",
         )
         assert self._consumer.wait_ready(STOP_TIMEOUT), f"{self._queue} is not consumed from"
 
@@ -208,9 +210,10 @@ class Spawned:
 class Draining:
     """kombu's ``Consumer``, and greenlets that drain its connection whatever happens."""
 
-    def __init__(self, connection: Connection, queue: Queue, handle: Handle, drainers: int) -> None:
+    def __init__(self, connection: Connection, place: Place, handle: Handle, drainers: int) -> None:
         self._connection = connection
-        self._queue = queue
+        self._queue = place.queue
+        self._no_ack = place.role is Role.UNACKED
         self._handle = handle
         self._drainers = drainers
         self._is_over = False
@@ -219,16 +222,35 @@ class Draining:
     def begin(self) -> None:
         """Consume."""
         self._consumer = Consumer(
-            self._connection, self._queue, callbacks=[self._receive], prefetch_count=20
+            self._connection,
+            self._queue,
+            no_ack=self._no_ack,
+            callbacks=[self._receive],
+            prefetch_count=None if self._no_ack else 20,
         )
         self._consumer.consume()
         self._greenlets = [gevent.spawn(self._drain) for _ in range(self._drainers)]
 
     def _drain(self) -> None:
         passing: Any = (TimeoutError, *self._connection.connection_errors)
+        refused: Any = self._connection.channel_errors
         while not self._is_over:
-            with suppress(*passing):
+            try:
                 self._connection.drain_events(timeout=1.0)
+            except passing:
+                pass
+            except refused:
+                self._consume_again()
+
+    def _consume_again(self) -> None:
+        """The user has lost its rights: begin anew when it has them back, as a program of kombu does."""
+        errors = (*self._connection.connection_errors, *self._connection.channel_errors)
+        while not self._is_over:
+            with suppress(*errors):
+                self._consumer.revive(self._connection.default_channel)
+                self._consumer.consume()
+                return
+            gevent.sleep(0.2)
 
     def _receive(self, body: object, message: Any) -> None:
         try:
@@ -237,7 +259,8 @@ class Draining:
         except Mishap:
             message.requeue()
         else:
-            message.ack()
+            if not self._no_ack:
+                message.ack()
 
     def end(self) -> None:
         """Cancel it, and handle what is there."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import gevent
 from gevent.event import Event
 
-from greenconn.entity import Queue
 from tests.torture.client import Client, Mishap, Send
 from tests.torture.ledger import Ledger, Stream, body_of, key_of
+from tests.torture.worlds.base import Place, Role
 
-__all__ = ["Crowd"]
+__all__ = ["Crowd", "assigned"]
 
 #: Of so many messages a handler fails with one, the first time.
 MISHAP_EVERY = 97
-#: Of so many streams one goes to the queue that is deleted.
-DELETED_EVERY = 10
+#: Of so many streams one goes to the queue that is deleted, and one to those without acks.
+ROUND = 10
 BATCH = 20
 #: Seconds that an end may take: no call of a client takes longer than that.
 END_TIMEOUT = 90.0
@@ -33,6 +33,20 @@ def place_of(greenlet: gevent.Greenlet[..., None]) -> str:
     """Where a greenlet waits."""
     lines = traceback.format_stack(greenlet.gr_frame, 6) if greenlet.gr_frame else []
     return "hangs at " + " ".join(" ".join(lines).split())
+
+
+def assigned(places: Sequence[Place], greenlets: int) -> list[Place]:
+    """To which queue each of so many publishers publishes."""
+    by_role = {role: [place for place in places if place.role is role] for role in Role}
+    found: list[Place] = []
+    for number in range(greenlets):
+        role = {ROUND - 1: Role.DELETED, ROUND - 2: Role.UNACKED}.get(number % ROUND, Role.KEPT)
+        choice = by_role[role]
+        count = number if role is Role.KEPT else number // ROUND
+        if not choice:
+            choice, count = by_role[Role.KEPT], number
+        found.append(choice[count % len(choice)])
+    return found
 
 
 class Publisher:
@@ -95,7 +109,7 @@ class Crowd:
     """All publishers and consumers.
 
     Arguments:
-        queues: the last one is deleted now and then.
+        places: the queues that are consumed from here, and published to.
         greenlets: how many publish.
         rate: messages a second, all together, while nothing is wrong.
     """
@@ -104,7 +118,7 @@ class Crowd:
         self,
         client: Client,
         ledger: Ledger,
-        queues: list[Queue],
+        places: Sequence[Place],
         *,
         greenlets: int,
         rate: float,
@@ -113,7 +127,8 @@ class Crowd:
     ) -> None:
         self._client = client
         self._ledger = ledger
-        self._queues = queues
+        self._places = places
+        self._unacked = {place.queue.name for place in places if place.role is Role.UNACKED}
         self._greenlets, self._pause = greenlets, greenlets / rate
         self._chance = random.Random(f"crowd {seed}")
         self._is_calm = is_calm
@@ -121,8 +136,7 @@ class Crowd:
         self._failed_once: set[tuple[int, int]] = set()
         self.publishers: list[Publisher] = []
         self.receivers = [
-            client.receiver(number, queue, queue is queues[-1], self._handle)
-            for number, queue in enumerate(queues)
+            client.receiver(number, place, self._handle) for number, place in enumerate(places)
         ]
 
     def _handle(self, queue: str, body: object, is_redelivered: bool) -> None:
@@ -130,6 +144,7 @@ class Crowd:
         if (
             key
             and not self._is_calm
+            and queue not in self._unacked
             and key[1] % MISHAP_EVERY == 1
             and key not in self._failed_once
         ):
@@ -143,13 +158,10 @@ class Crowd:
         """Consume, then publish.  May switch."""
         for receiver in self.receivers:
             receiver.begin()
-        safe, deleted = self._queues[:-1], self._queues[-1]
-        for number in range(self._greenlets):
-            is_deleted = number % DELETED_EVERY == DELETED_EVERY - 1
-            queue = deleted if is_deleted else safe[number % len(safe)]
-            sends = self._client.sends(queue, is_deleted)
-            send = sends[number // len(self._queues) % len(sends)]
-            stream = self._ledger.stream(queue.name)
+        for number, place in enumerate(assigned(self._places, self._greenlets)):
+            sends = self._client.sends(place)
+            send = sends[number % len(sends)]
+            stream = self._ledger.stream(place.queue.name, place.role is not Role.UNACKED)
             chance = random.Random(self._chance.getrandbits(32))
             self.publishers.append(
                 Publisher(stream, send, self._ledger, chance, self._pause, self._over)

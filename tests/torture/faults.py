@@ -15,7 +15,7 @@ class Kind(str, Enum):
 
     #: By the proxy, on a choice of the connections that are open.
     CUT = "cut"  #: ends in good order (FIN), in the midst of what is sent
-    RESET = "reset"  #: ends with RST
+    RESET = "reset"  #: ends with RST; of one direction: that end alone, the other one hears no more
     HALF_OPEN = "half-open"  #: stays open, and what is sent is never heard of again
     CORRUPT = "corrupt"  #: a byte is another one, where the protocol can tell
     DUPLICATE = "duplicate"  #: some bytes come twice, where the protocol can tell
@@ -28,10 +28,13 @@ class Kind(str, Enum):
     KILL = "kill"  #: SIGKILL, and a start on the data that it left
     RESTART = "restart"
     PAUSE = "pause"  #: SIGSTOP, longer than the heartbeats allow
-    ALARM = "alarm"  #: it takes no messages for want of memory
+    MEMORY_ALARM = "memory-alarm"  #: it takes no messages for want of memory
+    DISK_ALARM = "disk-alarm"  #: it takes no messages for want of disk
+    REVOKE = "revoke"  #: the user may nothing for a while, or not even come in
     DELETE = "delete"  #: a queue that is consumed from
-    #: In the client's process.
+    #: Of the clients.
     INTERRUPT = "interrupt"  #: greenlets that publish are killed, wherever they are
+    KILL_CLIENT = "kill-client"  #: SIGKILL of a process that publishes and consumes
 
 
 class Direction(str, Enum):
@@ -59,9 +62,11 @@ LENGTHS = {
     Kind.KILL: (0.0, 1.0),
     Kind.RESTART: (0.0, 1.0),
     Kind.PAUSE: (0.5, 6.0),
-    Kind.ALARM: (0.5, 3.0),
+    Kind.MEMORY_ALARM: (0.5, 3.0),
+    Kind.DISK_ALARM: (0.5, 3.0),
+    Kind.REVOKE: (0.5, 3.0),
 }
-#: Seconds from the end of a fault to the next one; often there is next to none.
+#: Seconds from the end of a fault to the next one, at least; often there is next to none.
 GAPS = ((0.0, 0.1), (0.1, 0.5), (0.5, 2.0))
 
 
@@ -73,6 +78,8 @@ class Fault:
         gap: seconds before it.
         seconds: how long it lasts, where it lasts.
         seed: for what is left to chance within it.
+        is_alone: it begins when all has recovered, and no other comes before all has recovered from
+            it, so that this can be timed.
     """
 
     kind: Kind
@@ -80,6 +87,7 @@ class Fault:
     gap: float
     seconds: float
     seed: int
+    is_alone: bool
 
     def __str__(self) -> str:
         """For people."""
@@ -88,8 +96,12 @@ class Fault:
         return f"{self.kind.value}{where}{length}"
 
 
-def faults_of(seed: int, kinds: Iterable[Kind]) -> Iterator[Fault]:
-    """The faults of a seed, without an end: each of *kinds* comes once before any comes again."""
+def faults_of(seed: int, kinds: Iterable[Kind], longest: float = 10.0) -> Iterator[Fault]:
+    """The faults of a seed, without an end: each of *kinds* comes once before any comes again.
+
+    Arguments:
+        longest: seconds that none exceeds.
+    """
     chance = random.Random(f"faults {seed}")
     deck = sorted(set(kinds), key=lambda kind: kind.value)
     while deck:
@@ -99,8 +111,9 @@ def faults_of(seed: int, kinds: Iterable[Kind]) -> Iterator[Fault]:
                 kind=kind,
                 direction=chance.choice(list(Direction)),
                 gap=chance.uniform(*chance.choice(GAPS)),
-                seconds=round(chance.uniform(*LENGTHS.get(kind, (0.0, 0.0))), 2),
+                seconds=min(round(chance.uniform(*LENGTHS.get(kind, (0.0, 0.0))), 2), longest),
                 seed=chance.getrandbits(32),
+                is_alone=chance.random() < 0.5,
             )
 
 

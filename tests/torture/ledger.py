@@ -11,7 +11,8 @@ have it or not.  At the end:
 - without faults each stream was handled in its order.
 
 A queue that is deleted takes messages along: what was begun to be published before that was done is
-*excused*.
+*excused*.  A consumer that needs no ack may lose what is under way to it when a fault comes: such
+messages are *dropped*, and counted apart.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import random
 import string
 import zlib
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import monotonic
+
+from gevent.event import Event
 
 __all__ = ["Ledger", "Stream", "body_of", "key_of"]
 
@@ -73,10 +77,15 @@ class Entry:
 
 @dataclass(slots=True)
 class Stream:
-    """The messages of one publisher, all to one queue."""
+    """The messages of one publisher, all to one queue.
+
+    Attributes:
+        is_acked: its consumers acknowledge.
+    """
 
     number: int
     queue: str
+    is_acked: bool = True
     entries: dict[int, Entry] = field(default_factory=dict)
     #: All before it are settled, and forgotten.
     floor: int = 0
@@ -89,6 +98,11 @@ class Stream:
         self.next += 1
         self.entries[number] = Entry(monotonic())
         return number
+
+    def reach(self, number: int) -> None:
+        """Another process has begun to publish the message of that number."""
+        while self.next <= number:
+            self.begin()
 
     def forget(self, before: float) -> None:
         """Forget what was settled before that."""
@@ -109,9 +123,11 @@ class Ledger:
         unexplained: handled again, and no fault explains it.
         disordered: handled after a later one of their stream, without a fault.
         spoiled: bodies that are not what was published.
-        longest_recovery: seconds from the end of the last fault until a message that was begun after it
-            was handled, of the queue for which that took longest.
+        recoveries: for each fault that was alone the longest time in seconds from its end until a
+            message that was begun after it was handled, of the queue for which that took longest.
+        longest_recovery: the same of all faults, alone or not.
         longest_after: that fault and that queue.
+        is_whole: all queues have recovered from all faults.
     """
 
     def __init__(self, is_calm: bool) -> None:
@@ -122,16 +138,19 @@ class Ledger:
         self.disordered = self.spoiled = 0
         self.longest_recovery = 0.0
         self.longest_after = ""
+        self.recoveries: dict[str, float] = {}
+        self.is_whole = Event()
+        self.is_whole.set()
         self.errors: Counter[str] = Counter()
         self.notes: deque[str] = deque(maxlen=50)
         self._faults = 0
         self._last_fault_at = float("-inf")
         #: The fault that ended last, and the queues that have not recovered since.
-        self._recovering: tuple[str, set[str]] = ("", set())
+        self._recovering: tuple[str, str, set[str]] = ("", "", set())
 
-    def stream(self, queue: str) -> Stream:
+    def stream(self, queue: str, is_acked: bool = True) -> Stream:
         """Begin a stream of messages to *queue*."""
-        made = Stream(len(self.streams), queue)
+        made = Stream(len(self.streams), queue, is_acked)
         self.streams.append(made)
         return made
 
@@ -140,12 +159,25 @@ class Ledger:
     def fault_begins(self) -> None:
         """From now on a message may come twice."""
         self._faults += 1
+        self.is_whole.clear()
 
-    def fault_ended(self, fault: str, queues: set[str]) -> None:
-        """*queues* shall recover from now on."""
+    def fault_ended(self, fault: str, queues: set[str], alone: str = "") -> None:
+        """*queues* shall recover from now on.
+
+        Arguments:
+            alone: under which name the recovery is noted; none when other faults came with it.
+        """
         self._faults -= 1
         self._last_fault_at = monotonic()
-        self._recovering = (fault, set(queues))
+        self._recovering = (fault, alone, set(queues))
+
+    def give_up(self) -> None:
+        """Wait no longer for those that have not recovered: it took at least until now."""
+        fault, alone, queues = self._recovering
+        for queue in sorted(queues):
+            self._note_recovery(fault, alone, queue, monotonic())
+        self._recovering = ("", "", set())
+        self.is_whole.set()
 
     def excuse(self, queue: str) -> None:
         """*queue* was deleted: what was in it, or on its way to it, need not come."""
@@ -165,21 +197,31 @@ class Ledger:
 
     def failed(self, stream: Stream, error: BaseException) -> None:
         """The publish of a message has raised."""
+        self.note_failure(type(error).__name__)
+
+    def note_failure(self, error: str) -> None:
+        """The same, of an error of that name."""
         self.doubtful += 1
-        self.errors[type(error).__name__] += 1
+        self.errors[error] += 1
 
     # -- consumers
 
     def handle(self, queue: str, body: object, is_redelivered: bool) -> None:
         """A message was handled."""
-        now = monotonic()
         key = key_of(body)
+        self.handle_key(queue, key, is_redelivered)
+        if key is None:
+            self.notes.append(f"{queue}: not what was published: {str(body)[:60]!r}")
+
+    def handle_key(self, queue: str, key: tuple[int, int] | None, is_redelivered: bool) -> None:
+        """A message was handled whose body has that key."""
+        now = monotonic()
         if key is None or key[0] >= len(self.streams):
             self.spoiled += 1
-            self.notes.append(f"{queue}: not what was published: {str(body)[:60]!r}")
             return
         stream = self.streams[key[0]]
         number = key[1]
+        stream.reach(number)
         entry = stream.entries.get(number)
         if entry is None or entry.count:
             begun_at = 0.0 if entry is None else entry.begun_at
@@ -206,11 +248,18 @@ class Ledger:
             self.notes.append(f"{stream.queue}: {number} of {stream.number} again, for no reason")
 
     def _recovered(self, queue: str, begun_at: float, now: float) -> None:
-        fault, queues = self._recovering
-        took = now - self._last_fault_at
+        fault, alone, queues = self._recovering
         if self._faults or queue not in queues or begun_at < self._last_fault_at:
             return
         queues.remove(queue)
+        self._note_recovery(fault, alone, queue, now)
+        if not queues:
+            self.is_whole.set()
+
+    def _note_recovery(self, fault: str, alone: str, queue: str, now: float) -> None:
+        took = now - self._last_fault_at
+        if alone:
+            self.recoveries[alone] = max(self.recoveries.get(alone, 0.0), took)
         if took > self.longest_recovery:
             self.longest_recovery = took
             self.longest_after = f"{fault}, {queue}"
@@ -218,10 +267,27 @@ class Ledger:
     # -- the balance
 
     def missing(self) -> list[tuple[Stream, int]]:
-        """The messages that were sent, and that nobody has handled."""
+        """The messages that were sent, not handled, and for whose loss there is no excuse."""
         return [
             (stream, number)
-            for stream in self.streams
-            for number, entry in stream.entries.items()
-            if entry.is_open
+            for stream, number in self._open()
+            if not self._may_drop(stream, number)
         ]
+
+    def dropped(self) -> int:
+        """How many messages were lost by consumers that need no ack, by a fault."""
+        return sum(self._may_drop(stream, number) for stream, number in self._open())
+
+    def are_open(self) -> bool:
+        """Whether any message that was sent was not handled yet."""
+        return any(True for _ in self._open())
+
+    def _open(self) -> Iterator[tuple[Stream, int]]:
+        for stream in self.streams:
+            for number, entry in stream.entries.items():
+                if entry.is_open:
+                    yield stream, number
+
+    def _may_drop(self, stream: Stream, number: int) -> bool:
+        begun_at = stream.entries[number].begun_at
+        return not stream.is_acked and begun_at <= self._last_fault_at + AFTERMATH

@@ -60,6 +60,7 @@ class Flow:
 
     Attributes:
         is_silent: what comes is dropped.
+        is_severed: its source is gone, which the other end has to find out by itself.
         spoil: how the next unit is spoiled.
         end_after: bytes that are passed on before the connection ends.
     """
@@ -71,7 +72,7 @@ class Flow:
         self.source, self.target = source, target
         self._weather = pair.weather[Direction.THERE if is_there else Direction.BACK]
         self._units = units_of(pair.protocol, is_there)
-        self.is_silent = False
+        self.is_silent = self.is_severed = False
         self.spoil: Kind | None = None
         self.end_after: int | None = None
 
@@ -86,7 +87,8 @@ class Flow:
                     break
                 if not self.is_silent:
                     self._pass(self._spoiled(part))
-        self._pair.end()
+        if not self.is_severed:
+            self._pair.end()
 
     def _wait(self) -> None:
         """Wait while nothing shall be read."""
@@ -155,6 +157,7 @@ class Pair:
         there = gevent.spawn(self.flows[Direction.THERE].run)
         try:
             self.flows[Direction.BACK].run()
+            there.join()
         finally:
             there.kill()
             self.close()
@@ -170,17 +173,25 @@ class Pair:
         for end in self._ends:
             end.close()
 
+    @property
+    def is_severed(self) -> bool:
+        """Whether one of the ends is gone, and the other does not know."""
+        return any(flow.is_severed for flow in self.flows.values())
+
     def suffer(self, kind: Kind, direction: Direction, chance: random.Random) -> None:
         """Have a fault of one moment."""
         flows = [flow for where, flow in self.flows.items() if where in direction]
-        if kind is Kind.RESET:
-            for end in self._ends:
-                with suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
-            # The RST leaves with the close; a shutdown would be a FIN.
-            self.close()
+        if direction is not Direction.BOTH and kind is Kind.RESET:
+            for flow in self.flows.values():
+                flow.is_silent = True
         for flow in flows:
-            if kind is Kind.CUT:
+            if kind is Kind.RESET:
+                flow.is_severed = direction is not Direction.BOTH
+                with suppress(OSError):
+                    flow.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+                # The RST leaves with the close; a shutdown would be a FIN.
+                flow.source.close()
+            elif kind is Kind.CUT:
                 flow.end_after = chance.randrange(64)
             elif kind is Kind.HALF_OPEN:
                 flow.is_silent = True
@@ -227,6 +238,9 @@ class Proxy:
         if order["kind"] == "heal":
             for weather in self._weather.values():
                 weather.clear()
+            for pair in self._pairs:
+                if pair.is_severed:
+                    pair.end()
             return len(self._pairs)
         kind, direction = Kind(order["kind"]), Direction(order["direction"])
         chance = random.Random(order["seed"])

@@ -11,9 +11,8 @@ import kombu.entity
 from kombu import pools
 from kombu.mixins import ConsumerMixin
 
-from greenconn.entity import Queue
 from tests.torture.client import POLICY, PUBLISH_TIMEOUT, STOP_TIMEOUT, Handle, Mishap, Send
-from tests.torture.worlds import World
+from tests.torture.worlds.base import Place, Role, World
 
 __all__ = ["Kombu"]
 
@@ -33,20 +32,20 @@ class Kombu:
 
     def _connected(self) -> Any:
         options: dict[str, Any] = {"confirm_publish": True}
-        if self._world.name == "redis":
+        if self._world.transport == "redis":
             # Else what a lost connection held would come again after an hour.
             options = {"visibility_timeout": 5, "socket_timeout": 5, "health_check_interval": 2}
         return kombu.connection.Connection(
             self._world.url, heartbeat=self._world.heartbeat or 0, transport_options=options
         )
 
-    def sends(self, queue: Queue, is_deleted: bool) -> list[Send]:
+    def sends(self, place: Place) -> list[Send]:
         """By producers of a pool."""
         return [self._produce]
 
     def _produce(self, name: str, bodies: list[str]) -> Mapping[int, BaseException]:
         failed: dict[int, BaseException] = {}
-        waits = {"confirm_timeout": PUBLISH_TIMEOUT} if self._world.name == "amqp" else {}
+        waits = {"confirm_timeout": PUBLISH_TIMEOUT} if self._world.transport == "amqp" else {}
         for position, body in enumerate(bodies):
             try:
                 with pools.producers[self._connection].acquire(block=True, timeout=60) as producer:
@@ -57,9 +56,9 @@ class Kombu:
                 failed[position] = exc
         return failed
 
-    def receiver(self, number: int, queue: Queue, is_deleted: bool, handle: Handle) -> Mixed:
+    def receiver(self, number: int, place: Place, handle: Handle) -> Mixed:
         """A ``ConsumerMixin``."""
-        return Mixed(self._connected(), queue, handle)
+        return Mixed(self._connected(), place, handle)
 
     def slots(self) -> int:
         """Producers and connections of pools that are in use."""
@@ -78,14 +77,20 @@ class Kombu:
 class Mixed(ConsumerMixin):
     """A ``ConsumerMixin`` that consumes from one queue."""
 
-    def __init__(self, connection: Any, queue: Queue, handle: Handle) -> None:
+    def __init__(self, connection: Any, place: Place, handle: Handle) -> None:
         self.connection = connection
+        queue = place.queue
+        self._no_ack = place.role is Role.UNACKED
         self._queue = kombu.entity.Queue(queue.name, queue_arguments=queue.queue_arguments)
         self._handle = handle
 
     def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> list[Any]:  # noqa: N803
         """One consumer."""
-        return [Consumer([self._queue], callbacks=[self._receive], prefetch_count=20)]
+        count = None if self._no_ack else 20
+        receive = [self._receive]
+        return [
+            Consumer([self._queue], no_ack=self._no_ack, callbacks=receive, prefetch_count=count)
+        ]
 
     def _receive(self, body: object, message: Any) -> None:
         try:
@@ -94,7 +99,8 @@ class Mixed(ConsumerMixin):
         except Mishap:
             message.requeue()
         else:
-            message.ack()
+            if not self._no_ack:
+                message.ack()
 
     def begin(self) -> None:
         """Consume."""

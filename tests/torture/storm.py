@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -19,12 +20,17 @@ from tests.torture.client import Client
 from tests.torture.crowd import Crowd
 from tests.torture.faults import LASTING, Fault, Kind, faults_of
 from tests.torture.ledger import Ledger
-from tests.torture.worlds import World, declare, depths
+from tests.torture.outposts import Outposts
+from tests.torture.worlds.base import DELETED, World
+from tests.torture.worlds.registry import declare, depths
 
 __all__ = ["Outcome", "Plan", "Storm"]
 
-#: Seconds without any message handled after which those that are missing are lost.
-PATIENCE = 60.0
+#: Seconds without any message handled after which those that are missing are lost; and the same of
+#: messages for whose loss there is an excuse.
+PATIENCE, LITTLE_PATIENCE = 60.0, 3.0
+#: Seconds for which a recovery is waited for.
+RECOVERY_TIMEOUT = 30.0
 DESCRIPTORS = "/proc/self/fd"
 
 
@@ -36,6 +42,8 @@ class Plan:
         seconds: how long faults come.
         greenlets: how many publish.
         rate: messages a second.
+        longest: seconds that no fault exceeds.
+        processes: further ones that publish and consume, where they can be killed.
     """
 
     seed: int
@@ -43,6 +51,8 @@ class Plan:
     greenlets: int
     rate: float
     kinds: frozenset[Kind]
+    longest: float = 10.0
+    processes: int = 2
 
 
 @dataclass(kw_only=True)
@@ -52,6 +62,7 @@ class Outcome:
     Attributes:
         doubtful: messages whose publish raised.
         redelivered, repeated: handled again, with the mark, and without it because of a fault.
+        dropped: of consumers without acks, lost by a fault.
         lost: sent and never handled.
         unexplained: handled again for no reason.
         left: messages in the queues although all were handled and acknowledged.
@@ -59,6 +70,7 @@ class Outcome:
         slots, descriptors, greenlets_left: not given back.
         recovery: longest time from the end of a fault until messages flow again, seconds.
         recovery_after: that fault, and the queue.
+        recoveries: the same for each kind of fault that came alone.
     """
 
     broker: str
@@ -73,8 +85,10 @@ class Outcome:
     doubtful: int = 0
     redelivered: int = 0
     repeated: int = 0
+    dropped: int = 0
     recovery: float = 0.0
     recovery_after: str = ""
+    recoveries: dict[str, float] = field(default_factory=dict)
     lost: int = 0
     unexplained: int = 0
     disordered: int = 0
@@ -140,26 +154,35 @@ class Storm:
         plan = self.plan
         traces, descriptors = Traces(), len(os.listdir(DESCRIPTORS))
         client = self._make(self.world, not self.kinds)
+        outposts = Outposts(
+            client.name,
+            self.world,
+            self.ledger,
+            plan.seed,
+            plan.processes if Kind.KILL_CLIENT in self.kinds else 0,
+        )
         try:
             declare(self.world, for_good=Kind.KILL in self.kinds)
             crowd = Crowd(
                 client,
                 self.ledger,
-                self.world.queues(),
+                self.world.places(),
                 greenlets=plan.greenlets,
                 rate=plan.rate,
                 seed=plan.seed,
                 is_calm=not self.kinds,
             )
             crowd.begin()
-            self._rage(crowd)
-            hung = self._calm_down(crowd)
+            outposts.begin()
+            self._rage(crowd, outposts)
+            hung = self._calm_down(crowd, outposts)
             hung += crowd.troubles()
             slots = client.slots()
-            hung += crowd.end()
+            hung += crowd.end() + outposts.end()
             left = self._left()
         finally:
             self.stage = "closing"
+            outposts.close()
             client.close()
         new = traces.settle()
         outcome = self._outcome(client, hung)
@@ -170,60 +193,85 @@ class Storm:
         outcome.descriptors = max(len(os.listdir(DESCRIPTORS)) - descriptors, 0)
         return outcome
 
-    def _rage(self, crowd: Crowd) -> None:
+    def _rage(self, crowd: Crowd, outposts: Outposts) -> None:
         """Have the faults come until the time is up."""
         end = monotonic() + self.plan.seconds
-        for fault in faults_of(self.plan.seed, self.kinds):
+        for fault in faults_of(self.plan.seed, self.kinds, self.plan.longest):
             self.stage = "storm"
             gevent.sleep(min(fault.gap, max(end - monotonic(), 0)))
+            if fault.is_alone:
+                self._recover(end)
             if monotonic() >= end:
                 break
             self._show(f"{monotonic() - end + self.plan.seconds:6.1f} s  {fault}")
-            self._inject(fault, crowd)
+            self._inject(fault, crowd, outposts)
+            if fault.is_alone:
+                self._recover(end)
         gevent.sleep(max(end - monotonic(), 0))
 
-    def _inject(self, fault: Fault, crowd: Crowd) -> None:
+    def _recover(self, end: float) -> None:
+        """Wait until all have recovered from all faults; not longer than the storm lasts."""
+        self.stage = "recovery"
+        left = end - monotonic()
+        is_whole = self.ledger.is_whole.wait(min(RECOVERY_TIMEOUT, max(left, 0)))
+        if not is_whole and left > RECOVERY_TIMEOUT:
+            self.ledger.give_up()
+
+    def _inject(self, fault: Fault, crowd: Crowd, outposts: Outposts) -> None:
         self.stage = str(fault)
         self.injected[fault.kind.value] += 1
         with self._noted(fault, crowd):
             if fault.kind is Kind.INTERRUPT:
                 crowd.interrupt(random.Random(fault.seed))
+            elif fault.kind is Kind.KILL_CLIENT:
+                outposts.kill(random.Random(fault.seed))
             else:
                 self.world.inject(fault)
             if fault.kind in (Kind.DELETE, Kind.KILL, Kind.RESTART):
                 # What was declared a moment before a kill may be forgotten, too.
-                self.ledger.excuse(self.world.queues()[-1].name)
+                self.ledger.excuse(DELETED)
 
     @contextmanager
     def _noted(self, fault: Fault, crowd: Crowd) -> Iterator[None]:
         """Tell the ledger of the begin and of the end of a fault."""
         self.ledger.fault_begins()
+        ended = partial(
+            self.ledger.fault_ended,
+            str(fault),
+            crowd.queues_in_use,
+            fault.kind.value if fault.is_alone else "",
+        )
         try:
             yield
         finally:
             if fault.kind in LASTING:
-                ending = gevent.spawn_later(
-                    fault.seconds, self.ledger.fault_ended, str(fault), crowd.queues_in_use
-                )
-                self._lasting.add(ending)
+                self._lasting.add(gevent.spawn_later(fault.seconds, ended))
             else:
-                self.ledger.fault_ended(str(fault), crowd.queues_in_use)
+                ended()
 
-    def _calm_down(self, crowd: Crowd) -> list[str]:
+    def _calm_down(self, crowd: Crowd, outposts: Outposts) -> list[str]:
         """End all faults and wait for the balance; returns what hangs."""
         self.stage = "healing"
         self.world.heal()
         gevent.joinall(list(self._lasting), raise_error=True)
         self.stage = "last publishes"
         hung = crowd.stop_publishing()
+        hung += outposts.stop_publishing()
         hung += crowd.farewell()
         self.stage = "balance"
-        last, end = self.ledger.handled, monotonic() + PATIENCE
-        while self.ledger.missing() and monotonic() < end:
-            gevent.sleep(0.1)
-            if self.ledger.handled != last:
-                last, end = self.ledger.handled, monotonic() + PATIENCE
+        self._balance()
         return hung
+
+    def _balance(self) -> None:
+        """Wait until all is handled that may still come."""
+        last, since = self.ledger.handled, monotonic()
+        while True:
+            if self.ledger.handled != last:
+                last, since = self.ledger.handled, monotonic()
+            patience = PATIENCE if self.ledger.missing() else LITTLE_PATIENCE
+            if monotonic() - since > patience or not self.ledger.are_open():
+                return
+            gevent.sleep(0.1)
 
     def _left(self) -> dict[str, int]:
         """What is left in the queues; acks of the last moment have a moment to arrive."""
@@ -252,6 +300,8 @@ class Storm:
             repeated=ledger.repeated,
             recovery=round(ledger.longest_recovery, 2),
             recovery_after=ledger.longest_after,
+            recoveries={kind: round(took, 2) for kind, took in ledger.recoveries.items()},
+            dropped=ledger.dropped(),
             lost=len(missing),
             unexplained=ledger.unexplained,
             disordered=ledger.disordered,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from itertools import pairwise
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -311,23 +312,31 @@ def test_stopping_and_killing_during_a_restart(
         assert stop_consumers(CAME)
 
 
-def test_a_login_that_is_refused_at_the_reconnect_ends_all(unique: str, seen: Seen) -> None:
-    is_refusing: list[bool] = []
+def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
+    unique: str, seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[float] = []
+    is_refusing = False
 
     class Refusing(memory.Transport):
         def establish_connection(self, deadline: Any = None) -> Any:
             if is_refusing:
+                refused.append(monotonic())
                 raise AccessRefused("ACCESS_REFUSED - the password was changed", (10, 30))
             return super().establish_connection(deadline)
 
     with Connection(f"memory:///{unique}", transport=Refusing) as connection:
         consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(3)]
         assert all(each.wait_ready(CAME) for each in consumers)
-        is_refusing.append(True)
+        is_refusing = True
         memory.restart(unique)
-        for consumer in consumers:
-            with pytest.raises(AccessRefused, match="password"):
-                consumer.get(timeout=CAME)
+        until(lambda: len(refused) >= 4)
+        assert not any(each.ready() for each in consumers)
+        is_refusing = False
+        assert all(each.wait_ready(CAME) for each in consumers)
+        assert stop_consumers(CAME)
+    told = [each for each in caplog.messages if "tried again" in each]
+    assert len(told) == 3, told  # once by each consumer
     memory.reset(unique)
 
 

@@ -1,0 +1,84 @@
+"""A Redis in a storm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.wire.resp import pack
+from tests.brokers.keeper import Keeper
+from tests.brokers.redis_server import RedisServer
+from tests.torture.faults import Fault, Kind
+from tests.torture.worlds.base import Place, Proxied, places_of
+
+__all__ = ["RedisWorld", "redis_world"]
+
+#: What a Redis keeps when it is killed; without it there would be nothing to count.
+ON_DISK = ("--appendonly", "yes", "--appendfsync", "always")
+ALL = ("~*", "&*", "+@all")
+USER = ("--user", "storm", "on", ">secret", *ALL)
+
+
+class RedisWorld(Proxied):
+    """A Redis that keeps all on its disk."""
+
+    name = "redis"
+    transport = "redis"
+    #: There is no disk alarm: who does not reach its disk refuses as one without memory does.
+    kinds = Proxied.kinds | {Kind.MEMORY_ALARM, Kind.REVOKE}
+
+    def __init__(self, broker: RedisServer) -> None:
+        super().__init__(broker, broker.port, "redis")
+        self._broker = broker
+        self.url = f"redis://storm:secret@127.0.0.1:{self.proxy.port}/0"
+        self.options = {"lease": 3.0, "health_check_interval": 2, "reply_timeout": 5.0}
+
+    @property
+    def direct_url(self) -> str:
+        return self._broker.url
+
+    def places(self) -> list[Place]:
+        """Lists."""
+        return places_of([Queue(f"list-{number}") for number in (1, 2, 3, 4)])
+
+    def memory_alarm(self, fault: Fault) -> None:
+        """It takes nothing for want of memory, for a while."""
+        self._command("CONFIG", "SET", "maxmemory", "1mb")
+        try:
+            gevent.sleep(fault.seconds)
+        finally:
+            self._command("CONFIG", "SET", "maxmemory", "0")
+
+    def revoke(self, fault: Fault) -> None:
+        """The user may nothing, or is thrown out and may not come in."""
+        if fault.seed % 2:
+            self._command("ACL", "SETUSER", "storm", "off")
+            self._command("CLIENT", "KILL", "USER", "storm")
+        else:
+            self._command("ACL", "SETUSER", "storm", "-@all")
+        try:
+            gevent.sleep(fault.seconds)
+        finally:
+            self._command("ACL", "SETUSER", "storm", "on", *ALL)
+
+    def _command(self, *words: str) -> None:
+        with Connection(self.direct_url) as connection:
+            connection.connection.call(pack(*words))
+
+
+@contextmanager
+def redis_world() -> Iterator[RedisWorld]:
+    """Start a Redis; it ends with the block.  May switch."""
+    with Keeper() as keeper:
+        broker = RedisServer(keeper, (*ON_DISK, *USER))
+        broker.start()
+        world = RedisWorld(broker)
+        try:
+            yield world
+        finally:
+            world.close()
+            broker.close()
