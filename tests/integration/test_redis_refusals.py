@@ -27,6 +27,8 @@ from tests.integration.redis_clients import control, wait_until
 
 #: Seconds: far below all timeouts.
 AT_ONCE = 5.0
+#: What a user may do who may do everything.
+EVERYTHING = ("~*", "&*", "+@all")
 
 
 def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> None:
@@ -44,6 +46,28 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
         with pytest.raises((AccessRefused, OperationalError)):
             consumer.get(timeout=SOON)
     assert monotonic() - began < AT_ONCE
+
+
+def test_a_consumer_whose_rights_are_taken_away_comes_back_with_them(
+    redis_with: RedisFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = redis_with("--user", "mailer", "on", ">secret", *EVERYTHING)
+    done: list[Any] = []
+    url = server.url.replace("//", "//mailer:secret@")
+    with control(server.url) as admin, Connection(url) as connection:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: done.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        admin("ACL", "SETUSER", "mailer", "off")
+        admin("CLIENT", "KILL", "USER", "mailer")
+        wait_until(lambda: "is tried again: LoginRefused" in caplog.text)
+        assert not consumer.ready()
+        admin("ACL", "SETUSER", "mailer", "on")
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("q", 1, connection=connection)
+        wait_until(lambda: done == [1])
+        assert consumer.stop(SOON)
 
 
 def test_wrong_database_stops_everybody_at_once(redis_with: RedisFactory) -> None:

@@ -21,7 +21,7 @@ from tests.brokers.descriptors import raise_limit
 from tests.brokers.packages import NoBroker
 from tests.torture.client import Client, Greenconn
 from tests.torture.faults import Kind, kinds_of
-from tests.torture.report import shown, table_of
+from tests.torture.report import shown, tables_of
 from tests.torture.storm import Outcome, Plan, Storm
 from tests.torture.worlds.base import World
 from tests.torture.worlds.registry import WORLDS
@@ -50,7 +50,7 @@ def main() -> int:
     if options.json:
         print(json.dumps([outcome.as_dict() for outcome in outcomes]))
     else:
-        tell(outcomes)
+        tell(outcomes, options.verbose)
     return 0 if all(each.is_good for each in outcomes if each.client == "greenconn") else 1
 
 
@@ -97,10 +97,11 @@ def rival(options: argparse.Namespace, broker: str) -> list[Outcome]:
     return [Outcome(**figures) for figures in json.loads(done.stdout or b"[]")]
 
 
-def tell(outcomes: list[Outcome]) -> None:
-    """Print the table, and what there is to say of what went wrong."""
+def tell(outcomes: list[Outcome], is_verbose: bool) -> None:
+    """Print the figures, and what there is to say of what went wrong."""
     console = Console()
-    console.print(table_of(outcomes))
+    for table in tables_of(outcomes, is_verbose):
+        console.print(table)
     for outcome in outcomes:
         for note in outcome.notes:
             console.print(f"{outcome.broker}, {outcome.client}: {note}", markup=False)
@@ -139,7 +140,7 @@ def arguments() -> argparse.Namespace:
         help=", ".join(names),
     )
     add("--rival", choices=["kombu"], help="the same with it beside, in a patched process")
-    add("--verbose", action="store_true", help="name each fault")
+    add("--verbose", action="store_true", help="name each fault, and all figures")
     add("--json", action="store_true", help="print all figures as JSON")
     add("--client", choices=["greenconn", "kombu"], default="greenconn", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -31,6 +31,8 @@ PUBLISH_TIMEOUT = 40.0
 STOP_TIMEOUT = 30.0
 #: Greenlets that drain one connection.
 DRAINERS = 2
+#: Seconds for which one waits for an event.
+STEP = 0.3
 CONCURRENCY = 4
 POLICY = {"max_retries": 20, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 1.0}
 
@@ -236,7 +238,7 @@ class Draining:
         refused: Any = self._connection.channel_errors
         while not self._is_over:
             try:
-                self._connection.drain_events(timeout=1.0)
+                self._connection.drain_events(timeout=STEP)
             except passing:
                 pass
             except refused:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import gevent
 from gevent.event import Event
 
-from tests.torture.client import Client, Mishap, Send
+from tests.torture.client import Client, Mishap, Receiver, Send
 from tests.torture.ledger import Ledger, Stream, body_of, key_of
 from tests.torture.worlds.base import Place, Role
 
@@ -213,11 +213,14 @@ class Crowd:
 
     def end(self) -> list[str]:
         """End the consumers; returns what went wrong.  May switch."""
-        found: list[str] = []
-        for receiver in self.receivers:
-            ending: Callable[[], None] = receiver.end
-            try:
-                ending()
-            except Exception as exc:
-                found.append(f"end of a consumer: {exc!r}")
-        return found
+        greenlets = [gevent.spawn(_ended, receiver) for receiver in self.receivers]
+        gevent.joinall(greenlets)
+        return [text for each in greenlets if (text := each.get()) is not None]
+
+
+def _ended(receiver: Receiver) -> str | None:
+    try:
+        receiver.end()
+    except Exception as exc:
+        return f"end of a consumer: {exc!r}"
+    return None

@@ -100,7 +100,7 @@ def faults_of(seed: int, kinds: Iterable[Kind], longest: float = 10.0) -> Iterat
     """The faults of a seed, without an end: each of *kinds* comes once before any comes again.
 
     Arguments:
-        longest: seconds that none exceeds.
+        longest: seconds that none exceeds, and no gap.
     """
     chance = random.Random(f"faults {seed}")
     deck = sorted(set(kinds), key=lambda kind: kind.value)
@@ -110,7 +110,7 @@ def faults_of(seed: int, kinds: Iterable[Kind], longest: float = 10.0) -> Iterat
             yield Fault(
                 kind=kind,
                 direction=chance.choice(list(Direction)),
-                gap=chance.uniform(*chance.choice(GAPS)),
+                gap=min(chance.uniform(*chance.choice(GAPS)), longest),
                 seconds=min(round(chance.uniform(*LENGTHS.get(kind, (0.0, 0.0))), 2), longest),
                 seed=chance.getrandbits(32),
                 is_alone=chance.random() < 0.5,

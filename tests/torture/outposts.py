@@ -113,6 +113,7 @@ class Outpost:
             send(self._process.pid, signal.SIGKILL)
         self._reading.join()
         self._input.close()
+        self._output.close()
         self._process.wait()
 
     def order(self) -> None:

@@ -28,7 +28,9 @@ __all__ = ["Outcome", "Plan", "Storm"]
 
 #: Seconds without any message handled after which those that are missing are lost; and the same of
 #: messages for whose loss there is an excuse.
-PATIENCE, LITTLE_PATIENCE = 60.0, 3.0
+PATIENCE, LITTLE_PATIENCE = 60.0, 1.0
+#: Seconds after which nothing may be in the queues: before the consumers end, and afterwards.
+DRAIN_TIMEOUT, ACK_TIMEOUT = 30.0, 5.0
 #: Seconds for which a recovery is waited for.
 RECOVERY_TIMEOUT = 30.0
 DESCRIPTORS = "/proc/self/fd"
@@ -42,7 +44,7 @@ class Plan:
         seconds: how long faults come.
         greenlets: how many publish.
         rate: messages a second.
-        longest: seconds that no fault exceeds.
+        longest: seconds that no fault exceeds, and no time from one to the next.
         processes: further ones that publish and consume, where they can be killed.
     """
 
@@ -115,6 +117,21 @@ class Outcome:
     )
 
     @property
+    def count(self) -> int:
+        """How many faults there were."""
+        return sum(self.faults.values())
+
+    @property
+    def again(self) -> int:
+        """Messages that were handled again, for a reason."""
+        return self.redelivered + self.repeated
+
+    @property
+    def leaked(self) -> int:
+        """All that was not given back."""
+        return self.slots + self.descriptors + self.greenlets_left
+
+    @property
     def is_good(self) -> bool:
         """Whether nothing was lost, nothing leaked, and nothing hung."""
         return bool(self.sent) and not any(getattr(self, name) for name in self.MUST_BE_0)
@@ -178,8 +195,9 @@ class Storm:
             hung = self._calm_down(crowd, outposts)
             hung += crowd.troubles()
             slots = client.slots()
+            self._left(DRAIN_TIMEOUT)
             hung += crowd.end() + outposts.end()
-            left = self._left()
+            left = self._left(ACK_TIMEOUT)
         finally:
             self.stage = "closing"
             outposts.close()
@@ -273,9 +291,9 @@ class Storm:
                 return
             gevent.sleep(0.1)
 
-    def _left(self) -> dict[str, int]:
-        """What is left in the queues; acks of the last moment have a moment to arrive."""
-        end = monotonic() + 5.0
+    def _left(self, timeout: float) -> dict[str, int]:
+        """What is left in the queues, if there is something for so long.  May switch."""
+        end = monotonic() + timeout
         while True:
             left = depths(self.world)
             if not any(left.values()) or monotonic() > end:

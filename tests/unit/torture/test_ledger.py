@@ -90,6 +90,45 @@ def test_recovery_is_timed_by_queue(ledger: Ledger) -> None:
     assert 0 < ledger.longest_recovery < 1
 
 
+def test_recovery_is_noted_by_fault_where_that_was_alone(ledger: Ledger) -> None:
+    stream = ledger.stream("q")
+    for alone in ("cut", ""):
+        ledger.fault_begins()
+        assert not ledger.is_whole.is_set()
+        ledger.fault_ended("cut there", {"q"}, alone)
+        ledger.handle("q", sent(ledger, stream), False)
+        assert ledger.is_whole.is_set()
+    assert list(ledger.recoveries) == ["cut"]
+    ledger.fault_begins()
+    ledger.fault_ended("kill", {"q"}, "kill")
+    ledger.give_up()
+    assert ledger.is_whole.is_set()
+    assert set(ledger.recoveries) == {"cut", "kill"}
+
+
+def test_without_acks_a_fault_may_lose_what_is_under_way(ledger: Ledger) -> None:
+    stream = ledger.stream("q", is_acked=False)
+    sent(ledger, stream)
+    assert ledger.missing() == [(stream, 0)]
+    ledger.fault_begins()
+    ledger.fault_ended("cut", {"q"})
+    assert (ledger.missing(), ledger.dropped(), ledger.are_open()) == ([], 1, True)
+    ledger.handle("q", body_of(0, 0, random.Random(0)), False)
+    assert (ledger.dropped(), ledger.are_open()) == (0, False)
+
+
+def test_what_another_process_publishes_may_be_handled_before_it_is_told(ledger: Ledger) -> None:
+    stream = ledger.stream("q")
+    ledger.handle_key("q", (0, 2), False)
+    stream.reach(1)
+    stream.reach(2)
+    assert (ledger.handled, ledger.unexplained, stream.next) == (1, 0, 3)
+    ledger.published(stream, 2)
+    assert not ledger.missing()
+    ledger.handle_key("q", None, False)
+    assert ledger.spoiled == 1
+
+
 def test_what_is_settled_is_forgotten(ledger: Ledger) -> None:
     stream = ledger.stream("q")
     bodies = [sent(ledger, stream) for _ in range(3)]
