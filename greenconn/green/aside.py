@@ -1,0 +1,68 @@
+"""Blocking calls of libraries that are not made for greenlets: run in threads of their own.
+
+Who calls waits as for anything else, and the hub turns meanwhile.  A caller that is killed leaves
+its call to its own end; what it returns is dropped.  In a process that is monkey-patched such a
+library is green by itself, and its calls are made where they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gevent.monkey import is_module_patched
+from gevent.threadpool import ThreadPool
+
+__all__ = ["Aside", "are_sockets_green"]
+
+T = TypeVar("T")
+
+
+def are_sockets_green() -> bool:
+    """Whether a library that uses the standard library's sockets and locks lets the hub turn.
+
+    Only with both: a greenlet that holds a native lock while it waits for a socket would stop all.
+    """
+    return is_module_patched("socket") and is_module_patched("threading")
+
+
+class Aside:
+    """Runs blocking calls.
+
+    Arguments:
+        threads: how many at once; more wait for their turn.  None: none, calls are made directly.
+    """
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, threads: int | None) -> None:
+        #: Makes its threads when they are first needed.
+        self._pool = None if threads is None else ThreadPool(threads)
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call *function* and return what it returns.  May switch."""
+        if self._pool is None:
+            return function(*args, **kwargs)
+        outcome, error = self._pool.spawn(_outcome, function, args, kwargs).get()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame
+        value: T = outcome
+        return value
+
+    def close(self) -> None:
+        """End the threads, each with the call that it is at.  May switch."""
+        if self._pool is not None:
+            self._pool.kill()
+
+
+def _outcome(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, BaseException | None]:
+    # As a value: gevent prints the errors of its threads, although somebody waits for them.
+    try:
+        return function(*args, **kwargs), None
+    except BaseException as exc:
+        return None, exc

@@ -1,0 +1,228 @@
+"""Taking messages for a while, keeping them, and saying what became of them.
+
+MongoDB changes one document as a whole, and many documents one by one.  So a claim of many looks for
+candidates first, then updates those of them that still wait, each marked with the number of this
+very claim; if somebody else was quicker with some, it reads which ones it got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from bson import ObjectId
+from pymongo import ASCENDING
+
+from greenconn.transport.leased.store import Answer, Claimed, Settlement
+from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.documents import (
+    DEAD_AT,
+    EXPIRE_AT,
+    GIVE_BACK,
+    HELD_EXPIRE_AT,
+    Document,
+    Handle,
+    claim_update,
+    claimed_of,
+)
+
+__all__ = ["Claims"]
+
+_ORDER: Final = [("priority", ASCENDING), ("_id", ASCENDING)]
+#: Looks for candidates that one claim makes when some queues have more than is wanted of them.
+_LOOKS: Final = 4
+#: Expired messages that are taken at once.
+_DEAD_LIMIT: Final = 100
+
+
+class Claims:
+    """What one connection holds.
+
+    Arguments:
+        client: the servers.
+        messages: the collection.
+        lease: seconds that a claim lasts.
+    """
+
+    def __init__(self, client: Client, messages: Any, lease: float) -> None:
+        self._client = client
+        self._messages = messages
+        self._lease = timedelta(seconds=lease)
+        #: Key -> the claim by which it is held here: a message that came back and was taken again is
+        #: not settled by whoever had it first.
+        self._held: dict[Any, Handle] = {}
+
+    # -- claiming
+
+    def take(self, wanted: Mapping[str, int], limit: int) -> list[Claimed]:
+        """Claim at most *limit* messages.  May switch."""
+        if len(wanted) > 1:
+            return self._keep(self._client.call(self._take_of_many, wanted, limit))
+        ((queue, count),) = wanted.items()
+        if min(count, limit) == 1:
+            return self._keep(self._client.call(self._take_one, queue))
+        return self._keep(self._client.call(self._take_of_one, queue, min(count, limit)))
+
+    def take_dead(self) -> list[Claimed]:
+        """Claim messages of any queue that have expired.  May switch."""
+        return self._keep(self._client.call(self._take_dead))
+
+    def _keep(self, found: list[Claimed]) -> list[Claimed]:
+        for each in found:
+            self._held[each.handle.id] = each.handle
+        return found
+
+    # What runs in a thread, where there are threads, begins here.
+
+    def _take_one(self, queue: str) -> list[Claimed]:
+        now, claim = self._client.now(), ObjectId()
+        found = self._messages.find_one_and_update(
+            {"queue": queue}, claim_update(claim, now + self._lease), sort=_ORDER
+        )
+        return [] if found is None else [claimed_of(found, claim, queue, _dead(found, now))]
+
+    def _take_of_one(self, queue: str, count: int) -> list[Claimed]:
+        candidates = list(self._messages.find({"queue": queue}, sort=_ORDER, limit=count))
+        return self._claim({"queue": queue}, candidates)
+
+    def _take_of_many(self, wanted: Mapping[str, int], limit: int) -> list[Claimed]:
+        ids = self._candidates(wanted, limit)
+        if not ids:
+            return []
+        now, claim = self._client.now(), ObjectId()
+        mine = {"_id": {"$in": ids}, "queue": {"$in": list(wanted)}}
+        self._messages.update_many(mine, claim_update(claim, now + self._lease))
+        found = self._messages.find({"_id": {"$in": ids}, "claim": claim}, sort=_ORDER)
+        return [
+            claimed_of(each, claim, each["claimed"], _dead(each, now), counted=1) for each in found
+        ]
+
+    def _candidates(self, wanted: Mapping[str, int], limit: int) -> list[Any]:
+        """Keys of messages, of each queue as many as are wanted, if there are."""
+        room = dict(wanted)
+        chosen: dict[Any, None] = {}
+        for _ in range(_LOOKS):
+            # Without their bodies: there may be more than are wanted.
+            found = list(
+                self._messages.find(
+                    {"queue": {"$in": list(room)}}, {"queue": 1}, sort=_ORDER, limit=limit
+                )
+            )
+            for each in found:
+                queue, key = each["queue"], each["_id"]
+                if room.get(queue) and key not in chosen and len(chosen) < limit:
+                    room[queue] -= 1
+                    chosen[key] = None
+            room = {queue: count for queue, count in room.items() if count}
+            if len(found) < limit or not room or len(chosen) >= limit:
+                break
+        return list(chosen)
+
+    def _take_dead(self) -> list[Claimed]:
+        now = self._client.now()
+        found: list[Document] = []
+        for name in (DEAD_AT, EXPIRE_AT):
+            late = {name: {"$lte": now}, "queue": {"$exists": True}}
+            found += self._messages.find(late, limit=_DEAD_LIMIT)
+        return self._claim({"queue": {"$exists": True}}, found)
+
+    def _claim(self, waiting: Document, candidates: list[Document]) -> list[Claimed]:
+        """Claim those of *candidates* that still wait."""
+        if not candidates:
+            return []
+        now, claim = self._client.now(), ObjectId()
+        keys = {"$in": [each["_id"] for each in candidates]}
+        result = self._messages.update_many(
+            {"_id": keys, **waiting}, claim_update(claim, now + self._lease)
+        )
+        if result.modified_count != len(candidates):
+            mine = self._messages.find({"_id": keys, "claim": claim}, {"_id": 1})
+            won = {each["_id"] for each in mine}
+            candidates = [each for each in candidates if each["_id"] in won]
+        return [claimed_of(each, claim, each["queue"], _dead(each, now)) for each in candidates]
+
+    # -- settling
+
+    def is_mine(self, handle: Handle) -> bool:
+        """Whether a message is held by that claim, as far as is known here.
+
+        What a former connection of this process has claimed is not known, and may be.
+        """
+        return self._held.get(handle.id, handle) == handle
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        """Say what became of messages.  May switch."""
+        valid = [each for each in answers if self.is_mine(each.handle)]
+        self._client.call(self._settle, valid)
+        for each in valid:
+            self._held.pop(each.handle.id, None)
+
+    def _settle(self, answers: list[Answer]) -> None:
+        gone = [each.handle for each in answers if each.settlement is not Settlement.BACK]
+        if gone:
+            self._messages.delete_many(_held_by(gone))
+        returned: dict[tuple[float, bool], list[Handle]] = {}
+        for each in answers:
+            if each.settlement is Settlement.BACK:
+                returned.setdefault((each.delay, each.is_unseen), []).append(each.handle)
+        for (delay, is_unseen), handles in returned.items():
+            self._messages.update_many(_held_by(handles), self._back(delay, is_unseen))
+
+    def _back(self, delay: float, is_unseen: bool) -> Document:
+        if delay > 0:
+            until = self._client.now() + timedelta(seconds=delay)
+            update: Document = {"$set": {"lease_until": until}, "$unset": {"claim": ""}}
+        else:
+            update = dict(GIVE_BACK)
+        if is_unseen:
+            update["$inc"] = {"deliveries": -1}
+        return update
+
+    # -- keeping
+
+    def renew(self, handles: Sequence[Handle]) -> list[Handle]:
+        """Begin leases anew; return those that were lost.  May switch."""
+        mine = [each for each in handles if self.is_mine(each)]
+        left = self._client.call(self._renew, mine) if mine else set()
+        lost = [each for each in handles if each.id not in left or not self.is_mine(each)]
+        for each in lost:
+            if self._held.get(each.id) == each:
+                del self._held[each.id]
+        return lost
+
+    def _renew(self, handles: list[Handle]) -> set[Any]:
+        held = _held_by(handles)
+        until = self._client.now() + self._lease
+        result = self._messages.update_many(held, {"$set": {"lease_until": until}})
+        if result.matched_count == len(handles):
+            return {each.id for each in handles}
+        return {each["_id"] for each in self._messages.find(held, {"_id": 1})}
+
+    def give_back_late(self) -> int:
+        """Give back what nobody renews any more, and what was delayed until now.  May switch.
+
+        Returns:
+            how many messages that were.
+        """
+        return int(self._client.call(self._give_back_late))
+
+    def _give_back_late(self) -> int:
+        late = {"lease_until": {"$lte": self._client.now()}}
+        return int(self._messages.update_many(late, GIVE_BACK).modified_count)
+
+
+def _held_by(handles: Sequence[Handle]) -> Document:
+    return {
+        "_id": {"$in": [each.id for each in handles]},
+        "claim": {"$in": list({each.claim for each in handles})},
+    }
+
+
+def _dead(document: Document, now: datetime) -> str | None:
+    """Why a message is not delivered, if it is not."""
+    for name in (DEAD_AT, EXPIRE_AT, HELD_EXPIRE_AT):
+        end = document.get(name)
+        if isinstance(end, datetime) and end <= now:
+            return "expired"
+    return None

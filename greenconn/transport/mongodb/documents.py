@@ -1,0 +1,111 @@
+"""Messages as documents: kombu's, and what ours have beside.
+
+A message that waits is what kombu makes of it: ``payload`` (the envelope as JSON), ``queue`` and
+``priority``, of which the lowest comes first.  A message that is claimed has no ``queue``, so that
+no program of kombu's, which looks for that, can take it: the name is in ``claimed`` meanwhile.
+``claim`` says by which claim, and ``lease_until`` when it comes back unless somebody renews that.  A
+message that is delayed looks the same, claimed by nobody.  Renaming is one update of one document,
+which MongoDB does as a whole: a message is in one of the two states, whoever dies when.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from bson import ObjectId
+
+from greenconn.jsoncodec import loads
+from greenconn.transport.leased.store import Claimed, Entry
+
+__all__ = [
+    "DEAD_AT",
+    "EXPIRE_AT",
+    "GIVE_BACK",
+    "HELD_EXPIRE_AT",
+    "HIGHEST",
+    "Document",
+    "Handle",
+    "claim_update",
+    "claimed_of",
+    "message_of",
+]
+
+Document = dict[str, Any]
+
+#: The highest priority (kombu's).
+HIGHEST: Final = 9
+#: When a message need not be delivered any more: for the server (kombu's), and for consumers of ours.
+EXPIRE_AT: Final = "expire_at"
+DEAD_AT: Final = "dead_at"
+#: Where the former is while the message is claimed: the server must not remove it then.
+HELD_EXPIRE_AT: Final = "held_expire_at"
+
+#: Makes a claimed message wait again.
+GIVE_BACK: Final[Document] = {
+    "$rename": {"claimed": "queue", HELD_EXPIRE_AT: EXPIRE_AT},
+    "$unset": {"claim": "", "lease_until": ""},
+}
+
+
+class Handle(NamedTuple):
+    """A claimed message: its key, and the claim."""
+
+    id: Any
+    claim: Any
+
+
+def claim_update(claim: Any, lease_until: datetime) -> Document:
+    """What makes a waiting message a claimed one."""
+    return {
+        "$rename": {"queue": "claimed", EXPIRE_AT: HELD_EXPIRE_AT},
+        "$set": {"claim": claim, "lease_until": lease_until},
+        "$inc": {"deliveries": 1},
+    }
+
+
+def message_of(entry: Entry, payload: str, now: datetime, *, ttl: bool) -> Document:
+    """The document of a message on its way into a queue.
+
+    Arguments:
+        now: by the server's clock.
+        ttl: the server removes what has expired.
+    """
+    priority = HIGHEST - min(max(entry.priority, 0), HIGHEST)
+    document: Document = {"_id": ObjectId(), "payload": payload, "priority": priority}
+    if entry.delay > 0:
+        document["claimed"] = entry.queue
+        document["lease_until"] = now + timedelta(seconds=entry.delay)
+    else:
+        document["queue"] = entry.queue
+    if entry.lifetime is not None:
+        end = now + timedelta(seconds=entry.delay + entry.lifetime)
+        name = DEAD_AT
+        if ttl:
+            name = HELD_EXPIRE_AT if entry.delay > 0 else EXPIRE_AT
+        document[name] = end
+    return document
+
+
+def claimed_of(
+    document: Document, claim: Any, queue: str, dead: str | None = None, *, counted: int = 0
+) -> Claimed:
+    """A message that was claimed.
+
+    Arguments:
+        claim: the claim.
+        queue: where it was.
+        dead: why it is not delivered.
+        counted: 1 where *document* is as this claim has left it.
+    """
+    handle = Handle(document["_id"], claim)
+    payload: Any = document.get("payload")
+    deliveries = int(document.get("deliveries") or 0) - counted
+    try:
+        envelope = loads(payload)
+        if isinstance(envelope, dict):
+            return Claimed(queue, envelope, handle, deliveries, dead=dead)
+    except (TypeError, ValueError):
+        pass  # not written by any of us
+    raw = payload if isinstance(payload, bytes) else str(payload).encode()
+    return Claimed(queue, None, handle, deliveries, raw, dead)

@@ -1,0 +1,325 @@
+"""One connection to a database of messages.
+
+The work is done by the parts: :class:`~greenconn.transport.mongodb.claims.Claims` for messages,
+:class:`~greenconn.transport.mongodb.directory.Directory` for queues and exchanges,
+:class:`~greenconn.transport.mongodb.broadcast.Broadcast` for fan-out, and
+:class:`~greenconn.transport.mongodb.waking.Waking`, which looks for what others have published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, ClassVar, Final
+
+from bson import ObjectId
+from pymongo import IndexModel
+from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure
+
+from greenconn.exceptions import ContentTooLarge
+from greenconn.green.deadline import Deadline
+from greenconn.jsoncodec import dumps
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
+from greenconn.transport.mongodb.address import address_of
+from greenconn.transport.mongodb.broadcast import PREFIX, Broadcast, Copy, broadcast_of
+from greenconn.transport.mongodb.claims import Claims
+from greenconn.transport.mongodb.client import Client, lease
+from greenconn.transport.mongodb.directory import Directory
+from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
+from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.mongodb.waking import Waking
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.state import Exchange
+
+__all__ = ["MongoStore"]
+
+#: Bytes that a document may have, and those of ours beside the payload.
+LARGEST: Final = 16 * 1024 * 1024
+_OVERHEAD: Final = 16 * 1024
+#: Seconds for which a queue is known not to be bound to any fan-out exchange.
+_BOUND_LIFETIME: Final = 1.0
+#: The server's number for a collection that is there already.
+_EXISTS: Final = 48
+
+
+class MongoStore(Store):
+    """See :class:`~greenconn.transport.leased.store.Store`.
+
+    Arguments:
+        options: the transport options.
+    """
+
+    claim_limit: ClassVar[int] = 100
+    put_limit: ClassVar[int] = 1000
+    put_bytes: ClassVar[int] = 4 * 1024 * 1024
+    settle_limit: ClassVar[int] = 1000
+    shares_exchange_bindings: ClassVar[bool] = True
+    shares_bindings = True
+
+    def __init__(
+        self, client: Any, wake: Callable[[str | None], None], options: MongoOptions
+    ) -> None:
+        super().__init__(client, wake)
+        self.lease = options.lease
+        self._options = options
+        self._lease: lease | None = None
+        self._servers: Client
+        self._messages: Any
+        self._claims: Claims
+        self._directory: Directory
+        self._broadcast: Broadcast
+        self._waking: Waking
+        #: Expired messages that are to be buried.
+        self._dead: list[Claimed] = []
+        #: Queue -> when it was found not to be bound to a fan-out exchange.
+        self._unbound: dict[str, float] = {}
+        #: Queues that were claimed from since the server was told.
+        self._used: set[str] = set()
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        options = self._options
+        where = self.client.as_uri()
+        self._lease = lease(address_of(self.client, options), where, options.threads)
+        servers = self._servers = self._lease.client
+        servers.greet(deadline)
+        database = servers.database
+        self._messages = database[options.messages_collection]
+        servers.call(_prepare, database, options)
+        self._claims = Claims(servers, self._messages, options.lease)
+        self._directory = Directory(servers, options)
+        self._broadcast = broadcast_of(servers, options.broadcast_collection)
+        self._waking = Waking(
+            servers,
+            options.messages_collection,
+            options.polling_interval,
+            self.wake,
+            self._sweep,
+        )
+        self._waking.tell_of_polling()
+
+    def close(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        if self._lease is None:
+            return
+        if hasattr(self, "_waking"):
+            self._waking.stop()
+            self._broadcast.leave(self)
+        self._lease.end()
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        return self._directory.make_queue(name, declaration)
+
+    def find_queue(self, name: str) -> Declaration | None:
+        if name.startswith(PREFIX):
+            return Declaration()
+        return self._directory.find_queue(name)
+
+    def drop_queue(self, name: str) -> int:
+        count = self._directory.drop_queue(name) + self._broadcast.size(name)
+        self._broadcast.forget(name)
+        return count
+
+    def purge(self, name: str) -> int:
+        return self._directory.purge(name) + self._broadcast.purge(name)
+
+    def size(self, name: str) -> int:
+        return self._directory.size(name) + self._broadcast.size(name)
+
+    # -- exchanges and bindings
+
+    def note_exchange(self, exchange: Exchange) -> None:
+        self._directory.note_exchange(exchange)
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        return self._directory.find_exchange(name)
+
+    def drop_exchange(self, name: str) -> None:
+        self._directory.drop_exchange(name)
+
+    def bind(self, exchange: str, row: Row) -> None:
+        kind = self._directory.kind(exchange)
+        self._directory.bind(exchange, kind, row)
+        if kind == "fanout" and not row.to_exchange and not self._options.fanout_lists:
+            self._broadcast.listen(self, row.queue, exchange, self.wake)
+
+    def unbind(self, exchange: str, row: Row) -> None:
+        kind = self._directory.kind(exchange)
+        self._directory.unbind(exchange, kind, row)
+        if kind == "fanout" and not row.to_exchange:
+            self._broadcast.forget(row.queue, exchange)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        rows = self._directory.rows(exchange)
+        if not rows or self._options.fanout_lists or self._directory.kind(exchange) != "fanout":
+            return rows
+        return self._directory.broadcast_rows(exchange, rows)
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        outcomes: list[Exception | None] = [None] * len(entries)
+        messages: list[Document] = []
+        copies: list[Document] = []
+        places: list[int] = []
+        now, soonest = self._servers.now(), None
+        payload, envelope = "", None
+        for number, entry in enumerate(entries):
+            if entry.envelope is not envelope:  # one message may go to many queues
+                envelope = entry.envelope
+                payload = dumps(envelope)
+            if len(payload) > LARGEST - _OVERHEAD:
+                outcomes[number] = _too_large(len(payload))
+            elif entry.queue.startswith(PREFIX):
+                exchange = entry.queue[len(PREFIX) :]
+                copies.append({"_id": ObjectId(), "payload": payload, "queue": exchange})
+            else:
+                messages.append(message_of(entry, payload, now, ttl=self._options.ttl))
+                places.append(number)
+                if entry.delay > 0 and (soonest is None or entry.delay < soonest):
+                    soonest = entry.delay
+        if messages:
+            refused = self._servers.call(_insert, self._messages, messages)
+            for index, error in refused.items():
+                outcomes[places[index]] = error
+        if copies:
+            collection = self._servers.database[self._options.broadcast_collection]
+            self._servers.call(_insert, collection, copies)
+        if soonest is not None:
+            self._waking.expect(soonest)
+        return outcomes
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        if not self._options.fanout_lists:
+            self._listen(wanted)
+        found, self._dead = self._dead, []
+        copies = self._broadcast.take(wanted)
+        left = dict(wanted)
+        for each in copies:
+            left[each.queue] -= 1
+        left = {queue: count for queue, count in left.items() if count > 0}
+        try:
+            taken = self._claims.take(left, self.claim_limit) if left else []
+        except BaseException:
+            for each in reversed(copies):
+                self._broadcast.put_back(each.handle)
+            raise
+        found += copies + taken
+        self._used.update(wanted)
+        self._waking.looked(len(copies) + len(taken), sum(wanted.values()))
+        return found
+
+    def _listen(self, queues: Mapping[str, int]) -> None:
+        """Listen for the fan-out exchanges that other connections have bound *queues* to."""
+        now = monotonic()
+        for queue in queues:
+            if self._broadcast.is_heard(queue, self):
+                continue
+            if now - self._unbound.get(queue, 0.0) < _BOUND_LIFETIME:
+                continue
+            exchanges = self._directory.exchanges_of(queue)
+            for each in exchanges:
+                self._broadcast.listen(self, queue, each, self.wake)
+            if not exchanges:
+                self._unbound[queue] = now
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        stored: list[Answer] = []
+        entries: list[Entry] = []
+        soonest: float | None = None
+        for each in answers:
+            entries.extend(each.entries)
+            if isinstance(each.handle, Copy):
+                self._broadcast.settle(each.handle, each.settlement, is_unseen=each.is_unseen)
+                continue
+            stored.append(each)
+            if each.delay > 0 and (soonest is None or each.delay < soonest):
+                soonest = each.delay
+        # Dead letters first: if we die between the two, there is one too many, and none too few.
+        if entries:
+            self._raise_first(self.put(entries))
+        if stored:
+            self._claims.settle(stored)
+        if soonest is not None:
+            self._waking.expect(soonest)
+
+    @staticmethod
+    def _raise_first(outcomes: Sequence[Exception | None]) -> None:
+        for each in outcomes:
+            if each is not None:
+                raise each
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        self._directory.renew()
+        held = [each for each in handles if isinstance(each, Handle)]
+        return self._claims.renew(held) if held else ()
+
+    # -- what comes by time
+
+    def _sweep(self) -> None:
+        servers = self._servers
+        servers.set_clock()
+        self._claims.give_back_late()
+        self._dead += self._claims.take_dead()
+        if self._options.ttl and self._used:
+            used, self._used = self._used, set()
+            self._directory.touch(list(used))
+
+
+def _prepare(database: Any, options: MongoOptions) -> None:
+    """Make indexes and the capped collection, if they are not there.  (kombu's, and ours.)"""
+    if options.broadcast_collection not in database.list_collection_names(
+        filter={"name": options.broadcast_collection}
+    ):
+        try:
+            database.create_collection(
+                options.broadcast_collection, size=options.capped_queue_size, capped=True
+            )
+        except CollectionInvalid:
+            pass  # somebody else was quicker
+        except OperationFailure as exc:
+            if exc.code != _EXISTS:
+                raise
+    messages = [
+        IndexModel([("queue", 1), ("priority", 1), ("_id", 1)]),
+        IndexModel([("lease_until", 1)], sparse=True),
+        IndexModel([(DEAD_AT, 1)], sparse=True),
+    ]
+    routing = [IndexModel([("queue", 1), ("exchange", 1)]), IndexModel([("exchange", 1)])]
+    if options.ttl:
+        expiring = IndexModel([(EXPIRE_AT, 1)], expireAfterSeconds=0)
+        messages.append(expiring)
+        routing.append(expiring)
+        database[options.queues_collection].create_indexes([expiring])
+    database[options.messages_collection].create_indexes(messages)
+    database[options.routing_collection].create_indexes(routing)
+
+
+def _insert(collection: Any, documents: list[Document]) -> dict[int, Exception]:
+    """Insert documents; return, by their place, why some were not."""
+    try:
+        if len(documents) == 1:
+            collection.insert_one(documents[0])
+        else:
+            collection.insert_many(documents, ordered=False)
+    except BulkWriteError as exc:
+        details: Mapping[str, Any] = exc.details or {}
+        errors: list[Mapping[str, Any]] = list(details.get("writeErrors", ()))
+        if not errors:
+            raise  # they are stored, but not as safely as was asked for
+        return {
+            each["index"]: OperationFailure(each.get("errmsg", "refused"), each.get("code"))
+            for each in errors
+        }
+    return {}
+
+
+def _too_large(size: int) -> Exception:
+    return ContentTooLarge(
+        f"a message of {size} bytes is too large: a document of MongoDB has at most {LARGEST} bytes"
+    )

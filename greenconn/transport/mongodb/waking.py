@@ -1,0 +1,210 @@
+"""Looking for messages that others have published, when there were none.
+
+A member of a replica set tells of changes (a *change stream*), as long as we want to know: while the
+queues are empty.  A lone server cannot; there we look again, after 10 ms, then less and less often,
+up to once a second, and at once again when there was something.  On both, what leases and delays have
+brought back is looked for once a second.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.event import Event
+from pymongo.errors import OperationFailure, PyMongoError
+
+from greenconn.green.supervisor import spawn
+from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
+from greenconn.transport.mongodb.reading import Reading
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
+
+__all__ = ["Waking"]
+
+logger = logging.getLogger("greenconn.transport.mongodb")
+
+#: Seconds between two looks: at first, and in the end.
+SHORTEST: Final = 0.01
+LONGEST: Final = 1.0
+#: The same while the server tells of changes.
+WATCHED: Final = 5.0
+#: Seconds between two looks for what came back by itself.
+SWEEP_INTERVAL: Final = 1.0
+#: Seconds of work without a pause after which changes are not of interest any more.
+BUSY: Final = 2.0
+#: Looks that nobody followed, after which nobody consumes here any more.
+IN_VAIN: Final = 3
+#: What clients of this server have been told once.
+_TOLD: Final = "told that it is polled"
+
+_STREAM: Final = [
+    {"$changeStream": {}},
+    # What waits now: new, or back.
+    {
+        "$match": {
+            "$or": [
+                {"operationType": {"$in": ["insert", "replace"]}},
+                {"updateDescription.updatedFields.queue": {"$exists": True}},
+            ]
+        }
+    },
+    # Nothing of the messages themselves.
+    {"$project": {"new": "$fullDocument.queue", "back": "$updateDescription.updatedFields.queue"}},
+]
+
+
+class Waking:
+    """Wakes the consumers of one connection.
+
+    Arguments:
+        client: the servers.
+        collection: the name of the collection of messages.
+        interval: seconds between two looks; None adapts.
+        wake: has the queues that are consumed looked at.  Never switches.
+        sweep: brings back what nobody renews or was delayed.  May switch.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        collection: str,
+        interval: float | None,
+        wake: Callable[[str | None], None],
+        sweep: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._collection = collection
+        self._interval = interval
+        self._wake = wake
+        self._sweep = sweep
+        self._pause = SHORTEST
+        self._bell = Event()
+        self._looks = 0
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._stream: Greenlet[..., Any] | None = None
+        self._is_streaming = False
+        self._can_stream = client.is_set
+        #: When queues were last seen empty.
+        self._empty_at = monotonic()
+        #: When something is due that is known here.
+        self._due_at = 0.0
+
+    def looked(self, count: int, wanted: int) -> None:
+        """A claim found *count* of *wanted* messages.  Never switches."""
+        self._looks = 0
+        if count:
+            self._pause = SHORTEST
+        if count < wanted:
+            self._empty_at = monotonic()
+        if self._greenlet is None:
+            self._greenlet = spawn("mongodb waking", self._run)
+        if self._can_stream and self._stream is None and not count:
+            self._stream = spawn("mongodb changes", self._watch)
+
+    def expect(self, seconds: float) -> None:
+        """Something is due in so many seconds.  Never switches."""
+        at = monotonic() + seconds
+        if self._due_at <= monotonic() or at < self._due_at:
+            self._due_at = at
+            self._bell.set()
+        if self._greenlet is None:
+            self._greenlet = spawn("mongodb waking", self._run)
+
+    def stop(self) -> None:
+        """Wake nobody any more.  Never switches."""
+        for each in (self._greenlet, self._stream):
+            if each is not None:
+                each.kill(block=False)
+        self._greenlet = self._stream = None
+
+    def _next_pause(self) -> float:
+        pause = self._interval
+        if pause is None:
+            pause = WATCHED if self._is_streaming else self._pause
+            self._pause = min(self._pause * 2, LONGEST)
+        left = self._due_at - monotonic()
+        return min(pause, SWEEP_INTERVAL, left) if left > 0 else min(pause, SWEEP_INTERVAL)
+
+    def _run(self) -> None:
+        swept_at = monotonic()
+        woken_at = swept_at
+        try:
+            while self._looks < IN_VAIN or self._due_at > monotonic():
+                pause = self._next_pause()
+                is_due = 0 < self._due_at - monotonic() <= pause
+                self._bell.clear()
+                if self._bell.wait(pause):
+                    continue  # something is due earlier
+                now = monotonic()
+                if is_due or now - swept_at >= SWEEP_INTERVAL:
+                    swept_at = now
+                    self._sweep()
+                if not self._is_streaming or now - woken_at >= WATCHED:
+                    woken_at = now
+                    self._looks += 1
+                    self._wake(None)
+        except (LinkLost, PyMongoError) as exc:
+            # The next claim meets the same, and ends the connection if it must.
+            logger.debug("%s: looking for messages: %s", self._client.where, exc)
+            self._wake(None)
+        finally:
+            self._greenlet = None
+
+    # -- change streams
+
+    def _watch(self) -> None:
+        try:
+            self._follow()
+        except (OperationFailure, LoginRefused) as exc:
+            self._can_stream = False
+            self._tell(f"does not let us see changes ({exc})")
+        except (LinkLost, PyMongoError) as exc:
+            logger.debug("%s: watching changes: %s", self._client.where, exc)
+            gevent.sleep(LONGEST)
+        finally:
+            self._is_streaming = False
+            self._stream = None
+            self._pause = SHORTEST
+
+    def _follow(self) -> None:
+        reading = Reading(self._client, self._collection)
+        try:
+            command = {"aggregate": self._collection, "pipeline": _STREAM, "cursor": {}}
+            found = reading.open(command)
+            self._is_streaming = True
+            self._wake(None)  # what came before it was open
+            while reading.is_alive and monotonic() - self._empty_at < max(BUSY, WATCHED * 2):
+                for queue in {each.get("new") or each.get("back") for each in found}:
+                    if isinstance(queue, str):
+                        self._wake(queue)
+                found = reading.more()
+        finally:
+            spawn("mongodb changes end", _close, reading)
+
+    def tell_of_polling(self) -> None:
+        """Say once that the server cannot tell of changes.  Never switches."""
+        if not self._can_stream:
+            self._tell("is no member of a replica set and cannot tell of changes")
+
+    def _tell(self, why: str) -> None:
+        if self._client.notes.setdefault(_TOLD, why) is why:
+            pause = "up to 1 s" if self._interval is None else f"{self._interval:g} s"
+            logger.info(
+                "%s %s: empty queues are looked at again after %s (polling_interval)",
+                self._client.where,
+                why,
+                pause,
+            )
+
+
+def _close(reading: Reading) -> None:
+    try:
+        reading.close()
+    except (LinkLost, PyMongoError):
+        pass  # the server closes it by itself
