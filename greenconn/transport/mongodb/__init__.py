@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from greenconn.transport.mongodb.transport import Channel, Transport
+from greenconn.importing import needed
+
+needed("pymongo", "pymongo", "mongodb")
+
+from greenconn.transport.mongodb.transport import Channel, Transport  # noqa: E402 - as said above
 
 __all__ = ["Channel", "Transport"]

@@ -1,0 +1,80 @@
+"""The MongoDB transport."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pymongo
+from pymongo import errors
+
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    InconsistencyError,
+    RecoverableConnectionError,
+)
+from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.transport.mongodb.address import address_of
+from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.mongodb.store import MongoStore
+from greenconn.url import mask_secrets
+
+__all__ = ["Channel", "Transport"]
+
+
+class Channel(LeasedChannel):
+    """A channel to a database."""
+
+
+class Transport(LeasedTransport):
+    """``mongodb://``: kombu's collections.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.mongodb.options.MongoOptions`;
+    what stands behind the question mark of the URL is pymongo's.
+    """
+
+    Channel = Channel
+    Options: ClassVar[type[LeasedOptions]] = MongoOptions
+    driver_type = "mongodb"
+    driver_name = "pymongo"
+    default_port = 27017
+    can_parse_url = True
+    connection_errors = (
+        ConnectionError,
+        InconsistencyError,
+        OSError,
+        errors.ConnectionFailure,
+    )
+    channel_errors = (ChannelError, errors.ConnectionFailure, errors.OperationFailure)
+    recoverable_connection_errors = (
+        RecoverableConnectionError,
+        OSError,
+        errors.ConnectionFailure,
+    )
+
+    def driver_version(self) -> str:
+        return str(pymongo.version)
+
+    def make_store(self, wake: Callable[[str | None], None]) -> MongoStore:
+        return MongoStore(self.client, wake, self.options)
+
+    def place(self) -> str:
+        """Servers and database."""
+        address = address_of(self.client, self.options)
+        return f"{mask_secrets(address.host)} {address.database}"
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Mask the password of a URL, which may name many servers."""
+        if not uri:
+            return "mongodb://"
+        if uri.startswith("srv://"):
+            uri = f"mongodb+{uri}"
+        if include_password:
+            return uri
+        # A session token of AWS may be among these.
+        masked = re.sub(r"(authMechanismProperties=)[^&;]*", rf"\g<1>{mask}", uri, flags=re.I)
+        return mask_secrets(masked, mask)
