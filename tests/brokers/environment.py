@@ -9,6 +9,7 @@ __all__ = [
     "AMQP_URL",
     "BEANSTALK_URL",
     "COUCHDB_URL",
+    "MONGODB_URL",
     "REDIS_URL",
     "REQUIRE",
     "are_required",
@@ -24,6 +25,9 @@ REDIS_URL = "GREENCONN_TEST_REDIS_URL"
 BEANSTALK_URL = "GREENCONN_TEST_BEANSTALK_URL"
 #: The address of a CouchDB, with its login: ``couchdb://user:password@host:5984``.
 COUCHDB_URL = "GREENCONN_TEST_COUCHDB_URL"
+#: The address of a MongoDB, without a database, such as ``mongodb://host:27017``; each test makes a
+#: database there and drops it.  Given by the user: use it instead of the stand-in.
+MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
 

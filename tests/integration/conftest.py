@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from greenconn.transport import memory
-from tests.integration.contract import Side, memory_side, rabbitmq_side, redis_side
+from tests.integration.contract import (
+    Side,
+    memory_side,
+    mongodb_side,
+    rabbitmq_side,
+    redis_side,
+)
 
 _NO_TTL = "messages in a Redis list do not expire (as with kombu)"
 _NO_BOUNDS = "Redis lists have no bounds (as with kombu)"
@@ -26,11 +32,13 @@ NOT_ON_REDIS = {
 }
 
 
-@pytest.fixture(params=["memory", "amqp", "redis"])
+@pytest.fixture(params=["memory", "amqp", "redis", "mongodb"])
 def side(request: pytest.FixtureRequest, unique: str) -> Iterator[Side]:
     """Each transport in turn."""
     if request.param == "memory":
         made = memory_side(unique)
+    elif request.param == "mongodb":
+        made = mongodb_side(request.getfixturevalue("mongodb_url"), unique)
     elif request.param == "redis":
         if request.node.originalname in NOT_ON_REDIS:
             pytest.skip(NOT_ON_REDIS[request.node.originalname])

@@ -9,10 +9,11 @@ from typing import Any
 
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from tests.tiny_client import TinyClient
 
-__all__ = ["Side", "Store", "memory_side", "rabbitmq_side", "redis_side"]
+__all__ = ["Side", "Store", "memory_side", "mongodb_side", "rabbitmq_side", "redis_side"]
 
 #: Seconds that a test waits for something that must come.
 SOON = 10.0
@@ -169,3 +170,11 @@ def rabbitmq_side(url: str, prefix: str) -> Side:
 def redis_side(url: str, prefix: str) -> Side:
     """A Redis, where fan-out goes into lists, since nothing else keeps a message for later."""
     return Side("redis", RedisTransport(TinyClient(url, fanout_lists=True)), prefix)
+
+
+def mongodb_side(url: str, prefix: str) -> Side:
+    """A MongoDB, where fan-out goes into queues, since nothing else keeps a message for later."""
+    client = TinyClient(url, fanout_lists=True)
+    client.hostname = url  # it is the transport's to parse
+    client.virtual_host = "/"
+    return Side("mongodb", MongoTransport(client), prefix)

@@ -6,7 +6,7 @@ exchanges, and between exchanges) kombu would misread: they are kept with the ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Final
@@ -26,6 +26,8 @@ from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["Directory"]
 
+#: Seconds between two words that a queue is in use.
+TOUCH_INTERVAL: Final = 1.0
 #: Exchange types whose bindings of queues kombu can read.
 _KOMBUS: Final = frozenset({"direct", "topic", "fanout"})
 #: What the notes of a client keep bindings, and types of exchanges, under.
@@ -51,6 +53,10 @@ class Directory:
         self._routing: Any = database[options.routing_collection]
         self._exchanges: Any = database[options.exchanges_collection]
         self._lease = timedelta(seconds=options.lease)
+        #: What says when a queue that nobody uses is deleted.
+        self._end = EXPIRE_AT if options.ttl else DEAD_AT
+        #: Queues that are deleted when nobody uses them: when that was told last, and the time.
+        self._expiring: dict[str, tuple[float, timedelta]] = {}
         #: Exclusive queues of this connection.
         self._owned: set[str] = set()
         #: Exchange -> when it was read, and the rows; shared by all connections of the hub.
@@ -65,9 +71,9 @@ class Directory:
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         """Make a queue; return how it was declared, which for an existing one may differ."""
-        self._bury_orphan(name)
         if declaration.owner is not None:
             self._owned.add(name)
+        self._note_expiry(name, declaration)
         document = self._client.call(
             self._queues.find_one_and_update,
             {"_id": name},
@@ -91,17 +97,28 @@ class Directory:
         if declaration.owner is not None:
             document.update(owner=declaration.owner, owner_until=now + self._lease)
         expires_ms = declaration.expires_ms
-        if self._options.ttl and expires_ms is not None:
-            document[EXPIRE_AT] = now + timedelta(milliseconds=expires_ms)
+        if expires_ms is not None:
+            document[self._end] = now + timedelta(milliseconds=expires_ms)
         return document
+
+    def _note_expiry(self, name: str, declaration: Declaration) -> None:
+        expires_ms = declaration.expires_ms
+        if expires_ms is not None:
+            self._expiring.setdefault(name, (0.0, timedelta(milliseconds=expires_ms)))
 
     def find_queue(self, name: str) -> Declaration | None:
         """Return how a queue was declared, as far as it is known; None: there is none."""
-        self._bury_orphan(name)
         document, is_there = self._client.call(self._find_queue, name)
-        if document is not None:
-            return _declaration(document)
-        return Declaration() if is_there else None
+        if document is None:
+            return Declaration() if is_there else None
+        now = self._client.now()
+        if document.get("owner_until", now) < now or document.get(self._end, now) < now:
+            # Its connection has gone without a word, or nobody has used it for too long.
+            self.drop_queue(name)
+            return None
+        declaration = _declaration(document)
+        self._note_expiry(name, declaration)
+        return declaration
 
     def _find_queue(self, name: str) -> tuple[Document | None, bool]:
         document = self._queues.find_one({"_id": name})
@@ -111,23 +128,22 @@ class Directory:
         found = self._messages.find_one({"queue": name}, {"_id": 1})
         return None, (found or self._routing.find_one({"queue": name}, {"_id": 1})) is not None
 
-    def _bury_orphan(self, name: str) -> None:
-        """Delete an exclusive queue whose connection has gone without a word."""
-        late = {"_id": name, "owner_until": {"$lte": self._client.now()}}
-        if self._client.call(self._queues.find_one, late, {"_id": 1}) is not None:
-            self.drop_queue(name)
-
     def drop_queue(self, name: str) -> int:
         """Delete a queue, its messages and its bindings; return how many messages waited in it."""
         self._owned.discard(name)
+        self._expiring.pop(name, None)
         count: int = self._client.call(self._drop_queue, name)
         self._rows.clear()
         return count
 
     def _drop_queue(self, name: str) -> int:
+        bound = self._routing.distinct("exchange", {"queue": name})
         self._routing.delete_many({"queue": name})
         gone = {"to": name, "is_exchange": False}
-        self._exchanges.update_many({"bindings.to": name}, {"$pull": {"bindings": gone}})
+        holding = {"bindings": {"$elemMatch": gone}}
+        bound += self._exchanges.distinct("_id", holding)
+        self._exchanges.update_many(holding, {"$pull": {"bindings": gone}})
+        self._drop_unbound(bound)
         self._queues.delete_one({"_id": name})
         # Also what somebody works on, or is delayed: by the index of what has a lease.
         self._messages.delete_many({"lease_until": {"$exists": True}, "claimed": name})
@@ -156,18 +172,32 @@ class Directory:
             mine = {"_id": {"$in": list(self._owned)}, "owner_until": {"$exists": True}}
             self._client.call(self._queues.update_many, mine, {"$set": until})
 
-    def touch(self, queues: Sequence[str]) -> None:
-        """These queues are in use: with ``ttl``, the server deletes one that is not for too long."""
-        self._client.call(self._touch, list(queues))
+    def touch(self, queues: Iterable[str]) -> None:
+        """These queues are in use now: those that expire without it do so later."""
+        due = {
+            name: self._expiring[name][1]
+            for name in queues
+            if name in self._expiring and monotonic() - self._expiring[name][0] > TOUCH_INTERVAL
+        }
+        if due:
+            for name, expires in due.items():
+                self._expiring[name] = (monotonic(), expires)
+            self._client.call(self._touch, due)
 
-    def _touch(self, queues: list[str]) -> None:
-        now = self._client.now()
-        for each in self._queues.find({"_id": {"$in": queues}, EXPIRE_AT: {"$exists": True}}):
-            expires_ms = _declaration(each).expires_ms
-            if expires_ms is not None:
-                end = {"$set": {EXPIRE_AT: now + timedelta(milliseconds=expires_ms)}}
-                self._queues.update_one({"_id": each["_id"]}, end)
-                self._routing.update_many({"queue": each["_id"]}, end)
+    def _touch(self, due: Mapping[str, timedelta]) -> None:
+        for name, expires in due.items():
+            end = self._client.now() + expires + timedelta(seconds=2 * TOUCH_INTERVAL)
+            self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
+            if self._options.ttl:
+                self._routing.update_many({"queue": name}, {"$set": {self._end: end}})
+
+    def drop_unused(self) -> list[str]:
+        """Delete the queues that nobody has used for too long; return their names."""
+        late = {self._end: {"$lte": self._client.now()}}
+        names: list[str] = self._client.call(self._queues.distinct, "_id", late)
+        for name in names:
+            self.drop_queue(name)
+        return names
 
     # -- exchanges
 
@@ -223,7 +253,14 @@ class Directory:
         self._routing.delete_many({"exchange": name})
         self._exchanges.delete_one({"_id": name})
         gone = {"to": name, "is_exchange": True}
-        self._exchanges.update_many({"bindings.to": name}, {"$pull": {"bindings": gone}})
+        holding = {"bindings": {"$elemMatch": gone}}
+        self._exchanges.update_many(holding, {"$pull": {"bindings": gone}})
+
+    def _drop_unbound(self, names: list[str]) -> None:
+        """Delete those auto-delete exchanges, of some, that have lost their last binding."""
+        for each in self._exchanges.find({"_id": {"$in": names}, "auto_delete": True}):
+            if not each.get("bindings") and not self._routing.find_one({"exchange": each["_id"]}):
+                self._drop_exchange(each["_id"])
 
     # -- bindings
 

@@ -73,8 +73,6 @@ class MongoStore(Store):
         self._dead: list[Claimed] = []
         #: Queue -> when it was found not to be bound to a fan-out exchange.
         self._unbound: dict[str, float] = {}
-        #: Queues that were claimed from since the server was told.
-        self._used: set[str] = set()
 
     # -- life
 
@@ -197,6 +195,7 @@ class MongoStore(Store):
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         if not self._options.fanout_lists:
             self._listen(wanted)
+        self._directory.touch(wanted)
         found, self._dead = self._dead, []
         copies = self._broadcast.take(wanted)
         left = dict(wanted)
@@ -210,7 +209,6 @@ class MongoStore(Store):
                 self._broadcast.put_back(each.handle)
             raise
         found += copies + taken
-        self._used.update(wanted)
         self._waking.looked(len(copies) + len(taken), sum(wanted.values()))
         return found
 
@@ -266,9 +264,8 @@ class MongoStore(Store):
         servers.set_clock()
         self._claims.give_back_late()
         self._dead += self._claims.take_dead()
-        if self._options.ttl and self._used:
-            used, self._used = self._used, set()
-            self._directory.touch(list(used))
+        for name in self._directory.drop_unused():
+            self.gone(name)
 
 
 def _prepare(database: Any, options: MongoOptions) -> None:
@@ -290,6 +287,8 @@ def _prepare(database: Any, options: MongoOptions) -> None:
         IndexModel([("lease_until", 1)], sparse=True),
         IndexModel([(DEAD_AT, 1)], sparse=True),
     ]
+    queues = IndexModel([(DEAD_AT, 1)], sparse=True)
+    database[options.queues_collection].create_indexes([queues])
     routing = [IndexModel([("queue", 1), ("exchange", 1)]), IndexModel([("exchange", 1)])]
     if options.ttl:
         expiring = IndexModel([(EXPIRE_AT, 1)], expireAfterSeconds=0)
