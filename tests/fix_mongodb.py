@@ -73,7 +73,9 @@ def mongodb_url(mongodb_server: str, unique: str) -> Iterator[str]:
     """The address of a database of the test's own, on a lone server."""
     place, mark, options = mongodb_server.partition("?")
     yield f"{place.rstrip('/')}/{unique}{mark}{options}"
-    with pymongo.MongoClient(mongodb_server, serverMonitoringMode="poll") as client:
+    client: pymongo.MongoClient[dict[str, Any]]
+    client = pymongo.MongoClient(mongodb_server, serverMonitoringMode="poll")
+    with client:
         client.drop_database(unique)
 
 

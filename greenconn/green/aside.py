@@ -43,7 +43,8 @@ class Aside:
         """Call *function* and return what it returns.  May switch."""
         if self._pool is None:
             return function(*args, **kwargs)
-        outcome, error = self._pool.spawn(_outcome, function, args, kwargs).get()
+        result: Any = self._pool.spawn(_outcome, function, args, kwargs).get()
+        outcome, error = result
         if error is not None:
             try:
                 raise error

@@ -80,7 +80,7 @@ class MongoStandin:
         self._process = self._keeper.run(command, env=dict(os.environ), output=log, cwd=ROOT)
         end = time.monotonic() + START_TIMEOUT
         while not (log.exists() and READY in log.read_bytes()[self._log_began_at :]):
-            if not self.is_running or time.monotonic() >= end:
+            if self._process.poll() is not None or time.monotonic() >= end:
                 said = log.read_text(errors="replace")[-1000:] if log.exists() else "nothing"
                 raise NoBroker(f"the stand-in for MongoDB did not start: {said}")
             sleep(STEP)

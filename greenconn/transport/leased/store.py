@@ -157,7 +157,7 @@ class Store(ABC):
     #: Answers that one call may settle.
     settle_limit: ClassVar[int] = 100
     #: How bodies are stored; None: the store takes bytes.
-    body_encoding: ClassVar[str | None] = "base64"
+    body_encoding: str | None = "base64"
     #: Whether queues are looked for one by one, each claim waiting for its own (SQS), or together.
     claims_each_queue: ClassVar[bool] = False
     #: Whether exchanges and bindings are shared with other processes.

@@ -199,17 +199,29 @@ class Claims:
             return {each.id for each in handles}
         return {each["_id"] for each in self._messages.find(held, {"_id": 1})}
 
-    def give_back_late(self) -> int:
+    def give_back_late(self) -> float | None:
         """Give back what nobody renews any more, and what was delayed until now.  May switch.
 
         Returns:
-            how many messages that were.
+            in how many seconds something else is due: a message that is delayed, or that expires.
         """
-        return int(self._client.call(self._give_back_late))
+        due: float | None = self._client.call(self._give_back_late)
+        return due
 
-    def _give_back_late(self) -> int:
-        late = {"lease_until": {"$lte": self._client.now()}}
-        return int(self._messages.update_many(late, GIVE_BACK).modified_count)
+    def _give_back_late(self) -> float | None:
+        now = self._client.now()
+        self._messages.update_many({"lease_until": {"$lte": now}}, GIVE_BACK)
+        later = {"$gt": now}
+        delayed = self._messages.find_one(
+            {"lease_until": later, "claim": {"$exists": False}},
+            {"lease_until": 1},
+            sort=[("lease_until", ASCENDING)],
+        )
+        mortal = self._messages.find_one(
+            {DEAD_AT: later}, {DEAD_AT: 1}, sort=[(DEAD_AT, ASCENDING)]
+        )
+        ends = [each[name] for each, name in ((delayed, "lease_until"), (mortal, DEAD_AT)) if each]
+        return (min(ends) - now).total_seconds() if ends else None
 
 
 def _held_by(handles: Sequence[Handle]) -> Document:

@@ -26,8 +26,6 @@ from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["Directory"]
 
-#: Seconds between two words that a queue is in use.
-TOUCH_INTERVAL: Final = 1.0
 #: Exchange types whose bindings of queues kombu can read.
 _KOMBUS: Final = frozenset({"direct", "topic", "fanout"})
 #: What the notes of a client keep bindings, and types of exchanges, under.
@@ -41,7 +39,6 @@ class Directory:
     Arguments:
         client: the servers.
         options: names of the collections.
-        lease: seconds for which exclusive queues stay with who declared them, unless renewed.
     """
 
     def __init__(self, client: Client, options: MongoOptions) -> None:
@@ -55,8 +52,10 @@ class Directory:
         self._lease = timedelta(seconds=options.lease)
         #: What says when a queue that nobody uses is deleted.
         self._end = EXPIRE_AT if options.ttl else DEAD_AT
-        #: Queues that are deleted when nobody uses them: when that was told last, and the time.
-        self._expiring: dict[str, tuple[float, timedelta]] = {}
+        #: Queues that are deleted when nobody has used them for some time, as far as is known.
+        self._expiring: dict[str, timedelta] = {}
+        #: Those of them that are consumed here.
+        self._consumed: set[str] = set()
         #: Exclusive queues of this connection.
         self._owned: set[str] = set()
         #: Exchange -> when it was read, and the rows; shared by all connections of the hub.
@@ -104,7 +103,7 @@ class Directory:
     def _note_expiry(self, name: str, declaration: Declaration) -> None:
         expires_ms = declaration.expires_ms
         if expires_ms is not None:
-            self._expiring.setdefault(name, (0.0, timedelta(milliseconds=expires_ms)))
+            self._expiring[name] = timedelta(milliseconds=expires_ms)
 
     def find_queue(self, name: str) -> Declaration | None:
         """Return how a queue was declared, as far as it is known; None: there is none."""
@@ -132,6 +131,7 @@ class Directory:
         """Delete a queue, its messages and its bindings; return how many messages waited in it."""
         self._owned.discard(name)
         self._expiring.pop(name, None)
+        self._consumed.discard(name)
         count: int = self._client.call(self._drop_queue, name)
         self._rows.clear()
         return count
@@ -166,27 +166,35 @@ class Directory:
         return waiting - int(self._messages.count_documents(late)) if waiting else 0
 
     def renew(self) -> None:
-        """This connection lives: its exclusive queues stay."""
+        """This connection lives: its exclusive queues stay, and those that it consumes."""
+        if self._consumed:
+            self._client.call(self._touch, list(self._consumed))
         if self._owned:
             until = {"owner_until": self._client.now() + self._lease}
             mine = {"_id": {"$in": list(self._owned)}, "owner_until": {"$exists": True}}
             self._client.call(self._queues.update_many, mine, {"$set": until})
 
-    def touch(self, queues: Iterable[str]) -> None:
-        """These queues are in use now: those that expire without it do so later."""
-        due = {
-            name: self._expiring[name][1]
-            for name in queues
-            if name in self._expiring and monotonic() - self._expiring[name][0] > TOUCH_INTERVAL
-        }
+    def enrol(self, name: str, consumers: int) -> None:
+        """A queue that is deleted when nobody uses it has so many consumers here now."""
+        if name in self._expiring:
+            if consumers:
+                self._consumed.add(name)
+            else:
+                self._consumed.discard(name)
+            self._client.call(self._touch, [name])
+
+    def fetched(self, queues: Iterable[str]) -> None:
+        """Somebody has looked for a message in these queues."""
+        due = [each for each in queues if each in self._expiring and each not in self._consumed]
         if due:
-            for name, expires in due.items():
-                self._expiring[name] = (monotonic(), expires)
             self._client.call(self._touch, due)
 
-    def _touch(self, due: Mapping[str, timedelta]) -> None:
-        for name, expires in due.items():
-            end = self._client.now() + expires + timedelta(seconds=2 * TOUCH_INTERVAL)
+    def _touch(self, names: Iterable[str]) -> None:
+        now = self._client.now()
+        for name in names:
+            end = now + self._expiring[name]
+            if name in self._consumed:
+                end += self._lease  # until it is said again
             self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
             if self._options.ttl:
                 self._routing.update_many({"queue": name}, {"$set": {self._end: end}})

@@ -61,6 +61,7 @@ class MongoStore(Store):
     ) -> None:
         super().__init__(client, wake)
         self.lease = options.lease
+        self.body_encoding = options.body_encoding
         self._options = options
         self._lease: lease | None = None
         self._servers: Client
@@ -71,6 +72,7 @@ class MongoStore(Store):
         self._waking: Waking
         #: Expired messages that are to be buried.
         self._dead: list[Claimed] = []
+        self._dead_since = 0.0
         #: Queue -> when it was found not to be bound to a fan-out exchange.
         self._unbound: dict[str, float] = {}
 
@@ -129,6 +131,12 @@ class MongoStore(Store):
     def size(self, name: str) -> int:
         return self._directory.size(name) + self._broadcast.size(name)
 
+    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        may = super().enrol(name, consumers, exclusive=exclusive)
+        if may:
+            self._directory.enrol(name, consumers)
+        return may
+
     # -- exchanges and bindings
 
     def note_exchange(self, exchange: Exchange) -> None:
@@ -179,8 +187,9 @@ class MongoStore(Store):
             else:
                 messages.append(message_of(entry, payload, now, ttl=self._options.ttl))
                 places.append(number)
-                if entry.delay > 0 and (soonest is None or entry.delay < soonest):
-                    soonest = entry.delay
+                due = entry.delay or entry.lifetime
+                if due is not None and due > 0 and (soonest is None or due < soonest):
+                    soonest = due
         if messages:
             refused = self._servers.call(_insert, self._messages, messages)
             for index, error in refused.items():
@@ -195,8 +204,8 @@ class MongoStore(Store):
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         if not self._options.fanout_lists:
             self._listen(wanted)
-        self._directory.touch(wanted)
-        found, self._dead = self._dead, []
+        self._directory.fetched(wanted)
+        found = self._take_dead()
         copies = self._broadcast.take(wanted)
         left = dict(wanted)
         for each in copies:
@@ -211,6 +220,11 @@ class MongoStore(Store):
         found += copies + taken
         self._waking.looked(len(copies) + len(taken), sum(wanted.values()))
         return found
+
+    def _take_dead(self) -> list[Claimed]:
+        """Those that have expired and wait for a claim; not if that has come too late for them."""
+        dead, self._dead = self._dead, []
+        return dead if monotonic() - self._dead_since < self._options.lease / 2 else []
 
     def _listen(self, queues: Mapping[str, int]) -> None:
         """Listen for the fan-out exchanges that other connections have bound *queues* to."""
@@ -259,13 +273,16 @@ class MongoStore(Store):
 
     # -- what comes by time
 
-    def _sweep(self) -> None:
-        servers = self._servers
-        servers.set_clock()
-        self._claims.give_back_late()
-        self._dead += self._claims.take_dead()
+    def _sweep(self, is_claiming: bool) -> float | None:
+        self._servers.set_clock()
+        due = self._claims.give_back_late()
+        if is_claiming:
+            # They are buried with the next claim, which follows.
+            self._dead += self._claims.take_dead()
+            self._dead_since = monotonic()
         for name in self._directory.drop_unused():
             self.gone(name)
+        return due
 
 
 def _prepare(database: Any, options: MongoOptions) -> None:
@@ -319,6 +336,7 @@ def _insert(collection: Any, documents: list[Document]) -> dict[int, Exception]:
 
 
 def _too_large(size: int) -> Exception:
-    return ContentTooLarge(
+    error: Exception = ContentTooLarge(
         f"a message of {size} bytes is too large: a document of MongoDB has at most {LARGEST} bytes"
     )
+    return error

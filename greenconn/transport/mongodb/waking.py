@@ -67,7 +67,9 @@ class Waking:
         collection: the name of the collection of messages.
         interval: seconds between two looks; None adapts.
         wake: has the queues that are consumed looked at.  Never switches.
-        sweep: brings back what nobody renews or was delayed.  May switch.
+        sweep: brings back what nobody renews or was delayed, takes what has expired if it is told
+            that somebody claims here, and returns in how many seconds something else is due; None:
+            it does not know of anything.  May switch.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Waking:
         collection: str,
         interval: float | None,
         wake: Callable[[str | None], None],
-        sweep: Callable[[], None],
+        sweep: Callable[[bool], float | None],
     ) -> None:
         self._client = client
         self._collection = collection
@@ -144,8 +146,11 @@ class Waking:
                 now = monotonic()
                 if is_due or now - swept_at >= SWEEP_INTERVAL:
                     swept_at = now
-                    self._sweep()
-                if not self._is_streaming or now - woken_at >= WATCHED:
+                    due = self._sweep(self._looks < IN_VAIN)
+                    if due is not None:
+                        self.expect(due)
+                    is_due = True
+                if is_due or not self._is_streaming or now - woken_at >= WATCHED:
                     woken_at = now
                     self._looks += 1
                     self._wake(None)

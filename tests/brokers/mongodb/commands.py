@@ -51,7 +51,7 @@ def _iter_documents(self: Collection, filter: Any) -> Any:
     return [each for each in found if filter_applies(filter, each)]
 
 
-Collection._iter_documents = _iter_documents
+setattr(Collection, "_iter_documents", _iter_documents)  # noqa: B010 - mypy minds the plain form
 
 
 class Commands:
@@ -90,7 +90,7 @@ class Commands:
             if again is not None and again in self._answered:
                 return self._answered[again]
             try:
-                answer = method(database, command)
+                answer: Document = method(database, command)
             except PyMongoError as exc:
                 raise Refused(getattr(exc, "code", None) or 8000, str(exc)) from exc
             if self.replica_set:
