@@ -150,8 +150,9 @@ def test_message_may_expire_by_itself(side: Side) -> None:
     side.send(channel, "stays", "", queue)
     side.send(channel, "goes", "", queue, expiration="1")
     side.drain_all(channel.connection, 0.1)
-    # Only heads are looked at.
-    assert channel.basic_get(dead) is None
+    if side.kind in ("memory", "amqp"):
+        # Only heads are looked at.
+        assert channel.basic_get(dead) is None
     message = channel.basic_get(queue, no_ack=True)
     assert message.body == "stays"
     assert letter_of(side, channel, dead).body == "goes"

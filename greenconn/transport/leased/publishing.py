@@ -12,7 +12,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.store import NoQueue, QueueFull
+from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
     Decided,
@@ -21,6 +21,7 @@ from greenconn.transport.virtual.publishing import (
     _no_immediate,
     _unroutable,
 )
+from greenconn.transport.virtual.refusal import Method, invalid_argument
 
 __all__ = ["PublishingToStore", "Stored"]
 
@@ -193,10 +194,20 @@ class PublishingToStore(PublishingMethods):
                 return None
             queues = [self._last_resort(exchange, routing_key, link.options.deadletter_queue)]
         envelope = self._envelope(message, exchange, routing_key)
-        entries = link.entries(envelope, queues, _delay(headers))
+        entries = self._entries(envelope, queues, _delay(headers))
         self.check_open()  # it may have been closed meanwhile
         slot = link.putting.put(entries)
         return Stored(link, slot, (exchange, routing_key), mandatory, is_confirmed)
+
+    @closes_channel
+    def _entries(self, envelope: Envelope, queues: list[str], delay: float) -> list[Entry]:
+        try:
+            return self.connection.entries(envelope, queues, delay)
+        except ValueError:
+            expiration = envelope["properties"].get("expiration")
+            raise invalid_argument(
+                f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH
+            ) from None
 
     @closes_channel
     def _queues(

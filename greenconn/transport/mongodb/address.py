@@ -37,7 +37,9 @@ def address_of(client: Any, options: MongoOptions) -> Address:
     uri = _uri(client.hostname or "", options)
     port = client.port or options.default_port
     try:
-        parsed = uri_parser.parse_uri(uri, port, validate=False, warn=True) if _is_plain(uri) else {}
+        parsed = (
+            uri_parser.parse_uri(uri, port, validate=False, warn=True) if _is_plain(uri) else {}
+        )
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
         raise ValueError(f"{mask_secrets(uri)!r}: {mask_secrets(str(exc))}") from None
     database = parsed.get("database") or _database_in(uri) or _virtual_host(client)

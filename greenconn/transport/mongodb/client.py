@@ -187,4 +187,3 @@ class lease:  # noqa: N801 - used as what it gives
         if not client.users and self._clients.open.get(self._key) is client:
             del self._clients.open[self._key]
             spawn("mongodb close", client.close)
-

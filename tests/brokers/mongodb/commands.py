@@ -26,7 +26,7 @@ AWAIT = 1.0
 Document = dict[str, Any]
 
 
-class Refused(Exception):  # noqa: N818 - a refusal
+class Refused(Exception):
     """The command is answered with an error.
 
     Arguments:
@@ -352,11 +352,7 @@ class Commands:
         size = (command.get("cursor") or {}).get("batchSize")
         if pipeline and "$changeStream" in pipeline[0]:
             if not self.replica_set:
-                raise Refused(
-                    40573, "The $changeStream stage is only supported on replica sets"
-                )
+                raise Refused(40573, "The $changeStream stage is only supported on replica sets")
             return self.cursors.open(ChangeCursor(namespace, pipeline[1:]), size)
         found = self._collection(database, command).aggregate(pipeline)
         return self.cursors.open(Cursor(namespace, found), size)
-
-
