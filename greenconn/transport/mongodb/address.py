@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ssl import CERT_NONE
 from typing import Any, NamedTuple
 
 from pymongo import errors, uri_parser
@@ -15,6 +14,8 @@ __all__ = ["Address", "address_of"]
 
 #: Sockets that all greenlets of one process may use at once.
 _LARGEST_POOL = 100
+#: What says that any certificate will do; the first is ssl.CERT_NONE.
+_NO_CERTIFICATES = (0, "none", "CERT_NONE")
 
 
 class Address(NamedTuple):
@@ -117,7 +118,7 @@ def _tls(given: Any) -> dict[str, Any]:
             )
         if certificate:
             settings["tlsCertificateKeyFile"] = str(certificate)
-        if given.get("cert_reqs", given.get("ssl_cert_reqs", True)) in (CERT_NONE, "none", False):
+        if given.get("cert_reqs", given.get("ssl_cert_reqs")) in _NO_CERTIFICATES:
             settings["tlsAllowInvalidCertificates"] = True
         if given.get("check_hostname", given.get("ssl_check_hostname", True)) is False:
             settings["tlsAllowInvalidHostnames"] = True
