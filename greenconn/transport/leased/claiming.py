@@ -15,8 +15,9 @@ A store that can wait is asked for all queues whose consumers have room, and is 
 queue comes that it was not asked for.
 
 No queue starves: one that was asked for goes behind the others, and what a claim may take goes to
-those in front first.  Where a limit of a whole channel is shared by several consumers, a claim does
-not wait long, and the others come first then.
+those in front first (where it waits, each queue may have as much, or those left out would wait for its
+end).  A limit of a whole channel is divided among the queues that its consumers wait for; where it is
+less than one each, a claim does not wait long, and those left out come first then.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SHORT_WAIT: Final = 0.5
 class Claimer:
     """Takes the messages of some queues, all together."""
 
-    __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_link", "_wait")
+    __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_left_out", "_link", "_wait")
 
     def __init__(self, link: LeasedLink) -> None:
         self._link = link
@@ -53,6 +54,8 @@ class Claimer:
         self._feeds: dict[Feed, None] = {}
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
+        #: Somebody has no room because others have it.
+        self._left_out = False
         self._greenlet: Greenlet[..., Any] | None = None
         self._is_stopped = False
 
@@ -88,7 +91,7 @@ class Claimer:
     def _claim(self, feeds: list[Feed]) -> None:
         claimed: Sequence[Claimed] = ()
         is_shared = any(each.has_rivals for each in feeds)
-        wait = min(self._wait, SHORT_WAIT) if is_shared else self._wait
+        wait = min(self._wait, SHORT_WAIT) if is_shared and self._left_out else self._wait
         try:
             claimed = self._link.store.claim(dict(self._asked), wait)
         except BaseException as exc:
@@ -114,15 +117,19 @@ class Claimer:
         """Reserve room for the next claim, and return the queues that it is for."""
         left = self._link.store.claim_limit
         chosen: list[Feed] = []
-        for feed in list(self._feeds):
+        feeds = list(self._feeds)
+        self._left_out = False
+        for others, feed in zip(range(len(feeds) - 1, -1, -1), feeds, strict=True):
             del self._feeds[feed]
-            room = feed.reserve(left)
+            room = feed.reserve(left, others)
             if room <= 0:
+                self._left_out = True
                 feed.release()
                 continue  # it comes back when there is room
             self._asked[feed.queue] = room
             chosen.append(feed)
-            left -= room
+            if not self._wait:
+                left -= room
             if left <= 0:
                 break
         return chosen

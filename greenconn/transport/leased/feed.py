@@ -98,14 +98,18 @@ class Feed:
         """Whether the room reserved here may be missing elsewhere."""
         return any(len(channel.consumers) > 1 for channel, _ in self._reserved)
 
-    def reserve(self, most: int) -> int:
-        """Reserve room for messages and return for how many.  Never switches."""
+    def reserve(self, most: int, others: int = 0) -> int:
+        """Reserve room for messages and return for how many.  Never switches.
+
+        Arguments:
+            others: queues that are still to come, and may need room on the same channels.
+        """
         room = 0
         for consumer in self._turns.ready():
             own = min(consumer.room, most - room)
             channel = consumer.channel
             if channel.prefetch_limit and not consumer.no_ack:
-                own = channel.reserve(own)
+                own = channel.reserve(min(own, channel.share(others)))
                 self._reserved.append((channel, own))
             room += own
             if room >= most:

@@ -67,6 +67,7 @@ class LeasedLink(VirtualLink):
         self.store.owner = self.owner
         self.store.roster = transport.roster
         self.store.gone = self._gone
+        self.store.lost = self.end
         self.directory = Directory(self)
         self.routing = Routing(self)
         self.putting = Putting(self)

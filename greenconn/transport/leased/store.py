@@ -136,6 +136,8 @@ class Store(ABC):
 
     Attributes:
         owner: of exclusive queues, as declarations name it: this link, and nobody else.
+        lost: to be called when the broker was lost while nobody asked for anything, with the error.
+            Never switches.
         roster: who consumes in this process.
         gone: to be called when a queue that others may consume from here turned out to be deleted,
             with its name.  Never switches.
@@ -171,6 +173,7 @@ class Store(ABC):
         self.owner = ""
         self.roster = Roster()
         self.gone: Callable[[str], None] = _nothing
+        self.lost: Callable[[BaseException], None] = _nothing
 
     # -- life
 
@@ -289,5 +292,5 @@ class Store(ABC):
         return ()
 
 
-def _nothing(name: str) -> None:
+def _nothing(what: object) -> None:
     pass

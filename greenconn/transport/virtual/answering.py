@@ -81,6 +81,12 @@ class AnsweringMethods(ConsumingMethods):
             self._reserved += count
         return count
 
+    def share(self, others: int) -> int:
+        """Places for one consumer where *others*, as far as they are of this channel, come behind it."""
+        free = self.prefetch_limit - self.in_flight - self._reserved
+        behind = min(others, len(self.consumers) - 1)
+        return max(-(-free // (behind + 1)), 0)
+
     def release(self, count: int) -> None:
         """A claim for *count* messages is over.  Never switches."""
         if self._reserved:
