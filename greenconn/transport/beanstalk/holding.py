@@ -1,0 +1,72 @@
+"""The jobs that a link has reserved, and what keeps them from coming back.
+
+The channels renew what they hold each third of a lease, which is right for jobs of ours.  Those of other
+programs may have a shorter time to run: they are touched as often as that demands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from greenconn.green.ticker import Ticker
+from greenconn.transport.beanstalk.desk import Job
+from greenconn.wire.beanstalk import line
+
+__all__ = ["Holding"]
+
+#: Touches in the time to run of a job.
+TOUCHES: Final = 3
+
+
+class Holding:
+    """What one link holds.  Nothing here switches.
+
+    Arguments:
+        lease: seconds; jobs with at least that time to run are renewed by others.
+    """
+
+    __slots__ = ("_jobs", "_lease", "_ticker")
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._jobs: dict[Job, None] = {}
+        self._ticker: Ticker | None = None
+
+    def add(self, job: Job) -> None:
+        """A job was reserved."""
+        self._jobs[job] = None
+        if job.time_to_run < self._lease:
+            interval = max(job.time_to_run, 1) / TOUCHES
+            if self._ticker is None or self._ticker.interval > interval:
+                self.stop()
+                self._ticker = Ticker(interval, self._touch_short, "beanstalk-touch")
+                self._ticker.start()
+
+    def discard(self, jobs: Iterable[Job]) -> None:
+        """Jobs were settled, or are lost."""
+        for job in jobs:
+            self._jobs.pop(job, None)
+
+    def touch(self) -> None:
+        """Begin all reservations anew."""
+        for job in self._jobs:
+            job.post(line(b"touch", job.number), _nothing)
+
+    def stop(self) -> None:
+        """The link is over, or another clock begins."""
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+
+    def _touch_short(self, lag: float) -> None:
+        # In the hub.
+        short = [job for job in self._jobs if job.time_to_run < self._lease]
+        if not short:
+            self.stop()
+        for job in short:
+            job.post(line(b"touch", job.number), _nothing)
+
+
+def _nothing(reply: object) -> None:
+    """What is lost shows when it is settled."""

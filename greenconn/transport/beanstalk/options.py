@@ -1,0 +1,23 @@
+"""The transport options of beanstalk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greenconn.checks import check_type
+from greenconn.transport.leased.options import LeasedOptions
+
+__all__ = ["BeanstalkOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeanstalkOptions(LeasedOptions):
+    """How a connection to beanstalkd works; *lease* is what beanstalk calls the time to run."""
+
+    bury_rejected: bool = True
+    """Whether a message that is rejected, and has no dead-letter exchange, is buried in its tube, from
+    where ``channel.kick`` takes it; False: it is deleted, as with RabbitMQ."""
+
+    def __post_init__(self) -> None:
+        LeasedOptions.__post_init__(self)
+        check_type(self, bool, "bury_rejected")

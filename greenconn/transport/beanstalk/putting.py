@@ -1,0 +1,138 @@
+"""Storing messages: in one write for many, and only in queues that exist.
+
+A tube takes jobs whether or not anybody means it, so the same write asks for the queue's note; what was
+put where no queue is, is deleted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import time
+from typing import Any, Final
+
+from greenconn.exceptions import PreconditionFailed
+from greenconn.jsoncodec import dumps
+from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
+from greenconn.transport.beanstalk.errors import JobTooBig, too_big
+from greenconn.transport.beanstalk.tables import QUEUES, Tables
+from greenconn.transport.leased.store import Entry, NoQueue
+from greenconn.transport.virtual.refusal import Method, invalid_argument
+from greenconn.wire.beanstalk import Reply, line, put, tube_of
+
+__all__ = ["EXPIRES_AT", "Putting", "exists", "queue_tube", "urgency"]
+
+#: In the envelope: when the message need not be delivered any more, in seconds of the wall clock.
+EXPIRES_AT: Final = "expires_at"
+#: Beanstalk's priority of a message of the lowest priority, 0.
+LEAST_URGENT: Final = 2**16
+
+_PEEK: Final = line(b"peek-ready")
+
+
+def urgency(priority: Any) -> int:
+    """Beanstalk's priority, of which 0 is the most urgent, for one of AMQP, of which 0 is the least."""
+    number = priority if isinstance(priority, int) else 0
+    return LEAST_URGENT - min(max(number, 0), LEAST_URGENT)
+
+
+def queue_tube(queue: str) -> bytes:
+    """The tube of a queue.
+
+    Raises:
+        PreconditionFailed: there can be none of that name.
+    """
+    try:
+        return tube_of(queue)
+    except ValueError as exc:
+        raise invalid_argument(str(exc), Method.QUEUE_DECLARE) from exc
+
+
+def exists(note: Reply, counts: Mapping[bytes, bytes]) -> bool:
+    """Whether a queue exists: it has a note, or its tube has jobs, or somebody waits for some."""
+    return note.word == b"FOUND" or any(
+        number_of(dict(counts), name)
+        for name in (
+            b"current-jobs-ready",
+            b"current-jobs-reserved",
+            b"current-jobs-delayed",
+            b"current-jobs-buried",
+            b"current-watching",
+        )
+    )
+
+
+class Putting:
+    """Stores messages.
+
+    Arguments:
+        time_to_run: seconds that a consumer may hold a message without a sign of life.
+    """
+
+    def __init__(self, desk: Desk, tables: Tables, time_to_run: int) -> None:
+        self._desk = desk
+        self._tables = tables
+        self._time_to_run = time_to_run
+
+    def put(self, entries: Sequence[Entry]) -> list[Exception | None]:
+        """Store messages, in order; see :meth:`Store.put`.  May switch."""
+        desk = self._desk
+        desk.pipeline.pass_gate()
+        outcomes: list[Exception | None] = [None] * len(entries)
+        commands: list[bytes] = []
+        #: Queue -> where its note's and its tube's answers are.
+        looks: dict[str, int] = {}
+        #: Number of the entry -> where its answer is.
+        puts: dict[int, int] = {}
+        bodies: dict[tuple[int, float | None], bytes] = {}
+        for number, entry in enumerate(entries):
+            try:
+                tube = queue_tube(entry.queue)
+                body = self._body(entry, bodies)
+                if entry.queue not in looks:
+                    note = self._tables.tube(QUEUES, entry.queue)
+                    commands += [*desk.using(note), _PEEK, line(b"stats-tube", tube)]
+                    looks[entry.queue] = len(commands)
+            except (PreconditionFailed, JobTooBig) as exc:
+                outcomes[number] = exc
+                continue
+            commands += desk.using(tube)
+            commands.append(
+                put(urgency(entry.priority), whole_seconds(entry.delay), self._time_to_run, body)
+            )
+            puts[number] = len(commands)
+        replies = desk.ask(commands)
+        absent = {
+            queue
+            for queue, end in looks.items()
+            if not exists(replies[end - 2], desk.read_counts(replies[end - 1]))
+        }
+        useless = []
+        for number, end in puts.items():
+            reply = replies[end - 1]
+            if reply.word != b"INSERTED":
+                outcomes[number] = desk.refused(reply, "storing a message")
+                if reply.word == b"BURIED":
+                    useless.append(reply.number)
+            elif entries[number].queue in absent:
+                outcomes[number] = NoQueue()
+                useless.append(reply.number)
+        desk.ask([line(b"delete", each) for each in useless])
+        return outcomes
+
+    def _body(self, entry: Entry, bodies: dict[tuple[int, float | None], bytes]) -> bytes:
+        """A message as it is stored; copies of one are made once.
+
+        Raises:
+            JobTooBig: the server would not take it.
+        """
+        key = (id(entry.envelope), entry.lifetime)
+        body = bodies.get(key)
+        if body is None:
+            envelope = entry.envelope
+            if entry.lifetime is not None:
+                envelope = {**envelope, EXPIRES_AT: time() + entry.lifetime}
+            body = bodies[key] = dumps(envelope).encode()
+        limit = self._desk.longest_job
+        if len(body) > limit:
+            raise JobTooBig(too_big(len(body), limit, self._desk.where))
+        return body

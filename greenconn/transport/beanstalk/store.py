@@ -1,0 +1,295 @@
+"""Beanstalk as a store: a tube for each queue, a job for each message.
+
+Two connections: the *desk* for all that is answered at once, and one that waits for jobs, opened when
+somebody consumes (:mod:`~greenconn.transport.beanstalk.bell`).  A job may only be settled by the
+connection that reserved it, and comes back at once when that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import time
+from typing import Any, ClassVar, Final
+
+from gevent.lock import BoundedSemaphore
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial
+from greenconn.green.slot import Slot
+from greenconn.jsoncodec import loads
+from greenconn.transport.beanstalk.bell import Waiting
+from greenconn.transport.beanstalk.claiming import Claiming
+from greenconn.transport.beanstalk.desk import Desk, Job, Taken, number_of, whole_seconds
+from greenconn.transport.beanstalk.errors import LinkLost
+from greenconn.transport.beanstalk.exchanges import Exchanges
+from greenconn.transport.beanstalk.holding import Holding
+from greenconn.transport.beanstalk.options import BeanstalkOptions
+from greenconn.transport.beanstalk.pipeline import Pipeline
+from greenconn.transport.beanstalk.presence import Presence
+from greenconn.transport.beanstalk.putting import EXPIRES_AT, Putting, exists, queue_tube
+from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement, Store
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.state import Exchange
+from greenconn.wire.beanstalk import Reply, line, queue_of
+from greenconn.wire.tls import tls_session
+
+__all__ = ["BeanstalkStore"]
+
+#: Messages that one claim takes.
+CLAIM: Final = 100
+DEFAULT_PORT: Final = 11300
+
+
+class BeanstalkStore(Store):
+    """The connections of one link.
+
+    Arguments:
+        options: of the transport.
+    """
+
+    outlives_link = False
+    claim_wait = 25.0
+    claim_limit: ClassVar[int] = CLAIM
+    shares_bindings = True
+    shares_exchange_bindings: ClassVar[bool] = True
+
+    def __init__(
+        self, client: Any, wake: Callable[[str | None], None], options: BeanstalkOptions
+    ) -> None:
+        super().__init__(client, wake)
+        self.lease = options.lease
+        self._options = options
+        self._where: str = client.as_uri()
+        self._holding = Holding(options.lease)
+        self._pipelines: list[Pipeline] = []
+        self._opening = BoundedSemaphore(1)
+        self._waiting: Waiting | None = None
+        self._is_over = False
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        """Connect.  May switch."""
+        pipeline = self._connect(deadline)
+        desk = self._desk = Desk(pipeline)
+        desk.greet(deadline)
+        pipeline.watch(self._options.reply_timeout)
+        # A second beyond the lease, in which the server waits with giving anything else.
+        time_to_run = whole_seconds(self._options.lease) + 1
+        self._tables = Tables(desk, self._options.reply_timeout)
+        self._exchanges = Exchanges(self._tables)
+        self._presence = Presence(desk)
+        self._putting = Putting(desk, self._tables, time_to_run)
+        self._claiming = Claiming(desk, self._wait_line, CLAIM)
+
+    def _connect(self, deadline: Deadline) -> Pipeline:
+        client = self.client
+        host = client.hostname or "localhost"
+        host = "127.0.0.1" if host == "localhost" else host
+        sock = dial(host, int(client.port or DEFAULT_PORT), deadline)
+        tls = tls_session(client.ssl, host) if client.ssl else None
+        pipeline = Pipeline(sock, self._where, self._on_lost, tls)
+        self._pipelines.append(pipeline)
+        if self._is_over:
+            pipeline.close()
+        pipeline.stream.handshake(deadline)
+        return pipeline
+
+    def _wait_line(self) -> Waiting:
+        """The connection that waits, opened when it is first needed.  May switch."""
+        with self._opening:
+            if self._waiting is None:
+                deadline = Deadline(self.client.connect_timeout)
+                pipeline = self._connect(deadline)
+                pipeline.parser.longest_body = self._desk.pipeline.parser.longest_body
+                waiting = Waiting(pipeline, self._desk, self.owner, self._holding.touch)
+                waiting.open(deadline)
+                pipeline.watch(self._options.reply_timeout)
+                self._waiting = waiting
+            return self._waiting
+
+    def close(self) -> None:
+        """Close it.  May switch."""
+        self._holding.stop()
+        if self._waiting is not None:
+            self._waiting.close()
+            # Behind what was posted without waiting for it.
+            self._desk.ask([line(b"stats-job", 0)])
+        self.drop()
+
+    def drop(self) -> None:
+        self._is_over = True
+        self._holding.stop()
+        for pipeline in self._pipelines:
+            pipeline.close()
+
+    def _on_lost(self, exc: LinkLost) -> None:
+        """One connection was lost: what it held is gone, so this life is over."""
+        self.lost(exc)
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        queue_tube(name)
+        content = {**_fields(declaration), "queue": name}
+        return _declaration(self._tables.make(self._tables.tube(QUEUES, name), content))
+
+    def find_queue(self, name: str) -> Declaration | None:
+        """A queue exists if it has a note, or its tube has jobs, or somebody waits for some."""
+        tube, note = queue_tube(name), self._tables.tube(QUEUES, name)
+        content = self._tables.read(note)
+        if content is not None:
+            return _declaration(content)
+        counts = self._desk.counts(tube)
+        return Declaration(durable=True) if exists(_NO_NOTE, counts) else None
+
+    def drop_queue(self, name: str) -> int:
+        tube = queue_tube(name)
+        self._exchanges.drop_queue(name)
+        self._tables.drop(self._tables.tube(QUEUES, name))
+        count = self._desk.empty(tube)
+        while self._desk.kick(tube):  # buried ones first, then the delayed
+            self._desk.empty(tube)
+        return count
+
+    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        if not consumers and self._waiting is not None:
+            self._waiting.ignore(queue_tube(name))
+        return self._presence.enrol(name, consumers, exclusive=exclusive)
+
+    def others(self, name: str) -> int:
+        return self._presence.others(name)
+
+    def purge(self, name: str) -> int:
+        return self._desk.empty(queue_tube(name))
+
+    def size(self, name: str) -> int:
+        return number_of(self._desk.counts(queue_tube(name)), b"current-jobs-ready")
+
+    def kick(self, name: str, limit: int) -> int:
+        """Let buried messages be delivered again, or delayed ones now; return how many.  May switch."""
+        return self._desk.kick(queue_tube(name), limit)
+
+    # -- exchanges and bindings
+
+    def note_exchange(self, exchange: Exchange) -> None:
+        self._exchanges.note(exchange)
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        return self._exchanges.find(name)
+
+    def drop_exchange(self, name: str) -> None:
+        self._exchanges.drop(name)
+
+    def bind(self, exchange: str, row: Row) -> None:
+        self._exchanges.bind(exchange, row)
+
+    def unbind(self, exchange: str, row: Row) -> None:
+        self._exchanges.unbind(exchange, row)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        return self._exchanges.rows(exchange)
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        return self._putting.put(entries)
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        tubes = {queue_tube(queue): min(count, CLAIM) for queue, count in wanted.items()}
+        return [self._claimed(each) for each in self._claiming.claim(tubes, wait)]
+
+    def _claimed(self, taken: Taken) -> Claimed:
+        job = taken.job
+        self._holding.add(job)
+        queue, before = queue_of(taken.tube), max(taken.reserves - 1, 0)
+        envelope = _envelope(taken.body)
+        if envelope is None:
+            return Claimed(queue, None, job, before, taken.body)
+        end = envelope.pop(EXPIRES_AT, None)
+        job.is_dead = isinstance(end, (int, float)) and end <= time()
+        return Claimed(queue, envelope, job, before, taken.body, "expired" if job.is_dead else None)
+
+    def interrupt(self) -> None:
+        self._claiming.interrupt()
+        if self._waiting is not None:
+            self._waiting.ring()
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            if answer.entries:
+                for error in self._putting.put(answer.entries):
+                    if isinstance(error, LinkLost):
+                        raise error
+        self._holding.discard(answer.handle for answer in answers)
+        for reply in self._post_all([(each.handle, self._command(each)) for each in answers]):
+            if reply.word not in _SETTLED:
+                raise self._desk.refused(reply, "settling a message")
+
+    def _command(self, answer: Answer) -> bytes:
+        job: Job = answer.handle
+        if answer.settlement is Settlement.BACK:
+            return line(b"release", job.number, job.priority, whole_seconds(answer.delay))
+        buries = self._options.bury_rejected and not job.is_dead
+        if answer.settlement is Settlement.REFUSED and buries:
+            return line(b"bury", job.number, job.priority)
+        return line(b"delete", job.number)
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        replies = self._post_all([(each, line(b"touch", each.number)) for each in handles])
+        lost = [
+            job for job, reply in zip(handles, replies, strict=True) if reply.word == b"NOT_FOUND"
+        ]
+        self._holding.discard(lost)
+        return lost
+
+    def _post_all(self, orders: Iterable[tuple[Job, bytes]]) -> list[Reply]:
+        """Send a command for each job over the connection that holds it.  May switch.
+
+        Raises:
+            LinkLost: the connection went before all had answered.
+        """
+        waiters = []
+        for job, command in orders:
+            slot: Slot[Reply | BaseException] = Slot()
+            waiters.append(slot)
+            job.post(command, slot.offer)
+        replies = []
+        for slot in waiters:
+            reply = slot.wait(Deadline())
+            if isinstance(reply, BaseException):
+                raise reply
+            replies.append(reply)
+        return replies
+
+
+_NO_NOTE: Final = Reply(b"NOT_FOUND")
+#: What a settled job is answered with; it is not found when its lease had ended.
+_SETTLED: Final = frozenset({b"DELETED", b"RELEASED", b"BURIED", b"NOT_FOUND"})
+
+
+def _envelope(body: bytes) -> dict[str, Any] | None:
+    """Read a message; None: it is not of kombu's form."""
+    try:
+        envelope = loads(body)
+    except ValueError:
+        return None
+    is_ours = isinstance(envelope, dict) and isinstance(envelope.get("properties"), dict)
+    return envelope if is_ours and "body" in envelope else None
+
+
+def _fields(declaration: Declaration) -> Content:
+    fields = loads(declaration.text())
+    assert isinstance(fields, dict)
+    return fields
+
+
+def _declaration(content: Content) -> Declaration:
+    arguments = content.get("arguments")
+    return Declaration(
+        durable=bool(content.get("durable")),
+        auto_delete=bool(content.get("auto_delete")),
+        owner=content.get("owner"),
+        arguments=arguments if isinstance(arguments, dict) else {},
+    )

@@ -1,0 +1,58 @@
+"""The native beanstalk transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from greenconn._version import __version__
+from greenconn.transport.beanstalk.options import BeanstalkOptions
+from greenconn.transport.beanstalk.store import BeanstalkStore
+from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.transport import LeasedTransport
+
+__all__ = ["Channel", "Transport"]
+
+
+class Channel(LeasedChannel):
+    """A channel over beanstalk."""
+
+    def kick(self, queue: str = "", limit: int = 1000) -> int:
+        """Let rejected messages, which lie buried in their queue, be delivered again.  May switch.
+
+        Where none is buried, delayed messages become ready now (beanstalk's ``kick``).
+
+        Arguments:
+            limit: of messages.
+
+        Returns:
+            how many there were.
+        """
+        link = self.connection
+        link.catch_up()
+        store = link.store
+        assert isinstance(store, BeanstalkStore)
+        return link.ask("kicking messages", store.kick, self._queue_name(queue), limit)
+
+
+class Transport(LeasedTransport):
+    """``beanstalk://``: a tube for each queue, kombu's envelope in each job.
+
+    ``transport_options`` are those of
+    :class:`~greenconn.transport.beanstalk.options.BeanstalkOptions`.
+    """
+
+    Channel: ClassVar[type[LeasedChannel]] = Channel
+    Options: ClassVar[type[LeasedOptions]] = BeanstalkOptions
+    driver_type = "beanstalk"
+    driver_name = "greenconn"
+    default_port = 11300
+    #: Seconds between two attempts to connect, at most: a beanstalkd is back soon.
+    longest_pause: ClassVar[float] = 1.0
+
+    def make_store(self, wake: Callable[[str | None], None]) -> BeanstalkStore:
+        return BeanstalkStore(self.client, wake, self.options)
+
+    def driver_version(self) -> str:
+        return __version__

@@ -1,0 +1,505 @@
+"""The store over a real beanstalkd: notes, tables, the bell, and whose turn it is."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.exceptions import PreconditionFailed
+from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, ServerRefuses, TableTooBig
+from greenconn.transport.beanstalk.tables import FIRST
+from greenconn.transport.leased.store import Answer, NoQueue, Row, Settlement
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.exchange import ROUTERS
+from greenconn.transport.virtual.state import Exchange
+from tests.fix_beanstalk import BeanstalkFactory
+from tests.integration.beanstalk_clients import (
+    SOON,
+    bodies,
+    entry,
+    raw_to,
+    store_at,
+    stores_at,
+)
+
+PLAIN = Declaration()
+
+
+def done(handle: Any) -> Answer:
+    return Answer(handle, Settlement.DONE)
+
+
+def exchange(name: str, **options: Any) -> Exchange:
+    return Exchange(name, "direct", ROUTERS["direct"](), **options)
+
+
+# -- notes and tables
+
+
+def test_makers_at_the_same_time_make_one(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 20) as stores:
+        for name in (f"{unique}.{number}" for number in range(5)):
+            makers = [
+                gevent.spawn(store.make_queue, name, Declaration(arguments={"maker": number}))
+                for number, store in enumerate(random.sample(stores, len(stores)))
+            ]
+            made = {json.dumps(dict(each.get(timeout=SOON).arguments)) for each in makers}
+            assert len(made) == 1
+            found = {json.dumps(dict(store.find_queue(name).arguments)) for store in stores}  # type: ignore[union-attr]
+            assert found == made
+            with raw_to(beanstalk_url) as raw:
+                counts = raw.counts(f"$queue.{name}")
+            assert counts["current-jobs-ready"] == "1"
+            assert counts["current-jobs-delayed"] == "0"
+            stores[0].drop_queue(name)
+            assert all(store.find_queue(name) is None for store in stores)
+
+
+def test_changes_at_the_same_time_all_count(beanstalk_url: str, unique: str) -> None:
+    rows = [Row(f"key{number}", "", f"{unique}.q") for number in range(60)]
+    with stores_at(beanstalk_url, 10) as stores:
+        changes = [
+            gevent.spawn(stores[number % 10].bind, unique, row) for number, row in enumerate(rows)
+        ]
+        gevent.joinall(changes, timeout=SOON, raise_error=True)
+        for store in stores:
+            assert sorted(store.rows(unique) or ()) == sorted(rows)
+        changes = [
+            gevent.spawn(stores[number % 7].unbind, unique, row)
+            for number, row in enumerate(rows[:-1])
+        ]
+        gevent.joinall(changes, timeout=SOON, raise_error=True)
+        assert stores[9].rows(unique) == (rows[-1],)
+        assert stores[9].rows(unique) is stores[9].rows(unique)
+        with raw_to(beanstalk_url) as raw:
+            assert raw.counts(f"$exchange.{unique}")["current-jobs-ready"] == "1"
+        stores[0].drop_exchange(unique)
+        assert stores[5].rows(unique) is None
+
+
+def test_writer_that_dies_between_two_versions(beanstalk_url: str, unique: str) -> None:
+    tube = f"$exchange.{unique}"
+    first, second, third = (Row(key, "", "q") for key in "abc")
+    with store_at(beanstalk_url) as store:
+        store.bind(unique, first)
+        raw_rows = [["a", "", "q", None, False], ["b", "", "q", None, False]]
+        with raw_to(beanstalk_url) as raw:
+            raw(f"watch {tube}")
+            raw("ignore default")
+            held = raw("reserve-with-timeout 0")
+            version = json.loads(held.body)["version"] + 1
+            # Reserved: nobody else changes it, and what was read before still counts.
+            assert store.rows(unique) == (first,)
+            other = gevent.spawn(store.bind, unique, third)
+            gevent.sleep(0.05)
+            assert not other.ready()
+            body = json.dumps({"version": version, "rows": raw_rows}).encode()
+            raw.put(tube, body, priority=FIRST - version)
+            assert store.rows(unique) == (first, second)
+            gevent.sleep(0.05)
+            assert not other.ready()  # the old version is still in the hands of its writer
+        other.get(timeout=SOON)
+        assert store.rows(unique) == (first, second, third)
+        with raw_to(beanstalk_url) as raw:
+            assert raw.counts(tube)["current-jobs-ready"] == "1"
+        store.drop_exchange(unique)
+
+
+def test_writer_that_was_stopped_too_long_changes_nothing(beanstalk_url: str, unique: str) -> None:
+    """Its version came second: the first of two counts, and the next change removes the other."""
+    tube = f"$exchange.{unique}"
+    row = Row("a", "", "q")
+    with store_at(beanstalk_url) as store:
+        store.bind(unique, row)
+        with raw_to(beanstalk_url) as raw:
+            raw.put(tube, b'{"version": 1, "rows": []}', priority=FIRST - 1)
+            raw.put(tube, b"rubbish", priority=FIRST)
+            assert store.rows(unique) == (row,)
+            store.bind(unique, Row("b", "", "q"))
+            assert store.rows(unique) == (row, Row("b", "", "q"))
+            assert raw.counts(tube)["current-jobs-ready"] == "1"
+        store.drop_exchange(unique)
+
+
+def test_maker_that_dies_before_the_kick(beanstalk_url: str, unique: str) -> None:
+    with raw_to(beanstalk_url) as raw, store_at(beanstalk_url) as store:
+        raw(f"use $queue.{unique}")
+        body = b'{"durable": true, "auto_delete": false, "owner": null, "arguments": {}}'
+        raw(f"put {FIRST} {2**31} 60 {len(body)}", body)
+        assert store.find_queue(unique) is None
+        assert store.make_queue(unique, PLAIN).durable
+        store.drop_queue(unique)
+        assert store.find_queue(unique) is None
+
+
+def test_tables_that_are_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
+    with store_at(beanstalk_with("-z", "2000").url) as store:
+        store.note_exchange(exchange("x"))
+        with pytest.raises(TableTooBig, match=r"takes at most 2000 a job: start beanstalkd with"):
+            for number in range(100):
+                store.bind("x", Row(f"key{number}", "", "q" * 50))
+        rows = store.rows("x")
+        assert rows
+        store.unbind("x", rows[0])
+        store.bind("x", Row("fits", "", "q"))
+
+
+def test_exchanges(beanstalk_url: str, unique: str) -> None:
+    source, target, queue = f"{unique}.x", f"{unique}.y", f"{unique}.q"
+    with stores_at(beanstalk_url, 2) as (one, two):
+        assert two.find_exchange(source) is None
+        one.note_exchange(exchange(source, durable=True, arguments={"a": 1}))
+        one.note_exchange(exchange(target, auto_delete=True))
+        found = two.find_exchange(source)
+        assert found is not None
+        assert (found.type, found.durable, found.arguments) == ("direct", True, {"a": 1})
+        two.bind(source, Row("k", "", target, None, True))
+        two.bind(source, Row("k", "", queue, {"x": [1]}))
+        two.bind(target, Row("k", "", queue))
+        one.make_queue(queue, PLAIN)
+        one.drop_queue(queue)
+        # The auto-delete exchange went with its last binding, and so did the binding to it.
+        assert two.find_exchange(target) is None
+        assert two.rows(source) == ()
+        one.drop_exchange(source)
+        assert two.rows(source) is None
+
+
+def test_queues_exist_by_note_or_by_use(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        assert store.find_queue(unique) is None
+        assert isinstance(store.put([entry(unique)])[0], NoQueue)
+        assert raw.counts(unique).get("current-jobs-ready", "0") == "0"
+        # A worker of another program waits there.
+        raw(f"watch {unique}")
+        assert store.put([entry(unique)]) == [None]
+        raw(f"ignore {unique}")
+        assert store.find_queue(unique) == Declaration(durable=True)
+        assert store.purge(unique) == 1
+        assert store.find_queue(unique) is None
+        store.make_queue(unique, PLAIN)
+        assert store.find_queue(unique) == PLAIN
+        assert store.drop_queue(unique) == 0
+
+
+def test_names(beanstalk_url: str, unique: str) -> None:
+    names = [f"-{unique} a/b@c", f"${unique}.é\n", f"$queue.{unique}", unique.upper()]
+    with stores_at(beanstalk_url, 2) as (one, two):
+        for name in names:
+            one.make_queue(name, PLAIN)
+            assert one.put([entry(name, name)]) == [None]
+        claimed = [each for name in names for each in two.claim({name: 1}, 0)]
+        assert [each.queue for each in claimed] == bodies(claimed) == names
+        for name in names:
+            assert one.drop_queue(name) == 0
+        with pytest.raises(PreconditionFailed, match="from 1 to 200"):
+            one.make_queue("x" * 201, PLAIN)
+        with pytest.raises(PreconditionFailed, match="may take 193"):
+            one.make_queue("x" * 194, PLAIN)
+        (error,) = one.put([entry("x" * 300)])
+        assert isinstance(error, PreconditionFailed)
+
+
+# -- messages
+
+
+def test_order_priorities_and_delays(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store:
+        store.make_queue(unique, PLAIN)
+        messages = [("a", 0), ("b", 9), ("c", 0), ("d", 5), ("e", 9), ("f", 255)]
+        entries = [entry(unique, body, priority=priority) for body, priority in messages]
+        assert store.put([*entries, entry(unique, "late", delay=0.2)]) == [None] * 7
+        assert store.size(unique) == 6
+        claimed = store.claim({unique: 10}, 0)
+        assert bodies(list(claimed)) == ["f", "b", "e", "d", "a", "c"]
+        began_at = monotonic()
+        (late,) = store.claim({unique: 10}, SOON)
+        # Whole seconds, and never too early.
+        assert 0.2 <= monotonic() - began_at < 5
+        store.settle([done(each.handle) for each in (*claimed, late)])
+        store.drop_queue(unique)
+
+
+def test_settlements(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique, body) for body in "abcd"])
+        a, b, c, d = store.claim({unique: 10}, 0)
+        assert [each.deliveries for each in (a, b, c, d)] == [0] * 4
+        store.settle(
+            [
+                done(a.handle),
+                Answer(b.handle, Settlement.BACK),
+                Answer(c.handle, Settlement.REFUSED),
+                Answer(d.handle, Settlement.BACK, delay=2.0),
+            ]
+        )
+        counts = raw.counts(unique)
+        kinds = ("ready", "reserved", "buried", "delayed")
+        assert [counts[f"current-jobs-{each}"] for each in kinds] == ["1", "0", "1", "1"]
+        assert store.kick(unique, 10) == 1
+        again = store.claim({unique: 10}, 0)
+        assert [(*bodies([each]), each.deliveries) for each in again] == [("b", 1), ("c", 1)]
+        assert store.kick(unique, 10) == 1  # where none is buried, the delayed
+        assert store.size(unique) == 1
+        # One that is settled already is passed over.
+        store.settle([done(a.handle), *(done(each.handle) for each in again)])
+        assert store.renew([a.handle]) == [a.handle]
+        assert store.drop_queue(unique) == 1
+
+
+def test_what_is_rejected_may_be_deleted(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url, bury_rejected=False) as store:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique)])
+        (claimed,) = store.claim({unique: 1}, 0)
+        store.settle([Answer(claimed.handle, Settlement.REFUSED)])
+        assert store.kick(unique, 10) == 0
+        store.drop_queue(unique)
+
+
+def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store:
+        store.make_queue(unique, PLAIN)
+        message = entry(unique, "x")
+        store.put([message._replace(lifetime=0.0), message, message._replace(lifetime=60.0)])
+        claimed = store.claim({unique: 10}, 0)
+        assert [each.dead for each in claimed] == ["expired", None, None]
+        assert all("expires_at" not in (each.envelope or {}) for each in claimed)
+        store.settle([Answer(each.handle, Settlement.REFUSED) for each in claimed])
+        assert store.kick(unique, 10) == 2  # the dead one is not buried
+        store.drop_queue(unique)
+
+
+def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
+    kombu = {
+        "body": "eyJhIjogMX0=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"priority": 0, "routing_key": "q", "exchange": "x"},
+            "delivery_mode": 2,
+            "delivery_tag": "d6a1",
+        },
+    }
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        raw.put(unique, json.dumps(kombu).encode())
+        for rubbish in (b"", b"{", b"[]", b'{"body": 1}', b'{"properties": 1, "body": 2}', b"\xff"):
+            raw.put(unique, rubbish)
+        first, *others = store.claim({unique: 10}, 0)
+        assert first.envelope == kombu
+        assert [each.envelope for each in others] == [None] * 6
+        assert others[-1].raw == b"\xff"
+        store.settle([done(each.handle) for each in (first, *others)])
+
+
+def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
+    with store_at(beanstalk_with().url) as store:
+        store.make_queue(unique, PLAIN)
+        outcomes = store.put([entry(unique, body) for body in ("a", "x" * 70_000, "b")])
+        assert (outcomes[0], outcomes[2]) == (None, None)
+        assert isinstance(outcomes[1], JobTooBig)
+        assert "at most 65535 a job" in str(outcomes[1])
+        assert "start beanstalkd with a larger limit, as -z 131070" in str(outcomes[1])
+        assert store.size(unique) == 2
+
+
+# -- waiting
+
+
+def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store:
+        store.make_queue(unique, PLAIN)
+        waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
+        gevent.sleep(0.05)
+        store.put([entry(unique, "a")])
+        (claimed,) = waiter.get(timeout=SOON)
+        for _ in range(20):
+            waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
+            gevent.sleep(0.01)
+            began_at = monotonic()
+            assert store.renew([claimed.handle]) == []
+            assert monotonic() - began_at < SOON
+            assert waiter.get(timeout=SOON) == []
+        waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
+        gevent.sleep(0.01)
+        store.settle([done(claimed.handle)])
+        assert waiter.get(timeout=SOON) == []
+        waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
+        gevent.sleep(0)  # it may not have got as far as the server yet
+        store.interrupt()
+        assert waiter.get(timeout=SOON) == []
+        store.drop_queue(unique)
+
+
+def test_bells_of_the_killed_are_cleared_away(beanstalk_url: str, unique: str) -> None:
+    with raw_to(beanstalk_url) as raw:
+        with store_at(beanstalk_url, f"{unique}killed") as store:
+            store.claim({unique: 1}, 1.0)
+            assert raw.counts(f"$bell.{unique}killed0")["current-jobs-buried"] == "1"
+        with store_at(beanstalk_url, f"{unique}closed") as store:
+            store.claim({unique: 1}, 1.0)
+            tubes = raw("list-tubes").body.decode()
+            assert f"$bell.{unique}killed0" not in tubes
+            assert f"$bell.{unique}closed0" in tubes
+            store.close()
+        assert f"$bell.{unique}closed0" not in raw("list-tubes").body.decode()
+
+
+def test_without_a_bell_waits_are_short(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url, unique) as store, raw_to(beanstalk_url) as raw:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique)])
+        (claimed,) = store.claim({unique: 1}, 20.0)
+        raw(f"use $bell.{unique}0")
+        assert raw(f"delete {raw('peek-buried').number}").word == b"DELETED"
+        waiter = gevent.spawn(store.claim, {unique: 5}, 1.0)
+        gevent.sleep(0.05)
+        store.settle([done(claimed.handle)])
+        assert waiter.get(timeout=SOON) == []
+        began_at = monotonic()
+        assert store.claim({unique: 5}, 20.0) == []
+        assert monotonic() - began_at < SOON
+        store.drop_queue(unique)
+
+
+def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: str) -> None:
+    server = beanstalk_with()
+    with store_at(server.url) as store:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique, body) for body in "abc"])
+        server.drain()
+        gevent.sleep(0.05)
+        (error,) = store.put([entry(unique, "d")])
+        assert isinstance(error, ServerRefuses)
+        assert "is in drain mode" in str(error)
+        with pytest.raises(ServerRefuses, match="drain mode"):
+            store.make_queue("another", PLAIN)
+        assert store.make_queue(unique, PLAIN) == PLAIN
+        got: list[Any] = []
+        while len(got) < 3:
+            # No bell can be made now.
+            claimed = store.claim({unique: 1}, 20.0)
+            got += bodies(list(claimed))
+            store.settle([done(each.handle) for each in claimed])
+        assert got == ["a", "b", "c"]
+
+
+def test_jobs_with_little_time_are_touched_in_time(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 2) as (holder, other), raw_to(beanstalk_url) as raw:
+        raw.put(unique, b"{}", time_to_run=1)
+        raw.put(f"{unique}.2", b"{}", time_to_run=2)
+        held = [*holder.claim({unique: 1}, 0), *holder.claim({f"{unique}.2": 1}, 1.0)]
+        waiter = gevent.spawn(holder.claim, {f"{unique}.3": 1}, 20.0)
+        wanted = {unique: 1, f"{unique}.2": 1}
+        assert other.claim(wanted, 3.5) == []
+        holder.settle([done(each.handle) for each in held])
+        assert waiter.get(timeout=SOON) == []
+        assert other.claim(wanted, 0) == []
+
+
+def test_what_a_lost_connection_held_is_back_at_once(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 2) as (holder, other):
+        holder.make_queue(unique, PLAIN)
+        holder.put([entry(unique, str(number)) for number in range(5)])
+        waiting = gevent.spawn(holder.claim, {unique: 1}, SOON)
+        first = waiting.get(timeout=SOON)
+        assert len([*first, *holder.claim({unique: 3}, 0)]) == 4
+        holder.drop()
+        got: list[Any] = []
+        while len(got) < 5:
+            got += other.claim({unique: 5}, SOON)
+        assert sorted((*bodies([each]), each.deliveries) for each in got) == [
+            ("0", 1),
+            ("1", 1),
+            ("2", 1),
+            ("3", 1),
+            ("4", 0),
+        ]
+        with pytest.raises(LinkLost):
+            holder.settle([done(first[0].handle)])
+        other.drop_queue(unique)
+
+
+# -- turns
+
+
+def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str) -> None:
+    many, few = f"{unique}.many", f"{unique}.few"
+    with store_at(beanstalk_url) as store:
+        for name in (many, few):
+            store.make_queue(name, PLAIN)
+        store.put([entry(many, str(number)) for number in range(300)])
+        taken: Counter[str] = Counter()
+        wanted = {many: 10, few: 5}
+
+        def claim() -> None:
+            claimed = store.claim(wanted, 5.0)
+            found = Counter(each.queue for each in claimed)
+            assert all(found[name] <= wanted[name] for name in found)
+            taken.update(found)
+            store.settle([done(each.handle) for each in claimed])
+
+        for _ in range(3):
+            claim()
+        assert taken[many] >= 20
+        store.put([entry(few) for _ in range(7)])
+        for _ in range(3):
+            claim()
+        assert taken[few] >= 6
+        while sum(taken.values()) < 307:
+            claim()
+        assert taken == {many: 300, few: 7}
+        for name in (many, few):
+            store.drop_queue(name)
+
+
+def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
+    names = [f"{unique}.{number}" for number in range(100)]
+    with stores_at(beanstalk_url, 2) as (consumer, producer), raw_to(beanstalk_url) as raw:
+        for name in names:
+            producer.make_queue(name, PLAIN)
+        got: Counter[str] = Counter()
+
+        def consume() -> None:
+            while sum(got.values()) < 1000:
+                claimed = consumer.claim(dict.fromkeys(names, 3), 20.0)
+                got.update(each.queue for each in claimed)
+                consumer.settle([done(each.handle) for each in claimed])
+
+        connections = raw("stats").body
+        consuming = gevent.spawn(consume)
+        for _ in range(10):
+            producer.put([entry(name) for name in random.sample(names, 100)])
+            gevent.sleep(0.01)
+        consuming.get(timeout=30)
+        assert got == dict.fromkeys(names, 10)
+        assert b"current-connections: 4" in raw("stats").body, connections
+        for name in names:
+            producer.drop_queue(name)
+
+
+def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 3) as (one, two, three):
+        assert one.enrol(unique, 1)
+        assert one.enrol(unique, 2)
+        assert two.enrol(unique, 1)
+        assert (one.others(unique), two.others(unique), three.others(unique)) == (1, 1, 2)
+        assert not three.enrol(unique, 1, exclusive=True)
+        assert one.enrol(unique, 0)
+        two.drop()
+        end = monotonic() + SOON
+        while three.others(unique) and monotonic() < end:
+            gevent.sleep(0.01)
+        assert three.enrol(unique, 1, exclusive=True)
+        assert not one.enrol(unique, 1)
+        assert three.enrol(unique, 0)
+        assert one.enrol(unique, 1, exclusive=True)

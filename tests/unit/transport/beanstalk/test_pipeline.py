@@ -1,0 +1,223 @@
+"""The shared socket, against servers that do what a real one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.event import Event
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial
+from greenconn.transport.beanstalk.errors import LinkLost, ServerRefuses, refusal
+from greenconn.transport.beanstalk.options import BeanstalkOptions
+from greenconn.transport.beanstalk.pipeline import Pipeline
+from greenconn.transport.beanstalk.store import BeanstalkStore
+from greenconn.wire.beanstalk import Reply, line
+from tests.fix_peer import Peer, PeerFactory
+from tests.tiny_client import TinyClient
+
+SOON = 10.0
+Opened = Callable[[Callable[[socket.socket], Any]], Pipeline]
+
+
+def told(name: bytes, value: int) -> bytes:
+    """An answer to a command for statistics."""
+    body = b"---\n%b: %d\n" % (name, value)
+    return b"OK %d\r\n%b\r\n" % (len(body), body)
+
+
+def lines(sock: socket.socket) -> Iterator[bytes]:
+    """The commands that the client sends, which have no bodies here."""
+    with sock.makefile("rb") as file:
+        for each in file:
+            yield each.rstrip()
+
+
+def answering(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
+    """A server that answers each command."""
+
+    def serve(sock: socket.socket) -> None:
+        for command in lines(sock):
+            sock.sendall(answer(command))
+
+    return serve
+
+
+@pytest.fixture
+def losses() -> list[LinkLost]:
+    """Why it was lost."""
+    return []
+
+
+@pytest.fixture
+def opened(peer: PeerFactory, losses: list[LinkLost]) -> Iterator[Opened]:
+    """A pipeline to a server with that handler."""
+    made: list[Pipeline] = []
+
+    def connect(handler: Callable[[socket.socket], Any]) -> Pipeline:
+        server: Peer = peer(handler)
+        sock = dial(server.host, server.port, Deadline(SOON))
+        made.append(Pipeline(sock, "beanstalk://peer", losses.append))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+def test_replies_reach_their_callers(opened: Opened) -> None:
+    pipeline = opened(answering(lambda command: b"INSERTED %b\r\n" % command.split()[1]))
+
+    def ask(number: int) -> list[int]:
+        replies = pipeline.ask([line(b"echo", number), line(b"echo", number + 1)])
+        return [each.number for each in replies]
+
+    callers = [gevent.spawn(ask, number) for number in range(500)]
+    assert [each.get(timeout=SOON) for each in callers] == [[n, n + 1] for n in range(500)]
+    # Those of one turn leave in one send, but for the first.
+    assert pipeline.writer.sends < 100
+
+
+def test_killed_caller_leaves_the_others_right(opened: Opened) -> None:
+    go_on = Event()
+
+    def answer(command: bytes) -> bytes:
+        go_on.wait()
+        return b"KICKED %b\r\n" % command.split()[1]
+
+    pipeline = opened(answering(answer))
+    callers = [gevent.spawn(pipeline.ask, [line(b"n", number)] * 3) for number in range(20)]
+    gevent.sleep(0.01)
+    for each in callers[::2]:
+        each.kill()
+    go_on.set()
+    for number, each in enumerate(callers):
+        if number % 2:
+            assert each.get(timeout=SOON) == [Reply(b"KICKED", number)] * 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"SURPRISE\r\n",
+        b"RESERVED 1 4294967296\r\n",
+        b"RESERVED 1 99999999999999999999\r\n",
+        b"x" * 5000,
+        b"TIMED_OUT\r\nTIMED_OUT\r\n",  # one more than was asked for
+        b"FOUND 1 3\r\nabcdef\r\n",
+    ],
+)
+def test_what_is_not_beanstalk_ends_it(data: bytes, opened: Opened, losses: list[LinkLost]) -> None:
+    pipeline = opened(answering(lambda command: data))
+    with pytest.raises(LinkLost, match=r"protocol|nobody asked") as caught:
+        for _ in range(2):
+            pipeline.ask([line(b"reserve")], Deadline(SOON))
+            gevent.sleep(0.05)
+    assert len(losses) == 1
+    with pytest.raises(LinkLost):
+        pipeline.check()
+    with pytest.raises(LinkLost) as again:
+        pipeline.ask([line(b"reserve")])
+    assert again.value is not caught.value
+
+
+def test_cut_in_mid_reply(opened: Opened, losses: list[LinkLost]) -> None:
+    def serve(sock: socket.socket) -> None:
+        next(lines(sock))
+        sock.sendall(b"RESERVED 1 100\r\nabc")
+
+    pipeline = opened(serve)
+    callers = [gevent.spawn(pipeline.ask, [line(b"reserve")]) for _ in range(5)]
+    gevent.joinall(callers, timeout=SOON)
+    assert all(isinstance(each.exception, LinkLost) for each in callers)
+    assert len(losses) == 1
+    for each in callers:
+        with pytest.raises(LinkLost):
+            each.get()
+
+
+def test_silence_ends_it(opened: Opened, losses: list[LinkLost]) -> None:
+    pipeline = opened(lambda sock: gevent.sleep(SOON))
+    pipeline.watch(0.1)
+    gevent.sleep(0.3)
+    assert not losses  # nothing is due
+    with pytest.raises(LinkLost, match=r"did not answer within 0\.1 s"):
+        pipeline.ask([line(b"stats")], Deadline(SOON))
+
+
+def test_patience_for_a_command_that_waits(opened: Opened, losses: list[LinkLost]) -> None:
+    def serve(sock: socket.socket) -> None:
+        for _ in lines(sock):
+            gevent.sleep(0.4)
+            sock.sendall(b"TIMED_OUT\r\n")
+
+    pipeline = opened(serve)
+    pipeline.watch(0.1)
+    pipeline.patience = 5.0
+    assert pipeline.ask([line(b"reserve-with-timeout", 5)])[0].word == b"TIMED_OUT"
+    pipeline.patience = 0.0
+    with pytest.raises(LinkLost):
+        pipeline.ask([line(b"stats")])
+
+
+def test_deadline_of_a_caller(opened: Opened) -> None:
+    pipeline = opened(lambda sock: gevent.sleep(SOON))
+    with pytest.raises(TimeoutError):
+        pipeline.ask([line(b"stats")], Deadline(0.05))
+
+
+def test_refusals() -> None:
+    def kind_of(word: bytes) -> tuple[type[Exception], str]:
+        error = refusal(Reply(word), "beanstalk://h", "storing")
+        return type(error), str(error)
+
+    kind, text = kind_of(b"OUT_OF_MEMORY")
+    assert kind is ServerRefuses
+    assert "beanstalk://h: storing: OUT_OF_MEMORY (it has no memory left" in text
+    assert kind_of(b"DRAINING")[0] is ServerRefuses
+    assert kind_of(b"INTERNAL_ERROR")[0].__name__ == "ResourceError"
+    for word in (b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"):
+        assert kind_of(word)[0] is LinkLost
+    assert kind_of(b"TIMED_OUT")[0].__name__ == "NotBeanstalk"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"TIMED_OUT\r\n", "TIMED_OUT is no answer to that"),
+        (b"UNKNOWN_COMMAND\r\n", "older than beanstalkd"),
+        (b"OK 4294967295\r\n", "4294967295 bytes is announced"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak beanstalk's protocol"),
+    ],
+)
+def test_opening_what_is_no_beanstalkd(answer: bytes, text: str, peer: PeerFactory) -> None:
+    server = peer(answering(lambda command: answer))
+    store = BeanstalkStore(
+        TinyClient(f"beanstalk://127.0.0.1:{server.port}/"), lambda queue: None, BeanstalkOptions()
+    )
+    with pytest.raises(LinkLost, match=text):
+        store.open(Deadline(SOON))
+    store.drop()
+
+
+def test_byte_by_byte(peer: PeerFactory) -> None:
+    def serve(sock: socket.socket) -> None:
+        for command in lines(sock):
+            is_first = command == b"stats"
+            answer = told(b"max-job-size", 65535) if is_first else told(b"current-jobs-ready", 1234)
+            for number in range(len(answer)):
+                sock.sendall(answer[number : number + 1])
+                gevent.sleep(0)
+
+    server = peer(serve)
+    store = BeanstalkStore(
+        TinyClient(f"beanstalk://127.0.0.1:{server.port}/"), lambda queue: None, BeanstalkOptions()
+    )
+    store.open(Deadline(SOON))
+    assert store.size("q") == 1234
+    store.drop()
