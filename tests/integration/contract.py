@@ -9,11 +9,20 @@ from typing import Any
 
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
+from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from tests.tiny_client import TinyClient
 
-__all__ = ["Side", "Store", "memory_side", "mongodb_side", "rabbitmq_side", "redis_side"]
+__all__ = [
+    "Side",
+    "Store",
+    "beanstalk_side",
+    "memory_side",
+    "mongodb_side",
+    "rabbitmq_side",
+    "redis_side",
+]
 
 #: Seconds that a test waits for something that must come.
 SOON = 10.0
@@ -178,3 +187,8 @@ def mongodb_side(url: str, prefix: str) -> Side:
     client.hostname = url  # it is the transport's to parse
     client.virtual_host = "/"
     return Side("mongodb", MongoTransport(client), prefix)
+
+
+def beanstalk_side(url: str, prefix: str) -> Side:
+    """A beanstalkd."""
+    return Side("beanstalk", BeanstalkTransport(TinyClient(url)), prefix)

@@ -14,21 +14,16 @@ from greenconn.entity import Exchange, Queue, binding
 from greenconn.exceptions import NotFound, RecoverableConnectionError, Unroutable, WrongHub
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
-from greenconn.transport import memory
 from greenconn.worker import spawn_consumer
 
 SOON = 20.0
 
 
-@pytest.fixture(params=["memory", "amqp", "redis"])
-def connection(request: pytest.FixtureRequest, unique: str) -> Iterator[Connection]:
+@pytest.fixture
+def connection(kind_url: str) -> Iterator[Connection]:
     """A connection of each kind."""
-    is_memory = request.param == "memory"
-    url = f"memory:///{unique}" if is_memory else request.getfixturevalue(f"{request.param}_url")
-    with Connection(url) as connection:
+    with Connection(kind_url) as connection:
         yield connection
-    if is_memory:
-        memory.reset(unique)
 
 
 def bound(connection: Connection, exchange: Exchange, key: str, name: str) -> Any:

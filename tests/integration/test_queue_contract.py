@@ -10,6 +10,7 @@ import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
 from greenconn.message import Message
+from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
 
 
@@ -85,6 +86,7 @@ def test_deaths_are_counted(side: Side) -> None:
     assert death["count"] == 2
 
 
+@needs(Can.EXPIRY)
 def test_message_that_dies_in_a_circle_is_dropped(side: Side) -> None:
     channel = side.channel()
     queue = side.name("circle")
@@ -102,6 +104,7 @@ def test_message_that_dies_in_a_circle_is_dropped(side: Side) -> None:
     assert channel.queue_declare(queue, passive=True).message_count == 0
 
 
+@needs(Can.EXPIRY)
 def test_retry_by_expiry_goes_round(side: Side) -> None:
     """Rejections in the circle keep it going: the usual way to retry later."""
     channel = side.channel()
@@ -135,6 +138,7 @@ def test_retry_by_expiry_goes_round(side: Side) -> None:
     assert got == [0, 1, 2, 3]
 
 
+@needs(Can.EXPIRY)
 def test_old_messages_expire(side: Side) -> None:
     channel = side.channel()
     queue, dead = grave(side, channel, x_message_ttl=20)
@@ -144,6 +148,7 @@ def test_old_messages_expire(side: Side) -> None:
     assert channel.basic_get(queue) is None
 
 
+@needs(Can.EXPIRY)
 def test_message_may_expire_by_itself(side: Side) -> None:
     channel = side.channel()
     queue, dead = grave(side, channel)
@@ -161,6 +166,7 @@ def test_message_may_expire_by_itself(side: Side) -> None:
         side.send(channel, "x", "", queue, expiration="soon")
 
 
+@needs(Can.IMMEDIATE)
 def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel, arguments={"x-message-ttl": 0})
@@ -172,6 +178,7 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
     assert [each.body for each in store] == ["taken"]
 
 
+@needs(Can.QUEUE_EXPIRY)
 def test_unused_queue_expires(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel, arguments={"x-expires": 150})
@@ -188,6 +195,7 @@ def test_unused_queue_expires(side: Side) -> None:
         pytest.fail("it did not expire")
 
 
+@needs(Can.BOUNDS)
 def test_full_queue_drops_its_head(side: Side) -> None:
     channel = side.channel()
     queue, dead = grave(side, channel, x_max_length=2)
@@ -197,6 +205,7 @@ def test_full_queue_drops_its_head(side: Side) -> None:
     assert [each.body for each in letters(side, channel, dead, 2)] == ["0", "1"]
 
 
+@needs(Can.BOUNDS)
 def test_bytes_count_too(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel, arguments={"x-max-length-bytes": 10})
@@ -205,6 +214,7 @@ def test_bytes_count_too(side: Side) -> None:
     assert side.bodies(channel, queue) == ["cccc", "\u00e9\u00e9"]
 
 
+@needs(Can.BOUNDS)
 def test_full_queue_may_refuse(side: Side) -> None:
     channel = side.channel()
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -217,6 +227,7 @@ def test_full_queue_may_refuse(side: Side) -> None:
     side.send(channel, "2", "", queue)
 
 
+@needs(Can.PRIORITIES)
 def test_higher_priorities_come_first(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel, arguments={"x-max-priority": 5})
@@ -225,6 +236,7 @@ def test_higher_priorities_come_first(side: Side) -> None:
     assert side.bodies(channel, queue) == ["1", "3", "2", "5", "0", "4"]
 
 
+@needs(Can.SINGLE_ACTIVE)
 def test_single_active_consumer(side: Side) -> None:
     link = side.link()
     channel = side.channel(link)

@@ -20,6 +20,7 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.message import Message
+from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
 
 # -- messages
@@ -123,12 +124,20 @@ def test_get_takes_one_message(side: Side) -> None:
         side.send(channel, body, "", queue)
     message = channel.basic_get(queue)
     assert message.body == "a"
-    # Where the broker tells it together with the message.
-    assert message.delivery_info.get("message_count", 2) == 2
     assert "consumer_tag" not in message.delivery_info
     message.ack()
     assert side.bodies(channel, queue) == ["b", "c"]
     assert channel.basic_get(queue) is None
+
+
+@needs(Can.COUNT)
+def test_get_says_how_many_are_left(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    for body in "abc":
+        side.send(channel, body, "", queue)
+    for left in (2, 1, 0):
+        assert channel.basic_get(queue, no_ack=True).delivery_info["message_count"] == left
 
 
 def test_no_ack_messages_need_no_answer(side: Side) -> None:
