@@ -29,7 +29,9 @@ class Raw:
 
     def __init__(self, url: str) -> None:
         client = TinyClient(url)
-        self._sock = socket.create_connection((str(client.hostname), int(client.port or 0)), timeout=SOON)
+        self._sock = socket.create_connection(
+            (str(client.hostname), int(client.port or 0)), timeout=SOON
+        )
         self._parser = BeanstalkParser()
         self._replies: list[Reply] = []
 
