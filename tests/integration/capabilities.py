@@ -20,6 +20,7 @@ from tests.integration.contract import (
     mongodb_side,
     rabbitmq_side,
     redis_side,
+    sqlite_side,
 )
 
 __all__ = ["EVERYWHERE", "KINDS", "Can", "Kind", "needs"]
@@ -115,6 +116,12 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "lists of Redis have no bounds, as with kombu",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
         },
+    ),
+    "sqlite": Kind(
+        title="SQLite",
+        url="sqlite_url",
+        side=sqlite_side,
+        lacks={Can.IMMEDIATE: "a message is stored before it is delivered"},
     ),
     "mongodb": Kind(
         title="MongoDB",

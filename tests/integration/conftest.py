@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,12 @@ def side(broker_kind: Kind, kind_url: str, unique: str) -> Iterator[Side]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The address of a file of the test's own."""
+    return f"sqlite:///{tmp_path}/broker.db"
 
 
 @pytest.fixture

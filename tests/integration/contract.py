@@ -12,6 +12,7 @@ from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
+from greenconn.transport.sqlite.transport import Transport as SqliteTransport
 from tests.tiny_client import TinyClient
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "mongodb_side",
     "rabbitmq_side",
     "redis_side",
+    "sqlite_side",
 ]
 
 #: Seconds that a test waits for something that must come.
@@ -57,7 +59,7 @@ class Side:
     """A transport, and what a test made with it.
 
     Arguments:
-        kind: ``memory``, ``amqp`` or ``redis``.
+        kind: ``memory``, ``amqp``, ``redis`` or ``sqlite``.
         transport: makes links.
         prefix: begins the names of the test's entities.
     """
@@ -192,3 +194,8 @@ def mongodb_side(url: str, prefix: str) -> Side:
 def beanstalk_side(url: str, prefix: str) -> Side:
     """A beanstalkd."""
     return Side("beanstalk", BeanstalkTransport(TinyClient(url)), prefix)
+
+
+def sqlite_side(url: str, prefix: str) -> Side:
+    """A SQLite file."""
+    return Side("sqlite", SqliteTransport(TinyClient(url)), prefix)

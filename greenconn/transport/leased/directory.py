@@ -38,11 +38,13 @@ class Rules(NamedTuple):
         message_ttl: seconds that a message may wait; None: for ever.
         max_priority: the highest; None: all count.
         delivery_limit: how often a message may be delivered; None: no limit.
+        is_single_active: only the oldest consumer is served.
     """
 
     message_ttl: float | None
     max_priority: int | None
     delivery_limit: int | None
+    is_single_active: bool
 
 
 class Directory:
@@ -83,6 +85,7 @@ class Directory:
                 policy.message_ttl,
                 policy.max_priority,
                 self._link.options.delivery_limit if limit is None else int(limit),
+                policy.is_single_active,
             )
             if name in self._known:
                 self._rules[name] = rules
@@ -92,6 +95,11 @@ class Directory:
         """How often a message of a queue may be delivered, as far as is known.  Never switches."""
         rules = self._rules.get(name)
         return self._link.options.delivery_limit if rules is None else rules.delivery_limit
+
+    def is_single_active(self, name: str) -> bool:
+        """Whether only the oldest consumer of a queue is served.  Never switches."""
+        rules = self._rules.get(name)
+        return rules is not None and rules.is_single_active
 
     # -- looking up
 

@@ -72,15 +72,22 @@ class Feed:
         consumer.wake()
 
     def leave(self, consumer: Consumer) -> None:
-        """Remove a consumer.  Never switches."""
+        """Remove a consumer: the next one may become the single active one.  Never switches."""
         self.consumers.pop(consumer, None)
         self._turns.discard(consumer)
+        if self.consumers:
+            next(iter(self.consumers)).wake()
 
     def resume(self, consumer: Consumer) -> None:
         """A consumer that had no room has some again.  Never switches."""
-        if consumer in self.consumers:
+        if consumer in self.consumers and self._may_serve(consumer):
             self._turns.add(consumer)
             self._claimer.want(self)
+
+    def _may_serve(self, consumer: Consumer) -> bool:
+        return next(iter(self.consumers)) is consumer or not self._link.directory.is_single_active(
+            self.queue
+        )
 
     def serve(self) -> None:
         """There may be room again under the limit of a channel.  Never switches."""

@@ -27,7 +27,7 @@ from greenconn.transport.leased.message import LeasedDelivery
 from greenconn.transport.leased.putting import Putting
 from greenconn.transport.leased.routing import Routing
 from greenconn.transport.leased.settling import Settling
-from greenconn.transport.leased.store import Entry
+from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.link import AfterFork, VirtualLink
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -68,6 +68,7 @@ class LeasedLink(VirtualLink):
         self.store.roster = transport.roster
         self.store.gone = self._gone
         self.store.lost = self.end
+        self.store.died = self._died
         self.directory = Directory(self)
         self.routing = Routing(self)
         self.putting = Putting(self)
@@ -291,6 +292,10 @@ class LeasedLink(VirtualLink):
         if feed is not None and self.lost is None:
             for consumer in list(feed.consumers):
                 consumer.channel.cancelled_by_broker(consumer)
+
+    def _died(self, messages: Sequence[Claimed]) -> None:
+        for each in messages:
+            self.settling.bury(each, each.dead or "expired")
 
     # -- ending
 

@@ -47,15 +47,15 @@ class Routing:
         store = self._link.store
         if not store.shares_bindings or name in PREDECLARED:
             if store.shares_bindings:
-                self._take_over(name, store.rows(name) or ())
+                self._take_over(name, self._rows(name) or ())
             return self._state.exchanges.get(name)
-        rows = store.rows(name)
+        rows = self._rows(name)
         if rows is None:
             self._seen.pop(name, None)
             self._state.delete(name)
             return None
         if rows is not self._seen.get(name) or name not in self._state.exchanges:
-            found = store.find_exchange(name)
+            found = self._link.ask("routing", store.find_exchange, name)
             if found is None:
                 self._state.delete(name)
                 return None
@@ -73,6 +73,10 @@ class Routing:
                 )
             self._take_over(name, rows)
         return self._state.exchanges.get(name)
+
+    def _rows(self, name: str) -> Sequence[Row] | None:
+        rows: Sequence[Row] | None = self._link.ask("routing", self._link.store.rows, name)
+        return rows
 
     def _take_over(self, name: str, rows: Sequence[Row]) -> None:
         """Make the bindings of an exchange those of *rows*.  Never switches."""

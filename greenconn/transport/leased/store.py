@@ -141,6 +141,8 @@ class Store(ABC):
         roster: who consumes in this process.
         gone: to be called when a queue that others may consume from here turned out to be deleted,
             with its name.  Never switches.
+        died: to be called with messages that the store has claimed because they are to be given up
+            (see :class:`Claimed`), at any time.  Never switches.
     """
 
     #: Seconds that a claim lasts; None: as long as the store's connection, nobody renews.
@@ -172,8 +174,9 @@ class Store(ABC):
         self.wake = wake
         self.owner = ""
         self.roster = Roster()
-        self.gone: Callable[[str], None] = _nothing
-        self.lost: Callable[[BaseException], None] = _nothing
+        self.gone: Callable[[str], object] = _nothing
+        self.lost: Callable[[BaseException], object] = _nothing
+        self.died: Callable[[Sequence[Claimed]], object] = _nothing
 
     # -- life
 

@@ -1,0 +1,101 @@
+"""Words between processes of one machine, through a named pipe: nobody polls.
+
+A pipe has the permissions of its file, no port, and no limit of its path, and tells at once when nobody
+reads any more; Linux and macOS both have it.  Words may get lost when the reader is stuck for so long
+that the pipe is full: they are hints.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from gevent import get_hub
+
+__all__ = ["Fifo", "ring"]
+
+#: Bytes that one look takes.
+CHUNK: Final = 65536
+#: Bytes that are written in one piece on every system (POSIX).
+ATOMIC: Final = 512
+
+
+class Fifo:
+    """A named pipe that this process reads.
+
+    Arguments:
+        path: of the pipe; it is made, and must not be there.
+        heard: called in the hub with the words of a read; never switches.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: str, heard: Callable[[list[bytes]], object]) -> None:
+        self.path = path
+        self._heard = heard
+        self._rest = b""
+        os.mkfifo(path, 0o600)
+        try:
+            self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            # As long as somebody may write, there is no end of file.
+            self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            os.unlink(path)
+            raise
+        self._watcher: Any = get_hub().loop.io(self._reader, 1, ref=False)
+        self._watcher.start(self._read)
+
+    def close(self) -> None:
+        """Remove it.  Never switches.  Again: does nothing."""
+        if self._watcher is not None:
+            self.forget()
+            with suppress(OSError):
+                os.unlink(self.path)
+
+    def forget(self) -> None:
+        """Let go of it, but let it be: it is the parent's.  Never switches."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            # First: a watcher of a closed descriptor would end the process.
+            watcher.stop()
+            watcher.close()
+            os.close(self._reader)
+            os.close(self._writer)
+
+    def _read(self) -> None:
+        # In the hub.
+        try:
+            chunk = os.read(self._reader, CHUNK)
+        except BlockingIOError:
+            return
+        *words, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > ATOMIC:
+            self._rest = b""  # nobody of ours writes such a word
+        self._heard(words)
+
+
+def ring(path: str, words: list[bytes]) -> bool:
+    """Say *words* into the pipe of another process; False: nobody reads it.  Never switches."""
+    try:
+        writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        return exc.errno not in (errno.ENXIO, errno.ENOENT)
+    try:
+        piece = b""
+        for word in words:
+            if len(piece) + len(word) + 1 > ATOMIC:
+                os.write(writer, piece)
+                piece = b""
+            piece += word + b"\n"
+        os.write(writer, piece)
+    except BlockingIOError:
+        pass  # it is full of words that say as much
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(writer)
+    return True

@@ -1,0 +1,184 @@
+"""A native thread for what cannot be green, one for each object that needs it.
+
+Calls wait in the order in which they came, and all that wait are given to the thread together: what
+they have in common (a transaction) need not be done for each of them.  The hub never waits.
+
+A fork waits until the thread is between two steps of its work (see ``gate``), so that the child never
+inherits a lock of the C library below that nobody will release.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from gevent.event import AsyncResult
+from gevent.monkey import get_original
+from gevent.threadpool import ThreadPool
+
+from greenconn.green.deadline import NEVER
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+
+__all__ = ["Outcome", "Worker"]
+
+J = TypeVar("J")
+
+#: The native one, also in a patched process: it is held in a native thread.
+_allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
+
+
+class Outcome(NamedTuple):
+    """What became of one call."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Worker(Generic[J]):
+    """One native thread.
+
+    Arguments:
+        run: called in the thread with all calls that wait; returns an outcome for each.  It holds
+            ``gate`` while it is within a library that a fork must not interrupt.
+
+    Attributes:
+        gate: a native lock.
+    """
+
+    def __init__(self, run: Callable[[Sequence[J]], Sequence[Outcome]]) -> None:
+        self._run = run
+        self.gate = _allocate_lock()
+        self._pool: ThreadPool | None = ThreadPool(1)
+        self._pending: deque[tuple[J, Slot[Any]]] = deque()
+        self._is_busy = False
+        self._last: Callable[[], object] | None = None
+        _workers[id(self)] = self
+        _install()
+
+    def call(self, job: J) -> Any:
+        """Have *job* done, and return what it returned.  May switch.
+
+        A caller that is killed does not interrupt it: its outcome is dropped.
+
+        Raises:
+            RuntimeError: the worker was closed.
+            BaseException: what it raised.
+        """
+        if self._pool is None or self._last is not None:
+            raise RuntimeError("the worker is closed")
+        slot: Slot[Any] = Slot()
+        self._pending.append((job, slot))
+        if not self._is_busy:
+            self._begin()
+        return slot.wait(NEVER)
+
+    def close(self, last: Callable[[], object]) -> None:
+        """End it when what waits is done.  Never switches.  Again: does nothing.
+
+        Arguments:
+            last: called in the thread at the end; what it raises is dropped.
+        """
+        if self._pool is None or self._last is not None:
+            return
+        self._last = last
+        if not self._is_busy:
+            self._end()
+
+    def forget(self) -> None:
+        """In the child of a fork, where the thread does not exist.  Never switches."""
+        pool, self._pool = self._pool, None
+        self._pending.clear()
+        if pool is not None:
+            pool.fork_watcher.stop()
+
+    # -- in the hub
+
+    def _begin(self) -> None:
+        assert self._pool is not None
+        self._is_busy = True
+        calls, self._pending = list(self._pending), deque()
+        # There is never more than one task, so this does not wait.
+        result: AsyncResult[Any] = self._pool.spawn(self._work, [job for job, _ in calls])
+        slots = [slot for _, slot in calls]
+        result.rawlink(lambda done: self._done(slots, done))
+
+    def _work(self, jobs: list[J]) -> Sequence[Outcome]:
+        # In the thread.
+        try:
+            return self._run(jobs)
+        except BaseException as exc:
+            return [Outcome(error=exc) for _ in jobs]
+
+    def _done(self, slots: list[Slot[Any]], done: AsyncResult[Any]) -> None:
+        self._is_busy = False
+        if self._pool is None:
+            return
+        outcomes: Sequence[Outcome] = done.get()
+        for slot, outcome in zip(slots, outcomes, strict=True):
+            if outcome.error is None:
+                slot.offer(outcome.value)
+            else:
+                slot.fail(outcome.error)
+        if self._pending:
+            self._begin()
+        elif self._last is not None:
+            self._end()
+
+    def _end(self) -> None:
+        pool, self._pool = self._pool, None
+        _workers.pop(id(self), None)
+        assert pool is not None
+        spawn("worker", self._finish, pool)
+
+    def _finish(self, pool: ThreadPool) -> None:
+        try:
+            pool.apply(self._close)
+        finally:
+            pool.kill()
+
+    def _close(self) -> None:
+        # In the thread.
+        assert self._last is not None
+        with self.gate:
+            try:
+                self._last()
+            except Exception:
+                return
+
+
+_workers: weakref.WeakValueDictionary[int, Worker[Any]] = weakref.WeakValueDictionary()
+_is_installed = False
+#: Those whose gates are held while the process forks.
+_held: list[Worker[Any]] = []
+
+
+def _install() -> None:
+    global _is_installed
+    if not _is_installed:
+        _is_installed = True
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
+        )
+
+
+def _before_fork() -> None:
+    for worker in list(_workers.values()):
+        worker.gate.acquire()
+        _held.append(worker)
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().gate.release()
+
+
+def _in_child() -> None:
+    while _held:
+        # The old one may be waited for by a thread that does not exist here.
+        worker = _held.pop()
+        worker.gate = _allocate_lock()
+        worker.forget()

@@ -1,0 +1,198 @@
+"""One connection to a SQLite file, used in a native thread.
+
+All calls that wait are done in one transaction: what a turn of the hub publishes, claims and answers
+costs one commit.  When one of them fails, all is undone, and they are done one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from time import monotonic, sleep
+from typing import Any, Final, NamedTuple
+
+from greenconn.green.worker import Outcome, Worker
+from greenconn.transport.sqlite.errors import CannotOpen, as_error, is_locked
+from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
+
+__all__ = ["Database", "Job"]
+
+#: Seconds between two attempts at a locked file: the first, and the longest.
+FIRST_PAUSE: Final = 0.0005
+LONGEST_PAUSE: Final = 0.02
+
+
+class Job(NamedTuple):
+    """A call.
+
+    Attributes:
+        function: called with the connection, in a transaction; done again when another fails.
+        writes: whether it changes anything.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    writes: bool
+
+
+class Database:
+    """The file, and the thread in which it is used.
+
+    Arguments:
+        path: absolute.
+    """
+
+    def __init__(self, path: str, options: SqliteOptions) -> None:
+        self.path = path
+        self._options = options
+        self._worker: Worker[Job] = Worker(self._run)
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(connection, *args)``, which changes nothing.  May switch."""
+        return self._worker.call(Job(function, args, False))
+
+    def write(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return ``function(connection, *args)``; it is committed by then.  May switch."""
+        return self._worker.call(Job(function, args, True))
+
+    def open(self) -> None:
+        """Open the file, and make it if it is not there.  May switch.
+
+        Raises:
+            CannotOpen: it cannot be used.
+            DatabaseBusy: others keep it locked.
+        """
+        self._worker.call(Job(self._open, (), False))
+
+    def close(self) -> None:
+        """Close it when what waits is done.  Never switches."""
+        self._worker.close(self._close)
+
+    def forget(self) -> None:
+        """In the child of a fork.  Never switches."""
+        self._worker.forget()
+        if self._connection is not None:
+            # Not even closed: SQLite forbids to use it here in any way.
+            _leaked.append(self._connection)
+            self._connection = None
+
+    # -- in the thread
+
+    def _open(self, none: None) -> None:
+        path = self.path
+        folder = os.path.dirname(path)
+        if os.path.isdir(path):
+            raise CannotOpen(f"SQLite file {path}: it is a folder; name a file in it")
+        if not os.path.isdir(folder):
+            raise CannotOpen(f"SQLite file {path}: there is no folder {folder}; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CannotOpen(
+                f"SQLite file {path}: this process may not write in folder {folder}, where SQLite "
+                f"keeps its log beside the file"
+            )
+        # Without its own waiting: a fork must not wait for that.
+        connection = sqlite3.connect(path, 0.0, 0, None, False)
+        try:
+            self._prepare(connection)
+        except sqlite3.OperationalError as exc:
+            connection.close()
+            if "unable to open" in str(exc):
+                raise CannotOpen(f"SQLite file {path}: it cannot be opened: {exc}") from exc
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION_ID:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables or application:
+                raise CannotOpen(
+                    f"SQLite file {self.path}: it belongs to another program; name another file"
+                )
+        elif version > VERSION:
+            raise CannotOpen(
+                f"SQLite file {self.path}: it was made by a later version of greenconn (tables "
+                f"{version}, known here up to {VERSION})"
+            )
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise CannotOpen(
+                f"SQLite file {self.path}: its file system has no write-ahead log (journal_mode is "
+                f"{mode}); put it on a local disk"
+            )
+        connection.execute(f"PRAGMA synchronous={self._options.synchronous.upper()}")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        if application != APPLICATION_ID:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._create(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+
+    @staticmethod
+    def _create(connection: sqlite3.Connection) -> None:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application == APPLICATION_ID:
+            return  # somebody was quicker
+        for statement in SCHEMA.split(";"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={VERSION}")
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _run(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
+        try:
+            return [Outcome(each) for each in self._patiently(jobs)]
+        except Exception as exc:
+            if len(jobs) == 1:
+                error = as_error(exc, self.path) if isinstance(exc, sqlite3.Error) else exc
+                if error is not exc:
+                    error.__cause__ = exc
+                return [Outcome(error=error)]
+        return [outcome for job in jobs for outcome in self._run([job])]
+
+    def _patiently(self, jobs: Sequence[Job]) -> list[Any]:
+        """Do it, again as long as others have the file locked."""
+        end = monotonic() + self._options.busy_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with self._worker.gate:
+                    return self._transact(jobs)
+            except sqlite3.OperationalError as exc:
+                if not is_locked(exc) or monotonic() > end:
+                    raise
+            sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _transact(self, jobs: Sequence[Job]) -> list[Any]:
+        connection = self._connection
+        if connection is None:
+            return [job.function(connection, *job.args) for job in jobs]  # it opens
+        connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
+        try:
+            values = [job.function(connection, *job.args) for job in jobs]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return values
+
+
+#: Connections of parents, which must never be closed here.
+_leaked: list[sqlite3.Connection] = []

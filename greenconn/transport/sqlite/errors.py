@@ -1,0 +1,67 @@
+"""What goes wrong with a file, in words that say what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from greenconn.exceptions import (
+    AMQPError,
+    NotAllowed,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
+
+__all__ = ["CannotOpen", "DatabaseBusy", "DatabaseLost", "DiskFull", "as_error", "is_locked"]
+
+
+class _Both:
+    """Makes an error of amqp's kind and of sqlite3's at once."""
+
+    def __init__(self, text: str = "") -> None:
+        AMQPError.__init__(self, text)
+        self.args = (text,)  # what copies are made of
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.args[0]!r})"
+
+
+class CannotOpen(_Both, NotAllowed, sqlite3.DatabaseError):  # type: ignore[misc]
+    """The file cannot be used, and to try again would not help."""
+
+
+class DatabaseBusy(_Both, RecoverableConnectionError, sqlite3.OperationalError):  # type: ignore[misc]
+    """Others kept the file locked for too long."""
+
+
+class DatabaseLost(_Both, RecoverableConnectionError, sqlite3.DatabaseError):  # type: ignore[misc]
+    """The file is damaged, or is not there any more."""
+
+
+class DiskFull(_Both, RecoverableChannelError, sqlite3.OperationalError):  # type: ignore[misc]
+    """The disk has no room for what was to be stored."""
+
+
+def is_locked(exc: BaseException) -> bool:
+    """Whether somebody else has the file locked now."""
+    text = str(exc)
+    return isinstance(exc, sqlite3.OperationalError) and (
+        "database is locked" in text or "database table is locked" in text
+    )
+
+
+def as_error(exc: sqlite3.Error, path: str) -> Exception:
+    """The error that one of sqlite3's stands for."""
+    text = f"SQLite file {path}: {exc}"
+    if is_locked(exc):
+        return DatabaseBusy(f"{text}: other processes kept it locked; raise busy_timeout")
+    reason = str(exc)
+    if "full" in reason:
+        return DiskFull(f"{text}: free some space; nothing of this was stored")
+    if "readonly" in reason:
+        return CannotOpen(f"{text}: this process may not write the file or its folder")
+    if "not a database" in reason or "encrypted" in reason:
+        return CannotOpen(f"{text}: name a file that does not exist, or one made by this transport")
+    return DatabaseLost(text)

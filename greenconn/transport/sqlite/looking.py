@@ -1,0 +1,121 @@
+"""What nobody does by itself: functions that run in a transaction.
+
+A process that died said nothing: its exclusive queues go, and so do the auto-delete queues that only
+it consumed from.  What it held comes back when the leases end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Mapping
+from time import time
+from typing import NamedTuple
+
+from greenconn.transport.leased.store import Claimed
+from greenconn.transport.sqlite.arming import Pipes
+from greenconn.transport.sqlite.messages import Claim, next_time, release_due, take_dead
+from greenconn.transport.sqlite.queues import Queues
+
+__all__ = ["Seen", "leave", "live", "look"]
+
+
+class Seen(NamedTuple):
+    """What a look found.
+
+    Attributes:
+        ripe: consumed queues that have messages.
+        gone: consumed queues that are deleted.
+        dead: messages that had grown too old.
+        pipes: who is to be told, and of which queues; 0: that some are deleted.
+        orphans: pipes of dead processes.
+        next_at: when the next look is due.
+    """
+
+    ripe: list[str]
+    gone: list[str]
+    dead: list[Claimed]
+    pipes: Pipes
+    orphans: list[str]
+    next_at: float | None
+
+
+def live(db: sqlite3.Connection, owner: str, pipe: str, lease: float) -> None:
+    """A link lives."""
+    db.execute(
+        "INSERT INTO owners VALUES (?, ?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
+        (owner, time() + lease, pipe),
+    )
+
+
+def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
+    """A link is gone: so are its consumers and its exclusive queues."""
+    pipes: Pipes = {}
+    names = [name for (name,) in db.execute("SELECT name FROM queues WHERE owner = ?", (owner,))]
+    consumed = db.execute(
+        "SELECT queue, name, auto_delete FROM consumers JOIN queues ON queues.id = queue "
+        "WHERE consumers.owner = ?",
+        (owner,),
+    ).fetchall()
+    db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+    for _, name, auto_delete in consumed:
+        told = queues.enrol(db, name, owner, 0, False)
+        if told is not None:
+            pipes.update(told[1])
+        if auto_delete and not queues.others(db, name, owner):
+            names.append(name)
+    for name in names:
+        for pipe in queues.drop(db, name)[1]:
+            pipes.setdefault(pipe, set()).add(0)
+    return pipes
+
+
+def look(
+    db: sqlite3.Connection,
+    queues: Queues,
+    how: Claim,
+    consumed: Mapping[int, str],
+    silent: Collection[str],
+) -> Seen:
+    """Look what time and death have done.
+
+    Arguments:
+        consumed: what the own link consumes.
+        silent: pipes that nobody reads.
+    """
+    now = time()
+    for pipe in silent:
+        db.execute("UPDATE owners SET until = 0 WHERE pipe = ? AND owner != ?", (pipe, how.owner))
+    due, pipes = release_due(db, now, how.owner)
+    orphans = []
+    for owner, pipe in db.execute(
+        "SELECT owner, pipe FROM owners WHERE until <= ? AND owner != ?", (now, how.owner)
+    ).fetchall():
+        orphans.append(pipe)
+        _add(pipes, leave(db, queues, owner))
+    for (name,) in db.execute(
+        "SELECT name FROM queues WHERE idle_until <= ? OR (owner IS NOT NULL AND owner NOT IN "
+        "(SELECT owner FROM owners) AND owner != ?)",
+        (now, how.owner),
+    ).fetchall():
+        _add(pipes, {pipe: {0} for pipe in queues.drop(db, name)[1]})
+    dead = take_dead(db, queues, how, now)
+    ripe, gone = [], []
+    for number, name in consumed.items():
+        row = queues.row(db, name)
+        if row is None or row.id != number:
+            gone.append(name)
+        elif number in due or _has_messages(db, number):
+            ripe.append(name)
+    return Seen(ripe, gone, dead, pipes, orphans, next_time(db))
+
+
+def _has_messages(db: sqlite3.Connection, queue: int) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT 1", (queue,)
+    ).fetchone()
+    return found is not None
+
+
+def _add(pipes: Pipes, more: Pipes) -> None:
+    for pipe, numbers in more.items():
+        pipes.setdefault(pipe, set()).update(numbers)

@@ -1,0 +1,44 @@
+"""The transport options of SQLite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from greenconn.checks import check_seconds, check_type, shown
+from greenconn.transport.leased.options import LeasedOptions
+
+__all__ = ["SYNCHRONOUS", "SqliteOptions"]
+
+#: Values of ``synchronous``.
+SYNCHRONOUS: Final = ("NORMAL", "FULL")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SqliteOptions(LeasedOptions):
+    """How a connection to a SQLite file works."""
+
+    synchronous: str = "NORMAL"
+    """``NORMAL``: what was published survives the death of any process, and may be lost when the
+    machine loses its power; ``FULL``: it survives that too, for one write to the disk each."""
+
+    busy_timeout: float = 10.0
+    """Seconds that a transaction waits for those of other processes."""
+
+    look_interval: float = 5.0
+    """Seconds between two looks at what nobody may have said: a process that died between storing a
+    message and saying so, or leaving queues behind."""
+
+    def __post_init__(self) -> None:
+        LeasedOptions.__post_init__(self)
+        check_type(self, str, "synchronous")
+        check_seconds(self, "busy_timeout", "look_interval", optional=False)
+        if self.synchronous.upper() not in SYNCHRONOUS:
+            raise ValueError(
+                f"{shown(self, 'synchronous', self.synchronous)}: it is one of "
+                f"{', '.join(SYNCHRONOUS)}"
+            )
+        if not self.look_interval:
+            raise ValueError(
+                f"{shown(self, 'look_interval', self.look_interval)}: it is above 0 seconds"
+            )

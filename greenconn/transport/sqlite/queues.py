@@ -1,0 +1,208 @@
+"""What is done to queues and their consumers: functions that run in a transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from time import time
+from typing import Final, NamedTuple
+
+from greenconn.transport.sqlite.arming import Pipes, armed
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.policy import QueuePolicy
+
+__all__ = ["QueueRow", "Queues"]
+
+#: Queues whose declarations are kept.
+MOST_KNOWN: Final = 10_000
+
+
+class QueueRow(NamedTuple):
+    """A queue as it is in the file."""
+
+    id: int
+    name: str
+    declaration: Declaration
+    policy: QueuePolicy
+
+
+class Queues:
+    """The queues of a file.  Used in its thread only.
+
+    A number stands for one queue for ever, and a queue never changes, so what is known of a number is
+    kept.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, QueueRow] = {}
+
+    def row(self, db: sqlite3.Connection, name: str) -> QueueRow | None:
+        """Return a queue; None: there is none."""
+        found = db.execute("SELECT id FROM queues WHERE name = ?", (name,)).fetchone()
+        return None if found is None else self._of(db, found[0])
+
+    def name(self, db: sqlite3.Connection, number: int) -> str:
+        """The name of a queue that has messages."""
+        return self._of(db, number).name
+
+    def _of(self, db: sqlite3.Connection, number: int) -> QueueRow:
+        known = self._known.get(number)
+        if known is None:
+            name, text = db.execute(
+                "SELECT name, declaration FROM queues WHERE id = ?", (number,)
+            ).fetchone()
+            declared = Declaration.read(text)
+            known = QueueRow(number, name, declared, declared.policy)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[number] = known
+        return known
+
+    # -- declaring
+
+    def make(self, db: sqlite3.Connection, name: str, declared: Declaration) -> Declaration:
+        """Make a queue unless it is there, and return how it was declared."""
+        found = self.find(db, name)
+        if found is not None:
+            return found
+        db.execute(
+            "INSERT INTO queues (name, declaration, owner, auto_delete) VALUES (?, ?, ?, ?)",
+            (name, declared.text(), declared.owner, declared.auto_delete),
+        )
+        row = self.row(db, name)
+        assert row is not None
+        self.touch(db, row, time())
+        return declared
+
+    def find(self, db: sqlite3.Connection, name: str) -> Declaration | None:
+        """How a queue was declared; None: there is none, or its owner is dead."""
+        row = self.row(db, name)
+        if row is None:
+            return None
+        owner = row.declaration.owner
+        if owner is not None:
+            alive = db.execute(
+                "SELECT 1 FROM owners WHERE owner = ? AND until > ?", (owner, time())
+            ).fetchone()
+            if alive is None:
+                return None
+        return row.declaration
+
+    def touch(self, db: sqlite3.Connection, row: QueueRow, now: float) -> float | None:
+        """A queue was used: its time without use begins anew, and ends then."""
+        expires = row.policy.expires
+        if expires is None:
+            return None
+        used = db.execute("SELECT 1 FROM consumers WHERE queue = ? LIMIT 1", (row.id,)).fetchone()
+        idle_until = None if used else now + expires
+        db.execute("UPDATE queues SET idle_until = ? WHERE id = ?", (idle_until, row.id))
+        return idle_until
+
+    def drop(self, db: sqlite3.Connection, name: str) -> tuple[int, set[str]]:
+        """Delete a queue; how many messages waited, and the pipes of those who consumed."""
+        row = self.row(db, name)
+        if row is None:
+            return 0, set()
+        count = self.size(db, name)
+        pipes = {
+            pipe
+            for (pipe,) in db.execute(
+                "SELECT pipe FROM consumers JOIN owners USING (owner) WHERE queue = ?", (row.id,)
+            )
+        }
+        db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
+        db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
+        db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
+        sources = db.execute(
+            "SELECT DISTINCT source FROM bindings WHERE destination = ? AND to_exchange = 0",
+            (name,),
+        ).fetchall()
+        if sources:
+            db.execute("DELETE FROM bindings WHERE destination = ? AND to_exchange = 0", (name,))
+            drop_unbound(db, [source for (source,) in sources])
+            note_change(db)
+        self._known.pop(row.id, None)
+        return count, pipes
+
+    def size(self, db: sqlite3.Connection, name: str) -> int:
+        """How many messages wait."""
+        row = self.row(db, name)
+        if row is None:
+            return 0
+        (count,) = db.execute(
+            "SELECT count(*) FROM messages WHERE queue = ? AND state = 0", (row.id,)
+        ).fetchone()
+        (dead,) = db.execute(
+            "SELECT count(*) FROM messages WHERE expires <= ? AND queue = ? AND state = 0",
+            (time(), row.id),
+        ).fetchone()
+        return int(count - dead)
+
+    def purge(self, db: sqlite3.Connection, name: str) -> int:
+        """Delete what waits, now or for its time."""
+        row = self.row(db, name)
+        if row is None:
+            return 0
+        return db.execute("DELETE FROM messages WHERE queue = ? AND state < 2", (row.id,)).rowcount
+
+    # -- consumers
+
+    def enrol(
+        self, db: sqlite3.Connection, name: str, owner: str, count: int, exclusive: bool
+    ) -> tuple[int, Pipes, float | None] | None:
+        """Note how many consumers a link has.
+
+        Returns:
+            the queue's number, 0 for none, who is to be told, and until when it may be unused; None:
+            it may not.
+        """
+        row = self.row(db, name)
+        if row is None:
+            return 0, {}, None
+        pipes: Pipes = {}
+        if not count:
+            db.execute("DELETE FROM consumers WHERE queue = ? AND owner = ?", (row.id, owner))
+            if row.policy.is_single_active:
+                pipes = armed(db, [row.id], owner)
+        else:
+            others = db.execute(
+                "SELECT max(exclusive) FROM consumers WHERE queue = ? AND owner != ?",
+                (row.id, owner),
+            ).fetchone()[0]
+            if others is not None and (others or exclusive):
+                return None
+            db.execute(
+                "INSERT INTO consumers (queue, owner, count, exclusive) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (queue, owner) DO UPDATE SET count = excluded.count",
+                (row.id, owner, count, exclusive),
+            )
+        return row.id, pipes, self.touch(db, row, time())
+
+    def others(self, db: sqlite3.Connection, name: str, owner: str) -> int:
+        """How many consumers other links have."""
+        row = self.row(db, name)
+        if row is None:
+            return 0
+        (count,) = db.execute(
+            "SELECT total(count) FROM consumers WHERE queue = ? AND owner != ?", (row.id, owner)
+        ).fetchone()
+        return int(count)
+
+
+# -- what hangs on exchanges
+
+
+def drop_unbound(db: sqlite3.Connection, names: list[str]) -> None:
+    """Delete those of the exchanges that go with their last binding, and have none."""
+    for name in names:
+        gone = db.execute(
+            "DELETE FROM exchanges WHERE name = ? AND auto_delete AND NOT EXISTS "
+            "(SELECT 1 FROM bindings WHERE source = exchanges.name)",
+            (name,),
+        ).rowcount
+        if gone:
+            db.execute("DELETE FROM bindings WHERE destination = ? AND to_exchange = 1", (name,))
+
+
+def note_change(db: sqlite3.Connection) -> None:
+    """Exchanges or bindings have changed: what others know is old."""
+    db.execute("UPDATE topology SET version = version + 1")

@@ -1,0 +1,329 @@
+"""A SQLite file as a store.
+
+Theory
+------
+Everything is in the file, for all processes: queues, messages, exchanges, bindings, who consumes.  A
+process that consumes has a named pipe beside the file.  When a claim finds less than was wanted, its
+transaction notes that the link waits for a word (*armed*); whoever stores a message afterwards sees
+that in his transaction, and says the word when it is committed.  So no word is missing, and none is
+said to those who are busy.  A process that dies between the two is why there is a slow look.
+
+What comes by time alone (delays, leases, expiry) is looked at by a timer of each process, set to the
+next time that is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from time import time
+from typing import Any, Final
+
+from gevent import get_hub
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.fifo import Fifo, ring
+from greenconn.green.supervisor import spawn
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
+from greenconn.transport.sqlite import exchanges, looking, messages
+from greenconn.transport.sqlite.arming import Pipes
+from greenconn.transport.sqlite.database import Database
+from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
+from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.queues import Queues
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.state import Exchange
+
+__all__ = ["SqliteStore"]
+
+logger = logging.getLogger("greenconn.transport.sqlite")
+
+#: Seconds between two looks because of the clock, at least.
+LEAST_PAUSE: Final = 0.005
+
+
+class SqliteStore(Store):
+    """A store in a file.
+
+    Arguments:
+        path: absolute.
+    """
+
+    put_limit = 500
+    put_bytes = 4 * 1024 * 1024
+    settle_limit = 1000
+    claim_limit = 256
+    body_encoding = None
+    shares_bindings = True
+    shares_exchange_bindings = True
+
+    def __init__(
+        self,
+        client: Any,
+        wake: Callable[[str | None], None],
+        path: str,
+        options: SqliteOptions,
+    ) -> None:
+        super().__init__(client, wake)
+        self.path = path
+        self.lease: float = options.lease
+        self._options = options
+        self._pid = os.getpid()
+        self._database = Database(path, options)
+        self._queues = Queues()
+        self._claims = int.from_bytes(os.urandom(6), "big") << 14
+        self._fifo: Fifo | None = None
+        #: Numbers and names of the queues that are consumed here.
+        self._consumed: dict[int, str] = {}
+        self._names: set[str] = set()
+        self._timer: Any = None
+        self._timer_at: float | None = None
+        self._looks = False
+        #: Pipes that nobody reads.
+        self._silent: set[str] = set()
+        #: Exchange -> its rows, as of this version.
+        self._rows: dict[str, tuple[Row, ...] | None] = {}
+        self._version = 0
+        self._is_open = False
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        self._database.open()
+        self._is_open = True
+        self._look()
+
+    def close(self) -> None:
+        if self._fifo is not None:
+            self._tell(self._database.write(looking.leave, self._queues, self.owner))
+        self.drop()
+
+    def drop(self) -> None:
+        self._is_open = False
+        self._stop_timer()
+        if os.getpid() != self._pid:
+            self._database.forget()
+            if self._fifo is not None:
+                self._fifo.forget()
+            return
+        self._database.close()
+        if self._fifo is not None:
+            self._fifo.close()
+
+    def _register(self) -> None:
+        """Be known to the others.  May switch."""
+        if self._fifo is None:
+            path = f"{self.path}-{self.owner}.wake"
+            try:
+                self._fifo = Fifo(path, self._heard)
+            except OSError as exc:
+                raise CannotOpen(
+                    f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
+                    f"processes wake each other; put the file into another folder"
+                ) from exc
+        self._database.write(looking.live, self.owner, self._fifo.path, self.lease)
+
+    # -- waking
+
+    def _heard(self, words: list[bytes]) -> None:
+        # In the hub.
+        for word in set(words):
+            name = self._consumed.get(int(word)) if word.isdigit() else None
+            if name is not None:
+                self.wake(name)
+            else:
+                self._look_at(time())
+
+    def _tell(self, pipes: Pipes) -> None:
+        for path, numbers in pipes.items():
+            if self._fifo is not None and path == self._fifo.path:
+                self._heard([b"%d" % number for number in numbers])
+            elif not ring(path, [b"%d" % number for number in numbers]):
+                self._silent.add(path)
+        if self._silent:
+            self._look_at(time())
+
+    def _look_at(self, at: float | None) -> None:
+        """Look at that time, or earlier.  Never switches."""
+        now = time()
+        if self._consumed:
+            latest = now + self._options.look_interval
+            at = latest if at is None else min(at, latest)
+        if at is None or not self._is_open or (self._timer_at is not None and self._timer_at <= at):
+            return
+        self._stop_timer()
+        self._timer_at = at
+        self._timer = get_hub().loop.timer(max(at - now, LEAST_PAUSE), ref=False)
+        self._timer.start(self._on_time, update=True)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        self._timer_at = None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _on_time(self) -> None:
+        # In the hub.
+        self._stop_timer()
+        if self._is_open and not self._looks:
+            self._looks = True
+            spawn("sqlite-look", self._look_by_time)
+
+    def _look_by_time(self) -> None:
+        try:
+            self._look()
+        except DiskFull as exc:
+            logger.error("%s", exc)
+            self._look_at(None)
+        except Exception as exc:
+            if self._is_open:
+                self.lost(exc)
+        finally:
+            self._looks = False
+
+    def _look(self) -> None:
+        silent, self._silent = self._silent, set()
+        seen = self._database.write(
+            looking.look, self._queues, self._claim(), dict(self._consumed), silent
+        )
+        for path in seen.orphans:
+            with suppress(OSError):
+                os.unlink(path)
+        for name in seen.gone:
+            self._forget(name)
+            self.gone(name)
+        for name in seen.ripe:
+            self.wake(name)
+        self._tell(seen.pipes)
+        self.died(seen.dead)
+        self._look_at(seen.next_at)
+
+    def _claim(self) -> messages.Claim:
+        self._claims += 1
+        return messages.Claim(self._claims, self.lease, self.owner)
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        if declaration.owner is not None:
+            self._register()
+        made: Declaration = self._database.write(self._queues.make, name, declaration)
+        if made.policy.expires is not None:
+            self._look_at(time() + made.policy.expires)
+        return made
+
+    def find_queue(self, name: str) -> Declaration | None:
+        found: Declaration | None = self._database.read(self._queues.find, name)
+        return found
+
+    def drop_queue(self, name: str) -> int:
+        count, pipes = self._database.write(self._queues.drop, name)
+        self._forget(name)
+        self._tell({pipe: {0} for pipe in pipes})
+        return int(count)
+
+    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        if consumers:
+            self._register()
+        elif self._fifo is None:
+            return True
+        enrolled = self._database.write(self._queues.enrol, name, self.owner, consumers, exclusive)
+        if enrolled is None:
+            return False
+        number, pipes, idle_until = enrolled
+        self._forget(name)
+        if consumers:
+            self._consumed[number] = name
+            self._names.add(name)
+        self._tell(pipes)
+        self._look_at(idle_until)
+        return True
+
+    def _forget(self, name: str) -> None:
+        if name in self._names:
+            self._names.discard(name)
+            self._consumed = {n: each for n, each in self._consumed.items() if each != name}
+
+    def others(self, name: str) -> int:
+        return int(self._database.read(self._queues.others, name, self.owner))
+
+    def purge(self, name: str) -> int:
+        return int(self._database.write(self._queues.purge, name))
+
+    def size(self, name: str) -> int:
+        return int(self._database.read(self._queues.size, name))
+
+    # -- exchanges and bindings
+
+    def note_exchange(self, exchange: Exchange) -> None:
+        self._database.write(exchanges.note, exchange)
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        found: Exchange | None = self._database.read(exchanges.find, name)
+        return found
+
+    def drop_exchange(self, name: str) -> None:
+        self._database.write(exchanges.drop, name)
+
+    def bind(self, exchange: str, row: Row) -> None:
+        self._database.write(exchanges.bind, exchange, row)
+
+    def unbind(self, exchange: str, row: Row) -> None:
+        self._database.write(exchanges.unbind, exchange, row)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        known = self._version if exchange in self._rows else 0
+        found: exchanges.Rows = self._database.read(exchanges.rows, exchange, known)
+        if found.version < self._version:
+            return found.rows if found.version != known else self._rows.get(exchange)
+        if found.version > self._version:
+            self._rows.clear()
+            self._version = found.version
+        if found.version != known:
+            self._rows[exchange] = found.rows
+        return self._rows[exchange]
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        stored: messages.Put = self._database.write(
+            messages.put, self._queues, entries, self._claim()
+        )
+        self._after(stored)
+        return stored.outcomes
+
+    def _after(self, stored: messages.Put) -> None:
+        if stored.pipes:
+            self._tell(stored.pipes)
+        if stored.dead:
+            self.died(stored.dead)
+        if stored.next_at is not None:
+            self._look_at(stored.next_at)
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        counts = self._names.isdisjoint(wanted)
+        taken: messages.Taken = self._database.write(
+            messages.claim, self._queues, wanted, self._claim(), counts
+        )
+        for number in taken.due:
+            name = self._consumed.get(number)
+            if name is not None and name not in wanted:
+                self.wake(name)
+        self._tell(taken.pipes)
+        self.died(taken.dead)
+        self._look_at(taken.next_at)
+        return taken.claimed
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        self._after(self._database.write(messages.settle, self._queues, answers, self._claim()))
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        if self._fifo is not None:
+            self._database.write(looking.live, self.owner, self._fifo.path, self.lease)
+        if not handles:
+            return ()
+        lost: list[messages.Handle] = self._database.write(messages.renew, handles, self.lease)
+        return lost

@@ -1,0 +1,73 @@
+"""The transport over a SQLite file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.store import SqliteStore
+
+__all__ = ["Channel", "Transport"]
+
+#: How to write the address.
+_FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
+
+
+class Channel(LeasedChannel):
+    """A channel over a SQLite file."""
+
+
+class Transport(LeasedTransport):
+    """``sqlite:///path.db``: one file, shared by the processes of one machine, without a server.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.sqlite.options.SqliteOptions`.
+    """
+
+    Channel = Channel
+    Options: ClassVar[type[LeasedOptions]] = SqliteOptions
+    driver_type = "sqlite"
+    driver_name = "sqlite3"
+    default_port = None
+
+    @property
+    def path(self) -> str:
+        """The file, as an absolute path.
+
+        Raises:
+            ValueError: the address names none.
+        """
+        client = self.client
+        host: str | None = client.hostname
+        path: str | None = client.virtual_host
+        if host and host != "localhost":
+            raise ValueError(f"{client.as_uri()}: a SQLite file has no host {host!r}; {_FORM}")
+        if not path or path == "/":
+            raise ValueError(f"{client.as_uri()}: it names no SQLite file; {_FORM}")
+        if path == ":memory:":
+            raise ValueError(
+                f"{client.as_uri()}: nobody could share it; use memory:// for a broker in this process"
+            )
+        if "\0" in path:
+            raise ValueError(f"{client.as_uri()}: a path has no zero byte; {_FORM}")
+        return os.path.abspath(path)
+
+    def place(self) -> str:
+        """The file."""
+        return os.path.realpath(self.path)
+
+    def make_store(self, wake: Callable[[str | None], None]) -> SqliteStore:
+        """Return a store that is not open yet."""
+        return SqliteStore(self.client, wake, self.path, self.options)
+
+    def driver_version(self) -> str:
+        return sqlite3.sqlite_version
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {}
