@@ -117,7 +117,7 @@ class Worker(Generic[J]):
         self._is_busy = False
         if self._pool is None:
             return
-        outcomes: Sequence[Outcome] = done.get()
+        outcomes = done.get() or ()
         for slot, outcome in zip(slots, outcomes, strict=True):
             if outcome.error is None:
                 slot.offer(outcome.value)
