@@ -16,6 +16,7 @@ import pytest
 from tests.integration.contract import (
     Side,
     beanstalk_side,
+    couchdb_side,
     memory_side,
     mongodb_side,
     rabbitmq_side,
@@ -146,6 +147,19 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.QUEUE_EXPIRY: "a tube without jobs costs nothing, and stays",
             Can.BOUNDS: "tubes have no bounds",
+            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+        },
+    ),
+    "couchdb": Kind(
+        title="CouchDB",
+        url="couchdb_url",
+        side=couchdb_side,
+        server="own_couchdb",
+        lacks={
+            Can.IMMEDIATE: "a message is stored before it is delivered",
+            Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
+            Can.BOUNDS: "nobody counts what waits in a queue",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
         },

@@ -10,6 +10,7 @@ from typing import Any
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
+from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from greenconn.transport.sqlite.transport import Transport as SqliteTransport
@@ -19,6 +20,7 @@ __all__ = [
     "Side",
     "Store",
     "beanstalk_side",
+    "couchdb_side",
     "memory_side",
     "mongodb_side",
     "rabbitmq_side",
@@ -199,3 +201,8 @@ def beanstalk_side(url: str, prefix: str) -> Side:
 def sqlite_side(url: str, prefix: str) -> Side:
     """A SQLite file."""
     return Side("sqlite", SqliteTransport(TinyClient(url)), prefix)
+
+
+def couchdb_side(url: str, prefix: str) -> Side:
+    """A database of CouchDB."""
+    return Side("couchdb", CouchTransport(TinyClient(url)), prefix)

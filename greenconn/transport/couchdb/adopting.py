@@ -1,0 +1,87 @@
+"""Messages of kombu's former transport: taken over, since they have no place in the order of ours.
+
+They are documents with ids of another kind, ``queue`` and ``payload``.  Who takes one over marks it
+first, which only one can do, stores the message anew, and deletes it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from greenconn.transport.couchdb.api import CouchApi, Document
+from greenconn.transport.couchdb.letters import claimed, is_message
+from greenconn.transport.couchdb.names import (
+    FOREIGN,
+    FOREIGN_RANGE,
+    OWNER,
+    message_id,
+    name_of,
+    range_of,
+)
+
+__all__ = ["Adoption"]
+
+#: Documents that are taken over at once.
+BATCH: Final = 100
+
+
+class Adoption:
+    """The foreign messages of one database."""
+
+    def __init__(self, api: CouchApi) -> None:
+        self._api = api
+        self._ids: set[str] = set()
+
+    def look(self) -> None:
+        """Look for those that are there.  May switch."""
+        for page in self._api.all_rows(FOREIGN_RANGE):
+            for row in page:
+                self.note(row["id"])
+
+    def note(self, doc_id: str) -> bool:
+        """A document that is none of ours; return whether it may be a message.  Never switches."""
+        if FOREIGN.fullmatch(doc_id) is None:
+            return False
+        self._ids.add(doc_id)
+        return True
+
+    def adopt(self, owner: str) -> None:
+        """Take over what there is.  May switch, if there is something."""
+        while self._ids:
+            ids = [self._ids.pop() for _ in range(min(BATCH, len(self._ids)))]
+            docs = [doc for doc in self._api.read(ids).values() if self._is_free(doc)]
+            if docs:
+                self._take(docs, owner)
+
+    def _is_free(self, doc: Document) -> bool:
+        if is_message(doc):
+            return True
+        # Somebody has begun with it, and has died since?
+        is_begun = isinstance(doc.get("held"), str) and "queue" in doc
+        return is_begun and not self._lives(str(doc.get("owner")))
+
+    def _lives(self, owner: str) -> bool:
+        return any(
+            name_of(row["id"]) == owner
+            for page in self._api.all_rows(range_of(OWNER))
+            for row in page
+        )
+
+    def _take(self, docs: list[Document], owner: str) -> None:
+        marks = [doc if "held" in doc else claimed(doc, owner) for doc in docs]
+        results = self._api.write([{**mark, "owner": owner} for mark in marks])
+        ours = [
+            (mark, result["rev"])
+            for mark, result in zip(marks, results, strict=True)
+            if "rev" in result
+        ]
+        copies = [
+            {
+                "_id": message_id(mark["queue"], 0, 0, mark["_id"]),
+                "queue": mark["queue"],
+                "payload": mark["held"],
+            }
+            for mark, _ in ours
+        ]
+        self._api.write(copies)
+        self._api.write([{"_id": mark["_id"], "_rev": rev, "_deleted": True} for mark, rev in ours])

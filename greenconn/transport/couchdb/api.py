@@ -1,0 +1,210 @@
+"""CouchDB's HTTP interface: documents of one database in batches, and what its refusals mean."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote, urlencode
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.exchange import Lines
+from greenconn.green.web import Reply, Web
+from greenconn.transport.couchdb.errors import (
+    LinkLost,
+    LoginRefused,
+    NoSuchDatabase,
+    NotCouch,
+    refusal,
+)
+from greenconn.transport.couchdb.names import Range
+
+__all__ = ["PAGE", "CouchApi", "Document"]
+
+#: What JSON can say.
+Document: TypeAlias = dict[str, Any]
+
+#: Documents that are listed in one request.
+PAGE: Final = 1000
+
+#: A compact form, as CouchDB writes it too.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+class CouchApi:
+    """One database.
+
+    Arguments:
+        web: the server.
+        database: its name.
+        where: what messages call it, without a password.
+        timeout: seconds for one request; None waits.
+    """
+
+    def __init__(self, web: Web, database: str, where: str, timeout: float | None) -> None:
+        self.where = where
+        self._web = web
+        self._path = f"/{quote(database, safe='')}"
+        self._timeout = timeout
+        self._headers: dict[str, str] = {"Content-Type": "application/json"}
+
+    def log_in(self, user: str | None, password: str | None) -> None:
+        """Send these with each request from now on."""
+        if user is not None or password is not None:
+            login = b64encode(f"{user or ''}:{password or ''}".encode()).decode()
+            self._headers["Authorization"] = f"Basic {login}"
+
+    def open(self, deadline: Deadline) -> str:
+        """Make the database if it is missing; return where its changes are now.  May switch.
+
+        Raises:
+            LoginRefused: the server does not take the login.
+            NoSuchDatabase: it is missing and may not be made.
+            NotCouch: it is none.
+        """
+        status, found = self._ask("GET", "", deadline=deadline)
+        if status == 404:
+            status, made = self._ask("PUT", "", deadline=deadline)
+            if status not in (201, 202, 412):  # 412: somebody was quicker
+                if status in (400, 403):
+                    raise NoSuchDatabase(str(refusal(status, made, self.where, "making it")))
+                raise refusal(status, made, self.where, "making the database")
+            status, found = self._ask("GET", "", deadline=deadline)
+        if status != 200:
+            raise refusal(status, found, self.where, "opening the database")
+        if not isinstance(found, dict) or "update_seq" not in found:
+            raise NotCouch(f"{self.where}: what answers is no CouchDB")
+        return _sequence(found["update_seq"])
+
+    def get(self, doc_id: str) -> Document | None:
+        """Return a document; None: there is none.  May switch."""
+        status, found = self._ask("GET", f"/{quote(doc_id, safe='')}")
+        if status == 404 and _reason(found) in ("missing", "deleted"):
+            return None
+        doc: Document = self._good(status, found, "reading a document")
+        return doc
+
+    def put(self, doc: Document) -> str | None:
+        """Store a document; return its revision, or None on a conflict.  May switch."""
+        (result,) = self.write([doc])
+        if "rev" in result:
+            return str(result["rev"])
+        if result.get("error") == "conflict":
+            return None
+        raise refusal(403, result, self.where, "storing a document")
+
+    def write(self, docs: Sequence[Document], *, may_repeat: bool = True) -> list[Document]:
+        """Store, change or delete documents; return for each its ``rev`` or ``error``.  May switch.
+
+        Arguments:
+            may_repeat: it may be sent twice, where a kept connection was found closed: then there may
+                be conflicts with what we stored ourselves.
+        """
+        status, answer = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
+        results = self._good(status, answer, "storing documents")
+        found = {each.get("id"): each for each in results if isinstance(each, dict)}
+        try:
+            return [found[doc["_id"]] for doc in docs]
+        except KeyError as exc:
+            raise NotCouch(f"{self.where}: no answer for document {exc}") from None
+
+    def rows(self, within: Range, limit: int = PAGE, has_docs: bool = False) -> list[Document]:
+        """The first rows of a range of ids.  May switch."""
+        query = {
+            "startkey": _encode(within.start),
+            "endkey": _encode(within.end),
+            "inclusive_end": "false",
+            "limit": str(limit),
+            "include_docs": "true" if has_docs else "false",
+        }
+        status, answer = self._ask("GET", f"/_all_docs?{urlencode(query)}")
+        return self._rows(status, answer)
+
+    def all_rows(self, within: Range, has_docs: bool = False) -> Iterable[list[Document]]:
+        """All rows of a range of ids, page by page.  May switch."""
+        while True:
+            page = self.rows(within, PAGE, has_docs)
+            if page:
+                yield page
+            if len(page) < PAGE:
+                return
+            within = within._replace(start=page[-1]["id"] + "\0")
+
+    def read(self, ids: Sequence[str]) -> dict[str, Document]:
+        """Return those of these documents that are there.  May switch."""
+        status, answer = self._ask(
+            "POST", "/_all_docs?include_docs=true", {"keys": list(ids)}, may_repeat=True
+        )
+        rows = self._rows(status, answer)
+        return {row["id"]: row["doc"] for row in rows if row.get("doc")}
+
+    def changes(self, since: str, heartbeat: float, deadline: Deadline) -> Lines:
+        """What changes from now on, line by line; an empty one each *heartbeat* seconds.  May switch."""
+        query = {
+            "feed": "continuous",
+            "since": since,
+            "heartbeat": str(int(heartbeat * 1000)),
+        }
+        lines = self._web.lines(
+            "GET",
+            f"{self._path}/_changes?{urlencode(query)}",
+            deadline=deadline,
+            headers=self._headers,
+        )
+        if lines.status != 200:
+            lines.close()
+            raise self._lost(refusal(lines.status, None, self.where, "asking for changes"))
+        return lines
+
+    def _ask(
+        self,
+        method: str,
+        target: str,
+        content: Any = None,
+        *,
+        may_repeat: bool | None = None,
+        deadline: Deadline | None = None,
+    ) -> tuple[int, Any]:
+        reply = self._web.request(
+            method,
+            self._path + target,
+            deadline=deadline or Deadline(self._timeout),
+            headers=self._headers,
+            body=b"" if content is None else _encode(content).encode(),
+            may_repeat=may_repeat,
+        )
+        return reply.status, self._content(reply)
+
+    def _content(self, reply: Reply) -> Any:
+        try:
+            return json.loads(reply.body)
+        except ValueError:
+            if reply.status >= 400:
+                return None  # a proxy's page, perhaps
+            raise NotCouch(f"{self.where}: the answer is not JSON: is this a CouchDB?") from None
+
+    def _good(self, status: int, answer: Any, what: str) -> Any:
+        if status in (200, 201, 202):
+            return answer
+        raise self._lost(refusal(status, answer, self.where, what))
+
+    def _rows(self, status: int, answer: Any) -> list[Document]:
+        rows = self._good(status, answer, "listing documents")
+        try:
+            return [row for row in rows["rows"] if "id" in row]
+        except (TypeError, KeyError):
+            raise NotCouch(f"{self.where}: a list of documents without rows") from None
+
+    def _lost(self, error: Exception) -> Exception:
+        """The login was good when this was opened: the next life asks for another."""
+        return LinkLost(str(error)) if isinstance(error, LoginRefused) else error
+
+
+def _reason(answer: Any) -> str:
+    return str(answer.get("reason", "")) if isinstance(answer, Mapping) else ""
+
+
+def _sequence(given: Any) -> str:
+    """A place in the feed of changes, which is a number or a text."""
+    return given if isinstance(given, str) else _encode(given)

@@ -1,0 +1,232 @@
+"""Claiming: reading what waits, and making it ours by the next revision of each document.
+
+Of all who try the same document the server lets one through and tells the others of a conflict.  A
+conflict costs nothing but the attempt: the feed of changes tells what becomes of the message.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from gevent import get_hub
+from gevent.lock import BoundedSemaphore
+
+from greenconn.transport.couchdb.api import CouchApi, Document
+from greenconn.transport.couchdb.expiry import Expiry
+from greenconn.transport.couchdb.letters import claim_of, claimed, due_at
+from greenconn.transport.couchdb.names import generation, is_waiting, name_of
+from greenconn.transport.couchdb.sight import Sight
+from greenconn.transport.leased.store import Claimed
+
+__all__ = ["Claims"]
+
+#: Documents that are read at once.
+LARGEST: Final = 100
+#: Seconds at least between two looks for what is due.
+LEAST: Final = 0.01
+
+
+class Claims:
+    """The queues that one link consumes.
+
+    Arguments:
+        owner: names this link.
+        wake: says that a queue, or None for any, may have messages.  Never switches.
+    """
+
+    def __init__(
+        self,
+        api: CouchApi,
+        owner: Callable[[], str],
+        wake: Callable[[str | None], None],
+        expiry: Expiry,
+    ) -> None:
+        self._api = api
+        self._owner = owner
+        self._wake = wake
+        self._expiry = expiry
+        self._sights: dict[str, Sight] = {}
+        #: Rings when something is due.
+        self._timer: Any = None
+        #: One greenlet at a time reads and claims, since a sight knows one read at a time.
+        self._busy = BoundedSemaphore()
+        #: Documents that are read at once; fewer where they are large.
+        self._page = LARGEST
+
+    # -- what others say; nothing here switches
+
+    def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
+        """A message has changed."""
+        queue = name_of(doc_id)
+        sight = self._sights.get(queue)
+        if sight is None:
+            return
+        if is_deleted:
+            sight.forget(doc_id)
+        elif sight.note(doc_id, revision):
+            self._wake(queue)
+
+    def note_mark(self, doc_id: str) -> None:
+        """A message expires some time."""
+        if self._expiry.note(doc_id):
+            self._set_alarm()
+
+    def forget(self, queue: str) -> None:
+        """A queue is gone, or must be read anew."""
+        self._sights.pop(queue, None)
+
+    def stop(self) -> None:
+        """Wake nobody any more."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _set_alarm(self) -> None:
+        """Have the next message that is due looked at in time."""
+        self.stop()
+        now = time.time()
+        dues = [sight.next_due for sight in self._sights.values()]
+        dues += [self._expiry.due_at]
+        known = [due for due in dues if due is not None]
+        if known:
+            self._timer = get_hub().loop.timer(max(min(known) - now, LEAST), ref=False)
+            self._timer.start(self._ring)
+
+    def _ring(self) -> None:
+        # In the hub.
+        self.stop()
+        now = time.time()
+        if self._expiry.is_due:
+            self._wake(None)
+            return
+        for queue, sight in self._sights.items():
+            if sight.next_due is not None and sight.next_due <= now:
+                self._wake(queue)
+
+    # -- claiming
+
+    def claim(self, wanted: Mapping[str, int]) -> list[Claimed]:
+        """Claim messages; see the store.  May switch."""
+        with self._busy:
+            found = self._expiry.take(self._owner()) if self._expiry.is_due else []
+            found += self._try(wanted)
+            if not found and len(wanted) == 1:
+                # Nobody may have told yet what is there: whoever asks for one message wants to know.
+                for queue in wanted:
+                    self._sight(queue).start_over(is_sparse=True)
+                found += self._try(wanted)
+            self._set_alarm()
+        return found
+
+    def _sight(self, queue: str) -> Sight:
+        sight = self._sights.get(queue)
+        if sight is None:
+            sight = self._sights[queue] = Sight(queue)
+        return sight
+
+    def _try(self, wanted: Mapping[str, int]) -> list[Claimed]:
+        left = dict(wanted)
+        taken: list[Claimed] = []
+        while left:
+            seen: dict[str, list[Document]] = {}
+            try:
+                for queue, most in list(left.items()):
+                    seen[queue] = []
+                    seen[queue] = self._look(self._sight(queue), most)
+                    if not seen[queue]:
+                        del left[queue]
+                for queue, each in self._take(seen):
+                    taken.append(each)
+                    if each.dead is None and queue in left:
+                        left[queue] -= 1
+            except BaseException:
+                # What was passed over must be found again.
+                for queue in seen:
+                    self._sight(queue).start_over()
+                    self._sight(queue).used({})
+                raise
+            left = {queue: most for queue, most in left.items() if most > 0}
+        return taken
+
+    def _look(self, sight: Sight, most: int) -> list[Document]:
+        """Read messages of one queue that may be claimed now."""
+        now = time.time()
+        sight.watch()
+        sight.due(now)
+        docs: list[Document] = []
+        while sight.is_worth_a_look and not docs:
+            limit = min(most, self._page)
+            try:
+                ids = sight.take_returned(limit)
+                docs = self._known(ids) if ids else self._next(sight, limit)
+            except OSError as exc:
+                if exc.errno != errno.EMSGSIZE or limit == 1:
+                    raise
+                self._page = max(1, limit // 4)
+                sight.start_over()
+                continue
+            docs = self._due(sight, docs, now)
+        if not docs:
+            sight.used({})
+        return docs
+
+    def _known(self, ids: Sequence[str]) -> list[Document]:
+        found = self._api.read(ids)
+        docs = [found[doc_id] for doc_id in ids if doc_id in found]
+        return [doc for doc in docs if is_waiting(doc["_rev"])]
+
+    def _next(self, sight: Sight, limit: int) -> list[Document]:
+        """Read on behind the place."""
+        if sight.is_sparse:
+            self._pass_held(sight)
+            if sight.is_done:
+                return []
+        rows = self._api.rows(sight.rest, limit, has_docs=True)
+        sight.passed([row["id"] for row in rows], is_last=len(rows) < limit)
+        waiting = [row["doc"] for row in rows if is_waiting(row["value"]["rev"]) and row["doc"]]
+        sight.is_sparse = not waiting and not sight.is_done
+        return waiting
+
+    def _pass_held(self, sight: Sight) -> None:
+        """Go on to the next message that waits, without reading what is held."""
+        sight.is_sparse = False
+        for page in self._api.all_rows(sight.rest):
+            held = [row["id"] for row in page]
+            for number, row in enumerate(page):
+                if is_waiting(row["value"]["rev"]):
+                    sight.passed(held[:number], is_last=False)
+                    return
+            sight.passed(held, is_last=False)
+        sight.passed((), is_last=True)
+
+    def _due(self, sight: Sight, docs: Sequence[Document], now: float) -> list[Document]:
+        ready = []
+        for doc in docs:
+            due = due_at(doc)
+            if due > now:
+                sight.delay(doc["_id"], due)
+            else:
+                ready.append(doc)
+        return ready
+
+    def _take(self, seen: Mapping[str, list[Document]]) -> list[tuple[str, Claimed]]:
+        """Claim what was read; others may be quicker."""
+        docs = [(queue, doc) for queue, docs in seen.items() for doc in docs]
+        if not docs:
+            return []
+        owner = self._owner()
+        results = self._api.write([claimed(doc, owner) for _, doc in docs], may_repeat=False)
+        known: dict[str, int] = {}
+        ours: list[tuple[str, Claimed]] = []
+        for (queue, doc), result in zip(docs, results, strict=True):
+            known[doc["_id"]] = generation(doc["_rev"])
+            if "rev" in result:
+                known[doc["_id"]] += 1
+                ours.append((queue, claim_of(doc, result["rev"], owner, queue)))
+        for queue, of_queue in seen.items():
+            if of_queue:
+                self._sight(queue).used(known)
+        return ours

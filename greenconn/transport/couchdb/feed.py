@@ -1,0 +1,107 @@
+"""The feed of changes: one connection per link that tells what other processes did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.errors import LinkLost, NotCouch
+
+__all__ = ["ChangesFeed"]
+
+#: Seconds between attempts to have a lost feed again, which goes on where it was.
+PAUSES: Final = (0.0, 0.2, 1.0)
+#: Heartbeats that may be missed, and after how many the server was stopped or out of reach.
+MISSED: Final = 3
+LATE: Final = 1.5
+
+
+class ChangesFeed:
+    """Follows the changes of one database until it is stopped.
+
+    Arguments:
+        on_change: gets id, revision and whether it was deleted.  Must not switch.
+        on_gap: some time has passed in which nothing could be heard.  Must not switch.
+        on_lost: there is no feed any more.  Must not switch.
+    """
+
+    def __init__(
+        self,
+        api: CouchApi,
+        heartbeat: float,
+        on_change: Callable[[str, str, bool], None],
+        on_gap: Callable[[], None],
+        on_lost: Callable[[BaseException], None],
+    ) -> None:
+        self._api = api
+        self._heartbeat = heartbeat
+        self._on_change = on_change
+        self._on_gap = on_gap
+        self._on_lost = on_lost
+        self._since = ""
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+
+    def start(self, since: str) -> None:
+        """Follow what changes after *since*.  Never switches."""
+        self._since = since
+        self._greenlet = spawn(f"changes:{self._api.where}", self._run)
+
+    def stop(self) -> None:
+        """Follow no more.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            known = self._since
+            try:
+                self._follow()
+            except (OSError, LinkLost) as exc:
+                if self._since != known:
+                    failures = 0  # it worked meanwhile
+                if failures >= len(PAUSES):
+                    self._on_lost(exc)
+                    return
+                gevent.sleep(PAUSES[failures])
+                failures += 1
+            except Exception as exc:
+                self._on_lost(exc)
+                return
+            self._on_gap()
+
+    def _follow(self) -> None:
+        """Follow one feed to its end."""
+        beat = self._heartbeat
+        with self._api.changes(self._since, beat, Deadline(MISSED * beat)) as lines:
+            heard_at = monotonic()
+            while (line := lines.line(Deadline(MISSED * beat))) is not None:
+                before, heard_at = heard_at, monotonic()
+                if heard_at - before > LATE * beat:
+                    self._on_gap()
+                if line and not self._take(line):
+                    return
+
+    def _take(self, line: bytes) -> bool:
+        """Take one line; return whether the feed goes on."""
+        try:
+            change = json.loads(line)
+            if "last_seq" in change:
+                return False
+            doc_id, is_deleted = change["id"], bool(change.get("deleted"))
+            revisions = [each["rev"] for each in change["changes"]]
+            since = change["seq"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise NotCouch(f"{self._api.where}: a change that cannot be read: {exc!r}") from exc
+        if revisions:
+            self._on_change(doc_id, revisions[0], is_deleted)
+        self._since = since if isinstance(since, str) else json.dumps(since)
+        return True

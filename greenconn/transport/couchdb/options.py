@@ -1,0 +1,30 @@
+"""The transport options of CouchDB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greenconn.checks import check_count, check_seconds, shown
+from greenconn.transport.leased.options import LeasedOptions
+
+__all__ = ["CouchOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CouchOptions(LeasedOptions):
+    """How a connection to CouchDB works."""
+
+    feed_heartbeat: float = 10.0
+    """Seconds after which the server says in the feed of changes that it lives; the connection is lost
+    after three without a word."""
+
+    max_http_connections: int = 10
+    """HTTP connections at most, beside the one of the feed."""
+
+    def __post_init__(self) -> None:
+        LeasedOptions.__post_init__(self)
+        check_seconds(self, "feed_heartbeat", optional=False)
+        check_count(self, "max_http_connections", least=1, optional=False)
+        if self.feed_heartbeat < 0.1:
+            text = shown(self, "feed_heartbeat", self.feed_heartbeat)
+            raise ValueError(f"{text}: it is 0.1 seconds or more")

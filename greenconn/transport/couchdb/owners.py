@@ -1,0 +1,145 @@
+"""Who lives: each link renews a document of its own, and all look for those that fall silent.
+
+No clock is compared with another.  A link measures by its own how long the sign of life of another one
+has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
+lease marks its document, which only one can do, gives back what it held, and deletes the document.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from greenconn.transport.couchdb.api import CouchApi, Document
+from greenconn.transport.couchdb.letters import released
+from greenconn.transport.couchdb.names import MESSAGE, OWNER, is_waiting, name_of, named, range_of
+
+__all__ = ["Owners"]
+
+#: Documents that are read at once while something is given back.
+BATCH: Final = 100
+
+
+class Owners:
+    """The signs of life in one database.
+
+    Arguments:
+        lease: seconds.
+
+    Attributes:
+        token: names this link in what it holds; another one after it was taken for dead.
+    """
+
+    def __init__(self, api: CouchApi, lease: float, clock: Callable[[], float] = monotonic) -> None:
+        self._api = api
+        self._lease = lease
+        self._clock = clock
+        self.token = ""
+        self._revision = ""
+        self._beat_at = 0.0
+        #: Id of another's document -> its revision, and since when it has that.
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    @property
+    def _id(self) -> str:
+        # The lease stands in the id, so that nobody has to read the document.
+        return f"{named(OWNER, self.token)}!{int(self._lease * 1000)}"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a sign of life: renewals may come in several calls."""
+        return self._clock() - self._beat_at > self._lease / 6
+
+    def begin(self) -> None:
+        """Make the first sign of life, and look who else there is.  May switch."""
+        self._start()
+        for page in self._api.all_rows(range_of(OWNER)):
+            for row in page:
+                self.note(row["id"], row["value"]["rev"], False)
+
+    def _start(self) -> None:
+        self.token = os.urandom(8).hex()
+        self._revision = self._api.put({"_id": self._id}) or ""
+        self._beat_at = self._clock()
+
+    def end(self) -> None:
+        """Everything was given back: nobody need wait for this link.  May switch."""
+        self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
+
+    def beat(self) -> bool:
+        """Give a sign of life.  May switch.
+
+        Returns:
+            False: this link was taken for dead, and what it held was given back.
+        """
+        now = self._clock()
+        if now - self._beat_at > 2 / 3 * self._lease:
+            self.note_gap()  # this process was stopped: it has not heard the others either
+        self._beat_at = now
+        if self._renew():
+            return True
+        found = self._api.get(self._id)
+        if found is not None and "swept" not in found:
+            self._revision = found["_rev"]  # the answer to an earlier one was lost
+            if self._renew():
+                return True
+        self._start()
+        return False
+
+    def _renew(self) -> bool:
+        revision = self._api.put({"_id": self._id, "_rev": self._revision})
+        self._revision = revision or self._revision
+        return revision is not None
+
+    # -- others
+
+    def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
+        """A sign of life.  Never switches."""
+        if is_deleted:
+            self._seen.pop(doc_id, None)
+        elif doc_id != self._id and self._seen.get(doc_id, ("", 0.0))[0] != revision:
+            self._seen[doc_id] = (revision, self._clock())
+
+    def note_gap(self) -> None:
+        """Nothing could be heard for a while: the time of the others begins anew.  Never switches."""
+        now = self._clock()
+        self._seen = {doc_id: (revision, now) for doc_id, (revision, _) in self._seen.items()}
+
+    def sweep(self) -> int:
+        """Give back what the dead hold; return how many messages that were.  May switch."""
+        now, count = self._clock(), 0
+        for doc_id, (revision, since) in list(self._seen.items()):
+            if now - since <= _lease_of(doc_id, self._lease):
+                continue
+            self._seen[doc_id] = (revision, now)
+            marked = self._api.put({"_id": doc_id, "_rev": revision, "swept": True})
+            if marked is None:
+                continue  # it lives, or somebody else was quicker
+            count += self._give_back(name_of(doc_id))
+            self._api.write([{"_id": doc_id, "_rev": marked, "_deleted": True}])
+            self._seen.pop(doc_id, None)
+        return count
+
+    def _give_back(self, dead: str) -> int:
+        count = 0
+        for page in self._api.all_rows(range_of(MESSAGE)):
+            held = [row["id"] for row in page if not is_waiting(row["value"]["rev"])]
+            for start in range(0, len(held), BATCH):
+                count += self._release(held[start : start + BATCH], dead)
+        return count
+
+    def _release(self, ids: Sequence[str], dead: str) -> int:
+        docs = [doc for doc in self._api.read(ids).values() if not is_waiting(doc["_rev"])]
+        # Asked for only now: who holds one of these has made its sign of life before.
+        living = {
+            name_of(row["id"]) for page in self._api.all_rows(range_of(OWNER)) for row in page
+        } - {dead}
+        free: list[Document] = [released(doc) for doc in docs if doc.get("owner") not in living]
+        return sum("rev" in result for result in self._api.write(free)) if free else 0
+
+
+def _lease_of(doc_id: str, otherwise: float) -> float:
+    millis = doc_id.rpartition("!")[2]
+    return int(millis) / 1000 if millis.isdecimal() else otherwise

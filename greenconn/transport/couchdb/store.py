@@ -1,0 +1,342 @@
+"""A database of CouchDB as a store of leased messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+from weakref import WeakSet
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.green.web import Web
+from greenconn.transport.couchdb.adopting import Adoption
+from greenconn.transport.couchdb.api import CouchApi, Document
+from greenconn.transport.couchdb.claiming import Claims
+from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
+from greenconn.transport.couchdb.expiry import MARK, Expiry, mark_of
+from greenconn.transport.couchdb.feed import ChangesFeed
+from greenconn.transport.couchdb.letters import Handle, Writer, released
+from greenconn.transport.couchdb.names import (
+    EXCHANGE,
+    MESSAGE,
+    OWNER,
+    QUEUE,
+    binding_id,
+    is_waiting,
+    name_of,
+    named,
+    range_of,
+)
+from greenconn.transport.couchdb.options import CouchOptions
+from greenconn.transport.couchdb.owners import Owners
+from greenconn.transport.couchdb.places import (
+    Places,
+    binding_document,
+    exchange_document,
+    queue_document,
+    read_queue,
+)
+from greenconn.transport.leased.store import (
+    Answer,
+    Claimed,
+    Entry,
+    NoQueue,
+    Row,
+    Settlement,
+    Store,
+)
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.state import Exchange
+
+__all__ = ["CouchStore"]
+
+#: The open stores of a process by the database: what one declares all know at once, although the feed
+#: takes a moment.
+_siblings: Final[PerHub[dict[str, WeakSet[CouchStore]]]] = PerHub(dict)
+
+
+class CouchStore(Store):
+    """One link to a database.
+
+    Arguments:
+        web: the server.
+        database: its name.
+        login: asked for user and password when it is opened; may switch.
+    """
+
+    shares_bindings = True
+    shares_exchange_bindings: ClassVar[bool] = True
+    put_bytes: ClassVar[int] = 1024 * 1024
+
+    def __init__(
+        self,
+        client: Any,
+        wake: Callable[[str | None], None],
+        options: CouchOptions,
+        web: Web,
+        database: str,
+        login: Callable[[], tuple[str | None, str | None]],
+    ) -> None:
+        super().__init__(client, wake)
+        self.lease = options.lease
+        self._web = web
+        self._login = login
+        self._database = f"{web.where}/{database}"
+        self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
+        self._writer = Writer()
+        self._places = Places()
+        self._owners = Owners(api, options.lease)
+        self._adoption = Adoption(api)
+        self._expiry = Expiry(api)
+        self._claims = Claims(api, lambda: self._owners.token, wake, self._expiry)
+        self._feed = ChangesFeed(
+            api, options.feed_heartbeat, self._changed, self._owners.note_gap, self._feed_lost
+        )
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        """Connect, make the database if it is missing, and learn what is there."""
+        self._api.log_in(*self._login())
+        since = self._api.open(deadline)
+        self._owners.begin()
+        self._places.load(self._api)
+        self._adoption.look()
+        self._expiry.look()
+        self._feed.start(since)
+        _siblings.get().setdefault(self._database, WeakSet()).add(self)
+
+    def close(self) -> None:
+        """Close in good order."""
+        self._feed.stop()
+        self._owners.end()
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of everything at once.  Never switches."""
+        _siblings.get().get(self._database, WeakSet()).discard(self)
+        self._feed.stop()
+        self._claims.stop()
+        self._web.close()
+
+    def _feed_lost(self, exc: BaseException) -> None:
+        self.lost(exc)
+
+    def _changed(self, doc_id: str, revision: str, is_deleted: bool) -> None:
+        """The feed brings a change.  Never switches."""
+        kind, mark, _ = doc_id.partition("!")
+        if not mark:
+            if not is_deleted and self._adoption.note(doc_id):
+                self.wake(None)
+        elif kind == MESSAGE:
+            self._claims.note(doc_id, revision, is_deleted)
+        elif kind == MARK:
+            if not is_deleted:
+                self._claims.note_mark(doc_id)
+        elif kind == OWNER:
+            self._owners.note(doc_id, revision, is_deleted)
+        elif kind.startswith(QUEUE[:2]):
+            gone = self._places.note(doc_id, revision, is_deleted)
+            if gone is not None:
+                self._claims.forget(gone)
+                self.gone(gone)
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        doc = queue_document(name, declaration)
+        while True:
+            revision = self._api.put(doc)
+            if revision is not None:
+                self._places.take({**doc, "_rev": revision})
+                return declaration
+            found = self.find_queue(name)
+            if found is not None:
+                return found
+
+    def find_queue(self, name: str) -> Declaration | None:
+        doc_id = named(QUEUE, name)
+        doc = self._api.get(doc_id)
+        if doc is None:
+            self._places.remove(doc_id)
+            return None
+        self._places.take(doc)
+        return read_queue(doc)
+
+    def drop_queue(self, name: str) -> int:
+        self._places.refresh(self._api)
+        doc_id = named(QUEUE, name)
+        doc = self._api.get(doc_id)
+        self._places.remove(doc_id)
+        if doc is not None:
+            self._api.write([_deleted(doc_id, doc["_rev"])])
+        waiting = 0
+        for page in self._api.all_rows(range_of(MESSAGE, name)):
+            rows = [(row["id"], row["value"]["rev"]) for row in page]
+            waiting += sum(is_waiting(revision) for _, revision in rows)
+            self._api.write([_deleted(*row) for row in rows])
+        self._claims.forget(name)
+        self._unbind_all(self._places.leading_to(name, to_exchange=False))
+        return waiting
+
+    def purge(self, name: str) -> int:
+        count = 0
+        for page in self._api.all_rows(range_of(MESSAGE, name)):
+            rows = [(row["id"], row["value"]["rev"]) for row in page]
+            dead = [_deleted(*row) for row in rows if is_waiting(row[1])]
+            if dead:
+                count += sum("rev" in result for result in self._api.write(dead))
+        return count
+
+    def size(self, name: str) -> int:
+        late = self._expiry.late()
+        return sum(
+            is_waiting(row["value"]["rev"]) and row["id"] not in late
+            for page in self._api.all_rows(range_of(MESSAGE, name))
+            for row in page
+        )
+
+    # -- exchanges and bindings
+
+    def note_exchange(self, exchange: Exchange) -> None:
+        self._store_shared(exchange_document(exchange))
+
+    def find_exchange(self, name: str) -> Exchange | None:
+        doc_id = named(EXCHANGE, name)
+        doc = self._api.get(doc_id)
+        if doc is None:
+            self._places.remove(doc_id)
+            return None
+        self._places.take(doc)
+        return self._places.exchanges.get(name)
+
+    def drop_exchange(self, name: str) -> None:
+        self._places.refresh(self._api)
+        ends = self._places.leading_to(name, to_exchange=True)
+        self._remove_shared(
+            [named(EXCHANGE, name), *self._places.beginning_at(name), *ends],
+        )
+
+    def bind(self, exchange: str, row: Row) -> None:
+        self._store_shared(binding_document(exchange, row))
+
+    def unbind(self, exchange: str, row: Row) -> None:
+        self._remove_shared([binding_id(exchange, row)])
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        places = self._places
+        places.refresh(self._api)
+        is_known = exchange in places.exchanges or exchange in PREDECLARED
+        if not is_known and self.find_exchange(exchange) is None:
+            return None
+        return places.table(exchange)
+
+    def _store_shared(self, doc: Document) -> None:
+        """Store what is the same whoever declares it."""
+        if self._places.revision(doc["_id"]) is not None:
+            return
+        revision = self._api.put(doc)
+        if revision is None:
+            found = self._api.get(doc["_id"])
+            if found is None:
+                return self._store_shared(doc)  # it was deleted meanwhile
+            doc, revision = found, found["_rev"]
+        for each in self._family():
+            each._places.take({**doc, "_rev": revision})
+        return None
+
+    def _remove_shared(self, ids: Iterable[str]) -> None:
+        found = self._api.read(list(ids))
+        if found:
+            self._api.write([_deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
+        for each in self._family():
+            for doc_id in ids:
+                each._places.remove(doc_id)
+
+    def _unbind_all(self, ids: Iterable[str]) -> None:
+        """Remove bindings, and auto-delete exchanges that lose their last one by that."""
+        ids = list(ids)
+        self._remove_shared(ids)
+        for exchange in {name_of(doc_id) for doc_id in ids}:
+            known = self._places.exchanges.get(exchange)
+            if known is not None and known.auto_delete and not self._places.table(exchange):
+                self.drop_exchange(exchange)
+
+    def _family(self) -> list[CouchStore]:
+        return list(_siblings.get().get(self._database, ()))
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        there = {queue: self._is_there(queue) for queue in {entry.queue for entry in entries}}
+        docs = [self._writer.document(entry) for entry in entries if there[entry.queue]]
+        outcomes = iter(self._write(docs))
+        return [next(outcomes) if there[entry.queue] else NoQueue(entry.queue) for entry in entries]
+
+    def _is_there(self, queue: str) -> bool:
+        return queue in self._places.queues or self.find_queue(queue) is not None
+
+    def _write(self, docs: Sequence[Document]) -> list[Exception | None]:
+        if not docs:
+            return []
+        try:
+            marks = [mark for doc in docs if (mark := mark_of(doc)) is not None]
+            results = self._api.write([*docs, *marks])[: len(docs)]
+        except ServerRefuses as exc:
+            if len(docs) == 1:
+                return [DocumentRefused(str(exc))]
+            # One of them is too large, most likely: it must not harm the others.
+            return [outcome for doc in docs for outcome in self._write([doc])]
+        outcomes: list[Exception | None] = []
+        for doc, result in zip(docs, results, strict=True):
+            # A conflict is one with itself: the ids of new messages are nobody else's.
+            if "rev" in result or result.get("error") == "conflict":
+                self._claims.note(doc["_id"], result.get("rev", "1"), False)
+                outcomes.append(None)
+            else:
+                text = f"{result.get('error')}: {result.get('reason')}"
+                outcomes.append(DocumentRefused(f"{self._api.where}: {text}"))
+        return outcomes
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        self._adoption.adopt(self._owners.token)
+        return self._claims.claim(wanted)
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        if any(answer.entries for answer in answers):
+            # Before the messages go: two rather than none, if this process ends here.
+            answers = [self._with_copies(answer) for answer in answers]
+        backs = {a.handle[0]: a for a in answers if a.settlement is Settlement.BACK}
+        docs = [
+            _deleted(answer.handle[0], answer.handle[1])
+            for answer in answers
+            if answer.settlement is not Settlement.BACK
+        ]
+        if backs:
+            for doc_id, doc in self._api.read(list(backs)).items():
+                answer = backs[doc_id]
+                if doc["_rev"] == answer.handle[1]:
+                    docs.append(released(doc, answer.delay, answer.is_unseen))
+        if docs:
+            for doc, result in zip(docs, self._api.write(docs), strict=True):
+                if "rev" in result and not doc.get("_deleted"):
+                    self._claims.note(doc["_id"], result["rev"], False)
+
+    def _with_copies(self, answer: Answer) -> Answer:
+        """Store the copies of an answer; without them the message stays."""
+        outcomes = self._write([self._writer.document(entry) for entry in answer.entries])
+        if all(outcome is None for outcome in outcomes):
+            return answer
+        return answer._replace(settlement=Settlement.BACK, delay=self.lease or 0.0)
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        if self._owners.is_due:
+            self._owners.beat()
+            self._owners.sweep()
+        held: Sequence[Handle] = handles
+        return [handle for handle in held if handle[2] != self._owners.token]
+
+
+def _deleted(doc_id: str, revision: str) -> Document:
+    return {"_id": doc_id, "_rev": revision, "_deleted": True}

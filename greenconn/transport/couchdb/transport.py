@@ -1,0 +1,71 @@
+"""The native CouchDB transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from greenconn._version import __version__
+from greenconn.green.web import Web
+from greenconn.transport.couchdb.options import CouchOptions
+from greenconn.transport.couchdb.store import CouchStore
+from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.options import LeasedOptions
+from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.url import BrokerURL
+
+__all__ = ["Channel", "Transport"]
+
+#: Kombu's.
+DEFAULT_DATABASE: Final = "kombu_default"
+
+
+class Channel(LeasedChannel):
+    """A channel over CouchDB."""
+
+
+class Transport(LeasedTransport):
+    """``couchdb://``: a document for each message; ``couchdb+https://``, or *ssl*, for TLS.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.couchdb.options.CouchOptions`.
+    """
+
+    Channel: ClassVar[type[LeasedChannel]] = Channel
+    Options: ClassVar[type[LeasedOptions]] = CouchOptions
+    driver_type = "couchdb"
+    driver_name = "greenconn"
+    default_port = 5984
+
+    def make_store(self, wake: Callable[[str | None], None]) -> CouchStore:
+        client, url = self.client, self._url()
+        ssl = client.ssl
+        if url is not None and url.inner_scheme == "https":
+            ssl = ssl or True
+        elif url is not None and url.inner_scheme != "http":
+            raise ValueError(f"couchdb+{url.inner_scheme}: write couchdb+http or couchdb+https")
+        host = (url.hostname if url is not None else client.hostname) or "localhost"
+        port = (url.port if url is not None else client.port) or self.default_port
+        database = (url.virtual_host if url is not None else client.virtual_host) or ""
+        web = Web(host, port, ssl=ssl, extra="couchdb", limit=self.options.max_http_connections)
+        name = database.strip("/") or DEFAULT_DATABASE
+        return CouchStore(client, wake, self.options, web, name, self._credentials)
+
+    def _url(self) -> BrokerURL | None:
+        """The address of ``couchdb+https``, which comes unparsed, as kombu has it."""
+        host = self.client.hostname or ""
+        return BrokerURL.parse(f"couchdb+{host}") if "://" in host else None
+
+    def _credentials(self) -> tuple[str | None, str | None]:
+        """User and password of now.  May switch, where they are a function's."""
+        client, url = self.client, self._url()
+        provider = getattr(client, "credential_provider", None)
+        if provider is not None:
+            user, password = provider.get_credentials()
+            return user, password
+        if url is not None and url.password is not None:
+            return url.userid, url.password
+        password = client.password
+        return client.userid or None, (password() if callable(password) else password) or None
+
+    def driver_version(self) -> str:
+        return __version__
