@@ -162,6 +162,7 @@ def test_replies_cut_and_in_fragments(
         assert consumer.stop(SOON)
 
 
+@pytest.mark.programs
 def test_messages_of_the_killed_are_back_at_once(beanstalk_url: str, unique: str) -> None:
     holder = start("-c", HOLDER, beanstalk_url, unique, "1000")
     try:
@@ -186,6 +187,8 @@ def test_messages_of_the_killed_are_back_at_once(beanstalk_url: str, unique: str
         holder.end()
 
 
+@pytest.mark.long
+@pytest.mark.programs
 def test_messages_of_the_frozen_come_back(beanstalk_url: str, unique: str) -> None:
     """At the end of the lease; but beanstalkd (1.12) misses that now and then on a quiet connection."""
     holder = start("-c", HOLDER, beanstalk_url, unique, "1")
@@ -266,22 +269,23 @@ def test_idle_connection_notices_that_its_server_is_gone(
         wait_until(lambda: not connection.connected)
 
 
+@pytest.mark.programs
 def test_fan_out_reaches_other_processes(beanstalk_url: str, unique: str) -> None:
     listeners = [
-        start("-c", LISTENER, beanstalk_url, unique, f"{unique}.{number}") for number in range(3)
+        start("-c", LISTENER, beanstalk_url, unique, f"{unique}.{number}") for number in range(2)
     ]
     try:
-        assert [each.line() for each in listeners] == ["ready"] * 3
+        assert [each.line() for each in listeners] == ["ready"] * 2
         with Connection(beanstalk_url) as connection:
             exchange = Exchange(unique, "fanout")
             producer = connection.Producer(exchange=exchange)
             for body in ("one", "two"):
                 producer.publish(body, serializer="json", declare=[exchange])
-                assert [each.line() for each in listeners] == [body] * 3
+                assert [each.line() for each in listeners] == [body] * 2
             listeners[0].signal(signal.SIGKILL)
             listeners[0].end()
             producer.publish("three", serializer="json")
-            assert [each.line() for each in listeners[1:]] == ["three"] * 2
+            assert [each.line() for each in listeners[1:]] == ["three"]
             # Its queue is no exclusive one, so it has kept the message.
             left = Queue(f"{unique}.0", exchange, durable=False, auto_delete=True)
             message = left(connection).get()
