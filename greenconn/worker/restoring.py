@@ -169,10 +169,12 @@ class Restorer:
             return False
         if isinstance(exc, NotFound) and not subscription.is_passive:
             return self._is_lost_for_good(subscription)
-        if isinstance(exc, AccessRefused):
-            # Its rights were taken; or it is exclusive, and its former life is not over yet.
-            return not subscription.was_confirmed
-        return isinstance(exc, ChannelError)
+        if isinstance(exc, AccessRefused) or not isinstance(exc, ChannelError):
+            # Its rights were taken; or it is exclusive, and its former life is not over yet; or the
+            # server takes nothing now (Redis: OOM, MISCONF).  What it took once it may take again.
+            is_refused = isinstance(exc, self._session.broker.channel_errors)
+            return is_refused and not subscription.was_confirmed
+        return True
 
     def _is_lost_for_good(self, subscription: Subscription) -> bool:
         """Whether a queue that should be there, and is not, will never be."""
@@ -187,4 +189,6 @@ class Restorer:
 
 def _known(session: Session) -> tuple[Any, ...]:
     """What a network, a broker or a limit does; anything else is an error of a program."""
-    return (OSError, AMQPError, KombuError, *session.broker.connection_errors)
+    broker = session.broker
+    errors = (*broker.connection_errors, *broker.channel_errors)
+    return (OSError, AMQPError, KombuError, *errors)

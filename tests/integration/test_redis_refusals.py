@@ -48,8 +48,28 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
     assert monotonic() - began < AT_ONCE
 
 
-def test_a_consumer_whose_rights_are_taken_away_comes_back_with_them(
-    redis_with: RedisFactory, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("taken", "given", "told"),
+    [
+        (("ACL", "SETUSER", "mailer", "off"), ("ACL", "SETUSER", "mailer", "on"), "LoginRefused"),
+        (
+            ("ACL", "SETUSER", "mailer", "-@all"),
+            ("ACL", "SETUSER", "mailer", "+@all"),
+            "LoginRefused",
+        ),
+        (
+            ("ACL", "SETUSER", "mailer", "-evalsha", "-eval"),
+            ("ACL", "SETUSER", "mailer", "+@all"),
+            "CommandRefused",
+        ),
+    ],
+)
+def test_a_consumer_that_is_refused_later_is_there_when_it_may(
+    redis_with: RedisFactory,
+    caplog: pytest.LogCaptureFixture,
+    taken: tuple[str, ...],
+    given: tuple[str, ...],
+    told: str,
 ) -> None:
     server = redis_with("--user", "mailer", "on", ">secret", *EVERYTHING)
     done: list[Any] = []
@@ -59,11 +79,11 @@ def test_a_consumer_whose_rights_are_taken_away_comes_back_with_them(
             "q", lambda body, message: done.append(body), connection=connection
         )
         assert consumer.wait_ready(SOON)
-        admin("ACL", "SETUSER", "mailer", "off")
+        admin(*taken)
         admin("CLIENT", "KILL", "USER", "mailer")
-        wait_until(lambda: "is tried again: LoginRefused" in caplog.text)
+        wait_until(lambda: f"is tried again: {told}" in caplog.text)
         assert not consumer.ready()
-        admin("ACL", "SETUSER", "mailer", "on")
+        admin(*given)
         assert consumer.wait_ready(SOON)
         greenconn.publish("q", 1, connection=connection)
         wait_until(lambda: done == [1])

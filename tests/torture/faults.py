@@ -87,7 +87,7 @@ class Fault:
     gap: float
     seconds: float
     seed: int
-    is_alone: bool
+    is_alone: bool = False
 
     def __str__(self) -> str:
         """For people."""

@@ -22,6 +22,7 @@ from greenconn.wire.resp import ErrorReply
 
 __all__ = [
     "ENDS_THE_LINK",
+    "CommandRefused",
     "LinkLost",
     "LoginRefused",
     "NoSuchDatabase",
@@ -63,6 +64,10 @@ class LoginRefused(_Both, AccessRefused, redis.AuthenticationError):  # type: ig
     """The server does not take the user name or the password."""
 
 
+class CommandRefused(_Both, AccessRefused, redis.NoPermissionError):  # type: ignore[misc]
+    """The user may not send this command, or not touch this key."""
+
+
 class NoSuchDatabase(_Both, NotAllowed, redis.ResponseError):  # type: ignore[misc]
     """The server has no database of that number."""
 
@@ -90,7 +95,7 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
         "stop-writes-on-bgsave-error to no",
     ),
     "NOPERM": (
-        redis.NoPermissionError,
+        CommandRefused,
         "the user may not do this: docs/redis.rst lists the commands and keys that are needed",
     ),
     "NOREPLICAS": (
