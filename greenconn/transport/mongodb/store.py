@@ -277,9 +277,12 @@ class MongoStore(Store):
         self._servers.set_clock()
         due = self._claims.give_back_late()
         if is_claiming:
-            # They are buried with the next claim, which follows.
-            self._dead += self._claims.take_dead()
-            self._dead_since = monotonic()
+            dead = self._claims.take_dead()
+            if dead:
+                # They are buried with the next claim.
+                self._dead += dead
+                self._dead_since = monotonic()
+                self.wake(None)
         for name in self._directory.drop_unused():
             self.gone(name)
         return due

@@ -149,8 +149,7 @@ class Waking:
                     due = self._sweep(self._looks < IN_VAIN)
                     if due is not None:
                         self.expect(due)
-                    is_due = True
-                if is_due or not self._is_streaming or now - woken_at >= WATCHED:
+                if not self._is_streaming or now - woken_at >= WATCHED:
                     woken_at = now
                     self._looks += 1
                     self._wake(None)
@@ -198,7 +197,8 @@ class Waking:
             self._tell("is no member of a replica set and cannot tell of changes")
 
     def _tell(self, why: str) -> None:
-        if self._client.notes.setdefault(_TOLD, why) is why:
+        if _TOLD not in self._client.notes:
+            self._client.notes[_TOLD] = True
             pause = "up to 1 s" if self._interval is None else f"{self._interval:g} s"
             logger.info(
                 "%s %s: empty queues are looked at again after %s (polling_interval)",

@@ -1,0 +1,324 @@
+"""What is in the database: kombu's documents, claims and leases, bindings, expiry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import gevent
+import pymongo
+import pytest
+
+from greenconn.exceptions import ContentTooLarge
+from greenconn.green.deadline import Deadline
+from greenconn.jsoncodec import loads
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement
+from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.mongodb.store import MongoStore
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.exchange import ROUTERS
+from greenconn.transport.virtual.state import Exchange
+from tests.fix_wires import until
+from tests.tiny_client import TinyClient
+
+Stores = Callable[..., MongoStore]
+Database = pymongo.database.Database[dict[str, Any]]
+
+QUEUE = "mail"
+
+
+@pytest.fixture
+def stores(mongodb_url: str) -> Iterator[Stores]:
+    """Opens stores with ``stores(lease=..., ttl=...)``; closed after the test."""
+    opened: list[MongoStore] = []
+
+    def make(**options: Any) -> MongoStore:
+        client = TinyClient(mongodb_url)
+        client.hostname = mongodb_url
+        store = MongoStore(client, lambda queue: None, MongoOptions(**options))
+        store.open(Deadline(10.0))
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def database(mongodb_url: str, unique: str) -> Iterator[Database]:
+    """The database as pymongo sees it."""
+    client: pymongo.MongoClient[dict[str, Any]]
+    client = pymongo.MongoClient(mongodb_url, serverMonitoringMode="poll")
+    with client:
+        yield client[unique]
+
+
+def entry(body: Any = "hello", queue: str = QUEUE, **options: Any) -> Entry:
+    """A message."""
+    envelope = {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "text/plain",
+        "headers": {},
+        "properties": {"priority": 0, "delivery_info": {}, "delivery_tag": "t"},
+    }
+    return Entry(queue, envelope, **options)
+
+
+def bodies(claimed: Any) -> list[Any]:
+    """The bodies of what was claimed."""
+    return [each.envelope["body"] for each in claimed]
+
+
+def done(claimed: list[Claimed]) -> list[Answer]:
+    """The answers that say that all was handled."""
+    return [Answer(each.handle, Settlement.DONE) for each in claimed]
+
+
+def test_message_is_kombus(stores: Stores, database: Database) -> None:
+    store = stores()
+    assert list(store.put([entry(priority=3)])) == [None]
+    (found,) = database["messages"].find()
+    del found["_id"]
+    assert loads(found.pop("payload"))["body"] == "hello"
+    assert found == {"queue": QUEUE, "priority": 6}
+
+
+def test_claimed_message_is_out_of_kombus_sight(stores: Stores, database: Database) -> None:
+    store = stores()
+    store.put([entry(str(n)) for n in range(3)])
+    claimed = list(store.claim({QUEUE: 2}, 0))
+    assert bodies(claimed) == ["0", "1"]
+    assert database["messages"].count_documents({"queue": QUEUE}) == 1
+    assert store.size(QUEUE) == 1
+    first, second = (each.handle for each in claimed)
+    store.settle([Answer(first, Settlement.DONE), Answer(second, Settlement.BACK)])
+    (back, other) = database["messages"].find(sort=[("_id", 1)])
+    assert set(back) == {"_id", "payload", "queue", "priority", "deliveries"}
+    assert (back["deliveries"], other["queue"]) == (1, QUEUE)
+    assert [each.deliveries for each in store.claim({QUEUE: 9}, 0)] == [1, 0]
+
+
+def test_nobody_has_seen_it(stores: Stores) -> None:
+    store = stores()
+    store.put([entry()])
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    store.settle([Answer(claimed.handle, Settlement.BACK, is_unseen=True)])
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    assert claimed.deliveries == 0
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+def test_claims_do_not_overlap(queues: int, stores: Stores) -> None:
+    there = [stores() for _ in range(3)]
+    there[0].put([entry(str(n), f"{QUEUE}{n % queues}") for n in range(150)])
+    found: list[str] = []
+
+    def take(store: MongoStore, most: int) -> None:
+        wanted = {f"{QUEUE}{n}": most for n in range(queues)}
+        while claimed := list(store.claim(wanted, 0)):
+            found.extend(bodies(claimed))
+            store.settle(done(claimed))
+
+    takers = [gevent.spawn(take, store, most) for store in there for most in (1, 7)]
+    gevent.joinall(takers, timeout=30, raise_error=True)
+    assert sorted(found, key=int) == [str(n) for n in range(150)]
+
+
+def test_no_queue_hides_another(stores: Stores) -> None:
+    store = stores()
+    store.put([entry(queue="deep")] * 250 + [entry(queue="late")])
+    claimed = list(store.claim({"deep": 1, "late": 1, "empty": 5}, 0))
+    assert sorted(each.queue for each in claimed) == ["deep", "late"]
+
+
+def test_priorities(stores: Stores) -> None:
+    store = stores()
+    store.put([entry("low", priority=1), entry("high", priority=200), entry("none")])
+    assert bodies(store.claim({QUEUE: 9}, 0)) == ["high", "low", "none"]
+
+
+def test_unreadable_message(stores: Stores, database: Database) -> None:
+    store = stores()
+    database["messages"].insert_one({"payload": "{no", "queue": QUEUE, "priority": 9})
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    assert (claimed.envelope, claimed.raw) == (None, b"{no")
+
+
+# Leases
+
+
+def test_lease_that_nobody_renews(stores: Stores) -> None:
+    gone, alive = stores(lease=0.2), stores()
+    gone.put([entry()])
+    (lost,) = gone.claim({QUEUE: 1}, 0)
+    gevent.sleep(0.3)
+    again: list[Claimed] = []
+    until(lambda: again.extend(alive.claim({QUEUE: 1}, 0)) or again)
+    assert again[0].deliveries == 1
+    # Whoever had it has it no more, whatever he says.
+    assert list(gone.renew([lost.handle])) == [lost.handle]
+    gone.settle([Answer(lost.handle, Settlement.BACK)])
+    gone.settle([Answer(lost.handle, Settlement.DONE)])
+    assert list(alive.renew([again[0].handle])) == []
+    alive.settle(done(again))
+
+
+def test_message_that_came_back_to_the_same(stores: Stores, database: Database) -> None:
+    store = stores(lease=0.1)
+    store.put([entry()])
+    (first,) = store.claim({QUEUE: 1}, 0)
+    gevent.sleep(0.2)
+    second: list[Claimed] = []
+    until(lambda: second.extend(store.claim({QUEUE: 1}, 0)) or second)
+    store.settle([Answer(first.handle, Settlement.DONE)])
+    assert database["messages"].count_documents({}) == 1
+    store.settle(done(second))
+    assert database["messages"].count_documents({}) == 0
+
+
+def test_renewed_lease(stores: Stores) -> None:
+    store, other = stores(lease=0.3), stores()
+    store.put([entry()])
+    (held,) = store.claim({QUEUE: 1}, 0)
+    for _ in range(6):
+        gevent.sleep(0.1)
+        assert list(store.renew([held.handle])) == []
+    assert list(other.claim({QUEUE: 1}, 0)) == []
+
+
+def test_next_life_settles(stores: Stores, database: Database) -> None:
+    store = stores()
+    store.put([entry()])
+    claimed = list(store.claim({QUEUE: 1}, 0))
+    store.drop()
+    stores().settle(done(claimed))
+    assert database["messages"].count_documents({}) == 0
+
+
+def test_servers_clock_counts(stores: Stores, database: Database) -> None:
+    store = stores()
+    store._servers._clock_offset = timedelta(hours=3)  # as if ours were three hours late
+    store.put([entry()])
+    assert list(store.claim({QUEUE: 1}, 0))
+    (held,) = database["messages"].find()
+    ahead = held["lease_until"] - datetime.utcnow()
+    assert timedelta(hours=3) < ahead < timedelta(hours=4)
+    store._servers._clock_read_at = None
+    store._servers.set_clock()
+    assert abs(store._servers._clock_offset) < timedelta(minutes=1)
+
+
+# Time
+
+
+def test_delayed_message(stores: Stores, database: Database) -> None:
+    store = stores()
+    store.put([entry(delay=0.3)])
+    assert list(store.claim({QUEUE: 1}, 0)) == []
+    assert database["messages"].count_documents({"queue": QUEUE}) == 0
+    until(lambda: database["messages"].count_documents({"queue": QUEUE}))
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    assert claimed.deliveries == 0
+    store.settle([Answer(claimed.handle, Settlement.BACK, delay=0.3)])
+    assert list(store.claim({QUEUE: 1}, 0)) == []
+    until(lambda: database["messages"].count_documents({"queue": QUEUE}))
+
+
+def test_dead_messages_are_told(stores: Stores) -> None:
+    store = stores()
+    store.put([entry("dies", "lonely", lifetime=0.05), entry("stays")])
+    gevent.sleep(0.1)
+    assert store.size("lonely") == 0
+    found: list[Claimed] = []
+    until(lambda: found.extend(store.claim({QUEUE: 9}, 0)) or len(found) == 2)
+    assert {each.queue: each.dead for each in found} == {"lonely": "expired", QUEUE: None}
+
+
+def test_server_that_removes_what_is_old(stores: Stores, database: Database) -> None:
+    store = stores(ttl=True)
+    assert any(
+        each.get("expireAfterSeconds") == 0
+        for each in database["messages"].index_information().values()
+    )
+    store.put([entry("held", lifetime=0.2)])
+    (held,) = store.claim({QUEUE: 1}, 0)
+    store.put([entry("waits", lifetime=0.2)])
+    assert "expire_at" in (database["messages"].find_one({"queue": QUEUE}) or {})
+    gevent.sleep(0.3)
+    # What somebody works on is not removed under his hands.
+    (left,) = database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
+    assert "expire_at" not in left
+    store.settle([Answer(held.handle, Settlement.BACK)])
+    until(lambda: not list(database["messages"].find({"queue": QUEUE})))
+
+
+def test_message_that_is_too_large(stores: Stores) -> None:
+    store = stores()
+    outcomes = store.put([entry("a"), entry("x" * (16 * 1024 * 1024)), entry("b")])
+    assert [type(each) for each in outcomes] == [type(None), ContentTooLarge, type(None)]
+    assert bodies(store.claim({QUEUE: 9}, 0)) == ["a", "b"]
+
+
+# Queues and exchanges
+
+
+def test_queue_of_kombus(stores: Stores, database: Database) -> None:
+    store = stores()
+    assert store.find_queue("theirs") is None
+    database["messages"].insert_one({"payload": "{}", "queue": "theirs", "priority": 9})
+    assert store.find_queue("theirs") == Declaration()
+    assert store.drop_queue("theirs") == 1
+    assert store.find_queue("theirs") is None
+
+
+def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
+    gone, other = stores(lease=0.2), stores()
+    gone.make_queue("mine", Declaration(owner="somebody"))
+    gone.put([entry(queue="mine")])
+    found = other.find_queue("mine")
+    assert found is not None
+    assert found.owner == "somebody"
+    gone.renew([])
+    gevent.sleep(0.3)
+    assert other.find_queue("mine") is None
+    assert other.size("mine") == 0
+
+
+def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
+    store, other = stores(), stores()
+    for name, kind in (("news", "topic"), ("heads", "headers")):
+        store.note_exchange(Exchange(name, kind, ROUTERS[kind]()))
+    topic = Row("a.*", r"^a\.[^\.]+$", QUEUE)
+    header = Row("", "", QUEUE, {"x-match": "all", "a.b": 1})
+    onward = Row("a.#", "", "heads", None, True)
+    for exchange, row in (("news", topic), ("heads", header), ("news", onward)):
+        store.bind(exchange, row)
+        store.bind(exchange, row)
+    (kombus,) = database["messages.routing"].find({}, {"_id": 0})
+    assert kombus == {
+        "exchange": "news",
+        "queue": QUEUE,
+        "routing_key": "a.*",
+        "pattern": r"^a\.[^\.]+$",
+    }
+    assert [each.arguments for each in other.rows("heads") or ()] == [header.arguments]
+    rows = other.rows("news")
+    assert rows is not None
+    assert [(each.queue, each.to_exchange) for each in rows] == [(QUEUE, False), ("heads", True)]
+    assert other.rows("news") is rows
+    store.unbind("news", topic)
+    store.drop_exchange("heads")
+    assert other.rows("news") == ()
+    assert other.rows("heads") is None
+    assert other.rows("amq.topic") == ()
+
+
+def test_indexes(stores: Stores, database: Database) -> None:
+    stores()
+    indexes = database["messages"].index_information().values()
+    keys = [each["key"] for each in indexes]
+    assert [("queue", 1), ("priority", 1), ("_id", 1)] in keys
+    assert [("lease_until", 1)] in keys

@@ -1,0 +1,285 @@
+"""MongoDB as a user has it: consumers and publishers, waking, fan-out, login, the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import pymongo
+import pytest
+from gevent.event import Event
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from greenconn.exceptions import AccessRefused
+from greenconn.jsoncodec import dumps
+from greenconn.transport.mongodb import waking
+from greenconn.transport.mongodb.store import MongoStore
+from tests.brokers.mongodb_server import MongoStandin
+from tests.fix_mongodb import MongoFactory
+from tests.fix_wires import until
+from tests.forked import holds_in_child
+from tests.integration.contract import SOON
+
+Database = pymongo.database.Database[dict[str, Any]]
+
+
+@pytest.fixture
+def database(mongodb_url: str, unique: str) -> Iterator[Database]:
+    """The database as pymongo sees it."""
+    client: pymongo.MongoClient[dict[str, Any]]
+    client = pymongo.MongoClient(mongodb_url, serverMonitoringMode="poll")
+    with client:
+        yield client[unique]
+
+
+def store_of(connection: Connection) -> MongoStore:
+    """The store below a connection."""
+    store = connection.connection.store
+    assert isinstance(store, MongoStore)
+    return store
+
+
+def test_many_publish_at_once(mongodb_url: str, long: bool) -> None:
+    count = 1000
+    got: set[int] = set()
+    with Connection(mongodb_url) as connection:
+        consumer = greenconn.spawn_consumer(
+            "numbers", lambda body, message: got.add(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+
+        def publish(number: int) -> None:
+            for turn in range(10 if long else 1):
+                greenconn.publish("numbers", number + turn * count, connection=connection)
+
+        publishers = [gevent.spawn(publish, number) for number in range(count)]
+        gevent.joinall(publishers, timeout=SOON * 3, raise_error=True)
+        until(lambda: len(got) == (10 if long else 1) * count, SOON * 3)
+        assert consumer.stop(SOON)
+        assert connection.default_channel.queue_declare("numbers", passive=True).message_count == 0
+
+
+def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long: bool) -> None:
+    beats: list[float] = []
+
+    def beat() -> None:
+        while True:
+            beats.append(monotonic())
+            gevent.sleep(0.01)
+
+    url = f"{own_mongodb.url}/{unique}"
+    with Connection(url) as connection:
+        greenconn.publish("q", 1, connection=connection)
+        beating = gevent.spawn(beat)
+        own_mongodb.pause()
+        publishers = [
+            gevent.spawn(greenconn.publish, "q", number, connection=connection)
+            for number in range(20)
+        ]
+        gevent.sleep(3.0 if long else 0.5)
+        own_mongodb.resume()
+        gevent.joinall(publishers, timeout=SOON, raise_error=True)
+        beating.kill()
+        pauses = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+        # Ten times what a busy machine does to a greenlet that sleeps.
+        assert max(pauses) < 0.4, max(pauses)
+        with connection.SimpleQueue("q") as queue:
+            bodies = [queue.get(timeout=SOON).payload for _ in range(21)]
+        assert sorted(bodies) == sorted([1, *range(20)])
+
+
+def test_server_that_does_not_answer(own_mongodb: MongoStandin, unique: str) -> None:
+    options = {"reply_timeout": 0.3}
+    url = f"{own_mongodb.url}/{unique}"
+    with Connection(url, transport_options=options, connect_timeout=0.5) as connection:
+        greenconn.publish("q", 1, connection=connection)
+        own_mongodb.pause()
+        began = monotonic()
+        with pytest.raises(greenconn.exceptions.PublishTimeout):
+            greenconn.publish("q", 2, connection=connection, timeout=0.8)
+        assert monotonic() - began < 8
+        own_mongodb.resume()
+        greenconn.publish("q", 3, connection=connection, timeout=SOON)
+
+
+def test_member_of_a_set_tells_of_changes(
+    mongodb_set_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waking, "WATCHED", 3600.0)
+    got: list[Any] = []
+    with Connection(mongodb_set_url) as connection:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        waker = store_of(connection)._waking
+        until(lambda: waker._is_streaming)
+        with Connection(mongodb_set_url) as other:
+            for number in range(5):
+                greenconn.publish("q", number, connection=other)
+                until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+        assert got == list(range(5))
+        assert consumer.stop(SOON)
+
+
+def test_lone_server_is_polled_and_that_is_said_once(
+    mongodb_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "greenconn.transport.mongodb")
+    got: list[Any] = []
+    with Connection(mongodb_url) as one, Connection(mongodb_url) as other:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=one
+        )
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("q", 1, connection=other)
+        until(lambda: got == [1])
+        assert consumer.stop(SOON)
+    said = [each.getMessage() for each in caplog.records if "looked at again" in each.getMessage()]
+    assert len(said) == 1
+
+
+# Fan-out
+
+
+def test_broadcast(mongodb_url: str, database: Database) -> None:
+    news = Exchange("news", "fanout")
+    got: dict[str, list[Any]] = {"one": [], "two": []}
+    with Connection(mongodb_url) as connection, Connection(mongodb_url) as other:
+        for name, bodies in got.items():
+            consumer = greenconn.spawn_consumer(
+                Queue(name, news),
+                lambda body, message, bodies=bodies: bodies.append(body),
+                connection=connection,
+            )
+            assert consumer.wait_ready(SOON)
+        greenconn.publish(news, "ours", connection=other)
+        # As a program of kombu's does it.
+        (ours,) = database["messages.broadcast"].find()
+        assert ours["queue"] == "news"
+        assert database["messages"].count_documents({}) == 0
+        theirs = ours["payload"].replace("b3Vycw==", "dGhlaXJz")
+        database["messages.broadcast"].insert_one({"payload": theirs, "queue": "news"})
+        database["messages.broadcast"].insert_one({"payload": theirs, "queue": "other"})
+        until(lambda: got == {"one": ["ours", "theirs"], "two": ["ours", "theirs"]})
+
+
+def test_broadcast_that_is_rejected_comes_again(mongodb_url: str) -> None:
+    news = Exchange("news", "fanout")
+    seen: list[bool] = []
+
+    def handle(body: Any, message: Any) -> None:
+        seen.append(message.delivery_info["redelivered"])
+        if len(seen) == 1:
+            message.requeue()
+        else:
+            message.ack()
+
+    with Connection(mongodb_url) as connection:
+        consumer = greenconn.spawn_consumer(Queue("q", news), handle, connection=connection)
+        assert consumer.wait_ready(SOON)
+        greenconn.publish(news, 1, connection=connection)
+        until(lambda: seen == [False, True])
+        assert consumer.stop(SOON)
+
+
+def test_broadcast_waits_for_nobody(mongodb_url: str) -> None:
+    news = Exchange("news", "fanout")
+    with Connection(mongodb_url) as connection:
+        connection.Producer().publish("too early", exchange=news, declare=[news])
+        with connection.SimpleQueue(Queue("q", news)) as queue:
+            greenconn.publish(news, "in time", connection=connection)
+            assert queue.get(timeout=SOON).payload == "in time"
+            assert queue.qsize() == 0
+
+
+# Login
+
+
+def test_login(mongodb_with: MongoFactory, caplog: pytest.LogCaptureFixture) -> None:
+    server = mongodb_with(login="ada:secret-word")
+    place = server.url.partition("://")[2]
+    end = "?authMechanism=PLAIN&authSource=$external"
+    with Connection(f"mongodb://ada:secret-word@{place}/db{end}") as connection:
+        greenconn.publish("q", 1, connection=connection)
+        assert "secret-word" not in connection.as_uri() + repr(connection)
+    with Connection(
+        f"mongodb://{place}/db{end}", userid="ada", password="secret-word"
+    ) as connection:
+        connection.connect()
+    for wrong in (f"mongodb://ada:other-word@{place}/db{end}", f"mongodb://{place}/db"):
+        with Connection(wrong) as connection, pytest.raises(AccessRefused) as caught:
+            connection.connect()
+        assert "other-word" not in repr(caught.value) + caplog.text
+        assert "roles" in str(caught.value)
+
+
+# Greenlets and processes
+
+
+def test_killed_publishers_leave_nothing(mongodb_url: str) -> None:
+    with Connection(mongodb_url) as connection:
+        greenconn.publish("q", "first", connection=connection)
+        for delay in (0, 0.0005, 0.001, 0.002, 0.004):
+            publishers = [
+                gevent.spawn(greenconn.publish, "q", "maybe", connection=connection)
+                for _ in range(20)
+            ]
+            gevent.sleep(delay)
+            gevent.killall(publishers)
+        greenconn.publish("q", "last", connection=connection)
+        with connection.SimpleQueue("q") as queue:
+            bodies = []
+            while not bodies or bodies[-1] != "last":
+                message = queue.get(timeout=SOON)
+                message.ack()
+                bodies.append(message.payload)
+        assert bodies[0] == "first"
+        assert set(bodies[1:-1]) <= {"maybe"}
+
+
+def test_child_has_a_client_of_its_own(mongodb_url: str) -> None:
+    got: list[Any] = []
+    ready = Event()
+
+    def handle(body: Any, message: Any) -> None:
+        got.append(body)
+        ready.set()
+
+    with Connection(mongodb_url) as connection:
+        consumer = greenconn.spawn_consumer("parent", handle, connection=connection)
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("parent", "before", connection=connection)
+        assert ready.wait(SOON)
+
+        def child() -> bool:
+            with Connection(mongodb_url) as own:
+                greenconn.publish("parent", "from the child", connection=own, timeout=SOON)
+            greenconn.publish("parent", "on the parent's", connection=connection, timeout=SOON)
+            return True
+
+        assert holds_in_child(child)
+        greenconn.publish("parent", "after", connection=connection)
+        until(lambda: len(got) == 4)
+        assert set(got) == {"before", "from the child", "on the parent's", "after"}
+        assert consumer.stop(SOON)
+
+
+def test_foreign_message_does_not_stop_a_consumer(mongodb_url: str, database: Database) -> None:
+    got: list[Any] = []
+    with Connection(mongodb_url) as connection:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        for payload in ("{no", 5, b"\xff", None, dumps({"body": 1}), dumps([])):
+            database["messages"].insert_one({"payload": payload, "queue": "q", "priority": 9})
+        database["messages"].insert_one({"queue": "q"})
+        greenconn.publish("q", "fine", connection=connection)
+        until(lambda: got == ["fine"])
+        until(lambda: not database["messages"].count_documents({}))
+        assert consumer.stop(SOON)
