@@ -47,7 +47,7 @@ greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count={HEL
 def test_restarts_under_load_lose_nothing(
     own_mongodb: MongoStandin, unique: str, long: bool
 ) -> None:
-    restarts, senders = (20, 200) if long else (2, 20)
+    restarts, senders = (20, 200) if long else (1, 20)
     got: Counter[str] = Counter()
     sent: list[str] = []
     is_over = False
@@ -80,6 +80,7 @@ def test_restarts_under_load_lose_nothing(
         assert consumer.stop(SOON)
 
 
+@pytest.mark.programs
 def test_messages_of_the_killed_are_back_after_their_lease(mongodb_url: str) -> None:
     holder = start("-c", HOLDER, mongodb_url)
     try:
@@ -111,7 +112,7 @@ def test_cuts_anywhere_lose_nothing(
     side: str, own_mongodb: MongoStandin, unique: str, peer: PeerFactory, long: bool
 ) -> None:
     """Each connection ends after some bytes, in the midst of a request or of a reply."""
-    count = 200 if long else 30
+    count = 200 if long else 8
     chance = random.Random(7)
     is_cutting = True
 

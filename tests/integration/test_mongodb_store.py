@@ -13,7 +13,7 @@ import pytest
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement
+from greenconn.transport.leased.store import UNDECLARED, Answer, Claimed, Entry, Row, Settlement
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.transport.virtual.declaration import Declaration
@@ -269,7 +269,7 @@ def test_queue_of_kombus(stores: Stores, database: Database) -> None:
     store = stores()
     assert store.find_queue("theirs") is None
     database["messages"].insert_one({"payload": "{}", "queue": "theirs", "priority": 9})
-    assert store.find_queue("theirs") == Declaration()
+    assert store.find_queue("theirs") is UNDECLARED
     assert store.drop_queue("theirs") == 1
     assert store.find_queue("theirs") is None
 

@@ -80,13 +80,13 @@ def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long
             gevent.spawn(greenconn.publish, "q", number, connection=connection)
             for number in range(20)
         ]
+        gevent.sleep(0.1)  # they are on their way, and wait
+        before = len(beats)
         gevent.sleep(3.0 if long else 0.5)
+        assert len(beats) > before + 5
         own_mongodb.resume()
         gevent.joinall(publishers, timeout=SOON, raise_error=True)
         beating.kill()
-        pauses = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
-        # Ten times what a busy machine does to a greenlet that sleeps.
-        assert max(pauses) < 0.4, max(pauses)
         with connection.SimpleQueue("q") as queue:
             bodies = [queue.get(timeout=SOON).payload for _ in range(21)]
         assert sorted(bodies) == sorted([1, *range(20)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from greenconn.transport.leased.store import UNDECLARED
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 from greenconn.transport.virtual.refusal import (
@@ -27,8 +28,6 @@ __all__ = ["Directory", "Rules"]
 _COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
-#: A queue of which nothing is known but that it is there.
-_UNDECLARED: Final = Declaration()
 
 
 class Rules(NamedTuple):
@@ -68,7 +67,7 @@ class Directory:
         declared = self._known.get(name)
         if declared is None:
             declared = self.find(name)
-        return _UNDECLARED if declared is None else declared
+        return UNDECLARED if declared is None else declared
 
     def is_there(self, name: str) -> bool:
         """Whether a queue exists, as far as is known here; else the store says.  May switch."""
@@ -158,7 +157,7 @@ class Directory:
             text = f"{exc} (queue '{name}' in vhost '{self._vhost}')"
             raise invalid_argument(text, method) from exc
         current = self.find(name)
-        if current is None:
+        if current is None or current is UNDECLARED:
             if name.startswith("amq.") and not name.startswith("amq.gen-"):
                 raise reserved_name("queue", name, method)
             if declared.owner is not None:

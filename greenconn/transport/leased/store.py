@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.leased.roster import Roster
@@ -29,7 +29,21 @@ from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import Exchange
 
-__all__ = ["Answer", "Claimed", "Entry", "NoQueue", "QueueFull", "Row", "Settlement", "Store"]
+__all__ = [
+    "UNDECLARED",
+    "Answer",
+    "Claimed",
+    "Entry",
+    "NoQueue",
+    "QueueFull",
+    "Row",
+    "Settlement",
+    "Store",
+]
+
+
+#: A queue of which nothing is known but that it is there: who declares it says what it is.
+UNDECLARED: Final = Declaration()
 
 
 class NoQueue(Exception):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pymongo import ReturnDocument
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import Row
+from greenconn.transport.leased.store import UNDECLARED, Row
 from greenconn.transport.mongodb.broadcast import PREFIX
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
@@ -109,7 +109,7 @@ class Directory:
         """Return how a queue was declared, as far as it is known; None: there is none."""
         document, is_there = self._client.call(self._find_queue, name)
         if document is None:
-            return Declaration() if is_there else None
+            return UNDECLARED if is_there else None
         now = self._client.now()
         if document.get("owner_until", now) < now or document.get(self._end, now) < now:
             # Its connection has gone without a word, or nobody has used it for too long.
