@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.fix_relay",
     "tests.fix_scripted",
     "tests.fix_secrets",
+    "tests.fix_sqs",
     "tests.fix_wires",
     "tests.fix_tls",
     "tests.fix_amqp",  # behind those that it builds on

@@ -14,12 +14,13 @@ import pytest
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import AMQP_CTL, AMQP_URL, REDIS_URL, are_required
 from tests.brokers.keeper import Keeper
+from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.brokers.redis_server import RedisServer
 
-Broker = TypeVar("Broker", PouchDB, RabbitMQ, RedisServer)
+Broker = TypeVar("Broker", PouchDB, RabbitMQ, RedisServer, MotoServer)
 
 
 class Brokers:
@@ -60,6 +61,14 @@ class Brokers:
             return self._started(PouchDB, **options)
         except NoBroker as error:
             self._skip(PouchDB, f"no pouchdb-server: {error}")
+
+    def moto(self) -> MotoServer:
+        """Start a moto server; skip the test, with the reason, when there is none."""
+        self._skip_again(MotoServer)
+        try:
+            return self._started(MotoServer)
+        except NoBroker as error:
+            self._skip(MotoServer, f"no moto: {error}")
 
     def _started(self, kind: type[Broker], **options: Any) -> Broker:
         """Start a broker, a second time if another program was quicker at one of its ports."""

@@ -167,7 +167,12 @@ def native_threads() -> Left:
 
     Those of the pool have no name, so as many nameless ones as it has are left out.
     """
-    names = {each.native_id: each.name for each in threading.enumerate()}
+    # One of the pool whose name somebody asked for (a log record has it) is called a dummy for ever.
+    names = {
+        each.native_id: each.name
+        for each in threading.enumerate()
+        if not isinstance(each, threading._DummyThread)
+    }
     if not TASKS.is_dir():
         return {each: f"thread {name!r}" for each, name in names.items()}
     ids = [int(each.name) for each in TASKS.iterdir()]

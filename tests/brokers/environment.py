@@ -12,6 +12,7 @@ __all__ = [
     "MONGODB_URL",
     "REDIS_URL",
     "REQUIRE",
+    "SQS_URL",
     "are_required",
 ]
 
@@ -28,6 +29,8 @@ COUCHDB_URL = "GREENCONN_TEST_COUCHDB_URL"
 #: The address of a MongoDB, without a database, such as ``mongodb://host:27017``; each test makes a
 #: database there and drops it.  Given by the user: use it instead of the stand-in.
 MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
+#: The address of an SQS, as ``sqs://`` for AWS.  Given by the user: use it, and start none.
+SQS_URL = "GREENCONN_TEST_SQS_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
 

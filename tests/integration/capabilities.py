@@ -22,6 +22,7 @@ from tests.integration.contract import (
     rabbitmq_side,
     redis_side,
     sqlite_side,
+    sqs_side,
 )
 
 __all__ = ["EVERYWHERE", "KINDS", "Can", "Kind", "needs"]
@@ -162,6 +163,23 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "nobody counts what waits in a queue",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+        },
+    ),
+    "sqs": Kind(
+        title="SQS",
+        url="quick_sqs_url",
+        side=sqs_side,
+        server="own_moto",
+        lacks={
+            Can.PRIORITIES: "SQS has none",
+            Can.EXPIRY: "SQS has no such thing: an expired message is dropped, or becomes a dead "
+            "letter, when somebody asks for messages of its queue, not before",
+            Can.IMMEDIATE: "a message is stored before it is delivered",
+            Can.QUEUE_EXPIRY: "queues of SQS stay",
+            Can.BOUNDS: "queues of SQS have no bounds",
+            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.DURABLE: "at AWS they do; the stand-in that the tests have forgets everything",
         },
     ),
 }

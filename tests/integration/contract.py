@@ -14,6 +14,7 @@ from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from greenconn.transport.sqlite.transport import Transport as SqliteTransport
+from greenconn.transport.SQS import Transport as SqsTransport
 from tests.tiny_client import TinyClient
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "rabbitmq_side",
     "redis_side",
     "sqlite_side",
+    "sqs_side",
 ]
 
 #: Seconds that a test waits for something that must come.
@@ -206,3 +208,8 @@ def sqlite_side(url: str, prefix: str) -> Side:
 def couchdb_side(url: str, prefix: str) -> Side:
     """A database of CouchDB."""
     return Side("couchdb", CouchTransport(TinyClient(url)), prefix)
+
+
+def sqs_side(url: str, prefix: str) -> Side:
+    """An SQS, where a look into a queue does not wait for a second."""
+    return Side("sqs", SqsTransport(TinyClient(url, get_wait_time=0)), prefix)

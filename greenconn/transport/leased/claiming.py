@@ -73,8 +73,14 @@ class Claimer:
         """Ask no more.  Never switches."""
         self._is_stopped = True
         self._feeds.clear()
-        if self._asked and self._wait:
-            self._link.store.interrupt()
+        store = self._link.store
+        if not (self._asked and self._wait):
+            return
+        if not store.claims_each_queue:
+            store.interrupt()
+            return
+        for queue in self._asked:
+            store.abandon(queue)
 
     @property
     def greenlet(self) -> Greenlet[..., Any] | None:
@@ -91,7 +97,9 @@ class Claimer:
     def _claim(self, feeds: list[Feed]) -> None:
         claimed: Sequence[Claimed] = ()
         is_shared = any(each.has_rivals for each in feeds)
-        wait = min(self._wait, SHORT_WAIT) if is_shared and self._left_out else self._wait
+        # Claimers of other queues cannot say that they were left out.
+        is_short = is_shared and (self._left_out or self._link.store.claims_each_queue)
+        wait = min(self._wait, SHORT_WAIT) if is_short else self._wait
         try:
             claimed = self._link.store.claim(dict(self._asked), wait)
         except BaseException as exc:

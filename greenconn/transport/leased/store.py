@@ -297,6 +297,12 @@ class Store(ABC):
     def interrupt(self) -> None:  # noqa: B027
         """Let a claim that waits return: others are wanted now.  Never switches."""
 
+    def abandon(self, queue: str) -> None:  # noqa: B027
+        """Let the claim of *queue* return, where ``claims_each_queue``: nobody wants what it may bring.
+
+        Never switches.
+        """
+
     @abstractmethod
     def settle(self, answers: Sequence[Answer]) -> None:
         """Settle claimed messages.  One whose lease has ended is passed over."""

@@ -202,6 +202,9 @@ class FakeStore(Store):
                 store.wake(queue)
             store.bell.set()
 
+    def abandon(self, queue: str) -> None:
+        self.bell.set()
+
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         self._call("claim", dict(wanted))
         deadline = Deadline(wait)

@@ -1,0 +1,207 @@
+"""Messages as they lie in a queue of SQS: kombu's envelope as JSON, in base64 unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from math import ceil
+from time import time
+from typing import Any, Final, NamedTuple
+
+from greenconn.identity import uuid
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.leased.store import Claimed, Entry
+from greenconn.transport.SQS.exceptions import InvalidQueueException
+from greenconn.transport.SQS.options import RECEIVE_COUNT
+
+__all__ = ["Held", "Packed", "message_attributes", "opened", "packed"]
+
+logger = logging.getLogger("greenconn.transport.SQS")
+
+#: Seconds that SQS keeps a message back at most.
+LONGEST_DELAY: Final = 900
+#: The property that says when a message is too old, in seconds since 1970: SQS has no such thing.
+EXPIRES_AT: Final = "x-expires-at"
+#: The message group where a message names none (kombu's).
+DEFAULT_GROUP: Final = "default"
+
+_BASE64: Final = re.compile(
+    r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?|", re.A
+)
+
+
+class Packed(NamedTuple):
+    """A message as SQS takes it.
+
+    Attributes:
+        fields: of an entry of ``SendMessageBatch``, without its ``Id``.
+        size: bytes that count against SQS' limits.
+    """
+
+    fields: dict[str, Any]
+    size: int
+
+
+class Held:
+    """A message that was taken: what SQS wants to see again, and what is to be known to settle it.
+
+    Attributes:
+        queue: where it was, as the store names it.
+        deliveries: how often it was taken, this time included.
+        task: the name of its task, as Celery writes it.
+    """
+
+    __slots__ = ("deliveries", "queue", "receipt", "task")
+
+    def __init__(self, queue: Any, receipt: str, deliveries: int, task: str | None) -> None:
+        self.queue = queue
+        self.receipt = receipt
+        self.deliveries = deliveries
+        self.task = task
+
+
+def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
+    """Make what is sent.
+
+    Raises:
+        ValueError: a header or property is nothing for JSON.
+        InvalidQueueException: a delay is longer than SQS has it.
+    """
+    envelope = entry.envelope
+    properties: Mapping[str, Any] = envelope.get("properties") or {}
+    headers: Mapping[str, Any] = envelope.get("headers") or {}
+    attributes = properties.get("message_attributes")
+    if entry.lifetime is not None:
+        properties = {**properties, EXPIRES_AT: round(time() + entry.delay + entry.lifetime, 3)}
+        envelope = {**envelope, "properties": properties}
+    if attributes is not None or "sqs_message" in (properties.get("delivery_info") or {}):
+        envelope = {**envelope, "properties": _without_ours(properties)}
+    try:
+        text = dumps(envelope)
+    except TypeError as exc:
+        raise ValueError(f"a header or property cannot be sent as JSON: {exc}") from exc
+    fields: dict[str, Any] = {
+        "MessageBody": b64encode(text.encode()).decode() if as_base64 else text
+    }
+    size = len(fields["MessageBody"])
+    if attributes:
+        fields["MessageAttributes"] = written = message_attributes(attributes)
+        size += len(dumps(written))
+    group = _either(properties, headers, "MessageGroupId")
+    if group is not None:
+        fields["MessageGroupId"] = group
+    if is_fifo:
+        fields.setdefault("MessageGroupId", DEFAULT_GROUP)
+        # Without one of its own each message is another; said again it is the same.
+        fields["MessageDeduplicationId"] = (
+            _either(properties, headers, "MessageDeduplicationId") or uuid()
+        )
+    delay = _delay(entry, is_fifo)
+    if delay:
+        fields["DelaySeconds"] = delay
+    return Packed(fields, size)
+
+
+def _either(properties: Mapping[str, Any], headers: Mapping[str, Any], name: str) -> str | None:
+    value = properties.get(name, headers.get(name))
+    return None if value is None else str(value)
+
+
+def _delay(entry: Entry, is_fifo: bool) -> int:
+    """Whole seconds that SQS is to keep a message back."""
+    if entry.delay > (0 if is_fifo else LONGEST_DELAY):
+        raise InvalidQueueException(
+            f"a delay of {entry.delay:g} s for queue {entry.queue!r}: SQS delays a message for "
+            f"{LONGEST_DELAY} s at most, and none of a FIFO queue"
+        )
+    properties = entry.envelope.get("properties") or {}
+    asked = properties.get("delay_seconds", properties.get("DelaySeconds"))
+    if asked is None:
+        return ceil(entry.delay)
+    try:
+        seconds = int(asked)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"delay_seconds is {asked!r}: it is a number of seconds") from None
+    most = 0 if is_fifo else LONGEST_DELAY
+    if not 0 <= seconds <= most:
+        # As kombu has it for these names.
+        logger.warning("queue %r: a delay of %d s becomes %d s", entry.queue, seconds, most)
+    return max(min(seconds, most), ceil(entry.delay), 0)
+
+
+def _without_ours(properties: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: each for name, each in properties.items() if name != "message_attributes"}
+    info = dict(own.get("delivery_info") or {})
+    for name in ("sqs_message", "sqs_queue"):
+        info.pop(name, None)
+    return {**own, "delivery_info": info}
+
+
+def message_attributes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as SQS and SNS want them: of plain values, text or numbers, the type is seen."""
+    return {
+        name: value if isinstance(value, Mapping) else _typed(value)
+        for name, value in given.items()
+    }
+
+
+def _typed(value: Any) -> dict[str, Any]:
+    if isinstance(value, bytes):
+        return {"DataType": "Binary", "BinaryValue": b64encode(value).decode()}
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {"DataType": "Number" if is_number else "String", "StringValue": str(value)}
+
+
+def opened(message: Mapping[str, Any], queue: Any) -> Claimed:
+    """Read what was taken.
+
+    What is not of kombu's form is a message whose body is its text, as kombu has it; everything else
+    that SQS said is in ``delivery_info["sqs_message"]``.
+
+    Arguments:
+        queue: where it was, with ``name`` and ``url``.
+    """
+    body: str = message.get("Body") or ""
+    text = body
+    if body[:1] != "{" and _BASE64.fullmatch(body):
+        try:
+            text = b64decode(body).decode()
+        except ValueError:
+            text = body
+    envelope = _envelope(text)
+    properties = envelope["properties"]
+    info = properties.get("delivery_info")
+    if not isinstance(info, dict):
+        info = properties["delivery_info"] = {}
+    info["sqs_message"] = message
+    info["sqs_queue"] = queue.url
+    headers = envelope.get("headers")
+    task = headers.get("task") if isinstance(headers, dict) else None
+    try:
+        count = int((message.get("Attributes") or {}).get(RECEIVE_COUNT, 1))
+    except ValueError:
+        count = 1
+    held = Held(queue, message["ReceiptHandle"], count, task if isinstance(task, str) else None)
+    end = properties.get(EXPIRES_AT)
+    is_old = isinstance(end, (int, float)) and end <= time()
+    dead = "expired" if is_old else None
+    return Claimed(queue.name, envelope, held, deliveries=max(count - 1, 0), dead=dead)
+
+
+def _envelope(text: str) -> dict[str, Any]:
+    if text[:1] == "{":
+        try:
+            read = loads(text)
+        except (ValueError, RecursionError):
+            read = None
+        if isinstance(read, dict) and isinstance(read.get("properties"), dict):
+            return read
+    return {
+        "body": text,
+        "content-type": None,
+        "content-encoding": None,
+        "headers": {},
+        "properties": {"delivery_info": {}},
+    }

@@ -1,0 +1,191 @@
+"""Who signs: credentials, kept fresh without ever blocking the hub."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import botocore.session
+from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError
+from gevent import get_hub
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.single import SingleFlight
+from greenconn.green.supervisor import spawn
+from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused
+
+__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin", "in_thread"]
+
+logger = logging.getLogger("greenconn.transport.SQS")
+
+T = TypeVar("T")
+
+#: Seconds before their end at which new credentials are asked for, and at which nobody uses the old
+#: ones any more (botocore's).
+EARLY: Final = 15 * 60.0
+LATE: Final = 10 * 60.0
+#: Seconds between two attempts while the old ones are still good.
+PAUSE: Final = 60.0
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Call *function* in the hub's threadpool: it blocks.  May switch."""
+    result: T = get_hub().threadpool.apply(function)
+    return result
+
+
+def _never(seconds: float) -> bool:
+    return False
+
+
+class Keys:
+    """An access key with its secret, which ``repr()`` does not show.
+
+    Arguments:
+        ends_within: whether they end within so many seconds.  Never waits.
+    """
+
+    __slots__ = ("credentials", "ends_within")
+
+    def __init__(
+        self,
+        access_key: str,
+        secret_key: str,
+        token: str | None = None,
+        ends_within: Callable[[float], bool] = _never,
+    ) -> None:
+        self.credentials = Credentials(access_key, secret_key, token)
+        self.ends_within = ends_within
+
+    def __repr__(self) -> str:
+        return f"<Keys {self.credentials.access_key[:4]}...>"
+
+
+class Login(ABC):
+    """The credentials of one user."""
+
+    #: Whether :meth:`renew` may bring others.
+    can_renew = False
+
+    @abstractmethod
+    def keys(self, deadline: Deadline) -> Keys:
+        """Return credentials that are good now.  May switch.
+
+        Raises:
+            LoginRefused: there are none.
+            TimeoutError: they did not come in time.
+        """
+
+    @abstractmethod
+    def renew(self, deadline: Deadline) -> Keys:
+        """Ask for new credentials, where others can be had.  May switch; raises as :meth:`keys`."""
+
+    def forget(self) -> None:  # noqa: B027
+        """In the child of a fork: nobody here asks."""
+
+
+class GivenLogin(Login):
+    """What the URL or the options name."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def keys(self, deadline: Deadline) -> Keys:
+        """They are always the same."""
+        return self._keys
+
+    renew = keys
+
+
+class RenewedLogin(Login):
+    """Credentials that end, and are asked for once for everybody who needs them.
+
+    Those who sign shortly before their end go on with what there is while new ones are asked for.
+
+    Arguments:
+        early, late: seconds before their end at which that begins, and at which one waits for it.
+    """
+
+    can_renew = True
+
+    def __init__(self, early: float = EARLY, late: float = LATE) -> None:
+        self._early = early
+        self._late = late
+        self._keys: Keys | None = None
+        self._flights = SingleFlight("sqs-login")
+        self._next_try = 0.0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._keys!r}>"
+
+    def forget(self) -> None:
+        """In the child of a fork: nobody here asks."""
+        self._flights.forget()
+
+    def keys(self, deadline: Deadline) -> Keys:
+        """See :class:`Login`."""
+        keys = self._keys
+        if keys is None or keys.ends_within(self._late):
+            return self.renew(deadline)
+        if keys.ends_within(self._early) and monotonic() >= self._next_try:
+            self._next_try = monotonic() + PAUSE
+            spawn("sqs-login", self._try_to_renew)
+        return keys
+
+    def renew(self, deadline: Deadline) -> Keys:
+        """See :class:`Login`."""
+        return self._flights.run("keys", self._renewed, deadline)
+
+    def _renewed(self) -> Keys:
+        keys = self._keys = self._fetch()
+        return keys
+
+    def _try_to_renew(self) -> None:
+        try:
+            self.renew(Deadline(PAUSE))
+        except (LoginRefused, LinkLost, TimeoutError) as exc:
+            logger.warning("credentials for AWS could not be renewed yet: %s", exc)
+
+    @abstractmethod
+    def _fetch(self) -> Keys:
+        """Return new ones.  May switch.
+
+        Raises:
+            LoginRefused: there are none.
+        """
+
+
+class FoundLogin(RenewedLogin):
+    """What botocore finds: in the environment, in files, of the container or the machine.
+
+    It does that over sockets and locks of its own, so in the hub's threadpool.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: Any = None
+
+    def _fetch(self) -> Keys:
+        try:
+            return in_thread(self._find)
+        except BotoCoreError as exc:
+            said = str(exc).partition("\n")[0][:300]
+            raise LoginRefused(f"no credentials for AWS: {said}") from None
+
+    def _find(self) -> Keys:
+        """In a thread."""
+        if self._found is None:
+            self._found = botocore.session.Session().get_credentials()
+        if self._found is None:
+            raise LoginRefused(
+                "no credentials for AWS: give them in the URL (sqs://key:secret@), in the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or in AWS' files"
+            )
+        # Refreshed if it is time for that.
+        frozen = self._found.get_frozen_credentials()
+        ends_within = getattr(self._found, "refresh_needed", _never)
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token, ends_within)

@@ -1,0 +1,215 @@
+"""The transport options of SQS: kombu's names, and ours behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.transport.leased.options import LeasedOptions
+
+__all__ = ["HYPHENATED", "SQSOptions"]
+
+#: Kombu's spelling of options -> ours.
+HYPHENATED: Final[Mapping[str, str]] = {
+    "sqs-creation-attributes": "sqs_creation_attributes",
+    "client-config": "client_config",
+}
+
+#: What SQS allows at most: seconds of a long poll, of a delay, of a visibility timeout.
+LONGEST_POLL: Final = 20
+LONGEST_VISIBILITY: Final = 43200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SQSOptions(LeasedOptions):
+    """How a connection to SQS works.
+
+    A ``lease`` counts in whole seconds, and can be renewed for the 12 hours that SQS allows.
+    """
+
+    # -- where
+
+    region: str | None = None
+    """The region; None: that of the environment or of AWS' configuration files, else ``us-east-1``."""
+
+    endpoint_url: str | None = None
+    """Where SQS (and SNS) answer, for stand-ins and private endpoints; None: made of the URL's host
+    and port, or where there is none found by the region."""
+
+    is_secure: bool | None = None
+    """Whether HTTPS is used; None: for AWS always, for a host in the URL only with ``ssl`` (kombu's)."""
+
+    port: int | None = None
+    """Port of the host in the URL, where the URL has none (kombu's)."""
+
+    client_config: Mapping[str, Any] | None = None
+    """Settings of ``botocore.config.Config``: FIPS and dual-stack endpoints, ``connect_timeout``
+    and ``read_timeout`` in seconds (kombu's ``client-config``)."""
+
+    # -- who
+
+    session_token: str | None = field(default=None, repr=False)
+    """Goes with a temporary access key in the URL."""
+
+    sts_role_arn: str | None = None
+    """A role to take on: requests are signed with its temporary credentials (kombu's)."""
+
+    sts_token_timeout: int = 900
+    """Seconds that these are valid; 900 at least (kombu's)."""
+
+    sts_token_buffer_time: float = 0
+    """Seconds before their end at which new ones are asked for (kombu's).  Below the validity."""
+
+    # -- queues
+
+    queue_name_prefix: str = ""
+    """What the names of queues and topics at AWS begin with (kombu's)."""
+
+    predefined_queues: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    """Name -> ``url``, and optionally ``region``, ``access_key_id``, ``secret_access_key``,
+    ``session_token``, ``backoff_policy`` and ``backoff_tasks``.  With it there are no other queues,
+    and none is made or deleted (kombu's)."""
+
+    sqs_creation_attributes: Mapping[str, str] | None = None
+    """Attributes of queues that are made here (kombu's ``sqs-creation-attributes``)."""
+
+    queue_tags: Mapping[str, str] | None = None
+    """Tags of queues that are made here (kombu's)."""
+
+    visibility_timeout: float | None = 1800
+    """Seconds: the attribute of queues that are made here, for clients of other kinds.  What we take
+    we hold by *lease* (kombu's)."""
+
+    # -- messages
+
+    sqs_base64_encoding: bool = True
+    """Whether a message is sent as base64, as kombu does; what comes in is recognised."""
+
+    body_encoding: str | None = "base64"
+    """How bodies stand in the JSON; None writes text as it is (kombu's)."""
+
+    fetch_message_attributes: Any = None
+    """System attributes to ask for, as a list, or a mapping with ``MessageSystemAttributeNames`` and
+    ``MessageAttributeNames`` (kombu's).  The receive count is always asked for."""
+
+    max_message_size: int = 1024 * 1024
+    """Bytes of a message as it is sent, envelope and base64 included.  SQS takes 1 MiB since August
+    2025; queues and stand-ins may have a lower limit."""
+
+    # -- consuming
+
+    wait_time_seconds: float = 10
+    """Seconds that a poll waits at SQS for a message; 20 at most (kombu's)."""
+
+    get_wait_time: int = 1
+    """Seconds that ``basic_get`` waits at SQS: with 0 SQS looks at some of its servers only, and may
+    find an empty queue where there are messages."""
+
+    poll_connections: int = 50
+    """Polls at the same time; more queues than that take turns."""
+
+    # -- fan-out
+
+    supports_fanout: bool | None = None
+    """None: exchanges of type ``fanout`` are topics of SNS where the account allows that, else they
+    reach the queues that were bound here.  True: they must be.  False: there are none (kombu's)."""
+
+    predefined_exchanges: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    """Name -> ``arn`` of a topic, and optionally ``region``, ``access_key_id``,
+    ``secret_access_key``.  With it there are no other topics, and none is made (kombu's)."""
+
+    # -- requests
+
+    retries: int = 4
+    """Further tries, with growing pauses, of a request that SQS throttled or failed to serve."""
+
+    polling_interval: float | None = None
+    """Seconds; accepted for kombu's sake: a poll waits at SQS."""
+
+    def __post_init__(self) -> None:
+        LeasedOptions.__post_init__(self)
+        check_type(self, str, "queue_name_prefix")
+        check_type(self, str, "region", "endpoint_url", "session_token", optional=True)
+        check_type(self, str, "sts_role_arn", "body_encoding", optional=True)
+        check_type(self, Mapping, "client_config", "predefined_queues", optional=True)
+        check_type(self, Mapping, "sqs_creation_attributes", "queue_tags", optional=True)
+        check_type(self, Mapping, "predefined_exchanges", optional=True)
+        check_type(self, bool, "is_secure", "supports_fanout", optional=True)
+        check_type(self, bool, "sqs_base64_encoding")
+        check_count(self, "port", least=1, most=65535)
+        check_count(self, "sts_token_timeout", least=900, optional=False)
+        check_count(self, "poll_connections", least=1, optional=False)
+        check_count(self, "retries", optional=False)
+        check_count(self, "get_wait_time", most=LONGEST_POLL, optional=False)
+        check_seconds(self, "sts_token_buffer_time", "wait_time_seconds", optional=False)
+        check_seconds(self, "visibility_timeout", "polling_interval")
+        self._check_limits()
+        self._check_queues()
+
+    def _check_limits(self) -> None:
+        if self.wait_time_seconds > LONGEST_POLL:
+            raise ValueError(
+                f"{shown(self, 'wait_time_seconds', self.wait_time_seconds)}: SQS waits "
+                f"{LONGEST_POLL} s at most"
+            )
+        for name in ("lease", "visibility_timeout"):
+            value = getattr(self, name)
+            if value is not None and value > LONGEST_VISIBILITY:
+                raise ValueError(
+                    f"{shown(self, name, value)}: SQS hides a message for {LONGEST_VISIBILITY} s "
+                    f"at most"
+                )
+        if self.lease < 1:
+            raise ValueError(f"{shown(self, 'lease', self.lease)}: SQS counts in whole seconds")
+        if self.sts_token_buffer_time >= self.sts_token_timeout:
+            raise ValueError(
+                f"{shown(self, 'sts_token_buffer_time', self.sts_token_buffer_time)}: it is below "
+                f"sts_token_timeout"
+            )
+        fetch = self.fetch_message_attributes
+        if not (fetch is None or isinstance(fetch, (str, Sequence, Mapping))):
+            raise ValueError(
+                f"{shown(self, 'fetch_message_attributes', fetch)}: it is a list of names, or a "
+                f"mapping with lists"
+            )
+
+    def _check_queues(self) -> None:
+        for name, queue in (self.predefined_queues or {}).items():
+            url = queue.get("url")
+            if not isinstance(url, str) or "://" not in url:
+                raise ValueError(f"predefined_queues: {name!r} has no 'url'")
+            if url.endswith(".fifo") != name.endswith(".fifo"):
+                raise ValueError(
+                    f"predefined_queues: the name {name!r} and the URL {url!r} must both end with "
+                    f"'.fifo', or neither"
+                )
+        for name, exchange in (self.predefined_exchanges or {}).items():
+            if not isinstance(exchange.get("arn"), str):
+                raise ValueError(f"predefined_exchanges: {name!r} has no 'arn'")
+
+    @property
+    def system_attributes(self) -> list[str]:
+        """Names of the system attributes to ask for."""
+        fetch = self.fetch_message_attributes
+        if isinstance(fetch, Mapping):
+            fetch = fetch.get("MessageSystemAttributeNames")
+        return _names(fetch, RECEIVE_COUNT)
+
+    @property
+    def message_attributes(self) -> list[str]:
+        """Names of the message attributes to ask for."""
+        fetch = self.fetch_message_attributes
+        return _names(fetch.get("MessageAttributeNames")) if isinstance(fetch, Mapping) else []
+
+
+#: The system attribute that says how often a message was taken.
+RECEIVE_COUNT: Final = "ApproximateReceiveCount"
+
+
+def _names(given: Any, *always: str) -> list[str]:
+    names = [] if given is None or isinstance(given, str) else [str(each) for each in given]
+    if any(name.lower() == "all" for name in names):
+        return ["All"]
+    return sorted({*names, *always})

@@ -1,0 +1,157 @@
+"""The two forms in which services of AWS are asked and answer: JSON 1.0 (SQS), and Query (SNS, STS).
+
+Sources: Smithy, "AWS JSON 1.0 protocol" and "AWS Query protocol".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from json import dumps, loads
+from typing import Any, Final, Protocol
+from urllib.parse import urlencode
+from xml.etree import ElementTree
+
+from greenconn.green.web import Reply
+
+__all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtocol"]
+
+
+class Refusal(Exception):
+    """What a service answered instead of an answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def _unreadable(reply: Reply) -> Refusal:
+    # A page of somebody in between, or half of an answer: not SQS' last word.
+    text = reply.body[:100].decode(errors="replace")
+    return Refusal(max(reply.status, 500), "ServiceUnavailable", f"not an answer: {text!r}")
+
+
+class WireProtocol(Protocol):
+    """How a service is spoken with."""
+
+    def request(self, action: str, parameters: Mapping[str, Any]) -> tuple[dict[str, str], bytes]:
+        """Return headers and body of a request."""
+        ...
+
+    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+        """Return what a reply says.
+
+        Raises:
+            Refusal: it is an error.
+        """
+        ...
+
+
+class JsonProtocol:
+    """Both are JSON.
+
+    Arguments:
+        target: the service, as it calls itself.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def request(self, action: str, parameters: Mapping[str, Any]) -> tuple[dict[str, str], bytes]:
+        """See :class:`WireProtocol`."""
+        headers = {
+            "Content-Type": "application/x-amz-json-1.0",
+            "X-Amz-Target": f"{self._target}.{action}",
+        }
+        return headers, dumps(parameters).encode()
+
+    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+        """See :class:`WireProtocol`."""
+        try:
+            said = loads(reply.body) if reply.body else {}
+        except ValueError:
+            raise _unreadable(reply) from None
+        if not isinstance(said, dict):
+            raise _unreadable(reply)
+        if reply.status < 300:
+            return said
+        code = str(said.get("__type") or reply.headers.get("x-amzn-errortype") or "")
+        raise Refusal(reply.status, code, str(said.get("message") or said.get("Message") or ""))
+
+
+class QueryProtocol:
+    """A form out, XML in: texts, lists and dicts of them.
+
+    Arguments:
+        version: of the service's API.
+        maps: names of parameters whose entries are called otherwise than ``key`` and ``value``.
+    """
+
+    def __init__(self, version: str, maps: Mapping[str, tuple[str, str]] | None = None) -> None:
+        self._version = version
+        self._maps = maps or {}
+
+    def request(self, action: str, parameters: Mapping[str, Any]) -> tuple[dict[str, str], bytes]:
+        """See :class:`WireProtocol`."""
+        form: dict[str, str] = {"Action": action, "Version": self._version}
+        for name, value in parameters.items():
+            self._flatten(form, name, name, value)
+        headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+        return headers, urlencode(form).encode()
+
+    def _flatten(self, form: dict[str, str], path: str, name: str, value: Any) -> None:
+        if isinstance(value, Mapping) and name in MAPS:
+            key, each = self._maps.get(name, ("key", "value"))
+            for number, (member, content) in enumerate(value.items(), 1):
+                form[f"{path}.entry.{number}.{key}"] = member
+                self._flatten(form, f"{path}.entry.{number}.{each}", "", content)
+        elif isinstance(value, Mapping):
+            for member, content in value.items():
+                self._flatten(form, f"{path}.{member}", member, content)
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            for number, content in enumerate(value, 1):
+                self._flatten(form, f"{path}.member.{number}", "", content)
+        else:
+            form[path] = str(value).lower() if isinstance(value, bool) else str(value)
+
+    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+        """See :class:`WireProtocol`."""
+        try:
+            read = _read(ElementTree.fromstring(reply.body))
+        except ElementTree.ParseError:
+            raise _unreadable(reply) from None
+        said = read if isinstance(read, dict) else {}
+        if reply.status < 300:
+            result = said.get(f"{action}Result")
+            return result if isinstance(result, dict) else {}
+        error = said.get("Error") or (said.get("Errors") or {}).get("Error")
+        if not isinstance(error, dict):
+            raise _unreadable(reply)
+        raise Refusal(reply.status, str(error.get("Code") or ""), str(error.get("Message") or ""))
+
+
+#: Parameters that are maps, and no structures.
+MAPS: Final = frozenset({"Attributes", "MessageAttributes"})
+
+
+def _read(element: ElementTree.Element) -> Any:
+    """What an element holds; one that is empty is an empty text."""
+    children = list(element)
+    if not children:
+        return element.text or ""
+    if all(_name(child) == "member" for child in children):
+        return [_read(child) for child in children]
+    return {_name(child): _read(child) for child in children}
+
+
+def _name(element: ElementTree.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+#: Service -> how it is spoken with.
+PROTOCOLS: Final[Mapping[str, WireProtocol]] = {
+    "sqs": JsonProtocol("AmazonSQS"),
+    "sns": QueryProtocol("2010-03-31", {"MessageAttributes": ("Name", "Value")}),
+    "sts": QueryProtocol("2011-06-15"),
+}

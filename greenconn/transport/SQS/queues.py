@@ -1,0 +1,236 @@
+"""The queues of one link: their URLs at SQS, and what is to be known of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Final
+
+from greenconn.transport.leased.store import UNDECLARED
+from greenconn.transport.SQS.batch import in_batches
+from greenconn.transport.SQS.exceptions import (
+    AccessDeniedQueueException,
+    DoesNotExistQueueException,
+    ServiceBusy,
+    UndefinedQueueException,
+)
+from greenconn.transport.SQS.naming import FIFO, aws_name
+from greenconn.transport.SQS.options import SQSOptions
+from greenconn.transport.SQS.service import Service
+from greenconn.transport.virtual.declaration import Declaration
+
+__all__ = ["Queues", "SqsQueue"]
+
+logger = logging.getLogger("greenconn.transport.SQS")
+
+#: Seconds for which a redrive policy is remembered (kombu's): one may be added to a live queue.
+REDRIVE_KEPT: Final = 300.0
+
+
+class SqsQueue:
+    """A queue that is there.
+
+    Attributes:
+        name: ours; ``aws`` is that at SQS.
+        service: through which it is used.
+        settings: of a predefined one.
+    """
+
+    __slots__ = (
+        "_redrives",
+        "_redrives_until",
+        "aws",
+        "is_fifo",
+        "name",
+        "service",
+        "settings",
+        "url",
+    )
+
+    def __init__(
+        self, name: str, aws: str, url: str, service: Service, settings: Mapping[str, Any]
+    ) -> None:
+        self.name = name
+        self.aws = aws
+        self.url = url
+        self.service = service
+        self.settings = settings
+        self.is_fifo = aws.endswith(FIFO)
+        self._redrives = False
+        self._redrives_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<SqsQueue {self.url}>"
+
+    def call(self, action: str, **parameters: Any) -> dict[str, Any]:
+        """Have something done with it.  May switch; raises as :meth:`Service.call`."""
+        return self.service.call(action, repr(self.name), QueueUrl=self.url, **parameters)
+
+    def batch(
+        self, action: str, fields: Sequence[Mapping[str, Any]], *, retries: int
+    ) -> list[Exception | None]:
+        """Have it done with up to ten messages.  May switch; see :func:`~.batch.in_batches`."""
+        return in_batches(
+            lambda entries: self.call(action, Entries=entries),
+            self.service.where,
+            f"{action} {self.name!r}",
+            fields,
+            retries=retries,
+        )
+
+    def attributes(self, *names: str) -> dict[str, str]:
+        """Return its attributes.  May switch."""
+        answer = self.call("GetQueueAttributes", AttributeNames=list(names))
+        return dict(answer.get("Attributes") or {})
+
+    def redrives(self) -> bool:
+        """Whether SQS itself moves what is not handled to a dead-letter queue.  May switch."""
+        if monotonic() >= self._redrives_until:
+            try:
+                self._redrives = "RedrivePolicy" in self.attributes("RedrivePolicy")
+            except (AccessDeniedQueueException, ServiceBusy) as exc:
+                # What is deleted is gone, what is left comes again: the safe way is to leave it.
+                logger.warning("rejected messages stay in the queue: %s", exc)
+                self._redrives = True
+            self._redrives_until = monotonic() + REDRIVE_KEPT
+        return self._redrives
+
+    def retry_delay(self, task: str | None, deliveries: int) -> int | None:
+        """Seconds that its ``backoff_policy`` has for a task that failed; None: it has none."""
+        policy = self.settings.get("backoff_policy") or {}
+        if task is None or task not in (self.settings.get("backoff_tasks") or ()):
+            return None
+        value = policy.get(deliveries, policy.get(str(deliveries)))
+        return None if value is None else int(value)
+
+
+class Queues:
+    """Names -> queues.
+
+    Arguments:
+        service: SQS, for all that are not predefined.
+        service_of: that of a predefined queue, by its settings.  May switch.
+        declared: what is known of how queues were declared, kept for all links of a transport: SQS
+            does not keep it.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        options: SQSOptions,
+        service_of: Callable[[Mapping[str, Any]], Service],
+        declared: dict[str, Declaration],
+    ) -> None:
+        self._service = service
+        self._options = options
+        self._service_of = service_of
+        self._known: dict[str, SqsQueue] = {}
+        self._declared = declared
+
+    def get(self, name: str) -> SqsQueue:
+        """Return a queue.  May switch when it is asked for first.
+
+        Raises:
+            DoesNotExistQueueException: there is none.
+            UndefinedQueueException: it is none of the predefined ones.
+        """
+        queue = self._known.get(name)
+        return self._look_up(name) if queue is None else queue
+
+    def find(self, name: str) -> SqsQueue | None:
+        """Ask SQS for a queue; None: there is none.  May switch."""
+        try:
+            return self._look_up(name)
+        except (DoesNotExistQueueException, UndefinedQueueException):
+            self._known.pop(name, None)
+            self._declared.pop(name, None)
+            return None
+
+    def declaration(self, name: str) -> Declaration:
+        """How a queue that is there was declared, as far as is known here."""
+        return self._declared.get(name, UNDECLARED)
+
+    def has(self, aws: str) -> bool:
+        """Whether SQS has a queue of that name.  May switch."""
+        try:
+            self._service.call("GetQueueUrl", repr(aws), QueueName=aws)
+        except DoesNotExistQueueException:
+            return False
+        return True
+
+    def make(self, name: str, declaration: Declaration) -> SqsQueue:
+        """Return a queue, made if there is none.  May switch.
+
+        Of one that is there already nobody knows how it was declared, unless it was here.
+
+        Raises:
+            UndefinedQueueException: it is none of the predefined ones.
+            InvalidQueueException: SQS does not take its name or attributes.
+        """
+        try:
+            # First, since to make one with other attributes than it has is an error of SQS.
+            queue = self._look_up(name)
+        except DoesNotExistQueueException:
+            queue = self._make(name, declaration)
+        self._declared.setdefault(name, declaration)
+        return queue
+
+    def forget(self, queue: SqsQueue) -> None:
+        """It is gone.  Never switches."""
+        if self._known.get(queue.name) is queue:
+            del self._known[queue.name]
+        self._declared.pop(queue.name, None)
+
+    def _look_up(self, name: str) -> SqsQueue:
+        aws = aws_name(self._options.queue_name_prefix + name)
+        if self._options.predefined_queues:
+            return self._predefined(name, aws)
+        answer = self._service.call("GetQueueUrl", repr(name), QueueName=aws)
+        return self._note(name, aws, answer["QueueUrl"])
+
+    def _make(self, name: str, declaration: Declaration) -> SqsQueue:
+        options = self._options
+        aws = aws_name(options.queue_name_prefix + name)
+        attributes: dict[str, str] = {}
+        if options.visibility_timeout is not None:
+            attributes["VisibilityTimeout"] = str(int(options.visibility_timeout))
+        if aws.endswith(FIFO):
+            attributes["FifoQueue"] = "true"
+        attributes.update(
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in (options.sqs_creation_attributes or {}).items()
+        )
+        more: dict[str, Any] = {}
+        if options.queue_tags:
+            more["tags"] = dict(options.queue_tags)
+        answer = self._service.call(
+            "CreateQueue", repr(name), QueueName=aws, Attributes=attributes, **more
+        )
+        return self._note(name, aws, answer["QueueUrl"])
+
+    def _predefined(self, name: str, aws: str) -> SqsQueue:
+        predefined = self._options.predefined_queues or {}
+        settings = predefined.get(name) or predefined.get(aws)
+        if settings is None:
+            raise UndefinedQueueException(
+                f"queue {name!r} is none of the predefined_queues: "
+                f"{', '.join(sorted(predefined)) or 'there are none'}"
+            )
+        return self._note(name, aws, settings["url"], self._service_of(settings), settings)
+
+    def _note(
+        self,
+        name: str,
+        aws: str,
+        url: str,
+        service: Service | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> SqsQueue:
+        known = self._known.get(name)
+        if known is not None and known.url == url:
+            return known
+        queue = SqsQueue(name, aws, url, service or self._service, settings or {})
+        self._known[name] = queue
+        return queue

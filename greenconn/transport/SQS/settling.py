@@ -1,0 +1,138 @@
+"""Settling: deleting messages that were taken, giving them back, keeping them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from greenconn.transport.leased.store import Answer, NoQueue, Settlement
+from greenconn.transport.SQS.batch import in_tens, together
+from greenconn.transport.SQS.envelope import Held
+from greenconn.transport.SQS.exceptions import (
+    REFUSED,
+    DoesNotExistQueueException,
+    InvalidQueueException,
+)
+from greenconn.transport.SQS.options import SQSOptions
+from greenconn.transport.SQS.queues import SqsQueue
+from greenconn.transport.SQS.sending import Sending
+
+__all__ = ["Settling"]
+
+logger = logging.getLogger("greenconn.transport.SQS")
+
+
+class Settling:
+    """What one link says of messages that it took.
+
+    Arguments:
+        sending: for dead letters.
+        gone: called with a queue that turned out to be deleted.
+    """
+
+    def __init__(
+        self, options: SQSOptions, sending: Sending, gone: Callable[[SqsQueue], None]
+    ) -> None:
+        self._options = options
+        self._sending = sending
+        self._gone = gone
+
+    def settle(self, answers: Sequence[Answer]) -> None:
+        """Delete messages, or give them back.  May switch."""
+        deleted: dict[SqsQueue, list[Held]] = {}
+        returned: dict[SqsQueue, list[tuple[Held, int]]] = {}
+        for answer in answers:
+            held: Held = answer.handle
+            if answer.entries and not self._buried(answer):
+                continue
+            delay = _delay_of(answer)
+            if delay is None:
+                deleted.setdefault(held.queue, []).append(held)
+            elif delay >= 0:
+                returned.setdefault(held.queue, []).append((held, delay))
+        together(
+            [
+                *(partial(self.delete, queue, held) for queue, held in deleted.items()),
+                *(partial(self._hide, queue, held) for queue, held in returned.items()),
+            ]
+        )
+
+    def _buried(self, answer: Answer) -> bool:
+        """Whether the copies of a dead letter are stored; if not it stays where it is."""
+        errors = [error for error in self._sending.put(answer.entries) if error is not None]
+        lost = [error for error in errors if not isinstance(error, NoQueue)]
+        if lost:
+            logger.error("a dead letter stays in its queue: %s", lost[0])
+        return not lost
+
+    def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
+        """Delete messages.  May switch."""
+        self._tell(queue, "DeleteMessageBatch", [{"ReceiptHandle": each.receipt} for each in held])
+
+    def _hide(
+        self, queue: SqsQueue, held: Sequence[tuple[Held, int]]
+    ) -> Sequence[Exception | None]:
+        fields = [
+            {"ReceiptHandle": each.receipt, "VisibilityTimeout": delay} for each, delay in held
+        ]
+        return self._tell(queue, "ChangeMessageVisibilityBatch", fields)
+
+    def _tell(
+        self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
+    ) -> list[Exception | None]:
+        """Say something of held messages; return for each why it was not taken."""
+        batches = list(in_tens(fields))
+        parts: list[list[Exception | None]] = [[] for _ in batches]
+
+        def tell(number: int, batch: list[Mapping[str, Any]]) -> None:
+            try:
+                parts[number] = queue.batch(action, batch, retries=self._options.retries)
+            except REFUSED as exc:
+                if isinstance(exc, DoesNotExistQueueException):
+                    self._gone(queue)
+                parts[number] = [exc] * len(batch)
+
+        together(partial(tell, number, batch) for number, batch in enumerate(batches))
+        errors = [error for part in parts for error in part]
+        for error in errors:
+            # A lease that has ended is not worth a word: the message is somebody else's by now.
+            if error is not None and not isinstance(error, InvalidQueueException):
+                logger.warning("%s: messages come again when their leases end", error)
+                break
+        return errors
+
+    def renew(self, handles: Sequence[Held], seconds: int) -> list[Held]:
+        """Hide messages for so long from now on; return those that are no longer ours.  May switch."""
+        by_queue: dict[SqsQueue, list[Held]] = {}
+        for held in handles:
+            by_queue.setdefault(held.queue, []).append(held)
+        lost: list[Held] = []
+
+        def renew(queue: SqsQueue, mine: list[Held]) -> None:
+            errors = self._hide(queue, [(each, seconds) for each in mine])
+            lost.extend(
+                each
+                for each, error in zip(mine, errors, strict=True)
+                if isinstance(error, (InvalidQueueException, DoesNotExistQueueException))
+            )
+
+        together(partial(renew, queue, mine) for queue, mine in by_queue.items())
+        return lost
+
+
+def _delay_of(answer: Answer) -> int | None:
+    """Seconds after which a message comes again; None: never; -1: when its lease ends.  May switch."""
+    if answer.settlement is Settlement.DONE:
+        return None
+    held: Held = answer.handle
+    queue: SqsQueue = held.queue
+    if not answer.is_unseen and not answer.entries:
+        delay = queue.retry_delay(held.task, held.deliveries)
+        if delay is not None:
+            return delay
+    if answer.settlement is Settlement.BACK:
+        return int(answer.delay)
+    # Rejected for good.  A redrive policy wants to see it come back until it has had enough.
+    return -1 if not answer.entries and queue.redrives() else None

@@ -1,0 +1,90 @@
+"""The transport over Amazon SQS."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import botocore
+from botocore.exceptions import BotoCoreError
+
+from greenconn.green import fork
+from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.transport.SQS import channel
+from greenconn.transport.SQS.account import Accounts
+from greenconn.transport.SQS.exceptions import ServiceBusy
+from greenconn.transport.SQS.options import HYPHENATED, SQSOptions
+from greenconn.transport.SQS.store import SqsStore
+
+__all__ = ["Transport"]
+
+logger = logging.getLogger("greenconn.transport.SQS")
+
+
+class Transport(LeasedTransport):
+    """``sqs://``: kombu's names and messages, requests of ten, leases that are renewed.
+
+    ``transport_options`` are those of :class:`~greenconn.transport.SQS.options.SQSOptions`.
+    """
+
+    Channel = channel.Channel
+    Options: ClassVar[type[SQSOptions]] = SQSOptions
+    driver_type = "sqs"
+    driver_name = "sqs"
+    default_port = None
+    wait_time_seconds = 0
+    connection_errors = (*LeasedTransport.connection_errors, BotoCoreError)
+    channel_errors = (*LeasedTransport.channel_errors, BotoCoreError, ServiceBusy)
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self._accounts: Accounts | None = None
+        self._sqs_options: SQSOptions | None = None
+
+    def driver_version(self) -> str:
+        return str(botocore.__version__)
+
+    @property
+    def options(self) -> SQSOptions:
+        """The transport options, read when they are first needed; kombu's spelling is taken too.
+
+        Raises:
+            ValueError: one has a value that cannot be.
+        """
+        if self._sqs_options is None:
+            self._sqs_options = self._read_options()
+        return self._sqs_options
+
+    def _read_options(self) -> SQSOptions:
+        given = {
+            HYPHENATED.get(name, name): value
+            for name, value in (self.client.transport_options or {}).items()
+        }
+        options, unknown = from_transport_options(SQSOptions, given)
+        ignored = sorted(set(unknown) - {each.name for each in fields(ConnectOptions)})
+        if ignored:
+            logger.warning(
+                "%s: transport options %s mean nothing to SQS", self.client.as_uri(), ignored
+            )
+        return options
+
+    def make_store(self, wake: Callable[[str | None], None]) -> SqsStore:
+        """A store for one link; the accounts stay."""
+        if self._accounts is None:
+            self._accounts = Accounts(self.client, self.options)
+            fork.register(self._accounts)
+        return SqsStore(self.client, wake, self._accounts, self.options)
+
+    def place(self) -> str:
+        """What is the same for connections to the same queues."""
+        client, options = self.client, self.options
+        where = options.endpoint_url or f"{client.hostname}:{client.port}"
+        return f"{where} {options.region} {client.userid} {options.queue_name_prefix}"
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """Nothing: without a host it is AWS."""
+        return {}
