@@ -296,7 +296,16 @@ def decompress(body: Any, content_type: str, limit: int | None = None) -> bytes:
         decoder = get_decoder(content_type)
     except KeyError as exc:
         raise DecodeError(exc.args[0]) from exc
-    return decoder(body, limit) if isinstance(decoder, _StreamDecoder) else decoder(body)
+    except TypeError as exc:  # a header may be anything
+        raise DecodeError(_unknown(type(content_type).__name__)) from exc
+    if isinstance(decoder, _StreamDecoder):
+        return decoder(body, limit)
+    try:
+        return decoder(body)
+    except Exception as exc:
+        raise DecodeError(
+            f"cannot decompress a body as {content_type}: {type(exc).__name__}"
+        ) from exc
 
 
 def _optional(*names: str) -> ModuleType | None:

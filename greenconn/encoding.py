@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar, overload
+from encodings import normalize_encoding
+from encodings.aliases import aliases
+from functools import lru_cache
+from typing import Any, Final, TypeVar, overload
 
 __all__ = [
     "as_text",
     "bytes_to_str",
+    "charset",
     "default_encode",
     "default_encoding",
     "ensure_bytes",
@@ -20,6 +24,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+#: Codecs that have one name only.  (Not those for host names, which take the square of the time.)
+_WITHOUT_ALIAS: Final = (
+    *("cp1006", "cp720", "cp737", "cp856", "cp874", "cp875", "koi8_t", "koi8_u", "mac_arabic"),
+    *("mac_croatian", "mac_farsi", "mac_romanian", "palmos", "raw_unicode_escape"),
+    *("unicode_escape", "utf_8_sig"),
+)
+#: All names of Python's own codecs -> the one it is known by.
+_CHARSETS: Final = {name: name for name in (*aliases.values(), *_WITHOUT_ALIAS)} | aliases
 
 #: The file whose encoding is the default one; None means the file system's encoding.
 default_encoding_file: Any = None
@@ -96,11 +109,21 @@ def safe_repr(o: Any, errors: str = "replace") -> str:
     return f"<Unrepresentable {type(o)!r}: {reason}>"
 
 
-def as_text(raw: Any, encoding: str | None) -> Any:
+@lru_cache(maxsize=256)
+def charset(name: str) -> str | None:
+    """Return the character set of that name; None if Python has none.
+
+    The name may be a stranger's, so Python is not asked: it remembers each name that it did not find.
+    """
+    return _CHARSETS.get(normalize_encoding(name).lower())
+
+
+def as_text(raw: Any, encoding: Any) -> Any:
     """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
-    if encoding and encoding != "binary":
+    known = charset(encoding) if encoding and isinstance(encoding, str) else None
+    if known is not None:
         try:
-            return str(raw, encoding)
+            return str(raw, known)
         except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
             pass
     return raw

@@ -220,16 +220,21 @@ class _Replies:
         """Hand a reply to its caller; one that nobody waits for is dropped."""
         if self.taken is not None:
             self.taken(message)
-        slot = self.waiting.get(message.properties.get("correlation_id"))
+        slot = self._slot_of(message)
         if slot is not None:
             slot.offer(message)
 
     def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
         """Tell a caller that no queue took its request."""
-        slot = self.waiting.get(message.properties.get("correlation_id"))
+        slot = self._slot_of(message)
         if slot is not None:
             text = f"{exc}: no queue takes a call to {routing_key!r}"
             slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
+
+    def _slot_of(self, message: Any) -> Slot[Any] | None:
+        # Whoever may publish to the queue may write anything there.
+        correlation_id = message.properties.get("correlation_id")
+        return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
 
     def cancelled(self, exc: BaseException) -> None:
         """No more replies will come: tell those who wait."""

@@ -10,8 +10,13 @@ import logging
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greenconn.encoding import bytes_to_str
-from greenconn.exceptions import ContentDisallowed, SerializationError, SerializerNotInstalled
+from greenconn.encoding import bytes_to_str, charset
+from greenconn.exceptions import (
+    ContentDisallowed,
+    DecodeError,
+    SerializationError,
+    SerializerNotInstalled,
+)
 from greenconn.formats import (
     decode_error,
     encode_error,
@@ -247,6 +252,8 @@ class SerializerRegistry:
             content_type = "application/data"
         elif content_type.__class__ is not str:
             content_type = bytes_to_str(content_type)
+            if not isinstance(content_type, str):
+                raise DecodeError(f"a content type is text, not {type(content_type).__name__}")
         if accept is not None:
             if content_type not in accept and content_type not in _trusted_content:
                 raise self._refusal(content_type, "untrusted")
@@ -270,12 +277,12 @@ class SerializerRegistry:
             self._look_for_plugins()
             if content_type in self._decoders:
                 return self.loads(data, content_type, content_encoding, force=True)
-        encoding = (content_encoding or "utf-8").lower()
-        if encoding in SKIP_DECODE or data is None or isinstance(data, str):
-            return data
         try:
+            encoding = (content_encoding or "utf-8").lower()
+            if encoding in SKIP_DECODE or data is None or isinstance(data, str):
+                return data
             # Not codecs.decode: that would also run codecs like zlib, which no limit holds.
-            return str(data, encoding)
+            return str(data, charset(encoding) or "an unknown encoding")
         except Exception as exc:
             raise decode_error(exc, "as text") from exc
 

@@ -18,7 +18,7 @@ from greenconn.identity import oid_from, uuid
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
 from greenconn.pidbox.node import Node
-from greenconn.pidbox.replies import Replies, taken_from
+from greenconn.pidbox.replies import Replies, clock_of, taken_from
 from greenconn.serialization import prepare_accept_content
 
 __all__ = ["REPLY_QUEUE_EXPIRES", "Mailbox"]
@@ -374,7 +374,7 @@ class Mailbox:
         try:
             with self._replies.of(ticket) as inbox, consumer:
                 for message in taken_from(inbox, limit, deadline):
-                    self.clock.adjust(message.headers.get("clock") or 0)
+                    self.clock.adjust(clock_of(message))
                     message.accept = accepted
                     try:
                         body = message.decode()

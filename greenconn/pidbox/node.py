@@ -10,6 +10,7 @@ from greenconn import messaging
 from greenconn.exceptions import InconsistencyError, ResourceLocked
 from greenconn.log import get_logger
 from greenconn.matcher import match
+from greenconn.pidbox.replies import clock_of
 
 __all__ = ["W_PIDBOX_IN_USE", "Node"]
 
@@ -34,6 +35,9 @@ class Node:
         channel: where it listens and replies.
         handlers: by the names of their commands.
         mailbox: the :class:`Mailbox` whose node it is.
+
+    Attributes:
+        refused: messages that were no commands, or could not be decoded.
     """
 
     hostname: Any = None
@@ -56,6 +60,7 @@ class Node:
         self.state = state
         self.adjust_clock = mailbox.clock.adjust
         self.handlers = {} if handlers is None else handlers
+        self.refused = 0
 
     def Consumer(  # noqa: N802 - kombu's name
         self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any
@@ -93,6 +98,7 @@ class Node:
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Log a command that cannot be decoded."""
+        self.refused += 1
         logger.error("cannot decode a command to %s: %r", self.hostname, exc)
 
     def listen(
@@ -157,12 +163,25 @@ class Node:
         return self.handle(method, arguments)
 
     def handle_message(self, body: Mapping[str, Any], message: Any = None) -> Any:
-        """Carry out the command in *body* if it is for this node."""
+        """Carry out the command in *body* if it is for this node.
+
+        One that no mailbox sends is logged and counted in :attr:`refused`.
+        """
         if message:
-            self.adjust_clock(message.headers.get("clock") or 0)
-        if self._is_meant(body):
-            return self.dispatch(**body)
-        return None
+            self.adjust_clock(clock_of(message))
+        if not _is_command(body):
+            self._refuse("it is none")
+            return None
+        try:
+            is_meant = self._is_meant(body)
+        except Exception as exc:  # of a matcher, which anybody may register
+            self._refuse(f"its pattern cannot be used: {exc!r}")
+            return None
+        return self.dispatch(**body) if is_meant else None
+
+    def _refuse(self, why: str) -> None:
+        self.refused += 1
+        logger.error("a command to %s is passed over: %s", self.hostname, why)
 
     dispatch_from_message = handle_message
 
@@ -187,3 +206,26 @@ class Node:
             channel=self.channel,
             serializer=self.mailbox.serializer,
         )
+
+
+def _is_command(body: Any) -> bool:
+    """Whether *body* has the form of what a mailbox sends."""
+    if not isinstance(body, Mapping) or not all(isinstance(name, str) for name in body):
+        return False
+    address = body.get("reply_to")
+    return (
+        isinstance(body.get("method"), str)
+        and "self" not in body
+        and isinstance(body.get("arguments") or {}, Mapping)
+        and isinstance(body.get("destination") or (), (list, tuple))
+        and isinstance(body.get("pattern") or "", str)
+        and isinstance(body.get("matcher") or "", str)
+        and (
+            not address
+            or (
+                isinstance(address, Mapping)
+                and isinstance(address.get("exchange"), str)
+                and isinstance(address.get("routing_key"), str)
+            )
+        )
+    )

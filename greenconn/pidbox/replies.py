@@ -11,10 +11,12 @@ from greenconn.caching import LRUCache
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 
-__all__ = ["Replies", "taken_from"]
+__all__ = ["Replies", "clock_of", "taken_from"]
 
-#: Tickets whose replies are kept although nobody waits for them yet.
+#: Tickets whose replies are kept although nobody waits for them yet, and replies to one of them.
 UNCLAIMED: Final = 100
+#: Logical clocks beyond this were never counted to, and would not fit into a header before long.
+LATEST: Final = 1 << 62
 
 
 class Replies:
@@ -37,15 +39,19 @@ class Replies:
             self.taken(message)
         headers = message.headers
         ticket, expires = headers.get("ticket"), headers.get("expires")
-        if expires and time() > expires:
+        if isinstance(expires, (int, float)) and 0 < expires < time():
             return
-        if ticket in self._collecting:
-            self._collecting[ticket].put(message)
-        elif ticket is None and len(self._collecting) == 1:
+        if ticket is None and len(self._collecting) == 1:
             # Of a node that sends no tickets: it can be nobody else's.
             next(iter(self._collecting.values())).put(message)
+        elif not isinstance(ticket, str):
+            return  # of nobody who has asked
+        elif ticket in self._collecting:
+            self._collecting[ticket].put(message)
         elif ticket in self._unclaimed:
-            self._unclaimed[ticket].append(message)
+            kept = self._unclaimed[ticket]
+            if len(kept) < UNCLAIMED:
+                kept.append(message)
         else:
             self._unclaimed[ticket] = [message]
 
@@ -83,3 +89,9 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
             return
         taken += 1
         yield message
+
+
+def clock_of(message: Any) -> int:
+    """The logical clock that came with *message*; 0 where there is none that can be believed."""
+    clock = message.headers.get("clock")
+    return clock if isinstance(clock, int) and 0 < clock < LATEST else 0

@@ -6,6 +6,7 @@ An error reply comes out as an :class:`ErrorReply`, since it belongs to one wait
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -20,6 +21,17 @@ Push: Final = hiredis.PushNotification
 ProtocolError: Final = hiredis.ProtocolError
 
 Argument = bytes | str | int | float
+
+#: Bytes of one reply; Redis's own limit for a string is half of it.
+REPLY_LIMIT: Final = 1024 * 1024 * 1024
+
+#: What begins a list of any kind (array, set, map, push, attributes).
+_MARKS: Final = (b"*", b"~", b"%", b">", b"|")
+#: The head of one of 8 digits or more, and what may become one.
+_LONG_HEAD: Final = re.compile(rb"[*~%>|](?=[0-9]{8})")
+_CUT_HEAD: Final = re.compile(rb"[*~%>|][0-9]{0,20}\Z")
+#: Such characters that are looked at one by one.
+_LOOKS: Final = 16
 
 
 class ErrorReply(Exception):
@@ -36,26 +48,76 @@ class ErrorReply(Exception):
 
 
 class RespParser:
-    """Parses what a server sends, however it is cut."""
+    """Parses what a server sends, however it is cut.
 
-    __slots__ = ("_gets", "_reader", "feed_raw")
+    hiredis makes a list of as many places as the server announces, before it has seen one of them.
+    So the beginning of a list that is too long must not reach it: it is looked for in what comes, and
+    what looks like one is none while hiredis still waits for the end of a string.
 
-    def __init__(self) -> None:
+    Arguments:
+        reply_limit: largest reply allowed in bytes.
+    """
+
+    __slots__ = ("_gets", "_held", "_reader", "_unfinished", "reply_limit")
+
+    def __init__(self, reply_limit: int = REPLY_LIMIT) -> None:
         # No reply is an Ellipsis, so it says "not enough".
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)
-        self.feed_raw = self._reader.feed
         self._gets = self._reader.gets
+        self.reply_limit = reply_limit
+        #: Bytes since the last reply.
+        self._unfinished = 0
+        #: What may be the beginning of the head of a list.
+        self._held = b""
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Take *data* in and yield the replies and pushes that are complete.
 
         Raises:
-            ProtocolError: it is not RESP.
+            ProtocolError: it is not RESP, or a reply is above the limit.
         """
-        self.feed_raw(data)
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data[-1:] != b"\n" and (cut := _CUT_HEAD.search(data, max(0, len(data) - 24))):
+            data, self._held = data[: cut.start()], data[cut.start() :]
+        if _may_announce_much(data):
+            start = 0
+            for head in _LONG_HEAD.finditer(data):
+                yield from self._take(data[start : head.start()])
+                start = head.start()
+                if not self._reader.has_data():
+                    raise ProtocolError("a list of 10,000,000 or more is announced")
+            data = data[start:]
+        yield from self._take(data)
+
+    def _take(self, data: bytes) -> Iterator[Any]:
+        self._reader.feed(data)
+        self._unfinished += len(data)
         gets = self._gets
-        while (reply := gets()) is not ...:
-            yield reply
+        try:
+            while (reply := gets()) is not ...:
+                self._unfinished = 0
+                yield reply
+        except (TypeError, MemoryError) as exc:
+            raise ProtocolError(f"a reply cannot be made: {exc or type(exc).__name__}") from exc
+        if self._unfinished > self.reply_limit:
+            raise ProtocolError(f"a reply has more than {self.reply_limit} bytes")
+
+
+def _may_announce_much(data: bytes) -> bool:
+    """Whether the head of a long list may be in *data*; quick, where there are few such characters."""
+    for mark in _MARKS:
+        at = data.find(mark)
+        for _ in range(_LOOKS):
+            if at < 0:
+                break
+            if data[at + 1 : at + 9].isdigit() and len(data) > at + 8:
+                return True
+            at = data.find(mark, at + 1)
+        else:
+            if at >= 0 and _LONG_HEAD.search(data, at):
+                return True
+    return False
 
 
 def bulk(value: Argument) -> bytes:

@@ -10,11 +10,12 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ContentTooLarge
+from greenconn.exceptions import ContentTooLarge, FrameError
+from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.rpc import (
     Call,
     CallLine,
@@ -182,11 +183,15 @@ class Calling:
         except BaseException:
             call.give_up()
             raise
-        args = self._decode(ids, payload)
+        try:
+            args = self._decode(ids, payload)
+        except FrameError as exc:
+            self.connection.end(exc)  # the two sides no longer agree
+            raise
         if header is not None:
             args.append((payload, header, body))
         return args if returns_tuple else (args and args[0])
 
     def _decode(self, ids: int, payload: bytes) -> list[Any]:
         known = self._METHODS[(ids >> 16, ids & 0xFFFF)]
-        return list(loads(known.args, payload, 4)[0]) if known.args else []
+        return read_arguments(ids, known.args, payload) if known.args else []

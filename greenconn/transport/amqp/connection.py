@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from amqp import spec
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 from gevent import get_hub
 
 from greenconn.exceptions import (
@@ -36,6 +36,7 @@ from greenconn.green.writer import Writer
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.agreement import Agreement
 from greenconn.transport.amqp.answering import Answering
+from greenconn.transport.amqp.arguments import UNREADABLE, read_arguments, unreadable
 from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.gate import PublishGate
@@ -364,15 +365,19 @@ class AmqpLink(Link, Agreement):
         self._dispatch(self._parser.feed(data))
 
     def _dispatch(self, methods: list[Method]) -> None:
-        for channel_id, ids, payload, header, body in methods:
-            # Channel 0 is this object.  When the connection ends there are no channels any more.
-            channel = self.channels.get(channel_id)
-            if channel is None:
-                continue
-            if ids == BASIC_DELIVER:
-                channel.on_deliver(payload, header, body)
-            else:
-                channel.on_method(ids, payload, header, body)
+        ids = 0
+        try:
+            for channel_id, ids, payload, header, body in methods:
+                # Channel 0 is this object.  When the connection ends there are no channels any more.
+                channel = self.channels.get(channel_id)
+                if channel is None:
+                    continue
+                if ids == BASIC_DELIVER:
+                    channel.on_deliver(payload, header, body)
+                else:
+                    channel.on_method(ids, payload, header, body)
+        except UNREADABLE as exc:
+            raise unreadable(ids, exc) from exc
         if self.budget.is_exceeded:
             self.end(
                 RecoverableConnectionError(
@@ -393,7 +398,7 @@ class AmqpLink(Link, Agreement):
             if self._closing is not None:
                 self._closing.offer(None)
         elif ids == _BLOCKED:
-            self.gate.shut(loads("s", payload, 4)[0][0])
+            self.gate.shut(read_arguments(ids, "s", payload)[0])
             if self._stream is not None:
                 self._stream.lift_user_timeout()
         elif ids == _UNBLOCKED:

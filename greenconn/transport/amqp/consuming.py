@@ -7,12 +7,13 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.transport.amqp.answering import Answering
+from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
 from greenconn.transport.amqp.kinds import QueueKinds
 from greenconn.transport.amqp.message import Delivery
@@ -265,7 +266,7 @@ class Consuming(QueueKinds, Answering):
         consumer.deliver(Delivery(self, tag, payload, header, body, consumer.tag))
 
     def _on_consumer_cancel(self, reply: Reply) -> None:
-        tag = loads("s", reply[1], 4)[0][0]
+        tag = read_arguments(reply[0], "s", reply[1])[0]
         consumer = self._consumers.get(tag.encode("utf-8", "surrogatepass"))
         if consumer is not None:
             self._forget_consumer(consumer)

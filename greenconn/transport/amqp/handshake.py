@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from amqp import spec
 from amqp.exceptions import error_for_code
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 
 from greenconn.exceptions import AMQPError, ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
+from greenconn.transport.amqp.arguments import UNREADABLE, name_of, read_arguments, unreadable
 from greenconn.transport.amqp.remedies import with_remedy
 from greenconn.transport.amqp.rpc import ids_of
 from greenconn.wire.amqp import method_frame
@@ -75,8 +75,8 @@ class Handshake:
                 raise TimeoutError("timed out")  # else a peer that never stops would not be noticed
             try:
                 self._take(link, ids, payload)
-            except (struct.error, LookupError, AttributeError, TypeError, UnicodeError) as exc:
-                raise FrameError(f"method {_name(ids)} cannot be read: {exc}") from exc
+            except (*UNREADABLE, AttributeError, TypeError) as exc:
+                raise unreadable(ids, exc) from exc
             finally:
                 self._send_answer(link)
 
@@ -107,11 +107,11 @@ class Handshake:
             raise closing_error(payload)
         method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
         if method is None or method.method_sig not in link._callbacks:
-            raise FrameError(f"method {_name(ids)} amid the handshake")
+            raise FrameError(f"method {name_of(ids)} amid the handshake")
         if ids == _START:
             args = _start_arguments(method.args, payload)
         else:
-            args = loads(method.args, payload, 4)[0] if method.args else []
+            args = read_arguments(ids, method.args, payload) if method.args else []
         link._callbacks[method.method_sig](*args)
 
 
@@ -121,7 +121,7 @@ class Handshake:
 
 @lru_cache(maxsize=16)
 def _start_arguments(form: str, payload: bytes) -> Any:
-    return loads(form, payload, 4)[0]
+    return read_arguments(_START, form, payload)
 
 
 def _packed_table(properties: dict[str, Any]) -> bytes:
@@ -139,13 +139,9 @@ def _packed_texts(texts: tuple[tuple[str, str], ...], capabilities: tuple[str, .
     return cast(bytes, dumps("F", (properties,)))
 
 
-def _name(ids: int) -> str:
-    return f"{ids >> 16},{ids & 0xFFFF}"
-
-
 def closing_error(payload: bytes) -> BaseException:
     """The error that ``connection.close`` stands for."""
-    code, text, class_id, method_id = loads("BsBB", payload, 4)[0]
+    code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
     error: BaseException = error_for_code(
         code, with_remedy(text), (class_id, method_id), ConnectionError
     )

@@ -7,9 +7,15 @@ from struct import Struct
 from typing import Any
 
 from greenconn.encoding import as_text
+from greenconn.exceptions import DecodeError
 from greenconn.message import Message
 from greenconn.serialization import loads
-from greenconn.transport.amqp.properties import content_kind, pack_properties, unpack_properties
+from greenconn.transport.amqp.properties import (
+    content_kind,
+    pack_properties,
+    text_of,
+    unpack_properties,
+)
 
 __all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
 
@@ -79,8 +85,8 @@ def split_route(raw: bytes) -> tuple[str, str]:
         middle = 1 + raw[0]
         end = middle + 1 + raw[middle]
         route = (
-            raw[1:middle].decode("utf-8", "surrogatepass"),
-            raw[middle + 1 : end].decode("utf-8", "surrogatepass"),
+            text_of(raw[1:middle]),
+            text_of(raw[middle + 1 : end]),
         )
         if len(_routes) >= 1024:
             _routes.clear()
@@ -182,7 +188,11 @@ class Delivery(Message):
     def _read(self, stage: int) -> None:
         """Fill the slots up to *stage*."""
         if self._stage == _RAW:
-            properties = unpack_properties(self._header)
+            try:
+                properties = unpack_properties(self._header)
+            except DecodeError:
+                self._leave_unread()
+                return
             self._stage = _HEADER_READ
             self.properties = properties
             self.headers = properties.get("application_headers") or {}
@@ -196,6 +206,15 @@ class Delivery(Message):
                 self.body = self._unpacked(self.raw, compression)
             else:
                 self.body = as_text(self.raw, self.content_encoding)
+
+    def _leave_unread(self) -> None:
+        """Its header says nothing: decoding raises, and the rest is as if it were not there."""
+        self._stage = _BODY_READ
+        self.errors = []
+        self._note_error()
+        self.properties, self.headers = {}, {}
+        self.content_type = self.content_encoding = None
+        self.body = self.raw
 
     def __getattr__(self, name: str) -> Any:
         # An unset slot.

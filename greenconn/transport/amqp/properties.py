@@ -17,7 +17,10 @@ from typing import Any, Final
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps, loads
 
-__all__ = ["content_kind", "pack_properties", "unpack_properties"]
+from greenconn.exceptions import DecodeError
+from greenconn.transport.amqp.arguments import UNREADABLE
+
+__all__ = ["content_kind", "pack_properties", "text_of", "unpack_properties"]
 
 _flags = Struct(">H")
 _octet = Struct(">B")
@@ -135,11 +138,22 @@ def _field(name: str, kind: str, value: Any) -> bytes:
         raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
 
 
+def text_of(raw: bytes) -> str:
+    """A short string as text.  Brokers pass on what is not UTF-8 too: that is shown as ``\\xff``."""
+    try:
+        return raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace")
+
+
 def unpack_properties(header: bytes) -> dict[str, Any]:
     """The properties of a content header frame, as a dict of its own.
 
     Arguments:
         header: the frame's payload: class, weight, body size (12 bytes), then the block.
+
+    Raises:
+        DecodeError: it is cut off, or holds what no property can be.
     """
     block = header[12:]
     known = _unpacked.get(block)
@@ -148,8 +162,15 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
         if "application_headers" in known:
             known["application_headers"] = {}  # whoever writes into it writes into his own
         return known
-    flags: int = _flags.unpack_from(block)[0]
-    properties = _unpack(block, flags)
+    try:
+        flags: int = _flags.unpack_from(block)[0]
+        properties = _unpack(block, flags)
+    except (*UNREADABLE, TypeError, OSError, FrameSyntaxError) as exc:
+        # Brokers pass on what they do not look at: a time stamp of the year 60,000, nesting without
+        # end, the types of another protocol.
+        raise DecodeError(
+            f"the properties of a message cannot be read: {type(exc).__name__}"
+        ) from exc
     if len(block) < 256 and not flags & _VARYING and not properties.get("application_headers"):
         if len(_unpacked) >= _KEPT:
             _unpacked.clear()
@@ -172,7 +193,7 @@ def _unpack(block: bytes, flags: int) -> dict[str, Any]:
         if kind == "s":
             start = position + 1
             position = start + block[position]
-            properties[name] = block[start:position].decode("utf-8", "surrogatepass")
+            properties[name] = text_of(block[start:position])
         elif kind == "o":
             properties[name] = block[position]
             position += 1

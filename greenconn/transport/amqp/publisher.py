@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
 from amqp.exceptions import error_for_code
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import ChannelError, ContentTooLarge, RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
+from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.confirm import PendingConfirm
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
 from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
@@ -398,7 +399,7 @@ class Publisher:
         _, payload, header, body = reply
         assert header is not None
         assert body is not None
-        code, text, exchange, routing_key = loads("Bsss", payload, 4)[0]
+        code, text, exchange, routing_key = read_arguments(reply[0], "Bsss", payload)
         if self._confirms is not None:
             publish = self._confirms.match_return(exchange, routing_key, header[12:], body)
             if publish is not None:

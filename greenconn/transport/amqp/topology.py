@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from amqp import spec
 from amqp.protocol import queue_declare_ok_t
-from amqp.serialization import dumps, loads
+from amqp.serialization import dumps
 
+from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.rpc import Reply
 
 if TYPE_CHECKING:
@@ -293,4 +294,4 @@ class Topology:
 
 
 def _name_in(reply: Reply) -> str:
-    return str(loads("s", reply[1], 4)[0][0])
+    return str(read_arguments(reply[0], "s", reply[1])[0])

@@ -16,6 +16,7 @@ from greenconn.exceptions import NotFound
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import TAIL, Move
 from greenconn.transport.redis.envelope import DELIVERY_COUNT
+from greenconn.transport.redis.keys import is_name
 from greenconn.transport.redis.returning import list_of
 from greenconn.transport.redis.routing import Routes, carbon_copies
 from greenconn.wire.resp import pack
@@ -64,9 +65,9 @@ def burial(
         info = envelope["properties"]["delivery_info"]
         key = info["routing_key"] if grave.routing_key is None else grave.routing_key
         letter = _letter(envelope, queue, grave, key, reason)
-    except (ValueError, KeyError, TypeError):
-        letter, key = None, grave.routing_key or queue  # it cannot be read: as it is
-    text = raw if letter is None else dumps(letter).encode()
+        text = dumps(letter).encode()
+    except Exception:  # there is nothing that an envelope of a stranger cannot be
+        letter, key, text = None, grave.routing_key or queue, raw  # it cannot be read: as it is
     queues = [key]
     if grave.exchange:
         headers = {} if letter is None else letter["headers"]
@@ -91,7 +92,13 @@ def _letter(
     envelope: dict[str, Any], queue: str, grave: Grave, routing_key: str, reason: str
 ) -> dict[str, Any]:
     """The message with this death noted in its headers (RabbitMQ's rules)."""
+    if not is_name(routing_key):
+        raise TypeError("a routing key is text")
     headers = dict(envelope.get("headers") or {})
+    for name in ("CC", "BCC"):
+        if name in headers:
+            copies = headers[name] if isinstance(headers[name], list) else []
+            headers[name] = [each for each in copies if is_name(each)]
     properties = dict(envelope["properties"])
     info = properties["delivery_info"]
     expiration = properties.pop("expiration", None)

@@ -90,7 +90,7 @@ class Directory:
         """How often a message of a queue may be delivered; None: no limit."""
         declared = self.last(name)
         limit = declared.arguments.get("x-delivery-limit")
-        return self._link.options.delivery_limit if limit is None else int(limit)
+        return limit if isinstance(limit, int) else self._link.options.delivery_limit
 
     # -- looking up
 

@@ -20,7 +20,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.transport.redis.answers import Answers
 from greenconn.transport.redis.directory import Directory
-from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.keys import Keys
@@ -29,6 +29,7 @@ from greenconn.transport.redis.leases import Lease
 from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.replies import check_reply
 from greenconn.transport.redis.routing import Routing
 from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
@@ -123,14 +124,27 @@ class RedisLink(VirtualLink):
     def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
         """Send a command and return its reply; see :meth:`Pipeline.call`.  May switch."""
         self.answers.before_call()
-        return self.pipeline.call(command, deadline, what)
+        reply = self.pipeline.call(command, deadline, what)
+        self._check_reply(command, reply)
+        return reply
 
     def call_all(
         self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
     ) -> list[Any]:
         """Send commands and return their replies; see :meth:`Pipeline.call_all`.  May switch."""
         self.answers.before_call()
-        return self.pipeline.call_all(commands, deadline, what)
+        replies = self.pipeline.call_all(commands, deadline, what)
+        for command, reply in zip(commands, replies, strict=True):
+            self._check_reply(command, reply)
+        return replies
+
+    def _check_reply(self, command: bytes, reply: Any) -> None:
+        try:
+            check_reply(command, reply, self.where)
+        except NotRedis as exc:
+            lost = LinkLost(f"{self.where}: connection lost: {exc}")
+            self.pipeline.end(lost)
+            raise lost from exc
 
     def check_open(self) -> None:
         """Raise unless open.

@@ -201,4 +201,6 @@ def _check_role(role: Any, where: str, must_be_master: bool) -> None:
         return  # a user who may not ask: the first write will tell
     kind = role[0] if isinstance(role, list) and role else None
     if must_be_master and isinstance(kind, bytes) and kind != b"master":
-        raise ServerNotReady(f"{where} is a {kind.decode()} and no master: nothing can be written")
+        raise ServerNotReady(
+            f"{where} is a {kind.decode('utf-8', 'replace')} and no master: nothing can be written"
+        )

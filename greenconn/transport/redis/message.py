@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from binascii import a2b_base64
 from typing import Any, Final
 
-from greenconn.jsoncodec import loads
+from greenconn.encoding import as_text
+from greenconn.exceptions import DecodeError
 from greenconn.message import Message
+from greenconn.transport.virtual.envelope import Contents, contents_of
 
 __all__ = ["Delivery"]
 
@@ -100,31 +101,16 @@ class Delivery(Message):
     def _read(self) -> None:
         self.errors = []
         try:
-            envelope = loads(self.raw)
-            properties = envelope["properties"]
-            headers = envelope.get("headers") or {}
-            body = envelope.get("body")
-            encoding = properties.get("body_encoding")
-            if body is not None and encoding and encoding.lower() != "utf-8":
-                if encoding != "base64":
-                    raise ValueError(f"unknown body_encoding {encoding!r}")
-                body = a2b_base64(body)
-        except Exception:
+            contents = contents_of(self.raw)
+        except DecodeError:
             self._note_error()
-            properties, headers, body, envelope = {}, {}, self.raw, {}
-        self.properties = properties
-        self.headers = headers
-        self.content_type = envelope.get("content-type")
-        encoding = self.content_encoding = envelope.get("content-encoding")
-        compression = headers.get("compression")
+            contents = Contents({}, {}, None, None, self.raw)
+        self.properties, self.headers, self.content_type, self.content_encoding, body = contents
+        compression = self.headers.get("compression")
         if compression:
             body = self._unpacked(body, compression)
-        elif encoding and encoding != "binary" and body.__class__ is bytes and not self.errors:
-            # Text where the encoding is one of text, as amqp has it.
-            try:
-                body = body.decode(encoding)
-            except (LookupError, UnicodeError):
-                pass
+        elif body.__class__ is bytes and not self.errors:
+            body = as_text(body, self.content_encoding)
         self.body = body
 
     @property
@@ -137,11 +123,12 @@ class Delivery(Message):
 
     def _delivery_info(self) -> dict[str, Any]:
         info = self.properties.get("delivery_info") or {}
+        exchange, routing_key = info.get("exchange"), info.get("routing_key")
         found: dict[str, Any] = {
             "delivery_tag": self.delivery_tag,
             "redelivered": self.redelivered,
-            "exchange": info.get("exchange", ""),
-            "routing_key": info.get("routing_key", self.queue),
+            "exchange": exchange if isinstance(exchange, str) else "",
+            "routing_key": routing_key if isinstance(routing_key, str) else self.queue,
         }
         if self.consumer is not None:
             found["consumer_tag"] = self.consumer.tag

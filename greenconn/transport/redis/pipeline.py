@@ -248,6 +248,9 @@ class Pipeline:
                     return
         except ProtocolError as exc:
             raise NotRedis(f"{self.where} does not speak Redis' protocol: {exc}") from exc
+        except (TypeError, ValueError, LookupError, AttributeError) as exc:
+            # Who got it has taken it for what the command's reply must be.
+            raise NotRedis(f"{self.where}: a reply is not what it must be: {exc}") from exc
 
     def _on_stream_lost(self, exc: BaseException) -> None:
         error = LinkLost(f"{self.where}: connection lost: {exc}")

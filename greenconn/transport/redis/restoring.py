@@ -14,6 +14,7 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import HEAD, Move, move_arguments, parted
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.envelope import marked_redelivered
+from greenconn.transport.redis.keys import is_name
 from greenconn.transport.redis.returning import list_of
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.wire.resp import pack
@@ -61,11 +62,16 @@ def read_held(field: str, value: bytes) -> Held | None:
     try:
         if at > 0 and value.startswith(b"[") and field.startswith("gc."):
             # As it was put together, so that a message that is no JSON comes back too.
-            return Held(field, value[1:at], "", loads(value[at + len(_BETWEEN) : -1]))
-        message, exchange, routing_key = loads(value)
-    except (ValueError, TypeError):
+            raw, exchange, routing_key = value[1:at], "", loads(value[at + len(_BETWEEN) : -1])
+        else:
+            message, exchange, routing_key = loads(value)
+            raw = dumps(message).encode()
+    except (ValueError, TypeError, RecursionError):
         return None
-    return Held(field, dumps(message).encode(), exchange or "", routing_key or "")
+    exchange, routing_key = exchange or "", routing_key or ""
+    if not (is_name(exchange) and is_name(routing_key)):
+        return None
+    return Held(field, raw, exchange, routing_key)
 
 
 def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int:

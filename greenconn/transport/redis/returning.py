@@ -22,7 +22,7 @@ def clamped(priority: Any) -> int:
     """A priority as a number from 0 to 9; 0 for what is none (kombu's reading)."""
     try:
         return max(0, min(int(priority), 9))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 
@@ -30,7 +30,7 @@ def priority_of(envelope: Any) -> int:
     """The priority of a message, from 0 to 9."""
     try:
         return clamped(envelope["properties"]["priority"])
-    except (TypeError, KeyError):
+    except (TypeError, LookupError):
         return 0
 
 
@@ -52,6 +52,6 @@ def unseen(keys: Keys, number: int, field: str, queue: str, raw: bytes) -> Move:
     """A message that nobody has seen on its way back: as if it had never been taken."""
     try:
         envelope = loads(raw)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         envelope = None
     return Move(number, field, queue, HEAD, [(list_of(keys, queue, envelope), raw)])

@@ -38,6 +38,17 @@ def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
     return [key for name in names for key in headers.get(name) or ()]
 
 
+def _declared(text: bytes | None) -> dict[str, Any]:
+    """How an exchange was declared, as the server keeps it; what cannot be read says nothing."""
+    try:
+        kept = loads(text) if text is not None else None
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    if not isinstance(kept, dict) or not isinstance(kept.get("arguments") or {}, dict):
+        return {}
+    return kept
+
+
 class Routes:
     """Where one message goes.
 
@@ -81,12 +92,9 @@ class Routing:
         )
         if text is None and not table:
             return None
-        try:
-            kept = loads(text) if text is not None else {}
-        except ValueError:
-            kept = {}
+        kept = _declared(text)
         kind = kept.get("type")
-        if kind not in _TYPES:
+        if not isinstance(kind, str) or kind not in _TYPES:
             has_patterns = any(pattern for _, pattern, _ in self.table(name))
             kind = "topic" if has_patterns else "direct"
             return Exchange(name, kind, ROUTERS[kind]())

@@ -107,7 +107,14 @@ class SentinelTransport(Transport):
         (reply,) = replies
         if isinstance(reply, ErrorReply):
             return str(reply)
-        state = {key.decode(): value.decode() for key, value in _pairs(reply).items()}
+        try:
+            return self._named(_pairs(reply), name)
+        except (ValueError, TypeError, LookupError, AttributeError) as exc:
+            return f"it answers what no sentinel does: {exc}"
+
+    def _named(self, pairs: Mapping[bytes, bytes], name: str) -> Address | str:
+        """The same, out of what a sentinel says of a master."""
+        state = {key.decode(): value.decode() for key, value in pairs.items()}
         flags = set(state["flags"].split(","))
         if "master" not in flags or flags & _DOWN:
             return f"it is {state['flags']}"

@@ -159,7 +159,10 @@ class Sweeper:
         pairs = (
             found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
         )
-        queues = {name.decode(): owner.decode() for name, owner in pairs.items()}
+        queues = {
+            name.decode("utf-8", "replace"): owner.decode("utf-8", "replace")
+            for name, owner in pairs.items()
+        }
         dead = set(self.dead(sorted(set(queues.values())), now))
         for name, owner in queues.items():
             if owner in dead:

@@ -229,7 +229,7 @@ class Channel(KombuOrder):
         """
         try:
             given = int(message["properties"]["priority"])
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, LookupError, OverflowError):
             given = self.default_priority
         priority = max(self.min_priority, min(given, self.max_priority))
         return self.max_priority - priority if reverse else priority

@@ -30,13 +30,14 @@ class Declaration:
         """Read what the server keeps; a text that cannot be read says nothing."""
         try:
             kept = loads(text)
+            owner = kept["owner"]
             return cls(
                 durable=bool(kept["durable"]),
                 auto_delete=bool(kept["auto_delete"]),
-                owner=kept["owner"],
+                owner=owner if owner is None else str(owner),
                 arguments=dict(kept["arguments"]),
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return cls()
 
     def text(self) -> str:
@@ -55,7 +56,7 @@ class Declaration:
         """What its arguments ask for; those of foreign programs may be of any kind."""
         try:
             return QueuePolicy.of(self.arguments)
-        except ValueError:
+        except (ValueError, OverflowError):
             return QueuePolicy()
 
     @property

@@ -8,13 +8,61 @@ names the message, and ``delivery_info`` has exchange and routing key.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from typing import Any
+from binascii import a2b_base64
+from typing import Any, NamedTuple
 
+from greenconn.exceptions import DecodeError
+from greenconn.formats import decode_error
+from greenconn.jsoncodec import loads
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Base64", "Message"]
+__all__ = ["Base64", "Contents", "Message", "contents_of"]
+
+_WHAT = "out of its envelope"
+
+
+class Contents(NamedTuple):
+    """What is in an envelope, as far as the library looks at it: these are of these types."""
+
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+    content_type: Any
+    content_encoding: Any
+    body: Any
+
+
+def contents_of(raw: bytes) -> Contents:
+    """Open an envelope of which the body is text, or bytes in base 64.
+
+    Raises:
+        DecodeError: it is not JSON, or is not what an envelope must be.
+    """
+    try:
+        contents = _checked(loads(raw))
+        body, encoding = contents.body, contents.properties.get("body_encoding")
+        if body is None or not encoding or encoding.lower() == "utf-8":
+            return contents
+        if encoding != "base64":
+            raise LookupError("unknown body_encoding")
+        return contents._replace(body=a2b_base64(body))
+    except Exception as exc:
+        raise decode_error(exc, _WHAT) from exc
+
+
+def _checked(envelope: Any) -> Contents:
+    """Take an envelope apart that anybody may have written."""
+    properties = envelope["properties"]
+    headers = envelope.get("headers") or {}
+    body = envelope.get("body")
+    info = properties.get("delivery_info") or {}
+    if not (isinstance(headers, dict) and isinstance(properties, dict) and isinstance(info, dict)):
+        raise TypeError("properties, headers and delivery_info are objects")
+    if body is not None and not isinstance(body, (str, bytes)):
+        raise TypeError("a body is text")
+    return Contents(
+        properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
+    )
 
 
 class Base64:
@@ -45,26 +93,39 @@ class Message(BaseMessage):
     ) -> None:
         self._raw = payload
         self.queue = queue
-        properties: dict[str, Any] = payload["properties"]
-        body = payload.get("body")
-        if body and channel is not None:
-            body = channel.decode_body(body, properties.get("body_encoding"))
-        info: Mapping[str, Any] = properties.get("delivery_info") or {}
+        try:
+            properties, headers, content_type, content_encoding, body = _checked(payload)
+            if body and channel is not None:
+                body = channel.decode_body(body, properties.get("body_encoding"))
+        except Exception as exc:
+            super().__init__(body=payload, channel=channel, **kwargs)
+            self._note(decode_error(exc, _WHAT))
+            return
+        tag = properties.get("delivery_tag")
         super().__init__(
             body=body,
             channel=channel,
-            delivery_tag=properties.get("delivery_tag"),
-            content_type=payload.get("content-type"),
-            content_encoding=payload.get("content-encoding"),
-            headers=payload.get("headers"),
+            delivery_tag=tag if isinstance(tag, (str, int)) else None,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            headers=headers,
             properties=properties,
-            delivery_info={**info, "redelivered": bool(payload.get("redelivered"))},
+            delivery_info={
+                **(properties.get("delivery_info") or {}),
+                "redelivered": bool(payload.get("redelivered")),
+            },
             postencode="utf-8",
             **kwargs,
         )
 
+    def _note(self, error: DecodeError) -> None:
+        """It cannot be read: decoding it raises *error*."""
+        self.errors.append((DecodeError, error, None))
+
     def serializable(self) -> Envelope:
         """Return the envelope with which it can be put back."""
+        if self.errors:
+            return dict(self._raw) if isinstance(self._raw, dict) else {"body": self._raw}
         properties = self.properties
         body, _ = self.channel.encode_body(self.body, properties.get("body_encoding"))
         # The body was decompressed on its way in.

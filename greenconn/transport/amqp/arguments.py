@@ -1,0 +1,46 @@
+"""Reading the arguments of a broker's methods: what cannot be read is an error of the peer."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+from amqp.serialization import loads
+
+from greenconn.exceptions import FrameError
+
+__all__ = ["UNREADABLE", "name_of", "read_arguments", "unreadable"]
+
+#: What taking a method apart raises when it is cut off, or holds no text, time or table where one
+#: must be.
+UNREADABLE: Final = (struct.error, LookupError, ValueError, OverflowError, RecursionError)
+#: Of amqp's own reader: no byte for the bits; a time stamp that the platform does not know.
+_ALSO: Final = (TypeError, OSError)
+
+
+def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
+    """The arguments of a method.
+
+    Arguments:
+        ids: ``class_id << 16 | method_id``.
+        form: their types, as amqp has them.
+        payload: of the method frame.
+
+    Raises:
+        FrameError: they are not of that form.
+    """
+    try:
+        values: list[Any] = loads(form, payload, 4)[0]
+    except (*UNREADABLE, *_ALSO) as exc:
+        raise unreadable(ids, exc) from exc
+    return values
+
+
+def unreadable(ids: int, exc: BaseException) -> FrameError:
+    """The error for a method that cannot be read."""
+    return FrameError(f"method {name_of(ids)} cannot be read: {exc or type(exc).__name__}")
+
+
+def name_of(ids: int) -> str:
+    """A method as the specification numbers it."""
+    return f"{ids >> 16},{ids & 0xFFFF}"

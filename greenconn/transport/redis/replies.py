@@ -1,0 +1,111 @@
+"""What the server replies to our commands: a reply of another form ends the connection.
+
+It would be taken for what it is not, in some greenlet that did nothing wrong: bytes were spoiled, or
+what answers is no Redis.  Only the commands whose replies are looked at are named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from greenconn.transport.redis.errors import NotRedis
+from greenconn.transport.redis.scripts import JOIN, MOVE
+
+__all__ = ["check_reply"]
+
+
+def _is_count(reply: Any) -> bool:
+    return type(reply) is int
+
+
+def _is_text(reply: Any) -> bool:
+    return reply is None or isinstance(reply, bytes)
+
+
+def _are_texts(reply: Any) -> bool:
+    return isinstance(reply, list) and all(map(_is_text, reply))
+
+
+def _are_members(reply: Any) -> bool:
+    return isinstance(reply, (list, set)) and all(isinstance(each, bytes) for each in reply)
+
+
+def _is_time(reply: Any) -> bool:
+    return (
+        isinstance(reply, list)
+        and len(reply) == 2
+        and all(isinstance(each, bytes) and each.isdigit() and len(each) < 20 for each in reply)
+    )
+
+
+def _is_score(reply: Any) -> bool:
+    return reply is None or _is_number(reply)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bytes):
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, (int, float))
+
+
+def _are_pairs(reply: Any) -> bool:
+    """Names with their values, in the form of either protocol."""
+    if isinstance(reply, dict):
+        return all(isinstance(each, bytes) for pair in reply.items() for each in pair)
+    return isinstance(reply, list) and len(reply) % 2 == 0 and _are_members(reply)
+
+
+def _are_scored(reply: Any) -> bool:
+    """Members with their scores, in the form of either protocol."""
+    if not isinstance(reply, list):
+        return False
+    is_nested = bool(reply) and isinstance(reply[0], list)
+    pairs = reply if is_nested else [reply[at : at + 2] for at in range(0, len(reply), 2)]
+    return all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], bytes)
+        and _is_number(pair[1])
+        for pair in pairs
+    )
+
+
+_FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
+    b"DEL": _is_count,
+    b"EXISTS": _is_count,
+    b"GET": _is_text,
+    b"HDEL": _is_count,
+    b"HGETALL": _are_pairs,
+    b"HMGET": _are_texts,
+    b"LLEN": _is_count,
+    b"SMEMBERS": _are_members,
+    b"TIME": _is_time,
+    b"ZRANGEBYSCORE": _are_scored,
+    b"ZREM": _is_count,
+    b"ZSCORE": _is_score,
+}
+
+
+#: By text and by digest.
+_SCRIPTS: Final[dict[bytes, Callable[[Any], bool]]] = {
+    name: _is_count for script in (JOIN, MOVE) for name in (script.text, script.digest)
+}
+
+
+def check_reply(command: bytes, reply: Any, where: str) -> None:
+    """See that *reply* has the form of a reply to *command* (packed).
+
+    Raises:
+        NotRedis: it has not.
+    """
+    _, _, name, *behind = command.split(b"\r\n", 5)
+    is_script = name in (b"EVAL", b"EVALSHA")
+    has_form = _SCRIPTS.get(behind[1]) if is_script else _FORMS.get(name)
+    if has_form is not None and not has_form(reply):
+        raise NotRedis(
+            f"{where}: the reply to {name.decode()} is not what it must be: {reply!r:.60}"
+        )
