@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from json import JSONDecodeError
-from typing import Any
+from typing import Any, Final
 
 from greenconn.exceptions import DecodeError, EncodeError, SerializerNotInstalled
 
@@ -22,6 +23,10 @@ __all__ = [
     "yaml_dumps",
     "yaml_loads",
 ]
+
+
+#: Entries that all mappings of a YAML body may have, what they merge included.
+YAML_MERGED: Final = 1_000_000
 
 
 def _needed(module: str, package: str) -> Any:
@@ -43,7 +48,27 @@ def yaml_loads(body: Any) -> Any:
     """Decode YAML; it makes no objects but those of its safe types."""
     # PyYAML takes what is neither text nor bytes for a file.
     is_buffer = isinstance(body, (bytearray, memoryview))
-    return _needed("yaml", "PyYAML").safe_load(bytes(body) if is_buffer else body)
+    return _needed("yaml", "PyYAML").load(bytes(body) if is_buffer else body, _yaml_loader())
+
+
+@cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, with an end to merging.
+
+    Mappings that merge each other ten times, ten levels deep, are 500 bytes that stand for gigabytes.
+    """
+    yaml = _needed("yaml", "PyYAML")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        merged = 0
+
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            self.merged += len(node.value)  # of each mapping, and once more for each that it goes into
+            if self.merged > YAML_MERGED:
+                raise ValueError("too much is merged")
+
+    return Loader
 
 
 def msgpack_dumps(value: Any) -> Any:

@@ -288,7 +288,7 @@ class Message:
             "state": self._state,
             "content_type": self.content_type,
             "delivery_tag": self.delivery_tag,
-            "body_length": None if self.body is None else len(self.body),
+            "body_length": len(self.body) if isinstance(self.body, (str, bytes)) else None,
             "properties": _chosen(self.properties, "correlation_id", "type"),
             "delivery_info": _chosen(self.delivery_info, "exchange", "routing_key"),
         }

@@ -243,4 +243,9 @@ def _check_scheme(scheme: str, address: str) -> str:
             f"broker URL {mask_secrets(address)!r}: its scheme is an import path; give that as "
             f"the transport argument instead"
         )
+    if not scheme:
+        raise ValueError(
+            f"broker URL {mask_secrets(address)!r}: it names no transport; write it as in "
+            f"amqp://localhost//"
+        )
     return scheme

@@ -106,7 +106,7 @@ def resolve_transport(transport: Any = None) -> Any:
         ImportError: the transport is not in this version, or its module cannot be imported.
         AttributeError: the module has no such class.
     """
-    if transport is None:
+    if transport is None or transport == "":
         transport = "amqp"
     if not isinstance(transport, str):
         return _hosted(transport)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from struct import Struct
 from typing import Any
 
 from greenconn.encoding import as_text
@@ -18,8 +17,6 @@ from greenconn.transport.amqp.properties import (
 )
 
 __all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
-
-_message_count = Struct(">I")
 
 #: How far a delivery has been read.
 _RAW, _HEADER_READ, _BODY_READ = range(3)
@@ -79,11 +76,11 @@ class Outgoing:
 
 
 def split_route(raw: bytes) -> tuple[str, str]:
-    """Exchange and routing key: two short strings."""
+    """Exchange and routing key: two short strings.  What is missing is empty."""
     route = _routes.get(raw)
     if route is None:
-        middle = 1 + raw[0]
-        end = middle + 1 + raw[middle]
+        middle = 1 + sum(raw[:1])
+        end = middle + 1 + sum(raw[middle : middle + 1])
         route = (
             text_of(raw[1:middle]),
             text_of(raw[middle + 1 : end]),
@@ -229,11 +226,11 @@ class Delivery(Message):
         redelivered = 12 if tag is None else 13 + method[4]
         info: dict[str, Any] = {
             "delivery_tag": self.delivery_tag,
-            "redelivered": bool(method[redelivered] & 1),
+            "redelivered": method[redelivered : redelivered + 1] == b"\1",
         }
         if tag is None:
             info["exchange"], info["routing_key"] = split_route(method[13:-4])
-            info["message_count"] = _message_count.unpack(method[-4:])[0]
+            info["message_count"] = int.from_bytes(method[-4:], "big")
         else:
             info["exchange"], info["routing_key"] = split_route(method[redelivered + 1 :])
             info["consumer_tag"] = tag

@@ -58,8 +58,10 @@ def _checked(envelope: Any) -> Contents:
     info = properties.get("delivery_info") or {}
     if not (isinstance(headers, dict) and isinstance(properties, dict) and isinstance(info, dict)):
         raise TypeError("properties, headers and delivery_info are objects")
-    if body is not None and not isinstance(body, (str, bytes)):
+    if not isinstance(body, (str, bytes, type(None))):
         raise TypeError("a body is text")
+    if not isinstance(properties.get("body_encoding"), (str, type(None))):
+        raise TypeError("body_encoding is text")
     return Contents(
         properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
     )
@@ -127,7 +129,9 @@ class Message(BaseMessage):
         if self.errors:
             return dict(self._raw) if isinstance(self._raw, dict) else {"body": self._raw}
         properties = self.properties
-        body, _ = self.channel.encode_body(self.body, properties.get("body_encoding"))
+        body = self.body
+        if body is not None:
+            body, _ = self.channel.encode_body(body, properties.get("body_encoding"))
         # The body was decompressed on its way in.
         headers = {name: each for name, each in self.headers.items() if name != "compression"}
         return {
