@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from greenconn import messaging
-from greenconn.exceptions import InconsistencyError, ResourceLocked
+from greenconn.exceptions import (
+    ChannelError,
+    InconsistencyError,
+    ResourceLocked,
+    SerializationError,
+    SerializerNotInstalled,
+)
 from greenconn.log import get_logger
 from greenconn.matcher import match
 from greenconn.pidbox.replies import clock_of
@@ -15,6 +21,9 @@ from greenconn.pidbox.replies import clock_of
 __all__ = ["W_PIDBOX_IN_USE", "Node"]
 
 logger = get_logger("greenconn.pidbox")
+
+#: What is wrong with a reply or its address, not with the connection.
+_UNSENT: Final = (ChannelError, SerializationError, SerializerNotInstalled, TypeError, ValueError)
 
 W_PIDBOX_IN_USE: Final = (
     "A node named {node.hostname} is already using this process mailbox: shut the other one down, "
@@ -138,13 +147,15 @@ class Node:
             logger.exception("the command %s failed at %s", method, self.hostname)
             reply = {"error": repr(exc)}
         if reply_to:
-            self.reply(
-                {self.hostname: reply},
-                exchange=reply_to["exchange"],
-                routing_key=reply_to["routing_key"],
-                ticket=ticket,
-            )
+            self._reply_to(reply_to, {self.hostname: reply}, ticket)
         return reply
+
+    def _reply_to(self, address: Mapping[str, Any], reply: Any, ticket: str | None) -> None:
+        """Send a reply where a command says; that there is no such place is its own matter."""
+        try:
+            self.reply(reply, address["exchange"], address["routing_key"], ticket)
+        except _UNSENT as exc:
+            self._refuse(f"its reply cannot be sent: {exc}")
 
     def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Call the handler of a command.

@@ -31,10 +31,12 @@ class Declaration:
         try:
             kept = loads(text)
             owner = kept["owner"]
+            if not isinstance(owner, (str, type(None))):
+                return cls()
             return cls(
                 durable=bool(kept["durable"]),
                 auto_delete=bool(kept["auto_delete"]),
-                owner=owner if owner is None else str(owner),
+                owner=owner,
                 arguments=dict(kept["arguments"]),
             )
         except (ValueError, LookupError, TypeError, RecursionError):
