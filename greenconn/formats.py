@@ -64,7 +64,9 @@ def _yaml_loader() -> Any:
 
         def flatten_mapping(self, node: Any) -> None:
             super().flatten_mapping(node)
-            self.merged += len(node.value)  # of each mapping, and once more for each that it goes into
+            self.merged += len(
+                node.value
+            )  # of each mapping, and once more for each that it goes into
             if self.merged > YAML_MERGED:
                 raise ValueError("too much is merged")
 

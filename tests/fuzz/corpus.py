@@ -41,6 +41,59 @@ FRAMES: Final = [
 ]
 
 
+def _method(channel: int, ids: tuple[int, int], arguments: bytes = b"") -> bytes:
+    return _frame(1, channel, pack(">HH", *ids) + arguments)
+
+
+#: Methods of the handshake that cannot be read, or make no sense.
+HANDSHAKES: Final = [
+    _method(0, (10, 10)),
+    _method(0, (10, 10), b"\0\x09\xff\xff\xff\xff"),
+    _method(0, (10, 10), b"\0\x09\0\0\0\x0b\1tT\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\0"),
+    _method(0, (10, 10), b"\0\x09\0\0\0\0\0\0\0\0\0\0\0\0"),
+    _method(0, (10, 20), b"\0\0\0\4text"),
+    _method(0, (10, 30)),
+    _method(0, (10, 30), b"\0\1\0\0\0\1\0\0"),
+    _method(0, (10, 30), bytes(8)),
+    _method(0, (10, 41)),
+    _method(0, (10, 50)),
+    _method(0, (10, 50), b"\1\x40\3\xff\xff\xff\0\0\0\0"),
+    _method(0, (10, 51)),
+    _method(1, (20, 11), bytes(4)),
+]
+
+#: Methods on open channels that cannot be read, or that nobody asked for.
+METHODS: Final = [
+    *(
+        _method(channel, ids, arguments)
+        for ids in ((50, 11), (60, 72), (60, 80), (60, 30), (20, 40), (20, 20), (60, 21), (85, 11))
+        for channel, arguments in (
+            (1, b""),
+            (2, b"\xff"),
+            (3, b"\3\xff\xff\xff" + bytes(8)),
+            (3, b"\xff" * 20),
+        )
+    ),
+    _method(2, (60, 71), b"\0") + _header(0),
+    _method(2, (60, 71), bytes(8) + b"\1\xff") + _header(0),
+    _method(1, (60, 60)) + _header(0),
+    _method(1, (60, 60), b"\xff") + _header(0),
+    _method(1, (60, 60), b"\3tag") + _header(0),
+    _method(3, (60, 50), b"\1") + _header(0),
+    _method(0, (60, 60), b"\3tag" + bytes(9)) + _header(0),
+    _method(0, (10, 60)),
+    _method(0, (10, 60), b"\xffshort"),
+    _method(0, (10, 60), b"\3\xff\xff\xff"),
+    _method(0, (10, 71)),
+    _method(0, (10, 50)),
+    _method(0, (10, 50), b"\xff\xff\1\xff" + bytes(4)),
+    _method(0, (99, 99)),
+    _method(1, (99, 99)),
+    _method(77, (60, 60), b"\3tag" + bytes(11))
+    + _frame(2, 77, pack(">HHQ", 60, 0, 2**29) + b"\0\0"),
+]
+
+
 def _nested(depth: int) -> bytes:
     """An array in an array in an array..."""
     # Lengths need four bytes each: they are written from the inside.
@@ -100,6 +153,47 @@ REPLIES: Final = [
     b"HTTP/1.1 400 Bad Request\r\n",
     b"\0\0\0\0",
     b"+" + b"x" * 70_000 + b"\r\n",
+]
+
+#: Whole replies of many kinds.
+ODD_REPLIES: Final = [
+    b"+OK\r\n",
+    b"+\r\n",
+    b":0\r\n",
+    b":1\r\n",
+    b":-1\r\n",
+    b":9223372036854775807\r\n",
+    b"$-1\r\n",
+    b"_\r\n",
+    b"$0\r\n\r\n",
+    b"$3\r\n\xff\xfe\xfd\r\n",
+    b"$3\r\nabc\r\n",
+    b"#t\r\n",
+    b",nan\r\n",
+    b"(123456789012345678901234567890\r\n",
+    b"*0\r\n",
+    b"*-1\r\n",
+    b"%0\r\n",
+    b"~0\r\n",
+    b"%1\r\n+a\r\n*0\r\n",
+    b"*2\r\n*0\r\n*0\r\n",
+    b"*1\r\n:5\r\n",
+    b"*2\r\n$1\r\na\r\n_\r\n",
+    b"-ERR no\r\n",
+    b"-NOSCRIPT no\r\n",
+    b"-\r\n",
+    b"-OOM no\r\n",
+    b"-MOVED 1 h:1\r\n",
+    b"-LOADING\r\n",
+    b"-ERR Protocol error: x\r\n",
+    b">0\r\n:1\r\n",
+    b">1\r\n+invalidate\r\n:1\r\n",
+    b">2\r\n+invalidate\r\n:5\r\n:1\r\n",
+    b">2\r\n+invalidate\r\n*2\r\n*0\r\n:1\r\n:1\r\n",
+    b">2\r\n+invalidate\r\n_\r\n:1\r\n",
+    b">3\r\n+message\r\n+x\r\n+y\r\n:1\r\n",
+    b":1\r\n:1\r\n",
+    b"",
 ]
 
 _DEEP_ARRAY = b"[" * DEEP + b"]" * DEEP
@@ -216,7 +310,18 @@ BODIES: Final = [
 ]
 
 #: Values of the header ``compression``.
-COMPRESSIONS: Final[list[Any]] = [5, [], {}, True, 1.5, "nothing", b"zlib", "zlib", ("a",), "\ud800"]
+COMPRESSIONS: Final[list[Any]] = [
+    5,
+    [],
+    {},
+    True,
+    1.5,
+    "nothing",
+    b"zlib",
+    "zlib",
+    ("a",),
+    "\ud800",
+]
 
 URLS: Final = [
     "",

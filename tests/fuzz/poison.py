@@ -9,7 +9,7 @@ from struct import pack
 from typing import Any
 
 from greenconn import Connection
-from greenconn.exceptions import KombuError
+from greenconn.exceptions import AMQPError, KombuError
 from greenconn.transport.amqp.message import Outgoing
 from tests.fuzz import corpus
 from tests.integration.redis_clients import control
@@ -50,7 +50,14 @@ AMQP: list[tuple[bytes, bytes]] = [
     (_block("text/plain", "nothing"), b"text"),
     *(
         (_block("application/json", "utf-8", _field("compression", value)), b"{}")
-        for value in (b"V", b"t\1", _long(b"zlib"), _long(b"nothing"), b"A" + bytes(4), b"F" + bytes(4))
+        for value in (
+            b"V",
+            b"t\1",
+            _long(b"zlib"),
+            _long(b"nothing"),
+            b"A" + bytes(4),
+            b"F" + bytes(4),
+        )
     ),
     (
         _block("application/json", "utf-8", _field("x-death", _long(b"x"))),
@@ -65,10 +72,13 @@ def amqp_poison(url: str, queue: str, cases: Iterable[tuple[bytes, bytes]]) -> N
     try:
         for block, body in cases:
             # It ends the whole connection for what it cannot read.
-            with suppress(KombuError, OSError, *connection.connection_errors):
-                with connection.clone() as one, one.channel() as channel:
-                    message = Outgoing.packed_as(block, body)
-                    channel.basic_publish_confirm(message, "", queue, timeout=10)
+            with (
+                suppress(KombuError, AMQPError, OSError),
+                connection.clone() as one,
+                one.channel() as channel,
+            ):
+                message = Outgoing.packed_as(block, body)
+                channel.basic_publish_confirm(message, "", queue, timeout=10)
     finally:
         connection.close()
 
@@ -80,11 +90,11 @@ def redis_poison(url: str, queue: str, cases: Iterable[bytes]) -> None:
             command("LPUSH", queue, raw)
 
 
-def poison(url: str, queue: str) -> None:
-    """Put all that is known into a queue.  May switch."""
+def poison(url: str, queue: str, prefix: str) -> None:
+    """Put all that is known into a queue, of which the key begins with *prefix*.  May switch."""
     if url.startswith("redis"):
-        redis_poison(url, queue, corpus.ENVELOPES)
-        redis_poison(url, queue, [in_envelope(body) for body in corpus.BODIES])
+        redis_poison(url, prefix + queue, corpus.ENVELOPES)
+        redis_poison(url, prefix + queue, [in_envelope(body) for body in corpus.BODIES])
     else:
         amqp_poison(url, queue, AMQP)
 

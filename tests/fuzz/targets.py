@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from amqp import spec
 from hypothesis import strategies as st
 
 from greenconn import Connection
@@ -38,7 +39,8 @@ from greenconn.url import (
 from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser
 from tests.fuzz import corpus
-from tests.fuzz.values import anything, as_json, cut, frames, mutated, table, texts
+from tests.fuzz.peers import converse, log_in, work
+from tests.fuzz.values import anything, as_json, cut, frames, method, mutated, table, texts
 
 __all__ = ["TARGETS", "Target"]
 
@@ -54,19 +56,32 @@ class Target:
     cases: st.SearchStrategy[Any]
     check: Callable[[Any], None]
     corpus: Sequence[Any]
+    #: Cases of others for one of this.
+    cost: int = 1
 
 
 TARGETS: dict[str, Target] = {}
 
+#: Replies that are whole, to whatever command.
+_ODD_REPLIES = st.sampled_from(corpus.ODD_REPLIES) | st.recursive(
+    st.sampled_from(corpus.ODD_REPLIES[:14]),
+    lambda inner: st.builds(
+        lambda mark, items: b"%b%d\r\n%b" % (mark, len(items), b"".join(items)),
+        st.sampled_from([b"*", b"*", b"~"]),
+        st.lists(inner, max_size=4),
+    ),
+    max_leaves=6,
+)
+
 
 def target(
-    cases: st.SearchStrategy[Any], known: Sequence[Any]
+    cases: st.SearchStrategy[Any], known: Sequence[Any], cost: int = 1
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Make a target of a check; it has the function's name."""
 
     def register(check: Callable[[Any], None]) -> Callable[[Any], None]:
         name = check.__name__
-        TARGETS[name] = Target(name, cases, check, known)
+        TARGETS[name] = Target(name, cases, check, known, cost)
         return check
 
     return register
@@ -140,9 +155,14 @@ def amqp_properties(case: tuple[bytes, bytes, bytes]) -> None:
     block, route, body = case
     got = b"\0\x3c\0\x47" + bytes(8) + b"\0" + route + bytes(4)
     delivered = b"\0\x3c\0\x3c\3tag" + bytes(8) + b"\0" + route
-    for method, tag in ((got, None), (delivered, "tag"), (got[:9], None), (delivered[:12], "tag")):
+    for arguments, tag in (
+        (got, None),
+        (delivered, "tag"),
+        (got[:9], None),
+        (delivered[:12], "tag"),
+    ):
         for peeks in (True, False):
-            message = Delivery(_Channel(), 1, method, bytes(12) + block, body, tag)
+            message = Delivery(_Channel(), 1, arguments, bytes(12) + block, body, tag)
             if peeks:
                 _ = message.headers
             with suppress(KombuError):
@@ -150,11 +170,52 @@ def amqp_properties(case: tuple[bytes, bytes, bytes]) -> None:
             read_all(message)
 
 
+_MOMENTS = [None, spec.Connection.StartOk, spec.Connection.TuneOk, spec.Connection.Open]
+
+
+@target(
+    st.tuples(st.sampled_from(_MOMENTS), mutated(frames.map(b"".join)) | method),
+    [(moment, data) for moment in _MOMENTS for data in corpus.FRAMES + corpus.HANDSHAKES],
+    cost=5,
+)
+def amqp_handshakes(case: tuple[Any, bytes]) -> None:
+    """A login at a broker that says anything ends in one of the documented errors, or well."""
+    log_in(*case)
+
+
+@target(mutated(frames.map(b"".join)), corpus.FRAMES + corpus.METHODS, cost=5)
+def amqp_connections(data: bytes) -> None:
+    """A broker that says anything: each call ends as documented, each message can be looked at."""
+    for message in work(data):
+        if message is not None:
+            read_all(message)
+
+
 # Redis
+
+
+@target(
+    st.lists(_ODD_REPLIES, max_size=12),
+    [[reply] * 20 for reply in corpus.ODD_REPLIES],
+    cost=5,
+)
+def redis_connections(replies: list[bytes]) -> None:
+    """A Redis that answers anything: each call ends as documented."""
+    converse(replies)
+
 
 _RESP = st.lists(
     st.sampled_from(
-        [b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"*-1\r\n", b"_\r\n", b"#t\r\n", b",inf\r\n", b"(12\r\n"]
+        [
+            b"+OK\r\n",
+            b":1\r\n",
+            b"$-1\r\n",
+            b"*-1\r\n",
+            b"_\r\n",
+            b"#t\r\n",
+            b",inf\r\n",
+            b"(12\r\n",
+        ]
     )
     | st.builds(
         lambda mark, count: b"%c%d\r\n" % (mark, count),
@@ -279,8 +340,13 @@ _TYPES = st.sampled_from(
     [
         (body, kind, "utf-8")
         for body in corpus.BODIES
-        for kind in ("application/json", "application/x-yaml", "application/x-msgpack", "text/plain")
-        if len(body) < 10_000 or kind != "application/x-yaml"  # which is slow, but not wrong
+        for kind in (
+            "application/json",
+            "application/x-yaml",
+            "application/x-msgpack",
+            "text/plain",
+        )
+        if len(body) < 2000 or kind != "application/x-yaml"  # which is slow, but not wrong
     ],
 )
 def bodies(case: tuple[Any, Any, Any]) -> None:
@@ -293,22 +359,28 @@ def bodies(case: tuple[Any, Any, Any]) -> None:
 
 
 @target(
-    st.tuples(anything | st.binary(max_size=30), anything, anything, st.dictionaries(texts, anything)),
+    st.tuples(
+        anything | st.binary(max_size=30), anything, anything, st.dictionaries(texts, anything)
+    ),
     [(b"{}", None, None, {"compression": each}) for each in corpus.COMPRESSIONS],
 )
 def messages(case: tuple[Any, Any, Any, dict[str, Any]]) -> None:
     """Properties and headers of any type in a message."""
     body, content_type, encoding, headers = case
     read_all(
-        Message(body, 1, content_type, encoding, headers=headers, properties=dict(headers), channel=1)
+        Message(
+            body, 1, content_type, encoding, headers=headers, properties=dict(headers), channel=1
+        )
     )
 
 
 @target(
     st.tuples(
-        mutated(st.tuples(st.binary(max_size=300), st.sampled_from(encoders())).map(
-            lambda pair: compress(*pair)[0]
-        )),
+        mutated(
+            st.tuples(st.binary(max_size=300), st.sampled_from(encoders())).map(
+                lambda pair: compress(*pair)[0]
+            )
+        ),
         st.sampled_from(encoders()) | anything,
         st.integers(0, 400),
     ),
@@ -335,8 +407,19 @@ _URLS = st.builds(
     | st.builds(
         lambda name, value: f"h/v?{name}={value}",
         st.sampled_from(
-            ["heartbeat", "ssl", "connect_timeout", "ssl_cert_reqs", "login_method", "password"]
-            + ["transport_options", "failover_strategy", "visibility_timeout", "nothing", "port"]
+            [
+                "heartbeat",
+                "ssl",
+                "connect_timeout",
+                "ssl_cert_reqs",
+                "login_method",
+                "password",
+                "transport_options",
+                "failover_strategy",
+                "visibility_timeout",
+                "nothing",
+                "port",
+            ]
         ),
         st.text(max_size=10),
     ),

@@ -20,7 +20,11 @@ def test_corpus(target: Target) -> None:
 
 @each_target
 def test_fuzz(target: Target) -> None:
-    @settings(settings(), suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=settings().max_examples // target.cost,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     @given(target.cases)
     def check(case: Any) -> None:
         target.check(case)

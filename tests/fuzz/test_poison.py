@@ -1,4 +1,4 @@
-"""A message that cannot be read stops no consumer: it is rejected, or told of, and the next one comes."""
+"""A message that cannot be read stops no consumer: it is rejected or told of, and the next comes."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def connection(url: str, unique: str) -> Iterator[Connection]:
     """A connection to it, with a queue that was poisoned and has a good message behind."""
-    with Connection(url) as connection:
+    prefix = f"{unique}."
+    options = {"global_keyprefix": prefix} if url.startswith("redis") else {}
+    with Connection(url, transport_options=options) as connection:
         with connection.channel() as channel:
             Queue(unique, durable=True)(channel).declare()
-        poison(url, unique)
+        poison(url, unique, prefix)
         greenconn.publish(unique, GOOD, connection=connection)
         yield connection
         with connection.channel() as channel:
             channel.queue_delete(unique)
 
 
-def nothing_is_held(url: str) -> bool:
+def nothing_is_held(connection: Connection, prefix: str) -> bool:
     """Whether everything was answered."""
-    if not url.startswith("redis"):
+    if connection.transport_cls != "redis":
         return True
-    with control(url) as command:
-        return command.is_settled()
+    with control(connection.as_uri(include_password=True)) as command:
+        return not command("HLEN", f"{prefix}.unacked")
 
 
 class Seen:
@@ -82,9 +84,7 @@ class Seen:
 
 
 @pytest.mark.parametrize("options", [{}, {"prefetch_count": 1}, {"batch_size": 3}], ids=str)
-def test_spawn_consumer(
-    connection: Connection, url: str, unique: str, options: dict[str, Any]
-) -> None:
+def test_spawn_consumer(connection: Connection, unique: str, options: dict[str, Any]) -> None:
     seen = Seen()
 
     def handle(body: Any, message: Any) -> None:
@@ -98,10 +98,10 @@ def test_spawn_consumer(
     stats = consumer.get()
     assert stats["rejected"] == stats["failed"] > 10
     assert stats["handled"] == seen.others + 1
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
-def test_spawn_consumer_tells_of_each(connection: Connection, url: str, unique: str) -> None:
+def test_spawn_consumer_tells_of_each(connection: Connection, unique: str) -> None:
     seen, told = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:
@@ -116,10 +116,10 @@ def test_spawn_consumer_tells_of_each(connection: Connection, url: str, unique: 
     assert seen.good.wait(SOON)
     assert consumer.stop(SOON)
     assert consumer.get()["failed"] == len(told) > 10
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
-def test_consumer_tells_of_each(connection: Connection, url: str, unique: str) -> None:
+def test_consumer_tells_of_each(connection: Connection, unique: str) -> None:
     seen, told = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:
@@ -127,34 +127,39 @@ def test_consumer_tells_of_each(connection: Connection, url: str, unique: str) -
         told.append(exc)
         message.reject()
 
-    with connection.channel() as channel:
-        with Consumer(
+    with (
+        connection.channel() as channel,
+        Consumer(
             channel,
             [Queue(unique)],
             callbacks=[seen.handle_and_ack],
             on_decode_error=note,
             prefetch_count=1,
             accept=["json"],
-        ):
-            while not seen.good.is_set():
-                connection.drain_events(timeout=SOON)
+        ),
+    ):
+        while not seen.good.is_set():
+            connection.drain_events(timeout=SOON)
     assert len(told) > 10
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
 def test_consumer_raises_in_who_drains_and_goes_on(connection: Connection, unique: str) -> None:
     seen, raised = Seen(), 0
-    with connection.channel() as channel:
-        with Consumer(channel, [Queue(unique)], callbacks=[seen.handle_and_ack], accept=["json"]):
-            while not seen.good.is_set():
-                try:
-                    connection.drain_events(timeout=SOON)
-                except KombuError:
-                    raised += 1
+    callbacks = [seen.handle_and_ack]
+    with (
+        connection.channel() as channel,
+        Consumer(channel, [Queue(unique)], callbacks=callbacks, accept=["json"]),
+    ):
+        while not seen.good.is_set():
+            try:
+                connection.drain_events(timeout=SOON)
+            except KombuError:
+                raised += 1
     assert raised > 10
 
 
-def test_messages_taken_as_they_are(connection: Connection, url: str, unique: str) -> None:
+def test_messages_taken_as_they_are(connection: Connection, unique: str) -> None:
     came = []
 
     def take(message: Any) -> None:
@@ -162,11 +167,13 @@ def test_messages_taken_as_they_are(connection: Connection, url: str, unique: st
         assert isinstance(message.delivery_info, dict)
         message.reject()
 
-    with connection.channel() as channel:
-        with Consumer(channel, [Queue(unique)], on_message=take, on_decode_error=lambda m, e: take(m)):
-            until(lambda: _drained(connection))
+    with (
+        connection.channel() as channel,
+        Consumer(channel, [Queue(unique)], on_message=take, on_decode_error=lambda m, e: take(m)),
+    ):
+        until(lambda: _drained(connection))
     assert len(came) > 20
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
 def _drained(connection: Connection) -> bool:
@@ -177,7 +184,7 @@ def _drained(connection: Connection) -> bool:
     return False
 
 
-def test_simple_queue(connection: Connection, url: str, unique: str) -> None:
+def test_simple_queue(connection: Connection, unique: str) -> None:
     bad = 0
     with connection.SimpleQueue(unique) as queue:
         while True:
@@ -193,7 +200,7 @@ def test_simple_queue(connection: Connection, url: str, unique: str) -> None:
     assert bad > 10
 
 
-def test_get(connection: Connection, url: str, unique: str) -> None:
+def test_get(connection: Connection, unique: str) -> None:
     came = raised = 0
     with connection.channel() as channel:
         for message in _taken(channel, unique):
@@ -211,10 +218,10 @@ def test_get(connection: Connection, url: str, unique: str) -> None:
     assert 0 < raised < came > 20
     with connection.channel() as channel:
         assert channel.queue_purge(unique) == raised
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
-def test_mixin(connection: Connection, url: str, unique: str) -> None:
+def test_mixin(connection: Connection, unique: str) -> None:
     seen = Seen()
 
     class Program(ConsumerMixin):
@@ -237,18 +244,18 @@ def test_mixin(connection: Connection, url: str, unique: str) -> None:
         program.should_stop = True
         running.get(timeout=SOON)
         logging.getLogger("greenconn.mixins").setLevel(logging.NOTSET)
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
-def test_rpc_server(connection: Connection, url: str, unique: str) -> None:
+def test_rpc_server(connection: Connection, unique: str) -> None:
     server = greenconn.rpc.spawn_server(unique, lambda body: body, connection=connection)
     assert greenconn.rpc.call(unique, 5, connection=connection, timeout=SOON) == 5
     assert server.stop(SOON)
     assert server.get()["rejected"] > 10
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
-def test_giving_back(connection: Connection, url: str, unique: str) -> None:
+def test_giving_back(connection: Connection, unique: str) -> None:
     """They go back to the queue in every way there is, and come again."""
     with connection.channel() as channel:
         first = _taken(channel, unique)
@@ -260,16 +267,18 @@ def test_giving_back(connection: Connection, url: str, unique: str) -> None:
         channel.basic_qos(0, 0, False)
         third = _taken(channel, unique)
         assert len(third) == len(first)
-    with connection.channel() as channel:
-        # Those of a channel that was closed, and what a consumer has not seen.
-        with Consumer(channel, [Queue(unique)], callbacks=[print], prefetch_count=5):
-            gevent.sleep(0.1)
+    # Those of a channel that was closed, and what a consumer has not seen.
+    with (
+        connection.channel() as channel,
+        Consumer(channel, [Queue(unique)], callbacks=[print], prefetch_count=5),
+    ):
+        gevent.sleep(0.1)
     with connection.channel() as channel:
         again = _taken(channel, unique)
         assert len(again) == len(first)
         for message in again:
             message.ack()
-    assert nothing_is_held(url)
+    assert nothing_is_held(connection, unique)
 
 
 def _taken(channel: Any, queue: str) -> list[Any]:

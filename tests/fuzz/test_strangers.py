@@ -146,7 +146,12 @@ def test_where_replies_shall_go(connection: Connection, unique: str) -> None:
     stranger = connection.clone()
     producer = Producer(stranger, Exchange(""), unique, serializer="json")
     try:
-        for reply_to in ("amq.rabbitmq.reply-to.nonsense", "amq.rabbitmq.reply-to", "\0", "x" * 250):
+        for reply_to in (
+            "amq.rabbitmq.reply-to.nonsense",
+            "amq.rabbitmq.reply-to",
+            "\0",
+            "x" * 250,
+        ):
             producer.publish(1, reply_to=reply_to, correlation_id="\0")
         assert greenconn.rpc.call(unique, "fine", connection=connection, timeout=SOON) == "fine"
         assert server.stop(SOON)
@@ -187,8 +192,13 @@ def test_dead_letters_of_any_kind(prefixed: Connection, redis_url: str, unique: 
             sizes = channel.queue_purge("dead")
             # What has no routing key that can be read goes where its queue's name leads.
             assert sizes == count
-            assert prefixed.connection.call(b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n" % (
-                len(f"{unique}.unacked"), f"{unique}.unacked".encode())) == 0
+            assert (
+                prefixed.connection.call(
+                    b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n"
+                    % (len(f"{unique}.unacked"), f"{unique}.unacked".encode())
+                )
+                == 0
+            )
 
 
 def test_held_messages_of_any_kind(prefixed: Connection, redis_url: str, unique: str) -> None:
@@ -241,7 +251,13 @@ def test_records_of_any_kind(prefixed: Connection, redis_url: str, unique: str) 
             with pytest.raises(NotFound):
                 channel.queue_declare("nothing", passive=True)
         greenconn.publish(f"q{number}", 5, connection=prefixed)
-        with prefixed.channel() as channel:
-            with Consumer(channel, [Queue(f"q{number}", no_declare=True)], auto_declare=False,
-                          callbacks=[lambda body, message: message.ack()]):
-                prefixed.drain_events(timeout=SOON)
+        with (
+            prefixed.channel() as channel,
+            Consumer(
+                channel,
+                [Queue(f"q{number}", no_declare=True)],
+                auto_declare=False,
+                callbacks=[lambda body, message: message.ack()],
+            ),
+        ):
+            prefixed.drain_events(timeout=SOON)

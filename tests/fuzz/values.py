@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from struct import pack
 from typing import Any
@@ -12,7 +13,21 @@ __all__ = ["anything", "as_json", "cut", "field", "method", "mutated", "table", 
 
 #: Text that has surprised somebody somewhere.
 texts = st.sampled_from(
-    ["", "\0", "\ud800", "x" * 300, "../..", "{}", "%s", "ü", "\r\n", "utf-8\0", "NaN", "1e999", "-1"]
+    [
+        "",
+        "\0",
+        "\ud800",
+        "x" * 300,
+        "../..",
+        "{}",
+        "%s",
+        "ü",
+        "\r\n",
+        "utf-8\0",
+        "NaN",
+        "1e999",
+        "-1",
+    ]
 ) | st.text(max_size=12)
 
 numbers = (
@@ -66,7 +81,9 @@ field = st.recursive(
     _SCALARS,
     lambda inner: (
         st.lists(inner, max_size=4).map(lambda each: b"A" + _sized(b"".join(each)))
-        | st.lists(st.tuples(_NAMES, inner), max_size=4).map(lambda each: b"F" + _sized(_named(each)))
+        | st.lists(st.tuples(_NAMES, inner), max_size=4).map(
+            lambda each: b"F" + _sized(_named(each))
+        )
     ),
     max_leaves=8,
 )
@@ -135,9 +152,7 @@ _OTHERS = st.builds(
 
 _DELIVERY = st.builds(
     lambda channel, tag, number, flags, block: (
-        _frame(
-            1, channel, pack(">HH", 60, 60) + _string(tag) + pack(">QB", number, 0) + b"\0\3key"
-        )
+        _frame(1, channel, pack(">HH", 60, 60) + _string(tag) + pack(">QB", number, 0) + b"\0\3key")
         + _frame(2, channel, pack(">HHQH", 60, 0, 4, flags) + block)
         + _frame(3, channel, b"body")
     ),
@@ -175,4 +190,4 @@ def mutated(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     """*data* in pieces."""
     ends = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(ends)]

@@ -187,7 +187,8 @@ def marked_redelivered(raw: bytes) -> tuple[bytes, int, dict[str, Any] | None]:
     try:
         envelope = loads(raw)
         headers = envelope.setdefault("headers", {})
-        deliveries = int(headers.get(DELIVERY_COUNT) or 0) + 1
+        known = headers.get(DELIVERY_COUNT)
+        deliveries = (known if isinstance(known, int) and known > 0 else 0) + 1
         headers[DELIVERY_COUNT] = deliveries
         # Where kombu marks it.
         headers["redelivered"] = True
