@@ -57,7 +57,7 @@ def complaint(exc: BaseException) -> tuple[str, int]:
         name = type(exc).__name__
         return f"unexpected {name}: {text}: this is a bug, --verbose shows where", FAILED
     cause: BaseException | None = exc
-    while cause is not None:
+    while cause is not None and not getattr(cause, "has_remedy", False):
         for kind, remedy in _REMEDIES:
             if isinstance(cause, kind):
                 return (text if remedy in text else f"{text}: {remedy}"), FAILED

@@ -262,12 +262,13 @@ class Broker:
         self, include_password: bool, mask: str, getfields: Callable[[dict[str, Any]], Any]
     ) -> str:
         parameters = self._parameters
-        hostname = parameters.hostname or "localhost"
+        has_host = getattr(self.transport, "has_host", True)
+        hostname = parameters.hostname or ("localhost" if has_host else "")
         if self.transport.can_parse_url or parameters.uri_prefix:
             return self._foreign_uri(hostname, include_password, mask)
         port, userid, password, virtual_host, transport = getfields(self.info())
         if not include_password:
-            password = mask
+            password = mask if has_host else None
         elif callable(password):
             password = password()
         return as_url(

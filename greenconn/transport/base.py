@@ -246,6 +246,8 @@ class Transport:
     client: Any = None
     can_parse_url: ClassVar[bool] = False
     default_port: int | None = None
+    #: Whether its brokers are on hosts; else the address is a path.
+    has_host: ClassVar[bool] = True
     connection_errors: tuple[type[BaseException], ...] = (ConnectionError,)
     channel_errors: tuple[type[BaseException], ...] = (ChannelError,)
     driver_type: ClassVar[str] = "N/A"

@@ -146,6 +146,7 @@ class LeasedLink(VirtualLink):
         try:
             result = function(*args)
         except BaseException as exc:
+            self._calls.pop(self.current(), None)  # it gets the very error, others that it is over
             slot.fail(self.failed(exc, what, is_told=True))
             if not isinstance(exc, Exception):
                 raise
@@ -214,6 +215,10 @@ class LeasedLink(VirtualLink):
         for each in list(greenlets):
             if each is not current:
                 each.kill(block=False)
+
+    def ping(self) -> None:
+        """Ask the store something.  May switch."""
+        self.ask("a ping", self.store.find_queue, "greenconn.ping")
 
     # -- messages
 

@@ -1,7 +1,8 @@
 """One connection to a SQLite file, used in a native thread.
 
-All calls that wait are done in one transaction: what a turn of the hub publishes, claims and answers
-costs one commit.  When one of them fails, all is undone, and they are done one by one.
+All links of a process to one file share it, so that they never wait for each other's locks.  All calls
+that wait are done in one transaction: what a turn of the hub publishes, claims and answers costs one
+commit.  When one of them fails, all is undone, and they are done one by one.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import Any, Final, NamedTuple
 
+from greenconn.exceptions import AMQPError
+from greenconn.green.perhub import PerHub
 from greenconn.green.worker import Outcome, Worker
-from greenconn.transport.sqlite.errors import CannotOpen, as_error, is_locked
+from greenconn.transport.sqlite.errors import CannotOpen, DatabaseLost, as_error, is_locked
 from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.queues import Queues
 from greenconn.transport.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
 
-__all__ = ["Database", "Job"]
+__all__ = ["Database", "Job", "database_of"]
 
 #: Seconds between two attempts at a locked file: the first, and the longest.
 FIRST_PAUSE: Final = 0.0005
@@ -42,13 +46,27 @@ class Database:
 
     Arguments:
         path: absolute.
+
+    Attributes:
+        queues: what is known of the queues in it; used in the thread only.
+        users: links that have it.
+        is_lost: it cannot be used any more.
     """
 
     def __init__(self, path: str, options: SqliteOptions) -> None:
         self.path = path
+        self.queues = Queues()
+        self.users = 0
+        self.is_lost = False
         self._options = options
+        self._pid = os.getpid()
         self._worker: Worker[Job] = Worker(self._run)
         self._connection: sqlite3.Connection | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another link may share it."""
+        return self.users > 0 and not self.is_lost and self._pid == os.getpid()
 
     def read(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return ``function(connection, *args)``, which changes nothing.  May switch."""
@@ -67,9 +85,11 @@ class Database:
         """
         self._worker.call(Job(self._open, (), False))
 
-    def close(self) -> None:
-        """Close it when what waits is done.  Never switches."""
-        self._worker.close(self._close)
+    def leave(self) -> None:
+        """A link does not need it any more: the last one closes it.  Never switches."""
+        self.users -= 1
+        if not self.users:
+            self._worker.close(self._close)
 
     def forget(self) -> None:
         """In the child of a fork.  Never switches."""
@@ -81,7 +101,9 @@ class Database:
 
     # -- in the thread
 
-    def _open(self, none: None) -> None:
+    def _open(self, opened: sqlite3.Connection | None) -> None:
+        if opened is not None:
+            return  # for another link
         path = self.path
         folder = os.path.dirname(path)
         if os.path.isdir(path):
@@ -159,11 +181,16 @@ class Database:
             return [Outcome(each) for each in self._patiently(jobs)]
         except Exception as exc:
             if len(jobs) == 1:
-                error = as_error(exc, self.path) if isinstance(exc, sqlite3.Error) else exc
-                if error is not exc:
-                    error.__cause__ = exc
-                return [Outcome(error=error)]
+                return [Outcome(error=self._error(exc))]
         return [outcome for job in jobs for outcome in self._run([job])]
+
+    def _error(self, exc: Exception) -> Exception:
+        if isinstance(exc, AMQPError) or not isinstance(exc, sqlite3.Error):
+            return exc
+        error = as_error(exc, self.path)
+        error.__cause__ = exc
+        self.is_lost |= isinstance(error, DatabaseLost)
+        return error
 
     def _patiently(self, jobs: Sequence[Job]) -> list[Any]:
         """Do it, again as long as others have the file locked."""
@@ -192,6 +219,20 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
         return values
+
+
+#: By file and options.
+_databases: Final[PerHub[dict[tuple[str, SqliteOptions], Database]]] = PerHub(dict)
+
+
+def database_of(path: str, options: SqliteOptions) -> Database:
+    """Return the database of a file for one more link, which must ``leave`` it.  Never switches."""
+    known, key = _databases.get(), (os.path.realpath(path), options)
+    found = known.get(key)
+    if found is None or not found.is_usable:
+        found = known[key] = Database(path, options)
+    found.users += 1
+    return found
 
 
 #: Connections of parents, which must never be closed here.

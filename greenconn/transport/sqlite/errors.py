@@ -15,7 +15,9 @@ __all__ = ["CannotOpen", "DatabaseBusy", "DatabaseLost", "DiskFull", "as_error",
 
 
 class _Both:
-    """Makes an error of amqp's kind and of sqlite3's at once."""
+    """Makes an error of amqp's kind and of sqlite3's at once.  Its text has the remedy."""
+
+    has_remedy = True
 
     def __init__(self, text: str = "") -> None:
         AMQPError.__init__(self, text)

@@ -29,10 +29,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
 from greenconn.transport.sqlite import exchanges, looking, messages
 from greenconn.transport.sqlite.arming import Pipes
-from greenconn.transport.sqlite.database import Database
+from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
 from greenconn.transport.sqlite.options import SqliteOptions
-from greenconn.transport.sqlite.queues import Queues
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.state import Exchange
 
@@ -71,8 +70,7 @@ class SqliteStore(Store):
         self.lease: float = options.lease
         self._options = options
         self._pid = os.getpid()
-        self._database = Database(path, options)
-        self._queues = Queues()
+        self._database = database_of(path, options)
         self._claims = int.from_bytes(os.urandom(6), "big") << 14
         self._fifo: Fifo | None = None
         #: Numbers and names of the queues that are consumed here.
@@ -86,7 +84,7 @@ class SqliteStore(Store):
         #: Exchange -> its rows, as of this version.
         self._rows: dict[str, tuple[Row, ...] | None] = {}
         self._version = 0
-        self._is_open = False
+        self._is_open = self._is_dropped = False
 
     # -- life
 
@@ -97,10 +95,13 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         if self._fifo is not None:
-            self._tell(self._database.write(looking.leave, self._queues, self.owner))
+            self._tell(self._database.write(looking.leave, self._database.queues, self.owner))
         self.drop()
 
     def drop(self) -> None:
+        if self._is_dropped:
+            return
+        self._is_dropped = True
         self._is_open = False
         self._stop_timer()
         if os.getpid() != self._pid:
@@ -108,7 +109,7 @@ class SqliteStore(Store):
             if self._fifo is not None:
                 self._fifo.forget()
             return
-        self._database.close()
+        self._database.leave()
         if self._fifo is not None:
             self._fifo.close()
 
@@ -187,7 +188,7 @@ class SqliteStore(Store):
     def _look(self) -> None:
         silent, self._silent = self._silent, set()
         seen = self._database.write(
-            looking.look, self._queues, self._claim(), dict(self._consumed), silent
+            looking.look, self._database.queues, self._claim(), dict(self._consumed), silent
         )
         for path in seen.orphans:
             with suppress(OSError):
@@ -210,17 +211,17 @@ class SqliteStore(Store):
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         if declaration.owner is not None:
             self._register()
-        made: Declaration = self._database.write(self._queues.make, name, declaration)
+        made: Declaration = self._database.write(self._database.queues.make, name, declaration)
         if made.policy.expires is not None:
             self._look_at(time() + made.policy.expires)
         return made
 
     def find_queue(self, name: str) -> Declaration | None:
-        found: Declaration | None = self._database.read(self._queues.find, name)
+        found: Declaration | None = self._database.read(self._database.queues.find, name)
         return found
 
     def drop_queue(self, name: str) -> int:
-        count, pipes = self._database.write(self._queues.drop, name)
+        count, pipes = self._database.write(self._database.queues.drop, name)
         self._forget(name)
         self._tell({pipe: {0} for pipe in pipes})
         return int(count)
@@ -230,7 +231,9 @@ class SqliteStore(Store):
             self._register()
         elif self._fifo is None:
             return True
-        enrolled = self._database.write(self._queues.enrol, name, self.owner, consumers, exclusive)
+        enrolled = self._database.write(
+            self._database.queues.enrol, name, self.owner, consumers, exclusive
+        )
         if enrolled is None:
             return False
         number, pipes, idle_until = enrolled
@@ -248,13 +251,13 @@ class SqliteStore(Store):
             self._consumed = {n: each for n, each in self._consumed.items() if each != name}
 
     def others(self, name: str) -> int:
-        return int(self._database.read(self._queues.others, name, self.owner))
+        return int(self._database.read(self._database.queues.others, name, self.owner))
 
     def purge(self, name: str) -> int:
-        return int(self._database.write(self._queues.purge, name))
+        return int(self._database.write(self._database.queues.purge, name))
 
     def size(self, name: str) -> int:
-        return int(self._database.read(self._queues.size, name))
+        return int(self._database.read(self._database.queues.size, name))
 
     # -- exchanges and bindings
 
@@ -290,7 +293,7 @@ class SqliteStore(Store):
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         stored: messages.Put = self._database.write(
-            messages.put, self._queues, entries, self._claim()
+            messages.put, self._database.queues, entries, self._claim()
         )
         self._after(stored)
         return stored.outcomes
@@ -306,7 +309,7 @@ class SqliteStore(Store):
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         counts = self._names.isdisjoint(wanted)
         taken: messages.Taken = self._database.write(
-            messages.claim, self._queues, wanted, self._claim(), counts
+            messages.claim, self._database.queues, wanted, self._claim(), counts
         )
         for number in taken.due:
             name = self._consumed.get(number)
@@ -318,7 +321,9 @@ class SqliteStore(Store):
         return taken.claimed
 
     def settle(self, answers: Sequence[Answer]) -> None:
-        self._after(self._database.write(messages.settle, self._queues, answers, self._claim()))
+        self._after(
+            self._database.write(messages.settle, self._database.queues, answers, self._claim())
+        )
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._fifo is not None:

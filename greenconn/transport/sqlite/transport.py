@@ -34,6 +34,7 @@ class Transport(LeasedTransport):
     driver_type = "sqlite"
     driver_name = "sqlite3"
     default_port = None
+    has_host = False
 
     @property
     def path(self) -> str:
