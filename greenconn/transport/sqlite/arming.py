@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection
 
-__all__ = ["Pipes", "armed"]
+from greenconn.transport.sqlite.lists import chunks, in_list
+
+__all__ = ["Pipes", "arm", "armed"]
 
 #: Who is to be told: the path of a pipe -> the numbers of queues.
 Pipes = dict[str, set[int]]
 
 
-def armed(db: sqlite3.Connection, queues: Iterable[int], owner: str) -> Pipes:
-    """Those who wait for a word about *queues*: pipe -> queues.  They wait no more.
+def arm(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
+    """*owner* found nothing in these, and waits for a word."""
+    for chunk in chunks(list(queues)):
+        marks, values = in_list(chunk)
+        db.execute(
+            f"UPDATE consumers SET armed = 1 WHERE owner = ? AND armed = 0 AND queue IN {marks}",
+            (owner, *values),
+        )
+
+
+def armed(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
+    """Those who wait for a word about *queues*.  They wait no more.
 
     Arguments:
         owner: who needs no word.
     """
     pipes: Pipes = {}
-    for queue in queues:
+    for chunk in chunks(list(queues)):
+        marks, values = in_list(chunk)
         found = db.execute(
-            "SELECT pipe FROM consumers JOIN owners USING (owner) "
-            "WHERE queue = ? AND armed = 1 AND owner != ?",
-            (queue, owner),
+            "SELECT queue, pipe FROM consumers JOIN owners USING (owner) "
+            f"WHERE armed = 1 AND owner != ? AND queue IN {marks}",
+            (owner, *values),
         ).fetchall()
         if found:
-            db.execute("UPDATE consumers SET armed = 0 WHERE queue = ?", (queue,))
-            for (pipe,) in found:
+            db.execute(
+                f"UPDATE consumers SET armed = 0 WHERE armed = 1 AND owner != ? AND queue IN {marks}",
+                (owner, *values),
+            )
+            for queue, pipe in found:
                 pipes.setdefault(pipe, set()).add(queue)
     return pipes

@@ -23,6 +23,8 @@ from greenconn.transport.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
 
 __all__ = ["Database", "Job", "database_of"]
 
+#: Compiled statements that are kept.
+STATEMENTS: Final = 256
 #: Seconds between two attempts at a locked file: the first, and the longest.
 FIRST_PAUSE: Final = 0.0005
 LONGEST_PAUSE: Final = 0.02
@@ -116,7 +118,7 @@ class Database:
                 f"keeps its log beside the file"
             )
         # Without its own waiting: a fork must not wait for that.
-        connection = sqlite3.connect(path, 0.0, 0, None, False)
+        connection = sqlite3.connect(path, 0.0, 0, None, False, cached_statements=STATEMENTS)
         try:
             self._prepare(connection)
         except sqlite3.OperationalError as exc:

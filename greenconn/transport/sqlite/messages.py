@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from time import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.leased.store import (
@@ -16,11 +17,12 @@ from greenconn.transport.leased.store import (
     QueueFull,
     Settlement,
 )
-from greenconn.transport.sqlite.arming import Pipes, armed
+from greenconn.transport.sqlite.arming import Pipes, arm, armed
+from greenconn.transport.sqlite.lists import chunks, in_list, rows_of
 from greenconn.transport.sqlite.queues import QueueRow, Queues
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Claim", "Handle", "Put", "Taken", "claim", "put", "renew", "settle", "take_dead"]
+__all__ = ["Claim", "Handle", "Put", "Taken", "claim", "get", "put", "renew", "settle", "take_dead"]
 
 READY, DELAYED, HELD = range(3)
 
@@ -28,17 +30,12 @@ READY, DELAYED, HELD = range(3)
 COUNTED: Final = 1000
 #: Messages that are given up in one transaction.
 MOST_DEAD: Final = 100
+#: Messages that one statement stores; a power of two.
+STORED: Final = 64
 
-_PUT: Final = (
-    "INSERT INTO messages (queue, state, priority, at, expires, envelope, body) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
 _TAKE: Final = (
     "SELECT id, envelope, body, deliveries FROM messages WHERE queue = ? AND state = 0 "
     "ORDER BY priority DESC, id LIMIT ?"
-)
-_HOLD: Final = (
-    "UPDATE messages SET state = 2, at = ?, claim = ?, deliveries = deliveries + 1 WHERE id = ?"
 )
 
 
@@ -96,47 +93,85 @@ class Taken(NamedTuple):
     next_at: float | None
 
 
+def earliest(*times: float | None) -> float | None:
+    """The first of *times*; None is never."""
+    return min((each for each in times if each is not None), default=None)
+
+
 # -- storing
+
+
+class _Storing:
+    """Entries on their way into the file, in one transaction."""
+
+    def __init__(self, db: sqlite3.Connection, claim: Claim) -> None:
+        self._db = db
+        self._claim = claim
+        self._now = time()
+        self._rows: list[tuple[Any, ...]] = []
+        self.dead: list[Claimed] = []
+        self.next_at: float | None = None
+        #: By identity: one envelope may go into many queues.
+        self._texts: dict[int, tuple[str, bytes]] = {}
+
+    def add(self, entry: Entry, queue: QueueRow) -> Exception | None:
+        """Store an entry; or why not."""
+        text = self._texts.get(id(entry.envelope))
+        if text is None:
+            text = self._texts[id(entry.envelope)] = _written(entry.envelope)
+        if queue.policy.is_bounded:
+            self.flush()
+            refusal = self._make_room(queue, len(text[1]))
+            if refusal is not None:
+                return refusal
+        at = self._now + entry.delay if entry.delay else None
+        expires = None if entry.lifetime is None else (at or self._now) + entry.lifetime
+        if at is not None or expires is not None:
+            self.next_at = earliest(self.next_at, at, expires)
+        state = READY if at is None else DELAYED
+        self._rows.append((queue.id, state, entry.priority, at, expires, *text))
+        return None
+
+    def flush(self) -> None:
+        """Write what was added."""
+        rows, self._rows = self._rows, []
+        for marks, values in rows_of(rows, STORED):
+            self._db.execute(
+                "INSERT INTO messages (queue, state, priority, at, expires, envelope, body) "
+                f"VALUES {marks}",
+                values,
+            )
+
+    def _make_room(self, queue: QueueRow, size: int) -> Exception | None:
+        """Make room for one more message in a queue that is bounded; what it refuses."""
+        policy = queue.policy
+        while True:
+            count, total = self._db.execute(
+                "SELECT count(*), total(length(body)) FROM messages WHERE queue = ? AND state = 0",
+                (queue.id,),
+            ).fetchone()
+            if not policy.is_above(count + 1, int(total) + size):
+                return None
+            if policy.refuses_overflow or not count:
+                return QueueFull(queue.name)
+            self.dead += _take(self._db, queue, 1, self._claim, "maxlen")
 
 
 def put(db: sqlite3.Connection, queues: Queues, entries: Sequence[Entry], claim: Claim) -> Put:
     """Store messages."""
-    now = time()
+    storing = _Storing(db, claim)
+    rows = queues.rows(db, {entry.queue for entry in entries})
     outcomes: list[Exception | None] = []
-    dead: list[Claimed] = []
-    touched: dict[str, QueueRow | None] = {}
-    next_at: float | None = None
-    texts: dict[int, tuple[str, bytes]] = {}
     for entry in entries:
-        if entry.queue in touched:
-            queue = touched[entry.queue]
-        else:
-            queue = touched[entry.queue] = queues.row(db, entry.queue)
-        if queue is None:
-            outcomes.append(NoQueue(entry.queue))
-            continue
-        text = texts.get(id(entry.envelope))
-        if text is None:
-            text = texts[id(entry.envelope)] = _written(entry.envelope)
-        at = now + entry.delay if entry.delay else None
-        expires = None if entry.lifetime is None else (at or now) + entry.lifetime
-        outcome = None
-        if queue.policy.is_bounded:
-            outcome = _make_room(db, queue, len(text[1]), claim, dead)
-        outcomes.append(outcome)
-        if outcome is None:
-            state = READY if at is None else DELAYED
-            db.execute(_PUT, (queue.id, state, entry.priority, at, expires, *text))
-            for when in (at, expires):
-                if when is not None and (next_at is None or when < next_at):
-                    next_at = when
-    pipes = armed(db, [queue.id for queue in touched.values() if queue], claim.owner)
-    return Put(outcomes, pipes, dead, next_at)
+        queue = rows.get(entry.queue)
+        outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
+    storing.flush()
+    pipes = armed(db, [queue.id for queue in rows.values()], claim.owner)
+    return Put(outcomes, pipes, storing.dead, storing.next_at)
 
 
 def _written(envelope: Envelope) -> tuple[str, bytes]:
-    body = envelope["body"]
-    return dumps({**envelope, "body": None}), body
+    return dumps({**envelope, "body": None}), envelope["body"]
 
 
 def _read(text: str, body: bytes) -> Envelope | None:
@@ -148,71 +183,88 @@ def _read(text: str, body: bytes) -> Envelope | None:
         return None
 
 
-def _make_room(
-    db: sqlite3.Connection, queue: QueueRow, size: int, claim: Claim, dead: list[Claimed]
-) -> Exception | None:
-    """Make room for one more message in a queue that is bounded; what it refuses."""
-    policy = queue.policy
-    while True:
-        count, total = db.execute(
-            "SELECT count(*), total(length(body)) FROM messages WHERE queue = ? AND state = 0",
-            (queue.id,),
-        ).fetchone()
-        if not policy.is_above(count + 1, int(total) + size):
-            return None
-        if policy.refuses_overflow or not count:
-            return QueueFull(queue.name)
-        dead += _hold(db, queue, 1, claim, "maxlen")
-
-
 # -- taking
 
 
-def claim(
-    db: sqlite3.Connection, queues: Queues, wanted: Mapping[str, int], how: Claim, counts: bool
-) -> Taken:
-    """Take messages.
+def claim(db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how: Claim) -> Taken:
+    """Take messages of queues that are consumed.
 
     Arguments:
-        counts: tell how many are left.
+        wanted: number of a queue -> how many.
     """
     now = time()
     due, pipes = release_due(db, now, how.owner)
     dead = take_dead(db, queues, how, now)
     claimed: list[Claimed] = []
-    next_at: float | None = None
-    for name, most in wanted.items():
-        queue = queues.row(db, name)
-        if queue is None:
+    dry = set(wanted)
+    for number in _ripe(db, wanted):
+        queue = queues.of(db, number)
+        if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
             continue
-        if queue.policy.is_single_active and not counts and not _is_first(db, queue, how.owner):
-            found: list[Claimed] = []
-        else:
-            found = _hold(db, queue, most, how)
-        if counts:
-            queues.touch(db, queue, now)
-            found = [each._replace(waiting=_count(db, queue.id)) for each in found]
-        elif len(found) < most:
-            db.execute(
-                "UPDATE consumers SET armed = 1 WHERE queue = ? AND owner = ? AND armed = 0",
-                (queue.id, how.owner),
-            )
+        found = _take(db, queue, wanted[number], how)
+        if len(found) == wanted[number]:
+            dry.discard(number)
         claimed += found
-        if len(found) < most:
-            next_at = next_time(db)
-    return Taken(claimed, dead, due, pipes, next_at)
+    if not dry:
+        return Taken(claimed, dead, due, pipes, None)
+    arm(db, dry, how.owner)
+    return Taken(claimed, dead, due, pipes, next_time(db))
 
 
-def _hold(
+def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> Taken:
+    """Take one message of a queue, and tell how many are left."""
+    now = time()
+    due, pipes = release_due(db, now, how.owner)
+    dead = take_dead(db, queues, how, now)
+    queue = queues.row(db, name)
+    if queue is None:
+        return Taken([], dead, due, pipes, None)
+    queues.touch(db, queue, now)
+    (waiting,) = db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT ?)",
+        (queue.id, COUNTED + 1),
+    ).fetchone()
+    found = [each._replace(waiting=waiting - 1) for each in _take(db, queue, 1, how)]
+    return Taken(found, dead, due, pipes, None)
+
+
+def _ripe(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+    """Those of some queues that have messages, in the order in which they are asked for."""
+    ripe: set[int] = set()
+    asked = list(numbers)
+    for chunk in chunks(asked):
+        marks, values = in_list(chunk)
+        ripe.update(
+            number
+            for (number,) in db.execute(
+                f"SELECT id FROM queues WHERE id IN {marks} AND EXISTS (SELECT 1 FROM messages "
+                "WHERE queue = queues.id AND state = 0)",
+                values,
+            )
+        )
+    return [number for number in asked if number in ripe]
+
+
+def _take(
     db: sqlite3.Connection, queue: QueueRow, most: int, how: Claim, dead: str | None = None
 ) -> list[Claimed]:
     rows = db.execute(_TAKE, (queue.id, most)).fetchall()
-    until = time() + how.lease
-    db.executemany(_HOLD, [(until, how.number, row[0]) for row in rows])
+    _hold(db, [row[0] for row in rows], how)
     return [
         Claimed(queue.name, _read(text, body), Handle(id, how.number), deliveries, body, dead)
         for id, text, body, deliveries in rows
     ]
+
+
+def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
+    until = time() + how.lease
+    for chunk in chunks(ids):
+        marks, values = in_list(chunk)
+        db.execute(
+            "UPDATE messages SET state = 2, at = ?, claim = ?, deliveries = deliveries + 1 "
+            f"WHERE id IN {marks}",
+            (until, how.number, *values),
+        )
 
 
 def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
@@ -221,14 +273,6 @@ def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
         "SELECT owner FROM consumers WHERE queue = ? ORDER BY id LIMIT 1", (queue.id,)
     ).fetchone()
     return first is not None and first[0] == owner
-
-
-def _count(db: sqlite3.Connection, queue: int) -> int:
-    (count,) = db.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT ?)",
-        (queue, COUNTED),
-    ).fetchone()
-    return int(count)
 
 
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
@@ -250,34 +294,29 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
         "WHERE expires <= ? AND state = 0 ORDER BY expires LIMIT ?",
         (now, MOST_DEAD),
     ).fetchall()
-    dead = []
-    for id, queue, text, body, deliveries in rows:
-        name = queues.name(db, queue)
-        db.execute(_HOLD, (now + how.lease, how.number, id))
-        handle = Handle(id, how.number)
-        dead.append(Claimed(name, _read(text, body), handle, deliveries, body, "expired"))
-    return dead
+    _hold(db, [row[0] for row in rows], how)
+    return [
+        Claimed(
+            queues.of(db, queue).name,
+            _read(text, body),
+            Handle(id, how.number),
+            deliveries,
+            body,
+            "expired",
+        )
+        for id, queue, text, body, deliveries in rows
+    ]
 
 
 def next_time(db: sqlite3.Connection) -> float | None:
     """When something may be delivered, or dies, without anybody's doing."""
-    times = [
-        row[0]
-        for row in (
-            db.execute(
-                "SELECT at FROM messages WHERE at IS NOT NULL ORDER BY at LIMIT 1"
-            ).fetchone(),
-            db.execute(
-                "SELECT expires FROM messages WHERE expires IS NOT NULL AND state = 0 "
-                "ORDER BY expires LIMIT 1"
-            ).fetchone(),
-            db.execute(
-                "SELECT min(idle_until) FROM queues WHERE idle_until IS NOT NULL"
-            ).fetchone(),
-        )
-        if row is not None and row[0] is not None
-    ]
-    return min(times, default=None)
+    (at, expires, idle_until) = db.execute(
+        "SELECT (SELECT at FROM messages WHERE at IS NOT NULL ORDER BY at LIMIT 1), "
+        "(SELECT expires FROM messages WHERE expires IS NOT NULL AND state = 0 "
+        "ORDER BY expires LIMIT 1), "
+        "(SELECT min(idle_until) FROM queues WHERE idle_until IS NOT NULL)"
+    ).fetchone()
+    return earliest(at, expires, idle_until)
 
 
 # -- settling
@@ -285,37 +324,56 @@ def next_time(db: sqlite3.Connection) -> float | None:
 
 def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], claim: Claim) -> Put:
     """Settle what is held; what is not held any more stays as it is."""
-    now = time()
-    gone = []
-    back: set[int] = set()
+    gone: list[Handle] = []
+    back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
     entries: list[Entry] = []
-    next_at: float | None = None
     for answer in answers:
-        handle: Handle = answer.handle
-        if answer.settlement is not Settlement.BACK:
-            if answer.entries and _holds(db, handle):
+        if answer.settlement is Settlement.BACK:
+            back[answer.delay, answer.is_unseen].append(answer.handle)
+        else:
+            if answer.entries and _holds(db, answer.handle):
                 entries += answer.entries
-            gone.append(handle)
-            continue
-        row = db.execute("SELECT queue FROM messages WHERE id = ? AND claim = ?", handle).fetchone()
-        if row is None:
-            continue
-        at = now + answer.delay if answer.delay else None
-        db.execute(
-            "UPDATE messages SET state = ?, at = ?, claim = NULL, deliveries = deliveries - ? "
-            "WHERE id = ?",
-            (READY if at is None else DELAYED, at, answer.is_unseen, handle.id),
-        )
-        back.add(row[0])
-        if at is not None and (next_at is None or at < next_at):
-            next_at = at
+            gone.append(answer.handle)
     stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
-    db.executemany("DELETE FROM messages WHERE id = ? AND claim = ?", gone)
-    pipes = armed(db, back, claim.owner)
-    for pipe, numbers in stored.pipes.items():
-        pipes.setdefault(pipe, set()).update(numbers)
-    times = [each for each in (next_at, stored.next_at) if each is not None]
-    return Put([], pipes, stored.dead, min(times, default=None))
+    for number, marks, values in _by_claim(gone):
+        db.execute(f"DELETE FROM messages WHERE claim = ? AND id IN {marks}", (number, *values))
+    pipes, next_at = stored.pipes, stored.next_at
+    if back:
+        returned, again_at = _give_back(db, back)
+        next_at = earliest(next_at, again_at)
+        for pipe, numbers in armed(db, returned, claim.owner).items():
+            pipes.setdefault(pipe, set()).update(numbers)
+    return Put([], pipes, stored.dead, next_at)
+
+
+def _give_back(
+    db: sqlite3.Connection, back: Mapping[tuple[float, bool], Sequence[Handle]]
+) -> tuple[set[int], float | None]:
+    """Let others have messages; the queues of those, and when the first may be delivered."""
+    now = time()
+    returned: set[int] = set()
+    next_at: float | None = None
+    for (delay, is_unseen), handles in back.items():
+        at = now + delay if delay else None
+        next_at = earliest(next_at, at)
+        for number, marks, values in _by_claim(handles):
+            where = f"WHERE claim = ? AND id IN {marks}"
+            found = db.execute(f"SELECT DISTINCT queue FROM messages {where}", (number, *values))
+            returned.update(queue for (queue,) in found)
+            db.execute(
+                "UPDATE messages SET state = ?, at = ?, claim = NULL, deliveries = deliveries - ? "
+                + where,
+                (READY if at is None else DELAYED, at, is_unseen, number, *values),
+            )
+    return returned, next_at
+
+
+def _by_claim(handles: Sequence[Handle]) -> list[tuple[int, str, list[Any]]]:
+    """Handles by the number of their claim, with the text for their ids and the ids."""
+    ids: defaultdict[int, list[int]] = defaultdict(list)
+    for handle in handles:
+        ids[handle.claim].append(handle.id)
+    return [(number, *in_list(chunk)) for number, each in ids.items() for chunk in chunks(each)]
 
 
 def _holds(db: sqlite3.Connection, handle: Handle) -> bool:
@@ -326,10 +384,12 @@ def _holds(db: sqlite3.Connection, handle: Handle) -> bool:
 def renew(db: sqlite3.Connection, handles: Sequence[Handle], lease: float) -> list[Handle]:
     """Begin leases anew; those that are lost."""
     until = time() + lease
-    renewed = db.executemany(
-        "UPDATE messages SET at = ? WHERE id = ? AND claim = ?",
-        [(until, *handle) for handle in handles],
-    ).rowcount
+    renewed = 0
+    for number, marks, values in _by_claim(handles):
+        renewed += db.execute(
+            f"UPDATE messages SET at = ? WHERE claim = ? AND id IN {marks}",
+            (until, number, *values),
+        ).rowcount
     if renewed == len(handles):
         return []
     return [handle for handle in handles if not _holds(db, handle)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from time import time
 from typing import Final, NamedTuple
 
 from greenconn.transport.sqlite.arming import Pipes, armed
+from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
 
@@ -38,13 +40,19 @@ class Queues:
     def row(self, db: sqlite3.Connection, name: str) -> QueueRow | None:
         """Return a queue; None: there is none."""
         found = db.execute("SELECT id FROM queues WHERE name = ?", (name,)).fetchone()
-        return None if found is None else self._of(db, found[0])
+        return None if found is None else self.of(db, found[0])
 
-    def name(self, db: sqlite3.Connection, number: int) -> str:
-        """The name of a queue that has messages."""
-        return self._of(db, number).name
+    def rows(self, db: sqlite3.Connection, names: Collection[str]) -> dict[str, QueueRow]:
+        """Return those of some queues that are there, by name."""
+        found: list[tuple[int]] = []
+        for chunk in chunks(list(names)):
+            marks, values = in_list(chunk)
+            found += db.execute(f"SELECT id FROM queues WHERE name IN {marks}", values)
+        rows = [self.of(db, number) for (number,) in found]
+        return {row.name: row for row in rows}
 
-    def _of(self, db: sqlite3.Connection, number: int) -> QueueRow:
+    def of(self, db: sqlite3.Connection, number: int) -> QueueRow:
+        """Return the queue of a number, which is there."""
         known = self._known.get(number)
         if known is None:
             name, text = db.execute(

@@ -75,7 +75,7 @@ class SqliteStore(Store):
         self._fifo: Fifo | None = None
         #: Numbers and names of the queues that are consumed here.
         self._consumed: dict[int, str] = {}
-        self._names: set[str] = set()
+        self._numbers: dict[str, int] = {}
         self._timer: Any = None
         self._timer_at: float | None = None
         self._looks = False
@@ -240,15 +240,15 @@ class SqliteStore(Store):
         self._forget(name)
         if consumers:
             self._consumed[number] = name
-            self._names.add(name)
+            self._numbers[name] = number
         self._tell(pipes)
         self._look_at(idle_until)
         return True
 
     def _forget(self, name: str) -> None:
-        if name in self._names:
-            self._names.discard(name)
-            self._consumed = {n: each for n, each in self._consumed.items() if each != name}
+        number = self._numbers.pop(name, None)
+        if number is not None:
+            self._consumed.pop(number, None)
 
     def others(self, name: str) -> int:
         return int(self._database.read(self._database.queues.others, name, self.owner))
@@ -307,14 +307,19 @@ class SqliteStore(Store):
             self._look_at(stored.next_at)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        counts = self._names.isdisjoint(wanted)
-        taken: messages.Taken = self._database.write(
-            messages.claim, self._database.queues, wanted, self._claim(), counts
-        )
+        database, how = self._database, self._claim()
+        taken: messages.Taken
+        numbers = {
+            self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
+        }
+        if numbers:
+            taken = database.write(messages.claim, database.queues, numbers, how)
+        else:
+            (name,) = wanted  # ``basic_get``
+            taken = database.write(messages.get, database.queues, name, how)
         for number in taken.due:
-            name = self._consumed.get(number)
-            if name is not None and name not in wanted:
-                self.wake(name)
+            if number in self._consumed and number not in numbers:
+                self.wake(self._consumed[number])
         self._tell(taken.pipes)
         self.died(taken.dead)
         self._look_at(taken.next_at)
