@@ -30,6 +30,7 @@ from greenconn.transport.leased.settling import Settling
 from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.link import AfterFork, VirtualLink
 from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.transport import LeasedTransport
@@ -53,6 +54,7 @@ class LeasedLink(VirtualLink):
     Attributes:
         owner: under which this life has exclusive queues and consumers; nobody else has the same.
         store: what is talked to.
+        tags: makes the tags of published messages.
         where: the broker's URL, password masked.
     """
 
@@ -79,6 +81,7 @@ class LeasedLink(VirtualLink):
         self._claimers: dict[str, Claimer] = {}
         #: Calls on their way, and who waits for them.
         self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
+        self.tags = TagMaker()
         self._last_number = 0
 
     def __repr__(self) -> str:

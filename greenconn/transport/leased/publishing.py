@@ -10,7 +10,6 @@ from greenconn.abc import DeadlineLike
 from greenconn.exceptions import ContentTooLarge, PublishNacked, PublishTimeout
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.identity import uuid
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
 from greenconn.transport.virtual.life import closes_channel
@@ -229,7 +228,8 @@ class PublishingToStore(PublishingMethods):
         if "BCC" in headers:
             headers = {name: each for name, each in headers.items() if name != "BCC"}
         body = message["body"]
-        encoding = self.connection.store.body_encoding
+        link = self.connection
+        encoding = link.store.body_encoding
         raw = _as_bytes(body, message["content-encoding"]) if isinstance(body, str) else body
         properties = message["properties"]
         info = {
@@ -246,7 +246,7 @@ class PublishingToStore(PublishingMethods):
                 **properties,
                 "body_encoding": encoding,
                 "delivery_info": info,
-                "delivery_tag": uuid(),
+                "delivery_tag": link.tags.next().decode(),
             },
         }
 

@@ -9,16 +9,14 @@ knows, and by where the message goes.
 
 from __future__ import annotations
 
-import os
 from binascii import b2a_base64
 from collections.abc import Mapping
-from itertools import count
 from typing import Any, Final
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.publishing import copied
 
-__all__ = ["Outgoing", "TagMaker", "marked_redelivered"]
+__all__ = ["Outgoing", "marked_redelivered"]
 
 #: Kinds of messages, and places they go to, that are remembered.
 KEPT: Final = 1024
@@ -28,21 +26,6 @@ DELIVERY_COUNT: Final = "x-delivery-count"
 _NO_HEADERS: Final[dict[str, Any]] = {}
 #: (content encoding, content type, delivery mode) -> the middle of the envelope.
 _middles: dict[tuple[Any, Any, Any], bytes] = {}
-
-
-class TagMaker:
-    """Delivery tags that nobody else makes, in the form of kombu's (UUIDs)."""
-
-    __slots__ = ("_numbers", "_prefix")
-
-    def __init__(self) -> None:
-        digits = os.urandom(10).hex()
-        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}-".encode()
-        self._numbers = count(int.from_bytes(os.urandom(5), "big"))
-
-    def next(self) -> bytes:
-        """The next tag."""
-        return b"%b%012x" % (self._prefix, next(self._numbers))
 
 
 class Outgoing:

@@ -16,7 +16,7 @@ from greenconn.abc import DeadlineLike
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.redis.envelope import Outgoing, TagMaker
+from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
@@ -28,6 +28,7 @@ from greenconn.transport.virtual.publishing import (
     _no_immediate,
     _unroutable,
 )
+from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import bulk, pack
 
 __all__ = ["PublishingToRedis"]
