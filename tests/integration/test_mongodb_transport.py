@@ -257,6 +257,7 @@ def test_child_has_a_client_of_its_own(mongodb_url: str) -> None:
         assert ready.wait(SOON)
 
         def child() -> bool:
+            gevent.reinit()  # as every fork that gevent knows of does it
             with Connection(mongodb_url) as own:
                 greenconn.publish("parent", "from the child", connection=own, timeout=SOON)
             greenconn.publish("parent", "on the parent's", connection=connection, timeout=SOON)

@@ -345,8 +345,8 @@ class LeasedLink(VirtualLink):
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's."""
         super().forget(exc)
-        self.leases.stop()
-        self.feeds.clear()
+        # Its greenlets are copied too: none may go on reading what the parent waits for.
+        self._stop(exc)
         self.store.drop()
 
     @staticmethod
