@@ -48,14 +48,14 @@ class Held:
     """A message that was taken: what SQS wants to see again, and what is to be known to settle it.
 
     Attributes:
-        queue: where it was, as the store names it.
+        queue: the name of its queue: who settles it may be another link.
         deliveries: how often it was taken, this time included.
         task: the name of its task, as Celery writes it.
     """
 
     __slots__ = ("deliveries", "queue", "receipt", "task")
 
-    def __init__(self, queue: Any, receipt: str, deliveries: int, task: str | None) -> None:
+    def __init__(self, queue: str, receipt: str, deliveries: int, task: str | None) -> None:
         self.queue = queue
         self.receipt = receipt
         self.deliveries = deliveries
@@ -183,7 +183,9 @@ def opened(message: Mapping[str, Any], queue: Any) -> Claimed:
         count = int((message.get("Attributes") or {}).get(RECEIVE_COUNT, 1))
     except ValueError:
         count = 1
-    held = Held(queue, message["ReceiptHandle"], count, task if isinstance(task, str) else None)
+    held = Held(
+        queue.name, message["ReceiptHandle"], count, task if isinstance(task, str) else None
+    )
     end = properties.get(EXPIRES_AT)
     is_old = isinstance(end, (int, float)) and end <= time()
     dead = "expired" if is_old else None

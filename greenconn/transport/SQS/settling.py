@@ -16,7 +16,7 @@ from greenconn.transport.SQS.exceptions import (
     InvalidQueueException,
 )
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import SqsQueue
+from greenconn.transport.SQS.queues import Queues, SqsQueue
 from greenconn.transport.SQS.sending import Sending
 
 __all__ = ["Settling"]
@@ -29,35 +29,54 @@ class Settling:
 
     Arguments:
         sending: for dead letters.
+        queues: those of this link.
         gone: called with a queue that turned out to be deleted.
     """
 
     def __init__(
-        self, options: SQSOptions, sending: Sending, gone: Callable[[SqsQueue], None]
+        self,
+        options: SQSOptions,
+        sending: Sending,
+        queues: Queues,
+        gone: Callable[[SqsQueue], None],
     ) -> None:
         self._options = options
         self._sending = sending
+        self._queues = queues
         self._gone = gone
 
     def settle(self, answers: Sequence[Answer]) -> None:
         """Delete messages, or give them back.  May switch."""
-        deleted: dict[SqsQueue, list[Held]] = {}
-        returned: dict[SqsQueue, list[tuple[Held, int]]] = {}
+        by_queue: dict[str, list[Answer]] = {}
         for answer in answers:
-            held: Held = answer.handle
+            by_queue.setdefault(answer.handle.queue, []).append(answer)
+        together(partial(self._settle, name, mine) for name, mine in by_queue.items())
+
+    def _settle(self, name: str, answers: Sequence[Answer]) -> None:
+        """Settle those of one queue."""
+        queue = self._queue(name)
+        if queue is None:
+            return
+        deleted: list[Held] = []
+        returned: list[tuple[Held, int]] = []
+        for answer in answers:
             if answer.entries and not self._buried(answer):
                 continue
-            delay = _delay_of(answer)
+            delay = _delay_of(answer, queue)
             if delay is None:
-                deleted.setdefault(held.queue, []).append(held)
+                deleted.append(answer.handle)
             elif delay >= 0:
-                returned.setdefault(held.queue, []).append((held, delay))
-        together(
-            [
-                *(partial(self.delete, queue, held) for queue, held in deleted.items()),
-                *(partial(self._hide, queue, held) for queue, held in returned.items()),
-            ]
-        )
+                returned.append((answer.handle, delay))
+        self.delete(queue, deleted)
+        self._hide(queue, returned)
+
+    def _queue(self, name: str) -> SqsQueue | None:
+        """A queue that something was taken from; None: it is gone, and that with it."""
+        try:
+            return self._queues.get(name)
+        except REFUSED as exc:
+            logger.warning("%s: what was taken from it is not settled", exc)
+            return None
 
     def _buried(self, answer: Answer) -> bool:
         """Whether the copies of a dead letter are stored; if not it stays where it is."""
@@ -105,12 +124,16 @@ class Settling:
 
     def renew(self, handles: Sequence[Held], seconds: int) -> list[Held]:
         """Hide messages for so long from now on; return those that are no longer ours.  May switch."""
-        by_queue: dict[SqsQueue, list[Held]] = {}
+        by_queue: dict[str, list[Held]] = {}
         for held in handles:
             by_queue.setdefault(held.queue, []).append(held)
         lost: list[Held] = []
 
-        def renew(queue: SqsQueue, mine: list[Held]) -> None:
+        def renew(name: str, mine: list[Held]) -> None:
+            queue = self._queue(name)
+            if queue is None:
+                lost.extend(mine)
+                return
             errors = self._hide(queue, [(each, seconds) for each in mine])
             lost.extend(
                 each
@@ -118,16 +141,15 @@ class Settling:
                 if isinstance(error, (InvalidQueueException, DoesNotExistQueueException))
             )
 
-        together(partial(renew, queue, mine) for queue, mine in by_queue.items())
+        together(partial(renew, name, mine) for name, mine in by_queue.items())
         return lost
 
 
-def _delay_of(answer: Answer) -> int | None:
+def _delay_of(answer: Answer, queue: SqsQueue) -> int | None:
     """Seconds after which a message comes again; None: never; -1: when its lease ends.  May switch."""
     if answer.settlement is Settlement.DONE:
         return None
     held: Held = answer.handle
-    queue: SqsQueue = held.queue
     if not answer.is_unseen and not answer.entries:
         delay = queue.retry_delay(held.task, held.deliveries)
         if delay is not None:

@@ -109,7 +109,7 @@ class SqsStore(Store):
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
         self._sending = Sending(self._options, self.queues, self.topics, self._is_gone)
-        self._settling = Settling(self._options, self._sending, self._is_gone)
+        self._settling = Settling(self._options, self._sending, self.queues, self._is_gone)
         predefined = self._options.predefined_queues
         try:
             if predefined:
