@@ -130,9 +130,12 @@ class LeasedLink(VirtualLink):
         try:
             return slot.wait(limit)
         except TimeoutError as exc:
-            if not slot.has_left or deadline is not None:
-                raise
-            raise self.no_answer(what) from exc
+            if not slot.has_left:
+                raise  # the store's own
+            if deadline is None:
+                raise self.no_answer(what) from exc
+            seconds = "the given time" if deadline.timeout is None else f"{deadline.timeout:g} s"
+            raise TimeoutError(f"{self.where}: no answer within {seconds} ({what})") from exc
         except BaseException:
             if slot.has_value and on_abandoned is not None:
                 on_abandoned(slot.value)

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 #: Seconds after which the server is asked again what time it is.
 CLOCK_LIFETIME: Final = 60.0
+#: The part of the time to connect that pymongo has for looking for a server.
+GREETING: Final = 0.8
 
 _Key = tuple[Address, str, int]
 
@@ -96,7 +98,9 @@ class Client:
             LinkLost: there is none, or it does not answer in time.
             LoginRefused: it does not let us in.
         """
-        answer = self.call(_hello, self._mongo, deadline.left())
+        left = deadline.left()
+        # pymongo shall be the first to give up: it knows what each server has answered.
+        answer = self.call(_hello, self._mongo, None if left is None else left * GREETING)
         self._read_clock(answer)
         self.is_set = "setName" in answer or answer.get("msg") == "isdbgrid"
 
