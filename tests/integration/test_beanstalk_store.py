@@ -94,7 +94,7 @@ def test_writer_that_dies_between_two_versions(beanstalk_url: str, unique: str) 
             raw("ignore default")
             held = raw("reserve-with-timeout 0")
             version = json.loads(held.body)["version"] + 1
-            # Reserved: nobody else changes it, and what was read before still counts.
+            # Reserved: nobody else changes it, and what was read before counts after a while.
             assert store.rows(unique) == (first,)
             other = gevent.spawn(store.bind, unique, third)
             gevent.sleep(0.05)

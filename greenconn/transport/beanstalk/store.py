@@ -154,8 +154,11 @@ class BeanstalkStore(Store):
         return count
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
-        if not consumers and self._waiting is not None:
-            self._waiting.ignore(queue_tube(name))
+        if not consumers:
+            # A claim under way must not take what comes from now on.
+            if self._waiting is not None:
+                self._waiting.ignore(queue_tube(name))
+            self.interrupt()
         return self._presence.enrol(name, consumers, exclusive=exclusive)
 
     def others(self, name: str) -> int:

@@ -45,6 +45,8 @@ HIDDEN: Final = 2**31
 CHANGE_TIME: Final = 10
 #: Priority of version 0; each version is more urgent than the one before.
 FIRST: Final = 2**32 - 1
+#: Seconds that a reader waits for a change to be done, before it takes what it has read before.
+PATIENCE: Final = 1.0
 #: Seconds between two attempts to change what another program changes.
 PAUSE: Final = 0.01
 #: Versions of one table that are looked through at once.
@@ -100,17 +102,20 @@ class Tables:
         Raises:
             TimeoutError: a change of it did not come to an end.
         """
-        deadline = Deadline(self._timeout)
+        deadline, patience = Deadline(self._timeout), Deadline(PATIENCE)
         while True:
             peeked, counted = self._desk.ask_using(tube, [_PEEK, _stats(tube)])
             if peeked.word == b"FOUND":
                 return self._content(tube, peeked)
-            if not _reserved(self._desk.read_counts(counted)):
+            facts = self._desk.read_counts(counted)
+            if _ready(facts):
+                continue  # it was replaced between the two
+            if not _reserved(facts):
                 self._read.pop(tube, None)
                 return None
-            # It is about to be replaced: what was read before still counts.
+            # It is about to be replaced, or its writer was stopped: then what was read last has to do.
             known = self._read.get(tube)
-            if known is not None:
+            if known is not None and patience.has_ended:
                 return known[1]
             self._pause(tube, deadline)
 
