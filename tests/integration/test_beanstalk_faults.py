@@ -287,10 +287,12 @@ def test_fan_out_reaches_other_processes(beanstalk_url: str, unique: str) -> Non
             assert [each.line() for each in listeners[1:]] == ["three"]
             # Its queue is no exclusive one, so it has kept the message.
             left = Queue(f"{unique}.0", exchange, durable=False, auto_delete=True)
-            message = left(connection).get()
-            assert message is not None
-            assert message.payload == "three"
-            message.ack()
+            payloads = []
+            while (message := left(connection).get()) is not None:
+                payloads.append(message.payload)
+                message.ack()
+            # What it printed last may not have been answered for when it was killed.
+            assert payloads in (["three"], ["two", "three"])
             left(connection).delete()
     finally:
         for each in listeners:
@@ -391,6 +393,6 @@ def test_nothing_is_taken_for_a_consumer_that_left(beanstalk_url: str, unique: s
             greenconn.publish(unique, "later", connection=connection)
             message = queue.get()
             assert message is not None
-            assert not message.delivery_info["redelivered"]
+            assert message.payload == "later"
             message.ack()
         queue.delete()

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
+from gevent.event import Event
+
 from greenconn.transport.beanstalk.bell import Waiting
 from greenconn.transport.beanstalk.desk import Desk, Taken
 from greenconn.wire.beanstalk import Reply
@@ -37,10 +39,17 @@ class Claiming:
         self._hot: dict[bytes, None] = {}
         #: Something else is wanted than the claim that is under way knows.
         self._is_stale = False
+        #: The claim that is under way is over.
+        self._is_over = Event()
+        self._is_over.set()
 
     def interrupt(self) -> None:
         """Let a claim that waits, or is about to, return.  Never switches."""
         self._is_stale = True
+
+    def wait_over(self) -> None:
+        """Wait for the end of a claim that is under way.  May switch."""
+        self._is_over.wait()
 
     def claim(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
         """Reserve jobs; see :meth:`Store.claim`.  May switch."""
@@ -50,7 +59,15 @@ class Claiming:
             taken = desk.take(wanted.items())
             return desk.describe([(each, desk.pipeline.post) for each in chain(*taken)])
         self._is_stale = False
-        waiting = self._waiting()
+        self._is_over = is_over = Event()
+        try:
+            return self._wait(wanted, seconds)
+        finally:
+            is_over.set()
+
+    def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
+        """Take from the hot tubes, look at the others, and wait where there was nothing."""
+        desk, waiting = self._desk, self._waiting()
         desk.pipeline.pass_gate()
         hot = [tube for tube in self._hot if tube in wanted]
         found = self._take_hot(hot, wanted)

@@ -155,10 +155,11 @@ class BeanstalkStore(Store):
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if not consumers:
-            # A claim under way must not take what comes from now on.
+            # Who is told that nobody consumes here any more can rely on it: no claim takes anything.
             if self._waiting is not None:
                 self._waiting.ignore(queue_tube(name))
             self.interrupt()
+            self._claiming.wait_over()
         return self._presence.enrol(name, consumers, exclusive=exclusive)
 
     def others(self, name: str) -> int:
