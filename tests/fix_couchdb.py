@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -38,8 +39,14 @@ def couchdb_server(brokers: Brokers) -> str:
         return brokers.pouchdb().url
 
 
+@pytest.fixture(scope="session")
+def couchdb_url(couchdb_server: str) -> str:
+    """The address of a database of this process."""
+    return f"{couchdb_server}/greenconn-test-{uuid.uuid4().hex[:12]}"
+
+
 @pytest.fixture
-def couchdb_url(couchdb_server: str, unique: str) -> str:
+def couchdb_new_url(couchdb_server: str, unique: str) -> str:
     """The address of a database of the test's own, which is not there yet."""
     return f"{couchdb_server}/{unique}"
 

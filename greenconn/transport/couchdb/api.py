@@ -25,6 +25,8 @@ __all__ = ["PAGE", "CouchApi", "Document"]
 #: What JSON can say.
 Document: TypeAlias = dict[str, Any]
 
+#: Bytes of an answer that are taken; of one with more, fewer documents are asked for.
+LARGEST: Final = 64 * 1024 * 1024
 #: Documents that are listed in one request.
 PAGE: Final = 1000
 
@@ -173,6 +175,7 @@ class CouchApi:
             headers=self._headers,
             body=b"" if content is None else _encode(content).encode(),
             may_repeat=may_repeat,
+            limit=LARGEST,
         )
         return reply.status, self._content(reply)
 

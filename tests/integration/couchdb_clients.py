@@ -1,0 +1,99 @@
+"""Stores over a CouchDB, and its documents as they lie there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.web import Web
+from greenconn.transport.couchdb import Transport
+from greenconn.transport.couchdb.store import CouchStore
+from greenconn.transport.leased.store import Claimed, Entry
+from tests.tiny_client import TinyClient
+
+__all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at", "until"]
+
+#: Seconds that a test waits for something that must come.
+SOON = 10.0
+
+
+def until(condition: Callable[[], Any], timeout: float = 3 * SOON) -> None:
+    """Wait until *condition* holds."""
+    end = monotonic() + timeout
+    while not condition():
+        assert monotonic() < end, "it did not come to that"
+        gevent.sleep(0.01)
+
+
+@contextmanager
+def store_at(
+    url: str, wake: Callable[[str | None], None] = lambda queue: None, **options: Any
+) -> Iterator[CouchStore]:
+    """An open store, closed in good order."""
+    store = Transport(TinyClient(url, **options)).make_store(wake)
+    try:
+        store.open(Deadline(SOON))
+        yield store
+        store.close()
+    finally:
+        store.drop()
+        gevent.sleep(0)
+
+
+def entry(queue: str, body: str, **options: Any) -> Entry:
+    """A message of text."""
+    envelope = {"body": body, "headers": {}, "properties": {"delivery_tag": body}}
+    return Entry(queue, envelope, **options)
+
+
+def bodies(claimed: list[Claimed] | Any) -> list[str]:
+    """What was claimed."""
+    return [each.envelope["body"] for each in claimed]
+
+
+class Raw:
+    """Plain requests to a database."""
+
+    def __init__(self, web: Web, database: str) -> None:
+        self._web = web
+        self._database = database
+
+    def __call__(self, method: str, path: str = "", content: Any = None) -> Any:
+        """Send one and return what the answer says."""
+        reply = self._web.request(
+            method,
+            f"{self._database}{path}",
+            deadline=Deadline(SOON),
+            headers={"Content-Type": "application/json"},
+            body=b"" if content is None else json.dumps(content).encode(),
+        )
+        return json.loads(reply.body)
+
+    def docs(self, prefix: str = "") -> list[dict[str, Any]]:
+        """All documents whose ids begin with *prefix*."""
+        rows = self("GET", "/_all_docs?include_docs=true")["rows"]
+        return [row["doc"] for row in rows if row["id"].startswith(prefix)]
+
+    def put(self, *docs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Store documents."""
+        results: list[dict[str, Any]] = self("POST", "/_bulk_docs", {"docs": list(docs)})
+        return results
+
+
+@contextmanager
+def raw_to(url: str) -> Iterator[Raw]:
+    """Requests to the database of *url*."""
+    parts = urlsplit(url)
+    web = Web(str(parts.hostname), int(parts.port or 5984), extra="couchdb")
+    try:
+        yield Raw(web, parts.path)
+    finally:
+        web.close()
+        gevent.sleep(0)

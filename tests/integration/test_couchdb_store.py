@@ -1,0 +1,412 @@
+"""The store over a real server: documents, claims by revision, leases, expiry, what kombu stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+
+import greenconn
+from greenconn import Connection
+from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
+from greenconn.green.deadline import Deadline
+from greenconn.transport.couchdb import api
+from greenconn.transport.couchdb.store import CouchStore
+from greenconn.transport.leased.store import Answer, Claimed, NoQueue, Row, Settlement
+from greenconn.transport.virtual.declaration import Declaration
+from tests.fix_couchdb import PouchFactory
+from tests.fix_interrupts import interruptions
+from tests.fix_peer import PeerFactory
+from tests.fix_tls import CERTS, TlsFront
+from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until
+
+PLAIN = Declaration()
+
+
+def done(claimed: Claimed) -> Answer:
+    return Answer(claimed.handle, Settlement.DONE)
+
+
+def back(claimed: Claimed, **options: Any) -> Answer:
+    return Answer(claimed.handle, Settlement.BACK, **options)
+
+
+def put(store: CouchStore, *entries: Any) -> None:
+    assert list(store.put(entries)) == [None] * len(entries)
+
+
+def test_a_message_lies_as_kombu_stored_it(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as store, raw_to(couchdb_new_url) as raw:
+        store.make_queue("a/b!c é", PLAIN)
+        put(store, entry("a/b!c é", "x"))
+        (doc,) = raw.docs("gcm!")
+        assert doc["queue"] == "a/b!c é"
+        assert json.loads(doc["payload"])["body"] == "x"
+        (claimed,) = store.claim({"a/b!c é": 5}, 0)
+        (doc,) = raw.docs("gcm!")
+        assert "payload" not in doc, "kombu's consumers must not see what is held"
+        assert claimed.deliveries == 0
+        store.settle([back(claimed)])
+        (doc,) = raw.docs("gcm!")
+        assert json.loads(doc["payload"])["body"] == "x"
+        (claimed,) = store.claim({"a/b!c é": 5}, 0)
+        assert claimed.deliveries == 1
+        store.settle([done(claimed)])
+        assert raw.docs("gcm!") == []
+
+
+def test_order_priorities_and_delays(couchdb_new_url: str) -> None:
+    woken: list[str | None] = []
+    with store_at(couchdb_new_url, woken.append) as store:
+        store.make_queue("q", PLAIN)
+        put(store, *(entry("q", f"{n}") for n in range(3)), entry("q", "high", priority=9))
+        put(store, entry("q", "later", delay=0.3), entry("q", "3"))
+        assert bodies(store.claim({"q": 3}, 0)) == ["high", "0", "1"]
+        assert bodies(store.claim({"q": 9}, 0)) == ["2", "3"]
+        assert not store.claim({"q": 9}, 0)
+        woken.clear()
+        until(lambda: "q" in woken)
+        (claimed,) = store.claim({"q": 9}, 0)
+        assert bodies([claimed]) == ["later"]
+        store.settle([back(claimed, delay=0.2, is_unseen=True)])
+        assert not store.claim({"q": 9}, 0)
+        woken.clear()
+        until(lambda: "q" in woken)
+        (claimed,) = store.claim({"q": 9}, 0)
+        assert claimed.deliveries == 0
+        store.settle([done(claimed)])
+
+
+def test_what_goes_back_comes_before_what_is_new(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
+        one.make_queue("q", PLAIN)
+        put(one, *(entry("q", f"{n}") for n in range(6)))
+        taken = list(one.claim({"q": 4}, 0))
+        assert bodies(other.claim({"q": 1}, 0)) == ["4"]
+        one.settle([back(taken[1]), back(taken[2]), done(taken[0])])
+        assert bodies(one.claim({"q": 2}, 0)) == ["1", "2"]
+        assert bodies(other.claim({"q": 2}, 0)) == ["5"]
+        one.settle([back(taken[3])])
+        assert bodies(other.claim({"q": 2}, 0)) == ["3"]
+
+
+def test_what_is_told_by_the_feed_is_found(couchdb_new_url: str) -> None:
+    woken: list[str | None] = []
+    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url, woken.append) as other:
+        one.make_queue("q", PLAIN)
+        put(one, entry("q", "0"))
+        (claimed,) = other.claim({"q": 9, "none": 9}, 0)
+        for number, options in enumerate(({}, {"priority": 5})):
+            woken.clear()
+            put(one, entry("q", "new", **options))
+            until(lambda: woken)
+            # Two queues: it relies on what it knows.
+            assert bodies(other.claim({"q": 9, "none": 9}, 0)) == ["new"], number
+        other.settle([back(claimed)])
+        assert bodies(other.claim({"q": 9, "none": 9}, 0)) == ["0"]
+
+
+def test_claims_of_many_at_once_are_one_each(couchdb_new_url: str, long: bool) -> None:
+    number = 500 if long else 100
+    with store_at(couchdb_new_url) as first:
+        first.make_queue("q", PLAIN)
+        put(first, *(entry("q", f"{n}") for n in range(number)))
+        got: list[Claimed] = []
+
+        def claim() -> None:
+            with store_at(couchdb_new_url) as store:
+                while taken := store.claim({"q": 7, "none": 1}, 0):
+                    got.extend(taken)
+                    store.settle([done(each) for each in taken])
+
+        claimers = [gevent.spawn(claim) for _ in range(10)]
+        gevent.joinall(claimers, timeout=6 * SOON, raise_error=True)
+        assert sorted(map(int, bodies(got))) == list(range(number))
+        assert first.size("q") == 0
+
+
+def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as store, raw_to(couchdb_new_url) as raw:
+        store.make_queue("q", PLAIN)
+        put(store, *(entry("q", f"{n}") for n in range(3)))
+        for run in interruptions(lambda: store.claim({"q": 9, "none": 9}, 0), delays=(0, 3)):
+            # What was claimed by a request whose answer nobody read is the dead link's to give back.
+            taken = list(run.result or ())
+            held = {doc["_id"] for doc in raw.docs("gcm!") if "held" in doc}
+            taken += store.claim({"q": 9, "none": 9}, 0)
+            assert len(taken) + len(held - {each.handle[0] for each in taken}) == 3
+            store.settle([back(each, is_unseen=True) for each in taken])
+            lost = [doc for doc in raw.docs("gcm!") if "held" in doc]
+            raw.put(*({**doc, "payload": doc.pop("held")} for doc in lost))
+            until(lambda: store.size("q") == 3)
+
+
+def test_large_messages_are_read_in_smaller_pages(
+    couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "LARGEST", 300_000)
+    with store_at(couchdb_new_url) as store:
+        store.make_queue("q", PLAIN)
+        for number in range(8):
+            put(store, entry("q", f"{number}" * 100_000))
+        assert [body[0] for body in bodies(store.claim({"q": 9}, 0))] == list("01234567")
+
+
+def test_settling_too_late_changes_nothing(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
+        one.make_queue("q", PLAIN)
+        put(one, entry("q", "x"))
+        (old,) = one.claim({"q": 1}, 0)
+        one.settle([back(old)])
+        (new,) = other.claim({"q": 1}, 0)
+        one.settle([done(old), back(old)])
+        assert other.size("q") == 0
+        other.settle([back(new)])
+        assert other.size("q") == 1
+
+
+def test_copies_are_stored_before_the_message_goes(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as store:
+        store.make_queue("q", PLAIN)
+        store.make_queue("dead", PLAIN)
+        put(store, entry("q", "x"))
+        (claimed,) = store.claim({"q": 1}, 0)
+        store.settle([Answer(claimed.handle, Settlement.REFUSED, entries=[entry("dead", "x")])])
+        assert (store.size("q"), store.size("dead")) == (0, 1)
+
+
+def test_queues_and_their_messages(couchdb_new_url: str) -> None:
+    gone: list[str] = []
+    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
+        other.gone = gone.append
+        declared = Declaration(durable=True, arguments={"x-max-priority": 5})
+        assert one.make_queue("q", declared) == declared
+        assert other.make_queue("q", PLAIN) == declared
+        assert other.find_queue("none") is None
+        (refused,) = one.put([entry("none", "x")])
+        assert isinstance(refused, NoQueue)
+        put(one, *(entry("q", f"{n}") for n in range(5)))
+        (claimed,) = other.claim({"q": 1}, 0)
+        assert one.purge("q") == 4
+        put(one, entry("q", "5"))
+        assert one.drop_queue("q") == 1
+        assert other.find_queue("q") is None
+        until(lambda: gone == ["q"])
+        other.settle([back(claimed)])
+        one.make_queue("q", PLAIN)
+        assert not other.claim({"q": 1}, 0)
+        gevent.sleep(0.1)
+        assert gone == ["q"], "late news of an earlier deletion"
+
+
+def test_bindings_are_shared(couchdb_new_url: str) -> None:
+    rows = [Row(f"key{number}", "", "q", {"x": number}) for number in range(20)]
+    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
+        jobs = [
+            gevent.spawn((one, other)[n % 2].bind, "amq.direct", row) for n, row in enumerate(rows)
+        ]
+        jobs += [gevent.spawn(one.bind, "amq.direct", rows[0]) for _ in range(3)]
+        gevent.joinall(jobs, SOON, raise_error=True)
+        for store in (one, other):
+            found = store.rows("amq.direct")
+            assert found is not None
+            assert sorted(found) == sorted(rows)
+            assert store.rows("amq.direct") is found
+        one.drop_queue("q")
+        assert not other.rows("amq.direct")
+        assert one.rows("none") is None
+    with store_at(couchdb_new_url) as again:
+        assert not again.rows("amq.direct")
+
+
+def test_expired_messages_are_dead_wherever_they_are(couchdb_new_url: str) -> None:
+    woken: list[str | None] = []
+    with store_at(couchdb_new_url) as one:
+        for name in ("q", "held", "gone", "other"):
+            one.make_queue(name, PLAIN)
+        put(one, *(entry(name, name, lifetime=0.5) for name in ("q", "held", "gone")))
+        (held,) = one.claim({"held": 1}, 0)
+        (gone,) = one.claim({"gone": 1}, 0)
+        one.settle([done(gone)])
+        # One that begins later knows of them, too.
+        with store_at(couchdb_new_url, woken.append) as late, raw_to(couchdb_new_url) as raw:
+            assert not late.claim({"other": 1, "none": 1}, 0)
+            until(lambda: woken)
+            (claimed,) = late.claim({"other": 1, "none": 1}, 0)
+            assert (claimed.queue, claimed.dead) == ("q", "expired")
+            late.settle([done(claimed)])
+            one.settle([back(held)])
+            found: list[Claimed] = []
+            until(lambda: found.extend(late.claim({"other": 1, "none": 1}, 0)) or found)
+            assert [(each.queue, each.dead) for each in found] == [("held", "expired")]
+            late.settle([done(each) for each in found])
+            until(lambda: late.claim({"other": 1}, 0) == [] and not raw.docs("gce!"))
+
+
+# -- signs of life
+
+
+def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
+    options = {"lease": 0.6, "feed_heartbeat": 0.2}
+    with (
+        store_at(couchdb_new_url, **options) as one,
+        store_at(couchdb_new_url, **options) as two,
+        store_at(couchdb_new_url, **options) as silent,
+        raw_to(couchdb_new_url) as raw,
+    ):
+        silent.make_queue("q", PLAIN)
+        put(silent, *(entry("q", f"{n}") for n in range(4)))
+        held = list(silent.claim({"q": 2}, 0))
+        (living,) = one.claim({"q": 1}, 0)
+
+        def beat(store: CouchStore) -> None:
+            while True:
+                assert list(store.renew([])) == []
+                gevent.sleep(0.1)
+
+        beats = [gevent.spawn(beat, store) for store in (one, two)]
+        until(lambda: one.size("q") == 3)
+        assert bodies(two.claim({"q": 9}, 0)) == ["0", "1", "3"]
+        until(lambda: len(raw.docs("gco!")) == 2)
+        # It comes back to life: what it held is lost, and it may go on.
+        assert list(silent.renew([each.handle for each in held])) == [each.handle for each in held]
+        silent.settle([done(each) for each in held])
+        put(silent, entry("q", "new"))
+        (mine,) = silent.claim({"q": 1}, 0)
+        assert bodies([mine]) == ["new"]
+        assert list(silent.renew([mine.handle])) == []
+        assert list(one.renew([living.handle])) == []
+        gevent.killall(beats)
+
+
+def test_the_time_of_the_deaf_does_not_count(couchdb_new_url: str) -> None:
+    options = {"lease": 0.5}
+    with store_at(couchdb_new_url, **options) as one, store_at(couchdb_new_url, **options) as two:
+        one.make_queue("q", PLAIN)
+        put(one, entry("q", "x"))
+        (held,) = one.claim({"q": 1}, 0)
+        until(lambda: len(two._owners._seen) == 1)
+        gevent.sleep(0.8)  # neither renews: this process could have been stopped
+        assert list(two.renew([])) == []
+        assert list(one.renew([held.handle])) == []
+        assert two.size("q") == 0
+
+
+# -- what kombu stored
+
+
+def foreign(number: int, queue: str = "q") -> dict[str, Any]:
+    """A message as kombu's transport stored it."""
+    payload = {"body": f"{number}", "headers": {}, "properties": {"delivery_tag": f"{number}"}}
+    return {"_id": f"{number:032x}", "queue": queue, "payload": json.dumps(payload)}
+
+
+def test_what_kombu_stored_is_taken_over_once(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as first, raw_to(couchdb_new_url) as raw:
+        first.make_queue("q", PLAIN)
+        raw.put(*map(foreign, range(20)))
+        raw.put({"_id": "f" * 32, "is": "something else"}, {"_id": "abc", "queue": "q"})
+        with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as two:
+            got: list[str] = []
+
+            def claim(store: CouchStore) -> None:
+                while taken := store.claim({"q": 3}, 0):
+                    got.extend(bodies(taken))
+                    store.settle([done(each) for each in taken])
+
+            jobs = [gevent.spawn(claim, store) for store in (one, two)]
+            gevent.joinall(jobs, 3 * SOON, raise_error=True)
+            raw.put(foreign(20))
+            until(lambda: claim(one) or len(got) == 21)
+        assert sorted(map(int, got)) == list(range(21))
+        kept = [doc["_id"] for doc in raw.docs() if not doc["_id"].startswith("gc")]
+        assert kept == ["abc", "f" * 32]
+
+
+def test_what_somebody_began_to_take_over_is_not_lost(couchdb_new_url: str) -> None:
+    with store_at(couchdb_new_url) as living, raw_to(couchdb_new_url) as raw:
+        living.make_queue("q", PLAIN)
+        docs = [foreign(1), foreign(2)]
+        for doc, owner in zip(docs, ("dead", living._owners.token), strict=True):
+            doc.update(held=doc.pop("payload"), owner=owner)
+        raw.put(*docs)
+        with store_at(couchdb_new_url) as later:
+            assert bodies(later.claim({"q": 9}, 0)) == ["1"]
+
+
+# -- connections
+
+
+@pytest.mark.programs
+def test_logins(pouchdb_with: PouchFactory) -> None:
+    server = pouchdb_with(login=("me", "se:cr/et"))
+    url = f"couchdb://me:se%3Acr%2Fet@127.0.0.1:{server.port}/db"
+    with Connection(url) as connection:
+        greenconn.publish("q", "x", connection=connection)
+        with connection.SimpleQueue("q") as queue:
+            assert queue.get(timeout=SOON).payload == "x"
+        assert "se" not in repr(connection)
+
+
+def test_over_tls(couchdb_new_url: str, tls_front: TlsFront) -> None:
+    parts = Connection(couchdb_new_url)
+    port = tls_front((str(parts.hostname), int(parts.port)))
+    ssl = {"ca_certs": str(CERTS / "ca.pem")}
+    database = couchdb_new_url.rpartition("/")[2]
+    for url in (
+        f"couchdb://localhost:{port}/{database}",
+        f"couchdb+https://localhost:{port}/{database}",
+    ):
+        with Connection(url, ssl=ssl) as connection:
+            greenconn.publish("q", "x", connection=connection)
+            with connection.SimpleQueue("q") as queue:
+                message = queue.get(timeout=SOON)
+                assert message.payload == "x"
+                message.ack()
+    with (
+        Connection(f"couchdb+https://localhost:{port}/{database}") as connection,
+        pytest.raises(OperationalError, match="certificate"),
+    ):
+        connection.ensure_connection(max_retries=1, interval_start=0)
+
+
+def test_a_message_that_is_too_large_harms_no_other(
+    couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_at(couchdb_new_url) as store:
+        store.make_queue("q", PLAIN)
+        request = store._web.request
+
+        def limited(method: str, target: str, **options: Any) -> Any:
+            if len(options.get("body", b"")) > 10_000:
+                reply = request("GET", "/", deadline=Deadline(SOON))
+                return reply._replace(status=413, body=b'{"error":"too_large"}')
+            return request(method, target, **options)
+
+        monkeypatch.setattr(store._web, "request", limited)
+        outcomes = store.put([entry("q", "a"), entry("q", "b" * 20_000), entry("q", "c")])
+        assert isinstance(outcomes[1], PublishRefused)
+        assert "max_document_size" in str(outcomes[1])
+        assert (outcomes[0], outcomes[2]) == (None, None)
+        assert bodies(store.claim({"q": 5}, 0)) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, "unauthorized"), (403, "forbidden")], ids=["login", "right"]
+)
+def test_a_refused_login_is_not_tried_again(peer: PeerFactory, status: int, error: str) -> None:
+    def serve(client: socket.socket) -> None:
+        while client.recv(65536):
+            body = json.dumps({"error": error, "reason": "no"}).encode()
+            head = f"HTTP/1.1 {status} No\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+
+    server = peer(serve)
+    with Connection(f"couchdb://me:secret@127.0.0.1:{server.port}/db") as connection:
+        with pytest.raises(AccessRefused, match=error) as caught:
+            connection.ensure_connection(max_retries=3, interval_start=0)
+        assert "secret" not in str(caught.value)
+        assert server.accepted == 1
