@@ -46,7 +46,8 @@ class Fifo:
         except BaseException:
             os.unlink(path)
             raise
-        self._watcher: Any = get_hub().loop.io(self._reader, 1, ref=False)
+        # As a socket does, it keeps a program alive that waits for nothing else.
+        self._watcher: Any = get_hub().loop.io(self._reader, 1)
         self._watcher.start(self._read)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
@@ -56,6 +56,7 @@ class Worker(Generic[J]):
         self._pending: deque[tuple[J, Slot[Any]]] = deque()
         self._is_busy = False
         self._last: Callable[[], object] | None = None
+        self._ended = Event()
         _workers[id(self)] = self
         _install()
 
@@ -75,6 +76,10 @@ class Worker(Generic[J]):
         if not self._is_busy:
             self._begin()
         return slot.wait(NEVER)
+
+    def join(self) -> None:
+        """Wait until it has ended; it must be closed.  May switch."""
+        self._ended.wait()
 
     def close(self, last: Callable[[], object]) -> None:
         """End it when what waits is done.  Never switches.  Again: does nothing.
@@ -138,6 +143,7 @@ class Worker(Generic[J]):
         try:
             pool.apply(self._close)
         finally:
+            self._ended.set()
             pool.kill()
 
     def _close(self) -> None:

@@ -69,7 +69,7 @@ class Leases:
             for start in range(0, max(len(held), 1), RENEWALS):
                 late += self._renew_page(held[start : start + RENEWALS])
             if late:
-                self._tell(late)
+                self._tell(late, "before it was renewed")
         except BaseException as exc:
             link.failed(exc, "renewing leases")
             if not isinstance(exc, Exception):
@@ -90,15 +90,20 @@ class Leases:
                 late += 1
         return late
 
-    def _tell(self, late: int) -> None:
+    def note_late(self, late: int) -> None:
+        """So many answers came too late.  May switch."""
+        self._tell(late, "when it was answered")
+
+    def _tell(self, late: int, when: str) -> None:
         link = self._link
         self.lost += late
         logger.warning(
-            "%s: the lease of %g s of %d messages had ended before it was renewed (the process was "
-            "stopped or busy for that long): they are or will be handled once more (lease_lost)",
+            "%s: the lease of %s s of %d messages had ended %s (the process was stopped or busy for "
+            "that long): they are or will be handled once more (lease_lost)",
             link.where,
             link.store.lease,
             late,
+            when,
         )
         for channel in list(link.channels.values()):
             for handler in list(channel.events.get("lease_lost", ())):

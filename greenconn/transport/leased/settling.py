@@ -119,13 +119,16 @@ class Settling:
             for each in batch:
                 dead = each.dead
                 answers.append(each.answer if dead is None else buried(link, dead, each.reason))
-            link.store.settle(answers)
+            late = link.store.settle(answers)
         except BaseException as exc:
             link.failed(exc, "answering")
             if not isinstance(exc, Exception):
                 raise
             if link.lost is not None:
                 return  # what is pending goes to the next life
+        else:
+            if late:
+                link.leases.note_late(late)
         for _ in batch:
             self._pending.popleft()
         self._settled += count

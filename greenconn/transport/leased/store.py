@@ -304,8 +304,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def settle(self, answers: Sequence[Answer]) -> None:
-        """Settle claimed messages.  One whose lease has ended is passed over."""
+    def settle(self, answers: Sequence[Answer]) -> int | None:
+        """Settle claimed messages.  One whose lease has ended is passed over.
+
+        Returns:
+            how many of those that were handled were passed over, where the store can tell.
+        """
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Begin the leases of these anew; return those that were lost already.

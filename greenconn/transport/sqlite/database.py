@@ -64,6 +64,8 @@ class Database:
         self._pid = os.getpid()
         self._worker: Worker[Job] = Worker(self._run)
         self._connection: sqlite3.Connection | None = None
+        #: Of the file that was opened.
+        self._identity: tuple[int, int] | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -92,6 +94,11 @@ class Database:
         self.users -= 1
         if not self.users:
             self._worker.close(self._close)
+
+    def join(self) -> None:
+        """Wait until it is closed, if nobody has it any more.  May switch."""
+        if not self.users:
+            self._worker.join()
 
     def forget(self) -> None:
         """In the child of a fork.  Never switches."""
@@ -130,6 +137,7 @@ class Database:
             connection.close()
             raise
         self._connection = connection
+        self._identity = _identity(path)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -187,10 +195,10 @@ class Database:
         return [outcome for job in jobs for outcome in self._run([job])]
 
     def _error(self, exc: Exception) -> Exception:
-        if isinstance(exc, AMQPError) or not isinstance(exc, sqlite3.Error):
-            return exc
-        error = as_error(exc, self.path)
-        error.__cause__ = exc
+        error = exc
+        if isinstance(exc, sqlite3.Error) and not isinstance(exc, AMQPError):
+            error = as_error(exc, self.path)
+            error.__cause__ = exc
         self.is_lost |= isinstance(error, DatabaseLost)
         return error
 
@@ -212,6 +220,10 @@ class Database:
         connection = self._connection
         if connection is None:
             return [job.function(connection, *job.args) for job in jobs]  # it opens
+        if _identity(self.path) != self._identity:
+            raise DatabaseLost(
+                f"SQLite file {self.path}: somebody has removed or replaced it; what was in it is gone"
+            )
         connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
         try:
             values = [job.function(connection, *job.args) for job in jobs]
@@ -221,6 +233,15 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
         return values
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a file from another one at the same path."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 #: By file and options.

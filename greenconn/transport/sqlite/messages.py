@@ -68,12 +68,14 @@ class Put(NamedTuple):
         pipes: who is to be told, and of which queues.
         dead: what became too many.
         next_at: when the next of them may be delivered, or dies.
+        late: answers that came too late.
     """
 
     outcomes: list[Exception | None]
     pipes: Pipes
     dead: list[Claimed]
     next_at: float | None
+    late: int = 0
 
 
 class Taken(NamedTuple):
@@ -335,15 +337,18 @@ def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], cl
                 entries += answer.entries
             gone.append(answer.handle)
     stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
+    late = len(gone)
     for number, marks, values in _by_claim(gone):
-        db.execute(f"DELETE FROM messages WHERE claim = ? AND id IN {marks}", (number, *values))
+        late -= db.execute(
+            f"DELETE FROM messages WHERE claim = ? AND id IN {marks}", (number, *values)
+        ).rowcount
     pipes, next_at = stored.pipes, stored.next_at
     if back:
         returned, again_at = _give_back(db, back)
         next_at = earliest(next_at, again_at)
         for pipe, numbers in armed(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
-    return Put([], pipes, stored.dead, next_at)
+    return Put([], pipes, stored.dead, next_at, late)
 
 
 def _give_back(

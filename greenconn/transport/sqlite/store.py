@@ -97,6 +97,7 @@ class SqliteStore(Store):
         if self._fifo is not None:
             self._tell(self._database.write(looking.leave, self._database.queues, self.owner))
         self.drop()
+        self._database.join()
 
     def drop(self) -> None:
         if self._is_dropped:
@@ -325,10 +326,12 @@ class SqliteStore(Store):
         self._look_at(taken.next_at)
         return taken.claimed
 
-    def settle(self, answers: Sequence[Answer]) -> None:
-        self._after(
-            self._database.write(messages.settle, self._database.queues, answers, self._claim())
+    def settle(self, answers: Sequence[Answer]) -> int | None:
+        settled: messages.Put = self._database.write(
+            messages.settle, self._database.queues, answers, self._claim()
         )
+        self._after(settled)
+        return settled.late
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._fifo is not None:

@@ -250,7 +250,7 @@ class FakeStore(Store):
     def interrupt(self) -> None:
         self.bell.set()
 
-    def settle(self, answers: Sequence[Answer]) -> None:
+    def settle(self, answers: Sequence[Answer]) -> int | None:
         self._call("settle", list(answers))
         for answer in answers:
             item = self._held(answer.handle)
@@ -266,6 +266,7 @@ class FakeStore(Store):
             else:
                 self.world.items[queue].remove(item)
         self.world.after("settle", list(answers))
+        return None
 
     def _held(self, handle: Any) -> Item | None:
         queue, number, claim = handle

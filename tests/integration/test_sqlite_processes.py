@@ -1,0 +1,323 @@
+"""One SQLite file and several processes: who is woken, who dies, and what is left of it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from greenconn.exceptions import NotFound
+from greenconn.transport.sqlite.database import Database
+from tests.forked import holds_in_child
+from tests.integration.contract import SOON
+from tests.integration.processes import Running, start
+from tests.integration.redis_clients import wait_until
+
+pytestmark = pytest.mark.programs
+
+#: Seconds.
+LEASE = 1.0
+
+#: Consumes from a queue, slowly, and prints what it has handled.
+CONSUMER = """
+import sys
+import gevent
+import greenconn
+
+def handle(body, message):
+    gevent.sleep(float(sys.argv[2]))
+    print(body, flush=True)
+
+connection = greenconn.Connection(sys.argv[1])
+consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=20,
+                                    concurrency=10)
+consumer.wait_ready()
+print("ready", flush=True)
+consumer.join()
+"""
+
+#: Publishes from many greenlets, and prints the number of each message that is stored.
+PUBLISHER = """
+import os, sys
+import gevent
+import greenconn
+
+connection = greenconn.Connection(sys.argv[1])
+
+def publish(first):
+    for number in range(first, 100000, 10):
+        greenconn.publish("q", number, connection=connection)
+        os.write(1, b"%d\\n" % number)
+
+gevent.joinall([gevent.spawn(publish, first) for first in range(10)])
+"""
+
+
+@pytest.fixture
+def url(sqlite_url: str) -> str:
+    """The file, with a short lease, and looks so rare that only words wake."""
+    return f"{sqlite_url}?lease={LEASE}&look_interval=600"
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Running]]:
+    """Programs that run; ended after the test."""
+    running: list[Running] = []
+    yield running
+    for each in running:
+        each.end()
+
+
+def consumer_of(url: str, programs: list[Running], pause: float = 0.0) -> Running:
+    """A consumer in a process of its own, which is ready."""
+    running = start("-c", CONSUMER, url, str(pause))
+    programs.append(running)
+    assert running.line() == "ready"
+    return running
+
+
+def test_consumer_of_another_process_is_woken(url: str, programs: list[Running]) -> None:
+    with Connection(url) as connection:
+        greenconn.publish("q", "made", connection=connection)
+        consumers = [consumer_of(url, programs), consumer_of(url, programs)]
+        got: list[str] = []
+        readers = [gevent.spawn(_read_into_end, each, got) for each in consumers]
+        for number in range(20):
+            # In less than the ten minutes until a look.
+            wait_until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+            greenconn.publish("q", number, connection=connection)
+        wait_until(lambda: len(got) == 21)
+        gevent.killall(readers)
+        assert got == ["made", *map(str, range(20))]
+
+
+def _read_into_end(running: Running, lines: list[str]) -> None:
+    try:
+        while True:
+            lines.append(running.line())
+    except EOFError:
+        pass
+
+
+def test_idle_consumers_touch_nothing(
+    url: str, programs: list[Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody polls: a consumer that waits makes no transaction, but for its sign of life."""
+    calls = []
+    transact = Database._transact
+
+    def counted(self: Database, jobs: Any) -> Any:
+        calls.append(jobs)
+        return transact(self, jobs)
+
+    with Connection(f"{url}&lease=60") as connection:
+        got: list[Any] = []
+        consumers = [
+            greenconn.spawn_consumer(
+                f"q{n}", lambda body, message: got.append(body), connection=connection
+            )
+            for n in range(20)
+        ]
+        for each in consumers:
+            assert each.wait_ready(SOON)
+        gevent.sleep(0.1)
+        monkeypatch.setattr(Database, "_transact", counted)
+        gevent.sleep(0.5)
+        assert calls == []
+        for each in consumers:
+            each.stop()
+
+
+def test_fan_out_to_another_process(url: str, programs: list[Running]) -> None:
+    """Exchanges and bindings are in the file: who publishes need not declare them."""
+    exchange = Exchange("news", "fanout")
+    with Connection(url) as connection, Connection(f"{url}&busy_timeout=9") as other:
+        queues = [Queue(f"news-{n}", exchange) for n in range(2)]
+        for queue in queues:
+            queue(connection.default_channel).declare()
+        channel = other.default_channel  # a connection that shares nothing but the file
+        channel.basic_publish_confirm(channel.prepare_message("x"), "news", "", mandatory=True)
+        for queue in queues:
+            message = queue(connection.default_channel).get(no_ack=True)
+            assert message is not None
+            assert message.body == "x"
+        queues[0](connection.default_channel).delete()
+        channel.basic_publish_confirm(channel.prepare_message("y"), "news", "")
+        with pytest.raises(NotFound):
+            channel.basic_get("news-0")
+
+
+def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: bool) -> None:
+    count = 2000 if long else 300
+    with Connection(url) as connection:
+        queue = Queue("q")(connection.default_channel)
+        queue.declare()
+        victims = [consumer_of(url, programs, 0.05) for _ in range(3)]
+        handled: list[str] = []
+        readers = [gevent.spawn(_read_into_end, each, handled) for each in victims]
+        for number in range(count):
+            greenconn.publish("q", number, connection=connection)
+            if number % (count // 3) == count // 6:
+                victim = victims.pop()
+                victim.signal(signal.SIGKILL)
+        wait_until(lambda: not victims or all(each.process.poll() is not None for each in victims))
+        killed_at = monotonic()
+        gevent.joinall(readers, timeout=SOON)
+        done = {int(each) for each in handled}
+        seen: Counter[int] = Counter()
+        redelivered: list[int] = []
+
+        def handle(body: int, message: Any) -> None:
+            seen[body] += 1
+            if message.delivery_info["redelivered"]:
+                redelivered.append(body)
+
+        consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=50)
+        wait_until(lambda: done | set(seen) == set(range(count)), 30 * LEASE)
+        took = monotonic() - killed_at
+        # What a victim had finished and not yet told is handled once more; nothing else is.
+        assert all(seen[body] == 1 for body in seen)
+        assert len(redelivered) <= 3 * 20
+        assert consumer.stop(SOON)
+    print(f"{len(redelivered)} redelivered, all there {took:.2f} s after the last kill")
+
+
+def test_killed_publisher_loses_nothing_confirmed(
+    url: str, programs: list[Running], long: bool
+) -> None:
+    with Connection(url) as connection:
+        queue = Queue("q")(connection.default_channel)
+        queue.declare()
+        confirmed: set[int] = set()
+        for _ in range(5 if long else 2):
+            publisher = start("-c", PUBLISHER, url)
+            programs.append(publisher)
+            lines: list[str] = []
+            reader = gevent.spawn(_read_into_end, publisher, lines)
+            wait_until(lambda lines=lines: len(lines) > 300)  # type: ignore[misc]
+            publisher.signal(signal.SIGKILL)
+            reader.join(SOON)
+            confirmed.update(map(int, lines))
+        stored: Counter[int] = Counter()
+        while (message := queue.get(no_ack=True)) is not None:
+            stored[message.payload] += 1
+        assert confirmed <= set(stored)
+        # At most what each of ten greenlets had under way beside.
+        assert len(set(stored) - confirmed) <= 10 * len(programs)
+
+
+def test_what_dead_processes_leave_is_swept(sqlite_url: str, programs: list[Running]) -> None:
+    program = """
+import sys
+import gevent
+import greenconn
+from greenconn import Connection, Queue
+
+connection = Connection(sys.argv[1])
+channel = connection.default_channel
+Queue("own", exclusive=True)(channel).declare()
+Queue("used", auto_delete=True)(channel).declare()
+channel.basic_consume("used", callback=print)
+print("ready", flush=True)
+gevent.sleep(1000)
+"""
+    url = f"{sqlite_url}?lease={LEASE}&look_interval=0.2"
+    victim = start("-c", program, url)
+    programs.append(victim)
+    assert victim.line() == "ready"
+    path = sqlite_url.removeprefix("sqlite:///")
+    with Connection(url) as connection:
+        got: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        assert len(glob.glob(f"{path}-*.wake")) == 2
+        victim.signal(signal.SIGKILL)
+        wait_until(lambda: len(glob.glob(f"{path}-*.wake")) == 1, 20 * LEASE)
+        for name in ("own", "used"):
+            with pytest.raises(NotFound):
+                connection.channel().queue_declare(name, passive=True)
+        assert consumer.stop(SOON)
+    assert glob.glob(f"{path}-*.wake") == []
+
+
+def test_frozen_consumer_comes_too_late(url: str, programs: list[Running]) -> None:
+    program = """
+import logging, sys
+import gevent
+import greenconn
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+connection = greenconn.Connection(sys.argv[1])
+channel = connection.default_channel
+channel.events["lease_lost"].add(lambda count: print("lost", count, flush=True))
+message = channel.basic_get("q")
+print("holds", message.payload, flush=True)
+sys.stdin.readline()
+message.ack()
+gevent.sleep(0.5)
+"""
+    with Connection(url) as connection:
+        greenconn.publish("q", 1, connection=connection)
+        frozen = start("-c", program, url)
+        programs.append(frozen)
+        assert frozen.line() == "holds 1"
+        frozen.signal(signal.SIGSTOP)
+        got: list[Any] = []
+        may_end = gevent.event.Event()
+
+        def keep(body: int, message: Any) -> None:
+            got.append(body)
+            may_end.wait()
+
+        consumer = greenconn.spawn_consumer("q", keep, connection=connection)
+        wait_until(lambda: got == [1], 15 * LEASE)
+        frozen.signal(signal.SIGCONT)
+        outcome = frozen.outcome(b"\n")
+        assert "lost 1" in outcome.output
+        assert "lease_lost" in outcome.output
+        may_end.set()
+        wait_until(lambda: consumer.stats()["handled"] == 1)
+        assert got == [1]
+        assert consumer.stop(SOON)
+
+
+@pytest.mark.parametrize("times", [3])
+def test_fork_while_it_is_busy(url: str, times: int, long: bool) -> None:
+    """A child never uses what its parent has open, and waits for nobody's lock."""
+    with Connection(url) as connection:
+        stop = False
+        numbers = iter(range(10**6))
+
+        def publish() -> None:
+            while not stop:
+                greenconn.publish("q", next(numbers), connection=connection)
+
+        publishers = [gevent.spawn(publish) for _ in range(20)]
+        gevent.sleep(0.1)
+
+        def in_child() -> bool:
+            with Connection(url) as own:
+                greenconn.publish("child", os.getpid(), connection=own)
+                assert own.default_channel.basic_get("child", no_ack=True) is not None
+            # What is the parent's can be used again, as a connection of the child's.
+            greenconn.publish("child", os.getpid(), connection=connection)
+            return connection.default_channel.basic_get("child", no_ack=True) is not None
+
+        for _ in range(20 if long else times):
+            assert holds_in_child(in_child)
+            gevent.sleep(0.02)
+        stop = True
+        gevent.joinall(publishers, timeout=SOON, raise_error=True)
+        published = next(numbers)
+        queue = Queue("q")(connection.default_channel)
+        assert queue.queue_declare(passive=True).message_count == published

@@ -1,0 +1,287 @@
+"""What a SQLite file has of its own: its address, its faults, its clock."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection, Queue
+from greenconn.exceptions import (
+    NotAllowed,
+    OperationalError,
+    PublishRefused,
+    RecoverableConnectionError,
+)
+from greenconn.transport.sqlite.database import Database, database_of
+from greenconn.transport.sqlite.options import SqliteOptions
+from tests.integration.contract import SOON
+from tests.integration.redis_clients import wait_until
+
+
+@pytest.fixture
+def path(sqlite_url: str) -> str:
+    """The file."""
+    return sqlite_url.removeprefix("sqlite:///")
+
+
+def database(path: str, **options: Any) -> Database:
+    """What the links of this process share."""
+    shared = database_of(path, SqliteOptions(**options))
+    shared.leave()
+    return shared
+
+
+# -- addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("sqlite://", "names no SQLite file; write sqlite:///relative.db"),
+        ("sqlite:///", "names no SQLite file; write sqlite:///relative.db"),
+        ("sqlite://host/x.db", "has no host 'host'; write sqlite:///relative.db"),
+        ("sqlite:///:memory:", "use memory://"),
+        ("sqlite:///a%00b", "no zero byte"),
+        ("sqlite:///x.db?synchronous=OFF", "synchronous is 'OFF': it is one of NORMAL, FULL"),
+        ("sqlite:///x.db?busy_timeout=-1", "busy_timeout"),
+        ("sqlite:///x.db?look_interval=0", "above 0"),
+        ("sqlite:///x.db?lease=0", "above 0"),
+        ("sqlite:///x.db?visibility_timeout=5", "unknown option 'visibility_timeout'"),
+    ],
+)
+def test_address_that_cannot_be(url: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Connection(url).connect()
+
+
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Connection("sqlite:///relative.db") as connection:
+        greenconn.publish("q", 1, connection=connection)
+        assert connection.as_uri() == "sqlite:///relative.db"
+    assert (tmp_path / "relative.db").exists()
+    assert sorted(os.listdir(tmp_path)) == ["relative.db"]  # the log is gone with the last link
+
+
+def test_path_with_blanks_and_signs(tmp_path: Path) -> None:
+    with Connection(f"sqlite:///{tmp_path}/a%20b%3F%23c%C3%A4.db") as connection:
+        greenconn.publish("q", 1, connection=connection)
+    assert (tmp_path / "a b?#cä.db").exists()
+
+
+# -- files that cannot be used
+
+
+def refusal(path: object) -> str:
+    """What a publisher and a consumer are told at once."""
+    with Connection(f"sqlite:///{path}") as connection:
+        with pytest.raises(NotAllowed) as caught:
+            connection.connect()
+        with pytest.raises(OperationalError):
+            greenconn.publish("q", 1, connection=connection)
+        consumer = greenconn.spawn_consumer("q", print, connection=connection)
+        with pytest.raises(NotAllowed):
+            consumer.wait_ready(SOON)
+        consumer.kill()
+    return str(caught.value)
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert f"there is no folder {tmp_path}/absent; make it first" in refusal(
+        tmp_path / "absent/x.db"
+    )
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert f"SQLite file {tmp_path}: it is a folder; name a file in it" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files")
+def test_folder_that_takes_no_files() -> None:
+    text = refusal("/proc/self/x.db")
+    assert "/proc/self/x.db" in text
+
+
+def test_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, " * 100)
+    assert "name a file that does not exist, or one made by this transport" in refusal(
+        tmp_path / "notes.txt"
+    )
+    assert (tmp_path / "notes.txt").read_text().startswith("not a database")
+
+
+def test_database_of_another_program(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE things (name TEXT)")
+    other.commit()
+    other.close()
+    assert "it belongs to another program; name another file" in refusal(tmp_path / "other.db")
+
+
+def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:
+    with Connection(sqlite_url) as connection:
+        connection.connect()
+    later = sqlite3.connect(path)
+    later.execute("PRAGMA user_version = 1000")
+    later.close()
+    assert "made by a later version of greenconn" in refusal(path)
+
+
+# -- faults
+
+
+def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "fits", connection=connection)
+        shared = database(path)
+        (pages,) = shared.read(lambda db: db.execute("PRAGMA page_count").fetchone())
+        shared.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+        with pytest.raises(PublishRefused, match="free some space; nothing of this was stored"):
+            greenconn.publish("q", "x" * 100_000, connection=connection)
+        shared.read(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
+        greenconn.publish("q", "later", connection=connection)
+        channel = connection.default_channel
+        bodies = [channel.basic_get("q", no_ack=True).body for _ in range(2)]
+        assert bodies == ["fits", "later"]
+        assert channel.basic_get("q") is None
+
+
+def test_file_that_was_removed_begins_anew(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "gone", connection=connection)
+        for suffix in ("", "-wal", "-shm"):
+            os.unlink(path + suffix)
+        with pytest.raises(RecoverableConnectionError, match="removed or replaced"):
+            connection.default_channel.basic_get("q")
+        greenconn.publish("q", "new", connection=connection)  # the connection has recovered
+        message = Queue("q")(connection.default_channel).get(no_ack=True)
+        assert message is not None
+        assert message.body == "new"
+
+
+def test_lock_of_others_is_waited_for(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", 1, connection=connection)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        publisher = gevent.spawn(greenconn.publish, "q", 2, connection=connection)
+        turns = 0
+        while turns < 50:
+            gevent.sleep(0.002)  # the hub goes on
+            turns += 1
+        assert not publisher.ready()
+        other.execute("COMMIT")
+        other.close()
+        publisher.get(timeout=SOON)
+
+
+def test_lock_that_never_ends_is_told(sqlite_url: str, path: str) -> None:
+    with Connection(f"{sqlite_url}?busy_timeout=0.05") as connection:
+        channel = connection.default_channel
+        Queue("q")(channel).declare()
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RecoverableConnectionError, match="raise busy_timeout"):
+            channel.basic_publish(channel.prepare_message("x"), "", "q")
+        other.execute("COMMIT")
+        other.close()
+
+
+# -- messages
+
+
+def test_priorities_need_no_declaration(sqlite_url: str) -> None:
+    with Connection(sqlite_url) as connection:
+        channel = connection.default_channel
+        queue = Queue("q")(channel)
+        queue.declare()
+        for priority in (0, 9, 5, 9):
+            message = channel.prepare_message(str(priority), priority=priority)
+            channel.basic_publish(message, "", "q")
+        bodies = [channel.basic_get("q", no_ack=True).body for _ in range(4)]
+        assert bodies == ["9", "9", "5", "0"]
+
+
+def test_delayed_message_comes_in_time(sqlite_url: str) -> None:
+    with Connection(f"{sqlite_url}?look_interval=600") as connection:
+        got: list[str] = []
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        began = gevent.get_hub().loop.now()
+        greenconn.publish("q", "later", connection=connection, headers={"x-delay": 200})
+        greenconn.publish("q", "now", connection=connection)
+        wait_until(lambda: got == ["now", "later"])
+        gevent.get_hub().loop.update_now()
+        assert gevent.get_hub().loop.now() - began >= 0.2
+        assert consumer.stop(SOON)
+
+
+def test_everything_is_there_after_the_last_link(sqlite_url: str) -> None:
+    with Connection(sqlite_url) as connection:
+        for number in range(10):
+            greenconn.publish("q", number, connection=connection)
+        message = connection.default_channel.basic_get("q")
+        assert message is not None
+    with Connection(sqlite_url) as connection:
+        channel = connection.default_channel
+        messages = [channel.basic_get("q", no_ack=True) for _ in range(10)]
+        assert [each.payload for each in messages] == list(range(10))
+        assert [each.delivery_info["redelivered"] for each in messages] == [True] + [False] * 9
+
+
+def test_full_synchronous(sqlite_url: str, path: str) -> None:
+    with Connection(f"{sqlite_url}?synchronous=full") as connection:
+        greenconn.publish("q", 1, connection=connection)
+        shared = database(path, synchronous="full")
+        assert shared.read(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
+
+
+def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "first", connection=connection)
+        shared = database(path)
+        before = shared.read(lambda db: db.total_changes)
+        transactions = 0
+        transact = shared._transact
+
+        def counted(jobs: Any) -> Any:
+            nonlocal transactions
+            transactions += 1
+            return transact(jobs)
+
+        shared._transact = counted  # type: ignore[method-assign]
+        publishers = [
+            gevent.spawn(greenconn.publish, "q", number, connection=connection)
+            for number in range(200)
+        ]
+        gevent.joinall(publishers, raise_error=True)
+        assert shared.read(lambda db: db.total_changes) - before == 200
+        assert transactions < 20
+
+
+def test_unreadable_message_is_rejected(
+    sqlite_url: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "good", connection=connection)
+        database(path).write(
+            lambda db: db.execute(
+                "INSERT INTO messages (queue, state, priority, envelope, body) "
+                "SELECT id, 0, 9, 'no JSON', x'00ff' FROM queues"
+            )
+        )
+        got: list[str] = []
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        wait_until(lambda: got == ["good"])
+        assert consumer.stats()["rejected"] == 1
+        assert consumer.stop(SOON)
