@@ -324,8 +324,8 @@ def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
         (method_frame(0, spec.Connection.Tune, "BlB", 0, 0, 0), "10,30 on channel 0"),
         (content(1, b"body"), "type 2 on channel 1"),
         (b"\xff" * 8, "unknown type 255"),
-        (method_frame(1, spec.Channel.Close, "B", 1), "connection lost"),
-        (method_frame(0, spec.Connection.Blocked), "connection lost"),
+        (method_frame(1, spec.Channel.Close, "B", 1), "cannot be read"),
+        (method_frame(0, spec.Connection.Blocked), "cannot be read"),
         (pack(">BHI", 3, 1, 2 << 30) + b"x", "announced"),
     ],
 )
