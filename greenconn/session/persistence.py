@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Persistent"]
 
-#: Seconds between the two rounds of an explicit ``connect()``.
+#: Seconds that an explicit ``connect()`` waits at most when an earlier attempt has just failed.
 CONNECT_INTERVAL: Final = 0.2
-#: Rounds over the failover list that ``connect()`` makes.
-CONNECT_ROUNDS: Final = 2
 
 
 class Persistent(Capabilities):
@@ -37,9 +35,9 @@ class Persistent(Capabilities):
         """Open the connection now, and return the transport's own object for it.  May switch.
 
         Raises:
-            Exception: the transport's error when each broker of the list failed twice.
+            Exception: the transport's error when each broker of the list was tried once.
         """
-        return self.session.link(reopen=True, rounds=CONNECT_ROUNDS, interval=CONNECT_INTERVAL)
+        return self.session.link(reopen=True, rounds=1, interval=CONNECT_INTERVAL)
 
     def ensure_connection(
         self,

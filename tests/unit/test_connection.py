@@ -336,13 +336,16 @@ def test_connect_returns_the_transports_object(connection: Connection, script: S
     assert type(connection.transport) is connection.get_transport_cls() is Transport
 
 
-def test_connect_tries_twice_and_raises_the_transports_error(
-    connection: Connection, script: Script
+def test_connect_tries_each_broker_once_and_raises_the_transports_error(
+    connect: Connect, script: Script
 ) -> None:
-    script.otherwise["one"] = ConnectionRefusedError(111, "nobody listens")
+    script.otherwise["one"] = script.otherwise["two"] = ConnectionRefusedError(111, "no")
     with pytest.raises(ConnectionRefusedError):
-        connection.connect()
-    assert len(script.attempts) == 2
+        connect().connect()
+    assert script.attempts == ["one"]
+    with pytest.raises(ConnectionRefusedError):
+        connect("scripted://one;scripted://two").connect()
+    assert script.attempts == ["one", "one", "two"]
 
 
 def test_the_end_of_with_closes(script: Script) -> None:
