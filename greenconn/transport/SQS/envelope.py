@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from math import ceil
@@ -26,10 +25,6 @@ LONGEST_DELAY: Final = 900
 EXPIRES_AT: Final = "x-expires-at"
 #: The message group where a message names none (kombu's).
 DEFAULT_GROUP: Final = "default"
-
-_BASE64: Final = re.compile(
-    r"(?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?|", re.A
-)
 
 
 class Packed(NamedTuple):
@@ -165,11 +160,11 @@ def opened(message: Mapping[str, Any], queue: Any) -> Claimed:
     """
     body: str = message.get("Body") or ""
     text = body
-    if body[:1] != "{" and _BASE64.fullmatch(body):
+    if body[:1] != "{":
         try:
-            text = b64decode(body).decode()
+            text = b64decode(body, validate=True).decode()
         except ValueError:
-            text = body
+            pass  # it is no base64, or of what is no text: a foreign message
     envelope = _envelope(text)
     properties = envelope["properties"]
     info = properties.get("delivery_info")

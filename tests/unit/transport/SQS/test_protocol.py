@@ -1,0 +1,110 @@
+"""Requests and answers as AWS has them, beside botocore's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qsl
+
+import botocore.session
+import pytest
+from botocore.serialize import create_serializer
+
+from greenconn.green.web import Reply
+from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal
+
+SNS = PROTOCOLS["sns"]
+SQS = PROTOCOLS["sqs"]
+
+
+def reply(body: bytes, status: int = 200) -> Reply:
+    return Reply(status, {}, body)
+
+
+@pytest.mark.parametrize(
+    ("action", "parameters"),
+    [
+        (
+            "CreateTopic",
+            {
+                "Name": "t",
+                "Attributes": {"FifoTopic": "true"},
+                "Tags": [{"Key": "a", "Value": "b"}, {"Key": "c", "Value": "d"}],
+            },
+        ),
+        ("Subscribe", {"TopicArn": "t", "Protocol": "sqs", "ReturnSubscriptionArn": True}),
+        (
+            "PublishBatch",
+            {
+                "TopicArn": "t",
+                "PublishBatchRequestEntries": [
+                    {
+                        "Id": "0",
+                        "Message": "é&=",
+                        "MessageAttributes": {
+                            "n": {"DataType": "Number", "StringValue": "1"},
+                            "s": {"DataType": "String", "StringValue": "x"},
+                        },
+                    },
+                    {"Id": "1", "Message": "b", "MessageGroupId": "g"},
+                ],
+            },
+        ),
+    ],
+)
+def test_query_is_written_as_botocore_does(action: str, parameters: dict[str, Any]) -> None:
+    session = botocore.session.Session()
+    client = session.create_client(
+        "sns", "us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    model = client.meta.service_model
+    theirs = create_serializer(model.resolved_protocol).serialize_to_request(
+        parameters, model.operation_model(action)
+    )
+    headers, body = SNS.request(action, parameters)
+    assert headers == dict(theirs["headers"])
+    assert dict(parse_qsl(body.decode())) == theirs["body"]
+
+
+def test_query_answers() -> None:
+    body = b"""<PublishBatchResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/">
+      <PublishBatchResult><Failed/><Successful>
+        <member><Id>0</Id><MessageId>m</MessageId></member>
+        <member><Id>1</Id><MessageId>n</MessageId></member>
+      </Successful></PublishBatchResult>
+      <ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></PublishBatchResponse>"""
+    answer = SNS.answer("PublishBatch", reply(body))
+    assert [each["Id"] for each in answer["Successful"]] == ["0", "1"]
+    assert not answer["Failed"]
+
+
+def test_query_refuses() -> None:
+    body = b"""<ErrorResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><Error>
+      <Type>Sender</Type><Code>AuthorizationError</Code><Message>no</Message></Error>
+      <RequestId>r</RequestId></ErrorResponse>"""
+    with pytest.raises(Refusal) as caught:
+        SNS.answer("CreateTopic", reply(body, 403))
+    assert (caught.value.status, caught.value.code) == (403, "AuthorizationError")
+
+
+def test_json() -> None:
+    headers, body = SQS.request("SendMessageBatch", {"QueueUrl": "u", "Entries": []})
+    assert headers["X-Amz-Target"] == "AmazonSQS.SendMessageBatch"
+    assert json.loads(body) == {"QueueUrl": "u", "Entries": []}
+    assert SQS.answer("DeleteQueue", reply(b"")) == {}
+    assert SQS.answer("X", reply(b'{"a": 1}')) == {"a": 1}
+    with pytest.raises(Refusal) as caught:
+        SQS.answer(
+            "X",
+            reply(b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}', 400),
+        )
+    assert caught.value.code == "com.amazonaws.sqs#QueueDoesNotExist"
+    assert caught.value.message == "none"
+
+
+@pytest.mark.parametrize("protocol", ["sqs", "sns"])
+@pytest.mark.parametrize("body", [b"<html>Bad Gateway", b"\xff\xfe", b"[1]", b"<a>x</a>"])
+def test_what_is_no_answer_may_be_asked_again(protocol: str, body: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        PROTOCOLS[protocol].answer("X", reply(body, 502))
+    assert caught.value.status >= 500
