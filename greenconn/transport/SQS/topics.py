@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 from greenconn.exceptions import NotAllowed
@@ -165,7 +166,7 @@ class Topics:
         if isinstance(statements, dict):
             statements = [statements]
         statement = {
-            "Sid": f"Greenconn{aws_name(topic.rpartition(':')[2]).replace('-', '').replace('_', '')}",
+            "Sid": f"Greenconn{sha256(topic.encode()).hexdigest()[:24]}",
             "Effect": "Allow",
             "Principal": {"Service": "sns.amazonaws.com"},
             "Action": "SQS:SendMessage",
