@@ -40,6 +40,16 @@ def connect(sqs_url: str) -> Iterator[Connect]:
         connection.close()
 
 
+def taker(got: list[Any]) -> Callable[[Any, Any], None]:
+    """A callback that acknowledges, and keeps the bodies."""
+
+    def take(body: Any, message: Any) -> None:
+        got.append(body)
+        message.ack()
+
+    return take
+
+
 def store_of(connection: Connection) -> SqsStore:
     """What talks to SQS for it."""
     store = connection.connection.store
@@ -66,7 +76,7 @@ def test_fifo_queue_keeps_the_order_of_each_group(connect: Connect, unique: str)
     for number in range(6):
         producer.publish(number, routing_key=queue.name, MessageGroupId=f"g{number % 2}")
     got: list[int] = []
-    with connection.Consumer([queue], callbacks=[lambda body, m: (got.append(body), m.ack())]):
+    with connection.Consumer([queue], callbacks=[taker(got)]):
         while len(got) < 6:
             connection.drain_events(timeout=SOON)
     assert [n for n in got if n % 2] == [1, 3, 5]
@@ -94,7 +104,7 @@ def test_delayed_message_comes_later(connect: Connect, unique: str) -> None:
     connection.Producer().publish("later", routing_key=unique, headers={"x-delay": 800})
     assert queue.get() is None
     got: list[str] = []
-    with connection.Consumer([queue], callbacks=[lambda body, m: (got.append(body), m.ack())]):
+    with connection.Consumer([queue], callbacks=[taker(got)]):
         while not got:
             connection.drain_events(timeout=SOON)
     with pytest.raises(PreconditionFailed, match="900 s at most"):
@@ -152,7 +162,7 @@ def test_rejected_message_stays_for_a_redrive_policy(connect: Connect, unique: s
     assert message is not None
     message.reject()
     got: list[str] = []
-    callbacks = [lambda body, m: (got.append(body), m.ack())]
+    callbacks = [taker(got)]
     # SQS moves it when somebody looks for messages and it has come back.
     with (
         other.Consumer([queue], callbacks=callbacks),
@@ -312,7 +322,7 @@ def test_empty_queue_is_left_when_the_consumer_goes(connect: Connect, unique: st
     consumer.cancel()
     got: list[str] = []
     connection.Producer().publish("x", routing_key=unique)
-    callbacks = [lambda body, m: (got.append(body), m.ack())]
+    callbacks = [taker(got)]
     with connection.Consumer([queue], callbacks=callbacks):
         while not got:
             connection.drain_events(timeout=SOON)

@@ -69,7 +69,7 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
     headers: Mapping[str, Any] = envelope.get("headers") or {}
     attributes = properties.get("message_attributes")
     if entry.lifetime is not None:
-        properties = {**properties, EXPIRES_AT: round(time() + entry.delay + entry.lifetime, 3)}
+        properties = {**properties, EXPIRES_AT: time() + entry.delay + entry.lifetime}
         envelope = {**envelope, "properties": properties}
     if attributes is not None or "sqs_message" in (properties.get("delivery_info") or {}):
         envelope = {**envelope, "properties": _without_ours(properties)}

@@ -6,19 +6,20 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import botocore.session
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
 from gevent import get_hub
+from gevent.monkey import is_module_patched
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused
 
-__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin", "in_thread"]
+__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin", "aside"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
@@ -32,8 +33,14 @@ LATE: Final = 10 * 60.0
 PAUSE: Final = 60.0
 
 
-def in_thread(function: Callable[[], T]) -> T:
-    """Call *function* in the hub's threadpool: it blocks.  May switch."""
+def aside(function: Callable[[], T]) -> T:
+    """Call *function*, which uses sockets and locks of the standard library.  May switch.
+
+    In the hub's threadpool, since it blocks; but not in a patched process, where those are gevent's
+    and would want a hub of their own in that thread.
+    """
+    if is_module_patched("socket"):
+        return function()
     result: T = get_hub().threadpool.apply(function)
     return result
 
@@ -129,10 +136,12 @@ class RenewedLogin(Login):
     def keys(self, deadline: Deadline) -> Keys:
         """See :class:`Login`."""
         keys = self._keys
-        if keys is None or keys.ends_within(self._late):
+        if keys is None or keys.ends_within(0.0):
             return self.renew(deadline)
         if keys.ends_within(self._early) and monotonic() >= self._next_try:
             self._next_try = monotonic() + PAUSE
+            if keys.ends_within(self._late):
+                return self.renew(deadline)
             spawn("sqs-login", self._try_to_renew)
         return keys
 
@@ -162,30 +171,25 @@ class RenewedLogin(Login):
 class FoundLogin(RenewedLogin):
     """What botocore finds: in the environment, in files, of the container or the machine.
 
-    It does that over sockets and locks of its own, so in the hub's threadpool.
+    It does that over sockets and locks of its own, so aside.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._found: Any = None
 
     def _fetch(self) -> Keys:
         try:
-            return in_thread(self._find)
+            return aside(_find)
         except BotoCoreError as exc:
             said = str(exc).partition("\n")[0][:300]
             raise LoginRefused(f"no credentials for AWS: {said}") from None
 
-    def _find(self) -> Keys:
-        """In a thread."""
-        if self._found is None:
-            self._found = botocore.session.Session().get_credentials()
-        if self._found is None:
-            raise LoginRefused(
-                "no credentials for AWS: give them in the URL (sqs://key:secret@), in the "
-                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or in AWS' files"
-            )
-        # Refreshed if it is time for that.
-        frozen = self._found.get_frozen_credentials()
-        ends_within = getattr(self._found, "refresh_needed", _never)
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token, ends_within)
+
+def _find() -> Keys:
+    """Blocks.  From the beginning each time: environment and files may have changed."""
+    found = botocore.session.Session().get_credentials()
+    if found is None:
+        raise LoginRefused(
+            "no credentials for AWS: give them in the URL (sqs://key:secret@), in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or in AWS' files"
+        )
+    frozen = found.get_frozen_credentials()
+    ends_within = getattr(found, "refresh_needed", _never)
+    return Keys(frozen.access_key, frozen.secret_key, frozen.token, ends_within)

@@ -1,0 +1,334 @@
+"""SQS under faults: refusals, half answers, servers that go or freeze, dead processes, lost logins."""
+
+from __future__ import annotations
+
+import json
+import logging
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection
+from greenconn.exceptions import AccessRefused, OperationalError, RecoverableConnectionError
+from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
+from tests.brokers.moto import MotoServer
+from tests.fix_peer import PeerFactory
+from tests.fix_relay import RelayFactory
+from tests.integration.contract import SOON
+from tests.integration.processes import start
+from tests.integration.redis_clients import wait_until
+from tests.integration.sqs_peer import Asked, Scripted, error
+
+#: Takes a message, and keeps it until it is killed.
+HOLDER = """
+import sys
+import gevent
+import greenconn
+
+def handle(body, message):
+    print(body, message.delivery_info["redelivered"], flush=True)
+    gevent.sleep(1000)
+
+url, queue = sys.argv[1:]
+connection = greenconn.Connection(url)
+greenconn.spawn_consumer(queue, handle, connection=connection).join()
+"""
+
+URL = {"QueueUrl": "http://sqs/1/q"}
+
+
+def stored(asked: Asked, *failed: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a batch of which all but *failed* was taken."""
+    ids = {each["Id"] for each in failed}
+    taken = [each for each in asked.parameters["Entries"] if each["Id"] not in ids]
+    return {"Successful": [{"Id": each["Id"]} for each in taken], "Failed": list(failed)}
+
+
+def usual(asked: Asked) -> Any:
+    """What a queue without messages says."""
+    if asked.action in ("GetQueueUrl", "CreateQueue"):
+        return URL
+    return stored(asked) if asked.action.endswith("Batch") else {}
+
+
+def script(answers: dict[str, Callable[[Asked], Any]]) -> Callable[[Asked], Any]:
+    """Answer some actions so, and others as usual."""
+    return lambda asked: answers.get(asked.action, usual)(asked)
+
+
+def connect(server: Scripted, **options: Any) -> Connection:
+    return Connection(server.url, transport_options={"get_wait_time": 0, **options})
+
+
+def test_throttled_requests_are_sent_again(peer: PeerFactory) -> None:
+    answers = iter([error("RequestThrottled"), (503, b"<html>busy"), None])
+    server = Scripted(peer, lambda asked: next(answers, None) or usual(asked))
+
+    def send(asked: Asked) -> Any:
+        try:
+            return next(answers)
+        except StopIteration:
+            return usual(asked)
+
+    server.answer = script({"SendMessageBatch": send})
+    with connect(server) as connection:
+        connection.Producer().publish("x", routing_key="q")
+    bodies = [each.parameters["Entries"] for each in server.actions("SendMessageBatch")]
+    assert len(bodies) == 4
+    assert all(each == bodies[0] for each in bodies)
+
+
+def test_service_that_stays_busy(peer: PeerFactory) -> None:
+    server = Scripted(peer, script({"SendMessageBatch": lambda asked: error("Throttling")}))
+    with connect(server, retries=1) as connection:
+        with pytest.raises(ServiceBusy, match="Throttling"):
+            connection.Producer().publish("x", routing_key="q")
+        assert connection.connected
+    assert len(server.actions("SendMessageBatch")) == 2
+
+
+def test_each_message_of_a_batch_has_its_own_outcome(peer: PeerFactory) -> None:
+    seen: Counter[str] = Counter()
+
+    def send(asked: Asked) -> Any:
+        failed = []
+        for entry in asked.parameters["Entries"]:
+            body = b64decode(json.loads(entry["MessageBody"])["body"]).decode()
+            seen[body] += 1
+            refusal = {"Id": entry["Id"], "Code": "InvalidMessageContents", "SenderFault": True}
+            if body == "refused":
+                failed.append(refusal)
+            elif body == "later" and seen[body] < 3:
+                failed.append({**refusal, "Code": "InternalError", "SenderFault": False})
+        return stored(asked, *failed)
+
+    server = Scripted(peer, script({"SendMessageBatch": send}))
+    outcomes: dict[str, BaseException | None] = {}
+    with connect(server, sqs_base64_encoding=False) as connection:
+
+        def publish(body: str) -> None:
+            try:
+                connection.channel().basic_publish_confirm(
+                    connection.default_channel.prepare_message(body), "", "q"
+                )
+                outcomes[body] = None
+            except Exception as exc:
+                outcomes[body] = exc
+
+        connection.default_channel.queue_declare("q", passive=True)
+        names = ["refused", "later", *(f"good-{n}" for n in range(6))]
+        gevent.joinall([gevent.spawn(publish, name) for name in names], raise_error=True)
+    assert {name for name, outcome in outcomes.items() if outcome is not None} == {"refused"}
+    assert "InvalidMessageContents" in str(outcomes["refused"])
+    assert seen == {name: 3 if name == "later" else 1 for name in names}
+
+
+def test_refused_login(peer: PeerFactory) -> None:
+    said = "The signature does not match.\n\nx-amz-security-token:a-token-that-nobody-may-see"
+    refusal = error("InvalidSignatureException", 403, said)
+    server = Scripted(peer, lambda asked: refusal)
+    with connect(server) as connection, pytest.raises(AccessRefused, match="secret key") as caught:
+        connection.ensure_connection(max_retries=1)
+    assert "nobody-may-see" not in str(caught.value)
+
+
+def test_account_that_may_not_list_queues_can_connect(peer: PeerFactory) -> None:
+    server = Scripted(peer, script({"ListQueues": lambda asked: error("AccessDenied", 403)}))
+    with connect(server) as connection:
+        connection.connect()
+    server.answer = script(
+        {
+            "CreateQueue": lambda asked: error("AccessDenied", 403),
+            "GetQueueUrl": lambda asked: error("QueueDoesNotExist"),
+        }
+    )
+    with connect(server) as connection, pytest.raises(AccessRefused, match="policy"):
+        connection.default_channel.queue_declare("q")
+
+
+def test_polls_take_turns(peer: PeerFactory) -> None:
+    """Three queues and one connection for polls: each is looked at."""
+    polled: Counter[str] = Counter()
+
+    def receive(asked: Asked) -> Any:
+        polled[asked.parameters["QueueUrl"]] += 1
+        gevent.sleep(0.02)
+        return {}
+
+    def url(asked: Asked) -> Any:
+        return {"QueueUrl": asked.parameters["QueueName"]}
+
+    server = Scripted(peer, script({"ReceiveMessage": receive, "GetQueueUrl": url}))
+    with connect(server, poll_connections=1) as connection:
+        for name in ("a", "b", "c"):
+            connection.default_channel.basic_consume(name, callback=lambda message: None)
+        wait_until(lambda: min((polled[name] for name in "abc"), default=0) > 2)
+        waits = [each.parameters["WaitTimeSeconds"] for each in server.actions("ReceiveMessage")]
+    assert 1 in waits
+    assert max(waits) <= 10
+
+
+def test_new_credentials_are_asked_for_when_the_old_ones_have_ended(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come from a server in this hub: were it blocked meanwhile, nobody would answer."""
+    given = 0
+
+    def credentials(asked: Asked) -> Any:
+        nonlocal given
+        given += 1
+        gevent.sleep(0.05)
+        end = datetime.now(timezone.utc) + timedelta(hours=1)
+        return {
+            "AccessKeyId": f"AKIA{given}",
+            "SecretAccessKey": "no-secret-at-all",
+            "Token": "a-token",
+            "Expiration": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+    machine = Scripted(peer, credentials)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv(
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{machine.peer.port}/login"
+    )
+    is_over = False
+
+    def answer(asked: Asked) -> Any:
+        if is_over and asked.access_key == "AKIA1":
+            return error("ExpiredToken", 403)
+        return usual(asked)
+
+    server = Scripted(peer, answer)
+    url = f"sqs://127.0.0.1:{server.peer.port}"
+    with Connection(url, transport_options={"get_wait_time": 0}) as connection:
+        producer = connection.Producer()
+        producer.publish("x", routing_key="q")
+        assert given == 1
+        is_over = True
+        jobs = [gevent.spawn(producer.publish, n, routing_key="q") for n in range(20)]
+        gevent.joinall(jobs, raise_error=True)
+        assert given == 2
+        assert server.asked[-1].access_key == "AKIA2"
+        assert server.asked[-1].headers["x-amz-security-token"] == "a-token"
+
+
+def test_no_credentials(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = Scripted(peer, usual)
+    with (
+        Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
+        pytest.raises(LoginRefused, match="AWS_ACCESS_KEY_ID"),
+    ):
+        connection.ensure_connection(max_retries=1)
+
+
+def test_cuts_anywhere_lose_nothing(
+    sqs_url: str, relay_to: RelayFactory, unique: str, long: bool
+) -> None:
+    cuts, number = (100, 2000) if long else (6, 60)
+    relay = relay_to(sqs_url)
+    got: Counter[int] = Counter()
+    url = f"{relay.url}?lease=2&get_wait_time=0"
+    with Connection(url) as connection, Connection(url) as sending:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: got.update([body]), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+
+        def send(first: int) -> None:
+            for each in range(first, number, 10):
+                greenconn.publish(unique, each, connection=sending, timeout=60)
+
+        senders = [gevent.spawn(send, first) for first in range(10)]
+        for _ in range(cuts):
+            gevent.sleep(0.05)
+            relay.cut()
+        gevent.joinall(senders, raise_error=True)
+        wait_until(lambda: len(got) == number, 60)
+        assert consumer.stop(SOON)
+    print(f"{number} messages, {sum(got.values()) - len(got)} of them twice")
+
+
+def test_messages_of_a_killed_process_come_back(sqs_url: str, unique: str) -> None:
+    url = f"{sqs_url}?lease=1&get_wait_time=0"
+    with Connection(url) as connection:
+        connection.default_channel.queue_declare(unique)
+        greenconn.publish(unique, "kept", connection=connection)
+        holder = start("-c", HOLDER, url, unique)
+        try:
+            assert holder.line() == "kept False"
+            gevent.sleep(1.3)  # it is renewed
+            assert connection.default_channel.basic_get(unique) is None
+        finally:
+            holder.end()
+        got: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            unique,
+            lambda body, message: got.append((body, message.delivery_info["redelivered"])),
+            connection=connection,
+        )
+        wait_until(lambda: got == [("kept", True)])
+        assert consumer.stop(SOON)
+        connection.default_channel.queue_delete(unique)
+
+
+def test_server_that_was_restarted(own_moto: MotoServer, unique: str) -> None:
+    """It has forgotten everything, so what can be shown is that all is made again."""
+    got: list[Any] = []
+    url = f"{own_moto.url}?lease=5&get_wait_time=0&retries=0&wait_time_seconds=1"
+    with Connection(url) as connection:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        greenconn.publish(unique, "before", connection=connection)
+        wait_until(lambda: got == ["before"])
+        own_moto.kill()
+        wait_until(lambda: not connection.connected)
+        own_moto.start()
+        greenconn.publish(unique, "after", connection=connection, timeout=30)
+        wait_until(lambda: got == ["before", "after"], 30)
+        assert consumer.stop(SOON)
+
+
+def test_frozen_server(own_moto: MotoServer, unique: str) -> None:
+    url = f"{own_moto.url}?get_wait_time=0&reply_timeout=1&retries=0"
+    with Connection(url, connect_timeout=1) as connection:
+        connection.default_channel.queue_declare(unique)
+        own_moto.pause()
+        began = monotonic()
+        with pytest.raises((OperationalError, RecoverableConnectionError, OSError)):
+            connection.Producer().publish("x", routing_key=unique, retry=False)
+        assert monotonic() - began < 20
+        own_moto.resume()
+        connection.ensure_connection(timeout=30)
+        greenconn.publish(unique, "x", connection=connection, timeout=30)
+
+
+def test_secrets_stay_secret(peer: PeerFactory, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "a-secret-key-of-aws"
+    server = Scripted(peer, usual)
+    url = f"sqs://AKIAX:{secret}@127.0.0.1:{server.peer.port}"
+    keys = {"url": "http://x/1/q", "access_key_id": "AKIAY", "secret_access_key": f"{secret}-2"}
+    options = {"session_token": f"{secret}-3", "predefined_queues": {"q": keys}}
+    with caplog.at_level(logging.DEBUG), Connection(url, transport_options=options) as connection:
+        connection.Producer().publish("x", routing_key="q")
+        link = connection.connection
+        shown = [connection, connection.as_uri(), link, link.store, connection.transport.options]
+        shown += [link.store.queues.get("q").service.login]
+        assert secret not in "".join(map(repr, shown))
+    assert secret not in caplog.text
