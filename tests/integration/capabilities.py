@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -39,7 +39,9 @@ class Can(Enum):
     SINGLE_ACTIVE = "single active consumer"
     COUNT = "``get`` says how many are left"
     DURABLE = "messages outlive the server"
-    PROCESSES = "shared by processes"
+    PROCESSES = "shared by processes; kill -9 of one loses nothing"
+    NAMES = "queues with any names"
+    SERVER = "reconnects when its server was killed"
 
 
 def needs(*capabilities: Can) -> pytest.MarkDecorator:
@@ -81,6 +83,8 @@ class Kind:
         url: the fixture that gives the address of a shared broker; None: it is in this process.
         side: makes a side, of that address and a prefix for names.
         server: the fixture that gives a broker that may be killed and started again.
+        is_slow: the stand-in for its server is no quick program.
+        options: of connections to it, for a short lease and fan-out that waits for its consumers.
         lacks: what it has not -> why.
     """
 
@@ -88,12 +92,19 @@ class Kind:
     url: str | None
     side: Callable[[str, str], Side]
     server: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_slow: bool = False
     lacks: Mapping[Can, str] = field(default_factory=dict)
 
 
 def _memory(url: str, prefix: str) -> Side:
     return memory_side(prefix)
 
+
+#: A short one.
+_LEASE: Final = {"lease": 1.0}
+#: The same, with fan-out that waits in queues.
+_LISTS: Final = {**_LEASE, "fanout_lists": True}
 
 KINDS: Final[Mapping[str, Kind]] = {
     "memory": Kind(
@@ -103,6 +114,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lacks={
             Can.DURABLE: "the broker is in the process, and ends with it",
             Can.PROCESSES: "the broker is in the process",
+            Can.SERVER: "there is no server",
         },
     ),
     "amqp": Kind(title="AMQP", url="amqp_url", side=rabbitmq_side, server="own_rabbitmq"),
@@ -111,6 +123,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         url="redis_url",
         side=redis_side,
         server="durable_redis",
+        options=_LISTS,
         lacks={
             Can.PRIORITIES: "the lowest comes first, as with kombu",
             Can.EXPIRY: "messages in a list of Redis do not expire, as with kombu",
@@ -123,13 +136,18 @@ KINDS: Final[Mapping[str, Kind]] = {
         title="SQLite",
         url="sqlite_url",
         side=sqlite_side,
-        lacks={Can.IMMEDIATE: "a message is stored before it is delivered"},
+        options=_LEASE,
+        lacks={
+            Can.IMMEDIATE: "a message is stored before it is delivered",
+            Can.SERVER: "there is no server",
+        },
     ),
     "mongodb": Kind(
         title="MongoDB",
         url="mongodb_url",
         side=mongodb_side,
         server="own_mongodb",
+        options=_LISTS,
         lacks={
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.BOUNDS: "queues in MongoDB have no bounds, as with kombu",
@@ -142,6 +160,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         url="beanstalk_url",
         side=beanstalk_side,
         server="own_beanstalk",
+        options=_LEASE,
         lacks={
             Can.EXPIRY: "an expired message is dropped, or becomes a dead letter, when somebody asks "
             "for messages of its queue, not before",
@@ -157,6 +176,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         url="couchdb_url",
         side=couchdb_side,
         server="own_couchdb",
+        is_slow=True,
+        options=_LEASE,
         lacks={
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
@@ -170,8 +191,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         url="quick_sqs_url",
         side=sqs_side,
         server="own_moto",
+        is_slow=True,
+        options=_LEASE,
         lacks={
             Can.PRIORITIES: "SQS has none",
+            Can.NAMES: "SQS has letters, digits, ``-`` and ``_`` only; others that kombu knows how to "
+            "replace are replaced",
             Can.EXPIRY: "SQS has no such thing: an expired message is dropped, or becomes a dead "
             "letter, when somebody asks for messages of its queue, not before",
             Can.IMMEDIATE: "a message is stored before it is delivered",

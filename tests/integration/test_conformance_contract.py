@@ -1,0 +1,227 @@
+"""What a user expects of every transport, whole: from a large body to a consumer that is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from tests.integration.capabilities import Can, Kind, needs
+from tests.integration.contract import Side
+from tests.integration.processes import start
+from tests.integration.redis_clients import wait_until
+
+SOON = 20.0
+LARGE = 256 * 1024
+
+#: Binds a queue to a fan-out exchange, prints what comes, and keeps it.
+HOLDER = """
+import json
+import sys
+import gevent
+import greenconn
+
+def handle(body, message):
+    print(body, flush=True)
+    gevent.sleep(1000)
+
+url, options, exchange, name = sys.argv[1:]
+queue = greenconn.Queue(name, greenconn.Exchange(exchange, "fanout"))
+with greenconn.Connection(url, transport_options=json.loads(options)) as connection:
+    consumer = greenconn.spawn_consumer(queue, handle, connection=connection,
+                                        prefetch_count=3, concurrency=3)
+    assert consumer.wait_ready(20)
+    print("ready", flush=True)
+    consumer.join()
+"""
+
+
+def test_large_body(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    text = "é" * (LARGE // 2)
+    data = bytes(range(256)) * (LARGE // 256)
+    side.send(channel, text, "", queue)
+    message = channel.prepare_message(
+        data, content_type="application/data", content_encoding="binary"
+    )
+    channel.basic_publish_confirm(message, "", queue, timeout=SOON)
+    assert side.get(channel, queue).body == text
+    assert side.get(channel, queue).body == data
+
+
+def test_unicode_everywhere(side: Side) -> None:
+    channel = side.channel()
+    exchange = f"{side.name('x')}-größe.✓"
+    channel.exchange_declare(exchange, "topic", durable=False, auto_delete=False)
+    side._exchanges.append(exchange)
+    queue = side.queue(channel)
+    channel.queue_bind(queue, exchange, "größe.*")
+    headers = {"ключ": "значение ✓", "nested": {"ü": ["ö", "\u2028"]}}
+    side.send(channel, "тело ✓ \U0001f600", exchange, "größe.✓", headers=headers)
+    message = side.get(channel, queue)
+    assert message.body == "тело ✓ \U0001f600"
+    assert message.headers["ключ"] == "значение ✓"
+    assert message.headers["nested"] == {"ü": ["ö", "\u2028"]}
+    assert message.delivery_info["routing_key"] == "größe.✓"
+    assert message.delivery_info["exchange"] == exchange
+
+
+@needs(Can.NAMES)
+def test_names_of_all_kinds(side: Side) -> None:
+    channel = side.channel()
+    for name in ("письма @home/☃", "a b\tc", "$%&", "x" * 150):
+        queue = side.queue(channel, f"{side.name()}-{name}")
+        side.send(channel, name, "", queue)
+        assert side.get(channel, queue).body == name
+        assert channel.queue_declare(queue, passive=True).queue == queue
+
+
+@pytest.fixture
+def connect(broker_kind: Kind, kind_url: str) -> Callable[[], Connection]:
+    """Open a connection, for a ``with``, with the options of its kind."""
+
+    def connect() -> Connection:
+        return Connection(kind_url, transport_options=dict(broker_kind.options))
+
+    return connect
+
+
+def test_messages_wait_for_the_next_connection(
+    connect: Callable[[], Connection], unique: str
+) -> None:
+    exchange = Exchange(f"{unique}-x", "direct")
+    with connect() as connection, connect() as keeper:
+        keeper.ensure_connection()
+        queue = Queue(unique, exchange, "key")
+        producer = connection.Producer(exchange=exchange, routing_key="key")
+        for number in range(5):
+            producer.publish({"n": number}, declare=[queue])
+        held = queue(connection).get()
+        assert held.payload == {"n": 0}
+    with connect() as connection:
+        bound: Any = queue(connection)
+        bound.queue_declare(passive=True)
+        payloads = []
+        while (message := bound.get()) is not None:
+            payloads.append(message.payload["n"])
+            message.ack()
+        assert sorted(payloads) == list(range(5))
+        bound.delete()
+        exchange(connection).delete()
+
+
+def test_hundred_consumers(
+    broker_kind: Kind, connect: Callable[[], Connection], unique: str, long: bool
+) -> None:
+    count = 20 if broker_kind.is_slow and not long else 100
+    names = [f"{unique}-{number}" for number in range(count)]
+    got: Counter[str] = Counter()
+
+    def handle(body: str, message: Any) -> None:
+        got[body] += 1
+
+    with connect() as connection:
+        consumers = [
+            greenconn.spawn_consumer(name, handle, connection=connection) for name in names
+        ]
+        assert all(each.wait_ready(SOON) for each in consumers)
+        senders = [
+            gevent.spawn(greenconn.publish, name, name, connection=connection, timeout=SOON)
+            for name in names * (10 if long else 1)
+        ]
+        gevent.joinall(senders, raise_error=True)
+        wait_until(lambda: len(got) == count and sum(got.values()) >= len(senders), SOON)
+        stops = [gevent.spawn(each.stop, SOON) for each in consumers]
+        assert all(each.get() for each in stops)
+        with connection.channel() as channel:
+            deletes = [gevent.spawn(channel.queue_delete, name) for name in names]
+            gevent.joinall(deletes, raise_error=True)
+
+
+@needs(Can.SERVER)
+@pytest.mark.programs
+def test_server_is_killed_and_comes_back(
+    broker_kind: Kind, request: pytest.FixtureRequest, unique: str, long: bool
+) -> None:
+    if broker_kind.title == "AMQP" and not long:
+        pytest.skip("a RabbitMQ takes its time to start: with --long")
+    assert broker_kind.server is not None
+    server: Any = request.getfixturevalue(broker_kind.server)
+    keeps = Can.DURABLE not in broker_kind.lacks
+    first, kept = unique, f"{unique}-kept"
+    second = first if keeps else f"{unique}-anew"
+    got: set[str] = set()
+
+    def handle(body: str, message: Any) -> None:
+        got.add(body)
+
+    with Connection(server.url, transport_options=dict(broker_kind.options)) as connection:
+        greenconn.publish(Queue(kept), "kept", connection=connection)
+        consumer = greenconn.spawn_consumer(Queue(first), handle, connection=connection)
+        greenconn.publish(Queue(first), "before", connection=connection)
+        wait_until(lambda: "before" in got, SOON)
+        server.kill()
+        publishing = gevent.spawn(
+            greenconn.publish, Queue(second), "while away", connection=connection, timeout=60
+        )
+        gevent.sleep(0.3)
+        server.start()
+        publishing.get(timeout=60)
+        # One that keeps nothing has no queue for the consumer that was there: another begins.
+        other = None if keeps else greenconn.spawn_consumer(second, handle, connection=connection)
+        greenconn.publish(Queue(second), "after", connection=connection, timeout=60)
+        wait_until(lambda: {"while away", "after"} <= got, 60)
+        for each in (consumer, other):
+            assert each is None or each.stop(SOON)
+        if keeps:
+            message = Queue(kept)(connection).get()
+            assert message is not None
+            assert message.payload == "kept"
+            message.ack()
+        for name in (first, second, kept):
+            connection.default_channel.queue_delete(name)
+
+
+@needs(Can.PROCESSES)
+@pytest.mark.programs
+def test_killed_consumer_loses_nothing(
+    broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
+) -> None:
+    if broker_kind.is_slow and not long:
+        pytest.skip("it takes 5 s with the stand-in: with --long")
+    exchange = Exchange(f"{unique}-x", "fanout")
+    holder = start(
+        "-c", HOLDER, kind_url, json.dumps(dict(broker_kind.options)), exchange.name, unique
+    )
+    try:
+        assert holder.line() == "ready"
+        with connect() as connection:
+            # The binding was made by the other process.
+            producer = connection.Producer(exchange=exchange, serializer="json")
+            for number in range(5):
+                producer.publish(number, declare=[exchange])
+            held = {int(holder.line()) for _ in range(3)}
+            got: dict[int, bool] = {}
+
+            def handle(body: int, message: Any) -> None:
+                got[body] = bool(message.delivery_info["redelivered"])
+
+            consumer = greenconn.spawn_consumer(unique, handle, connection=connection)
+            wait_until(lambda: len(got) == 2, SOON)
+            assert not held & set(got)
+            holder.signal(signal.SIGKILL)
+            wait_until(lambda: len(got) == 5, SOON)
+            assert all(got[body] for body in held)
+            assert consumer.stop(SOON)
+            connection.default_channel.queue_delete(unique)
+            connection.default_channel.exchange_delete(exchange.name)
+    finally:
+        holder.end()
