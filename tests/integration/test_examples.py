@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from http.client import HTTPConnection
 from pathlib import Path
 
+import gevent
 import pytest
 
-from tests.integration.processes import ROOT, run
+from tests.integration.processes import ROOT, run, start
 
 pytestmark = pytest.mark.programs
 
@@ -29,6 +32,45 @@ def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None
 def test_it_says_how_to_run_it(path: object) -> None:
     text = (ROOT / "examples" / str(path)).read_text()
     assert f"python examples/{getattr(path, 'name', path)} [URL]``" in text
+
+
+def test_a_web_worker_and_a_consumer(tmp_path: Path) -> None:
+    """Also when the consumer is killed in the middle of its work."""
+    folder = ROOT / "examples" / "web_and_consumer"
+    env = {"GREENCONN_URL": f"sqlite:///{tmp_path}/mail.db?lease=1", "PORT": "0"}
+    web = start(str(folder / "web.py"), env=env)
+    consumers = [start(str(folder / "consumer.py"), env=env)]
+    try:
+        address = web.line()
+        assert consumers[0].line() == "ready"
+        port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/mail"))
+        answers = gevent.get_hub().threadpool.apply(_post, (port, 20))
+        assert answers == [202] * 20
+        done = {consumers[0].line() for _ in range(5)}
+        consumers[0].signal(signal.SIGKILL)
+        done.update(consumers[0].outcome().output.splitlines())
+        consumers.append(start(str(folder / "consumer.py"), env=env))
+        assert consumers[1].line() == "ready"
+        wanted = {f"mail to {number}@example.org" for number in range(20)}
+        while len(done) < 20:
+            done.add(consumers[1].line())  # what was not acknowledged comes again
+        assert done == wanted
+        consumers[1].signal(signal.SIGTERM)
+        outcome = consumers[1].outcome()
+        assert (outcome.code, outcome.errors) == (0, "")
+    finally:
+        for each in (web, *consumers):
+            each.end()
+
+
+def _post(port: int, count: int) -> list[int]:
+    answers = []
+    for number in range(count):
+        client = HTTPConnection("127.0.0.1", port, timeout=20)
+        client.request("POST", "/mail", f"{number}@example.org")
+        answers.append(client.getresponse().status)
+        client.close()
+    return answers
 
 
 @pytest.mark.parametrize(
