@@ -62,6 +62,7 @@ def run(options: argparse.Namespace, broker: str, console: Console) -> Outcome:
         greenlets=options.greenlets,
         rate=options.rate,
         kinds=options.faults,
+        count=options.count,
     )
 
     def show(text: str) -> None:
@@ -89,8 +90,9 @@ def rival(options: argparse.Namespace, broker: str) -> list[Outcome]:
     """The same run of the rival, in a process of its own.  May switch."""
     kinds = [kind.value for kind in options.faults] or ["none"]
     command = [*PATCHED, "--json", "--client", options.rival, "--broker", broker]
-    for name in ("seed", "seconds", "greenlets", "rate"):
-        command += [f"--{name}", str(getattr(options, name))]
+    for name in ("seed", "seconds", "count", "greenlets", "rate"):
+        if getattr(options, name) is not None:
+            command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run([*command, "--faults", *kinds], stdout=subprocess.PIPE, check=False)
     if not done.stdout:
         Console(stderr=True).print(f"{broker}: {options.rival} ended with {done.returncode}")
@@ -129,6 +131,7 @@ def arguments() -> argparse.Namespace:
     )
     add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the faults")
     add("--seconds", type=float, default=60.0, help="of faults for each broker (60)")
+    add("--count", type=int, help="so many faults, if that takes less time (any number)")
     add("--greenlets", type=int, default=100, help="that publish: 1 to 1,000 and more (100)")
     add("--rate", type=float, default=300.0, help="messages a second, all together (300)")
     add(

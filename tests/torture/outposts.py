@@ -48,7 +48,7 @@ class Outpost:
             heartbeat=world.heartbeat,
             places=places,
             streams=[stream.number for stream in self._streams],
-            rate=RATE,
+            rate=min(RATE, world.rate / 4),
             seed=seed,
         )
         how = ("-m", "gevent.monkey", "--module") if monkey.is_module_patched("socket") else ("-m",)

@@ -26,7 +26,7 @@ class ProxyProcess:
     """A running proxy before a broker's *port*.  It ends with :meth:`close`, or with this process.
 
     Arguments:
-        protocol: ``amqp`` or ``redis``.
+        protocol: ``amqp``, ``redis``, or another one, in which nothing can be spoiled.
 
     Attributes:
         port: where clients connect to.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -42,8 +43,9 @@ class Plan:
 
     Attributes:
         seconds: how long faults come.
+        count: how many come at most, if that is over before; None is as many as come.
         greenlets: how many publish.
-        rate: messages a second.
+        rate: messages a second, unless the world bears less.
         longest: seconds that no fault exceeds, and no time from one to the next.
         processes: further ones that publish and consume, where they can be killed.
     """
@@ -53,6 +55,7 @@ class Plan:
     greenlets: int
     rate: float
     kinds: frozenset[Kind]
+    count: int | None = None
     longest: float = 10.0
     processes: int = 2
 
@@ -185,7 +188,7 @@ class Storm:
                 self.ledger,
                 self.world.places(),
                 greenlets=plan.greenlets,
-                rate=plan.rate,
+                rate=min(plan.rate, self.world.rate),
                 seed=plan.seed,
                 is_calm=not self.kinds,
             )
@@ -214,7 +217,8 @@ class Storm:
     def _rage(self, crowd: Crowd, outposts: Outposts) -> None:
         """Have the faults come until the time is up."""
         end = monotonic() + self.plan.seconds
-        for fault in faults_of(self.plan.seed, self.kinds, self.plan.longest):
+        faults = faults_of(self.plan.seed, self.kinds, self.plan.longest)
+        for fault in islice(faults, self.plan.count):
             self.stage = "storm"
             gevent.sleep(min(fault.gap, max(end - monotonic(), 0)))
             if fault.is_alone:
@@ -225,7 +229,8 @@ class Storm:
             self._inject(fault, crowd, outposts)
             if fault.is_alone:
                 self._recover(end)
-        gevent.sleep(max(end - monotonic(), 0))
+        if self.plan.count is None or not self.kinds:
+            gevent.sleep(max(end - monotonic(), 0))
 
     def _recover(self, end: float) -> None:
         """Wait until all have recovered from all faults; not longer than the storm lasts."""

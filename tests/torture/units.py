@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-__all__ = ["AmqpFrames", "RespUnits", "Units", "units_of"]
+__all__ = ["AmqpFrames", "Opaque", "RespUnits", "Units", "units_of"]
 
 
 class Units(Protocol):
@@ -120,6 +120,24 @@ class RespUnits:
         return part[:at] + part[at : at + 1] + part[at:] if part[at] in b"*$:>%" else None
 
 
+class Opaque:
+    """A protocol that cannot tell: its bytes are passed on as they are."""
+
+    def starts(self, part: bytes) -> list[int]:
+        """Nowhere."""
+        return []
+
+    def corrupted(self, part: bytes, at: int, chance: random.Random) -> bytes | None:
+        """Nothing can be done."""
+        return None
+
+    def doubled(self, part: bytes, at: int, chance: random.Random) -> bytes | None:
+        """Nothing can be done."""
+        return None
+
+
 def units_of(protocol: str, is_there: bool) -> Units:
-    """What knows the units of a flow of *protocol*, ``amqp`` or ``redis``."""
-    return AmqpFrames(is_there) if protocol == "amqp" else RespUnits(is_there)
+    """What knows the units of a flow of *protocol*; nothing does but of ``amqp`` and ``redis``."""
+    if protocol == "amqp":
+        return AmqpFrames(is_there)
+    return RespUnits(is_there) if protocol == "redis" else Opaque()

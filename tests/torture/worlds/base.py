@@ -55,6 +55,7 @@ class World(Protocol):
         kinds: the faults that it can have.
         options: transport options with which clients notice faults soon.
         heartbeat: seconds.
+        rate: messages a second that it bears.
     """
 
     name: str
@@ -63,6 +64,7 @@ class World(Protocol):
     kinds: frozenset[Kind]
     options: dict[str, Any]
     heartbeat: float | None
+    rate: float
 
     def places(self) -> list[Place]:
         """The queues of the storm."""
@@ -120,6 +122,7 @@ class Proxied:
         Kind.KILL_CLIENT,
     }
     heartbeat: float | None = None
+    rate = float("inf")
     url = ""
 
     def __init__(self, server: Server, port: int, protocol: str) -> None:

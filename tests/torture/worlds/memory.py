@@ -25,6 +25,7 @@ class MemoryWorld:
     url = f"memory:///{HOST}"
     kinds = frozenset({Kind.CUT, Kind.RESTART, Kind.DELETE, Kind.INTERRUPT})
     heartbeat: float | None = None
+    rate = float("inf")
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}

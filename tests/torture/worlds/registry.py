@@ -11,6 +11,8 @@ from tests.torture.worlds.amqp import rabbitmq_world
 from tests.torture.worlds.base import World
 from tests.torture.worlds.memory import memory_world
 from tests.torture.worlds.redis import redis_world
+from tests.torture.worlds.sqlite import sqlite_world
+from tests.torture.worlds.stores import beanstalk_world, couchdb_world, mongodb_world
 
 __all__ = ["WORLDS", "declare", "depths"]
 
@@ -20,6 +22,10 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "quorum": partial(rabbitmq_world, "quorum", "quorum"),
     "redis": redis_world,
     "memory": memory_world,
+    "sqlite": sqlite_world,
+    "beanstalk": beanstalk_world,
+    "mongodb": mongodb_world,
+    "couchdb": couchdb_world,
 }
 
 

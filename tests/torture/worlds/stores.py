@@ -1,0 +1,83 @@
+"""Servers that know nothing of AMQP, in a storm: beanstalk, SQS, MongoDB, CouchDB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from greenconn.entity import Queue
+from tests.brokers.beanstalk import Beanstalkd
+from tests.brokers.keeper import Keeper
+from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.pouchdb import PouchDB
+from tests.torture.faults import Kind
+from tests.torture.worlds.base import Place, Proxied, Server, places_of
+
+__all__ = ["StoreWorld", "beanstalk_world", "couchdb_world", "mongodb_world"]
+
+
+class _Owned(Server, Protocol):
+    @property
+    def port(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class StoreWorld(Proxied):
+    """A server that keeps leased messages.
+
+    Arguments:
+        rate: messages a second that it bears, on a machine that does other things too.
+    """
+
+    #: What is spoiled nobody could tell.
+    kinds = Proxied.kinds - {Kind.CORRUPT, Kind.DUPLICATE}
+
+    def __init__(self, name: str, server: _Owned, rate: float) -> None:
+        super().__init__(server, server.port, name)
+        self.name = self.transport = name
+        self._server = server
+        self.rate = rate
+        self.url = self._url(self.proxy.port)
+        self.options: dict[str, Any] = {"lease": 3.0, "reply_timeout": 5.0}
+
+    def _url(self, port: int) -> str:
+        return f"{self.transport}://127.0.0.1:{port}/storm"
+
+    @property
+    def direct_url(self) -> str:
+        return self._url(self._server.port)
+
+    def places(self) -> list[Place]:
+        """Queues of the store."""
+        return places_of([Queue(f"{self.name}-{number}") for number in (1, 2, 3, 4)])
+
+
+@contextmanager
+def _world(name: str, make: Callable[[Keeper], _Owned], rate: float) -> Iterator[StoreWorld]:
+    with Keeper() as keeper:
+        server = make(keeper)
+        server.start()
+        world = StoreWorld(name, server, rate)
+        try:
+            yield world
+        finally:
+            world.close()
+            server.kill()
+            server.close()
+
+
+def beanstalk_world() -> AbstractContextManager[StoreWorld]:
+    """Start a beanstalkd that keeps its jobs on the disk; it ends with the block.  May switch."""
+    return _world("beanstalk", lambda keeper: Beanstalkd(keeper, is_durable=True), float("inf"))
+
+
+def couchdb_world() -> AbstractContextManager[StoreWorld]:
+    """Start a pouchdb-server that keeps its documents; it ends with the block.  May switch."""
+    return _world("couchdb", lambda keeper: PouchDB(keeper, is_kept=True), 30.0)
+
+
+def mongodb_world() -> AbstractContextManager[StoreWorld]:
+    """Start the stand-in for MongoDB; it ends with the block.  May switch."""
+    return _world("mongodb", lambda keeper: MongoStandin(keeper, is_durable=True), 60.0)
