@@ -227,10 +227,10 @@ class Draining:
             self._connection,
             self._queue,
             no_ack=self._no_ack,
+            auto_declare=False,
             callbacks=[self._receive],
-            prefetch_count=None if self._no_ack else 20,
         )
-        self._consumer.consume()
+        self._consume()
         self._greenlets = [gevent.spawn(self._drain) for _ in range(self._drainers)]
 
     def _drain(self) -> None:
@@ -242,14 +242,17 @@ class Draining:
             except passing:
                 pass
             except refused:
-                self._consume_again()
+                self._consume()  # the user had lost its rights
 
-    def _consume_again(self) -> None:
-        """The user has lost its rights: begin anew when it has them back, as a program of kombu does."""
+    def _consume(self) -> None:
+        """Begin, or begin anew, as soon as that can be, as a program of kombu does."""
         errors = (*self._connection.connection_errors, *self._connection.channel_errors)
         while not self._is_over:
             with suppress(*errors):
                 self._consumer.revive(self._connection.default_channel)
+                self._consumer.declare()
+                if not self._no_ack:
+                    self._consumer.qos(prefetch_count=20)
                 self._consumer.consume()
                 return
             gevent.sleep(0.2)

@@ -71,19 +71,28 @@ class Publisher:
         self._send = send
         self._ledger = ledger
         self._chance = chance
-        self.is_at_work = False
+        self.is_at_work = self.is_idle = False
+        self._hurried = Event()
         self.greenlet: gevent.Greenlet[..., None] = gevent.spawn(self._run)
 
     def _run(self) -> None:
         self.is_at_work = True
         while not self._over.is_set():
             count = self._chance.choice((1, 1, 1, self._chance.randint(2, BATCH)))
+            pause = self._chance.expovariate(1 / (self._pause * count))
             try:
-                pause = self._chance.expovariate(1 / (self._pause * count))
-                if not self._over.wait(pause) and self.publish(count):
+                self.is_idle = True
+                self._hurried.wait(pause)
+                self.is_idle = False
+                self._hurried.clear()
+                if not self._over.is_set() and self.publish(count):
                     self._over.wait(0.1)
             except Interrupted:
                 pass
+
+    def hurry(self) -> None:
+        """Publish now, and not when it is time."""
+        self._hurried.set()
 
     def publish(self, count: int) -> int:
         """Publish so many messages; returns how many failed.  May switch."""
@@ -172,6 +181,12 @@ class Crowd:
         """The queues to which somebody publishes."""
         return {publisher.stream.queue for publisher in self.publishers}
 
+    def hurry(self) -> None:
+        """Have somebody publish to each queue now, so that it is seen when that is handled."""
+        idle = {each.stream.queue: each for each in self.publishers if each.is_idle}
+        for publisher in idle.values():
+            publisher.hurry()
+
     def interrupt(self, chance: random.Random) -> None:
         """Interrupt some publishers, wherever they are."""
         for publisher in chance.sample(self.publishers, max(len(self.publishers) // 5, 1)):
@@ -189,6 +204,8 @@ class Crowd:
     def stop_publishing(self) -> list[str]:
         """Have the publishers end their calls; returns where those hang that do not.  May switch."""
         self._over.set()
+        for publisher in self.publishers:
+            publisher.hurry()
         greenlets = [publisher.greenlet for publisher in self.publishers]
         gevent.joinall(greenlets, timeout=END_TIMEOUT)
         hung = [place_of(each) for each in greenlets if not each.ready()]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,12 @@ class Outpost:
 
     def wait(self, what: str, timeout: float) -> str | None:
         """Wait until it says *what*; the trouble if it does not.  May switch."""
-        if self._said[what].wait(timeout):
+        either: list[Any] = [self._said[what], self._reading]
+        gevent.wait(either, timeout, count=1)
+        if self._said[what].is_set():
             return None
-        return f"a process is not {what} after {timeout:g} s"
+        has_ended = self._reading.ready()
+        return f"a process {'ended' if has_ended else f'is after {timeout:g} s'} and not {what}"
 
     def _read(self) -> None:
         """Write all that it says into the ledger, until it has ended."""
@@ -118,7 +122,8 @@ class Outpost:
 
     def order(self) -> None:
         """Go on to the next step: no more publishing, then the end."""
-        self._input.write(b"\n")
+        with suppress(BrokenPipeError):  # it has ended, which is told
+            self._input.write(b"\n")
 
 
 class Outposts:

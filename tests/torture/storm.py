@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -258,12 +257,12 @@ class Storm:
     def _noted(self, fault: Fault, crowd: Crowd) -> Iterator[None]:
         """Tell the ledger of the begin and of the end of a fault."""
         self.ledger.fault_begins()
-        ended = partial(
-            self.ledger.fault_ended,
-            str(fault),
-            crowd.queues_in_use,
-            fault.kind.value if fault.is_alone else "",
-        )
+
+        def ended() -> None:
+            alone = fault.kind.value if fault.is_alone else ""
+            self.ledger.fault_ended(str(fault), crowd.queues_in_use, alone)
+            crowd.hurry()
+
         try:
             yield
         finally:

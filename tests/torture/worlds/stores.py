@@ -6,15 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+import gevent
+
 from greenconn.entity import Queue
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.pouchdb import PouchDB
-from tests.torture.faults import Kind
+from tests.torture.faults import Fault, Kind
 from tests.torture.worlds.base import Place, Proxied, Server, places_of
 
 __all__ = ["StoreWorld", "beanstalk_world", "couchdb_world", "mongodb_world"]
+
+
+#: Seconds between two looks at a server.
+STEP = 0.2
 
 
 class _Owned(Server, Protocol):
@@ -38,9 +44,32 @@ class StoreWorld(Proxied):
         super().__init__(server, server.port, name)
         self.name = self.transport = name
         self._server = server
+        self._is_down = False
+        self._watching: gevent.Greenlet[..., None] = gevent.spawn(self._watch)
         self.rate = rate
         self.url = self._url(self.proxy.port)
         self.options: dict[str, Any] = {"lease": 3.0, "reply_timeout": 5.0}
+
+    def _watch(self) -> None:
+        """Start it again when it ends by itself, as who runs services does.
+
+        A pouchdb-server does when the line is cut in the midst of a request.
+        """
+        while True:
+            gevent.sleep(STEP)
+            if not self._is_down and not self._server.is_running:
+                self._server.start()
+
+    def inject(self, fault: Fault) -> None:
+        self._is_down = fault.kind in (Kind.KILL, Kind.RESTART)
+        try:
+            super().inject(fault)
+        finally:
+            self._is_down = False
+
+    def close(self) -> None:
+        self._watching.kill()
+        super().close()
 
     def _url(self, port: int) -> str:
         return f"{self.transport}://127.0.0.1:{port}/storm"
@@ -64,13 +93,19 @@ def _world(name: str, make: Callable[[Keeper], _Owned], rate: float) -> Iterator
             yield world
         finally:
             world.close()
+            server.resume()
             server.kill()
             server.close()
 
 
 def beanstalk_world() -> AbstractContextManager[StoreWorld]:
     """Start a beanstalkd that keeps its jobs on the disk; it ends with the block.  May switch."""
-    return _world("beanstalk", lambda keeper: Beanstalkd(keeper, is_durable=True), float("inf"))
+    large = ("-z", str(1 << 20))
+
+    def make(keeper: Keeper) -> Beanstalkd:
+        return Beanstalkd(keeper, large, is_durable=True)
+
+    return _world("beanstalk", make, float("inf"))
 
 
 def couchdb_world() -> AbstractContextManager[StoreWorld]:
