@@ -228,8 +228,14 @@ def reset() -> None:
 
 
 def _close_all(connections: Iterator[Connection]) -> None:
-    """Close each, whatever becomes of the others.  May switch."""
-    for connection in list(connections):
+    """Close each, whatever becomes of the others or of the caller.  May switch."""
+    if closing := list(connections):
+        # Who is interrupted meanwhile hears of it, and leaves them to close.
+        spawn("close-default", _close_each, closing).join()
+
+
+def _close_each(connections: list[Connection]) -> None:
+    for connection in connections:
         try:
             connection.close()
         except Exception:
@@ -259,5 +265,5 @@ def _at_exit() -> None:
     """Let what was published leave, then close.  The main thread's alone: others have ended."""
     kept = _kept.pop()
     if kept is not None:
-        closing = [spawn("close-default", _close_all, iter([each])) for each in kept.take()]
+        closing = [spawn("close-default", _close_each, [each]) for each in kept.take()]
         gevent.joinall(closing, timeout=exit.deadline().left())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.session import Session
 from greenconn.session.state import SessionState
@@ -23,8 +24,7 @@ __all__ = ["ConnectionHealth", "ConsumerHealth", "Health", "Probes", "check"]
 
 WSGIApp: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-#: States of connections and consumers that pass by themselves.
-_COMING: Final = frozenset({SessionState.OPENING, SessionState.RECOVERING})
+#: States of consumers that pass by themselves.
 _STARTING: Final = frozenset({ConsumerState.STARTING, ConsumerState.RECOVERING})
 _AT_WORK: Final = frozenset({ConsumerState.RUNNING, ConsumerState.PAUSED})
 
@@ -124,19 +124,22 @@ def check(timeout: float = 0.0) -> Health:
 
 
 def _await_session(session: Session, deadline: Deadline) -> None:
-    if session.state in _COMING:
-        try:
-            session.whole(deadline)
-        except Exception:
-            pass  # its state tells
+    try:
+        session.settle(deadline)
+    except RecoverableConnectionError:
+        pass  # closed meanwhile
+    except TimeoutError:
+        if not deadline.has_ended:
+            raise  # somebody else's
 
 
 def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
-    if consumer.state in _STARTING:
-        try:
+    try:
+        if consumer.state in _STARTING:
             consumer.wait_ready(deadline.left())
-        except Exception:
-            pass  # its error tells
+    except Exception as exc:
+        if exc is not consumer.conductor.error:  # which is told
+            raise
 
 
 def _of_session(session: Session) -> ConnectionHealth:

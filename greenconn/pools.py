@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from greenconn.caching import HashedSeq, eqhash
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.perhub import PerHub
+from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import Resource
 
@@ -337,11 +338,15 @@ def reset(*args: Any, **kwargs: Any) -> None:
         pools = group._by_hub.get()
         while pools:
             # One that was forgotten is closed, and one that is not closed is not forgotten.
-            pool = pools.popitem()[1]
-            try:
-                pool.force_close_all()
-            except Exception:
-                logger.warning("%r could not be closed", pool, exc_info=True)
+            # Apart: who is interrupted meanwhile hears of it, and leaves it to close.
+            spawn("pool-close", _close, pools.popitem()[1]).join()
+
+
+def _close(pool: Any) -> None:
+    try:
+        pool.force_close_all()
+    except Exception:
+        logger.warning("%r could not be closed", pool, exc_info=True)
 
 
 def _all_pools() -> list[Any]:

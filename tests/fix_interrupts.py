@@ -15,8 +15,12 @@ __all__ = ["INTERRUPTIONS", "Interruption", "Run", "interruptions"]
 MANY = 500
 
 
-class Interruption(BaseException):
-    """What is thrown in: by class neither an error of ours nor one that anybody expects."""
+class Interruption(Exception):
+    """What is thrown in: by class neither an error of ours nor one that anybody expects.
+
+    An ``Exception``, as a ``gevent.Timeout`` with an error of the program's own is: whoever catches
+    all of those takes it for a failure of what he does.
+    """
 
 
 #: What users throw into greenlets: the end by ``kill``, and a timeout of their own.
@@ -31,9 +35,11 @@ class Run:
     """One run of a function in a greenlet that is interrupted at its n-th switch.
 
     Arguments:
-        number: of the switch, from 1.
-        delay: turns of the hub between the switch and the interruption: with some the greenlet may
-            have been woken already.
+        number: of the switch, from 1; 0 interrupts nothing.
+        delay: when the interruption comes.  0: from the hub, as soon as it has switched away; 1: behind
+            the callbacks that wait there already, one of which may have woken it; n: n - 1 turns of the
+            hub later, each of which looks at the sockets.  It does not come when the greenlet runs
+            again before: that is for the next switch.
     """
 
     def __init__(
@@ -49,8 +55,9 @@ class Run:
         #: What the function returned or raised.
         self.result: Any = None
         self.raised: BaseException | None = None
+        #: What is thrown in.
+        self.error = error
         self._number = number
-        self._error = error
         self._delay = delay
         self._function = function
         self._greenlet: gevent.Greenlet[..., None] = gevent.Greenlet(self._guarded)
@@ -63,7 +70,9 @@ class Run:
             self._greenlet.join(timeout)
         finally:
             settrace(former)
-        assert self._greenlet.dead, "the function did not end after it was interrupted"
+        if not self._greenlet.dead:
+            self._greenlet.kill(block=False)
+            raise AssertionError("the function did not end after it was interrupted")
         return self
 
     def _guarded(self) -> None:
@@ -79,16 +88,30 @@ class Run:
                 self._later(self._delay)
 
     def _later(self, delay: int) -> None:
-        if delay:
-            get_hub().loop.run_callback(self._later, delay - 1)
+        loop = get_hub().loop
+        if not delay:
+            loop.run_callback(self._interrupt)
+        elif delay == 1:
+            loop.run_callback(self._later, 0)
         else:
-            get_hub().loop.run_callback(self._interrupt)
+            # As green.hub.turn(): behind the sockets that are ready.
+            turn = loop.timer(0, 0, True, -1)
+
+            def turned() -> None:
+                turn.close()
+                self._later(delay - 1)
+
+            turn.start(turned)
 
     def _interrupt(self) -> None:
         # As gevent's own kill: from the hub.
-        if not self._greenlet.dead and self._greenlet.gr_frame is not None:
+        if self.switches == self._number and self._waits:
             self.was_interrupted = True
-            self._greenlet.throw(self._error)
+            self._greenlet.throw(self.error)
+
+    @property
+    def _waits(self) -> bool:
+        return not self._greenlet.dead and self._greenlet.gr_frame is not None
 
 
 def interruptions(

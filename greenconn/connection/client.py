@@ -131,8 +131,10 @@ class Connection(Shortcuts, Persistent):
         Whoever waits on it gets an error, recovery ends, its consumers are forgotten.
         """
         broker = self.session.broker
-        self.session.close()
-        broker.drop_transport()
+        try:
+            self.session.close()
+        finally:
+            broker.drop_transport()
 
     close = release
 

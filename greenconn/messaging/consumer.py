@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenconn.abc import Sink, is_connection, maybe_channel
 from greenconn.abstract import current_channel
 from greenconn.entity import Queue
-from greenconn.exceptions import ConsumerCancelled, ContentDisallowed, NotBoundError
+from greenconn.exceptions import (
+    AMQPError,
+    ConsumerCancelled,
+    ContentDisallowed,
+    NotBoundError,
+    OperationalError,
+)
 from greenconn.messaging.receiver import Receiver
 from greenconn.messaging.recovery import Recovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
@@ -326,11 +332,15 @@ class Consumer(Receiver):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        errors = getattr(self.connection, "connection_errors", ())
+        connection = self.connection
+        errors = getattr(connection, "connection_errors", ())
         # After a lost connection too, but not by way of an overridden cancel(), which kombu spares:
         # recovery may have brought the consumer back already.
         end = self._end if exc is not None and isinstance(exc, errors) else self.cancel
-        with suppress(Exception):
+        # What broker and network have to say does not matter any more.  What was thrown in does: it
+        # may be a timeout of the program's own.
+        channel_errors = getattr(connection, "channel_errors", ())
+        with suppress(*errors, *channel_errors, AMQPError, OSError, OperationalError):
             end()
 
     # Requests to the channel

@@ -79,8 +79,13 @@ class Resource:
         if self.close_after_fork:
             fork.register(self)
         self.setup()
-        for _ in range(min(self.preload, limit or self.preload)):
-            self._pool.add(self._preloaded())
+        try:
+            for _ in range(min(self.preload, limit or self.preload)):
+                self._pool.add(self._preloaded())
+        except BaseException:
+            # Nobody will ever have this pool, so nobody could close what is in it.
+            self._abandon()
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._pool!r}>"
@@ -305,19 +310,23 @@ class Resource:
         if not isinstance(resource, lazy):
             self.close_resource(resource)
 
+    def _abandon(self) -> None:
+        spawn("pool-collect", self._collect_each, self._pool.close())
+
     def _collect(self, cores: list[Any]) -> None:
-        while cores:
-            core = cores.pop()
+        """Close them, whatever becomes of the caller.  May switch."""
+        if cores:
+            # Who is interrupted while they close leaves them to it, and hears of it.
+            spawn("pool-collect", self._collect_each, cores).join()
+
+    def _collect_each(self, cores: list[Any]) -> None:
+        for core in cores:
             try:
                 if not isinstance(core, lazy):
                     self.collect_resource(core)
             except Exception:
                 # It was not wanted any more.
                 logger.debug("pool %r: collecting failed", self._pool.name, exc_info=True)
-            except BaseException:
-                # Killed in the middle: the others are closed all the same.
-                spawn("pool-collect", self._collect, cores)
-                raise
 
 
 class _Shelf:

@@ -57,8 +57,7 @@ class ConnectionPool(Resource):
 
     def _collect(self, cores: list[Any]) -> None:
         # All at once, and each by itself: one may have nobody at its other end.
-        collect = super()._collect
-        gevent.joinall([spawn("pool-collect", collect, [core]) for core in cores])
+        gevent.joinall([spawn("pool-collect", self._collect_each, [core]) for core in cores])
 
     @contextmanager
     def acquire_channel(
@@ -73,7 +72,11 @@ class ConnectionPool(Resource):
 
     def _preloaded(self) -> Any:
         connection = self.prepare(self.new())
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.collect()  # it may be open already
+            raise
         return connection
 
     def facade(self, core: Any, lender: Any) -> Any:

@@ -14,7 +14,7 @@ logger = logging.getLogger("greenconn.session")
 
 
 class Listeners(list[Callable[..., Any]]):
-    """A list of functions; what one raises is logged, and hinders nobody."""
+    """A list of functions; what one raises keeps nothing from the others."""
 
     def tell(self, *args: Any) -> None:
         """Call each in a greenlet of its own.  Never switches."""
@@ -22,9 +22,19 @@ class Listeners(list[Callable[..., Any]]):
             spawn("listener", self._call, listener, args)
 
     def call(self, *args: Any) -> None:
-        """Call each here, one after the other.  May switch."""
+        """Call each here, one after the other, to the last.  May switch.
+
+        Raises:
+            BaseException: the first thing that was raised, or thrown in, meanwhile.
+        """
+        first: BaseException | None = None
         for listener in list(self):
-            self._call(listener, args)
+            try:
+                listener(*args)
+            except BaseException as exc:
+                first = first or exc
+        if first is not None:
+            raise first
 
     def _call(self, listener: Callable[..., Any], args: tuple[Any, ...]) -> None:
         try:

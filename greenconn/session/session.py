@@ -212,6 +212,18 @@ class Session:
             elif not self.is_open:
                 self.link(deadline)
 
+    def settle(self, deadline: Deadline) -> None:
+        """Wait while it is on its way (back), whatever comes of it.  May switch.
+
+        Raises:
+            TimeoutError: it was still on its way at the deadline.
+            RecoverableConnectionError: closed meanwhile.
+        """
+        while self._state is SessionState.OPENING:
+            self.attempt(deadline)
+        while self._state is SessionState.RECOVERING:
+            self._waiters.news(deadline)
+
     def pause(self, seconds: float) -> None:
         """Wait until there is a link, but not longer than *seconds*.  May switch.
 

@@ -23,15 +23,23 @@ class Waiters:
             TimeoutError: there was none before the deadline.
             BaseException: what :meth:`wake` was given.
         """
-        slot: Slot[BaseException | None] = Slot()
-        self._slots[slot] = None
-        try:
-            exc = slot.wait(deadline)
-        finally:
-            self._slots.pop(slot, None)
+        exc = self.news(deadline)
         if exc is not None:
             # Each begins with a traceback of its own.
             raise exc.with_traceback(None)
+
+    def news(self, deadline: Deadline) -> BaseException | None:
+        """Wait for the next change, and return what :meth:`wake` was given.  May switch.
+
+        Raises:
+            TimeoutError: there was none before the deadline.
+        """
+        slot: Slot[BaseException | None] = Slot()
+        self._slots[slot] = None
+        try:
+            return slot.wait(deadline)
+        finally:
+            self._slots.pop(slot, None)
 
     def wake(self, exc: BaseException | None = None) -> None:
         """Wake all who wait now, with an error if *exc* is one.  Never switches."""

@@ -89,6 +89,8 @@ class ConsumerGreenlet(_Greenlet):
             try:
                 conductor.watch.wait(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # somebody else's
                 return False
         return True
 
@@ -133,6 +135,8 @@ class ConsumerGreenlet(_Greenlet):
             try:
                 conductor.watch.wait(deadline)
             except TimeoutError:
+                if not deadline.has_ended:
+                    raise  # somebody else's
                 return False
         return conductor.is_pausing and conductor.is_withdrawn and not self.ready()
 

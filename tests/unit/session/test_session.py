@@ -342,14 +342,22 @@ def test_a_listener_that_fails_harms_nobody(
     told: list[object] = []
     connection.on_connection_lost.append(lambda exc: 1 / 0)
     connection.on_connection_lost.append(told.append)
-    session.on_closed.append(lambda: 1 / 0)
     session.link()
     script.link.lose()
     until(lambda: "ZeroDivisionError" in caplog.text and bool(told))
     assert caplog.text.count("ZeroDivisionError") == 1
     assert session.link() is script.links[1]
-    connection.close()
+
+
+def test_all_are_told_of_the_end_whatever_one_of_them_raises(connection: Connection) -> None:
+    session = connection.session
+    told: list[object] = []
+    session.on_closed += [lambda: 1 / 0, lambda: told.append("closed")]
+    session.link()
+    with pytest.raises(ZeroDivisionError):
+        connection.close()
     assert session.is_closed
+    assert told == ["closed"]
 
 
 # -- recovering ----------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""Each public call, interrupted at each of its switches; ``python -m tests.torture.moments`` does more.
+
+Short, each switch is tried once; long, in each way and at each turn of the hub while the call waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from tests.torture.moments.calls import CALLS
+from tests.torture.moments.sweep import Sweep
+from tests.torture.moments.worlds import World, memory_world, running_world, scripted_world
+
+GROUPS = list(dict.fromkeys(call.group for call in CALLS))
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """The library says nothing: what goes wrong does so on purpose."""
+    logger = logging.getLogger("greenconn")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture(params=["amqp", "memory", "redis", "rabbitmq"])
+def world(request: pytest.FixtureRequest, long: bool) -> Iterator[World]:
+    """The scripted AMQP peer, the memory broker, Redis; and with ``--long`` RabbitMQ, too."""
+    if request.param == "amqp":
+        making = scripted_world()
+    elif request.param == "memory":
+        making = memory_world()
+    elif request.param == "redis":
+        making = running_world("redis", request.getfixturevalue("redis_url"), long)
+    elif long:
+        making = running_world("rabbitmq", request.getfixturevalue("amqp_url"))
+    else:
+        pytest.skip("runs only with --long")
+    with making as made:
+        yield made
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_interrupted_at_each_switch(group: str, world: World, long: bool) -> None:
+    """What must be whole is, and the next hundred operations are right."""
+    points = 0
+    calls = [call for call in CALLS if call.group == group and call.fits(world)]
+    if not calls:
+        pytest.skip("its links cannot be cut")
+    for call in calls:
+        with gevent.Timeout(120, AssertionError(f"{call} over {world} does not end")):
+            points += Sweep(call, world, long).run().points
+    assert points or world.name == "memory"  # many of its calls never switch
