@@ -15,6 +15,17 @@ from tests.torture.moments.calls import CALLS
 from tests.torture.moments.sweep import Sweep
 from tests.torture.moments.worlds import World, memory_world, running_world, scripted_world
 
+#: What once was not whole when it was interrupted: these are tried at each moment every time.
+MENDED = (
+    "Connection.ChannelPool.force_close_all",
+    "Connection.Pool(preload=...)",
+    "Connection.close, with a companion",
+    "defaults.reset",
+    "health.check(timeout)",
+    "pools.reset",
+    "with Consumer",
+)
+
 GROUPS = list(dict.fromkeys(call.group for call in CALLS))
 
 pytestmark = pytest.mark.timeout(600)
@@ -58,3 +69,11 @@ def test_interrupted_at_each_switch(group: str, world: World, long: bool) -> Non
         with gevent.Timeout(120, AssertionError(f"{call} over {world} does not end")):
             points += Sweep(call, world, long).run().points
     assert points or world.name == "memory"  # many of its calls never switch
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_interrupted_at_each_moment(name: str) -> None:
+    """Who is interrupted while something ends hears of it, and it ends all the same."""
+    (call,) = (call for call in CALLS if call.name == name)
+    with scripted_world() as scripted:
+        assert Sweep(call, scripted, True).run().points

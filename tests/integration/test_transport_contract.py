@@ -653,6 +653,25 @@ def test_auto_delete_exchange_goes_with_its_last_binding(side: Side) -> None:
         channel.exchange_declare(exchange, "direct", passive=True)
 
 
+def test_auto_delete_queue_that_is_wanted_again_at_once_has_its_new_binding(side: Side) -> None:
+    """What goes with the old one leaves the new one alone, and the exchange that is declared with it."""
+    if side.kind == "beanstalk":
+        pytest.skip("a tube that a link still waits for counts as a queue, declared in no way")
+    channel = side.channel()
+    exchange = side.exchange(channel, "direct", auto_delete=True)
+    queue = side.queue(channel, auto_delete=True)
+    for number in range(5):
+        channel.exchange_declare(exchange, "direct", auto_delete=True)
+        channel.queue_declare(queue, auto_delete=True)
+        channel.queue_bind(queue, exchange, "key")
+        got: list[Any] = []
+        tag = channel.basic_consume(queue, no_ack=True, callback=got.append)
+        side.send(channel, str(number), exchange, "key", mandatory=True)
+        side.drain(channel.connection, lambda got=got: got)  # type: ignore[misc]
+        assert [letter.body for letter in got] == [str(number)]
+        channel.basic_cancel(tag)
+
+
 def test_deleted_queue_cancels_its_consumers(side: Side) -> None:
     link = side.link()
     channel, keeper = side.channel(link), side.channel(link)

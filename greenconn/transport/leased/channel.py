@@ -77,6 +77,7 @@ class LeasedChannel(EntityMethods, DeliveringMethods, PublishingToStore):
         """
         link = self.connection
         name = exchange or f"amq.{type or 'direct'}"
+        link.catch_up()  # it may be about to go with the last queue that is bound to it
         link.routing.learn(name)
         super().exchange_declare(exchange, type, passive, durable, auto_delete, nowait, arguments)
         if not passive and link.store.shares_bindings:

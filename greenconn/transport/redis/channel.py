@@ -86,6 +86,7 @@ class Channel(EntityMethods, GettingMethods, PublishingToRedis):
             AccessRefused: the name is reserved.
         """
         name = exchange or f"amq.{type or 'direct'}"
+        self.connection.directory.settle()
         self.connection.routing.learn(name)
         super().exchange_declare(exchange, type, passive, durable, auto_delete, nowait, arguments)
         if not passive:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from gevent.event import Event
+
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -63,6 +65,9 @@ class Directory:
         #: Exclusive queues of this link.
         self._own: set[str] = set()
         self._ticker: Ticker | None = None
+        #: Auto-delete queues whose last consumer has left, and whose bindings go now.
+        self._going = 0
+        self._none_goes = Event()
 
     @property
     def _vhost(self) -> str:
@@ -170,6 +175,7 @@ class Directory:
             AccessRefused: the name is reserved.
         """
         method = Method.QUEUE_DECLARE
+        self.settle()
         try:
             QueuePolicy.of(declared.arguments)
         except ValueError as exc:
@@ -272,26 +278,45 @@ class Directory:
         goes = self.last(name).auto_delete
         if goes:
             self.forget(name)
+            self._going += 1
+            self._none_goes.clear()
         keys = link.keys
         names = (keys.consumers(name), keys.owners, keys.queue(name), *keys.lists(name))
         link.pipeline.post(
             link.scripts.call(LEAVE, names, link.owner, int(goes)),
-            lambda reply: self._left(name, reply),
+            lambda reply: self._left(name, reply, goes),
         )
 
-    def _left(self, name: str, reply: Any) -> None:
+    def _left(self, name: str, reply: Any, goes: bool) -> None:
         # In the reader.
         if isinstance(reply, ErrorReply):
             error = as_error(reply, self._link.where, f"leaving queue {name!r}")
             spawn("log", logger.error, "%s", error)
-        elif reply == 1:
+        if reply == 1:
             spawn("unbind", self._unbind, name)
+        elif goes:
+            self._gone()
 
     def _unbind(self, name: str) -> None:
         try:
             self._link.unbind_queue(name)
         except LinkLost:
             pass  # its bindings stay, and lead to nothing
+        finally:
+            self._gone()
+
+    def _gone(self) -> None:
+        self._going -= 1
+        if not self._going:
+            self._none_goes.set()
+
+    def settle(self) -> None:
+        """Wait until the bindings of queues that deleted themselves are gone.  May switch.
+
+        Or those of a queue of the same name, or an exchange that goes with them, would go too.
+        """
+        if self._going:
+            self._none_goes.wait(self._link.options.reply_timeout)
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
@@ -339,6 +364,7 @@ class Directory:
 
     def stop(self) -> None:
         """The link is gone.  Never switches."""
+        self._none_goes.set()
         if self._ticker is not None:
             self._ticker.stop()
 

@@ -117,7 +117,9 @@ class Model:
         if found is None:
             raise Refused(NOT_FOUND, f"NOT_FOUND - no queue '{name}' in vhost '/'")
         if found.owner not in (None, connection):
-            raise Refused(LOCKED, f"RESOURCE_LOCKED - cannot obtain access to locked queue '{name}'")
+            raise Refused(
+                LOCKED, f"RESOURCE_LOCKED - cannot obtain access to locked queue '{name}'"
+            )
         return found
 
     def declare(self, name: str, connection: object, exclusive: bool, auto_delete: bool) -> Queue:
@@ -169,9 +171,7 @@ class Model:
             raise Refused(REFUSED, f"ACCESS_REFUSED - exchange name '{name}' is reserved")
         self.exchanges.pop(name, None)
         self.bindings = {
-            each
-            for each in self.bindings
-            if each[0] != name and each[2:] != ("exchange", name)
+            each for each in self.bindings if each[0] != name and each[2:] != ("exchange", name)
         }
 
     def publish(self, message: Message) -> bool:

@@ -23,7 +23,7 @@ from greenconn.green.hub import turn
 from greenconn.green.stream import Stream
 from greenconn.green.writer import HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
-from tests.fix_interrupts import INTERRUPTIONS, interruptions
+from tests.fix_interrupts import interruptions
 from tests.fix_wires import Wire, until
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own

@@ -1,5 +1,7 @@
 """The methods of a channel."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -217,7 +219,7 @@ def consume(scene: Scene) -> Moments:
     while True:
         number += 1
         tag = f"{scene.name}-{number}"
-        run = yield lambda tag=tag: channel.basic_consume(queue.name, tag, callback=ignore)
+        run = yield lambda: channel.basic_consume(queue.name, tag, callback=ignore)
         if ended(run):
             assert run.result == tag
             channel.basic_cancel(tag)
@@ -235,7 +237,7 @@ def cancel(scene: Scene) -> Moments:
         number += 1
         tag = f"{scene.name}-{number}"
         channel.basic_consume(queue.name, tag, callback=ignore)
-        run = yield lambda tag=tag: channel.basic_cancel(tag)
+        run = yield lambda: channel.basic_cancel(tag)
         ended(run)
         channel.basic_cancel(tag)
         until(lambda: scene.consumers(connection, queue.name) == 0)
@@ -250,7 +252,7 @@ def settling(scene: Scene, settle: Callable[[Any], Any], left: int) -> Moments:
         connection.default_channel.queue_purge(queue.name)
         Producer(connection).publish("x", queue.name)
         message = queue.get()
-        run = yield lambda message=message: settle(message)
+        run = yield lambda: settle(message)
         ended(run)
         if not message.acknowledged:
             settle(message)

@@ -1,5 +1,7 @@
 """What programs are made of: mixins, mailboxes, loops over messages."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from typing import Any
@@ -109,7 +111,7 @@ def mailing(scene: Scene, use: Any) -> Moments:
     try:
         while True:
             number += 1
-            run = yield lambda number=number: use(boxes, number)
+            run = yield lambda: use(boxes, number)
             ended(run)
             boxes.whole()
     finally:
@@ -143,9 +145,7 @@ def mailbox_cast(scene: Scene) -> Moments:
 
 @call("program", "Mailbox.abcast")
 def mailbox_abcast(scene: Scene) -> Moments:
-    yield from mailing(
-        scene, lambda boxes, number: boxes.bound.abcast("ping", {"number": number})
-    )
+    yield from mailing(scene, lambda boxes, number: boxes.bound.abcast("ping", {"number": number}))
 
 
 @call("program", "Node.listen")
@@ -263,6 +263,7 @@ def replies(scene: Scene) -> Moments:
 
     class Request:
         content_type, content_encoding = "application/json", "utf-8"
+        channel = connection.default_channel
 
         def __init__(self, number: int) -> None:
             self.properties = {"reply_to": queue.name, "correlation_id": str(number)}

@@ -1,5 +1,7 @@
 """Connections: opening, closing, and what they offer."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,14 +17,13 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from tests.fix_wires import until
 from tests.torture.moments.scene import SOON, Moments, Scene, call, ended, ignore
-from tests.torture.moments.worlds import World
 
 
 def opening(scene: Scene, use: Any) -> Moments:
     """What opens a connection."""
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda connection=connection: use(connection)
+        run = yield lambda: use(connection)
         if ended(run):
             assert connection.connected
         scene.whole(connection)
@@ -128,11 +129,13 @@ def close_both(scene: Scene) -> Moments:
     while True:
         connection = scene.connection()
         publish(queue, "x", connection=connection)
-        beside = [each for each in connection.session.companions.values() if isinstance(each, Connection)]
+        beside = [
+            each for each in connection.session.companions.values() if isinstance(each, Connection)
+        ]
         ended((yield connection.close))
         connection.close()
         for each in beside:
-            until(lambda each=each: not each.connected)
+            until(lambda: not each.connected)
         scene.whole(mine)
 
 
@@ -152,7 +155,7 @@ def reset_defaults(scene: Scene) -> Moments:
         finally:
             defaults.reset()
         for each in both:
-            until(lambda each=each: not each.connected)
+            until(lambda: not each.connected)
         scene.whole(mine)
 
 
@@ -184,7 +187,7 @@ def switch(scene: Scene) -> Moments:
     while True:
         connection = scene.connection()
         connection.default_channel.basic_qos(0, 1, False)
-        run = yield lambda connection=connection: connection.switch(scene.world.url)
+        run = yield lambda: connection.switch(scene.world.url)
         ended(run)
         scene.whole(connection)
         connection.close()
@@ -197,7 +200,7 @@ def maybe_close_channel(scene: Scene) -> Moments:
     before = scene.channels(connection)
     while True:
         opened = connection.channel()
-        run = yield lambda opened=opened: connection.maybe_close_channel(opened)
+        run = yield lambda: connection.maybe_close_channel(opened)
         ended(run)
         connection.maybe_close_channel(opened)
         until(lambda: scene.channels(connection) == before)
@@ -246,7 +249,6 @@ def autoretry(scene: Scene) -> Moments:
 
 def receiving(scene: Scene, is_late: bool) -> Moments:
     """A message that was on its way to a greenlet that is interrupted goes to the next one."""
-
 
     connection, got = scene.connection(), list[Any]()
     queue, producer = scene.queue(connection), Producer(connection)
@@ -331,7 +333,6 @@ def update_secret(scene: Scene) -> Moments:
 @call("connection", "health.check(timeout)")
 def check(scene: Scene) -> Moments:
 
-
     while True:
         connection = scene.connection(opened=False)
         opening = gevent.spawn(connection.connect)
@@ -351,7 +352,7 @@ def check(scene: Scene) -> Moments:
 def binding(scene: Scene) -> Moments:
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda connection=connection: Queue(scene.name)(connection).queue_declare()
+        run = yield lambda: Queue(scene.name)(connection).queue_declare()
         ended(run)
         connection.default_channel.queue_delete(scene.name)
         scene.whole(connection)

@@ -77,6 +77,11 @@ def retried(pair: Pair) -> None:
     maybe_declare(pair.queue, pair.connection.default_channel, retry=True)
 
 
+def bound_and_unbound(pair: Pair) -> None:
+    binding(pair.other, "key").bind(pair.queue)
+    binding(pair.other, "key").unbind(pair.queue)
+
+
 enter("Queue.declare", lambda pair: pair.queue.declare())
 enter("Queue.queue_declare", lambda pair: pair.queue.queue_declare())
 enter("Queue.queue_declare(passive=True)", lambda pair: pair.queue.queue_declare(passive=True))
@@ -104,10 +109,7 @@ enter(
 )
 enter(
     "binding.bind, unbind",
-    lambda pair: (
-        binding(pair.other, "key").bind(pair.queue),
-        binding(pair.other, "key").unbind(pair.queue),
-    ),
+    bound_and_unbound,
 )
 enter("maybe_declare", declared_anew)
 enter("maybe_declare(retry=True)", retried)

@@ -1,5 +1,7 @@
 """Pools of connections, channels and producers."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -187,7 +189,7 @@ def preload(scene: Scene) -> Moments:
     template = scene.connection(opened=False)
     while True:
         made: list[Any] = []
-        run = yield lambda made=made: made.append(template.Pool(LIMIT, preload=LIMIT))
+        run = yield lambda: made.append(template.Pool(LIMIT, preload=LIMIT))
         ended(run)
         for pool in made:
             whole(scene, pool)
@@ -207,7 +209,8 @@ def resetting(scene: Scene) -> Moments:
             ended((yield pools.reset))
         finally:
             reset()
-        assert not pools.connections and not pools.producers
+        assert not pools.connections
+        assert not pools.producers
         for each in held:
             each.release()
         whole(scene, pools.connections[template])

@@ -1,5 +1,7 @@
 """Publishing: with producers, and with ``greenconn.publish``."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ def producing(scene: Scene, send: Send, count: int = 1, **options: Any) -> Momen
     producer, number = Producer(connection, exchange, "key"), 0
     while True:
         number += 1
-        run = yield lambda number=number: send(producer, number)
+        run = yield lambda: send(producer, number)
         was_sent = ended(run)
         producer.publish("after", retry=True)
         bodies = scene.take_all(connection, queue.name, "after")[:-1]
@@ -39,7 +41,9 @@ def producing(scene: Scene, send: Send, count: int = 1, **options: Any) -> Momen
 
 @call("publish", "Producer.publish, unconfirmed")
 def unconfirmed(scene: Scene) -> Moments:
-    yield from producing(scene, lambda producer, body: producer.publish(body), confirm_publish=False)
+    yield from producing(
+        scene, lambda producer, body: producer.publish(body), confirm_publish=False
+    )
 
 
 @call("publish", "Producer.publish, confirmed")
@@ -133,9 +137,7 @@ def shortly(scene: Scene, connection: Any, is_known: bool) -> Moments:
         number += 1
         if not is_known:
             queue = scene.queue(mine, f"-{number}").name
-        run = yield lambda queue=queue, number=number: publish(
-            queue, number, connection=connection, timeout=SOON
-        )
+        run = yield lambda: publish(queue, number, connection=connection, timeout=SOON)
         was_sent = ended(run)
         publish(queue, "after", connection=connection, timeout=SOON)
         bodies = scene.take_all(mine, queue, "after")
@@ -162,7 +164,7 @@ def short_absent(scene: Scene) -> Moments:
     while True:
         number += 1
         name = f"{scene.name}-absent-{number}"
-        run = yield lambda name=name: publish(name, "x", connection=connection, timeout=SOON)
+        run = yield lambda: publish(name, "x", connection=connection, timeout=SOON)
         was_sent = ended(run)
         publish(name, "after", connection=connection, timeout=SOON)
         bodies = scene.take_all(connection, name, "after")
@@ -178,7 +180,7 @@ def short_new(scene: Scene) -> Moments:
     queue = scene.queue(mine).name
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda connection=connection: publish(queue, "x", connection=connection)
+        run = yield lambda: publish(queue, "x", connection=connection)
         was_sent = ended(run)
         publish(queue, "after", connection=connection, timeout=SOON)
         bodies = scene.take_all(mine, queue, "after")

@@ -1,5 +1,7 @@
 """Calls that find the connection dead: who is interrupted while it comes back takes nobody along."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -118,7 +120,9 @@ USES: dict[str, Callable[[Bench], Any]] = {
     "Connection.connect": lambda bench: bench.connection.connect(),
     "Connection.ensure_connection": lambda bench: bench.connection.ensure_connection(),
     "Connection.channel": lambda bench: bench.connection.channel().close(),
-    "Connection.default_channel": lambda bench: bench.connection.default_channel.basic_qos(0, 1, False),
+    "Connection.default_channel": lambda bench: bench.connection.default_channel.basic_qos(
+        0, 1, False
+    ),
     "Connection.drain_events": drain,
     "Connection.ensure": ensured,
     "Connection.autoretry": retried,
@@ -236,6 +240,6 @@ def close(scene: Scene) -> Moments:
         bench.connection.close()
         assert not bench.connection.connected
         mine = scene.connection()
-        until(lambda bench=bench, mine=mine: scene.consumers(mine, bench.queue.name) == 0)
+        until(lambda: scene.consumers(mine, bench.queue.name) == 0)
         scene.whole(mine)
         mine.close()

@@ -1,5 +1,7 @@
 """Remote procedure calls."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import gevent
 
 from greenconn import rpc
+from greenconn.exceptions import RemoteError, Unroutable
 from tests.fix_wires import until
 from tests.torture.moments.scene import SOON, Moments, Scene, call, ended
 
@@ -15,15 +18,15 @@ def calling(scene: Scene, is_first: bool) -> Moments:
     """The reply to one that is gone reaches nobody else."""
     serving = scene.connection()
     queue = scene.queue(serving).name
-    server = rpc.spawn_server(queue, lambda body: ["reply", body], connection=serving, concurrency=5)
+    server = rpc.spawn_server(
+        queue, lambda body: ["reply", body], connection=serving, concurrency=5
+    )
     assert server.wait_ready(SOON)
     connection, number = scene.connection(), 0
     try:
         while True:
             number += 1
-            run = yield lambda number=number: rpc.call(
-                queue, number, connection=connection, timeout=SOON
-            )
+            run = yield lambda: rpc.call(queue, number, connection=connection, timeout=SOON)
             if ended(run):
                 assert run.result == ["reply", number]
             crowd = [
@@ -60,7 +63,7 @@ def unserved(scene: Scene) -> Moments:
             return
         raise AssertionError("somebody served it")
 
-    greenconn_errors = (rpc.Unroutable,)
+    greenconn_errors = (Unroutable,)
     while True:
         ended((yield use))
         scene.whole(connection)
@@ -73,7 +76,7 @@ def failing(scene: Scene) -> Moments:
 
     def serve(body: Any) -> Any:
         if body == "bad":
-            raise rpc.RemoteError("for test", remote_type="Bad")
+            raise RemoteError("for test", remote_type="Bad")
         return body
 
     server = rpc.spawn_server(queue, serve, connection=serving)
@@ -83,7 +86,7 @@ def failing(scene: Scene) -> Moments:
     def use() -> None:
         try:
             rpc.call(queue, "bad", connection=connection, timeout=SOON)
-        except rpc.RemoteError:
+        except RemoteError:
             return
         raise AssertionError("it did not fail")
 

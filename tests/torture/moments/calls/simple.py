@@ -1,8 +1,11 @@
 """``SimpleQueue`` and ``SimpleBuffer``."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from greenconn.connection import Connection
@@ -29,6 +32,12 @@ def settle(simple: Any, message: Any) -> None:
     """Ack a message that needs it."""
     if not simple.no_ack:
         message.ack()
+
+
+def get_nowait(simple: Any) -> None:
+    """Take a message if one is there.  May switch."""
+    with suppress(simple.Empty):  # it may be on its way to the consumer
+        settle(simple, simple.get_nowait())
 
 
 def bodies_up_to(simple: Any, last: Any) -> list[Any]:
@@ -59,7 +68,7 @@ def putting(scene: Scene, make: Make) -> Moments:
     simple = make(scene, connection)
     while True:
         number += 1
-        run = yield lambda number=number: simple.put(number)
+        run = yield lambda: simple.put(number)
         was_put = ended(run)
         simple.put("after")
         bodies = bodies_up_to(simple, "after")
@@ -132,7 +141,7 @@ def enter(name: str, make: Make) -> None:
     entered(".put", putting)
     entered(".get", getting, False)
     entered(".get, the first", getting, True)
-    entered(".get_nowait", using, lambda simple: settle(simple, simple.get_nowait()))
+    entered(".get_nowait", using, get_nowait)
     entered(".clear", using, lambda simple: simple.clear())
     entered(".qsize", using, lambda simple: simple.qsize())
     entered(".close", closing)

@@ -1,5 +1,7 @@
 """Consumers that live by themselves."""
 
+# ruff: noqa: B023 - what is yielded runs before the loop goes on
+
 from __future__ import annotations
 
 from typing import Any
@@ -13,6 +15,7 @@ from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.fix_wires import until
 from tests.torture.moments.scene import SOON, Moments, Scene, call, ended
+from tests.torture.moments.worlds import World
 
 
 class Bench:
@@ -115,7 +118,7 @@ def stop(scene: Scene) -> Moments:
     try:
         while True:
             consumer = bench.ready()
-            run = yield lambda consumer=consumer: consumer.stop(SOON)
+            run = yield lambda: consumer.stop(SOON)
             if ended(run):
                 assert run.result is True
             assert consumer.stop(SOON)
@@ -136,9 +139,9 @@ def stop_busy(scene: Scene) -> Moments:
             consumer = bench.ready(concurrency=2, prefetch_count=4)
             for number in range(6):
                 publish(bench.queue, number, connection=bench.connection, timeout=SOON)
-            until(lambda consumer=consumer: consumer.stats()["in_flight"] == 2)
+            until(lambda: consumer.stats()["in_flight"] == 2)
             timer = gevent.spawn_later(0.0, bench.may_end.set)
-            run = yield lambda consumer=consumer: consumer.stop(SOON)
+            run = yield lambda: consumer.stop(SOON)
             ended(run)
             timer.join()
             assert consumer.stop(SOON)
@@ -155,7 +158,7 @@ def pause(scene: Scene) -> Moments:
     try:
         while True:
             consumer = bench.ready()
-            run = yield lambda consumer=consumer: consumer.pause(SOON)
+            run = yield lambda: consumer.pause(SOON)
             if ended(run):
                 assert run.result is True
             assert consumer.pause(SOON)
@@ -198,7 +201,7 @@ def kill(scene: Scene) -> Moments:
             consumer = bench.ready(concurrency=2)
             for number in range(4):
                 publish(bench.queue, number, connection=bench.connection, timeout=SOON)
-            until(lambda consumer=consumer: consumer.stats()["in_flight"] == 2)
+            until(lambda: consumer.stats()["in_flight"] == 2)
             run = yield consumer.kill
             ended(run)
             consumer.kill()
@@ -217,7 +220,7 @@ def join(scene: Scene) -> Moments:
         while True:
             consumer = bench.ready()
             stopping = gevent.spawn_later(0.0, consumer.stop)
-            run = yield lambda consumer=consumer: consumer.get(timeout=SOON)
+            run = yield lambda: consumer.get(timeout=SOON)
             if ended(run):
                 assert run.result["state"] == "stopped"
             stopping.join()
@@ -242,7 +245,12 @@ def stop_all(scene: Scene) -> Moments:
         bench.close()
 
 
-@call("spawn", "Connection.close beneath a consumer")
+def counts_at_once(world: World) -> bool:
+    """Whether a consumer whose link ended somehow does not count any more, without a lease to end."""
+    return world.name != "sqlite"
+
+
+@call("spawn", "Connection.close beneath a consumer", counts_at_once)
 def close_beneath(scene: Scene) -> Moments:
     bench = Bench(scene)
     while True:
