@@ -70,7 +70,10 @@ class PouchDB:
         assert not self.is_running
         assert self._programs.root is not None
         modules = self._programs.root / "node_modules"
-        command = [self._programs.server, modules / "pouchdb-server/bin/pouchdb-server"]
+        command: list[str | Path] = [
+            self._programs.server,
+            modules / "pouchdb-server/bin/pouchdb-server",
+        ]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-stdout-logs"]
         command += ["--dir", str(self.directory)] if self._is_kept else ["--in-memory"]
         self._process = self._keeper.run(

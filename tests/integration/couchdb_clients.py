@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -53,9 +53,9 @@ def entry(queue: str, body: str, **options: Any) -> Entry:
     return Entry(queue, envelope, **options)
 
 
-def bodies(claimed: list[Claimed] | Any) -> list[str]:
+def bodies(claimed: Iterable[Claimed]) -> list[str]:
     """What was claimed."""
-    return [each.envelope["body"] for each in claimed]
+    return [each.envelope["body"] for each in claimed if each.envelope is not None]
 
 
 class Raw:

@@ -1,6 +1,6 @@
 """Messages that expire: a mark for each, which sorts by the time, so that nobody need look for them.
 
-``gce!milliseconds!message`` is stored together with a message that has a time to live, and goes when its
+``gcy!milliseconds!message`` is stored together with a message that has a time to live, and goes when its
 time has come and the message is gone.  Whoever claims messages takes what is due from any queue, and
 lets it become a dead letter.
 """
@@ -13,12 +13,11 @@ from typing import Final
 
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import claim_of, claimed
-from greenconn.transport.couchdb.names import Range, is_waiting
+from greenconn.transport.couchdb.names import MARK, Range, is_waiting
 from greenconn.transport.leased.store import Claimed
 
-__all__ = ["MARK", "Expiry", "mark_of"]
+__all__ = ["Expiry", "mark_of"]
 
-MARK: Final = "gce"
 _FIRST: Final = f"{MARK}!"
 _END: Final = f'{MARK}"'
 

@@ -1,14 +1,15 @@
 """The ids of documents, which say what a document is and sort as it is read.
 
 ====================================================  ==========================================
-``gcm!queue!priority!time!origin``                    a message; the highest priority comes first
-``gcq!queue``                                         how a queue was declared
-``gcx!exchange``                                      how an exchange was declared
 ``gcb!exchange!digest``                               a binding
 ``gco!owner!lease``                                   a sign of life
-``gce!time!message``                                  when a message expires
+``gcq!queue``                                         how a queue was declared
+``gcx!exchange``                                      how an exchange was declared
+``gcy!time!message``                                  when a message expires
+``gcz!queue!priority!time!origin``                    a message; the highest priority comes first
 ====================================================  ==========================================
 
+What a link reads when it is opened comes before the rest, and is read in one piece.
 Names are quoted as in URLs, so that ``!`` (which sorts before all that is left) ends them.
 
 Whether a message waits is said by the generation of its revision, the number before the hyphen: each
@@ -30,9 +31,11 @@ __all__ = [
     "EXCHANGE",
     "FOREIGN",
     "FOREIGN_RANGE",
+    "MARK",
     "MESSAGE",
     "OWNER",
     "QUEUE",
+    "SHARED_RANGE",
     "Range",
     "binding_id",
     "generation",
@@ -43,11 +46,12 @@ __all__ = [
     "range_of",
 ]
 
-MESSAGE: Final = "gcm"
-QUEUE: Final = "gcq"
-EXCHANGE: Final = "gcx"
 BINDING: Final = "gcb"
 OWNER: Final = "gco"
+QUEUE: Final = "gcq"
+EXCHANGE: Final = "gcx"
+MARK: Final = "gcy"
+MESSAGE: Final = "gcz"
 
 #: What kombu's transport gave its messages.
 FOREIGN: Final = re.compile("[0-9a-f]{32}")
@@ -61,6 +65,8 @@ class Range(NamedTuple):
 
 
 FOREIGN_RANGE: Final = Range("0", "g")
+#: What a link reads when it is opened.
+SHARED_RANGE: Final = Range(BINDING, MARK)
 
 
 def named(kind: str, name: str) -> str:

@@ -53,13 +53,7 @@ class Owners:
         return self._clock() - self._beat_at > self._lease / 6
 
     def begin(self) -> None:
-        """Make the first sign of life, and look who else there is.  May switch."""
-        self._start()
-        for page in self._api.all_rows(range_of(OWNER)):
-            for row in page:
-                self.note(row["id"], row["value"]["rev"], False)
-
-    def _start(self) -> None:
+        """Make the first sign of life.  May switch."""
         self.token = os.urandom(8).hex()
         self._revision = self._api.put({"_id": self._id}) or ""
         self._beat_at = self._clock()
@@ -85,7 +79,7 @@ class Owners:
             self._revision = found["_rev"]  # the answer to an earlier one was lost
             if self._renew():
                 return True
-        self._start()
+        self.begin()
         return False
 
     def _renew(self) -> bool:

@@ -15,7 +15,6 @@ from greenconn.transport.couchdb.names import (
     generation,
     name_of,
     named,
-    range_of,
 )
 from greenconn.transport.leased.store import Row
 from greenconn.transport.virtual.declaration import Declaration
@@ -64,13 +63,6 @@ class Places:
         self._revisions: dict[str, str] = {}
         #: What has changed and was not read yet.
         self._unread: set[str] = set()
-
-    def load(self, api: CouchApi) -> None:
-        """Read everything.  May switch."""
-        for kind in (QUEUE, EXCHANGE, BINDING):
-            for page in api.all_rows(range_of(kind), has_docs=True):
-                for row in page:
-                    self.take(row["doc"])
 
     def table(self, exchange: str) -> tuple[Row, ...]:
         """The bindings of an exchange.  Never switches."""

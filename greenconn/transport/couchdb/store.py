@@ -13,14 +13,17 @@ from greenconn.transport.couchdb.adopting import Adoption
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.claiming import Claims
 from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.expiry import MARK, Expiry, mark_of
+from greenconn.transport.couchdb.expiry import Expiry, mark_of
 from greenconn.transport.couchdb.feed import ChangesFeed
 from greenconn.transport.couchdb.letters import Handle, Writer, released
 from greenconn.transport.couchdb.names import (
+    BINDING,
     EXCHANGE,
+    MARK,
     MESSAGE,
     OWNER,
     QUEUE,
+    SHARED_RANGE,
     binding_id,
     is_waiting,
     name_of,
@@ -50,6 +53,9 @@ from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["CouchStore"]
+
+#: Kinds of documents that a link remembers.
+PLACES: Final = frozenset({QUEUE, EXCHANGE, BINDING})
 
 #: The open stores of a process by the database: what one declares all know at once, although the feed
 #: takes a moment.
@@ -101,7 +107,13 @@ class CouchStore(Store):
         self._api.log_in(*self._login())
         since = self._api.open(deadline)
         self._owners.begin()
-        self._places.load(self._api)
+        for page in self._api.all_rows(SHARED_RANGE, has_docs=True):
+            for row in page:
+                kind, mark, _ = row["id"].partition("!")
+                if mark and kind == OWNER:
+                    self._owners.note(row["id"], row["value"]["rev"], False)
+                elif mark and kind in PLACES:
+                    self._places.take(row["doc"])
         self._adoption.look()
         self._expiry.look()
         self._feed.start(since)
@@ -136,7 +148,7 @@ class CouchStore(Store):
                 self._claims.note_mark(doc_id)
         elif kind == OWNER:
             self._owners.note(doc_id, revision, is_deleted)
-        elif kind.startswith(QUEUE[:2]):
+        elif kind in PLACES:
             gone = self._places.note(doc_id, revision, is_deleted)
             if gone is not None:
                 self._claims.forget(gone)
