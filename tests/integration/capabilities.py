@@ -25,7 +25,7 @@ from tests.integration.contract import (
     sqs_side,
 )
 
-__all__ = ["EVERYWHERE", "KINDS", "Can", "Kind", "needs"]
+__all__ = ["EVERYWHERE", "KINDS", "NO_SERVER", "UNTESTED", "Can", "Kind", "needs"]
 
 
 class Can(Enum):
@@ -101,6 +101,9 @@ def _memory(url: str, prefix: str) -> Side:
     return memory_side(prefix)
 
 
+NO_SERVER: Final = "there is no server"
+#: What a reason begins with where the test cannot tell.
+UNTESTED: Final = "not tested: "
 #: A short one.
 _LEASE: Final = {"lease": 1.0}
 #: The same, with fan-out that waits in queues.
@@ -114,7 +117,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lacks={
             Can.DURABLE: "the broker is in the process, and ends with it",
             Can.PROCESSES: "the broker is in the process",
-            Can.SERVER: "there is no server",
+            Can.SERVER: NO_SERVER,
         },
     ),
     "amqp": Kind(title="AMQP", url="amqp_url", side=rabbitmq_side, server="own_rabbitmq"),
@@ -139,7 +142,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         options=_LEASE,
         lacks={
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.SERVER: "there is no server",
+            Can.SERVER: NO_SERVER,
         },
     ),
     "mongodb": Kind(
@@ -204,7 +207,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "queues of SQS have no bounds",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
-            Can.DURABLE: "at AWS they do; the stand-in that the tests have forgets everything",
+            Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
         },
     ),
 }

@@ -1,0 +1,88 @@
+"""The table of the page about transports says what the contract tests find."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from greenconn.transport.registry import TRANSPORT_ALIASES
+from tests.integration.capabilities import EVERYWHERE, KINDS, NO_SERVER, UNTESTED, Can, Kind
+from tests.unit.test_docs import ROOT
+
+PAGE = (ROOT / "docs" / "transports.rst").read_text()
+#: Columns of the page.
+WIDTH = 112
+CONTRACTS = sorted((ROOT / "tests" / "integration").glob("test_*_contract.py"))
+
+
+def cell(kind: Kind, can: Can) -> str:
+    """What the table says of one capability of one transport."""
+    why = kind.lacks.get(can)
+    if why is None:
+        return "yes"
+    return "--" if why == NO_SERVER else "untested" if why.startswith(UNTESTED) else "no"
+
+
+def table() -> str:
+    """The table as the page has to have it."""
+    titles = [kind.title for kind in KINDS.values()]
+    rows = [[what, *["yes"] * len(titles)] for what in EVERYWHERE]
+    rows += [[can.value, *(cell(kind, can) for kind in KINDS.values())] for can in Can]
+    widths = [max(map(len, column)) for column in zip(["", *titles], *rows, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+
+    def text(cells: list[str]) -> str:
+        return "  ".join(map(str.ljust, cells, widths)).rstrip()
+
+    return "\n".join([rule, text(["what", *titles]), rule, *map(text, rows), rule, ""])
+
+
+def reasons() -> str:
+    """What each lacks, and why, as the page has to have it."""
+    parts = []
+    for kind in KINDS.values():
+        lines = [
+            textwrap.fill(
+                f"- {can.value}: {why}", WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6
+            )
+            for can, why in kind.lacks.items()
+            if why != NO_SERVER
+        ]
+        if lines:
+            parts.append("\n".join([kind.title, *lines, ""]))
+    return "\n".join(parts)
+
+
+def test_the_table_is_true() -> None:
+    assert table() in PAGE, f"docs/transports.rst must have:\n{table()}"
+    assert reasons() in PAGE, f"docs/transports.rst must have:\n{reasons()}"
+
+
+def contracts_in(path: Path) -> dict[str, str]:
+    """The tests of a file: name -> decorators."""
+    found = re.findall(r"^((?:@.*\n(?:    .*\n|\)\n)*)*)def (test_\w+)\(", path.read_text(), re.M)
+    return {name: decorators for decorators, name in found}
+
+
+@pytest.mark.parametrize("what", list(EVERYWHERE))
+def test_what_all_can_is_shown_by_tests_without_conditions(what: str) -> None:
+    tests = {name: text for path in CONTRACTS for name, text in contracts_in(path).items()}
+    assert EVERYWHERE[what]
+    for name in EVERYWHERE[what]:
+        assert "needs(" not in tests[name], name
+
+
+@pytest.mark.parametrize("can", list(Can))
+def test_each_capability_has_a_test(can: Can) -> None:
+    assert any(f"Can.{can.name}" in path.read_text() for path in CONTRACTS)
+
+
+def test_each_transport_is_in_the_table() -> None:
+    ours = {
+        str(path).removeprefix("greenconn.transport.").split(":")[0].split(".")[0].lower()
+        for path in TRANSPORT_ALIASES.values()
+    }
+    assert ours == set(KINDS)
