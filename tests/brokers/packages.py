@@ -32,6 +32,8 @@ RABBITMQ_FOLDERS = (
 )
 REDIS_PROGRAMS = ("redis-server", "valkey-server")
 POUCHDB = "pouchdb-server@4.2.0"
+#: Where Debian has the modules of Node, npm among them.
+NODE_MODULES = "usr/share/nodejs"
 #: Seconds for one command, and for somebody else who fetches the same.
 FETCH_TIMEOUT = 300.0
 STEP = 0.1
@@ -113,45 +115,42 @@ def find_beanstalkd(scratch: Path) -> Programs:
     return Programs(server=root / "usr/bin/beanstalkd", root=root)
 
 
-def find_pouchdb(scratch: Path) -> Programs:
+def find_pouchdb(scratch: Path) -> tuple[Programs, Path]:
     """Find pouchdb-server in the cache, or fetch it from npm; takes up to a minute.  May switch.
 
     Two processes that look for it at once fetch it once.
 
     Returns:
-        Node as the program; the folder of the packages as its root.
+        Node, and the program that it is to run.
 
     Raises:
         NoBroker: it is not to be had.
     """
     root = cache_folder(scratch) / POUCHDB
-    node, npm, environment = _node(scratch)
+    node, npm = _node(scratch)
+
+    def install(folder: Path) -> None:
+        options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        command = [*npm, "install", "--prefix", str(folder), *options, POUCHDB]
+        modules = {} if node.root is None else {"NODE_PATH": str(node.root / NODE_MODULES)}
+        _run(command, cwd=folder, env={**node.libraries(), **modules})
+
     if not root.is_dir():
         with _alone(root):
-
-            def install(folder: Path) -> None:
-                options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-                command = [*npm, "install", "--prefix", str(folder), *options, POUCHDB]
-                _run(command, cwd=folder, env=environment)
-
             if not root.is_dir():
                 _make(root, install)
-    return Programs(server=node, root=root)
+    return node, root / "node_modules/pouchdb-server/bin/pouchdb-server"
 
 
-def _node(scratch: Path) -> tuple[Path, list[str], Mapping[str, str]]:
-    """Node, npm, and the environment that npm needs: installed, or Debian's."""
+def _node(scratch: Path) -> tuple[Programs, list[str]]:
+    """Node, and the command that is npm: installed, or Debian's."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node and npm:
-        return Path(node), [npm], {}
+        return Programs(server=Path(node)), [npm]
     root = _unpacked("npm", scratch)
-    unpacked = Programs(server=root / "usr/bin/node", root=root)
-    modules = root / "usr/share/nodejs"
-    environment = {**unpacked.libraries(), "NODE_PATH": str(modules)}
-    if node:
-        return Path(node), [node, str(modules / "npm/bin/npm-cli.js")], environment
-    command = [str(unpacked.server), str(modules / "npm/bin/npm-cli.js")]
-    return unpacked.server, command, environment
+    program = Path(node) if node else root / "usr/bin/node"
+    npm = str(root / NODE_MODULES / "npm/bin/npm-cli.js")
+    return Programs(server=program, root=root), [str(program), npm]
 
 
 @contextmanager

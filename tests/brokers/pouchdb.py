@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,7 @@ class PouchDB:
         self, keeper: Keeper, is_kept: bool = False, login: tuple[str, str] | None = None
     ) -> None:
         self._keeper = keeper
-        self._programs = find_pouchdb(keeper.directory)
+        self._node, self._program = find_pouchdb(keeper.directory)
         self._is_kept = is_kept or login is not None  # in memory it never answers with a login
         self._login = login
         (self.port,) = free_ports(1)
@@ -68,16 +69,14 @@ class PouchDB:
             NoBroker: it did not start.
         """
         assert not self.is_running
-        assert self._programs.root is not None
-        modules = self._programs.root / "node_modules"
-        command: list[str | Path] = [
-            self._programs.server,
-            modules / "pouchdb-server/bin/pouchdb-server",
-        ]
+        command: list[str | Path] = [self._node.server, self._program]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--no-stdout-logs"]
         command += ["--dir", str(self.directory)] if self._is_kept else ["--in-memory"]
         self._process = self._keeper.run(
-            command, output=self.directory / "output", cwd=self.directory
+            command,
+            env={**os.environ, **self._node.libraries()},
+            output=self.directory / "output",
+            cwd=self.directory,
         )
         self._wait_ready()
 

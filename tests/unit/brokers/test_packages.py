@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import gevent
 import pytest
 
 from tests.brokers import packages
-from tests.brokers.packages import NoBroker, Programs, find_rabbitmq, find_redis
+from tests.brokers.packages import NoBroker, Programs, find_pouchdb, find_rabbitmq, find_redis
 
 APT = """#!/bin/sh
 echo "$@" >> {calls}
@@ -117,3 +118,52 @@ def test_installed_ones_come_first(
     assert find_redis(tmp_path) == Programs(server=redis)
     assert find_rabbitmq(tmp_path) == Programs(server=rabbitmq)
     assert not (tmp_path / "calls").exists()
+
+
+NPM = """#!/bin/sh
+echo npm "$@" >> {calls}
+[ -e {broken} ] && echo no network >&2 && exit 1
+mkdir -p "$3/node_modules/pouchdb-server/bin" && : > "$3/node_modules/pouchdb-server/bin/pouchdb-server"
+"""
+
+
+def test_pouchdb_is_fetched_from_npm_once(scripts: Path, tmp_path: Path) -> None:
+    node = write(scripts / "node", "")
+    write(scripts / "npm", NPM.format(calls=tmp_path / "calls", broken=tmp_path / "broken"))
+    (tmp_path / "broken").touch()
+    with pytest.raises(NoBroker, match=r"npm install .*no network"):
+        find_pouchdb(tmp_path)
+    (tmp_path / "broken").unlink()
+    found = gevent.spawn(find_pouchdb, tmp_path), gevent.spawn(find_pouchdb, tmp_path)
+    gevent.joinall(found, raise_error=True)
+    assert found[0].value == found[1].value
+    assert find_pouchdb(tmp_path) == found[0].value
+    program, script = find_pouchdb(tmp_path)
+    assert program == Programs(server=node)
+    assert script.exists()
+    assert script.is_relative_to(tmp_path / "cache" / "greenconn" / "brokers")
+    assert calls(tmp_path) == ["npm", "npm"]
+    assert "--ignore-scripts" in (tmp_path / "calls").read_text()
+
+
+def test_node_comes_from_debian_where_there_is_none(scripts: Path, tmp_path: Path) -> None:
+    (tmp_path / "lists").touch()
+    modules = "$3/usr/share/nodejs/npm/bin"
+    fake = NPM.format(calls=tmp_path / "calls", broken=tmp_path / "broken").replace("$3", "$4")
+    write(tmp_path / "node", fake)
+    write(
+        scripts / "dpkg",
+        f'#!/bin/sh\nmkdir -p "{modules}" "$3/usr/bin" && : > "{modules}/npm-cli.js"\n'
+        f'cat {tmp_path}/node > "$3/usr/bin/node" && chmod +x "$3/usr/bin/node"\n',
+    )
+    program, script = find_pouchdb(tmp_path)
+    assert program.root is not None
+    assert program.root.name == "npm"
+    assert program.server == program.root / "usr/bin/node"
+    assert script.exists()
+
+
+def test_without_npm_there_is_no_pouchdb(scripts: Path, tmp_path: Path) -> None:
+    (scripts / "apt-get").unlink()
+    with pytest.raises(NoBroker, match="npm is not installed, and there is no apt-get"):
+        find_pouchdb(tmp_path)
