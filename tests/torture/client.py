@@ -12,7 +12,7 @@ import gevent
 from greenconn import defaults, pools
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import BatchPublishError
+from greenconn.exceptions import BatchPublishError, OperationalError
 from greenconn.messaging import Consumer
 from greenconn.publishing import publish, publish_many
 from greenconn.worker import spawn_consumer
@@ -223,13 +223,7 @@ class Draining:
 
     def begin(self) -> None:
         """Consume."""
-        self._consumer = Consumer(
-            self._connection,
-            self._queue,
-            no_ack=self._no_ack,
-            auto_declare=False,
-            callbacks=[self._receive],
-        )
+        self._consumer: Consumer | None = None
         self._consume()
         self._greenlets = [gevent.spawn(self._drain) for _ in range(self._drainers)]
 
@@ -246,13 +240,20 @@ class Draining:
 
     def _consume(self) -> None:
         """Begin, or begin anew, as soon as that can be, as a program of kombu does."""
-        errors = (*self._connection.connection_errors, *self._connection.channel_errors)
+        connection = self._connection
+        errors = (*connection.connection_errors, *connection.channel_errors, OperationalError)
         while not self._is_over:
             with suppress(*errors):
-                self._consumer.revive(self._connection.default_channel)
-                self._consumer.declare()
-                if not self._no_ack:
-                    self._consumer.qos(prefetch_count=20)
+                if self._consumer is not None:
+                    self._consumer.revive(connection.default_channel)
+                else:
+                    self._consumer = Consumer(
+                        connection,
+                        self._queue,
+                        no_ack=self._no_ack,
+                        callbacks=[self._receive],
+                        prefetch_count=None if self._no_ack else 20,
+                    )
                 self._consumer.consume()
                 return
             gevent.sleep(0.2)
@@ -269,6 +270,7 @@ class Draining:
 
     def end(self) -> None:
         """Cancel it, and handle what is there."""
+        assert self._consumer is not None
         self._consumer.cancel()
         self._is_over = True
         gevent.joinall(self._greenlets, timeout=STOP_TIMEOUT, raise_error=True)

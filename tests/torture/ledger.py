@@ -130,8 +130,8 @@ class Ledger:
         is_whole: all queues have recovered from all faults.
     """
 
-    def __init__(self, is_calm: bool) -> None:
-        self._is_calm = is_calm
+    def __init__(self, is_ordered: bool) -> None:
+        self._is_ordered = is_ordered
         self.streams: list[Stream] = []
         self.sent = self.doubtful = self.handled = 0
         self.redelivered = self.repeated = self.unexplained = 0
@@ -228,7 +228,7 @@ class Ledger:
             self._handled_again(stream, number, begun_at, is_redelivered)
         else:
             self.handled += 1
-            if self._is_calm and number < stream.highest:
+            if self._is_ordered and number < stream.highest:
                 self.disordered += 1
                 self.notes.append(f"{queue}: {number} of {stream.number} after {stream.highest}")
             stream.highest = max(stream.highest, number)

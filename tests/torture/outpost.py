@@ -52,7 +52,7 @@ class Report(Ledger):
     """A ledger that only tells the one that keeps it."""
 
     def __init__(self, streams: list[int]) -> None:
-        super().__init__(is_calm=False)
+        super().__init__(is_ordered=False)
         self._numbers = iter(streams)
 
     def stream(self, queue: str, is_acked: bool = True) -> Stream:

@@ -160,7 +160,7 @@ class Storm:
         self.plan = plan
         self.world = world
         self.kinds = plan.kinds & world.kinds
-        self.ledger = Ledger(is_calm=not self.kinds)
+        self.ledger = Ledger(is_ordered=world.is_ordered and not self.kinds)
         self.injected: Counter[str] = Counter()
         self.stage = "begin"
         self._make = make

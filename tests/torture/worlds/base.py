@@ -56,6 +56,7 @@ class World(Protocol):
         options: transport options with which clients notice faults soon.
         heartbeat: seconds.
         rate: messages a second that it bears.
+        is_ordered: it keeps the order of messages, while nothing is wrong.
     """
 
     name: str
@@ -65,6 +66,7 @@ class World(Protocol):
     options: dict[str, Any]
     heartbeat: float | None
     rate: float
+    is_ordered: bool
 
     def places(self) -> list[Place]:
         """The queues of the storm."""
@@ -123,6 +125,7 @@ class Proxied:
     }
     heartbeat: float | None = None
     rate = float("inf")
+    is_ordered = True
     url = ""
 
     def __init__(self, server: Server, port: int, protocol: str) -> None:

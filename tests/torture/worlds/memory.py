@@ -26,6 +26,7 @@ class MemoryWorld:
     kinds = frozenset({Kind.CUT, Kind.RESTART, Kind.DELETE, Kind.INTERRUPT})
     heartbeat: float | None = None
     rate = float("inf")
+    is_ordered = True
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from tests.torture.worlds.base import World
 from tests.torture.worlds.memory import memory_world
 from tests.torture.worlds.redis import redis_world
 from tests.torture.worlds.sqlite import sqlite_world
-from tests.torture.worlds.stores import beanstalk_world, couchdb_world, mongodb_world
+from tests.torture.worlds.stores import beanstalk_world, couchdb_world, mongodb_world, sqs_world
 
 __all__ = ["WORLDS", "declare", "depths"]
 
@@ -24,6 +24,7 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "memory": memory_world,
     "sqlite": sqlite_world,
     "beanstalk": beanstalk_world,
+    "sqs": sqs_world,
     "mongodb": mongodb_world,
     "couchdb": couchdb_world,
 }

@@ -33,6 +33,7 @@ class SqliteWorld:
     kinds = frozenset({Kind.KILL_CLIENT, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT})
     heartbeat: float | None = None
     rate = float("inf")
+    is_ordered = True
 
     def __init__(self, file: Path) -> None:
         self._file = file

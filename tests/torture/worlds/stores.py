@@ -12,11 +12,12 @@ from greenconn.entity import Queue
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.moto import ACCESS_KEY, SECRET_KEY, MotoServer
 from tests.brokers.pouchdb import PouchDB
 from tests.torture.faults import Fault, Kind
 from tests.torture.worlds.base import Place, Proxied, Server, places_of
 
-__all__ = ["StoreWorld", "beanstalk_world", "couchdb_world", "mongodb_world"]
+__all__ = ["StoreWorld", "beanstalk_world", "couchdb_world", "mongodb_world", "sqs_world"]
 
 
 #: Seconds between two looks at a server.
@@ -28,6 +29,14 @@ class _Owned(Server, Protocol):
     def port(self) -> int: ...
 
     def close(self) -> None: ...
+
+
+class _Moto(MotoServer):
+    """A moto server that is asked for what it never does."""
+
+    def stop(self) -> None:
+        """End it."""
+        self.kill()
 
 
 class StoreWorld(Proxied):
@@ -83,12 +92,27 @@ class StoreWorld(Proxied):
         return places_of([Queue(f"{self.name}-{number}") for number in (1, 2, 3, 4)])
 
 
+class SqsWorld(StoreWorld):
+    """moto's server, which forgets all when it ends: it is not killed."""
+
+    is_ordered = False  # what does not say .fifo is not
+    kinds = StoreWorld.kinds - {Kind.KILL, Kind.RESTART}
+
+    def _url(self, port: int) -> str:
+        return f"sqs://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{port}"
+
+
 @contextmanager
-def _world(name: str, make: Callable[[Keeper], _Owned], rate: float) -> Iterator[StoreWorld]:
+def _world(
+    name: str,
+    make: Callable[[Keeper], _Owned],
+    rate: float,
+    kind: type[StoreWorld] = StoreWorld,
+) -> Iterator[StoreWorld]:
     with Keeper() as keeper:
         server = make(keeper)
         server.start()
-        world = StoreWorld(name, server, rate)
+        world = kind(name, server, rate)
         try:
             yield world
         finally:
@@ -116,3 +140,8 @@ def couchdb_world() -> AbstractContextManager[StoreWorld]:
 def mongodb_world() -> AbstractContextManager[StoreWorld]:
     """Start the stand-in for MongoDB; it ends with the block.  May switch."""
     return _world("mongodb", lambda keeper: MongoStandin(keeper, is_durable=True), 60.0)
+
+
+def sqs_world() -> AbstractContextManager[StoreWorld]:
+    """Start moto's server; it ends with the block.  May switch."""
+    return _world("sqs", _Moto, 40.0, SqsWorld)

@@ -12,7 +12,7 @@ from tests.torture.ledger import Ledger, Stream, body_of, key_of
 
 @pytest.fixture
 def ledger() -> Ledger:
-    return Ledger(is_calm=True)
+    return Ledger(is_ordered=True)
 
 
 def sent(ledger: Ledger, stream: Stream) -> str:
