@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 
-#: Entries that all mappings of a YAML body may have, what they merge included.
-YAML_MERGED: Final = 1_000_000
+#: Entries that the mappings of a YAML body may take from others by merging.
+YAML_MERGED: Final = 100_000
 
 
 def _needed(module: str, package: str) -> Any:
@@ -61,14 +61,16 @@ def _yaml_loader() -> Any:
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         merged = 0
+        depth = 0
 
         def flatten_mapping(self, node: Any) -> None:
+            self.depth += 1
             super().flatten_mapping(node)
-            self.merged += len(
-                node.value
-            )  # of each mapping, and once more for each that it goes into
-            if self.merged > YAML_MERGED:
-                raise ValueError("too much is merged")
+            self.depth -= 1
+            if self.depth:  # it is on its way into another one
+                self.merged += len(node.value)
+                if self.merged > YAML_MERGED:
+                    raise ValueError("too much is merged")
 
     return Loader
 

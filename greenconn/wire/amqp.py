@@ -8,7 +8,7 @@ properties or the body of a message decodes them then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from struct import Struct
 from typing import Final
 
@@ -67,10 +67,11 @@ BODY_LIMIT: Final = 512 * 1024 * 1024
 class _Content:
     """A method whose content is still coming."""
 
-    __slots__ = ("blocks", "chunks", "header", "ids", "missing", "payload")
+    __slots__ = ("blocks", "chunks", "header", "ids", "is_kept", "missing", "payload")
 
-    def __init__(self, ids: int, payload: bytes) -> None:
+    def __init__(self, ids: int, payload: bytes, is_kept: bool) -> None:
         self.ids = ids
+        self.is_kept = is_kept  # somebody wants the body
         self.payload = payload
         self.header: bytes | None = None
         self.missing = 0
@@ -88,11 +89,18 @@ class FrameParser:
     Arguments:
         frame_max: largest frame allowed in bytes; 0 is no limit but *body_limit*.
         body_limit: largest body allowed in bytes.
+        channels: those that are open; None: all.  A body that comes in pieces on another is dropped.
     """
 
-    def __init__(self, frame_max: int = 131072, body_limit: int = BODY_LIMIT) -> None:
+    def __init__(
+        self,
+        frame_max: int = 131072,
+        body_limit: int = BODY_LIMIT,
+        channels: Container[int] | None = None,
+    ) -> None:
         self.frame_max = frame_max
         self.body_limit = body_limit
+        self.channels = channels
         #: Heartbeat frames seen.
         self.heartbeats = 0
         self._chunks: list[bytes] = []  # received, too little for the next frame
@@ -141,8 +149,11 @@ class FrameParser:
             raise _no_end()
         self._frame = None
         content = self._partial[frame.channel]
-        content.chunks += frame.pieces()
-        content.blocks += frame.blocks
+        if content.is_kept:
+            content.chunks += frame.pieces()
+            content.blocks += frame.blocks
+        else:
+            self._blocks.give_back(frame.blocks)
         content.missing -= frame.size
         methods = [] if content.missing else [self._whole(frame.channel, content)]
         if len(data) > 1:
@@ -211,7 +222,8 @@ class FrameParser:
                 if channel in partial:
                     raise UnexpectedFrame(f"method frame amid the content of channel {channel}")
                 if ids in _WITH_CONTENT:
-                    partial[channel] = _Content(ids, payload)
+                    is_kept = self.channels is None or channel in self.channels
+                    partial[channel] = _Content(ids, payload, is_kept)
                 else:
                     append((channel, ids, payload, None, None))
                     if not partial:
@@ -247,7 +259,7 @@ class FrameParser:
                     f"body of {content.missing} bytes announced; the limit is {self.body_limit}"
                 )
         else:
-            if payload:
+            if payload and content.is_kept:
                 content.chunks.append(payload)
             content.missing -= len(payload)
             if content.missing < 0:

@@ -27,8 +27,8 @@ REPLY_LIMIT: Final = 1024 * 1024 * 1024
 
 #: What begins a list of any kind (array, set, map, push, attributes).
 _MARKS: Final = (b"*", b"~", b"%", b">", b"|")
-#: The head of one of 8 digits or more, and what may become one.
-_LONG_HEAD: Final = re.compile(rb"[*~%>|](?=[0-9]{8})")
+#: The head of one of 7 digits or more, and what may become one.
+_LONG_HEAD: Final = re.compile(rb"[*~%>|](?=[0-9]{7})")
 _CUT_HEAD: Final = re.compile(rb"[*~%>|][0-9]{0,20}\Z")
 #: Such characters that are looked at one by one.
 _LOOKS: Final = 16
@@ -86,7 +86,7 @@ class RespParser:
                 yield from self._take(data[start : head.start()])
                 start = head.start()
                 if not self._reader.has_data():
-                    raise ProtocolError("a list of 10,000,000 or more is announced")
+                    raise ProtocolError("a list of 1,000,000 or more is announced")
             data = data[start:]
         yield from self._take(data)
 
@@ -111,7 +111,7 @@ def _may_announce_much(data: bytes) -> bool:
         for _ in range(_LOOKS):
             if at < 0:
                 break
-            if data[at + 1 : at + 9].isdigit() and len(data) > at + 8:
+            if data[at + 1 : at + 8].isdigit() and len(data) > at + 7:
                 return True
             at = data.find(mark, at + 1)
         else:

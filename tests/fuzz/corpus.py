@@ -137,7 +137,7 @@ ROUTES: Final = [b"", b"\0", b"\xff", b"\3\xff\xfe\xfd\2\xff\xfe", b"\0\xffx", b
 
 REPLIES: Final = [
     b"*4294967295\r\n",
-    b"*10000000\r\n",
+    b"*1000000\r\n",
     b"*99999999999999999999\r\n",
     b"+fine\r\n*2147483647\r\n*2147483647\r\n",
     b"$12\r\n*99999999\r\n\r\n\r\n+next\r\n",

@@ -174,6 +174,7 @@ class AmqpLink(Link, Agreement):
         assert self._stream is not None
         self.handshake.is_done = True
         self._parser.frame_max = self.frame_max
+        self._parser.channels = self.channels
         self._pulse.start(float(self.heartbeat or 0), self._stream)
         fork.register(self)
 
