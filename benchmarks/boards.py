@@ -9,8 +9,10 @@ from typing import Final
 from benchmarks import rivals, works
 from benchmarks.redis import rivals as redis_rivals
 from benchmarks.redis import works as redis_works
+from benchmarks.stores import rivals as store_rivals
+from benchmarks.stores import works as store_works
 
-__all__ = ["BOARDS", "RABBITMQ", "REDIS", "Board"]
+__all__ = ["BOARDS", "MONGODB", "RABBITMQ", "REDIS", "Board"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +38,10 @@ REDIS: Final = Board(
     works=redis_works.WORKS,
     rivals=redis_rivals.RIVALS,
 )
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS)}
+MONGODB: Final = Board(
+    name="mongodb",
+    stage="benchmarks.stores.mongodb",
+    works=store_works.WORKS,
+    rivals=store_rivals.MONGODB,
+)
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB)}

@@ -6,21 +6,30 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Final
 
-from benchmarks.boards import RABBITMQ, Board
+from benchmarks.boards import MONGODB, RABBITMQ, REDIS, Board
 from benchmarks.clock import Figures
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import AMQP_URL, REDIS_URL
+from tests.brokers.environment import AMQP_URL, MONGODB_URL, REDIS_URL
 from tests.brokers.keeper import Keeper
+from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 
 __all__ = ["Results", "broker", "measured", "profiled"]
 
 TIMEOUT = 300
+
+#: Board -> what is started for it, and the variable that names the user's own.
+_SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
+    RABBITMQ.name: (RabbitMQ, AMQP_URL),
+    REDIS.name: (RedisServer, REDIS_URL),
+    MONGODB.name: (MongoStandin, MONGODB_URL),
+}
 
 
 @dataclass
@@ -39,14 +48,14 @@ class Results:
 @contextmanager
 def broker(board: Board, url: str | None) -> Iterator[str]:
     """The broker at *url*, or that of the environment, or a private one."""
-    is_rabbitmq = board is RABBITMQ
-    url = url or os.environ.get(AMQP_URL if is_rabbitmq else REDIS_URL)
+    server, variable = _SERVERS[board.name]
+    url = url or os.environ.get(variable)
     if url:
         yield url
         return
     raise_limit()
     with Keeper() as keeper:
-        private = RabbitMQ(keeper) if is_rabbitmq else RedisServer(keeper)
+        private = server(keeper)
         private.start()
         yield private.url
 

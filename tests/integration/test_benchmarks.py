@@ -13,7 +13,13 @@ from tests.integration.processes import Outcome, run
 pytestmark = pytest.mark.programs
 
 #: Measured always; the others with ``--long``.  (kombu needs a minute for a thousand Redis queues.)
-ALWAYS = {"rabbitmq": ("greenconn", "kombu"), "redis": ("greenconn",)}
+ALWAYS = {
+    "rabbitmq": ("greenconn", "kombu"),
+    "redis": ("greenconn",),
+    "mongodb": ("greenconn",),
+}
+#: The fixtures that give the addresses of the brokers.
+URLS = {"rabbitmq": "amqp_url", "redis": "redis_url", "mongodb": "mongodb_server"}
 PAIRS = [(board.name, rival) for board in BOARDS.values() for rival in board.rivals]
 
 
@@ -39,7 +45,7 @@ def outcome(
     if broker not in outcomes:
         board = BOARDS[broker]
         rivals = board.rivals if long else ALWAYS[broker]
-        url = request.getfixturevalue("amqp_url" if board is RABBITMQ else "redis_url")
+        url = request.getfixturevalue(URLS[broker])
         outcomes[broker] = benchmarks(
             board, url, "--json", *(f"--rival={rival}" for rival in rivals)
         )

@@ -1,0 +1,1 @@
+"""What greenconn costs over brokers that are stores of leased messages."""

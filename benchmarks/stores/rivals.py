@@ -1,0 +1,36 @@
+"""The libraries that are measured over stores; each module has a class ``Works``."""
+
+from __future__ import annotations
+
+from benchmarks.rivals import Rival
+
+__all__ = ["MONGODB", "rivals"]
+
+
+def rivals(**drivers: Rival) -> dict[str, Rival]:
+    """greenconn, kombu, and clients by hand."""
+    return {
+        "greenconn": Rival(
+            title="greenconn", module="benchmarks.stores.greenconn_works", distribution="greenconn"
+        ),
+        "patched": Rival(
+            title="greenconn, patched",
+            module="benchmarks.stores.greenconn_works",
+            distribution="greenconn",
+            patched=True,
+        ),
+        "kombu": Rival(
+            title="kombu + gevent",
+            module="benchmarks.stores.kombu_works",
+            distribution="kombu",
+            patched=True,
+        ),
+        **drivers,
+    }
+
+
+MONGODB = rivals(
+    pymongo=Rival(
+        title="pymongo by hand", module="benchmarks.stores.mongodb", distribution="pymongo"
+    )
+)
