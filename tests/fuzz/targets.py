@@ -21,13 +21,13 @@ from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.redis.envelope import marked_redelivered
-from greenconn.transport.redis.keys import is_name
 from greenconn.transport.redis.message import Delivery as RedisDelivery
 from greenconn.transport.redis.restoring import read_held
 from greenconn.transport.redis.returning import priority_of
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import Base64
 from greenconn.transport.virtual.envelope import Message as StoredMessage
+from greenconn.transport.virtual.names import is_name
 from greenconn.url import (
     BrokerURL,
     mask_secrets,

@@ -7,16 +7,16 @@ transport option ``dead_letter_queue``; without either they are dropped.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from greenconn.exceptions import NotFound
 from greenconn.transport.leased.store import Answer, Claimed, Settlement
-from greenconn.transport.virtual.burying import letter_of
+from greenconn.transport.virtual.burying import is_cycle, letter_of
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.link import LeasedLink
 
-__all__ = ["buried", "is_cycle"]
+__all__ = ["buried"]
 
 logger = logging.getLogger("greenconn.transport.leased")
 
@@ -39,7 +39,7 @@ def buried(link: LeasedLink, claimed: Claimed, reason: str) -> Answer:
         return refused  # it cannot be read, and nobody could say what it was
     try:
         letter = letter_of(claimed.envelope, claimed.queue, exchange, key, reason)
-    except (KeyError, TypeError, ValueError):
+    except Exception:  # there is nothing that an envelope of a stranger cannot be
         return refused
     try:
         queues = link.routing.routes(
@@ -60,13 +60,3 @@ def buried(link: LeasedLink, claimed: Claimed, reason: str) -> Answer:
         return refused
     entries = link.entries(letter, queues)
     return Answer(claimed.handle, Settlement.DONE, entries=entries)
-
-
-def is_cycle(queue: str, deaths: list[dict[str, Any]]) -> bool:
-    """Tell whether a message came back to *queue* without anybody having rejected it on the way."""
-    for death in deaths:
-        if death["reason"] == "rejected":
-            return False
-        if death["queue"] == queue:
-            return True
-    return False

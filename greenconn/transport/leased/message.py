@@ -7,7 +7,7 @@ from typing import Any
 from greenconn.transport.leased.store import Claimed
 from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.delivery import Delivery
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.envelope import Contents, contents_in
 
 __all__ = ["LeasedDelivery"]
 
@@ -43,14 +43,12 @@ class LeasedDelivery(Delivery):
         """Whether its channel still waits for an answer."""
         return self.channel.unanswered.get(self.delivery_tag) is self
 
-    def _envelope(self) -> Envelope:
-        envelope = self.claimed.envelope
-        if envelope is None:
-            raise ValueError("the stored message is no envelope")
+    def _contents(self) -> Contents:
+        contents = contents_in(self.claimed.envelope)
         if self.claimed.deliveries:
-            headers = {**(envelope.get("headers") or {}), DELIVERY_COUNT: self.claimed.deliveries}
-            return {**envelope, "headers": headers}
-        return envelope
+            headers = {**contents.headers, DELIVERY_COUNT: self.claimed.deliveries}
+            return contents._replace(headers=headers)
+        return contents
 
     @property
     def redelivered(self) -> bool:

@@ -18,9 +18,10 @@ from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
-from greenconn.transport.memory.deadletter import Burials, carbon_copies
+from greenconn.transport.memory.deadletter import Burials
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
+from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import VirtualLink

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
+from greenconn.transport.virtual.burying import carbon_copies, is_cycle
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Burials", "carbon_copies", "is_cycle", "obituary"]
+__all__ = ["Burials", "obituary"]
 
 Post = Callable[[Envelope, str, str, Callable[[Queue], bool]], None]
-
-
-def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
-    """The routing keys that the headers *names* (of ``CC`` and ``BCC``) add to a message's own."""
-    return [key for name in names for key in headers.get(name) or ()]
 
 
 def obituary(entry: Entry, reason: str, now: datetime) -> Envelope:
@@ -58,16 +54,6 @@ def obituary(entry: Entry, reason: str, now: datetime) -> Envelope:
     if queue.policy.dead_letter_routing_key is not None:
         headers.pop("CC", None)
     return {**envelope, "headers": headers, "properties": properties}
-
-
-def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
-    """Tell whether a message came back to *queue* without anybody having rejected it on the way."""
-    for death in deaths:
-        if death["reason"] == "rejected":
-            return False
-        if death["queue"] == queue:
-            return True
-    return False
 
 
 class Burials:

@@ -8,17 +8,14 @@ transport option ``dead_letter_queue``; without either they are dropped.  Header
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenconn.exceptions import NotFound
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import TAIL, Move
-from greenconn.transport.redis.envelope import DELIVERY_COUNT
-from greenconn.transport.redis.keys import is_name
 from greenconn.transport.redis.returning import list_of
-from greenconn.transport.redis.routing import Routes, carbon_copies
+from greenconn.transport.redis.routing import Routes
+from greenconn.transport.virtual.burying import letter_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -64,7 +61,7 @@ def burial(
         envelope = loads(raw)
         info = envelope["properties"]["delivery_info"]
         key = info["routing_key"] if grave.routing_key is None else grave.routing_key
-        letter = _letter(envelope, queue, grave, key, reason)
+        letter = letter_of(envelope, queue, grave.exchange, grave.routing_key, reason)
         text = dumps(letter).encode()
     except Exception:  # there is nothing that an envelope of a stranger cannot be
         letter, key, text = None, grave.routing_key or queue, raw  # it cannot be read: as it is
@@ -86,46 +83,3 @@ def burial(
             link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))
     copies = [(list_of(link.keys, each, letter), text) for each in queues]
     return Move(number, field, "", TAIL, copies)
-
-
-def _letter(
-    envelope: dict[str, Any], queue: str, grave: Grave, routing_key: str, reason: str
-) -> dict[str, Any]:
-    """The message with this death noted in its headers (RabbitMQ's rules)."""
-    if not is_name(routing_key):
-        raise TypeError("a routing key is text")
-    headers = dict(envelope.get("headers") or {})
-    for name in ("CC", "BCC"):
-        if name in headers:
-            copies = headers[name] if isinstance(headers[name], list) else []
-            headers[name] = [each for each in copies if is_name(each)]
-    properties = dict(envelope["properties"])
-    info = properties["delivery_info"]
-    expiration = properties.pop("expiration", None)
-    death: dict[str, Any] = {
-        "count": 1,
-        "reason": reason,
-        "queue": queue,
-        "time": datetime.now(timezone.utc),
-        "exchange": info.get("exchange", ""),
-        "routing-keys": [info["routing_key"], *carbon_copies(headers, "CC")],
-    }
-    if expiration is not None:
-        death["original-expiration"] = expiration
-    earlier: list[Mapping[str, Any]] = []
-    for each in headers.get("x-death") or ():
-        if (each["queue"], each["reason"]) == (queue, reason):
-            death = {**each, "count": each["count"] + 1}
-        else:
-            earlier.append(each)
-    headers["x-death"] = [death, *earlier]
-    headers.setdefault("x-first-death-reason", reason)
-    headers.setdefault("x-first-death-queue", queue)
-    headers.setdefault("x-first-death-exchange", info.get("exchange", ""))
-    # Its deliveries are counted anew where it goes now.
-    for name in (DELIVERY_COUNT, "redelivered"):
-        headers.pop(name, None)
-    if grave.routing_key is not None:
-        headers.pop("CC", None)
-    properties["delivery_info"] = {"exchange": grave.exchange, "routing_key": routing_key}
-    return {**envelope, "headers": headers, "properties": properties}

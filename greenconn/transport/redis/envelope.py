@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.publishing import copied
 
 __all__ = ["Outgoing", "marked_redelivered"]
 
 #: Kinds of messages, and places they go to, that are remembered.
 KEPT: Final = 1024
-#: Added to the headers at each delivery but the first (RabbitMQ's name).
-DELIVERY_COUNT: Final = "x-delivery-count"
 
 _NO_HEADERS: Final[dict[str, Any]] = {}
 #: (content encoding, content type, delivery mode) -> the middle of the envelope.

@@ -25,7 +25,7 @@ from typing import Any
 
 from greenconn.transport.redis.options import RedisOptions
 
-__all__ = ["Keys", "is_name"]
+__all__ = ["Keys"]
 
 
 class Keys:
@@ -113,14 +113,3 @@ class Keys:
         if routing_key and self._patterns:
             return f"{prefix}{exchange}/{routing_key}"
         return f"{prefix}{exchange}"
-
-
-def is_name(value: Any) -> bool:
-    """Whether *value*, which a stranger may have written, can be a part of a key."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a character
-        return False
-    return True

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import NoScriptError
 
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.transport.redis.answers import Answers
@@ -35,7 +34,7 @@ from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.waking import Waking
-from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.link import AfterFork, VirtualLink
 from greenconn.transport.virtual.state import Binding
 from greenconn.wire.resp import Argument, pack
 
@@ -111,7 +110,7 @@ class RedisLink(VirtualLink):
             self.watch(self.pipeline)
             self._master = transport.watch_master(self)
             self.secret.watch()
-            fork.register(_AfterFork(self))
+            self._after_fork = AfterFork(self)
         except BaseException:
             self.pipeline.close()
             raise
@@ -298,14 +297,3 @@ class RedisLink(VirtualLink):
 
     def _on_pipeline_lost(self, exc: LinkLost) -> None:
         self.end(exc)
-
-
-class _AfterFork:
-    """Ends a link in the child of a fork."""
-
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        link.after_fork = self  # type: ignore[attr-defined]  # keeps it alive
-
-    def forget(self) -> None:
-        self._link.forget(RecoverableConnectionError("the connection was the parent process's"))

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from greenconn.encoding import as_text
-from greenconn.exceptions import DecodeError
-from greenconn.message import Message
+from greenconn.transport.virtual import delivery
 from greenconn.transport.virtual.envelope import Contents, contents_of
 
 __all__ = ["Delivery"]
 
-#: Slots that stay unset until somebody asks for one of them.
-_LAZY: Final = frozenset({"properties", "headers", "content_type", "content_encoding", "body"})
 
-
-class Delivery(Message):
-    """A message as it lies in the list; its envelope is read when it is first looked at.
-
-    One that cannot be read has its raw bytes as body, and the reason in ``errors``, so that decoding
-    it raises.
+class Delivery(delivery.Delivery):
+    """A message as it lies in the list.
 
     Arguments:
         field: under which it is held, which is its delivery tag too.
         raw: the envelope.
-        queue: where it was taken from, and goes back to.
-        consumer: who gets it; None for ``basic_get``.
-        waiting: messages left in the queue, for ``basic_get``.
 
     Attributes:
-        number: position among all that this connection took.
         is_broadcast: it came from a fan-out channel, and nothing holds it.
-        is_held: the server holds it for us until it is answered.
         is_repeated: a consumer of this connection has given it back.
     """
 
-    __slots__ = (
-        "consumer",
-        "is_broadcast",
-        "is_held",
-        "is_repeated",
-        "number",
-        "queue",
-        "raw",
-        "waiting",
-    )
+    __slots__ = ("is_broadcast", "is_repeated")
 
     def __init__(
         self,
@@ -57,19 +35,10 @@ class Delivery(Message):
         waiting: int | None = None,
         is_broadcast: bool = False,
     ) -> None:
-        self.channel = channel
-        self.delivery_tag = field
-        self.number = number
-        self.raw = raw
-        self.queue = queue
-        self.consumer = consumer
-        self.waiting = waiting
+        super().__init__(channel, field, number, raw, queue, consumer, waiting)
         self.is_broadcast = is_broadcast
         self.is_held = not is_broadcast
         self.is_repeated = False
-        self.accept = None
-        self._state = "RECEIVED"
-        self._decoded_cache = None
 
     def given_to(self, consumer: Any) -> Delivery:
         """The same for a consumer; for messages of fan-out, which have no channel before."""
@@ -85,53 +54,12 @@ class Delivery(Message):
         given.is_repeated = self.is_repeated
         return given
 
-    def __getattr__(self, name: str) -> Any:
-        # An unset slot: read what it stands for, once.
-        if name in _LAZY:
-            self._read()
-            return getattr(self, name)
-        if name == "delivery_info":
-            self.delivery_info = self._delivery_info()
-            return self.delivery_info
-        if name == "errors":
-            self._read()
-            return self.errors
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def _read(self) -> None:
-        self.errors = []
-        try:
-            contents = contents_of(self.raw)
-        except DecodeError:
-            self._note_error()
-            contents = Contents({}, {}, None, None, self.raw)
-        self.properties, self.headers, self.content_type, self.content_encoding, body = contents
-        compression = self.headers.get("compression")
-        if compression:
-            body = self._unpacked(body, compression)
-        elif body.__class__ is bytes and not self.errors:
-            body = as_text(body, self.content_encoding)
-        self.body = body
+    def _contents(self) -> Contents:
+        return contents_of(self.raw)
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was delivered before."""
         if self.is_repeated:
             return True
         info = self.properties.get("delivery_info") or {}
         return bool(info.get("redelivered") or self.headers.get("redelivered"))
-
-    def _delivery_info(self) -> dict[str, Any]:
-        info = self.properties.get("delivery_info") or {}
-        exchange, routing_key = info.get("exchange"), info.get("routing_key")
-        found: dict[str, Any] = {
-            "delivery_tag": self.delivery_tag,
-            "redelivered": self.redelivered,
-            "exchange": exchange if isinstance(exchange, str) else "",
-            "routing_key": routing_key if isinstance(routing_key, str) else self.queue,
-        }
-        if self.consumer is not None:
-            found["consumer_tag"] = self.consumer.tag
-        if self.waiting is not None:
-            found["message_count"] = self.waiting
-        return found

@@ -14,9 +14,9 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import HEAD, Move, move_arguments, parted
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.envelope import marked_redelivered
-from greenconn.transport.redis.keys import is_name
 from greenconn.transport.redis.returning import list_of
 from greenconn.transport.redis.scripts import MOVE
+from greenconn.transport.virtual.names import is_name
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

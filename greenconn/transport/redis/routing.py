@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.exchange import (
     ROUTERS,
     STANDARD_EXCHANGE_TYPES,
@@ -25,17 +26,12 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Routes", "Routing", "carbon_copies"]
+__all__ = ["Routes", "Routing"]
 
 #: For their tables; they need no channel.
 _TYPES: Final[dict[str, ExchangeType]] = {
     name: kind(None) for name, kind in STANDARD_EXCHANGE_TYPES.items()
 }
-
-
-def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
-    """The routing keys that the headers *names* (of ``CC`` and ``BCC``) add to a message's own."""
-    return [key for name in names for key in headers.get(name) or ()]
 
 
 def _declared(text: bytes | None) -> dict[str, Any]:

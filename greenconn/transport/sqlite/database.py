@@ -104,8 +104,7 @@ class Database:
         """In the child of a fork.  Never switches."""
         self._worker.forget()
         if self._connection is not None:
-            # Not even closed: SQLite forbids to use it here in any way.
-            _leaked.append(self._connection)
+            _leak(self._connection)
             self._connection = None
 
     # -- in the thread
@@ -258,5 +257,11 @@ def database_of(path: str, options: SqliteOptions) -> Database:
     return found
 
 
-#: Connections of parents, which must never be closed here.
-_leaked: list[sqlite3.Connection] = []
+def _leak(connection: sqlite3.Connection) -> None:
+    """Keep a connection of the parent's from ever being closed here, also at the end.
+
+    SQLite forbids any use of it in this process; to close it may roll back or remove the log of others.
+    """
+    import ctypes  # in the child of a fork only
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))

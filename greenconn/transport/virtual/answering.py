@@ -72,6 +72,10 @@ class AnsweringMethods(ConsumingMethods):
         """A consumer is gone: its queue may be of no use any more.  Never switches."""
         raise NotImplementedError
 
+    def _ended(self, consumer: Consumer) -> None:
+        """A consumer was ended by the broker, which knows that it is gone.  Never switches."""
+        self._left(consumer)
+
     # -- room
 
     def reserve(self, count: int) -> int:
@@ -240,7 +244,7 @@ class AnsweringMethods(ConsumingMethods):
         self._forget(consumer)
         unseen = self._stop(consumer)
         self._free(map(self._acked, unseen))
-        self._left(consumer)
+        self._ended(consumer)
         consumer.cancelled_by_broker()
 
     def refuse(self, consumer: Consumer, error: BaseException) -> None:
@@ -248,7 +252,7 @@ class AnsweringMethods(ConsumingMethods):
         if self.consumers.get(consumer.tag) is not consumer:
             return
         self._forget(consumer)
-        self._left(consumer)
+        self._ended(consumer)
         self._stop(consumer)
         if consumer.sink is not None:
             consumer.sink.cancelled(error)

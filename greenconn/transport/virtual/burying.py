@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
 
+from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["DELIVERY_COUNT", "carbon_copies", "letter_of"]
+__all__ = ["DELIVERY_COUNT", "carbon_copies", "is_cycle", "letter_of"]
 
 #: How often a message was delivered before (RabbitMQ's name).
 DELIVERY_COUNT: Final = "x-delivery-count"
@@ -32,11 +33,18 @@ def letter_of(
         reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
 
     Raises:
-        KeyError, TypeError: it is no envelope.
+        Exception: it is no envelope; a stranger's may be of any form.
     """
-    headers = dict(envelope.get("headers") or {})
     properties = dict(envelope["properties"])
     info = properties["delivery_info"]
+    key = info["routing_key"] if routing_key is None else routing_key
+    if not is_name(key):
+        raise TypeError("a routing key is text")
+    headers = dict(envelope.get("headers") or {})
+    for name in ("CC", "BCC"):
+        if name in headers:
+            copies = headers[name] if isinstance(headers[name], list) else []
+            headers[name] = [each for each in copies if is_name(each)]
     expiration = properties.pop("expiration", None)
     death: dict[str, Any] = {
         "count": 1,
@@ -63,6 +71,15 @@ def letter_of(
         headers.pop(name, None)
     if routing_key is not None:
         headers.pop("CC", None)
-    key = info["routing_key"] if routing_key is None else routing_key
     properties["delivery_info"] = {"exchange": exchange, "routing_key": key}
     return {**envelope, "headers": headers, "properties": properties}
+
+
+def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether a message came back to *queue* without anybody having rejected it on the way."""
+    for death in deaths:
+        if death["reason"] == "rejected":
+            return False
+        if death["queue"] == queue:
+            return True
+    return False

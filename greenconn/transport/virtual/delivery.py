@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from binascii import a2b_base64
 from typing import Any, Final
 
+from greenconn.encoding import as_text
+from greenconn.exceptions import DecodeError
 from greenconn.message import Message
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.envelope import Contents
 
 __all__ = ["Delivery"]
 
@@ -56,8 +57,12 @@ class Delivery(Message):
         self._state = "RECEIVED"
         self._decoded_cache = None
 
-    def _envelope(self) -> Envelope:
-        """Return the envelope; whatever it raises is the reason why it cannot be read."""
+    def _contents(self) -> Contents:
+        """Return what is in the envelope.
+
+        Raises:
+            DecodeError: it cannot be read.
+        """
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -76,46 +81,31 @@ class Delivery(Message):
     def _read(self) -> None:
         self.errors = []
         try:
-            envelope = self._envelope()
-            properties = envelope["properties"]
-            headers = envelope.get("headers") or {}
-            body = envelope.get("body")
-            encoding = properties.get("body_encoding")
-            if body is not None and encoding and encoding.lower() != "utf-8":
-                if encoding != "base64":
-                    raise ValueError(f"unknown body_encoding {encoding!r}")
-                body = a2b_base64(body)
-        except Exception:
+            contents = self._contents()
+        except DecodeError:
             self._note_error()
-            properties, headers, body, envelope = {}, {}, self.raw, {}
-        self.properties = properties
-        self.headers = headers
-        self.content_type = envelope.get("content-type")
-        encoding = self.content_encoding = envelope.get("content-encoding")
-        compression = headers.get("compression")
+            contents = Contents({}, {}, None, None, self.raw)
+        self.properties, self.headers, self.content_type, self.content_encoding, body = contents
+        compression = self.headers.get("compression")
         if compression:
             body = self._unpacked(body, compression)
-        elif encoding and encoding != "binary" and body.__class__ is bytes and not self.errors:
-            # Text where the encoding is one of text, as amqp has it.
-            try:
-                body = body.decode(encoding)
-            except (LookupError, UnicodeError):
-                pass
+        elif body.__class__ is bytes and not self.errors:
+            body = as_text(body, self.content_encoding)
         self.body = body
 
     @property
     def redelivered(self) -> bool:
         """Whether it was delivered before."""
-        info = self.properties.get("delivery_info") or {}
-        return bool(info.get("redelivered") or self.headers.get("redelivered"))
+        raise NotImplementedError
 
     def _delivery_info(self) -> dict[str, Any]:
         info = self.properties.get("delivery_info") or {}
+        exchange, routing_key = info.get("exchange"), info.get("routing_key")
         found: dict[str, Any] = {
             "delivery_tag": self.delivery_tag,
             "redelivered": self.redelivered,
-            "exchange": info.get("exchange", ""),
-            "routing_key": info.get("routing_key", self.queue),
+            "exchange": exchange if isinstance(exchange, str) else "",
+            "routing_key": routing_key if isinstance(routing_key, str) else self.queue,
         }
         if self.consumer is not None:
             found["consumer_tag"] = self.consumer.tag

@@ -17,7 +17,7 @@ from greenconn.jsoncodec import loads
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Base64", "Contents", "Message", "contents_of"]
+__all__ = ["Base64", "Contents", "Message", "contents_in", "contents_of"]
 
 _WHAT = "out of its envelope"
 
@@ -39,7 +39,20 @@ def contents_of(raw: bytes) -> Contents:
         DecodeError: it is not JSON, or is not what an envelope must be.
     """
     try:
-        contents = _checked(loads(raw))
+        envelope = loads(raw)
+    except Exception as exc:
+        raise decode_error(exc, _WHAT) from exc
+    return contents_in(envelope)
+
+
+def contents_in(envelope: Any) -> Contents:
+    """Open an envelope that was read.
+
+    Raises:
+        DecodeError: it is not what an envelope must be.
+    """
+    try:
+        contents = _checked(envelope)
         body, encoding = contents.body, contents.properties.get("body_encoding")
         if body is None or not encoding or encoding.lower() == "utf-8":
             return contents
