@@ -58,11 +58,12 @@ class RespParser:
         reply_limit: largest reply allowed in bytes.
     """
 
-    __slots__ = ("_gets", "_held", "_reader", "_unfinished", "reply_limit")
+    __slots__ = ("_feed", "_gets", "_held", "_reader", "_unfinished", "reply_limit")
 
     def __init__(self, reply_limit: int = REPLY_LIMIT) -> None:
         # No reply is an Ellipsis, so it says "not enough".
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)
+        self._feed = self._reader.feed
         self._gets = self._reader.gets
         self.reply_limit = reply_limit
         #: Bytes since the last reply.
@@ -76,47 +77,53 @@ class RespParser:
         Raises:
             ProtocolError: it is not RESP, or a reply is above the limit.
         """
-        if self._held:
-            data, self._held = self._held + data, b""
-        if data[-1:] != b"\n" and (cut := _CUT_HEAD.search(data, max(0, len(data) - 24))):
-            data, self._held = data[: cut.start()], data[cut.start() :]
-        if _may_announce_much(data):
-            start = 0
-            for head in _LONG_HEAD.finditer(data):
-                yield from self._take(data[start : head.start()])
-                start = head.start()
-                if not self._reader.has_data():
-                    raise ProtocolError("a list of 1,000,000 or more is announced")
-            data = data[start:]
-        yield from self._take(data)
-
-    def _take(self, data: bytes) -> Iterator[Any]:
-        self._reader.feed(data)
-        self._unfinished += len(data)
+        if self._held or not data.endswith(b"\n"):
+            data = self._with_whole_heads(data)
         gets = self._gets
-        try:
-            while (reply := gets()) is not ...:
-                self._unfinished = 0
-                yield reply
-        except (TypeError, MemoryError) as exc:
-            raise ProtocolError(f"a reply cannot be made: {exc or type(exc).__name__}") from exc
+        for piece in self._checked(data) if _may_announce_much(data) else (data,):
+            self._feed(piece)
+            self._unfinished += len(piece)
+            try:
+                while (reply := gets()) is not ...:
+                    self._unfinished = 0
+                    yield reply
+            except (TypeError, MemoryError) as exc:
+                raise ProtocolError(f"a reply cannot be made: {exc or type(exc).__name__}") from exc
         if self._unfinished > self.reply_limit:
             raise ProtocolError(f"a reply has more than {self.reply_limit} bytes")
+
+    def _with_whole_heads(self, data: bytes) -> bytes:
+        """What came, with what was held before, without what may become the head of a list."""
+        data = self._held + data
+        cut = _CUT_HEAD.search(data, max(0, len(data) - 24))
+        self._held = b"" if cut is None else data[cut.start() :]
+        return data if cut is None else data[: cut.start()]
+
+    def _checked(self, data: bytes) -> Iterator[bytes]:
+        """Pieces of *data*, as long as no head of a long list is among them."""
+        start = 0
+        for head in _LONG_HEAD.finditer(data):
+            yield data[start : head.start()]
+            start = head.start()
+            if not self._reader.has_data():
+                raise ProtocolError("a list of 1,000,000 or more is announced")
+        yield data[start:]
 
 
 def _may_announce_much(data: bytes) -> bool:
     """Whether the head of a long list may be in *data*; quick, where there are few such characters."""
+    if len(data) < 8:
+        return False
+    looks = _LOOKS
     for mark in _MARKS:
         at = data.find(mark)
-        for _ in range(_LOOKS):
-            if at < 0:
-                break
+        while at >= 0:
             if data[at + 1 : at + 8].isdigit() and len(data) > at + 7:
                 return True
+            looks -= 1
+            if not looks:
+                return _LONG_HEAD.search(data) is not None
             at = data.find(mark, at + 1)
-        else:
-            if at >= 0 and _LONG_HEAD.search(data, at):
-                return True
     return False
 
 
