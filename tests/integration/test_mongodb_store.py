@@ -14,6 +14,7 @@ from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
 from greenconn.transport.leased.store import UNDECLARED, Answer, Claimed, Entry, Row, Settlement
+from greenconn.transport.mongodb import waking
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.transport.virtual.declaration import Declaration
@@ -29,8 +30,9 @@ QUEUE = "mail"
 
 
 @pytest.fixture
-def stores(mongodb_url: str) -> Iterator[Stores]:
-    """Opens stores with ``stores(lease=..., ttl=...)``; closed after the test."""
+def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
+    """Opens stores with ``stores(lease=..., ttl=...)``, which look often; closed after the test."""
+    monkeypatch.setattr(waking, "SWEEP_INTERVAL", 0.1)
     opened: list[MongoStore] = []
 
     def make(**options: Any) -> MongoStore:
@@ -70,6 +72,12 @@ def entry(body: Any = "hello", queue: str = QUEUE, **options: Any) -> Entry:
 def bodies(claimed: Any) -> list[Any]:
     """The bodies of what was claimed."""
     return [each.envelope["body"] for each in claimed]
+
+
+def claim_into(found: list[Claimed], store: MongoStore, most: int = 1) -> list[Claimed]:
+    """Claim, and add what there is to *found*, which is returned."""
+    found.extend(store.claim({QUEUE: most}, 0))
+    return found
 
 
 def done(claimed: list[Claimed]) -> list[Answer]:
@@ -156,7 +164,7 @@ def test_lease_that_nobody_renews(stores: Stores) -> None:
     (lost,) = gone.claim({QUEUE: 1}, 0)
     gevent.sleep(0.3)
     again: list[Claimed] = []
-    until(lambda: again.extend(alive.claim({QUEUE: 1}, 0)) or again)
+    until(lambda: claim_into(again, alive))
     assert again[0].deliveries == 1
     # Whoever had it has it no more, whatever he says.
     assert list(gone.renew([lost.handle])) == [lost.handle]
@@ -172,7 +180,7 @@ def test_message_that_came_back_to_the_same(stores: Stores, database: Database) 
     (first,) = store.claim({QUEUE: 1}, 0)
     gevent.sleep(0.2)
     second: list[Claimed] = []
-    until(lambda: second.extend(store.claim({QUEUE: 1}, 0)) or second)
+    until(lambda: claim_into(second, store))
     store.settle([Answer(first.handle, Settlement.DONE)])
     assert database["messages"].count_documents({}) == 1
     store.settle(done(second))
@@ -233,7 +241,7 @@ def test_dead_messages_are_told(stores: Stores) -> None:
     gevent.sleep(0.1)
     assert store.size("lonely") == 0
     found: list[Claimed] = []
-    until(lambda: found.extend(store.claim({QUEUE: 9}, 0)) or len(found) == 2)
+    until(lambda: len(claim_into(found, store, 9)) == 2)
     assert {each.queue: each.dead for each in found} == {"lonely": "expired", QUEUE: None}
 
 

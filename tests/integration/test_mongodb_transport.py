@@ -151,11 +151,11 @@ def test_broadcast(mongodb_url: str, database: Database) -> None:
     got: dict[str, list[Any]] = {"one": [], "two": []}
     with Connection(mongodb_url) as connection, Connection(mongodb_url) as other:
         for name, bodies in got.items():
-            consumer = greenconn.spawn_consumer(
-                Queue(name, news),
-                lambda body, message, bodies=bodies: bodies.append(body),
-                connection=connection,
-            )
+
+            def handle(body: Any, message: Any, bodies: list[Any] = bodies) -> None:
+                bodies.append(body)
+
+            consumer = greenconn.spawn_consumer(Queue(name, news), handle, connection=connection)
             assert consumer.wait_ready(SOON)
         greenconn.publish(news, "ours", connection=other)
         # As a program of kombu's does it.
@@ -233,7 +233,7 @@ def test_killed_publishers_leave_nothing(mongodb_url: str) -> None:
             gevent.killall(publishers)
         greenconn.publish("q", "last", connection=connection)
         with connection.SimpleQueue("q") as queue:
-            bodies = []
+            bodies: list[Any] = []
             while not bodies or bodies[-1] != "last":
                 message = queue.get(timeout=SOON)
                 message.ack()

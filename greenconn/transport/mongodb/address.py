@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from pymongo import errors, uri_parser
 
@@ -44,7 +45,7 @@ def address_of(client: Any, options: MongoOptions) -> Address:
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
         raise ValueError(f"{mask_secrets(uri)!r}: {mask_secrets(str(exc))}") from None
     database = parsed.get("database") or _database_in(uri) or _virtual_host(client)
-    given = {name.lower() for name in parsed.get("options", ())}
+    given = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)}
     settings = _settings(client, options, port)
     kept = {name: value for name, value in settings.items() if name.lower() not in given}
     if "tls" in given or "ssl" in given:
@@ -63,7 +64,7 @@ def _uri(host: str, options: MongoOptions) -> str:
     if not host.startswith(("mongodb://", "mongodb+srv://")):
         host = f"mongodb://{host}"
     scheme, _, rest = host.partition("://")
-    return host if rest.rstrip("/") else f"{scheme}://{options.default_hostname}"
+    return f"{scheme}://{options.default_hostname}{rest}" if rest[:1] in ("", "/", "?") else host
 
 
 def _database_in(uri: str) -> str:

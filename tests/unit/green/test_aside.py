@@ -1,0 +1,85 @@
+"""Blocking calls that stand aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import monkey
+
+from greenconn.green.aside import Aside, are_sockets_green
+
+#: That of threads, in a patched process too.
+_thread: Any = monkey.get_original("threading", "get_ident")
+_sleep: Any = monkey.get_original("time", "sleep")
+
+
+@pytest.fixture
+def aside() -> Iterator[Aside]:
+    """Two threads."""
+    aside = Aside(2)
+    yield aside
+    aside.close()
+
+
+def test_call_and_its_result(aside: Aside) -> None:
+    assert aside.call(divmod, 7, 2) == (3, 1)
+    assert aside.call(int, "ff", base=16) == 255
+    assert aside.call(_thread) != _thread()
+
+
+def test_error(aside: Aside) -> None:
+    with pytest.raises(ZeroDivisionError):
+        aside.call(divmod, 1, 0)
+
+
+def test_hub_turns_meanwhile(aside: Aside) -> None:
+    beats = 0
+
+    def beat() -> None:
+        nonlocal beats
+        while True:
+            beats += 1
+            gevent.sleep(0.005)
+
+    beating = gevent.spawn(beat)
+    aside.call(_sleep, 0.2)
+    beating.kill()
+    assert beats > 5
+
+
+def test_more_calls_than_threads(aside: Aside) -> None:
+    calls = [gevent.spawn(aside.call, str, number) for number in range(20)]
+    gevent.joinall(calls, timeout=10, raise_error=True)
+    assert [each.get() for each in calls] == [str(number) for number in range(20)]
+
+
+def test_killed_caller_leaves_its_call(aside: Aside) -> None:
+    done: list[int] = []
+
+    def slow() -> None:
+        _sleep(0.1)
+        done.append(1)
+        raise ValueError("nobody hears it")
+
+    caller = gevent.spawn(aside.call, slow)
+    gevent.sleep(0.02)
+    caller.kill()
+    assert not done
+    assert aside.call(str, 1) == "1"
+    aside.close()
+    assert done == [1]
+
+
+def test_without_threads_calls_are_direct() -> None:
+    aside = Aside(None)
+    assert aside.call(_thread) == _thread()
+    with pytest.raises(ZeroDivisionError):
+        aside.call(divmod, 1, 0)
+    aside.close()
+
+
+def test_whether_sockets_are_green(patched: bool) -> None:
+    assert are_sockets_green() is patched
