@@ -21,10 +21,15 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
-__all__ = ["JSONEncoder", "dumps", "loads", "object_hook", "register_type"]
+__all__ = ["JSONEncoder", "NestedTooDeeply", "dumps", "loads", "object_hook", "register_type"]
 
 T = TypeVar("T")
 Encoded = TypeVar("Encoded")
+
+
+class NestedTooDeeply(ValueError):
+    """JSON that is nested more deeply than Python's stack goes."""
+
 
 # In order of registration, since a subclass must come before its base (datetime before date).
 _encoders: dict[type, tuple[str | None, Callable[[Any], Any]]] = {}
@@ -145,13 +150,17 @@ def object_hook(o: dict[str, Any]) -> Any:
     """Turn the envelope of a typed value into the value; other objects stay as they are.
 
     Raises:
-        ValueError: the type is not registered.
+        ValueError: the type is not registered, or the value is none of that type.
     """
     if len(o) == 2 and "__type__" in o and "__value__" in o:
-        decode = _decoders.get(o["__type__"])
+        name = o["__type__"]
+        decode = _decoders.get(name) if isinstance(name, str) else None
         if decode is None:
-            raise ValueError(f"no JSON type {str(o['__type__'])[:40]!r} is registered")
-        return decode(o["__value__"])
+            raise ValueError(f"no JSON type {str(name)[:40]!r} is registered")
+        try:
+            return decode(o["__value__"])
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as exc:
+            raise ValueError(f"no value of JSON type {name!r}: {type(exc).__name__}") from exc
     return o
 
 
@@ -175,23 +184,27 @@ def loads(
         object_hook: called with each object.
 
     Raises:
-        ValueError: it is not JSON (``json.JSONDecodeError``) or not UTF-8 (``UnicodeDecodeError``).
+        ValueError: it is not JSON (``json.JSONDecodeError``), not UTF-8 (``UnicodeDecodeError``), or
+            nested too deeply (:class:`NestedTooDeeply`).
     """
-    if s.__class__ is not str:
-        if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
-            s = str(s, "utf-8")
-        else:
-            return _loads(s, object_hook=object_hook)
-    if object_hook is not _own_hook or _loads is not json.loads:
-        return _loads(s, object_hook=object_hook)
-    # A foreign encoder might write the letters of the marker as \u00xx.
-    if "__type__" in s or "\\u00" in s:
-        return _typed_decode(s)
     try:
-        value, end = _plain_scan(s, 0)
-    except StopIteration:
-        return _plain_decode(s)  # blanks in front, or an error that says where
-    return value if end == len(s) else _plain_decode(s)
+        if s.__class__ is not str:
+            if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
+                s = str(s, "utf-8")
+            else:
+                return _loads(s, object_hook=object_hook)
+        if object_hook is not _own_hook or _loads is not json.loads:
+            return _loads(s, object_hook=object_hook)
+        # A foreign encoder might write the letters of the marker as \u00xx.
+        if "__type__" in s or "\\u00" in s:
+            return _typed_decode(s)
+        try:
+            value, end = _plain_scan(s, 0)
+        except StopIteration:
+            return _plain_decode(s)  # blanks in front, or an error that says where
+        return value if end == len(s) else _plain_decode(s)
+    except RecursionError:
+        raise NestedTooDeeply("it is nested too deeply") from None
 
 
 _own_hook: Final = object_hook

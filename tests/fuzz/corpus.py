@@ -220,8 +220,16 @@ def _properties(**parts: Any) -> bytes:
     return _envelope(properties={**json.loads(_envelope())["properties"], **parts})
 
 
+_TYPES: list[Any] = ["bytes", "base64", "decimal", "uuid", "datetime", "date", "time", "x", [], 5]
+_VALUES: list[Any] = [5, "x", "\ud800", [], {}, {"int": -1}, None]
+#: Typed values that are none.
+TYPED: Final[list[dict[str, Any]]] = [
+    {"__type__": name, "__value__": value} for name in _TYPES for value in _VALUES
+]
+
 #: What may lie in a list of Redis.
 ENVELOPES: Final = [
+    *(_envelope(headers={"x": typed}) for typed in TYPED[::4]),
     b"",
     b"\0",
     b"\xff\xfe",
@@ -284,13 +292,7 @@ BODIES: Final = [
     _DEEP_ARRAY,
     _DEEP_OBJECT,
     b"9" * 100_000,
-    b'{"__type__": [], "__value__": 1}',
-    b'{"__type__": "uuid", "__value__": {"int": -1}}',
-    b'{"__type__": "uuid", "__value__": 5}',
-    b'{"__type__": "decimal", "__value__": {}}',
-    b'{"__type__": "datetime", "__value__": "never"}',
-    b'{"__type__": "base64", "__value__": 5}',
-    b'{"__type__": "os.system", "__value__": "true"}',
+    *(json.dumps(typed).encode() for typed in TYPED),
     b"\xdd\xff\xff\xff\xff",
     b"\xdf\xff\xff\xff\xff",
     b"\xc6\xff\xff\xff\xff",

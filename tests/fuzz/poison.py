@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from struct import pack
 from typing import Any
 
+import greenconn
 from greenconn import Connection
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.transport.amqp.message import Outgoing
@@ -90,9 +92,23 @@ def redis_poison(url: str, queue: str, cases: Iterable[bytes]) -> None:
             command("LPUSH", queue, raw)
 
 
+def sqlite_poison(url: str, queue: str, cases: Sequence[bytes]) -> None:
+    """Put such messages into the database instead of good ones.  May switch."""
+    with Connection(url) as connection:
+        for _ in cases:
+            greenconn.publish(queue, GOOD, connection=connection)
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
+        rows = database.execute("SELECT id FROM messages ORDER BY id").fetchall()
+        for (row,), raw in zip(rows, cases, strict=True):
+            text = raw.decode("utf-8", "replace")
+            database.execute("UPDATE messages SET envelope = ? WHERE id = ?", (text, row))
+
+
 def poison(url: str, queue: str, prefix: str) -> None:
     """Put all that is known into a queue, of which the key begins with *prefix*.  May switch."""
-    if url.startswith("redis"):
+    if url.startswith("sqlite"):
+        sqlite_poison(url, queue, [*corpus.ENVELOPES, *map(in_envelope, corpus.BODIES)])
+    elif url.startswith("redis"):
         redis_poison(url, prefix + queue, corpus.ENVELOPES)
         redis_poison(url, prefix + queue, [in_envelope(body) for body in corpus.BODIES])
     else:

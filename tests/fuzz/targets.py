@@ -20,10 +20,17 @@ from greenconn.exceptions import AMQPError, DecodeError, KombuError
 from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
+from greenconn.transport.beanstalk import store as beanstalk
+from greenconn.transport.couchdb import letters as couchdb
+from greenconn.transport.leased.message import LeasedDelivery
+from greenconn.transport.leased.store import Claimed
+from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.message import Delivery as RedisDelivery
 from greenconn.transport.redis.restoring import read_held
 from greenconn.transport.redis.returning import priority_of
+from greenconn.transport.sqlite import messages as sqlite
+from greenconn.transport.SQS import envelope as sqs
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import Base64
 from greenconn.transport.virtual.envelope import Message as StoredMessage
@@ -295,6 +302,23 @@ def redis_envelopes(raw: bytes) -> None:
                 assert is_name(held.exchange)
                 assert is_name(held.routing_key)
     assert isinstance(Declaration.read(raw).policy.is_bounded, bool)
+
+
+@target(mutated(_ENVELOPES.map(as_json)) | anything.map(as_json), corpus.ENVELOPES)
+def store_envelopes(raw: bytes) -> None:
+    """The same for what the stores read: an envelope, or nothing."""
+    text = raw.decode("latin-1")
+    read = [
+        sqlite._read(text, b"body"),
+        beanstalk._envelope(raw),
+        couchdb._envelope({"payload": text}),
+        mongodb.claimed_of({"_id": 1, "payload": raw}, 1, "q").envelope,
+        sqs._envelope(text),
+    ]
+    channel: Any = _Channel()
+    for envelope in read:
+        assert envelope is None or isinstance(envelope, dict)
+        read_all(LeasedDelivery(channel, "tag", 1, Claimed("q", envelope, 1, 0, raw)))
 
 
 class _Virtual(_Channel):

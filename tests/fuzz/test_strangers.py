@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from greenconn.exceptions import NotFound
 from greenconn.pidbox import Mailbox
 from tests.fix_wires import until
 from tests.fuzz import corpus
-from tests.fuzz.poison import AMQP, amqp_poison, redis_poison
+from tests.fuzz.poison import AMQP, amqp_poison, in_envelope, redis_poison
 from tests.integration.redis_clients import control
 
 SOON = 20.0
@@ -210,9 +209,9 @@ def test_held_messages_of_any_kind(prefixed: Connection, redis_url: str, unique:
                 for value in (b"[" + raw + b', "", "held"]', raw, b"[" + raw + b', "a", "b"]'):
                     command("HSET", f"{unique}.unacked", field, value)
                     command("ZADD", f"{unique}.unacked_index", number / 1000, field)
-        good = json.dumps(json.loads(corpus.ENVELOPES[17 + 20]))
-        command("HSET", f"{unique}.unacked", "gc.dead.99", f'[{good}, "", "held"]')
-        command("ZADD", f"{unique}.unacked_index", 1, "gc.dead.99")
+        good = in_envelope(b"[]").decode()
+        command("HSET", f"{unique}.unacked", "gc.dead.999", f'[{good}, "", "held"]')
+        command("ZADD", f"{unique}.unacked_index", 1, "gc.dead.999")
         command("HSET", f"{unique}.greenconn.exclusive", b"\xff\xfe", b"\xff")
         command("ZADD", f"{unique}.greenconn.owners", 1, b"\xff\xfe")
     with prefixed.channel() as channel:

@@ -16,7 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenconn import jsoncodec
-from greenconn.jsoncodec import JSONEncoder, dumps, loads, object_hook, register_type
+from greenconn.jsoncodec import (
+    JSONEncoder,
+    NestedTooDeeply,
+    dumps,
+    loads,
+    object_hook,
+    register_type,
+)
 
 TYPED = [
     (datetime(2024, 5, 17, 12, 30, 1, 5), "datetime", "2024-05-17T12:30:01.000005"),
@@ -183,3 +190,17 @@ values = st.recursive(
 @settings(derandomize=True)
 def test_round_trip(value: Any) -> None:
     assert loads(dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("name", ["bytes", "base64", "decimal", "uuid", "datetime", "time", [], 5])
+@pytest.mark.parametrize("value", ["x\ud800", [], {"int": -1}, None])
+def test_a_typed_value_that_is_none_is_a_value_error(name: Any, value: Any) -> None:
+    text = json.dumps({"__type__": name, "__value__": value})
+    with pytest.raises(ValueError):
+        loads(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"__type__":' * 100_000, b"[" * 100_000])
+def test_what_is_nested_too_deeply_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(NestedTooDeeply):
+        loads(text)
