@@ -23,7 +23,18 @@ START_TIMEOUT = 60.0
 STEP = 0.02
 #: What it signs with is not checked.
 ACCESS_KEY, SECRET_KEY = "AKIATESTING", "no-secret-at-all"
-PROGRAM = "import sys; from moto.server import main; main(sys.argv[1:])"
+#: Serves over connections that are kept, as AWS does; moto's own server closes each after one answer.
+PROGRAM = """
+from gevent import monkey
+monkey.patch_all()
+import socket, sys
+from gevent.pywsgi import WSGIServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=512)
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+WSGIServer(listener, DomainDispatcherApplication(create_backend_app), log=None).serve_forever()
+"""
 
 
 class MotoServer:
@@ -66,7 +77,7 @@ class MotoServer:
         Raises:
             NoBroker: it did not start.
         """
-        command = [sys.executable, "-c", PROGRAM, "-H", "127.0.0.1", "-p", str(self.port)]
+        command = [sys.executable, "-c", PROGRAM, str(self.port)]
         environment = {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(self.directory),
