@@ -1,0 +1,40 @@
+"""Every code block of the page about SQS runs on a server, and its options have these defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from greenconn.transport.SQS.options import HYPHENATED, SQSOptions
+from tests.unit.test_docs import ROOT, blocks
+
+PAGE = (ROOT / "docs" / "sqs.rst").read_text()
+
+
+def test_the_code_blocks_run(sqs_url: str, patched: bool) -> None:
+    prefix = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", prefix + blocks(PAGE)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=ROOT,
+        env={**os.environ, "GREENCONN_URL": sqs_url},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_options_have_these_defaults() -> None:
+    rows = re.findall(r"^``([\w-]+)`` +(None|True|``\"\"``|\d+)(?: |$)", PAGE, re.MULTILINE)
+    told = {HYPHENATED.get(name, name): value.strip("`") for name, value in rows}
+    assert len(told) > 15
+    told.pop("max_message_size")  # in MiB
+    defaults = SQSOptions()
+    found = {name: getattr(defaults, name) for name in told}
+    assert {name: float(told[name]) if told[name].isdigit() else told[name] for name in told} == {
+        name: float(value) if type(value) in (int, float) else '""' if value == "" else str(value)
+        for name, value in found.items()
+    }
