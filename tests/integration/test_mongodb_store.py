@@ -330,3 +330,4 @@ def test_indexes(stores: Stores, database: Database) -> None:
     keys = [each["key"] for each in indexes]
     assert [("queue", 1), ("priority", 1), ("_id", 1)] in keys
     assert [("lease_until", 1)] in keys
+    assert [("due_at", 1)] in keys

@@ -93,13 +93,14 @@ class Broadcast:
         if listener is None:
             listener = self._listeners[queue] = _Listener()
         listener.users[user] = wake
-        if exchange in listener.exchanges:
-            return
         if self._greenlet is None:
-            self._last = self._client.call(self._last_key)
+            last = self._client.call(self._last_key)
+            if user not in listener.users:
+                return  # its connection went meanwhile
+            if self._greenlet is None:
+                self._last = last
+                self._greenlet = spawn("mongodb broadcast", self._run)
         listener.exchanges.add(exchange)
-        if self._greenlet is None:
-            self._greenlet = spawn("mongodb broadcast", self._run)
 
     def _last_key(self) -> Any:
         found = self._collection.find_one({}, {"_id": 1}, sort=[("$natural", DESCENDING)])

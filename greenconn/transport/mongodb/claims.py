@@ -172,7 +172,8 @@ class Claims:
     def _back(self, delay: float, is_unseen: bool) -> Document:
         if delay > 0:
             until = self._client.now() + timedelta(seconds=delay)
-            update: Document = {"$set": {"lease_until": until}, "$unset": {"claim": ""}}
+            taken = {"claim": "", "lease_until": ""}
+            update: Document = {"$set": {"due_at": until}, "$unset": taken}
         else:
             update = dict(GIVE_BACK)
         if is_unseen:
@@ -210,17 +211,15 @@ class Claims:
 
     def _give_back_late(self) -> float | None:
         now = self._client.now()
-        self._messages.update_many({"lease_until": {"$lte": now}}, GIVE_BACK)
-        later = {"$gt": now}
-        delayed = self._messages.find_one(
-            {"lease_until": later, "claim": {"$exists": False}},
-            {"lease_until": 1},
-            sort=[("lease_until", ASCENDING)],
-        )
-        mortal = self._messages.find_one(
-            {DEAD_AT: later}, {DEAD_AT: 1}, sort=[(DEAD_AT, ASCENDING)]
-        )
-        ends = [each[name] for each, name in ((delayed, "lease_until"), (mortal, DEAD_AT)) if each]
+        late = {"$lte": now}
+        either = {"$or": [{"lease_until": late}, {"due_at": late}]}
+        self._messages.update_many(either, GIVE_BACK)
+        ends = []
+        for name in ("due_at", DEAD_AT):
+            later = {name: {"$gt": now}}
+            first = self._messages.find_one(later, {name: 1}, sort=[(name, ASCENDING)])
+            if first is not None:
+                ends.append(first[name])
         return (min(ends) - now).total_seconds() if ends else None
 
 

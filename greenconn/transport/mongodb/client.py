@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pymongo
 from pymongo import errors
@@ -25,6 +25,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.mongodb.address import Address
 from greenconn.transport.mongodb.errors import mapped
 from greenconn.url import mask_secrets
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
 
 __all__ = ["Client", "lease"]
 
@@ -181,13 +184,17 @@ class lease:  # noqa: N801 - used as what it gives
         found.users += 1
         self._is_over = False
 
-    def end(self) -> None:
-        """Nobody uses it here any more.  Never switches.  Again: does nothing."""
+    def end(self) -> Greenlet[..., Any] | None:
+        """Nobody uses it here any more; return what closes it, if it was the last one.
+
+        Never switches.  Again: does nothing.
+        """
         if self._is_over:
-            return
+            return None
         self._is_over = True
         client = self.client
         client.users -= 1
-        if not client.users and self._clients.open.get(self._key) is client:
-            del self._clients.open[self._key]
-            spawn("mongodb close", client.close)
+        if client.users or self._clients.open.get(self._key) is not client:
+            return None
+        del self._clients.open[self._key]
+        return spawn("mongodb close", client.close)

@@ -145,8 +145,9 @@ class Directory:
         self._exchanges.update_many(holding, {"$pull": {"bindings": gone}})
         self._drop_unbound(bound)
         self._queues.delete_one({"_id": name})
-        # Also what somebody works on, or is delayed: by the index of what has a lease.
-        self._messages.delete_many({"lease_until": {"$exists": True}, "claimed": name})
+        # Also what somebody works on, or is delayed: by the indexes of those.
+        held = [{"lease_until": {"$exists": True}}, {"due_at": {"$exists": True}}]
+        self._messages.delete_many({"$or": held, "claimed": name})
         return int(self._messages.delete_many({"queue": name}).deleted_count)
 
     def purge(self, name: str) -> int:

@@ -4,8 +4,8 @@ A message that waits is what kombu makes of it: ``payload`` (the envelope as JSO
 ``priority``, of which the lowest comes first.  A message that is claimed has no ``queue``, so that
 no program of kombu's, which looks for that, can take it: the name is in ``claimed`` meanwhile.
 ``claim`` says by which claim, and ``lease_until`` when it comes back unless somebody renews that.  A
-message that is delayed looks the same, claimed by nobody.  Renaming is one update of one document,
-which MongoDB does as a whole: a message is in one of the two states, whoever dies when.
+message that is delayed looks the same, claimed by nobody until ``due_at``.  Renaming is one update of
+one document, which MongoDB does as a whole: a message is in one of the two states, whoever dies when.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HELD_EXPIRE_AT: Final = "held_expire_at"
 #: Makes a claimed message wait again.
 GIVE_BACK: Final[Document] = {
     "$rename": {"claimed": "queue", HELD_EXPIRE_AT: EXPIRE_AT},
-    "$unset": {"claim": "", "lease_until": ""},
+    "$unset": {"claim": "", "lease_until": "", "due_at": ""},
 }
 
 
@@ -75,7 +75,7 @@ def message_of(entry: Entry, payload: str, now: datetime, *, ttl: bool) -> Docum
     document: Document = {"_id": ObjectId(), "payload": payload, "priority": priority}
     if entry.delay > 0:
         document["claimed"] = entry.queue
-        document["lease_until"] = now + timedelta(seconds=entry.delay)
+        document["due_at"] = now + timedelta(seconds=entry.delay)
     else:
         document["queue"] = entry.queue
     if entry.lifetime is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from bson import ObjectId
 from pymongo import IndexModel
@@ -30,6 +30,9 @@ from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.waking import Waking
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.state import Exchange
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
 
 __all__ = ["MongoStore"]
 
@@ -100,15 +103,21 @@ class MongoStore(Store):
         self._waking.tell_of_polling()
 
     def close(self) -> None:
-        self.drop()
+        ending = self._let_go()
+        if ending is not None:
+            ending.join()
 
     def drop(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> Greenlet[..., Any] | None:
+        """Let go of everything; return what still has to end, if anything has.  Never switches."""
         if self._lease is None:
-            return
+            return None
         if hasattr(self, "_waking"):
             self._waking.stop()
             self._broadcast.leave(self)
-        self._lease.end()
+        return self._lease.end()
 
     # -- queues
 
@@ -297,6 +306,8 @@ def _prepare(database: Any, options: MongoOptions) -> None:
             database.create_collection(
                 options.broadcast_collection, size=options.capped_queue_size, capped=True
             )
+            # A cursor at the end of an empty collection would be dead at once.
+            database[options.broadcast_collection].insert_one({"queue": None, "payload": None})
         except CollectionInvalid:
             pass  # somebody else was quicker
         except OperationFailure as exc:
@@ -305,6 +316,7 @@ def _prepare(database: Any, options: MongoOptions) -> None:
     messages = [
         IndexModel([("queue", 1), ("priority", 1), ("_id", 1)]),
         IndexModel([("lease_until", 1)], sparse=True),
+        IndexModel([("due_at", 1)], sparse=True),
         IndexModel([(DEAD_AT, 1)], sparse=True),
     ]
     queues = IndexModel([(DEAD_AT, 1)], sparse=True)

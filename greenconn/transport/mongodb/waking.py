@@ -91,6 +91,7 @@ class Waking:
         self._greenlet: Greenlet[..., Any] | None = None
         self._stream: Greenlet[..., Any] | None = None
         self._is_streaming = False
+        self._is_stopped = False
         self._can_stream = client.is_set
         #: When queues were last seen empty.
         self._empty_at = monotonic()
@@ -104,6 +105,8 @@ class Waking:
             self._pause = SHORTEST
         if count < wanted:
             self._empty_at = monotonic()
+        if self._is_stopped:
+            return
         if self._greenlet is None:
             self._greenlet = spawn("mongodb waking", self._run)
         if self._can_stream and self._stream is None and not count:
@@ -115,11 +118,12 @@ class Waking:
         if self._due_at <= monotonic() or at < self._due_at:
             self._due_at = at
             self._bell.set()
-        if self._greenlet is None:
+        if self._greenlet is None and not self._is_stopped:
             self._greenlet = spawn("mongodb waking", self._run)
 
     def stop(self) -> None:
         """Wake nobody any more.  Never switches."""
+        self._is_stopped = True
         for each in (self._greenlet, self._stream):
             if each is not None:
                 each.kill(block=False)
@@ -134,8 +138,7 @@ class Waking:
         return min(pause, SWEEP_INTERVAL, left) if left > 0 else min(pause, SWEEP_INTERVAL)
 
     def _run(self) -> None:
-        swept_at = monotonic()
-        woken_at = swept_at
+        swept_at = woken_at = monotonic()
         try:
             while self._looks < IN_VAIN or self._due_at > monotonic():
                 pause = self._next_pause()
@@ -146,19 +149,24 @@ class Waking:
                 now = monotonic()
                 if is_due or now - swept_at >= SWEEP_INTERVAL:
                     swept_at = now
-                    due = self._sweep(self._looks < IN_VAIN)
-                    if due is not None:
-                        self.expect(due)
+                    self._look_for_late()
                 if not self._is_streaming or now - woken_at >= WATCHED:
                     woken_at = now
                     self._looks += 1
                     self._wake(None)
+        finally:
+            self._greenlet = None
+
+    def _look_for_late(self) -> None:
+        try:
+            due = self._sweep(self._looks < IN_VAIN)
         except (LinkLost, PyMongoError) as exc:
             # The next claim meets the same, and ends the connection if it must.
             logger.debug("%s: looking for messages: %s", self._client.where, exc)
             self._wake(None)
-        finally:
-            self._greenlet = None
+            return
+        if due is not None:
+            self.expect(due)
 
     # -- change streams
 

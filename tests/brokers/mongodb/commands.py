@@ -42,9 +42,9 @@ def _iter_documents(self: Collection, filter: Any) -> Any:
     """What mongomock does, by the key where the filter names keys, as an index would."""
     key = filter.get("_id") if isinstance(filter, dict) else None
     if isinstance(key, dict) and set(key) == {"$in"}:
-        keys = key["$in"]
+        keys = dict.fromkeys(key["$in"])
     elif isinstance(key, (ObjectId, str, int)):
-        keys = [key]
+        keys = {key: None}
     else:
         return [each for each in list(self._store.documents) if filter_applies(filter, each)]
     found = [self._store[each] for each in keys if each in self._store]
