@@ -27,6 +27,7 @@ from tests.integration.beanstalk_clients import (
     store_at,
     stores_at,
 )
+from tests.integration.redis_clients import wait_until
 
 PLAIN = Declaration()
 
@@ -362,7 +363,7 @@ def test_without_a_bell_waits_are_short(beanstalk_url: str, unique: str) -> None
         raw(f"use $bell.{unique}0")
         assert raw(f"delete {raw('peek-buried').number}").word == b"DELETED"
         waiter = gevent.spawn(store.claim, {unique: 5}, 1.0)
-        gevent.sleep(0.05)
+        wait_until(lambda: raw.counts(unique)["current-waiting"] == "1")
         store.settle([done(claimed.handle)])
         assert waiter.get(timeout=SOON) == []
         began_at = monotonic()

@@ -24,6 +24,7 @@ DEFAULT: Final = b"default"
 PAGE: Final = 100
 #: More than a tube can have.
 ALL: Final = 2**31
+_TAKE: Final = line(b"reserve-with-timeout", 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -105,19 +106,6 @@ class Desk:
         self._used = tube
         return [line(b"use", tube)]
 
-    def reserving(self, tube: bytes, count: int) -> list[bytes]:
-        """The commands that reserve so many jobs of a tube; between them it is the only one watched.
-
-        Afterwards it is watched no more, since a tube counts as used as long as somebody watches it.
-        """
-        return [
-            line(b"watch", tube),
-            line(b"ignore", DEFAULT),
-            *[line(b"reserve-with-timeout", 0)] * count,
-            line(b"watch", DEFAULT),
-            line(b"ignore", tube),
-        ]
-
     # -- taking
 
     def take(self, wanted: Iterable[tuple[bytes, int]]) -> list[list[Reply]]:
@@ -128,9 +116,15 @@ class Desk:
         """
         commands: list[bytes] = []
         ends: list[int] = []
+        before = DEFAULT
         for tube, count in wanted:
-            commands += self.reserving(tube, count)
+            commands += [line(b"watch", tube), line(b"ignore", before), *[_TAKE] * count]
+            before = tube
             ends.append(len(commands))
+        if not commands:
+            return []
+        # A tube counts as used as long as somebody watches it, so none stays watched.
+        commands += [line(b"watch", DEFAULT), line(b"ignore", before)]
         replies = self.pipeline.ask(commands)
         found: list[list[Reply]] = []
         start = 0

@@ -1,13 +1,13 @@
 """Storing messages: in one write for many, and only in queues that exist.
 
 A tube takes jobs whether or not anybody means it, so the same write asks for the queue's note; what was
-put where no queue is, is deleted again.
+put where no queue is, is deleted again.  A queue that was found is not asked for again for a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from time import time
+from collections.abc import Iterable, Mapping, Sequence
+from time import monotonic, time
 from typing import Any, Final
 
 from greenconn.exceptions import PreconditionFailed
@@ -25,6 +25,11 @@ __all__ = ["EXPIRES_AT", "Putting", "exists", "queue_tube", "urgency"]
 EXPIRES_AT: Final = "expires_at"
 #: Beanstalk's priority of a message of the lowest priority, 0.
 LEAST_URGENT: Final = 2**16
+
+#: Seconds for which a queue that was found is taken to be there.
+FRESH: Final = 1.0
+#: Queues that are remembered.
+MOST_KNOWN: Final = 10_000
 
 _PEEK: Final = line(b"peek-ready")
 
@@ -72,6 +77,12 @@ class Putting:
         self._desk = desk
         self._tables = tables
         self._time_to_run = time_to_run
+        #: Queue -> until when it need not be asked for.
+        self._found: dict[str, float] = {}
+
+    def forget(self, queue: str) -> None:
+        """A queue was deleted from here."""
+        self._found.pop(queue, None)
 
     def put(self, entries: Sequence[Entry]) -> list[Exception | None]:
         """Store messages, in order; see :meth:`Store.put`.  May switch."""
@@ -84,11 +95,12 @@ class Putting:
         #: Number of the entry -> where its answer is.
         puts: dict[int, int] = {}
         bodies: dict[tuple[int, float | None], bytes] = {}
+        now = monotonic()
         for number, entry in enumerate(entries):
             try:
                 tube = queue_tube(entry.queue)
                 body = self._body(entry, bodies)
-                if entry.queue not in looks:
+                if entry.queue not in looks and self._found.get(entry.queue, 0.0) <= now:
                     note = self._tables.tube(QUEUES, entry.queue)
                     commands += [*desk.using(note), _PEEK, line(b"stats-tube", tube)]
                     looks[entry.queue] = len(commands)
@@ -106,6 +118,7 @@ class Putting:
             for queue, end in looks.items()
             if not exists(replies[end - 2], desk.read_counts(replies[end - 1]))
         }
+        self._remember(looks.keys() - absent, now)
         useless = []
         for number, end in puts.items():
             reply = replies[end - 1]
@@ -118,6 +131,11 @@ class Putting:
                 useless.append(reply.number)
         desk.ask([line(b"delete", each) for each in useless])
         return outcomes
+
+    def _remember(self, queues: Iterable[str], now: float) -> None:
+        if len(self._found) > MOST_KNOWN:
+            self._found.clear()
+        self._found.update(dict.fromkeys(queues, now + FRESH))
 
     def _body(self, entry: Entry, bodies: dict[tuple[int, float | None], bytes]) -> bytes:
         """A message as it is stored; copies of one are made once.

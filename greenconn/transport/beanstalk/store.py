@@ -146,6 +146,7 @@ class BeanstalkStore(Store):
 
     def drop_queue(self, name: str) -> int:
         tube = queue_tube(name)
+        self._putting.forget(name)
         self._exchanges.drop_queue(name)
         self._tables.drop(self._tables.tube(QUEUES, name))
         count = self._desk.empty(tube)

@@ -258,12 +258,11 @@ class Tables:
 
     def _reserve(self, tube: bytes) -> tuple[list[Reply], list[Content], int]:
         """Reserve all versions, the newest in front; and tell how many others have reserved."""
-        desk = self._desk
-        replies = desk.ask([*desk.reserving(tube, VERSIONS), _stats(tube)])
-        held = [each for each in replies if each.word == b"RESERVED"]
+        (held,) = self._desk.take([(tube, VERSIONS)])
+        counts = self._desk.counts(tube)
         pairs = [(each, _parsed(each.body)) for each in held]
         pairs.sort(key=lambda pair: (-_version(pair[1]), pair[0].number))
-        others = _reserved(desk.read_counts(replies[-1])) - len(held)
+        others = _reserved(counts) - len(held)
         return [each for each, _ in pairs], [content for _, content in pairs], others
 
     def _body(self, content: Content, tube: bytes) -> bytes:
