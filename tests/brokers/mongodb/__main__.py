@@ -8,7 +8,6 @@ import socket
 import socketserver
 import struct
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self._file = open(path, "ab+") if path else None  # noqa: SIM115 - the process's own
-        self._lock = threading.Lock()
 
     def replay(self, commands: Commands) -> None:
         """Do again what was done before."""
@@ -56,9 +54,8 @@ class Journal:
     def note(self, database: str, command: dict[str, Any]) -> None:
         """Note a command."""
         if self._file is not None and next(iter(command)) in WRITES:
-            with self._lock:
-                self._file.write(encode({"database": database, "command": command}))
-                self._file.flush()
+            self._file.write(encode({"database": database, "command": command}))
+            self._file.flush()
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -86,7 +83,6 @@ class Handler(socketserver.BaseRequestHandler):
                 return self.log_in(request.command)
             if not self.is_trusted and name not in OPEN:
                 raise Refused(13, f"command {name} requires authentication")
-            self.server.journal.note(request.database, request.command)
             return self.server.commands.run(request.database, request.command)
         except Refused as exc:
             name = "Unauthorized" if exc.code in (13, 18) else "Refused"
@@ -111,12 +107,9 @@ class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(
-        self, address: tuple[str, int], commands: Commands, journal: Journal, login: str | None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], commands: Commands, login: str | None) -> None:
         super().__init__(address, Handler)
         self.commands = commands
-        self.journal = journal
         self.login = login
 
 
@@ -131,7 +124,8 @@ def main() -> None:
     commands = Commands(f"127.0.0.1:{given.port}", given.replica_set)
     journal = Journal(given.journal)
     journal.replay(commands)
-    with Server(("127.0.0.1", given.port), commands, journal, given.login) as server:
+    commands.note = journal.note
+    with Server(("127.0.0.1", given.port), commands, given.login) as server:
         print(READY, flush=True)
         server.serve_forever()
 

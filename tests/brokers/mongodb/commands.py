@@ -71,6 +71,8 @@ class Commands:
         self.lock = threading.Condition()
         self._capped: set[str] = set()
         self._tokens = itertools.count(1)
+        #: Called with each command before it is done, in their order.
+        self.note: Callable[[str, Document], None] = lambda database, command: None
         #: (session, number) -> the answer to a write that may come again.
         self._answered: dict[Any, Document] = {}
 
@@ -89,6 +91,7 @@ class Commands:
         with self.lock:
             if again is not None and again in self._answered:
                 return self._answered[again]
+            self.note(database, command)
             try:
                 answer: Document = method(database, command)
             except PyMongoError as exc:
