@@ -89,6 +89,13 @@ def test_the_ledger_balances_after_a_storm_on_rabbitmq(
         check(Storm(plan, world, Greenconn, print).run())
 
 
+def test_processes_that_share_a_file_are_killed(patched: bool) -> None:
+    kinds = frozenset({Kind.KILL_CLIENT, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT})
+    outcome = outcome_of("sqlite", short_plan(6 + patched, kinds, processes=1))
+    check(outcome)
+    assert Kind.KILL_CLIENT in outcome.faults
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("broker", WORLDS)
 def test_the_ledger_balances_after_minutes_of_storm(broker: str, patched: bool) -> None:

@@ -23,6 +23,8 @@ ROUND = 10
 BATCH = 20
 #: Seconds that an end may take: no call of a client takes longer than that.
 END_TIMEOUT = 90.0
+#: Seconds after which one that goes on is worth a note.
+SLOW_END = 12.0
 
 
 class Interrupted(BaseException):
@@ -207,6 +209,10 @@ class Crowd:
         for publisher in self.publishers:
             publisher.hurry()
         greenlets = [publisher.greenlet for publisher in self.publishers]
+        gevent.joinall(greenlets, timeout=SLOW_END)
+        for greenlet in greenlets:
+            if not greenlet.ready():
+                self._ledger.notes.append(f"all is well for {SLOW_END:g} s: {place_of(greenlet)}")
         gevent.joinall(greenlets, timeout=END_TIMEOUT)
         hung = [place_of(each) for each in greenlets if not each.ready()]
         gevent.killall(greenlets)

@@ -11,10 +11,13 @@ import kombu.entity
 from kombu import pools
 from kombu.mixins import ConsumerMixin
 
-from tests.torture.client import POLICY, PUBLISH_TIMEOUT, STOP_TIMEOUT, Handle, Mishap, Send
+from tests.torture.client import POLICY, STOP_TIMEOUT, Handle, Mishap, Send
 from tests.torture.worlds.base import Place, Role, World
 
 __all__ = ["Kombu"]
+
+#: Seconds after which a confirm does not come any more: the publish is tried again then.
+CONFIRM_TIMEOUT = 10.0
 
 
 class Kombu:
@@ -45,7 +48,7 @@ class Kombu:
 
     def _produce(self, name: str, bodies: list[str]) -> Mapping[int, BaseException]:
         failed: dict[int, BaseException] = {}
-        waits = {"confirm_timeout": PUBLISH_TIMEOUT} if self._world.transport == "amqp" else {}
+        waits = {"confirm_timeout": CONFIRM_TIMEOUT} if self._world.transport == "amqp" else {}
         for position, body in enumerate(bodies):
             try:
                 with pools.producers[self._connection].acquire(block=True, timeout=60) as producer:
