@@ -60,6 +60,15 @@ def test_the_memory_alarm(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.diagnose("check_local_alarms")
 
 
+@pytest.mark.long
+def test_the_disk_alarm(own_rabbitmq: RabbitMQ) -> None:
+    own_rabbitmq.set_disk_alarm(True)
+    with pytest.raises(RuntimeError, match="check_local_alarms"):
+        own_rabbitmq.diagnose("check_local_alarms")
+    own_rabbitmq.mend()
+    own_rabbitmq.diagnose("check_local_alarms")
+
+
 def test_mending_undoes_everything(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_memory_alarm(True)
     own_rabbitmq.stop_app()
