@@ -249,10 +249,8 @@ def test_server_that_is_stopped_hangs_nobody(own_couchdb: PouchDB, own_url: str)
         traffic.end()
 
 
-def test_connections_are_cut_at_any_time(
-    relay_to: RelayFactory, couchdb_new_url: str, long: bool
-) -> None:
-    cut = relay_to(couchdb_new_url)
+def test_connections_are_cut_at_any_time(relay_to: RelayFactory, own_url: str, long: bool) -> None:
+    cut = relay_to(own_url)
     traffic = Traffic(cut.url)
     traffic.goes_on()
     for number in range(40 if long else 4):
@@ -265,10 +263,8 @@ def test_connections_are_cut_at_any_time(
 
 
 @pytest.mark.long
-def test_answers_that_trickle_are_cut_in_the_middle(
-    relay_to: RelayFactory, couchdb_new_url: str
-) -> None:
-    cut = relay_to(couchdb_new_url)
+def test_answers_that_trickle_are_cut_in_the_middle(relay_to: RelayFactory, own_url: str) -> None:
+    cut = relay_to(own_url)
     traffic = Traffic(cut.url)
     traffic.goes_on()
     for _ in range(4):

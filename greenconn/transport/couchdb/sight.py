@@ -77,9 +77,10 @@ class Sight:
             self._returned.discard(doc_id)
             return False
         if doc_id >= self._place:
-            self.is_done = False
-        else:
-            self._return(doc_id)
+            if not self.is_done:
+                return True  # it will be read
+            self._place = doc_id + "\0"  # nothing else lies before it, or the feed will tell
+        self._return(doc_id)
         return True
 
     def forget(self, doc_id: str) -> None:

@@ -54,7 +54,12 @@ class World:
     def step(self, sight: Sight) -> None:
         """Something happens while the link waits for an answer."""
         for _ in range(self.chance.randrange(3)):
-            self.chance.choice([self.put, self.others, lambda: self.tell(sight, 2)])()
+            happens: list[Callable[[], None]] = [
+                self.put,
+                self.others,
+                lambda: self.tell(sight, 2),
+            ]
+            self.chance.choice(happens)()
 
 
 def claim(world: World, sight: Sight, limit: int, pause: Callable[[], None]) -> int:
