@@ -12,7 +12,7 @@ from benchmarks.redis import works as redis_works
 from benchmarks.stores import rivals as store_rivals
 from benchmarks.stores import works as store_works
 
-__all__ = ["BOARDS", "MONGODB", "RABBITMQ", "REDIS", "Board"]
+__all__ = ["BOARDS", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "Board"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,4 +44,10 @@ MONGODB: Final = Board(
     works=store_works.WORKS,
     rivals=store_rivals.MONGODB,
 )
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB)}
+SQLITE: Final = Board(
+    name="sqlite",
+    stage="benchmarks.stores.sqlite",
+    works=store_works.WORKS,
+    rivals=store_rivals.SQLITE,
+)
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, SQLITE)}

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from benchmarks.boards import MONGODB, RABBITMQ, REDIS, Board
+from benchmarks.boards import MONGODB, RABBITMQ, REDIS, SQLITE, Board
 from benchmarks.clock import Figures
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import AMQP_URL, MONGODB_URL, REDIS_URL
@@ -24,11 +25,24 @@ __all__ = ["Results", "broker", "measured", "profiled"]
 
 TIMEOUT = 300
 
+
+class _Folder:
+    """Stands for a server where a file is all there is."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._folder = TemporaryDirectory(prefix="greenconn-benchmark-")
+        self.url = f"sqlite:///{self._folder.name}/benchmark.db"
+
+    def start(self) -> None:
+        """Nothing is to be started."""
+
+
 #: Board -> what is started for it, and the variable that names the user's own.
 _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ.name: (RabbitMQ, AMQP_URL),
     REDIS.name: (RedisServer, REDIS_URL),
     MONGODB.name: (MongoStandin, MONGODB_URL),
+    SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.rivals import Rival
 
-__all__ = ["MONGODB", "rivals"]
+__all__ = ["MONGODB", "SQLITE", "rivals"]
 
 
 def rivals(**drivers: Rival) -> dict[str, Rival]:
@@ -34,3 +34,21 @@ MONGODB = rivals(
         title="pymongo by hand", module="benchmarks.stores.mongodb", distribution="pymongo"
     )
 )
+
+SQLITE = {
+    "greenconn": Rival(
+        title="greenconn", module="benchmarks.stores.sqlite_greenconn", distribution="greenconn"
+    ),
+    "patched": Rival(
+        title="greenconn, patched",
+        module="benchmarks.stores.sqlite_greenconn",
+        distribution="greenconn",
+        patched=True,
+    ),
+    "kombu": Rival(
+        title="kombu (SQLAlchemy)",
+        module="benchmarks.stores.sqlite_kombu",
+        distribution="sqlalchemy",
+        patched=True,
+    ),
+}

@@ -17,9 +17,15 @@ ALWAYS = {
     "rabbitmq": ("greenconn", "kombu"),
     "redis": ("greenconn",),
     "mongodb": ("greenconn",),
+    "sqlite": ("greenconn",),
 }
 #: The fixtures that give the addresses of the brokers.
-URLS = {"rabbitmq": "amqp_url", "redis": "redis_url", "mongodb": "mongodb_server"}
+URLS = {
+    "rabbitmq": "amqp_url",
+    "redis": "redis_url",
+    "mongodb": "mongodb_server",
+    "sqlite": "sqlite_module_url",
+}
 PAIRS = [(board.name, rival) for board in BOARDS.values() for rival in board.rivals]
 
 
@@ -29,6 +35,12 @@ def benchmarks(board: Board, url: str, *arguments: str) -> Outcome:
     return run(
         "-m", "benchmarks", *chosen, "--rounds", "1", "--count", "20", *arguments, timeout=500
     )
+
+
+@pytest.fixture(scope="module")
+def sqlite_module_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a file."""
+    return f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/benchmark.db"
 
 
 @pytest.fixture(scope="module")
