@@ -180,3 +180,15 @@ def test_noise_is_refused_or_decoded(noise: bytes, kind: str) -> None:
         decompress(noise, kind, limit=1000)
     except DecodeError:
         pass
+
+
+@pytest.mark.parametrize("name", [5, [], {}, True, b"zlib", ("zlib",), "no-such"])
+def test_a_header_may_name_anything(name: Any) -> None:
+    with pytest.raises(DecodeError, match="no compression"):
+        decompress(b"x", name)
+
+
+def test_what_others_decode_fails_in_our_way() -> None:
+    register(lambda body: body, lambda body: {}[body], "application/x-theirs", ["theirs"])
+    with pytest.raises(DecodeError, match="as theirs: KeyError"):
+        decompress(b"x", "theirs")

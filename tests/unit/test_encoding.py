@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import encodings
 import io
 import sys
+from typing import Any
+
+import pytest
 
 from greenconn import encoding
 from greenconn.encoding import (
+    as_text,
     bytes_to_str,
+    charset,
     default_encode,
     default_encoding,
     ensure_bytes,
@@ -65,3 +71,24 @@ def test_safe_str() -> None:
 def test_safe_repr() -> None:
     assert safe_repr("ä") == "'ä'"
     assert "KeyError" in safe_repr(Unwilling())
+
+
+def test_character_sets_by_all_their_names() -> None:
+    assert charset("UTF-8") == charset("utf8") == "utf_8"
+    assert as_text(b"\xe4", "ISO-8859-1") == as_text(b"\xe4", "latin1") == "ä"
+    for name in ("cp1252", "koi8-u", "utf-8-sig", "ascii", "utf-16-le", "big5", "cp874"):
+        assert as_text("x".encode(name), name) == "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such", "", "binary", "zlib", "punycode", "idna", 5, [], None, "a.b"]
+)
+def test_what_is_no_character_set_leaves_a_body_as_it_is(name: Any) -> None:
+    assert as_text(b"x", name) == b"x"
+
+
+def test_names_of_strangers_are_not_kept() -> None:
+    known = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(1000):
+        assert as_text(b"x", f"stranger-{number}") == b"x"
+    assert len(encodings._cache) == known  # type: ignore[attr-defined]

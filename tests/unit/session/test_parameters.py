@@ -199,3 +199,12 @@ def test_parameters_can_be_pickled() -> None:
     parameters = of("amqp://me:secret@h")
     assert pickle.loads(pickle.dumps(parameters)) == parameters
     assert pickle.loads(pickle.dumps(parameters)).heartbeat is BROKER_HEARTBEAT
+
+
+@pytest.mark.parametrize(
+    "address", ["+://u:pass-word@h", "+amqp://u:pass-word@h", "://u:pass-word@h"]
+)
+def test_a_url_that_names_no_transport_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="transport") as caught:
+        combined(address, Parameters(), is_first=True)
+    assert "pass-word" not in str(caught.value)

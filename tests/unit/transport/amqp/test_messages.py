@@ -219,3 +219,27 @@ def test_what_a_program_writes_into_a_message_is_what_it_decodes(
         message.body = "[1]"  # it was decompressed already
     setattr(message, part, value)
     assert message.decode() == decoded
+
+
+def test_what_is_not_utf_8_is_shown() -> None:
+    message = Delivery(
+        None,
+        1,
+        b"\0\x3c\0\x3c\3tag" + bytes(9) + b"\2x\xff\1\xfe",
+        bytes(12) + b"\x84\0\x0aapplicatio\3i\xffd",
+        b"",
+        "tag",
+    )
+    assert message.delivery_info["exchange"] == "x\\xff"
+    assert message.delivery_info["routing_key"] == "\\xfe"
+    assert message.properties == {"content_type": "applicatio", "correlation_id": "i\\xffd"}
+
+
+def test_properties_that_cannot_be_read_are_an_error_of_decoding() -> None:
+    block = b"\x20\0\0\0\0\x0b\1tT" + b"\xff" * 8
+    message = Delivery(None, 1, b"\0\x3c\0\x3c\3tag" + bytes(11), bytes(12) + block, b"{}", "tag")
+    assert message.headers == message.properties == {}
+    assert message.body == b"{}"
+    assert [kind for kind, _, _ in message.errors] == [DecodeError]
+    with pytest.raises(DecodeError, match="properties of a message cannot be read"):
+        message.decode()

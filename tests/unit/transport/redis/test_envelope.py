@@ -164,3 +164,11 @@ def test_moves_are_cut_by_number_and_size() -> None:
     big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
     assert [len(each) for each in parted(big)] == [1, 1, 1]
     assert parted([]) == []
+
+
+@pytest.mark.parametrize("count", [-5, "many", [], None, 1e999, 2.5])
+def test_a_count_of_deliveries_that_is_none(count: Any) -> None:
+    raw = json.dumps({"headers": {"x-delivery-count": count}, "properties": {"delivery_info": {}}})
+    again, deliveries, _ = marked_redelivered(raw.encode())
+    assert deliveries == 1
+    assert json.loads(again)["headers"]["x-delivery-count"] == 1
