@@ -1,0 +1,108 @@
+"""Words between processes, through a named pipe."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from greenconn.green.fifo import Fifo, ring
+from tests.forked import holds_in_child
+
+
+class Ear:
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.words: list[bytes] = []
+
+    def wait_for(self, count: int) -> list[bytes]:
+        with gevent.Timeout(10):
+            while len(self.words) < count:
+                gevent.sleep(0.001)
+        return self.words
+
+
+@pytest.fixture
+def ear() -> Ear:
+    """What a pipe is read with."""
+    return Ear()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path, ear: Ear) -> Iterator[Fifo]:
+    """A pipe that is read."""
+    fifo = Fifo(str(tmp_path / "pipe"), ear.words.extend)
+    yield fifo
+    fifo.close()
+
+
+def test_words_arrive_in_order(fifo: Fifo, ear: Ear) -> None:
+    assert ring(fifo.path, [b"one", b"two"])
+    assert ring(fifo.path, [b"three"])
+    assert ear.wait_for(3) == [b"one", b"two", b"three"]
+
+
+def test_words_of_another_process(fifo: Fifo, ear: Ear) -> None:
+    assert holds_in_child(lambda: ring(fifo.path, [b"hello"]))
+    assert ear.wait_for(1) == [b"hello"]
+
+
+def test_many_words_leave_in_pieces(fifo: Fifo, ear: Ear) -> None:
+    words = [b"%d" % n for n in range(1000)]
+    assert ring(fifo.path, words)
+    assert ear.wait_for(1000) == words
+
+
+def test_word_in_two_halves(fifo: Fifo, ear: Ear) -> None:
+    with open(fifo.path, "wb", buffering=0) as pipe:
+        pipe.write(b"on")
+        gevent.sleep(0.01)
+        pipe.write(b"e\ntwo\n")
+        assert ear.wait_for(2) == [b"one", b"two"]
+        pipe.write(b"x" * 2000)  # nobody of ours
+        gevent.sleep(0.01)
+        pipe.write(b"\nthree\n")
+        assert ear.wait_for(4)[-1] == b"three"
+
+
+def test_full_pipe_waits_for_nobody(fifo: Fifo, ear: Ear) -> None:
+    for _ in range(200):
+        assert ring(fifo.path, [b"y" * 500])  # more than a pipe takes
+    assert set(ear.wait_for(100)) == {b"y" * 500}
+
+
+def test_nobody_reads_any_more(fifo: Fifo, tmp_path: Path) -> None:
+    fifo.close()
+    assert not os.path.exists(fifo.path)
+    assert not ring(fifo.path, [b"hello"])
+    os.mkfifo(tmp_path / "dead")
+    assert not ring(str(tmp_path / "dead"), [b"hello"])
+    fifo.close()  # again: nothing
+
+
+def test_only_the_owner_may_write(fifo: Fifo) -> None:
+    assert stat.S_IMODE(os.stat(fifo.path).st_mode) == 0o600
+
+
+def test_child_of_a_fork_lets_it_be(fifo: Fifo, ear: Ear) -> None:
+    def in_child() -> bool:
+        fifo.forget()
+        fifo.close()
+        return os.path.exists(fifo.path)
+
+    assert holds_in_child(in_child)
+    assert ring(fifo.path, [b"still"])
+    assert ear.wait_for(1) == [b"still"]
+
+
+def test_path_that_cannot_be(tmp_path: Path, ear: Ear) -> None:
+    with pytest.raises(FileNotFoundError):
+        Fifo(str(tmp_path / "absent" / "pipe"), ear.words.extend)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(FileExistsError):
+        Fifo(str(tmp_path / "taken"), ear.words.extend)

@@ -1,0 +1,134 @@
+"""A native thread whose callers are greenlets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import gevent
+import pytest
+from gevent.monkey import get_original
+
+from greenconn.green.worker import Outcome, Worker
+from tests.forked import holds_in_child
+
+Job = Callable[[], Any]
+sleep: Callable[[float], None] = get_original("time", "sleep")
+get_ident: Callable[[], int] = get_original("_thread", "get_ident")
+
+
+class Work:
+    """What a worker does, batch by batch."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.worker: Worker[Job] = Worker(self.run)
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
+        self.sizes.append(len(jobs))
+        outcomes = []
+        with self.worker.gate:
+            for job in jobs:
+                try:
+                    outcomes.append(Outcome(job()))
+                except Exception as exc:
+                    outcomes.append(Outcome(error=exc))
+        return outcomes
+
+
+@pytest.fixture
+def work() -> Iterator[Work]:
+    """A worker, closed after the test."""
+    work = Work()
+    yield work
+    work.worker.close(lambda: None)
+    work.worker.join()
+
+
+def test_it_runs_in_one_thread_of_its_own(work: Work) -> None:
+    idents = {work.worker.call(get_ident) for _ in range(3)}
+    assert len(idents) == 1
+    assert get_ident() not in idents
+
+
+def test_the_hub_goes_on(work: Work) -> None:
+    slow = gevent.spawn(work.worker.call, lambda: sleep(0.1))
+    turns = 0
+    while not slow.ready():
+        gevent.sleep(0.001)
+        turns += 1
+    assert turns > 5
+
+
+def test_what_waits_is_done_together_and_in_order(work: Work) -> None:
+    done: list[int] = []
+    first = gevent.spawn(work.worker.call, lambda: sleep(0.02))
+    gevent.sleep(0)
+    others = [gevent.spawn(work.worker.call, partial(done.append, n)) for n in range(10)]
+    gevent.joinall([first, *others], raise_error=True)
+    assert work.sizes == [1, 10]
+    assert done == list(range(10))
+
+
+def test_each_gets_its_own_outcome(work: Work) -> None:
+    def fail() -> None:
+        raise LookupError("this one")
+
+    assert work.worker.call(lambda: 1) == 1
+    with pytest.raises(LookupError, match="this one"):
+        work.worker.call(fail)
+    assert work.worker.call(lambda: 2) == 2
+
+
+def test_killed_caller_interrupts_nothing(work: Work) -> None:
+    done: list[int] = []
+
+    def job() -> None:
+        sleep(0.02)
+        done.append(1)
+
+    caller = gevent.spawn(work.worker.call, job)
+    gevent.sleep(0.005)
+    caller.kill()
+    work.worker.call(lambda: None)
+    assert done == [1]
+
+
+def test_close_finishes_what_waits() -> None:
+    work = Work()
+    done: list[str] = []
+    callers = [gevent.spawn(work.worker.call, partial(done.append, f"{n}")) for n in range(3)]
+    gevent.sleep(0)
+    work.worker.close(lambda: done.append("last"))
+    with pytest.raises(RuntimeError, match="closed"):
+        work.worker.call(lambda: None)
+    work.worker.join()
+    gevent.joinall(callers, raise_error=True)
+    assert done == ["0", "1", "2", "last"]
+
+
+def test_fork_waits_until_the_gate_is_free(work: Work) -> None:
+    """The child inherits no lock that the thread held."""
+    state = {"inside": False}
+
+    def job() -> None:
+        state["inside"] = True
+        sleep(0.05)
+        state["inside"] = False
+
+    caller = gevent.spawn(work.worker.call, job)
+    while not state["inside"]:
+        gevent.sleep(0.001)
+    assert holds_in_child(lambda: not state["inside"] and work.worker.gate.acquire(False))
+    caller.get(timeout=10)
+    assert work.worker.call(os.getpid) == os.getpid()
+
+
+def test_its_time_is_not_the_callers(work: Work) -> None:
+    began = time.monotonic()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        work.worker.call(lambda: sleep(0.2))
+    assert time.monotonic() - began < 0.2

@@ -1,0 +1,176 @@
+"""Whatever is thrown into a caller, at each of its switches: the link is whole, and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.green.hub import turn
+from greenconn.transport.leased.channel import LeasedChannel
+from tests.fix_interrupts import interruptions
+from tests.unit.transport.leased.conftest import Opener
+from tests.unit.transport.leased.fake_store import FakeStore, World
+from tests.unit.transport.leased.sink import Sink
+from tests.unit.transport.leased.test_putting import channel_to, publish
+
+
+@pytest.fixture
+def world(world: World) -> World:
+    """Each call to the store switches, before and after it does anything."""
+    world.before = world.after = lambda method, argument: turn()
+    return world
+
+
+def settle(channel: LeasedChannel, world: World) -> None:
+    """Let all that is on its way come to its end."""
+    link = channel.connection
+    with gevent.Timeout(10):
+        while link.putting.is_busy or link._calls or link.settling._greenlet:
+            turn()
+    link.catch_up()
+
+
+def check_whole(channel: LeasedChannel, world: World) -> None:
+    """The link is open and works, and holds nothing."""
+    assert channel.connection.lost is None
+    settle(channel, world)
+    assert channel.unanswered == {}
+    other = channel.connection.transport.create_channel(channel.connection)
+    other.queue_declare("whole")
+    publish(other, "works", "whole")
+    message = other.basic_get("whole", no_ack=True)
+    assert message is not None
+    assert message.body == "works"
+    other.close()
+    assert channel.is_open
+
+
+def test_publish(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    published = 0
+    for run in interruptions(lambda: publish(channel, "x", mandatory=True)):
+        settle(channel, world)
+        count = len(world.bodies("q"))
+        if run.raised is None:
+            assert count == published + 1
+        else:
+            assert run.raised is run.error
+            assert count in (published, published + 1)
+        published = count
+    check_whole(channel, world)
+
+
+def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    publish(channel, "x")
+
+    def get() -> Any:
+        message = channel.basic_get("q")
+        assert message is not None
+        return message
+
+    for run in interruptions(get):
+        if run.raised is None:
+            run.result.requeue()
+        else:
+            assert run.raised is run.error
+        settle(channel, world)
+        assert channel.unanswered == {}
+        assert [item.claim for item in world.items["q"]] == [0]
+    check_whole(channel, world)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda channel: channel.queue_declare("new", arguments={"x-message-ttl": 5}),
+        lambda channel: channel.queue_declare("q", passive=True),
+        lambda channel: channel.queue_purge("empty"),
+        lambda channel: channel.queue_delete("spare"),
+        lambda channel: channel.exchange_declare("x", "topic"),
+        lambda channel: channel.queue_bind("q", "bound", "#"),
+        lambda channel: channel.queue_unbind("q", "bound", "key"),
+        lambda channel: channel.exchange_bind("bound", "amq.topic", "#"),
+        lambda channel: channel.exchange_delete("spare"),
+    ],
+    ids=[
+        "declare",
+        "passive",
+        "purge",
+        "delete",
+        "exchange",
+        "bind",
+        "unbind",
+        "exchange_bind",
+        "exchange_delete",
+    ],
+)
+def test_entities(connect: Opener, world: World, call: Callable[[LeasedChannel], Any]) -> None:
+    channel = channel_to(connect)
+    for name in ("q", "empty", "spare"):
+        channel.queue_declare(name)
+    channel.exchange_declare("bound", "direct")
+    channel.exchange_declare("spare", "direct")
+    channel.queue_bind("q", "bound", "key")
+    for run in interruptions(lambda: call(channel)):
+        assert run.raised in (None, run.error)
+        settle(channel, world)
+    check_whole(channel, world)
+    call(channel)  # to the end
+
+
+def test_consume_and_cancel(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    for n in range(3):
+        publish(channel, str(n))
+
+    def consume() -> None:
+        sink = Sink()
+        tag = channel.basic_consume("q", sink=sink)
+        try:
+            sink.wait_for(1)
+        finally:
+            channel.basic_cancel(tag)
+
+    for run in interruptions(consume):
+        assert run.raised in (None, run.error)
+        # What a cancelled consumer has is its channel's, as in AMQP.
+        channel.basic_recover(requeue=True)
+        settle(channel, world)
+        assert channel.consumers == {}
+        with gevent.Timeout(10):
+            while any(item.claim for item in world.items["q"]):
+                turn()
+                channel.connection.catch_up()
+        assert channel.connection.feeds == {}
+        assert channel.connection.store.others("q") == 0
+    check_whole(channel, world)
+    other = channel_to(connect, kind)
+    bodies = [message.body for message in iter(lambda: other.basic_get("q", no_ack=True), None)]
+    assert bodies == ["0", "1", "2"]
+
+
+def test_close_of_a_link(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+    def use() -> None:
+        channel = channel_to(connect, kind)
+        channel.queue_declare("q")
+        publish(channel, "x")
+        message = channel.basic_get("q")
+        assert message is not None
+        message.ack()
+        channel.connection.close()
+
+    for run in interruptions(use, delays=(0, 1)):
+        assert run.raised in (None, run.error)
+    for store in list(world.stores):
+        # Those whose user was killed before he closed them.
+        assert store.is_open
+    channel = channel_to(connect, kind)
+    world.expire_leases()
+    check_whole(channel, world)
