@@ -12,7 +12,7 @@ from benchmarks.redis import works as redis_works
 from benchmarks.stores import rivals as store_rivals
 from benchmarks.stores import works as store_works
 
-__all__ = ["BOARDS", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "Board"]
+__all__ = ["BOARDS", "COUCHDB", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "Board"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,4 +50,10 @@ SQLITE: Final = Board(
     works=store_works.WORKS,
     rivals=store_rivals.SQLITE,
 )
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, SQLITE)}
+COUCHDB: Final = Board(
+    name="couchdb",
+    stage="benchmarks.stores.couchdb",
+    works=store_works.WORKS,
+    rivals=store_rivals.COUCHDB,
+)
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, COUCHDB, SQLITE)}

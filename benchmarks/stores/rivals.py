@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.rivals import Rival
 
-__all__ = ["MONGODB", "SQLITE", "rivals"]
+__all__ = ["COUCHDB", "MONGODB", "SQLITE", "rivals"]
 
 
 def rivals(**drivers: Rival) -> dict[str, Rival]:
@@ -52,3 +52,12 @@ SQLITE = {
         patched=True,
     ),
 }
+#: Today's kombu has no such transport.
+COUCHDB = rivals(
+    http=Rival(
+        title="geventhttpclient by hand",
+        module="benchmarks.stores.couchdb",
+        distribution="geventhttpclient",
+    )
+)
+del COUCHDB["kombu"]

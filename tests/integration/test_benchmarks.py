@@ -18,6 +18,7 @@ ALWAYS = {
     "redis": ("greenconn",),
     "mongodb": ("greenconn",),
     "sqlite": ("greenconn",),
+    "couchdb": ("greenconn",),
 }
 #: The fixtures that give the addresses of the brokers.
 URLS = {
@@ -25,6 +26,7 @@ URLS = {
     "redis": "redis_url",
     "mongodb": "mongodb_server",
     "sqlite": "sqlite_module_url",
+    "couchdb": "couchdb_server",
 }
 PAIRS = [(board.name, rival) for board in BOARDS.values() for rival in board.rivals]
 
