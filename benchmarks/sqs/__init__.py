@@ -1,1 +1,0 @@
-"""SQS beside kombu's transport of the same name, on one moto server: ``python -m benchmarks.sqs``."""
