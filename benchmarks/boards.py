@@ -12,7 +12,7 @@ from benchmarks.redis import works as redis_works
 from benchmarks.stores import rivals as store_rivals
 from benchmarks.stores import works as store_works
 
-__all__ = ["BOARDS", "COUCHDB", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "Board"]
+__all__ = ["BOARDS", "COUCHDB", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "SQS", "Board"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +56,10 @@ COUCHDB: Final = Board(
     works=store_works.WORKS,
     rivals=store_rivals.COUCHDB,
 )
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, COUCHDB, SQLITE)}
+SQS: Final = Board(
+    name="sqs",
+    stage="benchmarks.stores.sqs",
+    works=store_works.WORKS,
+    rivals=store_rivals.SQS,
+)
+BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, COUCHDB, SQLITE, SQS)}

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from benchmarks.boards import COUCHDB, MONGODB, RABBITMQ, REDIS, SQLITE, Board
+from benchmarks.boards import COUCHDB, MONGODB, RABBITMQ, REDIS, SQLITE, SQS, Board
 from benchmarks.clock import Figures
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import AMQP_URL, COUCHDB_URL, MONGODB_URL, REDIS_URL
+from tests.brokers.environment import AMQP_URL, COUCHDB_URL, MONGODB_URL, REDIS_URL, SQS_URL
 from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
+from tests.brokers.moto import MotoServer
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
@@ -45,6 +46,7 @@ _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     MONGODB.name: (MongoStandin, MONGODB_URL),
     SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
     COUCHDB.name: (PouchDB, COUCHDB_URL),
+    SQS.name: (MotoServer, SQS_URL),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.rivals import Rival
 
-__all__ = ["COUCHDB", "MONGODB", "SQLITE", "rivals"]
+__all__ = ["COUCHDB", "MONGODB", "SQLITE", "SQS", "rivals"]
 
 
 def rivals(**drivers: Rival) -> dict[str, Rival]:
@@ -61,3 +61,7 @@ COUCHDB = rivals(
     )
 )
 del COUCHDB["kombu"]
+
+SQS = rivals(
+    boto3=Rival(title="boto3 by hand", module="benchmarks.stores.sqs", distribution="boto3")
+)
