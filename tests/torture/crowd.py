@@ -103,14 +103,14 @@ class Publisher:
         try:
             failed = self._send(self.stream.queue, bodies)
         except BaseException as exc:
-            for _ in numbers:
-                self._ledger.failed(self.stream, exc)
+            for number in numbers:
+                self._ledger.failed(self.stream, number, type(exc).__name__)
             if isinstance(exc, Exception):
                 return count
             raise
         for position, number in enumerate(numbers):
             if position in failed:
-                self._ledger.failed(self.stream, failed[position])
+                self._ledger.failed(self.stream, number, type(failed[position]).__name__)
             else:
                 self._ledger.published(self.stream, number)
         return len(failed)

@@ -61,11 +61,13 @@ class Entry:
     Attributes:
         begun_at: when its publish began.
         is_sent: its publish has returned.
+        is_over: it has returned, or raised.
         count: how often it was handled.
     """
 
     begun_at: float
     is_sent: bool = False
+    is_over: bool = False
     is_excused: bool = False
     count: int = 0
 
@@ -107,7 +109,7 @@ class Stream:
     def forget(self, before: float) -> None:
         """Forget what was settled before that."""
         while (entry := self.entries.get(self.floor)) is not None:
-            if entry.begun_at > before or entry.is_open:
+            if entry.begun_at > before or entry.is_open or not entry.is_over:
                 return
             del self.entries[self.floor]
             self.floor += 1
@@ -190,17 +192,15 @@ class Ledger:
 
     def published(self, stream: Stream, number: int) -> None:
         """The publish of a message has returned."""
-        stream.entries[number].is_sent = True
+        entry = stream.entries[number]
+        entry.is_sent = entry.is_over = True
         self.sent += 1
         if number % 100 == 0:
             stream.forget(monotonic() - MEMORY)
 
-    def failed(self, stream: Stream, error: BaseException) -> None:
-        """The publish of a message has raised."""
-        self.note_failure(type(error).__name__)
-
-    def note_failure(self, error: str) -> None:
-        """The same, of an error of that name."""
+    def failed(self, stream: Stream, number: int, error: str) -> None:
+        """The publish of a message has raised an error of that name."""
+        stream.entries[number].is_over = True
         self.doubtful += 1
         self.errors[error] += 1
 

@@ -62,8 +62,8 @@ class Report(Ledger):
     def published(self, stream: Stream, number: int) -> None:
         tell("published", stream.number, number)
 
-    def failed(self, stream: Stream, error: BaseException) -> None:
-        tell("failed", stream.number, type(error).__name__)
+    def failed(self, stream: Stream, number: int, error: str) -> None:
+        tell("failed", stream.number, number, error)
 
     def handle(self, queue: str, body: object, is_redelivered: bool) -> None:
         tell("handled", queue, key_of(body), is_redelivered)

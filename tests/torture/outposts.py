@@ -96,8 +96,8 @@ class Outpost:
     def _published(self, stream: int, number: int) -> None:
         self._ledger.published(self._ledger.streams[stream], number)
 
-    def _failed(self, stream: int, error: str) -> None:
-        self._ledger.note_failure(error)
+    def _failed(self, stream: int, number: int, error: str) -> None:
+        self._ledger.failed(self._ledger.streams[stream], number, error)
 
     def _handled(self, queue: str, key: tuple[int, int] | None, is_redelivered: bool) -> None:
         self._ledger.handle_key(queue, key, is_redelivered)

@@ -49,8 +49,7 @@ def test_what_was_in_a_queue_that_was_deleted_is_excused(ledger: Ledger) -> None
 
 def test_a_doubtful_message_may_come_or_not(ledger: Ledger) -> None:
     stream = ledger.stream("q")
-    stream.begin()
-    ledger.failed(stream, OSError())
+    ledger.failed(stream, stream.begin(), "OSError")
     assert not ledger.missing()
     ledger.handle("q", body_of(0, 0, random.Random(0)), False)
     assert (ledger.handled, ledger.unexplained) == (1, 0)
@@ -139,6 +138,16 @@ def test_what_is_settled_is_forgotten(ledger: Ledger) -> None:
     assert ledger.missing() == [(stream, 2)]
     ledger.handle("q", bodies[0], False)
     assert ledger.unexplained == 1
+
+
+def test_a_publish_that_takes_long_is_not_forgotten(ledger: Ledger) -> None:
+    stream = ledger.stream("q")
+    number = stream.begin()
+    ledger.handle("q", body_of(0, number, random.Random(0)), False)
+    stream.forget(float("inf"))
+    ledger.published(stream, number)
+    stream.forget(float("inf"))
+    assert not stream.entries
 
 
 def test_a_seed_is_an_order_of_faults() -> None:
