@@ -105,6 +105,8 @@ class CouchApi:
         """
         status, answer = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
         results = self._good(status, answer, "storing documents")
+        if not isinstance(results, list):
+            raise NotCouch(f"{self.where}: no list of what became of the documents")
         found = {each.get("id"): each for each in results if isinstance(each, dict)}
         try:
             return [found[doc["_id"]] for doc in docs]

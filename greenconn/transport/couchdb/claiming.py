@@ -23,8 +23,11 @@ from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Claims"]
 
-#: Documents that are read at once.
+#: Documents that are read at once: at first, and at most where they are small.
+FIRST: Final = 16
 LARGEST: Final = 100
+#: Bytes of messages that should be read at once at most.
+HEAVY: Final = 2 * 1024 * 1024
 #: Ids of one queue that are read as a range.
 MANY: Final = 5
 #: Seconds at least between two looks for what is due.
@@ -56,7 +59,7 @@ class Claims:
         #: One greenlet at a time reads and claims, since a sight knows one read at a time.
         self._busy = BoundedSemaphore()
         #: Documents that are read at once; fewer where they are large.
-        self._page = LARGEST
+        self._page = FIRST
 
     # -- what others say; nothing here switches
 
@@ -183,7 +186,16 @@ class Claims:
             seen[queue] = ready
             if not ready:
                 sight.used({})
+        self._adapt(seen)
         return seen
+
+    def _adapt(self, seen: Mapping[str, list[Document]]) -> None:
+        """Read fewer at once where messages are large: to decode JSON lets nobody else run."""
+        size = sum(len(str(doc.get("payload"))) for docs in seen.values() for doc in docs)
+        if size > HEAVY:
+            self._page = max(1, self._page // 2)
+        elif size < HEAVY // 8:
+            self._page = min(LARGEST, self._page * 2)
 
     def _known(self, ids: Sequence[str]) -> dict[str, Document]:
         """Those of *ids*, which are sorted for each queue, that wait, in their order."""
