@@ -111,7 +111,8 @@ def test_an_error_is_a_reply(
     assert reply == {"a": {"error": repr(RuntimeError("not today"))}}
     (unknown,) = mailbox.call(["a"], "unknown", timeout=20)
     assert "KeyError" in unknown["a"]["error"]
-    assert [record.name for record in caplog.records] == ["greenconn.pidbox"] * 2
+    errors = [record.name for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["greenconn.pidbox"] * 2
 
 
 def test_a_cast_has_no_reply(mailbox: Mailbox, node: MakeNode) -> None:
@@ -176,7 +177,8 @@ def test_a_command_that_cannot_be_decoded_is_logged(
         producer.publish(b"\xff", exchange=mailbox.exchange, content_type="application/json")
         producer.publish({"method": "add"}, exchange=mailbox.exchange, serializer="pickle")
     assert mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20) == [{"a": 2}]
-    assert [record.name for record in caplog.records] == ["greenconn.pidbox"] * 2
+    errors = [record.name for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["greenconn.pidbox"] * 2
 
 
 def test_handlers_are_named_by_their_functions(unique: str) -> None:

@@ -188,6 +188,7 @@ def test_a_header_may_name_anything(name: Any) -> None:
         decompress(b"x", name)
 
 
+@pytest.mark.usefixtures("own_kinds")
 def test_what_others_decode_fails_in_our_way() -> None:
     register(lambda body: body, lambda body: {}[body], "application/x-theirs", ["theirs"])
     with pytest.raises(DecodeError, match="as theirs: KeyError"):
