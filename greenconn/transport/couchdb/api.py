@@ -69,7 +69,7 @@ class CouchApi:
         if status == 404:
             status, made = self._ask("PUT", "", deadline=deadline)
             if status not in (201, 202, 412):  # 412: somebody was quicker
-                if status in (400, 403):
+                if status in (400, 401, 403):
                     raise NoSuchDatabase(str(refusal(status, made, self.where, "making it")))
                 raise refusal(status, made, self.where, "making the database")
             status, found = self._ask("GET", "", deadline=deadline)

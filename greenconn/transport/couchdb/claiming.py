@@ -116,14 +116,23 @@ class Claims:
     def claim(self, wanted: Mapping[str, int]) -> list[Claimed]:
         """Claim messages; see the store.  May switch."""
         with self._busy:
-            found = self._expiry.take(self._owner()) if self._expiry.is_due else []
-            found += self._try(wanted)
-            if not found and len(wanted) == 1:
-                # Nobody may have told yet what is there: whoever asks for one message wants to know.
-                for queue in wanted:
-                    self._sight(queue).start_over(is_sparse=True)
-                found += self._try(wanted)
+            dead = self._expiry.take(self._owner()) if self._expiry.is_due else []
+            try:
+                found = self._find(wanted)
+            except Exception:
+                if not dead:
+                    raise
+                found = []  # the next claim is told the same
             self._set_alarm()
+        return dead + found
+
+    def _find(self, wanted: Mapping[str, int]) -> list[Claimed]:
+        found = self._try(wanted)
+        if not found and len(wanted) == 1:
+            # Nobody may have told yet what is there: whoever asks for one message wants to know.
+            for queue in wanted:
+                self._sight(queue).start_over(is_sparse=True)
+            found = self._try(wanted)
         return found
 
     def _sight(self, queue: str) -> Sight:

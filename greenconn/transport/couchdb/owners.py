@@ -122,6 +122,8 @@ class Owners:
             held = [row["id"] for row in page if not is_waiting(row["value"]["rev"])]
             for start in range(0, len(held), BATCH):
                 count += self._release(held[start : start + BATCH], dead)
+            if self.is_due:
+                self.beat()  # there may be very many messages
         return count
 
     def _release(self, ids: Sequence[str], dead: str) -> int:

@@ -65,6 +65,7 @@ def server(peer: PeerFactory) -> Iterator[Server]:
         ([(403, '{"error":"forbidden"}')], LoginRefused),
         ([(500, "<html>")], LinkLost),
         ([(404, "{}"), (403, '{"error":"forbidden"}')], NoSuchDatabase),
+        ([(404, "{}"), (401, '{"error":"unauthorized"}')], NoSuchDatabase),
         ([(404, "{}"), (400, '{"error":"illegal_database_name"}')], NoSuchDatabase),
         ([(404, "{}"), (503, "")], LinkLost),
     ],
