@@ -10,14 +10,23 @@ import pytest
 from greenconn.transport import memory
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
-from tests.integration.capabilities import KINDS, Kind
+from tests.integration.capabilities import EVERYWHERE, KINDS, Kind
 from tests.integration.contract import Side
 
 
+#: The tests behind the table of what all can.
+_SHOWN = {name for names in EVERYWHERE.values() for name in names}
+
+
 @pytest.fixture(params=list(KINDS))
-def broker_kind(request: pytest.FixtureRequest) -> Kind:
-    """Each transport in turn, as far as it can what the test needs."""
+def broker_kind(request: pytest.FixtureRequest, long: bool, patched: bool) -> Kind:
+    """Each transport in turn, as far as it can what the test needs.
+
+    With stand-ins that are slow the patched process runs the tests of the table, the other one all.
+    """
     kind = KINDS[request.param]
+    if kind.is_slow and patched and not long and request.node.originalname not in _SHOWN:
+        pytest.skip(f"the stand-in for {kind.title} is slow: patched with --long")
     for marker in request.node.iter_markers("needs"):
         for capability in marker.args:
             if capability in kind.lacks:
