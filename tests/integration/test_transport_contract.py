@@ -22,6 +22,7 @@ from greenconn.exceptions import (
 from greenconn.message import Message
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
+from tests.integration.redis_clients import wait_until
 
 # -- messages
 
@@ -363,9 +364,11 @@ def test_prefetch_bounds_each_consumer(side: Side) -> None:
     for store in stores:
         channel.basic_consume(queue, sink=store)
     channel.basic_qos(0, 0, False)  # for those that are started from now on
+    wait_until(lambda: [len(each) for each in stores] == [2, 2])
     side.drain_all(channel.connection, 0.2)
     assert [len(each) for each in stores] == [2, 2]
     stores[0].take().ack()
+    wait_until(lambda: [len(each) for each in stores] == [2, 2])
     side.drain_all(channel.connection, 0.2)
     assert [len(each) for each in stores] == [2, 2]
     channel.basic_consume(queue, callback=got.append)
