@@ -13,7 +13,6 @@ from tests.fix_brokers import RedisFactory
 from tests.integration.capabilities import EVERYWHERE, KINDS, Kind
 from tests.integration.contract import Side
 
-
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
 
