@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -86,6 +87,8 @@ def ring(path: str, words: list[bytes]) -> bool:
     except OSError as exc:
         return exc.errno not in (errno.ENXIO, errno.ENOENT)
     try:
+        if not stat.S_ISFIFO(os.fstat(writer).st_mode):
+            return False  # what is not a pipe is not written to
         piece = b""
         for word in words:
             if len(piece) + len(word) + 1 > ATOMIC:

@@ -27,8 +27,9 @@ __all__ = ["Outcome", "Worker"]
 
 J = TypeVar("J")
 
-#: The native one, also in a patched process: it is held in a native thread.
+#: The native ones, also in a patched process: they are for a native thread.
 _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
+_sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
 class Outcome(NamedTuple):
@@ -99,6 +100,11 @@ class Worker(Generic[J]):
         self._pending.clear()
         if pool is not None:
             pool.fork_watcher.stop()
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Let the thread sleep; for what it runs, which does not hold ``gate`` then."""
+        _sleep(seconds)
 
     # -- in the hub
 

@@ -237,6 +237,25 @@ def test_everything_is_there_after_the_last_link(sqlite_url: str) -> None:
         assert [each.delivery_info["redelivered"] for each in messages] == [True] + [False] * 9
 
 
+def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_path: Path) -> None:
+    """Who may write the file cannot have us write or remove what he may not."""
+    (tmp_path / "precious").write_text("untouched")
+    (tmp_path / "broker.db-aa.wake").write_text("no pipe")
+    with Connection(f"{sqlite_url}?look_interval=0.05") as connection:
+        Queue("q")(connection.default_channel).declare()
+        for owner in ("../precious", "/precious", f"{tmp_path}/precious", "aa"):
+            database(path, look_interval=0.05).write(
+                lambda db, owner=owner: db.execute(
+                    "INSERT INTO consumers (queue, owner, count, exclusive, armed) "
+                    "SELECT id, ?, 1, 0, 1 FROM queues",
+                    (owner,),
+                )
+            )
+        greenconn.publish("q", 1, connection=connection)
+    assert (tmp_path / "precious").read_text() == "untouched"
+    assert (tmp_path / "broker.db-aa.wake").read_text() == "no pipe"
+
+
 def test_full_synchronous(sqlite_url: str, path: str) -> None:
     with Connection(f"{sqlite_url}?synchronous=full") as connection:
         greenconn.publish("q", 1, connection=connection)
@@ -267,15 +286,26 @@ def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
         assert transactions < 20
 
 
-def test_unreadable_message_is_rejected(
-    sqlite_url: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        "no JSON",
+        "[" * 100_000,
+        "[]",
+        "5",
+        '{"properties": 5}',
+        '{"properties": {}, "headers": [1]}',
+    ],
+    ids=["text", "deep", "list", "number", "properties", "headers"],
+)
+def test_unreadable_message_is_rejected(sqlite_url: str, path: str, envelope: str) -> None:
     with Connection(sqlite_url) as connection:
         greenconn.publish("q", "good", connection=connection)
         database(path).write(
             lambda db: db.execute(
                 "INSERT INTO messages (queue, state, priority, envelope, body) "
-                "SELECT id, 0, 9, 'no JSON', x'00ff' FROM queues"
+                "SELECT id, 0, 9, ?, x'00ff' FROM queues",
+                (envelope,),
             )
         )
         got: list[str] = []

@@ -69,6 +69,10 @@ class Directory:
             declared = self.find(name)
         return UNDECLARED if declared is None else declared
 
+    def is_known(self, name: str) -> bool:
+        """Whether nothing need be asked to publish to a queue.  Never switches."""
+        return name in self._rules
+
     def is_there(self, name: str) -> bool:
         """Whether a queue exists, as far as is known here; else the store says.  May switch."""
         return name in self._known or self.find(name) is not None

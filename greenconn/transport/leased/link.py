@@ -171,10 +171,14 @@ class LeasedLink(VirtualLink):
 
         Whoever asks something shall see what he did before.
         """
+        deadline = Deadline(self.options.reply_timeout)
         for greenlet, slot in list(self._calls.items()):
             if slot is None:
-                greenlet.join()
-        self.settling.flush(Deadline(self.options.reply_timeout))
+                greenlet.join(deadline.left())
+        try:
+            self.settling.flush(deadline)
+        except TimeoutError as exc:
+            raise self.no_answer("answering") from exc
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """A call to the store failed.  Never switches.

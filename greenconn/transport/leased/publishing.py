@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import ContentTooLarge, PublishNacked, PublishTimeout
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
@@ -87,6 +88,20 @@ class Stored:
         return f"exchange {exchange!r}, routing key {routing_key!r}"
 
 
+class _How(NamedTuple):
+    """How a message is published.
+
+    Attributes:
+        is_confirmed: somebody wants to know what became of it.
+        deadline: for all of it; None: the link's.
+    """
+
+    mandatory: bool
+    immediate: bool
+    is_confirmed: bool
+    deadline: DeadlineLike | None
+
+
 class PublishingToStore(PublishingMethods):
     """What a channel does to publish."""
 
@@ -117,7 +132,8 @@ class PublishingToStore(PublishingMethods):
         if timeout is None:
             timeout = confirm_timeout
         deadline = None if timeout is None else Deadline(timeout)
-        sent = self._begin(message, exchange or "", routing_key or "", mandatory, immediate, False)
+        how = _How(mandatory, immediate, False, deadline)
+        sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:
             if mandatory:
                 returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
@@ -145,7 +161,9 @@ class PublishingToStore(PublishingMethods):
         if timeout is None:
             timeout = confirm_timeout
         deadline = None if timeout is None else Deadline(timeout)
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate).wait(deadline)
+        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
+            deadline
+        )
 
     def begin_publish(
         self,
@@ -162,7 +180,8 @@ class PublishingToStore(PublishingMethods):
             NotFound: there is no such exchange; the channel is closed.
             ContentTooLarge: the body is above ``max_message_size``.
         """
-        sent = self._begin(message, exchange or "", routing_key or "", mandatory, immediate, True)
+        how = _How(mandatory, immediate, True, deadline)
+        sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:
             return Decided(_unroutable(exchange, routing_key) if mandatory else None)
         return sent
@@ -172,13 +191,11 @@ class PublishingToStore(PublishingMethods):
         message: Envelope,
         exchange: str,
         routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        is_confirmed: bool,
+        how: _How,
     ) -> Stored | None:
         """Begin to store a message; None: it has no queue to go to."""
         self.check_open()
-        if immediate:
+        if how.immediate:
             raise _no_immediate()
         link = self.connection
         limit = link.options.max_message_size
@@ -186,17 +203,31 @@ class PublishingToStore(PublishingMethods):
             raise ContentTooLarge(
                 f"body of {len(message['body'])} bytes is above max_message_size ({limit} bytes)"
             )
-        headers = message["headers"]
+        if exchange or not link.directory.is_known(routing_key):
+            # The store is asked something first.
+            deadline: Deadline = how.deadline or NEVER  # type: ignore[assignment]
+            with Limit(deadline, f"publishing to {link.where}"):
+                entries = self._routed(message, exchange, routing_key, how.mandatory)
+        else:
+            entries = self._routed(message, exchange, routing_key, how.mandatory)
+        if not entries:
+            return None
+        self.check_open()  # it may have been closed meanwhile
+        slot = link.putting.put(entries)
+        return Stored(link, slot, (exchange, routing_key), how.mandatory, how.is_confirmed)
+
+    def _routed(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
+    ) -> list[Entry]:
+        """A message for each queue that it goes to."""
+        link, headers = self.connection, message["headers"]
         queues = self._queues(exchange, routing_key, headers, mandatory)
         if not queues:
             if mandatory or link.options.deadletter_queue is None:
-                return None
+                return []
             queues = [self._last_resort(exchange, routing_key, link.options.deadletter_queue)]
         envelope = self._envelope(message, exchange, routing_key)
-        entries = self._entries(envelope, queues, _delay(headers))
-        self.check_open()  # it may have been closed meanwhile
-        slot = link.putting.put(entries)
-        return Stored(link, slot, (exchange, routing_key), mandatory, is_confirmed)
+        return self._entries(envelope, queues, _delay(headers))
 
     @closes_channel
     def _entries(self, envelope: Envelope, queues: list[str], delay: float) -> list[Entry]:

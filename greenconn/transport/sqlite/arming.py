@@ -9,7 +9,7 @@ from greenconn.transport.sqlite.lists import chunks, in_list
 
 __all__ = ["Pipes", "arm", "armed"]
 
-#: Who is to be told: the path of a pipe -> the numbers of queues.
+#: Who is to be told, through its pipe, and of which queues: link -> their numbers.
 Pipes = dict[str, set[int]]
 
 
@@ -33,8 +33,7 @@ def armed(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
     for chunk in chunks(list(queues)):
         marks, values = in_list(chunk)
         found = db.execute(
-            "SELECT queue, pipe FROM consumers JOIN owners USING (owner) "
-            f"WHERE armed = 1 AND owner != ? AND queue IN {marks}",
+            f"SELECT queue, owner FROM consumers WHERE armed = 1 AND owner != ? AND queue IN {marks}",
             (owner, *values),
         ).fetchall()
         if found:
@@ -42,6 +41,6 @@ def armed(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
                 f"UPDATE consumers SET armed = 0 WHERE armed = 1 AND owner != ? AND queue IN {marks}",
                 (owner, *values),
             )
-            for queue, pipe in found:
-                pipes.setdefault(pipe, set()).add(queue)
+            for queue, consumer in found:
+                pipes.setdefault(consumer, set()).add(queue)
     return pipes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from greenconn.exceptions import AMQPError
@@ -124,7 +124,13 @@ class Database:
                 f"keeps its log beside the file"
             )
         # Without its own waiting: a fork must not wait for that.
-        connection = sqlite3.connect(path, 0.0, 0, None, False, cached_statements=STATEMENTS)
+        connection = sqlite3.connect(
+            path,
+            timeout=0.0,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=STATEMENTS,
+        )
         try:
             self._prepare(connection)
         except sqlite3.OperationalError as exc:
@@ -212,7 +218,7 @@ class Database:
             except sqlite3.OperationalError as exc:
                 if not is_locked(exc) or monotonic() > end:
                     raise
-            sleep(pause)
+            self._worker.pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _transact(self, jobs: Sequence[Job]) -> list[Any]:

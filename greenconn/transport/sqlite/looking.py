@@ -27,7 +27,7 @@ class Seen(NamedTuple):
         gone: consumed queues that are deleted.
         dead: messages that had grown too old.
         pipes: who is to be told, and of which queues; 0: that some are deleted.
-        orphans: pipes of dead processes.
+        orphans: links of dead processes.
         next_at: when the next look is due.
     """
 
@@ -39,11 +39,11 @@ class Seen(NamedTuple):
     next_at: float | None
 
 
-def live(db: sqlite3.Connection, owner: str, pipe: str, lease: float) -> None:
+def live(db: sqlite3.Connection, owner: str, lease: float) -> None:
     """A link lives."""
     db.execute(
-        "INSERT INTO owners VALUES (?, ?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
-        (owner, time() + lease, pipe),
+        "INSERT INTO owners VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
+        (owner, time() + lease),
     )
 
 
@@ -64,8 +64,8 @@ def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
         if auto_delete and not queues.others(db, name, owner):
             names.append(name)
     for name in names:
-        for pipe in queues.drop(db, name)[1]:
-            pipes.setdefault(pipe, set()).add(0)
+        for consumer in queues.drop(db, name)[1]:
+            pipes.setdefault(consumer, set()).add(0)
     return pipes
 
 
@@ -80,24 +80,24 @@ def look(
 
     Arguments:
         consumed: what the own link consumes.
-        silent: pipes that nobody reads.
+        silent: links whose pipes nobody reads.
     """
     now = time()
-    for pipe in silent:
-        db.execute("UPDATE owners SET until = 0 WHERE pipe = ? AND owner != ?", (pipe, how.owner))
+    for owner in silent:
+        db.execute("UPDATE owners SET until = 0 WHERE owner = ? AND owner != ?", (owner, how.owner))
     due, pipes = release_due(db, now, how.owner)
     orphans = []
-    for owner, pipe in db.execute(
-        "SELECT owner, pipe FROM owners WHERE until <= ? AND owner != ?", (now, how.owner)
+    for (owner,) in db.execute(
+        "SELECT owner FROM owners WHERE until <= ? AND owner != ?", (now, how.owner)
     ).fetchall():
-        orphans.append(pipe)
+        orphans.append(owner)
         _add(pipes, leave(db, queues, owner))
     for (name,) in db.execute(
         "SELECT name FROM queues WHERE idle_until <= ? OR (owner IS NOT NULL AND owner NOT IN "
         "(SELECT owner FROM owners) AND owner != ?)",
         (now, how.owner),
     ).fetchall():
-        _add(pipes, {pipe: {0} for pipe in queues.drop(db, name)[1]})
+        _add(pipes, {consumer: {0} for consumer in queues.drop(db, name)[1]})
     dead = take_dead(db, queues, how, now)
     ripe, gone = [], []
     for number, name in consumed.items():
@@ -117,5 +117,5 @@ def _has_messages(db: sqlite3.Connection, queue: int) -> bool:
 
 
 def _add(pipes: Pipes, more: Pipes) -> None:
-    for pipe, numbers in more.items():
-        pipes.setdefault(pipe, set()).update(numbers)
+    for owner, numbers in more.items():
+        pipes.setdefault(owner, set()).update(numbers)

@@ -106,17 +106,13 @@ class Queues:
         return idle_until
 
     def drop(self, db: sqlite3.Connection, name: str) -> tuple[int, set[str]]:
-        """Delete a queue; how many messages waited, and the pipes of those who consumed."""
+        """Delete a queue; how many messages waited, and the links that consumed."""
         row = self.row(db, name)
         if row is None:
             return 0, set()
         count = self.size(db, name)
-        pipes = {
-            pipe
-            for (pipe,) in db.execute(
-                "SELECT pipe FROM consumers JOIN owners USING (owner) WHERE queue = ?", (row.id,)
-            )
-        }
+        found = db.execute("SELECT owner FROM consumers WHERE queue = ?", (row.id,))
+        consumers = {owner for (owner,) in found}
         db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
@@ -129,7 +125,7 @@ class Queues:
             drop_unbound(db, [source for (source,) in sources])
             note_change(db)
         self._known.pop(row.id, None)
-        return count, pipes
+        return count, consumers
 
     def size(self, db: sqlite3.Connection, name: str) -> int:
         """How many messages wait."""

@@ -27,7 +27,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
-from greenconn.transport.sqlite import exchanges, looking, messages
+from greenconn.transport.sqlite import exchanges, looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
@@ -79,7 +79,7 @@ class SqliteStore(Store):
         self._timer: Any = None
         self._timer_at: float | None = None
         self._looks = False
-        #: Pipes that nobody reads.
+        #: Links whose pipes nobody reads.
         self._silent: set[str] = set()
         #: Exchange -> its rows, as of this version.
         self._rows: dict[str, tuple[Row, ...] | None] = {}
@@ -117,15 +117,19 @@ class SqliteStore(Store):
     def _register(self) -> None:
         """Be known to the others.  May switch."""
         if self._fifo is None:
-            path = f"{self.path}-{self.owner}.wake"
             try:
-                self._fifo = Fifo(path, self._heard)
+                self._fifo = Fifo(self._pipe(self.owner), self._heard)
             except OSError as exc:
                 raise CannotOpen(
                     f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
                     f"processes wake each other; put the file into another folder"
                 ) from exc
-        self._database.write(looking.live, self.owner, self._fifo.path, self.lease)
+        self._database.write(looking.live, self.owner, self.lease)
+
+    def _pipe(self, owner: str) -> str:
+        """The path of a link's pipe; never from the file alone, which strangers may have written."""
+        name = owner if owner.isascii() and owner.isalnum() else "unknown"
+        return f"{os.path.realpath(self.path)}-{name}.wake"
 
     # -- waking
 
@@ -139,11 +143,12 @@ class SqliteStore(Store):
                 self._look_at(time())
 
     def _tell(self, pipes: Pipes) -> None:
-        for path, numbers in pipes.items():
-            if self._fifo is not None and path == self._fifo.path:
-                self._heard([b"%d" % number for number in numbers])
-            elif not ring(path, [b"%d" % number for number in numbers]):
-                self._silent.add(path)
+        for owner, numbers in pipes.items():
+            words = [b"%d" % number for number in numbers]
+            if owner == self.owner:
+                self._heard(words)
+            elif not ring(self._pipe(owner), words):
+                self._silent.add(owner)
         if self._silent:
             self._look_at(time())
 
@@ -191,9 +196,9 @@ class SqliteStore(Store):
         seen = self._database.write(
             looking.look, self._database.queues, self._claim(), dict(self._consumed), silent
         )
-        for path in seen.orphans:
+        for owner in seen.orphans:
             with suppress(OSError):
-                os.unlink(path)
+                os.unlink(self._pipe(owner))
         for name in seen.gone:
             self._forget(name)
             self.gone(name)
@@ -222,9 +227,9 @@ class SqliteStore(Store):
         return found
 
     def drop_queue(self, name: str) -> int:
-        count, pipes = self._database.write(self._database.queues.drop, name)
+        count, consumers = self._database.write(self._database.queues.drop, name)
         self._forget(name)
-        self._tell({pipe: {0} for pipe in pipes})
+        self._tell({owner: {0} for owner in consumers})
         return int(count)
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
@@ -328,15 +333,15 @@ class SqliteStore(Store):
 
     def settle(self, answers: Sequence[Answer]) -> int | None:
         settled: messages.Put = self._database.write(
-            messages.settle, self._database.queues, answers, self._claim()
+            settlements.settle, self._database.queues, answers, self._claim()
         )
         self._after(settled)
         return settled.late
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._fifo is not None:
-            self._database.write(looking.live, self.owner, self._fifo.path, self.lease)
+            self._database.write(looking.live, self.owner, self.lease)
         if not handles:
             return ()
-        lost: list[messages.Handle] = self._database.write(messages.renew, handles, self.lease)
+        lost: list[messages.Handle] = self._database.write(settlements.renew, handles, self.lease)
         return lost

@@ -142,6 +142,17 @@ def test_deadline_says_what_may_be(connect: Opener, world: World) -> None:
     may_go.set()
 
 
+def test_deadline_covers_the_routing(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.exchange_declare("x")
+    world.before = lambda method, argument: Event().wait() if method == "find_queue" else None
+    with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
+        publish(channel, "x", "unknown", timeout=0.01)
+    assert world.count("put") == 0
+    world.before = lambda method, argument: None
+    assert channel.is_open
+
+
 def test_store_without_answer_ends_the_link(connect: Opener, world: World) -> None:
     channel = channel_to(connect, reply_timeout=0.01)
     channel.queue_declare("q")
