@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -406,7 +407,7 @@ def test_connections_opened_and_closed_leave_nothing(
     any_url: str, unique: str, long: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A thousand of them: no descriptor, no greenlet, no object."""
-    rounds = 1000 if long else 40
+    rounds = 1000 if long else 100
     for name in ("amqp", "greenconn"):
         caplog.set_level(logging.CRITICAL, name)  # pytest keeps all records
 
@@ -425,14 +426,18 @@ def test_connections_opened_and_closed_leave_nothing(
         return Counter(type(each).__name__ for each in gc.get_objects())
 
     def grown() -> dict[str, int]:
-        return {name: count for name, count in (objects() - before).items() if count > rounds / 4}
+        more = (objects() - before).items()
+        # Less is what was imported, or is cached, meanwhile.
+        return {name: count for name, count in more if count > rounds / 2}
 
     for _ in range(rounds // 4):
         once()
     before, descriptors = objects(), len(os.listdir("/proc/self/fd"))
     for _ in range(rounds):
         once()
-    until(lambda: not grown())  # what is under way ends
+    with suppress(AssertionError):
+        until(lambda: not grown())  # what is under way ends
+    assert not grown()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 

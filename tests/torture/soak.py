@@ -40,8 +40,8 @@ from tests.torture.moments.worlds import WORLDS, World
 __all__ = ["Figures", "soak"]
 
 SOON = 60.0
-#: How much of the time is for caches to fill.
-WARM = 0.25
+#: How much of the time is for caches to fill, and for the holes between what malloc has given out.
+WARM = 0.5
 #: Seconds from which on it is said what grows.
 LONG = 120.0
 #: Kibibytes a minute that noise may be, and objects of one type that come and go.
@@ -68,9 +68,10 @@ class Figures:
     calls: int = 0
     #: Errors that callers got while the link was away.
     told: int = 0
-    #: Of the resident memory once it was warm, in KiB a minute, and its first and last value in MiB.
+    #: Of the resident memory once it was warm, in KiB a minute.
     slope: float = 0.0
-    memory: tuple[float, float] = (0.0, 0.0)
+    #: The resident memory from the beginning on, in MiB: eleven values.
+    memory: list[float] = field(default_factory=list)
     #: Types of which there are more at the end than when it was warm.
     grown: dict[str, int] = field(default_factory=dict)
     objects: tuple[int, int] = (0, 0)
@@ -251,21 +252,22 @@ class Samples:
         self._times.append(monotonic())
         self._sizes.append(pages * PAGE / 1024)
 
-    def slope(self) -> float:
-        """KiB a minute, by least squares."""
-        count = len(self._times)
-        if count < 3:
+    def slope(self, since: float) -> float:
+        """KiB a minute from the time *since* on, by least squares."""
+        both = zip(self._times, self._sizes, strict=True)
+        points = [(time, size) for time, size in both if time >= since]
+        if len(points) < 3:
             return 0.0
-        mean_time, mean_size = sum(self._times) / count, sum(self._sizes) / count
-        over = sum(
-            (time - mean_time) * (size - mean_size)
-            for time, size in zip(self._times, self._sizes, strict=True)
-        )
-        return 60.0 * over / sum((time - mean_time) ** 2 for time in self._times)
+        mean_time = sum(time for time, _ in points) / len(points)
+        mean_size = sum(size for _, size in points) / len(points)
+        over = sum((time - mean_time) * (size - mean_size) for time, size in points)
+        return 60.0 * over / sum((time - mean_time) ** 2 for time, _ in points)
 
-    def ends(self) -> tuple[float, float]:
-        """The first and the last size, in MiB."""
-        return round(self._sizes[0] / 1024, 1), round(self._sizes[-1] / 1024, 1)
+    def course(self, count: int = 11) -> list[float]:
+        """So many of the sizes, at even distances, in MiB."""
+        last = len(self._sizes) - 1
+        places = [last * each // (count - 1) for each in range(count)]
+        return [round(self._sizes[place] / 1024, 1) for place in places]
 
 
 def census() -> Counter[str]:
@@ -294,27 +296,26 @@ def soak(
     figures = Figures(world.name)
     load = Load(world, figures)
     began_at = monotonic()
-    samples: Samples | None = None
+    samples, warm_at = Samples(), 0.0
     before: Counter[str] = Counter()
     try:
         while (passed := monotonic() - began_at) < seconds:
-            if samples is None and passed >= seconds * WARM:
+            if not warm_at and passed >= seconds * WARM:
                 before, first = load.census(), descriptors()
-                samples = Samples()
+                warm_at = monotonic()
             gevent.sleep(min(interval, seconds * WARM))
             if world.can_cut:
                 world.cut()
                 figures.cuts += 1
-            if samples is not None:
-                samples.take()
+            samples.take()
             tell(f"{world}: {passed:6.1f} s, {figures.published} sent, {figures.cuts} cuts")
-        assert samples is not None
+        assert warm_at
         after, last = load.census(), descriptors()
         load.settle()
     finally:
         load.close()
     figures.seconds = round(monotonic() - began_at, 1)
-    figures.slope, figures.memory = round(samples.slope(), 1), samples.ends()
+    figures.slope, figures.memory = round(samples.slope(warm_at), 1), samples.course()
     grown = after - before
     figures.grown = {name: number for name, number in grown.items() if number > OBJECTS}
     figures.objects = (before.total(), after.total())
