@@ -320,9 +320,11 @@ class SqliteStore(Store):
         }
         if numbers:
             taken = database.write(messages.claim, database.queues, numbers, how)
-        else:
-            (name,) = wanted  # ``basic_get``
+        elif len(wanted) == 1:  # ``basic_get``
+            (name,) = wanted
             taken = database.write(messages.get, database.queues, name, how)
+        else:
+            return ()  # they were deleted meanwhile
         for number in taken.due:
             if number in self._consumed and number not in numbers:
                 self.wake(self._consumed[number])
