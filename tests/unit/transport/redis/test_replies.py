@@ -1,0 +1,62 @@
+"""Replies of a form that no Redis gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from greenconn.transport.redis.errors import NotRedis
+from greenconn.transport.redis.replies import check_reply
+from greenconn.transport.redis.scripts import JOIN, MOVE
+from greenconn.wire.resp import pack
+
+RIGHT: list[tuple[tuple[Any, ...], Any]] = [
+    (("GET", "k"), None),
+    (("GET", "k"), b"x"),
+    (("EXISTS", "k"), 0),
+    (("HMGET", "k", "a", "b"), [None, b"x"]),
+    (("SMEMBERS", "k"), {b"x"}),
+    (("SMEMBERS", "k"), []),
+    (("TIME",), [b"1700000000", b"123456"]),
+    (("ZSCORE", "k", "m"), b"1.5"),
+    (("ZSCORE", "k", "m"), 1.5),
+    (("HGETALL", "k"), {b"a": b"b"}),
+    (("HGETALL", "k"), [b"a", b"b"]),
+    (("ZRANGEBYSCORE", "k", 0, 1), [[b"m", 1.5]]),
+    (("ZRANGEBYSCORE", "k", 0, 1), [b"m", b"1.5"]),
+    (("EVAL", JOIN.text, 0), -1),
+    (("EVALSHA", MOVE.digest, 0), 3),
+    (("EVALSHA", b"of another script", 0), b"anything"),
+    (("SET", "k", "v"), [b"anything"]),
+]
+WRONG: list[tuple[tuple[Any, ...], Any]] = [
+    (("GET", "k"), 5),
+    (("EXISTS", "k"), b"OK"),
+    (("EXISTS", "k"), True),
+    (("HMGET", "k", "a", "b"), [None]),
+    (("HMGET", "k", "a", "b"), [None, b"x", b"y"]),
+    (("HMGET", "k", "a"), [5]),
+    (("SMEMBERS", "k"), [None]),
+    (("TIME",), [b"1", b"x"]),
+    (("TIME",), [b"1"]),
+    (("ZSCORE", "k", "m"), b"high"),
+    (("HGETALL", "k"), [b"a"]),
+    (("HGETALL", "k"), {b"a": 5}),
+    (("ZRANGEBYSCORE", "k", 0, 1), [[b"m"]]),
+    (("ZRANGEBYSCORE", "k", 0, 1), [b"m"]),
+    (("ZRANGEBYSCORE", "k", 0, 1), None),
+    (("EVAL", JOIN.text, 0), None),
+    (("EVALSHA", MOVE.digest, 0), b"3"),
+]
+
+
+@pytest.mark.parametrize(("command", "reply"), RIGHT)
+def test_what_a_redis_replies(command: tuple[Any, ...], reply: Any) -> None:
+    check_reply(pack(*command), reply, "redis://h")
+
+
+@pytest.mark.parametrize(("command", "reply"), WRONG)
+def test_what_no_redis_replies(command: tuple[Any, ...], reply: Any) -> None:
+    with pytest.raises(NotRedis, match=r"redis://h: the reply to \w+ is not what it must be"):
+        check_reply(pack(*command), reply, "redis://h")
