@@ -43,7 +43,7 @@ def _long(text: bytes) -> bytes:
 #: Property blocks and bodies that RabbitMQ passes on.
 AMQP: list[tuple[bytes, bytes]] = [
     *((block, b"{}") for block in corpus.PROPERTIES),
-    *((_JSON, body) for body in corpus.BODIES),
+    *((_JSON, body) for body in corpus.BODIES[::3]),
     (_block("application/x-python-serialize", "binary"), b"cos\nsystem\n(S'true'\ntR."),
     (_block("application/x-yaml", "utf-8"), b"!!python/object/apply:os.system [true]"),
     (_block("application/json\0", "utf-8"), b"{}"),
@@ -70,19 +70,13 @@ AMQP: list[tuple[bytes, bytes]] = [
 
 def amqp_poison(url: str, queue: str, cases: Iterable[tuple[bytes, bytes]]) -> None:
     """Publish such messages; what RabbitMQ does not take is left out.  May switch."""
-    connection = Connection(url)
-    try:
+    with Connection(url) as connection:
         for block, body in cases:
             # It ends the whole connection for what it cannot read.
-            with (
-                suppress(KombuError, AMQPError, OSError),
-                connection.clone() as one,
-                one.channel() as channel,
-            ):
+            with suppress(KombuError, AMQPError, OSError):
                 message = Outgoing.packed_as(block, body)
+                channel = connection.default_channel
                 channel.basic_publish_confirm(message, "", queue, timeout=10)
-    finally:
-        connection.close()
 
 
 def redis_poison(url: str, queue: str, cases: Iterable[bytes]) -> None:
