@@ -75,8 +75,9 @@ class Waiting:
         desk = self._desk
         (listed,) = desk.ask([line(b"list-tubes")])
         bells = [each[2:] for each in listed.body.split(b"\n") if each.startswith(b"- " + BELLS)]
-        for tube in bells:
-            facts = desk.counts(tube)
+        replies = desk.ask([line(b"stats-tube", tube) for tube in bells])
+        for tube, reply in zip(bells, replies, strict=True):
+            facts = desk.read_counts(reply)
             if tube != self._tube and facts.get(b"current-watching") == b"0":
                 desk.kick(tube)
                 desk.empty(tube)
