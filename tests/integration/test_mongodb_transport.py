@@ -14,7 +14,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
-from greenconn.exceptions import AccessRefused
+from greenconn.exceptions import AccessRefused, RecoverableConnectionError
 from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb import waking
 from greenconn.transport.mongodb.store import MongoStore
@@ -239,6 +239,23 @@ def test_killed_publishers_leave_nothing(mongodb_url: str) -> None:
                 bodies.append(message.payload)
         assert bodies[0] == "first"
         assert set(bodies[1:-1]) <= {"maybe"}
+
+
+def test_claims_of_a_lost_link_come_back_at_once(mongodb_url: str) -> None:
+    """Also those that were on their way, of which nobody knows what they have taken."""
+    got: set[Any] = set()
+    count = 100
+    with Connection(mongodb_url) as connection:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.add(body), connection=connection, prefetch_count=10
+        )
+        assert consumer.wait_ready(SOON)
+        for number in range(count):
+            greenconn.publish("q", number, connection=connection)
+            if number % 10 == 0:
+                connection.connection.end(RecoverableConnectionError("cut by the test"))
+        until(lambda: len(got) == count)
+        assert consumer.stop(SOON)
 
 
 def test_child_has_a_client_of_its_own(mongodb_url: str) -> None:

@@ -7,13 +7,16 @@ very claim; if somebody else was quicker with some, it reads which ones it got.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import gevent
 from bson import ObjectId
 from pymongo import ASCENDING
+from pymongo.errors import OperationFailure
 
+from greenconn.green.deadline import Deadline
 from greenconn.transport.leased.store import Answer, Claimed, Settlement
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import (
@@ -34,6 +37,10 @@ _ORDER: Final = [("priority", ASCENDING), ("_id", ASCENDING)]
 _LOOKS: Final = 4
 #: Expired messages that are taken at once.
 _DEAD_LIMIT: Final = 100
+#: Seconds that the end of claims is waited for that nobody else waits for.
+ABANDONED_TIMEOUT: Final = 5.0
+#: Seconds that a request takes to the server which was sent before its connection was dropped.
+ON_ITS_WAY: Final = 0.05
 
 
 class Claims:
@@ -52,45 +59,87 @@ class Claims:
         #: Key -> the claim by which it is held here: a message that came back and was taken again is
         #: not settled by whoever had it first.
         self._held: dict[Any, Handle] = {}
+        #: Claims that have not returned to who made them; those of them that nobody waits for.
+        self._open: set[Any] = set()
+        self._abandoned: set[Any] = set()
+        #: Claims that run, in whichever thread.
+        self._running: set[Any] = set()
 
     # -- claiming
 
     def take(self, wanted: Mapping[str, int], limit: int) -> list[Claimed]:
         """Claim at most *limit* messages.  May switch."""
         if len(wanted) > 1:
-            return self._keep(self._client.call(self._take_of_many, wanted, limit))
+            return self._call(self._take_of_many, wanted, limit)
         ((queue, count),) = wanted.items()
         if min(count, limit) == 1:
-            return self._keep(self._client.call(self._take_one, queue))
-        return self._keep(self._client.call(self._take_of_one, queue, min(count, limit)))
+            return self._call(self._take_one, queue)
+        return self._call(self._take_of_one, queue, min(count, limit))
 
     def take_dead(self) -> list[Claimed]:
         """Claim messages of any queue that have expired.  May switch."""
-        return self._keep(self._client.call(self._take_dead))
+        return self._call(self._take_dead)
 
-    def _keep(self, found: list[Claimed]) -> list[Claimed]:
+    def _call(self, function: Callable[..., list[Claimed]], *args: Any) -> list[Claimed]:
+        claim = ObjectId()
+        self._open.add(claim)
+        try:
+            found = self._client.call(self._run, function, claim, args)
+        except OperationFailure:
+            self._open.discard(claim)
+            raise
+        # If this greenlet was killed or its connection lost, the claim stays open: see abandon().
+        self._open.discard(claim)
         for each in found:
             self._held[each.handle.id] = each.handle
         return found
 
+    def abandon(self) -> bool:
+        """Nobody waits for claims any more; return whether some may not be given back yet."""
+        self._abandoned |= self._open
+        return bool(self._abandoned)
+
+    def give_back_abandoned(self) -> None:
+        """Give back what claims have taken of which nobody knows.  May switch."""
+        deadline = Deadline(ABANDONED_TIMEOUT)
+        # One whose greenlet was killed in a call on its own socket may still be on its way.
+        gevent.sleep(0.0 if self._running else ON_ITS_WAY)
+        while self._running and not deadline.has_ended:
+            gevent.sleep(0.01)
+        self._client.call(self._give_back, list(self._abandoned))
+
     # What runs in a thread, where there are threads, begins here.
 
-    def _take_one(self, queue: str) -> list[Claimed]:
-        now, claim = self._client.now(), ObjectId()
+    def _run(
+        self, function: Callable[..., list[Claimed]], claim: Any, args: tuple[Any, ...]
+    ) -> list[Claimed]:
+        self._running.add(claim)
+        try:
+            return function(claim, *args)
+        finally:
+            self._running.discard(claim)
+
+    def _give_back(self, claims: list[Any]) -> None:
+        update = {**GIVE_BACK, "$inc": {"deliveries": -1}}
+        mine = {"lease_until": {"$exists": True}, "claim": {"$in": claims}}
+        self._messages.update_many(mine, update)
+
+    def _take_one(self, claim: Any, queue: str) -> list[Claimed]:
+        now = self._client.now()
         found = self._messages.find_one_and_update(
             {"queue": queue}, claim_update(claim, now + self._lease), sort=_ORDER
         )
         return [] if found is None else [claimed_of(found, claim, queue, _dead(found, now))]
 
-    def _take_of_one(self, queue: str, count: int) -> list[Claimed]:
+    def _take_of_one(self, claim: Any, queue: str, count: int) -> list[Claimed]:
         candidates = list(self._messages.find({"queue": queue}, sort=_ORDER, limit=count))
-        return self._claim({"queue": queue}, candidates)
+        return self._claim(claim, {"queue": queue}, candidates)
 
-    def _take_of_many(self, wanted: Mapping[str, int], limit: int) -> list[Claimed]:
+    def _take_of_many(self, claim: Any, wanted: Mapping[str, int], limit: int) -> list[Claimed]:
         ids = self._candidates(wanted, limit)
         if not ids:
             return []
-        now, claim = self._client.now(), ObjectId()
+        now = self._client.now()
         mine = {"_id": {"$in": ids}, "queue": {"$in": list(wanted)}}
         self._messages.update_many(mine, claim_update(claim, now + self._lease))
         found = self._messages.find({"_id": {"$in": ids}, "claim": claim}, sort=_ORDER)
@@ -119,19 +168,19 @@ class Claims:
                 break
         return list(chosen)
 
-    def _take_dead(self) -> list[Claimed]:
+    def _take_dead(self, claim: Any) -> list[Claimed]:
         now = self._client.now()
         found: list[Document] = []
         for name in (DEAD_AT, EXPIRE_AT):
             late = {name: {"$lte": now}, "queue": {"$exists": True}}
             found += self._messages.find(late, limit=_DEAD_LIMIT)
-        return self._claim({"queue": {"$exists": True}}, found)
+        return self._claim(claim, {"queue": {"$exists": True}}, found)
 
-    def _claim(self, waiting: Document, candidates: list[Document]) -> list[Claimed]:
+    def _claim(self, claim: Any, waiting: Document, candidates: list[Document]) -> list[Claimed]:
         """Claim those of *candidates* that still wait."""
         if not candidates:
             return []
-        now, claim = self._client.now(), ObjectId()
+        now = self._client.now()
         keys = {"$in": [each["_id"] for each in candidates]}
         result = self._messages.update_many(
             {"_id": keys, **waiting}, claim_update(claim, now + self._lease)

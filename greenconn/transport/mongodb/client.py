@@ -9,6 +9,7 @@ them, and no client is used across a fork.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from time import monotonic
@@ -59,6 +60,7 @@ class Client:
         self.where = where
         self.is_green = are_sockets_green()
         self.users = 0
+        self._process = os.getpid()
         self.is_set = False
         #: What former connections have learnt of this database; see ``directory``.
         self.notes: dict[str, Any] = {}
@@ -75,6 +77,11 @@ class Client:
             self._aside.close()
             raise
         self.database: Any = self._mongo[address.database]
+
+    @property
+    def is_parents(self) -> bool:
+        """Whether this process is a child of the one that made it, and must not use it."""
+        return os.getpid() != self._process
 
     def aside(self, threads: int) -> Aside:
         """A place for blocking calls; who makes it closes it."""

@@ -8,16 +8,18 @@ The work is done by the parts: :class:`~greenconn.transport.mongodb.claims.Claim
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from bson import ObjectId
 from pymongo import IndexModel
-from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure
+from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import dumps
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
 from greenconn.transport.mongodb.address import address_of
@@ -26,6 +28,7 @@ from greenconn.transport.mongodb.claims import Claims
 from greenconn.transport.mongodb.client import Client, lease
 from greenconn.transport.mongodb.directory import Directory
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
+from greenconn.transport.mongodb.errors import LinkLost
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.waking import Waking
 from greenconn.transport.virtual.declaration import Declaration
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from gevent import Greenlet
 
 __all__ = ["MongoStore"]
+
+logger = logging.getLogger("greenconn.transport.mongodb")
 
 #: Bytes that a document may have, and those of ours beside the payload.
 LARGEST: Final = 16 * 1024 * 1024
@@ -73,6 +78,7 @@ class MongoStore(Store):
         self._directory: Directory
         self._broadcast: Broadcast
         self._waking: Waking
+        self._is_ending = False
         #: Expired messages that are to be buried.
         self._dead: list[Claimed] = []
         self._dead_since = 0.0
@@ -114,10 +120,28 @@ class MongoStore(Store):
         """Let go of everything; return what still has to end, if anything has.  Never switches."""
         if self._lease is None:
             return None
-        if hasattr(self, "_waking"):
-            self._waking.stop()
-            self._broadcast.leave(self)
-        return self._lease.end()
+        if not hasattr(self, "_waking"):
+            return self._lease.end()
+        self._waking.stop()
+        self._broadcast.leave(self)
+        if self._is_ending or self._servers.is_parents:
+            return None
+        if not self._claims.abandon():
+            return self._lease.end()
+        self._is_ending = True
+        return spawn("mongodb end", self._end)
+
+    def _end(self) -> None:
+        try:
+            self._claims.give_back_abandoned()
+        except (LinkLost, PyMongoError) as exc:
+            # The lease does it.
+            logger.debug("%s: giving back: %s", self._servers.where, exc)
+        finally:
+            assert self._lease is not None
+            ending = self._lease.end()
+            if ending is not None:
+                ending.join()
 
     # -- queues
 
