@@ -53,6 +53,11 @@ class Aside:
         value: T = outcome
         return value
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread is within a call, or a call waits for one."""
+        return self._pool is not None and len(self._pool) > 0
+
     def close(self) -> None:
         """End the threads, each with the call that it is at.  May switch."""
         if self._pool is not None:

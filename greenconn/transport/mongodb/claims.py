@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import gevent
+import pymongo
 from bson import ObjectId
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
@@ -39,6 +40,8 @@ _LOOKS: Final = 4
 _DEAD_LIMIT: Final = 100
 #: Seconds that the end of claims is waited for that nobody else waits for.
 ABANDONED_TIMEOUT: Final = 5.0
+#: Seconds that giving that back may take; else the lease does it.
+GIVE_BACK_TIMEOUT: Final = 0.5
 #: Seconds that a request takes to the server which was sent before its connection was dropped.
 ON_ITS_WAY: Final = 0.05
 
@@ -122,7 +125,8 @@ class Claims:
     def _give_back(self, claims: list[Any]) -> None:
         update = {**GIVE_BACK, "$inc": {"deliveries": -1}}
         mine = {"lease_until": {"$exists": True}, "claim": {"$in": claims}}
-        self._messages.update_many(mine, update)
+        with pymongo.timeout(GIVE_BACK_TIMEOUT):
+            self._messages.update_many(mine, update)
 
     def _take_one(self, claim: Any, queue: str) -> list[Claimed]:
         now = self._client.now()

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import gevent
 import pymongo
 from pymongo import errors
 
@@ -36,6 +37,10 @@ T = TypeVar("T")
 
 #: Seconds after which the server is asked again what time it is.
 CLOCK_LIFETIME: Final = 60.0
+#: Seconds that calls have to end before the client is closed under them.
+CLOSE_TIMEOUT: Final = 5.0
+#: Seconds that a server has to hear that it is closed.
+FAREWELL_TIMEOUT: Final = 0.5
 #: The part of the time to connect that pymongo has for looking for a server.
 GREETING: Final = 0.8
 
@@ -137,8 +142,13 @@ class Client:
 
     def close(self) -> None:
         """Close it.  May switch."""
+        deadline = Deadline(CLOSE_TIMEOUT)
+        while self._aside.is_busy and not deadline.has_ended:
+            # Calls that nobody waits for any more: pymongo would let them wait for servers that it
+            # does not look for any more when it is closed.
+            gevent.sleep(0.005)
         try:
-            self._aside.call(self._mongo.close)
+            self._aside.call(_close, self._mongo)
         except errors.PyMongoError:
             pass  # the server was not there to hear it
         finally:
@@ -153,6 +163,12 @@ def _made(address: Address) -> Any:
 def _hello(mongo: Any, timeout: float | None) -> Any:
     with pymongo.timeout(timeout):
         return mongo.admin.command("hello")
+
+
+def _close(mongo: Any) -> None:
+    # It tells the server which sessions have ended; if that is away, they end by themselves.
+    with pymongo.timeout(FAREWELL_TIMEOUT):
+        mongo.close()
 
 
 class _Clients:
