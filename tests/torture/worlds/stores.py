@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 import gevent
 
 from greenconn.entity import Queue
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from tests.brokers.beanstalk import Beanstalkd
 from tests.brokers.keeper import Keeper
 from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import ACCESS_KEY, SECRET_KEY, MotoServer
+from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
 from tests.torture.faults import Fault, Kind
 from tests.torture.worlds.base import Place, Proxied, Server, places_of
@@ -62,12 +64,13 @@ class StoreWorld(Proxied):
     def _watch(self) -> None:
         """Start it again when it ends by itself, as who runs services does.
 
-        A pouchdb-server does when the line is cut in the midst of a request.
+        A pouchdb-server does, now and then, while it stores documents (pouchdb-core 7, bulkDocs).
         """
         while True:
             gevent.sleep(STEP)
             if not self._is_down and not self._server.is_running:
-                self._server.start()
+                with suppress(NoBroker):  # it has ended at once, and is started once more
+                    self._server.start()
 
     def inject(self, fault: Fault) -> None:
         self._is_down = fault.kind in (Kind.KILL, Kind.RESTART)
@@ -75,6 +78,14 @@ class StoreWorld(Proxied):
             super().inject(fault)
         finally:
             self._is_down = False
+
+    def delete(self, fault: Fault) -> None:
+        """As soon as it is there."""
+        while True:
+            with suppress(OSError, OperationalError, RecoverableConnectionError):
+                super().delete(fault)
+                return
+            gevent.sleep(STEP)
 
     def close(self) -> None:
         self._watching.kill()
@@ -100,6 +111,12 @@ class SqsWorld(StoreWorld):
 
     def _url(self, port: int) -> str:
         return f"sqs://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{port}"
+
+
+class CouchWorld(StoreWorld):
+    """pouchdb-server, which ends by itself when a line is cut, or when many change what is there."""
+
+    kinds = frozenset({Kind.KILL, Kind.RESTART, Kind.INTERRUPT, Kind.KILL_CLIENT})
 
 
 @contextmanager
@@ -134,7 +151,7 @@ def beanstalk_world() -> AbstractContextManager[StoreWorld]:
 
 def couchdb_world() -> AbstractContextManager[StoreWorld]:
     """Start a pouchdb-server that keeps its documents; it ends with the block.  May switch."""
-    return _world("couchdb", lambda keeper: PouchDB(keeper, is_kept=True), 30.0)
+    return _world("couchdb", lambda keeper: PouchDB(keeper, is_kept=True), 10.0, CouchWorld)
 
 
 def mongodb_world() -> AbstractContextManager[StoreWorld]:
