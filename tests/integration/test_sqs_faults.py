@@ -15,12 +15,14 @@ import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection
+from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import AccessRefused, OperationalError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
 from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.fix_relay import RelayFactory
+from tests.forked import holds_in_child
 from tests.integration.contract import SOON
 from tests.integration.processes import start
 from tests.integration.redis_clients import wait_until
@@ -263,6 +265,7 @@ def test_cuts_anywhere_lose_nothing(
     print(f"{number} messages, {sum(got.values()) - len(got)} of them twice")
 
 
+@pytest.mark.programs
 def test_messages_of_a_killed_process_come_back(sqs_url: str, unique: str) -> None:
     url = f"{sqs_url}?lease=1&get_wait_time=0"
     with Connection(url) as connection:
@@ -332,3 +335,44 @@ def test_secrets_stay_secret(peer: PeerFactory, caplog: pytest.LogCaptureFixture
         shown += [link.store.queues.get("q").service.login]
         assert secret not in "".join(map(repr, shown))
     assert secret not in caplog.text
+
+
+def test_child_of_a_fork_connects_by_itself(sqs_url: str, unique: str) -> None:
+    exchange = Exchange(unique, "fanout")
+    with Connection(sqs_url, transport_options={"get_wait_time": 0}) as connection:
+        queue = Queue(unique, exchange)(connection.default_channel)
+        queue.declare()
+        producer = connection.Producer()
+        producer.publish("parent", exchange=exchange)
+
+        def in_child() -> bool:
+            with gevent.Timeout(SOON):
+                greenconn.publish(unique, "child", connection=connection)
+            return True
+
+        assert holds_in_child(in_child)
+        producer.publish("parent", exchange=exchange)
+        got = []
+        while (message := queue.get(no_ack=True)) is not None:
+            got.append(message.payload)
+        assert sorted(got) == ["child", "parent", "parent"]
+        queue.delete()
+        connection.default_channel.exchange_delete(unique)
+
+
+def test_role_is_taken_on(moto: MotoServer, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto.endpoint)
+    options = {"sts_role_arn": "arn:aws:iam::123456789012:role/mail", "get_wait_time": 0}
+    with Connection(moto.url, transport_options=options) as connection:
+        queue = Queue(unique)(connection.default_channel)
+        queue.declare()
+        connection.Producer().publish("x", routing_key=unique)
+        message = queue.get(no_ack=True)
+        assert message is not None
+        login = connection.connection.store.queues.get(unique).service.login
+        keys = login.keys(Deadline(SOON))
+        assert keys.credentials.access_key.startswith("ASIA")
+        assert keys.credentials.token
+        assert not keys.ends_within(600)
+        assert keys.ends_within(1000)
+        queue.delete()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.web import Web
@@ -35,6 +36,8 @@ class Webs:
         self._limit = options.poll_connections + OTHER_CONNECTIONS
         self._ssl = ssl
         self._webs: dict[str, Web] = {}
+        # Before the link does, which then finds nothing to close.
+        fork.register(self)
 
     def of(self, url: str) -> Web:
         """What leads to the host of *url*.  Never switches."""
@@ -44,6 +47,11 @@ class Webs:
         if web is None:
             web = self._webs[key] = web_of(url, self._ssl, self._limit)
         return web
+
+    def forget(self) -> None:
+        """In the child of a fork: the connections are the parent's."""
+        for web in self._webs.values():
+            web.forget()
 
     def close(self) -> None:
         """End all requests.  Never switches."""
