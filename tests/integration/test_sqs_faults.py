@@ -376,3 +376,32 @@ def test_role_is_taken_on(moto: MotoServer, unique: str, monkeypatch: pytest.Mon
         assert not keys.ends_within(600)
         assert keys.ends_within(1000)
         queue.delete()
+
+
+def test_busy_queue_is_asked_by_several_requests(peer: PeerFactory) -> None:
+    given = running = most = 0
+
+    def receive(asked: Asked) -> Any:
+        nonlocal given, running, most
+        running += 1
+        most = max(most, running)
+        gevent.sleep(0.02)
+        running -= 1
+        count = min(asked.parameters["MaxNumberOfMessages"], 120 - given)
+        given += count
+        return {"Messages": [{"Body": str(n), "ReceiptHandle": str(n)} for n in range(count)]}
+
+    server = Scripted(peer, script({"ReceiveMessage": receive}))
+    got: list[Any] = []
+
+    def take(message: Any) -> None:
+        got.append(message)
+        message.ack()
+
+    with connect(server) as connection:
+        connection.default_channel.basic_consume("q", callback=take)
+        with gevent.Timeout(SOON):
+            while len(got) < 120:
+                connection.drain_events()
+    assert 1 < most <= 5
+    assert sum(len(each.parameters["Entries"]) for each in server.actions("DeleteMessageBatch"))

@@ -36,6 +36,7 @@ class SqsQueue:
         name: ours; ``aws`` is that at SQS.
         service: through which it is used.
         settings: of a predefined one.
+        is_full: the last request for messages was given as many as it may be.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class SqsQueue:
         "_redrives_until",
         "aws",
         "is_fifo",
+        "is_full",
         "name",
         "service",
         "settings",
@@ -58,6 +60,7 @@ class SqsQueue:
         self.service = service
         self.settings = settings
         self.is_fifo = aws.endswith(FIFO)
+        self.is_full = False
         self._redrives = False
         self._redrives_until = 0.0
 
