@@ -7,13 +7,14 @@ it consumed from.  What it held comes back when the leases end.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
 from greenconn.transport.leased.store import Claimed
 from greenconn.transport.sqlite.arming import Pipes
-from greenconn.transport.sqlite.messages import Claim, next_time, release_due, take_dead
+from greenconn.transport.sqlite.lists import chunks, in_list
+from greenconn.transport.sqlite.messages import Claim, next_time, release_due, ripe_of, take_dead
 from greenconn.transport.sqlite.queues import Queues
 
 __all__ = ["Seen", "leave", "live", "look"]
@@ -99,21 +100,20 @@ def look(
     ).fetchall():
         _add(pipes, {consumer: {0} for consumer in queues.drop(db, name)[1]})
     dead = take_dead(db, queues, how, now)
-    ripe, gone = [], []
-    for number, name in consumed.items():
-        row = queues.row(db, name)
-        if row is None or row.id != number:
-            gone.append(name)
-        elif number in due or _has_messages(db, number):
-            ripe.append(name)
-    return Seen(ripe, gone, dead, pipes, orphans, next_time(db))
+    there = _existing(db, list(consumed))
+    gone = [name for number, name in consumed.items() if number not in there]
+    ripe = {*ripe_of(db, there), *(due & there)}
+    return Seen([consumed[n] for n in ripe], gone, dead, pipes, orphans, next_time(db))
 
 
-def _has_messages(db: sqlite3.Connection, queue: int) -> bool:
-    found = db.execute(
-        "SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT 1", (queue,)
-    ).fetchone()
-    return found is not None
+def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:
+    """Those of some queues that are there."""
+    there: set[int] = set()
+    for chunk in chunks(numbers):
+        marks, values = in_list(chunk)
+        found = db.execute(f"SELECT id FROM queues WHERE id IN {marks}", values)
+        there.update(number for (number,) in found)
+    return there
 
 
 def _add(pipes: Pipes, more: Pipes) -> None:

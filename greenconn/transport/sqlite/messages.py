@@ -32,6 +32,7 @@ __all__ = [
     "next_time",
     "put",
     "release_due",
+    "ripe_of",
     "take_dead",
 ]
 
@@ -210,7 +211,7 @@ def claim(db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how
     dead = take_dead(db, queues, how, now)
     claimed: list[Claimed] = []
     dry = set(wanted)
-    for number in _ripe(db, wanted):
+    for number in ripe_of(db, wanted):
         queue = queues.of(db, number)
         if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
             continue
@@ -241,7 +242,7 @@ def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> Taken:
     return Taken(found, dead, due, pipes, None)
 
 
-def _ripe(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+def ripe_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
     """Those of some queues that have messages, in the order in which they are asked for."""
     ripe: set[int] = set()
     asked = list(numbers)
