@@ -190,7 +190,7 @@ def test_messages_of_the_killed_are_back_at_once(beanstalk_url: str, unique: str
 @pytest.mark.long
 @pytest.mark.programs
 def test_messages_of_the_frozen_come_back(beanstalk_url: str, unique: str) -> None:
-    """At the end of the lease; but beanstalkd (1.12) misses that now and then on a quiet connection."""
+    """At the end of the lease; but beanstalkd 1.12 misses that on many a quiet connection."""
     holder = start("-c", HOLDER, beanstalk_url, unique, "1")
     try:
         with Connection(beanstalk_url, transport_options={"lease": 1.0}) as connection:
