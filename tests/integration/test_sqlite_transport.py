@@ -21,6 +21,7 @@ from greenconn.exceptions import (
 from greenconn.transport.sqlite.database import Database, database_of
 from greenconn.transport.sqlite.options import SqliteOptions
 from tests.integration.contract import SOON
+from tests.integration.processes import run
 from tests.integration.redis_clients import wait_until
 
 
@@ -315,3 +316,26 @@ def test_unreadable_message_is_rejected(sqlite_url: str, path: str, envelope: st
         wait_until(lambda: got == ["good"])
         assert consumer.stats()["rejected"] == 1
         assert consumer.stop(SOON)
+
+
+# -- the command line
+
+
+@pytest.mark.programs
+def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+    def command(*arguments: str) -> tuple[int, str]:
+        outcome = run("-m", "greenconn", *arguments)
+        return outcome.code, outcome.output + outcome.errors
+
+    assert command("publish", "--url", sqlite_url, "mail", "hello") == (0, "1 published to mail\n")
+    code, text = command("consume", "--url", sqlite_url, "mail", "--count", "1")
+    assert (code, text.splitlines()[0]) == (0, "hello")
+    code, text = command("ping", sqlite_url)
+    assert code == 0
+    assert f"{sqlite_url}: sqlite" in text
+    code, text = command("ping", f"sqlite:///{tmp_path}/absent/x.db")
+    assert code == 1
+    assert text == (
+        f"greenconn: SQLite file {tmp_path}/absent/x.db: there is no folder {tmp_path}/absent; make "
+        "it first\n"
+    )
