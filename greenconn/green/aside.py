@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from gevent import get_hub
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
 
-__all__ = ["Aside", "are_sockets_green"]
+__all__ = ["Aside", "are_sockets_green", "aside"]
 
 T = TypeVar("T")
 
@@ -43,14 +44,7 @@ class Aside:
         """Call *function* and return what it returns.  May switch."""
         if self._pool is None:
             return function(*args, **kwargs)
-        result: Any = self._pool.spawn(_outcome, function, args, kwargs).get()
-        outcome, error = result
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # it holds this frame
-        value: T = outcome
+        value: T = _unpacked(self._pool.spawn(_outcome, function, args, kwargs).get())
         return value
 
     @property
@@ -62,6 +56,24 @@ class Aside:
         """End the threads, each with the call that it is at.  May switch."""
         if self._pool is not None:
             self._pool.kill()
+
+
+def aside(function: Callable[[], T]) -> T:
+    """Call *function*, which blocks once in a while, in the hub's own threads.  May switch."""
+    if are_sockets_green():
+        return function()
+    value: T = _unpacked(get_hub().threadpool.spawn(_outcome, function, (), {}).get())
+    return value
+
+
+def _unpacked(result: Any) -> Any:
+    outcome, error = result
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error, result  # they hold this frame
+    return outcome
 
 
 def _outcome(

@@ -10,7 +10,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from greenconn._version import __version__
-from greenconn.transport.SQS.login import aside
+from greenconn.green.aside import aside
 from greenconn.transport.SQS.service import Endpoint
 
 __all__ = ["find_endpoint"]

@@ -6,24 +6,21 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
 import botocore.session
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
-from gevent import get_hub
-from gevent.monkey import is_module_patched
 
+from greenconn.green.aside import aside
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused
 
-__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin", "aside"]
+__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
-
-T = TypeVar("T")
 
 #: Seconds before their end at which new credentials are asked for, and at which nobody uses the old
 #: ones any more (botocore's).
@@ -31,18 +28,6 @@ EARLY: Final = 15 * 60.0
 LATE: Final = 10 * 60.0
 #: Seconds between two attempts while the old ones are still good.
 PAUSE: Final = 60.0
-
-
-def aside(function: Callable[[], T]) -> T:
-    """Call *function*, which uses sockets and locks of the standard library.  May switch.
-
-    In the hub's threadpool, since it blocks; but not in a patched process, where those are gevent's
-    and would want a hub of their own in that thread.
-    """
-    if is_module_patched("socket"):
-        return function()
-    result: T = get_hub().threadpool.apply(function)
-    return result
 
 
 def _never(seconds: float) -> bool:
