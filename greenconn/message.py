@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
+from greenconn.formats import decode_error
 from greenconn.serialization import loads
 
 __all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
@@ -111,8 +112,9 @@ class Message:
         if postencode and not self.errors and isinstance(body, str):
             try:
                 body = body.encode(postencode)
-            except Exception:
-                self._note_error()
+            except (UnicodeError, LookupError) as exc:
+                error = decode_error(exc, f"as {postencode}")
+                self.errors.append((type(error), error, None))
         self.body = body
 
     def _unpacked(self, body: Any, compression: str | None) -> Any:

@@ -331,7 +331,7 @@ class _Virtual(_Channel):
         return (Base64().encode(body) if encoding else body), encoding
 
 
-@target(_ENVELOPES | anything, [])
+@target(_ENVELOPES | anything, [{"properties": {}, "body": "\ud800"}, [], None, "text", 5])
 def virtual_envelopes(envelope: Any) -> None:
     """The same in the memory of a virtual transport; it can be put back as well."""
     message = StoredMessage(envelope, _Virtual(), "queue")

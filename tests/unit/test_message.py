@@ -218,7 +218,7 @@ def test_postencode() -> None:
     assert Message(b"x", postencode="latin-1").body == b"x"
     message = Message("ä", postencode="ascii")
     assert message.body == "ä"
-    assert message.errors[0][0] is UnicodeEncodeError
+    assert message.errors[0][0] is DecodeError
 
 
 def test_reraise_error() -> None:
