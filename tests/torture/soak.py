@@ -44,8 +44,11 @@ SOON = 60.0
 WARM = 0.5
 #: Seconds from which on it is said what grows.
 LONG = 120.0
-#: Kibibytes a minute that noise may be, and objects of one type that come and go.
-SLOPE, OBJECTS = 256.0, 60
+#: Objects of one type that come and go.
+OBJECTS = 60
+#: By how much Python's memory blocks may grow, and the resident memory, which malloc and the load of the
+#: machine have a part in: it grows in steps, and shrinks seldom.
+BLOCKS, MEMORY = 1.02, 1.10
 #: Messages a second, of each kind.
 RATE = 40.0
 #: Publishes that may be under way at a time, and that a message may be handled before.
@@ -74,7 +77,9 @@ class Figures:
     memory: list[float] = field(default_factory=list)
     #: Types of which there are more at the end than when it was warm.
     grown: dict[str, int] = field(default_factory=dict)
+    #: When it was warm, and at the end: what the collector knows, and what Python has allocated.
     objects: tuple[int, int] = (0, 0)
+    blocks: tuple[int, int] = (0, 0)
     descriptors: tuple[int, int] = (0, 0)
     greenlets: tuple[int, int] = (0, 0)
 
@@ -85,8 +90,10 @@ class Figures:
             found.append(f"{self.lost} of {self.published} messages lost")
         if self.seconds < LONG:
             return found
-        if self.slope > SLOPE:
-            found.append(f"memory grows by {self.slope:.0f} KiB a minute")
+        if self.memory[-1] > MEMORY * self.memory[len(self.memory) // 2]:
+            found.append(f"memory grows: {self.memory} MiB, {self.slope:.0f} KiB a minute")
+        if self.blocks[1] > BLOCKS * self.blocks[0]:
+            found.append(f"blocks: {self.blocks[0]}, then {self.blocks[1]}")
         if self.grown:
             found.append(f"objects grow: {self.grown}")
         for name in ("descriptors", "greenlets"):
@@ -296,12 +303,13 @@ def soak(
     figures = Figures(world.name)
     load = Load(world, figures)
     began_at = monotonic()
-    samples, warm_at = Samples(), 0.0
+    samples, warm_at, blocks = Samples(), 0.0, 0
     before: Counter[str] = Counter()
     try:
         while (passed := monotonic() - began_at) < seconds:
             if not warm_at and passed >= seconds * WARM:
                 before, first = load.census(), descriptors()
+                blocks = sys.getallocatedblocks()
                 warm_at = monotonic()
             gevent.sleep(min(interval, seconds * WARM))
             if world.can_cut:
@@ -311,6 +319,7 @@ def soak(
             tell(f"{world}: {passed:6.1f} s, {figures.published} sent, {figures.cuts} cuts")
         assert warm_at
         after, last = load.census(), descriptors()
+        figures.blocks = (blocks, sys.getallocatedblocks())
         load.settle()
     finally:
         load.close()

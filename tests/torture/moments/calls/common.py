@@ -114,6 +114,8 @@ def mailing(scene: Scene, use: Any) -> Moments:
             run = yield lambda: use(boxes, number)
             ended(run)
             boxes.whole()
+            # Replies that nobody has asked for are kept for a while, those of 100 tickets at most.
+            boxes.bound._replies._unclaimed.clear()
     finally:
         boxes.close()
 
