@@ -14,7 +14,7 @@ from tests.torture.worlds.redis import redis_world
 from tests.torture.worlds.sqlite import sqlite_world
 from tests.torture.worlds.stores import beanstalk_world, couchdb_world, mongodb_world, sqs_world
 
-__all__ = ["WORLDS", "declare", "depths"]
+__all__ = ["STEADY", "WORLDS", "declare", "depths"]
 
 #: Each starts a broker, which ends with the block; raises :class:`NoBroker` where it is not to be had.
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
@@ -28,6 +28,8 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "mongodb": mongodb_world,
     "couchdb": couchdb_world,
 }
+#: All but pouchdb-server, which ends by itself in a storm: whose fault a loss is nobody could say.
+STEADY = tuple(name for name in WORLDS if name != "couchdb")
 
 
 def declare(world: World, for_good: bool) -> None:

@@ -118,6 +118,10 @@ class CouchWorld(StoreWorld):
 
     kinds = frozenset({Kind.KILL, Kind.RESTART, Kind.INTERRUPT, Kind.KILL_CLIENT})
 
+    def __init__(self, name: str, server: _Owned, rate: float) -> None:
+        super().__init__(name, server, rate)
+        self.options = {"lease": 10.0}  # it may take seconds for an answer
+
 
 @contextmanager
 def _world(
