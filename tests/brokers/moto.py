@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 
-from gevent import sleep
-
-from tests.brokers.keeper import Keeper, send
+from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
-from tests.brokers.ports import free_ports
+from tests.brokers.server import Server
 
 __all__ = ["MotoServer"]
 
-START_TIMEOUT = 60.0
-STEP = 0.02
 #: What it signs with is not checked.
 ACCESS_KEY, SECRET_KEY = "AKIATESTING", "no-secret-at-all"
 #: Serves over connections that are kept, as AWS does; moto's own server closes each after one answer.
@@ -41,24 +32,20 @@ WSGIServer(listener, DomainDispatcherApplication(create_backend_app), log=None).
 """
 
 
-class MotoServer:
+class MotoServer(Server):
     """A moto server that this process owns; what it knows is in its memory only.
-
-    Arguments:
-        keeper: ends it, whatever becomes of this process.
 
     Raises:
         NoBroker: moto's server is not installed.
     """
 
+    name = "moto"
+    start_timeout = 60.0
+
     def __init__(self, keeper: Keeper) -> None:
         if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
             raise NoBroker("moto[server] is not installed")
-        self._keeper = keeper
-        (self.port,) = free_ports(1)
-        self.directory = keeper.directory / f"moto-{self.port}"
-        self.directory.mkdir()
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(keeper)
 
     @property
     def endpoint(self) -> str:
@@ -70,19 +57,13 @@ class MotoServer:
         """The address of its SQS."""
         return f"sqs://{ACCESS_KEY}:{SECRET_KEY}@127.0.0.1:{self.port}"
 
-    @property
-    def is_running(self) -> bool:
-        """Whether its process lives."""
-        return self._process is not None and self._process.poll() is None
+    def command(self) -> list[str]:
+        """The program and its arguments."""
+        return [sys.executable, "-c", PROGRAM, str(self.port)]
 
-    def start(self) -> None:
-        """Start it, empty, and wait until it answers.  May switch.
-
-        Raises:
-            NoBroker: it did not start.
-        """
-        command = [sys.executable, "-c", PROGRAM, str(self.port)]
-        environment = {
+    def environment(self) -> dict[str, str]:
+        """The environment of its process: nobody's own settings for AWS."""
+        return {
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(self.directory),
             "LANG": "C.UTF-8",
@@ -90,38 +71,7 @@ class MotoServer:
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         }
-        self._process = self._keeper.run(command, env=environment, output=self.directory / "output")
-        end = time.monotonic() + START_TIMEOUT
-        while not self._answers():
-            if not self.is_running or time.monotonic() >= end:
-                log = self.directory / "output"
-                said = log.read_text(errors="replace")[-1000:] if log.exists() else "nothing"
-                raise NoBroker(f"moto's server did not start: {said}")
-            sleep(STEP)
 
-    def _answers(self) -> bool:
-        # A number, no name, and nothing listening is told at once: this does not block the hub.
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        """End it at once (SIGKILL).  May switch."""
-        if self._process is not None:
-            self._keeper.end(self._process, grace=0)
-            self._process = None
-
-    def pause(self) -> None:
-        """Freeze it (SIGSTOP): its connections stay open and silent."""
-        assert self._process is not None
-        send(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on after :meth:`pause`."""
-        if self._process is not None:
-            send(self._process.pid, signal.SIGCONT)
-
-    def close(self) -> None:
-        """Stop it for good.  May switch."""
-        self.resume()
+    def stop(self) -> None:
+        """Stop it; there is nothing that it had to put in order.  May switch."""
         self.kill()
-        shutil.rmtree(self.directory, ignore_errors=True)

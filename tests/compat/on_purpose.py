@@ -21,7 +21,6 @@ OF_HUBS: Final = "a group has pools for each hub, so it is a mapping, but no dic
 ON_PURPOSE: Final[Mapping[str, str]] = {
     "clocks.R_CLOCK": A_DETAIL,
     "compat.Consumer*.channel": IN_INSTANCES,
-    "compression.brotli": A_DETAIL,
     "connection.*Connection.ensure_connection": "its arguments are spelled out",
     "connection.ChannelPool.close_after_fork": "every pool forgets in the child of a fork",
     "connection.ChannelPool.prepare": BY_POSITION,
