@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import gevent
@@ -83,6 +84,7 @@ def tls_front(peer: PeerFactory) -> TlsFront:
 
 
 def _encrypt(session: TlsSession, broker: socket.socket, client: socket.socket) -> None:
-    while data := broker.recv(65536):
-        client.sendall(session.encrypt(data))
-    client.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):  # the client may be gone
+        while data := broker.recv(65536):
+            client.sendall(session.encrypt(data))
+        client.shutdown(socket.SHUT_RDWR)
