@@ -23,10 +23,6 @@ class DeliveringMethods(AnsweringMethods):
 
     connection: LeasedLink
 
-    def _queue_name(self, name: str) -> str:
-        """Return the queue that *name* means; '' is the one this channel declared last."""
-        raise NotImplementedError
-
     # -- answers
 
     def _done(self, delivery: LeasedDelivery) -> None:

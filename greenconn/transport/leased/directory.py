@@ -106,6 +106,10 @@ class Directory:
 
     # -- looking up
 
+    def settle(self) -> None:
+        """Wait until what this link did before counts for whoever asks now.  May switch."""
+        self._link.catch_up()
+
     def check(self, name: str, method: Method) -> Declaration:
         """See that a queue exists and may be used here.  May switch.
 
@@ -185,6 +189,14 @@ class Directory:
         )
         self.rules(name)
 
+    def declare_passively(self, name: str) -> None:
+        """See that a queue exists.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: as :meth:`check`.
+        """
+        self.check(name, Method.QUEUE_DECLARE)
+
     # -- use and its end
 
     def counts(self, name: str) -> tuple[int, int]:
@@ -195,12 +207,16 @@ class Directory:
         feed = link.feeds.get(name)
         return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
 
+    def purge(self, name: str) -> int:
+        """Drop the messages that wait in a queue, and return how many there were.  May switch."""
+        return int(self._link.ask("purging a queue", self._link.store.purge, name))
+
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
         link = self._link
         self.forget(name)
         self._own.discard(name)
-        link.state.queue_bindings_delete(name)
+        link.routing.unbind_queue(name)
         count = link.ask("deleting a queue", link.store.drop_queue, name)
         self.forget(name)
         return int(count)

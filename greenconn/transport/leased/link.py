@@ -28,8 +28,9 @@ from greenconn.transport.leased.putting import Putting
 from greenconn.transport.leased.routing import Routing
 from greenconn.transport.leased.settling import Settling
 from greenconn.transport.leased.store import Claimed, Entry
-from greenconn.transport.virtual.link import AfterFork, VirtualLink
+from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.shared import SharingLink
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ T = TypeVar("T")
 CLOSE_TIMEOUT: Final = 5.0
 
 
-class LeasedLink(VirtualLink):
+class LeasedLink(SharingLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -71,8 +72,8 @@ class LeasedLink(VirtualLink):
         self.store.gone = self._gone
         self.store.lost = self.end
         self.store.died = self._died
-        self.directory = Directory(self)
-        self.routing = Routing(self)
+        self.directory: Directory = Directory(self)
+        self.routing: Routing = Routing(self)
         self.putting = Putting(self)
         self.settling = Settling(self)
         self.leases = Leases(self)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from greenconn.abc import DeadlineLike
-from greenconn.exceptions import ContentTooLarge, PublishNacked, PublishTimeout
+from greenconn.exceptions import PublishNacked, PublishTimeout
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
     Decided,
@@ -20,6 +22,8 @@ from greenconn.transport.virtual.publishing import (
     PublishingMethods,
     _no_immediate,
     _unroutable,
+    too_large,
+    undeliverable,
 )
 from greenconn.transport.virtual.refusal import Method, invalid_argument
 
@@ -136,34 +140,9 @@ class PublishingToStore(PublishingMethods):
         sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:
             if mandatory:
-                returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
-                self.connection.events.put((self._returned, returned))
+                self._return(message, exchange, routing_key)
         else:
             sent.wait(deadline)
-
-    def basic_publish_confirm(
-        self,
-        message: Any,
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish *message* and return when it is stored.  May switch.
-
-        Raises:
-            Unroutable: *mandatory*, and it reached no queue.
-            PublishNacked: a queue is full and refuses more.
-            NotFound: there is no such exchange; the channel is closed.
-        """
-        if timeout is None:
-            timeout = confirm_timeout
-        deadline = None if timeout is None else Deadline(timeout)
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
-            deadline
-        )
 
     def begin_publish(
         self,
@@ -200,9 +179,7 @@ class PublishingToStore(PublishingMethods):
         link = self.connection
         limit = link.options.max_message_size
         if len(message["body"]) > limit:
-            raise ContentTooLarge(
-                f"body of {len(message['body'])} bytes is above max_message_size ({limit} bytes)"
-            )
+            raise too_large(len(message["body"]), limit)
         if exchange or not link.directory.is_known(routing_key):
             # The store is asked something first.
             deadline: Deadline = how.deadline or NEVER  # type: ignore[assignment]
@@ -250,8 +227,11 @@ class PublishingToStore(PublishingMethods):
         return queues
 
     def _last_resort(self, exchange: str, routing_key: str, queue: str) -> str:
-        """A message has no queue to go to but that one."""
-        raise NotImplementedError
+        """A message has no queue to go to but that one: see that it is there.  May switch."""
+        warnings.warn(undeliverable(exchange, routing_key, queue), stacklevel=5)
+        if not self.connection.directory.is_there(queue):
+            self.connection.directory.declare(queue, Declaration(durable=True))
+        return queue
 
     def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
         """The stored form of a message."""

@@ -94,6 +94,49 @@ class Routing:
                 state.unbind(binding)
         self._seen[name] = rows
 
+    def is_used(self, name: str) -> bool:
+        """Whether something is bound to an exchange, by whatever process.  May switch."""
+        known = self.learn(name)
+        return known is not None and bool(known.bindings)
+
+    def note(self, exchange: Exchange) -> None:
+        """Let the store know of an exchange, if it shares any.  May switch."""
+        link = self._link
+        if link.store.shares_bindings:
+            link.ask("declaring an exchange", link.store.note_exchange, exchange)
+
+    def drop(self, name: str) -> None:
+        """An exchange was deleted: the store need not share it any more.  May switch."""
+        link = self._link
+        if link.store.shares_bindings:
+            link.ask("deleting an exchange", link.store.drop_exchange, name)
+
+    # -- bindings
+
+    def bind(self, binding: Binding) -> None:
+        """Make a binding, here and in the store; again: only tells the store.  May switch."""
+        link, row = self._link, self.row(binding)
+        if row is not None:
+            link.ask("binding", link.store.bind, binding.source, row)
+        if binding.source in self._state.exchanges:
+            self._state.bind(binding)
+
+    def unbind(self, binding: Binding) -> None:
+        """Remove a binding, here and from the store.  May switch."""
+        link = self._link
+        self.learn(binding.source)
+        row = self.row(binding)
+        if row is not None:
+            link.ask("unbinding", link.store.unbind, binding.source, row)
+        was_there = binding.source in self._state.exchanges
+        self._state.unbind(binding)
+        if was_there and binding.source not in self._state.exchanges:
+            self.drop(binding.source)  # it was to be deleted with its last binding
+
+    def unbind_queue(self, name: str) -> None:
+        """A queue is gone: so are its bindings, as far as they are known here.  Never switches."""
+        self._state.queue_bindings_delete(name)
+
     def row(self, binding: Binding) -> Row | None:
         """A binding as the store shares it; None: it does not."""
         store = self._link.store

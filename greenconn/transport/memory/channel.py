@@ -8,7 +8,7 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.exceptions import ChannelError, ContentTooLarge
+from greenconn.exceptions import ChannelError
 from greenconn.transport.memory.deliveries import DeliveringMethods
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.memory.queue import Queue
@@ -19,6 +19,7 @@ from greenconn.transport.virtual.publishing import (
     Outcome,
     PublishingMethods,
     UndeliverableWarning,
+    too_large,
 )
 from greenconn.transport.virtual.refusal import (
     Method,
@@ -144,9 +145,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
         self.check_open()
         body = message["body"]
         if len(body) > self._max_size:
-            raise ContentTooLarge(
-                f"body of {len(body)} bytes is above max_message_size ({self._max_size} bytes)"
-            )
+            raise too_large(len(body), self._max_size)
         try:
             outcome = self._broker.publish(message, exchange, routing_key)
         except ChannelError as exc:

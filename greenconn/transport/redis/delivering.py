@@ -30,10 +30,6 @@ class DeliveringMethods(AnsweringMethods):
         self._turn = 0
         self._forgets = not self.connection.options.ack_emulation
 
-    def _queue_name(self, name: str) -> str:
-        """Return the queue that *name* means; '' is the one this channel declared last."""
-        raise NotImplementedError
-
     # -- room
 
     def serve(self) -> None:

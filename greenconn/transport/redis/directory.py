@@ -81,6 +81,10 @@ class Directory:
             return declared if feed is not None and feed.consumers else None
         return declared
 
+    def is_there(self, name: str) -> bool:
+        """Whether a queue exists, as far as is known here; else the server says.  May switch."""
+        return self.known(name) is not None or self.find(name) is not None
+
     def last(self, name: str) -> Declaration:
         """The declaration of a queue as it was read last."""
         return self._last.get(name, _UNDECLARED)
@@ -175,7 +179,6 @@ class Directory:
             AccessRefused: the name is reserved.
         """
         method = Method.QUEUE_DECLARE
-        self.settle()
         try:
             QueuePolicy.of(declared.arguments)
         except ValueError as exc:
@@ -189,6 +192,15 @@ class Directory:
         if current.owner != declared.owner:
             raise locked(name, self._vhost, method)
         self._compare(name, declared, current)
+        self.touch(name)
+
+    def declare_passively(self, name: str) -> None:
+        """See that a queue exists; it counts as used.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: as :meth:`check`.
+        """
+        self.check(name, Method.QUEUE_DECLARE)
         self.touch(name)
 
     def _write(self, name: str, declared: Declaration) -> Declaration:
@@ -299,7 +311,7 @@ class Directory:
 
     def _unbind(self, name: str) -> None:
         try:
-            self._link.unbind_queue(name)
+            self._link.routing.unbind_queue(name)
         except LinkLost:
             pass  # its bindings stay, and lead to nothing
         finally:
@@ -318,12 +330,21 @@ class Directory:
         if self._going:
             self._none_goes.wait(self._link.options.reply_timeout)
 
+    def purge(self, name: str) -> int:
+        """Drop the messages that wait in a queue, and return how many there were.  May switch."""
+        lists = self._link.keys.lists(name)
+        replies = self._link.call_all(
+            [*(pack(b"LLEN", key) for key in lists), pack(b"DEL", *lists)],
+            what=f"purging queue {name!r}",
+        )
+        return sum(replies[:-1])
+
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
         link = self._link
         keys = link.keys
         lists = keys.lists(name)
-        link.unbind_queue(name)
+        link.routing.unbind_queue(name)
         self.forget(name)
         self._last.pop(name, None)
         self.expiring.pop(name, None)

@@ -34,8 +34,8 @@ from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.waking import Waking
-from greenconn.transport.virtual.link import AfterFork, VirtualLink
-from greenconn.transport.virtual.state import Binding
+from greenconn.transport.virtual.link import AfterFork
+from greenconn.transport.virtual.shared import SharingLink
 from greenconn.wire.resp import Argument, pack
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ CLOSE_TIMEOUT: Final = 2.0
 _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 
 
-class RedisLink(VirtualLink):
+class RedisLink(SharingLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -71,8 +71,8 @@ class RedisLink(VirtualLink):
         self.owner = os.urandom(8).hex()
         self.prefix = f"gc.{self.owner}."
         self.scripts = Scripts()
-        self.directory = Directory(self)
-        self.routing = Routing(self)
+        self.directory: Directory = Directory(self)
+        self.routing: Routing = Routing(self)
         self.answers = Answers(self)
         self.waking = Waking(self)
         self.fanout = Fanout(self)
@@ -181,37 +181,6 @@ class RedisLink(VirtualLink):
         options = self.options
         timeout = options.socket_timeout or options.reply_timeout
         pipeline.watch(timeout, options.health_check_interval)
-
-    def unbind(self, binding: Binding) -> None:
-        """Take a binding of a queue out of the server's tables.  May switch."""
-        known = self.state.exchanges.get(binding.source)
-        if known is None:
-            self.routing.drop(binding.source)  # an auto-delete exchange went with it
-            return
-        if known.type == "headers":
-            return
-        if known.type == "fanout":
-            self.fanout.unbound(binding.destination, binding.source, binding.routing_key)
-        member = self.routing.row(binding)
-        keys = self.keys
-        self.call_all(
-            [
-                pack(b"SREM", keys.bindings(binding.source), member),
-                pack(b"SREM", keys.permanent_bindings(binding.source), member),
-            ],
-            what="unbinding",
-        )
-
-    def unbind_queue(self, name: str) -> None:
-        """A queue is deleted: so are its bindings, as far as they are known here.  May switch."""
-        bindings = [
-            each
-            for each in self.state.all_bindings()
-            if not each.to_exchange and each.destination == name
-        ]
-        self.state.queue_bindings_delete(name)
-        for binding in bindings:
-            self.unbind(binding)
 
     # Consuming
 

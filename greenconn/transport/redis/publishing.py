@@ -7,13 +7,13 @@ publishes be unanswered, and raises what became of them later.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
@@ -27,6 +27,8 @@ from greenconn.transport.virtual.publishing import (
     PublishingMethods,
     _no_immediate,
     _unroutable,
+    too_large,
+    undeliverable,
 )
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import bulk, pack
@@ -104,30 +106,7 @@ class PublishingToRedis(PublishingMethods):
             sent.wait(deadline)
 
     def _return(self, message: Any, exchange: str, routing_key: str) -> None:
-        envelope = Outgoing.of(message).as_envelope()
-        returned = (_unroutable(exchange, routing_key), exchange, routing_key, envelope)
-        self.connection.events.put((self._returned, returned))
-
-    def basic_publish_confirm(
-        self,
-        message: Any,
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish *message* and return when the server has it.  May switch.
-
-        Raises:
-            Unroutable: *mandatory*, and it reached no queue.
-            Exception: as :meth:`basic_publish`.
-        """
-        deadline = Deadline(confirm_timeout if timeout is None else timeout)
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
-            deadline
-        )
+        super()._return(Outgoing.of(message).as_envelope(), exchange, routing_key)
 
     def begin_publish(
         self,
@@ -155,7 +134,7 @@ class PublishingToRedis(PublishingMethods):
             message = Outgoing.of(message)
         if exchange or not _is_plain(message):
             return self._begin_routed(message, exchange or "", routing_key or "", mandatory)
-        if mandatory and not self._exists(routing_key):
+        if mandatory and not self.connection.directory.is_there(routing_key):
             return Decided(_unroutable("", routing_key))
         slot: Slot[Any] = Slot()
         pipeline.post(self._push(message, routing_key), slot.offer)
@@ -170,10 +149,6 @@ class PublishingToRedis(PublishingMethods):
         feed = link.feeds.get(queue)
         if feed is not None:
             feed.hint()
-
-    def _exists(self, queue: str) -> bool:
-        directory = self.connection.directory
-        return directory.known(queue) is not None or directory.find(queue) is not None
 
     def _push(self, message: Outgoing, queue: str) -> bytes:
         """The command that appends a message to a queue, sent to it by name."""
@@ -210,13 +185,10 @@ class PublishingToRedis(PublishingMethods):
         """Send a message that has to be routed, or is large."""
         link = self.connection
         if len(message.raw) > self._options.max_message_size:
-            raise ContentTooLarge(
-                f"body of {len(message.raw)} bytes is above max_message_size "
-                f"({self._options.max_message_size} bytes)"
-            )
+            raise too_large(len(message.raw), self._options.max_message_size)
         queues, topics = self._targets(message, exchange, routing_key)
         if mandatory and exchange == "":
-            queues = [each for each in queues if self._exists(each)]
+            queues = [each for each in queues if link.directory.is_there(each)]
         if not queues and not topics:
             return self._nowhere(message, exchange, routing_key, mandatory)
         raw = self._envelope(message, exchange, routing_key)
@@ -269,7 +241,7 @@ class PublishingToRedis(PublishingMethods):
         last = self._options.deadletter_queue
         if last is None:
             return Decided(None)
-        self._warn_undeliverable(exchange, routing_key, last)
+        warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=5)
         slot: Slot[Any] = Slot()
         self._pipeline.post(
             pack(
@@ -280,9 +252,6 @@ class PublishingToRedis(PublishingMethods):
             slot.offer,
         )
         return Sent(self._pipeline, slot, None, last)
-
-    def _warn_undeliverable(self, exchange: str, routing_key: str, queue: str) -> None:
-        raise NotImplementedError
 
     def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
         middle = message.middle

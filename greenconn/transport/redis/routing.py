@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.scripts import BIND
 from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.exchange import (
     ROUTERS,
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Routes", "Routing"]
+
+#: A table of bindings of expiring queues is kept for so many times their expiry, and for an hour at
+#: least (kombu's figures).
+EXPIRY_FACTOR: Final = 2
+LEAST_EXPIRY_MS: Final = 3_600_000
 
 #: For their tables; they need no channel.
 _TYPES: Final[dict[str, ExchangeType]] = {
@@ -115,6 +121,10 @@ class Routing:
         key = self._link.keys.exchange(exchange.name)
         self._link.call(pack(b"SET", key, text), what=f"declaring exchange {exchange.name!r}")
 
+    def is_used(self, name: str) -> bool:
+        """Whether a queue is bound to an exchange, by whatever program.  May switch."""
+        return self.learn(name) is not None and bool(self.table(name))
+
     def drop(self, name: str) -> None:
         """An exchange was deleted.  May switch."""
         keys = self._link.keys
@@ -122,6 +132,63 @@ class Routing:
         self._link.call(pack(b"DEL", *names), what=f"deleting exchange {name!r}")
 
     # -- bindings
+
+    def bind(self, binding: Binding) -> None:
+        """Make a binding, here and in the server; again: only tells the server.  May switch."""
+        link, keys = self._link, self._link.keys
+        self._state.bind(binding)
+        kind = self._state.exchanges[binding.source].type
+        if binding.to_exchange or kind == "headers":
+            return
+        if kind == "fanout" and not link.options.fanout_lists:
+            link.fanout.bound(binding.destination)
+        member = self.row(binding)
+        declared = link.directory.find(binding.destination)
+        expires = None if declared is None else declared.expires_ms
+        table = keys.bindings(binding.source)
+        if expires is None:
+            link.call_all(
+                [
+                    pack(b"SADD", table, member),
+                    pack(b"SADD", keys.permanent_bindings(binding.source), member),
+                ],
+                what="binding",
+            )
+            return
+        kept_ms = max(expires * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
+        tables = (table, keys.binding_deadlines)
+        link.run(BIND, tables, member, binding.source, kept_ms, what="binding")
+
+    def unbind(self, binding: Binding) -> None:
+        """Take a binding of a queue out of the server's tables.  May switch."""
+        link, keys = self._link, self._link.keys
+        known = self._state.exchanges.get(binding.source)
+        if known is None:
+            self.drop(binding.source)  # an auto-delete exchange went with it
+            return
+        if known.type == "headers":
+            return
+        if known.type == "fanout":
+            link.fanout.unbound(binding.destination, binding.source, binding.routing_key)
+        member = self.row(binding)
+        link.call_all(
+            [
+                pack(b"SREM", keys.bindings(binding.source), member),
+                pack(b"SREM", keys.permanent_bindings(binding.source), member),
+            ],
+            what="unbinding",
+        )
+
+    def unbind_queue(self, name: str) -> None:
+        """A queue is gone: so are its bindings, as far as they are known here.  May switch."""
+        bindings = [
+            each
+            for each in self._state.all_bindings()
+            if not each.to_exchange and each.destination == name
+        ]
+        self._state.queue_bindings_delete(name)
+        for binding in bindings:
+            self.unbind(binding)
 
     def row(self, binding: Binding) -> bytes:
         """A binding as a member of its exchange's table."""

@@ -49,6 +49,10 @@ class AnsweringMethods(ConsumingMethods):
 
     # -- what a transport writes
 
+    def _queue_name(self, name: str) -> str:
+        """Return the queue that *name* means; '' is the one this channel declared last."""
+        raise NotImplementedError
+
     def _done(self, delivery: Any) -> None:
         """A delivery was handled.  Never switches."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
-    UndeliverableWarning,
+    undeliverable,
 )
 from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.signatures import KombuOrder
@@ -116,13 +116,7 @@ class Channel(KombuOrder):
         default = self.deadletter_queue if default is None else default
         if queues or default is None:
             return queues
-        warnings.warn(
-            UndeliverableWarning(
-                f"no queue of exchange {exchange!r} for routing key {routing_key!r}: the message "
-                f"went to {default!r}"
-            ),
-            stacklevel=6,
-        )
+        warnings.warn(undeliverable(exchange, routing_key, default), stacklevel=6)
         self._new_queue(default)
         return [default]
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import as_text
-from greenconn.exceptions import AMQPNotImplementedError, PublishNacked, Unroutable
+from greenconn.exceptions import (
+    AMQPNotImplementedError,
+    ContentTooLarge,
+    PublishNacked,
+    Unroutable,
+)
+from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.refusal import Method
@@ -20,6 +26,8 @@ __all__ = [
     "PublishingMethods",
     "UndeliverableWarning",
     "copied",
+    "too_large",
+    "undeliverable",
 ]
 
 #: Kombu's form of a message that is to be sent: body, content-type, content-encoding, headers and
@@ -156,8 +164,7 @@ class PublishingMethods(ChannelLife):
             raise _no_immediate()
         outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
         if mandatory and outcome is Outcome.UNROUTED:
-            returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
-            self.connection.events.put((self._returned, returned))
+            self._return(message, exchange, routing_key)
 
     def basic_publish_confirm(
         self,
@@ -175,8 +182,14 @@ class PublishingMethods(ChannelLife):
             Unroutable: *mandatory*, and it reached no queue.
             PublishNacked: a queue is full and refuses more.
             NotFound: there is no such exchange; the channel is closed.
+            Exception: otherwise as :meth:`basic_publish`.
         """
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate).wait()
+        if timeout is None:
+            timeout = confirm_timeout
+        deadline = None if timeout is None else Deadline(timeout)
+        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
+            deadline
+        )
 
     def begin_publish(
         self,
@@ -206,6 +219,11 @@ class PublishingMethods(ChannelLife):
             return Decided(_unroutable(exchange, routing_key))
         return Decided(None)
 
+    def _return(self, message: Any, exchange: str, routing_key: str) -> None:
+        """Let an event give a mandatory message back that reached no queue.  Never switches."""
+        returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
+        self.connection.events.put((self._returned, returned))
+
     def _returned(self, returned: tuple[Unroutable, str, str, Any]) -> None:
         """The event of a returned message."""
         exc, exchange, routing_key, envelope = returned
@@ -228,6 +246,19 @@ def _unroutable(exchange: str, routing_key: str) -> Unroutable:
         exchange=exchange,
         routing_key=routing_key,
     )
+
+
+def undeliverable(exchange: str, routing_key: str, queue: str) -> UndeliverableWarning:
+    """What is said of a message that goes to *queue*, that of last resort."""
+    return UndeliverableWarning(
+        f"no queue of exchange {exchange!r} for routing key {routing_key!r}: the message "
+        f"went to {queue!r}"
+    )
+
+
+def too_large(size: int, limit: int) -> ContentTooLarge:
+    """The error of a body of *size* bytes where *limit* is the most."""
+    return ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
 
 def _no_immediate() -> AMQPNotImplementedError:
