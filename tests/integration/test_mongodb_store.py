@@ -13,11 +13,11 @@ import pytest
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.leased.store import UNDECLARED, Answer, Claimed, Entry, Row, Settlement
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement
 from greenconn.transport.mongodb import waking
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
 from tests.fix_wires import until

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
-from greenconn.transport.leased.store import UNDECLARED
 from greenconn.transport.SQS.batch import in_batches
 from greenconn.transport.SQS.exceptions import (
     AccessDeniedQueueException,
@@ -19,7 +18,7 @@ from greenconn.transport.SQS.exceptions import (
 from greenconn.transport.SQS.naming import FIFO, aws_name
 from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.service import Service
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 __all__ = ["Queues", "SqsQueue"]
 

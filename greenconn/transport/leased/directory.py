@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from greenconn.transport.leased.store import UNDECLARED
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
-from greenconn.transport.virtual.refusal import (
-    Method,
-    check_equivalent,
-    invalid_argument,
-    locked,
-    no_queue,
-    reserved_name,
-)
+from greenconn.transport.virtual import directory as virtual
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.link import LeasedLink
 
 __all__ = ["Directory", "Rules"]
 
-_COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
 
@@ -46,21 +36,18 @@ class Rules(NamedTuple):
     is_single_active: bool
 
 
-class Directory:
+class Directory(virtual.Directory):
     """The queues as one link knows them."""
 
-    __slots__ = ("_known", "_link", "_own", "_rules")
+    __slots__ = ("_known", "_rules")
+
+    _link: LeasedLink
 
     def __init__(self, link: LeasedLink) -> None:
+        super().__init__()
         self._link = link
         self._known: dict[str, Declaration] = {}
         self._rules: dict[str, Rules] = {}
-        #: Exclusive queues of this link.
-        self._own: set[str] = set()
-
-    @property
-    def _vhost(self) -> str:
-        return getattr(self._link.client, "virtual_host", None) or "/"
 
     def look(self, name: str) -> Declaration:
         """How a queue was declared, as it was read last; read now if it never was.  May switch."""
@@ -110,20 +97,6 @@ class Directory:
         """Wait until what this link did before counts for whoever asks now.  May switch."""
         self._link.catch_up()
 
-    def check(self, name: str, method: Method) -> Declaration:
-        """See that a queue exists and may be used here.  May switch.
-
-        Raises:
-            NotFound: there is no such queue.
-            ResourceLocked: it is exclusive to another connection.
-        """
-        declared = self.find(name)
-        if declared is None:
-            raise no_queue(name, self._vhost, method)
-        if declared.owner is not None and declared.owner != self._link.owner:
-            raise locked(name, self._vhost, method)
-        return declared
-
     def find(self, name: str) -> Declaration | None:
         """Ask the store for a queue; None when there is none.  May switch."""
         link = self._link
@@ -150,52 +123,20 @@ class Directory:
 
     # -- declaring
 
+    def _make(self, name: str, declared: Declaration) -> Declaration:
+        link = self._link
+        kept: Declaration = link.ask("declaring a queue", link.store.make_queue, name, declared)
+        self._remember(name, kept)
+        return kept
+
     def declare(self, name: str, declared: Declaration) -> None:
         """Make a queue, or check that the existing one is the same.  May switch.
 
         Raises:
-            PreconditionFailed: it differs from the existing one, or an argument cannot be.
-            ResourceLocked: it is exclusive to another connection, or only one of the two is exclusive.
-            AccessRefused: the name is reserved.
+            ChannelError: see the base class.
         """
-        method, link = Method.QUEUE_DECLARE, self._link
-        try:
-            QueuePolicy.of(declared.arguments)
-        except ValueError as exc:
-            text = f"{exc} (queue '{name}' in vhost '{self._vhost}')"
-            raise invalid_argument(text, method) from exc
-        current = self.find(name)
-        if current is None or current is UNDECLARED:
-            if name.startswith("amq.") and not name.startswith("amq.gen-"):
-                raise reserved_name("queue", name, method)
-            if declared.owner is not None:
-                self._own.add(name)
-            current = link.ask("declaring a queue", link.store.make_queue, name, declared)
-            assert current is not None
-            self._remember(name, current)
-        if current.owner != declared.owner:
-            raise locked(name, self._vhost, method)
-        check_equivalent(
-            "queue",
-            name,
-            self._vhost,
-            method,
-            fields={
-                "durable": (declared.durable, current.durable),
-                "auto_delete": (declared.auto_delete, current.auto_delete),
-            },
-            arguments=(declared.arguments, current.arguments),
-            compared=_COMPARED,
-        )
+        super().declare(name, declared)
         self.rules(name)
-
-    def declare_passively(self, name: str) -> None:
-        """See that a queue exists.  May switch.
-
-        Raises:
-            NotFound, ResourceLocked: as :meth:`check`.
-        """
-        self.check(name, Method.QUEUE_DECLARE)
 
     # -- use and its end
 

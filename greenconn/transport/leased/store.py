@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.leased.roster import Roster
@@ -30,7 +30,6 @@ from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import Exchange
 
 __all__ = [
-    "UNDECLARED",
     "Answer",
     "Claimed",
     "Entry",
@@ -40,10 +39,6 @@ __all__ = [
     "Settlement",
     "Store",
 ]
-
-
-#: A queue of which nothing is known but that it is there: who declares it says what it is.
-UNDECLARED: Final = Declaration()
 
 
 class NoQueue(Exception):

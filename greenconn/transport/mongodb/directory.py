@@ -14,12 +14,12 @@ from typing import Any, Final
 from pymongo import ReturnDocument
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import UNDECLARED, Row
+from greenconn.transport.leased.store import Row
 from greenconn.transport.mongodb.broadcast import PREFIX
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
 from greenconn.transport.mongodb.options import MongoOptions
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange

@@ -20,24 +20,14 @@ from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.clock import server_time
 from greenconn.transport.redis.errors import LinkLost, as_error
 from greenconn.transport.redis.scripts import JOIN, LEAVE
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
-from greenconn.transport.virtual.refusal import (
-    Method,
-    check_equivalent,
-    invalid_argument,
-    locked,
-    no_queue,
-    reserved_name,
-)
+from greenconn.transport.virtual import directory as virtual
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Directory"]
-
-_COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -46,14 +36,14 @@ MOST_KNOWN: Final = 100_000
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
 
-#: A queue of which only its messages are known.
-_UNDECLARED: Final = Declaration()
 
-
-class Directory:
+class Directory(virtual.Directory):
     """The queues as one link knows them."""
 
+    _link: RedisLink
+
     def __init__(self, link: RedisLink) -> None:
+        super().__init__()
         self._link = link
         self._known: dict[str, Declaration] = {}
         #: The declarations that were read last, whether or not they may have changed since.
@@ -62,16 +52,10 @@ class Directory:
         self.expiring: dict[str, int] = {}
         #: Keys of declarations -> names of queues.
         self._names: dict[bytes, str] = {}
-        #: Exclusive queues of this link.
-        self._own: set[str] = set()
         self._ticker: Ticker | None = None
         #: Auto-delete queues whose last consumer has left, and whose bindings go now.
         self._going = 0
         self._none_goes = Event()
-
-    @property
-    def _vhost(self) -> str:
-        return getattr(self._link.client, "virtual_host", None) or "/"
 
     def known(self, name: str) -> Declaration | None:
         """What is known of a queue without asking; nothing of one that may have expired."""
@@ -87,7 +71,7 @@ class Directory:
 
     def last(self, name: str) -> Declaration:
         """The declaration of a queue as it was read last."""
-        return self._last.get(name, _UNDECLARED)
+        return self._last.get(name, UNDECLARED)
 
     def look(self, name: str) -> Declaration:
         """The same, read now if it never was.  May switch."""
@@ -103,21 +87,8 @@ class Directory:
 
     # -- looking up
 
-    def check(self, name: str, method: Method) -> Declaration:
-        """See that a queue exists and may be used here.  May switch where that is not known.
-
-        Raises:
-            NotFound: there is no such queue.
-            ResourceLocked: it is exclusive to another connection.
-        """
-        declared = self.known(name)
-        if declared is None:
-            declared = self.find(name)
-            if declared is None:
-                raise no_queue(name, self._vhost, method)
-        if declared.owner is not None and declared.owner != self._link.owner:
-            raise locked(name, self._vhost, method)
-        return declared
+    def _current(self, name: str) -> Declaration | None:
+        return self.known(name) or self.find(name)
 
     def find(self, name: str) -> Declaration | None:
         """Ask the server for a queue; None when there is none.  May switch."""
@@ -130,7 +101,7 @@ class Directory:
         if text is None and not messages:
             self.forget(name)
             return None
-        declared = _UNDECLARED if text is None else Declaration.read(text)
+        declared = UNDECLARED if text is None else Declaration.read(text)
         if declared.owner is not None and declared.owner != link.owner:
             if not self._is_alive(declared.owner):
                 self.drop(name)
@@ -174,24 +145,9 @@ class Directory:
         """Make a queue, or check that the existing one is the same.  May switch.
 
         Raises:
-            PreconditionFailed: it differs from the existing one, or an argument cannot be.
-            ResourceLocked: it is exclusive to another connection, or only one of the two is exclusive.
-            AccessRefused: the name is reserved.
+            ChannelError: see the base class.
         """
-        method = Method.QUEUE_DECLARE
-        try:
-            QueuePolicy.of(declared.arguments)
-        except ValueError as exc:
-            text = f"{exc} (queue '{name}' in vhost '{self._vhost}')"
-            raise invalid_argument(text, method) from exc
-        current = self.known(name) or self.find(name)
-        if name.startswith("amq.") and current is None and not name.startswith("amq.gen-"):
-            raise reserved_name("queue", name, method)
-        if current is None or current is _UNDECLARED:
-            current = self._write(name, declared)
-        if current.owner != declared.owner:
-            raise locked(name, self._vhost, method)
-        self._compare(name, declared, current)
+        super().declare(name, declared)
         self.touch(name)
 
     def declare_passively(self, name: str) -> None:
@@ -200,16 +156,14 @@ class Directory:
         Raises:
             NotFound, ResourceLocked: as :meth:`check`.
         """
-        self.check(name, Method.QUEUE_DECLARE)
+        super().declare_passively(name)
         self.touch(name)
 
-    def _write(self, name: str, declared: Declaration) -> Declaration:
-        """Keep *declared* unless somebody was quicker; what is kept now."""
+    def _make(self, name: str, declared: Declaration) -> Declaration:
         link = self._link
         key = link.keys.queue(name)
         if declared.owner is not None:
             link.lease.begin_alive()
-            self._own.add(name)
             link.pipeline.post(pack(b"HSET", link.keys.exclusive, name, link.owner))
         _, text = link.call_all(
             [pack(b"SET", key, declared.text(), b"NX"), pack(b"GET", key)],
@@ -218,20 +172,6 @@ class Directory:
         kept = declared if text is None else Declaration.read(text)
         self._remember(name, kept)
         return kept
-
-    def _compare(self, name: str, declared: Declaration, current: Declaration) -> None:
-        check_equivalent(
-            "queue",
-            name,
-            self._vhost,
-            Method.QUEUE_DECLARE,
-            fields={
-                "durable": (declared.durable, current.durable),
-                "auto_delete": (declared.auto_delete, current.auto_delete),
-            },
-            arguments=(declared.arguments, current.arguments),
-            compared=_COMPARED,
-        )
 
     # -- use and its end
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.policy import QueuePolicy
 
-__all__ = ["Declaration"]
+__all__ = ["UNDECLARED", "Declaration"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +66,7 @@ class Declaration:
         """Milliseconds without use after which the queue is deleted; None: never."""
         seconds = self.policy.expires
         return None if seconds is None else int(seconds * 1000)
+
+
+#: A queue of which nothing is known but that it is there: who declares it says what it is.
+UNDECLARED: Final = Declaration()

@@ -14,41 +14,14 @@ from amqp.protocol import queue_declare_ok_t
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.directory import Directory
 from greenconn.transport.virtual.entities import PREDECLARED, EntityMethods
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-__all__ = ["Directory", "Routing", "SharedEntityMethods", "SharingLink"]
-
-
-class Directory(Protocol):
-    """The queues as one link knows them.  All of it may switch."""
-
-    def settle(self) -> None:
-        """Wait until what this link did before counts for whoever asks now."""
-
-    def check(self, name: str, method: Method) -> Declaration:
-        """See that a queue exists and may be used here."""
-
-    def find(self, name: str) -> Declaration | None:
-        """Ask the broker for a queue; None when there is none."""
-
-    def declare(self, name: str, declared: Declaration) -> None:
-        """Make a queue, or check that the existing one is the same."""
-
-    def declare_passively(self, name: str) -> None:
-        """See that a queue exists; it counts as used."""
-
-    def counts(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consumers it has."""
-
-    def purge(self, name: str) -> int:
-        """Drop the messages that wait in a queue, and return how many there were."""
-
-    def drop(self, name: str) -> int:
-        """Delete a queue, and return how many messages it had."""
+__all__ = ["Routing", "SharedEntityMethods", "SharingLink"]
 
 
 class Routing(Protocol):
