@@ -114,6 +114,8 @@ class Directory:
                 self._own.add(name)
             current = self._make(name, declared)
         if current.owner != declared.owner:
+            if declared.owner is not None:
+                self._own.discard(name)  # somebody was quicker: it is not for this link to delete
             raise locked(name, self._vhost, method)
         check_equivalent(
             "queue",
