@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.delivery import Delivery
-from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.refusal import Method, unknown_delivery_tag
+from greenconn.transport.virtual.refusing import RefusingMethods
 
 __all__ = ["AnsweringConsumer", "AnsweringMethods"]
 
@@ -33,12 +31,8 @@ class AnsweringConsumer(Consumer):
         super()._taken(message)
 
 
-class AnsweringMethods(ConsumingMethods):
-    """Answers, and the room that they make.
-
-    Attributes:
-        unanswered: delivery tag -> what was delivered and not answered, in the order of delivery.
-    """
+class AnsweringMethods(RefusingMethods):
+    """Answers, and the room that they make."""
 
     consumer_class = AnsweringConsumer
 
@@ -110,10 +104,6 @@ class AnsweringMethods(ConsumingMethods):
             consumer.unacked += 1
             self.in_flight += 1
 
-    def message_to_python(self, raw_message: Any) -> Any:
-        """Return *raw_message*: messages come ready."""
-        return raw_message
-
     # -- answers
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
@@ -159,56 +149,6 @@ class AnsweringMethods(ConsumingMethods):
         if delivery.is_held and self.connection.lost is None:
             self._done(delivery)
         return delivery
-
-    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Refuse a delivery: it goes to the head of its queue, or is a dead letter.
-
-        Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
-            RecoverableChannelError: the channel was closed.
-        """
-        if self.connection.lost is not None:
-            return
-        self.check_open()
-        delivery = self.unanswered.pop(delivery_tag, None)
-        if delivery is None:
-            raise unknown_delivery_tag(delivery_tag, Method.BASIC_REJECT)
-        self._refuse([delivery], requeue)
-
-    def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
-        """Refuse a delivery, or all up to it."""
-        if not multiple:
-            self.basic_reject(delivery_tag, requeue)
-        elif self.connection.lost is None:
-            self.check_open()
-            self._refuse(self._up_to(delivery_tag), requeue)
-
-    @closes_channel
-    def basic_recover(self, requeue: bool = False) -> None:
-        """Give everything that was delivered and not answered back to its queues.
-
-        Raises:
-            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
-        """
-        if not requeue:
-            raise AMQPNotImplementedError(
-                "NOT_IMPLEMENTED - basic.recover with requeue=False", Method.BASIC_RECOVER.value
-            )
-        for consumer in self.consumers.values():
-            consumer.forget_backlog()
-        deliveries = list(self.unanswered.values())
-        self.unanswered.clear()
-        self._refuse(deliveries, True)
-
-    def _up_to(self, tag: Any) -> list[Any]:
-        """Take out all deliveries up to *tag*, or all for tag 0."""
-        unanswered = self.unanswered
-        if tag and tag not in unanswered:
-            raise unknown_delivery_tag(tag, Method.BASIC_ACK)
-        tags = list(unanswered)
-        if tag:
-            del tags[tags.index(tag) + 1 :]
-        return [unanswered.pop(each) for each in tags]
 
     def _free(self, deliveries: Iterable[Any]) -> None:
         """Free the room that *deliveries* took, and let their consumers have more."""
