@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
@@ -20,9 +19,10 @@ from typing import Final
 from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.stream import Stream, Tls
+from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
 from greenconn.transport.beanstalk.errors import LinkLost, NotBeanstalk, refusal
+from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.beanstalk import BeanstalkParser, ProtocolError, Reply
 
 __all__ = ["Pipeline", "Place"]
@@ -34,7 +34,7 @@ Place = Callable[[Reply | BaseException], object]
 LOOKS: Final = 4
 
 
-class Pipeline:
+class Pipeline(PipelineLife):
     """One socket.
 
     Arguments:
@@ -49,6 +49,8 @@ class Pipeline:
         patience: seconds that the server may be silent beyond the usual, since a command waits.
     """
 
+    lost_error = LinkLost
+
     def __init__(
         self,
         sock: RawSocket,
@@ -56,22 +58,11 @@ class Pipeline:
         on_lost: Callable[[LinkLost], None],
         tls: Tls | None = None,
     ) -> None:
-        self.where = where
-        self.lost: LinkLost | None = None
+        super().__init__(sock, where, on_lost, tls)
         self.parser = BeanstalkParser()
         self.patience = 0.0
-        self._on_lost = on_lost
-        self._places: deque[Place] = deque()
-        self._waits_since = 0.0
         self._reply_timeout = 0.0
-        self._ticker: Ticker | None = None
-        self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
-        self.writer = self.stream.writer
         fork.register(self)
-
-    def __repr__(self) -> str:
-        state = "open" if self.lost is None else "lost"
-        return f"<Pipeline {self.where}: {state}, {len(self._places)} replies due>"
 
     def watch(self, reply_timeout: float | None) -> None:
         """End it, from now on, when the server is silent for so many seconds; None: never."""
@@ -130,15 +121,6 @@ class Pipeline:
                 self.end(LinkLost(f"{self.where} took nothing for {self._reply_timeout:g} s"))
         self.check()
 
-    def check(self) -> None:
-        """Raise unless commands can be sent.
-
-        Raises:
-            LinkLost: it is lost; says why.
-        """
-        if self.lost is not None:
-            raise self._own(self.lost)
-
     def refused(self, reply: Reply, what: str) -> Exception:
         """The exception for a reply that was not expected; what ends the link ends it."""
         error = refusal(reply, self.where, what)
@@ -149,44 +131,6 @@ class Pipeline:
         if isinstance(error, LinkLost):
             self.end(error)
         return error
-
-    def _own(self, exc: BaseException) -> BaseException:
-        """One for each who is told: a traceback belongs to one greenlet."""
-        if not isinstance(exc, LinkLost):
-            return exc
-        own = LinkLost(str(exc))
-        own.__cause__ = exc.__cause__
-        return own
-
-    # Ending
-
-    def close(self) -> None:
-        """Close the socket; who still waits gets an error.  Never switches."""
-        self._finish(LinkLost(f"{self.where}: the connection was closed"))
-
-    def end(self, exc: LinkLost) -> None:
-        """End it because it is of no use any more, and tell its owner.  Never switches."""
-        if self._finish(exc):
-            self._on_lost(exc)
-
-    def forget(self) -> None:
-        """In the child of a fork: it is the parent's.  The stream forgets itself."""
-        self.lost = LinkLost(f"{self.where}: the connection was the parent process's")
-        self._places.clear()
-        if self._ticker is not None:
-            self._ticker.stop()
-
-    def _finish(self, exc: LinkLost) -> bool:
-        if self.lost is not None:
-            return False
-        self.lost = exc
-        if self._ticker is not None:
-            self._ticker.stop()
-        self.stream.close()
-        places, self._places = self._places, deque()
-        for place in places:
-            place(exc)
-        return True
 
     # In the reader or in the hub: nothing here may switch or run user code.
 
@@ -203,11 +147,6 @@ class Pipeline:
                     return
         except ProtocolError as exc:
             raise NotBeanstalk(f"{self.where} does not speak beanstalk's protocol: {exc}") from exc
-
-    def _on_stream_lost(self, exc: BaseException) -> None:
-        error = LinkLost(f"{self.where}: connection lost: {exc}")
-        error.__cause__ = exc
-        self.end(error)
 
     def _tick(self, lag: float) -> None:
         if not self._places or lag:

@@ -16,17 +16,16 @@ Theory
 from __future__ import annotations
 
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.stream import Stream, Tls
+from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
-from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
+from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
 __all__ = ["ENDLESS", "Pipeline", "Place"]
@@ -40,7 +39,7 @@ _PING: Final = pack("PING")
 LOOKS: Final = 4
 
 
-class Pipeline:
+class Pipeline(PipelineLife):
     """One socket.
 
     Arguments:
@@ -56,6 +55,8 @@ class Pipeline:
         writer: the sending side.
     """
 
+    lost_error = LinkLost
+
     def __init__(
         self,
         sock: RawSocket,
@@ -64,23 +65,12 @@ class Pipeline:
         on_lost: Callable[[LinkLost], None],
         tls: Tls | None = None,
     ) -> None:
-        self.where = where
-        self.lost: BaseException | None = None
+        super().__init__(sock, where, on_lost, tls)
         self.takes_arrays = False
         self._on_push = on_push
-        self._on_lost = on_lost
         self._parser = RespParser()
-        self._places: deque[Place | None] = deque()
-        self._waits_since = 0.0
-        self._ticker: Ticker | None = None
         self._reply_timeout: float | None = None
         self._health_interval = 0.0
-        self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
-        self.writer: Writer = self.stream.writer
-
-    def __repr__(self) -> str:
-        state = "open" if self.lost is None else "lost"
-        return f"<Pipeline {self.where}: {state}, {len(self._places)} replies due>"
 
     def watch(self, reply_timeout: float | None, health_interval: float) -> None:
         """Watch from now on whether the server answers.
@@ -176,59 +166,14 @@ class Pipeline:
                 raise self.error(reply, what)
         return replies
 
-    def check(self) -> None:
-        """Raise unless commands can be sent.
-
-        Raises:
-            LinkLost: it is lost; says why.
-        """
-        if self.lost is not None:
-            raise self.error(self.lost)
-
     def error(self, reply: BaseException, what: str = "") -> BaseException:
         """The exception to raise for a reply that is one; what ends the link ends it."""
         if not isinstance(reply, ErrorReply):
-            # One for each who is told: a traceback belongs to one greenlet.
-            if not isinstance(reply, LinkLost):
-                return reply
-            own = type(reply)(*reply.args)
-            own.__cause__ = reply.__cause__
-            return own
+            return self._own(reply)
         error = as_error(reply, self.where, what)
         if isinstance(error, LinkLost):
             self.end(error)
         return error
-
-    # Ending
-
-    def close(self) -> None:
-        """Close the socket; who still waits gets an error.  Never switches."""
-        self._finish(LinkLost(f"{self.where}: the connection was closed"))
-
-    def end(self, exc: LinkLost) -> None:
-        """End it because it is of no use any more, and tell its owner.  Never switches."""
-        if self._finish(exc):
-            self._on_lost(exc)
-
-    def forget(self) -> None:
-        """In the child of a fork: it is the parent's.  The stream forgets itself."""
-        self.lost = LinkLost(f"{self.where}: the connection was the parent process's")
-        self._places.clear()
-        if self._ticker is not None:
-            self._ticker.stop()
-
-    def _finish(self, exc: LinkLost) -> bool:
-        if self.lost is not None:
-            return False
-        self.lost = exc
-        if self._ticker is not None:
-            self._ticker.stop()
-        self.stream.close()
-        places, self._places = self._places, deque()
-        for place in places:
-            if place is not None:
-                place(exc)
-        return True
 
     # In the reader or in the hub: nothing here may switch or run user code.
 
@@ -251,11 +196,6 @@ class Pipeline:
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
             # Who got it has taken it for what the command's reply must be.
             raise NotRedis(f"{self.where}: a reply is not what it must be: {exc}") from exc
-
-    def _on_stream_lost(self, exc: BaseException) -> None:
-        error = LinkLost(f"{self.where}: connection lost: {exc}")
-        error.__cause__ = exc
-        self.end(error)
 
     def _tick(self, lag: float) -> None:
         now = monotonic()

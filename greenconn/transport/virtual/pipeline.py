@@ -1,0 +1,105 @@
+"""The life of one socket on which replies come in the order of the commands."""
+
+from __future__ import annotations
+
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.stream import Stream, Tls
+from greenconn.green.ticker import Ticker
+
+__all__ = ["PipelineLife"]
+
+
+class PipelineLife(ABC):
+    """Open until it is closed or lost; who waits for a reply then gets the error, once.
+
+    Arguments:
+        sock: connected and non-blocking; owned from now on.
+        where: the server's URL, password masked, for messages.
+        on_lost: called once, without switching, with the error when the socket is lost.
+        tls: a TLS session that has not begun, or None.
+
+    Attributes:
+        lost: why nothing more can be sent; None while it can.
+        writer: the sending side.
+    """
+
+    #: Makes the error of a connection that is gone from a text.
+    lost_error: ClassVar[type[RecoverableConnectionError]]
+
+    def __init__(
+        self, sock: RawSocket, where: str, on_lost: Callable[[Any], None], tls: Tls | None
+    ) -> None:
+        self.where = where
+        self.lost: BaseException | None = None
+        self._on_lost = on_lost
+        #: Functions that take a reply each, or the exception that comes instead; None: nobody does.
+        self._places: deque[Any] = deque()
+        self._waits_since = 0.0
+        self._ticker: Ticker | None = None
+        self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
+        self.writer = self.stream.writer
+
+    def __repr__(self) -> str:
+        state = "open" if self.lost is None else "lost"
+        return f"<Pipeline {self.where}: {state}, {len(self._places)} replies due>"
+
+    @abstractmethod
+    def _on_data(self, data: bytes) -> None:
+        """Bytes came: give replies to their places.  In the reader; never switches."""
+
+    def check(self) -> None:
+        """Raise unless commands can be sent.
+
+        Raises:
+            LinkLost: it is lost; says why.
+        """
+        if self.lost is not None:
+            raise self._own(self.lost)
+
+    def _own(self, exc: BaseException) -> BaseException:
+        """One for each who is told: a traceback belongs to one greenlet."""
+        if not isinstance(exc, self.lost_error):
+            return exc
+        own: BaseException = type(exc)(*exc.args)
+        own.__cause__ = exc.__cause__
+        return own
+
+    def close(self) -> None:
+        """Close the socket; who still waits gets an error.  Never switches."""
+        self._finish(self.lost_error(f"{self.where}: the connection was closed"))
+
+    def end(self, exc: BaseException) -> None:
+        """End it because it is of no use any more, and tell its owner.  Never switches."""
+        if self._finish(exc):
+            self._on_lost(exc)
+
+    def forget(self) -> None:
+        """In the child of a fork: it is the parent's.  The stream forgets itself."""
+        self.lost = self.lost_error(f"{self.where}: the connection was the parent process's")
+        self._places.clear()
+        if self._ticker is not None:
+            self._ticker.stop()
+
+    def _finish(self, exc: BaseException) -> bool:
+        if self.lost is not None:
+            return False
+        self.lost = exc
+        if self._ticker is not None:
+            self._ticker.stop()
+        self.stream.close()
+        places, self._places = self._places, deque()
+        for place in places:
+            if place is not None:
+                place(exc)
+        return True
+
+    def _on_stream_lost(self, exc: BaseException) -> None:
+        error: BaseException = self.lost_error(f"{self.where}: connection lost: {exc}")
+        error.__cause__ = exc
+        self.end(error)
