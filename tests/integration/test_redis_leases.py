@@ -144,6 +144,19 @@ def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisL
     wait_until(lambda: not alive.call(pack("EXISTS", key)), 10 * LEASE)
 
 
+def test_who_was_slower_to_declare_takes_no_queue_along(opened: Callable[..., RedisLink]) -> None:
+    """Its note that the queue is its own is the last one, but the declaration is another's."""
+    slower, owner, alive = opened(), opened(), opened()
+    slower.lease.begin_alive()
+    owner.transport.create_channel(owner).queue_declare("own", exclusive=True)
+    slower.call(pack("HSET", slower.keys.exclusive, "own", slower.owner))
+    slower.collect()
+    named = pack("HGET", alive.keys.exclusive, "own")
+    filled(alive, 0).basic_consume("q", sink=Store())
+    wait_until(lambda: alive.call(named) == owner.owner.encode(), 10 * LEASE)
+    assert owner.transport.create_channel(owner).queue_declare("own", passive=True).queue == "own"
+
+
 def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLink]) -> None:
     """A connection may be lost, or a process killed, while it is in the hash."""
     link = opened()

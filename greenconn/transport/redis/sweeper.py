@@ -152,6 +152,16 @@ class Sweeper:
             if owner != link.owner and (expiry is None or float(expiry) <= now)
         ]
 
+    def _forget_exclusive(self, name: str) -> None:
+        """Delete a queue of a dead owner, unless another one was quicker to declare it."""
+        link = self._link
+        declared = link.directory.find(name)  # which deletes it where that owner is dead
+        key = link.keys.exclusive
+        if declared is None or declared.owner is None:
+            link.call(pack(b"HDEL", key, name), what="sweeping")
+        else:
+            link.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
+
     def _forget_dead(self, now: float) -> None:
         """Delete the exclusive queues of dead owners, then forget them."""
         link = self._link
@@ -166,6 +176,6 @@ class Sweeper:
         dead = set(self.dead(sorted(set(queues.values())), now))
         for name, owner in queues.items():
             if owner in dead:
-                link.directory.drop(name)
+                self._forget_exclusive(name)
         before = now - link.options.lease
         link.call(pack(b"ZREMRANGEBYSCORE", link.keys.owners, b"-inf", before), what="sweeping")
