@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = "GREENCONN_TEST_SUMMARY"
 KINDS = ("passed", "failed", "skipped")
 #: Seconds for all tests together; a run that takes longer hangs.
-RUN_TIMEOUT = 2700.0
+RUN_TIMEOUT = 3600.0
 LONG_RUN_TIMEOUT = 4 * 3600.0
 #: Seconds that pytest has after Ctrl-C to say what it was doing.
 INTERRUPT_TIMEOUT = 10.0
