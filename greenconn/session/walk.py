@@ -44,6 +44,12 @@ def is_refusal(exc: BaseException) -> bool:
     return isinstance(exc, REFUSALS)
 
 
+def is_lockout(exc: BaseException) -> bool:
+    """Whether rights are missing that may be given back; a virtual host that is gone is none."""
+    is_gone = isinstance(exc, NotAllowed) and "not found" in str(exc.reply_text or "")
+    return is_refusal(exc) and not is_gone
+
+
 class BrokerLike(Protocol):
     """What a session asks of the broker that it is pointed at (``session.broker.Broker``)."""
 

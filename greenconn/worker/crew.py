@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.abc import DeadlineLike
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.session.walk import is_refusal
+from greenconn.session.walk import is_lockout
 from greenconn.worker.berths import Berths
 from greenconn.worker.errands import Errands
 from greenconn.worker.pool import WorkerPool
@@ -88,7 +88,7 @@ class Crew:
 
     def failed(self, exc: BaseException) -> None:
         """Recovery was given up.  A consumer that was locked out goes on trying by itself."""
-        if not is_refusal(exc):
+        if not is_lockout(exc):
             self._tell(lambda consumer: consumer.fail(exc))
 
     def _on_closed(self) -> None:

@@ -19,7 +19,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
 )
 from greenconn.session.session import Session
-from greenconn.session.walk import is_refusal
+from greenconn.session.walk import is_lockout
 from greenconn.wire.backoff import Backoff
 from greenconn.worker.berths import Berths
 from greenconn.worker.subscription import Subscription
@@ -159,7 +159,7 @@ class Restorer:
         if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, _known(self._session)):
             return True
         if subscription is None:
-            is_locked_out = bool(self._confirmed_at) and is_refusal(exc)
+            is_locked_out = bool(self._confirmed_at) and is_lockout(exc)
             return self._session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker ended the connection, perhaps for what somebody else did.

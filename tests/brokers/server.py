@@ -121,8 +121,13 @@ class Server:
             self._process = None
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): its connections stay open and silent."""
+        """Freeze it (SIGSTOP): its connections stay open and silent.  May switch."""
         self.signal(signal.SIGSTOP)
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/stat")
+        # It may run on for a moment, and answer.
+        while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "T":
+            sleep(self.step)
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""

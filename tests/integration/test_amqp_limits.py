@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import resource
 import tracemalloc
 from collections.abc import Callable
@@ -157,7 +158,10 @@ def grown(step: Callable[[int], object], count: int) -> float:
 
 
 @pytest.mark.timeout(900)
-def test_channels_opened_and_closed_leave_nothing(amqp_url: str, unique: str, long: bool) -> None:
+def test_channels_opened_and_closed_leave_nothing(
+    amqp_url: str, unique: str, long: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)  # pytest keeps what is logged
     with Connection(amqp_url) as connection:
         connection.connect()
 
@@ -177,7 +181,10 @@ def test_channels_opened_and_closed_leave_nothing(amqp_url: str, unique: str, lo
 
 
 @pytest.mark.timeout(900)
-def test_names_that_are_new_each_time_leave_nothing(amqp_url: str, unique: str, long: bool) -> None:
+def test_names_that_are_new_each_time_leave_nothing(
+    amqp_url: str, unique: str, long: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
     # Exchanges, routing keys, properties and headers are kept packed, but not all of them.
     with Connection(amqp_url) as connection:
         exchange = Exchange(unique, "topic", durable=False, auto_delete=False)

@@ -265,13 +265,15 @@ def test_server_that_is_stopped_hangs_nobody(own_couchdb: PouchDB, own_url: str)
         traffic.end()
 
 
+@pytest.mark.long
 def test_connections_are_cut_at_any_time(
-    relay_to: RelayFactory, own_couchdb: PouchDB, own_url: str, long: bool
+    relay_to: RelayFactory, own_couchdb: PouchDB, own_url: str
 ) -> None:
+    """With --long only: pouchdb-server 4.2 may fall over a request that is cut."""
     cut = relay_to(own_url)
     traffic = Traffic(cut.url, own_couchdb)
     traffic.goes_on()
-    for number in range(40 if long else 4):
+    for number in range(40):
         gevent.sleep(0.05 + 0.037 * (number % 7))
         cut.cut()
         if number % 3 == 0:

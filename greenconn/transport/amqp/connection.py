@@ -329,7 +329,7 @@ class AmqpLink(Link, Agreement):
         unsent = find_unsent(*self.writer.take_unsent()) if channels else {}
         for channel in channels:
             channel.collect(unsent.get(channel.channel_id, ()), closed)
-        self.channels = {}
+        self.channels = self._parser.channels = {}
         self.gate.end()
         if self._closing is not None:
             self._closing.fail(exc)
