@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
 
+import gevent
 import pytest
 
 from greenconn.connection import Connection
@@ -136,8 +137,19 @@ def plain(value: Any, prefix: str) -> Any:
 
 @cache
 def kombus(program: Program, url: str) -> Any:
-    """What *program* returns on kombu."""
-    return run(program, KOMBU, url)
+    """What *program* returns on kombu.
+
+    Where a short wait ends within the begin of a frame it is lost, and kombu waits for ever: then it
+    is asked once more.
+    """
+    hangs = gevent.Timeout(25)
+    try:
+        with hangs:
+            return run(program, KOMBU, url)
+    except gevent.Timeout as exc:
+        if exc is not hangs:
+            raise
+        return run(program, KOMBU, url)
 
 
 def as_memory(value: Any) -> Any:
