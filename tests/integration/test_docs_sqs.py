@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 from greenconn.transport.SQS.options import HYPHENATED, SQSOptions
-from tests.unit.test_docs import ROOT, blocks
+from tests.integration.pages import run_blocks
+from tests.unit.test_docs import ROOT
 
 PAGE = (ROOT / "docs" / "sqs.rst").read_text()
 
 
 def test_the_code_blocks_run(sqs_url: str, patched: bool) -> None:
-    prefix = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", prefix + blocks(PAGE)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        cwd=ROOT,
-        env={**os.environ, "GREENCONN_URL": sqs_url},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_blocks(PAGE, sqs_url, patched)
 
 
 def test_the_options_have_these_defaults() -> None:
