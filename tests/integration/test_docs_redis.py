@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import gevent
 
@@ -14,23 +11,14 @@ from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
-from tests.unit.test_docs import ROOT, blocks
+from tests.integration.pages import run_blocks
+from tests.unit.test_docs import ROOT
 
 PAGE = ROOT / "docs" / "redis.rst"
 
 
 def test_the_code_blocks_run(own_redis: RedisServer, patched: bool) -> None:
-    prefix = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", prefix + blocks(PAGE.read_text())],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        cwd=ROOT,
-        env={**os.environ, "GREENCONN_URL": own_redis.url},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_blocks(PAGE.read_text(), own_redis.url, patched)
 
 
 def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
