@@ -200,6 +200,9 @@ class _ZstandardInflater:
         return bytes(out)
 
 
+#: What the last part of an alias or content type needs that is not installed with greenconn.
+_EXTRAS: Final = {"brotli": "brotli", "x-brotli": "brotli", "zstd": "zstd", "zstandard": "zstd"}
+
 _aliases: dict[str, str] = {}
 _encoders: dict[str, Encoder] = {}
 _decoders: dict[str, Decoder] = {}
@@ -263,7 +266,9 @@ def get_decoder(t: str) -> Decoder:
 
 
 def _unknown(name: object) -> str:
-    return f"no compression {name!r} here: there are {', '.join(sorted(_encoders))}"
+    extra = _EXTRAS.get(str(name).rpartition("/")[2])
+    remedy = f"; pip install 'greenconn[{extra}]'" if extra else ""
+    return f"no compression {name!r} here: there are {', '.join(sorted(_encoders))}{remedy}"
 
 
 def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:

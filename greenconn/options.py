@@ -280,10 +280,13 @@ class Retry:
         """Take a Retry, a mapping of the same names, or None.
 
         Raises:
+            TypeError: it is none of them.
             ValueError: the mapping has another name.
         """
         if value is None or isinstance(value, Retry):
             return value
+        if not isinstance(value, Mapping):
+            raise TypeError(f"retry={value!r}: it is a Retry, a dict of its arguments, or None")
         options, unknown = from_transport_options(cls, value)
         if unknown:
             raise ValueError(_unknown_option(unknown[0], "of Retry", _names(cls)))

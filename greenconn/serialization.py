@@ -130,7 +130,7 @@ class SerializerRegistry:
         """
         content_type = self.name_to_type.pop(name, None)
         if content_type is None:
-            raise SerializerNotInstalled(f"No encoder/decoder installed for {name}")
+            raise SerializerNotInstalled(self._unknown(name))
         self._decoders.pop(content_type, None)
         self._encoders.pop(name, None)
         self.type_to_name.pop(content_type, None)
@@ -171,7 +171,11 @@ class SerializerRegistry:
         try:
             return self._encoders[name]
         except KeyError:
-            raise SerializerNotInstalled(f"No encoder installed for {name}") from None
+            raise SerializerNotInstalled(self._unknown(name)) from None
+
+    def _unknown(self, name: object) -> str:
+        known = ", ".join(sorted(self.name_to_type))
+        return f"no serializer {name!r} here: there are {known}"
 
     def _look_for_plugins(self) -> None:
         """Register what installed packages offer; once, when a name is not known."""
@@ -382,7 +386,7 @@ def prepare_accept_content(
     try:
         return {name if "/" in name else resolve(name) for name in content_types}
     except KeyError as exc:
-        raise SerializerNotInstalled(f"No encoder/decoder installed for {exc.args[0]}") from None
+        raise SerializerNotInstalled(registry._unknown(exc.args[0])) from None
 
 
 register_json()

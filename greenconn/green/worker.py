@@ -23,13 +23,17 @@ from greenconn.green.deadline import NEVER
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 
-__all__ = ["Outcome", "Worker"]
+__all__ = ["Outcome", "Worker", "WorkerClosed"]
 
 J = TypeVar("J")
 
 #: The native ones, also in a patched process: they are for a native thread.
 _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 _sleep: Callable[[float], None] = get_original("time", "sleep")
+
+
+class WorkerClosed(RuntimeError):
+    """Nothing is done any more."""
 
 
 class Outcome(NamedTuple):
@@ -67,11 +71,11 @@ class Worker(Generic[J]):
         A caller that is killed does not interrupt it: its outcome is dropped.
 
         Raises:
-            RuntimeError: the worker was closed.
+            WorkerClosed: what it says.
             BaseException: what it raised.
         """
         if self._pool is None or self._last is not None:
-            raise RuntimeError("the worker is closed")
+            raise WorkerClosed("the worker is closed")
         slot: Slot[Any] = Slot()
         self._pending.append((job, slot))
         if not self._is_busy:

@@ -163,7 +163,7 @@ class Line:
         try:
             self._session.link(deadline, reopen=reopen)
         except (AccessRefused, NotAllowed) as exc:
-            raise OperationalError(f"{self.label} lets us not in: {exc}") from exc
+            raise OperationalError(f"{self.label} does not let us in: {exc}") from exc
 
     def _deliver_once(self, letter: Letter, deadline: Deadline) -> None:
         if not letter.is_alone:

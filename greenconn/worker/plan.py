@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -91,8 +92,7 @@ class Plan:
     """Seconds that a message waits until its batch is full; None is 1 s."""
 
     def __post_init__(self) -> None:
-        if not callable(self.handler):
-            raise TypeError(f"handler={self.handler!r}: it is a callable")
+        _check_handler(self.handler)
         check_count(self, "concurrency", least=1, optional=False)
         check_count(self, "prefetch_count", most=MOST_PREFETCH)
         check_count(self, "batch_size", least=1)
@@ -237,6 +237,22 @@ def planned(
     if not given:
         raise ValueError("spawn_consumer() needs a queue, the list is empty")
     return Plan(queues=tuple(map(_checked, given)), **options, **further)
+
+
+def _check_handler(handler: object) -> None:
+    """Now, since each message would be rejected for it later."""
+    if not callable(handler):
+        raise TypeError(f"handler={handler!r}: it is a callable")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return  # of a function in C, which does not say
+    try:
+        signature.bind(None, None)
+    except TypeError as exc:
+        raise TypeError(
+            f"handler={handler!r}: it is called as handler(body, message): {exc}"
+        ) from None
 
 
 def _checked(queue: object) -> QueueLike:

@@ -19,7 +19,9 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.transport.sqlite.database import Database, database_of
+from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.store import SqliteStore
 from tests.integration.contract import SOON
 from tests.integration.processes import run
 from tests.integration.redis_clients import wait_until
@@ -151,6 +153,43 @@ def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
         bodies = [channel.basic_get("q", no_ack=True).body for _ in range(2)]
         assert bodies == ["fits", "later"]
         assert channel.basic_get("q") is None
+
+
+def test_full_disk_does_not_keep_from_closing(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(store: SqliteStore) -> None:
+        store.drop()
+        raise DiskFull("free some space")
+
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "x", connection=connection)
+        # To leave is to write; the lease ends by itself.
+        monkeypatch.setattr(SqliteStore, "close", no_room)
+    assert not connection.connected
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("disk I/O error", "look at the disk, its quota, and the limits of this process"),
+        ("unable to open database file", "may this process make files in that folder"),
+        ("database or disk is full", "free some space"),
+    ],
+)
+def test_what_sqlite_says_comes_with_what_to_do(reason: str, text: str) -> None:
+    told = str(as_error(sqlite3.OperationalError(reason), "/mail.db"))
+    assert told.startswith(f"SQLite file /mail.db: {reason}: ")
+    assert text in told
+
+
+def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:
+    shared = database_of(path, SqliteOptions())
+    shared.open()
+    shared.leave()
+    with pytest.raises(RecoverableConnectionError, match="it was closed meanwhile"):
+        shared.read(lambda db: None)
+    shared.join()
 
 
 def test_file_that_was_removed_begins_anew(sqlite_url: str, path: str) -> None:

@@ -72,6 +72,18 @@ def test_unknown() -> None:
         decompress(b"", "nope")
 
 
+@pytest.mark.parametrize(
+    "name", ["zstd", "application/zstd", "zstandard", "brotli", "application/x-brotli"]
+)
+def test_unknown_for_want_of_a_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    get_encoder("gzip")  # all that is installed is known now
+    monkeypatch.setattr(compression, "_encoders", {"application/x-gzip": bytes})
+    monkeypatch.setattr(compression, "_aliases", {})
+    extra = "brotli" if "brotli" in name else "zstd"
+    with pytest.raises(KeyError, match=rf"x-gzip; pip install 'greenconn\[{extra}\]'"):
+        get_encoder(name)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_limit(kind: str) -> None:
     body = b"\0" * (32 * MIB)

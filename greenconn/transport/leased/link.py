@@ -328,7 +328,12 @@ class LeasedLink(SharingLink):
                 self.catch_up()
                 self.directory.close()
                 self.ask("closing", self.store.close)
-        except (OSError, RecoverableConnectionError, *self.transport.connection_errors):
+        except (
+            OSError,
+            RecoverableConnectionError,
+            *self.transport.connection_errors,
+            *self.transport.recoverable_channel_errors,  # no room for what is given back
+        ):
             pass  # it is over all the same; the leases give back what is held
         finally:
             super().close()

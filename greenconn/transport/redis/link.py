@@ -46,6 +46,7 @@ __all__ = ["RedisLink"]
 
 #: Seconds that ``close`` waits for the server.
 CLOSE_TIMEOUT: Final = 2.0
+_PING: Final = pack("PING")
 _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 
 
@@ -106,7 +107,7 @@ class RedisLink(SharingLink):
             if protocol == 3:
                 # Nothing is registered by this alone; reads are, from now on.
                 self.pipeline.post(_TRACK, self._on_tracking)
-            self.pipeline.call(pack("PING"), deadline)
+            self.pipeline.call(_PING, deadline)
             self.watch(self.pipeline)
             self._master = transport.watch_master(self)
             self.secret.watch()
@@ -144,6 +145,10 @@ class RedisLink(SharingLink):
             lost = LinkLost(f"{self.where}: connection lost: {exc}")
             self.pipeline.end(lost)
             raise lost from exc
+
+    def ping(self) -> None:
+        """Ask the server something.  May switch."""
+        self.call(_PING)
 
     def check_open(self) -> None:
         """Raise unless open.
@@ -216,7 +221,7 @@ class RedisLink(SharingLink):
                 self.directory.close()
                 self.answers.flush()
                 self.lease.end()
-                self.pipeline.call(pack("PING"))
+                self.pipeline.call(_PING)
         except (OSError, RecoverableConnectionError):
             pass  # it is over all the same; the lease gives back what is held
         finally:

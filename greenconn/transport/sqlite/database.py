@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from greenconn.exceptions import AMQPError
 from greenconn.green.perhub import PerHub
-from greenconn.green.worker import Outcome, Worker
+from greenconn.green.worker import Outcome, Worker, WorkerClosed
 from greenconn.transport.sqlite.errors import CannotOpen, DatabaseLost, as_error, is_locked
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Queues
@@ -74,11 +74,17 @@ class Database:
 
     def read(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return ``function(connection, *args)``, which changes nothing.  May switch."""
-        return self._worker.call(Job(function, args, False))
+        return self._ask(Job(function, args, False))
 
     def write(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return ``function(connection, *args)``; it is committed by then.  May switch."""
-        return self._worker.call(Job(function, args, True))
+        return self._ask(Job(function, args, True))
+
+    def _ask(self, job: Job) -> Any:
+        try:
+            return self._worker.call(job)
+        except WorkerClosed as exc:
+            raise DatabaseLost(f"SQLite file {self.path}: it was closed meanwhile") from exc
 
     def open(self) -> None:
         """Open the file, and make it if it is not there.  May switch.

@@ -66,4 +66,10 @@ def as_error(exc: sqlite3.Error, path: str) -> Exception:
         return CannotOpen(f"{text}: this process may not write the file or its folder")
     if "not a database" in reason or "encrypted" in reason:
         return CannotOpen(f"{text}: name a file that does not exist, or one made by this transport")
+    if "unable to open" in reason:
+        return DatabaseLost(
+            f"{text}: may this process make files in that folder, and open any more?"
+        )
+    if "I/O" in reason:
+        return DatabaseLost(f"{text}: look at the disk, its quota, and the limits of this process")
     return DatabaseLost(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -142,6 +143,40 @@ def test_the_public_function_checks_before_anything_is_done() -> None:
     with pytest.raises(TypeError, match="a Connection, a URL or None"):
         spawn_consumer("q", handler, connection=7)  # type: ignore[arg-type]
     assert not connection.connected
+
+
+@pytest.mark.parametrize(
+    ("unfit", "why"),
+    [
+        (lambda: None, "too many positional arguments"),
+        (lambda body: None, "too many positional arguments"),
+        (lambda body, message, more: None, "missing a required argument: 'more'"),
+        (lambda body, message, *, more: None, "'more'"),
+    ],
+)
+def test_a_handler_that_could_never_be_called(unfit: Any, why: str) -> None:
+    # Else each message would be rejected, and gone.
+    with pytest.raises(TypeError, match=r"is called as handler\(body, message\): .*" + why):
+        planned("q", {"handler": unfit}, {})
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        print,
+        max,  # says nothing of its arguments
+        lambda *args: None,
+        lambda body, message, more=1: None,
+        partial(lambda first, body, message: None, 1),
+    ],
+)
+def test_handlers_that_may_be_called(fit: Any) -> None:
+    assert planned("q", {"handler": fit}, {}).handler is fit
+
+
+def test_a_retry_that_is_none() -> None:
+    with pytest.raises(TypeError, match="retry=5: it is a Retry, a dict of its arguments, or None"):
+        consumer(retry=5)
 
 
 @pytest.mark.parametrize("queue", [7, b"q", ["q", None]])
