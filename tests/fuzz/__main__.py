@@ -1,7 +1,8 @@
 """``python -m tests.fuzz``: what strangers may send, many times over; does each rule hold?
 
 Each target gets its corpus, then as many cases as --cases says.  Ends with 1 when a rule was broken, and
-prints the smallest case that hypothesis found for it.  The same --seed tries the same cases.
+prints the smallest case that hypothesis found for it.  The same --seed tries the same cases, as far as
+the --minutes suffice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 import sys
 import traceback
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -20,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.fuzz.targets import TARGETS, Target
+
+#: Hypothesis remembers all cases of a go, so that it takes ever longer, and more memory.
+GO = 2000
 
 
 @dataclass
@@ -47,7 +52,7 @@ def main() -> int:
 
 
 def run(target: Target, options: argparse.Namespace) -> Outcome:
-    """Try one target."""
+    """Try one target, with a new seed for each go."""
     outcome = Outcome(target.name, 0, 0.0)
     began = monotonic()
 
@@ -58,15 +63,17 @@ def run(target: Target, options: argparse.Namespace) -> Outcome:
     try:
         for case in target.corpus:
             check(case)
-        seed(options.seed)(
-            settings(
-                max_examples=max(1, options.cases // target.cost),
+        left, number = max(1, options.cases // target.cost), 0
+        while left > 0 and monotonic() - began < 60 * options.minutes:
+            invented = settings(
+                max_examples=min(left, GO),
                 deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),
                 phases=(Phase.generate, Phase.shrink),
             )(given(target.cases)(check))
-        )()
+            seed(f"{options.seed} {number}" if number else options.seed)(invented)()
+            left, number = left - GO, number + 1
     except Exception:
         outcome.error = traceback.format_exc()
     outcome.seconds = monotonic() - began
@@ -98,6 +105,7 @@ def arguments() -> argparse.Namespace:
     add("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     add("--cases", type=int, default=2000, help="for each target (2000); fewer of connections")
     add("--long", dest="cases", action="store_const", const=50_000, help="50,000 for each target")
+    add("--minutes", type=float, default=inf, help="for each target at most (as many as it takes)")
     add("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the cases")
     options = parser.parse_args()
     for name in options.targets:

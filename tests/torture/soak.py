@@ -15,8 +15,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
@@ -42,13 +42,12 @@ __all__ = ["Figures", "soak"]
 SOON = 60.0
 #: How much of the time is for caches to fill, and for the holes between what malloc has given out.
 WARM = 0.5
-#: Seconds from which on it is said what grows.
-LONG = 120.0
+#: Seconds from which on it is said what grows, and between two rests at which that is looked at.
+LONG, REST = 300.0, 30.0
 #: Objects of one type that come and go.
 OBJECTS = 60
-#: By how much Python's memory blocks may grow, and the resident memory, which malloc and the load of the
-#: machine have a part in: it grows in steps, and shrinks seldom.
-BLOCKS, MEMORY = 1.02, 1.10
+#: By how much the resident memory may grow, in KiB a minute, and the number of Python's memory blocks.
+SLOPE, BLOCKS = 256.0, 1.01
 #: Messages a second, of each kind.
 RATE = 40.0
 #: Publishes that may be under way at a time, and that a message may be handled before.
@@ -73,7 +72,7 @@ class Figures:
     told: int = 0
     #: Of the resident memory once it was warm, in KiB a minute.
     slope: float = 0.0
-    #: The resident memory from the beginning on, in MiB: eleven values.
+    #: The resident memory at each rest once it was warm, in MiB.
     memory: list[float] = field(default_factory=list)
     #: Types of which there are more at the end than when it was warm.
     grown: dict[str, int] = field(default_factory=dict)
@@ -90,7 +89,7 @@ class Figures:
             found.append(f"{self.lost} of {self.published} messages lost")
         if self.seconds < LONG:
             return found
-        if self.memory[-1] > MEMORY * self.memory[len(self.memory) // 2]:
+        if self.slope > SLOPE:
             found.append(f"memory grows: {self.memory} MiB, {self.slope:.0f} KiB a minute")
         if self.blocks[1] > BLOCKS * self.blocks[0]:
             found.append(f"blocks: {self.blocks[0]}, then {self.blocks[1]}")
@@ -210,8 +209,9 @@ class Load:
     def _ignore(self, body: Any, message: Any) -> None:
         pass
 
-    def census(self) -> Counter[str]:
-        """The objects that there are while nothing is under way.  May switch."""
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing is under way meanwhile, and all connections are there.  May switch."""
         self._may_work.clear()
         try:
             gevent.sleep(1.0)
@@ -219,7 +219,7 @@ class Load:
             for each in self._consumers:
                 each.wait_ready(SOON)
             gevent.sleep(0.5)
-            return census()
+            yield
         finally:
             self._may_work.set()
 
@@ -245,52 +245,58 @@ class Load:
                 connection.default_channel.queue_delete(f"{self.name}-{suffix}")
 
 
-class Samples:
-    """The memory of this process over time, and its objects when it was warm and at the end."""
+@dataclass
+class Rest:
+    """What there is while nothing is under way, and what is garbage is gone."""
+
+    #: How many objects there are of each type.
+    objects: Counter[str]
+    blocks: int
+    descriptors: int
+
+    @classmethod
+    def look(cls) -> Rest:
+        """Count all of it."""
+        gc.collect()
+        blocks = sys.getallocatedblocks()
+        names = (f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
+        return cls(Counter(names), blocks, len(os.listdir("/proc/self/fd")))
+
+    @property
+    def greenlets(self) -> int:
+        """How many greenlets there are."""
+        return sum(number for name, number in self.objects.items() if "reenlet" in name)
+
+
+class Memory:
+    """The memory of this process over time."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
         self._sizes: list[float] = []
 
     def take(self) -> None:
-        """Note the resident memory now."""
+        """Note what is resident now; without files, whose pages come and go."""
         with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
-        self._times.append(monotonic())
-        self._sizes.append(pages * PAGE / 1024)
+            _, resident, shared, *_ = map(int, file.read().split())
+        self.note(monotonic(), (resident - shared) * PAGE / 1024)
 
-    def slope(self, since: float) -> float:
-        """KiB a minute from the time *since* on, by least squares."""
-        both = zip(self._times, self._sizes, strict=True)
-        points = [(time, size) for time, size in both if time >= since]
-        if len(points) < 3:
-            return 0.0
-        mean_time = sum(time for time, _ in points) / len(points)
-        mean_size = sum(size for _, size in points) / len(points)
+    def note(self, at: float, size: float) -> None:
+        """So many KiB at that time."""
+        self._times.append(at)
+        self._sizes.append(size)
+
+    def slope(self) -> float:
+        """KiB a minute, by least squares."""
+        count = len(self._times)
+        mean_time, mean_size = sum(self._times) / count, sum(self._sizes) / count
+        points = zip(self._times, self._sizes, strict=True)
         over = sum((time - mean_time) * (size - mean_size) for time, size in points)
-        return 60.0 * over / sum((time - mean_time) ** 2 for time, _ in points)
+        return 60.0 * over / sum((time - mean_time) ** 2 for time in self._times)
 
-    def course(self, count: int = 11) -> list[float]:
-        """So many of the sizes, at even distances, in MiB."""
-        last = len(self._sizes) - 1
-        places = [last * each // (count - 1) for each in range(count)]
-        return [round(self._sizes[place] / 1024, 1) for place in places]
-
-
-def census() -> Counter[str]:
-    """How many objects there are of each type."""
-    gc.collect()
-    return Counter(f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
-
-
-def descriptors() -> int:
-    """How many descriptors are open."""
-    return len(os.listdir("/proc/self/fd"))
-
-
-def greenlets(objects: Counter[str]) -> int:
-    """How many greenlets there are."""
-    return sum(number for name, number in objects.items() if "reenlet" in name)
+    def course(self) -> list[float]:
+        """All of it, in MiB."""
+        return [round(size / 1024, 1) for size in self._sizes]
 
 
 def soak(
@@ -303,33 +309,41 @@ def soak(
     figures = Figures(world.name)
     load = Load(world, figures)
     began_at = monotonic()
-    samples, warm_at, blocks = Samples(), 0.0, 0
-    before: Counter[str] = Counter()
-    try:
-        while (passed := monotonic() - began_at) < seconds:
-            if not warm_at and passed >= seconds * WARM:
-                before, first = load.census(), descriptors()
-                blocks = sys.getallocatedblocks()
-                warm_at = monotonic()
-            gevent.sleep(min(interval, seconds * WARM))
+    memory = Memory()
+
+    def rest() -> Rest:
+        with load.resting():
+            found = Rest.look()
+            memory.take()
+        return found
+
+    def cut_until(end: float) -> None:
+        while (passed := monotonic() - began_at) < end:
+            tell(f"{world}: {passed:6.1f} s, {figures.published} sent, {figures.cuts} cuts")
+            gevent.sleep(min(interval, end - passed))
             if world.can_cut:
                 world.cut()
                 figures.cuts += 1
-            samples.take()
-            tell(f"{world}: {passed:6.1f} s, {figures.published} sent, {figures.cuts} cuts")
-        assert warm_at
-        after, last = load.census(), descriptors()
-        figures.blocks = (blocks, sys.getallocatedblocks())
+
+    try:
+        end = seconds * WARM
+        cut_until(end)
+        first = last = rest()
+        while end < seconds:
+            end = min(end + REST, seconds)
+            cut_until(end)
+            last = rest()
         load.settle()
     finally:
         load.close()
     figures.seconds = round(monotonic() - began_at, 1)
-    figures.slope, figures.memory = round(samples.slope(warm_at), 1), samples.course()
-    grown = after - before
+    figures.slope, figures.memory = round(memory.slope(), 1), memory.course()
+    grown = last.objects - first.objects
     figures.grown = {name: number for name, number in grown.items() if number > OBJECTS}
-    figures.objects = (before.total(), after.total())
-    figures.descriptors = (first, last)
-    figures.greenlets = (greenlets(before), greenlets(after))
+    figures.objects = (first.objects.total(), last.objects.total())
+    figures.blocks = (first.blocks, last.blocks)
+    figures.descriptors = (first.descriptors, last.descriptors)
+    figures.greenlets = (first.greenlets, last.greenlets)
     return figures
 
 
