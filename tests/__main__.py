@@ -1,4 +1,4 @@
-"""Run the tests: in a plain process and in a monkey-patched one, side by side, on own brokers.
+"""Run the tests: in plain processes and in monkey-patched ones, side by side, on own brokers.
 
 Options that are not listed below go to pytest, as do paths.
 """
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from tests.brokers.environment import (
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.brokers.redis_server import RedisServer
+from tests.brokers.redis_server import DATABASES, RedisServer
+from tests.shares import SHARE, Costs, chosen_files, divide, known_costs, note_costs, seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = "GREENCONN_TEST_SUMMARY"
@@ -43,12 +45,16 @@ LONG_RUN_TIMEOUT = 4 * 3600.0
 #: Seconds that pytest has after Ctrl-C to say what it was doing.
 INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
+#: Processes of each kind.  The tests wait more than they compute, so there are more than cores.
+PROCESSES = 3
+#: Seconds that are worth a process.
+WORTH = 60.0
 COMMANDS = {
     "plain": ("-m", "pytest"),
-    # Programs that a test starts are the same in both; another -m of the user's comes later and wins.
+    # Programs that a test starts are the same in all; another -m of the user's comes later and wins.
     "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs"),
 }
-#: What pytest returns when all tests of the chosen paths were for the other process.
+#: What pytest returns when all tests of the chosen paths were for other processes.
 NOTHING_TO_RUN = 5
 
 
@@ -80,10 +86,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--plain-only", action="store_true", help="only the plain process")
-    only.add_argument("--patched-only", action="store_true", help="only the patched process")
+    only.add_argument("--plain-only", action="store_true", help="only the plain processes")
+    only.add_argument("--patched-only", action="store_true", help="only the patched processes")
     add("--long", action="store_true", help="the full sizes of the requirements")
     add("--seed", type=int, help="the order of the tests; printed by each run")
+    add(
+        "--processes",
+        type=int,
+        choices=range(1, DATABASES // len(COMMANDS)),
+        default=PROCESSES,
+        help=f"processes of each kind; {PROCESSES}, or fewer for few tests",
+    )
+    add("--learn", action="store_true", help="note what each file takes, for later runs")
     add(
         "--require-brokers",
         action="store_true",
@@ -93,22 +107,58 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(arguments)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process runs: a share of the files, in one of the two ways."""
+
+    kind: str
+    number: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        """What it is called, in headings and for its virtual host."""
+        return self.kind if self.of == 1 else f"{self.kind}-{self.number + 1}"
+
+
+@dataclass
+class Outcome:
+    """What a process says at its end."""
+
+    numbers: dict[str, int]
+    failures: list[str]
+    took: Costs
+
+
 @dataclass
 class Side:
-    """One of the two processes."""
+    """One of the processes."""
 
-    name: str
+    part: Part
     process: subprocess.Popen[bytes]
     summary: Path
     output: Path | None
+    is_shown: bool = False
 
-    def numbers(self) -> dict[str, int] | None:
-        """How many tests passed, failed and were skipped; None when it did not come to its end."""
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.part.name
+
+    def outcome(self) -> Outcome | None:
+        """How its tests ended; None when it did not come to its end."""
         try:
-            numbers: dict[str, int] = json.loads(self.summary.read_text())
+            return Outcome(**json.loads(self.summary.read_text()))
         except (FileNotFoundError, ValueError):
             return None
-        return numbers
+
+    def show(self) -> None:
+        """Show what it wrote, once."""
+        if self.output is not None and not self.is_shown:
+            print(f"\n===== {self.name} =====", flush=True)
+            sys.stdout.buffer.write(self.output.read_bytes())
+            sys.stdout.flush()
+        self.is_shown = True
 
 
 class Run:
@@ -122,19 +172,32 @@ class Run:
         self._options = options
         self._rest = rest
         self._keeper = keeper
+        self._began_at = time.monotonic()
         self._seed = random.randrange(2**32) if options.seed is None else options.seed
-        names = [name for name in COMMANDS if not getattr(options, f"{other_of(name)}_only")]
-        self._environments: dict[str, dict[str, str]] = {name: {} for name in names}
+        kinds = [kind for kind in COMMANDS if not getattr(options, f"{other_of(kind)}_only")]
+        parts = [part for kind in kinds for part in self._divide(kind)]
+        self._environments: dict[Part, dict[str, str]] = {part: {} for part in parts}
         self._rabbitmq: RabbitMQ | None = None
 
+    def _divide(self, kind: str) -> list[Part]:
+        """Write down which of the *kind*'s processes runs which files."""
+        files, costs = chosen_files(self._rest), known_costs(kind)
+        worth = 1 + int(seconds_of(files, costs) / WORTH)
+        count = min(self._options.processes, worth, len(files) or 1)
+        self._shares(kind).write_text(json.dumps(divide(files, costs, count)))
+        return [Part(kind, number, count) for number in range(count)]
+
+    def _shares(self, kind: str) -> Path:
+        return self._keeper.directory / f"shares-{kind}"
+
     def code(self) -> int:
-        """Run both processes and return the exit code."""
+        """Run all processes and return the exit code."""
         print(f"seed {self._seed}", flush=True)
         if needs_brokers(self._rest):
             self._offer("RabbitMQ", AMQP_URL, self._begin_rabbitmq)
             self._offer("Redis", REDIS_URL, self._begin_redis)
             self._fetch_pouchdb()
-        sides = [self._begin(name) for name in self._environments]
+        sides = [self._begin(part) for part in self._environments]
         try:
             is_late = self._wait(sides)
         except KeyboardInterrupt:
@@ -144,7 +207,10 @@ class Run:
                 wait_for_end(side.process, INTERRUPT_TIMEOUT)
             self._report(sides)
             raise
-        return self._report(sides) or is_late
+        code = self._report(sides) or is_late
+        if self._options.learn:
+            self._learn(sides)
+        return code
 
     def _offer(self, name: str, variable: str, begin: Callable[[], None]) -> None:
         """Give the tests a broker: the user's, or one of their own."""
@@ -161,11 +227,12 @@ class Run:
 
     def _begin_rabbitmq(self) -> None:
         """Start RabbitMQ; the tests that need it wait until it is ready, the others do not."""
-        broker = self._rabbitmq = RabbitMQ(self._keeper, vhosts=tuple(self._environments))
+        vhosts = tuple(part.name for part in self._environments)
+        broker = self._rabbitmq = RabbitMQ(self._keeper, vhosts=vhosts)
         broker.begin()
         print(f"RabbitMQ: {broker.server} at port {broker.port}")
-        for name, environment in self._environments.items():
-            environment[AMQP_URL] = broker.url_of(name)
+        for part, environment in self._environments.items():
+            environment[AMQP_URL] = broker.url_of(part.name)
             environment[AMQP_CTL] = str(broker.handle)
 
     def _begin_redis(self) -> None:
@@ -181,40 +248,47 @@ class Run:
             log = self._keeper.directory / "output-pouchdb"
             self._keeper.run([sys.executable, "-m", "tests.brokers.pouchdb"], output=log, cwd=ROOT)
 
-    def _begin(self, name: str) -> Side:
-        """Start pytest.  The first process has the terminal, the second one writes to a file."""
+    def _begin(self, part: Part) -> Side:
+        """Start pytest.  The first process has the terminal, the others write to files."""
         directory = self._keeper.directory
-        summary = directory / f"summary-{name}"
-        is_first = name == next(iter(self._environments))
-        output = None if is_first else directory / f"output-{name}"
-        command = [sys.executable, *COMMANDS[name], f"--randomly-seed={self._seed}"]
-        command += ["-o", f"cache_dir={ROOT / '.pytest_cache' / name}"]
+        summary = directory / f"summary-{part.name}"
+        is_first = part == next(iter(self._environments))
+        output = None if is_first else directory / f"output-{part.name}"
+        command = [sys.executable, *COMMANDS[part.kind], f"--randomly-seed={self._seed}"]
+        command += ["-o", f"cache_dir={ROOT / '.pytest_cache' / part.name}"]
+        if {"--lf", "--last-failed"} & set(self._rest):
+            command.append("--last-failed-no-failures=none")  # else it runs all where none failed
         if sys.stdout.isatty():
             command.append("--color=yes")
         if self._options.long:
             command.append("--long")
         environment = {
             **os.environ,
-            **self._environments[name],
+            **self._environments[part],
             "COLUMNS": str(shutil.get_terminal_size((100, 24)).columns),
             REQUIRE: "1" if self._options.require_brokers else "0",
             SUMMARY: str(summary),
+            SHARE: f"{part.number}:{self._shares(part.kind)}",
         }
         if is_first:
-            print(f"===== {name} =====", flush=True)
+            print(f"===== {part.name} =====", flush=True)
         process = self._keeper.run(
             [*command, *self._rest], env=environment, output=output, cwd=ROOT
         )
-        return Side(name, process, summary, output)
+        return Side(part, process, summary, output)
 
     def _wait(self, sides: list[Side]) -> bool:
-        """Wait for both; True when the time was up."""
+        """Wait for all, and show each when it has ended; True when the time was up."""
         end = time.monotonic() + (LONG_RUN_TIMEOUT if self._options.long else RUN_TIMEOUT)
         running = list(sides)
         while running:
             if self._rabbitmq is not None and not self._rabbitmq.is_running:
                 self._rabbitmq = None  # those who wait for it see its end, since it was reaped
             running = [side for side in running if side.process.poll() is None]
+            if sides[0] not in running:  # the terminal is free
+                for side in sides:
+                    if side not in running:
+                        side.show()
             if running and time.monotonic() > end:
                 for side in running:
                     print(f"{side.name}: no end in time", file=sys.stderr)
@@ -224,34 +298,43 @@ class Run:
         return False
 
     def _report(self, sides: list[Side]) -> int:
-        """Show the second process's output and the numbers; returns the exit code."""
+        """Show what was not shown, the failures and the numbers; returns the exit code."""
         total = dict.fromkeys(KINDS, 0)
         code = 0
         has_run = any(side.process.returncode != NOTHING_TO_RUN for side in sides)
         for side in sides:
-            if side.output is not None:
-                print(f"\n===== {side.name} =====", flush=True)
-                sys.stdout.buffer.write(side.output.read_bytes())
+            side.show()
         print()
-        for side in sides:
-            numbers = side.numbers()
+        outcomes = [(side, side.outcome()) for side in sides]
+        for side, outcome in outcomes:
+            for failure in outcome.failures if outcome is not None else ():
+                print(f"FAILED {side.name + ':':<11}{failure}")
+        for side, outcome in outcomes:
             ended = f"exit code {side.process.returncode}"
             if side.process.returncode != NOTHING_TO_RUN or not has_run:
                 code = code or side.process.returncode or 0
-            if numbers is None:
+            if outcome is None:
                 code = code or 1
-                print(f"{side.name + ':':<9}no numbers, {ended}")
+                print(f"{side.name + ':':<11}no numbers, {ended}")
                 continue
-            print(f"{side.name + ':':<9}{in_words(numbers)} ({ended})")
+            print(f"{side.name + ':':<11}{in_words(outcome.numbers)} ({ended})")
             for kind in KINDS:
-                total[kind] += numbers[kind]
-        print(f"seed {self._seed}")
+                total[kind] += outcome.numbers[kind]
+        print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
         return code if code >= 0 else 128 - code
 
+    def _learn(self, sides: list[Side]) -> None:
+        """Note what the files took, for later runs."""
+        costs: defaultdict[str, Costs] = defaultdict(dict)
+        for side in sides:
+            outcome = side.outcome()
+            costs[side.part.kind].update(outcome.took if outcome is not None else {})
+        note_costs(costs)
+
 
 def other_of(name: str) -> str:
-    """The name of the other process."""
+    """The other kind of process."""
     return "plain" if name == "patched" else "patched"
 
 

@@ -6,10 +6,14 @@ import gc
 import json
 import os
 import uuid
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from gevent import monkey
 from hypothesis import HealthCheck, settings
+
+from tests.shares import Share
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -29,8 +33,12 @@ pytest_plugins = [
 
 #: Seconds for one test with --long, unless the command line or the test says otherwise.
 LONG_TIMEOUT = 600.0
-#: Where the runner wants the number of outcomes, as JSON.
+#: Where the runner wants the outcomes, as JSON.
 SUMMARY = "GREENCONN_TEST_SUMMARY"
+summary = pytest.StashKey["str | None"]()
+share = pytest.StashKey["Share | None"]()
+#: Seconds that the tests of each file took.
+_took: defaultdict[str, float] = defaultdict(float)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,13 +58,27 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if is_long else "short")
     if is_long and config.getoption("timeout", None) is None:
         config.option.timeout = LONG_TIMEOUT
+    config.stash[share] = Share.taken()
+    config.stash[summary] = os.environ.pop(SUMMARY, None)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even read the files of other processes."""
+    mine = config.stash[share]
+    if mine is None or collection_path.suffix != ".py" or mine.has(collection_path):
+        return None
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``long`` unless ``--long`` was given.
+    """Leave out what is not this process's, and the tests marked ``long`` unless ``--long`` was given.
 
     One that takes the fixture ``long`` has a short size too, so it runs always.
     """
+    if (mine := config.stash[share]) is not None:  # files that were named are read all the same
+        others = [item for item in items if not mine.has(item.path)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if mine.has(item.path)]
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -75,9 +97,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell the runner the number of outcomes."""
-    path = os.environ.get(SUMMARY)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what its file takes."""
+    _took[report.location[0]] += report.duration
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Tell the runner the outcomes."""
+    path = config.stash[summary]
     if not path:
         return
     stats = terminalreporter.stats
@@ -89,8 +118,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     numbers = {
         kind: sum(len(stats.get(name, ())) for name in names) for kind, names in kinds.items()
     }
+    failures = [report.nodeid for name in kinds["failed"] for report in stats.get(name, ())]
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(numbers, file)
+        json.dump({"numbers": numbers, "failures": failures, "took": _took}, file)
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,17 @@ def native_threads() -> Left:
     return found | {("nameless", number): "a thread without name" for number in range(nameless)}
 
 
+#: More objects than that make the look for greenlets and the collections slow.
+MANY_OBJECTS = 10_000
+
+
+def forget_many() -> None:
+    """Take what there is between two tests out of the garbage collector's sight, when it has grown."""
+    if len(gc.get_objects()) > MANY_OBJECTS:
+        gc.collect()
+        gc.freeze()
+
+
 LOOKS: tuple[Callable[[], Left], ...] = (live_greenlets, open_sockets, native_threads)
 
 
@@ -274,6 +285,7 @@ def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if it left something behind."""
     _hub_errors.watch(get_hub())
     _hub_errors.clear()
+    forget_many()
     with noted_unraisable() as unraisable, noted_complaints() as complaints:
         traces = Traces()
         yield

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 __all__ = ["free_ports", "some_ports"]
 
@@ -13,11 +16,42 @@ __all__ = ["free_ports", "some_ports"]
 #: bind theirs seconds after they were chosen, so nobody else may take one meanwhile.
 BROKERS = range(20000, 26000)
 OTHERS = range(26000, 32000)
-#: Each process begins with a block of its own, as processes choose at the same time.
+#: A process takes blocks of so many ports, and no other process chooses from those.
 BLOCK = 50
 
-_random = random.SystemRandom()  # the tests' seed must not give both processes the same ports
+_random = random.SystemRandom()  # the tests' seed must not give all processes the same ports
 _given: set[int] = set()
+
+
+class Blocks:
+    """The blocks of this process: each is a byte of a file that it keeps locked until it ends."""
+
+    def __init__(self, file: Path) -> None:
+        # Now, not when first needed: a test may count descriptors.
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._owner = 0
+        self._starts: list[int] = []
+
+    def ports(self) -> Iterator[int]:
+        """The ports of this process's blocks, as many as it takes."""
+        if self._owner != os.getpid():  # a fork inherits no locks
+            self._owner, self._starts = os.getpid(), []
+        for start in self._starts:
+            yield from _shuffled(range(start, start + BLOCK))
+        for start in _shuffled(range(BROKERS.start, BROKERS.stop, BLOCK)):
+            if start not in self._starts and self._lock(start):
+                self._starts.append(start)
+                yield from _shuffled(range(start, start + BLOCK))
+
+    def _lock(self, start: int) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, start)
+        except OSError:
+            return False
+        return True
+
+
+_blocks = Blocks(Path(tempfile.gettempdir(), f"greenconn-test-ports-{os.getuid()}"))
 
 
 def free_ports(count: int) -> list[int]:
@@ -27,7 +61,7 @@ def free_ports(count: int) -> list[int]:
         OSError: there are none.
     """
     found: list[int] = []
-    for port in _candidates():
+    for port in _blocks.ports():
         if port not in _given and _is_free(port):
             found.append(port)
             _given.add(port)
@@ -38,14 +72,11 @@ def free_ports(count: int) -> list[int]:
 
 def some_ports() -> Iterator[int]:
     """Ports for who binds them at once and takes the next one if it is in use."""
-    return iter(_random.sample(OTHERS, len(OTHERS)))
+    return iter(_shuffled(OTHERS))
 
 
-def _candidates() -> Iterator[int]:
-    start = BROKERS.start + os.getpid() * BLOCK % len(BROKERS)
-    block = range(start, min(start + BLOCK, BROKERS.stop))
-    yield from _random.sample(block, len(block))
-    yield from _random.sample(BROKERS, len(BROKERS))
+def _shuffled(numbers: range) -> list[int]:
+    return _random.sample(numbers, len(numbers))
 
 
 def _is_free(port: int) -> bool:

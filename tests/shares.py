@@ -1,0 +1,101 @@
+"""The shares of the processes that run the tests together: whole files, by what each is known to take.
+
+The same files in the same number of shares are always divided in the same way, whatever the seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "COSTS",
+    "SHARE",
+    "Share",
+    "chosen_files",
+    "divide",
+    "known_costs",
+    "note_costs",
+    "seconds_of",
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Seconds that the tests of a file take in each kind of process, as ``--learn`` noted them.
+COSTS = Path(__file__).with_name("costs.json")
+#: Names the share of a process: the number, a colon, and the file with everybody's.
+SHARE = "GREENCONN_TEST_SHARE"
+#: Seconds for a file that is not noted: new, or too quick to be.
+UNKNOWN = 1.0
+#: The least that is noted.
+LEAST = 1.0
+
+#: Files with their seconds, or with the number of their share, as paths from the root.
+Costs = dict[str, float]
+Numbers = dict[str, int]
+
+
+def chosen_files(arguments: Iterable[str]) -> list[str]:
+    """The test files below the paths among pytest's *arguments*; without any, all."""
+    names = [each.partition("::")[0] for each in arguments if not each.startswith("-")]
+    paths = [ROOT / name for name in names if (ROOT / name).exists()] or [ROOT / "tests"]
+    found = {
+        file.resolve().relative_to(ROOT).as_posix()
+        for path in paths
+        for file in ([path] if path.is_file() else path.rglob("test_*.py"))
+        if file.resolve().is_relative_to(ROOT)
+    }
+    return sorted(found)
+
+
+def known_costs(kind: str) -> Costs:
+    """What the files take in a *kind* of process."""
+    costs: dict[str, Costs] = json.loads(COSTS.read_text())
+    return costs.get(kind, {})
+
+
+def note_costs(costs: Mapping[str, Costs]) -> None:
+    """Note what all files took in each kind of process."""
+    noted = {
+        kind: {file: round(took, 1) for file, took in sorted(files.items()) if took >= LEAST}
+        for kind, files in costs.items()
+    }
+    COSTS.write_text(json.dumps(noted, indent=1) + "\n")
+
+
+def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
+    """Give each file the number of one of *count* shares: the dearest first, to the emptiest."""
+    shares = [(0.0, number) for number in range(count)]
+    numbers: Numbers = {}
+    for file in sorted(files, key=lambda file: (-costs.get(file, UNKNOWN), file)):
+        cost, number = heapq.heappop(shares)
+        numbers[file] = number
+        heapq.heappush(shares, (cost + costs.get(file, UNKNOWN), number))
+    return numbers
+
+
+def seconds_of(files: Iterable[str], costs: Costs) -> float:
+    """Seconds for all *files*."""
+    return sum(costs.get(file, UNKNOWN) for file in files)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process runs.  Files of which nobody knew are the first one's."""
+
+    number: int
+    numbers: Numbers
+
+    @classmethod
+    def taken(cls) -> Share | None:
+        """That of this process, which those that it starts do not inherit; None: it runs all."""
+        number, _, path = os.environ.pop(SHARE, "").partition(":")
+        return cls(int(number), json.loads(Path(path).read_text())) if path else None
+
+    def has(self, path: Path) -> bool:
+        """Whether a file belongs to it."""
+        name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+        return self.numbers.get(name, 0) == self.number

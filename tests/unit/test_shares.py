@@ -1,0 +1,61 @@
+"""The shares of the processes that run the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.shares import SHARE, Share, chosen_files, divide, known_costs, seconds_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_each_file_has_one_share_and_all_take_about_as_long() -> None:
+    files = chosen_files([])
+    for kind in ("plain", "patched"):
+        costs = known_costs(kind)
+        numbers = divide(files, costs, 3)
+        assert sorted(numbers) == files
+        shares = [[file for file in files if numbers[file] == each] for each in range(3)]
+        lengths = [seconds_of(share, costs) for share in shares]
+        assert max(lengths) - min(lengths) <= max(costs[file] for file in costs)
+
+
+def test_it_does_not_depend_on_the_order() -> None:
+    files = [f"tests/test_{number}.py" for number in range(20)]
+    costs = {file: float(number % 5) for number, file in enumerate(files)}
+    assert divide(files, costs, 4) == divide(reversed(files), costs, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "some"),
+    [
+        ([], {"tests/unit/test_shares.py", "tests/compat/test_settled.py"}),
+        (["-x", "tests/unit"], {"tests/unit/test_shares.py", "tests/unit/wire/test_acks.py"}),
+        (["tests/unit/test_shares.py::test_x[1]", "-k", "x"], {"tests/unit/test_shares.py"}),
+    ],
+)
+def test_chosen_files(arguments: list[str], some: set[str]) -> None:
+    found = chosen_files(arguments)
+    assert some <= set(found)
+    assert all((ROOT / file).is_file() for file in found)
+    if arguments:
+        assert all(file.startswith("tests/unit/") for file in found)
+
+
+def test_the_first_share_has_what_nobody_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tmp_path / "shares"
+    numbers.write_text(json.dumps({"tests/a.py": 0, "tests/b.py": 1}))
+    known = [ROOT / "tests/a.py", ROOT / "tests/b.py", tmp_path / "test_new.py"]
+    has = []
+    for number in range(2):
+        monkeypatch.setenv(SHARE, f"{number}:{numbers}")
+        share = Share.taken()
+        assert share is not None
+        has.append([share.has(file) for file in known])
+    assert has == [[True, False, True], [False, True, False]]
+    assert Share.taken() is None  # who is started from here runs what it is told
