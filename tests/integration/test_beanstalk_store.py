@@ -317,21 +317,25 @@ def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
 
 
 def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> None:
-    with store_at(beanstalk_url) as store:
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+
+        def waits() -> bool:
+            return b"current-waiting: 1" in raw(f"stats-tube {unique}").body
+
         store.make_queue(unique, PLAIN)
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-        gevent.sleep(0.05)
+        wait_until(waits)
         store.put([entry(unique, "a")])
         (claimed,) = waiter.get(timeout=SOON)
         for _ in range(20):
             waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-            gevent.sleep(0.01)
+            wait_until(waits)
             began_at = monotonic()
             assert store.renew([claimed.handle]) == []
             assert monotonic() - began_at < SOON
             assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-        gevent.sleep(0.01)
+        wait_until(waits)
         store.settle([done(claimed.handle)])
         assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
@@ -374,11 +378,11 @@ def test_without_a_bell_waits_are_short(beanstalk_url: str, unique: str) -> None
 
 def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     server = beanstalk_with()
-    with store_at(server.url) as store:
+    with store_at(server.url) as store, raw_to(server.url) as raw:
         store.make_queue(unique, PLAIN)
         store.put([entry(unique, body) for body in "abc"])
         server.drain()
-        gevent.sleep(0.05)
+        wait_until(lambda: b"draining: true" in raw("stats").body)
         (error,) = store.put([entry(unique, "d")])
         assert isinstance(error, ServerRefuses)
         assert "is in drain mode" in str(error)
