@@ -342,7 +342,7 @@ def check(scene: Scene) -> Moments:
         finally:
             opening.join(timeout=10)
         if ended(run):
-            assert run.result.is_ready
+            assert run.result.is_ready, run.result
         opening.get(block=False)
         scene.whole(connection)
         connection.close()
