@@ -264,3 +264,18 @@ def test_idle_drain_is_woken_by_a_publish_elsewhere(side: Side) -> None:
     side.send(side.channel(), "x", "", queue)
     waiter.get(timeout=SOON)
     assert [each.body for each in got] == ["x"]
+
+
+def test_messages_go_with_a_queue_that_deletes_itself(side: Side) -> None:
+    channel = side.channel()
+    queue = side.queue(channel, auto_delete=True)
+    got: list[Message] = []
+    channel.basic_qos(0, 2, False)
+    tag = channel.basic_consume(queue, callback=got.append)
+    for number in range(3):
+        side.send(channel, str(number), "", queue)
+    side.drain(channel.connection, lambda: len(got) == 1)
+    channel.basic_cancel(tag)  # with one that nobody has seen
+    got[0].requeue()
+    with pytest.raises(NotFound):
+        channel.queue_declare(queue, passive=True)

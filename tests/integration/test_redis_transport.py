@@ -433,3 +433,15 @@ def test_held_messages_of_kombu_go_where_their_exchange_leads(connect: Connect, 
     assert link.call(pack("HKEYS", link.keys.unacked)) == [b"c-tag"]
     # What cannot be read is left alone, and harms nobody.
     assert link.sweeper.look() == 0
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_message_to_no_queue_at_all_leaves_no_key(connect: Connect, window: int) -> None:
+    dropping = connect(publish_window=window)
+    keeping = connect(publish_window=window, deadletter_queue="last")
+    link = dropping.connection
+    Producer(dropping).publish("x", routing_key="")
+    assert link.call(pack("EXISTS", *link.keys.lists(""))) == 0
+    with pytest.warns(UserWarning, match="last"):
+        Producer(keeping).publish("x", routing_key="")
+    assert link.call(pack("LLEN", link.keys.plain("last"))) == 1

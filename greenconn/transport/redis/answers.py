@@ -2,6 +2,9 @@
 
 What goes back in one turn goes back in the order in which it was taken, so that the oldest is next
 again, whatever the order of the calls was.
+
+What the server refuses (it cannot write to its disk, a right was taken away) is said again whenever
+the lease is renewed: until then the messages are held, though nobody has them any more.
 """
 
 from __future__ import annotations
@@ -54,7 +57,16 @@ class Move(NamedTuple):
 class Answers:
     """What the channels of one link have answered and the server has not been told yet."""
 
-    __slots__ = ("_acks", "_is_due", "_link", "_moves", "_sent_acks", "_sent_moves")
+    __slots__ = (
+        "_acks",
+        "_is_due",
+        "_link",
+        "_moves",
+        "_refused_acks",
+        "_refused_moves",
+        "_sent_acks",
+        "_sent_moves",
+    )
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
@@ -64,12 +76,16 @@ class Answers:
         #: What was sent and has no reply yet, in this order.
         self._sent_acks: deque[list[str]] = deque()
         self._sent_moves: deque[list[Move]] = deque()
+        self._refused_acks: list[str] = []
+        self._refused_moves: list[Move] = []
 
     def unsettled(self) -> tuple[list[str], list[Move]]:
         """What nobody knows to have reached the server: acks, and what goes elsewhere."""
-        acks = [field for page in (*self._sent_acks, self._acks) for field in page]
-        moves = [move for part in (*self._sent_moves, self._moves) for move in part]
-        return acks, moves
+        pages = (*self._sent_acks, self._refused_acks, self._acks)
+        parts = (*self._sent_moves, self._refused_moves, self._moves)
+        return [field for page in pages for field in page], [
+            move for part in parts for move in part
+        ]
 
     def ack(self, field: str) -> None:
         """A message is done.  Never switches."""
@@ -109,6 +125,15 @@ class Answers:
             if feed is not None:
                 feed.hint()
 
+    def repeat(self) -> None:
+        """Say again what was refused.  Never switches."""
+        acks, self._refused_acks = self._refused_acks, []
+        for start in range(0, len(acks), ACKS):
+            self._send_acks(acks[start : start + ACKS])
+        moves, self._refused_moves = self._refused_moves, []
+        for move in moves:
+            self._send_moves([move])  # by itself: it may be another one's fault
+
     def _send_acks(self, fields: list[str]) -> None:
         link = self._link
         self._sent_acks.append(fields)
@@ -123,8 +148,8 @@ class Answers:
     # In the reader.  When the link is lost, what has no reply stays: the next life needs it.
 
     def _acked(self, reply: Any) -> None:
-        if self._link.pipeline.lost is None:
-            self._settled(reply, len(self._sent_acks[0]))
+        if self._link.pipeline.lost is None and self._is_refused(reply, len(self._sent_acks[0])):
+            self._refused_acks += self._sent_acks[0]
 
     def _unlisted(self, reply: Any) -> None:
         if self._link.pipeline.lost is None:
@@ -133,16 +158,21 @@ class Answers:
     def _moved(self, reply: Any) -> None:
         if self._link.pipeline.lost is not None:
             return
-        moves = self._sent_moves.popleft()
+        moves = self._sent_moves[0]
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             self._link.scripts.forget()  # somebody has flushed them
             self._send_moves(moves)
-            return
-        self._settled(reply, len(moves))
+        elif self._is_refused(reply, len(moves)):
+            self._refused_moves += moves
+        if self._link.pipeline.lost is None:
+            self._sent_moves.popleft()
 
-    def _settled(self, reply: Any, sent: int) -> None:
-        if reply != sent:
-            self._link.lease.note_answer(reply, sent)
+    def _is_refused(self, reply: Any, sent: int) -> bool:
+        """Whether what was sent must be said again over this link."""
+        if reply == sent:
+            return False
+        self._link.lease.note_answer(reply, sent)
+        return isinstance(reply, ErrorReply) and self._link.pipeline.lost is None
 
 
 def _number(move: Move) -> int:
@@ -168,11 +198,16 @@ def move_arguments(link: RedisLink, moves: list[Move], dead_owner: str = "") -> 
     Arguments:
         dead_owner: nothing is done if this owner lives.
     """
-    keys = [link.keys.unacked, link.keys.unacked_index, link.keys.owners]
-    args: list[Any] = [dead_owner]
+    lists: list[bytes] = []
+    places: dict[str, int] = {}
+    args: list[Any] = []
     for move in moves:
-        args += [move.field, move.push, len(move.copies)]
+        place = 0
+        if move.queue and link.directory.last(move.queue).auto_delete:
+            place = places.setdefault(move.queue, len(places) + 1)
+        args += [move.field, place, move.push, len(move.copies)]
         for key, raw in move.copies:
-            keys.append(key)
+            lists.append(key)
             args.append(raw)
-    return tuple(keys), *args
+    held = (link.keys.unacked, link.keys.unacked_index, link.keys.owners)
+    return (*held, *map(link.keys.queue, places), *lists), dead_owner, len(places), *args

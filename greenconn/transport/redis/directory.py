@@ -18,7 +18,7 @@ from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.clock import server_time
-from greenconn.transport.redis.errors import LinkLost, as_error
+from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.scripts import JOIN, LEAVE
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -234,15 +234,24 @@ class Directory(virtual.Directory):
             self._none_goes.clear()
         keys = link.keys
         names = (keys.consumers(name), keys.owners, keys.queue(name), *keys.lists(name))
+        self._leave(name, names, goes)
+
+    def _leave(self, name: str, keys: tuple[bytes, ...], goes: bool) -> None:
+        link = self._link
         link.pipeline.post(
-            link.scripts.call(LEAVE, names, link.owner, int(goes)),
-            lambda reply: self._left(name, reply, goes),
+            link.scripts.call(LEAVE, keys, link.owner, int(goes)),
+            lambda reply: self._left(name, keys, goes, reply),
         )
 
-    def _left(self, name: str, reply: Any, goes: bool) -> None:
+    def _left(self, name: str, keys: tuple[bytes, ...], goes: bool, reply: Any) -> None:
         # In the reader.
+        link = self._link
         if isinstance(reply, ErrorReply):
-            error = as_error(reply, self._link.where, f"leaving queue {name!r}")
+            if reply.code == "NOSCRIPT":
+                link.scripts.forget()  # somebody has flushed them
+                self._leave(name, keys, goes)
+                return
+            error = link.pipeline.error(reply, f"leaving queue {name!r}")
             spawn("log", logger.error, "%s", error)
         if reply == 1:
             spawn("unbind", self._unbind, name)

@@ -7,6 +7,7 @@ so that whatever knows how to recover does so here as well.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from redis import exceptions as redis
@@ -53,7 +54,7 @@ class LinkLost(_Both, RecoverableConnectionError, redis.ConnectionError):  # typ
 
 
 class ServerNotReady(LinkLost, redis.BusyLoadingError):
-    """The server cannot work now: it loads its data, or is no master (any more)."""
+    """The server cannot work now: it loads its data, runs a script, is full or no master (any more)."""
 
 
 class ReplyLate(LinkLost, redis.TimeoutError):
@@ -76,8 +77,17 @@ class NotRedis(_Both, FrameError, redis.InvalidResponse):  # type: ignore[misc]
     """What answers does not speak Redis' protocol."""
 
 
-#: First words of error replies after which the connection is of no use: another server is the master.
-ENDS_THE_LINK: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+#: First words of error replies after which the connection is of no use, and why: another server is the
+#: master, or this one will do nothing for a while.  What was under way is asked anew in the next life.
+ENDS_THE_LINK: Final[dict[str, str]] = {
+    "READONLY": "this server is no master",
+    "LOADING": "this server is not ready yet",
+    "MASTERDOWN": "this server is no master that is ready",
+    "BUSY": "this server does nothing else until that script ends, or is killed with SCRIPT KILL",
+}
+
+#: How a server before version 7 wraps the error of a command in a script.
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?(?P<code>[A-Z]+) ")
 
 #: How the reply begins with which a server ends a connection: what came was no command of ours, so
 #: bytes were changed on their way, and which commands it did not understand nobody can tell.
@@ -115,6 +125,12 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
 }
 
 
+def _code_of(reply: ErrorReply) -> str:
+    """The first word of an error reply, or of the error that a script met."""
+    nested = _IN_SCRIPT.search(str(reply)) if reply.code == "ERR" else None
+    return reply.code if nested is None else nested["code"]
+
+
 def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     """The error that an error reply stands for.
 
@@ -122,12 +138,12 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
         where: the server's URL, password masked.
         what: the operation, for the message.
     """
-    code = reply.code
+    code = _code_of(reply)
     if "The user executing the script" in str(reply):
         code = "NOPERM"
     text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
     if code in ENDS_THE_LINK:
-        return ServerNotReady(f"{text} (this server is no master that is ready)")
+        return ServerNotReady(f"{text} ({ENDS_THE_LINK[code]})")
     if code == "ERR" and str(reply).startswith(PROTOCOL_ERROR):
         return LinkLost(f"{text} (what we sent did not arrive as we sent it)")
     cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))

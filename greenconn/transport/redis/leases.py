@@ -15,7 +15,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.transport.redis.errors import as_error
 from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW
 from greenconn.wire.resp import ErrorReply, pack
 
@@ -79,7 +78,7 @@ class Lease:
             scripts.call(CANARY, (canary,)),
             self._renewal([]),
             scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
-            scripts.call(MOVE, (*held, keys.owners), ""),
+            scripts.call(MOVE, (*held, keys.owners), "", 0),
             pack("HDEL", keys.unacked, field),
             pack("ZREM", keys.unacked_index, field),
             pack("HMGET", keys.unacked, field),
@@ -126,7 +125,8 @@ class Lease:
         link = self._link
         if isinstance(reply, ErrorReply):
             error = link.pipeline.error(reply, "answering")
-            spawn("log", logger.error, "%s: %d answers are lost: %s", link.where, sent, error)
+            if link.lost is None:
+                spawn("log", logger.error, "%s: %d answers must wait: %s", link.where, sent, error)
         elif not isinstance(reply, Exception):
             late = sent - max(int(reply), 0)
             self.lost += late
@@ -156,6 +156,7 @@ class Lease:
             self._link.pipeline.post(
                 self._renewal(fields[start : start + RENEWALS]), self._on_renewed
             )
+        self._link.answers.repeat()
         self._link.directory.renew()
 
     def _on_renewed(self, reply: Any) -> None:
@@ -164,5 +165,6 @@ class Lease:
                 self._link.scripts.forget()  # somebody has flushed them
                 self._tick(0.0)
                 return
-            error = as_error(reply, self._link.where, "renewing leases")
-            spawn("log", logger.error, "%s", error)
+            error = self._link.pipeline.error(reply, "renewing leases")
+            if self._link.lost is None:
+                spawn("log", logger.error, "%s", error)

@@ -219,6 +219,7 @@ class RedisLink(SharingLink):
                 for channel in list(self.channels.values()):
                     channel.close()
                 self.directory.close()
+                self.answers.repeat()
                 self.answers.flush()
                 self.lease.end()
                 self.pipeline.call(_PING)

@@ -13,6 +13,7 @@ from typing import Any
 from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial, dial_unix, numeric
 from greenconn.transport.redis.errors import (
+    ENDS_THE_LINK,
     LinkLost,
     LoginRefused,
     NoSuchDatabase,
@@ -144,6 +145,8 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
         if isinstance(reply, ErrorReply):
             raise _login_error(reply, where, password is not None)
     if isinstance(chosen, ErrorReply):
+        if chosen.code in ENDS_THE_LINK:
+            raise as_error(chosen, where)
         if chosen.code in ("NOAUTH", "NOPERM"):
             raise _login_error(chosen, where, password is not None)
         raise NoSuchDatabase(
@@ -160,17 +163,16 @@ def _choose(login: Login) -> list[bytes]:
 
 def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[Any]:
     """Send *commands* and return their replies, errors among them.  May switch."""
-    replies: list[Any] = []
-    for command in commands:
-        pipeline.post(command, replies.append)
-    # The place of one more command is where we wait for all.
-    try:
-        pipeline.call(pack("PING"), deadline)
-    except LinkLost:
-        raise
-    except Exception:
-        if len(replies) < len(commands):
-            raise
+    # A server that loads its data answers much, but no PING.
+    *replies, pong = pipeline.ask([*commands, pack("PING")], deadline)
+    if isinstance(pong, LinkLost):
+        first = replies[0]
+        if isinstance(first, ErrorReply) and not _knows_no_hello(first):
+            # What a server says before it closes: it has no place, or takes nobody from elsewhere.
+            raise _login_error(first, pipeline.where, has_password=True) from pong
+        raise pong
+    if isinstance(pong, ErrorReply) and pong.code in ENDS_THE_LINK:
+        raise as_error(pong, pipeline.where)
     return replies
 
 
@@ -181,6 +183,8 @@ def _knows_no_hello(reply: ErrorReply) -> bool:
 
 def _login_error(reply: ErrorReply, where: str, has_password: bool) -> Exception:
     text = str(reply)
+    if reply.code == "DENIED":
+        return LoginRefused(f"{where}: {text}")
     if reply.code in ("WRONGPASS", "NOAUTH") or "password" in text.lower():
         if "without any password configured" in text or "no password is set" in text:
             remedy = "this server wants no password: leave it out of the URL"
@@ -191,12 +195,14 @@ def _login_error(reply: ErrorReply, where: str, has_password: bool) -> Exception
         return LoginRefused(f"{where}: {text} ({remedy})")
     if reply.code == "NOPERM":
         return LoginRefused(str(as_error(reply, where, "login")))
+    if "max number of clients" in text:
+        return ServerNotReady(f"{where}: {text} (the setting 'maxclients' says how many it takes)")
     return as_error(reply, where, "login")
 
 
 def _check_role(role: Any, where: str, must_be_master: bool) -> None:
     if isinstance(role, ErrorReply):
-        if role.code in ("LOADING", "MASTERDOWN"):
+        if role.code in ENDS_THE_LINK:
             raise as_error(role, where)
         return  # a user who may not ask: the first write will tell
     kind = role[0] if isinstance(role, list) and role else None

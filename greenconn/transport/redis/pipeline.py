@@ -166,6 +166,23 @@ class Pipeline(PipelineLife):
                 raise self.error(reply, what)
         return replies
 
+    def ask(self, commands: Sequence[bytes], deadline: Deadline = ENDLESS) -> list[Any]:
+        """Write several commands in one piece, and return their replies, errors among them.
+
+        A server that has closed the connection gets no second piece, whose failure would hide what
+        it has said before.  May switch.
+
+        Raises:
+            TimeoutError: not all have come before the deadline.
+        """
+        slot: Slot[Any] = Slot()
+        replies: list[Any] = []
+        self._waits_since = monotonic()
+        self._places.extend([replies.append] * (len(commands) - 1))
+        self.post(b"".join(commands), slot.offer)
+        replies.append(slot.wait(deadline))
+        return replies
+
     def error(self, reply: BaseException, what: str = "") -> BaseException:
         """The exception to raise for a reply that is one; what ends the link ends it."""
         if not isinstance(reply, ErrorReply):

@@ -132,7 +132,7 @@ class PublishingToRedis(PublishingMethods):
             raise _no_immediate()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        if exchange or not _is_plain(message):
+        if exchange or not routing_key or not _is_plain(message):
             return self._begin_routed(message, exchange or "", routing_key or "", mandatory)
         if mandatory and not self.connection.directory.is_there(routing_key):
             return Decided(_unroutable("", routing_key))
@@ -220,7 +220,7 @@ class PublishingToRedis(PublishingMethods):
         """The queues and the fan-out channels of a message.  May switch."""
         link = self.connection
         if not exchange:
-            keys = [routing_key]
+            keys = [routing_key] if routing_key else []
             for name in ("CC", "BCC"):
                 keys += message.headers.get(name) or ()
             return list(dict.fromkeys(keys)), []
@@ -286,7 +286,7 @@ class PublishingToRedis(PublishingMethods):
         self._raise_earlier(window)
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        if exchange or mandatory or immediate or not _is_plain(message):
+        if exchange or not routing_key or mandatory or immediate or not _is_plain(message):
             sent = self.begin_publish(
                 message, exchange, routing_key, mandatory, immediate, deadline
             )

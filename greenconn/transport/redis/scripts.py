@@ -106,31 +106,41 @@ redis.call('PEXPIRE', KEYS[1], 60000)
 
 #: Moves messages from what a consumer holds into lists, and returns how many it still held.
 #:
-#: Keys: unacked, its index, the owners, the lists.  Arguments: an owner who must be dead, or nothing;
-#: then for each message its field, RPUSH (to the head) or LPUSH, the number of its lists, and what
-#: goes into each of them.
+#: Keys: unacked, its index, the owners, the declarations of auto-delete queues, the lists.  Arguments:
+#: an owner who must be dead, or nothing; the number of the declarations; then for each message its
+#: field, which of them there must be or the message goes with its queue (0: none), RPUSH (to the head)
+#: or LPUSH, the number of its lists, and what goes into each of them.
 MOVE: Final = Script(
     "move",
     """
 redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
-for place = 4, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
+local queues, gone = tonumber(ARGV[2]), {}
+for place = 4 + queues, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
 if ARGV[1] ~= '' then
     local expiry = redis.call('ZSCORE', KEYS[3], ARGV[1])
     local time = redis.call('TIME')
     if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then return -1 end
 end
-local moved, place, at = 0, 4, 2
+for queue = 1, queues do
+    -- A look by a write: see the rules for scripts.
+    if redis.call('SET', KEYS[3 + queue], '', 'NX') then
+        redis.call('DEL', KEYS[3 + queue])
+        gone[queue] = true
+    end
+end
+local moved, place, at = 0, 4 + queues, 3
 while at <= #ARGV do
-    local field, push, lists = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+    local field, queue, push = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+    local lists = tonumber(ARGV[at + 3])
     local held = redis.call('HDEL', KEYS[1], field) == 1
     redis.call('ZREM', KEYS[2], field)
     for copy = 1, lists do
-        if held then redis.call(push, KEYS[place], ARGV[at + 2 + copy]) end
+        if held and not gone[queue] then redis.call(push, KEYS[place], ARGV[at + 3 + copy]) end
         place = place + 1
     end
     if held then moved = moved + 1 end
-    at = at + 3 + lists
+    at = at + 4 + lists
 end
 return moved
 """,

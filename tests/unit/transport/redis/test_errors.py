@@ -12,6 +12,9 @@ from greenconn.exceptions import AccessRefused, NotAllowed, RecoverableConnectio
 from greenconn.transport.redis import errors
 from greenconn.wire.resp import ErrorReply
 
+#: What servers before version 7 put before the error of a command in a script.
+IN_SCRIPT = "ERR Error running script (call to f_1a2b): @user_script:3: @user_script: 3:"
+
 
 @pytest.mark.parametrize(
     ("cls", "kinds"),
@@ -38,6 +41,10 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         ("READONLY You can't write against a read only replica.", errors.ServerNotReady, "master"),
         ("LOADING Redis is loading the dataset in memory", errors.ServerNotReady, "ready"),
         ("MASTERDOWN Link with MASTER is down", errors.ServerNotReady, "ready"),
+        ("BUSY Redis is busy running a script.", errors.ServerNotReady, "SCRIPT KILL"),
+        ("BUSYGROUP Consumer Group name already exists", exceptions.ResponseError, ""),
+        (f"{IN_SCRIPT} -READONLY You can't write.", errors.ServerNotReady, "no master"),
+        (f"{IN_SCRIPT} WRONGTYPE Operation", exceptions.ResponseError, "another database"),
         ("OOM command not allowed", exceptions.OutOfMemoryError, "raise maxmemory"),
         ("MISCONF Redis is configured to save", exceptions.ResponseError, "free its disk"),
         ("NOPERM no permissions", errors.CommandRefused, "docs/redis.rst"),
