@@ -94,9 +94,11 @@ class Inbox(Generic[T]):
         for taker in takers:
             taker.fail(exc)
 
-    def clear(self) -> None:
-        """Drop all items."""
+    def clear(self) -> list[T]:
+        """Drop all items, and return them."""
+        dropped = list(self._items)
         self._items.clear()
+        return dropped
 
     def line_up(self, taker: Taker[T]) -> None:
         """Let *taker* wait for an item; ``step_out`` or ``pass_on`` must follow."""

@@ -46,7 +46,9 @@ class Arrivals:
         if isinstance(exc, ConsumerCancelled):
             self._consumer._subscriptions.placed.clear()
         elif not self._no_ack:
-            self.inbox.clear()  # they go back, and could not be answered any more
+            # They go back, and could not be answered any more.
+            for message in self.inbox.clear():
+                self._took(message)
         channel = self._consumer._channel
         is_recovered = getattr(channel.connection, "lost", None) is not None
         if not is_recovered and not self.inbox.waiting:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from greenconn.checks import check_seconds
 from greenconn.options import (
     BROKER_HEARTBEAT,
     CONNECTION_QUERY,
@@ -63,6 +64,10 @@ class Parameters:
     uri_prefix: str | None = None
     heartbeat: float | None = BROKER_HEARTBEAT
     credential_provider: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        # Else the network or the broker would be blamed for it, and asked again.
+        check_seconds(self, "connect_timeout", "heartbeat")
 
     def key(self) -> ParameterKey:
         """What makes two connections mean the same broker, login and behaviour."""

@@ -288,13 +288,19 @@ class Session:
 
     def collect(self) -> None:
         """Drop everything at once, without a word to the broker; later use begins anew."""
-        link = self._end(SessionState.CLOSED if self.is_closed else SessionState.IDLE).link
-        if link is not None:
-            getattr(link, "collect", link.close)()
+        self._drop(SessionState.CLOSED if self.is_closed else SessionState.IDLE)
 
     def restart(self) -> None:
-        """After a close: another broker is meant from now on."""
-        self._state = moved(self._state, SessionState.IDLE)
+        """After a close: another broker is meant from now on.
+
+        What somebody has opened since leads to the former one, and is dropped.
+        """
+        self._drop(SessionState.IDLE)
+
+    def _drop(self, state: SessionState) -> None:
+        link = self._end(state).link
+        if link is not None:
+            getattr(link, "collect", link.close)()
 
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches.

@@ -15,8 +15,9 @@ Adding to kombu's contract (5.7, ``kombu.transport.base``):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -39,7 +40,13 @@ __all__ = [
     "to_rabbitmq_queue_arguments",
 ]
 
+logger = logging.getLogger("greenconn.transport")
+
 Event = tuple[Callable[[Any], Any], Any]
+
+#: Bytes of returned messages that wait for somebody who drains, and what each takes beside its body.
+RETURNS_LIMIT: Final = 64 * 1024 * 1024
+RETURN_OVERHEAD: Final = 1024
 
 RABBITMQ_QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "expires": ("x-expires", lambda seconds: int(float(seconds) * 1000)),
@@ -169,6 +176,8 @@ class Link:
         #: What channels tell of exchanges, queues and bindings that they have made or deleted, if
         #: the link says that they do.
         self.topology: Any = None
+        self._returned_bytes = 0
+        self._has_dropped_returns = False
 
     @property
     def is_open(self) -> bool:
@@ -191,6 +200,34 @@ class Link:
         if on_lost is not None and not closed:
             # A listener may switch, and we may be in the reader or in the hub.
             spawn("link-lost", on_lost, exc)
+
+    def put_return(
+        self, tell: Callable[[Any], object], returned: Any, size: int, *, is_heard: bool
+    ) -> None:
+        """Have the next who drains call ``tell(returned)``: a message came back.  Never switches.
+
+        A program that only publishes may never drain, so what waits for that is bounded; the log
+        tells once of those that are dropped.
+
+        Arguments:
+            size: bytes of its body.
+            is_heard: somebody has asked to be told.
+        """
+        size += RETURN_OVERHEAD
+        if is_heard and self._returned_bytes + size <= RETURNS_LIMIT:
+            self._returned_bytes += size
+            self.events.put((self._tell_returned, (tell, returned, size)))
+        elif not self._has_dropped_returns:
+            self._has_dropped_returns = True
+            why = "nobody drains this connection" if is_heard else "there is no on_return"
+            text = "%s: mandatory messages that no queue takes come back, and %s: they are dropped"
+            spawn("log", logger.warning, text, self.client.as_uri(), why)
+
+    def _tell_returned(self, event: tuple[Callable[[Any], object], Any, int]) -> None:
+        # In the greenlet that drains.
+        tell, returned, size = event
+        self._returned_bytes -= size
+        tell(returned)
 
     def check_open(self) -> None:
         """Raise unless open.

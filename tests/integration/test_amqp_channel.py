@@ -31,6 +31,7 @@ from greenconn.exceptions import (
     WrongHub,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.connection import AmqpLink
 from tests.brokers.rabbitmq import RabbitMQ
@@ -133,6 +134,22 @@ def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: st
         # The next caller gets its own answer all the same.
         name = f"{unique}-next"
         assert channel.queue_declare(name, exclusive=True).queue == name
+
+
+def test_a_prefetch_holds_although_its_caller_was_killed(amqp_link: AmqpLink, queue: str) -> None:
+    channel = amqp_link.channel()
+    caller = gevent.spawn(channel.basic_qos, 0, 3, False)
+    gevent.sleep(0)
+    caller.kill()
+    fill(amqp_link.channel(), queue, 5)
+    got: list[Any] = []
+    channel.basic_consume(queue, callback=got.append)
+    # Known to be bounded: what waits for those who drain is not counted.
+    until(lambda: len(amqp_link.events) == 3)
+    assert amqp_link.budget.held == 0
+    successor = amqp_link.channel()
+    successor.take_over(channel)
+    assert successor._prefetch == 3
 
 
 def test_a_message_that_a_killed_caller_got_goes_back(amqp_link: AmqpLink, queue: str) -> None:
@@ -452,6 +469,23 @@ def test_recover_brings_back_all_that_is_unanswered_and_drops_answers_given_mean
     assert channel.is_open
 
 
+def test_what_recover_without_waiting_brings_back_is_answered_by_its_new_tag(
+    amqp_link: AmqpLink, queue: str
+) -> None:
+    channel = amqp_link.channel()
+    fill(channel, queue, 2)
+    before = [channel.basic_get(queue) for _ in range(2)]
+    channel.basic_recover_async(requeue=True)
+    before[0].ack()  # too late: it comes again
+    until(lambda: counts(channel, queue) == (2, 0))
+    with pytest.raises(PreconditionFailed, match="answered before"):
+        before[1].ack()
+    for _ in range(2):
+        channel.basic_get(queue).ack()
+    until(lambda: counts(channel, queue) == (0, 0))
+    assert channel.is_open
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_answers_leave_at_the_broker_what_was_not_answered(
     amqp_links: Links, queue: str, seed: int, long: bool
@@ -629,6 +663,65 @@ def test_publishes_that_are_refused_here_do_not_disturb_the_count(
         amqp_channel.basic_publish_confirm(message(amqp_channel), "", unique, mandatory=True)
         with pytest.raises(Unroutable):
             amqp_channel.basic_publish_confirm(message(amqp_channel), "", nowhere, mandatory=True)
+
+
+@pytest.mark.parametrize("name", [b"plain", "\u00e4\u20ac".encode(), b"\xff no text"])
+def test_a_routing_key_of_bytes_is_told_apart_when_it_comes_back(
+    amqp_channel: Channel, unique: str, name: bytes
+) -> None:
+    key: Any = unique.encode() + name
+    with pytest.raises(Unroutable):
+        amqp_channel.basic_publish_confirm(message(amqp_channel), b"", key, mandatory=True)  # type: ignore[arg-type]
+    if b"\xff" in name:
+        return  # no name of a queue, for RabbitMQ
+    amqp_channel.queue_declare(key, exclusive=True)
+    amqp_channel.basic_publish_confirm(message(amqp_channel), "", key, mandatory=True)
+    assert amqp_channel.basic_get(key).body == "body"
+
+
+def test_bodies_of_subclasses_and_buffers_are_sent_as_they_were(
+    amqp_channel: Channel, queue: str
+) -> None:
+    class Marked(str):
+        """As the safe texts of template engines."""
+
+    buffer = bytearray(b"buffer")
+    bodies: list[Any] = [Marked("m\u00e4rz"), buffer, memoryview(buffer)[::-1]]
+    for body in bodies:
+        amqp_channel.basic_publish(amqp_channel.prepare_message(body), "", queue)
+    buffer[:] = b"\0" * 6
+    bodies = [amqp_channel.basic_get(queue).raw for _ in range(3)]
+    assert bodies == ["m\u00e4rz".encode(), b"buffer", b"reffub"]
+    nothing: list[Any] = [5, None, ["x"]]
+    for body in nothing:
+        with pytest.raises(TypeError):
+            amqp_channel.prepare_message(body)
+
+
+def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
+    amqp_link: AmqpLink,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(base, "RETURNS_LIMIT", 10 * (base.RETURN_OVERHEAD + 100))
+    channel = amqp_link.channel()
+
+    def publish_lost() -> None:
+        for _ in range(50):
+            channel.basic_publish(message(channel, "x" * 100), "", unique, mandatory=True)
+        channel.basic_qos(0, 1, False)  # its answer comes behind them
+
+    publish_lost()
+    assert len(amqp_link.events) == 0
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    for number in (10, 20):
+        publish_lost()
+        assert len(amqp_link.events) == 10
+        while len(returned) < number:
+            amqp_link.drain(Deadline(WAIT))
+    until(lambda: "there is no on_return" in caplog.text)
 
 
 def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(

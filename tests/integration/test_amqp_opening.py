@@ -15,13 +15,21 @@ import pytest
 from amqp import spec
 
 from greenconn.connection import Connection
-from greenconn.exceptions import AccessRefused, ContentTooLarge, InternalError, NotAllowed
+from greenconn.exceptions import (
+    AccessRefused,
+    ConnectionBlocked,
+    ConnectionForced,
+    ContentTooLarge,
+    InternalError,
+    NotAllowed,
+)
 from greenconn.green import dial as dial_module
 from greenconn.green.dial import KEEPALIVE
+from greenconn.green.ticker import Ticker
 from greenconn.transport.amqp.connection import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
-from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, method_frame
 from tests.fix_brokers import Brokers
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
@@ -143,6 +151,89 @@ def test_a_broker_that_hangs_up_at_the_virtual_host(amqp_peer: AmqpPeer) -> None
     links = Links(amqp_peer.url)
     with pytest.raises(ConnectionResetError, match="at the virtual host"):
         links()
+
+
+def say_behind_open_ok(peer: AmqpPeer, *more: bytes, hangs_up: bool = False) -> None:
+    """Have the broker say more in one piece with ``connection.open-ok``."""
+
+    def prepare(end: BrokerEnd) -> None:
+        end.ignored = {spec.Connection.Open}
+        gevent.spawn(say, end)
+
+    def say(end: BrokerEnd) -> None:
+        end.expect(spec.Connection.Open)
+        end.send(b"".join((method_frame(0, spec.Connection.OpenOk, "s", ""), *more)))
+        if hangs_up:
+            peer.peer.drop()
+
+    peer.prepare = prepare
+
+
+def test_a_broker_that_blocks_as_soon_as_it_is_open_is_heard(amqp_peer: AmqpPeer) -> None:
+    say_behind_open_ok(amqp_peer, method_frame(0, spec.Connection.Blocked, "s", "low on disk"))
+    links = Links(amqp_peer.url)
+    link = links(blocked_timeout=0.0)
+    channel = link.channel()
+    with pytest.raises(ConnectionBlocked, match="low on disk"):
+        channel.basic_publish(channel.prepare_message("x"), "", "q")
+    amqp_peer.end.method(0, spec.Connection.Unblocked)
+    until(lambda: link.gate.blocked is None)
+    channel.basic_publish(channel.prepare_message("x"), "", "q")
+    links.close()
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_a_broker_that_closes_as_soon_as_it_is_open_says_why(
+    amqp_peer: AmqpPeer, hangs_up: bool
+) -> None:
+    close = method_frame(0, spec.Connection.Close, "BsBB", 320, "shutdown", 0, 0)
+    say_behind_open_ok(amqp_peer, close, hangs_up=hangs_up)
+    links = Links(amqp_peer.url)
+    with pytest.raises(ConnectionForced, match="shutdown"):
+        links()
+    until(lambda: not amqp_peer.peer.sockets)
+
+
+def test_a_broker_that_hangs_up_as_soon_as_it_is_open(amqp_peers: AmqpPeers) -> None:
+    peer = amqp_peers((2047, 131072, 60))
+    say_behind_open_ok(peer, hangs_up=True)
+    began = Ticker.start
+    tickers: list[Ticker] = []
+
+    def start(ticker: Ticker) -> None:
+        tickers.append(ticker)
+        began(ticker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ticker, "start", start)
+        links = Links(peer.url)
+        try:
+            link = links()
+        except OSError:
+            pass  # it was noticed
+        else:
+            until(lambda: link.lost is not None)
+    assert not any(ticker.is_running for ticker in tickers)
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, LookupError])
+def test_an_error_of_the_programs_own_hook_is_not_the_brokers(
+    amqp_peer: AmqpPeer, error: type[Exception]
+) -> None:
+    def fail() -> None:
+        raise error("mine")
+
+    links = Links(amqp_peer.url)
+    with pytest.raises(error, match="mine"):
+        links(on_tune_ok=fail)
+    until(lambda: not amqp_peer.peer.sockets)
+
+
+@pytest.mark.parametrize("password", [b"guest", 5])
+def test_a_password_that_is_no_text_is_an_error_of_the_program(password: Any) -> None:
+    connection = Connection("amqp://nowhere.invalid//", password=lambda: password)
+    with connection, pytest.raises(TypeError, match="the password of a login is text, not"):
+        connection.connect()
 
 
 def test_a_refused_login_is_final_and_a_full_virtual_host_is_waited_for(

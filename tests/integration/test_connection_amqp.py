@@ -13,7 +13,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import AccessRefused, NotAllowed, OperationalError
+from greenconn.exceptions import AccessRefused, NotAllowed, NotFound, OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.session.state import SessionState
 from tests.brokers.rabbitmq import RabbitMQ
@@ -169,3 +169,21 @@ def test_a_connection_that_has_ended_needs_no_garbage_collector(amqp_url: str, e
         until(lambda: gone() is None)
     finally:
         gc.enable()
+
+
+def test_what_a_simple_queue_loses_with_its_channel_is_counted_no_more(
+    amqp_url: str, unique: str
+) -> None:
+    with Connection(amqp_url) as connection:
+        simple = connection.SimpleQueue(unique, queue_opts={"expires": 300})
+        for number in range(3):
+            simple.put(number)
+        assert simple.get(timeout=CAME).payload == 0
+        budget = connection.session.life.link.budget
+        until(lambda: budget.held == 2)  # a digit each; it has no prefetch
+        channel = simple.channel
+        with pytest.raises(NotFound):
+            channel.queue_declare(f"{unique}-absent", passive=True)
+        assert budget.held == 0
+        with connection.channel() as other:
+            other.queue_delete(unique)

@@ -29,6 +29,8 @@ from greenconn.options import BROKER_HEARTBEAT
 from tests.fix_wires import until
 from tests.scripted import Script, Transport
 
+WAIT = 20.0
+
 Connect = Callable[..., Connection]
 
 CAME = 5.0
@@ -165,6 +167,42 @@ def test_one_broker_has_nowhere_to_switch() -> None:
     assert connection.hostname == "a"
     assert connection.completes_cycle(0)
     assert not Connection("amqp://a;amqp://b").completes_cycle(0)
+
+
+def test_what_opens_a_connection_that_is_being_switched_does_not_stay(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect("scripted://one")
+    connection.connect()
+    is_closing, may_close = Event(), Event()
+
+    def close() -> None:
+        is_closing.set()
+        may_close.wait(WAIT)
+
+    script.on_close = close
+    switching = gevent.spawn(connection.switch, "scripted://two")
+    assert is_closing.wait(WAIT)
+    connection.connect()  # of another greenlet, to the former broker
+    script.on_close = None
+    may_close.set()
+    switching.get(timeout=WAIT)
+    assert not script.open_links
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.01)
+    assert connection.connected
+    assert script.attempts == ["one", "one", "two"]
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["connect_timeout", "heartbeat"])
+def test_times_that_are_none_are_refused_at_once(name: str, seconds: float) -> None:
+    arguments: dict[str, Any] = {name: seconds}
+    with pytest.raises(ValueError, match=name):
+        Connection("memory://", **arguments)
+    connection = Connection("memory://")
+    with pytest.raises(ValueError, match=name):
+        setattr(connection, name, seconds)
 
 
 def test_switch_means_another_broker(connect: Connect, script: Script) -> None:

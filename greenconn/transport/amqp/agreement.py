@@ -92,8 +92,6 @@ class Agreement(amqp.Connection):
             _smaller(frame_max, self.frame_max),
             server_heartbeat,
         )
-        if self.options.on_tune_ok is not None:
-            self.options.on_tune_ok()
 
     def send_method(
         self,

@@ -118,6 +118,16 @@ class Answering:
 
         Answers given before the broker's reply are dropped, since their messages come again.
         """
+        self._recover(requeue, abandons=False)
+
+    def basic_recover_async(self, requeue: bool = False) -> None:
+        """The same for a caller that does not wait.  May switch, before the first byte only.
+
+        The broker is asked for a reply all the same: it tells which answers are of use no more.
+        """
+        self._recover(requeue, abandons=True)
+
+    def _recover(self, requeue: bool, *, abandons: bool) -> None:
         self.pass_gate()
         self.flush_acks()
         self._ledger.begin_recover()
@@ -126,6 +136,7 @@ class Answering:
             dumps("b", (requeue,)),
             wait=spec.Basic.RecoverOk,
             on_reply=lambda reply: self._ledger.end_recover(),
+            abandons=abandons,
         )
 
     def flush_acks(self) -> None:

@@ -14,7 +14,7 @@ from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ContentTooLarge, FrameError
+from greenconn.exceptions import ContentTooLarge, FrameError, FrameSyntaxError
 from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.rpc import (
     Call,
@@ -118,7 +118,8 @@ class Calling:
         """
         try:
             arguments: bytes = dumps(format, args)
-        except struct.error as exc:
+        except (struct.error, FrameSyntaxError) as exc:
+            # The latter, of amqp, would pass for an error of the connection.
             raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc
         if len(arguments) + 4 > self._room:
             # The broker would close the whole connection.

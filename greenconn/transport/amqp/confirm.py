@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.transport.amqp.properties import text_of
 from greenconn.wire.confirms import Outstanding
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ class PendingConfirm(Outstanding):
     def __init__(
         self,
         link: AmqpLink,
-        exchange: str,
-        routing_key: str,
+        exchange: str | bytes,
+        routing_key: str | bytes,
         mandatory: bool,
         properties: bytes,
         body: bytes,
     ) -> None:
+        # A return names them as text.
+        if isinstance(exchange, bytes):
+            exchange = text_of(exchange)
+        if isinstance(routing_key, bytes):
+            routing_key = text_of(routing_key)
         super().__init__(exchange, routing_key, mandatory, properties, body)
         self.link = link
         #: Whether anybody is told by ``wait`` what became of it.

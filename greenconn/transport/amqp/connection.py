@@ -172,7 +172,8 @@ class AmqpLink(Link, Agreement):
     def _begin(self) -> None:
         """Both sides have agreed."""
         assert self._stream is not None
-        self.handshake.is_done = True
+        if self.lost is not None:
+            raise self.lost  # it ended right behind that
         self._parser.frame_max = self.frame_max
         self._parser.channels = self.channels
         self._pulse.start(float(self.heartbeat or 0), self._stream)

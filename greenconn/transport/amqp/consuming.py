@@ -68,9 +68,19 @@ class Consuming(QueueKinds, Answering):
         """
         if a_global is not None:
             apply_global = a_global
-        super().basic_qos(prefetch_size, prefetch_count, apply_global, argsig)
-        self._qos = (prefetch_size, prefetch_count, apply_global)
-        self._prefetch = prefetch_count
+        qos = (prefetch_size, prefetch_count, apply_global)
+        self.send_method(
+            spec.Basic.Qos,
+            argsig,
+            qos,
+            wait=spec.Basic.QosOk,
+            on_reply=lambda reply: self._note_qos(qos),
+        )
+
+    def _note_qos(self, qos: tuple[int, int, bool]) -> None:
+        # In the reader: it holds, also if its caller was killed meanwhile.
+        self._qos = qos
+        self._prefetch = qos[1]
 
     def basic_consume(
         self,

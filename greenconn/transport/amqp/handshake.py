@@ -25,6 +25,7 @@ __all__ = ["Handshake", "closing_error", "opening_error"]
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
+_TUNE: Final = ids_of(spec.Connection.Tune)
 
 #: What we said last -> what the end of the connection may mean then, with brokers that do not say it
 #: (those without the capability ``authentication_failure_close``).
@@ -62,12 +63,13 @@ class Handshake:
     def run(self, link: AmqpLink, deadline: Deadline) -> None:
         """Answer the broker's methods until it says that the connection is open.  May switch.
 
+        What came right behind that, before this greenlet ran, is heard too.
+
         Raises:
             TimeoutError: it did not come so far.
             AMQPError: the broker refused, or does not keep to the protocol.
         """
-        ids = 0
-        while ids != _OPEN_OK:
+        while not self.is_done or self._methods:
             if link.lost is not None and not self._methods:
                 raise link.lost  # what came before the end of the stream is still heard
             ids, payload = self._methods.get(deadline)
@@ -79,6 +81,8 @@ class Handshake:
                 raise unreadable(ids, exc) from exc
             finally:
                 self._send_answer(link)
+            if ids == _TUNE and link.options.on_tune_ok is not None:
+                link.options.on_tune_ok()  # here, for its errors are not the broker's
 
     @property
     def hint(self) -> str:
@@ -105,6 +109,9 @@ class Handshake:
         if ids == _CLOSE:
             link.send_method(spec.Connection.CloseOk)
             raise closing_error(payload)
+        if self.is_done:
+            link.on_method(ids, payload, None, None)
+            return
         method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
         if method is None or method.method_sig not in link._callbacks:
             raise FrameError(f"method {name_of(ids)} amid the handshake")
@@ -113,6 +120,7 @@ class Handshake:
         else:
             args = read_arguments(ids, method.args, payload) if method.args else []
         link._callbacks[method.method_sig](*args)
+        self.is_done = ids == _OPEN_OK
 
 
 # Server and client say the same of themselves each time, and the tables are most of the work of a

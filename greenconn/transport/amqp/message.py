@@ -44,11 +44,12 @@ class Outgoing:
         headers: Mapping[str, Any] | None = None,
         properties: Mapping[str, Any] | None = None,
     ) -> None:
-        if body.__class__ is str:
+        kind = body.__class__
+        if kind is str or (kind is not bytes and isinstance(body, str)):
             content_encoding = content_encoding or "utf-8"
             body = body.encode(content_encoding)
-        elif body.__class__ is not bytes:
-            body = bytes(body)
+        elif kind is not bytes:
+            body = memoryview(body).tobytes()  # bytes() would make zeros of a number
         self.body: bytes = body
         self.packed = pack_properties(priority, content_type, content_encoding, headers, properties)
 

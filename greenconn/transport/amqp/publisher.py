@@ -1,4 +1,4 @@
-"""The publishing half of a channel: the fast path, confirms and returns.
+"""The publishing half of a channel: the fast path, and confirms.
 
 A message is one ``bytes.join`` and one append: the method frame with the start of the next one is kept
 for each (exchange, routing key), the property block for each kind of message.
@@ -12,17 +12,16 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
-from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ChannelError, ContentTooLarge, RecoverableConnectionError
+from greenconn.exceptions import ContentTooLarge, RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.confirm import PendingConfirm
-from greenconn.transport.amqp.message import Outgoing, ReturnedMessage
+from greenconn.transport.amqp.message import Outgoing
+from greenconn.transport.amqp.returning import Returning
 from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
 from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Found, Resending, Unsent, sentence
 from greenconn.wire.amqp import content_frames, method_frame
@@ -47,7 +46,7 @@ _HEADS_KEPT: Final = 1024
 _LARGE: Final = 65536
 
 
-class Publisher:
+class Publisher(Returning):
     """What a channel does to publish; mixed into ``Channel``."""
 
     connection: AmqpLink
@@ -56,7 +55,6 @@ class Publisher:
     check_hub: Callable[[], None]
     pass_gate: Callable[[], None]
     is_open: bool
-    events: dict[str, set[Any]]
     _last_request: int
     _room: int
     _gone: BaseException | None
@@ -68,9 +66,6 @@ class Publisher:
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
         self._unsent = Unsent()
-        #: Called by the reader, in place of the handlers in ``events``, with what they would get for
-        #: a returned message.  It must not switch.
-        self.return_sink: Callable[[Exception, str, str, ReturnedMessage], object] | None = None
         self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         # What is larger takes the way on which its size is checked.
@@ -394,26 +389,3 @@ class Publisher:
         for publish in left:
             publish.slot.fail(cause if mine else not_yours(cause))
         return mine and bool(left)
-
-    def _on_return(self, reply: Reply) -> None:
-        _, payload, header, body = reply
-        assert header is not None
-        assert body is not None
-        code, text, exchange, routing_key = read_arguments(reply[0], "Bsss", payload)
-        if self._confirms is not None:
-            publish = self._confirms.match_return(exchange, routing_key, header[12:], body)
-            if publish is not None:
-                publish.returned = (code, text)
-                if publish.is_awaited:
-                    return
-        exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
-        message = ReturnedMessage(self, exchange, routing_key, header, body)
-        if self.return_sink is not None:
-            self.return_sink(exc, exchange, routing_key, message)
-            return
-        self.connection.events.put((self._tell_returned, (exc, exchange, routing_key, message)))
-
-    def _tell_returned(self, returned: tuple[Any, ...]) -> None:
-        # In the greenlet that drains.
-        for handler in list(self.events["basic_return"]):
-            handler(*returned)

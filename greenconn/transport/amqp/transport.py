@@ -135,19 +135,26 @@ class Transport(base.Transport):
         connection.secret.update(secret, reason, deadline)
 
     def login(self) -> tuple[str | None, str | None]:
-        """User name and password, asked for if they are not fixed.  Runs user code; may switch."""
+        """User name and password, asked for if they are not fixed.  Runs user code; may switch.
+
+        Raises:
+            TypeError: one of them is no text.
+        """
         client = self.client
         provider = getattr(client, "credential_provider", None)
         if provider is not None:
             userid, password = provider.get_credentials()
-            return userid, password
-        password = client.password
-        if callable(password):
-            password = password()
-        return (
-            "guest" if client.userid is None else client.userid,
-            "guest" if password is None else password,
-        )
+        else:
+            userid, password = client.userid, client.password
+            if callable(password):
+                password = password()
+            userid = "guest" if userid is None else userid
+            password = "guest" if password is None else password
+        for name, value in (("user name", userid), ("password", password)):
+            if not isinstance(value, str | None):
+                # Else it would look like an error of the broker, and be tried again.
+                raise TypeError(f"the {name} of a login is text, not {type(value).__name__}")
+        return userid, password
 
     def options(self, *, warns: bool = False) -> AmqpOptions:
         """The transport options of the connection.

@@ -222,7 +222,12 @@ class PublishingMethods(ChannelLife):
     def _return(self, message: Any, exchange: str, routing_key: str) -> None:
         """Let an event give a mandatory message back that reached no queue.  Never switches."""
         returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
-        self.connection.events.put((self._returned, returned))
+        self.connection.put_return(
+            self._returned,
+            returned,
+            len(message["body"]),
+            is_heard=bool(self.events["basic_return"]),
+        )
 
     def _returned(self, returned: tuple[Unroutable, str, str, Any]) -> None:
         """The event of a returned message."""
