@@ -31,6 +31,8 @@ class Adoption:
     def __init__(self, api: CouchApi) -> None:
         self._api = api
         self._ids: set[str] = set()
+        #: Those that somebody has begun with who may be dead.
+        self._begun: set[str] = set()
 
     def look(self) -> None:
         """Look for those that are there.  May switch."""
@@ -53,12 +55,27 @@ class Adoption:
             if docs:
                 self._take(docs, owner)
 
+    def retry(self) -> bool:
+        """Somebody is gone: look again at what he may have begun with.  Never switches.
+
+        Returns:
+            Whether there is any.
+        """
+        begun, self._begun = self._begun, set()
+        self._ids |= begun
+        return bool(begun)
+
     def _is_free(self, doc: Document) -> bool:
         if is_message(doc):
             return True
+        if not isinstance(doc.get("held"), str) or "queue" not in doc:
+            return False
         # Somebody has begun with it, and has died since?
-        is_begun = isinstance(doc.get("held"), str) and "queue" in doc
-        return is_begun and not self._lives(str(doc.get("owner")))
+        self._begun.add(doc["_id"])
+        if self._lives(str(doc.get("owner"))):
+            return False
+        self._begun.discard(doc["_id"])
+        return True
 
     def _lives(self, owner: str) -> bool:
         return any(
@@ -69,7 +86,7 @@ class Adoption:
 
     def _take(self, docs: list[Document], owner: str) -> None:
         marks = [doc if "held" in doc else claimed(doc, owner) for doc in docs]
-        results = self._api.write([{**mark, "owner": owner} for mark in marks])
+        results = self._api.write([{**mark, "owner": owner} for mark in marks], may_repeat=False)
         ours = [
             (mark, result["rev"])
             for mark, result in zip(marks, results, strict=True)

@@ -16,9 +16,10 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.expiry import Expiry
-from greenconn.transport.couchdb.letters import claim_of, claimed, due_at
+from greenconn.transport.couchdb.letters import claim_of, due_at
 from greenconn.transport.couchdb.names import Range, generation, is_waiting, name_of
 from greenconn.transport.couchdb.sight import Sight
+from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Claims"]
@@ -38,19 +39,19 @@ class Claims:
     """The queues that one link consumes.
 
     Arguments:
-        owner: names this link.
+        taking: makes them ours.
         wake: says that a queue, or None for any, may have messages.  Never switches.
     """
 
     def __init__(
         self,
         api: CouchApi,
-        owner: Callable[[], str],
+        taking: Taking,
         wake: Callable[[str | None], None],
         expiry: Expiry,
     ) -> None:
         self._api = api
-        self._owner = owner
+        self._taking = taking
         self._wake = wake
         self._expiry = expiry
         self._sights: dict[str, Sight] = {}
@@ -116,7 +117,7 @@ class Claims:
     def claim(self, wanted: Mapping[str, int]) -> list[Claimed]:
         """Claim messages; see the store.  May switch."""
         with self._busy:
-            dead = self._expiry.take(self._owner()) if self._expiry.is_due else []
+            dead = self._expiry.take() if self._expiry.is_due else []
             try:
                 found = self._find(wanted)
             except Exception:
@@ -124,7 +125,9 @@ class Claims:
                     raise
                 found = []  # the next claim is told the same
             self._set_alarm()
-        return dead + found
+        found = dead + found
+        self._taking.handed_over(found)
+        return found
 
     def _find(self, wanted: Mapping[str, int]) -> list[Claimed]:
         found = self._try(wanted)
@@ -263,15 +266,14 @@ class Claims:
         docs = [(queue, doc) for queue, docs in seen.items() for doc in docs]
         if not docs:
             return []
-        owner = self._owner()
-        results = self._api.write([claimed(doc, owner) for _, doc in docs], may_repeat=False)
+        handles = self._taking.take([doc for _, doc in docs])
         known: dict[str, int] = {}
         ours: list[tuple[str, Claimed]] = []
-        for (queue, doc), result in zip(docs, results, strict=True):
-            known[doc["_id"]] = generation(doc["_rev"])
-            if "rev" in result:
-                known[doc["_id"]] += 1
-                ours.append((queue, claim_of(doc, result["rev"], owner, queue)))
+        for queue, doc in docs:
+            handle = handles.get(doc["_id"])
+            known[doc["_id"]] = generation(doc["_rev"]) + (handle is not None)
+            if handle is not None:
+                ours.append((queue, claim_of(doc, handle, queue)))
         for queue, of_queue in seen.items():
             if of_queue:
                 self._sight(queue).used(known)

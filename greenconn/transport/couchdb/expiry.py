@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.letters import claim_of, claimed
+from greenconn.transport.couchdb.letters import claim_of
 from greenconn.transport.couchdb.names import MARK, Range, is_waiting
+from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Expiry", "mark_of"]
@@ -42,8 +43,9 @@ class Expiry:
         due_at: when the next one does, in seconds since 1970; None: none is known.
     """
 
-    def __init__(self, api: CouchApi) -> None:
+    def __init__(self, api: CouchApi, taking: Taking) -> None:
         self._api = api
+        self._taking = taking
         self.due_at: float | None = None
 
     def look(self) -> None:
@@ -70,7 +72,7 @@ class Expiry:
         pages = self._api.all_rows(Range(_FIRST, _until(time.time())))
         return {row["id"].split("!", 2)[2] for page in pages for row in page}
 
-    def take(self, owner: str) -> list[Claimed]:
+    def take(self) -> list[Claimed]:
         """Claim what has expired and waits.  May switch."""
         now = time.time()
         self._begin()
@@ -88,7 +90,7 @@ class Expiry:
                     ]
                 )
             is_held |= bool(found)
-            taken += self._claim([d for d in found.values() if is_waiting(d["_rev"])], owner)
+            taken += self._claim([d for d in found.values() if is_waiting(d["_rev"])])
         following = self._next(_until(now))
         if is_held:
             again = now + HELD
@@ -101,14 +103,14 @@ class Expiry:
         """Marks that are noted from now on lie behind what is read."""
         self.due_at = None
 
-    def _claim(self, docs: Sequence[Document], owner: str) -> list[Claimed]:
+    def _claim(self, docs: Sequence[Document]) -> list[Claimed]:
         if not docs:
             return []
-        results = self._api.write([claimed(doc, owner) for doc in docs], may_repeat=False)
+        ours = self._taking.take(docs)
         return [
-            claim_of(doc, result["rev"], owner, doc["queue"])._replace(dead="expired")
-            for doc, result in zip(docs, results, strict=True)
-            if "rev" in result
+            claim_of(doc, ours[doc["_id"]], doc["queue"])._replace(dead="expired")
+            for doc in docs
+            if doc["_id"] in ours
         ]
 
     def _next(self, start: str) -> float | None:

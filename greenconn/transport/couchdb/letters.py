@@ -3,6 +3,9 @@
 A message that waits is what kombu's transport stored: ``queue``, and the envelope as text in
 ``payload``; so its view finds it.  One that is held has the text in ``held``, and an ``owner``.
 
+No two links ever make the same revision of a document: a server that names revisions by what is in
+them (CouchDB, PouchDB) could not tell them apart, and who comes second would believe that he was first.
+
 Bodies stay in the envelope, in base64, and are no attachments: many documents are stored, read and
 claimed in one request, and each attachment would be one more.  A body is written a second time when its
 message is claimed.
@@ -13,18 +16,30 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from typing import Any, Final
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import Document
-from greenconn.transport.couchdb.names import generation, message_id
+from greenconn.transport.couchdb.names import generation, is_waiting, message_id
 from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Handle", "Writer", "claim_of", "claimed", "due_at", "is_message", "released"]
+__all__ = [
+    "UNKNOWN",
+    "Handle",
+    "Writer",
+    "claim_of",
+    "claimed",
+    "due_at",
+    "is_held_as",
+    "is_message",
+    "released",
+]
 
 #: Id, revision and owner of a message that is held.
 Handle = tuple[str, str, str]
+#: The revision of one that may be held: the answer to the claim never came.
+UNKNOWN: Final = ""
 
 
 class Writer:
@@ -64,14 +79,27 @@ def due_at(doc: Document) -> float:
 def claimed(doc: Document, owner: str) -> Document:
     """The next revision of a message that waits: *owner* holds it."""
     held = {**doc, "held": doc.get("payload"), "owner": owner}
-    held.pop("payload", None)
-    held.pop("due_at", None)
+    for name in ("payload", "due_at", "freed"):
+        held.pop(name, None)
     return held
 
 
-def released(doc: Document, delay: float = 0.0, is_unseen: bool = False) -> Document:
-    """The next revision of a message that is held: it waits again."""
-    free = {**doc, "payload": doc.get("held")}
+def is_held_as(doc: Document, handle: Handle) -> bool:
+    """Whether a message is held by the claim that a handle is of."""
+    _, revision, owner = handle
+    if revision != UNKNOWN:
+        return bool(doc["_rev"] == revision)
+    return doc.get("owner") == owner and not is_waiting(doc["_rev"])
+
+
+def released(doc: Document, by: str, delay: float = 0.0, is_unseen: bool = False) -> Document:
+    """The next revision of a message that is held: it waits again.
+
+    Arguments:
+        by: names the link that gives it back.
+    """
+    # What was stored once more after it had gone is even, and was never claimed.
+    free = {**doc, "payload": doc.get("held", doc.get("payload")), "freed": by}
     free.pop("held", None)
     free.pop("owner", None)
     if delay:
@@ -81,13 +109,12 @@ def released(doc: Document, delay: float = 0.0, is_unseen: bool = False) -> Docu
     return free
 
 
-def claim_of(doc: Document, revision: str, owner: str, queue: str) -> Claimed:
-    """A message that *owner* holds now, whose document was read before."""
+def claim_of(doc: Document, handle: Handle, queue: str) -> Claimed:
+    """A message that is held now, whose document was read before."""
     envelope = _envelope(doc)
     raw = b"" if envelope is not None else json.dumps(doc.get("payload")).encode()
     expires = doc.get("expires_at")
     is_late = isinstance(expires, (int, float)) and expires <= time.time()
-    handle: Handle = (doc["_id"], revision, owner)
     return Claimed(
         queue,
         envelope,

@@ -3,14 +3,20 @@
 No clock is compared with another.  A link measures by its own how long the sign of life of another one
 has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
 lease marks its document, which only one can do, gives back what it held, and deletes the document.
+
+Many links lose one server at the same time, and so do those who look for the dead find them at the same
+time.  Each waits a little first, of a length of its own, and the first one does it for all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Final
+
+from gevent import sleep
 
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import released
@@ -18,8 +24,10 @@ from greenconn.transport.couchdb.names import MESSAGE, OWNER, is_waiting, name_o
 
 __all__ = ["Owners"]
 
-#: Documents that are read at once while something is given back.
+#: Documents that are read at once while something is given back; links that are swept at once.
 BATCH: Final = 100
+#: Parts of a lease that one waits at most for others to sweep.
+PATIENCE: Final = 1 / 6
 
 
 class Owners:
@@ -103,20 +111,37 @@ class Owners:
 
     def sweep(self) -> int:
         """Give back what the dead hold; return how many messages that were.  May switch."""
-        now, count = self._clock(), 0
-        for doc_id, (revision, since) in list(self._seen.items()):
-            if now - since <= _lease_of(doc_id, self._lease):
-                continue
-            self._seen[doc_id] = (revision, now)
-            marked = self._api.put({"_id": doc_id, "_rev": revision, "swept": True})
-            if marked is None:
-                continue  # it lives, or somebody else was quicker
-            count += self._give_back(name_of(doc_id))
-            self._api.write([{"_id": doc_id, "_rev": marked, "_deleted": True}])
-            self._seen.pop(doc_id, None)
+        if not self._silent():
+            return 0
+        sleep(random.uniform(0, PATIENCE) * self._lease)
+        marks: list[Document] = []
+        for doc_id, revision in self._silent()[:BATCH]:
+            self._seen[doc_id] = (revision, self._clock())
+            marks.append({"_id": doc_id, "_rev": revision, "swept": self.token})
+        if not marks:
+            return 0
+        # A conflict: it lives, or somebody else was quicker.
+        ours = [each for each in self._api.write(marks) if "rev" in each]
+        if not ours:
+            return 0
+        count = self._give_back({name_of(each["id"]) for each in ours})
+        self._api.write(
+            [{"_id": each["id"], "_rev": each["rev"], "_deleted": True} for each in ours]
+        )
+        for each in ours:
+            self._seen.pop(each["id"], None)
         return count
 
-    def _give_back(self, dead: str) -> int:
+    def _silent(self) -> list[tuple[str, str]]:
+        """Those that were silent for their lease, and their revisions.  Never switches."""
+        now = self._clock()
+        return [
+            (doc_id, revision)
+            for doc_id, (revision, since) in self._seen.items()
+            if now - since > _lease_of(doc_id, self._lease)
+        ]
+
+    def _give_back(self, dead: Collection[str]) -> int:
         count = 0
         for page in self._api.all_rows(range_of(MESSAGE)):
             held = [row["id"] for row in page if not is_waiting(row["value"]["rev"])]
@@ -126,13 +151,15 @@ class Owners:
                 self.beat()  # there may be very many messages
         return count
 
-    def _release(self, ids: Sequence[str], dead: str) -> int:
+    def _release(self, ids: Sequence[str], dead: Collection[str]) -> int:
         docs = [doc for doc in self._api.read(ids).values() if not is_waiting(doc["_rev"])]
         # Asked for only now: who holds one of these has made its sign of life before.
         living = {
             name_of(row["id"]) for page in self._api.all_rows(range_of(OWNER)) for row in page
-        } - {dead}
-        free: list[Document] = [released(doc) for doc in docs if doc.get("owner") not in living]
+        }.difference(dead)
+        free: list[Document] = [
+            released(doc, self.token) for doc in docs if doc.get("owner") not in living
+        ]
         return sum("rev" in result for result in self._api.write(free)) if free else 0
 
 

@@ -15,7 +15,7 @@ from greenconn.transport.couchdb.claiming import Claims
 from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
 from greenconn.transport.couchdb.expiry import Expiry, mark_of
 from greenconn.transport.couchdb.feed import ChangesFeed
-from greenconn.transport.couchdb.letters import Handle, Writer, released
+from greenconn.transport.couchdb.letters import Handle, Writer, is_held_as, released
 from greenconn.transport.couchdb.names import (
     BINDING,
     EXCHANGE,
@@ -39,6 +39,7 @@ from greenconn.transport.couchdb.places import (
     queue_document,
     read_queue,
 )
+from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.leased.store import (
     Answer,
     Claimed,
@@ -94,8 +95,9 @@ class CouchStore(Store):
         self._places = Places()
         self._owners = Owners(api, options.lease)
         self._adoption = Adoption(api)
-        self._expiry = Expiry(api)
-        self._claims = Claims(api, lambda: self._owners.token, wake, self._expiry)
+        self._taking = Taking(api, lambda: self._owners.token)
+        self._expiry = Expiry(api, self._taking)
+        self._claims = Claims(api, self._taking, wake, self._expiry)
         self._feed = ChangesFeed(
             api, options.feed_heartbeat, self._changed, self._owners.note_gap, self._feed_lost
         )
@@ -148,6 +150,8 @@ class CouchStore(Store):
                 self._claims.note_mark(doc_id)
         elif kind == OWNER:
             self._owners.note(doc_id, revision, is_deleted)
+            if is_deleted and self._adoption.retry():
+                self.wake(None)
         elif kind in PLACES:
             gone = self._places.note(doc_id, revision, is_deleted)
             if gone is not None:
@@ -328,8 +332,9 @@ class CouchStore(Store):
         if backs:
             for doc_id, doc in self._api.read(list(backs)).items():
                 answer = backs[doc_id]
-                if doc["_rev"] == answer.handle[1]:
-                    docs.append(released(doc, answer.delay, answer.is_unseen))
+                if is_held_as(doc, answer.handle):
+                    by = self._owners.token
+                    docs.append(released(doc, by, answer.delay, answer.is_unseen))
         if docs:
             for doc, result in zip(docs, self._api.write(docs), strict=True):
                 if "rev" in result and not doc.get("_deleted"):
@@ -347,7 +352,14 @@ class CouchStore(Store):
             self._owners.beat()
             self._owners.sweep()
         held: Sequence[Handle] = handles
-        return [handle for handle in held if handle[2] != self._owners.token]
+        lost = [handle for handle in held if handle[2] != self._owners.token]
+        if lost:
+            # A claim that was under way came after the sweep: nobody else gives that back.
+            self.settle([Answer(handle, Settlement.BACK) for handle in lost])
+        return lost
+
+    def doubtful(self) -> Sequence[tuple[str, Any]]:
+        return self._taking.doubtful()
 
 
 def _deleted(doc_id: str, revision: str) -> Document:

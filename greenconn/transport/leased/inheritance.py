@@ -33,6 +33,8 @@ class Inheritance:
         if not link.store.outlives_link:
             return
         self._answers += link.settling.unsettled()
+        for queue, handle in link.store.doubtful():
+            self._answers.append((queue, Answer(handle, Settlement.BACK, is_unseen=True)))
         for each in link.held():
             if each.is_held:
                 answer = Answer(each.handle, Settlement.BACK)

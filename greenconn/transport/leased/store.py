@@ -298,6 +298,14 @@ class Store(ABC):
         Never switches.
         """
 
+    def doubtful(self) -> Sequence[tuple[str, Any]]:
+        """What claims may have taken whose answers never came: queue and handle.  Never switches.
+
+        Asked for when the link ends.  The next life of the connection gives them back, as such that
+        nobody has seen; so nobody waits for the ends of their leases.
+        """
+        return ()
+
     @abstractmethod
     def settle(self, answers: Sequence[Answer]) -> int | None:
         """Settle claimed messages.  One whose lease has ended is passed over.

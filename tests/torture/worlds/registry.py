@@ -28,7 +28,7 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {
     "mongodb": mongodb_world,
     "couchdb": couchdb_world,
 }
-#: All but pouchdb-server, which ends by itself in a storm: whose fault a loss is nobody could say.
+#: All but pouchdb-server, which takes its time: a storm that is worth it takes minutes.
 STEADY = tuple(name for name in WORLDS if name != "couchdb")
 
 

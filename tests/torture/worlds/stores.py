@@ -62,10 +62,7 @@ class StoreWorld(Proxied):
         self.options: dict[str, Any] = {"lease": 3.0, "reply_timeout": 5.0}
 
     def _watch(self) -> None:
-        """Start it again when it ends by itself, as who runs services does.
-
-        A pouchdb-server does, now and then, while it stores documents (pouchdb-core 7, bulkDocs).
-        """
+        """Start it again when it ends by itself, as who runs services does."""
         while True:
             gevent.sleep(STEP)
             if not self._is_down and not self._server.is_running:
@@ -114,13 +111,11 @@ class SqsWorld(StoreWorld):
 
 
 class CouchWorld(StoreWorld):
-    """pouchdb-server, which ends by itself when a line is cut, or when many change what is there."""
-
-    kinds = frozenset({Kind.KILL, Kind.RESTART, Kind.INTERRUPT, Kind.KILL_CLIENT})
+    """pouchdb-server, which may take seconds for an answer."""
 
     def __init__(self, name: str, server: _Owned, rate: float) -> None:
         super().__init__(name, server, rate)
-        self.options = {"lease": 10.0}  # it may take seconds for an answer
+        self.options = {"lease": 10.0, "reply_timeout": 10.0, "feed_heartbeat": 3.0}
 
 
 @contextmanager
