@@ -288,11 +288,14 @@ def maybe_sanitize_url(url: str, mask: str = "**") -> str: ...
 @overload
 def maybe_sanitize_url(url: T, mask: str = "**") -> T: ...
 def maybe_sanitize_url(url: Any, mask: str = "**") -> Any:
-    """Return *url* with its password masked; what is not a URL stays as it is.  Never raises."""
+    """Return *url* with its password masked; what is not a URL stays as it is.  Never raises.
+
+    Of a failover list (``;``) each one is masked.
+    """
     if not isinstance(url, str) or "://" not in url:
         return url
     try:
-        return sanitize_url(url, mask)
+        return ";".join(sanitize_url(each, mask) for each in split_urls(url))
     except ValueError:
         return mask_secrets(url, mask)
 

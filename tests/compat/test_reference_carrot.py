@@ -660,3 +660,17 @@ def test_messages_are_greenconns(broker: BrokerConnection, unique: str) -> None:
         messaging.publisher.backend.queue_exists(unique)
         assert isinstance(messaging.fetch(no_ack=True), greenconn.Message)
         messaging.consumer.backend.queue_delete(unique)
+
+
+def test_a_url_keeps_its_password() -> None:
+    urls = "amqp://user:HUSH@localhost:1//;amqp://user:HUSH@localhost:2//"
+    connection = BrokerConnection(urls)
+    connection.close()
+    with pytest.raises(BrokerConnection.ConnectionException, match="is closed") as caught:
+        connection.get_channel()
+    pool = ConnectionPool(connection, min=1, max=1, preload=False)
+    pool.acquire()
+    with pytest.raises(ConnectionLimitExceeded, match="user:\\*\\*@localhost:1") as full:
+        pool.acquire()
+    for text in (repr(connection), connection.host, str(caught.value), str(full.value)):
+        assert "HUSH" not in text

@@ -224,6 +224,9 @@ def test_maybe_sanitize_leaves_what_is_no_url(value: Any) -> None:
 def test_maybe_sanitize_url() -> None:
     assert maybe_sanitize_url("amqp://u:SECRET@h") == "amqp://u:**@h/"
     assert maybe_sanitize_url("amqp://u:SEC/RET@h") == "amqp://u:**@h"
+    both = maybe_sanitize_url("amqp://u:SECRET@h/v?a=b;amqp://u:SECRET@g//")
+    assert both == "amqp://u:**@h/v;amqp://u:**@g//"
+    assert maybe_sanitize_url("amqp://u:SECRET@h;g") == "amqp://u:**@h;g"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from greenconn.compat.carrot.settings import get_django_conninfo
 from greenconn.compat.carrot.utils import retry_over_time
 from greenconn.connection import BrokerConnection as Connected
 from greenconn.exceptions import ConnectionError as AMQPConnectionException
+from greenconn.url import mask_secrets
 
 __all__ = [
     "DEFAULT_CONNECT_TIMEOUT",
@@ -112,8 +113,9 @@ class BrokerConnection:
 
     @property
     def host(self) -> str:
-        """Host and port with a colon between."""
-        return f"{self.hostname}:{self.port}"
+        """Host and port with a colon between; the URL, password masked, if that was given."""
+        hostname = self.hostname or ""
+        return mask_secrets(hostname) if "://" in hostname else f"{self.hostname}:{self.port}"
 
     def info(self) -> dict[str, Any]:
         """Return its parameters, the password included."""
