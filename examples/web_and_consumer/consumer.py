@@ -26,10 +26,11 @@ def main() -> None:
     greenconn.configure(URL)
     consumer = greenconn.spawn_consumer("mail", send_mail, concurrency=10)
     # What runs is finished first, what has not begun goes back.
-    gevent.signal_handler(signal.SIGTERM, consumer.stop, 10)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, consumer.stop, 10)
     consumer.wait_ready()
     print("ready", flush=True)
-    consumer.join()
+    consumer.get()
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def _invoked(arguments: list[str]) -> Any:
 def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
     try:
         result = function()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # the shell's >&-
+            sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.ClickException as exc:

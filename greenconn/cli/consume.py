@@ -51,9 +51,11 @@ def command(
     """
     from greenconn.cli.broker import connection_to, tell_losses
     from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.streams import check_output
     from greenconn.cli.tally import Tally
     from greenconn.worker import spawn_consumer
 
+    check_output()
     connection = connection_to(url, timeout)
     is_whole = False
     tally = Tally(count, lambda body: _shown(body, as_json))

@@ -11,7 +11,7 @@ from typing import Final
 import click
 from gevent.socket import wait_read, wait_write
 
-__all__ = ["lines", "whole_input", "write_line"]
+__all__ = ["check_output", "lines", "whole_input", "write_line"]
 
 CHUNK: Final = 65536
 #: Bytes that a pipe takes without blocking when it takes any (POSIX: at least 512).
@@ -45,6 +45,16 @@ def whole_input() -> bytes:
         size += len(chunk)
         _check(size, "the standard input")
     return b"".join(parts)
+
+
+def check_output() -> None:
+    """Find out whether there is a standard output, before anything is taken that shall go there.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if sys.stdout is None:
+        raise click.UsageError("there is no standard output: where shall the messages go?")
 
 
 def write_line(text: str) -> None:

@@ -197,12 +197,14 @@ class Handling:
     def _undecodable(self, message: Any, exc: Exception) -> None:
         self.failed += 1
         logger.error(
-            "message %s of queue %r (%s) cannot be decoded: %s",
+            "message %s of queue %r (%s) cannot be decoded: %s: %s",
             message.delivery_tag,
             self._queue_of(message),
             message.content_type,
             type(exc).__name__,
-            exc_info=exc,
+            exc,
+            # Anybody may send such bodies: one line each, unless a fault is looked for.
+            exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
         if self._on_decode_error is not None:
             self._ask(self._on_decode_error, message, exc)

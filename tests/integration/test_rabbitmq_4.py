@@ -102,6 +102,22 @@ def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:
         ("queue 'q' in vhost '/' does not support global qos", "apply_global"),
         ("basic.nack and basic.reject not supported by stream queues", "offset"),
         ("PRECONDITION_FAILED - delivery acknowledgement on channel 3 timed out", "answer sooner"),
+        ("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.", "password"),
+        ("NOT_ALLOWED - vhost none not found", "amqp://host//"),
+        ("NOT_ALLOWED - access to vhost 'v' refused for user 'u'", "set_permissions"),
+        (
+            "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (1) is reached",
+            "set_vhost_limits",
+        ),
+        (
+            "ACCESS_REFUSED - access to queue 'q' in vhost 'v' refused for user 'u'",
+            "list_user_permissions",
+        ),
+        (
+            "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received "
+            "'false' but current is 'true'",
+            "use those, or delete it",
+        ),
     ],
 )
 def test_each_has_its_remedy(text: str, words: str) -> None:

@@ -44,3 +44,51 @@ def test_the_code_blocks_run(path: Path, patched: bool) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+#: What RabbitMQ, SQLite, OpenSSL and gevent say of the messages that the page of troubles quotes.
+NOT_OURS = (
+    "Connection refused",
+    "certificate verify failed",
+    "ACCESS_REFUSED",
+    "NOT_ALLOWED",
+    "This operation would block",
+    "disk I/O error",
+    "database or disk is full",
+    "file is not a database",
+)
+_FILLED_IN = re.compile(r"'[^']*'|\d[\d.:]*|[():]|mail|pymongo|application/json")
+_QUOTED = re.compile(r"^``(.+)``$", re.MULTILINE)
+
+
+def test_the_messages_that_are_explained_exist() -> None:
+    sources = [each.read_text() for each in sorted((ROOT / "greenconn").rglob("*.py"))]
+    # Texts that are continued in the next line are one text.
+    everything = re.sub(r'"\s+f?"', "", "\n".join(sources))
+    for quoted in _QUOTED.findall((ROOT / "docs" / "troubleshooting.rst").read_text()):
+        if any(words in quoted for words in NOT_OURS):
+            continue
+        pieces = [each.strip() for each in _FILLED_IN.split(quoted)]
+        assert any(len(each) > 7 and each in everything for each in pieces), quoted
+
+
+def test_each_page_is_in_the_index_and_the_readme() -> None:
+    index = (ROOT / "docs" / "index.rst").read_text()
+    readme = (ROOT / "README.rst").read_text()
+    for path in sorted((ROOT / "docs").glob("*.rst")):
+        if path.name != "index.rst":
+            assert f"\n   {path.stem}\n" in index, path.name
+            assert f"<docs/{path.name}>" in readme, path.name
+
+
+_LINK = re.compile(r"<([^<>\s:]+)>`_")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in _LINK.findall(path.read_text()):
+        assert (path.parent / target).exists(), target

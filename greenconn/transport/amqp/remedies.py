@@ -13,6 +13,30 @@ __all__ = ["with_remedy"]
 #: Part of the broker's text -> what the user can do.
 _REMEDIES: Final = (
     (
+        "Login was refused",
+        "check user, password and permissions in the URL; guest may log in from the broker's own "
+        "machine only",
+    ),
+    (
+        "connection limit (",
+        "close some, or have the limit raised: rabbitmqctl set_vhost_limits and set_user_limits",
+    ),
+    (
+        "NOT_ALLOWED - vhost",
+        "check that the virtual host in the URL exists and the user may use it; the one that is named "
+        "/ is amqp://host//",
+    ),
+    (
+        "NOT_ALLOWED - access to vhost",
+        "check that the virtual host in the URL exists and the user may use it: rabbitmqctl "
+        "set_permissions -p vhost user '.*' '.*' '.*'",
+    ),
+    (
+        " refused for user ",
+        "rabbitmqctl list_user_permissions says what that user may configure, write and read",
+    ),
+    ("inequivalent arg", "it exists with other arguments: use those, or delete it"),
+    (
         "`transient_nonexcl_queues`",
         "RabbitMQ 4.3 and later refuse queues that are neither durable nor exclusive: declare it with "
         "durable=True, and expires=... if it shall go by itself, or with exclusive=True",

@@ -128,7 +128,8 @@ def check_equivalent(
         if new != old:
             raise NotEquivalentError(
                 f"PRECONDITION_FAILED - inequivalent arg '{field}' for {kind} '{name}' in vhost "
-                f"'{vhost}': received {_shown(new)} but current is {_shown(old)}",
+                f"'{vhost}': received {_shown(new)} but current is {_shown(old)} (it exists with "
+                f"other arguments: use those, or delete it)",
                 method.value,
             )
 

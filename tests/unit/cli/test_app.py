@@ -12,7 +12,7 @@ import pytest
 from greenconn import __version__, defaults
 from greenconn.cli import options
 from greenconn.cli.app import COMMANDS
-from tests.unit.cli.conftest import Command
+from tests.unit.cli.conftest import Command, Ended
 
 Stdin = Callable[[bytes], None]
 
@@ -48,6 +48,16 @@ def test_help_loads_neither_gevent_nor_a_transport() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_standard_output_that_is_closed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # what Python has after the shell's >&-
+    assert command("--version") == Ended(0, "", "")
+    ended = command("consume", "q", "--url", "memory://")
+    assert ended.code == 2  # and nothing was taken from the queue
+    assert "there is no standard output" in ended.errors
 
 
 def test_version(command: Command) -> None:

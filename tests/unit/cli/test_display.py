@@ -75,10 +75,10 @@ def test_what_the_system_does_not_tell() -> None:
     assert "? sockets" in shown(replace(RUNNING, sockets=None))
 
 
-def table(summary: Summary) -> str:
+def table(summary: Summary, width: int = 100) -> str:
     """A summary as text."""
     file = StringIO()
-    Console(file=file, width=100).print(summary_table(PLAN, summary))
+    Console(file=file, width=width).print(summary_table(PLAN, summary))
     return file.getvalue()
 
 
@@ -91,3 +91,11 @@ def test_the_summary_is_honest() -> None:
     assert "in flight" not in table(SUMMARY)
     assert "7 when it ended" in table(replace(SUMMARY, in_flight=7))
     assert "unknown" in table(replace(SUMMARY, sockets=None, elapsed=0.0))
+
+
+def test_a_narrow_summary_keeps_its_names() -> None:
+    text = table(SUMMARY, width=28)
+    assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == [
+        line.split()[0] for line in table(SUMMARY).splitlines()
+    ]
+    assert "percentile" in text

@@ -364,6 +364,25 @@ def test_a_body_that_cannot_be_decoded(
     assert desk.channel.basic_get("dead", no_ack=True).body in ("{broken", b"{broken")
 
 
+def test_what_cannot_be_decoded_is_told_in_a_line(
+    connection: Connection,
+    desk: Desk,
+    seen: Seen,
+    failures: list[logging.LogRecord],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "greenconn.worker")
+    desk.connection.Producer().publish(
+        b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
+    )
+    consumer = spawn_consumer("q", seen, connection=connection)
+    count(consumer, failed=1, rejected=1)
+    assert not any(each.exc_info for each in failures)  # else hostile senders fill the log
+    (text,) = [each.getMessage() for each in failures if "cannot be decoded" in each.msg]
+    assert "'q' (application/json) cannot be decoded: DecodeError: " in text
+    assert "JSONDecodeError at character 1" in text
+
+
 def test_a_type_that_is_not_accepted(connection: Connection, desk: Desk, seen: Seen) -> None:
     told: list[Any] = []
 
