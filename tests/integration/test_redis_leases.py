@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gevent
 import pytest
 
+from greenconn.transport.redis import pipeline
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import RespParser, pack
 from tests.integration.contract import Store
 from tests.integration.redis_clients import wait_until
 from tests.tiny_client import TinyClient
@@ -133,6 +135,44 @@ def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
     assert (found.body, found.redelivered) == ("2", True)
     assert other.basic_get("q") is None
     again.close()
+
+
+def test_next_life_gives_back_more_than_one_reply_may_have(
+    opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RespParser", partial(RespParser, reply_limit=100_000))
+    link = opened(lease=60.0)
+    channel = filled(link, 0)
+    for number in range(5):
+        channel.basic_publish(channel.prepare_message(f"{number}" * 30_000), routing_key="q")
+    held = [channel.basic_get("q") for _ in range(5)]
+    link.end(ConnectionError("cut by the test"))
+    again = link.transport.establish_connection()
+    other = again.transport.create_channel(again)
+    found = [other.basic_get("q", no_ack=True) for _ in range(5)]
+    assert [each and each.body for each in found] == [each.body for each in held]
+    again.close()
+
+
+def test_a_queue_that_is_no_list_holds_up_no_other(
+    opened: Callable[..., RedisLink], caplog: pytest.LogCaptureFixture
+) -> None:
+    dead, alive = opened(), opened()
+    channels = [filled(dead, 2, queue) for queue in ("spoiled", "sound")]
+    store = Store()
+    for channel, queue in zip(channels, ("spoiled", "sound"), strict=True):
+        channel.basic_consume(queue, sink=store)
+    wait_until(lambda: len(store) == 4)
+    dead.lease.stop()  # as if its process were killed
+    dead.pipeline.close()
+    dead.sweeper.stop()
+    alive.call(pack("SET", alive.keys.plain("spoiled"), "something else"))
+    found = Store()
+    alive.transport.create_channel(alive).basic_consume("sound", sink=found)
+    wait_until(lambda: len(found) == 2, 10 * LEASE)
+    wait_until(lambda: caplog.text.count("stays where it is") == 2)
+    alive.call(pack("DEL", alive.keys.plain("spoiled")))
+    wait_until(lambda: alive.call(pack("LLEN", alive.keys.plain("spoiled"))) == 2, 10 * LEASE)
 
 
 def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisLink]) -> None:

@@ -14,9 +14,8 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from greenconn.transport.redis.answers import ACKS, Move, move_arguments, parted
-from greenconn.transport.redis.restoring import restore
-from greenconn.transport.redis.scripts import MOVE
+from greenconn.transport.redis.answers import ACKS, Move, parted
+from greenconn.transport.redis.restoring import carry_out, restore
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class Inheritance:
         moves = self._moves
         moves.sort(key=lambda move: move.number, reverse=True)
         for part in parted(moves):
-            link.run(MOVE, *move_arguments(link, part), what="giving back")
+            carry_out(link, part)
             del moves[: len(part)]
         fields = list(self._held)
         count = restore(link, fields)

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import ResponseError
+
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import HEAD, Move, move_arguments, parted
 from greenconn.transport.redis.burying import burial
@@ -22,7 +24,7 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Held", "read_held", "restore"]
+__all__ = ["Held", "carry_out", "read_held", "restore"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -83,25 +85,50 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
     restored = 0
     for start in range(0, len(fields), PAGE):
         page = fields[start : start + PAGE]
-        values = link.call(pack(b"HMGET", link.keys.unacked, *page), what="restoring")
+        # A reply for each: of several large messages one would be above the limit of a reply.
+        held_key = link.keys.unacked
+        values = link.call_all([pack(b"HMGET", held_key, each) for each in page], what="restoring")
         moves: list[Move] = []
-        for field, value in zip(page, values, strict=True):
+        for field, (value,) in zip(page, values, strict=True):
             if value is None:
                 # Somebody was quicker, or died between two commands.
                 link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, field))
                 continue
             held = read_held(field, value)
             if held is None:
-                if field not in link.sweeper.unreadable:
-                    link.sweeper.unreadable.add(field)
-                    logger.error("%s: %s cannot be read, it stays where it is", link.where, field)
+                _note_stuck(link, field, "it cannot be read")
                 continue
             moves.append(_way_back(link, held))
         moves.sort(key=lambda move: move.number, reverse=True)
-        for part in parted(moves):
-            reply: Any = link.run(MOVE, *move_arguments(link, part, dead_owner), what="restoring")
-            restored += max(reply, 0)
+        restored += carry_out(link, moves, dead_owner)
     return restored
+
+
+def carry_out(link: RedisLink, moves: list[Move], dead_owner: str = "") -> int:
+    """Move messages, and return how many were still held.  May switch.
+
+    One whose list is something else in the server stays where it is, and holds up no other.
+    """
+    moved = 0
+    for part in parted(moves):
+        try:
+            reply: Any = link.run(MOVE, *move_arguments(link, part, dead_owner), what="restoring")
+        except ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            if len(part) > 1:
+                moved += sum(carry_out(link, [move], dead_owner) for move in part)
+            else:
+                _note_stuck(link, part[0].field, str(exc))
+        else:
+            moved += max(reply, 0)
+    return moved
+
+
+def _note_stuck(link: RedisLink, field: str, why: str) -> None:
+    if field not in link.sweeper.stuck:
+        link.sweeper.stuck.add(field)
+        logger.error("%s: %s stays where it is: %s", link.where, field, why)
 
 
 def _way_back(link: RedisLink, held: Held) -> Move:

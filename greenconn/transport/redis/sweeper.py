@@ -43,14 +43,14 @@ class Sweeper:
 
     Attributes:
         restored: messages that it has given back.
-        unreadable: fields that stay where they are, since nobody can read them.
+        stuck: fields that stay where they are: nobody can read them, or their queue is no list.
     """
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._greenlet: Greenlet[..., Any] | None = None
         self.restored = 0
-        self.unreadable: set[str] = set()
+        self.stuck: set[str] = set()
 
     def start(self) -> None:
         """Begin.  Again: does nothing."""
