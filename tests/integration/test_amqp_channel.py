@@ -303,6 +303,38 @@ def test_a_failed_publish_is_not_the_error_of_one_who_declares(
     assert isinstance(caught.value.__cause__, NotFound)
 
 
+def test_a_failed_publish_that_nobody_awaits_is_told_to_the_next(
+    amqp_link: AmqpLink, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = amqp_link.channel(), amqp_link.channel()
+    old.basic_publish(message(old), f"{unique}-absent", "key")
+    until(lambda: not old.is_open)
+    new.take_over(old)
+    with pytest.raises(RecoverableChannelError, match=r"without confirm is lost.*404") as caught:
+        new.basic_publish(message(new), "", unique)
+    assert isinstance(caught.value.__cause__, NotFound)
+    new.basic_publish(message(new), "", unique)  # it is told once
+    until(lambda: caplog.text.count("without confirm is lost") == 1)
+    with pytest.raises(NotFound):
+        new.basic_publish_confirm(message(new), f"{unique}-absent", "key")
+    third = amqp_link.channel()
+    third.take_over(new)
+    third.basic_publish(message(third), "", unique)  # that one was told to its own publisher
+    assert third.is_open
+
+
+def test_a_failed_publish_in_confirm_mode_that_nobody_awaits_is_told_to_the_next(
+    amqp_link: AmqpLink, unique: str
+) -> None:
+    old, new = amqp_link.channel(), amqp_link.channel()
+    old.confirm_select()
+    old.basic_publish(message(old), f"{unique}-absent", "key", mandatory=True)
+    until(lambda: not old.is_open)
+    new.take_over(old)
+    with pytest.raises(RecoverableChannelError, match=r"without confirm is lost.*404"):
+        new.basic_publish(message(new), "", unique)
+
+
 def test_the_error_of_a_killed_caller_is_nobody_elses(amqp_channel: Channel, unique: str) -> None:
     killed = gevent.spawn(amqp_channel.queue_declare, f"{unique}-absent", passive=True)
     gevent.sleep(0)

@@ -249,3 +249,22 @@ def test_a_close_lets_all_leave(relay: Relay, amqp_url: str, unique: str) -> Non
             found += numbers(other, unique)
         other.default_channel.queue_delete(unique)
     assert found == list(range(100))
+
+
+def lose_one(producer: Producer, exchange: str) -> None:
+    """Publish to an exchange that is not there, and wait for what that costs."""
+    producer.publish("lost", "key", exchange=exchange)
+    channel = producer.channel
+    until(lambda: not channel.is_open)
+
+
+def test_the_next_publish_tells_of_one_to_an_absent_exchange(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        producer, absent = connection.Producer(), f"{unique}-absent"
+        lose_one(producer, absent)
+        with pytest.raises(connection.channel_errors, match=rf"NOT_FOUND.*{absent}"):
+            producer.publish([1], unique)
+        connection.default_channel.queue_declare(unique, exclusive=True, auto_delete=False)
+        lose_one(producer, absent)
+        producer.publish([2], unique, retry=True)
+        until(lambda: numbers(connection, unique) == [2])

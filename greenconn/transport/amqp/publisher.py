@@ -16,7 +16,7 @@ from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ContentTooLarge, RecoverableConnectionError
+from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.confirm import PendingConfirm
@@ -177,18 +177,19 @@ class Publisher(Returning):
             left.again.extendleft(reversed(self._unsent.again))
             self._unsent.forget()
             raise
-        if left.count:
-            self._tell_lost(left.count)
+        error = left.error(self.connection.where)
+        if error is not None:
+            if left.refusal is None:  # else the log has it since then
+                logger.warning("%s", error)
             left.forget()
+            self._tell_next(error)
 
-    def _tell_lost(self, count: int) -> None:
-        """Have the next publish that nobody confirms raise."""
-        text = f"{self.connection.where}: {sentence(count)}: publish again, or with confirms"
-        logger.warning("%s", text)  # a publish with retries takes the error for a reason to retry
+    def _tell_next(self, error: Exception) -> None:
+        """Have the next publish that nobody confirms raise; one with retries tries again then."""
 
         def raise_once(*args: Any, **kwargs: Any) -> None:
             self.__dict__.pop("basic_publish", None)
-            raise RecoverableConnectionError(text)
+            raise error
 
         if not self.connection.confirm_publish:
             self.basic_publish = raise_once  # type: ignore[method-assign]
@@ -380,10 +381,13 @@ class Publisher(Returning):
         Returns:
             Whether one waiting publisher got *cause* as its own.
         """
-        if self._confirms is None:
-            return False
-        is_clear = self._confirms.all_are_awaited
-        left = self._confirms.give_up()
+        confirms = self._confirms
+        is_clear = confirms is not None and confirms.all_are_awaited
+        left = [] if confirms is None else confirms.give_up()
+        if blamed == _PUBLISH and not (left and is_clear and all(each.is_awaited for each in left)):
+            # It may be one that nobody awaits: the next publish is told, or else the log.
+            self._unsent.refusal = cause
+            spawn("log", logger.warning, "%s", self._unsent.error(self.connection.where))
         # Alone, it is the one that the broker means; among others nobody can tell which it was.
         mine = blamed is None or (blamed == _PUBLISH and len(left) == 1 and is_clear)
         for publish in left:

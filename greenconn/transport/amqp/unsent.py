@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from amqp.serialization import loads
 
 from greenconn.abc import DeadlineLike
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.message import Outgoing
 from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser
@@ -57,16 +58,18 @@ def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, 
 
 
 class Unsent:
-    """What has not left of one channel, once its connection is lost.
+    """What one channel leaves behind of messages that nobody awaits.
 
     Attributes:
-        count: messages of which the next publish is to tell.
+        refusal: why the broker closed the channel, if it was for such a message.
+        count: messages that had not left when the connection was lost.
         again: those to be sent again, as arguments of ``basic_publish``.
     """
 
-    __slots__ = ("again", "count")
+    __slots__ = ("again", "count", "refusal")
 
     def __init__(self) -> None:
+        self.refusal: BaseException | None = None
         self.count = 0
         self.again: deque[tuple[Any, ...]] = deque()
 
@@ -90,8 +93,24 @@ class Unsent:
         count = self.count + len(self.again)
         return f"; {sentence(count)}" if count else ""
 
+    def error(self, where: str) -> Exception | None:
+        """What the next publish is told; None: nothing."""
+        if self.refusal is not None:
+            error: Exception = RecoverableChannelError(
+                f"{where}: a message that was published without confirm is lost, and those behind it, "
+                f"since the broker closed the channel for it: {self.refusal}"
+            )
+            error.__cause__ = self.refusal
+        elif self.count:
+            text = f"{where}: {sentence(self.count)}: publish again, or with confirms"
+            error = RecoverableConnectionError(text)
+        else:
+            return None
+        return error
+
     def forget(self) -> None:
         """They are no business of ours."""
+        self.refusal = None
         self.count = 0
         self.again.clear()
 
