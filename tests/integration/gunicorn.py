@@ -20,7 +20,7 @@ import gevent
 from gevent import socket
 from gevent.pool import Pool
 
-from tests.brokers.ports import some_ports
+from tests.brokers.ports import free_ports
 
 __all__ = ["ROOT", "SOON", "Load", "Server", "serving", "until"]
 
@@ -63,7 +63,7 @@ class Server:
     """A gunicorn; :meth:`end` in any case."""
 
     def __init__(self, *arguments: str, cwd: Path, env: dict[str, str]) -> None:
-        self.port = _free_port()
+        (self.port,) = free_ports(1)  # gunicorn binds it later
         self._log = tempfile.NamedTemporaryFile(prefix="gunicorn-", suffix=".log")  # noqa: SIM115
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
         self.process = subprocess.Popen(
@@ -257,17 +257,6 @@ def _answer(data: bytes) -> Answer:
     if length is not None and len(body) < int(length[1]):
         raise ConnectionResetError("the answer is not whole")
     return Answer(int(head.split()[1]), body)
-
-
-def _free_port() -> int:
-    for port in some_ports():
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port")
 
 
 def _is_running(pid: int) -> bool:

@@ -21,7 +21,7 @@ def run_blocks(page: str, url: str, patched: bool) -> subprocess.CompletedProces
         [sys.executable, "-W", "error", "-c", prefix + blocks(page)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         cwd=ROOT,
         env={**os.environ, "GREENCONN_URL": url},
         check=False,

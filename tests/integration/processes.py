@@ -15,7 +15,7 @@ from gevent.socket import wait_read, wait_write
 __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 60.0
+TIMEOUT = 150.0
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def end(amqp_peer: AmqpPeer, link: AmqpLink) -> BrokerEnd:
 def test_heartbeats_while_a_large_body_is_under_way(relay: Relay, unique: str, long: bool) -> None:
     # It takes longer than the two heartbeats after which either side gives up.
     size = (100 if long else 8) * MIB
-    relay.rate = relay.back_rate = size / 4.0
+    relay.rate = relay.back_rate = size / 3.0
     body = bytes(size)
     took = []
     with Connection(

@@ -105,12 +105,10 @@ def outcomes(
 
 
 @pytest.mark.parametrize("step", EXPECTED)
-@pytest.mark.timeout(180)
 def test_a_worker_and_a_client(step: str, outcomes: dict[str, Any]) -> None:
     assert outcomes[step] == EXPECTED[step]
 
 
-@pytest.mark.timeout(180)
 def test_thousands_of_greenlets_send_tasks(outcomes: dict[str, Any], long: bool) -> None:
     many = int(MANY[long])
     assert outcomes["many_greenlets"] == [many, many + 1]

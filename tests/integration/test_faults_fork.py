@@ -11,7 +11,7 @@ import pytest
 from tests.integration.forking import SCENARIOS
 
 HOWS = ("os", "gevent", "multiprocessing")
-TIMEOUT = 55.0
+TIMEOUT = 150.0
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

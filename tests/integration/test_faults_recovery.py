@@ -28,7 +28,7 @@ from tests.fix_wires import until
 #: Seconds for what must come.
 SOON = 40.0
 #: Of the tests below: the broker starts in 5 s when the machine is not busy.
-TIMEOUT = 150
+TIMEOUT = 300
 
 POLICY = {"max_retries": None, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.5}
 

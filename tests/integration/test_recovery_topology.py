@@ -80,7 +80,6 @@ def test_a_chain_of_exchanges(
         theirs.exchange_delete(name)
 
 
-@pytest.mark.timeout(150)
 def test_a_restart_of_the_broker_with_what_does_not_outlive_it(
     own_rabbitmq: RabbitMQ, unique: str
 ) -> None:
@@ -327,7 +326,6 @@ def test_a_queue_that_is_used_before_its_consumer_is_back(
 # Over several brokers
 
 
-@pytest.mark.timeout(150)
 def test_the_next_broker_knows_nothing_yet(
     own_rabbitmq: RabbitMQ,
     relay_to: RelayFactory,

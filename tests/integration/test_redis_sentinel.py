@@ -93,7 +93,6 @@ def group(brokers: Brokers) -> Iterator[Group]:
     made.close()
 
 
-@pytest.mark.timeout(120)
 def test_failovers(group: Group) -> None:
     got: list[Any] = []
     with (

@@ -460,7 +460,7 @@ def memory_of_consumers(url: str, prefix: str, number: int) -> float:
         [sys.executable, "-c", textwrap.dedent(program), url, prefix, str(number)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=True,
     )
     return float(done.stdout)

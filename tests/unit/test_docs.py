@@ -38,7 +38,7 @@ def test_the_code_blocks_run(path: Path, patched: bool) -> None:
         [sys.executable, "-W", "error", "-c", prefix + program],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         cwd=ROOT,
         env={**os.environ, "GREENCONN_URL": "memory://"},
         check=False,

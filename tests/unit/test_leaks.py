@@ -62,7 +62,7 @@ def outcomes(patched: bool, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     return {

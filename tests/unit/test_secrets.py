@@ -23,7 +23,7 @@ def said() -> str:
         cwd=FOLDER.parent.parent,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     return done.stdout
 

@@ -27,7 +27,7 @@ def run(code: str) -> tuple[str, float]:
     program = textwrap.dedent(code)
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=150, check=True
     )
     return done.stdout + done.stderr, time.monotonic() - began
 

@@ -68,7 +68,7 @@ def run(code: str, patched: bool) -> str:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         # On a busy machine gevent 26.9 misses the end of one watched child in twenty.
         env={**os.environ, "GEVENT_NOWAITPID": "1"},
     )
@@ -147,6 +147,6 @@ def test_importing_installs_nothing() -> None:
         "print(fork._is_installed)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=True
     )
     assert done.stdout == "False\n"
