@@ -112,11 +112,11 @@ def test_several_addresses_of_both_families_are_tried_in_turn(
     monkeypatch.setattr(dial_module, "_look_up", lambda *_: found)
     name = parts.clone(hostname="broker.example")
     began = monotonic()
-    with name.clone(connect_timeout=1.0) as connection:
+    with name.clone(connect_timeout=3.0) as connection:
         connection.connect()
         assert connection.session.life.link.stream.peer_address()[1] == found[2][4]
     took = monotonic() - began
-    assert is_refused or took >= 0.4  # half of what was left went to the silent one
+    assert is_refused or took >= 1.4  # half of what was left went to the silent one
     if not is_refused:
         for each in (*fillers, blocked):
             each.close()

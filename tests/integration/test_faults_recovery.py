@@ -403,11 +403,12 @@ def test_close_ends_recovery(relay: Relay, unique: str) -> None:
 def test_a_simple_queue_waits_for_the_broker_as_long_as_its_caller(
     relay: Relay, unique: str, was_consuming: bool
 ) -> None:
-    with Connection(relay.url, connect_timeout=0.2) as connection:
+    with Connection(relay.url) as connection:
         simple = connection.SimpleQueue(unique, queue_opts={"expires": 60})
         if was_consuming:
             with pytest.raises(simple.Empty):
                 simple.get(timeout=0)
+        connection.connect_timeout = 0.2  # which is not how long it waits
         relay.server.stop()
         until(lambda: not connection.connected)
         getting = gevent.spawn(simple.get, timeout=SOON)
@@ -415,6 +416,7 @@ def test_a_simple_queue_waits_for_the_broker_as_long_as_its_caller(
             simple.get(timeout=0.5)
         gevent.sleep(0.5)
         assert not getting.dead
+        connection.connect_timeout = 5
         relay.server.start()
         simple.put("there", retry=True)
         message = getting.get(timeout=SOON)

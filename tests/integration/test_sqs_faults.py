@@ -310,8 +310,10 @@ def test_server_that_was_restarted(own_moto: MotoServer, unique: str) -> None:
 
 def test_frozen_server(own_moto: MotoServer, unique: str) -> None:
     url = f"{own_moto.url}?get_wait_time=0&reply_timeout=1&retries=0"
+    with Connection(own_moto.url) as patient:
+        patient.default_channel.queue_declare(unique)
     with Connection(url, connect_timeout=1) as connection:
-        connection.default_channel.queue_declare(unique)
+        connection.ensure_connection(timeout=30)  # on a busy machine one try may be too short
         own_moto.pause()
         began = monotonic()
         with pytest.raises((OperationalError, RecoverableConnectionError, OSError)):
