@@ -236,7 +236,13 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_keyboard_interrupt() -> None:
+    """What the interrupted test leaves is no news, and pytest still has to tell the others'."""
+    _interrupted.append(True)
+
+
 has_failed = pytest.StashKey[bool]()
+_interrupted: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -301,7 +307,7 @@ def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     # A process whose consumer was refused is not ready until its namesake starts, and so for all tests.
     roster._roster.get().failures.clear()
     # What a failed test leaves behind is held by its traceback.
-    if texts and not request.node.stash.get(has_failed, False):
+    if texts and not _interrupted and not request.node.stash.get(has_failed, False):
         pytest.fail("the test left behind:\n  " + "\n  ".join(texts), pytrace=False)
 
 
