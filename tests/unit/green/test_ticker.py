@@ -107,7 +107,7 @@ def test_a_blocked_hub_is_noticed_and_makes_no_burst() -> None:
     ticks.wait(seen + 2)
     ticker.stop()
     late = ticks.lags[seen]
-    assert 0.2 < late < 1.0
+    assert 0.2 < late < 10.0
     assert ticks.at[seen + 1] - ticks.at[seen] >= 0.045
 
 
