@@ -113,7 +113,7 @@ def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
             for _ in range(5 if long else 1):
                 replace_workers(server)
                 load.wait_more(100)
-                assert load.workers >= set(server.living())
+                until(lambda: load.workers >= set(server.living()), "answers of both new ones")
             assert load.refused == {}, server.log
             before = len(load.taken)
             server.signal(signal.SIGTERM)

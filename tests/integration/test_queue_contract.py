@@ -12,6 +12,7 @@ from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
 from greenconn.message import Message
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
+from tests.integration.redis_clients import wait_until
 
 
 def grave(side: Side, channel: Any, key: str | None = None, **arguments: Any) -> tuple[str, str]:
@@ -100,8 +101,7 @@ def test_message_that_dies_in_a_circle_is_dropped(side: Side) -> None:
         },
     )
     side.send(channel, "x", "", queue)
-    side.drain_all(channel.connection, 0.3)
-    assert channel.queue_declare(queue, passive=True).message_count == 0
+    wait_until(lambda: channel.queue_declare(queue, passive=True).message_count == 0)
 
 
 @needs(Can.EXPIRY)
@@ -174,7 +174,7 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
     store = Store()
     channel.basic_consume(queue, sink=store)
     side.send(channel, "taken", "", queue)
-    side.drain_all(channel.connection, 0.1)
+    wait_until(lambda: len(store) == 1)
     assert [each.body for each in store] == ["taken"]
 
 
@@ -247,11 +247,11 @@ def test_single_active_consumer(side: Side) -> None:
     channel.basic_consume(queue, "second", sink=second)
     for n in range(3):
         side.send(channel, str(n), "", queue)
-    side.drain_all(link, 0.1)
+    wait_until(lambda: len(first) + len(second) == 3)
     assert ([each.body for each in first], len(second)) == (["0", "1", "2"], 0)
     channel.basic_cancel("first")
     side.send(channel, "3", "", queue)
-    side.drain_all(link, 0.1)
+    wait_until(lambda: len(second) == 1)
     assert [each.body for each in second] == ["3"]
 
 

@@ -232,8 +232,9 @@ def test_sink_takes_what_drain_never_sees(side: Side) -> None:
     channel.basic_consume(queue, "tag", sink=store)
     for n in range(3):
         side.send(channel, str(n), "", queue)
+    wait_until(lambda: len(store) == 3)
     with pytest.raises(TimeoutError):
-        side.transport.drain_events(channel.connection, timeout=0.2)
+        side.transport.drain_events(channel.connection, timeout=0.05)
     assert [store.take().body for _ in range(3)] == ["0", "1", "2"]
     channel.basic_cancel("tag")
     assert store.lost == []
@@ -385,6 +386,7 @@ def test_global_prefetch_bounds_the_channel(side: Side) -> None:
     keeper = side.channel(channel.connection)
     for n in range(8):
         side.send(keeper, str(n), "", queues[n % 2])
+    side.drain(channel.connection, lambda: len(got) >= 3)
     side.drain_all(channel.connection, 0.2)
     assert len(got) == 3
     for answered in range(1, 9):
@@ -419,7 +421,7 @@ def test_consumer_of_higher_priority_comes_first(side: Side) -> None:
     channel.basic_consume(queue, arguments={"x-priority": 5}, sink=high)
     for n in range(3):
         side.send(channel, str(n), "", queue)
-    side.drain_all(channel.connection, 0.2)
+    wait_until(lambda: len(high) + len(low) == 3)
     assert [each.body for each in high] == ["0", "1"]
     assert [each.body for each in low] == ["2"]
 
