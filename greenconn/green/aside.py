@@ -2,7 +2,7 @@
 
 Who calls waits as for anything else, and the hub turns meanwhile.  A caller that is killed leaves
 its call to its own end; what it returns is dropped.  In a process that is monkey-patched such a
-library is green by itself, and its calls are made where they stand.
+library is green by itself, and its calls are made where they stand, sheltered (see ``supervisor``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gevent import get_hub
+from gevent import get_hub, getcurrent, killall
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
+
+from greenconn.green.supervisor import sheltered
 
 __all__ = ["Aside", "are_sockets_green", "aside"]
 
@@ -34,28 +36,40 @@ class Aside:
         threads: how many at once; more wait for their turn.  None: none, calls are made directly.
     """
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_callers", "_pool")
 
     def __init__(self, threads: int | None) -> None:
         #: Makes its threads when they are first needed.
         self._pool = None if threads is None else ThreadPool(threads)
+        #: Without threads: those who are within a call.
+        self._callers: set[Any] = set()
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call *function* and return what it returns.  May switch."""
         if self._pool is None:
-            return function(*args, **kwargs)
+            current = getcurrent()
+            self._callers.add(current)
+            try:
+                return sheltered(function, *args, **kwargs)
+            finally:
+                self._callers.discard(current)
         value: T = _unpacked(self._pool.spawn(_outcome, function, args, kwargs).get())
         return value
 
     @property
     def is_busy(self) -> bool:
-        """Whether a thread is within a call, or a call waits for one."""
-        return self._pool is not None and len(self._pool) > 0
+        """Whether a call is under way, or waits for a thread."""
+        return bool(self._callers) if self._pool is None else len(self._pool) > 0
 
     def close(self) -> None:
-        """End the threads, each with the call that it is at.  May switch."""
+        """End the threads, each with the call that it is at.  May switch.
+
+        Without threads the callers are killed within their calls: there was time to leave.
+        """
         if self._pool is not None:
             self._pool.kill()
+        else:
+            killall(list(self._callers))
 
 
 def aside(function: Callable[[], T]) -> T:

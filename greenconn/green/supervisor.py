@@ -1,14 +1,24 @@
-"""Where every greenlet of the library is born: with a name, and with an end that is not lost."""
+"""Where every greenlet of the library is born: with a name, and with an end that is not lost.
+
+It is also where one is ended, by who began it.  Code of ours may be ended wherever it switches; a
+library that was written for threads is not made for that, and would leave, for one, a socket that is
+just being connected to the garbage collector.  So calls of such are *sheltered*: the end comes when
+they have returned.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from gevent import Greenlet
+from gevent import Greenlet, GreenletExit, getcurrent
 
-__all__ = ["spawn"]
+from greenconn.green import fork
+
+__all__ = ["end", "sheltered", "spawn"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("greenconn.green")
 
@@ -33,3 +43,44 @@ def _guarded(
     except Exception:
         logger.exception("greenlet %r ended with an error", name)
         return None
+
+
+class _Shelter:
+    """The greenlets that are within a sheltered call, and whether they are to end behind it."""
+
+    def __init__(self) -> None:
+        self.inside: dict[Any, bool] = {}
+        self.is_registered = False
+
+    def forget(self) -> None:
+        """In the child of a fork they must end at once: what they wait for is the parent's."""
+        self.inside.clear()
+
+
+_shelter: Final = _Shelter()
+
+
+def sheltered(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call *function*, and let :func:`end` wait for its end.  May switch.
+
+    For calls that end by themselves before long, in a greenlet of the library.
+    """
+    if not _shelter.is_registered:
+        _shelter.is_registered = True
+        fork.register(_shelter)
+    inside, current = _shelter.inside, getcurrent()
+    inside[current] = False
+    try:
+        return function(*args, **kwargs)
+    finally:
+        if inside.pop(current, False):
+            raise GreenletExit
+
+
+def end(greenlet: Greenlet[..., Any]) -> None:
+    """Kill a greenlet of the library, or let it go when its sheltered call returns.  Never switches."""
+    inside = _shelter.inside
+    if greenlet in inside:
+        inside[greenlet] = True
+    else:
+        greenlet.kill(block=False)

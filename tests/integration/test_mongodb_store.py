@@ -9,12 +9,14 @@ from typing import Any
 import gevent
 import pymongo
 import pytest
+from pymongo.errors import AutoReconnect
 
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement
 from greenconn.transport.mongodb import waking
+from greenconn.transport.mongodb.claims import Claims
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -35,10 +37,10 @@ def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores
     monkeypatch.setattr(waking, "SWEEP_INTERVAL", 0.1)
     opened: list[MongoStore] = []
 
-    def make(**options: Any) -> MongoStore:
+    def make(unheard: set[Any] | None = None, **options: Any) -> MongoStore:
         client = TinyClient(mongodb_url)
         client.hostname = mongodb_url
-        store = MongoStore(client, lambda queue: None, MongoOptions(**options))
+        store = MongoStore(client, lambda queue: None, MongoOptions(**options), unheard)
         store.open(Deadline(10.0))
         opened.append(store)
         return store
@@ -204,6 +206,43 @@ def test_next_life_settles(stores: Stores, database: Database) -> None:
     store.drop()
     stores().settle(done(claimed))
     assert database["messages"].count_documents({}) == 0
+
+
+def test_next_life_gives_back_what_nobody_knows_of(
+    stores: Stores, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that nobody hears of, and a server that is away when it should be given back."""
+    unheard: set[Any] = set()
+    store, giving = stores(unheard), Claims._give_back
+    store.put([entry("a"), entry("b")])
+    (known,) = store.claim({QUEUE: 1}, 0)
+    (lost,) = store.claim({QUEUE: 1}, 0)
+    store._claims._open.add(lost.handle.claim)  # as if who made it had been killed in it
+
+    def away(self: Claims, claims: list[Any]) -> None:
+        raise AutoReconnect("away, says the test")
+
+    monkeypatch.setattr(Claims, "_give_back", away)
+    store.close()
+    assert unheard == {lost.handle.claim}
+    monkeypatch.setattr(Claims, "_give_back", giving)
+    again = stores(unheard)
+    assert not unheard
+    (back,) = again.claim({QUEUE: 9}, 0)
+    assert bodies([back]) == bodies([lost])
+    assert back.deliveries == 0
+    again.settle(done([known, back]))
+    assert database["messages"].count_documents({}) == 0
+
+
+def test_dead_messages_of_which_nobody_was_told(stores: Stores) -> None:
+    store, other = stores(), stores()
+    store.put([entry(lifetime=0.05)])
+    until(lambda: store._dead)
+    store.close()
+    found: list[Claimed] = []
+    until(lambda: claim_into(found, other))
+    assert [each.dead for each in found] == ["expired"]
 
 
 def test_servers_clock_counts(stores: Stores, database: Database) -> None:

@@ -110,7 +110,8 @@ class Claimer:
             asked, self._asked = self._asked, {}
             freed = {channel for feed in feeds for channel in feed.release()}
         if self._link.lost is not None:
-            return  # the leases give back what came
+            self._link.transport.inheritance.leave(self._link, claimed)
+            return
         again = self._hand_over(feeds, asked, claimed)
         for channel in freed:
             channel.serve()

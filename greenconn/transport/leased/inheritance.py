@@ -1,16 +1,17 @@
 """What one life of a connection leaves to the next.
 
-A connection may be lost between an answer and the store's word, and with messages in the hands of
-handlers.  What was answered is answered again in the next life, which changes nothing where it had
-arrived; what was not goes back to its queue at once, instead of waiting for the end of its lease.
-Until then an answer may still come.
+A connection may be lost between an answer and the store's word, between a claim and the messages that
+it brings, and with messages in the hands of handlers.  What was answered is answered again in the
+next life, which changes nothing where it had arrived; what was not goes back to its queue at once,
+instead of waiting for the end of its lease.  Until then an answer may still come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from greenconn.transport.leased.store import Answer, Settlement
+from greenconn.transport.leased.store import Answer, Claimed, Settlement
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.link import LeasedLink
@@ -39,6 +40,14 @@ class Inheritance:
             if each.is_held:
                 answer = Answer(each.handle, Settlement.BACK)
                 self._held[each.delivery_tag] = (each.queue, answer)
+
+    def leave(self, link: LeasedLink, claimed: Sequence[Claimed]) -> None:
+        """These came when the life of *link* was over: nobody has seen them."""
+        if link.is_parents or not link.store.outlives_link:
+            return
+        for each in claimed:
+            answer = Answer(each.handle, Settlement.BACK, is_unseen=True)
+            self._answers.append((each.queue, answer))
 
     def ack(self, tag: str) -> None:
         """A message of a former life is done after all."""

@@ -18,7 +18,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import end, spawn
 from greenconn.transport.leased.claiming import Claimer
 from greenconn.transport.leased.directory import Directory
 from greenconn.transport.leased.feed import Feed
@@ -83,6 +83,8 @@ class LeasedLink(SharingLink):
         #: Calls on their way, and who waits for them.
         self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
         self.tags = TagMaker()
+        #: This process is a child of the one that opened it.
+        self.is_parents = False
         self._last_number = 0
 
     def __repr__(self) -> str:
@@ -225,7 +227,7 @@ class LeasedLink(SharingLink):
         current = gevent.getcurrent()
         for each in list(greenlets):
             if each is not current:
-                each.kill(block=False)
+                end(each)
 
     def ping(self) -> None:
         """Ask the store something.  May switch."""
@@ -358,6 +360,7 @@ class LeasedLink(SharingLink):
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's."""
         super().forget(exc)
+        self.is_parents = True
         # Its greenlets are copied too: none may go on reading what the parent waits for.
         self._stop(exc)
         self.store.drop()

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.exceptions import (
     ChannelError,
@@ -32,6 +32,8 @@ from greenconn.transport.virtual.state import BrokerState
 __all__ = ["LeasedTransport"]
 
 logger = logging.getLogger("greenconn.transport.leased")
+
+T = TypeVar("T")
 
 #: Transport options that the connection reads itself.
 _COMMON: Final = frozenset(each.name for each in fields(ConnectOptions))
@@ -116,14 +118,20 @@ class LeasedTransport(base.Transport):
 
     @property
     def inheritance(self) -> Inheritance:
-        """What former lives of this connection have left at the same place.
+        """What former lives of this connection have left at the same place."""
+        return self.kept("inheritance", Inheritance)
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What each life of this connection to the same place finds as the last one has left it.
 
         A walk over a failover list makes transports anew, so the session keeps it.
         """
         session = getattr(self.client, "session", None)
-        kept = self.__dict__ if session is None else session.companions
-        key = f"inheritance {type(self).__module__} {self.place()}"
-        found: Inheritance = kept.setdefault(key, Inheritance())
+        kept: dict[str, Any] = self.__dict__ if session is None else session.companions
+        key = f"{name} {type(self).__module__} {self.place()}"
+        if key not in kept:
+            kept[key] = make()
+        found: T = kept[key]
         return found
 
     @property

@@ -16,7 +16,7 @@ import gevent
 from pymongo import DESCENDING
 from pymongo.errors import PyMongoError
 
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import end, spawn
 from greenconn.transport.leased.store import Claimed, Settlement
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import Document, claimed_of
@@ -132,7 +132,7 @@ class Broadcast:
 
     def _stop_if_unused(self) -> None:
         if not self._listeners and self._greenlet is not None:
-            self._greenlet.kill(block=False)
+            end(self._greenlet)
             self._greenlet = None
 
     # -- taking

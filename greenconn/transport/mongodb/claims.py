@@ -7,7 +7,7 @@ very claim; if somebody else was quicker with some, it reads which ones it got.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -62,9 +62,8 @@ class Claims:
         #: Key -> the claim by which it is held here: a message that came back and was taken again is
         #: not settled by whoever had it first.
         self._held: dict[Any, Handle] = {}
-        #: Claims that have not returned to who made them; those of them that nobody waits for.
+        #: Claims that have not returned to who made them.
         self._open: set[Any] = set()
-        self._abandoned: set[Any] = set()
         #: Claims that run, in whichever thread.
         self._running: set[Any] = set()
 
@@ -97,19 +96,21 @@ class Claims:
             self._held[each.handle.id] = each.handle
         return found
 
-    def abandon(self) -> bool:
-        """Nobody waits for claims any more; return whether some may not be given back yet."""
-        self._abandoned |= self._open
-        return bool(self._abandoned)
+    def abandon(self) -> set[Any]:
+        """Nobody waits for claims any more; return those whose messages nobody will hear of."""
+        return set(self._open)
 
-    def give_back_abandoned(self) -> None:
-        """Give back what claims have taken of which nobody knows.  May switch."""
+    def wait_for_abandoned(self) -> None:
+        """Wait until nothing more can be claimed.  May switch."""
         deadline = Deadline(ABANDONED_TIMEOUT)
-        # One whose greenlet was killed in a call on its own socket may still be on its way.
+        # One whose connection was cut may still be on its way.
         gevent.sleep(0.0 if self._running else ON_ITS_WAY)
         while self._running and not deadline.has_ended:
             gevent.sleep(0.01)
-        self._client.call(self._give_back, list(self._abandoned))
+
+    def give_back(self, claims: Collection[Any]) -> None:
+        """Give back all that *claims* have taken.  May switch."""
+        self._client.call(self._give_back, list(claims))
 
     # What runs in a thread, where there are threads, begins here.
 

@@ -25,7 +25,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.transport.mongodb.address import Address
-from greenconn.transport.mongodb.errors import mapped
+from greenconn.transport.mongodb.errors import ours_for
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
@@ -103,8 +103,13 @@ class Client:
 
     def call_in(self, aside: Aside, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """As :meth:`call`, in a place of the caller's.  May switch."""
-        with mapped(self.where):
+        try:
             return aside.call(function, *args, **kwargs)
+        except errors.PyMongoError as exc:
+            ours = ours_for(exc, self.where)
+            if ours is None:
+                raise
+            raise ours from exc
 
     def greet(self, deadline: Deadline) -> None:
         """Say hello to the server that takes writes.  May switch.

@@ -10,6 +10,7 @@ one document, which MongoDB does as a whole: a message is in one of the two stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -64,22 +65,22 @@ def claim_update(claim: Any, lease_until: datetime) -> Document:
     }
 
 
-def message_of(entry: Entry, payload: str, now: datetime, *, ttl: bool) -> Document:
+def message_of(entry: Entry, payload: str, now: Callable[[], datetime], *, ttl: bool) -> Document:
     """The document of a message on its way into a queue.
 
     Arguments:
-        now: by the server's clock.
+        now: tells what time it is on the server.
         ttl: the server removes what has expired.
     """
     priority = HIGHEST - min(max(entry.priority, 0), HIGHEST)
     document: Document = {"_id": ObjectId(), "payload": payload, "priority": priority}
     if entry.delay > 0:
         document["claimed"] = entry.queue
-        document["due_at"] = now + timedelta(seconds=entry.delay)
+        document["due_at"] = now() + timedelta(seconds=entry.delay)
     else:
         document["queue"] = entry.queue
     if entry.lifetime is not None:
-        end = now + timedelta(seconds=entry.delay + entry.lifetime)
+        end = now() + timedelta(seconds=entry.delay + entry.lifetime)
         name = DEAD_AT
         if ttl:
             name = HELD_EXPIRE_AT if entry.delay > 0 else EXPIRE_AT

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from pymongo import errors
@@ -11,13 +9,11 @@ from pymongo import errors
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
 from greenconn.url import mask_secrets
 
-__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "mapped"]
+__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "ours_for"]
 
-#: The server's numbers for: who are you, and: you may not.
-_UNAUTHORIZED: Final = 13
+#: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
 _NOT_LOGGED_IN: Final = 18
-#: What Atlas says for a login that it does not know.
-_ATLAS: Final = 8000
+_NOT_LET_IN: Final = (13, _NOT_LOGGED_IN, 8000)
 
 
 class LinkLost(RecoverableConnectionError, errors.AutoReconnect):  # type: ignore[misc]
@@ -48,26 +44,22 @@ class LoginRefused(AccessRefused, errors.OperationFailure):  # type: ignore[misc
         return f"{type(self).__name__}({self.args[0]!r})"
 
 
-@contextmanager
-def mapped(where: str) -> Iterator[None]:
-    """Turn pymongo's errors into ours.
+def ours_for(exc: errors.PyMongoError, where: str) -> Exception | None:
+    """What is raised instead of an error of pymongo's; None: itself.
 
     Arguments:
         where: the server's URL, password masked.
     """
-    try:
-        yield
-    except (errors.NetworkTimeout, errors.ExecutionTimeout) as exc:
-        raise ReplyLate(f"{where}: no answer in time ({_text(exc)})") from exc
-    except errors.ConnectionFailure as exc:
+    if isinstance(exc, (errors.NetworkTimeout, errors.ExecutionTimeout)):
+        return ReplyLate(f"{where}: no answer in time ({_text(exc)})")
+    if isinstance(exc, errors.ConnectionFailure):
         cause = exc.__cause__
         if isinstance(cause, errors.OperationFailure):
-            raise _refused(where, cause) from exc
-        raise LinkLost(f"{where}: {_text(exc)}") from exc
-    except errors.OperationFailure as exc:
-        if exc.code in (_UNAUTHORIZED, _NOT_LOGGED_IN, _ATLAS):
-            raise _refused(where, exc) from exc
-        raise
+            return _refused(where, cause)
+        return LinkLost(f"{where}: {_text(exc)}")
+    if isinstance(exc, errors.OperationFailure) and exc.code in _NOT_LET_IN:
+        return _refused(where, exc)
+    return None
 
 
 def _refused(where: str, exc: errors.OperationFailure) -> Exception:

@@ -55,6 +55,7 @@ class MongoStore(Store):
 
     Arguments:
         options: the transport options.
+        unheard: the claims of former lives that may have taken what nobody knows of.
     """
 
     claim_limit: ClassVar[int] = 100
@@ -65,9 +66,16 @@ class MongoStore(Store):
     shares_bindings = True
 
     def __init__(
-        self, client: Any, wake: Callable[[str | None], None], options: MongoOptions
+        self,
+        client: Any,
+        wake: Callable[[str | None], None],
+        options: MongoOptions,
+        unheard: set[Any] | None = None,
     ) -> None:
         super().__init__(client, wake)
+        self._unheard = set() if unheard is None else unheard
+        #: Claims of this life that have taken, or will yet take, what nobody hears of.
+        self._abandoned: set[Any] = set()
         self.lease = options.lease
         self.body_encoding = options.body_encoding
         self._options = options
@@ -107,6 +115,8 @@ class MongoStore(Store):
             self._sweep,
         )
         self._waking.tell_of_polling()
+        if self._unheard:
+            self._give_back(self._unheard)
 
     def close(self) -> None:
         ending = self._let_go()
@@ -126,22 +136,40 @@ class MongoStore(Store):
         self._broadcast.leave(self)
         if self._is_ending or self._servers.is_parents:
             return None
-        if not self._claims.abandon():
+        self._abandoned |= self._claims.abandon()
+        self._abandon_dead()
+        self._unheard |= self._abandoned
+        if not self._abandoned:
             return self._lease.end()
         self._is_ending = True
         return spawn("mongodb end", self._end)
 
     def _end(self) -> None:
         try:
-            self._claims.give_back_abandoned()
-        except (LinkLost, PyMongoError) as exc:
-            # The lease does it.
-            logger.debug("%s: giving back: %s", self._servers.where, exc)
+            self._claims.wait_for_abandoned()
+            self._abandon_dead()
+            self._give_back(self._abandoned)
         finally:
             assert self._lease is not None
             ending = self._lease.end()
             if ending is not None:
                 ending.join()
+
+    def _abandon_dead(self) -> None:
+        """Nobody will bury these now: others shall."""
+        self._abandoned.update(each.handle.claim for each in self._dead)
+        self._dead.clear()
+
+    def _give_back(self, claims: set[Any]) -> None:
+        """Give back what *claims* have taken, or leave it to the next life."""
+        claims = set(claims)
+        try:
+            self._claims.give_back(claims)
+        except (LinkLost, PyMongoError) as exc:
+            self._unheard |= claims
+            logger.debug("%s: giving back: %s", self._servers.where, exc)
+        else:
+            self._unheard -= claims
 
     # -- queues
 
@@ -206,7 +234,8 @@ class MongoStore(Store):
         messages: list[Document] = []
         copies: list[Document] = []
         places: list[int] = []
-        now, soonest = self._servers.now(), None
+        now, ttl = self._servers.now, self._options.ttl
+        soonest: float | None = None
         payload, envelope = "", None
         for number, entry in enumerate(entries):
             if entry.envelope is not envelope:  # one message may go to many queues
@@ -218,7 +247,7 @@ class MongoStore(Store):
                 exchange = entry.queue[len(PREFIX) :]
                 copies.append({"_id": ObjectId(), "payload": payload, "queue": exchange})
             else:
-                messages.append(message_of(entry, payload, now, ttl=self._options.ttl))
+                messages.append(message_of(entry, payload, now, ttl=ttl))
                 places.append(number)
                 due = entry.delay or entry.lifetime
                 if due is not None and due > 0 and (soonest is None or due < soonest):
@@ -247,6 +276,7 @@ class MongoStore(Store):
         try:
             taken = self._claims.take(left, self.claim_limit) if left else []
         except BaseException:
+            self._dead += found
             for each in reversed(copies):
                 self._broadcast.put_back(each.handle)
             raise

@@ -17,7 +17,7 @@ import gevent
 from gevent.event import Event
 from pymongo.errors import OperationFailure, PyMongoError
 
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import end, spawn
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
 from greenconn.transport.mongodb.reading import Reading
@@ -126,7 +126,7 @@ class Waking:
         self._is_stopped = True
         for each in (self._greenlet, self._stream):
             if each is not None:
-                each.kill(block=False)
+                end(each)
         self._greenlet = self._stream = None
 
     def _next_pause(self) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey
+from gevent.event import Event
 
 from greenconn.green.aside import Aside, are_sockets_green
+from greenconn.green.supervisor import end, spawn
 
 #: That of threads, in a patched process too.
 _thread: Any = monkey.get_original("threading", "get_ident")
@@ -81,6 +83,36 @@ def test_without_threads_calls_are_direct() -> None:
     with pytest.raises(ZeroDivisionError):
         aside.call(divmod, 1, 0)
     aside.close()
+
+
+def test_without_threads_a_caller_ends_behind_its_call() -> None:
+    aside = Aside(None)
+    has_begun, may_return = Event(), Event()
+
+    def call() -> None:
+        has_begun.set()
+        assert may_return.wait(10)
+
+    caller = spawn("caller", aside.call, call)
+    assert has_begun.wait(10)
+    end(caller)
+    gevent.idle()
+    assert not caller.dead
+    assert aside.is_busy
+    may_return.set()
+    caller.join(10)
+    assert caller.dead
+    assert not aside.is_busy
+
+
+def test_without_threads_the_end_of_all_ends_calls() -> None:
+    aside = Aside(None)
+    caller = spawn("caller", aside.call, gevent.sleep, 1000)
+    gevent.idle()
+    assert aside.is_busy
+    aside.close()
+    assert caller.dead
+    assert not aside.is_busy
 
 
 def test_whether_sockets_are_green(patched: bool) -> None:

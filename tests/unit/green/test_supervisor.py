@@ -6,8 +6,10 @@ import logging
 
 import gevent
 import pytest
+from gevent.event import Event
 
-from greenconn.green.supervisor import spawn
+from greenconn.green import supervisor
+from greenconn.green.supervisor import end, sheltered, spawn
 from tests.fix_leaks import HubErrors
 
 
@@ -58,3 +60,75 @@ def test_what_is_no_error_reaches_the_hub(hub_errors: HubErrors) -> None:
     assert greenlet.exception is timeout
     assert [error.value for error in hub_errors] == [timeout]
     hub_errors.clear()
+
+
+class Call:
+    """A call that takes until it is told to return."""
+
+    def __init__(self) -> None:
+        self.has_begun = Event()
+        self.may_return = Event()
+        self.has_returned = False
+        self.has_gone_on = False
+
+    def __call__(self) -> str:
+        self.has_begun.set()
+        assert self.may_return.wait(10)
+        self.has_returned = True
+        return "done"
+
+    def run(self) -> str:
+        """What a greenlet does that makes it."""
+        result = sheltered(self)
+        self.has_gone_on = True
+        return result
+
+
+def test_end_waits_for_a_sheltered_call() -> None:
+    call = Call()
+    greenlet = spawn("caller", call.run)
+    assert call.has_begun.wait(10)
+    end(greenlet)
+    end(greenlet)
+    gevent.idle()
+    assert not greenlet.dead
+    call.may_return.set()
+    greenlet.join(10)
+    assert greenlet.dead
+    assert (call.has_returned, call.has_gone_on) == (True, False)
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+
+
+def test_sheltered_call_that_fails() -> None:
+    def fail() -> bool:
+        with pytest.raises(ZeroDivisionError):
+            sheltered(divmod, 1, 0)
+        return True
+
+    assert spawn("caller", fail).get(timeout=10)
+    assert not supervisor._shelter.inside
+
+
+def test_end_of_one_that_is_not_sheltered() -> None:
+    before = spawn("before", gevent.sleep, 1000)
+    end(before)
+    call = Call()
+    call.may_return.set()
+    behind = spawn("behind", lambda: (call.run(), gevent.sleep(1000)))
+    assert call.has_begun.wait(10)
+    gevent.idle()
+    end(behind)
+    gevent.joinall([before, behind], timeout=10)
+    assert before.dead
+    assert behind.dead
+
+
+def test_child_of_a_fork_ends_them_at_once() -> None:
+    call = Call()
+    greenlet = spawn("caller", call.run)
+    assert call.has_begun.wait(10)
+    supervisor._shelter.forget()
+    end(greenlet)
+    greenlet.join(10)
+    assert greenlet.dead
+    assert not call.has_returned

@@ -8,7 +8,9 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.transport.leased.channel import LeasedChannel
+from tests.fix_wires import until
 from tests.unit.transport.leased.conftest import Opener
 from tests.unit.transport.leased.fake_store import FakeStore, World
 from tests.unit.transport.leased.sink import Sink
@@ -248,3 +250,26 @@ def test_lost_link_leaves_to_the_next(connect: Opener, world: World) -> None:
         assert (message.body, message.redelivered) == ("2", True)
     finally:
         again.close()
+
+
+def test_what_came_when_the_link_was_over(connect: Opener, world: World) -> None:
+    """The next life gives it back at once, as if nobody had claimed it."""
+    link = connect()
+    channel = link.transport.create_channel(link)
+    channel.queue_declare("q")
+
+    def cut(method: str, argument: object) -> None:
+        if method == "claim":
+            world.after = lambda method, argument: None
+            link.end(RecoverableConnectionError("cut by the test"))
+
+    publish(channel, "x")
+    world.after = cut
+    consume(channel, sink := Sink())
+    until(lambda: any(item.claim for item in world.items["q"]))
+    until(lambda: link.lost is not None)
+    again = link.transport.establish_connection()
+    again.catch_up()
+    assert [(item.claim, item.deliveries) for item in world.items["q"]] == [(0, 0)]
+    assert not sink.bodies
+    again.close()
