@@ -97,12 +97,11 @@ def test_without_threads_a_caller_ends_behind_its_call() -> None:
     assert has_begun.wait(10)
     end(caller)
     gevent.idle()
-    assert not caller.dead
-    assert aside.is_busy
+    before = (caller.dead, aside.is_busy)
     may_return.set()
     caller.join(10)
-    assert caller.dead
-    assert not aside.is_busy
+    assert before == (False, True)
+    assert (caller.dead, aside.is_busy) == (True, False)
 
 
 def test_without_threads_the_end_of_all_ends_calls() -> None:
@@ -111,8 +110,7 @@ def test_without_threads_the_end_of_all_ends_calls() -> None:
     gevent.idle()
     assert aside.is_busy
     aside.close()
-    assert caller.dead
-    assert not aside.is_busy
+    assert (caller.dead, aside.is_busy) == (True, False)
 
 
 def test_whether_sockets_are_green(patched: bool) -> None:

@@ -91,9 +91,10 @@ def test_end_waits_for_a_sheltered_call() -> None:
     end(greenlet)
     end(greenlet)
     gevent.idle()
-    assert not greenlet.dead
+    has_waited = not greenlet.dead
     call.may_return.set()
     greenlet.join(10)
+    assert has_waited
     assert greenlet.dead
     assert (call.has_returned, call.has_gone_on) == (True, False)
     assert isinstance(greenlet.value, gevent.GreenletExit)
@@ -114,7 +115,12 @@ def test_end_of_one_that_is_not_sheltered() -> None:
     end(before)
     call = Call()
     call.may_return.set()
-    behind = spawn("behind", lambda: (call.run(), gevent.sleep(1000)))
+
+    def go_on() -> None:
+        call.run()
+        gevent.sleep(1000)
+
+    behind = spawn("behind", go_on)
     assert call.has_begun.wait(10)
     gevent.idle()
     end(behind)
