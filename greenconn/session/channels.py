@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
 
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.life import Life, is_open
 from greenconn.session.walk import BrokerLike
@@ -93,6 +94,12 @@ class Channels:
         for tries_left in reversed(range(TRIES)):
             self._session.link(deadline, reopen=reopen)
             life = self._session.life
+            if life.link is None:
+                # It was lost, or closed, before this greenlet had it.
+                if tries_left and not deadline.has_ended:
+                    continue
+                label = self._session.broker.label
+                raise RecoverableConnectionError(f"connection to {label} was lost meanwhile")
             channel = find(life)
             if channel is not None and is_open(channel):
                 return channel

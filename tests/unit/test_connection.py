@@ -194,6 +194,39 @@ def test_what_opens_a_connection_that_is_being_switched_does_not_stay(
     assert script.attempts == ["one", "one", "two"]
 
 
+def test_a_link_that_is_dropped_before_its_caller_has_it_is_replaced(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect()
+
+    def drop() -> None:
+        connection.connect()
+        connection.collect()  # in the same turn, before the other one is woken
+
+    dropping = gevent.spawn(drop)
+    asking = gevent.spawn(lambda: connection.default_channel)
+    dropping.get(timeout=WAIT)
+    assert asking.get(timeout=WAIT).use() == "one"
+    assert len(script.links) == 2
+
+
+def test_a_link_that_is_dropped_again_and_again_is_an_error_of_the_connection(
+    connect: Connect, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = connect()
+    opened = connection.session.link
+
+    def drop(*args: Any, **kwargs: Any) -> Any:
+        link = opened(*args, **kwargs)
+        connection.collect()
+        return link
+
+    monkeypatch.setattr(connection.session, "link", drop)
+    with pytest.raises(RecoverableConnectionError, match=r"scripted://.*lost meanwhile"):
+        connection.session.default_channel()
+    assert len(script.links) == 3
+
+
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["connect_timeout", "heartbeat"])
 def test_times_that_are_none_are_refused_at_once(name: str, seconds: float) -> None:
