@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Greenlet, getcurrent
 
+from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
 from greenconn.worker.conductor import Conductor
 from greenconn.worker.plan import Plan
@@ -53,7 +54,7 @@ class ConsumerGreenlet(_Greenlet):
         conductor = self.conductor
         conductor.run()
         if conductor.error is not None:
-            raise conductor.error
+            raise _as_told(conductor.error)
         return self.stats()
 
     @property
@@ -83,7 +84,7 @@ class ConsumerGreenlet(_Greenlet):
         conductor, deadline = self.conductor, Deadline(timeout)
         while not conductor.is_confirmed:
             if conductor.error is not None:
-                raise conductor.error
+                raise _as_told(conductor.error)
             if self.ready():
                 return False
             try:
@@ -168,6 +169,12 @@ class ConsumerGreenlet(_Greenlet):
             "prefetch_count": conductor.plan.prefetch,
             "last_delivery_age": None if line.last_at is None else monotonic() - line.last_at,
         }
+
+
+def _as_told(error: BaseException) -> BaseException:
+    """Without our own frames where the text says all: gevent prints it, and so does who calls get()."""
+    is_foreseen = isinstance(error, (OSError, AMQPError, KombuError, ImportError))
+    return error.with_traceback(None) if is_foreseen else error
 
 
 def _bury(consumer: ConsumerGreenlet) -> None:

@@ -23,8 +23,8 @@ _REMEDIES: Final = (
     ),
     (
         "NOT_ALLOWED - vhost",
-        "check that the virtual host in the URL exists and the user may use it; the one that is named "
-        "/ is amqp://host//",
+        "check that the virtual host in the URL exists and the user may use it; "
+        "the one that is named / is written as two slashes at the end",
     ),
     (
         "NOT_ALLOWED - access to vhost",

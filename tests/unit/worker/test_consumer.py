@@ -135,6 +135,16 @@ def test_a_queue_with_other_arguments_is_refused_for_good(
     assert consumer.state is ConsumerState.FAILED
 
 
+def test_a_refusal_is_told_without_our_own_frames(connection: Connection, seen: Seen) -> None:
+    consumer = spawn_consumer("missing", seen, connection=connection, passive=True)
+    for ask in (consumer.wait_ready, consumer.get):
+        with pytest.raises(NotFound, match="no queue 'missing'") as info:
+            ask(timeout=CAME)
+        places = [str(each.path) for each in info.traceback]
+        ours = [place for place in places if "greenconn/" in place and "/tests/" not in place]
+        assert all(place.endswith("greenconn/worker/consumer.py") for place in ours)
+
+
 @pytest.mark.parametrize("queue", ["absent", Queue("absent"), Queue("absent", no_declare=True)])
 def test_a_passive_queue_that_does_not_exist(
     connection: Connection, seen: Seen, queue: Any
