@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from redis import exceptions
 
 import greenconn
-from greenconn import Connection, Exchange, Queue
+from greenconn import Connection, Exchange, Queue, rpc
 from greenconn.exceptions import (
     AccessRefused,
     FrameError,
@@ -19,11 +21,11 @@ from greenconn.exceptions import (
     OperationalError,
     RecoverableConnectionError,
 )
-from greenconn.messaging import Producer
+from greenconn.messaging import Consumer, Producer
 from tests.fix_brokers import RedisFactory
 from tests.fix_peer import PeerFactory
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import control, wait_until
+from tests.integration.redis_clients import Control, control, wait_until
 
 #: Seconds: far below all timeouts.
 AT_ONCE = 5.0
@@ -88,6 +90,100 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
         greenconn.publish("q", 1, connection=connection)
         wait_until(lambda: done == [1])
         assert consumer.stop(SOON)
+
+
+class Revocable:
+    """The rights of a user.
+
+    Attributes:
+        url: with that user's password.
+        other: a connection of somebody who keeps his rights.
+    """
+
+    def __init__(self, url: str, other: Connection, admin: Control) -> None:
+        self.url = url
+        self.other = other
+        self._admin = admin
+
+    def take(self) -> None:
+        """It may nothing any more."""
+        self._admin("ACL", "SETUSER", "mailer", "-@all")
+
+    def give(self) -> None:
+        """It may everything again."""
+        self._admin("ACL", "SETUSER", "mailer", "+@all")
+
+
+@pytest.fixture
+def revocable(redis_with: RedisFactory) -> Iterator[Revocable]:
+    """A Redis with a user that may lose its rights and keeps its connection."""
+    server = redis_with("--user", "mailer", "on", ">secret", *EVERYTHING)
+    with control(server.url) as admin, Connection(server.url) as other:
+        yield Revocable(server.url.replace("//", "//mailer:secret@"), other, admin)
+
+
+def test_who_drains_consumes_again_after_a_refusal(revocable: Revocable) -> None:
+    """The refusal ends the channel, and on the next one it is as new."""
+    done: list[Any] = []
+
+    def handle(body: Any, message: Any) -> None:
+        message.ack()
+        done.append(body)
+
+    with Connection(revocable.url) as connection:
+        consumer = Consumer(connection, Queue("q"), callbacks=[handle])
+        consumer.consume()
+        channel = connection.default_channel
+        revocable.take()
+        greenconn.publish("q", 1, connection=revocable.other)
+        with pytest.raises(connection.channel_errors, match="no permissions") as caught:
+            connection.drain_events(timeout=SOON)
+        assert isinstance(caught.value.__cause__, AccessRefused)
+        assert not channel.is_open
+        revocable.give()
+        consumer.revive(connection.default_channel)
+        consumer.consume()
+        connection.drain_events(timeout=SOON)
+        assert done == [1]
+
+
+def test_a_simple_queue_goes_on_after_a_refusal(revocable: Revocable) -> None:
+    with Connection(revocable.url) as connection:
+        simple = connection.SimpleQueue("q")
+        greenconn.publish("q", 1, connection=revocable.other)
+        simple.get(timeout=SOON).ack()
+        revocable.take()
+        greenconn.publish("q", 2, connection=revocable.other)
+        with pytest.raises(connection.channel_errors):
+            simple.get(timeout=SOON)
+        revocable.give()
+        message = simple.get(timeout=SOON)
+        assert message.payload == 2
+        message.ack()
+        simple.close()
+
+
+def test_calls_go_on_after_a_refusal(revocable: Revocable) -> None:
+    """The channel on which replies come is not taken for a good one."""
+    has_come, may_answer = Event(), Event()
+
+    def answer(body: Any) -> Any:
+        has_come.set()
+        assert may_answer.wait(SOON)
+        return body
+
+    with Connection(revocable.url) as connection:
+        server = rpc.spawn_server("calls", answer, connection=revocable.other)
+        assert server.wait_ready(SOON)
+        call = gevent.spawn(rpc.call, "calls", 1, connection=connection, timeout=SOON)
+        assert has_come.wait(SOON)
+        revocable.take()
+        may_answer.set()
+        with pytest.raises(OperationalError, match="the reply is lost"):
+            call.get(timeout=SOON)
+        revocable.give()
+        assert rpc.call("calls", 2, connection=connection, timeout=SOON) == 2
+        assert server.stop(SOON)
 
 
 def test_wrong_database_stops_everybody_at_once(redis_with: RedisFactory) -> None:

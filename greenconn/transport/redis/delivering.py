@@ -159,7 +159,10 @@ class DeliveringMethods(AnsweringMethods):
             self.connection.directory.unused(feed.queue)
 
     def _ended(self, consumer: Consumer) -> None:
-        _feed_of(consumer).leave(consumer)
+        feed = _feed_of(consumer)
+        feed.leave(consumer)
+        if not feed.is_used:
+            self.connection.waking.discard(feed)
 
 
 def _feed_of(consumer: Consumer) -> Feed:

@@ -65,9 +65,10 @@ class Waking:
             )
 
     def discard(self, feed: Feed) -> None:
-        """Pass on no more."""
+        """Pass on no more; those of the queue's next feed stay."""
         for key in feed.lists:
-            self._feeds.pop(key, None)
+            if self._feeds.get(key) is feed:
+                del self._feeds[key]
 
     def stop(self) -> None:
         """The link is gone."""
@@ -91,7 +92,7 @@ class Waking:
                 self._link.directory.changed(key)
 
     def refused(self, feed: Feed, error: BaseException) -> None:
-        """The server does not let us consume: the consumers of *feed* end with *error*."""
+        """The server does not let us consume: the channels of *feed* end with *error*."""
         for consumer in list(feed.consumers):
             spawn("refused", consumer.channel.refuse, consumer, error)
 

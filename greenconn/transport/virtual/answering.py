@@ -192,16 +192,12 @@ class AnsweringMethods(RefusingMethods):
         consumer.cancelled_by_broker()
 
     def refuse(self, consumer: Consumer, error: BaseException) -> None:
-        """The broker does not let *consumer* consume.  Never switches."""
-        if self.consumers.get(consumer.tag) is not consumer:
-            return
-        self._forget(consumer)
-        self._ended(consumer)
-        self._stop(consumer)
-        if consumer.sink is not None:
-            consumer.sink.cancelled(error)
-        else:
-            self.connection.events.put((_raise, error))
+        """The broker does not let *consumer* consume, which ends this channel.  Never switches.
+
+        As all that a broker refuses: whoever uses a channel that is open relies on its consumers.
+        """
+        if self.consumers.get(consumer.tag) is consumer:
+            self.fail(error)
 
     def _release(self, consumers: list[Consumer]) -> None:
         for consumer in consumers:
@@ -212,7 +208,3 @@ class AnsweringMethods(RefusingMethods):
             self.give_back(held)
         for consumer in consumers:
             self._left(consumer)
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc

@@ -121,7 +121,7 @@ class ChannelLife(StdChannel):
             self.check_open()
             self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
 
-    def fail(self, exc: ChannelError) -> None:
+    def fail(self, exc: BaseException) -> None:
         """Close it because the broker refused something.
 
         Consumers of callbacks have no other way to learn of it than the connection's events.
