@@ -43,6 +43,28 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
+class _Call(Generic[J]):
+    """A job, who waits for what it returns, and who wants it otherwise."""
+
+    __slots__ = ("_otherwise", "_slot", "job")
+
+    def __init__(
+        self, job: J, slot: Slot[Any] | None, otherwise: Callable[[Any], object] | None
+    ) -> None:
+        self.job = job
+        self._slot = slot
+        self._otherwise = otherwise
+
+    def tell(self, outcome: Outcome) -> None:
+        # In the hub.
+        slot, otherwise = self._slot, self._otherwise
+        if outcome.error is not None:
+            if slot is not None:
+                slot.fail(outcome.error)
+        elif (slot is None or not slot.offer(outcome.value)) and otherwise is not None:
+            otherwise(outcome.value)
+
+
 class Worker(Generic[J]):
     """One native thread.
 
@@ -58,17 +80,20 @@ class Worker(Generic[J]):
         self._run = run
         self.gate = _allocate_lock()
         self._pool: ThreadPool | None = ThreadPool(1)
-        self._pending: deque[tuple[J, Slot[Any]]] = deque()
+        #: Calls, who waits for each, and who else wants to know.
+        self._pending: deque[_Call[J]] = deque()
         self._is_busy = False
         self._last: Callable[[], object] | None = None
         self._ended = Event()
         _workers[id(self)] = self
         _install()
 
-    def call(self, job: J) -> Any:
+    def call(self, job: J, on_left: Callable[[Any], object] | None = None) -> Any:
         """Have *job* done, and return what it returned.  May switch.
 
-        A caller that is killed does not interrupt it: its outcome is dropped.
+        Arguments:
+            on_left: a caller that is killed does not interrupt the job: this is called with what it
+                returned.  Must not switch.
 
         Raises:
             WorkerClosed: what it says.
@@ -77,10 +102,27 @@ class Worker(Generic[J]):
         if self._pool is None or self._last is not None:
             raise WorkerClosed("the worker is closed")
         slot: Slot[Any] = Slot()
-        self._pending.append((job, slot))
+        self._add(_Call(job, slot, on_left))
+        try:
+            return slot.wait(NEVER)
+        except BaseException:
+            if slot.has_value and on_left is not None:
+                on_left(slot.value)
+            raise
+
+    def post(self, job: J, then: Callable[[Any], object]) -> None:
+        """Have *job* done, and *then* called with what it returned.  Never switches.
+
+        It is the last chance of what an ended caller has left: a worker that was closed still does it
+        if it does anything else, and one that has ended drops it.
+        """
+        if self._pool is not None:
+            self._add(_Call(job, None, then))
+
+    def _add(self, call: _Call[J]) -> None:
+        self._pending.append(call)
         if not self._is_busy:
             self._begin()
-        return slot.wait(NEVER)
 
     def join(self) -> None:
         """Wait until it has ended; it must be closed.  May switch."""
@@ -117,9 +159,8 @@ class Worker(Generic[J]):
         self._is_busy = True
         calls, self._pending = list(self._pending), deque()
         # There is never more than one task, so this does not wait.
-        result: AsyncResult[Any] = self._pool.spawn(self._work, [job for job, _ in calls])
-        slots = [slot for _, slot in calls]
-        result.rawlink(lambda done: self._done(slots, done))
+        result: AsyncResult[Any] = self._pool.spawn(self._work, [call.job for call in calls])
+        result.rawlink(lambda done: self._done(calls, done))
 
     def _work(self, jobs: list[J]) -> Sequence[Outcome]:
         # In the thread.
@@ -128,16 +169,13 @@ class Worker(Generic[J]):
         except BaseException as exc:
             return [Outcome(error=exc) for _ in jobs]
 
-    def _done(self, slots: list[Slot[Any]], done: AsyncResult[Any]) -> None:
-        self._is_busy = False
+    def _done(self, calls: list[_Call[J]], done: AsyncResult[Any]) -> None:
         if self._pool is None:
             return
         outcomes = done.get() or ()
-        for slot, outcome in zip(slots, outcomes, strict=True):
-            if outcome.error is None:
-                slot.offer(outcome.value)
-            else:
-                slot.fail(outcome.error)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            call.tell(outcome)
+        self._is_busy = False  # what they posted comes first
         if self._pending:
             self._begin()
         elif self._last is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from gevent.monkey import get_original
 
 import greenconn
 from greenconn import Connection, Queue
@@ -18,13 +20,28 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite.database import Database, database_of
+from greenconn.transport.sqlite import Transport
+from greenconn.transport.sqlite.database import Database, Job, database_of
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 from tests.integration.contract import SOON
 from tests.integration.processes import run
 from tests.integration.redis_clients import wait_until
+from tests.tiny_client import TinyClient
+from tests.unit.transport.leased.sink import Sink
+
+
+def raises(function: Callable[[], object]) -> Exception | None:
+    """Return what it raises."""
+    try:
+        function()
+    except Exception as exc:
+        return exc
+    return None
+
+
+allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 
 
 @pytest.fixture
@@ -378,3 +395,51 @@ def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) ->
         f"greenconn: SQLite file {tmp_path}/absent/x.db: there is no folder {tmp_path}/absent; make "
         "it first\n"
     )
+
+
+# -- claims that nobody waits for
+
+
+@pytest.mark.parametrize("how", ["consume", "get"])
+def test_what_a_lost_link_claims_is_given_back_at_once(path: str, how: str) -> None:
+    """Its transaction is done in the thread all the same."""
+    options: dict[str, Any] = {"lease": 1000.0}
+    transport = Transport(TinyClient(f"sqlite:///{path}", **options))
+    link = transport.establish_connection()
+    channel = transport.create_channel(link)
+    with Connection(f"sqlite:///{path}", transport_options=options) as other:
+        greenconn.publish("q", "first", connection=other)  # it knows the queue now
+        assert channel.queue_purge("q") == 1
+        if how == "consume":
+            channel.basic_consume("q", sink=Sink())
+        worker = database(path, **options)._worker
+        held = allocate_lock()
+        held.acquire()
+        begun: list[bool] = []
+
+        def wait(connection: Any) -> None:
+            begun.append(True)
+            held.acquire()
+
+        # The thread does nothing else meanwhile; what comes is done in one transaction afterwards.
+        worker.post(Job(wait, (), False), lambda value: None)
+        try:
+            wait_until(lambda: begun)
+            publishing = gevent.spawn(greenconn.publish, "q", "x", connection=other)
+            wait_until(lambda: len(worker._pending) == 1)
+            if how == "consume":
+                link.ripen("q")
+            else:
+                getting = gevent.spawn(raises, lambda: channel.basic_get("q"))
+            wait_until(lambda: len(worker._pending) == 2)
+            link.end(RecoverableConnectionError("it is gone"))
+            gevent.sleep(0)
+        finally:
+            held.release()
+        publishing.get(timeout=SOON)
+        if how == "get":
+            assert isinstance(getting.get(timeout=SOON), RecoverableConnectionError)
+        message = other.default_channel.basic_get("q")
+        assert message is not None
+        assert (message.body, message.redelivered) == ("x", False)
+        message.ack()

@@ -110,7 +110,8 @@ class Claimer:
             asked, self._asked = self._asked, {}
             freed = {channel for feed in feeds for channel in feed.release()}
         if self._link.lost is not None:
-            self._link.transport.inheritance.leave(self._link, claimed)
+            for each in claimed:
+                self._link.settling.back(each.queue, each.handle, is_unseen=True)
             return
         again = self._hand_over(feeds, asked, claimed)
         for channel in freed:

@@ -8,10 +8,9 @@ instead of waiting for the end of its lease.  Until then an answer may still com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from greenconn.transport.leased.store import Answer, Claimed, Settlement
+from greenconn.transport.leased.store import Answer, Settlement
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.link import LeasedLink
@@ -22,9 +21,11 @@ __all__ = ["Inheritance"]
 class Inheritance:
     """Held messages of former lives, and what was answered.  Nothing here switches."""
 
-    __slots__ = ("_answers", "_held")
+    __slots__ = ("_answers", "_heir", "_held")
 
     def __init__(self) -> None:
+        #: The life that was begun last.
+        self._heir: LeasedLink | None = None
         self._answers: list[tuple[str, Answer]] = []
         #: Delivery tag -> queue and answer, as long as nobody gives another.
         self._held: dict[str, tuple[str, Answer]] = {}
@@ -41,14 +42,6 @@ class Inheritance:
                 answer = Answer(each.handle, Settlement.BACK)
                 self._held[each.delivery_tag] = (each.queue, answer)
 
-    def leave(self, link: LeasedLink, claimed: Sequence[Claimed]) -> None:
-        """These came when the life of *link* was over: nobody has seen them."""
-        if link.is_parents or not link.store.outlives_link:
-            return
-        for each in claimed:
-            answer = Answer(each.handle, Settlement.BACK, is_unseen=True)
-            self._answers.append((each.queue, answer))
-
     def ack(self, tag: str) -> None:
         """A message of a former life is done after all."""
         kept = self._held.pop(tag, None)
@@ -56,8 +49,19 @@ class Inheritance:
             queue, answer = kept
             self._answers.append((queue, answer._replace(settlement=Settlement.DONE)))
 
+    def add(self, link: LeasedLink, queue: str, answer: Answer) -> None:
+        """This was answered, or given back unseen, when the life of *link* was over."""
+        if link.is_parents or not link.store.outlives_link:
+            return
+        heir = self._heir
+        if heir is not None and heir.lost is None:
+            heir.settling.add(queue, answer)
+        else:
+            self._answers.append((queue, answer))
+
     def pass_on(self, link: LeasedLink) -> None:
         """Let *link* answer and give back everything."""
+        self._heir = link
         answers, self._answers = self._answers, []
         held, self._held = self._held, {}
         for queue, answer in (*answers, *held.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
 from gevent import Greenlet
@@ -83,8 +83,7 @@ class LeasedLink(SharingLink):
         #: Calls on their way, and who waits for them.
         self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
         self.tags = TagMaker()
-        #: This process is a child of the one that opened it.
-        self.is_parents = False
+        self.is_parents = False  #: this process is a child of the one that opened it
         self._last_number = 0
 
     def __repr__(self) -> str:
@@ -219,8 +218,7 @@ class LeasedLink(SharingLink):
     @staticmethod
     def current() -> Greenlet[..., Any]:
         """The greenlet that runs, which is one of this link."""
-        current: Any = gevent.getcurrent()
-        return current  # type: ignore[no-any-return]
+        return cast("Greenlet[..., Any]", gevent.getcurrent())
 
     def kill(self, greenlets: Iterable[Greenlet[..., Any]]) -> None:
         """End greenlets of this link, but not the one that runs.  Never switches."""
@@ -274,9 +272,7 @@ class LeasedLink(SharingLink):
         feed = self.feeds.get(queue)
         if feed is None:
             key = queue if self.store.claims_each_queue else ""
-            claimer = self._claimers.get(key)
-            if claimer is None:
-                claimer = self._claimers[key] = Claimer(self)
+            claimer = self._claimers.setdefault(key, Claimer(self))
             feed = self.feeds[queue] = Feed(self, queue, claimer)
         return feed
 
@@ -327,6 +323,7 @@ class LeasedLink(SharingLink):
                 self._stop_claiming()
                 for channel in list(self.channels.values()):
                     channel.close()
+                gevent.joinall(list(self._calls))  # also those that nobody waits for any more
                 self.catch_up()
                 self.directory.close()
                 self.ask("closing", self.store.close)
@@ -341,12 +338,10 @@ class LeasedLink(SharingLink):
             super().close()
 
     def _stop_claiming(self) -> None:
-        claimers = list(self._claimers.values())
-        for claimer in claimers:
+        for claimer in self._claimers.values():
             claimer.stop()
-        for claimer in claimers:
-            if claimer.greenlet is not None:
-                claimer.greenlet.join()
+        greenlets = [each.greenlet for each in self._claimers.values()]
+        gevent.joinall([each for each in greenlets if each is not None])
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life.  Never switches."""

@@ -63,7 +63,9 @@ class Settling:
         self._add(_Unsettled(queue, answer))
 
     def _add(self, unsettled: _Unsettled) -> None:
-        if self._link.lost is not None:
+        link = self._link
+        if link.lost is not None:
+            link.transport.inheritance.add(link, *_to_inherit(unsettled))
             return
         self._pending.append(unsettled)
         self._added += 1
@@ -88,12 +90,7 @@ class Settling:
 
         What was to be buried goes back: it will be rejected once more.
         """
-        return [
-            (each.queue, each.answer)
-            if each.dead is None
-            else (each.queue, Answer(each.answer.handle, Settlement.BACK))
-            for each in self._pending
-        ]
+        return [_to_inherit(each) for each in self._pending]
 
     def stop(self, exc: BaseException) -> None:
         """The link is gone.  Never switches."""
@@ -145,3 +142,9 @@ class Settling:
         queues.update(entry.queue for answer in answers for entry in answer.entries)
         for queue in queues:
             self._link.ripen(queue)
+
+
+def _to_inherit(unsettled: _Unsettled) -> tuple[str, Answer]:
+    if unsettled.dead is None:
+        return unsettled.queue, unsettled.answer
+    return unsettled.queue, Answer(unsettled.answer.handle, Settlement.BACK)

@@ -76,13 +76,26 @@ class Database:
         """Return ``function(connection, *args)``, which changes nothing.  May switch."""
         return self._ask(Job(function, args, False))
 
-    def write(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return ``function(connection, *args)``; it is committed by then.  May switch."""
-        return self._ask(Job(function, args, True))
+    def write(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        on_left: Callable[[Any], object] | None = None,
+    ) -> Any:
+        """Return ``function(connection, *args)``; it is committed by then.  May switch.
 
-    def _ask(self, job: Job) -> Any:
+        Arguments:
+            on_left: called with the result if the caller was killed meanwhile.  Must not switch.
+        """
+        return self._ask(Job(function, args, True), on_left)
+
+    def post(self, then: Callable[[Any], object], function: Callable[..., Any], *args: Any) -> None:
+        """Have *then* called with what :meth:`write` would return.  Never switches."""
+        self._worker.post(Job(function, args, True), then)
+
+    def _ask(self, job: Job, on_left: Callable[[Any], object] | None = None) -> Any:
         try:
-            return self._worker.call(job)
+            return self._worker.call(job, on_left)
         except WorkerClosed as exc:
             raise DatabaseLost(f"SQLite file {self.path}: it was closed meanwhile") from exc
 

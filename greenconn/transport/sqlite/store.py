@@ -26,7 +26,7 @@ from gevent import get_hub
 from greenconn.green.deadline import Deadline
 from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
+from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.transport.sqlite import exchanges, looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.database import database_of
@@ -194,7 +194,12 @@ class SqliteStore(Store):
     def _look(self) -> None:
         silent, self._silent = self._silent, set()
         seen = self._database.write(
-            looking.look, self._database.queues, self._claim(), dict(self._consumed), silent
+            looking.look,
+            self._database.queues,
+            self._claim(),
+            dict(self._consumed),
+            silent,
+            on_left=self._seen_in_vain,
         )
         for owner in seen.orphans:
             with suppress(OSError):
@@ -207,6 +212,11 @@ class SqliteStore(Store):
         self._tell(seen.pipes)
         self.died(seen.dead)
         self._look_at(seen.next_at)
+
+    def _seen_in_vain(self, seen: looking.Seen) -> None:
+        """Nobody waits any more for what a look has found.  Never switches."""
+        self._tell(seen.pipes)
+        self._give_back(seen.dead)
 
     def _claim(self) -> messages.Claim:
         self._claims += 1
@@ -299,10 +309,19 @@ class SqliteStore(Store):
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         stored: messages.Put = self._database.write(
-            messages.put, self._database.queues, entries, self._claim()
+            messages.put,
+            self._database.queues,
+            entries,
+            self._claim(),
+            on_left=self._stored_in_vain,
         )
         self._after(stored)
         return stored.outcomes
+
+    def _stored_in_vain(self, stored: messages.Put) -> None:
+        """Nobody waits any more for what came of storing.  Never switches."""
+        self._tell(stored.pipes)
+        self._give_back(stored.dead)
 
     def _after(self, stored: messages.Put) -> None:
         if stored.pipes:
@@ -319,10 +338,14 @@ class SqliteStore(Store):
             self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
         }
         if numbers:
-            taken = database.write(messages.claim, database.queues, numbers, how)
+            taken = database.write(
+                messages.claim, database.queues, numbers, how, on_left=self._taken_in_vain
+            )
         elif len(wanted) == 1:  # ``basic_get``
             (name,) = wanted
-            taken = database.write(messages.get, database.queues, name, how)
+            taken = database.write(
+                messages.get, database.queues, name, how, on_left=self._taken_in_vain
+            )
         else:
             return ()  # they were deleted meanwhile
         for number in taken.due:
@@ -333,9 +356,28 @@ class SqliteStore(Store):
         self._look_at(taken.next_at)
         return taken.claimed
 
+    def _taken_in_vain(self, taken: messages.Taken) -> None:
+        """Nobody waits any more for what was claimed: others may have it at once.  Never switches."""
+        self._tell(taken.pipes)
+        self._give_back([*taken.claimed, *taken.dead])
+
+    def _give_back(self, claimed: Sequence[Claimed]) -> None:
+        if claimed:
+            self._database.post(
+                self._stored_in_vain,
+                settlements.settle,
+                self._database.queues,
+                [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in claimed],
+                self._claim(),
+            )
+
     def settle(self, answers: Sequence[Answer]) -> int | None:
         settled: messages.Put = self._database.write(
-            settlements.settle, self._database.queues, answers, self._claim()
+            settlements.settle,
+            self._database.queues,
+            answers,
+            self._claim(),
+            on_left=self._stored_in_vain,
         )
         self._after(settled)
         return settled.late

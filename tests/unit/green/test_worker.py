@@ -156,3 +156,51 @@ def test_its_time_is_not_the_callers(work: Work) -> None:
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
             work.worker.call(os.getpid)
     assert work.worker.call(os.getpid) == os.getpid()
+
+
+def test_what_a_killed_caller_left_is_told(work: Work) -> None:
+    done: list[Any] = []
+    with Busy(work) as busy:
+        caller = gevent.spawn(work.worker.call, lambda: "left", done.append)
+        gevent.sleep(0)
+        caller.kill()
+        assert not busy.caller.ready()
+    assert work.worker.call(lambda: "next", done.append) == "next"
+    assert done == ["left"]
+
+
+def test_what_a_caller_left_at_the_last_moment_is_told(work: Work) -> None:
+    done: list[Any] = []
+    caller = gevent.spawn(work.worker.call, lambda: "x", done.append)
+    tell = work.worker._done
+
+    def kill_first(calls: Any, result: Any) -> None:
+        caller.kill(block=False)  # it comes before the value wakes it
+        tell(calls, result)
+
+    work.worker._done = kill_first  # type: ignore[method-assign, assignment]
+    caller.join(10)
+    assert isinstance(caller.value, gevent.GreenletExit)
+    assert done == ["x"]
+
+
+def test_who_is_told_may_post_more_although_it_closes(work: Work) -> None:
+    done: list[Any] = []
+
+    def then(value: Any) -> None:
+        done.append(value)
+        if len(done) < 3:
+            for _ in range(2):
+                work.worker.post(lambda: len(done), then)
+
+    with Busy(work):
+        caller = gevent.spawn(work.worker.call, lambda: "left", then)
+        gevent.sleep(0)
+        caller.kill()
+        work.worker.close(lambda: done.append("closed"))
+    work.worker.join()
+    assert done[0] == "left"
+    assert done[-1] == "closed"
+    assert len(done) == 6
+    work.worker.post(lambda: "late", done.append)
+    assert done[-1] == "closed"

@@ -1,0 +1,145 @@
+"""What comes when a life of the connection is over is the next one's: nobody waits for a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.transport.leased.link import LeasedLink
+from tests.forked import holds_in_child
+from tests.unit.transport.leased.conftest import Opener
+from tests.unit.transport.leased.fake_store import FakeStore, World
+from tests.unit.transport.leased.sink import SOON, Sink
+from tests.unit.transport.leased.test_putting import channel_to, publish
+
+#: The leases of a :class:`World` never end by themselves.
+Heir = Callable[[LeasedLink], LeasedLink]
+
+
+@pytest.fixture
+def heir(request: pytest.FixtureRequest) -> Heir:
+    """The next life of a link."""
+
+    def open_next(link: LeasedLink) -> LeasedLink:
+        made = link.transport.establish_connection()
+        request.addfinalizer(made.close)
+        return made
+
+    return open_next
+
+
+def ended_by(world: World, method: str, link: LeasedLink) -> None:
+    """Let a link be lost as soon as a method has done its work."""
+
+    def after(name: str, argument: Any) -> None:
+        if name == method and argument:
+            world.after = lambda name, argument: None
+            link.end(RecoverableConnectionError("it is gone"))
+
+    world.after = after
+
+
+def got(link: LeasedLink) -> list[tuple[str, bool]]:
+    """All that waits in ``q``, and whether it is marked as redelivered."""
+    channel = link.transport.create_channel(link)
+    found = []
+    while (message := channel.basic_get("q", no_ack=True)) is not None:
+        found.append((message.body, message.redelivered))
+    return found
+
+
+def test_a_claim_that_comes_too_late_is_given_back(
+    connect: Opener, world: World, kind: type[FakeStore], heir: Heir
+) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    for number in range(3):
+        publish(channel, f"{number}")
+    sink = Sink()
+    ended_by(world, "claim", channel.connection)
+    channel.basic_consume("q", sink=sink)
+    sink.wait_lost()
+    assert not sink
+    assert got(heir(channel.connection)) == [(f"{number}", False) for number in range(3)]
+
+
+def test_a_message_that_is_got_too_late_is_given_back(
+    connect: Opener, world: World, kind: type[FakeStore], heir: Heir
+) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    ended_by(world, "claim", channel.connection)
+    with pytest.raises(RecoverableConnectionError):
+        channel.basic_get("q")
+    assert got(heir(channel.connection)) == [("x", False)]
+
+
+def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
+    connect: Opener, world: World, heir: Heir
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    link = channel.connection
+    (claimed,) = link.store.claim({"q": 1}, 0.0)
+    link.end(RecoverableConnectionError("it is gone"))
+    following = heir(link)
+    link.settling.back("q", claimed.handle, is_unseen=True)
+    following.catch_up()
+    assert got(following) == [("x", False)]
+
+
+def test_what_would_be_buried_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    link = channel.connection
+    (claimed,) = link.store.claim({"q": 1}, 0.0)
+    link.end(RecoverableConnectionError("it is gone"))
+    link.settling.bury(claimed, "expired")
+    assert got(heir(link)) == [("x", True)]
+
+
+def test_the_child_of_a_fork_gives_nothing_back(connect: Opener, world: World, heir: Heir) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    link = channel.connection
+    (claimed,) = link.store.claim({"q": 1}, 0.0)
+
+    def gives_nothing() -> bool:
+        link.settling.back("q", claimed.handle, is_unseen=True)
+        return not link.transport.inheritance._answers
+
+    assert holds_in_child(gives_nothing)
+
+
+def test_closing_waits_for_what_nobody_waits_for(
+    connect: Opener, world: World, kind: type[FakeStore]
+) -> None:
+    channel = channel_to(connect, kind)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    claims, may_go = Event(), Event()
+
+    def before(method: str, argument: Any) -> None:
+        if method == "claim":
+            claims.set()
+            assert may_go.wait(SOON)
+
+    world.before = before
+    getting = gevent.spawn(channel.basic_get, "q")
+    assert claims.wait(SOON)
+    getting.kill()
+    closing = gevent.spawn(channel.connection.close)
+    gevent.sleep(0)
+    may_go.set()
+    closing.get(timeout=SOON)
+    world.before = lambda method, argument: None
+    assert got(connect(kind)) == [("x", False)]
