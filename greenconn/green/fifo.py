@@ -42,8 +42,12 @@ class Fifo:
         os.mkfifo(path, 0o600)
         try:
             self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            # As long as somebody may write, there is no end of file.
-            self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                # As long as somebody may write, there is no end of file.
+                self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except BaseException:
+                os.close(self._reader)
+                raise
         except BaseException:
             os.unlink(path)
             raise

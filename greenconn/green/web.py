@@ -29,7 +29,8 @@ from greenconn.green.dial import dial
 from greenconn.green.exchange import AHEAD, Exchange, Lines, WebConnection
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.importing import needed
-from greenconn.wire.tls import TlsOption, tls_sessions
+from greenconn.wire.tls import tls_sessions
+from greenconn.wire.tlscontext import TlsOption
 
 __all__ = ["Lines", "Reply", "Web"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -45,6 +46,27 @@ def test_words_arrive_in_order(fifo: Fifo, ear: Ear) -> None:
     assert ring(fifo.path, [b"one", b"two"])
     assert ring(fifo.path, [b"three"])
     assert ear.wait_for(3) == [b"one", b"two", b"three"]
+
+
+def test_one_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def open_one(path: str, flags: int) -> int:
+        if opened:
+            raise OSError(errno.EMFILE, "too many open files")
+        opened.append(os_open(path, flags))
+        return opened[0]
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", open_one)
+    with pytest.raises(OSError, match="too many"):
+        Fifo(str(tmp_path / "pipe"), ear.words.extend)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError):
+        os.fstat(opened[0])
 
 
 def test_words_of_another_process(fifo: Fifo, ear: Ear) -> None:

@@ -13,14 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenconn.wire.tls import (
-    OPTIONS,
-    CertificateRejected,
-    TlsError,
-    TlsSession,
-    tls_context,
-    tls_session,
-)
+from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
+from greenconn.wire.tlscontext import OPTIONS, tls_context
 
 CERTS = Path(__file__).parents[2] / "certs"
 CA = str(CERTS / "ca.pem")
