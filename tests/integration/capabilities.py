@@ -38,6 +38,7 @@ class Can(Enum):
     BOUNDS = "queues have bounds"
     SINGLE_ACTIVE = "single active consumer"
     COUNT = "``get`` says how many are left"
+    CROWD = "consumers of all processes count"
     DURABLE = "messages outlive the server"
     PROCESSES = "shared by processes; kill -9 of one loses nothing"
     NAMES = "queues with any names"
@@ -104,6 +105,10 @@ def _memory(url: str, prefix: str) -> Side:
 NO_SERVER: Final = "there is no server"
 #: What a reason begins with where the test cannot tell.
 UNTESTED: Final = "not tested: "
+_ALONE: Final = (
+    "the connections of one process know of each other's consumers only: so far goes ``exclusive``, the "
+    "count of consumers, and who is the last one of an auto-delete queue"
+)
 #: A short one.
 _LEASE: Final = {"lease": 1.0}
 #: The same, with fan-out that waits in queues.
@@ -115,6 +120,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         url=None,
         side=_memory,
         lacks={
+            Can.CROWD: "the broker is in the process",
             Can.DURABLE: "the broker is in the process, and ends with it",
             Can.PROCESSES: "the broker is in the process",
             Can.SERVER: NO_SERVER,
@@ -156,6 +162,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "queues in MongoDB have no bounds, as with kombu",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.CROWD: _ALONE,
         },
     ),
     "beanstalk": Kind(
@@ -187,6 +194,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "nobody counts what waits in a queue",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.CROWD: _ALONE,
         },
     ),
     "sqs": Kind(
@@ -207,6 +215,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.BOUNDS: "queues of SQS have no bounds",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.CROWD: _ALONE,
             Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
         },
     ),

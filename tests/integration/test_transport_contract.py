@@ -19,7 +19,9 @@ from greenconn.exceptions import (
     ResourceLocked,
     Unroutable,
 )
+from greenconn.green.perhub import PerHub
 from greenconn.message import Message
+from greenconn.transport.leased import transport
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
 from tests.integration.redis_clients import wait_until
@@ -577,6 +579,18 @@ def test_exclusive_consumer_stays_alone(side: Side) -> None:
     channel.basic_consume(queue, "second", callback=print)
     with pytest.raises(AccessRefused):
         side.channel().basic_consume(queue, exclusive=True, callback=print)
+
+
+@needs(Can.CROWD)
+def test_consumers_of_other_processes_count(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    channel.basic_consume(queue, exclusive=True, callback=print)
+    # Another process knows nothing of what this one remembers.
+    monkeypatch.setattr(transport, "_shared", PerHub(dict))
+    assert side.channel().queue_declare(queue, passive=True).consumer_count == 1
+    with pytest.raises(AccessRefused):
+        side.channel().basic_consume(queue, callback=print)
 
 
 def test_consumer_tag_is_used_once(side: Side) -> None:
