@@ -111,6 +111,8 @@ class RedisTransport(redis.Transport):
 
     Channel = RedisChannel
     driver_name = "greenconn"
+    #: As for AMQP: kombu's event loop would wait for sockets of its own, and nobody would be driven.
+    implements = redis.Transport.implements.extend(asynchronous=False)
 
 
 class RedissTransport(RedisTransport):

@@ -14,11 +14,11 @@ from tests.integration.processes import Running, run, start
 
 pytest.importorskip("celery")
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(180)]
 
 WORKER = [
     *("-W", "ignore", "-m", "celery", "-A", "tests.integration.celery.app:app", "worker"),
-    *("-P", "gevent", "-c", "100", "-l", "error", "--without-mingle"),
+    *("-c", "100", "-l", "error", "--without-mingle"),
 ]
 
 EXPECTED: dict[str, Any] = {
@@ -38,14 +38,15 @@ EXPECTED: dict[str, Any] = {
 #: Greenlets that send tasks, short and long.
 MANY = {False: "200", True: "5000"}
 SEND_SLOW = "from tests.integration.celery.app import slow; slow.delay(0.5, 1)"
+SEND_UNLUCKY = "from tests.integration.celery.app import unlucky; unlucky.delay()"
 
 
 class Worker:
     """A worker that runs."""
 
-    def __init__(self, env: dict[str, str], *options: str) -> None:
+    def __init__(self, env: dict[str, str], *options: str, pool: str = "gevent") -> None:
         self.env = env
-        self.running: Running = start(*WORKER, *options, env=env)
+        self.running: Running = start(*WORKER, "-P", pool, *options, env=env)
 
     def wait_for(self, text: str) -> None:
         """Wait until it has printed this."""
@@ -78,8 +79,10 @@ def work(environment: Callable[..., dict[str, str]]) -> Iterator[Callable[..., W
     """Starts workers that are ready."""
     workers: list[Worker] = []
 
-    def work(*options: str, env: dict[str, str] | None = None, **more: str) -> Worker:
-        worker = Worker(env or environment(**more), *options)
+    def work(
+        *options: str, env: dict[str, str] | None = None, pool: str = "gevent", **more: str
+    ) -> Worker:
+        worker = Worker(env or environment(**more), *options, pool=pool)
         workers.append(worker)
         worker.wait_for("ready")
         return worker
@@ -125,15 +128,21 @@ def test_a_warm_shutdown_lets_tasks_end(work: Callable[..., Worker]) -> None:
     assert worker.running.outcome().code == 0
 
 
+def test_a_worker_without_greenlets_of_its_own_consumes(work: Callable[..., Worker]) -> None:
+    worker = work(pool="solo", broker="redis")
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+
+
 def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
     work: Callable[..., Worker],
 ) -> None:
     worker = work()
-    assert run("-c", SEND_SLOW, env=worker.env).code == 0
-    worker.wait_for("slow began 1")
+    assert run("-c", SEND_UNLUCKY, env=worker.env).code == 0
+    worker.wait_for("unlucky began")
     worker.running.signal(signal.SIGKILL)
     other = work(env=worker.env)
-    other.wait_for("slow ended 1")
+    other.wait_for("unlucky ended")
 
 
 def test_a_worker_without_what_it_needs_not(work: Callable[..., Worker]) -> None:

@@ -71,6 +71,15 @@ def fail() -> None:
     raise ValueError("wrong")
 
 
+@app.task(bind=True, acks_late=True)
+def unlucky(self: Any) -> None:
+    """Ends only when it is delivered again."""
+    print("unlucky began", flush=True)
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(3600)
+    print("unlucky ended", flush=True)
+
+
 @app.task(acks_late=True)
 def slow(seconds: float, number: int = 0) -> int:
     """Takes its time, in a greenlet."""
