@@ -34,7 +34,7 @@ class _Unsettled(NamedTuple):
 class Settling:
     """What the channels of one link have answered and the store was not told yet."""
 
-    __slots__ = ("_added", "_greenlet", "_link", "_pending", "_settled", "_waiters")
+    __slots__ = ("_added", "_alone", "_greenlet", "_link", "_pending", "_settled", "_waiters")
 
     def __init__(self, link: LeasedLink) -> None:
         self._link = link
@@ -42,6 +42,8 @@ class Settling:
         self._pending: deque[_Unsettled] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
         self._added = self._settled = 0
+        #: So many in front were refused together: they are told one by one.
+        self._alone = 0
         #: (how many must be settled, who waits for it), in order.
         self._waiters: deque[tuple[int, Slot[None]]] = deque()
 
@@ -109,29 +111,44 @@ class Settling:
 
     def _settle(self) -> None:
         link = self._link
-        count = min(len(self._pending), link.store.settle_limit)
+        count = 1 if self._alone else min(len(self._pending), link.store.settle_limit)
         batch = [self._pending[n] for n in range(count)]
         answers: list[Answer] = []
         try:
             for each in batch:
-                dead = each.dead
-                answers.append(each.answer if dead is None else buried(link, dead, each.reason))
+                answers.append(each.answer if each.dead is None else self._buried(each))
+                if link.lost is not None:
+                    return  # what is pending goes to the next life
             late = link.store.settle(answers)
         except BaseException as exc:
             link.failed(exc, "answering")
             if not isinstance(exc, Exception):
                 raise
             if link.lost is not None:
-                return  # what is pending goes to the next life
+                return
+            if count > 1:
+                self._alone = count  # one that is refused must not harm the others
+                return
         else:
             if late:
                 link.leases.note_late(late)
+        self._alone = max(self._alone - 1, 0)
         for _ in batch:
             self._pending.popleft()
         self._settled += count
         while self._waiters and self._waiters[0][0] <= self._settled:
             self._waiters.popleft()[1].offer(None)
         self._wake(batch, answers)
+
+    def _buried(self, each: _Unsettled) -> Answer:
+        """Take a message to its grave; where the broker refuses that, it is tried again later."""
+        assert each.dead is not None
+        link = self._link
+        try:
+            return buried(link, each.dead, each.reason)
+        except Exception as exc:
+            link.failed(exc, "burying a message")
+            return each.answer._replace(settlement=Settlement.BACK, delay=link.store.lease or 0.0)
 
     def _wake(self, batch: list[_Unsettled], answers: list[Answer]) -> None:
         queues = {
