@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from uuid import NAMESPACE_OID, UUID, uuid3, uuid4, uuid5
 
 from gevent import get_hub
@@ -47,9 +48,13 @@ def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object
 
 def program_name() -> str:
     """Return what an operator may know this process by: ``program@host:pid``."""
-    program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    return f"{_program_at_host(sys.argv[0] if sys.argv else '')}:{os.getpid()}"
+
+
+@lru_cache(maxsize=1)
+def _program_at_host(path: str) -> str:
     host = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-    return f"{program}@{host}:{os.getpid()}"
+    return f"{os.path.basename(path) or 'python'}@{host}"
 
 
 def oid_from(instance: object, threads: bool = True) -> str:

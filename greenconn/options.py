@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -30,6 +29,7 @@ from greenconn.checks import (
     is_number,
     shown,
 )
+from greenconn.records import Record
 
 if TYPE_CHECKING:
     import random
@@ -46,7 +46,7 @@ __all__ = [
     "typed_query",
 ]
 
-O = TypeVar("O")  # noqa: E741 - an options class
+O = TypeVar("O", bound=Record)  # noqa: E741 - an options class
 
 #: Seconds that a ``Retry`` may wait at most: the message stays unacked all the while.
 LONGEST_RETRY_DELAY: Final = 60.0
@@ -72,8 +72,7 @@ class _BrokerHeartbeat(int):
 BROKER_HEARTBEAT: Final = _BrokerHeartbeat()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectOptions:
+class ConnectOptions(Record):
     """How a connection is opened, and how often that is tried."""
 
     connect_timeout: float | None = 5.0
@@ -108,9 +107,10 @@ class ConnectOptions:
         check_callable(self, "errback", "callback")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AmqpOptions:
+class AmqpOptions(Record):
     """The transport options of AMQP."""
+
+    hidden = frozenset({"login_response", "manager_password"})
 
     login_method: str | None = None
     """SASL mechanism: PLAIN, AMQPLAIN, EXTERNAL...  None: the best that both sides know."""
@@ -216,8 +216,7 @@ class AmqpOptions:
         check_callable(self, "on_open", "on_blocked", "on_unblocked", "on_tune_ok")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryOptions:
+class MemoryOptions(Record):
     """The transport options of the memory broker."""
 
     confirm_publish: bool = False
@@ -242,8 +241,7 @@ class MemoryOptions:
         check_seconds(self, "polling_interval")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retry:
+class Retry(Record):
     """How often, and after which delays, something that failed is called again."""
 
     tries: int = 3
@@ -289,7 +287,7 @@ class Retry:
             raise TypeError(f"retry={value!r}: it is a Retry, a dict of its arguments, or None")
         options, unknown = from_transport_options(cls, value)
         if unknown:
-            raise ValueError(_unknown_option(unknown[0], "of Retry", _names(cls)))
+            raise ValueError(_unknown_option(unknown[0], "of Retry", cls.fields))
         return options
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:
@@ -310,10 +308,6 @@ class Retry:
             delay = min(delay * self.backoff, self.max_delay)
 
 
-def _names(cls: type[Any]) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(cls))
-
-
 #: Options classes -> their defaults, which cannot be changed: one of each is enough.
 _defaults: Final[dict[type[Any], Any]] = {}
 
@@ -331,8 +325,7 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
         if cls not in _defaults:
             _defaults[cls] = cls()
         return _defaults[cls], ()
-    names = _names(cls)
-    known = {name: mapping[name] for name in names if name in mapping}
+    known = {name: mapping[name] for name in cls.fields if name in mapping}
     return cls(**known), tuple(name for name in mapping if name not in known)
 
 
@@ -359,10 +352,10 @@ CONNECTION_QUERY: Final[Mapping[str, Any]] = {
 }
 
 
-def query_types(cls: type[Any]) -> dict[str, Any]:
+def query_types(cls: type[Record]) -> dict[str, Any]:
     """Return those options of a class that text can stand for, with their types."""
     hints = get_type_hints(cls)
-    return {name: hints[name] for name in _names(cls) if _kinds(hints[name])}
+    return {name: hints[name] for name in cls.fields if _kinds(hints[name])}
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv6Address
 from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
 from urllib.parse import parse_qsl, quote, unquote
+
+from greenconn.records import Record
 
 __all__ = [
     "BrokerURL",
@@ -318,8 +320,7 @@ def split_urls(urls: str | Iterable[str]) -> list[str]:
     return [member for member in members if member]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrokerURL:
+class BrokerURL(Record):
     """One broker, as its URL names it: strings only.  ``str()`` and ``repr()`` mask the password.
 
     Attributes:
@@ -329,15 +330,17 @@ class BrokerURL:
         query: the options behind the question mark; an option without a value has ``""``.
     """
 
+    hidden = frozenset({"password", "query"})
+
     transport: str | None = None
     inner_scheme: str | None = None
     hostname: str | None = None
     port: int | None = None
     userid: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     virtual_host: str | None = None
     socket_path: str | None = None
-    query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    query: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def parse(cls, text: str) -> BrokerURL:
@@ -346,33 +349,7 @@ class BrokerURL:
         Raises:
             ValueError: it is neither; the message names it with the password masked.
         """
-        if "://" not in text:
-            return cls._of_host(text)
-        parts = url_to_parts(text)
-        transport, _, inner = parts.scheme.partition("+")
-        query = {}
-        if "?" in text:
-            query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
-        is_socket = inner == "socket"
-        return cls(
-            transport=transport,
-            inner_scheme=inner or None,
-            hostname=parts.hostname,
-            port=parts.port,
-            userid=parts.username,
-            password=parts.password,
-            virtual_host=query.pop("virtual_host", None) if is_socket else parts.path,
-            socket_path=f"/{parts.path or ''}" if is_socket else None,
-            query=query,
-        )
-
-    @classmethod
-    def _of_host(cls, text: str) -> BrokerURL:
-        _check_characters(text)
-        if any(character in text for character in "/@?") or re.match(r"[A-Za-z]\w*:[^0-9]", text):
-            _refuse(text, "it has no scheme", "write transport://host, as in amqp://localhost//")
-        host, port = _split_host(text, text)
-        return cls(hostname=host, port=port)
+        return _parsed(text)
 
     @property
     def safe(self) -> str:
@@ -394,3 +371,35 @@ class BrokerURL:
 
     def __str__(self) -> str:
         return self.safe
+
+
+# A process has few URLs and connects to each of them again and again.
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> BrokerURL:
+    if "://" not in text:
+        return _of_host(text)
+    parts = url_to_parts(text)
+    transport, _, inner = parts.scheme.partition("+")
+    query = {}
+    if "?" in text:
+        query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
+    is_socket = inner == "socket"
+    return BrokerURL(
+        transport=transport,
+        inner_scheme=inner or None,
+        hostname=parts.hostname,
+        port=parts.port,
+        userid=parts.username,
+        password=parts.password,
+        virtual_host=query.pop("virtual_host", None) if is_socket else parts.path,
+        socket_path=f"/{parts.path or ''}" if is_socket else None,
+        query=MappingProxyType(query),  # many have it
+    )
+
+
+def _of_host(text: str) -> BrokerURL:
+    _check_characters(text)
+    if any(character in text for character in "/@?") or re.match(r"[A-Za-z]\w*:[^0-9]", text):
+        _refuse(text, "it has no scheme", "write transport://host, as in amqp://localhost//")
+    host, port = _split_host(text, text)
+    return BrokerURL(hostname=host, port=port)

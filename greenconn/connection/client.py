@@ -226,11 +226,12 @@ class PooledConnection(Connection):
         pool: where it came from.
     """
 
+    #: Why it cannot be used any more; None while it can.
+    _expired: str | None = None
+
     def __init__(self, core: Connection, pool: Lender) -> None:
         self._core = core
         self._pool = pool
-        #: Why it cannot be used any more; None while it can.
-        self._expired: str | None = None
 
     @property
     def session(self) -> Session:
@@ -249,7 +250,7 @@ class PooledConnection(Connection):
 
     def __getattr__(self, name: str) -> Any:
         # What a subclass of Connection keeps in its instances.
-        if name in ("_core", "_expired") or self._expired is not None:
+        if name == "_core" or self._expired is not None:
             raise AttributeError(name)
         return getattr(self._core, name)
 

@@ -1,16 +1,18 @@
-"""Shortcuts from a connection to what is built on it.
+"""Shortcuts from a connection to what is built on it, which is imported when it is first asked for.
 
-Pools and simple queues are imported when they are first asked for: most programs use neither.
+A program that only publishes has no use for consumers, one that is about to fork for neither, and
+most have none for pools and simple queues.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenconn.messaging import Consumer as _Consumer
-from greenconn.messaging import Producer as _Producer
+from greenconn.transport.base import Factories
 
 if TYPE_CHECKING:
+    from greenconn.messaging import Consumer as _Consumer
+    from greenconn.messaging import Producer as _Producer
     from greenconn.resource import ChannelPool as _ChannelPool
     from greenconn.resource import ConnectionPool as _ConnectionPool
     from greenconn.simple import SimpleBuffer as _SimpleBuffer
@@ -36,13 +38,13 @@ class Shortcuts:
 
     def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> _Producer:  # noqa: N802
         """A producer on *channel*, or on the default channel."""
-        return _Producer(self if channel is None else channel, *args, **kwargs)
+        return _producer(self if channel is None else channel, *args, **kwargs)
 
     def Consumer(  # noqa: N802
         self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Any
     ) -> _Consumer:
         """A consumer of *queues* on *channel*, or on the default channel."""
-        return _Consumer(self if channel is None else channel, queues, *args, **kwargs)
+        return _consumer(self if channel is None else channel, queues, *args, **kwargs)
 
     def SimpleQueue(  # noqa: N802
         self,
@@ -96,3 +98,20 @@ class Shortcuts:
             exchange_opts,
             **kwargs,
         )
+
+
+def _producer(*args: Any, **kwargs: Any) -> _Producer:
+    from greenconn.messaging import Producer
+
+    return Producer(*args, **kwargs)
+
+
+def _consumer(*args: Any, **kwargs: Any) -> _Consumer:
+    from greenconn.messaging import Consumer
+
+    return Consumer(*args, **kwargs)
+
+
+# Channels have the same shortcuts; messaging, once imported, puts its classes there itself.
+Factories.Producer = Factories.Producer or _producer
+Factories.Consumer = Factories.Consumer or _consumer

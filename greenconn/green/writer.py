@@ -5,7 +5,7 @@ Rules
 - ``write`` takes whole messages and never switches, so frames of one message stay together.
 - The first write of a hub turn is sent at once; what follows in the same turn leaves in one send when
   the turn ends: when all greenlets that could run have run, before the hub polls.  64 KiB, and what
-  is written after 5 ms, are flushed early.
+  5 ms have gathered, are flushed early.
 - What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
   greenlet is needed, since a raw non-blocking send never switches.
 - A writer that must wait does so *before* its first byte, if ``gate`` is set: see ``pass_gate``.
@@ -110,6 +110,8 @@ class Writer:
             self._flush()
         elif size >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
             self._flush()
+            # What follows before the turn ends is gathered again, not sent piece by piece.
+            self._turn_began = monotonic()
             self._yield_due = self.gate = True
 
     def write_many(self, buffers: list[Buffer]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from operator import itemgetter
 from types import MethodType
@@ -73,7 +72,7 @@ class Broker:
 
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
-        self._parameters = replace(self._parameters, **{name: value})
+        self._parameters = self._parameters.replace(**{name: value})
         self._key = self._label = None
 
     @property
@@ -110,7 +109,7 @@ class Broker:
                 takes the place of the first one.
             keeps_transport: a ``transport`` argument that is a class wins over the URL's scheme.
         """
-        keywords = self.keywords if keeps_transport else replace(self.keywords, transport=None)
+        keywords = self.keywords if keeps_transport else self.keywords.replace(transport=None)
         if "://" not in address:
             keywords = self._first
         self._parameters = combined(address, keywords)[0]
@@ -163,7 +162,7 @@ class Broker:
             if name in defaults and not getattr(self._parameters, name)
         }
         if blanks:
-            self._parameters = replace(self._parameters, **blanks)
+            self._parameters = self._parameters.replace(**blanks)
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
@@ -196,7 +195,7 @@ class Broker:
             else:
                 info = self.info()
                 filled = {name: info[name] for name in _FILLED}
-                self._key = replace(self._parameters, **filled).key()
+                self._key = self._parameters.replace(**filled).key()
         return self._key
 
     def info(self, *, resolve: bool = True) -> dict[str, Any]:
@@ -268,19 +267,11 @@ class Broker:
             return self._foreign_uri(hostname, include_password, mask)
         port, userid, password, virtual_host, transport = getfields(self.info())
         if not include_password:
-            password = mask if has_host else None
-        elif callable(password):
+            shown = mask if has_host else None
+            return _masked_url(transport, hostname, port, userid, shown, virtual_host)
+        if callable(password):
             password = password()
-        return as_url(
-            transport,
-            hostname,
-            port,
-            userid,
-            password,
-            quote(virtual_host),
-            sanitize=not include_password,
-            mask=mask,
-        )
+        return as_url(transport, hostname, port, userid, password, quote(virtual_host))
 
     def _foreign_uri(self, hostname: str, include_password: bool, mask: str) -> str:
         """The URL where the transport parses it, or a part of it, itself."""
@@ -296,6 +287,14 @@ class Broker:
         if include_password:
             return uri
         return maybe_sanitize_url(uri, mask) if "://" in uri else mask_secrets(uri, mask)
+
+
+@lru_cache(maxsize=64)  # each connection asks for it, for messages
+def _masked_url(
+    transport: Any, hostname: str, port: Any, userid: Any, mask: str | None, virtual_host: str
+) -> str:
+    path = quote(virtual_host)
+    return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")
 
 
 def _takes_deadline(establish: Any) -> bool:

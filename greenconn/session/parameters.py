@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from greenconn.checks import check_seconds
@@ -23,6 +23,7 @@ from greenconn.options import (
     query_types,
     typed_query,
 )
+from greenconn.records import Record
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import BrokerURL, mask_secrets, parse_url
 
@@ -43,27 +44,28 @@ _OPTIONS: Final[Mapping[str, type[Any]]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parameters:
+class Parameters(Record):
     """How to reach one broker, and how to log in there; None is what the transport's default fills.
 
     The names are those of ``Connection``'s arguments; passwords may be functions that return one.
     """
 
+    hidden = frozenset({"password", "ssl", "transport_options", "credential_provider"})
+
     hostname: str | None = None
     userid: str | None = None
-    password: Any = field(default=None, repr=False)
+    password: Any = None
     virtual_host: str | None = None
     port: int | None = None
     insist: bool = False
-    ssl: Any = field(default=False, repr=False)
+    ssl: Any = False
     transport: Any = None
     connect_timeout: float | None = 5
-    transport_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    transport_options: Mapping[str, Any] = MappingProxyType({})
     login_method: str | None = None
     uri_prefix: str | None = None
     heartbeat: float | None = BROKER_HEARTBEAT
-    credential_provider: Any = field(default=None, repr=False)
+    credential_provider: Any = None
 
     def __post_init__(self) -> None:
         # Else the network or the broker would be blamed for it, and asked again.
@@ -82,9 +84,11 @@ class Parameters:
             self.login_method,
             self.uri_prefix,
         )
-        if callable(self.password):
-            return ParameterKey(parts, None, (self.password, self.credential_provider))
-        return ParameterKey(parts, self.password, (self.credential_provider,))
+        function = self.password if callable(self.password) else None
+        if function is None and self.credential_provider is None:
+            return ParameterKey(parts, self.password)
+        password = None if function else self.password
+        return ParameterKey(parts, password, (function, self.credential_provider))
 
 
 class ParameterKey(bytes):
@@ -98,31 +102,38 @@ class ParameterKey(bytes):
         objects: what must be equal beside, compared as it is.
     """
 
-    _objects: tuple[Any, ...]
-
     def __new__(
         cls, parts: Any, password: Any = None, objects: tuple[Any, ...] = ()
     ) -> ParameterKey:
         import hashlib  # for pools only; it takes a millisecond
 
         text = repr((parts, password)).encode("utf-8", "surrogatepass")
-        self = super().__new__(cls, hashlib.blake2b(text, digest_size=16, key=_SALT).digest())
-        self._objects = objects
-        return self
+        digest = hashlib.blake2b(text, digest_size=16, key=_SALT).digest()
+        if not objects:
+            return super().__new__(cls, digest)
+        key = super().__new__(_KeyWithObjects, digest)
+        key.objects = objects
+        return key
+
+    def __repr__(self) -> str:
+        return f"<ParameterKey {self.hex()[:12]}>"
+
+
+class _KeyWithObjects(ParameterKey):
+    """One that is compared by more than its digest."""
+
+    objects: tuple[Any, ...]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ParameterKey):
             return NotImplemented
-        return bytes.__eq__(self, other) and self._objects == other._objects
+        return bytes.__eq__(self, other) and self.objects == getattr(other, "objects", ())
 
     def __ne__(self, other: object) -> bool:
         # That of bytes would compare the digests only.
         return not self == other
 
     __hash__ = bytes.__hash__
-
-    def __repr__(self) -> str:
-        return f"<ParameterKey {self.hex()[:12]}>"
 
 
 def combined(
@@ -153,8 +164,7 @@ def combined(
         _check_scheme(prefix, address)
         name = keywords.transport if _is_class(keywords.transport) else prefix
         host = f"{inner}://{rest}"
-        place = replace(
-            keywords,
+        place = keywords.replace(
             transport=name,
             hostname=host,
             uri_prefix=keywords.uri_prefix or prefix,
@@ -165,7 +175,7 @@ def combined(
         transport = _check_scheme(scheme, address)
     cls = get_transport_cls(transport)
     if cls.can_parse_url:
-        return _with_tls(replace(keywords, transport=transport, hostname=address)), {}
+        return _with_tls(keywords.replace(transport=transport, hostname=address)), {}
     return _of_url(address, keywords, transport, cls)
 
 
@@ -174,8 +184,8 @@ def _of_host(address: str | None, keywords: Parameters) -> Parameters:
         return keywords
     match = re.fullmatch(_HOST_AND_PORT, address, re.ASCII)
     if match is None:
-        return replace(keywords, hostname=address)
-    return replace(keywords, hostname=match[1].strip("[]"), port=int(match[2]))
+        return keywords.replace(hostname=address)
+    return keywords.replace(hostname=match[1].strip("[]"), port=int(match[2]))
 
 
 def _of_url(
@@ -183,8 +193,7 @@ def _of_url(
 ) -> tuple[Parameters, dict[str, Any]]:
     parts = BrokerURL.parse(address)
     options = _typed_options(parts.query, cls)
-    place = replace(
-        keywords,
+    place = keywords.replace(
         transport=transport,
         hostname=parts.hostname or keywords.hostname,
         port=parts.port or keywords.port,
@@ -203,7 +212,7 @@ def _of_url(
     whole = {name: options.pop(name) for name in ("failover_strategy",) if name in options}
     if options:
         changes["transport_options"] = {**keywords.transport_options, **options}
-    return _with_tls(replace(place, **changes) if changes else place), whole
+    return _with_tls(place.replace(**changes) if changes else place), whole
 
 
 def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:
@@ -230,7 +239,7 @@ def _typed_options(query: Mapping[str, str], cls: type[Any]) -> dict[str, Any]:
 
 def _with_tls(parameters: Parameters) -> Parameters:
     if parameters.transport in _TLS_ALIASES and not parameters.ssl:
-        return replace(parameters, ssl=True)
+        return parameters.replace(ssl=True)
     return parameters
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +23,7 @@ __all__ = ["Pointed"]
 
 logger = logging.getLogger("greenconn.connection")
 
-_NAMES = frozenset(each.name for each in fields(Parameters))
+_NAMES = frozenset(Parameters.fields)
 
 
 class Pointed:
@@ -162,7 +161,7 @@ class Pointed:
         if not {"hostname", "alternates"} & kwargs.keys():
             # What the URLs leave blank is filled from the keywords, not from the URL in use.
             changes = {name: value for name, value in kwargs.items() if name in _NAMES}
-            twin.session.broker.keywords = replace(broker.keywords, **changes)
+            twin.session.broker.keywords = broker.keywords.replace(**changes)
         return twin
 
     def __copy__(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from typing import Any, Final, NoReturn, Protocol
 
@@ -263,7 +262,8 @@ class _Ensured:
 
     def _remaining(self, retries: int) -> ConnectOptions:
         limit = self._policy.max_retries
-        return replace(self._policy, max_retries=None if limit is None else max(limit - retries, 1))
+        left = None if limit is None else max(limit - retries, 1)
+        return self._policy.replace(max_retries=left)
 
 
 def _intervals(policy: ConnectOptions) -> Backoff:

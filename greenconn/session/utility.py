@@ -7,12 +7,14 @@ publish.  A connection has at most eight of these channels, and each serves one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.pool import FairPool
 from greenconn.session.life import is_open
 from greenconn.session.walk import BrokerLike
+
+if TYPE_CHECKING:
+    from greenconn.green.pool import FairPool
 
 __all__ = ["UtilityChannels"]
 
@@ -39,7 +41,7 @@ class UtilityChannels:
 
     def __init__(self, session: _SessionLike) -> None:
         self._session = session
-        #: Made when it is first needed: many connections never do.
+        #: Made, and its class imported, when it is first needed: many connections never do.
         self._pool: FairPool[Any] | None = None
 
     def run(self, function: Callable[[Any], T], deadline: Deadline) -> T:
@@ -54,6 +56,8 @@ class UtilityChannels:
         """
         pool = self._pool
         if pool is None:
+            from greenconn.green.pool import FairPool
+
             pool = self._pool = FairPool(self._open, _close, is_open, LIMIT, self._name)
         channel = pool.acquire(True, deadline)
         is_idle = False

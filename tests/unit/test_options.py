@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields
 from random import Random
 from typing import Any
 
@@ -51,10 +50,9 @@ def test_heartbeat_of_the_broker_is_kombus_default() -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_classes_are_frozen_and_take_keywords_only(cls: type[Any]) -> None:
     options = cls()
-    assert not hasattr(options, "__dict__")
     assert cls() == options
-    with pytest.raises(FrozenInstanceError):
-        setattr(options, fields(cls)[0].name, None)
+    with pytest.raises(AttributeError, match=f"{cls.__name__}.{cls.fields[0]} cannot be changed"):
+        setattr(options, cls.fields[0], None)
     with pytest.raises(TypeError):
         cls(1)
 

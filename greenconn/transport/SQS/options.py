@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from greenconn.checks import check_count, check_seconds, check_type, shown
@@ -22,12 +21,13 @@ LONGEST_POLL: Final = 20
 LONGEST_VISIBILITY: Final = 43200
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SQSOptions(LeasedOptions):
     """How a connection to SQS works.
 
     A ``lease`` counts in whole seconds, and can be renewed for the 12 hours that SQS allows.
     """
+
+    hidden = frozenset({"session_token", "predefined_queues", "predefined_exchanges"})
 
     # -- where
 
@@ -50,7 +50,7 @@ class SQSOptions(LeasedOptions):
 
     # -- who
 
-    session_token: str | None = field(default=None, repr=False)
+    session_token: str | None = None
     """Goes with a temporary access key in the URL."""
 
     sts_role_arn: str | None = None
@@ -67,7 +67,7 @@ class SQSOptions(LeasedOptions):
     queue_name_prefix: str = ""
     """What the names of queues and topics at AWS begin with (kombu's)."""
 
-    predefined_queues: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    predefined_queues: Mapping[str, Mapping[str, Any]] | None = None
     """Name -> ``url``, and optionally ``region``, ``access_key_id``, ``secret_access_key``,
     ``session_token``, ``backoff_policy`` and ``backoff_tasks``.  With it there are no other queues,
     and none is made or deleted (kombu's)."""
@@ -116,7 +116,7 @@ class SQSOptions(LeasedOptions):
     """None: exchanges of type ``fanout`` are topics of SNS where the account allows that, else they
     reach the queues that were bound here.  True: they must be.  False: there are none (kombu's)."""
 
-    predefined_exchanges: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    predefined_exchanges: Mapping[str, Mapping[str, Any]] | None = None
     """Name -> ``arn`` of a topic, and optionally ``region``, ``access_key_id``,
     ``secret_access_key``.  With it there are no other topics, and none is made (kombu's)."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, ClassVar
 
 import botocore
@@ -64,7 +63,7 @@ class Transport(LeasedTransport):
             for name, value in (self.client.transport_options or {}).items()
         }
         options, unknown = from_transport_options(SQSOptions, given)
-        ignored = sorted(set(unknown) - {each.name for each in fields(ConnectOptions)})
+        ignored = sorted(set(unknown) - set(ConnectOptions.fields))
         if ignored:
             logger.warning(
                 "%s: transport options %s mean nothing to SQS", self.client.as_uri(), ignored

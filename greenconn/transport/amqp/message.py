@@ -92,6 +92,12 @@ def split_route(raw: bytes) -> tuple[str, str]:
     return route
 
 
+_set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_body, _set_errors = (
+    vars(Message)[name].__set__
+    for name in ("properties", "headers", "content_type", "content_encoding", "body", "errors")
+)
+
+
 def _part(name: str, stage: int) -> Any:
     """A slot of ``Message`` that is filled when it is first asked for or written to."""
     slot = vars(Message)[name]
@@ -185,6 +191,7 @@ class Delivery(Message):
 
     def _read(self, stage: int) -> None:
         """Fill the slots up to *stage*."""
+        # By the slots themselves: the properties above would look at the stage each time.
         if self._stage == _RAW:
             try:
                 properties = unpack_properties(self._header)
@@ -192,18 +199,18 @@ class Delivery(Message):
                 self._leave_unread()
                 return
             self._stage = _HEADER_READ
-            self.properties = properties
-            self.headers = properties.get("application_headers") or {}
-            self.content_type = properties.get("content_type")
-            self.content_encoding = properties.get("content_encoding")
+            _set_properties(self, properties)
+            _set_headers(self, properties.get("application_headers") or {})
+            _set_content_type(self, properties.get("content_type"))
+            _set_content_encoding(self, properties.get("content_encoding"))
         if self._stage < stage:
             self._stage = _BODY_READ
-            self.errors = []
+            _set_errors(self, [])
             compression = self.headers.get("compression")
             if compression:
-                self.body = self._unpacked(self.raw, compression)
+                _set_body(self, self._unpacked(self.raw, compression))
             else:
-                self.body = as_text(self.raw, self.content_encoding)
+                _set_body(self, as_text(self.raw, self.content_encoding))
 
     def _leave_unread(self) -> None:
         """Its header says nothing: decoding raises, and the rest is as if it were not there."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from greenconn.checks import check_type
 from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["BeanstalkOptions"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BeanstalkOptions(LeasedOptions):
     """How a connection to beanstalkd works; *lease* is what beanstalk calls the time to run."""
 

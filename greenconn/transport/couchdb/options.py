@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from greenconn.checks import check_count, check_seconds, shown
 from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["CouchOptions"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CouchOptions(LeasedOptions):
     """How a connection to CouchDB works."""
 

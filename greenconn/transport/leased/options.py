@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.records import Record
 
 __all__ = ["LeasedOptions"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeasedOptions:
+class LeasedOptions(Record):
     """How a connection works, whatever its store is."""
 
     lease: float = 30.0

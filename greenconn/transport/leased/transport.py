@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.exceptions import (
@@ -36,7 +35,7 @@ logger = logging.getLogger("greenconn.transport.leased")
 T = TypeVar("T")
 
 #: Transport options that the connection reads itself.
-_COMMON: Final = frozenset(each.name for each in fields(ConnectOptions))
+_COMMON: Final = frozenset(ConnectOptions.fields)
 
 
 class _Shared:

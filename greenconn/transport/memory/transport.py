@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import fields
 from typing import Any
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
@@ -22,7 +21,7 @@ __all__ = ["Transport", "broker_of", "reset", "restart"]
 logger = logging.getLogger("greenconn.transport.memory")
 
 #: Transport options that the connection reads itself.
-COMMON_OPTIONS = frozenset(each.name for each in fields(ConnectOptions))
+COMMON_OPTIONS = frozenset(ConnectOptions.fields)
 
 _brokers: dict[str, Broker] = {}
 

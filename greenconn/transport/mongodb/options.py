@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from greenconn.checks import check_count, check_seconds, check_type, shown
@@ -19,7 +18,6 @@ _COLLECTIONS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MongoOptions(LeasedOptions):
     """How a connection to MongoDB works."""
 

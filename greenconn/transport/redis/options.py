@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.records import Record
 
 __all__ = ["QUEUE_ORDERS", "RedisOptions"]
 
@@ -14,8 +14,7 @@ __all__ = ["QUEUE_ORDERS", "RedisOptions"]
 QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RedisOptions:
+class RedisOptions(Record):
     """How a connection to Redis works."""
 
     # -- keys, which all programs on one server must agree on

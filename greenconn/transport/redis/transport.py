@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from typing import Any, ClassVar
 
 import redis
@@ -41,7 +40,7 @@ __all__ = ["Transport"]
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Transport options that the connection reads itself.
-_COMMON = frozenset(each.name for each in fields(ConnectOptions))
+_COMMON = frozenset(ConnectOptions.fields)
 
 
 class Transport(base.Transport):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from greenconn.checks import check_seconds, check_type, shown
@@ -14,7 +13,6 @@ __all__ = ["SYNCHRONOUS", "SqliteOptions"]
 SYNCHRONOUS: Final = ("NORMAL", "FULL")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SqliteOptions(LeasedOptions):
     """How a connection to a SQLite file works."""
 

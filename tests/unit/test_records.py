@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import ClassVar
+
+import pytest
+
+from greenconn.records import Record
+
+
+class Place(Record):
+    hidden = frozenset({"word"})
+    limit: ClassVar[int] = 3
+
+    name: str = "here"
+    size: int = 1
+    word: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size > self.limit:
+            raise ValueError(f"{self.size} is too large")
+
+
+class Larger(Place):
+    limit = 10
+    colour: str = "red"
+    name: str = "there"
+
+
+def test_fields_are_the_annotated_attributes_in_their_order() -> None:
+    assert Place.fields == ("name", "size", "word")
+    assert Larger.fields == ("name", "size", "word", "colour")
+    assert Record.fields == ()
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    place = Larger(size=9)
+    assert (place.name, place.size, place.colour, place.word) == ("there", 9, "red", None)
+
+
+def test_an_unknown_name_is_named() -> None:
+    with pytest.raises(TypeError, match="Place has no field colour, width"):
+        Place(width=1, size=1, colour="red")  # type: ignore[call-arg]
+
+
+def test_arguments_are_keywords() -> None:
+    with pytest.raises(TypeError):
+        Place("here")  # type: ignore[misc]
+
+
+def test_nothing_changes() -> None:
+    place = Place()
+    with pytest.raises(AttributeError, match=r"Place\.size cannot be changed"):
+        place.size = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Place\.size cannot be deleted"):
+        del place.size
+    assert place == Place()
+
+
+def test_replace_makes_another_which_is_checked() -> None:
+    place = Place(name="a")
+    assert place.replace(size=2) == Place(name="a", size=2)
+    assert place == Place(name="a")
+    with pytest.raises(ValueError, match="4 is too large"):
+        place.replace(size=4)
+    with pytest.raises(TypeError, match="no field colour"):
+        place.replace(colour="red")
+
+
+def test_equal_values_of_one_class_are_equal() -> None:
+    assert Place(size=1) == Place()
+    assert hash(Place(size=1)) == hash(Place())
+    assert Place(word="a") != Place(word="b")
+    assert Place() != Larger(name="here")
+    assert Place() != "here"
+
+
+def test_what_is_hidden_is_not_shown() -> None:
+    assert repr(Place(word="sesame")) == "Place(name='here', size=1)"
+
+
+def test_copies_and_pickles_are_equal() -> None:
+    place = Place(name="a", word="b")
+    assert copy.copy(place) == copy.deepcopy(place) == place
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(place, protocol)) == place
