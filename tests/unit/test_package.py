@@ -99,7 +99,22 @@ def test_the_modules_that_a_client_loads_are_counted() -> None:
         "import sys; from greenconn import Connection; Connection('amqp://').transport\n"
         "print(sum(name.startswith('greenconn') for name in sys.modules))"
     )
-    assert int(loaded) <= 114
+    assert int(loaded) <= 97
+
+
+def test_a_connection_and_its_channels_load_producers_and_consumers_when_they_are_asked_for() -> (
+    None
+):
+    said = run(
+        "import sys\n"
+        "from greenconn import Connection\n"
+        "with Connection('memory://') as connection:\n"
+        "    channel = connection.channel()\n"
+        "    print('greenconn.messaging' in sys.modules)\n"
+        "    print(type(channel.Producer()).__name__, type(channel.Consumer([])).__name__)\n"
+        "    print(type(connection.Producer()).__name__, type(connection.Consumer([])).__name__)"
+    )
+    assert said.splitlines() == ["False", "Producer Consumer", "Producer Consumer"]
 
 
 def test_importing_all_names_starts_nothing_and_patches_nothing() -> None:

@@ -46,7 +46,7 @@ def test_an_unknown_name_is_named() -> None:
 
 def test_arguments_are_keywords() -> None:
     with pytest.raises(TypeError):
-        Place("here")  # type: ignore[misc]
+        Place("here")  # type: ignore[call-arg]
 
 
 def test_nothing_changes() -> None:

@@ -359,3 +359,12 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     assert refusal.startswith("broker URL")
     maybe_sanitize_url(text)
     mask_secrets(text)
+
+
+def test_a_url_is_parsed_once_and_what_it_means_cannot_be_changed() -> None:
+    url = BrokerURL.parse("amqp://host/v?heartbeat=5")
+    assert BrokerURL.parse("amqp://host/v?heartbeat=5") is url
+    with pytest.raises(TypeError):
+        url.query["heartbeat"] = "6"  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        url.port = 1  # type: ignore[misc]

@@ -63,6 +63,25 @@ def paced_line(wire: Wire) -> Iterator[Line]:
     line.writer.close()
 
 
+def test_what_follows_an_early_flush_is_gathered_again(
+    paced_line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("greenconn.green.writer.monotonic", lambda: now)
+    writer = paced_line.writer
+    writer.write(b"at once")
+    now += 0.006
+    writer.write(b"after 6 ms of the same turn")
+    assert (writer.sends, writer.gate) == (2, True)
+    for _ in range(10):
+        now += 0.0004
+        writer.write(b"behind it")
+    assert writer.sends == 2
+    now += 0.002
+    writer.write(b"5 ms later")
+    assert (writer.sends, writer.pending) == (3, 0)
+
+
 def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write(b"first ")
