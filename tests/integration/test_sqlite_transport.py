@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,29 @@ def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
         bodies = [channel.basic_get("q", no_ack=True).body for _ in range(2)]
         assert bodies == ["fits", "later"]
         assert channel.basic_get("q") is None
+
+
+FILES_OF_A_LIMITED_SIZE = """
+import resource, sys
+import greenconn
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+with greenconn.Connection(sys.argv[1]) as connection:
+    try:
+        for number in range(1000):
+            greenconn.publish("q", "x" * 2000, connection=connection, timeout=30)
+    except greenconn.exceptions.PublishRefused as exc:
+        print(number, exc)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 does not tell which error it is")
+def test_file_that_may_not_grow_refuses_at_once(sqlite_url: str) -> None:
+    outcome = run("-c", FILES_OF_A_LIMITED_SIZE, sqlite_url)
+    assert (outcome.code, outcome.errors) == (0, "")
+    number, _, text = outcome.output.partition(" ")
+    assert int(number) > 0
+    assert "disk I/O error: look at the disk, its quota, and the limits of this process" in text
 
 
 def test_full_disk_does_not_keep_from_closing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 from greenconn.exceptions import (
     AMQPError,
@@ -12,6 +13,11 @@ from greenconn.exceptions import (
 )
 
 __all__ = ["CannotOpen", "DatabaseBusy", "DatabaseLost", "DiskFull", "as_error", "is_locked"]
+
+
+#: SQLITE_IOERR_WRITE and SQLITE_IOERR_SHMSIZE: a quota is used up, or a limit of the process reached.
+_NOT_WRITTEN: Final = frozenset({778, 4874})
+_LOOK: Final = "look at the disk, its quota, and the limits of this process"
 
 
 class _Both:
@@ -62,6 +68,8 @@ def as_error(exc: sqlite3.Error, path: str) -> Exception:
     reason = str(exc)
     if "full" in reason:
         return DiskFull(f"{text}: free some space; nothing of this was stored")
+    if getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN:  # from Python 3.11 on
+        return DiskFull(f"{text}: {_LOOK}; nothing of this was stored")
     if "readonly" in reason:
         return CannotOpen(f"{text}: this process may not write the file or its folder")
     if "not a database" in reason or "encrypted" in reason:
@@ -71,5 +79,5 @@ def as_error(exc: sqlite3.Error, path: str) -> Exception:
             f"{text}: may this process make files in that folder, and open any more?"
         )
     if "I/O" in reason:
-        return DatabaseLost(f"{text}: look at the disk, its quota, and the limits of this process")
+        return DatabaseLost(f"{text}: {_LOOK}")
     return DatabaseLost(text)
