@@ -251,6 +251,7 @@ class Run:
         broker = RedisServer(self._keeper)
         broker.start()
         print(f"Redis: {broker.server} at port {broker.port}")
+        # The first and the last one stay empty.
         for number, environment in enumerate(self._environments.values(), 1):
             environment[REDIS_URL] = broker.url_of(number)
 

@@ -211,9 +211,9 @@ def test_redis_takes_the_virtual_host_for_its_database(
     parts = BrokerConnection(redis_url).info()
     there = {name: parts[name] for name in ("hostname", "port")}
     if form == "url":
-        connection = BrokerConnection("redis://{hostname}:{port}/5".format(**there))
+        connection = BrokerConnection("redis://{hostname}:{port}/15".format(**there))
     else:
-        connection = BrokerConnection(transport="redis", virtual_host="5", **there)
+        connection = BrokerConnection(transport="redis", virtual_host="15", **there)
     with connection, connection.SimpleQueue(unique) as queue:
         queue.put("x")
         with BrokerConnection(redis_url) as other, other.SimpleQueue(unique) as empty:

@@ -17,6 +17,7 @@ from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, Operati
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.pool import FairPool
+from tests.fix_wires import until
 
 
 class Thing:
@@ -451,6 +452,7 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
     thing = pool.acquire()
     for times in (1, 2):
         waiters = [spawned(pool.acquire) for _ in range(3)]
+        until(lambda times=times: len(caplog.records) == times)  # type: ignore[misc]
         gevent.sleep(0.12)
         assert [record.levelname for record in caplog.records] == ["WARNING"] * times
         assert "none free within 0.0 s (1 of 1 in use, 3 waiting); held by 'main'" in caplog.text

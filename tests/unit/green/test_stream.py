@@ -656,7 +656,7 @@ def test_each_switch_of_a_handshake_may_be_the_last() -> None:
 def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> None:
     turn()
     owner.writer.write(b"before ")
-    while owner.writer.pending <= HIGH_WATER:
+    while owner.writer.pending <= 2 * HIGH_WATER:  # of which the kernel may still take some
         owner.writer.write(bytes(100_000))
     waiting = gevent.spawn(owner.writer.pass_gate, LONG)
     turn()
@@ -677,7 +677,7 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert owner.stream.is_open
-    assert owner.writer.pending == pending
+    assert HIGH_WATER < owner.writer.pending <= pending
     owner.stream.resume()
     owner.wire.send(b"after")
     until(lambda: len(owner.received) > received)
