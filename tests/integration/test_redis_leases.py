@@ -169,10 +169,10 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     alive.call(pack("SET", alive.keys.plain("spoiled"), "something else"))
     found = Store()
     alive.transport.create_channel(alive).basic_consume("sound", sink=found)
-    wait_until(lambda: len(found) == 2, 10 * LEASE)
-    wait_until(lambda: caplog.text.count("stays where it is") == 2)
+    wait_until(lambda: len(found) == 2, 30 * LEASE)
+    wait_until(lambda: caplog.text.count("stays where it is") == 2, 30 * LEASE)
     alive.call(pack("DEL", alive.keys.plain("spoiled")))
-    wait_until(lambda: alive.call(pack("LLEN", alive.keys.plain("spoiled"))) == 2, 10 * LEASE)
+    wait_until(lambda: alive.call(pack("LLEN", alive.keys.plain("spoiled"))) == 2, 30 * LEASE)
 
 
 def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisLink]) -> None:
