@@ -69,12 +69,11 @@ class Directory(virtual.Directory):
         rules = self._rules.get(name)
         if rules is None:
             declared = self.look(name)
-            limit = declared.arguments.get("x-delivery-limit")
             policy = declared.policy
             rules = Rules(
                 policy.message_ttl,
                 policy.max_priority,
-                self._link.options.delivery_limit if limit is None else int(limit),
+                declared.delivery_limit(self._link.options.delivery_limit),
                 policy.is_single_active,
             )
             if name in self._known:

@@ -81,9 +81,7 @@ class Directory(virtual.Directory):
 
     def delivery_limit(self, name: str) -> int | None:
         """How often a message of a queue may be delivered; None: no limit."""
-        declared = self.last(name)
-        limit = declared.arguments.get("x-delivery-limit")
-        return limit if isinstance(limit, int) else self._link.options.delivery_limit
+        return self.last(name).delivery_limit(self._link.options.delivery_limit)
 
     # -- looking up
 

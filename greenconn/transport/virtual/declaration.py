@@ -61,6 +61,17 @@ class Declaration:
         except (ValueError, OverflowError):
             return QueuePolicy()
 
+    def delivery_limit(self, otherwise: int | None) -> int | None:
+        """How often a message may be delivered; None: no limit.
+
+        Arguments:
+            otherwise: what counts where it does not say, or nothing that can be.
+        """
+        limit = self.arguments.get("x-delivery-limit")
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            return otherwise
+        return None if limit < 0 else limit  # RabbitMQ's -1 is no limit
+
     @property
     def expires_ms(self) -> int | None:
         """Milliseconds without use after which the queue is deleted; None: never."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import ChannelError
+from greenconn.transport.virtual.declaration import Declaration
 from tests.unit.transport.leased.conftest import Opener
 from tests.unit.transport.leased.fake_store import World
 from tests.unit.transport.leased.test_putting import channel_to, publish
@@ -64,3 +65,13 @@ def test_an_answer_that_is_refused(connect: Opener, world: World, refused: int) 
     assert more is not None
     channel.connection.catch_up()
     assert world.bodies("q") == [str(refused).encode()]
+
+
+@pytest.mark.parametrize(
+    ("limit", "means"), [(3, 3), (0, 0), (-1, None), ("abc", 20), (None, 20), (True, 20)]
+)
+def test_a_delivery_limit_that_cannot_be_counts_for_nothing(
+    limit: object, means: int | None
+) -> None:
+    declared = Declaration(arguments={"x-delivery-limit": limit})
+    assert declared.delivery_limit(20) == means
