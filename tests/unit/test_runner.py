@@ -15,7 +15,7 @@ pytestmark = pytest.mark.programs
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = "tests/unit/planted_accidents.py"
-DEADLINE = 100.0
+DEADLINE = 170.0
 
 
 def run(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
