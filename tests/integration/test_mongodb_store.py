@@ -238,7 +238,12 @@ def test_next_life_gives_back_what_nobody_knows_of(
 def test_dead_messages_of_which_nobody_was_told(stores: Stores) -> None:
     store, other = stores(), stores()
     store.put([entry(lifetime=0.05)])
-    until(lambda: store._dead)
+
+    def sweep() -> bool:
+        store._sweep(True)
+        return bool(store._dead)
+
+    until(sweep)
     store.close()
     found: list[Claimed] = []
     until(lambda: claim_into(found, other))
