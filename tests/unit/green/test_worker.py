@@ -135,15 +135,15 @@ def test_close_finishes_what_waits() -> None:
 
 def test_fork_waits_until_the_gate_is_free(work: Work) -> None:
     """The child inherits no lock that the thread held."""
-    state = {"inside": False}
+    state = {"begun": False, "inside": False}
 
     def job() -> None:
-        state["inside"] = True
+        state["begun"] = state["inside"] = True
         sleep(0.05)
         state["inside"] = False
 
     caller = gevent.spawn(work.worker.call, job)
-    while not state["inside"]:
+    while not state["begun"]:  # it may be over before it is looked at
         gevent.sleep(0.001)
     assert holds_in_child(lambda: not state["inside"] and work.worker.gate.acquire(False))
     caller.get(timeout=10)
