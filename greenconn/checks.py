@@ -60,5 +60,5 @@ def check_callable(options: object, *names: str) -> None:
 
 
 def shown(options: object, name: str, value: object) -> str:
-    """Name an option and its value, for a message."""
-    return f"{type(options).__name__}.{name} is {value!r}"
+    """Name an option and its value, for a message: by the function that takes it, or by its class."""
+    return f"{getattr(options, 'given_to', type(options).__name__)}.{name} is {value!r}"

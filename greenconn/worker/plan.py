@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from greenconn.checks import check_callable, check_count, check_type, is_number, shown
 from greenconn.entity import Queue
@@ -31,6 +31,8 @@ BATCH_INTERVAL: Final = 1.0
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """A consumer's options; counts are messages."""
+
+    given_to: ClassVar[str] = "spawn_consumer"
 
     queues: tuple[QueueLike, ...]
     """Names, which are looked up, or queues, which are declared."""

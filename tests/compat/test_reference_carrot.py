@@ -441,6 +441,51 @@ def test_what_waits_is_discarded_all_or_by_a_filter(
             consumer.discard_all(lambda message: True)
 
 
+def test_a_consumer_may_wait_again(
+    broker: BrokerConnection, unique: str, names: dict[str, Any]
+) -> None:
+    got: list[Any] = []
+
+    def keep(body: Any, message: Any) -> None:
+        got.append(body)
+        message.ack()
+
+    with (
+        Consumer(broker, queue=unique, **names) as consumer,
+        Publisher(broker, **names) as publisher,
+    ):
+        consumer.register_callback(keep)
+        for number in range(3):
+            publisher.send(number)
+        with gevent.Timeout(30):
+            consumer.wait(limit=1)
+            consumer.wait(limit=1)
+            assert list(consumer.iterconsume(limit=1)) == [True]
+        assert got == [0, 1, 2]
+
+
+def test_a_set_may_consume_again(
+    broker: BrokerConnection, unique: str, names: dict[str, Any]
+) -> None:
+    got: list[Any] = []
+
+    def keep(body: Any, message: Any) -> None:
+        got.append(body)
+        message.ack()
+
+    with (
+        Consumer(broker, queue=unique, **names) as consumer,
+        Publisher(broker, **names) as publisher,
+        ConsumerSet(broker, consumers=[consumer]) as several,
+    ):
+        several.register_callback(keep)
+        with gevent.Timeout(30):
+            for number in range(3):
+                publisher.send(number)
+                assert list(several.iterconsume(limit=1)) == [True]
+        assert got == [0, 1, 2]
+
+
 def test_messages_can_be_rejected_and_requeued(
     broker: BrokerConnection, unique: str, names: dict[str, Any]
 ) -> None:

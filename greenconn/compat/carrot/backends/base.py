@@ -42,6 +42,8 @@ class BaseBackend:
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self.connection = connection
         self._channel: Any = None
+        #: Tags that consume on the channel.
+        self._consuming: set[str] = set()
 
     # What it is
 
@@ -69,6 +71,7 @@ class BaseBackend:
         """The channel; another one after its connection was lost.  May switch."""
         if self._channel is None or not self._channel.is_open:
             self._channel = self.connection.get_channel()
+            self._consuming.clear()
         return self._channel
 
     # Life
@@ -84,6 +87,7 @@ class BaseBackend:
     def close(self) -> None:
         """Close the channel.  May switch."""
         channel, self._channel = self._channel, None
+        self._consuming.clear()
         if channel is not None and channel.is_open:
             channel.close()
 
@@ -166,14 +170,18 @@ class BaseBackend:
         consumer_tag: str,
         nowait: bool = False,
     ) -> None:
-        """Begin to consume.  May switch."""
-        self.channel.basic_consume(
+        """Begin to consume; a second time changes nothing.  May switch."""
+        channel = self.channel
+        if consumer_tag in self._consuming:  # wait() and iterconsume() may be called again
+            return
+        channel.basic_consume(
             queue=queue,
             no_ack=no_ack,
             callback=callback,
             consumer_tag=consumer_tag,
             nowait=nowait,
         )
+        self._consuming.add(consumer_tag)
 
     def consume(self, limit: int | None = None) -> Iterator[bool]:
         """Yield True after each event that was handled, *limit* times at most.  May switch."""
@@ -183,6 +191,7 @@ class BaseBackend:
 
     def cancel(self, consumer_tag: str) -> None:
         """End a consumer.  May switch."""
+        self._consuming.discard(consumer_tag)
         if self._channel is not None and self._channel.is_open:
             self._channel.basic_cancel(consumer_tag)
 

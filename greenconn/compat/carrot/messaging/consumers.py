@@ -79,7 +79,8 @@ class ConsumerSet(Receiver):
                 consumer_tag=consumer.consumer_tag,
                 nowait=consumer is not self.consumers[-1],
             )
-            self._open_consumers.append(consumer.consumer_tag)
+            if consumer.consumer_tag not in self._open_consumers:
+                self._open_consumers.append(consumer.consumer_tag)
 
     def iterconsume(self, limit: int | None = None) -> Iterator[bool]:
         """Consume; yield True after each event that was handled, *limit* times at most."""
