@@ -299,8 +299,11 @@ class Storm:
         """What is left in the queues, if there is something for so long.  May switch."""
         end = monotonic() + timeout
         while True:
+            held = (
+                self.world.held()
+            )  # first: from there it may come into a queue, not the other way
             left = depths(self.world)
-            if not any(left.values()) or monotonic() > end:
+            if not (held or any(left.values())) or monotonic() > end:
                 return left
             gevent.sleep(0.2)
 

@@ -76,6 +76,13 @@ class World(Protocol):
         """What was declared shall outlive a kill.  May switch."""
         ...
 
+    def held(self) -> int:
+        """How many messages somebody holds who has not answered, as far as the broker tells.
+
+        What the dead hold is in no queue until their lease ends.  May switch.
+        """
+        ...
+
     def inject(self, fault: Fault) -> None:
         """Have a fault, to its end, except what the proxy does for a while.  May switch."""
         ...
@@ -140,6 +147,10 @@ class Proxied:
 
     def settle(self) -> None:
         """Each reply came after a write to the disk."""
+
+    def held(self) -> int:
+        """It does not tell."""
+        return 0
 
     def inject(self, fault: Fault) -> None:
         """Have a fault."""

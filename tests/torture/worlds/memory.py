@@ -38,6 +38,10 @@ class MemoryWorld:
     def settle(self) -> None:
         """There is no disk."""
 
+    def held(self) -> int:
+        """What the dead held is back with their end."""
+        return 0
+
     def inject(self, fault: Fault) -> None:
         """Have a fault."""
         if fault.kind is Kind.CUT:

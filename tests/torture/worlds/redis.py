@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import gevent
 
@@ -45,6 +46,10 @@ class RedisWorld(Proxied):
         """Lists."""
         return places_of([Queue(f"list-{number}") for number in (1, 2, 3, 4)])
 
+    def held(self) -> int:
+        """All of them."""
+        return int(self._command("HLEN", "unacked"))
+
     def memory_alarm(self, fault: Fault) -> None:
         """It takes nothing for want of memory, for a while."""
         self._command("CONFIG", "SET", "maxmemory", "1mb")
@@ -65,9 +70,9 @@ class RedisWorld(Proxied):
         finally:
             self._command("ACL", "SETUSER", "storm", "on", *ALL)
 
-    def _command(self, *words: str) -> None:
+    def _command(self, *words: str) -> Any:
         with Connection(self.direct_url) as connection:
-            connection.connection.call(pack(*words))
+            return connection.connection.call(pack(*words))
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class SqliteWorld:
     def settle(self) -> None:
         """Each write was a transaction."""
 
+    def held(self) -> int:
+        """It is not asked."""
+        return 0
+
     def inject(self, fault: Fault) -> None:
         """Have a fault."""
         if fault.kind is Kind.PAUSE:
