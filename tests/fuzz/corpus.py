@@ -344,6 +344,7 @@ URLS: Final = [
     "redis+socket://u:s3cr3tw0rd@h/x",
     "redis://u:s3cr3tw0rd@h/notanumber",
     "amqp://u:s3cr3tw0rd@h\0/",
+    "amqp:///:s3cr3tw0rd@ ",  # a virtual host of that name
     "\ud800://u:s3cr3tw0rd@h",
     "amqp://u:s3cr3tw0rd@h//" + "x" * 10_000,
 ]

@@ -469,7 +469,7 @@ def _has_password(url: str) -> bool:
     if f":{_SECRET}@" not in url or url.count(_SECRET) > 1:
         return False
     try:
-        return url_to_parts(url).password == _SECRET
+        return url_to_parts(url.strip()).password == _SECRET  # as Connection takes it
     except ValueError:
         return True
 
