@@ -33,6 +33,8 @@ class Connection(Shortcuts, Persistent):
         Connection("amqp://one;amqp://two", failover_strategy="shuffle")
         Connection("redis://", transport_options={"visibility_timeout": 3600})
 
+    All greenlets of a thread may share one: use it, drain it, close it.
+
     When the connection is lost it comes back: at once, in the background, if consumers run on it,
     else with the next use.  That goes on until :meth:`close`.  Using a closed connection explicitly
     (:meth:`connect`, :meth:`channel`, :attr:`default_channel`, :meth:`ensure_connection`) opens it

@@ -32,6 +32,7 @@ __all__ = ["Consumer"]
 class Consumer(Receiver):
     """Receives messages and calls callbacks, in the greenlet that drains the connection.
 
+    Any greenlet may consume, cancel, add queues or drain; each message goes to one that drains.
     After the connection was lost its session restores the consumer with the same tags; where there
     is no session, :meth:`revive` does.
 

@@ -24,7 +24,9 @@ logger = logging.getLogger("greenconn.resource")
 
 
 class Resource:
-    """Resources that are made by a subclass and used by one greenlet at a time.
+    """Resources that are made by a subclass and lent to one holder at a time.
+
+    Any number of greenlets may acquire; they are served in the order in which they came.
 
     :meth:`acquire` lends a facade over a resource that the pool keeps: it has the resource's class and
     equality, and it ends when it is given back, by ``release()``, the end of a ``with`` block, or

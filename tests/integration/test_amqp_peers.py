@@ -581,6 +581,28 @@ def test_deliveries_to_a_killed_consumer_go_back_and_it_is_cancelled(
     assert not channel._ledger.outstanding
 
 
+def test_a_timeout_of_the_user_amid_a_frame_loses_no_byte(link: AmqpLink, end: BrokerEnd) -> None:
+    channel, stream = link.channel(), link.stream
+    assert stream is not None
+    got: list[Any] = []
+    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=got.append)
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    consuming.get(timeout=WAIT)
+    data = method_frame(1, spec.Basic.Deliver, "sLbss", "tag", 1, False, "", "q")
+    data += content(1, b"whole")
+    for start in range(0, len(data), 5):
+        received = stream.received_at
+        end.send(data[start : start + 5])
+        until(lambda received=received: stream.received_at > received)  # type: ignore[misc]
+        with gevent.Timeout(0.001, False):  # type: ignore[arg-type]  # gevent takes it
+            while not got:
+                link.drain(Deadline())
+    drain(link, lambda: got)
+    assert [each.body for each in got] == [b"whole"]
+    assert link.is_open
+
+
 def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
     link: AmqpLink, end: BrokerEnd
 ) -> None:

@@ -21,6 +21,8 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.messaging import Producer
+from greenconn.transport.redis import waking
+from greenconn.transport.redis.feed import FeedState
 from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
 from tests.integration.contract import SOON
@@ -362,6 +364,54 @@ def test_silent_server(redis_with: RedisFactory) -> None:
         assert isinstance(caught.value, connection.recoverable_connection_errors)
         server.resume()
         producer.publish("z", routing_key="q")
+
+
+@pytest.mark.parametrize("resp", [3, 2])
+def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, resp: int) -> None:
+    """The time for an answer is not one for the next message, and what is idle is kept alive."""
+    server = redis_with(*(("--rename-command", "HELLO", "") if resp == 2 else ()))
+    options = {"socket_timeout": 0.5, "health_check_interval": 0.1, "polling_interval": 0.05}
+    got: list[Any] = []
+    exchange = greenconn.Exchange("fx", "fanout")
+    with Connection(server.url, transport_options=options) as connection:
+        consumers = [
+            greenconn.spawn_consumer(
+                queue, lambda body, message: got.append(body), connection=connection
+            )
+            for queue in (greenconn.Queue("f", exchange), "plain")
+        ]
+        assert all(consumer.wait_ready(SOON) for consumer in consumers)
+        listening = connection.connection.fanout.pipeline
+        gevent.sleep(1.5)
+        assert connection.session.generation == 1
+        assert connection.connection.fanout.pipeline is listening
+        Producer(connection, exchange).publish("told")
+        greenconn.publish("plain", "queued", connection=connection)
+        wait_until(lambda: len(got) == 2)
+        assert all(consumer.stop(SOON) for consumer in consumers)
+    assert sorted(got) == ["queued", "told"]
+
+
+def test_what_no_push_tells_of_is_found(
+    redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waking, "SAFETY", (0.1, 0.1))
+    monkeypatch.setattr(waking.Waking, "invalidated", lambda self, keys: None)
+    got: list[Any] = []
+    with Connection(redis_url) as connection, Connection(redis_url) as other:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        feed = connection.connection.feeds[unique]
+        for number in range(3):
+            wait_until(lambda: feed.state is FeedState.ARMED)
+            greenconn.publish(unique, number, connection=other)
+            wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+        assert connection.connection.waking.found >= 3
+        assert consumer.stop(SOON)
+        other.default_channel.queue_delete(unique)
+    assert got == [0, 1, 2]
 
 
 def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:

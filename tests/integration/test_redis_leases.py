@@ -9,7 +9,9 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import pipeline
+from greenconn.transport.redis.feed import FeedState
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import RespParser, pack
@@ -70,6 +72,34 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     wait_until(lambda: alive.sweeper.restored == 3)
 
 
+def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
+    opened: Callable[..., RedisLink],
+) -> None:
+    dead, alive = opened(), opened()
+    channel = filled(dead, 1)
+    store = Store()
+    channel.basic_consume("q", sink=store)
+    wait_until(lambda: store)
+    dead.pipeline.stream.close()  # as if it had been killed
+    dead.collect()
+    busy = alive.transport.create_channel(alive)
+    seen: set[str] = set()
+
+    def go_on(message: Any) -> None:
+        seen.add(message.body)
+        message.ack()
+        if message.body == "next":
+            busy.basic_publish(busy.prepare_message("next"), "", "q")
+
+    busy.basic_consume("q", callback=go_on)
+    busy.basic_publish(busy.prepare_message("next"), "", "q")
+    with gevent.Timeout(30 * LEASE):
+        while "0" not in seen:
+            alive.drain(Deadline())
+    assert seen == {"next", "0"}
+    busy.close()
+
+
 def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> None:
     slow, other = opened(), opened()
     channel = filled(slow, 1)
@@ -115,6 +145,26 @@ def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None
     wait_until(lambda: len(store) == 3)
     first.close()
     other = second.transport.create_channel(second)
+    found = [other.basic_get("q") for _ in range(3)]
+    assert [each and each.body for each in found] == ["0", "1", "2"]
+
+
+def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
+    opened: Callable[..., RedisLink],
+) -> None:
+    first, second = opened(lease=60.0), opened(lease=60.0)
+    channel = filled(first, 0)
+    store = Store()
+    channel.basic_consume("q", sink=store)
+    feed = first.feeds["q"]
+    wait_until(lambda: feed.state is FeedState.ARMED)
+    other = second.transport.create_channel(second)
+    first.waking.stop()  # nothing is told of what comes now
+    for number in range(3):
+        other.basic_publish(other.prepare_message(str(number)), "", "q")
+    feed.hint()
+    assert feed.state is FeedState.CLAIMING
+    first.close()
     found = [other.basic_get("q") for _ in range(3)]
     assert [each and each.body for each in found] == ["0", "1", "2"]
 

@@ -16,6 +16,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.publishing import publish
+from tests.fix_relay import Relay
 
 DEADLINE = 50.0
 
@@ -211,6 +212,85 @@ def test_random_answers_and_kills_over_shared_channels_agree_with_the_broker(
     assert all(times == 1 for times in gone.values())
     assert all(times == 1 for times in left.values())
     assert sorted([*gone, *left]) == list(range(count))
+
+
+def test_all_may_be_done_on_a_connection_that_another_greenlet_drains(
+    connection: Connection, queue: Queue, unique: str, long: bool
+) -> None:
+    """Opening channels, publishing, and adding consumers is for everybody."""
+    each = 2_000 if long else 100
+    got = Counter[int]()
+    complete = Event()
+    added = Queue(f"{unique}-added", expires=300)
+
+    def callback(body: Any, message: Any) -> None:
+        message.ack()
+        got[body] += 1
+        if len(got) == 3 * each:
+            complete.set()
+
+    def drain() -> None:
+        while True:
+            connection.drain_events()
+
+    def send(first: int, name: str) -> None:
+        with connection.channel() as channel:
+            producer = connection.Producer(channel)
+            for number in range(first, first + each):
+                producer.publish(number, routing_key=name)
+
+    with connection.Consumer([queue], callbacks=[callback], prefetch_count=10) as consumer:
+        drainer = gevent.spawn(drain)
+        senders = [gevent.spawn(send, first * each, queue.name) for first in range(2)]
+        consumer.add_queue(added)
+        consumer.consume()
+        senders.append(gevent.spawn(send, 2 * each, added.name))
+        gevent.joinall(senders, timeout=DEADLINE, raise_error=True)
+        assert complete.wait(DEADLINE)
+        consumer.cancel_by_queue(added.name)
+        drainer.kill()
+    added(connection.default_channel).delete()
+    assert got == Counter(range(3 * each))
+
+
+def test_large_bodies_over_a_slow_line_stay_whole(
+    relay: Relay, amqp_url: str, unique: str, long: bool
+) -> None:
+    """Two channels and a shared one, a socket that is full all the time, and somebody is killed."""
+    each = 60 if long else 6
+    sizes = (100_000, 1_000_000)
+    relay.rate = 50e6
+    with Connection(relay.url) as connection, Connection(amqp_url) as other:
+        queue = Queue(unique, expires=300)(other.default_channel)
+        queue.declare()
+        channels = [connection.channel() for _ in range(2)]
+
+        def send(sender: int) -> None:
+            producer = connection.Producer(channels[sender % 2])
+            for number in range(each):
+                body = bytes([sender + 1]) * sizes[number % 2]
+                producer.publish(body, routing_key=unique, headers={"sender": sender})
+
+        senders = [gevent.spawn(send, sender) for sender in range(4)]
+        killed = senders.pop()
+        while connection.connection.writer.pending < 1 << 16 and not killed.ready():
+            gevent.sleep(0.001)
+        killed.kill()
+        gevent.joinall(senders, timeout=DEADLINE, raise_error=True)
+        relay.rate = None
+        got = Counter[int]()
+        with Connection(amqp_url) as reader, gevent.Timeout(DEADLINE):
+            while min(got[sender] for sender in range(3)) < each:
+                message = reader.default_channel.basic_get(unique, no_ack=True)
+                if message is None:
+                    gevent.sleep(0.01)
+                    continue
+                sender = message.headers["sender"]
+                assert len(message.body) in sizes
+                assert set(message.body) == {sender + 1}
+                got[sender] += 1
+        queue.delete()
+    assert got[3] <= each
 
 
 def test_many_publish_well_while_two_are_refused(amqp_url: str, unique: str) -> None:
