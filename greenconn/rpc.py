@@ -38,7 +38,7 @@ from greenconn.publishing.letter import TRANSIENT, Letter, Stationery
 from greenconn.publishing.line import Line
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
-from greenconn.worker import ConsumerGreenlet, spawn_consumer
+from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 
 __all__ = ["call", "spawn_server"]
 
@@ -163,7 +163,7 @@ class _Server:
             logger.exception("an rpc function failed")
             self._reply_error(message, exc)
             return
-        except Timeout as exc:
+        except (Timeout, Interrupted) as exc:
             self._reply_error(message, exc)
             raise
         try:

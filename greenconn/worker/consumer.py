@@ -141,6 +141,21 @@ class ConsumerGreenlet(_Greenlet):
                 return False
         return conductor.is_pausing and conductor.is_withdrawn and not self.ready()
 
+    def interrupt(self, message_id: str) -> bool:
+        """Interrupt the handler of one message.  Never switches.
+
+        :class:`~greenconn.worker.Interrupted`, which is no ``Exception``, is raised where the handler
+        waits.  That is a failure without a retry: ``on_error`` decides what becomes of the message
+        (of the whole batch, with ``batch_size``).
+
+        Arguments:
+            message_id: what it was published with.
+
+        Returns:
+            False: no handler of it runs here.
+        """
+        return self.conductor.line.interrupt_one(message_id)
+
     def resume(self) -> None:
         """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
         self.conductor.resume()

@@ -14,6 +14,7 @@ from greenconn.green.duty import DUTY
 from greenconn.green.supervisor import spawn
 from greenconn.options import Retry
 from greenconn.worker.batch import Batch
+from greenconn.worker.line import Interrupted
 from greenconn.worker.plan import Plan
 
 __all__ = ["BatchHandling", "Handling"]
@@ -21,7 +22,7 @@ __all__ = ["BatchHandling", "Handling"]
 logger = logging.getLogger("greenconn.worker")
 
 #: What a handler may raise and go on living; everything else is meant for the greenlet.
-FAILURES: Final = (Exception, Timeout)
+FAILURES: Final = (Exception, Timeout, Interrupted)
 
 
 class Handling:
@@ -139,7 +140,7 @@ class Handling:
             self._delays.pop(message, None)
             self._log_failure(message, exc, "the message needs no answer any more")
             return
-        delay = self._next_delay(message)
+        delay = self._next_delay(message, exc)
         if delay is None:
             self._log_failure(message, exc, f"on_error is {self._on_error!r}")
             self._give_up(message, exc)
@@ -154,9 +155,10 @@ class Handling:
         """Whether it was not answered and can be: with its channel gone it comes again by itself."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
-    def _next_delay(self, load: Any) -> float | None:
+    def _next_delay(self, load: Any, exc: BaseException) -> float | None:
         """Seconds until *load* is handled again; None if it is not."""
-        if self._retry is None:
+        if self._retry is None or isinstance(exc, Interrupted):
+            self._delays.pop(load, None)
             return None
         delays = self._delays.get(load)
         if delays is None:
@@ -345,7 +347,7 @@ class BatchHandling(Handling):
         if not batch.messages:
             self._log_failure(first, exc, "its messages need no answer any more")
             return
-        delay = self._next_delay(batch)
+        delay = self._next_delay(batch, exc)
         if delay is None:
             self._log_failure(first, exc, f"on_error is {self._on_error!r}")
             for message in batch.messages:
@@ -357,8 +359,8 @@ class BatchHandling(Handling):
             self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)
             self._again(batch, delay)
 
-    def _next_delay(self, load: Batch) -> float | None:
-        if self._retry is None:
+    def _next_delay(self, load: Batch, exc: BaseException) -> float | None:
+        if self._retry is None or isinstance(exc, Interrupted):
             return None
         if load.delays is None:
             load.delays = self._retry.delays()

@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any, Final
 
-from gevent import get_hub
+from gevent import GreenletExit, get_hub
 
 from greenconn.worker.pool import Worker, WorkerPool
 
-__all__ = ["Line"]
+__all__ = ["Interrupted", "Line"]
 
 #: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.
 STREAK: Final = 16
 PACE: Final = 0.005
+
+
+class Interrupted(GreenletExit):
+    """Raised in a handler whose message the program has cancelled."""
 
 
 class Line:
@@ -158,6 +162,17 @@ class Line:
         for worker in list(self._workers):
             worker.interrupt()
 
+    def interrupt_one(self, message_id: str) -> bool:
+        """Interrupt the handler of a message; False when none runs.  Never switches."""
+        for worker in self._workers:
+            load = worker.load
+            if load is not None and any(
+                each.properties.get("message_id") == message_id for each in self._messages_of(load)
+            ):
+                get_hub().loop.run_callback(_strike, worker, load, message_id)
+                return True
+        return False
+
     # Handling again
 
     def put_again(self, load: Any, delay: float) -> None:
@@ -223,3 +238,9 @@ class Line:
         self.inbox.clear()
         self._workers = set()
         self._is_called = False
+
+
+def _strike(worker: Worker, load: Any, message_id: str) -> None:
+    # In the hub, where it is certain that the handler still runs: the next one is not meant.
+    if worker.load is load:
+        worker.greenlet.throw(Interrupted(f"message {message_id!r} was cancelled"))

@@ -227,6 +227,21 @@ def test_a_function_that_takes_too_long(serve: Serve, connection: Connection, un
         rpc.call(unique, 1, connection=connection)
 
 
+def test_a_function_that_is_interrupted(serve: Serve, connection: Connection, unique: str) -> None:
+    begun = Event()
+
+    def wait(body: Any) -> None:
+        begun.set()
+        Event().wait()
+
+    server = serve(wait)
+    calling = gevent.spawn(rpc.call, unique, 1, connection=connection, message_id="one")
+    assert begun.wait(WAIT)
+    assert server.interrupt("one")
+    with pytest.raises(RemoteError, match="'one' was cancelled"):
+        calling.get(timeout=WAIT)
+
+
 def test_replies_of_other_serializers_must_be_accepted(
     serve: Serve, connection: Connection, unique: str
 ) -> None:

@@ -142,6 +142,25 @@ def test_a_batch_is_retried_as_one(connection: Connection, desk: Desk, batches: 
     assert desk.ready("q") == 0
 
 
+def test_a_batch_is_interrupted_as_one(connection: Connection, desk: Desk) -> None:
+    begun = Event()
+
+    def handler(bodies: list[Any], messages: list[Any]) -> None:
+        begun.set()
+        Event().wait()
+
+    for number in range(4):
+        desk.connection.Producer().publish(number, routing_key="q", message_id=f"m{number}")
+    consumer = spawn_consumer(
+        "q", handler, connection=connection, batch_size=4, retry=Retry(delay=60.0)
+    )
+    assert begun.wait(CAME)
+    assert consumer.interrupt("m2")
+    until(lambda: desk.ready("dead") == 4)
+    stats = consumer.stats()
+    assert (stats["failed"], stats["rejected"], stats["retried"]) == (4, 4, 0)
+
+
 def test_what_a_handler_answered_leaves_its_batch(connection: Connection, desk: Desk) -> None:
     calls: list[list[Any]] = []
 

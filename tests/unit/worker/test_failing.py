@@ -15,7 +15,7 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.exceptions import ContentDisallowed, DecodeError
 from greenconn.options import Retry
-from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
+from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
 from tests.fix_leaks import HubErrors
 from tests.unit.worker.conftest import CAME, Desk, Seen, until
 
@@ -286,6 +286,89 @@ def test_a_handler_that_takes_too_long(
     record = next(each for each in failures if each.exc_info)
     assert record.exc_info is not None
     assert "0.02 seconds" in str(record.exc_info[1])
+
+
+def send(desk: Desk, *names: str) -> None:
+    """Publish messages whose id is their body."""
+    for name in names:
+        desk.connection.Producer().publish(name, routing_key="q", message_id=name)
+
+
+def test_one_handler_is_interrupted_by_the_id_of_its_message(
+    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+) -> None:
+    seen.gate.clear()
+    send(desk, "x", "y", "z")
+    consumer = spawn_consumer(
+        "q", seen, connection=connection, concurrency=2, retry=Retry(tries=3, delay=60.0)
+    )
+    seen.wait(2)
+    assert not consumer.interrupt("z")  # no handler has begun it
+    assert not consumer.interrupt("unknown")
+    assert consumer.interrupt("y")
+    seen.wait(3)
+    seen.gate.set()
+    count(consumer, handled=2, failed=1, rejected=1, retried=0, requeued=0)
+    assert desk.get("dead") == "y"
+    assert sorted(seen.done) == ["x", "z"]
+    assert of(failures, "on_error is 'reject'")
+    assert not consumer.interrupt("x")  # it has ended
+
+
+def test_an_interrupted_handler_cannot_take_it_for_an_error(
+    connection: Connection, desk: Desk, seen: Seen
+) -> None:
+    """And it is not retried, although it was before; the program decides."""
+    judged: list[BaseException] = []
+    tries: list[Any] = []
+    cleaned = Event()
+
+    def handler(body: Any, message: Any) -> None:
+        tries.append(body)
+        if len(tries) == 1:
+            raise Boom
+        try:
+            Event().wait()
+        except Exception:
+            raise AssertionError("it is no error") from None
+        finally:
+            cleaned.set()
+
+    send(desk, "x")
+    consumer = spawn_consumer(
+        "q",
+        handler,
+        connection=connection,
+        retry=Retry(tries=5, delay=0.001),
+        on_error=lambda message, exc: judged.append(exc),
+    )
+    until(lambda: len(tries) == 2)
+    assert consumer.interrupt("x")
+    assert cleaned.wait(CAME)
+    count(consumer, failed=2, retried=1, rejected=1)
+    assert isinstance(judged[0], Interrupted)
+    assert "'x'" in str(judged[0])
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_an_interrupt_that_comes_too_late_hits_no_other_message(
+    connection: Connection, desk: Desk, concurrency: int
+) -> None:
+    """The handler ends in the turn in which it is to be interrupted; its greenlet goes on at once."""
+    done: list[Any] = []
+    consumers: list[ConsumerGreenlet] = []
+
+    def handler(body: Any, message: Any) -> None:
+        if body == "x":
+            assert consumers[0].interrupt("x")  # it takes effect when the hub turns
+        else:
+            gevent.sleep(0.001)
+        done.append(body)
+
+    send(desk, "x", "y", "z")
+    consumers.append(spawn_consumer("q", handler, connection=connection, concurrency=concurrency))
+    count(consumers[0], handled=3, failed=0)
+    assert sorted(done) == ["x", "y", "z"]
 
 
 def test_a_timeout_that_a_handler_left_running_ends_nothing(
