@@ -45,6 +45,9 @@ class ConnectionHealth:
     lost: str | None
     """Why the connection is gone, until there is another."""
 
+    lives: int
+    """How often it was opened: 1 more after each loss."""
+
     @property
     def is_ready(self) -> bool:
         """Whether a message may be published now, or the next use will open the connection."""
@@ -149,6 +152,7 @@ def _of_session(session: Session) -> ConnectionHealth:
         state=session.state.value,
         blocked=getattr(gate, "blocked", None),
         lost=None if session.lost is None else f"{type(session.lost).__name__}: {session.lost}",
+        lives=session.generation,
     )
 
 
