@@ -228,13 +228,16 @@ class Producer:
     ) -> Any:
         """Publish a message.  May switch.
 
+        It returns when the message is on its way, where a dying broker may lose it.  With the transport
+        option ``confirm_publish`` it returns when the broker has it: at least once, with *retry*.
+
         Arguments:
             body: what the serializer takes; with *content_type* text or bytes, sent as they are.
             routing_key: None is the producer's.
             delivery_mode: 1 or ``transient``, 2 or ``persistent``; None is the exchange's.
             mandatory: the broker returns it when no queue takes it.
             immediate: RabbitMQ does not know it any more.
-            priority: 0 is the lowest.
+            priority: 0 is the lowest (on Redis it is served first).
             content_type: of a body that is serialised already.
             content_encoding: its character set.
             serializer, compression: names; None is the producer's.
