@@ -33,8 +33,8 @@ from greenconn.worker import roster
 
 __all__ = ["HubError", "HubErrors"]
 
-#: Seconds that an orderly end may take after the test's own end.
-SETTLE = 2.0
+#: Seconds that an orderly end may take after the test's own end; who leaves nothing waits for nothing.
+SETTLE = float(os.environ.get("GREENCONN_TEST_SETTLE", "10"))
 STEP = 0.01
 TASKS = Path("/proc/self/task")
 

@@ -53,6 +53,20 @@ def swept(store: CouchStore) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
+def test_who_was_taken_for_dead_claims_in_a_new_name(couchdb_new_url: str) -> None:
+    """A process that was stopped: what it claims when it goes on is its own."""
+    with store_at(couchdb_new_url, **SILENT) as silent, store_at(couchdb_new_url) as other:
+        silent.make_queue("q", PLAIN)
+        silent.put([entry("q", "a")])
+        [held] = silent.claim({"q": 1}, 0)
+        swept(other)
+        [again] = silent.claim({"q": 1}, 0)
+        assert silent.renew([held.handle, again.handle]) == [held.handle]
+        silent.settle([Answer(again.handle, Settlement.DONE)])
+        assert silent.size("q") == 0
+
+
+@pytest.mark.usefixtures("hurried")
 def test_who_comes_too_late_to_sweep_changes_nothing(couchdb_new_url: str) -> None:
     """pouchdb-server ends when a revision comes once more after its document has gone."""
     with (

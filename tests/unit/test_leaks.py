@@ -55,6 +55,7 @@ def outcomes(patched: bool, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     program = ["-m", "gevent.monkey", "--module", "pytest"] if patched else ["-m", "pytest"]
     options = [f"--junit-xml={report}", "-p", "no:cacheprovider", "-q"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GREENCONN_TEST_")}
+    environment["GREENCONN_TEST_SETTLE"] = "1"
     done = subprocess.run(
         [sys.executable, *program, *options, str(FOLDER / PLANTED)],
         cwd=FOLDER.parent.parent,

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Final
 
 from gevent import sleep
+from gevent.lock import BoundedSemaphore
 
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import released
@@ -47,6 +48,8 @@ class Owners:
         self.token = ""
         self._revision = ""
         self._beat_at = 0.0
+        #: One sign of life at a time; who waits for it acts under the token that comes of it.
+        self._beating = BoundedSemaphore()
         #: Id of another's document -> its revision, and since when it has that.
         self._seen: dict[str, tuple[str, float]] = {}
 
@@ -70,25 +73,39 @@ class Owners:
         """Everything was given back: nobody need wait for this link.  May switch."""
         self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
 
-    def beat(self) -> bool:
+    def beat(self) -> None:
         """Give a sign of life.  May switch.
 
-        Returns:
-            False: this link was taken for dead, and what it held was given back.
+        Where this link was taken for dead, what it held was given back, and it has another token.
         """
-        now = self._clock()
-        if now - self._beat_at > 2 / 3 * self._lease:
+        with self._beating:
+            self._beat()
+
+    def wake_up(self) -> None:
+        """Before something is claimed: give a sign of life if none was given for long.  May switch.
+
+        A process that was stopped would claim in the name of the dead.
+        """
+        with self._beating:
+            if self._is_late:
+                self._beat()
+
+    @property
+    def _is_late(self) -> bool:
+        return self._clock() - self._beat_at > 2 / 3 * self._lease
+
+    def _beat(self) -> None:
+        if self._is_late:
             self.note_gap()  # this process was stopped: it has not heard the others either
-        self._beat_at = now
+        self._beat_at = self._clock()
         if self._renew():
-            return True
+            return
         found = self._api.get(self._id)
         if found is not None and "swept" not in found:
             self._revision = found["_rev"]  # the answer to an earlier one was lost
             if self._renew():
-                return True
+                return
         self.begin()
-        return False
 
     def _renew(self) -> bool:
         revision = self._api.put({"_id": self._id, "_rev": self._revision})

@@ -316,6 +316,7 @@ class CouchStore(Store):
         return outcomes
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        self._owners.wake_up()
         self._adoption.adopt(self._owners.token)
         return self._claims.claim(wanted)
 
