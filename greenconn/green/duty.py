@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from logging import Logger
 from time import monotonic
 from typing import Any, Final
 
-__all__ = ["DUTY", "Duty", "name_of"]
+from greenconn.green.supervisor import spawn
+
+__all__ = ["DUTY", "Duty", "name_of", "tell_blocked"]
 
 #: Changes that are remembered: as many as may follow a block before the hub's timers run.
 REMEMBERED: Final = 64
@@ -68,6 +71,27 @@ class Duty:
 
 #: That of this process.
 DUTY: Final = Duty()
+
+
+def tell_blocked(logger: Logger, where: str, lag: float, interval: float) -> None:
+    """Have it logged that the hub was blocked, and in which handler.  In the hub; never switches.
+
+    Arguments:
+        where: the broker's URL with the password masked.
+        lag: seconds by which a tick came late.
+        interval: of its ticker.
+    """
+    now = monotonic()
+    handler = DUTY.name_within(now - lag - interval, now)
+    spawn(
+        "log",
+        logger.warning,
+        "the hub was blocked for %.1f s, %s could not be served; %s: let long computations yield, or "
+        "run them in a thread pool",
+        lag,
+        where,
+        f"the last handler called was {handler}" if handler else "no handler was called",
+    )
 
 
 def name_of(function: Any) -> str:

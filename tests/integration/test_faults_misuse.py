@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -400,6 +401,33 @@ def test_a_blocked_hub_is_told_of_by_name_and_survived(
     assert "the hub was blocked for 1." in caplog.text
     name = "whole" if how == "on_message" else "compute"
     assert re.search(rf"the last handler called was \S*\b{name}:", caplog.text)
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+def test_a_blocked_hub_is_told_of_where_messages_are_leased(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    unique: str,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    """A lease that is not renewed ends: nobody should have to guess why messages come twice."""
+    url = f"sqlite:///{tmp_path}/mail.db"
+    if kind == "redis":
+        url = request.getfixturevalue("redis_url")
+
+    def hog(body: Any, message: Any) -> None:
+        native_sleep(0.5)
+
+    with Connection(url, transport_options={"lease": 0.6}) as connection:
+        consumer = spawn_consumer(unique, hog, connection=connection)
+        assert consumer.wait_ready(SOON)
+        publish(unique, "x", connection=connection)
+        told = r"the hub was blocked for .*; the last handler called was \S*\bhog:"
+        until(lambda: re.search(told, caplog.text), SOON)
+        until(lambda: consumer.stats()["handled"], SOON)
+        assert consumer.stop(SOON)
+        connection.default_channel.queue_delete(unique)
 
 
 # A peer that takes nothing, a broker that blocks

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
-from greenconn.green.duty import DUTY
+from greenconn.green.duty import tell_blocked
 from greenconn.green.stream import Stream
-from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame
 from greenconn.wire.heartbeat import Heartbeat, Verdict
@@ -79,8 +78,7 @@ class Pulse:
             clockwork.note_received(stream.received_at)
         verdict = clockwork.tick(now, lag)
         if lag > clockwork.interval:
-            handler = DUTY.name_within(now - lag - clockwork.tick_interval, now)
-            spawn("log", self._tell_blocked, lag, handler)
+            tell_blocked(logger, self._where, lag, clockwork.tick_interval)
         if Verdict.SEND in verdict and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
         if Verdict.DEAD in verdict:
@@ -90,15 +88,6 @@ class Pulse:
                     f"the heartbeat is {clockwork.interval:g} s"
                 )
             )
-
-    def _tell_blocked(self, lag: float, handler: str | None) -> None:
-        logger.warning(
-            "the hub was blocked for %.1f s, %s could not be served; %s: let long computations "
-            "yield, or run them in a thread pool",
-            lag,
-            self._where,
-            f"the last handler called was {handler}" if handler else "no handler was called",
-        )
 
 
 def _is_over(exc: BaseException) -> None:

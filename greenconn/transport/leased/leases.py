@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.green.duty import tell_blocked
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 
@@ -58,6 +59,10 @@ class Leases:
 
     def _tick(self, lag: float) -> None:
         # In the hub.
+        assert self._ticker is not None
+        interval = self._ticker.interval
+        if lag > interval:
+            tell_blocked(logger, self._link.where, lag, interval)
         if self._greenlet is None:
             self._greenlet = spawn("renew", self._renew)
 

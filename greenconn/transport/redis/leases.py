@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.duty import tell_blocked
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -151,6 +152,8 @@ class Lease:
 
     def _tick(self, lag: float) -> None:
         # In the hub.
+        if lag > self.interval:
+            tell_blocked(logger, self._link.where, lag, self.interval)
         fields = [each.delivery_tag for each in self._link.held() if each.is_held]
         for start in range(0, max(len(fields), 1), RENEWALS):
             self._link.pipeline.post(
