@@ -66,11 +66,11 @@ class Relay:
     def ends(self) -> int:
         """How many connections to here are open, or being opened, at the clients' end."""
         port = f":{self.server.port:04X}"
-        with (
-            TABLE.open() as table
-        ):  # row by row: a busy machine has thousands, and a soak looks at memory
+        # Row by row: a busy machine has thousands, and a soak looks at memory.
+        with TABLE.open() as table:
             rows = (row.split(maxsplit=4) for row in table if port in row)
-            return sum(row[2].endswith(port) and row[3] in ("01", "02") for row in rows)
+            # By their own addresses: the kernel may show one twice, since others come and go meanwhile.
+            return len({row[1] for row in rows if row[2].endswith(port) and row[3] in ("01", "02")})
 
     def cut(self) -> None:
         """End all connections.  May switch."""
