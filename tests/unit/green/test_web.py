@@ -555,14 +555,18 @@ def test_lines_that_nobody_takes_stop_the_server(server: Start, web: Make) -> No
 
 
 def test_a_line_has_a_limit(server: Start, web: Make) -> None:
+    is_read = Event()
+
     def flood(client: socket.socket, request: bytes) -> None:
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\none\n")
+        assert is_read.wait(WAIT)
         while True:
             client.sendall(b"x" * 1000)
 
     peer = server(flood)
     with lines(web(peer), limit=100_000) as feed:
         assert feed.line(Deadline(WAIT)) == b"one"
+        is_read.set()
         with pytest.raises(OSError, match="a line above 100000 bytes"):
             feed.line(Deadline(WAIT))
     assert gone(peer)
