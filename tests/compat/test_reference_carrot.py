@@ -445,16 +445,11 @@ def test_a_consumer_may_wait_again(
     broker: BrokerConnection, unique: str, names: dict[str, Any]
 ) -> None:
     got: list[Any] = []
-
-    def keep(body: Any, message: Any) -> None:
-        got.append(body)
-        message.ack()
-
     with (
         Consumer(broker, queue=unique, **names) as consumer,
         Publisher(broker, **names) as publisher,
     ):
-        consumer.register_callback(keep)
+        consumer.register_callback(keeper(got))
         for number in range(3):
             publisher.send(number)
         with gevent.Timeout(30):
@@ -468,17 +463,12 @@ def test_a_set_may_consume_again(
     broker: BrokerConnection, unique: str, names: dict[str, Any]
 ) -> None:
     got: list[Any] = []
-
-    def keep(body: Any, message: Any) -> None:
-        got.append(body)
-        message.ack()
-
     with (
         Consumer(broker, queue=unique, **names) as consumer,
         Publisher(broker, **names) as publisher,
         ConsumerSet(broker, consumers=[consumer]) as several,
     ):
-        several.register_callback(keep)
+        several.register_callback(keeper(got))
         with gevent.Timeout(30):
             for number in range(3):
                 publisher.send(number)

@@ -272,7 +272,9 @@ class LeasedLink(SharingLink):
         feed = self.feeds.get(queue)
         if feed is None:
             key = queue if self.store.claims_each_queue else ""
-            claimer = self._claimers.setdefault(key, Claimer(self))
+            claimer = self._claimers.get(key)
+            if claimer is None:
+                claimer = self._claimers[key] = Claimer(self)
             feed = self.feeds[queue] = Feed(self, queue, claimer)
         return feed
 

@@ -93,9 +93,8 @@ class Sweeper:
         try:
             return bool(link.call(lock, what="sweeping") == b"OK")
         except OutOfMemoryError:
-            return (
-                True  # what it gives back is what makes room, and several may look as well as one
-            )
+            # What it gives back is what makes room, and several may look as well as one.
+            return True
 
     def look(self) -> int:
         """Give back what is due, and return how many messages that were.  May switch."""

@@ -38,7 +38,7 @@ class ConsumerSet(Receiver):
         self.callbacks = callbacks or []
         self.auto_ack = options.get("auto_ack", self.auto_ack)
         self.backend = connection.create_backend()
-        self._open_consumers: list[str] = []
+        self._open_consumers: set[str] = set()
         for consumer in consumers or ():
             self.add_consumer(consumer)
         for queue, arguments in self.from_dict.items():
@@ -79,8 +79,7 @@ class ConsumerSet(Receiver):
                 consumer_tag=consumer.consumer_tag,
                 nowait=consumer is not self.consumers[-1],
             )
-            if consumer.consumer_tag not in self._open_consumers:
-                self._open_consumers.append(consumer.consumer_tag)
+            self._open_consumers.add(consumer.consumer_tag)
 
     def iterconsume(self, limit: int | None = None) -> Iterator[bool]:
         """Consume; yield True after each event that was handled, *limit* times at most."""
@@ -94,7 +93,7 @@ class ConsumerSet(Receiver):
 
     def cancel(self) -> None:
         """Consume no more.  May switch."""
-        tags, self._open_consumers = self._open_consumers, []
+        tags, self._open_consumers = self._open_consumers, set()
         for tag in tags:
             self.backend.cancel(tag)
 

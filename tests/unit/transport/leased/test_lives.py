@@ -11,6 +11,7 @@ from gevent.event import Event
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.transport.leased.link import LeasedLink
+from greenconn.transport.leased.store import Claimed
 from tests.forked import holds_in_child
 from tests.unit.transport.leased.conftest import Opener
 from tests.unit.transport.leased.fake_store import FakeStore, World
@@ -42,6 +43,17 @@ def ended_by(world: World, method: str, link: LeasedLink) -> None:
             link.end(RecoverableConnectionError("it is gone"))
 
     world.after = after
+
+
+def lost_with_a_claim(connect: Opener) -> tuple[LeasedLink, Claimed]:
+    """A link that is lost, and what it had claimed of the queue ``q``."""
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    link = channel.connection
+    (claimed,) = link.store.claim({"q": 1}, 0.0)
+    link.end(RecoverableConnectionError("it is gone"))
+    return link, claimed
 
 
 def got(link: LeasedLink) -> list[tuple[str, bool]]:
@@ -83,12 +95,7 @@ def test_a_message_that_is_got_too_late_is_given_back(
 def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
     connect: Opener, world: World, heir: Heir
 ) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    link = channel.connection
-    (claimed,) = link.store.claim({"q": 1}, 0.0)
-    link.end(RecoverableConnectionError("it is gone"))
+    link, claimed = lost_with_a_claim(connect)
     following = heir(link)
     link.settling.back("q", claimed.handle, is_unseen=True)
     following.catch_up()
@@ -96,12 +103,7 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
 
 
 def test_what_would_be_buried_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    link = channel.connection
-    (claimed,) = link.store.claim({"q": 1}, 0.0)
-    link.end(RecoverableConnectionError("it is gone"))
+    link, claimed = lost_with_a_claim(connect)
     link.settling.bury(claimed, "expired")
     assert got(heir(link)) == [("x", True)]
 
