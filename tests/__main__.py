@@ -54,11 +54,8 @@ COMMANDS = {
     # Programs that a test starts are the same in all; another -m of the user's comes later and wins.
     "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs"),
 }
-#: What pytest returns when tests failed, and when all of the chosen paths were for other processes.
-TESTS_FAILED = 1
+#: Exit code of pytest when all of the chosen paths were for other processes.
 NOTHING_TO_RUN = 5
-#: So many failures may be the machine's: they are tried again, alone.  More are no accident.
-ACCIDENTS = 3
 
 
 def main() -> int:
@@ -102,13 +99,6 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--learn", action="store_true", help="note what each file takes, for later runs")
     add(
-        "--accidents",
-        type=int,
-        default=ACCIDENTS,
-        metavar="N",
-        help=f"run up to N failed tests again, alone; {ACCIDENTS}; 0: a failure is a failure",
-    )
-    add(
         "--require-brokers",
         action="store_true",
         default=are_required(),
@@ -137,6 +127,7 @@ class Outcome:
 
     numbers: dict[str, int]
     failures: list[str]
+    quarantined: list[str]
     took: Costs
 
 
@@ -218,8 +209,6 @@ class Run:
             self._report(sides)
             raise
         code = self._report(sides) or is_late
-        if code == TESTS_FAILED and not is_late:
-            code = self._try_again(sides)
         if self._options.learn:
             self._learn(sides)
         return code
@@ -261,46 +250,18 @@ class Run:
             log = self._keeper.directory / "output-pouchdb"
             self._keeper.run([sys.executable, "-m", "tests.brokers.pouchdb"], output=log, cwd=ROOT)
 
-    def _try_again(self, sides: list[Side]) -> int:
-        """Run the few tests that failed, one kind after the other, with nothing beside; the exit code.
-
-        Six processes and their brokers share two cores, and a machine may stop for seconds.  What fails
-        here once more is broken; what does not is named, for it may be a race.
-        """
-        failures: defaultdict[str, dict[str, None]] = defaultdict(dict)
-        for side in sides:
-            outcome = side.outcome()
-            if outcome is None or side.process.returncode not in {0, TESTS_FAILED, NOTHING_TO_RUN}:
-                return TESTS_FAILED
-            failures[side.part.kind].update(dict.fromkeys(outcome.failures))
-        count = sum(map(len, failures.values()))
-        if count > self._options.accidents:
-            return TESTS_FAILED
-        code, verdicts = 0, []
-        for kind, tests in failures.items():
-            part = next(each for each in self._environments if each.kind == kind)
-            for test in tests:
-                side = self._begin(part, test)
-                has_passed = not self._wait([side]) and side.process.returncode == 0
-                how = "PASSED when run again" if has_passed else "FAILED again"
-                verdicts.append(f"{how}, alone: {kind}: {test}")
-                code = code if has_passed else TESTS_FAILED
-        print("", *verdicts, sep="\n", flush=True)
-        return code
-
-    def _begin(self, part: Part, test: str | None = None) -> Side:
-        """Start pytest, for *part* or one *test* of it.
+    def _begin(self, part: Part) -> Side:
+        """Start pytest for *part*.
 
         The first process has the terminal, the others write to files.
         """
         directory = self._keeper.directory
-        name = part.name if test is None else f"{part.name}-again"
-        summary = directory / f"summary-{name}"
-        is_first = test is None and part == next(iter(self._environments))
-        output = None if is_first else directory / f"output-{name}"
+        summary = directory / f"summary-{part.name}"
+        is_first = part == next(iter(self._environments))
+        output = None if is_first else directory / f"output-{part.name}"
         command = [sys.executable, *COMMANDS[part.kind], f"--randomly-seed={self._seed}"]
         command += ["-o", f"cache_dir={ROOT / '.pytest_cache' / part.name}"]
-        if test is None and {"--lf", "--last-failed"} & set(self._rest):
+        if {"--lf", "--last-failed"} & set(self._rest):
             command.append("--last-failed-no-failures=none")  # else it runs all where none failed
         if sys.stdout.isatty():
             command.append("--color=yes")
@@ -312,13 +273,12 @@ class Run:
             "COLUMNS": str(shutil.get_terminal_size((100, 24)).columns),
             REQUIRE: "1" if self._options.require_brokers else "0",
             SUMMARY: str(summary),
+            SHARE: f"{part.number}:{self._shares(part.kind)}",
         }
-        if test is None:
-            environment[SHARE] = f"{part.number}:{self._shares(part.kind)}"
         if is_first:
             print(f"===== {part.name} =====", flush=True)
         process = self._keeper.run(
-            [*command, *(self._rest if test is None else [test])],
+            [*command, *self._rest],
             env=environment,
             output=output,
             cwd=ROOT,
@@ -357,6 +317,8 @@ class Run:
         for side, outcome in outcomes:
             for failure in outcome.failures if outcome is not None else ():
                 print(f"FAILED {side.name + ':':<11}{failure}")
+            for failure in outcome.quarantined if outcome is not None else ():
+                print(f"FAILED IN QUARANTINE {side.name + ':':<11}{failure}")
         for side, outcome in outcomes:
             ended = f"exit code {side.process.returncode}"
             if side.process.returncode != NOTHING_TO_RUN or not has_run:

@@ -13,6 +13,7 @@ import pytest
 from gevent import monkey
 from hypothesis import HealthCheck, settings
 
+from tests.quarantine import PREFIX, quarantine
 from tests.shares import Share
 
 pytest_plugins = [
@@ -79,6 +80,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not mine.has(item.path)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if mine.has(item.path)]
+    quarantine(items)
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -119,8 +121,14 @@ def pytest_terminal_summary(
         kind: sum(len(stats.get(name, ())) for name in names) for kind, names in kinds.items()
     }
     failures = [report.nodeid for name in kinds["failed"] for report in stats.get(name, ())]
+    quarantined = [
+        f"{report.nodeid}: {report.wasxfail.removeprefix(PREFIX)}"
+        for report in stats.get("xfailed", ())
+        if report.wasxfail.startswith(PREFIX)
+    ]
+    outcome = {"numbers": numbers, "failures": failures, "quarantined": quarantined, "took": _took}
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({"numbers": numbers, "failures": failures, "took": _took}, file)
+        json.dump(outcome, file)
 
 
 @pytest.fixture(scope="session")
