@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from greenconn.transport.registry import TRANSPORT_ALIASES
+from greenconn.transport import virtual
+from greenconn.transport.registry import TRANSPORT_ALIASES, resolve_transport
+from greenconn.transport.virtual.arguments import KNOWN, ArgumentOf
 from tests.integration.capabilities import EVERYWHERE, KINDS, NO_SERVER, UNTESTED, Can, Kind
 from tests.unit.test_docs import ROOT
 
@@ -31,13 +34,18 @@ def table() -> str:
     titles = [kind.title for kind in KINDS.values()]
     rows = [[what, *["yes"] * len(titles)] for what in EVERYWHERE]
     rows += [[can.value, *(cell(kind, can) for kind in KINDS.values())] for can in Can]
-    widths = [max(map(len, column)) for column in zip(["", *titles], *rows, strict=True)]
+    return rendered(["what", *titles], rows)
+
+
+def rendered(head: list[str], rows: list[list[str]]) -> str:
+    """A table of docutils."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = "  ".join("=" * width for width in widths)
 
     def text(cells: list[str]) -> str:
         return "  ".join(map(str.ljust, cells, widths)).rstrip()
 
-    return "\n".join([rule, text(["what", *titles]), rule, *map(text, rows), rule, ""])
+    return "\n".join([rule, text(head), rule, *map(text, rows), rule, ""])
 
 
 def reasons() -> str:
@@ -54,6 +62,53 @@ def reasons() -> str:
         if lines:
             parts.append("\n".join([kind.title, *lines, ""]))
     return "\n".join(parts)
+
+
+def argument_table() -> str:
+    """The table of arguments as the page has to have it."""
+    channels = {kind.title: channel_of(name) for name, kind in KINDS.items()}
+    channels["virtual"] = virtual.Channel
+    rows = []
+    for kind in ArgumentOf:
+        for name in KNOWN[kind]:
+            cells = [argument_cell(each, kind, name) for each in channels.values()]
+            if "yes" in cells:
+                rows.append([f"{KIND_NAMES[kind]} ``{name}``", *cells])
+    return rendered(["argument", *channels], rows)
+
+
+#: What an argument is of, in the table.
+KIND_NAMES = {
+    ArgumentOf.QUEUE: "queue",
+    ArgumentOf.EXCHANGE: "exchange",
+    ArgumentOf.CONSUMER: "consumer",
+    ArgumentOf.MESSAGE: "message",
+}
+
+
+def channel_of(name: str) -> Any:
+    """The channel class of a kind of transport; None: the broker reads the arguments."""
+    if name == "amqp":
+        return None
+    return resolve_transport("SQS" if name == "sqs" else name).Channel
+
+
+def argument_cell(channel: Any, kind: ArgumentOf, name: str) -> str:
+    """What the table says of one argument of one transport."""
+    if channel is None:
+        return "broker"
+    return "yes" if name in channel.supported_arguments.of(kind) else "--"
+
+
+def test_the_table_of_arguments_is_true() -> None:
+    assert argument_table() in PAGE, f"docs/transports.rst must have:\n{argument_table()}"
+
+
+@pytest.mark.parametrize("name", [each for each in KINDS if each != "amqp"])
+def test_only_known_arguments_are_implemented(name: str) -> None:
+    supported = channel_of(name).supported_arguments
+    for kind in ArgumentOf:
+        assert supported.of(kind) <= set(KNOWN[kind])
 
 
 def test_the_table_is_true() -> None:

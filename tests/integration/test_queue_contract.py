@@ -227,6 +227,18 @@ def test_full_queue_may_refuse(side: Side) -> None:
     side.send(channel, "2", "", queue)
 
 
+@needs(Can.BOUNDS)
+def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
+    channel = side.channel()
+    queue, dead = grave(side, channel, **{"x-max-length": 1, "x-overflow": "reject-publish-dlx"})
+    side.send(channel, "0", "", queue)
+    with pytest.raises(PublishNacked):
+        side.send(channel, "1", "", queue)
+    letter = letter_of(side, channel, dead)
+    assert (letter.body, letter.headers["x-death"][0]["reason"]) == ("1", "maxlen")
+    assert side.bodies(channel, queue) == ["0"]
+
+
 @needs(Can.PRIORITIES)
 def test_higher_priorities_come_first(side: Side) -> None:
     channel = side.channel()
@@ -279,3 +291,63 @@ def test_messages_go_with_a_queue_that_deletes_itself(side: Side) -> None:
     got[0].requeue()
     with pytest.raises(NotFound):
         channel.queue_declare(queue, passive=True)
+
+
+# -- arguments that are not implemented
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    """The warnings of arguments that name *what*."""
+    return [
+        each.getMessage()
+        for each in caplog.records
+        if each.name == "greenconn.transport.arguments" and what in each.getMessage()
+    ]
+
+
+#: Values that each broker takes together.
+ARGUMENTS: dict[str, Any] = {
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-routing-key": "gone",
+    "x-delivery-limit": 5,
+    "x-expires": 600_000,
+    "x-max-length": 100,
+    "x-max-length-bytes": 1_000_000,
+    "x-max-priority": 5,
+    "x-message-ttl": 600_000,
+    "x-overflow": "drop-head",
+    "x-single-active-consumer": True,
+}
+
+
+def test_arguments_without_effect_are_named_in_the_log(
+    side: Side, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a transport would ignore without a word it names, once for each queue."""
+    if side.kind == "amqp":
+        pytest.skip("RabbitMQ implements them, or refuses")
+    supported = side.transport.Channel.supported_arguments
+    missing = [each for each in ARGUMENTS if each not in supported.queue]
+    queue = side.queue(side.channel(), arguments=ARGUMENTS)
+    side.queue(side.channel(), queue, arguments=ARGUMENTS)  # another connection, another life
+    found = warnings_of(caplog, f"queue {queue!r}")
+    assert len(found) == bool(missing)
+    for name in ARGUMENTS:
+        assert any(f"{name}=" in each for each in found) == (name in missing)
+
+
+def test_properties_without_effect_are_named_in_the_log(
+    side: Side, caplog: pytest.LogCaptureFixture
+) -> None:
+    if side.kind in ("amqp", "redis"):
+        pytest.skip("RabbitMQ implements them")
+    supported = side.transport.Channel.supported_arguments
+    channel = side.channel()
+    queue = side.queue(channel)
+    for _ in range(2):
+        side.send(channel, "x", "", queue, headers={"x-delay": 0}, priority=3, expiration="60000")
+    found = warnings_of(caplog, f"messages to {queue!r}")
+    missing = {"x-delay", "priority", "expiration"} - supported.message
+    assert len(found) == bool(missing)
+    for name in missing:
+        assert f"{name}=" in found[0]

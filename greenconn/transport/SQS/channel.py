@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from greenconn.transport.leased.channel import LeasedChannel
+from greenconn.transport.leased.publishing import How, Stored
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED
 from greenconn.transport.SQS.naming import aws_name
@@ -19,6 +21,7 @@ from greenconn.transport.SQS.store import SqsStore
 from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.refusal import Method, in_use
 from greenconn.transport.virtual.state import Binding, Exchange
 
@@ -30,6 +33,12 @@ logger = logging.getLogger("greenconn.transport.SQS")
 class Channel(LeasedChannel):
     """A channel.  Any greenlet of its connection's hub may call any method at any time."""
 
+    # SQS has no priorities.
+    supported_arguments = replace(
+        LeasedChannel.supported_arguments,
+        queue=LeasedChannel.supported_arguments.queue - {"x-max-priority"},
+        message=LeasedChannel.supported_arguments.message - {"priority"},
+    )
     # Kombu's names.
     default_region: ClassVar[str] = DEFAULT_REGION
     default_visibility_timeout: ClassVar[int] = 1800
@@ -62,6 +71,13 @@ class Channel(LeasedChannel):
         if not self._has_topic(exchange_name):
             return 0
         return self.connection.ask("cleaning a topic", self._store.topics.clean, exchange_name)
+
+    # -- publishing
+
+    def _begin(self, message: Envelope, exchange: str, routing_key: str, how: How) -> Stored | None:
+        if message["properties"].get("priority"):
+            self.warn_of_message(message, exchange, routing_key)
+        return super()._begin(message, exchange, routing_key, how)
 
     # -- exchanges
 

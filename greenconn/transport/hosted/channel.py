@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from greenconn.exceptions import ChannelError, NotFound, RecoverableChannelError
 from greenconn.identity import uuid
 from greenconn.transport.base import StdChannel
 from greenconn.transport.hosted.consumer import HostedConsumer, message_of
+from greenconn.transport.virtual.arguments import (
+    ArgumentOf,
+    SupportedArguments,
+    warn_of_unsupported,
+)
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -19,6 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["HostedChannel"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: What each of kombu's virtual transports does with arguments; a few do more.
+_SUPPORTED: Final = SupportedArguments(message=frozenset({"priority"}))
+_MORE: Final[Mapping[str, SupportedArguments]] = {
+    "kombu.transport.mongodb": SupportedArguments(
+        queue=frozenset({"x-expires", "x-message-ttl"}), message=_SUPPORTED.message
+    ),
+    "kombu.transport.redis": SupportedArguments(
+        queue=frozenset({"x-expires"}), message=_SUPPORTED.message
+    ),
+}
+
+
+def _supported_by(cls: type) -> SupportedArguments:
+    """The arguments that a channel class of kombu's, or one derived from it, implements."""
+    own: SupportedArguments | None = getattr(cls, "supported_arguments", None)
+    if own is not None:
+        return own
+    modules = [each.__module__ for each in cls.__mro__]
+    return next((_MORE[each] for each in modules if each in _MORE), _SUPPORTED)
 
 
 def _exclusive(method: F) -> F:
@@ -52,6 +77,7 @@ class HostedChannel(StdChannel):
     def __init__(self, connection: HostedLink) -> None:
         self.connection = connection
         self.raw = connection.open_channel()
+        self._supported = _supported_by(type(self.raw))
         self.channel_id = self.raw.channel_id
         self.cause: BaseException | None = None
         self.no_ack_consumers: set[str] = set()
@@ -106,6 +132,9 @@ class HostedChannel(StdChannel):
         for consumer in consumers.values():
             consumer.lose(exc)
 
+    def _warn(self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None) -> None:
+        warn_of_unsupported(self._supported, self.connection.client, kind, name, arguments)
+
     # Topology
 
     @_exclusive
@@ -113,6 +142,7 @@ class HostedChannel(StdChannel):
         self, exchange: str = "", type: str = "direct", *args: Any, **kwargs: Any
     ) -> Any:
         """Declare an exchange in this process."""
+        self._warn(ArgumentOf.EXCHANGE, exchange, kwargs.get("arguments"))
         return self.raw.exchange_declare(exchange, type, *args, **kwargs)
 
     @_exclusive
@@ -133,6 +163,8 @@ class HostedChannel(StdChannel):
     @_exclusive
     def queue_declare(self, queue: str = "", passive: bool = False, **kwargs: Any) -> Any:
         """Declare a queue; without a name it gets one."""
+        if not passive:
+            self._warn(ArgumentOf.QUEUE, queue, kwargs.get("arguments"))
         return self.raw.queue_declare(queue=queue, passive=passive, **kwargs)
 
     @_exclusive
@@ -203,6 +235,11 @@ class HostedChannel(StdChannel):
         confirm_timeout: float | None = None,
     ) -> Any:
         """Publish; it returns when the transport has the message.  May switch."""
+        properties, headers = message.get("properties") or {}, message.get("headers") or {}
+        if headers or properties.get("expiration"):
+            given = {name: headers.get(name) for name in ("x-delay", "CC", "BCC")}
+            given["expiration"] = properties.get("expiration")
+            self._warn(ArgumentOf.MESSAGE, exchange or routing_key, given)
         result = self.raw.basic_publish(message, exchange, routing_key)
         self.connection.poller.wake()
         return result
@@ -240,6 +277,7 @@ class HostedChannel(StdChannel):
     ) -> str:
         """Poll *queue* and give what is there to *callback* (in who drains) or *sink*.  May switch."""
         self.check_open()
+        self._warn(ArgumentOf.CONSUMER, queue, arguments)
         tag = consumer_tag or uuid()
         raw = self.connection.open_channel()
         with self.connection.lock:

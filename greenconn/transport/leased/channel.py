@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from greenconn.transport.leased.delivering import DeliveringMethods
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.publishing import PublishingToStore
+from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.shared import SharedEntityMethods
 from greenconn.transport.virtual.state import Binding
 
@@ -19,6 +22,21 @@ class LeasedChannel(SharedEntityMethods, DeliveringMethods, PublishingToStore):
     """
 
     connection: LeasedLink
+    #: What the channels do, whatever the store is.
+    supported_arguments: ClassVar[SupportedArguments] = SupportedArguments(
+        queue=frozenset(
+            {
+                "x-dead-letter-exchange",
+                "x-dead-letter-routing-key",
+                "x-delivery-limit",
+                "x-max-priority",
+                "x-message-ttl",
+            }
+        ),
+        exchange=frozenset({"alternate-exchange"}),
+        consumer=frozenset({"x-priority"}),
+        message=frozenset({"priority", "expiration", "x-delay", "CC", "BCC"}),
+    )
 
     def __init__(self, connection: LeasedLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)

@@ -27,7 +27,7 @@ from greenconn.transport.virtual.publishing import (
 )
 from greenconn.transport.virtual.refusal import Method, invalid_argument
 
-__all__ = ["PublishingToStore", "Stored"]
+__all__ = ["How", "PublishingToStore", "Stored"]
 
 
 class Stored:
@@ -92,7 +92,7 @@ class Stored:
         return f"exchange {exchange!r}, routing key {routing_key!r}"
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """How a message is published.
 
     Attributes:
@@ -136,7 +136,7 @@ class PublishingToStore(PublishingMethods):
         if timeout is None:
             timeout = confirm_timeout
         deadline = None if timeout is None else Deadline(timeout)
-        how = _How(mandatory, immediate, False, deadline)
+        how = How(mandatory, immediate, False, deadline)
         sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:
             if mandatory:
@@ -159,7 +159,7 @@ class PublishingToStore(PublishingMethods):
             NotFound: there is no such exchange; the channel is closed.
             ContentTooLarge: the body is above ``max_message_size``.
         """
-        how = _How(mandatory, immediate, True, deadline)
+        how = How(mandatory, immediate, True, deadline)
         sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:
             return Decided(_unroutable(exchange, routing_key) if mandatory else None)
@@ -170,7 +170,7 @@ class PublishingToStore(PublishingMethods):
         message: Envelope,
         exchange: str,
         routing_key: str,
-        how: _How,
+        how: How,
     ) -> Stored | None:
         """Begin to store a message; None: it has no queue to go to."""
         self.check_open()

@@ -12,6 +12,7 @@ from greenconn.exceptions import ChannelError
 from greenconn.transport.memory.deliveries import DeliveringMethods
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.memory.queue import Queue
+from greenconn.transport.virtual.arguments import ArgumentOf, SupportedArguments
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
@@ -39,6 +40,24 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
     """
 
     connection: MemoryLink
+    supported_arguments = SupportedArguments(
+        queue=frozenset(
+            {
+                "x-dead-letter-exchange",
+                "x-dead-letter-routing-key",
+                "x-expires",
+                "x-max-length",
+                "x-max-length-bytes",
+                "x-max-priority",
+                "x-message-ttl",
+                "x-overflow",
+                "x-single-active-consumer",
+            }
+        ),
+        exchange=frozenset({"alternate-exchange"}),
+        consumer=frozenset({"x-priority"}),
+        message=frozenset({"priority", "expiration", "CC", "BCC"}),
+    )
 
     def __init__(self, connection: MemoryLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)
@@ -102,6 +121,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
                 auto_delete=auto_delete,
                 arguments=arguments,
             )
+            self.warn_of_unsupported(ArgumentOf.QUEUE, found.name, arguments)
         self._last_queue = found.name
         return queue_declare_ok_t(found.name, len(found), len(found.consumers))
 
@@ -146,6 +166,9 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
         body = message["body"]
         if len(body) > self._max_size:
             raise too_large(len(body), self._max_size)
+        headers = message["headers"]
+        if headers and "x-delay" in headers:
+            self.warn_of_message(message, exchange, routing_key)
         try:
             outcome = self._broker.publish(message, exchange, routing_key)
         except ChannelError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import pymongo
@@ -28,6 +29,11 @@ __all__ = ["Channel", "Transport"]
 
 class Channel(LeasedChannel):
     """A channel to a database."""
+
+    supported_arguments = replace(
+        LeasedChannel.supported_arguments,
+        queue=LeasedChannel.supported_arguments.queue | {"x-expires"},
+    )
 
 
 class Transport(LeasedTransport):

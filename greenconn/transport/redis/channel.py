@@ -5,6 +5,7 @@ from __future__ import annotations
 from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
+from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.refusal import Method
 from greenconn.transport.virtual.shared import SharedEntityMethods
 from greenconn.transport.virtual.state import Binding, Exchange
@@ -20,6 +21,19 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
     """
 
     connection: RedisLink
+    supported_arguments = SupportedArguments(
+        queue=frozenset(
+            {
+                "x-dead-letter-exchange",
+                "x-dead-letter-routing-key",
+                "x-delivery-limit",
+                "x-expires",
+            }
+        ),
+        exchange=frozenset({"alternate-exchange"}),
+        consumer=frozenset({"x-priority"}),
+        message=frozenset({"priority", "CC", "BCC"}),
+    )
 
     def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)

@@ -137,6 +137,8 @@ class _Storing:
             self.flush()
             refusal = self._make_room(queue, len(text[1]))
             if refusal is not None:
+                if queue.policy.overflow == "reject-publish-dlx":
+                    self._give_up(queue, entry, text)
                 return refusal
         at = self._now + entry.delay if entry.delay else None
         expires = None if entry.lifetime is None else (at or self._now) + entry.lifetime
@@ -155,6 +157,18 @@ class _Storing:
                 f"VALUES {marks}",
                 values,
             )
+
+    def _give_up(self, queue: QueueRow, entry: Entry, text: tuple[str, bytes]) -> None:
+        """Let a refused message be a dead letter: it is stored as one that was claimed."""
+        until = self._now + self._claim.lease
+        number = self._db.execute(
+            "INSERT INTO messages (queue, state, priority, at, claim, envelope, body) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (queue.id, HELD, entry.priority, until, self._claim.number, *text),
+        ).lastrowid
+        assert number is not None
+        handle = Handle(number, self._claim.number)
+        self.dead.append(Claimed(queue.name, entry.envelope, handle, dead="maxlen"))
 
     def _make_room(self, queue: QueueRow, size: int) -> Exception | None:
         """Make room for one more message in a queue that is bounded; what it refuses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from greenconn.transport.leased.channel import LeasedChannel
@@ -21,6 +22,18 @@ _FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
 
 class Channel(LeasedChannel):
     """A channel over a SQLite file."""
+
+    supported_arguments = replace(
+        LeasedChannel.supported_arguments,
+        queue=LeasedChannel.supported_arguments.queue
+        | {
+            "x-expires",
+            "x-max-length",
+            "x-max-length-bytes",
+            "x-overflow",
+            "x-single-active-consumer",
+        },
+    )
 
 
 class Transport(LeasedTransport):

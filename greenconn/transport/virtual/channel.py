@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.identity import uuid
+from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.envelope import Base64, Message
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
 from greenconn.transport.virtual.publishing import (
@@ -35,6 +36,10 @@ class Channel(KombuOrder):
         connection: the link.
     """
 
+    #: A subclass whose hooks implement more adds to these.
+    supported_arguments = SupportedArguments(
+        exchange=frozenset({"alternate-exchange"}), message=frozenset({"priority"})
+    )
     #: Exchange type -> class; an instance for each channel replaces it.
     exchange_types: Mapping[str, Any] = dict(STANDARD_EXCHANGE_TYPES)
     #: Whether the broker can broadcast (``_put_fanout``).
@@ -152,6 +157,8 @@ class Channel(KombuOrder):
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool = False
     ) -> Outcome:
         self.check_open()
+        if message["headers"] or message["properties"].get("expiration"):
+            self.warn_of_message(message, exchange, routing_key)
         properties = {**message["properties"]}
         properties["delivery_info"] = {**properties.get("delivery_info", {})}
         message = {**message, "properties": properties}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from greenconn.abc import Sink
 from greenconn.exceptions import AMQPNotImplementedError
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.refusal import Method
@@ -117,6 +118,7 @@ class ConsumingMethods(ChannelLife):
         if tag in self.consumers:
             raise ValueError(f"consumer tag {tag!r} is in use on this channel")
         name, feed = self._feed_of(queue, Method.BASIC_CONSUME)
+        self.warn_of_unsupported(ArgumentOf.CONSUMER, name, arguments)
         consumer = self.consumer_class(
             self,
             feed,

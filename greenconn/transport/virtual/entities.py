@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.exchange import ROUTERS, Router
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.matching import X_MATCH
@@ -96,7 +97,9 @@ class EntityMethods(ChannelLife):
         current = self.state.exchanges.get(name)
         if passive:
             self._exchange(name, method)
-        elif current is not None:
+            return
+        self.warn_of_unsupported(ArgumentOf.EXCHANGE, name, arguments)
+        if current is not None:
             check_equivalent(
                 "exchange",
                 name,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from gevent import get_hub
 
 from greenconn.exceptions import ChannelError, RecoverableChannelError
 from greenconn.transport.base import StdChannel
+from greenconn.transport.virtual.arguments import (
+    ArgumentOf,
+    SupportedArguments,
+    warn_of_unsupported,
+)
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import VirtualLink
 
@@ -62,6 +67,9 @@ class ChannelLife(StdChannel):
         no_ack_consumers: tags of the consumers whose messages need no answer.
     """
 
+    #: The arguments that this transport implements; the log warns of others.
+    supported_arguments: ClassVar[SupportedArguments] = SupportedArguments()
+
     def __init__(self, connection: VirtualLink, channel_id: int | None = None) -> None:
         self.connection = connection
         self.channel_id = connection.admit(self, channel_id)
@@ -108,6 +116,18 @@ class ChannelLife(StdChannel):
             raise RecoverableChannelError(
                 f"channel {self.channel_id} is closed ({self.cause})"
             ) from self.cause
+
+    def warn_of_unsupported(
+        self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None
+    ) -> None:
+        """Log those of *arguments* that this transport does not implement.  Never switches.
+
+        Arguments:
+            name: of the queue or exchange, or what messages go to.
+        """
+        if arguments:
+            client = self.connection.client
+            warn_of_unsupported(self.supported_arguments, client, kind, name, arguments)
 
     def close(self) -> None:
         """Close it: consumers end, and what was not answered goes back to its queues.

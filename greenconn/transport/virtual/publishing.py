@@ -16,6 +16,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.refusal import Method
 
@@ -95,6 +96,13 @@ class PublishingMethods(ChannelLife):
             NotFound: there is no such exchange.
         """
         raise NotImplementedError
+
+    def warn_of_message(self, message: Envelope, exchange: str, routing_key: str) -> None:
+        """Log what a message has that should count, and does not here.  Never switches."""
+        properties, headers = message["properties"], message["headers"] or {}
+        given = {name: properties.get(name) or None for name in ("priority", "expiration")}
+        given.update((name, headers.get(name)) for name in ("x-delay", "CC", "BCC"))
+        self.warn_of_unsupported(ArgumentOf.MESSAGE, exchange or routing_key, given)
 
     def prepare_message(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
@@ -61,6 +62,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
             "arguments": arguments,
         }
         if not passive:
+            self.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
             self._new_queue(name, **options)
         elif not self._has_queue(name, **options):
             raise no_queue(name, self.virtual_host, Method.QUEUE_DECLARE)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.declaration import Declaration
@@ -182,6 +183,7 @@ class SharedEntityMethods(EntityMethods):
         if passive:
             link.directory.declare_passively(name)
         else:
+            self.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
             link.directory.declare(
                 name,
                 Declaration(
