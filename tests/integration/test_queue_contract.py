@@ -230,7 +230,7 @@ def test_full_queue_may_refuse(side: Side) -> None:
 @needs(Can.BOUNDS)
 def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel, **{"x-max-length": 1, "x-overflow": "reject-publish-dlx"})
+    queue, dead = grave(side, channel, x_max_length=1, x_overflow="reject-publish-dlx")
     side.send(channel, "0", "", queue)
     with pytest.raises(PublishNacked):
         side.send(channel, "1", "", queue)
