@@ -160,7 +160,7 @@ class Message:
         if no_ack_consumers and self.delivery_info.get("consumer_tag") in no_ack_consumers:
             return
         state = self._state
-        if state in ACK_STATES:
+        if state in ACK_STATES and not self._is_rolled_back():
             raise self._already_answered()
         # Set first, so that of two greenlets that answer at once the second one is refused.
         self._state = "ACK"
@@ -193,7 +193,7 @@ class Message:
         if self.channel is None:
             raise self._no_channel()
         state = self._state
-        if state in ACK_STATES:
+        if state in ACK_STATES and not self._is_rolled_back():
             raise self._already_answered()
         self._state = new_state
         try:
@@ -277,7 +277,11 @@ class Message:
     @property
     def acknowledged(self) -> bool:
         """Whether it was acknowledged, rejected or requeued."""
-        return self._state in ACK_STATES
+        return self._state in ACK_STATES and not self._is_rolled_back()
+
+    def _is_rolled_back(self) -> bool:
+        """Whether its answer was part of a transaction that was rolled back."""
+        return False
 
     @property
     def payload(self) -> Any:

@@ -16,7 +16,7 @@ noted, else a merged ack would cover a tag that is about to be rejected.
 
 from __future__ import annotations
 
-__all__ = ["AckLedger"]
+__all__ = ["AckLedger", "TransactionLedger"]
 
 
 class AckLedger:
@@ -98,3 +98,65 @@ class AckLedger:
         if below:
             acks.insert(0, (max(below), len(below) > 1))
         return acks
+
+
+class TransactionLedger(AckLedger):
+    """The ledger of a channel with transactions.
+
+    The broker forgets an answer that is rolled back: its delivery waits for an answer again, and each
+    later ``multiple`` would cover it.  So nothing is merged here, and a rollback puts the tags back.
+
+    Arguments:
+        ledger: that of the channel before ``tx.select``, with nothing pending.
+    """
+
+    __slots__ = ("_answered",)
+
+    def __init__(self, ledger: AckLedger) -> None:
+        super().__init__()
+        assert not ledger.pending
+        self._recovers = ledger._recovers
+        self.outstanding = ledger.outstanding
+        #: Tags answered in this transaction.
+        self._answered: list[int] = []
+
+    def ack(self, tag: int) -> bool:
+        """Note an acknowledgement.  False if *tag* is not outstanding."""
+        if not super().ack(tag):
+            return False
+        self._answered.append(tag)
+        return True
+
+    def ack_up_to(self, tag: int) -> bool:
+        """Note an acknowledgement of everything up to *tag* (0: of everything).  False if nothing."""
+        known = len(self.pending)
+        if not super().ack_up_to(tag):
+            return False
+        self._answered += self.pending[known:]
+        return True
+
+    def settle(self, tag: int) -> bool:
+        """Note another answer (reject, requeue).  False if *tag* is not outstanding."""
+        if not super().settle(tag):
+            return False
+        self._answered.append(tag)
+        return True
+
+    def take(self) -> list[tuple[int, bool]]:
+        """The pending acknowledgements as ``(tag, multiple)``, none merged; none are left."""
+        if self._recovers:
+            return []
+        pending, self.pending = self.pending, []
+        return [(tag, False) for tag in pending]
+
+    def end_transaction(self) -> list[int]:
+        """Return the tags answered since the last end; ``tx.commit`` or ``tx.rollback`` is written."""
+        answered, self._answered = self._answered, []
+        return answered
+
+    def roll_back(self, answered: list[int]) -> None:
+        """``tx.rollback-ok`` came: *answered*, of :meth:`end_transaction`, wait for an answer again."""
+        tags = sorted({*self.outstanding, *answered})
+        # In order, and in place: the channel's reader fills this very dict.
+        self.outstanding.clear()
+        self.outstanding.update(dict.fromkeys(tags))

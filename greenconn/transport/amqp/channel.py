@@ -1,6 +1,6 @@
 """A channel of an AMQP connection, for any number of greenlets at once.
 
-Built on ``amqp.Channel``: its qos and transactions are used as they are.  Replaced are the parts that
+Built on ``amqp.Channel``: its qos is used as it is.  Replaced are the parts that
 read, wait, write content or keep one pending reply for each method.  Calls are in
 :mod:`~greenconn.transport.amqp.calling`, declarations in :mod:`~greenconn.transport.amqp.topology`,
 consuming in :mod:`~greenconn.transport.amqp.consuming`, answering in

@@ -174,6 +174,9 @@ class Delivery(Message):
         else:
             self.channel.basic_reject(self.delivery_tag, requeue)
 
+    def _is_rolled_back(self) -> bool:
+        return bool(self.channel.is_rolled_back(self.delivery_tag))
+
     def put_back(self) -> None:
         """Nobody wants it: requeue it.  Never switches.  Answered before: does nothing."""
         if self.is_of_stream:

@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.acks import AckLedger
+from greenconn.wire.acks import AckLedger, TransactionLedger
 
 
 class Broker:
@@ -211,3 +211,40 @@ def test_two_recovers_at_once_end_with_the_second_reply() -> None:
     ledger.delivered(2)
     assert ledger.ack(2)
     assert ledger.take() == [(2, False)]
+
+
+def transactional(*tags: int) -> TransactionLedger:
+    ledger = TransactionLedger(AckLedger())
+    for tag in tags:
+        ledger.delivered(tag)
+    return ledger
+
+
+def test_a_transaction_merges_nothing() -> None:
+    ledger = transactional(1, 2, 3)
+    for tag in (1, 2, 3):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(1, False), (2, False), (3, False)]
+    assert ledger.take() == []
+
+
+def test_a_rollback_puts_the_tags_back_in_their_order() -> None:
+    ledger = transactional(1, 2, 3, 4)
+    ledger.ack(3)
+    ledger.take()
+    ledger.settle(1)
+    answered = ledger.end_transaction()
+    ledger.ack(2)  # of the next transaction
+    ledger.delivered(5)
+    ledger.roll_back(answered)
+    assert list(ledger.outstanding) == [1, 3, 4, 5]
+    assert ledger.ack_up_to(3)
+    assert ledger.end_transaction() == [2, 1, 3]
+
+
+def test_what_was_delivered_before_belongs_to_it() -> None:
+    before = AckLedger()
+    before.delivered(7)
+    ledger = TransactionLedger(before)
+    assert ledger.ack(7)
+    assert not ledger.ack(7)

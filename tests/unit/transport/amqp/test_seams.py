@@ -52,9 +52,6 @@ def test_start_sends_through_send_method() -> None:
         "queue_delete",
         "queue_purge",
         "queue_unbind",
-        "tx_commit",
-        "tx_rollback",
-        "tx_select",
     ],
 )
 def test_an_inherited_channel_method_only_sends_and_waits(method: str) -> None:
