@@ -322,10 +322,17 @@ class Borrowed(Protocol):
     shares the state of what is below and equals it.
     """
 
-    def expire(self, reason: str) -> None:
-        """Called once it was given back: whatever is asked of it now raises, naming the *reason*.
+    def mark_released(self) -> None:
+        """Called once it was given back: it goes on working, and logs each place that uses it.
 
         Giving it back again does nothing, and so do ``close()`` and the end of a ``with`` block.
+        Never switches.
+        """
+        ...
+
+    def expire(self, reason: str) -> None:
+        """Called when what is below was closed: whatever is asked of it now raises, naming *reason*.
+
         Never switches.
         """
         ...

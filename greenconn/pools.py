@@ -135,6 +135,10 @@ class ProducerPool(Resource):
         borrowed.lender = borrowed.channel = None
         self.connections.expire(borrowed.__connection__, reason)
 
+    def _returned(self, borrowed: Any) -> None:
+        borrowed.lender = borrowed.channel = None
+        self.connections.returned(borrowed.__connection__)
+
 
 class _Lender:
     """Where the connection of a borrowed producer goes back to: it takes the producer with it."""

@@ -6,7 +6,9 @@ so may its channels, producers and pools; another thread uses a :meth:`Connectio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from greenconn.abc import Lender
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["BrokerConnection", "Connection", "PooledConnection"]
+
+logger = logging.getLogger("greenconn.connection")
+
+#: Places that are logged for using a connection after its release, at most.
+LATE_USES: Final = 1000
+_late_uses: Final[set[str]] = set()
 
 
 class Connection(Shortcuts, Persistent):
@@ -128,7 +136,7 @@ class Connection(Shortcuts, Persistent):
             pass
 
     def release(self) -> None:
-        """Close the connection, or give it back to its pool.  May switch.
+        """Close the connection; one that a pool lent is given back.  May switch.
 
         Whoever waits on it gets an error, recovery ends, its consumers are forgotten.
         """
@@ -167,10 +175,15 @@ class Connection(Shortcuts, Persistent):
             self.switch(address)
 
     def revive(self, new_channel: Any) -> None:
-        """Take note that *new_channel* is used from now on.
+        """Make *new_channel* the default channel, and close the one that it replaces.  May switch.
 
-        The default channel is shared, so one that works stays.
+        Arguments:
+            new_channel: an open channel of this connection; after any other, and after None, the next
+                use opens the default channel anew.
         """
+        former = self.session.adopt_channel(new_channel)
+        if former is not None:
+            self.maybe_close_channel(former)
 
     def __enter__(self) -> Self:
         return self
@@ -220,41 +233,56 @@ class PooledConnection(Connection):
     """What one holder of a pooled connection has in its hands.
 
     It shares everything with the connection below, and equals it.  ``release``, ``close`` and the
-    end of ``with`` give it back, once; any later use raises, so that a former holder never touches
-    the connection of the next one.
+    end of ``with`` give it back, once.  What was bound to it may go on using it, as with kombu: the
+    connection is shared, and may be lent to somebody else by then, so the log names each place that
+    does so, once.
 
     Arguments:
         core: the pooled connection.
         pool: where it came from.
     """
 
+    #: Whether it was given back, or has expired.
+    _is_over = False
     #: Why it cannot be used any more; None while it can.
     _expired: str | None = None
 
     def __init__(self, core: Connection, pool: Lender) -> None:
         self._core = core
         self._pool = pool
-
-    @property
-    def session(self) -> Session:
-        """The life of the connection below.
-
-        Raises:
-            OperationalError: it was given back.
-        """
-        if self._expired is not None:
-            raise OperationalError(f"{self!r} cannot be used any more: {self._expired}")
-        return self._core.session
+        # The session is taken away when it is given back, so that only a later use pays for looking.
+        self._session = core._session
 
     @property
     def _family(self) -> type[Any]:
         return type(self._core)
 
     def __getattr__(self, name: str) -> Any:
-        # What a subclass of Connection keeps in its instances.
-        if name == "_core" or self._expired is not None:
+        if name == "_session" and self._is_over:
+            return self._late_session()
+        if name == "_core":
             raise AttributeError(name)
+        # What a subclass of Connection keeps in its instances.
         return getattr(self._core, name)
+
+    def _late_session(self) -> Session:
+        """Return the session for a use after the release.
+
+        Raises:
+            OperationalError: the connection below was closed.
+        """
+        if self._expired is not None:
+            raise OperationalError(f"{self!r} cannot be used any more: {self._expired}")
+        place = _calling_place()
+        if place not in _late_uses and len(_late_uses) < LATE_USES:
+            _late_uses.add(place)
+            logger.warning(
+                "%s: used after its release at %s; it may be another holder's by now: use it before it "
+                "is released, or hold a connection of your own",
+                self._core,
+                place,
+            )
+        return self._core._session
 
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
@@ -268,7 +296,7 @@ class PooledConnection(Connection):
         return hash(self._core)
 
     def __repr__(self) -> str:
-        state = "" if self._expired is None else ", released"
+        state = ", released" if self._is_over else ""
         label = self._core.session.broker.label
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
@@ -280,27 +308,46 @@ class PooledConnection(Connection):
         """
         raise TypeError(f"{self!r} belongs to a pool")
 
+    def mark_released(self) -> None:
+        """Log later uses: the connection is not this holder's any more.  Never switches.  For pools."""
+        self._is_over = True
+        self.__dict__.pop("_session", None)
+
     def expire(self, reason: str) -> None:
         """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
         self._expired = reason
+        self.mark_released()
 
     def release(self) -> None:
         """Give the connection back; again: does nothing."""
-        if self._expired is None:
+        if not self._is_over:
             self._pool.release(self)
 
     close = release
 
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Drop what is open at once; after the release: does nothing."""
+        if not self._is_over:
+            super().collect(socket_timeout)
+
     def replace(self) -> None:
         """Give the connection back as broken, so that the pool opens another."""
-        if self._expired is None:
+        if not self._is_over:
             self._pool.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._expired is None and self.session.is_lost:
+        if exc_type is not None and not self._is_over and self.session.is_lost:
             self.replace()
         else:
             self.release()
+
+
+def _calling_place() -> str:
+    """Return the file and the line of the program from which the library was called."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("greenconn."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 #: Class of a pooled connection -> class of its facades, which is of the same family.

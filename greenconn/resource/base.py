@@ -151,7 +151,7 @@ class Resource:
         loan = self._loans.end(resource)
         if loan is not None:
             try:
-                self._expire(resource, "it was given back to its pool")
+                self._returned(resource)
                 if self._is_told:
                     self.release_resource(loan.core)
             finally:
@@ -266,6 +266,10 @@ class Resource:
         """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
         facade.expire(borrowed, reason)
 
+    def returned(self, borrowed: Any) -> None:
+        """End a facade that was given back.  Never switches."""
+        self.expire(borrowed, "it was given back to its pool")
+
     def evict(self, reason: str) -> None:
         """Nobody can use any more what was acquired here, or by way of a tenant.  Never switches."""
         for borrowed in self._loans.end_all():
@@ -300,6 +304,9 @@ class Resource:
 
     def _expire(self, borrowed: Any, reason: str) -> None:
         self.expire(borrowed, reason)
+
+    def _returned(self, borrowed: Any) -> None:
+        self.returned(borrowed)
 
     def _make(self, deadline: Deadline) -> Any:
         with Limit(deadline, f"pool {self._pool.name!r}: making another"):

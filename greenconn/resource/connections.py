@@ -93,3 +93,11 @@ class ConnectionPool(Resource):
             super().expire(borrowed, reason)
         else:
             expire(borrowed, reason)
+
+    def returned(self, borrowed: Any) -> None:
+        """Note that it was given back: later uses are logged.  Never switches."""
+        mark_released = getattr(type(borrowed), "mark_released", None)
+        if mark_released is None:
+            super().returned(borrowed)
+        else:
+            mark_released(borrowed)

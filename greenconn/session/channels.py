@@ -76,6 +76,24 @@ class Channels:
             partial(self._open_successor, old),
         )
 
+    def adopt(self, channel: Any) -> Any:
+        """Make *channel* the default one, and return the open one that it replaces, or None.
+
+        One of another life, or None, is not taken: the next use opens the default channel anew.
+        Never switches.
+        """
+        life = self._session.life
+        former = life.default_channel
+        if former is channel:
+            return None
+        if channel is None or getattr(channel, "connection", None) is not life.link:
+            channel = None
+        else:
+            self._defaults.add(channel)
+            self._latest_default = channel
+        life.default_channel = channel
+        return former if former is not None and is_open(former) else None
+
     def forget(self) -> None:
         """After a close or a fork: no channel stands for another any more."""
         self._lines.clear()

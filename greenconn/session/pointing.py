@@ -198,8 +198,8 @@ class Pointed:
 
     @property
     def host(self) -> str:
-        """Host name and port, with a colon between them."""
-        return f"{self.hostname}:{self.port}"
+        """Host name and port, the transport's own if none is given, with a colon between them."""
+        return f"{self.hostname}:{self.port or self.get_transport_cls().default_port}"
 
     def __eqhash__(self) -> ParameterKey:
         """What pools know it by: the same for connections with the same parameters."""

@@ -262,6 +262,13 @@ class Session:
             return channel
         return self._channels.default(deadline or Deadline(), reopen=reopen)
 
+    def adopt_channel(self, channel: Any) -> Any:
+        """Make *channel* the default channel, and return the open one that it replaces, or None.
+
+        Never switches.
+        """
+        return self._channels.adopt(channel)
+
     def successor(self, old_channel: Any, deadline: Deadline | None = None) -> Any:
         """Return the channel that stands for *old_channel*.  May switch.
 

@@ -253,7 +253,10 @@ def test_kombu_gives_back_what_we_held(ours: Connect, theirs: Connect, server: A
     assert again.headers["redelivered"]
 
 
-def test_we_give_back_what_kombu_held(ours: Connect, theirs: Connect, server: Any) -> None:
+@pytest.mark.parametrize("lease", [1.0, 600.0])
+def test_we_give_back_what_kombu_held(
+    ours: Connect, theirs: Connect, server: Any, lease: float
+) -> None:
     kombu.Producer(theirs()).publish("x", routing_key="q")
     dead = theirs()
     channel = dead.default_channel
@@ -269,9 +272,9 @@ def test_we_give_back_what_kombu_held(ours: Connect, theirs: Connect, server: An
     channel.qos._delivered.clear()  # it forgets it, as if it had been killed
     assert server.hlen("unacked") == 1
     consumer.cancel()
-    found = consumed(
-        greenconn, ours(visibility_timeout=VISIBILITY, lease=1.0), [greenconn.Queue("q")], 1
-    )
+    heir = ours(visibility_timeout=VISIBILITY, lease=lease)
+    assert heir.default_channel.visibility_timeout == channel.visibility_timeout == VISIBILITY
+    found = consumed(greenconn, heir, [greenconn.Queue("q")], 1)
     assert [body for body, _ in found] == ["x"]
     assert found[0][1].delivery_info["redelivered"]
     gevent.sleep(0.05)

@@ -26,12 +26,17 @@ from greenconn.compat.carrot.connection import (
     get_django_conninfo,
 )
 from greenconn.compat.carrot.messaging import Consumer, ConsumerSet, Messaging, Publisher
-from greenconn.exceptions import ContentDisallowed, NotFound, SerializerNotInstalled
+from greenconn.exceptions import AccessRefused, ContentDisallowed, NotFound, SerializerNotInstalled
 from greenconn.transport import memory
 from greenconn.url import parse_url
 from tests.integration.processes import run
 
 Make = Callable[..., BrokerConnection]
+
+
+def _parts_of(url: str) -> dict[str, Any]:
+    names = ("hostname", "userid", "password", "virtual_host", "port")
+    return {name: parse_url(url)[name] for name in names}
 
 
 @pytest.fixture(params=["memory", "amqp"])
@@ -42,9 +47,7 @@ def make(request: pytest.FixtureRequest, unique: str) -> Iterator[Make]:
         parts: dict[str, Any] = {"hostname": "localhost", "virtual_host": unique}
         parts["backend_cls"] = "memory"
     else:
-        url = parse_url(request.getfixturevalue("amqp_url"))
-        names = ("hostname", "userid", "password", "virtual_host", "port")
-        parts = {name: url[name] for name in names}
+        parts = _parts_of(request.getfixturevalue("amqp_url"))
 
     def make(**kwargs: Any) -> BrokerConnection:
         made.append(BrokerConnection(**{**parts, **kwargs}))
@@ -171,6 +174,33 @@ def test_channel_is_a_backend(broker: BrokerConnection) -> None:
     assert backend.channel.is_open
     backend.close()
     backend.close()
+
+
+def test_a_backend_declares_with_names_alone(broker: BrokerConnection, unique: str) -> None:
+    channel = broker.channel()
+    channel.exchange_declare(unique, auto_delete=True)
+    channel.queue_declare(unique, durable=True, auto_delete=True)
+    channel.queue_bind(unique, unique)
+    assert channel.queue_exists(unique)
+    channel.queue_delete(unique)
+    channel.close()
+
+
+def test_the_host_has_the_port_of_the_backend() -> None:
+    assert BrokerConnection("example").host == "example:5672"
+    assert BrokerConnection("example", port=1).host == "example:1"
+    assert greenconn.Connection("amqp://example").host == "example:5672"
+    assert greenconn.Connection("redis://example").host == "example:6379"
+
+
+def test_a_refused_login_is_an_error_of_the_connection(amqp_url: str) -> None:
+    broker = BrokerConnection(**{**_parts_of(amqp_url), "password": "wrong"})
+    for opens in (broker.connect, broker.get_channel, broker.ensure_connection):
+        with pytest.raises(BrokerConnection.ConnectionException, match="ACCESS_REFUSED") as caught:
+            opens()
+        assert isinstance(caught.value, AccessRefused)
+        assert caught.value.reply_code == 403
+    broker.close()
 
 
 def test_errors_are_those_of_the_transport(broker: BrokerConnection) -> None:

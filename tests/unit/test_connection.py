@@ -271,7 +271,7 @@ def test_a_switched_connection_is_known_by_its_new_broker() -> None:
 def test_an_open_connection_says_what_was_taken_for_blanks(connect: Connect) -> None:
     connection = connect("scripted://one")
     key = connection.__eqhash__()
-    assert (connection.port, connection.userid, connection.host) == (None, None, "one:None")
+    assert (connection.port, connection.userid, connection.host) == (None, None, "one:7")
     connection.connect()
     assert (connection.port, connection.userid, connection.host) == (7, "guest", "one:7")
     assert connection.__eqhash__() == key
@@ -487,11 +487,28 @@ def test_maybe_close_channel_takes_no_errors(connection: Connection) -> None:
         connection.maybe_close_channel(Broken(LookupError()))
 
 
-def test_revive_leaves_a_channel_alone_that_others_use(connection: Connection) -> None:
-    channel = connection.default_channel
-    connection.revive(connection.channel())
+def test_revive_replaces_the_default_channel(connection: Connection) -> None:
+    former = connection.default_channel
+    connection.revive(former)
+    assert connection.default_channel is former
+    channel = connection.channel()
+    connection.revive(channel)
     assert connection.default_channel is channel
-    assert channel.is_open
+    assert not former.is_open
+    assert connection.session.successor(former) is channel
+    connection.revive(None)
+    assert not channel.is_open
+    assert connection.default_channel is not channel
+
+
+def test_revive_takes_no_channel_of_another_connection(
+    connection: Connection, connect: Connect
+) -> None:
+    former, foreign = connection.default_channel, connect().channel()
+    connection.revive(foreign)
+    assert connection.default_channel not in (former, foreign)
+    assert not former.is_open
+    assert foreign.is_open
 
 
 def test_a_transport_written_for_kombu_is_asked_without_a_deadline(
@@ -553,7 +570,7 @@ class Pool:
 
     def release(self, resource: Any) -> None:
         self.given_back.append("released")
-        resource.expire("it was given back")
+        resource.mark_released()
 
     def replace(self, resource: Any) -> None:
         self.given_back.append("replaced")
@@ -600,8 +617,9 @@ def test_a_facade_has_what_a_subclass_adds(script: Script) -> None:
     facade: Any = core.lend(Pool())
     assert (facade.hello(), facade.colour) == ("hello one", "red")
     facade.release()
+    assert facade.colour == "red"
     with pytest.raises(AttributeError):
-        _ = facade.colour
+        _ = facade.shade
 
 
 @pytest.mark.parametrize("end", ["release", "close", "replace"])
@@ -610,28 +628,54 @@ def test_giving_back_happens_once(script: Script, end: str) -> None:
     facade = core.lend(pool)
     facade.connect()
     getattr(facade, end)()
-    for again in ("release", "close", "replace"):
+    for again in ("release", "close", "collect", "replace"):
         getattr(facade, again)()
     with facade:
         pass
     assert pool.given_back == ["replaced" if end == "replace" else "released"]
     assert core.connected
+    assert facade == core
+    assert hash(facade) == hash(core)
+    assert "released" in repr(facade)
+    core.close()
+
+
+def test_a_released_facade_goes_on_and_each_place_is_logged_once(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = Connection("scripted://one")
+    facade = core.lend(Pool())
+    channel = facade.default_channel
+    facade.release()
+    for _ in range(3):
+        assert facade.default_channel is channel
+    assert facade.connected
+    assert facade.hostname == "one"
+    lines = [r.message for r in caplog.records if "after its release" in r.message]
+    assert len(lines) == 3
+    assert all(f"{__file__}:" in line for line in lines)
+    assert facade.session is core.session
+    core.close()
+
+
+def test_a_facade_over_a_closed_connection_raises(script: Script) -> None:
+    core, pool = Connection("scripted://one"), Pool()
+    facade = core.lend(pool)
+    facade.connect()
+    facade.replace()
     for use in (
         facade.connect,
         facade.channel,
         facade.drain_events,
         facade.info,
-        facade.collect,
         lambda: facade.default_channel,
         lambda: facade.connected,
         lambda: facade.hostname,
         lambda: facade.switch("x"),
     ):
-        with pytest.raises(OperationalError, match="it was given back"):
+        with pytest.raises(OperationalError, match="given back as defective"):
             use()
     assert facade == core
-    assert hash(facade) == hash(core)
-    assert "released" in repr(facade)
     core.close()
 
 
@@ -660,8 +704,7 @@ def test_a_pool_lends_facades(script: Script) -> None:
         assert isinstance(first, BrokerConnection)
         assert first != source
         core_channel = first.default_channel
-    with pytest.raises(OperationalError):
-        first.channel()
+    assert first.channel().connection is core_channel.connection
     with pool.acquire() as second:
         assert second is not first
         assert second == first

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,15 @@ def test_names_are_those_of_their_modules() -> None:
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
     at_once = {"rpc", "__version__", "VERSION", "version_info", "version_info_t"}
     assert set(greenconn._HOMES) | at_once == set(greenconn.__all__)
+
+
+def test_the_extra_all_brings_all_that_users_may_want() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE))
+    found = re.search(r'^all = \["greenconn\[(.*)\]"\]$', section, re.MULTILINE)
+    assert found is not None
+    assert set(found[1].split(",")) == extras - {"all", "test", "lint", "bench", "docs"}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

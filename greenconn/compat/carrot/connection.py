@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from greenconn.compat.carrot.backends import get_backend_cls
@@ -10,6 +11,7 @@ from greenconn.compat.carrot.pool import ConnectionLimitExceeded, ConnectionPool
 from greenconn.compat.carrot.settings import get_django_conninfo
 from greenconn.compat.carrot.utils import retry_over_time
 from greenconn.connection import BrokerConnection as Connected
+from greenconn.exceptions import AccessRefused
 from greenconn.exceptions import ConnectionError as AMQPConnectionException
 from greenconn.url import mask_secrets
 
@@ -22,12 +24,25 @@ __all__ = [
     "ConnectionPool",
     "DjangoAMQPConnection",
     "DjangoBrokerConnection",
+    "LoginRefused",
     "get_backend_cls",
     "get_django_conninfo",
 ]
 
 #: Seconds.
 DEFAULT_CONNECT_TIMEOUT = 5
+
+
+class LoginRefused(AccessRefused, AMQPConnectionException):  # type: ignore[misc]  # amqp has no types
+    """A refused login: AMQP's error 403, which carrot's programs expect of a connection."""
+
+
+@contextmanager
+def _login_errors() -> Iterator[None]:
+    try:
+        yield
+    except AccessRefused as exc:
+        raise LoginRefused(exc.reply_text, exc.method_sig, None, exc.reply_code) from exc
 
 
 class BrokerConnection:
@@ -115,7 +130,9 @@ class BrokerConnection:
     def host(self) -> str:
         """Host and port with a colon between; the URL, password masked, if that was given."""
         hostname = self.hostname or ""
-        return mask_secrets(hostname) if "://" in hostname else f"{self.hostname}:{self.port}"
+        if "://" in hostname:
+            return mask_secrets(hostname)
+        return f"{self.hostname}:{self.port or self.create_backend().default_port}"
 
     def info(self) -> dict[str, Any]:
         """Return its parameters, the password included."""
@@ -177,7 +194,14 @@ class BrokerConnection:
         """The open connection, a :class:`greenconn.BrokerConnection`; None once it is closed.
 
         May switch: it is opened now if it was not.
+
+        Raises:
+            ConnectionException: the broker refused the login, among others.
         """
+        with _login_errors():
+            return self._opened()
+
+    def _opened(self) -> Any:
         if self._closed:
             return None
         if self._inner is None:
@@ -240,15 +264,17 @@ class BrokerConnection:
         Raises:
             ConnectionError, OSError: what the last attempt raised.
         """
-        retry_over_time(
-            self.connect,
-            self.connection_errors,
-            errback=errback,
-            max_retries=max_retries,
-            interval_start=interval_start,
-            interval_step=interval_step,
-            interval_max=interval_max,
-        )
+        self._closed = False
+        with _login_errors():  # outside: a refused login is not tried again
+            retry_over_time(
+                self._opened,
+                self.connection_errors,
+                errback=errback,
+                max_retries=max_retries,
+                interval_start=interval_start,
+                interval_step=interval_step,
+                interval_max=interval_max,
+            )
         return self
 
     def close(self) -> None:

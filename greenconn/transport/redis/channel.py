@@ -40,6 +40,11 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
         self._init_deliveries()
         self._init_publishing()
 
+    @property
+    def visibility_timeout(self) -> float:
+        """Seconds after which what a dead consumer of kombu's held is given back to its queue."""
+        return self.connection.options.visibility_timeout
+
     def _exchange(self, name: str, method: Method) -> Exchange:
         known = super()._exchange(name, method)
         if name not in self.state.exchanges:

@@ -1,7 +1,8 @@
 """Giving back what dead consumers held, independent of what else goes on.
 
-Every consuming link has a sweeper.  Each fifth of a lease one of them gets the lock, and looks at the
-entries of ``unacked_index`` that have had no sign of life for a lease:
+Every consuming link has a sweeper.  Each fifth of a lease (of the ``visibility_timeout`` where that is
+shorter) one of them gets the lock, and looks at the entries of ``unacked_index`` that have had no sign
+of life for that long:
 
 - of an owner whose lease has ended: they go back to the heads of their queues.  The script asks once
   more whether the owner lives, so one that was slow and came back keeps what it has.
@@ -66,7 +67,13 @@ class Sweeper:
     @property
     def interval(self) -> float:
         """Seconds between two looks of all sweepers together."""
-        return self._link.options.lease / LOOKS
+        return self._patience / LOOKS
+
+    @property
+    def _patience(self) -> float:
+        """Seconds without a sign of life after which an entry is looked at."""
+        options = self._link.options
+        return min(options.lease, options.visibility_timeout)
 
     def _run(self) -> None:
         has_failed = False
@@ -101,7 +108,7 @@ class Sweeper:
         link = self._link
         limit = link.options.unacked_restore_limit
         now = server_time(link.call(pack(b"TIME"), what="sweeping"))
-        oldest = now - link.options.lease
+        oldest = now - self._patience
         skipped = count = 0
         while limit is None or count < limit:
             page = self._page(oldest, skipped, PAGE if limit is None else min(PAGE, limit - count))

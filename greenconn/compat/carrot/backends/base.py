@@ -96,9 +96,9 @@ class BaseBackend:
     def queue_declare(
         self,
         queue: str,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
         warn_if_exists: bool = False,
     ) -> Any:
         """Declare a queue.  May switch."""
@@ -131,7 +131,13 @@ class BaseBackend:
 
     purge = queue_purge
 
-    def exchange_declare(self, exchange: str, type: str, durable: bool, auto_delete: bool) -> Any:
+    def exchange_declare(
+        self,
+        exchange: str,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+    ) -> Any:
         """Declare an exchange.  May switch."""
         return self.channel.exchange_declare(
             exchange=exchange, type=type, durable=durable, auto_delete=auto_delete
@@ -141,7 +147,7 @@ class BaseBackend:
         self,
         queue: str,
         exchange: str,
-        routing_key: str,
+        routing_key: str = "",
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Bind a queue to an exchange.  May switch."""
