@@ -92,3 +92,39 @@ _LINK = re.compile(r"<([^<>\s:]+)>`_")
 def test_links_lead_somewhere(path: Path) -> None:
     for target in _LINK.findall(path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+PROGRAM = """\
+import kombu
+import kombu.utils as utils
+    import kombu
+from kombu import Connection  # kombu's
+from kombu.pools import producers
+import kombu.pools
+from kombux import Queue
+BROKER = "amqp://kombu@host/kombu"
+queue = kombu.Queue("kombu")
+"""
+MOVED = """\
+import greenconn as kombu
+import greenconn.utils as utils
+    import greenconn as kombu
+from greenconn import Connection  # kombu's
+from greenconn.pools import producers
+import kombu.pools
+from kombux import Queue
+BROKER = "amqp://kombu@host/kombu"
+queue = kombu.Queue("kombu")
+"""
+
+
+@pytest.mark.programs
+def test_the_command_for_moving_touches_imports_only(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "moving.rst").read_text()
+    found = re.search(r"^    (grep -rlE(?:.*\\\n)*.*)$", page, re.MULTILINE)
+    assert found is not None
+    source = tmp_path / "src" / "program.py"
+    source.parent.mkdir()
+    source.write_text(PROGRAM)
+    subprocess.run(["bash", "-c", found[1]], cwd=tmp_path, check=True, timeout=30)
+    assert source.read_text() == MOVED

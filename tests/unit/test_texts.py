@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import docutils.core
@@ -12,8 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHANGELOG = ROOT / "changelog"
 FRAGMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.(feature|bugfix|removal|doc)\.rst")
 TEXTS = [ROOT / "README.rst", ROOT / "CHANGES.rst", *CHANGELOG.glob("*.rst")]
-#: docutils' number of a warning.
+PAGES = [ROOT / "README.rst", ROOT / "tests" / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+#: docutils' number of a warning, and of what it cannot go on after.
 WARNING = 2
+SEVERE = 5
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
@@ -36,3 +39,46 @@ def test_the_readme_has_one_command_for(program: str) -> None:
     command = rf"^ *python3 -m venv \.venv && .* && \.venv/bin/python -m {program}$"
     text = (ROOT / "README.rst").read_text(encoding="utf-8")
     assert len(re.findall(command, text, re.MULTILINE)) == 1
+
+
+class Cells(HTMLParser):
+    """The text of each cell of the bodies of tables, by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._is_in_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag == "td":
+            self.rows[-1].append("")
+            self._is_in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td":
+            self._is_in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_in_cell:
+            self.rows[-1][-1] += data
+
+
+def is_torn(cell: str) -> bool:
+    """Whether the text goes on in the next row, or began in the one before."""
+    cell = cell.strip()
+    return not cell or cell.endswith(",") or cell.count("(") != cell.count(")")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_rows_of_tables_are_whole(page: Path) -> None:
+    html = docutils.core.publish_string(
+        page.read_text(encoding="utf-8"),
+        writer="html5",
+        # Only Sphinx knows the directive that lists the pages.
+        settings_overrides={"halt_level": SEVERE, "report_level": SEVERE},
+    )
+    cells = Cells()
+    cells.feed(html.decode())
+    assert [row for row in cells.rows if any(map(is_torn, row))] == []
