@@ -15,7 +15,9 @@ decide.  A lost connection is the host's to mend: nothing is recovered here.
 from __future__ import annotations
 
 from base64 import b64decode
-from typing import Any, ClassVar, Final
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 from gevent import monkey
 from kombu.message import Message
@@ -34,6 +36,27 @@ SCHEMES: Final = {
     "greenconn-redis": f"{__name__}:RedisTransport",
     "greenconn-rediss": f"{__name__}:RedissTransport",
 }
+
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def _on_current_channel(method: M) -> M:
+    """Make *method* of a channel whose connection was lost work on the one that has replaced it.
+
+    kombu repeats a declaration that failed on the channel that it began with, also when it has
+    connected anew meanwhile.
+    """
+
+    @wraps(method)
+    def declare(channel: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if channel.connection.lost is not None:
+            host = channel.connection.client
+            if host.connected and host.connection is not channel.connection:
+                return getattr(host.default_channel, method.__name__)(*args, **kwargs)
+        return method(channel, *args, **kwargs)
+
+    return cast(M, declare)
 
 
 class AmqpChannel(channel.Channel):
@@ -57,6 +80,11 @@ class AmqpChannel(channel.Channel):
         """Reject a message, or give it back."""
         super().basic_reject(*args, **kwargs)
         self._see_it_leave()
+
+    exchange_declare = _on_current_channel(channel.Channel.exchange_declare)
+    exchange_bind = _on_current_channel(channel.Channel.exchange_bind)
+    queue_declare = _on_current_channel(channel.Channel.queue_declare)
+    queue_bind = _on_current_channel(channel.Channel.queue_bind)
 
     def _see_it_leave(self) -> None:
         if not monkey.is_module_patched("socket"):
@@ -91,6 +119,11 @@ class AmqpsTransport(transport.SSLTransport, AmqpTransport):
 
 class RedisChannel(redis.Channel):
     """A channel that hands out kombu's messages."""
+
+    exchange_declare = _on_current_channel(redis.Channel.exchange_declare)
+    exchange_bind = _on_current_channel(redis.Channel.exchange_bind)
+    queue_declare = _on_current_channel(redis.Channel.queue_declare)
+    queue_bind = _on_current_channel(redis.Channel.queue_bind)
 
     def message_to_python(self, raw_message: Any) -> Any:
         """Return kombu's message for a delivery."""
