@@ -51,6 +51,11 @@ class Running:
         assert self.process.stdin is not None
         return self.process.stdin
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self.process.pid
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)

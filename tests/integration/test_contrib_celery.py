@@ -164,3 +164,13 @@ def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Wor
     )
     outcome = run("-c", program, env=worker.env)
     assert outcome.output == "23\n", outcome.errors
+
+
+def test_connections_to_redis_that_were_killed(work: Callable[..., Worker]) -> None:
+    """The first task of the client is sent all the same, and the worker's remote control comes back."""
+    worker = work(broker="redis")
+    process = str(worker.running.pid)
+    outcome = run("-m", "tests.integration.celery.killed", process, env=worker.env)
+    assert outcome.output, outcome.errors
+    pong = [[{"ok": "pong"}]]
+    assert json.loads(outcome.output.splitlines()[-1]) == [pong, 5, pong]

@@ -8,9 +8,10 @@ from typing import Any
 
 import gevent
 import pytest
+from redis.exceptions import ResponseError
 
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis import pipeline
+from greenconn.transport.redis import owners, pipeline
 from greenconn.transport.redis.feed import FeedState
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
@@ -265,3 +266,45 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
         assert again.call(pack("EXISTS", *again.keys.lists(""))) == 0
     finally:
         again.close()
+
+
+@pytest.mark.parametrize("what", ["queue", "consumer"])
+def test_what_a_killed_process_owned_alone_is_free_at_once(
+    opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its lease goes on for a minute, but the server knows that the connection is gone."""
+    killed, alive = opened(lease=60.0), opened(lease=60.0)
+    monkeypatch.setattr(owners, "is_lost", lambda owner: False)  # as in another process
+    theirs, ours = (link.transport.create_channel(link) for link in (killed, alive))
+    ours.queue_declare("shared")
+    if what == "queue":
+        theirs.queue_declare("own", exclusive=True)
+    else:
+        theirs.basic_consume("shared", exclusive=True, sink=Store())
+    assert owners.is_alive(alive, killed.owner)
+    killed.collect()
+    client_id = killed.owner.rpartition("-")[2]
+    wait_until(lambda: not alive.call(pack("CLIENT", "LIST", "ID", client_id)))
+    if what == "queue":
+        assert ours.queue_declare("own", exclusive=True).queue == "own"
+    else:
+        ours.basic_consume("shared", exclusive=True, sink=Store())
+
+
+def test_the_lease_alone_decides_where_clients_may_not_be_listed(
+    opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, alive = opened(lease=60.0), opened(lease=60.0)
+    monkeypatch.setattr(owners, "is_lost", lambda owner: False)
+    killed.lease.begin_alive()
+    killed.call(pack("PING"))
+    killed.collect()
+    call = alive.call
+
+    def refusing(command: bytes, *args: Any, **kwargs: Any) -> Any:
+        if b"LIST" in command:
+            raise ResponseError("NOPERM this user has no permissions to run 'client|list'")
+        return call(command, *args, **kwargs)
+
+    monkeypatch.setattr(alive, "call", refusing)
+    assert owners.is_alive(alive, killed.owner)

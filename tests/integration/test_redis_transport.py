@@ -16,6 +16,7 @@ from redis import exceptions
 import greenconn
 from greenconn import Connection, Queue
 from greenconn.exceptions import DecodeError
+from greenconn.identity import program_name
 from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
@@ -445,3 +446,14 @@ def test_message_to_no_queue_at_all_leaves_no_key(connect: Connect, window: int)
     with pytest.warns(UserWarning, match="last"):
         Producer(keeping).publish("x", routing_key="")
     assert link.call(pack("LLEN", link.keys.plain("last"))) == 1
+
+
+def test_connections_are_named_after_the_program(connect: Connect) -> None:
+    link = connect().connection
+    name = program_name()
+    assert f" name={name} " in link.call(pack("CLIENT", "LIST")).decode()
+
+
+def test_name_that_redis_would_refuse(connect: Connect) -> None:
+    with pytest.raises(ValueError, match=r"client_name.*without spaces"):
+        connect(client_name="my program").connect()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.owners import is_lost
 
 if TYPE_CHECKING:
     from greenconn.transport.leased.link import LeasedLink
@@ -100,6 +101,9 @@ class Directory(virtual.Directory):
         """Ask the store for a queue; None when there is none.  May switch."""
         link = self._link
         declared: Declaration | None = link.ask("looking for a queue", link.store.find_queue, name)
+        if declared is not None and is_lost(declared.owner):
+            self.drop(name)  # nobody need wait for the end of a lease that was ours
+            declared = None
         if declared is None:
             self.forget(name)
         else:

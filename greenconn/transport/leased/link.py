@@ -7,7 +7,6 @@ them with a deadline, and may be killed at any time without any harm to a call t
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -29,6 +28,7 @@ from greenconn.transport.leased.routing import Routing
 from greenconn.transport.leased.settling import Settling
 from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.link import AfterFork
+from greenconn.transport.virtual.owners import new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.shared import SharingLink
 from greenconn.transport.virtual.tags import TagMaker
@@ -65,7 +65,7 @@ class LeasedLink(SharingLink):
         self.options = transport.options
         self.state = transport.state
         self.where: str = transport.client.as_uri()
-        self.owner = os.urandom(8).hex()
+        self.owner = new_owner()
         self.store = transport.make_store(self._wake)
         self.store.owner = self.owner
         self.store.roster = transport.roster
@@ -350,6 +350,7 @@ class LeasedLink(SharingLink):
         if self.lost is not None:
             return
         self.transport.inheritance.take(self)
+        note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop(exc)
         self.store.drop()

@@ -17,8 +17,8 @@ from gevent.event import Event
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.transport.redis.clock import server_time
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.owners import is_alive
 from greenconn.transport.redis.scripts import JOIN, LEAVE
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -101,23 +101,12 @@ class Directory(virtual.Directory):
             return None
         declared = UNDECLARED if text is None else Declaration.read(text)
         if declared.owner is not None and declared.owner != link.owner:
-            if not self._is_alive(declared.owner):
+            if not is_alive(link, declared.owner):
                 self.drop(name)
                 return None
             return declared  # not remembered: it may go at any time
         self._remember(name, declared)
         return declared
-
-    def _is_alive(self, owner: str) -> bool:
-        link = self._link
-        expiry, time = link.call_all(
-            [pack(b"ZSCORE", link.keys.owners, owner), pack(b"TIME")], what="looking for an owner"
-        )
-        return (
-            expiry is not None
-            and float(expiry) > server_time(time)
-            and owner not in link.transport.inheritance.owners
-        )
 
     def _remember(self, name: str, declared: Declaration) -> None:
         if len(self._known) >= MOST_KNOWN:
@@ -190,9 +179,21 @@ class Directory(virtual.Directory):
         link = self._link
         keys = (link.keys.consumers(name), link.keys.owners)
         reply = link.run(JOIN, keys, link.owner, how, what="consuming")
+        if reply < 0 and self._forget_dead_consumers(name):
+            reply = link.run(JOIN, keys, link.owner, how, what="consuming")
         if reply >= 0 and name in self.expiring:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
+
+    def _forget_dead_consumers(self, name: str) -> bool:
+        """Forget those who consume from a queue by their lease alone; whether there were any."""
+        link = self._link
+        key = link.keys.consumers(name)
+        owners = [each.decode() for each in link.call(pack(b"HKEYS", key), what="consuming")]
+        dead = [each for each in owners if each != link.owner and not is_alive(link, each)]
+        if dead:
+            link.call(pack(b"HDEL", key, *dead), what="consuming")
+        return bool(dead)
 
     def counts(self, name: str) -> tuple[int, int]:
         """How many messages wait in a queue, and how many consumers it has.  May switch."""

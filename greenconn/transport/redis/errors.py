@@ -89,6 +89,9 @@ ENDS_THE_LINK: Final[dict[str, str]] = {
 #: How a server before version 7 wraps the error of a command in a script.
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?(?P<code>[A-Z]+) ")
 
+#: What servers say when the user may not do what a script does: Redis 7; Redis 8 and Valkey.
+_ACL_IN_SCRIPT: Final = ("The user executing the script", "ACL failure in script")
+
 #: How the reply begins with which a server ends a connection: what came was no command of ours, so
 #: bytes were changed on their way, and which commands it did not understand nobody can tell.
 PROTOCOL_ERROR: Final = "ERR Protocol error"
@@ -119,9 +122,19 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     "NOSCRIPT": (redis.NoScriptError, ""),
     "CROSSSLOT": (
         redis.ResponseError,
-        "this is a node of a cluster, and the keys are on several",
+        "this is a node of a cluster, and the keys are on several: set global_keyprefix to a hash tag, "
+        "as '{app}', so that one node has them all",
     ),
-    "MOVED": (redis.ResponseError, "this is a node of a cluster, which is not supported here"),
+    "MOVED": (
+        redis.ResponseError,
+        "this is a node of a cluster, and the key is on the one that is named: clusters are not "
+        "supported, but with a hash tag as global_keyprefix, as '{app}', connect to that node",
+    ),
+    "CLUSTERDOWN": (
+        redis.ResponseError,
+        "this is a node of a cluster that does not serve the key now: CLUSTER INFO says which slots "
+        "have no master; bring their nodes back, or set cluster-require-full-coverage to no",
+    ),
 }
 
 
@@ -139,7 +152,7 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
         what: the operation, for the message.
     """
     code = _code_of(reply)
-    if "The user executing the script" in str(reply):
+    if any(each in str(reply) for each in _ACL_IN_SCRIPT):
         code = "NOPERM"
     text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
     if code in ENDS_THE_LINK:

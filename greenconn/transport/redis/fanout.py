@@ -139,11 +139,11 @@ class Fanout:
         link = self._link
         transport = link.transport
         deadline = Deadline(transport.connect_timeout)
-        pipeline, protocol = open_pipeline(
+        pipeline, welcome = open_pipeline(
             transport.address, transport.login, deadline, self._on_push, self._on_lost
         )
         try:
-            pipeline.takes_arrays = protocol == 2
+            pipeline.takes_arrays = welcome.protocol == 2
             link.watch(pipeline)
             if self._listening:
                 self._subscribe(pipeline, list(self._listening))

@@ -27,14 +27,9 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 
 class Inheritance:
-    """Held messages of former lives, and what was answered.
-
-    Attributes:
-        owners: the former lives, which are dead whatever their leases say.
-    """
+    """Held messages of former lives, and what was answered."""
 
     def __init__(self) -> None:
-        self.owners: set[str] = set()
         self._held: dict[str, None] = {}
         self._acks: dict[str, None] = {}
         self._moves: list[Move] = []
@@ -62,8 +57,6 @@ class Inheritance:
             self._acks[link.lease.canary] = None
         self._held.update((each, None) for each in fields if each not in answered)
         self._listened.update(dict.fromkeys(link.fanout.queues, monotonic()))
-        if link.lease.was_held:
-            self.owners.add(link.owner)
         if link.lease.is_known:
             self._leased.append(link.owner)
 

@@ -35,14 +35,12 @@ class Lease:
 
     Attributes:
         is_held: messages may be taken.
-        was_held: they might at some time.
         lost: answers that came too late: the message had been given back before.
     """
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self.is_held = False
-        self.was_held = False
         self.lost = 0
         #: The field of the message that tries the permissions, while it may be there.
         self.canary: str | None = None
@@ -92,7 +90,7 @@ class Lease:
         finally:
             if link.lost is None:
                 self.canary = None
-        self.is_held = self.was_held = True
+        self.is_held = True
         self.begin_alive()
         link.sweeper.start()
 

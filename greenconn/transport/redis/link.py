@@ -8,7 +8,6 @@ fan-out, one for bodies above 1 MiB.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,7 @@ from greenconn.transport.redis.large import LargeBodies
 from greenconn.transport.redis.leases import Lease
 from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.replies import check_reply
 from greenconn.transport.redis.routing import Routing
@@ -35,6 +35,7 @@ from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.link import AfterFork
+from greenconn.transport.virtual.owners import note_lost
 from greenconn.transport.virtual.shared import SharingLink
 from greenconn.wire.resp import Argument, pack
 
@@ -57,7 +58,7 @@ class RedisLink(SharingLink):
         transport: has address, login, options and the exchanges.
 
     Attributes:
-        owner: under which this life holds messages; nobody else has the same.
+        owner: under which this life holds messages; nobody else has the same.  Known once it is open.
         pipeline: the socket for commands.
         is_tracking: the server pushes when an idle queue gets a message.
     """
@@ -69,8 +70,8 @@ class RedisLink(SharingLink):
         self.options = transport.options
         self.where = transport.address.where
         self.keys: Keys = transport.keys
-        self.owner = os.urandom(8).hex()
-        self.prefix = f"gc.{self.owner}."
+        self.owner = ""
+        self.prefix = ""
         self.scripts = Scripts()
         self.directory: Directory = Directory(self)
         self.routing: Routing = Routing(self)
@@ -100,11 +101,13 @@ class RedisLink(SharingLink):
             Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
         """
         transport = self.transport
-        self.pipeline, protocol = open_pipeline(
+        self.pipeline, welcome = open_pipeline(
             transport.address, transport.login, deadline, self._on_push, self._on_pipeline_lost
         )
+        self.owner = owner_of(welcome.client_id)
+        self.prefix = f"gc.{self.owner}."
         try:
-            if protocol == 3:
+            if welcome.protocol == 3:
                 # Nothing is registered by this alone; reads are, from now on.
                 self.pipeline.post(_TRACK, self._on_tracking)
             self.pipeline.call(_PING, deadline)
@@ -233,6 +236,7 @@ class RedisLink(SharingLink):
         if self.lost is not None:
             return
         self.transport.inheritance.take(self)
+        note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop()
         if hasattr(self, "pipeline"):

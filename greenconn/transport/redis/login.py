@@ -1,7 +1,7 @@
 """Opening a socket to a Redis and logging in: HELLO, AUTH, SELECT, ROLE.
 
-All commands leave in one send.  A server that does not know HELLO (Redis before 6) is asked again in
-its own way, and then speaks RESP2.
+All commands leave in one send.  A server that does not know HELLO (Redis before 6, or one where it was
+renamed) is asked again in its own way, and then speaks RESP2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
 
-__all__ = ["Address", "Credentials", "Login", "open_pipeline"]
+__all__ = ["Address", "Credentials", "Login", "Welcome", "open_pipeline"]
 
 #: User name and password; either may be None.
 Credentials = tuple[str | None, str | None]
@@ -66,17 +66,30 @@ class Login:
     must_be_master: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Welcome:
+    """What a server told at the login.
+
+    Attributes:
+        protocol: the version of the protocol: 3, or 2 where the server knows no other.
+        client_id: the number of this connection among the server's clients; None: it did not tell.
+    """
+
+    protocol: int
+    client_id: int | None = None
+
+
 def open_pipeline(
     address: Address,
     login: Login,
     deadline: Deadline,
     on_push: Callable[[list[Any]], None],
     on_lost: Callable[[LinkLost], None],
-) -> tuple[Pipeline, int]:
+) -> tuple[Pipeline, Welcome]:
     """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.
 
     Returns:
-        the pipeline, and the version of the protocol: 3, or 2 where the server knows no other.
+        the pipeline, and what the server told.
 
     Raises:
         TimeoutError: names the step that took too long.
@@ -118,7 +131,7 @@ def _opening_error(exc: BaseException, where: str, step: str, deadline: Deadline
     return exc
 
 
-def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
+def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> Welcome:
     user, password = login.credentials()
     hello = ["HELLO", "3"]
     if password is not None:
@@ -127,15 +140,16 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
         hello += ["SETNAME", login.client_name]
     where = pipeline.where
     replies = _ask(pipeline, [pack(*hello), *_choose(login)], deadline)
-    protocol = 3
-    if isinstance(replies[0], ErrorReply) and _knows_no_hello(replies[0]):
-        protocol = 2
+    welcome = Welcome(protocol=3, client_id=_client_id(replies[0]))
+    if isinstance(replies[0], ErrorReply) and _wants_auth(replies[0], password):
+        welcome = Welcome(protocol=2)
         old = []
         if password is not None:
             old.append(pack("AUTH", user, password) if user else pack("AUTH", password))
-        if login.client_name:
-            old.append(pack("CLIENT", "SETNAME", login.client_name))
-        replies = _ask(pipeline, [*old, *_choose(login)], deadline)
+        naming = [] if not login.client_name else [pack("CLIENT", "SETNAME", login.client_name)]
+        replies = _ask(pipeline, [*old, *naming, *_choose(login)], deadline)
+        # Nothing depends on the name, so a user who may not choose one is no reason to fail.
+        del replies[len(old) : len(old) + len(naming)]
     if login.database is None:
         greeting = replies
         chosen = role = None
@@ -154,7 +168,13 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> int:
             f"there are, from 0 on)"
         )
     _check_role(role, where, login.must_be_master)
-    return protocol
+    return welcome
+
+
+def _client_id(greeting: Any) -> int | None:
+    """Return the number of this connection from the reply to HELLO."""
+    found = greeting.get(b"id") if isinstance(greeting, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _choose(login: Login) -> list[bytes]:
@@ -174,6 +194,14 @@ def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[
     if isinstance(pong, ErrorReply) and pong.code in ENDS_THE_LINK:
         raise as_error(pong, pipeline.where)
     return replies
+
+
+def _wants_auth(reply: ErrorReply, password: str | None) -> bool:
+    """Return whether AUTH may succeed where HELLO was answered with *reply*.
+
+    A server that knows no HELLO may ask for a login first, whatever HELLO said.
+    """
+    return _knows_no_hello(reply) or (reply.code == "NOAUTH" and password is not None)
 
 
 def _knows_no_hello(reply: ErrorReply) -> bool:

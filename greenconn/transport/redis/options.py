@@ -14,6 +14,11 @@ __all__ = ["QUEUE_ORDERS", "RedisOptions"]
 QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")
 
 
+def is_client_name(text: str) -> bool:
+    """Return whether Redis takes *text* as the name of a client; '' is no name."""
+    return all("!" <= each <= "~" for each in text)
+
+
 class RedisOptions(Record):
     """How a connection to Redis works."""
 
@@ -135,7 +140,8 @@ class RedisOptions(Record):
     new credentials, which are told the server; 0: only at each connect (kombu's)."""
 
     client_name: str | None = None
-    """Name in the server's list of clients; None: none."""
+    """Name in the server's list of clients; None: program, host and process, as ``app.py@host:1234``;
+    '': none."""
 
     credential_provider: Any = None
     """Path of a class of ``redis.CredentialProvider``, for URLs; the argument of ``Connection`` takes
@@ -179,6 +185,11 @@ class RedisOptions(Record):
         if self.body_encoding not in (None, "base64"):
             raise ValueError(
                 f"{shown(self, 'body_encoding', self.body_encoding)}: it is 'base64' or None"
+            )
+        if not is_client_name(self.client_name or ""):
+            raise ValueError(
+                f"{shown(self, 'client_name', self.client_name)}: must be visible ASCII characters "
+                f"without spaces"
             )
         if self.queue_order_strategy not in QUEUE_ORDERS:
             raise ValueError(

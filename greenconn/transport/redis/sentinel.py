@@ -17,7 +17,13 @@ from gevent import Greenlet
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
-from greenconn.transport.redis.login import Address, Credentials, Login, open_pipeline
+from greenconn.transport.redis.login import (
+    Address,
+    Credentials,
+    Login,
+    Welcome,
+    open_pipeline,
+)
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Transport
 from greenconn.url import BrokerURL
@@ -86,9 +92,14 @@ class SentinelTransport(Transport):
 
     def open_sentinel(
         self, sentinel: Address, deadline: Deadline, on_push: Any, on_lost: Any
-    ) -> tuple[Pipeline, int]:
+    ) -> tuple[Pipeline, Welcome]:
         """Connect to a sentinel.  May switch."""
-        login = Login(credentials=self._sentinel_credentials, database=None, must_be_master=False)
+        login = Login(
+            credentials=self._sentinel_credentials,
+            database=None,
+            client_name=self.client_name,
+            must_be_master=False,
+        )
         return open_pipeline(sentinel, login, deadline, on_push, on_lost)
 
     def _sentinel_credentials(self) -> Credentials:
@@ -179,11 +190,11 @@ class SwitchWatch:
 
     def _subscribe(self, sentinel: Address) -> None:
         deadline = Deadline(self._transport.connect_timeout)
-        pipeline, protocol = self._transport.open_sentinel(
+        pipeline, welcome = self._transport.open_sentinel(
             sentinel, deadline, self._on_push, self._on_lost
         )
         try:
-            pipeline.takes_arrays = protocol == 2
+            pipeline.takes_arrays = welcome.protocol == 2
             errors: list[Exception] = []
             pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
             pipeline.call(pack("PING"), deadline)

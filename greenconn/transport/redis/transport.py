@@ -16,6 +16,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.identity import program_name
 from greenconn.importing import symbol_by_name
 from greenconn.options import (
     ConnectOptions,
@@ -29,7 +30,7 @@ from greenconn.transport.redis.inheritance import Inheritance
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.login import Address, Credentials, Login
-from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
@@ -151,7 +152,7 @@ class Transport(base.Transport):
         self.login = Login(
             credentials=self._credentials,
             database=database,
-            client_name=self.options.client_name,
+            client_name=self.client_name,
         )
         link = RedisLink(self)
         link.open(deadline)
@@ -170,6 +171,14 @@ class Transport(base.Transport):
         """Seconds for one connection; None waits."""
         given: float | None = self.options.socket_connect_timeout or self.client.connect_timeout
         return given
+
+    @property
+    def client_name(self) -> str:
+        """The name of our connections in the server's list of clients; '': none."""
+        given = self.options.client_name
+        if given is not None:
+            return given
+        return "".join(each if is_client_name(each) else "_" for each in program_name())
 
     def watch_master(self, link: RedisLink) -> Any:
         """What watches whether the server is still the one that is meant; None: nothing."""

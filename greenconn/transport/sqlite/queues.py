@@ -181,6 +181,14 @@ class Queues:
             )
         return row.id, pipes, self.touch(db, row, time())
 
+    def consumers(self, db: sqlite3.Connection, name: str) -> set[str]:
+        """Return the links that consume from a queue."""
+        row = self.row(db, name)
+        if row is None:
+            return set()
+        found = db.execute("SELECT owner FROM consumers WHERE queue = ?", (row.id,))
+        return {owner for (owner,) in found}
+
     def others(self, db: sqlite3.Connection, name: str, owner: str) -> int:
         """How many consumers other links have."""
         row = self.row(db, name)

@@ -33,6 +33,7 @@ from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.owners import is_lost
 from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["SqliteStore"]
@@ -247,9 +248,9 @@ class SqliteStore(Store):
             self._register()
         elif self._fifo is None:
             return True
-        enrolled = self._database.write(
-            self._database.queues.enrol, name, self.owner, consumers, exclusive
-        )
+        enrolled = self._enrol(name, consumers, exclusive)
+        if enrolled is None and self._leave_for_lost(name):
+            enrolled = self._enrol(name, consumers, exclusive)
         if enrolled is None:
             return False
         number, pipes, idle_until = enrolled
@@ -260,6 +261,22 @@ class SqliteStore(Store):
         self._tell(pipes)
         self._look_at(idle_until)
         return True
+
+    def _enrol(
+        self, name: str, consumers: int, exclusive: bool
+    ) -> tuple[int, Pipes, float | None] | None:
+        enrolled: tuple[int, Pipes, float | None] | None = self._database.write(
+            self._database.queues.enrol, name, self.owner, consumers, exclusive
+        )
+        return enrolled
+
+    def _leave_for_lost(self, name: str) -> bool:
+        """Forget consumers of links that were lost in this process; whether there were any."""
+        owners: set[str] = self._database.read(self._database.queues.consumers, name)
+        lost = [each for each in owners if is_lost(each)]
+        for owner in lost:
+            self._tell(self._database.write(looking.leave, self._database.queues, owner))
+        return bool(lost)
 
     def _forget(self, name: str) -> None:
         number = self._numbers.pop(name, None)

@@ -12,7 +12,13 @@ from redis import exceptions
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial
-from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, ServerNotReady
+from greenconn.transport.redis.errors import (
+    LinkLost,
+    LoginRefused,
+    NotRedis,
+    ReplyLate,
+    ServerNotReady,
+)
 from greenconn.transport.redis.login import Address, Login, open_pipeline
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import RespParser, pack
@@ -236,7 +242,8 @@ def test_peer_that_stops_reading(opened: Opened) -> None:
 
 def login(server: Peer, **options: Any) -> Pipeline:
     address = Address(host=server.host, port=server.port, where="redis://peer")
-    wanted = Login(credentials=lambda: (None, options.pop("password", None)), **options)
+    password = options.pop("password", None)
+    wanted = Login(credentials=lambda: (None, password), **options)
     pipeline, _ = open_pipeline(address, wanted, Deadline(1.0), lambda push: None, lambda exc: None)
     return pipeline
 
@@ -254,6 +261,41 @@ def redis_like(**replies: bytes) -> Callable[[socket.socket], None]:
 
 def test_login(peer: PeerFactory) -> None:
     login(peer(redis_like())).close()
+
+
+NO_HELLO = {
+    "Redis": b"-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH'\r\n",
+    "Valkey 9": b"-NOAUTH Authentication required.\r\n",
+}
+
+
+@pytest.mark.parametrize("hello", NO_HELLO.values(), ids=NO_HELLO)
+def test_login_where_hello_was_renamed(peer: PeerFactory, hello: bytes) -> None:
+    asked: list[list[bytes]] = []
+    usual = {
+        b"SELECT": b"+OK\r\n",
+        b"ROLE": b"*2\r\n$6\r\nmaster\r\n:0\r\n",
+        b"PING": b"+PONG\r\n",
+        b"HELLO": hello,
+        b"AUTH": b"+OK\r\n",
+        b"CLIENT": b"-NOPERM this user may not\r\n",
+    }
+
+    def answer(command: list[bytes]) -> bytes:
+        asked.append(command)
+        return usual[command[0]]
+
+    login(peer(answering(answer)), password="secret", client_name="app").close()
+    assert [b"AUTH", b"secret"] in asked
+    assert [b"CLIENT", b"SETNAME", b"app"] in asked
+
+
+def test_no_password_where_one_is_wanted(peer: PeerFactory) -> None:
+    server = peer(
+        redis_like(**dict.fromkeys(("HELLO", "SELECT", "ROLE", "PING"), NO_HELLO["Valkey 9"]))
+    )
+    with pytest.raises(LoginRefused, match="wants a password"):
+        login(server)
 
 
 @pytest.mark.parametrize(
