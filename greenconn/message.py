@@ -162,9 +162,9 @@ class Message:
         state = self._state
         if state in ACK_STATES and not self._is_rolled_back():
             raise self._already_answered()
-        # Set first, so that of two greenlets that answer at once the second one is refused.
-        self._state = "ACK"
         try:
+            # Set first, so that of two greenlets that answer at once the second one is refused.
+            self._state = "ACK"
             channel.basic_ack(self.delivery_tag, multiple)
         except BaseException:
             self._state = state
@@ -195,8 +195,8 @@ class Message:
         state = self._state
         if state in ACK_STATES and not self._is_rolled_back():
             raise self._already_answered()
-        self._state = new_state
         try:
+            self._state = new_state
             self._send_refusal(requeue)
         except BaseException:
             self._state = state

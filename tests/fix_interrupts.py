@@ -1,15 +1,17 @@
-"""Interrupting a greenlet at each of its switches, one after the other."""
+"""Interrupting a greenlet at each of its switches, or between any two bytecodes, one after the other."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import gevent
 from gevent import get_hub
-from greenlet import greenlet, settrace
+from greenlet import getcurrent, greenlet, settrace
 
-__all__ = ["INTERRUPTIONS", "Interruption", "Run", "interruptions"]
+__all__ = ["INTERRUPTIONS", "Interruption", "Run", "Signal", "interruptions", "signals"]
 
 #: How many switches a function may make before the test is considered endless.
 MANY = 500
@@ -130,3 +132,68 @@ def interruptions(
                     break
             else:
                 raise AssertionError(f"more than {MANY} switches")
+
+
+class Signal(BaseException):
+    """What the handler of a signal raises, as ``KeyboardInterrupt``, wherever the program is."""
+
+
+class SignalAt:
+    """Runs a function with a :class:`Signal` before its n-th bytecode.
+
+    Only bytecodes of the package, in the greenlet that calls ``run``, are counted.
+    """
+
+    def __init__(self, number: int) -> None:
+        #: Bytecodes until the signal; above 0 behind the run: it has not come to that.
+        self.left = number
+        self._greenlet = getcurrent()
+
+    def run(self, function: Callable[[], Any]) -> BaseException | None:
+        """Run *function*, and return what it raised."""
+        former = sys.gettrace()
+        sys.settrace(self._begin)
+        try:
+            function()
+        except BaseException as exc:
+            return exc
+        finally:
+            sys.settrace(former)
+        return None
+
+    def _begin(self, frame: FrameType, event: str, arg: object) -> Any:
+        is_ours = "/greenconn/" in frame.f_code.co_filename
+        if not is_ours or getcurrent() is not self._greenlet:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._each
+
+    def _each(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode" and getcurrent() is self._greenlet:
+            self.left -= 1
+            if self.left == 0:
+                raise Signal  # which ends the tracing, too
+        return self._each
+
+
+def signals(
+    function: Callable[[], Any], *, first: int = 1, step: int = 1
+) -> Iterator[BaseException | None]:
+    """Run *function* again and again, with a :class:`Signal` before another bytecode each time.
+
+    Between two runs the caller looks what has become of it.
+
+    Arguments:
+        first, step: which bytecodes.
+
+    Yields:
+        What the run raised; it ends behind the run that came to its end before the signal.
+    """
+    number = first
+    while True:
+        run = SignalAt(number)
+        yield run.run(function)
+        if run.left > 0:
+            return
+        number += step

@@ -89,8 +89,9 @@ class Slot(Generic[T]):
         return given
 
     def _expire(self) -> None:
-        # In the hub, from the timer.  A value that came first wakes the waiter by itself.
-        if self._wake is not None and self._state == _EMPTY:
+        # In the hub, from the timer.  A value that came first wakes the waiter by itself, unless a
+        # signal has interrupted whoever filled the slot.
+        if self._wake is not None and self._waking is None:
             self._wake()
 
     def wait(self, deadline: Deadline) -> T:
@@ -109,20 +110,21 @@ class Slot(Generic[T]):
                     raise TimeoutError("timed out")
                 timer = hub.loop.timer(left)
                 timer.start(self._expire, update=True)
-            self._wake = getcurrent().switch
             try:
+                self._wake = getcurrent().switch
                 hub.switch()
             except BaseException:
                 # Killed, or a Timeout: a value that came meanwhile stays for the caller to give back.
                 self._leave()
                 raise
             finally:
+                # First what would wake this greenlet when it waits for something else.
                 self._wake = None
-                if timer is not None:
-                    timer.close()
                 if self._waking is not None:
                     # Killed between the filling and its callback, which must not come any more.
                     self._waking.stop()
+                if timer is not None:
+                    timer.close()
             if self._state == _EMPTY:
                 self._leave()
                 raise TimeoutError("timed out")

@@ -14,6 +14,10 @@ Rules
 - Those who wait for a slow peer go on in the order in which they came: one is woken when there is
   room, and wakes the next as it goes.  So whenever somebody waits, either the write watcher is on or
   one who was woken has not run yet.
+- An exception may come from outside between any two steps (``KeyboardInterrupt``, a signal handler that
+  raises).  The end of the turn is asked for before anything is appended, so what was appended leaves all
+  the same; ``pending`` is counted anew by each flush.  While the socket is given something nobody could
+  tell how much it has taken: an exception then ends the stream.
 """
 
 from __future__ import annotations
@@ -101,25 +105,39 @@ class Writer:
 
     def write(self, data: Buffer) -> None:
         """Append whole frames.  Never switches."""
-        self._out.append(data)
-        size = self.pending = self.pending + len(data)
-        if not self._in_turn:
-            self._in_turn = True
-            self._turn_began = monotonic()
-            self._turn_end.call()
+        if self._in_turn:
+            self._out.append(data)
+            size = self.pending = self.pending + len(data)
+            if size >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
+                self._flush_early()
+        else:
+            self._begin_turn()
+            self._out.append(data)
+            self.pending += len(data)
             self._flush()
-        elif size >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
-            self._flush()
-            # What follows before the turn ends is gathered again, not sent piece by piece.
-            self._turn_began = monotonic()
-            self._yield_due = self.gate = True
 
     def write_many(self, buffers: list[Buffer]) -> None:
         """Append one message that is made of several buffers, in one step.  Never switches."""
-        head, last = buffers[:-1], buffers[-1]
-        self._out.extend(head)
-        self.pending += sum(map(len, head))
-        self.write(last)
+        is_first = not self._in_turn
+        if is_first:
+            self._begin_turn()
+        self._out.extend(buffers)
+        self.pending += sum(map(len, buffers))
+        if is_first:
+            self._flush()
+        elif self.pending >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
+            self._flush_early()
+
+    def _begin_turn(self) -> None:
+        self._turn_end.call()
+        self._in_turn = True
+        self._turn_began = monotonic()
+
+    def _flush_early(self) -> None:
+        self._flush()
+        # What follows before the turn ends is gathered again, not sent piece by piece.
+        self._turn_began = monotonic()
+        self._yield_due = self.gate = True
 
     def mark(self, mark: memoryview) -> None:
         """Put *mark* behind what was written last, if that is pending.  Never switches.
@@ -141,22 +159,24 @@ class Writer:
         if self._tail:
             self._tail.append(data)
             return
-        sent = self._send([data])
-        if sent >= 0:
-            self.pending -= sent
-            if sent < len(data):
-                self._keep([data], sent)
+        try:
+            sent = self._send([data])
+            if sent >= 0:
+                self.pending -= sent
+                if sent < len(data):
+                    self._keep([data], sent)
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     def before_flush(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the hub when this turn ends, just before the flush: it may write.
 
         For what gains by waiting for the end of the turn: acknowledgements that can be merged.
         """
-        self._before_flush.append(callback)
         if not self._in_turn:
-            self._in_turn = True
-            self._turn_began = monotonic()
-            self._turn_end.call()
+            self._begin_turn()
+        self._before_flush.append(callback)
 
     def pass_gate(self, deadline: Deadline) -> None:
         """Let others run, and wait while too much is pending.  May switch; call before writing.
@@ -244,7 +264,11 @@ class Writer:
 
     def flush(self) -> None:
         """Offer everything to the socket now.  Never switches."""
-        self._run_before_flush()
+        try:
+            self._run_before_flush()
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
         self._flush()
 
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
@@ -253,13 +277,15 @@ class Writer:
         try:
             if self._before_flush:
                 self._run_before_flush()
-        finally:
             self._in_turn = False
             if self._yield_due:
                 self._yield_due = False
                 self._settle_gate()
             if self._out:
                 self._flush()
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     def _run_before_flush(self) -> None:
         callbacks, self._before_flush = self._before_flush, []
@@ -273,30 +299,39 @@ class Writer:
             self.pending = 0
             self._in_turn = False
             return
-        if self._tail or not self.pending:
-            return  # (what is there then are marks)
-        self._out = []
-        self._offered, self._offered_left = out, 0
-        if self.seal is not None:
-            plain = b"".join(out)
-            try:
-                sealed = self.seal(plain)
-            except OSError as exc:
-                self._fail(exc)
-                return
-            self.pending += len(sealed) - len(plain)
-            buffers: list[Buffer] = [sealed]
-        elif len(out) > 1 and (self.pending < GATHER or len(out) > IOV_MAX):
-            buffers = [b"".join(out)]
-        else:
-            buffers = out
-        sent = self._send(buffers)
-        if sent < 0:
+        if self._tail or not out:
             return
-        self.pending -= sent
-        if self.pending:
-            self._keep(buffers, sent)
-        self._note_left(sent)
+        try:
+            self._out = []
+            self._offered, self._offered_left = out, 0
+            if self.seal is not None:
+                try:
+                    sealed = self.seal(b"".join(out))
+                except OSError as exc:
+                    self._fail(exc)
+                    return
+                self.pending = len(sealed)
+                buffers: list[Buffer] = [sealed]
+            elif len(out) > 1 and (self.pending < GATHER or len(out) > IOV_MAX):
+                joined = b"".join(out)
+                self.pending = len(joined)
+                buffers = [joined]
+            else:
+                self.pending = len(out[0]) if len(out) == 1 else sum(map(len, out))
+                buffers = out
+            if not self.pending:
+                self._offered = ()  # marks, of what has left
+                return
+            sent = self._send(buffers)
+            if sent < 0:
+                return
+            self.pending -= sent
+            if self.pending:
+                self._keep(buffers, sent)
+            self._note_left(sent)
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     def _keep(self, buffers: list[Buffer], sent: int) -> None:
         """Keep what the socket did not take and watch for room."""
@@ -340,23 +375,33 @@ class Writer:
         stay_awake()
         self._on_error(exc)
 
+    def _interrupted(self, exc: BaseException) -> None:
+        """An exception came between two steps that belong together: no more can be sent."""
+        self._fail(
+            ConnectionAbortedError(errno.ECONNABORTED, f"sending was interrupted by {exc!r}")
+        )
+
     def _on_writable(self) -> None:
-        tail = self._tail
-        if tail:
-            buffers = list(tail)
-            sent = self._send(buffers)
-            if sent < 0:
-                return
-            self.pending -= sent
-            tail.clear()
-            self._keep(buffers, sent)
-            self._note_left(sent)
-        if not tail:
-            self._watcher.stop()
-            self._flush()
-        if self.pending <= LOW_WATER and not self._is_waking:
-            self._wake_next()
-        self._settle_gate()
+        try:
+            tail = self._tail
+            if tail:
+                buffers = list(tail)
+                sent = self._send(buffers)
+                if sent < 0:
+                    return
+                self.pending -= sent
+                tail.clear()
+                self._keep(buffers, sent)
+                self._note_left(sent)
+            if not tail:
+                self._watcher.stop()
+                self._flush()
+            if self.pending <= LOW_WATER and not self._is_waking:
+                self._wake_next()
+            self._settle_gate()
+        except BaseException as exc:
+            self._interrupted(exc)
+            raise
 
     def _wake_next(self) -> None:
         self._is_waking = False

@@ -5,6 +5,10 @@ singly or with ``multiple`` for all up to it.  A return precedes the ack of its 
 count: it is matched to the oldest outstanding mandatory publish with the same exchange, routing key,
 raw property block and body, and if none has all four (the broker strips ``BCC``), to the oldest
 mandatory one with the same exchange and routing key.
+
+A count is taken before its message is written.  So an exception that comes between the two from outside
+(``KeyboardInterrupt``, a signal handler that raises) can be noticed by whoever writes, and no count is
+ever given to a message that another one has.
 """
 
 from __future__ import annotations
@@ -40,28 +44,24 @@ P = TypeVar("P", bound=Outstanding)
 class ConfirmSequencer(Generic[P]):
     """The outstanding publishes of one channel in confirm mode, by publish count."""
 
-    __slots__ = ("_answered", "_last", "_skipped", "outstanding")
+    __slots__ = ("_answered", "_skipped", "last", "outstanding")
 
     def __init__(self) -> None:
-        self._last = 0
+        #: The count of the last publish.
+        self.last = 0
         self._skipped = 0  # the last count that nobody waits for
         self._answered = 0  # the highest that the broker has answered
         self.outstanding: dict[int, P] = {}
 
-    @property
-    def last(self) -> int:
-        """The count of the last publish."""
-        return self._last
-
     def expect(self, publish: P) -> int:
         """Count a publish whose confirm somebody waits for."""
-        self._last = tag = self._last + 1
+        self.last = tag = self.last + 1
         self.outstanding[tag] = publish
         return tag
 
     def skip(self) -> None:
         """Count a publish whose confirm nobody waits for."""
-        self._skipped = self._last = self._last + 1
+        self._skipped = self.last = self.last + 1
 
     @property
     def all_are_awaited(self) -> bool:

@@ -31,6 +31,7 @@ class Answering:
     channel_id: int
     call: Callable[..., Any]
     check_hub: Callable[[], None]
+    interrupted: Callable[[str, BaseException], None]
     pass_gate: Callable[[], None]
     _gone: BaseException | None
     _hub: Hub
@@ -63,11 +64,16 @@ class Answering:
             self._check_answerable()
             return
         ledger = self._ledger
-        if not (ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)):
-            raise self._unknown_tag(delivery_tag)
         # The first of the turn asks for the flush at its end.
-        if len(ledger.pending) == 1 or multiple:
+        if not ledger.pending:
             self.connection.ack_later(self)
+        try:
+            is_known = ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)
+        except BaseException as exc:
+            self.interrupted("an acknowledgement", exc)
+            raise
+        if not is_known:
+            raise self._unknown_tag(delivery_tag)
 
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
         """Refuse a delivery.  May switch.
@@ -96,21 +102,25 @@ class Answering:
 
     def give_credit(self, delivery_tag: int) -> None:
         """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
-        ledger = self._ledger
-        if self._gone is None and ledger.ack(delivery_tag) and len(ledger.pending) == 1:
-            self.connection.ack_later(self)
+        if self._gone is None:
+            if not self._ledger.pending:
+                self.connection.ack_later(self)
+            self._ledger.ack(delivery_tag)
 
     def _reject(self, tag: int, requeue: bool) -> bool:
         """False if *tag* is not outstanding."""
         ledger = self._ledger
         if ledger.pending:
             self.flush_acks()
-        if not ledger.settle(tag):
-            return False
-        if not ledger.is_recovering:
-            self._writer.write(
-                method_frame(self.channel_id, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
-            )
+        frame = method_frame(self.channel_id, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
+        try:
+            if not ledger.settle(tag):
+                return False
+            if not ledger.is_recovering:
+                self._writer.write(frame)
+        except BaseException as exc:
+            self.interrupted("a rejection", exc)
+            raise
         return True
 
     def basic_recover(self, requeue: bool = False) -> None:
@@ -143,10 +153,16 @@ class Answering:
         """Write the acks that are pending.  Never switches; in the hub at the end of a turn."""
         if self._gone is not None:
             return
-        for tag, multiple in self._ledger.take():
-            self._writer.write(
-                method_frame(self.channel_id, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple))
-            )
+        try:
+            for tag, multiple in self._ledger.take():
+                self._writer.write(
+                    method_frame(
+                        self.channel_id, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple)
+                    )
+                )
+        except BaseException as exc:
+            self.interrupted("an acknowledgement", exc)
+            raise
 
     def _check_answerable(self) -> None:
         if self.connection.lost is None:

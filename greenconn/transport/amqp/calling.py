@@ -41,11 +41,11 @@ class Calling:
     channel_id: int
     check_open: Callable[[], None]
     flush_acks: Callable[[], None]
+    interrupted: Callable[[str, BaseException], None]
     _METHODS: Any  # amqp's table
     _calls: CallLine
     _gone: BaseException | None
     _hub: Hub
-    _last_request: int
     _ledger: AckLedger
     _room: int
     _writer: Writer
@@ -141,46 +141,51 @@ class Calling:
         abandons: bool = False,
     ) -> Any:
         """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
-        if self._ledger.pending:
-            self.flush_acks()
-        self._writer.write(method_frame(self.channel_id, sig, arguments))
-        self._last_request = ids_of(sig)
+        call = self.begin_call(sig, arguments, wait, undo, on_reply, tag)
+        if call is None:
+            return None
         if abandons:
-            self._abandon(Call(self._last_request, expected_of(wait), undo, on_reply, tag))
-        elif wait:
-            return self.wait(
-                wait, returns_tuple=returns_tuple, undo=undo, on_reply=on_reply, tag=tag
-            )
-        return None
+            call.abandon()
+            return None
+        return self.end_call(call, returns_tuple=returns_tuple)
 
-    def _abandon(self, call: Call) -> None:
-        """Put a call in line whose reply nobody waits for."""
-        if self._gone is not None:
-            self.check_open()  # the connection ended in that very write
-        call.abandon()
-        self._calls.append(call)
-
-    def wait(
+    def begin_call(
         self,
-        method: Any,
-        callback: Any = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-        *,
+        sig: tuple[int, int],
+        arguments: bytes,
+        wait: Any = None,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
-    ) -> Any:
-        """Wait for the reply to the method that was written just now.  May switch.
-
-        Nothing may switch between the writing and this.
-        """
+    ) -> Call | None:
+        """Write a method and put its call in line, if it has a reply, in one step.  Never switches."""
+        if self._ledger.pending:
+            self.flush_acks()
+        frame = method_frame(self.channel_id, sig, arguments)
+        call = None
+        if wait:
+            call = Call(ids_of(sig), expected_of(wait), undo, on_reply, tag)
+            self.write_call(frame, call)
+        else:
+            self._writer.write(frame)
         if self._gone is not None:
             self.check_open()  # the connection ended in that very write
-        call = Call(self._last_request, expected_of(method), undo, on_reply, tag)
-        self._calls.append(call)
+        return call
+
+    def write_call(self, frame: bytes, call: Call) -> None:
+        """Put *call* in line and write its method in one step.  Never switches."""
         try:
-            ids, payload, header, body = self.connection.wait_reply(call.slot, self, timeout)
+            self._calls.append(call)
+            self._writer.write(frame)
+        except BaseException as exc:
+            # From a signal: replies to others might be taken for this one's.
+            self.interrupted("a call", exc)
+            raise
+
+    def end_call(self, call: Call, *, returns_tuple: bool = False) -> Any:
+        """Wait for the reply to *call*, and return it.  May switch."""
+        try:
+            ids, payload, header, body = self.connection.wait_reply(call.slot, self, None)
         except BaseException:
             call.give_up()
             raise

@@ -158,12 +158,38 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             self.flush_acks()
         self._closing = True
         self._end(reason, closed=True)
+        return self._ask_to_close()
+
+    def _ask_to_close(self) -> Call:
+        call = Call(_CLOSE, frozenset((_CLOSE_OK,)))
+        self._calls.append(call)
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.Close, dumps("BsBB", (0, "", 0, 0)))
         )
-        call = Call(_CLOSE, frozenset((_CLOSE_OK,)))
-        self._calls.append(call)
         return call
+
+    def abort(self, cause: BaseException) -> None:
+        """Close the channel, since the two sides do not count alike: all who use it are told.
+
+        Never switches.  Again: does nothing.
+        """
+        if self._gone is None:
+            self._closing = True
+            self._end(cause)
+            self._ask_to_close().abandon()
+
+    def interrupted(self, what: str, exc: BaseException) -> None:
+        """An exception came from outside between two steps that belong together.  Never switches.
+
+        Arguments:
+            what: was under way.
+        """
+        self.abort(
+            RecoverableChannelError(
+                f"channel {self.channel_id} was closed because {what} was interrupted by {exc!r}: "
+                f"nobody can tell what the broker has of it"
+            )
+        )
 
     def collect(self, unsent: Iterable[Found] = (), closed: bool = False) -> None:
         """Drop the channel because its connection is gone.  Never switches.
@@ -217,8 +243,9 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         return owned
 
     def _lost_consumers(self, cause: BaseException) -> RecoverableChannelError:
+        how = "closed" if self._closing else "closed by the broker"
         error = RecoverableChannelError(
-            f"channel {self.channel_id} was closed by the broker and its consumers with it: {cause}"
+            f"channel {self.channel_id} was {how} and its consumers with it: {cause}"
         )
         error.__cause__ = cause
         return error

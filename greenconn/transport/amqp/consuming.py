@@ -17,7 +17,7 @@ from greenconn.transport.amqp.arguments import read_arguments
 from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, cancelled_error
 from greenconn.transport.amqp.kinds import QueueKinds
 from greenconn.transport.amqp.message import Delivery
-from greenconn.transport.amqp.rpc import Call, CallLine, Reply, ids_of
+from greenconn.transport.amqp.rpc import Call, Reply, ids_of
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Consuming(QueueKinds, Answering):
     pack: Callable[..., bytes]
     send_method: Callable[..., Any]
     no_ack_consumers: Any  # set[str]: amqp.Channel makes it
-    _calls: CallLine
+    write_call: Callable[[bytes, Call], None]
     _last_queue: str
     _consumer_ended: Callable[[str], None]
 
@@ -184,16 +184,14 @@ class Consuming(QueueKinds, Answering):
         if self._ledger.pending:
             self.flush_acks()
         consumer.is_ending = True
-        self._writer.write(
-            method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
-        )
+        frame = method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
         call = Call(
             _CANCEL,
             frozenset((_CANCEL_OK,)),
             on_reply=lambda reply: self._forget_consumer(consumer),
             tag=consumer.tag.encode("utf-8", "surrogatepass"),
         )
-        self._calls.append(call)
+        self.write_call(frame, call)
         return call
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:

@@ -16,7 +16,7 @@ from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ContentTooLarge
+from greenconn.exceptions import ContentTooLarge, RecoverableChannelError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.confirm import PendingConfirm
@@ -51,11 +51,13 @@ class Publisher(Returning):
 
     connection: AmqpLink
     channel_id: int
-    call: Callable[..., Any]
+    abort: Callable[[Any], None]
+    begin_call: Callable[..., Any]
     check_hub: Callable[[], None]
+    end_call: Callable[..., Any]
+    interrupted: Callable[[str, BaseException], None]
     pass_gate: Callable[[], None]
     is_open: bool
-    _last_request: int
     _room: int
     _gone: BaseException | None
     _hub: Hub
@@ -66,7 +68,6 @@ class Publisher(Returning):
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
         self._confirms: ConfirmSequencer[PendingConfirm] | None = None
         self._unsent = Unsent()
-        self._last_request = 0
         self._room = (link.frame_max or 0xFFFFFFFF) - 8
         # What is larger takes the way on which its size is checked.
         self._small = min(self._room, _LARGE, link.options.max_message_size)
@@ -122,19 +123,16 @@ class Publisher(Returning):
             self.check_open()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        self._write(writer, message, exchange, routing_key, mandatory, immediate)
+        pending = None
+        if self._confirms is not None and (mandatory or immediate):
+            # Its return must not be taken for that of a like message which somebody awaits.
+            pending = PendingConfirm(
+                self.connection, exchange, routing_key, True, message.packed, message.body
+            )
+            pending.is_awaited = False
+        self._write(writer, message, exchange, routing_key, mandatory, immediate, pending)
         if self._gone is not None:
             self._failed_write()
-        if self._confirms is not None:
-            if mandatory or immediate:
-                # Its return must not be taken for that of a like message which somebody awaits.
-                pending = PendingConfirm(
-                    self.connection, exchange, routing_key, True, message.packed, message.body
-                )
-                pending.is_awaited = False
-                self._confirms.expect(pending)
-            else:
-                self._confirms.skip()
 
     def request(
         self, message: Any, exchange: str, routing_key: str, mandatory: bool, deadline: Deadline
@@ -217,33 +215,53 @@ class Publisher(Returning):
         routing_key: str,
         mandatory: bool,
         immediate: bool,
+        pending: PendingConfirm | None,
     ) -> None:
-        """Frame a message and append it in one step.  Never switches."""
+        """Frame a message, count it and append it in one step.  Never switches.
+
+        Arguments:
+            pending: in confirm mode, what waits for its answer; None: nobody does.
+        """
         head = self._heads.get((exchange, routing_key, mandatory, immediate))
         if head is None:
             head = self._make_head(exchange, routing_key, mandatory, immediate)
         body, packed = message.body, message.packed
         size, block, channel = len(body), 12 + len(message.packed), self.channel_id
+        frames: bytes | list[Any]
         if size and size + block <= self._small:
-            writer.write(
-                b"".join(
-                    (
-                        head,
-                        _header.pack(2, channel, block, 60, 0, size),
-                        packed,
-                        _body.pack(0xCE, 3, channel, size),
-                        body,
-                        b"\xce",
-                    )
+            write: Callable[[Any], None] = writer.write
+            frames = b"".join(
+                (
+                    head,
+                    _header.pack(2, channel, block, 60, 0, size),
+                    packed,
+                    _body.pack(0xCE, 3, channel, size),
+                    body,
+                    b"\xce",
                 )
             )
+        else:
+            if block > self._room:
+                raise ContentTooLarge(
+                    f"headers and properties of {block} bytes do not fit into a frame", (60, 40)
+                )
+            self.connection.check_size(size)
+            write = writer.write_many
+            frames = content_frames(head, channel, packed, body, self.connection.frame_max)
+        confirms = self._confirms
+        if confirms is None:
+            write(frames)
             return
-        if block > self._room:
-            raise ContentTooLarge(
-                f"headers and properties of {block} bytes do not fit into a frame", (60, 40)
-            )
-        self.connection.check_size(size)
-        writer.write_many(content_frames(head, channel, packed, body, self.connection.frame_max))
+        try:
+            if pending is None:
+                confirms.skip()
+            else:
+                confirms.expect(pending)
+            write(frames)
+        except BaseException as exc:
+            # From a signal: the broker's count may not be ours any more.
+            self.interrupted("a publish", exc)
+            raise
 
     def _make_head(
         self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
@@ -276,12 +294,19 @@ class Publisher(Returning):
 
     def _select_confirms(self, nowait: bool) -> None:
         # Nothing switches up to the write, so that no other publish is counted before it.
-        self._confirms = ConfirmSequencer()
-        self.call(
-            spec.Confirm.Select,
-            dumps("b", (nowait,)),
-            wait=None if nowait else spec.Confirm.SelectOk,
-        )
+        arguments = dumps("b", (nowait,))
+        call = None
+        try:
+            self._confirms = ConfirmSequencer()
+            call = self.begin_call(
+                spec.Confirm.Select, arguments, None if nowait else spec.Confirm.SelectOk
+            )
+        except BaseException as exc:
+            # From a signal: nobody knows whether the broker counts.
+            self.interrupted("a call", exc)
+            raise
+        if call is not None:
+            self.end_call(call)
 
     def basic_publish_confirm(
         self,
@@ -343,13 +368,8 @@ class Publisher(Returning):
         if self._confirms is None:
             # Nothing switches up to the write: the first publish after it has count 1.
             self._select_confirms(nowait=True)
-        assert self._confirms is not None
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        self._write(writer, message, exchange, routing_key, mandatory, immediate)
-        if self._gone is not None:
-            self._failed_write()
-        writer.mark(AWAITED)
         pending = PendingConfirm(
             self.connection,
             exchange,
@@ -358,7 +378,10 @@ class Publisher(Returning):
             message.packed,
             message.body,
         )
-        self._confirms.expect(pending)
+        self._write(writer, message, exchange, routing_key, mandatory, immediate, pending)
+        if self._gone is not None:
+            self._failed_write()
+        writer.mark(AWAITED)
         return pending
 
     # In the reader: nothing here may switch or run user code.
@@ -370,9 +393,18 @@ class Publisher(Returning):
         self._settle_publishes(reply[1], False)
 
     def _settle_publishes(self, payload: bytes, is_taken: bool) -> None:
-        if self._confirms is not None:
+        confirms = self._confirms
+        if confirms is not None:
             tag, flags = _tag_and_flags.unpack_from(payload, 4)
-            for publish in self._confirms.settle(tag, bool(flags & 1)):
+            if tag > confirms.last:
+                self.abort(
+                    RecoverableChannelError(
+                        f"the broker confirmed publish {tag} of channel {self.channel_id}, where "
+                        f"{confirms.last} were sent: confirms cannot be told apart any more"
+                    )
+                )
+                return
+            for publish in confirms.settle(tag, bool(flags & 1)):
                 publish.slot.offer(is_taken)
 
     def _fail_publishes(self, cause: BaseException, blamed: int | None) -> bool:

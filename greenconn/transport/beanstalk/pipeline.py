@@ -81,8 +81,12 @@ class Pipeline(PipelineLife):
             return
         if not self._places:
             self._waits_since = monotonic()
-        self._places.extend(places)
-        self.writer.write(command)
+        try:
+            self._places.extend(places)
+            self.writer.write(command)
+        except BaseException as exc:
+            self.interrupted(exc)
+            raise
 
     def ask(self, commands: Sequence[bytes], deadline: Deadline = NEVER) -> list[Reply]:
         """Write *commands* at once and return their replies, refusals among them.  May switch.

@@ -34,14 +34,14 @@ class _Unsettled(NamedTuple):
 class Settling:
     """What the channels of one link have answered and the store was not told yet."""
 
-    __slots__ = ("_added", "_alone", "_greenlet", "_link", "_pending", "_settled", "_waiters")
+    __slots__ = ("_alone", "_greenlet", "_link", "_pending", "_settled", "_waiters")
 
     def __init__(self, link: LeasedLink) -> None:
         self._link = link
         #: In order; what is being told stays in front until it was told.
         self._pending: deque[_Unsettled] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
-        self._added = self._settled = 0
+        self._settled = 0
         #: So many in front were refused together: they are told one by one.
         self._alone = 0
         #: (how many must be settled, who waits for it), in order.
@@ -69,11 +69,10 @@ class Settling:
         if link.lost is not None:
             link.transport.inheritance.add(link, *_to_inherit(unsettled))
             return
-        self._pending.append(unsettled)
-        self._added += 1
         if self._greenlet is None:
             # It runs behind all that can run now: what they answer is told with this.
             self._greenlet = spawn("settle", self._run)
+        self._pending.append(unsettled)
 
     def flush(self, deadline: Deadline = NEVER) -> None:
         """Wait until the store was told all that was answered by now.  May switch.
@@ -82,9 +81,9 @@ class Settling:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
-        if self._settled < self._added:
+        if self._pending:
             slot: Slot[None] = Slot()
-            self._waiters.append((self._added, slot))
+            self._waiters.append((self._settled + len(self._pending), slot))
             slot.wait(deadline)
 
     def unsettled(self) -> list[tuple[str, Answer]]:
@@ -103,6 +102,10 @@ class Settling:
             self._link.kill([self._greenlet])
 
     def _run(self) -> None:
+        current = self._link.current()
+        if self._greenlet not in (None, current):
+            return  # whoever began this one was interrupted, and another one was begun
+        self._greenlet = current
         try:
             while self._pending and self._link.lost is None:
                 self._settle()

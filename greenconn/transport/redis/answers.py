@@ -100,8 +100,8 @@ class Answers:
             self._schedule()
 
     def _schedule(self) -> None:
-        self._is_due = True
         self._link.pipeline.writer.before_flush(self.flush)
+        self._is_due = True
 
     def before_call(self) -> None:
         """Whoever asks the server something shall see what went back before.  Never switches."""
@@ -111,14 +111,18 @@ class Answers:
     def flush(self) -> None:
         """Tell the server.  Never switches; in the hub when a turn ends."""
         self._is_due = False
-        acks, self._acks = self._acks, []
-        for start in range(0, len(acks), ACKS):
-            self._send_acks(acks[start : start + ACKS])
-        moves, self._moves = self._moves, []
-        # The newest first: each goes to the head, before those that were put there already.
-        moves.sort(key=_number, reverse=True)
-        for part in parted(moves):
-            self._send_moves(part)
+        try:
+            acks, self._acks = self._acks, []
+            for start in range(0, len(acks), ACKS):
+                self._send_acks(acks[start : start + ACKS])
+            moves, self._moves = self._moves, []
+            # The newest first: each goes to the head, before those that were put there already.
+            moves.sort(key=_number, reverse=True)
+            for part in parted(moves):
+                self._send_moves(part)
+        except BaseException as exc:
+            self._link.pipeline.interrupted(exc)
+            raise
         # What goes back may come here again, where there is room.
         for queue in {each.queue for each in moves}:
             feed = self._link.feeds.get(queue)

@@ -97,8 +97,12 @@ class Pipeline(PipelineLife):
         places = self._places
         if not places:
             self._waits_since = monotonic()
-        places.append(place)
-        self.writer.write(command)
+        try:
+            places.append(place)
+            self.writer.write(command)
+        except BaseException as exc:
+            self.interrupted(exc)
+            raise
 
     def post_quiet(self, command: bytes, on_error: Callable[[Exception], Any]) -> None:
         """Write a command that has no reply unless it fails; one with a reply must follow."""
@@ -178,8 +182,12 @@ class Pipeline(PipelineLife):
         slot: Slot[Any] = Slot()
         replies: list[Any] = []
         self._waits_since = monotonic()
-        self._places.extend([replies.append] * (len(commands) - 1))
-        self.post(b"".join(commands), slot.offer)
+        try:
+            self._places.extend([replies.append] * (len(commands) - 1))
+            self.post(b"".join(commands), slot.offer)
+        except BaseException as exc:
+            self.interrupted(exc)
+            raise
         replies.append(slot.wait(deadline))
         return replies
 

@@ -79,6 +79,15 @@ class PipelineLife(ABC):
         if self._finish(exc):
             self._on_lost(exc)
 
+    def interrupted(self, exc: BaseException) -> None:
+        """An exception came from outside between two steps that belong together.  Never switches.
+
+        (``KeyboardInterrupt``, or what the handler of a signal raises.)  Each reply would be taken for
+        that of another command from now on.
+        """
+        error = self.lost_error(f"{self.where}: a command was interrupted by {exc!r}")
+        self.end(error)
+
     def forget(self) -> None:
         """In the child of a fork: it is the parent's.  The stream forgets itself."""
         self.lost = self.lost_error(f"{self.where}: the connection was the parent process's")

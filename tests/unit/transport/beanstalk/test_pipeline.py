@@ -17,6 +17,7 @@ from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.store import BeanstalkStore
 from greenconn.wire.beanstalk import Reply, line
+from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
 from tests.tiny_client import TinyClient
 
@@ -80,6 +81,22 @@ def test_replies_reach_their_callers(opened: Opened) -> None:
     assert [each.get(timeout=SOON) for each in callers] == [[n, n + 1] for n in range(500)]
     # Those of one turn leave in one send, but for the first.
     assert pipeline.writer.sends < 100
+
+
+def test_replies_reach_their_callers_after_a_signal_amid_a_command(
+    opened: Opened, losses: list[LinkLost]
+) -> None:
+    server = answering(lambda command: b"INSERTED %b\r\n" % command.split()[1])
+    pipelines = [opened(server)]
+    for raised in signals(lambda: pipelines[-1].ask([line(b"n", 1), line(b"n", 2)])):
+        assert raised is None or isinstance(raised, Signal)
+        if pipelines[-1].lost is None:
+            assert pipelines[-1].ask([line(b"n", 3)], Deadline(SOON)) == [Reply(b"INSERTED", 3)]
+            continue
+        assert "interrupted by Signal" in str(losses.pop())
+        pipelines[-1].close()
+        pipelines.append(opened(server))
+    assert len(pipelines) > 1
 
 
 def test_killed_caller_leaves_the_others_right(opened: Opened) -> None:

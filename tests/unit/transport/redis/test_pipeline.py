@@ -22,6 +22,7 @@ from greenconn.transport.redis.errors import (
 from greenconn.transport.redis.login import Address, Login, open_pipeline
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import RespParser, pack
+from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
 
 SOON = 10.0
@@ -95,6 +96,29 @@ def test_killed_callers_keep_their_places(opened: Opened) -> None:
     for number, each in enumerate(callers):
         if number % 3:
             assert int(each.get(timeout=SOON)) == number
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["call", "ask"])
+def test_replies_reach_their_callers_after_a_signal_amid_a_command(
+    opened: Opened, losses: Losses, many: bool
+) -> None:
+    pipelines = [opened(answering(echo))]
+
+    def command() -> None:
+        if many:
+            pipelines[-1].ask([pack("ECHO", "amid"), pack("ECHO", "it")], Deadline(SOON))
+        else:
+            pipelines[-1].call(pack("ECHO", "amid"), Deadline(SOON))
+
+    for raised in signals(command):
+        assert raised is None or isinstance(raised, Signal)
+        if pipelines[-1].lost is None:
+            assert pipelines[-1].call(pack("ECHO", "behind"), Deadline(SOON)) == b"behind"
+            continue
+        assert "interrupted by Signal" in str(losses.pop())
+        pipelines[-1].close()
+        pipelines.append(opened(answering(echo)))
+    assert len(pipelines) > 1
 
 
 def test_timeout_of_one_call_harms_nobody(opened: Opened) -> None:
