@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
@@ -44,6 +48,24 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
     def visibility_timeout(self) -> float:
         """Seconds after which what a dead consumer of kombu's held is given back to its queue."""
         return self.connection.options.visibility_timeout
+
+    @property
+    def client(self) -> LinkedRedis:
+        """A redis-py client of this connection's server and database.  Never switches.
+
+        Its commands may switch.  Keys get the ``global_keyprefix``.  It ends with the connection.
+
+        Raises:
+            RecoverableConnectionError, RecoverableChannelError: the channel is closed.
+            WrongHub: called from another thread.
+        """
+        self.check_open()
+        return self.connection.clients.client()
+
+    @contextmanager
+    def conn_or_acquire(self, client: LinkedRedis | None = None) -> Iterator[LinkedRedis]:
+        """Yield *client*, or :attr:`client` (kombu's name)."""
+        yield client or self.client
 
     def _exchange(self, name: str, method: Method) -> Exchange:
         known = super()._exchange(name, method)

@@ -17,6 +17,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.transport.redis.answers import Answers
+from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.directory import Directory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.fanout import Fanout
@@ -61,6 +62,7 @@ class RedisLink(SharingLink):
         owner: under which this life holds messages; nobody else has the same.  Known once it is open.
         pipeline: the socket for commands.
         is_tracking: the server pushes when an idle queue gets a message.
+        protocol: the version of Redis' protocol, 3 or 2.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -79,12 +81,14 @@ class RedisLink(SharingLink):
         self.waking = Waking(self)
         self.fanout = Fanout(self)
         self._large = LargeBodies(self)
+        self.clients = Clients(self)
         self._master: SwitchWatch | None = None
         self.secret = Secret(self)
         self.lease = Lease(self)
         self.sweeper = Sweeper(self)
         self.feeds: dict[str, Feed] = {}
         self.is_tracking = False
+        self.protocol = 3
         self.pipeline: Pipeline
         self._last_number = 0
         #: Numbers of the fields that gets under way may fill.
@@ -106,6 +110,7 @@ class RedisLink(SharingLink):
         )
         self.owner = owner_of(welcome.client_id)
         self.prefix = f"gc.{self.owner}."
+        self.protocol = welcome.protocol
         try:
             if welcome.protocol == 3:
                 # Nothing is registered by this alone; reads are, from now on.
@@ -262,6 +267,7 @@ class RedisLink(SharingLink):
         self.directory.stop()
         self.fanout.stop()
         self._large.stop()
+        self.clients.stop()
         self.secret.stop()
         if self._master is not None:
             self._master.stop()

@@ -130,7 +130,7 @@ class RedisOptions(Record):
     """Seconds of silence after which a PING asks whether the server lives; 0: never (kombu's)."""
 
     max_connections: int | None = 10
-    """Accepted for kombu's sake: one connection serves all, two more are opened when needed."""
+    """Sockets of ``channel.client`` at most; who needs one more waits (kombu's)."""
 
     retry_on_timeout: bool | None = None
     """Accepted for kombu's sake: a command is repeated only where that cannot double a message."""
