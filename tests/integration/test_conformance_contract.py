@@ -6,6 +6,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -15,7 +16,7 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.contract import Side
-from tests.integration.processes import start
+from tests.integration.processes import Running, start
 from tests.integration.redis_clients import wait_until
 
 SOON = 20.0
@@ -225,3 +226,97 @@ def test_killed_consumer_loses_nothing(
             connection.default_channel.exchange_delete(exchange.name)
     finally:
         holder.end()
+
+
+#: Consumes from a queue of each kind, and prints what comes.
+SUBSCRIBER = """
+import json
+import sys
+import greenconn
+from greenconn import Exchange, Queue
+
+def handle(body, message):
+    print(message.delivery_info["routing_key"], body, flush=True)
+
+url, options, name = sys.argv[1:]
+queues = [
+    Queue(f"{name}-own", Exchange(f"{name}-x"), f"{name}-own", exclusive=True, durable=False),
+    Queue(f"{name}-auto", auto_delete=True, durable=False),
+    Queue(f"{name}-durable"),
+]
+with greenconn.Connection(url, transport_options=json.loads(options)) as connection:
+    consumers = [
+        greenconn.spawn_consumer(each, handle, connection=connection) for each in queues
+    ]
+    for each in consumers:
+        assert each.wait_ready(20)
+    print("ready", flush=True)
+    consumers[0].join()
+"""
+#: What one publishes while another is still suspended, or begins anew.
+PROBE = "probe"
+
+
+@needs(Can.PROCESSES)
+@pytest.mark.programs
+def test_process_that_was_suspended_beyond_its_lease_begins_anew(
+    broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
+) -> None:
+    """Others may take it for dead; when it goes on, all its queues have all their messages."""
+    if broker_kind.title in ("AMQP", "CouchDB", "SQS") and not long:
+        pytest.skip("nobody takes it for dead: with --long")
+    options = dict(broker_kind.options)
+    names = [f"{unique}-{kind}" for kind in ("own", "auto", "durable")]
+    program = start("-c", SUBSCRIBER, kind_url, json.dumps(options), unique)
+    lines: list[str] = []
+    reader = gevent.spawn(_read_into_end, program, lines)
+    try:
+        wait_until(lambda: lines == ["ready"], SOON)
+        with connect() as connection:
+            program.signal(signal.SIGSTOP)
+            suspended_at = monotonic()
+            while monotonic() - suspended_at < 2.5 * options.get("lease", 1.0):
+                with connect() as other:  # looks for the dead
+                    try:
+                        other.default_channel.queue_declare(names[0], passive=True)
+                    except other.channel_errors:
+                        pass  # it is exclusive, or gone with the dead
+                gevent.sleep(0.1)
+            program.signal(signal.SIGCONT)
+            channel = connection.default_channel
+
+            def publish(queue: str, body: Any) -> None:
+                message = channel.prepare_message(str(body), content_type="text/plain")
+                exchange = f"{unique}-x" if queue == names[0] else ""
+                channel.basic_publish_confirm(message, exchange, queue, timeout=SOON)
+
+            def is_probed() -> bool:
+                for name in names:
+                    publish(name, PROBE)
+                gevent.sleep(0.1)
+                return {f"{name} {PROBE}" for name in names} <= set(lines)
+
+            wait_until(is_probed, SOON)
+            for number in range(10):
+                for name in names:
+                    publish(name, number)
+            expected = {f"{name} {number}" for name in names for number in range(10)}
+            wait_until(lambda: expected <= set(lines), SOON)
+    finally:
+        reader.kill()
+        program.end()
+        with connect() as connection:
+            for name in names:
+                try:
+                    connection.channel().queue_delete(name)
+                except connection.channel_errors:
+                    pass  # it is the program's until its lease ends
+            connection.default_channel.exchange_delete(f"{unique}-x")
+
+
+def _read_into_end(running: Running, lines: list[str]) -> None:
+    try:
+        while True:
+            lines.append(running.line().strip())
+    except EOFError:
+        pass

@@ -21,11 +21,12 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite import Transport
+from greenconn.transport.sqlite import Transport, looking
 from greenconn.transport.sqlite.database import Database, Job, database_of
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
+from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.contract import SOON
 from tests.integration.processes import run
 from tests.integration.redis_clients import wait_until
@@ -152,6 +153,104 @@ def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:
     later.execute("PRAGMA user_version = 1000")
     later.close()
     assert "made by a later version of greenconn" in refusal(path)
+
+
+# -- links that are taken for dead
+
+
+def rows_in(path: str, question: str) -> list[Any]:
+    """What is in the file now, whoever has it open."""
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(question).fetchall()
+    finally:
+        db.close()
+
+
+def owners_in(path: str) -> dict[str, float]:
+    """The registered links, and when their leases end."""
+    return dict(rows_in(path, "SELECT owner, until FROM owners"))
+
+
+def test_link_that_was_taken_for_dead_begins_anew(sqlite_url: str, path: str) -> None:
+    """What others do to a process that was suspended beyond its lease is noticed and made good."""
+    with Connection(f"{sqlite_url}?lease=0.6") as connection:
+        got: list[Any] = []
+        queue = Queue("own", exclusive=True, durable=False)
+        consumer = greenconn.spawn_consumer(
+            queue, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        shared = database(path, lease=0.6)
+        (owner,) = owners_in(path)
+        shared.write(looking.leave, shared.queues, owner)
+        os.unlink(f"{path}-{owner}.wake")
+
+        def is_registered_anew() -> bool:
+            rows = rows_in(path, "SELECT owner FROM consumers")
+            return bool(rows) and rows[0][0] in owners_in(path)
+
+        wait_until(is_registered_anew)
+        with Connection(sqlite_url) as other:
+            channel = other.default_channel
+            for number in range(10):
+                message = channel.prepare_message(str(number))
+                channel.basic_publish_confirm(message, "", "own", mandatory=True)
+            wait_until(lambda: len(got) == 10)
+        assert consumer.stop(SOON)
+
+
+@pytest.mark.parametrize("declare", [True, False])
+def test_link_without_its_row_registers_nothing(sqlite_url: str, path: str, declare: bool) -> None:
+    """Between the loss and the next renewal nothing is left behind in the name of the dead."""
+    with Connection(f"{sqlite_url}?lease=600") as connection:
+        channel = connection.default_channel
+        Queue("first", exclusive=True)(channel).declare()
+        Queue("durable")(channel).declare()
+        shared = database(path, lease=600.0)
+        (owner,) = owners_in(path)
+        shared.write(looking.leave, shared.queues, owner)
+        with pytest.raises(RecoverableConnectionError, match="no sign of life for longer"):
+            if declare:
+                channel.queue_declare("second", exclusive=True)
+            else:
+                channel.basic_consume("durable", callback=print)
+        assert owner not in owners_in(path)
+
+
+def test_clock_that_jumped_kills_nobody(sqlite_url: str, path: str) -> None:
+    """Where all leases seem to have ended, who lives is asked to renew, and keeps what it has."""
+    with Connection(f"{sqlite_url}?lease=600") as connection:
+        Queue("own", exclusive=True)(connection.default_channel).declare()
+        shared = database(path, lease=600.0)
+        (owner,) = owners_in(path)
+        shared.write(lambda db: db.execute("UPDATE owners SET until = 1.0").rowcount)
+        with Connection(f"{sqlite_url}?lease=599") as other:
+            other.ensure_connection()  # it looks for the dead
+            wait_until(lambda: owners_in(path).get(owner, 0.0) > 1.0)
+        assert connection.default_channel.queue_declare("own", passive=True).queue == "own"
+
+
+def test_link_that_died_a_moment_ago_is_found_by_its_pipe(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        connection.ensure_connection()
+        shared = database(path)
+        shared.write(lambda db: db.execute("INSERT INTO owners VALUES ('dead', 1.0)").rowcount)
+        with Connection(f"{sqlite_url}?lease=599") as other:
+            other.ensure_connection()
+            wait_until(lambda: owners_in(path) == {})
+
+
+def test_exclusive_queue_of_the_dead_can_be_declared_again(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        connection.ensure_connection()
+        shared = database(path)
+        declared = Declaration(owner="dead")
+        add = "INSERT INTO queues (name, declaration, owner, auto_delete) VALUES (?, ?, 'dead', 0)"
+        shared.write(lambda db: db.execute(add, ("own", declared.text())).rowcount)
+        channel = connection.default_channel
+        assert channel.queue_declare("own", durable=True).queue == "own"
+        assert channel.is_open
 
 
 # -- faults

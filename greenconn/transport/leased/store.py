@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.leased.roster import Roster
 from greenconn.transport.virtual.declaration import Declaration
@@ -38,6 +39,7 @@ __all__ = [
     "Row",
     "Settlement",
     "Store",
+    "TakenForDead",
 ]
 
 
@@ -47,6 +49,18 @@ class NoQueue(Exception):
 
 class QueueFull(Exception):
     """The queue that a message is for has as many as it may have, and refuses more."""
+
+
+class TakenForDead(RecoverableConnectionError):  # type: ignore[misc]
+    """Others took this connection for dead, and removed what it had: it ends, and begins anew."""
+
+    def __init__(
+        self,
+        text: str = "this connection gave no sign of life for longer than its lease (its process was "
+        "suspended, or a handler blocked the hub), and others took it for dead: its exclusive queues "
+        "and its consumers are gone, and are declared and started anew",
+    ) -> None:
+        super().__init__(text)
 
 
 class Entry(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pymongo import ReturnDocument
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import Row
+from greenconn.transport.leased.store import Row, TakenForDead
 from greenconn.transport.mongodb.broadcast import PREFIX
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
@@ -56,8 +56,9 @@ class Directory:
         self._expiring: dict[str, timedelta] = {}
         #: Those of them that are consumed here.
         self._consumed: set[str] = set()
-        #: Exclusive queues of this connection.
-        self._owned: set[str] = set()
+        #: Exclusive queues of this connection, and the owner that they were declared with.
+        self._owned: dict[str, str] = {}
+        self._renewed_at = monotonic()
         #: Exchange -> when it was read, and the rows; shared by all connections of the hub.
         self._rows: dict[str, tuple[float, tuple[Row, ...] | None]]
         self._rows = client.notes.setdefault(_ROWS, {})
@@ -70,8 +71,6 @@ class Directory:
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         """Make a queue; return how it was declared, which for an existing one may differ."""
-        if declaration.owner is not None:
-            self._owned.add(name)
         self._note_expiry(name, declaration)
         document = self._client.call(
             self._queues.find_one_and_update,
@@ -80,7 +79,10 @@ class Directory:
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
-        return _declaration(document)
+        made = _declaration(document)
+        if declaration.owner is not None and made.owner == declaration.owner:
+            self._owned[name] = declaration.owner
+        return made
 
     def _queue_document(self, declaration: Declaration) -> Document:
         now = self._client.now()
@@ -129,7 +131,7 @@ class Directory:
 
     def drop_queue(self, name: str) -> int:
         """Delete a queue, its messages and its bindings; return how many messages waited in it."""
-        self._owned.discard(name)
+        self._owned.pop(name, None)
         self._expiring.pop(name, None)
         self._consumed.discard(name)
         count: int = self._client.call(self._drop_queue, name)
@@ -167,13 +169,32 @@ class Directory:
         return waiting - int(self._messages.count_documents(late)) if waiting else 0
 
     def renew(self) -> None:
-        """This connection lives: its exclusive queues stay, and those that it consumes."""
+        """This connection lives: its exclusive queues stay, and those that it consumes.
+
+        Raises:
+            TakenForDead: it was silent for too long, and others have deleted one of them.
+        """
+        is_late = monotonic() - self._renewed_at > self._lease.total_seconds()
+        self._renewed_at = monotonic()
+        gone: set[str] = set()
         if self._consumed:
-            self._client.call(self._touch, list(self._consumed))
+            missing = self._client.call(self._touch, list(self._consumed))
+            if is_late:  # else somebody has deleted it
+                gone |= missing & self._consumed
         if self._owned:
-            until = {"owner_until": self._client.now() + self._lease}
-            mine = {"_id": {"$in": list(self._owned)}, "owner_until": {"$exists": True}}
-            self._client.call(self._queues.update_many, mine, {"$set": until})
+            # Those that were deleted from here meanwhile are not among them any more.
+            gone |= self._client.call(self._renew_owned, dict(self._owned)) & self._owned.keys()
+        if gone:
+            raise TakenForDead
+
+    def _renew_owned(self, owned: Mapping[str, str]) -> set[str]:
+        """Begin the leases of exclusive queues anew; return those that are gone."""
+        mine = {"_id": {"$in": list(owned)}, "owner": {"$in": list(set(owned.values()))}}
+        until = {"owner_until": self._client.now() + self._lease}
+        result = self._queues.update_many(mine, {"$set": until})
+        if result.matched_count == len(owned):
+            return set()
+        return owned.keys() - {each["_id"] for each in self._queues.find(mine, {"_id": 1})}
 
     def enrol(self, name: str, consumers: int) -> None:
         """A queue that is deleted when nobody uses it has so many consumers here now."""
@@ -190,15 +211,20 @@ class Directory:
         if due:
             self._client.call(self._touch, due)
 
-    def _touch(self, names: Iterable[str]) -> None:
+    def _touch(self, names: Iterable[str]) -> set[str]:
+        """Begin the time without use anew; return the queues that are gone."""
         now = self._client.now()
+        gone: set[str] = set()
         for name in names:
             end = now + self._expiring[name]
             if name in self._consumed:
                 end += self._lease  # until it is said again
-            self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
+            result = self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
+            if not result.matched_count:
+                gone.add(name)
             if self._options.ttl:
                 self._routing.update_many({"queue": name}, {"$set": {self._end: end}})
+        return gone
 
     def drop_unused(self) -> list[str]:
         """Delete the queues that nobody has used for too long; return their names."""

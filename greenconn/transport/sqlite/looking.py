@@ -2,6 +2,10 @@
 
 A process that died said nothing: its exclusive queues go, and so do the auto-delete queues that only
 it consumed from.  What it held comes back when the leases end.
+
+A link that lives may be taken for dead, too, when its process was suspended or blocked for longer than
+its lease.  Nothing of it is left then, so its next renewal finds no row and raises ``TakenForDead``:
+the link ends, and the next one declares and consumes anew.
 """
 
 from __future__ import annotations
@@ -11,13 +15,13 @@ from collections.abc import Collection, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
-from greenconn.transport.leased.store import Claimed
+from greenconn.transport.leased.store import Claimed, TakenForDead
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.sqlite.messages import Claim, next_time, release_due, ripe_of, take_dead
 from greenconn.transport.sqlite.queues import Queues
 
-__all__ = ["Seen", "leave", "live", "look"]
+__all__ = ["Seen", "leave", "look", "register", "renew"]
 
 
 class Seen(NamedTuple):
@@ -29,6 +33,7 @@ class Seen(NamedTuple):
         dead: messages that had grown too old.
         pipes: who is to be told, and of which queues; 0: that some are deleted.
         orphans: links of dead processes.
+        overdue: links whose leases have ended, where time alone does not say that they are dead.
         next_at: when the next look is due.
     """
 
@@ -37,15 +42,28 @@ class Seen(NamedTuple):
     dead: list[Claimed]
     pipes: Pipes
     orphans: list[str]
+    overdue: list[str]
     next_at: float | None
 
 
-def live(db: sqlite3.Connection, owner: str, lease: float) -> None:
-    """A link lives."""
+def register(db: sqlite3.Connection, owner: str, lease: float) -> None:
+    """A link begins to have consumers or exclusive queues."""
     db.execute(
         "INSERT INTO owners VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
         (owner, time() + lease),
     )
+
+
+def renew(db: sqlite3.Connection, owner: str, lease: float) -> None:
+    """A registered link lives.
+
+    Raises:
+        TakenForDead: others have removed what it had.
+    """
+    until = time() + lease
+    found = db.execute("UPDATE owners SET until = ? WHERE owner = ?", (until, owner)).rowcount
+    if not found:
+        raise TakenForDead
 
 
 def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
@@ -76,22 +94,32 @@ def look(
     how: Claim,
     consumed: Mapping[int, str],
     silent: Collection[str],
+    is_registered: bool,
+    trusts_clock: bool,
 ) -> Seen:
     """Look what time and death have done.
 
     Arguments:
         consumed: what the own link consumes.
         silent: links whose pipes nobody reads.
+        is_registered: the own link has a row.
+        trusts_clock: a lease that has ended says that its link is dead.
+
+    Raises:
+        TakenForDead: the own link was registered, and others have removed it.
     """
     now = time()
-    for owner in silent:
-        db.execute("UPDATE owners SET until = 0 WHERE owner = ? AND owner != ?", (owner, how.owner))
+    if is_registered:
+        renew(db, how.owner, how.lease)
     due, pipes = release_due(db, now, how.owner)
-    orphans = []
-    for (owner,) in db.execute(
-        "SELECT owner FROM owners WHERE until <= ? AND owner != ?", (now, how.owner)
-    ).fetchall():
-        orphans.append(owner)
+    ended = [
+        owner
+        for (owner,) in db.execute(
+            "SELECT owner FROM owners WHERE until <= ? AND owner != ?", (now, how.owner)
+        )
+    ]
+    orphans = {*silent, *(ended if trusts_clock else ())} - {how.owner}
+    for owner in orphans:
         _add(pipes, leave(db, queues, owner))
     for (name,) in db.execute(
         "SELECT name FROM queues WHERE idle_until <= ? OR (owner IS NOT NULL AND owner NOT IN "
@@ -103,7 +131,9 @@ def look(
     there = _existing(db, list(consumed))
     gone = [name for number, name in consumed.items() if number not in there]
     ripe = {*ripe_of(db, there), *(due & there)}
-    return Seen([consumed[n] for n in ripe], gone, dead, pipes, orphans, next_time(db))
+    overdue = [each for each in ended if each not in orphans]
+    names = [consumed[n] for n in ripe]
+    return Seen(names, gone, dead, pipes, sorted(orphans), overdue, next_time(db))
 
 
 def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:

@@ -7,12 +7,13 @@ from collections.abc import Collection
 from time import time
 from typing import Final, NamedTuple
 
+from greenconn.transport.leased.store import TakenForDead
 from greenconn.transport.sqlite.arming import Pipes, armed
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
 
-__all__ = ["QueueRow", "Queues"]
+__all__ = ["QueueRow", "Queues", "check_registered"]
 
 #: Queues whose declarations are kept.
 MOST_KNOWN: Final = 10_000
@@ -67,11 +68,23 @@ class Queues:
 
     # -- declaring
 
-    def make(self, db: sqlite3.Connection, name: str, declared: Declaration) -> Declaration:
-        """Make a queue unless it is there, and return how it was declared."""
-        found = self.find(db, name)
+    def make(
+        self, db: sqlite3.Connection, name: str, declared: Declaration, asker: str
+    ) -> Declaration:
+        """Make a queue unless it is there, and return how it was declared.
+
+        Arguments:
+            asker: the link that declares it.
+
+        Raises:
+            TakenForDead: it is exclusive, and others have deregistered the link.
+        """
+        if declared.owner is not None:
+            check_registered(db, declared.owner)
+        found = self.find(db, name, asker)
         if found is not None:
             return found
+        self.drop(db, name)  # that of a dead link
         db.execute(
             "INSERT INTO queues (name, declaration, owner, auto_delete) VALUES (?, ?, ?, ?)",
             (name, declared.text(), declared.owner, declared.auto_delete),
@@ -81,13 +94,17 @@ class Queues:
         self.touch(db, row, time())
         return declared
 
-    def find(self, db: sqlite3.Connection, name: str) -> Declaration | None:
-        """How a queue was declared; None: there is none, or its owner is dead."""
+    def find(self, db: sqlite3.Connection, name: str, asker: str) -> Declaration | None:
+        """How a queue was declared; None: there is none, or its owner is dead.
+
+        Arguments:
+            asker: the link that asks; it lives.
+        """
         row = self.row(db, name)
         if row is None:
             return None
         owner = row.declaration.owner
-        if owner is not None:
+        if owner is not None and owner != asker:
             alive = db.execute(
                 "SELECT 1 FROM owners WHERE owner = ? AND until > ?", (owner, time())
             ).fetchone()
@@ -158,7 +175,12 @@ class Queues:
         Returns:
             the queue's number, 0 for none, who is to be told, and until when it may be unused; None:
             it may not.
+
+        Raises:
+            TakenForDead: it begins to consume, and others have deregistered it.
         """
+        if count:
+            check_registered(db, owner)
         row = self.row(db, name)
         if row is None:
             return 0, {}, None
@@ -198,6 +220,19 @@ class Queues:
             "SELECT total(count) FROM consumers WHERE queue = ? AND owner != ?", (row.id, owner)
         ).fetchone()
         return int(count)
+
+
+# -- links
+
+
+def check_registered(db: sqlite3.Connection, owner: str) -> None:
+    """See that a link is registered.
+
+    Raises:
+        TakenForDead: others have removed it.
+    """
+    if db.execute("SELECT 1 FROM owners WHERE owner = ?", (owner,)).fetchone() is None:
+        raise TakenForDead
 
 
 # -- what hangs on exchanges

@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from time import time
+from time import monotonic, time
 from typing import Any, Final
 
 from gevent import get_hub
@@ -80,6 +80,12 @@ class SqliteStore(Store):
         self._timer: Any = None
         self._timer_at: float | None = None
         self._looks = False
+        #: The link is in the table of owners, unless others have taken it for dead.
+        self._is_registered = False
+        #: The machine's clock less the steady one, and from when on (steady) a lease that has ended
+        #: says that its link is dead: where the clock jumped, or the machine slept, all seem overdue.
+        self._offset = time() - monotonic()
+        self._trusts_from = monotonic() + self.lease
         #: Links whose pipes nobody reads.
         self._silent: set[str] = set()
         #: Exchange -> its rows, as of this version.
@@ -95,7 +101,7 @@ class SqliteStore(Store):
         self._look()
 
     def close(self) -> None:
-        if self._fifo is not None:
+        if self._is_registered:
             self._tell(self._database.write(looking.leave, self._database.queues, self.owner))
         self.drop()
         self._database.join()
@@ -117,6 +123,8 @@ class SqliteStore(Store):
 
     def _register(self) -> None:
         """Be known to the others.  May switch."""
+        if self._is_registered:
+            return
         if self._fifo is None:
             try:
                 self._fifo = Fifo(self._pipe(self.owner), self._heard)
@@ -125,7 +133,8 @@ class SqliteStore(Store):
                     f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
                     f"processes wake each other; put the file into another folder"
                 ) from exc
-        self._database.write(looking.live, self.owner, self.lease)
+        self._database.write(looking.register, self.owner, self.lease)
+        self._is_registered = True
 
     def _pipe(self, owner: str) -> str:
         """The path of a link's pipe; never from the file alone, which strangers may have written."""
@@ -200,11 +209,15 @@ class SqliteStore(Store):
             self._claim(),
             dict(self._consumed),
             silent,
+            self._is_registered,
+            self._trusts_clock(),
             on_left=self._seen_in_vain,
         )
         for owner in seen.orphans:
             with suppress(OSError):
                 os.unlink(self._pipe(owner))
+        # Where nobody reads the pipe of one, it is dead; another one hears that it is to renew.
+        self._tell({owner: {0} for owner in seen.overdue})
         for name in seen.gone:
             self._forget(name)
             self.gone(name)
@@ -213,6 +226,15 @@ class SqliteStore(Store):
         self._tell(seen.pipes)
         self.died(seen.dead)
         self._look_at(seen.next_at)
+
+    def _trusts_clock(self) -> bool:
+        """Whether a lease that has ended says that its link is dead.  Never switches."""
+        now = monotonic()
+        offset = time() - now
+        if abs(offset - self._offset) > self.lease / 3:
+            self._trusts_from = now + self.lease
+        self._offset = offset
+        return now >= self._trusts_from
 
     def _seen_in_vain(self, seen: looking.Seen) -> None:
         """Nobody waits any more for what a look has found.  Never switches."""
@@ -228,13 +250,16 @@ class SqliteStore(Store):
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         if declaration.owner is not None:
             self._register()
-        made: Declaration = self._database.write(self._database.queues.make, name, declaration)
+        made: Declaration = self._database.write(
+            self._database.queues.make, name, declaration, self.owner
+        )
         if made.policy.expires is not None:
             self._look_at(time() + made.policy.expires)
         return made
 
     def find_queue(self, name: str) -> Declaration | None:
-        found: Declaration | None = self._database.read(self._database.queues.find, name)
+        queues = self._database.queues
+        found: Declaration | None = self._database.read(queues.find, name, self.owner)
         return found
 
     def drop_queue(self, name: str) -> int:
@@ -246,7 +271,7 @@ class SqliteStore(Store):
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if consumers:
             self._register()
-        elif self._fifo is None:
+        elif not self._is_registered:
             return True
         enrolled = self._enrol(name, consumers, exclusive)
         if enrolled is None and self._leave_for_lost(name):
@@ -400,8 +425,8 @@ class SqliteStore(Store):
         return settled.late
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        if self._fifo is not None:
-            self._database.write(looking.live, self.owner, self.lease)
+        if self._is_registered:
+            self._database.write(looking.renew, self.owner, self.lease)
         if not handles:
             return ()
         lost: list[messages.Handle] = self._database.write(settlements.renew, handles, self.lease)
