@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, TypeIs
 
 __all__ = [
     "Borrowed",
-    "ChannelLike",
-    "ClientLike",
+    "Channel",
+    "ChannelOrConnection",
+    "Connection",
     "DeadlineLike",
     "Lendable",
     "Lender",
-    "LinkLike",
-    "MessageLike",
+    "Link",
+    "Message",
     "PooledLike",
     "Recoverable",
+    "Session",
     "Sink",
-    "TransportLike",
+    "Transport",
     "is_connection",
     "maybe_channel",
 ]
@@ -36,21 +38,31 @@ class DeadlineLike(Protocol):
         ...
 
 
-class MessageLike(Protocol):
-    """A received message, as a channel hands it over."""
+class Message(Protocol):
+    """A received message, as a channel hands it over (kombu 5.7, ``kombu.message.Message``)."""
 
-    channel: Any
     delivery_tag: Any
-    delivery_info: MutableMapping[str, Any]
-    headers: MutableMapping[str, Any]
-    properties: MutableMapping[str, Any]
+    delivery_info: dict[str, Any]
+    headers: dict[str, Any]
+    properties: dict[str, Any]
     body: Any
     accept: Any
     errors: Any
 
-    def ack(self, multiple: bool = False) -> None: ...
+    #: Channel that delivered it, and on which it is answered; None for a message made by hand.
+    @property
+    def channel(self) -> Any: ...
 
-    def reject(self, requeue: bool = False) -> None: ...
+    #: Whether it was acknowledged, rejected or requeued.
+    @property
+    def acknowledged(self) -> bool: ...
+
+    @property
+    def payload(self) -> Any: ...
+
+    def ack(self, multiple: bool = ...) -> None: ...
+
+    def reject(self, requeue: bool = ...) -> None: ...
 
     def requeue(self) -> None: ...
 
@@ -85,7 +97,7 @@ class Recoverable(Protocol):
         ...
 
 
-class LinkLike(Protocol):
+class Link(Protocol):
     """One life of a connection to one broker (``transport.base.Link``)."""
 
     @property
@@ -95,14 +107,27 @@ class LinkLike(Protocol):
     def client(self) -> Any: ...
 
 
-class ChannelLike(Protocol):
-    """The channel methods that entities, producers and consumers use: kombu's channel contract."""
+class Channel(Protocol):
+    """The methods of a channel that entities, producers and consumers use: kombu's contract (5.7).
 
-    connection: Any
-    events: Mapping[str, set[Callable[..., Any]]]
+    Arguments behind the first ones are given by name: kombu's virtual channels order them otherwise
+    than AMQP's.
+    """
+
+    #: Sets of listeners by the name of the event, such as ``basic_return``.
+    @property
+    def events(self) -> Mapping[str, set[Callable[..., Any]]]: ...
+
+    #: Life of a connection to which the channel belongs.
+    @property
+    def connection(self) -> Link: ...
 
     @property
     def is_open(self) -> bool: ...
+
+    #: Tags of consumers that need no acknowledgement; None where the channel does not keep them.
+    @property
+    def no_ack_consumers(self) -> set[str] | None: ...
 
     def close(self) -> None: ...
 
@@ -110,72 +135,79 @@ class ChannelLike(Protocol):
         self,
         exchange: str,
         type: str,
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = True,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        *,
+        passive: bool = ...,
+        durable: bool = ...,
+        auto_delete: bool = ...,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def exchange_delete(
-        self, exchange: str, if_unused: bool = False, nowait: bool = False
+        self, exchange: str, *, if_unused: bool = ..., nowait: bool = ...
     ) -> Any: ...
 
     def exchange_bind(
         self,
         destination: str,
-        source: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        source: str = ...,
+        routing_key: str = ...,
+        *,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def exchange_unbind(
         self,
         destination: str,
-        source: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        source: str = ...,
+        routing_key: str = ...,
+        *,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def queue_declare(
         self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = True,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        queue: str = ...,
+        *,
+        passive: bool = ...,
+        durable: bool = ...,
+        exclusive: bool = ...,
+        auto_delete: bool = ...,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def queue_bind(
         self,
         queue: str,
-        exchange: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        exchange: str = ...,
+        routing_key: str = ...,
+        *,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def queue_unbind(
         self,
         queue: str,
-        exchange: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        exchange: str = ...,
+        routing_key: str = ...,
+        *,
+        nowait: bool = ...,
+        arguments: Mapping[str, Any] | None = ...,
     ) -> Any: ...
 
-    def queue_purge(self, queue: str = "", nowait: bool = False) -> int | None: ...
+    def queue_purge(self, queue: str = ..., *, nowait: bool = ...) -> int | None: ...
 
     def queue_delete(
         self,
-        queue: str = "",
-        if_unused: bool = False,
-        if_empty: bool = False,
-        nowait: bool = False,
+        queue: str = ...,
+        *,
+        if_unused: bool = ...,
+        if_empty: bool = ...,
+        nowait: bool = ...,
     ) -> int | None: ...
 
     def prepare_queue_arguments(
@@ -185,62 +217,64 @@ class ChannelLike(Protocol):
     def prepare_message(
         self,
         body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: MutableMapping[str, Any] | None = None,
+        priority: int | None = ...,
+        content_type: str | None = ...,
+        content_encoding: str | None = ...,
+        headers: MutableMapping[str, Any] | None = ...,
+        properties: MutableMapping[str, Any] | None = ...,
     ) -> Any: ...
 
     def basic_publish(
         self,
         message: Any,
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
+        exchange: str = ...,
+        routing_key: str = ...,
+        *,
+        mandatory: bool = ...,
+        immediate: bool = ...,
+        timeout: float | None = ...,
+        confirm_timeout: float | None = ...,
     ) -> Any: ...
 
     def basic_publish_confirm(
         self,
         message: Any,
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
+        exchange: str = ...,
+        routing_key: str = ...,
+        *,
+        mandatory: bool = ...,
+        immediate: bool = ...,
+        timeout: float | None = ...,
+        confirm_timeout: float | None = ...,
     ) -> Any: ...
 
     def basic_consume(
         self,
-        queue: str = "",
-        consumer_tag: str = "",
-        no_local: bool = False,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        nowait: bool = False,
-        callback: Callable[[Any], Any] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        on_cancel: Callable[[str], Any] | None = None,
+        queue: str,
         *,
-        sink: Sink | None = None,
+        consumer_tag: str = ...,
+        no_local: bool = ...,
+        no_ack: bool = ...,
+        exclusive: bool = ...,
+        nowait: bool = ...,
+        callback: Callable[[Any], Any] | None = ...,
+        arguments: Mapping[str, Any] | None = ...,
+        on_cancel: Callable[[str], Any] | None = ...,
+        sink: Sink | None = ...,
     ) -> str: ...
 
-    def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> Any: ...
+    def basic_cancel(self, consumer_tag: str, *, nowait: bool = ...) -> Any: ...
 
-    def basic_get(self, queue: str = "", no_ack: bool = False) -> Any: ...
+    def basic_get(self, queue: str, *, no_ack: bool = ...) -> Any: ...
 
-    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None: ...
+    def basic_ack(self, delivery_tag: Any, multiple: bool = ...) -> None: ...
 
     def basic_reject(self, delivery_tag: Any, requeue: bool) -> None: ...
 
-    def basic_recover(self, requeue: bool = False) -> Any: ...
+    def basic_recover(self, requeue: bool = ...) -> Any: ...
 
     def basic_qos(
-        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+        self, prefetch_size: int = ..., prefetch_count: int = ..., apply_global: bool = ...
     ) -> Any: ...
 
     def flow(self, active: bool) -> Any: ...
@@ -250,11 +284,14 @@ class ChannelLike(Protocol):
     def after_reply_message_received(self, queue: str) -> None: ...
 
 
-class TransportLike(Protocol):
-    """A transport (``transport.base.Transport``)."""
+class Transport(Protocol):
+    """A transport: it opens links and channels for a connection (kombu 5.7, ``transport.base``)."""
 
-    connection_errors: tuple[type[BaseException], ...]
-    channel_errors: tuple[type[BaseException], ...]
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]: ...
 
     def establish_connection(self) -> Any: ...
 
@@ -262,11 +299,32 @@ class TransportLike(Protocol):
 
     def create_channel(self, connection: Any) -> Any: ...
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None: ...
+    def drain_events(self, connection: Any, timeout: float | None = ...) -> None: ...
+
+
+class Session(Protocol):
+    """The life of a connection over all its links, as transports need it (``session.session``)."""
+
+    @property
+    def companions(self) -> dict[str, Any]:
+        """Objects that outlive a link, by name."""
+        ...
+
+    def add(self, member: Recoverable) -> None:
+        """Restore *member* after each reconnect.  Never switches."""
+        ...
+
+    def discard(self, member: Recoverable) -> None:
+        """Restore *member* no longer.  Never switches."""
+        ...
+
+    def successor(self, old: Any, deadline: Any = ...) -> Any:
+        """Return the channel that stands for *old* on the connection's current link.  May switch."""
+        ...
 
 
 @runtime_checkable
-class ClientLike(Protocol):
+class Connection(Protocol):
     """What transports, producers and consumers ask of a ``Connection``."""
 
     hostname: str | None
@@ -280,12 +338,12 @@ class ClientLike(Protocol):
     declared_entities: Any
 
     @property
-    def default_channel(self) -> Any: ...
+    def default_channel(self) -> Channel: ...
 
     @property
     def transport(self) -> Any: ...
 
-    def channel(self) -> Any: ...
+    def channel(self) -> Channel: ...
 
     def as_uri(self, include_password: bool = False, mask: str = "**") -> str: ...
 
@@ -354,7 +412,11 @@ class Lendable(Protocol):
         ...
 
 
-def is_connection(obj: object) -> TypeGuard[ClientLike]:
+#: What kombu's classes take as *channel*: a connection means its default channel.
+ChannelOrConnection: TypeAlias = "Channel | Connection"
+
+
+def is_connection(obj: object) -> TypeIs[Connection]:
     """Tell whether *obj* is a connection (rather than a channel), by protocol.
 
     >>> is_connection(object())
@@ -364,6 +426,6 @@ def is_connection(obj: object) -> TypeGuard[ClientLike]:
     return hasattr(type(obj), "default_channel")
 
 
-def maybe_channel(channel: Any) -> Any:
+def maybe_channel(channel: ChannelOrConnection) -> Channel:
     """Return the default channel of a connection, and anything else as it is.  May switch."""
     return channel.default_channel if is_connection(channel) else channel

@@ -18,6 +18,8 @@ from greenconn.exceptions import NotBoundError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel, ChannelOrConnection, Connection
+
 __all__ = [
     "ChannelPromise",
     "DefaultChannel",
@@ -42,10 +44,10 @@ class ChannelPromise:
     #: Never open, so that the one check that every user of a channel makes finds it too.
     is_open: ClassVar[bool] = False
 
-    def __init__(self, contract: Callable[[], Any]) -> None:
+    def __init__(self, contract: Callable[[], Channel]) -> None:
         self._contract = contract
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Channel:
         """Return the channel.  May switch."""
         return self._contract()
 
@@ -62,27 +64,29 @@ class DefaultChannel(ChannelPromise):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Channel:
         """Return the channel.  May switch."""
         return self._connection.default_channel
 
 
-def current_channel(channel: Any, connection: Any = None) -> Any:
+def current_channel(
+    channel: Channel | ChannelPromise, connection: Connection | None = None
+) -> Channel:
     """Return the channel to use where *channel* was used so far.  May switch.
 
     Arguments:
         channel: a channel, or the promise of one.
         connection: given when its default channel is meant.
     """
+    if isinstance(channel, ChannelPromise):
+        return channel() if connection is None else connection.default_channel
     if getattr(channel, "is_open", True):
         return channel
     if connection is not None:
         return connection.default_channel
-    if isinstance(channel, ChannelPromise):
-        return channel()
     link = channel.connection
     if getattr(link, "is_open", True):
         return channel  # closed by itself: its calls tell why
@@ -141,9 +145,9 @@ class MaybeChannelBound(Object):
     """An object that may be bound to a channel; bound ones are copies."""
 
     #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
-    _channel: Any = None
+    _channel: Channel | ChannelPromise | None = None
     #: The connection whose default channel is meant, or None.
-    _connection: Any = None
+    _connection: Connection | None = None
     _is_bound: bool = False
 
     #: Whether ``maybe_declare`` may take a declaration for done for the life of a connection.
@@ -159,35 +163,35 @@ class MaybeChannelBound(Object):
                 attributes.pop(name, None)
         return new
 
-    def __call__(self, channel: Any) -> Self:
+    def __call__(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:
         """Same as :meth:`bind`."""
         return self.bind(channel)
 
-    def bind(self, channel: Any) -> Self:
+    def bind(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:
         """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
         new = self.__copy__()
         if channel is not None:
             new._bind(channel)
         return new
 
-    def maybe_bind(self, channel: Any) -> Self:
+    def maybe_bind(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:
         """Bind this object to *channel* (a channel or a connection) unless it is bound already."""
         if channel is not None and not self.is_bound:
             self._bind(channel)
         return self
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: ChannelOrConnection | ChannelPromise) -> None:
         """Use another channel from now on, if bound; for who replaces channels by hand."""
         if self.is_bound:
             self._use(channel)
             self.when_bound()
 
-    def _bind(self, channel: Any) -> None:
+    def _bind(self, channel: ChannelOrConnection | ChannelPromise) -> None:
         self._use(channel)
         self.when_bound()
         self._is_bound = True
 
-    def _use(self, channel: Any) -> None:
+    def _use(self, channel: ChannelOrConnection | ChannelPromise) -> None:
         if is_connection(channel):
             self._connection, self._channel = channel, DefaultChannel(channel)
         else:
@@ -202,7 +206,7 @@ class MaybeChannelBound(Object):
         return self._is_bound and self._channel is not None
 
     @property
-    def channel(self) -> Any:
+    def channel(self) -> Channel:
         """The channel to use now.  May switch, when there was none yet or it was lost.
 
         Raises:
@@ -214,7 +218,7 @@ class MaybeChannelBound(Object):
                 f"this {type(self).__name__} is not bound: bind it to a channel or a connection "
                 f"first, as in {type(self).__name__.lower()}(channel)"
             )
-        if not getattr(channel, "is_open", True):
+        if isinstance(channel, ChannelPromise) or not getattr(channel, "is_open", True):
             channel = self._channel = current_channel(channel, self._connection)
         return channel
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from greenconn.log import get_logger
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
 
 __all__ = ["ignore_errors", "insured", "revive_connection"]
 
@@ -55,7 +58,7 @@ def ignore_errors(
 
 
 def revive_connection(
-    connection: Any, channel: Any, on_revive: Callable[[Any], Any] | None = None
+    connection: Connection, channel: Channel, on_revive: Callable[[Any], Any] | None = None
 ) -> None:
     """Tell *on_revive* of the channel that *connection* has now."""
     if on_revive is not None:

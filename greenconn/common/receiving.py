@@ -6,11 +6,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.green.deadline import Deadline
 from greenconn.messaging import Consumer
 from greenconn.messaging.arrivals import Arrivals
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.session.session import Session
 
 __all__ = ["drain_consumer", "eventloop", "itermessages"]
 
@@ -43,7 +47,7 @@ def eventloop(
 
 def itermessages(
     conn: Any,
-    channel: Any,
+    channel: Channel | None,
     queue: Any,
     limit: int | None = 1,
     timeout: float | None = None,
@@ -110,7 +114,7 @@ def _needs_no_answer(consumer: Consumer) -> bool:
 
 
 def _has_arrived(
-    arrived: deque[tuple[Any, Any]], arrivals: Arrivals, session: Any, deadline: Deadline
+    arrived: deque[tuple[Any, Any]], arrivals: Arrivals, session: Session, deadline: Deadline
 ) -> bool:
     """Wait until a message has *arrived*; whether one has before the deadline.  May switch."""
     while not arrived:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.common.receiving import itermessages
 from greenconn.entity import Exchange
 from greenconn.messaging import Producer
 from greenconn.serialization import registry as serializers
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["collect_replies", "send_reply"]
 
@@ -57,7 +60,7 @@ def send_reply(
 
 
 def collect_replies(
-    conn: Any, channel: Any, queue: Any, *args: Any, **kwargs: Any
+    conn: Any, channel: Channel, queue: Any, *args: Any, **kwargs: Any
 ) -> Iterator[Any]:
     """Yield the bodies of the replies in *queue*.  May switch.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.abstract import Object
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["binding", "pretty_bindings", "shown"]
 
@@ -54,12 +57,12 @@ class binding(Object):  # noqa: N801 - kombu's name
         self.arguments = arguments
         self.unbind_arguments = unbind_arguments
 
-    def declare(self, channel: Any, nowait: bool = False) -> None:
+    def declare(self, channel: Channel, nowait: bool = False) -> None:
         """Declare the exchange.  May switch."""
         if self.exchange and self.exchange.name:
             self.exchange.declare(channel=channel, nowait=nowait)
 
-    def bind(self, entity: Any, nowait: bool = False, channel: Any = None) -> None:
+    def bind(self, entity: Any, nowait: bool = False, channel: Channel | None = None) -> None:
         """Bind *entity* (a queue or an exchange) to the exchange.  May switch."""
         entity.bind_to(
             exchange=self.exchange,
@@ -69,7 +72,7 @@ class binding(Object):  # noqa: N801 - kombu's name
             channel=channel,
         )
 
-    def unbind(self, entity: Any, nowait: bool = False, channel: Any = None) -> None:
+    def unbind(self, entity: Any, nowait: bool = False, channel: Channel | None = None) -> None:
         """Undo :meth:`bind`.  May switch."""
         entity.unbind_from(
             self.exchange,

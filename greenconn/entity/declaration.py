@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.abc import maybe_channel
 from greenconn.exceptions import (
@@ -12,16 +12,22 @@ from greenconn.exceptions import (
 )
 from greenconn.green.single import SingleFlight
 
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, ChannelOrConnection
+
 __all__ = ["declaration_cached", "maybe_declare"]
 
 
-def declaration_cached(entity: Any, channel: Any) -> bool:
+def declaration_cached(entity: Any, channel: Channel) -> bool:
     """Whether *entity* is known to be declared in this life of the channel's connection."""
     return hash(entity) in channel.connection.client.declared_entities
 
 
 def maybe_declare(
-    entity: Any, channel: Any = None, retry: bool = False, **retry_policy: Any
+    entity: Any,
+    channel: ChannelOrConnection | None = None,
+    retry: bool = False,
+    **retry_policy: Any,
 ) -> bool:
     """Declare *entity*, unless that was done in this life of the connection.  May switch.
 
@@ -40,12 +46,12 @@ def maybe_declare(
         ChannelError: neither *channel* nor a bound entity was given; or the broker refused.
         RecoverableConnectionError: the channel has no connection any more.
     """
-    channel = maybe_channel(channel)
     if channel is None and not entity.is_bound:
         raise ChannelError(f"cannot declare {entity!r}: it is not bound and no channel was given")
+    used: Channel = entity.channel if channel is None else maybe_channel(channel)
     if not retry:
-        return _declare_once(entity, channel)
-    again = _Redeclaration(entity, channel)
+        return _declare_once(entity, used)
+    again = _Redeclaration(entity, used)
     client = again.channel.connection.client
     return bool(client.ensure(again, again, **retry_policy)())
 
@@ -55,21 +61,19 @@ class _Redeclaration:
 
     __name__ = "maybe_declare"
 
-    def __init__(self, entity: Any, channel: Any) -> None:
+    def __init__(self, entity: Any, channel: Channel) -> None:
         self.entity = entity
-        self.channel = entity.channel if channel is None else channel
+        self.channel = channel
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Channel) -> None:
         self.channel = channel
 
     def __call__(self) -> bool:
         return _declare_once(self.entity, self.channel)
 
 
-def _declare_once(entity: Any, channel: Any) -> bool:
-    if channel is None:
-        channel = entity.channel
-    if channel.connection is None:
+def _declare_once(entity: Any, channel: Channel) -> bool:
+    if getattr(channel, "connection", None) is None:
         raise RecoverableConnectionError(
             f"cannot declare {entity!r}: its channel has no connection any more"
         )
@@ -96,7 +100,7 @@ class _Declaration:
 
     __slots__ = ("_channel", "_declared", "_entity", "_ident", "_link", "has_begun")
 
-    def __init__(self, entity: Any, channel: Any) -> None:
+    def __init__(self, entity: Any, channel: Channel) -> None:
         self._entity = entity
         self._channel = channel
         self._link = channel.connection

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.abstract import MaybeChannelBound
 from greenconn.entity.binding import binding, shown
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, ChannelOrConnection
 
 __all__ = [
     "DELIVERY_MODES",
@@ -83,7 +86,11 @@ class Exchange(MaybeChannelBound):
     )
 
     def __init__(
-        self, name: str | None = "", type: str | None = "", channel: Any = None, **kwargs: Any
+        self,
+        name: str | None = "",
+        type: str | None = "",
+        channel: ChannelOrConnection | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.name = name or self.name
@@ -116,7 +123,10 @@ class Exchange(MaybeChannelBound):
         return not self.auto_delete
 
     def declare(
-        self, nowait: bool = False, passive: bool | None = None, channel: Any = None
+        self,
+        nowait: bool = False,
+        passive: bool | None = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Declare the exchange, unless it is the broker's own.  May switch.
 
@@ -142,7 +152,7 @@ class Exchange(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> Any:
         """Have messages of *exchange* (an Exchange or a name) come here too.  May switch."""
@@ -160,7 +170,7 @@ class Exchange(MaybeChannelBound):
         routing_key: str = "",
         nowait: bool = False,
         arguments: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Undo :meth:`bind_to`.  May switch."""
         return (self.channel if channel is None else channel).exchange_unbind(

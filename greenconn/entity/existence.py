@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.entity.declaration import maybe_declare
 from greenconn.exceptions import (
@@ -14,6 +14,9 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 
+if TYPE_CHECKING:
+    from greenconn.session.session import Session
+
 __all__ = ["ensure_declared", "ensure_queue_exists", "existence_key", "forget_existence"]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
@@ -21,7 +24,7 @@ TRIES = 5
 
 
 def ensure_queue_exists(
-    session: Any, name: str, deadline: Deadline, *, passive: bool = False
+    session: Session, name: str, deadline: Deadline, *, passive: bool = False
 ) -> None:
     """See that a queue known only by its name exists.  May switch.
 
@@ -58,7 +61,7 @@ def ensure_queue_exists(
             return
 
 
-def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
+def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
     """See that an Exchange or a Queue was declared in this life, on a utility channel.  May switch.
 
     Raises:
@@ -85,7 +88,7 @@ def ensure_declared(session: Any, entity: Any, deadline: Deadline) -> None:
     raise AssertionError("unreachable")
 
 
-def forget_existence(session: Any, target: Any) -> None:
+def forget_existence(session: Session, target: Any) -> None:
     """Take nothing for granted about *target* (the name of a queue, or an entity) any more."""
     session.life.declared_entities.discard(existence_key(target))
 
@@ -97,7 +100,7 @@ def existence_key(target: Any) -> Any:
     return hash(target) if target.can_cache_declaration else None
 
 
-def _look_up(session: Any, name: str, passive: bool) -> None:
+def _look_up(session: Session, name: str, passive: bool) -> None:
     # In the flight's own greenlet: the deadline of one caller is not that of the others.  There is
     # no other: a thousand names may stand in line for a few channels, whose calls end in time.
     run, deadline = session.utility.run, Deadline()

@@ -14,6 +14,9 @@ from greenconn.serialization import prepare_accept_content
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.abstract import ChannelPromise
+
 __all__ = ["Queue"]
 
 
@@ -93,7 +96,7 @@ class Queue(MaybeChannelBound):
         name: str | None = "",
         exchange: Any = None,
         routing_key: str | None = "",
-        channel: Any = None,
+        channel: ChannelOrConnection | None = None,
         bindings: Iterable[Any] | None = None,
         on_declared: Callable[..., Any] | None = None,
         **kwargs: Any,
@@ -121,7 +124,7 @@ class Queue(MaybeChannelBound):
         new.on_declared = new._named_on = None
         return new
 
-    def bind(self, channel: Any) -> Self:
+    def bind(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:
         """Return a copy that is bound to *channel* (a channel or a connection).  Never switches."""
         bound = super().bind(channel)
         bound.on_declared = self.on_declared
@@ -157,7 +160,7 @@ class Queue(MaybeChannelBound):
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or ())
         return not expires and not self.auto_delete
 
-    def declare(self, nowait: bool = False, channel: Any = None) -> str:
+    def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:
         """Declare the exchange, then the queue, then bind it.  May switch.
 
         Returns:
@@ -177,7 +180,10 @@ class Queue(MaybeChannelBound):
         return self.name
 
     def queue_declare(
-        self, nowait: bool = False, passive: bool = False, channel: Any = None
+        self,
+        nowait: bool = False,
+        passive: bool = False,
+        channel: Channel | None = None,
     ) -> Any:
         """Declare the queue alone.  May switch.
 
@@ -221,7 +227,7 @@ class Queue(MaybeChannelBound):
             self.on_declared(*reply)
         return reply
 
-    def _name_on(self, channel: Any) -> str:
+    def _name_on(self, channel: Channel) -> str:
         """The name to use on *channel*.  Never switches.
 
         The broker names a queue anew in each life: this one follows the session, which has declared
@@ -235,7 +241,7 @@ class Queue(MaybeChannelBound):
                 self.name, self._named_on = present, link
         return self.name
 
-    def queue_bind(self, nowait: bool = False, channel: Any = None) -> Any:
+    def queue_bind(self, nowait: bool = False, channel: Channel | None = None) -> Any:
         """Bind the queue to its exchange.  May switch."""
         return self.bind_to(
             self.exchange,
@@ -251,7 +257,7 @@ class Queue(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Bind the queue to *exchange* (an Exchange or a name).  May switch."""
         if channel is None:
@@ -265,7 +271,10 @@ class Queue(MaybeChannelBound):
         )
 
     def queue_unbind(
-        self, arguments: dict[str, Any] | None = None, nowait: bool = False, channel: Any = None
+        self,
+        arguments: dict[str, Any] | None = None,
+        nowait: bool = False,
+        channel: Channel | None = None,
     ) -> Any:
         """Unbind the queue from its exchange.  May switch."""
         return self.unbind_from(self.exchange, self.routing_key, arguments, nowait, channel)
@@ -276,7 +285,7 @@ class Queue(MaybeChannelBound):
         routing_key: str = "",
         arguments: dict[str, Any] | None = None,
         nowait: bool = False,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Undo :meth:`bind_to`.  May switch."""
         if channel is None:

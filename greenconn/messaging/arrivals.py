@@ -13,7 +13,9 @@ from greenconn.green.either import take_either
 from greenconn.green.inbox import Inbox
 
 if TYPE_CHECKING:
+    from greenconn.message import Message
     from greenconn.messaging.consumer import Consumer
+    from greenconn.transport.base import Link
 
 __all__ = ["Arrivals"]
 
@@ -37,7 +39,7 @@ class Arrivals:
         self._consumer = consumer
         self._no_ack = no_ack
 
-    def deliver(self, message: Any) -> None:
+    def deliver(self, message: Message) -> None:
         # In the reader: nothing here may switch.
         self.inbox.put(message)
 
@@ -70,7 +72,7 @@ class Arrivals:
             exc, self.over = self.over, None
             raise exc
 
-    def next_event(self, link: Any, deadline: Deadline) -> Callable[[], Any]:
+    def next_event(self, link: Link, deadline: Deadline) -> Callable[[], Any]:
         """Wait for a message or another event of *link*, and return what handles it.  May switch.
 
         Callbacks of other consumers run meanwhile, as they do in ``drain_events``.
@@ -104,11 +106,11 @@ class Arrivals:
                 with suppress(Exception):
                     message.requeue()
 
-    def _hand_over(self, message: Any) -> None:
+    def _hand_over(self, message: Message) -> None:
         """Have the consumer decode *message* and call its callbacks."""
         self._took(message)
         self._consumer._receive_callback(message)
 
-    def _took(self, message: Any) -> None:
+    def _took(self, message: Message) -> None:
         if self.taken is not None:
             self.taken(message)

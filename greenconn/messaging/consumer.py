@@ -26,6 +26,8 @@ from greenconn.serialization import prepare_accept_content
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel, ChannelOrConnection
+
 __all__ = ["Consumer"]
 
 
@@ -69,7 +71,7 @@ class Consumer(Receiver):
 
     def __init__(
         self,
-        channel: Any,
+        channel: ChannelOrConnection | None,
         queues: Queue | Iterable[Queue] | None = None,
         no_ack: bool | None = None,
         auto_declare: bool | None = None,
@@ -127,7 +129,7 @@ class Consumer(Receiver):
         return self._channel
 
     @channel.setter
-    def channel(self, channel: Any) -> None:
+    def channel(self, channel: Channel) -> None:
         self._channel = channel
 
     @property
@@ -137,7 +139,7 @@ class Consumer(Receiver):
 
     # Where
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: ChannelOrConnection) -> None:
         """Move to *channel*, a channel or a connection.  May switch.
 
         The queues are declared there, and what was consumed is consumed there with the same tags.
@@ -157,14 +159,14 @@ class Consumer(Receiver):
         self.queues = queues
         self._settle(channel)
 
-    def _adopt(self, channel: Any) -> None:
+    def _adopt(self, channel: Channel) -> None:
         """Use *channel* from now on.  Never switches."""
         if channel is not self._channel:
             self._channel = channel
             for queue in self.queues:
                 queue.revive(channel)
 
-    def _settle(self, channel: Any, declare: Callable[[], Any] | None = None) -> None:
+    def _settle(self, channel: Channel, declare: Callable[[], Any] | None = None) -> None:
         """Be whole on *channel*: declare, set the prefetch, consume.  May switch.
 
         Arguments:
@@ -186,7 +188,7 @@ class Consumer(Receiver):
         self._subscriptions.leave_others(channel)
         self._start(channel)
 
-    def _start(self, channel: Any) -> None:
+    def _start(self, channel: Channel) -> None:
         """Ask *channel* for what is wanted and was not asked for.  May switch."""
         subscriptions = self._subscriptions
         lacking = [queue for queue in self.queues if subscriptions.lacks(queue.name, channel)]
@@ -200,14 +202,14 @@ class Consumer(Receiver):
             channel.basic_qos(0, self.prefetch_count, False)
             self._start_all(lacking, channel)
 
-    def _start_all(self, queues: list[Any], channel: Any) -> None:
+    def _start_all(self, queues: list[Any], channel: Channel) -> None:
         for queue in queues:
             # Asked again each time: another greenlet may have been quicker, or moved the consumer.
             if self._channel is channel and self._subscriptions.lacks(queue.name, channel):
                 # Only the last one waits: replies come in order, and a refusal ends the channel.
                 self._start_one(queue, channel, nowait=queue is not queues[-1])
 
-    def _start_one(self, queue: Any, channel: Any, nowait: bool) -> None:
+    def _start_one(self, queue: Any, channel: Channel, nowait: bool) -> None:
         if self.sink is None:
             target: dict[str, Any] = {
                 "callback": self._receive_callback,
@@ -237,7 +239,7 @@ class Consumer(Receiver):
         """Declare the queues, with their exchanges and bindings.  May switch."""
         self._declare_through(None)
 
-    def _declare_through(self, channel: Any) -> None:
+    def _declare_through(self, channel: Channel | None) -> None:
         """Declare the queues on another channel; on their own if that is None.  May switch."""
         for key, queue in list(self._queues.items()):
             # One that was used meanwhile may have its new name already.

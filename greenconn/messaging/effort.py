@@ -11,6 +11,7 @@ from greenconn.exceptions import PublishTimeout
 from greenconn.green.deadline import Deadline
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
     from greenconn.messaging.producer import Producer
 
 __all__ = ["Effort"]
@@ -98,7 +99,7 @@ class Effort:
             raise failure
         return self._attempt()
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Channel) -> None:
         """Take note that there is a connection again, for ``ensure``.
 
         A producer finds its channel by itself; only one whose channel cannot be replaced, since it

@@ -18,6 +18,8 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel, ChannelOrConnection
+
 __all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
 
 DEFAULT_BATCH_SIZE: Final = 1000
@@ -86,7 +88,7 @@ class Producer:
 
     def __init__(
         self,
-        channel: Any,
+        channel: ChannelOrConnection | None,
         exchange: Any = None,
         routing_key: str | None = None,
         serializer: str | None = None,
@@ -141,7 +143,7 @@ class Producer:
         return self._renew()
 
     @channel.setter
-    def channel(self, channel: Any) -> None:
+    def channel(self, channel: Channel | None) -> None:
         self._channel = channel
 
     def _renew(self) -> Any:
@@ -155,11 +157,11 @@ class Producer:
         if channel is not old and self._channel is old:
             self._channel = channel
             if self.on_return:
-                self._listen(channel)
+                self._listen(channel, self.on_return)
         return channel
 
-    def _listen(self, channel: Any) -> None:
-        channel.events["basic_return"].add(self.on_return)
+    def _listen(self, channel: Channel, on_return: Callable[..., Any]) -> None:
+        channel.events["basic_return"].add(on_return)
 
     @property
     def connection(self) -> Any:
@@ -168,7 +170,7 @@ class Producer:
             return self.__connection__
         return getattr(getattr(self._channel, "connection", None), "client", None)
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: ChannelOrConnection) -> None:
         """Use *channel* (a channel or a connection) from now on.  Never switches."""
         if is_connection(channel):
             self.__connection__ = channel
@@ -178,7 +180,7 @@ class Producer:
             own = channel
         self._channel = own
         if self.on_return and not isinstance(own, ChannelPromise):
-            self._listen(own)
+            self._listen(own, self.on_return)
         self._binding = channel
         if "exchange" in self.__dict__:
             self.exchange = self.exchange.bind(channel)
@@ -301,7 +303,7 @@ class Producer:
             body, priority, content_type, content_encoding, headers, properties,
         )  # fmt: skip
 
-    def _is_ready(self, channel: Any) -> bool:
+    def _is_ready(self, channel: Channel) -> bool:
         """Whether *channel* can be published to without anything before."""
         if channel is None or not getattr(channel, "is_open", True):
             return False
@@ -327,7 +329,7 @@ class Producer:
 
     def _send(
         self,
-        channel: Any,
+        channel: Channel,
         timeout: float | None,
         confirm_timeout: float | None,
         exchange: str,

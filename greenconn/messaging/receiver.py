@@ -32,7 +32,7 @@ class Receiver:
         """Call ``callback(body, message)`` too."""
         self.callbacks.append(callback)
 
-    def receive(self, body: Any, message: Any) -> None:
+    def receive(self, body: Any, message: Message) -> None:
         """Call the callbacks.
 
         Raises:
@@ -47,7 +47,7 @@ class Receiver:
                 DUTY.change(callback)
             callback(body, message)
 
-    def _receive_callback(self, message: Any) -> Any:
+    def _receive_callback(self, message: Message) -> Any:
         """Take one delivery; in the greenlet that drains."""
         on_message: Any = self.on_message
         body = None

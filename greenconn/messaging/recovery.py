@@ -21,7 +21,9 @@ from greenconn.green.limit import Limit
 from greenconn.messaging.subscriptions import is_open
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
     from greenconn.messaging.consumer import Consumer
+    from greenconn.session.session import Session
 
 __all__ = ["Recovery"]
 
@@ -57,7 +59,7 @@ class Recovery:
     def __repr__(self) -> str:
         return f"<recovery of {self._consumer!r}>"
 
-    def join(self, channel: Any) -> None:
+    def join(self, channel: Channel) -> None:
         """Be restored when the connection of *channel* is lost, if it has a session."""
         session = _session_of(channel)
         if session is not self._session:
@@ -67,7 +69,7 @@ class Recovery:
             session.add(self)
             self._session = session
 
-    def declare_beside(self, channel: Any) -> None:
+    def declare_beside(self, channel: Channel) -> None:
         """Declare for a program that does not leave it to recovery, on its *channel*.  May switch.
 
         A program that rebuilds itself may be as quick as recovery, and so meet what is about to go.
@@ -88,7 +90,7 @@ class Recovery:
         if session is not None:
             session.discard(self)
 
-    def has_restored_beside(self, channel: Any) -> bool:
+    def has_restored_beside(self, channel: Channel) -> bool:
         """Whether all is consumed again on the connection of *channel*, thanks to recovery."""
         own = self._restored_on
         return (
@@ -129,7 +131,7 @@ class Recovery:
         if self._session is not None:
             self._restored_on = channel
 
-    def _declare(self, session: Any, deadline: Deadline) -> None:
+    def _declare(self, session: Session, deadline: Deadline) -> None:
         """Declare the queues, or see that they are there.  May switch.
 
         That goes through a channel apart, since what the broker refuses costs its channel, and on
@@ -146,7 +148,7 @@ class Recovery:
                 break
         self._has_declared = True
 
-    def _declare_through(self, channel: Any) -> None:
+    def _declare_through(self, channel: Channel) -> None:
         consumer = self._consumer
         if not consumer.auto_declare:
             for queue in consumer.queues:
@@ -156,7 +158,7 @@ class Recovery:
         consumer._declare_through(channel)
 
 
-def _wait_for_burials(queues: Iterable[Any], channel: Any) -> None:
+def _wait_for_burials(queues: Iterable[Any], channel: Channel) -> None:
     """Wait until no queue is left to go with the former connection's consumers.  May switch.
 
     Those that have consumers of somebody else are waited for a moment, once for each link.
@@ -169,11 +171,11 @@ def _wait_for_burials(queues: Iterable[Any], channel: Any) -> None:
             gevent.sleep(LOOK_INTERVAL)
 
 
-def _session_of(channel: Any) -> Any:
+def _session_of(channel: Channel) -> Any:
     return getattr(getattr(channel.connection, "client", None), "session", None)
 
 
-def _ended_by_itself(channel: Any) -> bool:
+def _ended_by_itself(channel: Channel) -> bool:
     """Whether a channel was closed before its connection was lost."""
     cause = getattr(channel, "cause", None)
     return cause is not None and cause is not getattr(channel.connection, "lost", None)

@@ -19,6 +19,8 @@ from greenconn.streams import OFFSET, StreamPosition, offset_of
 if TYPE_CHECKING:
     from gevent.lock import BoundedSemaphore
 
+    from greenconn.abc import Channel
+
 __all__ = ["Subscriptions", "starting"]
 
 _numbers: Final = count(1)
@@ -28,7 +30,7 @@ _numbers: Final = count(1)
 _starting: Final[WeakKeyDictionary[Any, BoundedSemaphore]] = WeakKeyDictionary()
 
 
-def starting(channel: Any) -> BoundedSemaphore:
+def starting(channel: Channel) -> BoundedSemaphore:
     """The lock to hold over ``basic_qos`` and the ``basic_consume`` that it is meant for.
 
     No user code runs under it.
@@ -42,7 +44,7 @@ def starting(channel: Any) -> BoundedSemaphore:
     return lock
 
 
-def is_open(channel: Any) -> bool:
+def is_open(channel: Channel) -> bool:
     """Whether a channel may be used.  One that cannot tell counts as open."""
     return bool(getattr(channel, "is_open", True))
 
@@ -68,14 +70,14 @@ class Subscriptions:
         self.tags[name] = f"{'consumer-' if prefix is None else prefix}{next(_numbers)}"
         self.no_ack[name] = no_ack
 
-    def lacks(self, name: str, channel: Any) -> bool:
+    def lacks(self, name: str, channel: Channel) -> bool:
         """Whether queue *name* is wanted and *channel* does not serve it.
 
         A closed channel serves nobody: asked again it tells why it is closed.
         """
         return name in self.tags and (self.placed.get(name) is not channel or not is_open(channel))
 
-    def are_placed_on(self, channel: Any) -> bool:
+    def are_placed_on(self, channel: Channel) -> bool:
         """Whether something is wanted, and all of it has been asked of *channel*."""
         return bool(self.tags) and not any(self.lacks(name, channel) for name in self.tags)
 
@@ -96,7 +98,7 @@ class Subscriptions:
         target["callback"] = position.watching(target["callback"])
         return {**(arguments or {}), OFFSET: position.restart()}
 
-    def start(self, name: str, channel: Any, consume: Callable[[str, bool], Any]) -> None:
+    def start(self, name: str, channel: Channel, consume: Callable[[str, bool], Any]) -> None:
         """Ask *channel* for the messages of queue *name*.  May switch.
 
         Arguments:
@@ -116,7 +118,7 @@ class Subscriptions:
             # Cancelled meanwhile, perhaps before the request was written.
             channel.basic_cancel(tag)
 
-    def leave_others(self, channel: Any) -> None:
+    def leave_others(self, channel: Channel) -> None:
         """Cancel what was asked of other channels.  May switch."""
         left = [name for name, other in self.placed.items() if other is not channel]
         self._cancel_all([(self.placed.pop(name), self.tags[name]) for name in left])

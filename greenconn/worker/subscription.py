@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared, ensure_queue_exists
@@ -20,17 +20,10 @@ from greenconn.worker.berths import Berth, Berths
 from greenconn.worker.line import Line
 from greenconn.worker.plan import Plan, QueueLike
 
+if TYPE_CHECKING:
+    from greenconn.session.session import Session
+
 __all__ = ["Sink", "Subscription"]
-
-
-class _SessionLike(Protocol):
-    @property
-    def broker(self) -> Any: ...
-
-    @property
-    def life(self) -> Any: ...
-
-    def link(self, deadline: Deadline | None = None) -> Any: ...
 
 
 class Sink:
@@ -150,7 +143,7 @@ class Subscription:
 
     # Beginning
 
-    def start(self, session: _SessionLike, berths: Berths) -> None:
+    def start(self, session: Session, berths: Berths) -> None:
         """See that the queue exists, and consume from it.  May switch.
 
         Raises:
@@ -169,7 +162,7 @@ class Subscription:
             raise
         self._berth = berth
 
-    def _ensure_queue(self, session: _SessionLike, link: Any) -> None:
+    def _ensure_queue(self, session: Session, link: Any) -> None:
         deadline = Deadline()
         queue = self._queue
         if self._position is not None:
@@ -181,7 +174,7 @@ class Subscription:
         elif queue._named_on is not link:  # what the broker named here cannot be declared again
             ensure_declared(session, queue, deadline)
 
-    def _look_for_stream(self, session: _SessionLike, deadline: Deadline) -> None:
+    def _look_for_stream(self, session: Session, deadline: Deadline) -> None:
         """See whether a stream that was read is still there.  May switch.
 
         Raises:
@@ -256,7 +249,7 @@ class Subscription:
         if sink is self._sink:
             self._on_change(self, sink.channel, exc)
 
-    def forget_declaration(self, session: _SessionLike) -> None:
+    def forget_declaration(self, session: Session) -> None:
         """Its queue was deleted: it must be looked up or declared again."""
         declared = session.life.declared_entities
         queue = self._queue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from amqp.protocol import queue_declare_ok_t
@@ -63,7 +63,7 @@ class FakeChannel:
         self.channel_id = FakeChannel._last_id
         self.connection = connection
         self.events: dict[str, set[Callable[..., Any]]] = defaultdict(set)
-        self.no_ack_consumers: set[str] = set()
+        self.no_ack_consumers: set[str] | None = set()
         self.calls: list[Call] = []
         self.consumers: dict[str, Call] = {}
         self.waiting: list[Message] = []
@@ -110,41 +110,65 @@ class FakeChannel:
         if method in self.script:
             self.script[method]()
 
-    def exchange_declare(self, **arguments: Any) -> None:
-        self._note("exchange_declare", **arguments)
+    def exchange_declare(self, exchange: str, type: str, **arguments: Any) -> None:
+        self._note("exchange_declare", exchange=exchange, type=type, **arguments)
 
-    def exchange_delete(self, **arguments: Any) -> None:
-        self._note("exchange_delete", **arguments)
+    def exchange_delete(self, exchange: str, **arguments: Any) -> None:
+        self._note("exchange_delete", exchange=exchange, **arguments)
 
-    def exchange_bind(self, **arguments: Any) -> None:
-        self._note("exchange_bind", **arguments)
+    def exchange_bind(
+        self, destination: str, source: str = "", routing_key: str = "", **arguments: Any
+    ) -> None:
+        self._note(
+            "exchange_bind",
+            destination=destination,
+            source=source,
+            routing_key=routing_key,
+            **arguments,
+        )
 
-    def exchange_unbind(self, **arguments: Any) -> None:
-        self._note("exchange_unbind", **arguments)
+    def exchange_unbind(
+        self, destination: str, source: str = "", routing_key: str = "", **arguments: Any
+    ) -> None:
+        self._note(
+            "exchange_unbind",
+            destination=destination,
+            source=source,
+            routing_key=routing_key,
+            **arguments,
+        )
 
-    def queue_declare(self, **arguments: Any) -> Any:
-        self._note("queue_declare", **arguments)
+    def queue_declare(self, queue: str = "", **arguments: Any) -> Any:
+        self._note("queue_declare", queue=queue, **arguments)
         if arguments["nowait"]:
             return None
-        name = arguments["queue"]
+        name = queue
         if not name:
             self.named += 1
             name = f"amq.gen-{self.channel_id}-{self.named}"
         consumers = self.consumer_counts.pop(0) if self.consumer_counts else 0
         return queue_declare_ok_t(name, len(self.waiting), consumers)
 
-    def queue_bind(self, **arguments: Any) -> None:
-        self._note("queue_bind", **arguments)
+    def queue_bind(
+        self, queue: str, exchange: str = "", routing_key: str = "", **arguments: Any
+    ) -> None:
+        self._note(
+            "queue_bind", queue=queue, exchange=exchange, routing_key=routing_key, **arguments
+        )
 
-    def queue_unbind(self, **arguments: Any) -> None:
-        self._note("queue_unbind", **arguments)
+    def queue_unbind(
+        self, queue: str, exchange: str = "", routing_key: str = "", **arguments: Any
+    ) -> None:
+        self._note(
+            "queue_unbind", queue=queue, exchange=exchange, routing_key=routing_key, **arguments
+        )
 
-    def queue_purge(self, **arguments: Any) -> int:
-        self._note("queue_purge", **arguments)
+    def queue_purge(self, queue: str = "", **arguments: Any) -> int:
+        self._note("queue_purge", queue=queue, **arguments)
         return 3
 
-    def queue_delete(self, **arguments: Any) -> int:
-        self._note("queue_delete", **arguments)
+    def queue_delete(self, queue: str = "", **arguments: Any) -> int:
+        self._note("queue_delete", queue=queue, **arguments)
         return 2
 
     def prepare_queue_arguments(
@@ -158,8 +182,8 @@ class FakeChannel:
         priority: int | None = None,
         content_type: str | None = None,
         content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: Mapping[str, Any] | None = None,
+        headers: MutableMapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         return {
             "body": body,
@@ -192,9 +216,11 @@ class FakeChannel:
         )
         return self.channel_id
 
-    def basic_consume(self, **arguments: Any) -> str:
+    basic_publish_confirm = basic_publish
+
+    def basic_consume(self, queue: str = "", **arguments: Any) -> str:
         tag: str = arguments["consumer_tag"]
-        self._note("basic_consume", **arguments)
+        self._note("basic_consume", queue=queue, **arguments)
         assert tag not in self.consumers, f"tag {tag} is in use"
         self.consumers[tag] = self.calls[-1]
         return tag
@@ -203,8 +229,8 @@ class FakeChannel:
         self._note("basic_cancel", consumer_tag=consumer_tag, nowait=nowait)
         self.consumers.pop(consumer_tag, None)
 
-    def basic_get(self, **arguments: Any) -> Message | None:
-        self._note("basic_get", **arguments)
+    def basic_get(self, queue: str = "", **arguments: Any) -> Message | None:
+        self._note("basic_get", queue=queue, **arguments)
         return self.waiting.pop(0) if self.waiting else None
 
     def basic_qos(
@@ -224,8 +250,11 @@ class FakeChannel:
     def flow(self, active: bool) -> None:
         self._note("flow", active=active)
 
-    def message_to_python(self, raw: Any) -> Any:
-        return raw
+    def message_to_python(self, raw_message: Any) -> Any:
+        return raw_message
+
+    def after_reply_message_received(self, queue: str) -> None:
+        self._note("after_reply_message_received", queue=queue)
 
     def message(self, body: Any = b'{"a": 1}', **details: Any) -> Message:
         """A message of this channel."""
@@ -314,6 +343,17 @@ class FakeClient:
     """A connection whose links and channels are fake."""
 
     connection_errors = (RecoverableConnectionError, OSError)
+    hostname: str | None = "fake"
+    port: int | None = None
+    userid: str | None = None
+    virtual_host = "/"
+    ssl: Any = False
+    connect_timeout: float | None = 5.0
+    heartbeat: float | None = None
+    transport: Any = None
+
+    def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
+        return "fake://"
 
     def __init__(self, *, has_session: bool = True) -> None:
         self.transport_options: dict[str, Any] = {}

@@ -325,9 +325,11 @@ def test_an_insured_call_may_be_given_up(connection: Connection) -> None:
 
 def test_reviving_tells_who_wants_to_know() -> None:
     told: list[Any] = []
-    revive_connection(None, "channel", told.append)
-    revive_connection(None, "channel")
-    assert told == ["channel"]
+    with Connection("memory://") as connection:
+        channel = connection.default_channel
+        revive_connection(connection, channel, told.append)
+        revive_connection(connection, channel)
+    assert told == [channel]
 
 
 # Prefetch

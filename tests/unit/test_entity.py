@@ -332,8 +332,10 @@ def test_the_broker_names_a_queue_anew_in_each_life(
     assert again.declare() == first
     channel.connection.lose()
     assert queue.declare() != first
-    assert queue.channel.of("queue_declare")[0].arguments["queue"] == ""
-    assert queue.channel.of("queue_bind")[0].arguments["queue"] == queue.name
+    used = queue.channel
+    assert isinstance(used, FakeChannel)
+    assert used.of("queue_declare")[0].arguments["queue"] == ""
+    assert used.of("queue_bind")[0].arguments["queue"] == queue.name
 
 
 def test_passive_declaration_asks_for_the_name(client: FakeClient, channel: FakeChannel) -> None:
@@ -342,8 +344,10 @@ def test_passive_declaration_asks_for_the_name(client: FakeClient, channel: Fake
     name = queue.name
     channel.connection.lose()
     queue.queue_declare(passive=True)
-    assert queue.channel.calls[0].arguments["queue"] == name
-    assert queue.channel.calls[0].arguments["passive"] is True
+    used = queue.channel
+    assert isinstance(used, FakeChannel)
+    assert used.calls[0].arguments["queue"] == name
+    assert used.calls[0].arguments["passive"] is True
 
 
 def test_queue_is_bound_and_unbound(channel: FakeChannel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -81,6 +82,8 @@ class HostedChannel(StdChannel):
         self.channel_id = self.raw.channel_id
         self.cause: BaseException | None = None
         self.no_ack_consumers: set[str] = set()
+        #: Listeners by event: kombu's virtual transports return no message, so nobody calls them.
+        self.events: defaultdict[str, set[Callable[..., Any]]] = defaultdict(set)
         self.consumers: dict[str, HostedConsumer] = {}
         #: Delivery tag -> kombu's channel that it must be answered on.
         self.owners: dict[Any, Any] = {}

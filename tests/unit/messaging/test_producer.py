@@ -422,7 +422,7 @@ def test_class_attributes_of_a_subclass_are_defaults(channel: FakeChannel) -> No
 def test_channels_written_for_kombu_take_options_as_keywords(client: FakeClient) -> None:
     class Foreign(FakeChannel):
         def basic_publish(  # type: ignore[override]
-            self, message: Any, exchange: str, routing_key: str, **kwargs: Any
+            self, message: Any, exchange: str = "", routing_key: str = "", **kwargs: Any
         ) -> Any:
             return (exchange, routing_key, kwargs["mandatory"])
 
