@@ -18,9 +18,9 @@ from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
-from tests.brokers.redis_server import RedisServer
+from tests.brokers.redis_server import RedisServer, SteppedRedis
 
-Broker = TypeVar("Broker", PouchDB, RabbitMQ, RedisServer, MotoServer)
+Broker = TypeVar("Broker", PouchDB, RabbitMQ, RedisServer, SteppedRedis, MotoServer)
 
 
 class Brokers:
@@ -53,6 +53,14 @@ class Brokers:
             return self._started(RedisServer, options=options)
         except NoBroker as error:
             self._skip(RedisServer, f"no Redis: {error}")
+
+    def stepped_redis(self) -> SteppedRedis:
+        """Start a Redis whose clock can be set; skip the test, with the reason, when there is none."""
+        self._skip_again(SteppedRedis)
+        try:
+            return self._started(SteppedRedis)
+        except NoBroker as error:
+            self._skip(SteppedRedis, f"no Redis whose clock can be set: {error}")
 
     def pouchdb(self, **options: Any) -> PouchDB:
         """Start a pouchdb-server; skip the test, with the reason, when there is none."""
@@ -219,3 +227,12 @@ def redis_with(brokers: Brokers) -> Iterator[RedisFactory]:
     factory = RedisFactory(brokers)
     yield factory
     factory.close()
+
+
+@pytest.fixture
+def stepped_redis(brokers: Brokers) -> Iterator[SteppedRedis]:
+    """A Redis of the test's own whose clock can be set."""
+    broker = brokers.stepped_redis()
+    yield broker
+    broker.kill()
+    broker.close()

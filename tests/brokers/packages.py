@@ -20,7 +20,15 @@ from pathlib import Path
 
 from gevent import sleep
 
-__all__ = ["NoBroker", "Programs", "find_beanstalkd", "find_pouchdb", "find_rabbitmq", "find_redis"]
+__all__ = [
+    "NoBroker",
+    "Programs",
+    "find_beanstalkd",
+    "find_faketime",
+    "find_pouchdb",
+    "find_rabbitmq",
+    "find_redis",
+]
 
 #: Folders of RabbitMQ's own scripts.  Debian's /usr/sbin/rabbitmq-server is a wrapper that changes
 #: the user and reads /etc, so PATH is not asked.
@@ -113,6 +121,19 @@ def find_beanstalkd(scratch: Path) -> Programs:
         return Programs(server=Path(server))
     root = _unpacked("beanstalkd", scratch)
     return Programs(server=root / "usr/bin/beanstalkd", root=root)
+
+
+def find_faketime(scratch: Path) -> Path:
+    """Find the library that sets the clock of one process, and unpack it if it is not installed.
+
+    Raises:
+        NoBroker: it is neither installed nor to be had.
+    """
+    for root in (Path("/"), _unpacked("libfaketime", scratch)):
+        found = sorted(root.glob("usr/lib/*/faketime/libfaketime.so.1"))
+        if found:
+            return found[0]
+    raise NoBroker("libfaketime has no library")
 
 
 def find_pouchdb(scratch: Path) -> tuple[Programs, Path]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.brokers.keeper import Keeper
-from tests.brokers.packages import find_redis
+from tests.brokers.packages import find_faketime, find_redis
 from tests.brokers.server import Server
 
-__all__ = ["RedisSentinel", "RedisServer"]
+__all__ = ["RedisSentinel", "RedisServer", "SteppedRedis"]
 
 DATABASES = 16
 
@@ -48,6 +48,37 @@ class RedisServer(Server):
     def environment(self) -> dict[str, str]:
         """The environment of its process."""
         return {"LANG": "C.UTF-8", **self._programs.libraries()}
+
+
+class SteppedRedis(RedisServer):
+    """A Redis whose clock can be set; the machine's and that of its clients go on.
+
+    Raises:
+        NoBroker: one of the programs is not to be had.
+    """
+
+    def __init__(self, keeper: Keeper, options: tuple[str, ...] = ()) -> None:
+        super().__init__(keeper, options)
+        self._library = find_faketime(keeper.directory)
+        self._offset = self.directory / "clock"
+        self.set_clock(0)
+
+    def set_clock(self, seconds: int) -> None:
+        """Set its clock so many seconds before (or behind, below 0) the machine's."""
+        new = self._offset.with_suffix(".new")
+        new.write_text(f"{seconds:+d}\n")
+        new.rename(self._offset)
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process."""
+        return {
+            **super().environment(),
+            # The C library's allocator: jemalloc asks for the time before the other one is ready.
+            "LD_PRELOAD": f"{self._library} libc.so.6",
+            "FAKETIME_TIMESTAMP_FILE": str(self._offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
 
 
 class RedisSentinel(RedisServer):

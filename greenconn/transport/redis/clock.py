@@ -1,11 +1,22 @@
-"""The server's clock, by which leases end."""
+"""The time that marks what is held: the clients', as kombu's programs do it."""
 
 from __future__ import annotations
 
-__all__ = ["server_time"]
+from time import time
+from typing import Final
+
+from greenconn.wire.resp import bulk
+
+__all__ = ["mark", "packed_mark"]
+
+_FORMAT: Final = b"%.6f"
 
 
-def server_time(reply: list[bytes]) -> float:
-    """Seconds in a reply to ``TIME``."""
-    seconds, microseconds = reply
-    return int(seconds) + int(microseconds) / 1e6
+def mark() -> bytes:
+    """Return the time now, in seconds since 1970, as a score of ``unacked_index``."""
+    return _FORMAT % time()
+
+
+def packed_mark() -> bytes:
+    """Return the same as the last argument of a command."""
+    return bulk(_FORMAT % time())

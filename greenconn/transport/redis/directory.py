@@ -10,16 +10,19 @@ What was read is remembered; the server's invalidations tell when it has changed
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
+from redis.exceptions import ResponseError
 
 from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.owners import is_alive
-from greenconn.transport.redis.scripts import JOIN, LEAVE
+from greenconn.transport.redis.scripts import DROP, JOIN
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
@@ -53,7 +56,9 @@ class Directory(virtual.Directory):
         #: Keys of declarations -> names of queues.
         self._names: dict[bytes, str] = {}
         self._ticker: Ticker | None = None
-        #: Auto-delete queues whose last consumer has left, and whose bindings go now.
+        #: Queues that may end with another process -> until when they count as being there.
+        self._there_until: dict[str, float] = {}
+        #: Auto-delete queues whose last consumer has left, and which go now.
         self._going = 0
         self._none_goes = Event()
 
@@ -65,9 +70,93 @@ class Directory(virtual.Directory):
             return declared if feed is not None and feed.consumers else None
         return declared
 
+    def trusts(self, name: str) -> bool:
+        """Whether a queue is known to exist, without asking.  Never switches."""
+        feed = self._link.feeds.get(name)
+        if feed is not None and feed.consumers:
+            return True
+        declared = self._known.get(name)
+        if declared is None or declared.auto_delete:
+            return self._there_until.get(name, 0.0) > monotonic()
+        return name not in self.expiring and self._link.is_tracking
+
     def is_there(self, name: str) -> bool:
         """Whether a queue exists, as far as is known here; else the server says.  May switch."""
-        return self.known(name) is not None or self.find(name) is not None
+        return self.trusts(name) or bool(self.existing({name: ()}))
+
+    def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+        """Return those of *queues* that exist.  May switch.
+
+        A queue exists that is declared, or has messages.  One that is neither and has a binding that
+        a program of kombu has made exists, too: kombu keeps nothing else of an empty queue.  What is
+        left of a queue that has ended is removed.
+
+        Arguments:
+            queues: names, with the fields of the bindings that lead there.
+        """
+        try:
+            return self._existing(queues)
+        except ResponseError as exc:
+            # Who may only publish may not look: as kombu, which takes all of them to be there.
+            if self._link.lost is not None:
+                raise
+            logger.debug("%s: cannot tell which queues exist: %s", self._link.where, exc)
+            until = monotonic() + self._link.options.lease
+            self._there_until.update(dict.fromkeys(queues, until))
+            return list(queues)
+
+    def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+        link, keys = self._link, self._link.keys
+        commands = []
+        for name in queues:
+            commands += [
+                pack(b"GET", keys.queue(name)),
+                pack(b"EXISTS", *keys.lists(name)),
+                pack(b"HGETALL", keys.bound(name)),
+                pack(b"SISMEMBER", keys.temporary, name),
+            ]
+        replies = iter(link.call_all(commands, what="looking for queues"))
+        found = []
+        for (name, fields), text, messages, pairs, has_ended in zip(
+            queues.items(), replies, replies, replies, replies, strict=True
+        ):
+            bound = pairs if isinstance(pairs, dict) else dict(zip(*[iter(pairs)] * 2, strict=True))
+            if text is not None:
+                is_there = self._is_alive(name, text)
+            elif any(bound.get(each) != b"1" for each in fields):
+                # Kombu's: it stays so until somebody of ours declares it.
+                is_there = True
+                self._note_there(name)
+            else:
+                is_there = bool(messages) and not bound and not has_ended
+                if not is_there and (bound or has_ended):
+                    self.end(name, "expired")
+            if is_there:
+                found.append(name)
+        return found
+
+    def _is_alive(self, name: str, text: bytes) -> bool:
+        """Whether a queue that is declared so has not ended with its owner or consumers."""
+        link = self._link
+        declared = Declaration.read(text)
+        if declared.owner is not None and declared.owner != link.owner:
+            if not is_alive(link, declared.owner):
+                self.end(name, "gone", text=text)
+                return False
+        else:
+            self._remember(name, declared)
+            if not declared.auto_delete:
+                return True
+            link.sweeper.start()  # somebody must count the time in which leases end
+            if self.end(name, "dead", text=text) is not None:
+                return False
+        self._note_there(name)
+        return True
+
+    def _note_there(self, name: str) -> None:
+        if len(self._there_until) >= MOST_KNOWN:
+            self._there_until.clear()
+        self._there_until[name] = monotonic() + self._link.sweeper.interval
 
     def last(self, name: str) -> Declaration:
         """The declaration of a queue as it was read last."""
@@ -102,7 +191,7 @@ class Directory(virtual.Directory):
         declared = UNDECLARED if text is None else Declaration.read(text)
         if declared.owner is not None and declared.owner != link.owner:
             if not is_alive(link, declared.owner):
-                self.drop(name)
+                self.end(name, "gone", text=text)
                 return None
             return declared  # not remembered: it may go at any time
         self._remember(name, declared)
@@ -110,7 +199,7 @@ class Directory(virtual.Directory):
 
     def _remember(self, name: str, declared: Declaration) -> None:
         if len(self._known) >= MOST_KNOWN:
-            for each in (self._known, self._names, self._last, self.expiring):
+            for each in (self._known, self._names, self._last, self.expiring, self._there_until):
                 each.clear()
         self._known[name] = declared
         self._last[name] = declared
@@ -124,6 +213,7 @@ class Directory(virtual.Directory):
     def forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
         self._known.pop(name, None)
+        self._there_until.pop(name, None)
         self._names.pop(self._link.keys.queue(name), None)
 
     # -- declaring
@@ -152,6 +242,8 @@ class Directory(virtual.Directory):
         if declared.owner is not None:
             link.lease.begin_alive()
             link.pipeline.post(pack(b"HSET", link.keys.exclusive, name, link.owner))
+        if declared.auto_delete or declared.expires_ms is not None:
+            link.pipeline.post(pack(b"SADD", link.keys.temporary, name))
         _, text = link.call_all(
             [pack(b"SET", key, declared.text(), b"NX"), pack(b"GET", key)],
             what=f"declaring queue {name!r}",
@@ -169,6 +261,15 @@ class Directory(virtual.Directory):
             keys = self._link.keys
             for key in (keys.queue(name), *keys.lists(name)):
                 self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+
+    def pushed(self, name: str) -> None:
+        """A message was sent to a queue that expires: it goes with it.  Never switches.
+
+        To send is no use of a queue, as with RabbitMQ, so its declaration is not renewed.
+        """
+        milliseconds = self.expiring[name]
+        for key in self._link.keys.lists(name):
+            self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
 
     def join(self, name: str, how: str | int) -> bool:
         """Note that this link consumes from a queue; False: it may not.  May switch.
@@ -226,42 +327,40 @@ class Directory(virtual.Directory):
         link = self._link
         if link.lost is not None:
             return
-        goes = self.last(name).auto_delete
-        if goes:
-            self.forget(name)
-            self._going += 1
-            self._none_goes.clear()
-        keys = link.keys
-        names = (keys.consumers(name), keys.owners, keys.queue(name), *keys.lists(name))
-        self._leave(name, names, goes)
+        if not self.last(name).auto_delete:
+            link.pipeline.post(pack(b"HDEL", link.keys.consumers(name), link.owner))
+            return
+        self.forget(name)
+        self._going += 1
+        self._none_goes.clear()
+        self._leave(name)
 
-    def _leave(self, name: str, keys: tuple[bytes, ...], goes: bool) -> None:
-        link = self._link
-        link.pipeline.post(
-            link.scripts.call(LEAVE, keys, link.owner, int(goes)),
-            lambda reply: self._left(name, keys, goes, reply),
+    def _leave(self, name: str) -> None:
+        keys, *args = self._drop_arguments(name, "left")
+        self._link.pipeline.post(
+            self._link.scripts.call(DROP, keys, *args), lambda reply: self._left(name, reply)
         )
 
-    def _left(self, name: str, keys: tuple[bytes, ...], goes: bool, reply: Any) -> None:
+    def _left(self, name: str, reply: Any) -> None:
         # In the reader.
         link = self._link
         if isinstance(reply, ErrorReply):
             if reply.code == "NOSCRIPT":
                 link.scripts.forget()  # somebody has flushed them
-                self._leave(name, keys, goes)
+                self._leave(name)
                 return
             error = link.pipeline.error(reply, f"leaving queue {name!r}")
             spawn("log", logger.error, "%s", error)
-        if reply == 1:
-            spawn("unbind", self._unbind, name)
-        elif goes:
+        if isinstance(reply, list) and reply[0] >= 0:
+            spawn("ended", self._after_leaving, name, reply)
+        else:
             self._gone()
 
-    def _unbind(self, name: str) -> None:
+    def _after_leaving(self, name: str, reply: Any) -> None:
         try:
-            self._link.routing.unbind_queue(name)
+            self._ended(name, reply)
         except LinkLost:
-            pass  # its bindings stay, and lead to nothing
+            pass  # an exchange stays that nothing is bound to
         finally:
             self._gone()
 
@@ -289,24 +388,60 @@ class Directory(virtual.Directory):
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
-        link = self._link
-        keys = link.keys
-        lists = keys.lists(name)
-        link.routing.unbind_queue(name)
+        self.forget(name)
+        messages = self.end(name, "")
+        self.forget(name)
+        return messages or 0
+
+    def end(self, name: str, why: str, *, text: bytes = b"") -> int | None:
+        """Delete a queue and its bindings, and return how many messages it had.  May switch.
+
+        Arguments:
+            why, text: see the script.
+
+        Returns:
+            None: it does not end, since it is in use.
+        """
+        keys, *args = self._drop_arguments(name, why, text)
+        reply = self._link.run(DROP, keys, *args, what=f"deleting queue {name!r}")
+        if reply[0] < 0:
+            return None
+        self._ended(name, reply)
+        return int(reply[0])
+
+    def _drop_arguments(self, name: str, why: str, text: bytes = b"") -> tuple[Any, ...]:
+        keys = self._link.keys
+        names = (
+            keys.queue(name),
+            keys.consumers(name),
+            keys.bound(name),
+            keys.exclusive,
+            keys.temporary,
+            keys.owners,
+            *keys.lists(name),
+        )
+        tables = (keys.bindings(""), keys.permanent_bindings(""))
+        return names, name, *tables, why, self._link.owner, text
+
+    def _ended(self, name: str, reply: Any) -> None:
+        """A queue is gone: forget it, and the exchanges that go with it.  May switch."""
         self.forget(name)
         self._last.pop(name, None)
         self.expiring.pop(name, None)
         self._own.discard(name)
-        replies = link.call_all(
-            [
-                *(pack(b"LLEN", key) for key in lists),
-                pack(b"HDEL", keys.exclusive, name),
-                pack(b"DEL", keys.queue(name), keys.consumers(name), *lists),
-            ],
-            what=f"deleting queue {name!r}",
+        self._link.routing.queue_ended(name, [each.decode() for each in reply[1:]])
+
+    def end_unused(self, names: list[str]) -> None:
+        """Delete those of *names* that have expired, or whose consumers are dead.  May switch."""
+        link = self._link
+        texts = link.call_all(
+            [pack(b"GET", link.keys.queue(each)) for each in names], what="sweeping"
         )
-        self.forget(name)
-        return sum(replies[:-2])
+        for name, text in zip(names, texts, strict=True):
+            if text is None:
+                self.end(name, "expired")
+            elif Declaration.read(text).auto_delete:
+                self.end(name, "dead", text=text)
 
     def changed(self, key: bytes | None) -> None:
         """A key was changed, or all may have been.  In the reader; never switches."""

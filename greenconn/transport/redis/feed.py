@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
+from greenconn.transport.redis.clock import packed_mark
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.returning import unseen
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, CLAIM_COUNT, Scripts, entry_suffix
@@ -252,8 +253,16 @@ class Feed:
         self._asked = count
         self._number = number = self._link.take_numbers(count)
         self._link.pipeline.post(
-            b"%b$%d\r\n%d\r\n$%d\r\n%d\r\n%b"
-            % (self._front, len(b"%d" % number), number, len(b"%d" % count), count, self._rest),
+            b"%b$%d\r\n%d\r\n$%d\r\n%d\r\n%b%b"
+            % (
+                self._front,
+                len(b"%d" % number),
+                number,
+                len(b"%d" % count),
+                count,
+                self._rest,
+                packed_mark(),
+            ),
             self._claimed,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from greenconn.green.slot import Slot
+from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.delivering import DeliveringMethods
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
@@ -70,7 +71,7 @@ class GettingMethods(DeliveringMethods):
                 link.answers.move(unseen(link.keys, number, field, queue, reply[0]))
 
         keys = (link.keys.unacked, link.keys.unacked_index, *lists)
-        args = (link.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue))
+        args = (link.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
         pipeline.post(link.scripts.call(CLAIM, keys, *args), put)
         sizes: list[Any] = []
         for key in lists[:-1]:

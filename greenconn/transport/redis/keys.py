@@ -6,11 +6,14 @@
 ``_kombu.binding_permanent.<exchange>``    those of queues that do not expire (kombu)
 ``unacked``, ``unacked_index``             what consumers hold (kombu)
 ``/<db>.<exchange>``                       channel of a fan-out exchange (kombu)
-``greenconn.owners``                       sorted set: consumers of ours, by the end of their lease
-``greenconn.sweep``                        lock of those who give back what dead consumers held
+``greenconn.owners``                       sorted set: the time of the leases, as member ``clock``, and
+                                           consumers of ours, by the end of their lease
 ``greenconn.exclusive``                    hash: exclusive queues, with their owners
+``greenconn.temporary``                    set: queues that end by themselves (auto-delete, expires)
 ``greenconn.queue.<queue>``                how a queue was declared (JSON)
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
+``greenconn.bound.<queue>``                hash of its bindings: 1 those that we made, 0 those that
+                                           were there before (kombu's)
 ``greenconn.exchange.<exchange>``          how an exchange was declared (JSON)
 =========================================  ======================================================
 
@@ -43,7 +46,7 @@ class Keys:
         self.unacked_index = (prefix + options.unacked_index_key).encode()
         self.owners = f"{prefix}greenconn.owners".encode()
         self.exclusive = f"{prefix}greenconn.exclusive".encode()
-        self.sweep_lock = f"{prefix}greenconn.sweep".encode()
+        self.temporary = f"{prefix}greenconn.temporary".encode()
         fanout = options.fanout_prefix
         self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""
         self.fanout_prefix = self.fanout_template.replace("{db}", str(database))
@@ -98,6 +101,14 @@ class Keys:
     def consumers(self, name: str) -> bytes:
         """The hash of the owners that consume from a queue."""
         return f"{self.prefix}greenconn.consumers.{name}".encode()
+
+    def bound(self, name: str) -> bytes:
+        """The hash of the bindings of a queue."""
+        return f"{self.prefix}greenconn.bound.{name}".encode()
+
+    def bound_field(self, exchange: str, member: bytes) -> bytes:
+        """The field of one binding in that hash."""
+        return b"%b\0%b" % (exchange.encode(), member)
 
     def exchange(self, name: str) -> bytes:
         """Where the declaration of an exchange is kept."""

@@ -1,9 +1,10 @@
 """The lease of one link on what it holds.
 
 Each life of a connection is an *owner*.  Every third of the lease it tells the server that it lives:
-``greenconn.owners`` gets the time at which the lease ends, and what is held gets a new time in
-``unacked_index``, so that it looks fresh to kombu's consumers too.  Nothing else keeps a message from
-being given back to its queue, so a handler may run for as long as it likes.
+``greenconn.owners`` gets the time at which the lease ends (the time that the sweepers count, see
+``sweeper``), and what is held gets a new mark in ``unacked_index``, so that it looks fresh to kombu's
+consumers too.  Nothing else keeps a message from being given back to its queue, so a handler may run
+for as long as it likes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from greenconn.green.duty import tell_blocked
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW
 from greenconn.wire.resp import ErrorReply, pack
 
@@ -76,7 +78,7 @@ class Lease:
         commands = [
             scripts.call(CANARY, (canary,)),
             self._renewal([]),
-            scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]'),
+            scripts.call(CLAIM, (*held, canary), link.prefix, 0, 1, 1, ', "", ""]', mark()),
             scripts.call(MOVE, (*held, keys.owners), "", 0),
             pack("HDEL", keys.unacked, field),
             pack("ZREM", keys.unacked_index, field),
@@ -92,7 +94,6 @@ class Lease:
                 self.canary = None
         self.is_held = True
         self.begin_alive()
-        link.sweeper.start()
 
     def begin_alive(self) -> None:
         """See that others know this owner as living, though it takes no messages.  Never switches."""
@@ -100,6 +101,7 @@ class Lease:
             self._link.pipeline.post(self._renewal([]), self._on_renewed)
             self._ticker = Ticker(self.interval, self._tick, "redis-lease")
             self._ticker.start()
+            self._link.sweeper.start()
 
     @property
     def is_known(self) -> bool:
@@ -146,7 +148,9 @@ class Lease:
     def _renewal(self, fields: list[str]) -> bytes:
         link = self._link
         keys = (link.keys.owners, link.keys.unacked_index)
-        return link.scripts.call(RENEW, keys, link.owner, self.seconds, *fields)
+        # The time that is counted may be behind by what lies between two looks of the sweepers.
+        lasts_ms = int((self.seconds + link.sweeper.interval) * 1000)
+        return link.scripts.call(RENEW, keys, link.owner, lasts_ms, mark(), *fields)
 
     def _tick(self, lag: float) -> None:
         # In the hub.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import ResponseError
 
-from greenconn.transport.redis.clock import server_time
 from greenconn.transport.virtual.owners import is_lost, new_owner
 from greenconn.wire.resp import pack
 
@@ -39,10 +38,8 @@ def is_alive(link: RedisLink, owner: str) -> bool:
     """Return whether *owner* may still use what it owns, as far as is known.  May switch."""
     if is_lost(owner):
         return False
-    expiry, time = link.call_all(
-        [pack(b"ZSCORE", link.keys.owners, owner), pack(b"TIME")], what="looking for an owner"
-    )
-    if expiry is None or float(expiry) <= server_time(time):
+    link.sweeper.start()  # somebody must count the time in which its lease ends
+    if link.sweeper.dead([owner]):
         return False
     client_id = owner.rpartition(_SEPARATOR)[2] if _SEPARATOR in owner else ""
     return not client_id.isdecimal() or _is_connected(link, client_id)

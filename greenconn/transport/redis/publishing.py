@@ -145,7 +145,7 @@ class PublishingToRedis(PublishingMethods):
         """A message was sent to *queue*.  Never switches."""
         link = self.connection
         if queue in link.directory.expiring:
-            link.directory.touch(queue)
+            link.directory.pushed(queue)
         feed = link.feeds.get(queue)
         if feed is not None:
             feed.hint()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from greenconn.transport.redis.errors import NotRedis
-from greenconn.transport.redis.scripts import JOIN, MOVE
+from greenconn.transport.redis.scripts import ADVANCE, DROP, JOIN, MOVE, Script
 
 __all__ = ["check_reply"]
 
@@ -31,11 +31,31 @@ def _are_members(reply: Any) -> bool:
     return isinstance(reply, (list, set)) and all(isinstance(each, bytes) for each in reply)
 
 
-def _is_time(reply: Any) -> bool:
+def _is_page(reply: Any) -> bool:
+    """Where to go on, and what was found."""
     return (
         isinstance(reply, list)
         and len(reply) == 2
-        and all(isinstance(each, bytes) and each.isdigit() and len(each) < 20 for each in reply)
+        and isinstance(reply[0], bytes)
+        and _are_members(reply[1])
+    )
+
+
+def _is_advance(reply: Any) -> bool:
+    """Whether the time was advanced, and the time."""
+    return (
+        isinstance(reply, list)
+        and len(reply) == 2
+        and _is_count(reply[0])
+        and isinstance(reply[1], bytes)
+        and _is_number(reply[1] or b"0")
+    )
+
+
+def _is_end(reply: Any) -> bool:
+    """A number of messages, and names."""
+    return (
+        isinstance(reply, list) and bool(reply) and _is_count(reply[0]) and _are_members(reply[1:])
     )
 
 
@@ -82,17 +102,27 @@ _FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
     b"HGETALL": _are_pairs,
     b"HMGET": _are_texts,
     b"LLEN": _is_count,
+    b"SISMEMBER": _is_count,
     b"SMEMBERS": _are_members,
-    b"TIME": _is_time,
+    b"SSCAN": _is_page,
+    b"ZCOUNT": _is_count,
     b"ZRANGEBYSCORE": _are_scored,
     b"ZREM": _is_count,
     b"ZSCORE": _is_score,
 }
 
 
+_OF_SCRIPTS: Final[dict[Script, Callable[[Any], bool]]] = {
+    ADVANCE: _is_advance,
+    DROP: _is_end,
+    JOIN: _is_count,
+    MOVE: _is_count,
+}
 #: By text and by digest.
 _SCRIPTS: Final[dict[bytes, Callable[[Any], bool]]] = {
-    name: _is_count for script in (JOIN, MOVE) for name in (script.text, script.digest)
+    name: has_form
+    for script, has_form in _OF_SCRIPTS.items()
+    for name in (script.text, script.digest)
 }
 
 

@@ -9,7 +9,7 @@ exchanges (which kombu does not have here), are known only where they were made.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
@@ -129,7 +129,12 @@ class Routing:
         """An exchange was deleted.  May switch."""
         keys = self._link.keys
         names = (keys.exchange(name), keys.bindings(name), keys.permanent_bindings(name))
-        self._link.call(pack(b"DEL", *names), what=f"deleting exchange {name!r}")
+        members = self._link.call(pack(b"SMEMBERS", keys.bindings(name)), what="routing")
+        commands = [pack(b"DEL", *names), pack(b"ZREM", keys.binding_deadlines, name)]
+        for member in members:
+            _, _, queue = keys.row(member)
+            commands.append(pack(b"HDEL", keys.bound(queue), keys.bound_field(name, member)))
+        self._link.call_all(commands, what=f"deleting exchange {name!r}")
 
     # -- bindings
 
@@ -145,26 +150,21 @@ class Routing:
         member = self.row(binding)
         declared = link.directory.find(binding.destination)
         expires = None if declared is None else declared.expires_ms
-        table = keys.bindings(binding.source)
         if expires is None:
-            link.call_all(
-                [
-                    pack(b"SADD", table, member),
-                    pack(b"SADD", keys.permanent_bindings(binding.source), member),
-                ],
-                what="binding",
-            )
-            return
-        kept_ms = max(expires * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
-        tables = (table, keys.binding_deadlines)
-        link.run(BIND, tables, member, binding.source, kept_ms, what="binding")
+            other, kept_ms = keys.permanent_bindings(binding.source), ""
+        else:
+            other = keys.binding_deadlines
+            kept_ms = str(max(expires * EXPIRY_FACTOR, LEAST_EXPIRY_MS))
+        tables = (keys.bindings(binding.source), other, keys.bound(binding.destination))
+        field = keys.bound_field(binding.source, member)
+        link.run(BIND, tables, member, field, binding.source, kept_ms, what="binding")
 
     def unbind(self, binding: Binding) -> None:
         """Take a binding of a queue out of the server's tables.  May switch."""
         link, keys = self._link, self._link.keys
         known = self._state.exchanges.get(binding.source)
         if known is None:
-            self.drop(binding.source)  # an auto-delete exchange went with it
+            self._end_exchanges([binding.source])  # an auto-delete exchange went with it
             return
         if known.type == "headers":
             return
@@ -175,20 +175,43 @@ class Routing:
             [
                 pack(b"SREM", keys.bindings(binding.source), member),
                 pack(b"SREM", keys.permanent_bindings(binding.source), member),
+                pack(
+                    b"HDEL",
+                    keys.bound(binding.destination),
+                    keys.bound_field(binding.source, member),
+                ),
             ],
             what="unbinding",
         )
 
     def unbind_queue(self, name: str) -> None:
-        """A queue is gone: so are its bindings, as far as they are known here.  May switch."""
-        bindings = [
-            each
-            for each in self._state.all_bindings()
-            if not each.to_exchange and each.destination == name
-        ]
+        """A queue is gone: so are its bindings.  May switch."""
+        self._link.directory.drop(name)
+
+    def queue_ended(self, name: str, exchanges: list[str]) -> None:
+        """A queue is gone, and its bindings in the server are: forget those here.  May switch.
+
+        Arguments:
+            exchanges: those that have no bindings any more.
+        """
+        self._link.fanout.leave(name)
+        sources = [each.exchange for each in self._state.queue_bindings(name)]
         self._state.queue_bindings_delete(name)
-        for binding in bindings:
-            self.unbind(binding)
+        gone = [each for each in sources if each not in self._state.exchanges]
+        self._end_exchanges(dict.fromkeys([*gone, *exchanges]))
+
+    def _end_exchanges(self, names: Iterable[str]) -> None:
+        """Delete those of *names* that go with their last binding, and have none.  May switch."""
+        for name in names:
+            known = self.learn(name)
+            if (
+                known is not None
+                and known.auto_delete
+                and not known.bindings
+                and not self.table(name)
+            ):
+                self._state.delete(name)
+                self.drop(name)
 
     def row(self, binding: Binding) -> bytes:
         """A binding as a member of its exchange's table."""
@@ -210,7 +233,9 @@ class Routing:
         if known is None:
             return []
         kind = _TYPES["fanout" if known.type == "headers" else known.type]
-        return sorted(kind.lookup(self.table(exchange), exchange, routing_key, None))
+        table = self.table(exchange)
+        queues = sorted(kind.lookup(table, exchange, routing_key, None))
+        return self._existing(exchange, table, queues) or queues
 
     # -- messages
 
@@ -258,7 +283,25 @@ class Routing:
         else:
             table = self.table(exchange.name)
             queues = list(_TYPES[exchange.type].lookup(table, exchange.name, routing_key, None))
+            queues = self._existing(exchange.name, table, queues)
         routes.queues.update(dict.fromkeys(queues))
         if not queues and not onward and exchange.alternate is not None:
             onward.append(exchange.alternate)
         return onward
+
+    def _existing(
+        self, exchange: str, table: list[tuple[str, str, str]], queues: list[str]
+    ) -> list[str]:
+        """Those of *queues* that there are; a binding may outlive its queue.  May switch."""
+        directory, keys = self._link.directory, self._link.keys
+        doubtful: dict[str, list[bytes]] = {
+            each: [] for each in queues if not directory.trusts(each)
+        }
+        if not doubtful:
+            return queues
+        for routing_key, pattern, queue in table:
+            if queue in doubtful:
+                member = keys.member(routing_key, pattern, queue)
+                doubtful[queue].append(keys.bound_field(exchange, member))
+        there = directory.existing(doubtful)
+        return [each for each in queues if each not in doubtful or each in there]

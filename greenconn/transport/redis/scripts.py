@@ -8,7 +8,8 @@ Rules for scripts:
 - The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
   first write alone: whoever consumes makes room, so it must be able to.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
-- The clock is the server's.
+- No script reads the server's clock, which may be set: leases end by the time that the sweepers count
+  (see ``sweeper``), and marks for kombu's consumers are the clients' time, as kombu's own are.
 - At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since nobody
   else is served meanwhile.
 
@@ -25,13 +26,14 @@ from greenconn.jsoncodec import dumps
 from greenconn.wire.resp import Argument, bulk, pack
 
 __all__ = [
+    "ADVANCE",
     "BIND",
     "CANARY",
     "CLAIM",
     "CLAIM_BYTES",
     "CLAIM_COUNT",
+    "DROP",
     "JOIN",
-    "LEAVE",
     "MOVE",
     "RENEW",
     "Script",
@@ -61,7 +63,7 @@ class Script:
 #: Moves messages from the lists of a queue to what this consumer holds, and returns them.
 #:
 #: Keys: unacked, its index, the lists.  Arguments: what the fields begin with, the number of the first
-#: field, how many messages and bytes at most, what follows a message in its value.
+#: field, how many messages and bytes at most, what follows a message in its value, the client's time.
 CLAIM: Final = Script(
     "claim",
     """
@@ -69,8 +71,6 @@ redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 local number, count, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local taken, values, scores = {}, {}, {}
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
 for place = 3, #KEYS do
     while count > 0 and bytes > 0 do
         local raw = redis.pcall('RPOP', KEYS[place])
@@ -79,7 +79,7 @@ for place = 3, #KEYS do
         taken[#taken + 1] = raw
         values[#values + 1] = field
         values[#values + 1] = '[' .. raw .. ARGV[5]
-        scores[#scores + 1] = now
+        scores[#scores + 1] = ARGV[6]
         scores[#scores + 1] = field
         number, count, bytes = number + 1, count - 1, bytes - #raw
     end
@@ -119,8 +119,8 @@ local queues, gone = tonumber(ARGV[2]), {}
 for place = 4 + queues, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
 if ARGV[1] ~= '' then
     local expiry = redis.call('ZSCORE', KEYS[3], ARGV[1])
-    local time = redis.call('TIME')
-    if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then return -1 end
+    local now = redis.call('ZSCORE', KEYS[3], 'clock') or 0
+    if expiry and tonumber(expiry) > tonumber(now) then return -1 end
 end
 for queue = 1, queues do
     -- A look by a write: see the rules for scripts.
@@ -146,24 +146,37 @@ return moved
 """,
 )
 
-#: Tells that an owner lives, and returns the server's time.
+#: Tells that an owner lives.
 #:
-#: Keys: the owners, the index.  Arguments: owner, seconds of its lease, the fields it holds.
+#: Keys: the owners, the index.  Arguments: owner, milliseconds of its lease, the client's time, the
+#: fields it holds.
 RENEW: Final = Script(
     "renew",
     """
 redis.call('ZREM', KEYS[1], '')
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-local expiry = string.format('%.6f', now + ARGV[2])
-redis.call('ZADD', KEYS[1], expiry, ARGV[1])
-for at = 3, #ARGV do redis.call('ZADD', KEYS[2], 'XX', now, ARGV[at]) end
-return now
+local now = redis.call('ZSCORE', KEYS[1], 'clock') or 0
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+for at = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[at]) end
+""",
+)
+
+#: Advances the time of the leases, unless somebody else has done so since it was read last; returns
+#: 1 where it did so, and the time.
+#:
+#: Keys: the owners.  Arguments: the time as it was read last, the milliseconds since then.
+ADVANCE: Final = Script(
+    "advance",
+    """
+redis.call('ZREM', KEYS[1], '')
+local now = redis.call('ZSCORE', KEYS[1], 'clock') or ''
+if now ~= ARGV[1] then return {0, now} end
+return {1, redis.call('ZINCRBY', KEYS[1], ARGV[2], 'clock')}
 """,
 )
 
 #: Notes that an owner consumes from a queue, and returns how many consumers others have there; -1: it
-#: may not, since one of them wants to be alone.
+#: may not, since one of them wants to be alone.  Dead ones are forgotten by who joins only: an
+#: auto-delete queue all of whose consumers are dead is told from one that never had any.
 #:
 #: Keys: who consumes from it, all owners.  Arguments: the owner, and ``exclusive``, or how many
 #: consumers it has now, or nothing: it only asks.
@@ -171,16 +184,16 @@ JOIN: Final = Script(
     "join",
     """
 redis.call('HDEL', KEYS[1], '')
-local time = redis.call('TIME')
+local now = tonumber(redis.call('ZSCORE', KEYS[2], 'clock') or 0)
 local all, others = redis.call('HGETALL', KEYS[1]), 0
 for at = 1, #all, 2 do
     if all[at] ~= ARGV[1] then
         local expiry = redis.call('ZSCORE', KEYS[2], all[at])
-        if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then
+        if expiry and tonumber(expiry) > now then
             local alone = all[at + 1] == 'exclusive' or ARGV[2] == 'exclusive'
             if alone and ARGV[2] ~= '' then return -1 end
             others = others + (tonumber(all[at + 1]) or 1)
-        else
+        elseif ARGV[2] ~= '' then
             redis.call('HDEL', KEYS[1], all[at])
         end
     end
@@ -190,37 +203,84 @@ return others
 """,
 )
 
-#: Notes that an owner consumes from a queue no more; with an auto-delete queue that nobody else
-#: consumes from, deletes it, and returns 1.
+#: Deletes a queue with its messages and its bindings; returns how many messages it had (-1: it
+#: stays), and the exchanges that have no bindings any more.
 #:
-#: Keys: who consumes from it, all owners, its declaration, its lists.  Arguments: the owner, and 1 for
-#: an auto-delete queue.
-LEAVE: Final = Script(
-    "leave",
+#: Keys: its declaration, who consumes from it, its bindings, the exclusive queues, those that end by
+#: themselves, all owners, its lists.  Arguments: its name, what the names of the two tables of
+#: bindings begin with, why, who asks, a declaration.  Why:
+#:
+#: - nothing: somebody wants it.  The bindings that kombu made go, too.
+#: - ``left``: who asks has left an auto-delete queue.  It stays while others consume from it.
+#: - ``gone``: its owner is; it must be declared as given.
+#: - ``dead``: it must be declared as given, and must have had consumers, all of them dead.
+#: - ``expired``: its declaration has expired.  Messages that are still there get a minute, since a
+#:   program of kombu may consume them.
+DROP: Final = Script(
+    "drop",
     """
-redis.call('HDEL', KEYS[1], ARGV[1])
-if ARGV[2] ~= '1' then return 0 end
-local time = redis.call('TIME')
-for _, other in ipairs(redis.call('HKEYS', KEYS[1])) do
-    local expiry = redis.call('ZSCORE', KEYS[2], other)
-    if expiry and tonumber(expiry) > time[1] + time[2] / 1000000 then return 0 end
+redis.call('HDEL', KEYS[2], '')
+local why = ARGV[4]
+local now = tonumber(redis.call('ZSCORE', KEYS[6], 'clock') or 0)
+local function lives(owner)
+    local expiry = redis.call('ZSCORE', KEYS[6], owner)
+    return expiry and tonumber(expiry) > now
 end
-redis.call('DEL', KEYS[1])
-for place = 3, #KEYS do redis.call('DEL', KEYS[place]) end
-return 1
+if why == 'left' then redis.call('HDEL', KEYS[2], ARGV[5]) end
+if why == 'expired' and redis.call('EXISTS', KEYS[1]) == 1 then return {-1} end
+if (why == 'gone' or why == 'dead') and redis.call('GET', KEYS[1]) ~= ARGV[6] then return {-1} end
+if why == 'dead' and redis.call('EXISTS', KEYS[2]) == 0 then return {-1} end
+if why == 'left' or why == 'dead' then
+    for _, other in ipairs(redis.call('HKEYS', KEYS[2])) do
+        if lives(other) then return {-1} end
+    end
+end
+local found = {0}
+for place = 7, #KEYS do found[1] = found[1] + redis.call('LLEN', KEYS[place]) end
+for place = 7, #KEYS do
+    if why ~= 'expired' then
+        redis.call('DEL', KEYS[place])
+    elseif redis.call('PTTL', KEYS[place]) == -1 then
+        redis.call('PEXPIRE', KEYS[place], 60000)
+    end
+end
+local bound = redis.call('HGETALL', KEYS[3])
+for at = 1, #bound, 2 do
+    if why == '' or bound[at + 1] == '1' then
+        local cut = string.find(bound[at], '\\0', 1, true)
+        local exchange, member = string.sub(bound[at], 1, cut - 1), string.sub(bound[at], cut + 1)
+        local there = redis.call('SREM', ARGV[2] .. exchange, member)
+        redis.call('SREM', ARGV[3] .. exchange, member)
+        if there == 1 and redis.call('EXISTS', ARGV[2] .. exchange) == 0 then
+            found[#found + 1] = exchange
+        end
+    end
+end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+redis.call('HDEL', KEYS[4], ARGV[1])
+redis.call('SREM', KEYS[5], ARGV[1])
+return found
 """,
 )
 
-#: Adds a binding of a queue that expires (kombu's way).
+#: Adds a binding of a queue to kombu's tables, and notes whether it was there before.
 #:
-#: Keys: the table, the deadlines of tables.  Arguments: the binding, the exchange, milliseconds.
+#: Keys: the table; the permanent bindings, or where the queue expires the deadlines of tables; the
+#: bindings of the queue.  Arguments: the binding, its field in the last of these, the exchange,
+#: milliseconds or nothing.
 BIND: Final = Script(
     "bind",
     """
-redis.call('SADD', KEYS[1], ARGV[1])
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-redis.call('ZADD', KEYS[2], 'GT', now + tonumber(ARGV[3]), ARGV[2])
+local made = redis.call('SADD', KEYS[1], ARGV[1])
+if ARGV[4] == '' then
+    redis.call('SADD', KEYS[2], ARGV[1])
+else
+    -- The server's time, since kombu's programs read these deadlines by it.
+    local time = redis.call('TIME')
+    local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+    redis.call('ZADD', KEYS[2], 'GT', now + tonumber(ARGV[4]), ARGV[3])
+end
+redis.call('HSETNX', KEYS[3], ARGV[2], made)
 """,
 )
 
@@ -253,8 +313,9 @@ class Scripts:
     def claim_frame(keys: tuple[bytes, ...], prefix: bytes, suffix: bytes) -> tuple[bytes, bytes]:
         """What stands before and behind the number and the count of a claim of always the same keys.
 
+        The client's time comes last, behind both.
         The script must have been called on this connection before.
         """
         parts: tuple[Argument, ...] = (b"EVALSHA", CLAIM.digest, len(keys), *keys, prefix)
-        front = b"*%d\r\n%b" % (len(parts) + 4, b"".join(map(bulk, parts)))
+        front = b"*%d\r\n%b" % (len(parts) + 5, b"".join(map(bulk, parts)))
         return front, bulk(CLAIM_BYTES) + bulk(suffix)

@@ -1,29 +1,36 @@
 """Giving back what dead consumers held, independent of what else goes on.
 
-Every consuming link has a sweeper.  Each fifth of a lease (of the ``visibility_timeout`` where that is
-shorter) one of them gets the lock, and looks at the entries of ``unacked_index`` that have had no sign
-of life for that long:
+The server's clock may be set, and so may that of a machine, so leases do not end by them.  The
+sweepers of all links together count the time: ``greenconn.owners`` has it as the member ``clock``, in
+milliseconds.  Each sweeper reads it a few times in a lease, and where nobody has advanced it since its
+last look, advances it by the time that has gone by on its own monotonic clock, at most by what lies
+between two looks.  So it never runs faster than the time does, it stands still while nobody is there
+or all are stopped, and an owner's lease ends by it only when there was time to renew it.
 
-- of an owner whose lease has ended: they go back to the heads of their queues.  The script asks once
-  more whether the owner lives, so one that was slow and came back keeps what it has.
-- of another kind of client (kombu): they go back after ``visibility_timeout``, as with kombu.
+Who has advanced it looks:
 
-So what a consumer held that was killed is in its queue again after 0.7 to 1.2 leases.
+- at owners whose lease has ended: what they held goes back to the heads of their queues.  The script
+  asks once more whether the owner lives, so one that was slow and came back keeps what it has.
+- at entries that have had no sign of life for a lease, and no owner: they go back, too.
+- at those of another kind of client (kombu): they go back after ``visibility_timeout``, as with kombu.
+- at queues that end with their owner, with their consumers or when they are not used.
+
+So what a consumer held that was killed is in its queue again after 0.7 to 1.5 leases.
 """
 
 from __future__ import annotations
 
 import logging
 from random import uniform
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent import Greenlet
-from redis.exceptions import OutOfMemoryError
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.clock import server_time
 from greenconn.transport.redis.restoring import restore
+from greenconn.transport.redis.scripts import ADVANCE
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -52,6 +59,11 @@ class Sweeper:
         self._greenlet: Greenlet[..., Any] | None = None
         self.restored = 0
         self.stuck: set[str] = set()
+        #: The time of the leases as it was read last, and when.
+        self._time = b""
+        self._read_at = monotonic()
+        #: Where the next look at queues that end by themselves goes on.
+        self._cursor = b"0"
 
     def start(self) -> None:
         """Begin.  Again: does nothing."""
@@ -80,7 +92,7 @@ class Sweeper:
         while True:
             gevent.sleep(uniform(0.5, 1.0) * self.interval)
             try:
-                if self._may_look():
+                if self.advance():
                     self.look()
                 has_failed = False
             except Exception as exc:
@@ -92,32 +104,45 @@ class Sweeper:
                     )
                 has_failed = True
 
-    def _may_look(self) -> bool:
-        """Whether it is this one's turn."""
-        link = self._link
-        lasts_ms = max(1, int(self.interval * 900))
-        lock = pack(b"SET", link.keys.sweep_lock, link.owner, b"NX", b"PX", lasts_ms)
-        try:
-            return bool(link.call(lock, what="sweeping") == b"OK")
-        except OutOfMemoryError:
-            # What it gives back is what makes room, and several may look as well as one.
-            return True
+    def advance(self) -> bool:
+        """Advance the time of the leases, unless another one has done so.  May switch."""
+        elapsed_ms = int(min(monotonic() - self._read_at, self.interval) * 1000)
+        keys = (self._link.keys.owners,)
+        has_advanced, self._time = self._link.run(
+            ADVANCE, keys, self._time, elapsed_ms, what="sweeping"
+        )
+        # As late as can be: what was on its way does not count.
+        self._read_at = monotonic()
+        return bool(has_advanced)
 
     def look(self) -> int:
         """Give back what is due, and return how many messages that were.  May switch."""
         link = self._link
         limit = link.options.unacked_restore_limit
-        now = server_time(link.call(pack(b"TIME"), what="sweeping"))
-        oldest = now - self._patience
+        time_now: bytes = self._time or b"0"
+        dead = link.call(
+            pack(b"ZCOUNT", link.keys.owners, b"-inf", b"(" + time_now), what="sweeping"
+        )
+        # What the dead held may be marked with any time, so all that is held is looked at.
+        oldest = float("inf") if dead else time() - self._patience
         skipped = count = 0
+        is_complete = False
         while limit is None or count < limit:
             page = self._page(oldest, skipped, PAGE if limit is None else min(PAGE, limit - count))
             if not page:
+                is_complete = True
                 break
-            done = self._restore_page(page, now)
+            done = self._restore_page(page)
             count += done
             skipped += len(page) - done  # what is not due, or cannot be given back, stays in front
-        self._forget_dead(now)
+        self._end_exclusive()
+        self._end_temporary()
+        if is_complete:
+            # Of those who have come back meanwhile the lease ends later.
+            link.call(
+                pack(b"ZREMRANGEBYSCORE", link.keys.owners, b"-inf", b"(" + time_now),
+                what="sweeping",
+            )
         self.restored += count
         if count:
             logger.warning(
@@ -137,45 +162,37 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _restore_page(self, page: list[tuple[str, float]], now: float) -> int:
+    def _restore_page(self, page: list[tuple[str, float]]) -> int:
         """Give back what of *page* is due, and return how many messages that were."""
         link = self._link
         by_owner: dict[str, list[str]] = {}
         foreign = []
-        for field, score in page:
+        due = time() - link.options.visibility_timeout
+        for field, marked in page:
             if field.startswith("gc."):
                 by_owner.setdefault(field.split(".")[1], []).append(field)
-            elif score <= now - link.options.visibility_timeout:
+            elif marked <= due:
                 foreign.append(field)
         done = restore(link, foreign)
-        for owner in self.dead(list(by_owner), now):
+        for owner in self.dead(list(by_owner)):
             done += restore(link, by_owner[owner], owner)
         return done
 
-    def dead(self, owners: list[str], now: float) -> list[str]:
+    def dead(self, owners: list[str]) -> list[str]:
         """Those of *owners* whose lease has ended.  May switch."""
         link = self._link
-        expiries = link.call_all(
-            [pack(b"ZSCORE", link.keys.owners, each) for each in owners], what="sweeping"
+        now, *expiries = link.call_all(
+            [pack(b"ZSCORE", link.keys.owners, each) for each in ("clock", *owners)],
+            what="sweeping",
         )
         return [
             owner
             for owner, expiry in zip(owners, expiries, strict=True)
-            if owner != link.owner and (expiry is None or float(expiry) <= now)
+            if owner != link.owner and (expiry is None or float(expiry) <= float(now or 0))
         ]
 
-    def _forget_exclusive(self, name: str) -> None:
-        """Delete a queue of a dead owner, unless another one was quicker to declare it."""
-        link = self._link
-        declared = link.directory.find(name)  # which deletes it where that owner is dead
-        key = link.keys.exclusive
-        if declared is None or declared.owner is None:
-            link.call(pack(b"HDEL", key, name), what="sweeping")
-        else:
-            link.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
-
-    def _forget_dead(self, now: float) -> None:
-        """Delete the exclusive queues of dead owners, then forget them."""
+    def _end_exclusive(self) -> None:
+        """Delete the exclusive queues of dead owners."""
         link = self._link
         found = link.call(pack(b"HGETALL", link.keys.exclusive), what="sweeping")
         pairs = (
@@ -185,9 +202,28 @@ class Sweeper:
             name.decode("utf-8", "replace"): owner.decode("utf-8", "replace")
             for name, owner in pairs.items()
         }
-        dead = set(self.dead(sorted(set(queues.values())), now))
+        dead = set(self.dead(sorted(set(queues.values()))))
         for name, owner in queues.items():
             if owner in dead:
-                self._forget_exclusive(name)
-        before = now - link.options.lease
-        link.call(pack(b"ZREMRANGEBYSCORE", link.keys.owners, b"-inf", before), what="sweeping")
+                self._end_exclusive_queue(name)
+
+    def _end_exclusive_queue(self, name: str) -> None:
+        """Delete a queue of a dead owner, unless another one was quicker to declare it."""
+        link = self._link
+        declared = link.directory.find(name)  # which deletes it where that owner is dead
+        key = link.keys.exclusive
+        if declared is None:
+            link.directory.end(name, "expired")
+            link.call(pack(b"HDEL", key, name), what="sweeping")
+        elif declared.owner is None:
+            link.call(pack(b"HDEL", key, name), what="sweeping")
+        else:
+            link.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
+
+    def _end_temporary(self) -> None:
+        """Delete queues that have expired, or whose consumers are dead: a page at each look."""
+        link = self._link
+        self._cursor, names = link.call(
+            pack(b"SSCAN", link.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
+        )
+        link.directory.end_unused([each.decode("utf-8", "replace") for each in names])

@@ -8,7 +8,7 @@ import pytest
 
 from greenconn.transport.redis.errors import NotRedis
 from greenconn.transport.redis.replies import check_reply
-from greenconn.transport.redis.scripts import JOIN, MOVE
+from greenconn.transport.redis.scripts import ADVANCE, DROP, JOIN, MOVE
 from greenconn.wire.resp import pack
 
 RIGHT: list[tuple[tuple[Any, ...], Any]] = [
@@ -18,7 +18,9 @@ RIGHT: list[tuple[tuple[Any, ...], Any]] = [
     (("HMGET", "k", "a", "b"), [None, b"x"]),
     (("SMEMBERS", "k"), {b"x"}),
     (("SMEMBERS", "k"), []),
-    (("TIME",), [b"1700000000", b"123456"]),
+    (("SISMEMBER", "k", "m"), 1),
+    (("SSCAN", "k", 0), [b"0", [b"a"]]),
+    (("ZCOUNT", "k", 0, 1), 2),
     (("ZSCORE", "k", "m"), b"1.5"),
     (("ZSCORE", "k", "m"), 1.5),
     (("HGETALL", "k"), {b"a": b"b"}),
@@ -27,6 +29,10 @@ RIGHT: list[tuple[tuple[Any, ...], Any]] = [
     (("ZRANGEBYSCORE", "k", 0, 1), [b"m", b"1.5"]),
     (("EVAL", JOIN.text, 0), -1),
     (("EVALSHA", MOVE.digest, 0), 3),
+    (("EVAL", ADVANCE.text, 0), [0, b""]),
+    (("EVAL", ADVANCE.text, 0), [1, b"1500"]),
+    (("EVAL", DROP.text, 0), [-1]),
+    (("EVAL", DROP.text, 0), [3, b"an exchange"]),
     (("EVALSHA", b"of another script", 0), b"anything"),
     (("SET", "k", "v"), [b"anything"]),
 ]
@@ -38,8 +44,9 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("HMGET", "k", "a", "b"), [None, b"x", b"y"]),
     (("HMGET", "k", "a"), [5]),
     (("SMEMBERS", "k"), [None]),
-    (("TIME",), [b"1", b"x"]),
-    (("TIME",), [b"1"]),
+    (("SSCAN", "k", 0), [b"0"]),
+    (("SSCAN", "k", 0), [b"0", [5]]),
+    (("ZCOUNT", "k", 0, 1), b"2"),
     (("ZSCORE", "k", "m"), b"high"),
     (("HGETALL", "k"), [b"a"]),
     (("HGETALL", "k"), {b"a": 5}),
@@ -48,6 +55,10 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("ZRANGEBYSCORE", "k", 0, 1), None),
     (("EVAL", JOIN.text, 0), None),
     (("EVALSHA", MOVE.digest, 0), b"3"),
+    (("EVAL", ADVANCE.text, 0), [1]),
+    (("EVAL", ADVANCE.text, 0), [1, b"soon"]),
+    (("EVAL", DROP.text, 0), []),
+    (("EVAL", DROP.text, 0), [b"3"]),
 ]
 
 

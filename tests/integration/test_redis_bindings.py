@@ -1,0 +1,285 @@
+"""Bindings of queues that are gone, on a real Redis: nothing goes there, and nothing stays behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.transport import Transport
+from greenconn.wire.resp import pack
+from tests.brokers.redis_server import RedisServer
+from tests.integration.contract import SOON, Store
+from tests.integration.processes import start
+from tests.integration.redis_clients import Control, control, wait_until
+from tests.tiny_client import TinyClient
+
+Open = Callable[..., RedisLink]
+
+#: Without types.
+kombu: Any = pytest.importorskip("kombu")
+
+#: Seconds.
+LEASE = 0.5
+
+#: Consumes from a queue of its own that is bound to an exchange, until it is killed.
+SUBSCRIBER = f"""
+import sys
+import greenconn
+from greenconn import Exchange, Queue
+
+connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
+options = {{sys.argv[2]: 0.5 if sys.argv[2] == "expires" else True}}
+queue = Queue("", Exchange("news", "topic"), routing_key="#", **options)
+consumer = greenconn.spawn_consumer(queue, print, connection=connection)
+consumer.wait_ready(10)
+print("ready", flush=True)
+consumer.join()
+"""
+
+
+@pytest.fixture
+def at_server(own_redis: RedisServer) -> Iterator[Control]:
+    """A control of a server that is empty, before and after."""
+    with control(own_redis.url) as at_server:
+        at_server("FLUSHALL")
+        yield at_server
+        at_server("FLUSHALL")
+
+
+@pytest.fixture
+def opened(own_redis: RedisServer, at_server: Control) -> Iterator[Open]:
+    """Opens links, which are closed after the test."""
+    links: list[RedisLink] = []
+
+    def open_link(**options: Any) -> RedisLink:
+        client = TinyClient(own_redis.url, **{"lease": LEASE, **options})
+        links.append(Transport(client).establish_connection())
+        return links[-1]
+
+    yield open_link
+    for link in links:
+        link.close()
+
+
+def channel_of(link: RedisLink) -> Any:
+    """A channel with an exchange."""
+    channel = link.transport.create_channel(link)
+    channel.exchange_declare("news", "topic")
+    return channel
+
+
+def subscribed(link: RedisLink, name: str = "", **options: Any) -> str:
+    """The name of a queue that is bound, and consumed from."""
+    channel = channel_of(link)
+    queue: str = channel.queue_declare(name, **options).queue
+    channel.queue_bind(queue, "news", "#")
+    channel.basic_consume(queue, sink=Store())
+    return queue
+
+
+def killed(link: RedisLink) -> None:
+    """End a link as if its process had been killed: nobody learns of it."""
+    link.lease.stop()
+    link.pipeline.close()
+    link.collect()
+
+
+def send(link: RedisLink) -> list[Any]:
+    """Publish to the exchange with ``mandatory``; what came back."""
+    channel = channel_of(link)
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    message = channel.prepare_message("x")
+    channel.basic_publish(message, "news", "a.b", mandatory=True)
+    while link.events:
+        link.drain(greenconn.green.deadline.Deadline(SOON))
+    return returned
+
+
+def rows(at_server: Control) -> list[bytes]:
+    """The keys of the server, but for what is known of the exchange and of the leases."""
+    found = at_server("KEYS", "*")
+    return sorted(set(found) - {b"greenconn.exchange.news", b"greenconn.owners"})
+
+
+KINDS: list[dict[str, Any]] = [
+    {"exclusive": True},
+    {"auto_delete": True},
+    {"arguments": {"x-expires": 300}},
+]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_queues_of_the_killed_end(
+    opened: Open, at_server: Control, options: dict[str, Any]
+) -> None:
+    sender = opened()
+    dead = [opened() for _ in range(3)]
+    queues = [subscribed(each, **options) for each in dead]
+    assert not send(sender)
+    for each in dead:
+        killed(each)
+    # Nobody consumes any more; who publishes finds it out by itself.
+    wait_until(lambda: send(sender), 60 * LEASE)
+    lists = [sender.keys.plain(each) for each in queues]
+    assert sender.call(pack("EXISTS", *lists)) == 0 or "arguments" in options
+    other = opened()
+    subscribed(other, "steady")
+    left = {b"greenconn.queue.steady", b"greenconn.consumers.steady", b"greenconn.bound.steady"}
+    left |= {b"_kombu.binding.news", b"_kombu.binding_permanent.news"}
+
+    def is_clean() -> bool:
+        return not {
+            each for each in rows(at_server) if each not in left and not each.startswith(b"_kombu")
+        } - {b"unacked", b"unacked_index", *lists}
+
+    wait_until(is_clean, 60 * LEASE)
+    assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
+
+
+def test_processes_that_are_killed_leave_nothing(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    kinds = ("exclusive", "auto_delete", "expires")
+    running = [start("-c", SUBSCRIBER, own_redis.url, each) for each in kinds]
+    try:
+        assert [each.line() for each in running] == ["ready"] * 3
+        assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 3
+        for each in running:
+            each.signal(signal.SIGKILL)
+        with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
+            consumer = greenconn.spawn_consumer("q", print, connection=connection)
+            assert consumer.wait_ready(SOON)
+            wait_until(lambda: not at_server("EXISTS", "_kombu.binding.news"), 60 * LEASE)
+            assert consumer.stop(SOON)
+    finally:
+        for each in running:
+            each.end()
+
+
+def test_who_deletes_need_not_have_bound(opened: Open, at_server: Control) -> None:
+    binder, deleter = opened(), opened()
+    channel = channel_of(binder)
+    channel.exchange_declare("own", "direct", auto_delete=True)
+    channel.queue_declare("q")
+    for key in ("a", "b"):
+        channel.queue_bind("q", "news", key)
+        channel.queue_bind("q", "own", key)
+    channel_of(deleter).queue_delete("q")
+    assert rows(at_server) == []
+    assert len(send(binder)) == 1
+
+
+def test_an_auto_delete_queue_takes_all_its_bindings_along(
+    opened: Open, at_server: Control
+) -> None:
+    binder, consumer = opened(), opened()
+    channel = channel_of(binder)
+    channel.queue_declare("q", auto_delete=True)
+    channel.queue_bind("q", "news", "#")
+    other = channel_of(consumer)
+    tag = other.basic_consume("q", sink=Store())
+    other.basic_cancel(tag)
+    other.queue_declare("next")
+    assert at_server("SMEMBERS", "_kombu.binding.news") in ([], set())
+    assert len(send(binder)) == 1
+
+
+def test_an_exchange_that_others_use_stays(opened: Open) -> None:
+    first, second = opened(), opened()
+    for link, queue in ((first, "one"), (second, "two")):
+        channel = link.transport.create_channel(link)
+        channel.exchange_declare("shared", "topic", auto_delete=True)
+        channel.queue_declare(queue)
+        channel.queue_bind(queue, "shared", "#")
+    channel = first.transport.create_channel(first)
+    channel.queue_delete("one")
+    channel.basic_publish(channel.prepare_message("x"), "shared", "a")
+    found = channel.basic_get("two", no_ack=True)
+    assert found is not None
+    assert found.body == "x"
+    channel.queue_delete("two")
+    with pytest.raises(greenconn.exceptions.NotFound):
+        channel.exchange_declare("shared", "topic", passive=True)
+
+
+def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: Control) -> None:
+    sender, other = opened(), opened()
+    channel = channel_of(other)
+    channel.queue_declare("q", arguments={"x-expires": 300})
+    channel.queue_bind("q", "news", "#")
+    wait_until(lambda: send(sender))
+    assert not at_server("EXISTS", "greenconn.queue.q")
+
+
+def test_nothing_stays_of_many_clients(opened: Open, at_server: Control, long: bool) -> None:
+    steady = opened()
+    subscribed(steady, "steady")
+    before = rows(at_server)
+    for number in range(2000 if long else 60):
+        link = opened()
+        subscribed(link, **KINDS[number % 3])
+        if number % 2:
+            killed(link)
+        else:
+            link.close()
+    assert not send(steady)
+    known = {*before, b"unacked", b"unacked_index", b"_kombu.binding_deadlines"}
+    wait_until(lambda: set(rows(at_server)) <= known, 120)
+    assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
+    wait_until(lambda: at_server("ZCARD", "greenconn.owners") <= 2)
+
+
+def test_queues_of_programs_of_kombu_get_their_messages(
+    own_redis: RedisServer, opened: Open, at_server: Control
+) -> None:
+    """Kombu keeps nothing of an empty queue but its bindings."""
+    sender = opened()
+    with kombu.Connection(own_redis.url) as theirs:
+        exchange = kombu.Exchange("news", "topic", durable=False)
+        queue = kombu.Queue("theirs", exchange, "a.*", durable=False)(theirs.channel())
+        queue.declare()
+        assert send(sender) == []
+        assert queue.get(no_ack=True).payload == "x"
+        # What they bound first stays theirs, though one of ours used it, too, and is gone.
+        ours = opened()
+        channel = channel_of(ours)
+        channel.queue_declare("theirs", arguments={"x-expires": 200})
+        channel.queue_bind("theirs", "news", "a.*")
+        wait_until(lambda: not at_server("EXISTS", "greenconn.queue.theirs"))
+        assert send(sender) == []
+        assert queue.get(no_ack=True).payload == "x"
+        # They get what ours bound, too.
+        ours_first = channel_of(ours)
+        ours_first.queue_declare("mixed")
+        ours_first.queue_bind("mixed", "news", "a.*")
+        mixed = kombu.Queue("mixed", exchange, "a.*", durable=False)(theirs.channel())
+        mixed.declare()
+        assert send(sender) == []
+        assert mixed.get(no_ack=True).payload == "x"
+        mixed.delete()
+        assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
+
+
+def test_who_may_only_publish_publishes(redis_with: Callable[..., RedisServer]) -> None:
+    """Without the rights to look which queues there are, all bindings count, as in kombu."""
+    server = redis_with()
+    with control(server.url) as at_server, Connection(server.url) as connection:
+        queue = Queue("q", Exchange("news", "topic"), "#", auto_delete=True)
+        queue(connection.default_channel).declare()
+        rights = "+hello +auth +select +ping +role +client|setname +client|tracking +lpush +get"
+        rights += " +exists +smembers +set +publish"
+        at_server("ACL", "SETUSER", "sender", "on", ">x", "~*", "&*", "-@all", *rights.split())
+        with Connection(server.url.replace("//", "//sender:x@")) as sender:
+            producer = sender.Producer(exchange=Exchange("news", "topic"))
+            with gevent.Timeout(SOON):
+                for _ in range(3):
+                    producer.publish("x", routing_key="a")
+        assert at_server("LLEN", "q") == 3
