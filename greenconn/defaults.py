@@ -32,6 +32,7 @@ from greenconn.green.supervisor import spawn
 __all__ = [
     "configure",
     "consuming_connection",
+    "declare_by_name",
     "default_connection",
     "publishing_connection",
     "reset",
@@ -51,11 +52,17 @@ PUBLISHER: Final = "publisher"
 class _Choice:
     """What the program chose by ``configure``; replaced as a whole."""
 
-    __slots__ = ("_url", "options")
+    __slots__ = ("_url", "declare_by_name", "options")
 
-    def __init__(self, url: str | None = None, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        options: dict[str, Any] | None = None,
+        declare_by_name: bool | None = None,
+    ) -> None:
         self._url = url
         self.options = options or {}
+        self.declare_by_name = declare_by_name
 
     def connection(self) -> Connection:
         if self._url is None:
@@ -129,7 +136,9 @@ _kept = PerHub(_Kept)
 _is_exit_watched = False
 
 
-def configure(url: str | None = None, **connection_kwargs: Any) -> None:
+def configure(
+    url: str | None = None, *, declare_by_name: bool | None = None, **connection_kwargs: Any
+) -> None:
     """Say which broker ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
 
     Nothing is opened.  Default connections that this thread had are closed: consumers that run on
@@ -138,13 +147,18 @@ def configure(url: str | None = None, **connection_kwargs: Any) -> None:
     Arguments:
         url: of the broker; None is ``GREENCONN_URL`` of the environment, else
             ``amqp://guest:guest@localhost:5672//``.
+        declare_by_name: who declares a queue that is given by its name and does not exist, whatever
+            the connection.  None: those who consume from it.  True: those who publish to it, too.
+            False: nobody; such a queue is an error.
         connection_kwargs: as :class:`~greenconn.connection.Connection` takes them.
 
     Raises:
-        ValueError, KeyError: the URL or an option is wrong; nothing was changed.
+        TypeError, ValueError, KeyError: the URL or an option is wrong; nothing was changed.
     """
     global _choice
-    choice = _Choice(url, connection_kwargs)
+    if declare_by_name not in (None, True, False):
+        raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
+    choice = _Choice(url, connection_kwargs, declare_by_name)
     if url is not None:
         choice.connection()  # made to be checked; it never opens
     _choice = choice
@@ -153,6 +167,11 @@ def configure(url: str | None = None, **connection_kwargs: Any) -> None:
         fresh = _kept.get()
         fresh.by_url = kept.by_url
         _close_all(kept.default.take())
+
+
+def declare_by_name() -> bool | None:
+    """Return what :func:`configure` was told by that name.  Never switches."""
+    return _choice.declare_by_name
 
 
 def default_connection(kind: Kind) -> Connection:

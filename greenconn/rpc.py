@@ -20,6 +20,7 @@ from gevent import Timeout
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
+from greenconn.entity.expected import is_expected, wait_declared
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,
@@ -65,7 +66,8 @@ def call(
 ) -> Any:
     """Send *body* to the server of *queue* and return its reply.  May switch.
 
-    Any number of greenlets may call at once.  The queue is not declared: that is the server's part.
+    Any number of greenlets may call at once.  The queue is not declared: that is the server's part,
+    for which a call waits if that server is about to begin in this thread.
 
     Arguments:
         queue: where the server consumes.
@@ -96,7 +98,7 @@ def call(
         if name in options:
             raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
     letter = Stationery.of(queue, options, TRANSIENT).letter(body)
-    reply = _caller_of(publishing_connection(connection)).ask(letter, deadline)
+    reply = _caller_of(publishing_connection(connection)).call(letter, deadline)
     reply.accept = accepted
     result = reply.decode()
     remote_type = reply.headers.get(ERROR_HEADER)
@@ -275,6 +277,22 @@ class _Caller:
         #: Correlation ids: a name that nobody else has, and a number.
         self._name = uuid()
         self._numbers = count(1)
+
+    def call(self, letter: Letter, deadline: Deadline) -> Any:
+        """Send the request to a server that may be about to begin, and return the reply.  May switch."""
+        session, name = self._session, letter.stationery.routing_key
+        while True:
+            is_awaited = is_expected(session, name)
+            try:
+                return self.ask(letter, deadline)
+            except Unroutable:
+                if not is_awaited and not is_expected(session, name):
+                    raise
+                letter.maybe_delivered = False
+            try:
+                wait_declared(session, name, deadline)
+            except TimeoutError as exc:
+                raise self._line.timed_out(letter, deadline, exc) from exc
 
     def ask(self, letter: Letter, deadline: Deadline) -> Any:
         """Send the request and return the reply.  May switch.

@@ -78,17 +78,21 @@ class MemoryBroker:
     Expiry of messages and queues goes by its clock, so a test waits for nothing.  When it is closed,
     consumers are stopped, and the default connections are what the environment says.
 
+    Arguments:
+        declare_by_name: as for :func:`greenconn.configure`.  By default what a program publishes to a
+            queue by its name can be looked at by :meth:`messages`, though its consumer is not there.
+
     Attributes:
         url: its address.
         clock: what its expiry goes by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, declare_by_name: bool | None = True) -> None:
         self.clock = ManualClock()
         self._name = f"testing-{uuid()}"
         self.url = f"memory:///{self._name}"
         self._broker = memory.broker_of(self._name, clock=self.clock)
-        defaults.configure(self.url)
+        defaults.configure(self.url, declare_by_name=declare_by_name)
 
     def __repr__(self) -> str:
         return f"<MemoryBroker: {self.url}>"

@@ -26,9 +26,9 @@ from greenconn import Exchange, Message, Queue, Retry, health, rpc
 from greenconn.exceptions import OperationalError
 
 PREFIX = os.environ.get("SHOP_PREFIX", "shop")
-ORDERS = f"{PREFIX}-orders"
-PRICES = f"{PREFIX}-prices"
-SHIPPED = f"{PREFIX}-shipped"
+ORDERS = Queue(f"{PREFIX}-orders")
+PRICES = Queue(f"{PREFIX}-prices")
+SHIPPED = Queue(f"{PREFIX}-shipped")
 NEWS = Exchange(f"{PREFIX}-news", type="fanout")
 #: Seconds that it takes to ship an order, and to wait for a price.
 WORK = float(os.environ.get("SHOP_WORK", "0.02"))

@@ -10,6 +10,7 @@ import signal
 from typing import Any
 
 import gevent
+from queues import MAIL
 
 import greenconn
 
@@ -24,7 +25,7 @@ def send_mail(body: Any, message: greenconn.Message) -> None:
 
 def main() -> None:
     greenconn.configure(URL)
-    consumer = greenconn.spawn_consumer("mail", send_mail, concurrency=10)
+    consumer = greenconn.spawn_consumer(MAIL, send_mail, concurrency=10)
     # What runs is finished first, what has not begun goes back.
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, consumer.stop, 10)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gevent.pywsgi import WSGIServer
+from queues import MAIL
 
 import greenconn
 from greenconn.exceptions import OperationalError
@@ -29,7 +30,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
         return [b"POST an address\n"]
     address = environ["wsgi.input"].read().decode()
     try:
-        greenconn.publish("mail", {"to": address}, timeout=5)
+        greenconn.publish(MAIL, {"to": address}, timeout=5)
     except OperationalError as exc:
         start_response("503 Service Unavailable", [("Retry-After", "10")])
         return [f"not now: {exc}\n".encode()]

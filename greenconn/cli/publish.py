@@ -23,6 +23,7 @@ __all__ = ["command"]
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="Each BODY is JSON; else it is text.")
 @click.option("--binary", is_flag=True, help="The whole standard input is one message, as it is.")
+@click.option("--declare", is_flag=True, help="Declare QUEUE (durable) if it does not exist.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
 @timeout_option
 def command(
@@ -31,16 +32,18 @@ def command(
     url: str,
     as_json: bool,
     binary: bool,
+    declare: bool,
     headers: tuple[str, ...],
     timeout: float,
 ) -> None:
     """Publish each BODY to QUEUE, or each line of the standard input if there is none.
 
-    Returns when the broker has confirmed all.  QUEUE is declared if it does not exist.
+    Returns when the broker has confirmed all.  QUEUE must exist, unless --declare is given: its
+    consumer may declare it with other arguments.
 
     \b
     Example:
-      greenconn publish mail 'hello' 'world'
+      greenconn publish mail 'hello' 'world' --declare
       greenconn publish mail '{"to": "ada@example.org"}' --json -H source=shell
       tail -f app.log | greenconn publish log
       greenconn publish images --binary < cat.png
@@ -62,7 +65,12 @@ def command(
             _open(publishing_connection(connection))
             for batch in given or _from_input(as_json, binary):
                 count += publish_many(
-                    queue, batch, connection=connection, timeout=timeout, headers=parsed or None
+                    queue,
+                    batch,
+                    connection=connection,
+                    timeout=timeout,
+                    headers=parsed or None,
+                    declare=declare,
                 )
         is_whole = True
     finally:

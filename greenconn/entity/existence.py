@@ -1,4 +1,9 @@
-"""Making sure that what a program names exists at the broker, once in the life of a connection."""
+"""Making sure that what a program names exists at the broker, once in the life of a connection.
+
+A queue that is known only by its name is looked up and used as it is.  If it does not exist, nobody who
+knows only the name may make what a ``Queue`` of that name contradicts: while a consumer of this thread
+is about to declare it, that is waited for.  Then those declare it who were told to.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,57 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenconn.entity.declaration import maybe_declare
+from greenconn.entity.expected import is_defined_by_consumer, is_expected, wait_declared
 from greenconn.exceptions import (
     IrrecoverableConnectionError,
     NotFound,
     RecoverableChannelError,
     ResourceLocked,
+    is_unavailable,
 )
 from greenconn.green.deadline import Deadline
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session
 
-__all__ = ["ensure_declared", "ensure_queue_exists", "existence_key", "forget_existence"]
+__all__ = [
+    "await_queue",
+    "ensure_declared",
+    "ensure_queue_exists",
+    "existence_key",
+    "forget_existence",
+]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
 TRIES = 5
+
+
+def await_queue(session: Session, name: str, deadline: Deadline, *, declare: bool) -> None:
+    """See that a queue that is to be published to exists.  May switch.
+
+    Arguments:
+        declare: declare it if it does not exist and no consumer of this thread is about to.
+
+    Raises:
+        NotFound: it does not exist, and nobody declares it.
+        TimeoutError: the consumer that is about to declare it has not done so in time.
+        Exception: as :func:`ensure_queue_exists`.
+    """
+    key = existence_key(name), True
+    while True:
+        # Both are asked before the lookup: what changes during it is seen by another one.
+        is_awaited = is_expected(session, name)
+        is_shared = session.life.declare_flight.is_running(key)
+        try:
+            ensure_queue_exists(session, name, deadline, passive=is_awaited or not declare)
+            return
+        except NotFound as exc:
+            if is_unavailable(exc):
+                raise
+            if is_expected(session, name):
+                wait_declared(session, name, deadline)
+            elif not is_awaited and not is_shared:
+                raise
 
 
 def ensure_queue_exists(
@@ -35,7 +76,8 @@ def ensure_queue_exists(
         passive: do not declare it.
 
     Raises:
-        NotFound: it does not exist and *passive* was asked for.
+        NotFound: it does not exist, and *passive* was asked for or a consumer of this thread is about
+            to declare it with arguments of its own.
         AccessRefused: it does not exist, and may not be declared.
         TimeoutError: it took too long; it goes on for those who wait longer.
         Exception: what opening the connection raised.
@@ -108,8 +150,8 @@ def _look_up(session: Session, name: str, passive: bool) -> None:
         run(lambda channel: channel.queue_declare(queue=name, passive=True), deadline)
     except ResourceLocked:
         return  # another connection's own queue: it exists, and may be published to
-    except NotFound:
-        if passive:
+    except NotFound as exc:
+        if passive or is_unavailable(exc) or is_defined_by_consumer(session, name):
             raise
         run(
             lambda channel: channel.queue_declare(queue=name, durable=True, auto_delete=False),

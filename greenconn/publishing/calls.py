@@ -46,22 +46,25 @@ def publish(
     message is sent again after each loss of the connection: it may then arrive twice.
 
     Arguments:
-        target: a queue by its name (looked up, and declared as a durable queue if it does not exist),
-            a ``Queue`` or an ``Exchange`` (declared with their arguments).
+        target: a queue by its name, a ``Queue`` or an ``Exchange`` (declared with their arguments).
+            A queue by its name is looked up and used as it is.  If it does not exist, a consumer of
+            this thread that is about to declare it is waited for; else see *declare*.
         body: what the serializer takes.
         connection: a ``Connection``, of which one clone publishes; a URL; None is the default one.
         timeout: seconds for all of it: connecting, declaring, sending, the confirm.  None waits until
             the broker is there; then the connection's own ``confirm_timeout``, ``blocked_timeout``
             and ``reply_timeout`` hold (30 s each).
-        options: ``routing_key`` (of an Exchange), ``mandatory=True``, ``delivery_mode='persistent'``,
-            ``serializer``, ``compression``, ``content_type`` (of a body that is serialised already),
-            ``content_encoding``, ``headers``, ``priority`` (0 to 255), ``expiration`` (seconds), and
-            the properties ``app_id``, ``cluster_id``, ``correlation_id``, ``message_id``,
-            ``reply_to``, ``timestamp``, ``type``, ``user_id``.
+        options: ``declare`` (of a queue by its name that does not exist: True declares a durable queue,
+            False is ``Unroutable``; None, the default, is what :func:`greenconn.configure` was told,
+            else False), ``routing_key`` (of an Exchange), ``mandatory=True``,
+            ``delivery_mode='persistent'``, ``serializer``, ``compression``, ``content_type`` (of a
+            body that is serialised already), ``content_encoding``, ``headers``, ``priority`` (0 to
+            255), ``expiration`` (seconds), and the properties ``app_id``, ``cluster_id``,
+            ``correlation_id``, ``message_id``, ``reply_to``, ``timestamp``, ``type``, ``user_id``.
 
     Raises:
         PublishTimeout: the deadline ended; ``maybe_delivered`` says whether the broker may have it.
-        Unroutable: no queue takes it.
+        Unroutable: no queue takes it, or the one that was named does not exist.
         PublishNacked: the broker refused it, e.g. because the queue is full.
         PublishRefused: the broker's error 403, 404 or 406, as ``__cause__``.
         ConnectionBlocked: the broker takes nothing (memory or disk alarm); it has not the message.

@@ -29,6 +29,7 @@ OPTIONS: Final = frozenset(
         "compression",
         "content_encoding",
         "content_type",
+        "declare",
         "delivery_mode",
         "expiration",
         "headers",
@@ -40,7 +41,6 @@ OPTIONS: Final = frozenset(
 )
 #: What ``Producer.publish`` takes and this does not, and what to do instead.
 ELSEWHERE: Final = {
-    "declare": "the target is declared by itself",
     "exchange": "give the Exchange as target",
     "queue": "give the queue as target",
     "retry": "it retries by itself until the timeout",
@@ -169,6 +169,7 @@ class Stationery:
         "compression",
         "content_encoding",
         "content_type",
+        "declare",
         "exchange",
         "headers",
         "key",
@@ -188,6 +189,8 @@ class Stationery:
         #: By which a life of the connection knows that the target exists.
         self.key = existence_key(target)
         self.mandatory = True
+        #: Whether a queue that is known only by its name is declared; None: as the program chose.
+        self.declare: bool | None = None
         self.serializer: str | None = None
         self.compression: str | None = None
         self.content_type: str | None = None
@@ -223,6 +226,7 @@ class Stationery:
         _refuse_unknown(options)
         get = options.get
         self.mandatory = bool(get("mandatory", True))
+        self.declare = _declare(get("declare"), self.target)
         self.serializer = _text("serializer", get("serializer"))
         self.compression = _text("compression", get("compression"))
         self.content_type = _text("content_type", get("content_type"))
@@ -304,6 +308,17 @@ def _name(option: str, value: Any) -> str:
     if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
         raise ValueError(f"{option}={value[:40]!r}...: AMQP allows names of {SHORT} bytes")
     return value
+
+
+def _declare(value: Any, target: Target) -> bool | None:
+    if value not in (None, True, False):
+        raise TypeError(f"declare must be True, False or None, got {value!r}")
+    if value is False and not isinstance(target, str):
+        raise ValueError(
+            f"declare=False: {target!r} is declared because it is more than a name; give its name, or "
+            f"make it with no_declare=True"
+        )
+    return None if value is None else bool(value)
 
 
 def _text(option: str, value: Any) -> str | None:

@@ -8,7 +8,9 @@ from typing import Any, Final, TypeVar
 
 import gevent
 
-from greenconn.entity.existence import ensure_declared, ensure_queue_exists, forget_existence
+from greenconn.defaults import declare_by_name
+from greenconn.entity.existence import await_queue, ensure_declared, forget_existence
+from greenconn.entity.expected import is_expected
 from greenconn.exceptions import (
     NEVER_REPEATED,
     AccessRefused,
@@ -16,11 +18,13 @@ from greenconn.exceptions import (
     IrrecoverableConnectionError,
     LimitExceeded,
     NotAllowed,
+    NotFound,
     OperationalError,
     PublishNacked,
     PublishRefused,
     PublishTimeout,
     Unroutable,
+    is_unavailable,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
@@ -127,19 +131,38 @@ class Line:
 
         Raises:
             PublishRefused: the broker's refusal is its ``__cause__``.
+            Unroutable: a queue known only by its name does not exist, and nobody declares it.
+            TimeoutError: the consumer of this thread that is about to declare it has not, in time.
         """
         target, session = stationery.target, self._session
         if stationery.key in session.life.declared_entities:
             return
         try:
             if isinstance(target, str):
-                ensure_queue_exists(session, target, deadline)
+                self._ensure_named(stationery, target, deadline)
             elif target.name:
                 ensure_declared(session, target, deadline)
         except NEVER_REPEATED:
             raise
         except session.broker.channel_errors as exc:
             raise PublishRefused(f"cannot publish to {stationery}: {exc}") from exc
+
+    def _ensure_named(self, stationery: Stationery, name: str, deadline: Deadline) -> None:
+        session = self._session
+        declare = declare_by_name() if stationery.declare is None else stationery.declare
+        if not (stationery.mandatory or declare or is_expected(session, name)):
+            return  # whoever sends it does not mind that nobody takes it
+        try:
+            await_queue(session, name, deadline, declare=bool(declare))
+        except NotFound as exc:
+            if is_unavailable(exc):
+                raise
+            raise Unroutable(
+                f"queue {name!r} does not exist at {self.label}, and to publish by a name declares "
+                f"nothing: start its consumer first, publish to a Queue with the arguments that its "
+                f"consumer has, or say declare=True",
+                routing_key=name,
+            ) from exc
 
     def shared(self, deadline: Deadline) -> Any:
         """The channel that all share, opened anew if it is not open.  May switch.

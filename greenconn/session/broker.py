@@ -63,6 +63,7 @@ class Broker:
         self._first = self._parameters = parameters
         self._transport: Any = None
         self._key: ParameterKey | None = None
+        self._addresses: frozenset[tuple[Any, ...]] | None = None
         self._label: str | None = None
 
     @property
@@ -73,7 +74,7 @@ class Broker:
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
         self._parameters = self._parameters.replace(**{name: value})
-        self._key = self._label = None
+        self._key = self._label = self._addresses = None
 
     @property
     def hosts(self) -> int:
@@ -113,7 +114,7 @@ class Broker:
         if "://" not in address:
             keywords = self._first
         self._parameters = combined(address, keywords)[0]
-        self._transport = self._key = self._label = None
+        self._transport = self._key = self._label = self._addresses = None
 
     def advance(self) -> None:
         """Mean the next broker of the failover list, if there is one."""
@@ -197,6 +198,24 @@ class Broker:
                 filled = {name: info[name] for name in _FILLED}
                 self._key = self._parameters.replace(**filled).key()
         return self._key
+
+    @property
+    def addresses(self) -> frozenset[tuple[Any, ...]]:
+        """What is the same for connections to the same queues, whoever logs in and however."""
+        if self._addresses is None:
+            addresses = self.failover.addresses
+            brokers = [combined(each, self.keywords)[0] for each in addresses] or [self._parameters]
+            self._addresses = frozenset(map(self._address_of, brokers))
+        return self._addresses
+
+    def _address_of(self, parameters: Parameters) -> tuple[Any, ...]:
+        defaults = self.transport.default_connection_params
+        return (
+            parameters.uri_prefix or parameters.transport or DEFAULT_TRANSPORT,
+            parameters.hostname or defaults.get("hostname", "localhost"),
+            parameters.port or defaults.get("port"),
+            parameters.virtual_host or defaults.get("virtual_host") or "/",
+        )
 
     def info(self, *, resolve: bool = True) -> dict[str, Any]:
         """The arguments of ``Connection`` that stand for this broker, in their order.

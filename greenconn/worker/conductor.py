@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.exceptions import ConsumerCancelled
+from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.supervisor import spawn
@@ -40,6 +40,11 @@ logger = logging.getLogger("greenconn.worker")
 
 #: Seconds that a consumer that is killed waits for the broker.
 CANCEL_TIMEOUT: Final = 2.0
+#: What to do about a queue that exists with other arguments than its consumer has.
+MIGRATION: Final = (
+    "; to consume the queue as it is, give its name instead of a Queue; to change it, consume from a "
+    "queue of another name, or empty and delete this one while nobody publishes to it, and start again"
+)
 _ENDLESS: Final = Deadline()
 
 
@@ -109,6 +114,7 @@ class Conductor:
         self._overdue: Overdue | None = None
         self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
+        self._expect_queues()
         crew.enter(self)
 
     @property
@@ -131,6 +137,7 @@ class Conductor:
         self.handling.is_ending = True
         # Not before: a consumer that is not busy is idle after nearly each message.
         self.line.on_idle = self.watch.announce
+        self._settle_queues()
         if wish is not Wish.STOP or not self.plan.no_ack:
             self.line.is_held = True
         if wish is Wish.PAUSE:
@@ -145,14 +152,28 @@ class Conductor:
         """Wish no pause any more."""
         if self._wish is Wish.PAUSE and self.state not in ENDS:
             self._wish = Wish.RUN
+            self._expect_queues()
             self._move(ConsumerState.STARTING)
+
+    def _expect_queues(self) -> None:
+        for subscription in self._subscriptions:
+            if not subscription.is_confirmed:
+                subscription.expect(self._session)
+
+    def _settle_queues(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.settle()
 
     def fail(self, exc: BaseException) -> None:
         """End it with *exc*: the broker refuses it for good."""
         if self.error is None and self._wish < Wish.STOP:
             self.error = exc
             logger.error(
-                "consumer of queue %s ends: %s: %s", self.plan.name, type(exc).__name__, exc
+                "consumer of queue %s ends: %s: %s%s",
+                self.plan.name,
+                type(exc).__name__,
+                exc,
+                MIGRATION if isinstance(exc, PreconditionFailed) else "",
             )
         self.ask(Wish.STOP)
 
@@ -163,6 +184,7 @@ class Conductor:
     def forget(self) -> None:
         """After a fork, in the child: it is the parent's."""
         self._is_forgotten = True
+        self._settle_queues()
         self.line.forget()
         self._wish = Wish.END
         self.watch.announce()
@@ -308,6 +330,7 @@ class Conductor:
 
     def bury(self) -> None:
         """Its greenlet is dead: leave the crew, and tell who waits.  In the hub."""
+        self._settle_queues()
         self._crew.leave(self)
         if self._own_connection is not None and self.wind_down in self._parent.on_closed:
             self._parent.on_closed.remove(self.wind_down)
@@ -328,6 +351,8 @@ class Conductor:
         elif not self.plan.no_ack:
             for message in self.line.drop(channel):
                 self.handling.forget(message)
+        if self._wish is Wish.RUN:
+            subscription.expect(self._session)
         if self.state is ConsumerState.RUNNING:
             self._move(ConsumerState.RECOVERING)
             if channel.connection.is_open:

@@ -80,6 +80,9 @@ class Plan:
     passive: bool = False
     """Never declare the queue: one that does not exist is an error."""
 
+    declares_names: bool = True
+    """Declare a queue that is given by its name and does not exist."""
+
     offset: Offset | None = None
     """``x-stream-offset``: where to begin in a stream; None is ``next`` for a Queue that says it is
     one, and else nowhere."""

@@ -117,7 +117,7 @@ class Restorer:
             self._session.link(reopen=self._may_reopen)
             self._may_reopen = False
             for subscription in self._subscriptions:
-                if not subscription.is_confirmed:
+                if not subscription.is_confirmed and not subscription.must_wait(self._session):
                     subscription.start(self._session, self._berths)
         except Exception as exc:
             if self._session.is_closed:

@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 
 from greenconn.connection import Connection
-from greenconn.defaults import consuming_connection
+from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.green.deadline import Deadline
 from greenconn.options import Retry
 from greenconn.worker.consumer import GRACE, ConsumerGreenlet
@@ -46,8 +46,9 @@ def spawn_consumer(
     called twice with one message.
 
     Arguments:
-        queue: a name (looked up, and declared as a durable queue if it does not exist), a ``Queue``
-            (declared), or a list of them.
+        queue: a name (looked up and used as it is; declared as a durable queue if it does not exist,
+            unless ``configure(declare_by_name=False)`` was said), a ``Queue`` (declared), or a list
+            of them.
         handler: called as ``handler(body, message)``, in a greenlet that serves many messages, each
             in a copy of the context (``contextvars``) of this call.
         connection: shared and never closed by us; a URL; None is the default one.
@@ -89,6 +90,7 @@ def spawn_consumer(
         "on_error": on_error,
         "retry": retry,
         "name": name,
+        "declares_names": declare_by_name() is not False,
     }
     plan = planned(queue, options, consumer_args)
     of_program = consuming_connection(connection)

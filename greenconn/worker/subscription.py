@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared, ensure_queue_exists
+from greenconn.entity.expected import Expectation, expect_queue, is_defined_by_consumer
 from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,
@@ -85,6 +86,7 @@ class Subscription:
 
     __slots__ = (
         "_berth",
+        "_expectation",
         "_line",
         "_on_change",
         "_plan",
@@ -113,6 +115,8 @@ class Subscription:
         self._position = None if offset is None else StreamPosition(offset)
         self._sink: Sink | None = None
         self._berth: Berth | None = None
+        #: While publishers that know only the queue's name wait for us to declare it.
+        self._expectation: Expectation | None = None
         self.prefetch = prefetch
         self.tag = self._new_tag()
         self.was_confirmed = False
@@ -130,7 +134,9 @@ class Subscription:
     @property
     def is_passive(self) -> bool:
         """Whether a queue that does not exist is an error."""
-        return self._plan.passive or bool(isinstance(self._queue, Queue) and self._queue.no_declare)
+        if isinstance(self._queue, Queue):
+            return self._plan.passive or bool(self._queue.no_declare)
+        return self._plan.passive or not self._plan.declares_names
 
     @property
     def is_confirmed(self) -> bool:
@@ -143,6 +149,22 @@ class Subscription:
 
     # Beginning
 
+    def expect(self, session: Session) -> None:
+        """Let those who publish by the queue's name wait until it is declared.  Never switches."""
+        is_named_stream = self._position is not None and isinstance(self._queue, str)
+        if self._expectation is None and self.name and not self.is_passive and not is_named_stream:
+            self._expectation = expect_queue(session, self._queue)
+
+    def settle(self) -> None:
+        """Let nobody wait for the declaration any more.  Never switches.  Again: does nothing."""
+        expectation, self._expectation = self._expectation, None
+        if expectation is not None:
+            expectation.settle()
+
+    def must_wait(self, session: Session) -> bool:
+        """Whether another consumer is about to declare the queue, of which we know only the name."""
+        return isinstance(self._queue, str) and is_defined_by_consumer(session, self._queue)
+
     def start(self, session: Session, berths: Berths) -> None:
         """See that the queue exists, and consume from it.  May switch.
 
@@ -151,6 +173,7 @@ class Subscription:
         """
         link = session.link()
         self._ensure_queue(session, link)
+        self.settle()
         self._leave(berths)
         berth = berths.take(link, is_private=self.fails_alone)
         try:
@@ -168,7 +191,7 @@ class Subscription:
         if self._position is not None:
             self._look_for_stream(session, deadline)
         if isinstance(queue, str):
-            ensure_queue_exists(session, queue, deadline, passive=self._plan.passive)
+            ensure_queue_exists(session, queue, deadline, passive=self.is_passive)
         elif self.is_passive:
             ensure_queue_exists(session, queue.name, deadline, passive=True)
         elif queue._named_on is not link:  # what the broker named here cannot be declared again

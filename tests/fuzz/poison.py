@@ -90,7 +90,7 @@ def sqlite_poison(url: str, queue: str, cases: Sequence[bytes]) -> None:
     """Put such messages into the database instead of good ones.  May switch."""
     with Connection(url) as connection:
         for _ in cases:
-            greenconn.publish(queue, GOOD, connection=connection)
+            greenconn.publish(queue, GOOD, connection=connection, declare=True)
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
         rows = database.execute("SELECT id FROM messages ORDER BY id").fetchall()
         for (row,), raw in zip(rows, cases, strict=True):

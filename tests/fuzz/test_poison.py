@@ -49,7 +49,7 @@ def connection(url: str, unique: str) -> Iterator[Connection]:
         with connection.channel() as channel:
             Queue(unique, durable=True)(channel).declare()
         poison(url, unique, prefix)
-        greenconn.publish(unique, GOOD, connection=connection)
+        greenconn.publish(unique, GOOD, connection=connection, declare=True)
         yield connection
         with connection.channel() as channel:
             channel.queue_delete(unique)

@@ -249,7 +249,7 @@ def test_records_of_any_kind(prefixed: Connection, redis_url: str, unique: str) 
             producer.publish(1, routing_key="key")
             with pytest.raises(NotFound):
                 channel.queue_declare("nothing", passive=True)
-        greenconn.publish(f"q{number}", 5, connection=prefixed)
+        greenconn.publish(f"q{number}", 5, connection=prefixed, declare=True)
         with (
             prefixed.channel() as channel,
             Consumer(

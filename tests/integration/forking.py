@@ -455,7 +455,9 @@ def declaring() -> None:
         producer = Producer(connection, entity.exchange, "k")
         waiting: list[gevent.Greenlet[..., Any]] = [
             gevent.spawn(producer.publish, "x", declare=[entity], retry=True),
-            gevent.spawn(greenconn.publish, f"{name}-p", turns, connection=connection),
+            gevent.spawn(
+                greenconn.publish, f"{name}-p", turns, connection=connection, declare=True
+            ),
             gevent.spawn(connection.channel),
         ]
         for _ in range(turns):
@@ -466,7 +468,7 @@ def declaring() -> None:
         ) -> None:
             gevent.killall(waiting)  # copies of the parent's, which run here too
             producer.publish("x", declare=[entity], retry=True)
-            greenconn.publish(f"{name}-p", "child", connection=connection)
+            greenconn.publish(f"{name}-p", "child", connection=connection, declare=True)
             connection.channel().close()
             connection.close()
 

@@ -157,7 +157,7 @@ def another_thread(connection: Connection) -> None:
     # And by the default connections, of which each thread has its own.
     greenconn.configure(url)
     greenconn.publish(Queue(f"{name}-d", expires=60), "ours")
-    in_a_native_thread(lambda: greenconn.publish(f"{name}-d", "theirs"), "legacy")
+    in_a_native_thread(lambda: greenconn.publish(f"{name}-d", "theirs", declare=True), "legacy")
     assert connection.connected
 
 

@@ -100,7 +100,7 @@ def test_a_body_that_is_too_large_is_refused_before_a_byte_is_sent(
                 producer.publish("x" * 1001, unique)
         assert connection.default_channel.is_open
         with pytest.raises(PublishRefused, match="max_message_size"):
-            publish(unique, "x" * 1001, connection=connection)
+            publish(unique, "x" * 1001, connection=connection, declare=True)
 
 
 # Large numbers.
@@ -276,12 +276,12 @@ def test_heartbeats_go_on_while_the_broker_blocks_and_its_queue_is_emptied(
         own_rabbitmq.url, heartbeat=1, transport_options={"blocked_timeout": 60}
     ) as connection:
         for number in range(200):
-            publish(unique, number, connection=connection)
+            publish(unique, number, connection=connection, declare=True)
         own_rabbitmq.set_memory_alarm(True)
         producer = Producer(connection)
         # Two sockets: this one is blocked...
         waiting = [
-            gevent.spawn(publish, unique, number, connection=connection, timeout=60)
+            gevent.spawn(publish, unique, number, connection=connection, timeout=60, declare=True)
             for number in range(200, 220)
         ]
         # ... and that of the consumer is not: it goes on until nothing is left.

@@ -167,7 +167,7 @@ def test_messages_of_the_killed_are_back_at_once(beanstalk_url: str, unique: str
     holder = start("-c", HOLDER, beanstalk_url, unique, "1000")
     try:
         with Connection(beanstalk_url) as connection:
-            greenconn.publish_many(unique, list(range(7)), connection=connection)
+            greenconn.publish_many(unique, list(range(7)), connection=connection, declare=True)
             held = {int(holder.line().split()[0]) for _ in range(5)}
             assert held == set(range(5))
             got: dict[int, bool] = {}
@@ -194,7 +194,7 @@ def test_messages_of_the_frozen_come_back(beanstalk_url: str, unique: str) -> No
     holder = start("-c", HOLDER, beanstalk_url, unique, "1")
     try:
         with Connection(beanstalk_url, transport_options={"lease": 1.0}) as connection:
-            greenconn.publish_many(unique, list(range(5)), connection=connection)
+            greenconn.publish_many(unique, list(range(5)), connection=connection, declare=True)
             for _ in range(5):
                 holder.line()
             got: list[int] = []

@@ -155,7 +155,7 @@ def test_ping(amqp_url: str) -> None:
 def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
     env = {"GREENCONN_URL": amqp_url}
     lines = "".join(f"line {number}\n" for number in range(5000))
-    outcome = greenconn("publish", queue, input=lines.encode(), env=env)
+    outcome = greenconn("publish", queue, "--declare", input=lines.encode(), env=env)
     assert (outcome.code, only_line(outcome)) == (0, f"5000 published to {queue}")
     outcome = greenconn("consume", queue, "-n", "10", env=env)
     assert outcome.output == "".join(f"line {number}\n" for number in range(10))
@@ -167,12 +167,12 @@ def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
 
 def test_a_huge_body(amqp_url: str, queue: str) -> None:
     body = os.urandom(20 * 2**20)
-    outcome = greenconn("publish", queue, "--binary", "-u", amqp_url, input=body)
+    outcome = greenconn("publish", queue, "--declare", "--binary", "-u", amqp_url, input=body)
     assert (outcome.code, only_line(outcome)) == (0, f"1 published to {queue}")
 
 
 def test_lines_are_published_as_they_come(amqp_url: str, queue: str, starting: Start) -> None:
-    publishing = starting("publish", queue, "-u", amqp_url)
+    publishing = starting("publish", queue, "--declare", "-u", amqp_url)
     consuming = starting("consume", queue, "-u", amqp_url)
     publishing.input.write(b"first\n")
     publishing.input.flush()
@@ -209,7 +209,7 @@ def test_a_reader_that_goes_takes_only_what_it_read(
     amqp_url: str, queue: str, starting: Start
 ) -> None:
     lines = "".join(f"{number}\n" for number in range(1000))
-    assert greenconn("publish", queue, "-u", amqp_url, input=lines.encode()).code == 0
+    assert greenconn("publish", queue, "--declare", "-u", amqp_url, input=lines.encode()).code == 0
     consuming = starting("consume", queue, "-u", amqp_url)
     assert read_line(consuming) == b"0\n"
     consuming.output.close()
@@ -228,7 +228,7 @@ def test_a_reader_that_goes_takes_only_what_it_read(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
-    assert greenconn("publish", queue, "kept", "-u", amqp_url).code == 0
+    assert greenconn("publish", queue, "--declare", "kept", "-u", amqp_url).code == 0
     with open("/dev/full", "wb") as full:
         consuming = start("-m", "greenconn", "consume", queue, "-u", amqp_url, stdout=full)
     try:
@@ -257,7 +257,7 @@ def test_a_queue_that_is_deleted_ends_its_consumer(
 ) -> None:
     from greenconn import Connection
 
-    assert greenconn("publish", queue, "x", "-u", amqp_url).code == 0
+    assert greenconn("publish", queue, "--declare", "x", "-u", amqp_url).code == 0
     consuming = starting("consume", queue, "-u", amqp_url)
     assert read_line(consuming) == b"x\n"
     with Connection(amqp_url) as connection:
@@ -272,7 +272,7 @@ def test_a_queue_that_is_deleted_ends_its_consumer(
 
 
 def test_ctrl_c_while_it_waits_for_input(amqp_url: str, queue: str, starting: Start) -> None:
-    publishing = starting("publish", queue, "-u", amqp_url)
+    publishing = starting("publish", queue, "--declare", "-u", amqp_url)
     consuming = None
     publishing.input.write(b"x\n")
     publishing.input.flush()

@@ -88,7 +88,7 @@ def test_messages_of_the_killed_are_back_and_those_of_the_living_stay(
 ) -> None:
     with Connection(couchdb_new_url, transport_options=OPTIONS) as connection:
         for body in range(HELD):
-            greenconn.publish("q", body, connection=connection)
+            greenconn.publish("q", body, connection=connection, declare=True)
         holder = programs(HOLDER, couchdb_new_url, "1000")
         assert sorted(int(holder.line()) for _ in range(HELD)) == list(range(HELD))
         got: dict[int, float] = {}
@@ -128,7 +128,7 @@ def test_who_was_stopped_for_too_long_changes_nothing(
 ) -> None:
     with Connection(couchdb_new_url, transport_options=OPTIONS) as connection:
         for body in range(HELD):
-            greenconn.publish("q", body, connection=connection)
+            greenconn.publish("q", body, connection=connection, declare=True)
         holder = programs(HOLDER, couchdb_new_url, "1")
         for _ in range(HELD):
             holder.line()
@@ -165,7 +165,7 @@ def test_claimers_of_several_processes_get_nothing_twice(
     for each in claimers:
         assert each.line() == "ready"
     with Connection(couchdb_new_url) as connection:
-        greenconn.publish_many("q", range(number), connection=connection)
+        greenconn.publish_many("q", range(number), connection=connection, declare=True)
         channel = connection.default_channel
         got: Counter[int] = Counter()
         readers = [gevent.spawn(collect, each, got) for each in claimers]
@@ -206,7 +206,7 @@ class Traffic:
             self._next += 1
             number = self._next
             try:
-                greenconn.publish("q", number, connection=self.publishing, timeout=20)
+                greenconn.publish("q", number, connection=self.publishing, timeout=20, declare=True)
             except PublishTimeout:
                 continue
             self.confirmed.add(number)
@@ -257,7 +257,7 @@ def test_server_that_is_stopped_hangs_nobody(own_couchdb: PouchDB, own_url: str)
     with Connection(own_url, transport_options=traffic.options) as connection:
         began = monotonic()
         with pytest.raises((OSError, *connection.connection_errors)):
-            greenconn.publish("q", 0, connection=connection, timeout=1)
+            greenconn.publish("q", 0, connection=connection, timeout=1, declare=True)
         assert monotonic() - began < SOON
         gevent.sleep(2.5)  # longer than any timeout
         own_couchdb.resume()

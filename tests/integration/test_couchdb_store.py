@@ -355,7 +355,7 @@ def test_logins(pouchdb_with: PouchFactory) -> None:
     server = pouchdb_with(login=("me", "se:cr/et"))
     url = f"couchdb://me:se%3Acr%2Fet@127.0.0.1:{server.port}/db"
     with Connection(url) as connection:
-        greenconn.publish("q", "x", connection=connection)
+        greenconn.publish("q", "x", connection=connection, declare=True)
         with connection.SimpleQueue("q") as queue:
             assert queue.get(timeout=SOON).payload == "x"
         assert "se" not in repr(connection)
@@ -371,7 +371,7 @@ def test_over_tls(couchdb_new_url: str, tls_front: TlsFront) -> None:
         f"couchdb+https://localhost:{port}/{database}",
     ):
         with Connection(url, ssl=ssl) as connection:
-            greenconn.publish("q", "x", connection=connection)
+            greenconn.publish("q", "x", connection=connection, declare=True)
             with connection.SimpleQueue("q") as queue:
                 message = queue.get(timeout=SOON)
                 assert message.payload == "x"

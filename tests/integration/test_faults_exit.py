@@ -47,7 +47,7 @@ gevent.spawn(main).join()
 greenconn.configure(url)
 consumer = greenconn.spawn_consumer(name + "-other", lambda body, message: gevent.sleep(99))
 assert consumer.wait_ready(20)
-greenconn.publish(name + "-other", "x")
+greenconn.publish(name + "-other", "x", declare=True)
 publish_all(Producer(Connection(url)))
 """,
     "forked": """

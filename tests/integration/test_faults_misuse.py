@@ -98,7 +98,7 @@ def test_use_from_another_thread_is_refused(url: str, unique: str, thread: Threa
         with gevent.Timeout(SOON):
             while message is None:
                 message = queue.get()
-        publish(unique, "x", connection=connection)
+        publish(unique, "x", connection=connection, declare=True)
         uses: dict[str, Callable[[], Any]] = {
             "connect": connection.connect,
             "channel": connection.channel,
@@ -119,7 +119,9 @@ def test_use_from_another_thread_is_refused(url: str, unique: str, thread: Threa
             "confirmed": lambda: channel.basic_publish_confirm(
                 channel.prepare_message("wrong"), routing_key=unique
             ),
-            "greenconn.publish": lambda: publish(unique, "wrong", connection=connection),
+            "greenconn.publish": lambda: publish(
+                unique, "wrong", connection=connection, declare=True
+            ),
             "rpc": lambda: call(unique, "wrong", connection=connection, timeout=1),
             "spawn_consumer": lambda: spawn_consumer(unique, print, connection=connection),
             "consume": consumer.consume,
@@ -159,13 +161,13 @@ def test_use_from_another_thread_is_refused(url: str, unique: str, thread: Threa
 def clone_works(connection: Connection, queue: str) -> None:
     """Use a clone, from opening to closing."""
     with connection.clone() as clone:
-        publish(queue, "right", connection=clone, timeout=SOON)
+        publish(queue, "right", connection=clone, timeout=SOON, declare=True)
         clone.channel().queue_declare(queue, passive=True)
 
 
 def works(connection: Connection, queue: str) -> list[Any]:
     """Publish a message, and take all that are there."""
-    publish(queue, "right", connection=connection, timeout=SOON)
+    publish(queue, "right", connection=connection, timeout=SOON, declare=True)
     found: list[Any] = []
     with connection.channel() as channel, gevent.Timeout(SOON):
         while found.count("right") < 2:
@@ -441,7 +443,7 @@ def test_a_peer_that_stops_reading_blocks_publishers_with_bounded_memory(
     with Connection(relay.url, transport_options=options) as connection:
         connection.default_channel.queue_declare(unique, arguments={"x-expires": 60_000})
         producer = Producer(connection)
-        publish(unique, "first", connection=connection)
+        publish(unique, "first", connection=connection, declare=True)
         body = b"x" * (1 << 20)
         errors: list[BaseException] = []
         sent = 0
@@ -451,7 +453,7 @@ def test_a_peer_that_stops_reading_blocks_publishers_with_bounded_memory(
             try:
                 for _ in range(100):
                     if how == "short":
-                        publish(unique, body, connection=connection, timeout=1.5)
+                        publish(unique, body, connection=connection, timeout=1.5, declare=True)
                     else:
                         timeout = 1.5 if how == "confirmed" else None
                         producer.publish(body, unique, timeout=timeout)
@@ -475,7 +477,7 @@ def test_a_peer_that_stops_reading_blocks_publishers_with_bounded_memory(
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < 64 * 1024  # KiB
         relay.is_passing.set()
-        publish(unique, "last", connection=connection, timeout=SOON)
+        publish(unique, "last", connection=connection, timeout=SOON, declare=True)
         producer.publish("last", unique)
         connection.default_channel.queue_delete(unique)
 
@@ -490,7 +492,7 @@ def test_a_memory_alarm_stops_publishers_and_nobody_else(
     got: list[Any] = []
     with Connection(own_rabbitmq.url, transport_options=options) as connection:
         for number in range(50):
-            publish(unique, number, connection=connection)
+            publish(unique, number, connection=connection, declare=True)
         own_rabbitmq.set_memory_alarm(True)
         producer = Producer(connection)
         may_go = Event()

@@ -288,7 +288,7 @@ class ShortCall(Publishing):
         self.start()
 
     def send_one(self, body: str) -> None:
-        publish(self.name, body, connection=self.connection, timeout=SOON)
+        publish(self.name, body, connection=self.connection, timeout=SOON, declare=True)
 
 
 @contextmanager
@@ -487,7 +487,7 @@ def test_a_link_that_is_cut_again_and_again(
                 if number % 2:
                     producer.publish(body, unique, retry=True, retry_policy=POLICY)
                 else:
-                    publish(unique, body, connection=connection, timeout=SOON)
+                    publish(unique, body, connection=connection, timeout=SOON, declare=True)
                 taken.add(body)
                 gevent.sleep(rng.random() * 0.01)
 
@@ -540,7 +540,7 @@ def test_nobody_is_left_waiting(relay: Relay, unique: str, how: str) -> None:
     producer, simple = Producer(connection), connection.SimpleQueue(queue)
     with pytest.raises(simple.Empty):
         simple.get(timeout=0)
-    publish(unique, "x", connection=connection)
+    publish(unique, "x", connection=connection, declare=True)
     simple.get(timeout=SOON).ack()
     channel = connection.channel()
     relay.is_passing.clear()
@@ -556,7 +556,9 @@ def test_nobody_is_left_waiting(relay: Relay, unique: str, how: str) -> None:
         lambda: maybe_declare(Queue(f"{unique}-2"), connection),
     ]
     if how != "collect":  # which is about this connection, not about the one that publishes for it
-        calls.append(lambda: publish(unique, "x", connection=connection, timeout=SOON))
+        calls.append(
+            lambda: publish(unique, "x", connection=connection, timeout=SOON, declare=True)
+        )
     waiting = [gevent.spawn(each) for each in calls * 5]
     gevent.sleep(0.1)
     assert not any(each.dead for each in waiting)

@@ -76,7 +76,7 @@ class Ledger:
 
     def publish(self, queue: str, body: Any) -> None:
         """Put a message into a queue of the shop."""
-        greenconn.publish(f"{self.prefix}-{queue}", body, connection=self._connection)
+        greenconn.publish(f"{self.prefix}-{queue}", body, connection=self._connection, declare=True)
 
     def close(self) -> None:
         for name in ("orders", "prices", "shipped", "go"):

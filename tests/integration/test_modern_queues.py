@@ -65,7 +65,7 @@ def declare(connection: Connection, unique: str) -> Iterator[Declare]:
 
 
 def publish(connection: Connection, name: str, body: Any, **options: Any) -> None:
-    greenconn.publish(name, body, connection=connection, timeout=CAME, **options)
+    greenconn.publish(name, body, connection=connection, timeout=CAME, **options, declare=True)
 
 
 def received(connection: Connection, queue: Any, **options: Any) -> GreenQueue[Any]:

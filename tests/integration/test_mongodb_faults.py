@@ -86,7 +86,7 @@ def test_messages_of_the_killed_are_back_after_their_lease(mongodb_url: str) -> 
     try:
         with Connection(mongodb_url) as connection:
             for body in range(HELD):
-                greenconn.publish("q", body, connection=connection)
+                greenconn.publish("q", body, connection=connection, declare=True)
             assert sorted(int(holder.line()) for _ in range(HELD)) == list(range(HELD))
             # As long as it lives it keeps them.
             gevent.sleep(2 * LEASE)

@@ -100,7 +100,7 @@ def test_queue_of_both(kombu: Kombu, connection: Connection) -> None:
     kombu("declare", name="q")
     kombu("publish", body={"n": 1}, key="q", priority=2)
     kombu("publish", body="höher", key="q", priority=7)
-    greenconn.publish("q", "highest", connection=connection, priority=9)
+    greenconn.publish("q", "highest", connection=connection, priority=9, declare=True)
     with connection.channel() as channel:
         messages = [Queue("q")(channel).get() for _ in range(3)]
         assert [each.payload for each in messages] == ["highest", "höher", {"n": 1}]
@@ -114,7 +114,7 @@ def test_queue_of_both(kombu: Kombu, connection: Connection) -> None:
     until(lambda: kombu("size", name="q") == 1)
     body, headers, _ = kombu("get", name="q")
     assert (body, headers["from"]) == ("höher", "kombu")
-    greenconn.publish("q", [1, "ü"], connection=connection, headers={"h": "x"})
+    greenconn.publish("q", [1, "ü"], connection=connection, headers={"h": "x"}, declare=True)
     body, headers, info = kombu("get", name="q")
     assert (body, headers["h"], info["routing_key"]) == ([1, "ü"], "x", "q")
 

@@ -73,11 +73,11 @@ def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long
 
     url = f"{own_mongodb.url}/{unique}"
     with Connection(url) as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         beating = gevent.spawn(beat)
         own_mongodb.pause()
         publishers = [
-            gevent.spawn(greenconn.publish, "q", number, connection=connection)
+            gevent.spawn(greenconn.publish, "q", number, connection=connection, declare=True)
             for number in range(20)
         ]
         gevent.sleep(0.1)  # they are on their way, and wait
@@ -96,14 +96,14 @@ def test_server_that_does_not_answer(own_mongodb: MongoStandin, unique: str) -> 
     options = {"reply_timeout": 0.3}
     url = f"{own_mongodb.url}/{unique}"
     with Connection(url, transport_options=options, connect_timeout=0.5) as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         own_mongodb.pause()
         began = monotonic()
         with pytest.raises(greenconn.exceptions.PublishTimeout):
-            greenconn.publish("q", 2, connection=connection, timeout=0.8)
+            greenconn.publish("q", 2, connection=connection, timeout=0.8, declare=True)
         assert monotonic() - began < 8
         own_mongodb.resume()
-        greenconn.publish("q", 3, connection=connection, timeout=SOON)
+        greenconn.publish("q", 3, connection=connection, timeout=SOON, declare=True)
 
 
 def test_member_of_a_set_tells_of_changes(
@@ -191,7 +191,7 @@ def test_broadcast_waits_for_nobody(mongodb_url: str) -> None:
     with Connection(mongodb_url) as connection:
         connection.Producer().publish("too early", exchange=news, declare=[news])
         with connection.SimpleQueue(Queue("q", news)) as queue:
-            greenconn.publish(news, "in time", connection=connection)
+            greenconn.publish(news, "in time", connection=connection, declare=True)
             assert queue.get(timeout=SOON).payload == "in time"
             assert queue.qsize() == 0
 
@@ -204,7 +204,7 @@ def test_login(mongodb_with: MongoFactory, caplog: pytest.LogCaptureFixture) -> 
     place = server.url.partition("://")[2]
     end = "?authMechanism=PLAIN&authSource=$external"
     with Connection(f"mongodb://ada:secret-word@{place}/db{end}") as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         assert "secret-word" not in connection.as_uri() + repr(connection)
     with Connection(
         f"mongodb://{place}/db{end}", userid="ada", password="secret-word"
@@ -222,15 +222,15 @@ def test_login(mongodb_with: MongoFactory, caplog: pytest.LogCaptureFixture) -> 
 
 def test_killed_publishers_leave_nothing(mongodb_url: str) -> None:
     with Connection(mongodb_url) as connection:
-        greenconn.publish("q", "first", connection=connection)
+        greenconn.publish("q", "first", connection=connection, declare=True)
         for delay in (0, 0.0005, 0.001, 0.002, 0.004):
             publishers = [
-                gevent.spawn(greenconn.publish, "q", "maybe", connection=connection)
+                gevent.spawn(greenconn.publish, "q", "maybe", connection=connection, declare=True)
                 for _ in range(20)
             ]
             gevent.sleep(delay)
             gevent.killall(publishers)
-        greenconn.publish("q", "last", connection=connection)
+        greenconn.publish("q", "last", connection=connection, declare=True)
         with connection.SimpleQueue("q") as queue:
             bodies: list[Any] = []
             while not bodies or bodies[-1] != "last":

@@ -135,7 +135,7 @@ connection = connect()
 def work():
     number = 0
     while True:
-        greenconn.publish(name, number, connection=connection)
+        greenconn.publish(name, number, connection=connection, declare=True)
         print(number, flush=True)
         number += 1
 working = gevent.spawn(work)
@@ -190,7 +190,7 @@ def test_told_to_end_while_it_handles(
     count = 100
     with connection_to(url) as connection:
         for number in range(count):
-            publish(queue, number, connection=connection)
+            publish(queue, number, connection=connection, declare=True)
     running = start(*program(HANDLING.format(end=ENDS[end]), url, queue, patched))
     try:
         lines = lines_of(running, 20)
@@ -242,7 +242,7 @@ assert consumer.wait_ready(20)
 plain = connection.Consumer([greenconn.Queue(name + "-c")], callbacks=[print])
 plain.consume()
 draining = gevent.spawn(connection.drain_events)
-greenconn.publish(name + "-c", "x", connection=connection)
+greenconn.publish(name + "-c", "x", connection=connection, declare=True)
 gevent.sleep(0.05)
 simple = connection.SimpleQueue(name + "-s")
 simple.put("x")
@@ -272,7 +272,8 @@ def test_an_end_without_a_word(
     with connection_to(any_url) as connection:
         if is_shared:
             connection.default_channel.queue_declare(unique, durable=True, auto_delete=False)
-        code = code if is_shared else f"greenconn.publish(name, 0, connection=connect())\n{code}"
+        started = "greenconn.publish(name, 0, connection=connect(), declare=True)\n"
+        code = code if is_shared else f"{started}{code}"
         began = time.monotonic()
         outcome = run(*program(code, any_url, unique, patched))
         took = time.monotonic() - began
@@ -297,14 +298,14 @@ COUNT = {count}
 connection = connect(confirm_publish=True)
 producer = Producer(connection)
 producer.publish("before", name)
-greenconn.publish(name, "before", connection=connection)
+greenconn.publish(name, "before", connection=connection, declare=True)
 
 def publish_all(who):
     # Two ways, and four greenlets in each, all over what the parent had opened.
     def work(each):
         for number in range(each, COUNT, 4):
             producer.publish([who, "producer", number], name)
-            greenconn.publish(name, [who, "short", number], connection=connection)
+            greenconn.publish(name, [who, "short", number], connection=connection, declare=True)
     with gevent.Timeout(30):
         gevent.joinall([gevent.spawn(work, each) for each in range(4)], raise_error=True)
 
@@ -374,12 +375,12 @@ def test_five_children_of_one_publisher(
 
 FORKED_MEMORY = """
 connection = connect()
-greenconn.publish(name, "parent", connection=connection)
+greenconn.publish(name, "parent", connection=connection, declare=True)
 pid = os.fork()
 if not pid:
     code = 1
     try:
-        greenconn.publish(name, "child", connection=connection)
+        greenconn.publish(name, "child", connection=connection, declare=True)
         simple = connection.SimpleQueue(name)
         assert simple.get(timeout=5).payload == "child"
         assert simple.qsize() == 0

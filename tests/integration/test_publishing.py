@@ -81,7 +81,9 @@ def publishing_link(connection: Connection) -> Any:
 
 
 def test_a_message_is_there_when_it_returns(connection: Connection, queue: str) -> None:
-    greenconn.publish(queue, {"to": "ada"}, connection=connection, headers={"n": 1}, message_id="m")
+    greenconn.publish(
+        queue, {"to": "ada"}, connection=connection, headers={"n": 1}, message_id="m", declare=True
+    )
     channel = connection.default_channel
     assert channel.queue_declare(queue, passive=True).message_count == 1
     message = channel.basic_get(queue, no_ack=True)
@@ -94,7 +96,7 @@ def test_a_message_is_there_when_it_returns(connection: Connection, queue: str) 
 def test_a_plain_name_is_declared_durable_only_if_it_does_not_exist(
     connection: Connection, queue: str, unique: str
 ) -> None:
-    greenconn.publish(queue, 1, connection=connection)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
     # Declaring it again with the same arguments is allowed, with others not.
     channel = connection.channel()
     channel.queue_declare(queue, durable=True, auto_delete=False)
@@ -103,7 +105,7 @@ def test_a_plain_name_is_declared_durable_only_if_it_does_not_exist(
     connection.default_channel.queue_declare(
         other, durable=True, auto_delete=False, arguments={"x-max-length": 1}
     )
-    greenconn.publish(other, "as it is", connection=connection)
+    greenconn.publish(other, "as it is", connection=connection, declare=True)
     assert bodies_in(connection, other) == ["as it is"]
     connection.default_channel.queue_delete(other)
 
@@ -112,7 +114,7 @@ def test_an_exclusive_queue_of_another_connection_may_be_published_to(
     connection: Connection, unique: str
 ) -> None:
     connection.default_channel.queue_declare(unique, exclusive=True)
-    greenconn.publish(unique, "mine", connection=connection)
+    greenconn.publish(unique, "mine", connection=connection, declare=True)
     assert bodies_in(connection, unique) == ["mine"]
 
 
@@ -120,17 +122,17 @@ def test_a_queue_object_is_declared_with_its_bindings(
     connection: Connection, queue: str, exchange: str
 ) -> None:
     bound = Queue(queue, Exchange(exchange), routing_key="k", max_length=5)
-    greenconn.publish(bound, "direct", connection=connection)
+    greenconn.publish(bound, "direct", connection=connection, declare=True)
     greenconn.publish(Exchange(exchange), "bound", routing_key="k", connection=connection)
     assert bodies_in(connection, queue) == ["direct", "bound"]
 
 
 def test_other_arguments_than_the_queue_has_are_named(connection: Connection, queue: str) -> None:
-    greenconn.publish(queue, 1, connection=connection)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
     with pytest.raises(PublishRefused, match="durable") as caught:
         greenconn.publish(Queue(queue, durable=False), 2, connection=connection)
     assert isinstance(caught.value.__cause__, PreconditionFailed)
-    greenconn.publish(queue, 3, connection=connection)
+    greenconn.publish(queue, 3, connection=connection, declare=True)
     assert bodies_in(connection, queue) == [1, 3]
 
 
@@ -147,11 +149,11 @@ def test_a_queue_that_was_deleted_is_declared_again_after_one_error(
     connection: Connection, queue: str
 ) -> None:
     for target in (queue, Queue(queue)):
-        greenconn.publish(target, 1, connection=connection)
+        greenconn.publish(target, 1, connection=connection, declare=True)
         connection.default_channel.queue_delete(queue)
         with pytest.raises(Unroutable):
-            greenconn.publish(target, 2, connection=connection)
-        greenconn.publish(target, 3, connection=connection)
+            greenconn.publish(target, 2, connection=connection, declare=True)
+        greenconn.publish(target, 3, connection=connection, declare=True)
         assert bodies_in(connection, queue) == [3]
         connection.default_channel.queue_delete(queue)
         connection.session.life.declared_entities.clear()
@@ -166,11 +168,11 @@ def test_a_full_queue_refuses(connection: Connection, queue: str) -> None:
     skip_unbounded(connection)
     full = Queue(queue, queue_arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
     for number in range(2):
-        greenconn.publish(full, number, connection=connection)
+        greenconn.publish(full, number, connection=connection, declare=True)
     with pytest.raises(PublishNacked):
-        greenconn.publish(full, 2, connection=connection)
+        greenconn.publish(full, 2, connection=connection, declare=True)
     assert bodies_in(connection, queue) == [0, 1]
-    greenconn.publish(full, 3, connection=connection)
+    greenconn.publish(full, 3, connection=connection, declare=True)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_refusals_have_the_broker_s_reply_as_cause(
     connection: Connection, target: Exchange, cause: type[Exception]
 ) -> None:
     with pytest.raises(PublishRefused) as caught:
-        greenconn.publish(target, 1, connection=connection)
+        greenconn.publish(target, 1, connection=connection, declare=True)
     assert isinstance(caught.value.__cause__, cause)
 
 
@@ -226,7 +228,7 @@ def run_together(
 
 def _outcome(*args: Any, **options: Any) -> Exception | None:
     try:
-        greenconn.publish(*args, **options)
+        greenconn.publish(*args, **options, declare=True)
     except Exception as exc:
         return exc
     return None
@@ -234,7 +236,7 @@ def _outcome(*args: Any, **options: Any) -> Exception | None:
 
 def test_only_the_culprits_are_refused(connection: Connection, queue: str, long: bool) -> None:
     for _ in range(20 if long else 3):
-        greenconn.publish(queue, "first", connection=connection)
+        greenconn.publish(queue, "first", connection=connection, declare=True)
         calls: list[tuple[Any, Any, dict[str, Any]]] = [
             (queue, number, {}) for number in range(100)
         ]
@@ -252,7 +254,7 @@ def test_only_the_culprits_are_refused(connection: Connection, queue: str, long:
 
 
 def test_many_greenlets_share_one_channel(connection: Connection, queue: str, long: bool) -> None:
-    greenconn.publish(queue, "first", connection=connection)
+    greenconn.publish(queue, "first", connection=connection, declare=True)
     link = publishing_link(connection)
     before = set(link.channels)
     number = 1000 if long else 100
@@ -264,7 +266,7 @@ def test_many_greenlets_share_one_channel(connection: Connection, queue: str, lo
 def test_absent_names_share_few_channels(connection: Connection, unique: str, long: bool) -> None:
     names = [f"{unique}-{number}" for number in range(1000 if long else 200)]
     connection.connect()
-    greenconn.publish(names[0], 0, connection=connection)
+    greenconn.publish(names[0], 0, connection=connection, declare=True)
     link = publishing_link(connection)
     most = 0
 
@@ -286,9 +288,9 @@ def test_absent_names_share_few_channels(connection: Connection, unique: str, lo
 
 
 def test_killed_publishers_leave_everything_whole(connection: Connection, queue: str) -> None:
-    greenconn.publish(queue, "first", connection=connection)
+    greenconn.publish(queue, "first", connection=connection, declare=True)
     publishers = [
-        gevent.spawn(greenconn.publish, queue, number, connection=connection)
+        gevent.spawn(greenconn.publish, queue, number, connection=connection, declare=True)
         for number in range(100)
     ]
     gevent.sleep(0)
@@ -313,32 +315,32 @@ def test_publishers_interrupted_anywhere_leave_everything_whole(
     def publish() -> None:
         lives.append(connection.clone())
         names.append(f"{unique}-{next(numbers)}")
-        greenconn.publish(target_of(names[-1]), "first", connection=lives[-1])
+        greenconn.publish(target_of(names[-1]), "first", connection=lives[-1], declare=True)
 
     for run in interruptions(publish):
         life, name = lives.pop(), names[-1]
         assert run.was_interrupted or run.raised is None
         target = target_of(name)
-        greenconn.publish(target, "second", connection=life)
-        greenconn.publish_many(target, ["third", "fourth"], connection=life)
+        greenconn.publish(target, "second", connection=life, declare=True)
+        greenconn.publish_many(target, ["third", "fourth"], connection=life, declare=True)
         life.close()
         assert bodies_in(connection, name)[-3:] == ["second", "third", "fourth"]
         connection.default_channel.queue_delete(name)
 
 
 def test_timeouts_of_gevent_only_end_the_wait(connection: Connection, queue: str) -> None:
-    greenconn.publish(queue, "first", connection=connection)
+    greenconn.publish(queue, "first", connection=connection, declare=True)
     for number in range(30):
         with gevent.Timeout(number * 0.0001, False):  # type: ignore[arg-type]  # gevent takes it
-            greenconn.publish(queue, number, connection=connection)
-    greenconn.publish(queue, "last", connection=connection)
+            greenconn.publish(queue, number, connection=connection, declare=True)
+    greenconn.publish(queue, "last", connection=connection, declare=True)
     assert bodies_in(connection, queue)[-1] == "last"
 
 
 def test_urls_are_kept(unique: str) -> None:
     url = f"memory:///{unique}"
-    greenconn.publish("q", 1, connection=url)
-    greenconn.publish("q", 2, connection=url)
+    greenconn.publish("q", 1, connection=url, declare=True)
+    greenconn.publish("q", 2, connection=url, declare=True)
     with Connection(url) as connection:
         assert bodies_in(connection, "q") == [1, 2]
     memory.reset(unique)
@@ -347,9 +349,9 @@ def test_urls_are_kept(unique: str) -> None:
 def test_a_closed_connection_is_opened_again_and_can_be_closed_again(
     connection: Connection, queue: str
 ) -> None:
-    greenconn.publish(queue, 1, connection=connection)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
     connection.close()
-    greenconn.publish(queue, 2, connection=connection)
+    greenconn.publish(queue, 2, connection=connection, declare=True)
     link = publishing_link(connection)
     connection.close()
     assert not link.is_open
@@ -358,21 +360,21 @@ def test_a_closed_connection_is_opened_again_and_can_be_closed_again(
 
 def test_after_a_switch_the_other_broker_is_meant(unique: str, amqp_url: str) -> None:
     with Connection(amqp_url) as connection:
-        greenconn.publish(unique, "there", connection=connection)
+        greenconn.publish(unique, "there", connection=connection, declare=True)
         connection.default_channel.queue_delete(unique)
         connection.switch(f"memory:///{unique}")
-        greenconn.publish(unique, "here", connection=connection)
+        greenconn.publish(unique, "here", connection=connection, declare=True)
         assert bodies_in(connection, unique) == ["here"]
     memory.reset(unique)
 
 
 def test_another_thread_needs_a_connection_of_its_own(connection: Connection, queue: str) -> None:
-    greenconn.publish(queue, 1, connection=connection)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
     caught: list[BaseException] = []
 
     def publish() -> None:
         try:
-            greenconn.publish(queue, 2, connection=connection)
+            greenconn.publish(queue, 2, connection=connection, declare=True)
         except BaseException as exc:
             caught.append(exc)
         finally:
@@ -389,8 +391,8 @@ def test_another_thread_needs_a_connection_of_its_own(connection: Connection, qu
 
 def test_bodies_that_cannot_be_encoded_reach_nobody(connection: Connection, queue: str) -> None:
     with pytest.raises(EncodeError):
-        greenconn.publish(queue, object(), connection=connection)
-    greenconn.publish(queue, 1, connection=connection)
+        greenconn.publish(queue, object(), connection=connection, declare=True)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
     assert bodies_in(connection, queue) == [1]
 
 
@@ -410,17 +412,20 @@ def test_headers_that_cannot_be_sent_hurt_nobody_else(connection: Connection, qu
 def test_a_batch_keeps_its_order(connection: Connection, queue: str, long: bool) -> None:
     number = 20_000 if long else 2500
     bodies = (each for each in range(number))
-    assert greenconn.publish_many(queue, bodies, connection=connection, timeout=WAIT) == number
+    assert (
+        greenconn.publish_many(queue, bodies, connection=connection, timeout=WAIT, declare=True)
+        == number
+    )
     if not long:
         assert bodies_in(connection, queue) == list(range(number))
-    assert greenconn.publish_many(queue, [], connection=connection) == 0
+    assert greenconn.publish_many(queue, [], connection=connection, declare=True) == 0
 
 
 def test_the_errors_of_a_batch_are_by_position(connection: Connection, queue: str) -> None:
     skip_unbounded(connection)
     full = Queue(queue, queue_arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
     with pytest.raises(BatchPublishError, match="2 of 5 messages were not published") as caught:
-        greenconn.publish_many(full, range(5), connection=connection)
+        greenconn.publish_many(full, range(5), connection=connection, declare=True)
     assert sorted(caught.value.failed) == [3, 4]
     assert all(isinstance(exc, PublishNacked) for exc in caught.value.failed.values())
     assert caught.value.taken == 5
@@ -431,7 +436,7 @@ def test_a_body_of_a_batch_that_cannot_be_encoded_is_left_out(
     connection: Connection, queue: str
 ) -> None:
     with pytest.raises(BatchPublishError) as caught:
-        greenconn.publish_many(queue, [0, object(), 2], connection=connection)
+        greenconn.publish_many(queue, [0, object(), 2], connection=connection, declare=True)
     assert isinstance(caught.value.failed[1], EncodeError)
     assert list(caught.value.failed) == [1]
     assert bodies_in(connection, queue) == [0, 2]
@@ -445,7 +450,7 @@ def test_what_a_generator_gave_before_its_error_is_published(
         raise LookupError("no more")
 
     with pytest.raises(LookupError):
-        greenconn.publish_many(queue, bodies(), connection=connection)
+        greenconn.publish_many(queue, bodies(), connection=connection, declare=True)
     assert bodies_in(connection, queue) == list(range(1500))
 
 
@@ -460,10 +465,10 @@ def test_a_batch_of_unroutable_messages_fails_one_by_one(
 def test_a_batch_to_nowhere_is_given_up(connection: Connection) -> None:
     target = Exchange("greenconn-test-nowhere", passive=True)
     with pytest.raises(BatchPublishError, match="the rest was not looked at") as caught:
-        greenconn.publish_many(target, iter(range(5000)), connection=connection)
+        greenconn.publish_many(target, iter(range(5000)), connection=connection, declare=True)
     assert caught.value.taken == len(caught.value.failed) < 5000
     with pytest.raises(BatchPublishError) as listed:
-        greenconn.publish_many(target, list(range(5000)), connection=connection)
+        greenconn.publish_many(target, list(range(5000)), connection=connection, declare=True)
     assert listed.value.taken == len(listed.value.failed) == 5000
 
 
@@ -472,10 +477,10 @@ def test_a_batch_that_closes_its_channel_goes_on_one_by_one(
 ) -> None:
     target = Exchange("greenconn-test-nowhere", no_declare=True)
     others = gevent.spawn(
-        greenconn.publish_many, queue, range(500), connection=connection, timeout=WAIT
+        greenconn.publish_many, queue, range(500), connection=connection, timeout=WAIT, declare=True
     )
     with pytest.raises(BatchPublishError) as caught:
-        greenconn.publish_many(target, range(20), connection=connection)
+        greenconn.publish_many(target, range(20), connection=connection, declare=True)
     assert [type(exc) for exc in caught.value.failed.values()] == [PublishRefused] * 20
     assert others.get(timeout=WAIT) == 500
     found = bodies_in(connection, queue)
@@ -484,7 +489,7 @@ def test_a_batch_that_closes_its_channel_goes_on_one_by_one(
 
 def test_a_batch_without_time(connection: Connection, queue: str) -> None:
     with pytest.raises(BatchPublishError) as caught:
-        greenconn.publish_many(queue, [1, 2], connection=connection, timeout=0)
+        greenconn.publish_many(queue, [1, 2], connection=connection, timeout=0, declare=True)
     for exc in caught.value.failed.values():
         assert isinstance(exc, PublishTimeout)
         assert not exc.maybe_delivered
@@ -513,7 +518,9 @@ class Publishers:
     def _publish(self, connection: Connection, queue: str, number: int) -> None:
         count = 0
         while not self.is_over:
-            greenconn.publish(queue, [number, count], connection=connection, timeout=60)
+            greenconn.publish(
+                queue, [number, count], connection=connection, timeout=60, declare=True
+            )
             self.returned.add((number, count))
             count += 1
             gevent.sleep(0.01)
@@ -570,7 +577,9 @@ def test_a_batch_survives_a_restart(own: Connection, own_rabbitmq: RabbitMQ, uni
                 gevent.spawn_later(0.1, own_rabbitmq.start_app)
             yield number
 
-    assert greenconn.publish_many(unique, bodies(), connection=own, timeout=60) == 6000
+    assert (
+        greenconn.publish_many(unique, bodies(), connection=own, timeout=60, declare=True) == 6000
+    )
     found = bodies_in(own, unique)
     assert list(dict.fromkeys(found)) == list(range(6000))
     own.default_channel.queue_delete(unique)
@@ -579,21 +588,21 @@ def test_a_batch_survives_a_restart(own: Connection, own_rabbitmq: RabbitMQ, uni
 def test_a_memory_alarm_blocks_until_it_is_over(
     own: Connection, own_rabbitmq: RabbitMQ, unique: str
 ) -> None:
-    greenconn.publish(unique, 0, connection=own)
+    greenconn.publish(unique, 0, connection=own, declare=True)
     link = publishing_link(own)
     own_rabbitmq.set_memory_alarm(True)
     with gevent.Timeout(WAIT):
         # The broker tells a connection only when that publishes.
         while link.gate.blocked is None:
             try:
-                greenconn.publish(unique, "unconfirmed", connection=own, timeout=0.2)
+                greenconn.publish(unique, "unconfirmed", connection=own, timeout=0.2, declare=True)
             except (PublishTimeout, ConnectionBlocked):
                 pass
     with pytest.raises(ConnectionBlocked, match="alarm"):
-        greenconn.publish(unique, 1, connection=own, timeout=0.2)
+        greenconn.publish(unique, 1, connection=own, timeout=0.2, declare=True)
     # Consuming goes on meanwhile: it has its own socket.
     assert own.default_channel.queue_declare(unique, passive=True).message_count >= 1
-    waiting = gevent.spawn(greenconn.publish, unique, 2, connection=own, timeout=WAIT)
+    waiting = gevent.spawn(greenconn.publish, unique, 2, connection=own, timeout=WAIT, declare=True)
     own_rabbitmq.set_memory_alarm(False)
     waiting.get(timeout=WAIT)
     found = bodies_in(own, unique)
@@ -606,7 +615,7 @@ def test_a_login_that_is_refused_is_told_at_once(own_rabbitmq: RabbitMQ) -> None
     url = own_rabbitmq.url.replace("guest:guest", "guest:wrong-secret")
     with gevent.Timeout(5.0), Connection(url) as connection:
         with pytest.raises(OperationalError, match="ACCESS_REFUSED") as caught:
-            greenconn.publish("q", 1, connection=connection, timeout=WAIT)
+            greenconn.publish("q", 1, connection=connection, timeout=WAIT, declare=True)
         with pytest.raises(BatchPublishError, match="ACCESS_REFUSED"):
-            greenconn.publish_many("q", [1, 2], connection=connection, timeout=WAIT)
+            greenconn.publish_many("q", [1, 2], connection=connection, timeout=WAIT, declare=True)
     assert "wrong-secret" not in json.dumps(str(caught.value))

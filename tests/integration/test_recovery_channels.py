@@ -317,10 +317,10 @@ def test_publishing_from_a_hundred_greenlets(
                 made = [body]
                 kind = number % 5
                 if kind == 0:
-                    publish(unique, body, connection=connection, timeout=SOON)
+                    publish(unique, body, connection=connection, timeout=SOON, declare=True)
                 elif kind == 1:
                     made = [f"{body}.{each}" for each in range(5)]
-                    publish_many(unique, made, connection=connection, timeout=SOON)
+                    publish_many(unique, made, connection=connection, timeout=SOON, declare=True)
                 elif kind == 2:
                     producer.publish(body, unique, retry=True, retry_policy=POLICY)
                 elif kind == 3:

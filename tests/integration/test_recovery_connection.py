@@ -374,7 +374,7 @@ def test_blocked_over_a_loss(own_rabbitmq: RabbitMQ, relay_to: RelayFactory, uni
         with pytest.raises(ConnectionBlocked):
             producer.publish(1, unique, timeout=0.3)
         waiting = [
-            gevent.spawn(publish, unique, number, connection=connection, timeout=SOON)
+            gevent.spawn(publish, unique, number, connection=connection, timeout=SOON, declare=True)
             for number in range(2, 7)
         ]
         gevent.sleep(0)

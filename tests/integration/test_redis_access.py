@@ -53,7 +53,7 @@ def program(url: str) -> list[Any]:
     got: list[Any] = []
     options = {"global_keyprefix": "app:", "client_name": "app", "lease": 60.0}
     with Connection(url, transport_options=options) as connection:
-        greenconn.publish("plain", 1, connection=connection)
+        greenconn.publish("plain", 1, connection=connection, declare=True)
         channel = connection.default_channel
         queues = [
             Queue("plain"),
@@ -107,7 +107,7 @@ def test_other_keys_are_out_of_reach(own_redis: RedisServer, at_server: Control)
         Connection(url) as connection,
         pytest.raises(OperationalError, match=r"docs/redis\.rst") as caught,
     ):
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
     assert isinstance(caught.value.__cause__, exceptions.NoPermissionError)
 
 

@@ -102,7 +102,7 @@ def test_claims_are_fair_between_queues(own_redis: RedisServer, at_server: Contr
         for _ in range(3000):
             channel.begin_publish(busy, "", "busy")
         for number in range(20):
-            greenconn.publish(f"quiet{number}", "quiet", connection=sender)
+            greenconn.publish(f"quiet{number}", "quiet", connection=sender, declare=True)
 
         def handle(body: str, message: Any) -> None:
             got.append(body)

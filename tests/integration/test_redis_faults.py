@@ -65,7 +65,7 @@ def test_passwords(redis_with: RedisFactory) -> None:
             assert isinstance(caught.value, exceptions.AuthenticationError)
             assert "wrong-one" not in str(caught.value)
             with pytest.raises(OperationalError):
-                greenconn.publish("q", 1, connection=connection)
+                greenconn.publish("q", 1, connection=connection, declare=True)
 
 
 def test_database_that_is_not_there(redis_url: str) -> None:
@@ -178,13 +178,13 @@ def test_out_of_memory(redis_with: RedisFactory) -> None:
         with pytest.raises(exceptions.OutOfMemoryError, match="maxmemory and takes nothing more"):
             producer.publish("x", routing_key="q")
         with pytest.raises(OperationalError, match="maxmemory"):
-            greenconn.publish("q", "x", connection=connection)
+            greenconn.publish("q", "x", connection=connection, declare=True)
         # What is there can be consumed.
         message = connection.default_channel.basic_get("q")
         assert message.payload == "kept"
         message.ack()
         other.connection.call(pack("CONFIG", "SET", "maxmemory", 0))
-        greenconn.publish("q", "x", connection=connection)
+        greenconn.publish("q", "x", connection=connection, declare=True)
 
 
 def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     with Connection(server.url) as connection, Connection(server.url) as other:
-        greenconn.publish("q", "kept", connection=connection)
+        greenconn.publish("q", "kept", connection=connection, declare=True)
         got: list[Any] = []
         consumer = greenconn.spawn_consumer(
             "other", lambda body, message: got.append(body), connection=other
@@ -335,7 +335,7 @@ def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
         producer = Producer(connection)
 
         def send(number: int) -> None:
-            greenconn.publish("q", number, connection=connection)
+            greenconn.publish("q", number, connection=connection, declare=True)
 
         gevent.joinall([gevent.spawn(send, each) for each in range(100)], raise_error=True)
         del producer
@@ -485,7 +485,7 @@ def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
             pack("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all", "-zadd")
         )
         with Connection(server.url.replace("//", "//poor:x@")) as connection:
-            greenconn.publish("q", "kept", connection=connection)
+            greenconn.publish("q", "kept", connection=connection, declare=True)
             with pytest.raises(exceptions.NoPermissionError, match="lists the commands"):
                 connection.default_channel.basic_get("q")
             consumer = greenconn.spawn_consumer("q", print, connection=connection)

@@ -63,7 +63,7 @@ def test_messages_of_the_killed_are_back_after_their_lease(
     number = HELD * len(holders)
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
         for body in range(number):
-            greenconn.publish("q", body, connection=connection)
+            greenconn.publish("q", body, connection=connection, declare=True)
         held = [[int(each.line()) for _ in range(HELD)] for each in holders]
         assert sorted(body for each in held for body in each) == list(range(number))
         got: dict[int, float] = {}
@@ -104,7 +104,7 @@ def test_stopped_consumer_gives_back_to_the_head_at_once(
 ) -> None:
     with Connection(own_redis.url) as first, Connection(own_redis.url) as second:
         for body in range(6):
-            greenconn.publish("q", body, connection=second)
+            greenconn.publish("q", body, connection=second, declare=True)
         taken: list[int] = []
 
         def hold(body: int, message: Any) -> None:
@@ -144,7 +144,7 @@ message.ack()
 gevent.sleep(0.5)
 """
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         frozen = start("-c", program, own_redis.url)
         try:
             assert frozen.line() == "holds 1"

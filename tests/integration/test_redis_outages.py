@@ -127,10 +127,12 @@ def test_no_storm_when_a_server_is_back(redis_with: RedisFactory, relay_to: Rela
     server = redis_with(*DURABLE)
     relay = relay_to(server.url)
     with Connection(relay.url) as connection:
-        greenconn.publish("q", -1, connection=connection)
+        greenconn.publish("q", -1, connection=connection, declare=True)
         server.kill()
         publishes = [
-            gevent.spawn(greenconn.publish, "q", each, connection=connection, timeout=60)
+            gevent.spawn(
+                greenconn.publish, "q", each, connection=connection, timeout=60, declare=True
+            )
             for each in range(1000)
         ]
         gevent.sleep(1.0)

@@ -177,7 +177,7 @@ def test_server_that_has_no_place_says_so(redis_with: RedisFactory) -> None:
         for _ in range(5):
             with pytest.raises(RecoverableConnectionError, match="setting 'maxclients'"):
                 second.connect()
-        publish = gevent.spawn(greenconn.publish, "q", 1, connection=second)
+        publish = gevent.spawn(greenconn.publish, "q", 1, connection=second, declare=True)
         first.close()
         publish.get(timeout=SOON)
 

@@ -38,7 +38,7 @@ def until(wanted):
 consumer = greenconn.spawn_consumer(queues, handle, connection=connection)
 assert consumer.wait_ready(10)
 Producer(connection).publish(b"x" * 2_000_000, routing_key="forked-big")
-greenconn.publish("forked", 1, connection=connection)
+greenconn.publish("forked", 1, connection=connection, declare=True)
 until([1])
 pid = os.fork()
 if not pid:
@@ -47,7 +47,7 @@ if not pid:
         got.clear()
         own = greenconn.spawn_consumer("forked-child", handle, connection=connection)
         assert own.wait_ready(10)
-        greenconn.publish("forked-child", 2, connection=connection)
+        greenconn.publish("forked-child", 2, connection=connection, declare=True)
         until([2])
         own.stop(5)
         connection.close()
@@ -57,7 +57,7 @@ if not pid:
 with gevent.Timeout(20):
     while not os.waitpid(pid, os.WNOHANG)[0]:
         gevent.sleep(0.01)
-greenconn.publish("forked", 3, connection=connection)
+greenconn.publish("forked", 3, connection=connection, declare=True)
 until([1, 3])
 Producer(connection, fanout).publish(4)
 until([1, 3, 4])
@@ -105,15 +105,15 @@ def test_many_that_wait_for_one_queue_do_not_stampede(own_redis: RedisServer, lo
 
 def test_publish_to_a_frozen_server(own_redis: RedisServer) -> None:
     with Connection(own_redis.url) as connection:
-        greenconn.publish("frozen", 1, connection=connection)
+        greenconn.publish("frozen", 1, connection=connection, declare=True)
         own_redis.pause()
         with pytest.raises(PublishTimeout) as caught:
-            greenconn.publish("frozen", 2, connection=connection, timeout=0.3)
+            greenconn.publish("frozen", 2, connection=connection, timeout=0.3, declare=True)
         assert caught.value.maybe_delivered
         with pytest.raises(PublishTimeout):
             Producer(connection).publish(3, routing_key="frozen", timeout=0.3)
         own_redis.resume()
-        greenconn.publish("frozen", 4, connection=connection)
+        greenconn.publish("frozen", 4, connection=connection, declare=True)
         link = connection.connection
         assert link.call(pack("LLEN", "frozen")) == 4
         link.call(pack("DEL", "frozen"))

@@ -41,7 +41,7 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
         with pytest.raises(AccessRefused, match="password is wrong"):
             connection.connect()
         with pytest.raises(OperationalError, match="password is wrong"):
-            greenconn.publish("q", 1, connection=connection)
+            greenconn.publish("q", 1, connection=connection, declare=True)
         consumer = greenconn.spawn_consumer("q", print, connection=connection)
         with pytest.raises((AccessRefused, OperationalError), match="password is wrong"):
             consumer.wait_ready(SOON)
@@ -135,7 +135,7 @@ def test_who_drains_consumes_again_after_a_refusal(revocable: Revocable) -> None
         consumer.consume()
         channel = connection.default_channel
         revocable.take()
-        greenconn.publish("q", 1, connection=revocable.other)
+        greenconn.publish("q", 1, connection=revocable.other, declare=True)
         with pytest.raises(connection.channel_errors, match="no permissions") as caught:
             connection.drain_events(timeout=SOON)
         assert isinstance(caught.value.__cause__, AccessRefused)
@@ -150,10 +150,10 @@ def test_who_drains_consumes_again_after_a_refusal(revocable: Revocable) -> None
 def test_a_simple_queue_goes_on_after_a_refusal(revocable: Revocable) -> None:
     with Connection(revocable.url) as connection:
         simple = connection.SimpleQueue("q")
-        greenconn.publish("q", 1, connection=revocable.other)
+        greenconn.publish("q", 1, connection=revocable.other, declare=True)
         simple.get(timeout=SOON).ack()
         revocable.take()
-        greenconn.publish("q", 2, connection=revocable.other)
+        greenconn.publish("q", 2, connection=revocable.other, declare=True)
         with pytest.raises(connection.channel_errors):
             simple.get(timeout=SOON)
         revocable.give()
@@ -193,7 +193,7 @@ def test_wrong_database_stops_everybody_at_once(redis_with: RedisFactory) -> Non
         with pytest.raises(NotAllowed, match="setting 'databases'"):
             connection.connect()
         with pytest.raises(OperationalError, match="setting 'databases'"):
-            greenconn.publish("q", 1, connection=connection)
+            greenconn.publish("q", 1, connection=connection, declare=True)
     assert monotonic() - began < AT_ONCE
 
 
@@ -221,7 +221,7 @@ def test_other_servers_are_told_apart_at_once(kind: str, peer: PeerFactory) -> N
         assert isinstance(caught.value, exceptions.InvalidResponse)
         # A call that has time tries again, since a proxy may answer for a server that restarts.
         with pytest.raises(OperationalError, match="does not speak Redis' protocol"):
-            greenconn.publish("q", 1, connection=connection, timeout=0.5)
+            greenconn.publish("q", 1, connection=connection, timeout=0.5, declare=True)
     assert monotonic() - began < AT_ONCE
 
 
@@ -235,7 +235,7 @@ def test_replica_is_refused_and_waited_for(redis_with: RedisFactory) -> None:
                 connection.connect()
             assert isinstance(caught.value, exceptions.ConnectionError)
             assert monotonic() - began < AT_ONCE
-            publish = gevent.spawn(greenconn.publish, "q", "x", connection=connection)
+            publish = gevent.spawn(greenconn.publish, "q", "x", connection=connection, declare=True)
             gevent.sleep(0.3)
             assert not publish.ready()
             with control_of_replica(replica.url) as client:

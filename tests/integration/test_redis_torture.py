@@ -101,7 +101,7 @@ def test_killed_consumers_lose_nothing(
 
         def send() -> None:
             for each in range(number):
-                greenconn.publish("work", each, connection=connection)
+                greenconn.publish("work", each, connection=connection, declare=True)
                 if each % 20 == 0:
                     gevent.sleep(kills * 0.3 / number * 20)
 
@@ -138,7 +138,7 @@ def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Wo
             gevent.sleep(0.05)
         (process,) = workers.processes
         process.send_signal(signal.SIGSTOP)
-        greenconn.publish("work", 1, connection=connection)
+        greenconn.publish("work", 1, connection=connection, declare=True)
         gevent.sleep(LEASE * 1.6)
         # It held nothing: the push waits in its socket.  The message is there for others.
         message = connection.default_channel.basic_get("work")
@@ -191,7 +191,7 @@ class Life:
     def send(self, start: int) -> None:
         """Publish every twentieth message."""
         for each in range(start, self.number, 20):
-            greenconn.publish("work", each, connection=self.connections[start % 4])
+            greenconn.publish("work", each, connection=self.connections[start % 4], declare=True)
 
     def suffer(self, times: int) -> None:
         """Let something happen now and then."""

@@ -266,7 +266,7 @@ def test_a_queue_that_does_not_exist_is_told_at_once_and_not_made(
 def test_a_message_that_wants_no_reply(serve: Serve, connection: Connection, unique: str) -> None:
     handled = Event()
     server = serve(lambda body: handled.set())
-    greenconn.publish(unique, 1, connection=connection)
+    greenconn.publish(unique, 1, connection=connection, declare=True)
     assert handled.wait(WAIT)
     assert server.stop(WAIT)
     assert waiting(connection, unique) == 0

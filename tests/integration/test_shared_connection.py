@@ -302,14 +302,14 @@ def test_many_publish_well_while_two_are_refused(amqp_url: str, unique: str) -> 
             if number == 50:
                 publish(Exchange(f"{unique}-gone", no_declare=True), number, connection=shared)
             elif number == 51:
-                publish(unique, number, connection=shared, user_id="foreign")
+                publish(unique, number, connection=shared, user_id="foreign", declare=True)
             else:
-                publish(unique, number, connection=shared)
+                publish(unique, number, connection=shared, declare=True)
         except OperationalError as exc:
             refused[number] = exc
 
     with shared:
-        publish(unique, "first", connection=shared)
+        publish(unique, "first", connection=shared, declare=True)
         gevent.joinall([gevent.spawn(one, number) for number in range(102)], raise_error=True)
         channel = shared.default_channel
         found = set()

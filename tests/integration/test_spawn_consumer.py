@@ -68,7 +68,7 @@ class Desk:
 
     def publish(self, queue: str, *bodies: Any) -> None:
         """Put messages into a queue; they are there when this returns."""
-        publish_many(queue, bodies, connection=self.connection)
+        publish_many(queue, bodies, connection=self.connection, declare=True)
 
     def counts(self, queue: str) -> tuple[int, int]:
         """How many messages wait in a queue, and how many consumers it has."""
@@ -182,9 +182,9 @@ def test_a_handler_publishes_declares_gets_and_consumes(
     names = [desk.will_be(f"{unique}-{each}") for each in ("next", "declared")]
 
     def handler(body: Any, message: Any) -> None:
-        publish(names[0], body, connection=connection)
+        publish(names[0], body, connection=connection, declare=True)
         Queue(names[1], Exchange("")).bind(connection).declare()
-        publish(names[1], body, connection=connection)
+        publish(names[1], body, connection=connection, declare=True)
         assert connection.default_channel.basic_get(names[1], no_ack=True).payload == body
         spawn_consumer(
             names[0], lambda body, message: done.append(body), connection=connection

@@ -55,7 +55,7 @@ connection = greenconn.Connection(sys.argv[1])
 
 def publish(first):
     for number in range(first, 100000, 10):
-        greenconn.publish("q", number, connection=connection)
+        greenconn.publish("q", number, connection=connection, declare=True)
         os.write(1, b"%d\\n" % number)
 
 gevent.joinall([gevent.spawn(publish, first) for first in range(10)])
@@ -87,14 +87,14 @@ def consumer_of(url: str, programs: list[Running], pause: float = 0.0) -> Runnin
 
 def test_consumer_of_another_process_is_woken(url: str, programs: list[Running]) -> None:
     with Connection(url) as connection:
-        greenconn.publish("q", "made", connection=connection)
+        greenconn.publish("q", "made", connection=connection, declare=True)
         consumers = [consumer_of(url, programs), consumer_of(url, programs)]
         got: list[str] = []
         readers = [gevent.spawn(_read_into_end, each, got) for each in consumers]
         for number in range(20):
             # In less than the ten minutes until a look.
             wait_until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
-            greenconn.publish("q", number, connection=connection)
+            greenconn.publish("q", number, connection=connection, declare=True)
         wait_until(lambda: len(got) == 21)
         gevent.killall(readers)
         assert got == ["made", *map(str, range(20))]
@@ -170,7 +170,7 @@ def test_queues_that_others_delete_end_their_consumers(url: str) -> None:
         assert sorted(lost) == ["tag-a", "tag-b"]
         got: list[Any] = []
         channel.basic_consume("c", callback=got.append)
-        greenconn.publish("c", "still", connection=other)
+        greenconn.publish("c", "still", connection=other, declare=True)
         connection.drain_events(timeout=SOON)
 
 
@@ -183,7 +183,7 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
         handled: list[str] = []
         readers = [gevent.spawn(_read_into_end, each, handled) for each in victims]
         for number in range(count):
-            greenconn.publish("q", number, connection=connection)
+            greenconn.publish("q", number, connection=connection, declare=True)
             if number % (count // 3) == count // 6:
                 victim = victims.pop()
                 victim.signal(signal.SIGKILL)
@@ -285,7 +285,7 @@ message.ack()
 gevent.sleep(0.5)
 """
     with Connection(url) as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         frozen = start("-c", program, url)
         programs.append(frozen)
         assert frozen.line() == "holds 1"
@@ -320,17 +320,17 @@ def test_fork_while_it_is_busy(url: str, times: int, long: bool) -> None:
             while not stop:
                 # In a child, the copies of these greenlets go on, too.
                 body = (next(numbers), os.getpid())
-                greenconn.publish("q", body, connection=connection)
+                greenconn.publish("q", body, connection=connection, declare=True)
 
         publishers = [gevent.spawn(publish) for _ in range(20)]
         gevent.sleep(0.1)
 
         def in_child() -> bool:
             with Connection(url) as own:
-                greenconn.publish("child", os.getpid(), connection=own)
+                greenconn.publish("child", os.getpid(), connection=own, declare=True)
                 assert own.default_channel.basic_get("child", no_ack=True) is not None
             # What is the parent's can be used again, as a connection of the child's.
-            greenconn.publish("child", os.getpid(), connection=connection)
+            greenconn.publish("child", os.getpid(), connection=connection, declare=True)
             return connection.default_channel.basic_get("child", no_ack=True) is not None
 
         for _ in range(20 if long else times):

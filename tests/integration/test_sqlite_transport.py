@@ -85,7 +85,7 @@ def test_address_that_cannot_be(url: str, text: str) -> None:
 def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Connection("sqlite:///relative.db") as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         assert connection.as_uri() == "sqlite:///relative.db"
     assert (tmp_path / "relative.db").exists()
     assert sorted(os.listdir(tmp_path)) == ["relative.db"]  # the log is gone with the last link
@@ -93,7 +93,7 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_path_with_blanks_and_signs(tmp_path: Path) -> None:
     with Connection(f"sqlite:///{tmp_path}/a%20b%3F%23c%C3%A4.db") as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
     assert (tmp_path / "a b?#cä.db").exists()
 
 
@@ -106,7 +106,7 @@ def refusal(path: object) -> str:
         with pytest.raises(NotAllowed) as caught:
             connection.connect()
         with pytest.raises(OperationalError):
-            greenconn.publish("q", 1, connection=connection)
+            greenconn.publish("q", 1, connection=connection, declare=True)
         consumer = greenconn.spawn_consumer("q", print, connection=connection)
         with pytest.raises(NotAllowed):
             consumer.wait_ready(SOON)
@@ -258,14 +258,14 @@ def test_exclusive_queue_of_the_dead_can_be_declared_again(sqlite_url: str, path
 
 def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "fits", connection=connection)
+        greenconn.publish("q", "fits", connection=connection, declare=True)
         shared = database(path)
         (pages,) = shared.read(lambda db: db.execute("PRAGMA page_count").fetchone())
         shared.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
         with pytest.raises(PublishRefused, match="free some space; nothing of this was stored"):
-            greenconn.publish("q", "x" * 100_000, connection=connection)
+            greenconn.publish("q", "x" * 100_000, connection=connection, declare=True)
         shared.read(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
-        greenconn.publish("q", "later", connection=connection)
+        greenconn.publish("q", "later", connection=connection, declare=True)
         channel = connection.default_channel
         bodies = [channel.basic_get("q", no_ack=True).body for _ in range(2)]
         assert bodies == ["fits", "later"]
@@ -280,7 +280,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 with greenconn.Connection(sys.argv[1]) as connection:
     try:
         for number in range(1000):
-            greenconn.publish("q", "x" * 2000, connection=connection, timeout=30)
+            greenconn.publish("q", "x" * 2000, connection=connection, timeout=30, declare=True)
     except greenconn.exceptions.PublishRefused as exc:
         print(number, exc)
 """
@@ -303,7 +303,7 @@ def test_full_disk_does_not_keep_from_closing(
         raise DiskFull("free some space")
 
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "x", connection=connection)
+        greenconn.publish("q", "x", connection=connection, declare=True)
         # To leave is to write; the lease ends by itself.
         monkeypatch.setattr(SqliteStore, "close", no_room)
     assert not connection.connected
@@ -334,12 +334,14 @@ def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:
 
 def test_file_that_was_removed_begins_anew(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "gone", connection=connection)
+        greenconn.publish("q", "gone", connection=connection, declare=True)
         for suffix in ("", "-wal", "-shm"):
             os.unlink(path + suffix)
         with pytest.raises(RecoverableConnectionError, match="removed or replaced"):
             connection.default_channel.basic_get("q")
-        greenconn.publish("q", "new", connection=connection)  # the connection has recovered
+        greenconn.publish(
+            "q", "new", connection=connection, declare=True
+        )  # the connection has recovered
         message = Queue("q")(connection.default_channel).get(no_ack=True)
         assert message is not None
         assert message.body == "new"
@@ -347,10 +349,10 @@ def test_file_that_was_removed_begins_anew(sqlite_url: str, path: str) -> None:
 
 def test_lock_of_others_is_waited_for(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        publisher = gevent.spawn(greenconn.publish, "q", 2, connection=connection)
+        publisher = gevent.spawn(greenconn.publish, "q", 2, connection=connection, declare=True)
         turns = 0
         while turns < 50:
             gevent.sleep(0.002)  # the hub goes on
@@ -407,7 +409,7 @@ def test_delayed_message_comes_in_time(sqlite_url: str) -> None:
 def test_everything_is_there_after_the_last_link(sqlite_url: str) -> None:
     with Connection(sqlite_url) as connection:
         for number in range(10):
-            greenconn.publish("q", number, connection=connection)
+            greenconn.publish("q", number, connection=connection, declare=True)
         message = connection.default_channel.basic_get("q")
         assert message is not None
     with Connection(sqlite_url) as connection:
@@ -431,21 +433,21 @@ def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_pa
                     (owner,),
                 )
             )
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
     assert (tmp_path / "precious").read_text() == "untouched"
     assert (tmp_path / "broker.db-aa.wake").read_text() == "no pipe"
 
 
 def test_full_synchronous(sqlite_url: str, path: str) -> None:
     with Connection(f"{sqlite_url}?synchronous=full") as connection:
-        greenconn.publish("q", 1, connection=connection)
+        greenconn.publish("q", 1, connection=connection, declare=True)
         shared = database(path, synchronous="full")
         assert shared.read(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
 
 
 def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "first", connection=connection)
+        greenconn.publish("q", "first", connection=connection, declare=True)
         shared = database(path)
         before = shared.read(lambda db: db.total_changes)
         transactions = 0
@@ -458,7 +460,7 @@ def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
 
         shared._transact = counted  # type: ignore[method-assign]
         publishers = [
-            gevent.spawn(greenconn.publish, "q", number, connection=connection)
+            gevent.spawn(greenconn.publish, "q", number, connection=connection, declare=True)
             for number in range(200)
         ]
         gevent.joinall(publishers, raise_error=True)
@@ -480,7 +482,7 @@ def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
 )
 def test_unreadable_message_is_rejected(sqlite_url: str, path: str, envelope: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "good", connection=connection)
+        greenconn.publish("q", "good", connection=connection, declare=True)
         database(path).write(
             lambda db: db.execute(
                 "INSERT INTO messages (queue, state, priority, envelope, body) "
@@ -506,7 +508,10 @@ def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) ->
         outcome = run("-m", "greenconn", *arguments)
         return outcome.code, outcome.output + outcome.errors
 
-    assert command("publish", "--url", sqlite_url, "mail", "hello") == (0, "1 published to mail\n")
+    assert command("publish", "--declare", "--url", sqlite_url, "mail", "hello") == (
+        0,
+        "1 published to mail\n",
+    )
     code, text = command("consume", "--url", sqlite_url, "mail", "--count", "1")
     assert (code, text.splitlines()[0]) == (0, "hello")
     code, text = command("ping", sqlite_url)
@@ -531,7 +536,7 @@ def test_what_a_lost_link_claims_is_given_back_at_once(path: str, how: str) -> N
     link = transport.establish_connection()
     channel = transport.create_channel(link)
     with Connection(f"sqlite:///{path}", transport_options=options) as other:
-        greenconn.publish("q", "first", connection=other)  # it knows the queue now
+        greenconn.publish("q", "first", connection=other, declare=True)  # it knows the queue now
         assert channel.queue_purge("q") == 1
         if how == "consume":
             channel.basic_consume("q", sink=Sink())
@@ -548,7 +553,7 @@ def test_what_a_lost_link_claims_is_given_back_at_once(path: str, how: str) -> N
         worker.post(Job(wait, (), False), lambda value: None)
         try:
             wait_until(lambda: begun)
-            publishing = gevent.spawn(greenconn.publish, "q", "x", connection=other)
+            publishing = gevent.spawn(greenconn.publish, "q", "x", connection=other, declare=True)
             wait_until(lambda: len(worker._pending) == 1)
             if how == "consume":
                 link.ripen("q")

@@ -270,7 +270,7 @@ def test_messages_of_a_killed_process_come_back(sqs_url: str, unique: str) -> No
     url = f"{sqs_url}?lease=1&get_wait_time=0"
     with Connection(url) as connection:
         connection.default_channel.queue_declare(unique)
-        greenconn.publish(unique, "kept", connection=connection)
+        greenconn.publish(unique, "kept", connection=connection, declare=True)
         holder = start("-c", HOLDER, url, unique)
         try:
             assert holder.line() == "kept False"
@@ -321,7 +321,7 @@ def test_frozen_server(own_moto: MotoServer, unique: str) -> None:
         assert monotonic() - began < 20
         own_moto.resume()
         connection.ensure_connection(timeout=30)
-        greenconn.publish(unique, "x", connection=connection, timeout=30)
+        greenconn.publish(unique, "x", connection=connection, timeout=30, declare=True)
 
 
 def test_secrets_stay_secret(peer: PeerFactory, caplog: pytest.LogCaptureFixture) -> None:
@@ -349,7 +349,7 @@ def test_child_of_a_fork_connects_by_itself(sqs_url: str, unique: str) -> None:
 
         def in_child() -> bool:
             with gevent.Timeout(SOON):
-                greenconn.publish(unique, "child", connection=connection)
+                greenconn.publish(unique, "child", connection=connection, declare=True)
             return True
 
         assert holds_in_child(in_child)

@@ -121,7 +121,9 @@ class Greenconn:
         failed: dict[int, BaseException] = {}
         for position, body in enumerate(bodies):
             try:
-                publish(queue, body, connection=self._publishing, timeout=PUBLISH_TIMEOUT)
+                publish(
+                    queue, body, connection=self._publishing, timeout=PUBLISH_TIMEOUT, declare=True
+                )
             except Exception as exc:
                 failed[position] = exc
         return failed
@@ -130,7 +132,9 @@ class Greenconn:
         self, queue: Queue, name: str, bodies: list[str]
     ) -> Mapping[int, BaseException]:
         try:
-            publish_many(queue, bodies, connection=self._publishing, timeout=PUBLISH_TIMEOUT)
+            publish_many(
+                queue, bodies, connection=self._publishing, timeout=PUBLISH_TIMEOUT, declare=True
+            )
         except BatchPublishError as exc:
             rest = dict.fromkeys(range(exc.taken, len(bodies)), exc)
             return {**rest, **exc.failed}

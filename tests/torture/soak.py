@@ -155,7 +155,7 @@ class Load:
 
     def _publish(self) -> None:
         number = self._next()
-        publish(f"{self.name}-a", number, connection=self.connection, timeout=SOON)
+        publish(f"{self.name}-a", number, connection=self.connection, timeout=SOON, declare=True)
         self._noted(number)
 
     def _produce(self) -> None:

@@ -156,9 +156,10 @@ def test_the_arbiter_itself_is_left_alone(connection: Connection) -> None:
 def test_confirms_come_before_the_end(amqp_url: str, unique: str) -> None:
     """Some greenlet of the program publishes when its worker ends: it gets its confirms."""
     with Connection(amqp_url) as connection:
-        publish(unique, "first", connection=connection)
+        publish(unique, "first", connection=connection, declare=True)
         others = [
-            gevent.spawn(publish, unique, number, connection=connection) for number in range(100)
+            gevent.spawn(publish, unique, number, connection=connection, declare=True)
+            for number in range(100)
         ]
         gevent.sleep(0)
         gunicorn.worker_exit(Server(), worker_with())

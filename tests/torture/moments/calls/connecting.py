@@ -128,7 +128,7 @@ def close_both(scene: Scene) -> Moments:
     queue = scene.queue(mine).name
     while True:
         connection = scene.connection()
-        publish(queue, "x", connection=connection)
+        publish(queue, "x", connection=connection, declare=True)
         beside = [
             each for each in connection.session.companions.values() if isinstance(each, Connection)
         ]
@@ -145,7 +145,7 @@ def reset_defaults(scene: Scene) -> Moments:
     queue = scene.queue(mine).name
     while True:
         greenconn.configure(scene.world.url)
-        publish(queue, "x")
+        publish(queue, "x", declare=True)
         consumer = greenconn.spawn_consumer(queue, ignore)
         assert consumer.wait_ready(SOON)
         assert consumer.stop(SOON)
@@ -222,7 +222,7 @@ def ensure(scene: Scene) -> Moments:
     producer = Producer(connection)
     publish = connection.ensure(producer, producer.publish, max_retries=3)
     while True:
-        run = yield lambda: publish("x", queue.name)
+        run = yield lambda: publish("x", queue.name, declare=True)
         was_sent = ended(run)
         producer.publish("after", queue.name)
         bodies = scene.take_all(connection, queue.name, "after")

@@ -131,15 +131,17 @@ def shortly(scene: Scene, connection: Any, is_known: bool) -> Moments:
     """``greenconn.publish`` to a queue that is known, or that is looked for first."""
     mine, number = scene.connection(), 0
     queue = scene.queue(mine).name
-    publish(queue, "first", connection=connection, timeout=SOON)
+    publish(queue, "first", connection=connection, timeout=SOON, declare=True)
     scene.take(mine, queue)
     while True:
         number += 1
         if not is_known:
             queue = scene.queue(mine, f"-{number}").name
-        run = yield lambda: publish(queue, number, connection=connection, timeout=SOON)
+        run = yield lambda: publish(
+            queue, number, connection=connection, timeout=SOON, declare=True
+        )
         was_sent = ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON)
+        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         bodies = scene.take_all(mine, queue, "after")
         assert bodies in ([number, "after"], ["after"])
         assert not was_sent or bodies[0] == number
@@ -164,9 +166,9 @@ def short_absent(scene: Scene) -> Moments:
     while True:
         number += 1
         name = f"{scene.name}-absent-{number}"
-        run = yield lambda: publish(name, "x", connection=connection, timeout=SOON)
+        run = yield lambda: publish(name, "x", connection=connection, timeout=SOON, declare=True)
         was_sent = ended(run)
-        publish(name, "after", connection=connection, timeout=SOON)
+        publish(name, "after", connection=connection, timeout=SOON, declare=True)
         bodies = scene.take_all(connection, name, "after")
         assert bodies in (["x", "after"], ["after"])
         assert not was_sent or len(bodies) == 2
@@ -180,9 +182,9 @@ def short_new(scene: Scene) -> Moments:
     queue = scene.queue(mine).name
     while True:
         connection = scene.connection(opened=False)
-        run = yield lambda: publish(queue, "x", connection=connection)
+        run = yield lambda: publish(queue, "x", connection=connection, declare=True)
         was_sent = ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON)
+        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         bodies = scene.take_all(mine, queue, "after")
         assert bodies in (["x", "after"], ["after"])
         assert not was_sent or len(bodies) == 2
@@ -203,7 +205,7 @@ def short_refused(scene: Scene) -> Moments:
     while True:
         run = yield send
         ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON)
+        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         assert scene.take(connection, queue) == ["after"]
         scene.whole(connection)
 
@@ -213,9 +215,11 @@ def many(scene: Scene) -> Moments:
     connection = scene.connection()
     queue = scene.queue(connection).name
     while True:
-        run = yield lambda: publish_many(queue, range(30), connection=connection, timeout=SOON)
+        run = yield lambda: publish_many(
+            queue, range(30), connection=connection, timeout=SOON, declare=True
+        )
         was_sent = ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON)
+        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         bodies = scene.take_all(connection, queue, "after")[:-1]
         assert bodies == list(range(len(bodies)))
         assert not was_sent or len(bodies) == 30
@@ -233,9 +237,11 @@ def many_generated(scene: Scene) -> Moments:
             yield number
 
     while True:
-        run = yield lambda: publish_many(queue, bodies(), connection=connection, timeout=SOON)
+        run = yield lambda: publish_many(
+            queue, bodies(), connection=connection, timeout=SOON, declare=True
+        )
         was_sent = ended(run)
-        publish(queue, "after", connection=connection, timeout=SOON)
+        publish(queue, "after", connection=connection, timeout=SOON, declare=True)
         found = scene.take_all(connection, queue, "after")[:-1]
         assert found == list(range(len(found)))
         assert not was_sent or len(found) == 4

@@ -61,7 +61,7 @@ class Bench:
         until(lambda: consumers(self.connection, self.queue.name) == self.consumes)
         if self.consumes:
             self.got.clear()
-            publish(self.queue.name, "last", connection=self.connection, timeout=SOON)
+            publish(self.queue.name, "last", connection=self.connection, timeout=SOON, declare=True)
             while "last" not in self.got:
                 with suppress(*self.connection.connection_errors):
                     self.connection.drain_events(timeout=SOON)

@@ -51,7 +51,7 @@ class Bench:
     def works(self, consumer: ConsumerGreenlet) -> None:
         """It handles a message, once.  May switch."""
         self.got.clear()
-        publish(self.queue, "x", connection=self.connection, timeout=SOON)
+        publish(self.queue, "x", connection=self.connection, timeout=SOON, declare=True)
         until(lambda: self.got, SOON)
         assert self.got == ["x"]
         assert self.consumers() == 1
@@ -138,7 +138,9 @@ def stop_busy(scene: Scene) -> Moments:
             bench.got.clear()
             consumer = bench.ready(concurrency=2, prefetch_count=4)
             for number in range(6):
-                publish(bench.queue, number, connection=bench.connection, timeout=SOON)
+                publish(
+                    bench.queue, number, connection=bench.connection, timeout=SOON, declare=True
+                )
             until(lambda: consumer.stats()["in_flight"] == 2)
             timer = gevent.spawn_later(0.0, bench.may_end.set)
             run = yield lambda: consumer.stop(SOON)
@@ -200,7 +202,9 @@ def kill(scene: Scene) -> Moments:
             bench.got.clear()
             consumer = bench.ready(concurrency=2)
             for number in range(4):
-                publish(bench.queue, number, connection=bench.connection, timeout=SOON)
+                publish(
+                    bench.queue, number, connection=bench.connection, timeout=SOON, declare=True
+                )
             until(lambda: consumer.stats()["in_flight"] == 2)
             run = yield consumer.kill
             ended(run)
