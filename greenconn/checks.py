@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Final
 
-__all__ = ["check_callable", "check_count", "check_seconds", "check_type", "is_number", "shown"]
+__all__ = [
+    "check_callable",
+    "check_count",
+    "check_has_run",
+    "check_runs",
+    "check_seconds",
+    "check_type",
+    "is_number",
+    "shown",
+]
 
 
 def is_number(value: object) -> bool:
@@ -62,3 +75,48 @@ def check_callable(options: object, *names: str) -> None:
 def shown(options: object, name: str, value: object) -> str:
     """Name an option and its value, for a message: by the function that takes it, or by its class."""
     return f"{getattr(options, 'given_to', type(options).__name__)}.{name} is {value!r}"
+
+
+#: What a call gives that has run nothing of the function yet.
+_UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
+#: Flags of a function's code (those of ``inspect``, which takes milliseconds to import) -> its kind.
+_KINDS: Final = ((0x80, "async def"), (0x200, "an async generator"), (0x20, "a generator"))
+_REMEDY: Final = (
+    "greenconn calls plain functions, in greenlets, where what waits lets others run: write def and "
+    "return, without async, await and yield"
+)
+
+
+def check_runs(name: str, function: object) -> None:
+    """Refuse a function of which a call runs nothing: its messages would be lost.
+
+    Partials, methods and objects with such a ``__call__`` are seen through.
+
+    Arguments:
+        name: what the function is called for the program: an argument, or a method.
+
+    Raises:
+        TypeError: it is ``async def``, a generator or an async generator.
+    """
+    inner = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    called: Callable[..., object] | None = getattr(type(inner), "__call__", None)  # noqa: B004 - which
+    for each in (inner, called):
+        flags = getattr(getattr(each, "__code__", None), "co_flags", 0)
+        for flag, kind in _KINDS:
+            if isinstance(flags, int) and flags & flag:
+                raise TypeError(f"{name}={function!r} is {kind}, which nobody would run: {_REMEDY}")
+
+
+def check_has_run(name: str, result: object) -> None:
+    """Refuse the result of a call that ran nothing, where :func:`check_runs` could not see that.
+
+    Raises:
+        TypeError: it is a coroutine, a generator or an async generator.
+    """
+    if isinstance(result, _UNRUN):
+        if not isinstance(result, AsyncGeneratorType):
+            result.close()  # it has not begun; else Python would warn that nobody awaited it
+        kind = type(result).__name__.replace("_", " ")
+        raise TypeError(f"{name} returned the {kind} {result!r}, which nobody runs: {_REMEDY}")

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from gevent import Timeout
 
+from greenconn.checks import check_has_run, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
@@ -136,7 +137,8 @@ def spawn_server(
         if name in NOT_FOR_SERVERS:
             raise TypeError(f"spawn_server has no option {name!r}: each call has one answer")
     if not callable(function):
-        raise TypeError(f"function={function!r}: it is a callable")
+        raise TypeError(f"function must be a callable, got {function!r}")
+    check_runs("function", function)
     server = _Server(function, line_of(publishing_connection(connection)), serializer)
     consumer = spawn_consumer(
         queue,
@@ -161,6 +163,7 @@ class _Server:
         """Handle one request: the reply is at the broker before the request is acknowledged."""
         try:
             result = self._function(body)
+            check_has_run("the function", result)
         except Exception as exc:
             logger.exception("an rpc function failed")
             self._reply_error(message, exc)

@@ -189,6 +189,8 @@ class Consumer(Fetching, messaging.Consumer):
             no_ack: the message needs no answer; None is what the consumer says.
             enable_callbacks: call the callbacks as well.
         """
+        if enable_callbacks:
+            self.check_callbacks()  # before it takes a message
         message = self.queues[0].get(self.no_ack if no_ack is None else no_ack)
         if message and enable_callbacks:
             self.receive(message.payload, message)

@@ -96,6 +96,7 @@ class Consumer(Receiver):
         self.accept = prepare_accept_content(accept)
         self.prefetch_count = prefetch_count
         self.tag_prefix = tag_prefix
+        self.check_callbacks()
         if channel is not None:
             self.revive(channel)
 
@@ -271,7 +272,9 @@ class Consumer(Receiver):
         Raises:
             NotBoundError: it has no channel.
             ChannelError, ConnectionError: the broker or the network refused.
+            TypeError: a callback is ``async def`` or a generator, so that its call would run nothing.
         """
+        self.check_callbacks()
         channel = self.channel
         if channel is None:
             if self._queues:

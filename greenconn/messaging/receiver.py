@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from greenconn.checks import check_has_run, check_runs
 from greenconn.green.duty import DUTY
 from greenconn.message import Message
 
@@ -29,8 +30,24 @@ class Receiver:
     _channel: Any = None
 
     def register_callback(self, callback: Callable[..., Any]) -> None:
-        """Call ``callback(body, message)`` too."""
+        """Call ``callback(body, message)`` too.
+
+        Raises:
+            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+        """
+        check_runs("callback", callback)
         self.callbacks.append(callback)
+
+    def check_callbacks(self) -> None:
+        """Refuse to consume for functions of which a call runs nothing.
+
+        Raises:
+            TypeError: one is ``async def`` or a generator.
+        """
+        for callback in self.callbacks or ():
+            check_runs("callback", callback)
+        for name in ("on_message", "on_decode_error", "receive"):
+            check_runs(name, getattr(self, name))
 
     def receive(self, body: Any, message: Message) -> None:
         """Call the callbacks.
@@ -45,7 +62,9 @@ class Receiver:
         for callback in self.callbacks:
             if DUTY.handler is not callback:
                 DUTY.change(callback)
-            callback(body, message)
+            result = callback(body, message)
+            if result is not None:
+                check_has_run("a callback", result)
 
     def _receive_callback(self, message: Message) -> Any:
         """Take one delivery; in the greenlet that drains."""
@@ -69,7 +88,14 @@ class Receiver:
                 raise
             return self.on_decode_error(message, exc)
         if on_message is None:
-            return self.receive(body, message)
+            # A subclass may return something.
+            result: object = self.receive(body, message)  # type: ignore[func-returns-value]
+            if result is not None:
+                check_has_run("receive", result)
+            return result
         if DUTY.handler != on_message:  # perhaps a method, which is another object each time
             DUTY.change(on_message)
-        return on_message(message)
+        result = on_message(message)
+        if result is not None:
+            check_has_run("on_message", result)
+        return result

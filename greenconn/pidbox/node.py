@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from greenconn import messaging
+from greenconn.checks import check_has_run, check_runs
 from greenconn.exceptions import (
     ChannelError,
     InconsistencyError,
@@ -101,7 +102,12 @@ class Node:
             warnings.warn(W_PIDBOX_IN_USE.format(node=self), stacklevel=2)
 
     def handler(self, fun: Handler) -> Handler:
-        """Decorate a function to carry out the command of its name."""
+        """Decorate a function to carry out the command of its name.
+
+        Raises:
+            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+        """
+        check_runs("handler", fun)
         self.handlers[fun.__name__] = fun
         return fun
 
@@ -162,8 +168,12 @@ class Node:
 
         Raises:
             KeyError: there is none.
+            TypeError: its call ran nothing.
         """
-        return self.handlers[method](self.state, **(arguments or {}))
+        reply = self.handlers[method](self.state, **(arguments or {}))
+        if reply is not None:
+            check_has_run("the handler", reply)
+        return reply
 
     def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Carry out a command that wants a reply."""

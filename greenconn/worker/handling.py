@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gevent import Timeout
 
+from greenconn.checks import check_has_run
 from greenconn.exceptions import MessageStateError
 from greenconn.green.duty import DUTY
 from greenconn.green.supervisor import spawn
@@ -127,10 +128,12 @@ class Handling:
         if DUTY.handler is not self._handler:
             DUTY.change(self._handler)
         if self._timeout is None:
-            self._context.copy().run(self._handler, body, message)
+            result = self._context.copy().run(self._handler, body, message)
         else:
             with Timeout(self._timeout):
-                self._context.copy().run(self._handler, body, message)
+                result = self._context.copy().run(self._handler, body, message)
+        if result is not None:
+            check_has_run("the handler", result)
 
     # Failing
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
-from greenconn.checks import check_callable, check_count, check_type, is_number, shown
+from greenconn.checks import (
+    check_callable,
+    check_count,
+    check_runs,
+    check_type,
+    is_number,
+    shown,
+)
 from greenconn.entity import Queue
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
@@ -107,6 +114,8 @@ class Plan:
         check_type(self, int, "priority", optional=True)
         check_type(self, Mapping, "arguments", optional=True)
         check_callable(self, "on_decode_error")
+        check_runs("on_decode_error", self.on_decode_error)
+        check_runs("on_error", self.on_error)
         for option in ("handler_timeout", "batch_interval"):
             value = getattr(self, option)
             if value is not None and not (is_number(value) and value > 0):
@@ -247,7 +256,8 @@ def planned(
 def _check_handler(handler: object) -> None:
     """Now, since each message would be rejected for it later."""
     if not callable(handler):
-        raise TypeError(f"handler={handler!r}: it is a callable")
+        raise TypeError(f"handler must be a callable, got {handler!r}")
+    check_runs("handler", handler)
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from greenconn.checks import check_has_run, check_runs
 from greenconn.compat.carrot.utils import gen_unique_id
 from greenconn.compat.fetching import Fetching
 
@@ -20,8 +21,23 @@ class Callbacks:
     callbacks: list[Callback]
 
     def register_callback(self, callback: Callback) -> None:
-        """Call ``callback(message_data, message)`` with each message."""
+        """Call ``callback(message_data, message)`` with each message.
+
+        Raises:
+            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+        """
+        check_runs("callback", callback)
         self.callbacks.append(callback)
+
+    def check_callbacks(self) -> None:
+        """Refuse to consume for functions of which a call runs nothing.
+
+        Raises:
+            TypeError: one is ``async def`` or a generator.
+        """
+        for callback in self.callbacks:
+            check_runs("callback", callback)
+        check_runs("receive", self.receive)
 
     def receive(self, message_data: Any, message: Any) -> None:
         """Call the callbacks.
@@ -32,7 +48,7 @@ class Callbacks:
         if not self.callbacks:
             raise NotImplementedError("No consumer callbacks registered")
         for callback in self.callbacks:
-            callback(message_data, message)
+            check_has_run("a callback", callback(message_data, message))
 
 
 class Receiver(Callbacks):
@@ -179,6 +195,8 @@ class Consumer(Fetching, Receiver):
             auto_ack: acknowledge it at once; None is what the consumer says.
             enable_callbacks: call the callbacks as well.
         """
+        if enable_callbacks:
+            self.check_callbacks()  # before it takes a message
         message = self.backend.get(self.queue, no_ack=no_ack or self.no_ack)
         if message is None:
             return None
@@ -227,6 +245,7 @@ class Consumer(Fetching, Receiver):
 
     def consume(self, no_ack: bool | None = None) -> None:
         """Ask the broker for messages; whoever drains the connection handles them.  May switch."""
+        self.check_callbacks()
         self.backend.declare_consumer(
             queue=self.queue,
             no_ack=no_ack or self.no_ack,

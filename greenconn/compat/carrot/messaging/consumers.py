@@ -72,6 +72,7 @@ class ConsumerSet(Receiver):
         """Ask the broker for messages of all queues.  May switch."""
         for consumer in self.consumers:
             receiver: Receiver = consumer if consumer.callbacks else self
+            receiver.check_callbacks()
             self.backend.declare_consumer(
                 queue=consumer.queue,
                 no_ack=consumer.no_ack,
