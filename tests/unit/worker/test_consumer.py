@@ -240,8 +240,8 @@ def test_a_handler_may_do_what_it_likes(connection: Connection, desk: Desk, seen
     done = Event()
 
     def handler(body: Any, message: Any) -> None:
-        publish("next", body, connection=connection)
-        publish("next", body, connection=connection)
+        publish("next", body, connection=connection, declare=True)
+        publish("next", body, connection=connection, declare=True)
         Queue("declared")(connection).declare()
         assert connection.default_channel.basic_get("more", no_ack=True).payload == "waiting"
         assert spawn_consumer("next", seen, connection=connection).wait_ready(CAME)

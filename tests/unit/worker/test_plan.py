@@ -138,7 +138,7 @@ def test_the_public_function_checks_before_anything_is_done() -> None:
     connection = Connection("memory://")
     with pytest.raises(TypeError, match="did you mean 'exclusive'"):
         spawn_consumer("q", handler, connection=connection, exclusiv=True)
-    with pytest.raises(TypeError, match="handler=7"):
+    with pytest.raises(TypeError, match="handler must be a callable, got 7"):
         spawn_consumer("q", 7, connection=connection)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a Connection, a URL or None"):
         spawn_consumer("q", handler, connection=7)  # type: ignore[arg-type]
