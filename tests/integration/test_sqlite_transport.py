@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.transport.sqlite import Transport, looking
-from greenconn.transport.sqlite.database import Database, Job, database_of
+from greenconn.transport.sqlite.database import LOG_LIMIT, Database, Job, database_of
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.reserve import SUFFIX, Reserve
 from greenconn.transport.sqlite.store import SqliteStore
 from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.contract import SOON
@@ -88,7 +90,10 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         greenconn.publish("q", 1, connection=connection, declare=True)
         assert connection.as_uri() == "sqlite:///relative.db"
     assert (tmp_path / "relative.db").exists()
-    assert sorted(os.listdir(tmp_path)) == ["relative.db"]  # the log is gone with the last link
+    assert sorted(os.listdir(tmp_path)) == [
+        "relative.db",
+        "relative.db-reserve",
+    ]  # the log is gone with the last link
 
 
 def test_path_with_blanks_and_signs(tmp_path: Path) -> None:
@@ -270,6 +275,85 @@ def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
         bodies = [channel.basic_get("q", no_ack=True).body for _ in range(2)]
         assert bodies == ["fits", "later"]
         assert channel.basic_get("q") is None
+
+
+#: Fills a disk of its own, empties the queue, and goes on.
+FULL_DISK = """
+import os, subprocess, sys
+import gevent
+import greenconn
+
+folder = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=True)
+print("mounted", flush=True)
+url = f"sqlite:///{folder}/b.db?reserve=1000000"
+count = 0
+with greenconn.Connection(url) as connection:
+    try:
+        while True:
+            greenconn.publish("q", "x" * 20_000, connection=connection, timeout=30)
+            count += 1
+    except greenconn.exceptions.PublishRefused as exc:
+        print(count, exc)
+got = []
+with greenconn.Connection(url) as connection:  # it is opened on the full disk
+    consumer = greenconn.spawn_consumer("q", lambda body, message: got.append(body),
+                                        connection=connection)
+    with gevent.Timeout(60):
+        while consumer.stats()["handled"] < count:
+            gevent.sleep(0.01)
+    print("drained", len(got))
+    greenconn.publish("other", "again", connection=connection, timeout=30)
+    print("published")
+    consumer.stop(10)
+"""
+
+#: Starts that where it may have disks of its own.
+APART = """
+import os, sys
+os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
+def test_full_disk_is_drained(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    outcome = run("-c", APART, "-c", FULL_DISK, str(folder))
+    if "mounted" not in outcome.output:
+        pytest.skip(f"no disk of its own: {outcome.errors.strip()[-200:]}")
+    assert outcome.errors == ""
+    _, refused, drained, published = outcome.output.splitlines()
+    count, _, text = refused.partition(" ")
+    assert int(count) > 100
+    assert "no room beside the reserve of 1000000 bytes for consuming: free some space" in text
+    assert (drained, published) == (f"drained {count}", "published")
+
+
+def test_log_gives_back_what_it_took(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "x" * 20_000_000, connection=connection)
+        assert os.stat(f"{path}-wal").st_size > 20_000_000
+        for number in range(3):
+            greenconn.publish("q", number, connection=connection)
+        assert os.stat(f"{path}-wal").st_size <= LOG_LIMIT
+
+
+def test_reserve_is_made_removed_and_made_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "b.db")
+    reserve = Reserve(path, 5000)
+    assert reserve.ensure()
+    assert os.stat(path + SUFFIX).st_size == 5000
+    assert reserve.remove()
+    assert not reserve.remove()
+    assert reserve.ensure()
+    (name,) = os.listdir(tmp_path)
+    assert name == f"b.db{SUFFIX}"
+    assert not Reserve(path + "2", 10**18).ensure()
+    # What cannot be made although there is room keeps nobody from publishing.
+    assert Reserve(str(tmp_path / "absent" / "b.db"), 5000).ensure()
+    assert Reserve(path + "2", 0).ensure()
+    assert os.listdir(tmp_path) == [name]
 
 
 FILES_OF_A_LIMITED_SIZE = """

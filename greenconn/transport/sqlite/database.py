@@ -10,19 +10,30 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from greenconn.exceptions import AMQPError
 from greenconn.green.perhub import PerHub
 from greenconn.green.worker import Outcome, Worker, WorkerClosed
-from greenconn.transport.sqlite.errors import CannotOpen, DatabaseLost, as_error, is_locked
+from greenconn.transport.sqlite.errors import (
+    CannotOpen,
+    DatabaseLost,
+    DiskFull,
+    as_error,
+    is_full,
+    is_locked,
+)
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Queues
+from greenconn.transport.sqlite.reserve import Reserve
 from greenconn.transport.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
 
 __all__ = ["Database", "Job", "database_of"]
 
+#: Bytes of the log at which it is written into the file, and that it keeps then (SQLite's default).
+LOG_LIMIT: Final = 1000 * 4096
 #: Compiled statements that are kept.
 STATEMENTS: Final = 256
 #: Seconds between two attempts at a locked file: the first, and the longest.
@@ -36,11 +47,13 @@ class Job(NamedTuple):
     Attributes:
         function: called with the connection, in a transaction; done again when another fails.
         writes: whether it changes anything.
+        grows: whether it is refused where the disk has no room but the reserve.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     writes: bool
+    grows: bool = False
 
 
 class Database:
@@ -61,6 +74,7 @@ class Database:
         self.users = 0
         self.is_lost = False
         self._options = options
+        self._reserve = Reserve(path, options.reserve)
         self._pid = os.getpid()
         self._worker: Worker[Job] = Worker(self._run)
         self._connection: sqlite3.Connection | None = None
@@ -81,13 +95,15 @@ class Database:
         function: Callable[..., Any],
         *args: Any,
         on_left: Callable[[Any], object] | None = None,
+        grows: bool = False,
     ) -> Any:
         """Return ``function(connection, *args)``; it is committed by then.  May switch.
 
         Arguments:
             on_left: called with the result if the caller was killed meanwhile.  Must not switch.
+            grows: refuse it where the disk has no room but the reserve.
         """
-        return self._ask(Job(function, args, True), on_left)
+        return self._ask(Job(function, args, True, grows), on_left)
 
     def post(self, then: Callable[[Any], object], function: Callable[..., Any], *args: Any) -> None:
         """Have *then* called with what :meth:`write` would return.  Never switches."""
@@ -162,6 +178,7 @@ class Database:
             raise
         self._connection = connection
         self._identity = _identity(path)
+        self._reserve.ensure()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -185,6 +202,12 @@ class Database:
             )
         connection.execute(f"PRAGMA synchronous={self._options.synchronous.upper()}")
         connection.execute("PRAGMA temp_store=MEMORY")
+        # The reserve must have room for all that stands in the log.
+        reserve = self._options.reserve
+        limit = min(LOG_LIMIT, reserve // 2) if reserve else LOG_LIMIT
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA wal_autocheckpoint={max(limit // size, 1)}")
+        connection.execute(f"PRAGMA journal_size_limit={limit}")
         if application != APPLICATION_ID:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -227,18 +250,47 @@ class Database:
         return error
 
     def _patiently(self, jobs: Sequence[Job]) -> list[Any]:
-        """Do it, again as long as others have the file locked."""
+        """Do it, again as long as others have the file locked, and once more with the reserve."""
         end = monotonic() + self._options.busy_timeout
         pause = FIRST_PAUSE
+        has_made_room = False
         while True:
             try:
                 with self._worker.gate:
                     return self._transact(jobs)
             except sqlite3.OperationalError as exc:
+                if is_full(exc) and not has_made_room and self._make_room():
+                    has_made_room = True
+                    continue
                 if not is_locked(exc) or monotonic() > end:
                     raise
             self._worker.pause(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _make_room(self) -> bool:
+        """The disk is full: use the reserve, and let the log go into the file; False: neither helps."""
+        has_room = self._reserve.remove()
+        connection = self._connection
+        if connection is not None:
+            with suppress(sqlite3.Error), self._worker.gate:
+                before = self._log_size()
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                has_room |= self._log_size() < before
+        return has_room
+
+    def _has_room(self, connection: sqlite3.Connection) -> bool:
+        """Whether more may be stored: the reserve is there, or as much room is free in the file."""
+        if self._reserve.ensure():
+            return True
+        (pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        return int(pages * size) >= self._options.reserve
+
+    def _log_size(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
 
     def _transact(self, jobs: Sequence[Job]) -> list[Any]:
         connection = self._connection
@@ -247,6 +299,12 @@ class Database:
         if _identity(self.path) != self._identity:
             raise DatabaseLost(
                 f"SQLite file {self.path}: somebody has removed or replaced it; what was in it is gone"
+            )
+        if any(job.grows for job in jobs) and not self._has_room(connection):
+            raise DiskFull(
+                f"SQLite file {self.path}: the disk has no room beside the reserve of "
+                f"{self._options.reserve} bytes for consuming: free some space, or set another "
+                f"reserve; nothing of this was stored"
             )
         connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
         try:

@@ -12,7 +12,15 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 
-__all__ = ["CannotOpen", "DatabaseBusy", "DatabaseLost", "DiskFull", "as_error", "is_locked"]
+__all__ = [
+    "CannotOpen",
+    "DatabaseBusy",
+    "DatabaseLost",
+    "DiskFull",
+    "as_error",
+    "is_full",
+    "is_locked",
+]
 
 
 #: SQLITE_IOERR_WRITE and SQLITE_IOERR_SHMSIZE: a quota is used up, or a limit of the process reached.
@@ -57,6 +65,13 @@ def is_locked(exc: BaseException) -> bool:
     text = str(exc)
     return isinstance(exc, sqlite3.OperationalError) and (
         "database is locked" in text or "database table is locked" in text
+    )
+
+
+def is_full(exc: sqlite3.Error) -> bool:
+    """Whether there was no room to write."""
+    return not isinstance(exc, AMQPError) and (
+        "full" in str(exc) or getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.checks import check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, shown
 from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["SYNCHRONOUS", "SqliteOptions"]
@@ -27,9 +27,14 @@ class SqliteOptions(LeasedOptions):
     """Seconds between two looks at what nobody may have said: a process that died between storing a
     message and saying so, or leaving queues behind."""
 
+    reserve: int = 8 * 1024 * 1024
+    """Bytes of a file beside the database that is removed when the disk is full, so that messages can
+    still be consumed; 0 keeps none."""
+
     def __post_init__(self) -> None:
         LeasedOptions.__post_init__(self)
         check_type(self, str, "synchronous")
+        check_count(self, "reserve", least=0, optional=False)
         check_seconds(self, "busy_timeout", "look_interval", optional=False)
         if self.synchronous.upper() not in SYNCHRONOUS:
             raise ValueError(

@@ -356,6 +356,7 @@ class SqliteStore(Store):
             entries,
             self._claim(),
             on_left=self._stored_in_vain,
+            grows=True,
         )
         self._after(stored)
         return stored.outcomes
