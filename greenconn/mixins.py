@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -16,6 +16,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.limits import TokenBucket
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
+    from greenconn.message import Message
 
 __all__ = ["ConsumerMixin", "ConsumerProducerMixin"]
 
@@ -59,7 +63,7 @@ class ConsumerMixin:
 
     # What a subclass says and hears
 
-    def get_consumers(self, Consumer: Callable[..., Any], channel: Any) -> Any:  # noqa: N803
+    def get_consumers(self, Consumer: Callable[..., Any], channel: Channel) -> Any:  # noqa: N803
         """Return the consumers, made with ``Consumer(queues=..., callbacks=...)``.
 
         Arguments:
@@ -72,17 +76,17 @@ class ConsumerMixin:
         """The connection is there (again)."""
 
     def on_consume_ready(
-        self, connection: Any, channel: Any, consumers: list[Any], **kwargs: Any
+        self, connection: Connection, channel: Channel, consumers: list[Any], **kwargs: Any
     ) -> None:
         """The consumers run; *kwargs* are those of :meth:`run` or :meth:`consume`."""
 
-    def on_consume_end(self, connection: Any, channel: Any) -> None:
+    def on_consume_end(self, connection: Connection, channel: Channel) -> None:
         """The consumers were cancelled in good order."""
 
     def on_iteration(self) -> None:
         """An event is about to be waited for."""
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
         """A body cannot be decoded.  The message is logged and acknowledged."""
         logger.error(
             "a message body cannot be decoded: %r (type %r, encoding %r, raw %s)",
@@ -100,7 +104,7 @@ class ConsumerMixin:
         )
 
     @contextmanager
-    def extra_context(self, connection: Any, channel: Any) -> Iterator[None]:
+    def extra_context(self, connection: Connection, channel: Channel) -> Iterator[None]:
         """A context around the consumption."""
         yield
 
@@ -247,7 +251,7 @@ class ConsumerProducerMixin(ConsumerMixin):
         finally:
             self._close_producer_connection()
 
-    def on_consume_end(self, connection: Any, channel: Any) -> None:
+    def on_consume_end(self, connection: Connection, channel: Channel) -> None:
         """Close the connection for publishing."""
         self._close_producer_connection()
 

@@ -12,7 +12,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, MutableMapping
-from typing import Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash
 from greenconn.green.deadline import NEVER, Deadline
@@ -20,6 +20,9 @@ from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import Resource
+
+if TYPE_CHECKING:
+    from greenconn.abc import Connection
 
 __all__ = [
     "Connections",
@@ -126,7 +129,7 @@ class ProducerPool(Resource):
     def _describe(self) -> str:
         return f"producers of {self.connections!r}"
 
-    def _producer_on(self, connection: Any) -> Any:
+    def _producer_on(self, connection: Connection) -> Any:
         """The producer that is out with *connection*, None if there is none."""
         out = self._loans.out()
         return next((each for each in out if each.__connection__ is connection), None)
@@ -152,12 +155,12 @@ class _Lender:
         pool = self._pool()
         return None if pool is None else pool.limit
 
-    def release(self, connection: Any) -> None:
+    def release(self, connection: Connection) -> None:
         """Give back the producer that is out with *connection*.  Never switches."""
         if (pool := self._pool()) is not None:
             pool.release(pool._producer_on(connection))
 
-    def replace(self, connection: Any) -> None:
+    def replace(self, connection: Connection) -> None:
         """The same, and the connection is defective.  Never switches."""
         if (pool := self._pool()) is not None:
             pool.replace(pool._producer_on(connection))
@@ -168,7 +171,7 @@ P = TypeVar("P", bound=Resource)
 _SECRET: Final = os.urandom(16)
 
 
-def _key(connection: Any) -> Any:
+def _key(connection: object) -> Any:
     """What is the same for equal connections, without what they are made of."""
     found = eqhash(connection)
     if isinstance(found, (list, tuple)):
@@ -261,7 +264,7 @@ class PoolGroup(MutableMapping[Any, Any]):
 class Connections(PoolGroup):
     """Pools of connections."""
 
-    def create(self, connection: Any, limit: int | None) -> Any:
+    def create(self, connection: Connection, limit: int | None) -> Any:
         """``connection.Pool``."""
         return connection.Pool(limit=limit)
 
@@ -269,7 +272,7 @@ class Connections(PoolGroup):
 class Producers(PoolGroup):
     """Pools of producers, on the pools in :data:`connections`."""
 
-    def create(self, connection: Any, limit: int | None) -> ProducerPool:
+    def create(self, connection: Connection, limit: int | None) -> ProducerPool:
         """On the pool of connections for *connection*."""
         return ProducerPool(connections[connection], limit=limit)
 

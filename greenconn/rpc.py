@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout
 
@@ -41,6 +41,10 @@ from greenconn.publishing.line import Line
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
+    from greenconn.transport.base import Link
 
 __all__ = ["call", "spawn_server"]
 
@@ -159,7 +163,7 @@ class _Server:
         self._line = line
         self._serializer = serializer
 
-    def serve(self, body: Any, message: Any) -> None:
+    def serve(self, body: Any, message: Message) -> None:
         """Handle one request: the reply is at the broker before the request is acknowledged."""
         try:
             result = self._function(body)
@@ -177,15 +181,15 @@ class _Server:
             logger.exception("the result of an rpc function cannot be sent")
             self._reply_error(message, exc)
 
-    def refuse(self, message: Any, exc: Exception) -> None:
+    def refuse(self, message: Message, exc: Exception) -> None:
         """Answer a request that cannot be decoded."""
         self._reply_error(message, exc)
 
-    def _reply_error(self, message: Any, exc: BaseException) -> None:
+    def _reply_error(self, message: Message, exc: BaseException) -> None:
         self._reply(message, str(exc), {ERROR_HEADER: _name_of(type(exc))}, None)
 
     def _reply(
-        self, message: Any, result: Any, headers: dict[str, str] | None, serializer: str | None
+        self, message: Message, result: Any, headers: dict[str, str] | None, serializer: str | None
     ) -> None:
         """Send a reply to where the caller wants it.  May switch."""
         reply_to = message.properties.get("reply_to")
@@ -221,7 +225,7 @@ class _Replies:
 
     # In the reader.
 
-    def deliver(self, message: Any) -> None:
+    def deliver(self, message: Message) -> None:
         """Hand a reply to its caller; one that nobody waits for is dropped."""
         if self.taken is not None:
             self.taken(message)
@@ -229,14 +233,14 @@ class _Replies:
         if slot is not None:
             slot.offer(message)
 
-    def returned(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+    def returned(self, exc: Exception, exchange: str, routing_key: str, message: Message) -> None:
         """Tell a caller that no queue took its request."""
         slot = self._slot_of(message)
         if slot is not None:
             text = f"{exc}: no queue takes a call to {routing_key!r}"
             slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
 
-    def _slot_of(self, message: Any) -> Slot[Any] | None:
+    def _slot_of(self, message: Message) -> Slot[Any] | None:
         # Whoever may publish to the queue may write anything there.
         correlation_id = message.properties.get("correlation_id")
         return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
@@ -255,7 +259,7 @@ class _Desk:
 
     __slots__ = ("channel", "replies", "reply_to")
 
-    def __init__(self, channel: Any, link: Any) -> None:
+    def __init__(self, channel: Any, link: Link) -> None:
         self.channel = channel
         self.replies = _Replies()
         capabilities = (getattr(link, "server_properties", None) or {}).get("capabilities") or {}

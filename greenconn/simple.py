@@ -28,6 +28,9 @@ from greenconn.transport.base import Link
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import ChannelOrConnection
+    from greenconn.message import Message
+
 __all__ = ["SimpleBuffer", "SimpleQueue"]
 
 
@@ -50,7 +53,11 @@ class SimpleBase:
     Empty: ClassVar[type[Empty]] = Empty
 
     def __init__(
-        self, channel: Any, producer: Producer, consumer: Any, no_ack: bool = False
+        self,
+        channel: ChannelOrConnection | None,
+        producer: Producer,
+        consumer: Any,
+        no_ack: bool = False,
     ) -> None:
         self.producer = producer
         self.consumer = consumer
@@ -203,7 +210,7 @@ class SimpleBase:
         # Nothing switches from here until both lines are joined, or a loss could pass unheard.
         return arrivals.next_event(self.consumer._channel.connection, deadline)
 
-    def _receive(self, message_data: Any, message: Any) -> None:
+    def _receive(self, message_data: Any, message: Message) -> None:
         self.buffer.append(message)
 
 
@@ -227,7 +234,7 @@ class SimpleQueue(SimpleBase):
 
     def __init__(
         self,
-        channel: Any,
+        channel: ChannelOrConnection | None,
         name: str | Queue,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["OFFSET", "Offset", "StreamPosition", "check_offset", "offset_of"]
 
@@ -76,7 +79,7 @@ class StreamPosition:
     def watching(self, put: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """*put*, with an eye on the offsets."""
 
-        def put_and_note(message: Any) -> Any:
+        def put_and_note(message: Message) -> Any:
             offset = message.headers.get(OFFSET)
             if isinstance(offset, int):
                 self._outstanding[offset] = message

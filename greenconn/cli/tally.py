@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
 from greenconn.cli.streams import write_line
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["Tally"]
 
@@ -32,7 +35,7 @@ class Tally:
         self._came = Event()
         self._is_over = Event()
 
-    def take(self, body: Any, message: Any) -> None:
+    def take(self, body: Any, message: Message) -> None:
         """Print one message, then acknowledge it.  May switch."""
         if self._is_over.is_set():
             message.requeue()
@@ -48,7 +51,7 @@ class Tally:
         if self.taken == self._wanted:
             self._is_over.set()
 
-    def refuse(self, message: Any, exc: Exception) -> None:
+    def refuse(self, message: Message, exc: Exception) -> None:
         """A body cannot be decoded: leave it where it was."""
         self._fail(message, exc)
 
@@ -69,7 +72,7 @@ class Tally:
         if consumer.ready():
             consumer.get()
 
-    def _fail(self, message: Any, exc: Exception) -> None:
+    def _fail(self, message: Message, exc: Exception) -> None:
         message.requeue()
         if self._error is None:
             self._error = exc

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
@@ -21,6 +21,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.pools import ProducerPool
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["Workload"]
 
@@ -154,7 +157,7 @@ class Workload:
             self._ready += 1
         watch(self.snapshot())
 
-    def _handle(self, body: Any, message: Any) -> None:
+    def _handle(self, body: Any, message: Message) -> None:
         number = body["number"]
         if not number % SAMPLE:
             self._latencies.append(monotonic() - body["sent_at"])

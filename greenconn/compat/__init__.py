@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn import messaging
 from greenconn.compat.fetching import Fetching
 from greenconn.compat.standin import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, ChannelOrConnection, Connection
 
 __all__ = [
     "Consumer",
@@ -24,7 +27,7 @@ entry_to_queue = Queue.from_dict
 
 
 def _consumed(
-    connection: Any, consumer: messaging.Consumer, no_ack: bool | None, limit: int | None
+    connection: Connection, consumer: messaging.Consumer, no_ack: bool | None, limit: int | None
 ) -> Iterator[Any]:
     """Yield once for each event that was handled, *limit* times at most (None, 0: for ever)."""
     consumer.consume(no_ack=no_ack)
@@ -56,13 +59,13 @@ class Publisher(messaging.Producer):
 
     def __init__(
         self,
-        connection: Any,
+        connection: Connection,
         exchange: Exchange | str | None = None,
         routing_key: str | None = None,
         exchange_type: str | None = None,
         durable: bool | None = None,
         auto_delete: bool | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> None:
         exchange = exchange or self.exchange
@@ -126,7 +129,7 @@ class Consumer(Fetching, messaging.Consumer):
 
     def __init__(
         self,
-        connection: Any,
+        connection: Connection,
         queue: str | None = None,
         exchange: str | None = None,
         routing_key: str | None = None,
@@ -146,7 +149,7 @@ class Consumer(Fetching, messaging.Consumer):
             self.exclusive = exclusive
         if auto_delete is not None:
             self.auto_delete = auto_delete
-        self.backend = connection.channel()
+        self.backend: ChannelOrConnection = connection.channel()
         super().__init__(self.backend, self._make_queue(), **kwargs)
 
     def _make_queue(self) -> Queue:
@@ -165,7 +168,7 @@ class Consumer(Fetching, messaging.Consumer):
             auto_delete=self.auto_delete,
         )
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: ChannelOrConnection) -> None:
         """Go on with another channel."""
         self.backend = channel
         super().revive(channel)
@@ -236,14 +239,14 @@ class ConsumerSet(messaging.Consumer):
 
     def __init__(
         self,
-        connection: Any,
+        connection: Connection,
         from_dict: Mapping[str, Mapping[str, Any]] | None = None,
         consumers: Iterable[messaging.Consumer] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> None:
         self._provided_channel = bool(channel)
-        self.backend = channel or connection.channel()
+        self.backend: ChannelOrConnection = channel or connection.channel()
         queues = [queue for consumer in consumers or () for queue in consumer.queues]
         queues += [Queue.from_dict(name, **options) for name, options in (from_dict or {}).items()]
         super().__init__(self.backend, queues, **kwargs)
@@ -265,7 +268,7 @@ class ConsumerSet(messaging.Consumer):
         for queue in consumer.queues:
             self.add_queue(queue)
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: ChannelOrConnection) -> None:
         """Go on with another channel."""
         self.backend = channel
         super().revive(channel)

@@ -23,6 +23,8 @@ from greenconn.session.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel
+
 __all__ = ["BrokerConnection", "Connection", "PooledConnection"]
 
 logger = logging.getLogger("greenconn.connection")
@@ -128,7 +130,7 @@ class Connection(Shortcuts, Persistent):
         """
         Bell(self, loop)
 
-    def maybe_close_channel(self, channel: Any) -> None:
+    def maybe_close_channel(self, channel: Channel) -> None:
         """Close a channel, whatever its broker or connection say to that.  May switch."""
         try:
             channel.close()

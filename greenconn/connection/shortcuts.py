@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.transport.base import Factories
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
     from greenconn.messaging import Consumer as _Consumer
     from greenconn.messaging import Producer as _Producer
     from greenconn.resource import ChannelPool as _ChannelPool
@@ -24,36 +25,42 @@ __all__ = ["Shortcuts"]
 class Shortcuts:
     """Methods of a connection that make pools, producers, consumers and simple queues."""
 
-    def Pool(self, limit: int | None = None, **kwargs: Any) -> _ConnectionPool:  # noqa: N802
+    def Pool(self: Connection, limit: int | None = None, **kwargs: Any) -> _ConnectionPool:  # noqa: N802
         """A pool of connections like this one; *limit* None is unlimited."""
         from greenconn.resource import ConnectionPool
 
         return ConnectionPool(self, limit, **kwargs)
 
-    def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> _ChannelPool:  # noqa: N802
+    def ChannelPool(self: Connection, limit: int | None = None, **kwargs: Any) -> _ChannelPool:  # noqa: N802
         """A pool of channels of this connection; *limit* None is unlimited."""
         from greenconn.resource import ChannelPool
 
         return ChannelPool(self, limit, **kwargs)
 
-    def Producer(self, channel: Any = None, *args: Any, **kwargs: Any) -> _Producer:  # noqa: N802
+    def Producer(  # noqa: N802
+        self: Connection, channel: Channel | None = None, *args: Any, **kwargs: Any
+    ) -> _Producer:
         """A producer on *channel*, or on the default channel."""
         return _producer(self if channel is None else channel, *args, **kwargs)
 
     def Consumer(  # noqa: N802
-        self, queues: Any = None, channel: Any = None, *args: Any, **kwargs: Any
+        self: Connection,
+        queues: Any = None,
+        channel: Channel | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> _Consumer:
         """A consumer of *queues* on *channel*, or on the default channel."""
         return _consumer(self if channel is None else channel, queues, *args, **kwargs)
 
     def SimpleQueue(  # noqa: N802
-        self,
+        self: Connection,
         name: Any,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> _SimpleQueue:
         """A queue with ``put`` and ``get``, on *channel* or the default channel.
@@ -77,13 +84,13 @@ class Shortcuts:
         )
 
     def SimpleBuffer(  # noqa: N802
-        self,
+        self: Connection,
         name: Any,
         no_ack: bool | None = None,
         queue_opts: dict[str, Any] | None = None,
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         **kwargs: Any,
     ) -> _SimpleBuffer:
         """As :meth:`SimpleQueue`, but nothing in it outlives the broker or needs an answer."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from gevent import monkey
 from kombu.message import Message
@@ -26,6 +26,9 @@ from kombu.transport import TRANSPORT_ALIASES
 from greenconn.jsoncodec import loads
 from greenconn.transport import redis
 from greenconn.transport.amqp import channel, connection, transport
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["AmqpTransport", "AmqpsTransport", "RedisTransport", "RedissTransport"]
 
@@ -157,7 +160,7 @@ class RedissTransport(RedisTransport):
             client.ssl = True
 
 
-def _kombus(delivery: Any, body: Any, channel: Any) -> Any:
+def _kombus(delivery: Any, body: Any, channel: Channel) -> Any:
     return Message(  # type: ignore[no-untyped-call]  # kombu has no types
         body=body,
         delivery_tag=delivery.delivery_tag,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from time import time
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.caching import cached_property, maybe_evaluate
 from greenconn.clocks import LamportClock
@@ -20,6 +20,9 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.pidbox.node import Node
 from greenconn.pidbox.replies import Replies, clock_of, taken_from
 from greenconn.serialization import prepare_accept_content
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
 
 __all__ = ["REPLY_QUEUE_EXPIRES", "Mailbox"]
 
@@ -68,7 +71,7 @@ class Mailbox:
         self,
         namespace: str,
         type: str = "direct",
-        connection: Any = None,
+        connection: Connection | None = None,
         clock: LamportClock | None = None,
         accept: Collection[str] | None = None,
         serializer: str | None = None,
@@ -104,7 +107,7 @@ class Mailbox:
         self._producer_pool = producer_pool
         self._replies = Replies()
 
-    def __call__(self, connection: Any) -> Mailbox:
+    def __call__(self, connection: Connection) -> Mailbox:
         bound = copy(self)
         bound.connection = connection
         # Its own queue of replies: two connections cannot share an exclusive one.
@@ -116,7 +119,7 @@ class Mailbox:
         self,
         hostname: str | None = None,
         state: Any = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         handlers: dict[str, Callable[..., Any]] | None = None,
     ) -> Node:
         """Make a node, by default with the name of this host."""
@@ -132,7 +135,7 @@ class Mailbox:
         kwargs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Send a command to some nodes and return their replies.  May switch.
 
@@ -178,7 +181,7 @@ class Mailbox:
         timeout: float | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
     ) -> Any:
         """Send a command to all nodes and return what they reply within *timeout*.  May switch.
 
@@ -241,7 +244,9 @@ class Mailbox:
         return maybe_evaluate(self._producer_pool)
 
     @contextmanager
-    def producer_or_acquire(self, producer: Any = None, channel: Any = None) -> Iterator[Any]:
+    def producer_or_acquire(
+        self, producer: Any = None, channel: Channel | None = None
+    ) -> Iterator[Any]:
         """Use *producer*, one of the pool, or one on *channel*.  May switch."""
         if producer:
             yield producer
@@ -259,7 +264,7 @@ class Mailbox:
         exchange: str,
         routing_key: str,
         ticket: str | None,
-        channel: Any = None,
+        channel: Channel | None = None,
         producer: Any = None,
         **opts: Any,
     ) -> None:
@@ -284,7 +289,7 @@ class Mailbox:
         arguments: Mapping[str, Any],
         destination: Collection[str] | None = None,
         reply_ticket: str | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         timeout: float | None = None,
         serializer: str | None = None,
         producer: Any = None,
@@ -323,7 +328,7 @@ class Mailbox:
         timeout: float | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         serializer: str | None = None,
         pattern: str | None = None,
         matcher: str | None = None,
@@ -360,7 +365,7 @@ class Mailbox:
         limit: int | None = None,
         timeout: float | None = 1,
         callback: Callable[[Any], Any] | None = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         accept: Collection[str] | None = None,
     ) -> list[Any]:
         """Return the replies with *ticket*.  May switch."""
@@ -389,7 +394,7 @@ class Mailbox:
                 channel.after_reply_message_received(queue.name)
         return replies
 
-    def _channel(self, channel: Any) -> Any:
+    def _channel(self, channel: Channel | None) -> Channel:
         return channel or self.connection.default_channel
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn import messaging
 from greenconn.checks import check_has_run, check_runs
@@ -18,6 +18,10 @@ from greenconn.exceptions import (
 from greenconn.log import get_logger
 from greenconn.matcher import match
 from greenconn.pidbox.replies import clock_of
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
 
 __all__ = ["W_PIDBOX_IN_USE", "Node"]
 
@@ -60,7 +64,7 @@ class Node:
         self,
         hostname: str,
         state: Any = None,
-        channel: Any = None,
+        channel: Channel | None = None,
         handlers: dict[str, Handler] | None = None,
         mailbox: Any = None,
     ) -> None:
@@ -73,7 +77,11 @@ class Node:
         self.refused = 0
 
     def Consumer(  # noqa: N802 - kombu's name
-        self, channel: Any = None, no_ack: bool = True, accept: Any = None, **options: Any
+        self,
+        channel: Channel | None = None,
+        no_ack: bool = True,
+        accept: Any = None,
+        **options: Any,
     ) -> messaging.Consumer:
         """Make the consumer of the node's queue; a warning tells if another node has it.  May switch.
 
@@ -111,13 +119,13 @@ class Node:
         self.handlers[fun.__name__] = fun
         return fun
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Log a command that cannot be decoded."""
         self.refused += 1
         logger.error("cannot decode a command to %s: %r", self.hostname, exc)
 
     def listen(
-        self, channel: Any = None, callback: Callable[[Any, Any], Any] | None = None
+        self, channel: Channel | None = None, callback: Callable[[Any, Any], Any] | None = None
     ) -> messaging.Consumer:
         """Consume commands; whoever drains the connection carries them out.  May switch.
 
@@ -183,7 +191,7 @@ class Node:
         """Carry out a command that wants none."""
         return self.handle(method, arguments)
 
-    def handle_message(self, body: Mapping[str, Any], message: Any = None) -> Any:
+    def handle_message(self, body: Mapping[str, Any], message: Message | None = None) -> Any:
         """Carry out the command in *body* if it is for this node.
 
         One that no mailbox sends is logged and counted in :attr:`refused`.

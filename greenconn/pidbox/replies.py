@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.caching import LRUCache
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["Replies", "clock_of", "taken_from"]
 
@@ -33,7 +36,7 @@ class Replies:
 
     # In the reader.
 
-    def deliver(self, message: Any) -> None:
+    def deliver(self, message: Message) -> None:
         """Hand a reply to the greenlet with its ticket."""
         if self.taken is not None:
             self.taken(message)
@@ -91,7 +94,7 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
         yield message
 
 
-def clock_of(message: Any) -> int:
+def clock_of(message: Message) -> int:
     """The logical clock that came with *message*; 0 where there is none that can be believed."""
     clock = message.headers.get("clock")
     return clock if isinstance(clock, int) and 0 < clock < LATEST else 0

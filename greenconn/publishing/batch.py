@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import (
     NEVER_REPEATED,
@@ -21,6 +21,9 @@ from greenconn.green.deadline import Deadline
 from greenconn.publishing.letter import Letter, Stationery
 from greenconn.publishing.line import Line
 from greenconn.session.session import Session
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["Batch"]
 
@@ -147,7 +150,7 @@ class Batch:
         if error is not None:
             raise error
 
-    def _begin_all(self, channel: Any) -> tuple[dict[int, Any], BaseException | None]:
+    def _begin_all(self, channel: Channel) -> tuple[dict[int, Any], BaseException | None]:
         """Send; what was sent, and the error that ended it if not all could be."""
         begun: dict[int, Any] = {}
         broker = self._session.broker

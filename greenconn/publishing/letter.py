@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from greenconn.checks import is_number
 from greenconn.compression import compress
@@ -13,6 +13,9 @@ from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
 from greenconn.serialization import dumps
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["PROPERTIES", "Letter", "Stationery", "Target"]
 
@@ -93,7 +96,7 @@ class Letter:
         self.is_alone = False
         self.own: dict[str, Any] = {}
 
-    def prepared(self, channel: Any) -> Any:
+    def prepared(self, channel: Channel) -> Any:
         """The message as *channel* sends it.  Never switches.
 
         Raises:
@@ -109,7 +112,7 @@ class Letter:
             {**common.properties, **self.own},
         )
 
-    def begin(self, channel: Any, deadline: Deadline) -> Any:
+    def begin(self, channel: Channel, deadline: Deadline) -> Any:
         """Publish on *channel*.  May switch, before the first byte only.
 
         Returns:
@@ -133,13 +136,13 @@ class Letter:
         self.maybe_delivered = True
         return confirm
 
-    def send(self, channel: Any, deadline: Deadline) -> None:
+    def send(self, channel: Channel, deadline: Deadline) -> None:
         """Publish on *channel* and wait for the confirm.  May switch."""
         confirm = self.begin(channel, deadline)
         if confirm is not None:
             confirm.wait(deadline)
 
-    def request(self, channel: Any, deadline: Deadline) -> None:
+    def request(self, channel: Channel, deadline: Deadline) -> None:
         """Publish on *channel* without a wait for the confirm, where the channel can.  May switch."""
         request = getattr(channel, "request", None)
         if request is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import gevent
 
@@ -31,6 +31,9 @@ from greenconn.green.pool import FairPool
 from greenconn.green.single import SingleFlight
 from greenconn.publishing.letter import Letter, Stationery
 from greenconn.session.session import Session
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["Line"]
 
@@ -252,6 +255,6 @@ def _check_time(deadline: Deadline) -> None:
         raise TimeoutError("no time is left")
 
 
-def _close(channel: Any) -> None:
+def _close(channel: Channel) -> None:
     if getattr(channel, "is_open", True):
         channel.close()

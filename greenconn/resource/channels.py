@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn import exceptions
 from greenconn.resource.base import Resource, known
+
+if TYPE_CHECKING:
+    from greenconn.abc import Connection
 
 __all__ = ["ChannelPool"]
 
@@ -25,7 +28,7 @@ class ChannelPool(Resource):
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ChannelLimitExceeded
     close_after_fork = True
 
-    def __init__(self, connection: Any, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
         self.connection = connection
         super().__init__(limit=limit, **known(type(self), kwargs))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 
@@ -12,6 +12,9 @@ from greenconn import exceptions
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.resource.base import Resource, known
+
+if TYPE_CHECKING:
+    from greenconn.abc import Connection
 
 __all__ = ["ConnectionPool"]
 
@@ -32,7 +35,7 @@ class ConnectionPool(Resource):
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ConnectionLimitExceeded
     close_after_fork = True
 
-    def __init__(self, connection: Any, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
         self.connection = connection
         super().__init__(limit=limit, **known(type(self), kwargs))
 

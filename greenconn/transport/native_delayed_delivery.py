@@ -21,7 +21,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
 
 __all__ = [
     "CELERY_DELAYED_DELIVERY_EXCHANGE",
@@ -70,7 +73,7 @@ def _delivery_exchange(prefix: str | None) -> str:
 
 
 def declare_native_delayed_delivery_exchanges_and_queues(
-    connection: Any, queue_type: str, prefix: str | None = None
+    connection: Connection, queue_type: str, prefix: str | None = None
 ) -> None:
     """Declare all levels and the delivery exchange.  May switch.
 
@@ -102,11 +105,13 @@ def declare_native_delayed_delivery_exchanges_and_queues(
             channel.exchange_bind(behind, name, f"{digits_before}0.#")
 
 
-def _declare_exchange(channel: Any, name: str) -> None:
+def _declare_exchange(channel: Channel, name: str) -> None:
     channel.exchange_declare(name, "topic", durable=True, auto_delete=False)
 
 
-def _declare_level_queue(channel: Any, name: str, level: int, queue_type: str, behind: str) -> None:
+def _declare_level_queue(
+    channel: Channel, name: str, level: int, queue_type: str, behind: str
+) -> None:
     arguments: dict[str, Any] = {
         "x-queue-type": queue_type,
         "x-overflow": "reject-publish",
@@ -120,7 +125,7 @@ def _declare_level_queue(channel: Any, name: str, level: int, queue_type: str, b
 
 
 def bind_queue_to_native_delayed_delivery_exchange(
-    connection: Any, queue: Any, prefix: str | None = None
+    connection: Connection, queue: Any, prefix: str | None = None
 ) -> None:
     """Have delayed messages for *queue* reach it.  May switch.
 

@@ -27,6 +27,7 @@ from greenconn.compat.carrot.connection import (
 )
 from greenconn.compat.carrot.messaging import Consumer, ConsumerSet, Messaging, Publisher
 from greenconn.exceptions import AccessRefused, ContentDisallowed, NotFound, SerializerNotInstalled
+from greenconn.message import Message
 from greenconn.transport import memory
 from greenconn.url import parse_url
 from tests.integration.processes import run
@@ -599,7 +600,7 @@ def test_messaging_sends_and_receives(broker: BrokerConnection, unique: str) -> 
         messaging.publisher.backend.queue_exists(unique)
         assert messaging.fetch(no_ack=True).payload == "hello"
         with pytest.raises(NotImplementedError, match="No consumer callbacks"):
-            messaging.receive("x", None)
+            messaging.receive("x", Message("x"))
         messaging.register_callback(lambda data, message: got.append(data))
         messaging.fetch(no_ack=True, enable_callbacks=True)
         assert got == ["again"]

@@ -368,7 +368,7 @@ def test_many_greenlets_that_publish_share_one_connection(
     connections = [each.get(timeout=SOON) for each in made]
     assert all(each is connections[0] for each in connections)
     assert connections[0].session.generation == 1
-    worker.on_consume_end(None, None)
+    worker.on_consume_end(connection, connection.default_channel)
     assert not connections[0].connected
 
 

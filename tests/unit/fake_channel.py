@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqp.protocol import queue_declare_ok_t
 
@@ -14,6 +14,9 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.message import Message
 from greenconn.transport.base import Link, to_rabbitmq_queue_arguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Call", "FakeChannel", "FakeClient", "FakeLink", "FakeSession", "outcome"]
 
@@ -90,6 +93,12 @@ class FakeChannel:
 
     def close(self) -> None:
         self.end(RecoverableChannelError("closed by the test"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def of(self, *methods: str) -> list[Call]:
         """The calls of *methods*."""
@@ -354,6 +363,16 @@ class FakeClient:
 
     def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
         return "fake://"
+
+    def clone(self, **changes: Any) -> FakeClient:
+        return FakeClient()
+
+    def close(self) -> None:
+        if self.link is not None:
+            self.link.close()
+
+    def Pool(self, limit: int | None = None) -> Any:  # noqa: N802
+        raise NotImplementedError
 
     def __init__(self, *, has_session: bool = True) -> None:
         self.transport_options: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.options import BROKER_HEARTBEAT
 from tests.fix_wires import until
 from tests.scripted import Script, Transport
+from tests.unit.fake_channel import FakeChannel
 
 WAIT = 20.0
 
@@ -473,8 +474,9 @@ def test_drain_opens_and_raises_socket_timeout(connection: Connection, script: S
 
 
 def test_maybe_close_channel_takes_no_errors(connection: Connection) -> None:
-    class Broken:
+    class Broken(FakeChannel):
         def __init__(self, error: BaseException) -> None:
+            super().__init__(None)
             self.error = error
 
         def close(self) -> None:

@@ -336,8 +336,8 @@ def test_accept_is_set_on_messages(client: FakeClient, channel: FakeChannel) -> 
 
 def test_raw_messages_of_other_channels_are_converted(client: FakeClient) -> None:
     class Foreign(FakeChannel):
-        def message_to_python(self, raw: Any) -> Any:
-            return self.message(raw["body"])
+        def message_to_python(self, raw_message: Any) -> Any:
+            return self.message(raw_message["body"])
 
     channel = Foreign(client.reconnect())
     got: list[Any] = []

@@ -421,8 +421,8 @@ def test_class_attributes_of_a_subclass_are_defaults(channel: FakeChannel) -> No
 
 def test_channels_written_for_kombu_take_options_as_keywords(client: FakeClient) -> None:
     class Foreign(FakeChannel):
-        def basic_publish(  # type: ignore[override]
-            self, message: Any, exchange: str = "", routing_key: str = "", **kwargs: Any
+        def basic_publish(
+            self, message: Any, exchange: str = "", routing_key: str = "", *args: Any, **kwargs: Any
         ) -> Any:
             return (exchange, routing_key, kwargs["mandatory"])
 

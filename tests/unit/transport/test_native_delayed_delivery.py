@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,8 +62,9 @@ def test_what_cannot_be_delayed(countdown: int, key: str, words: str) -> None:
 
 
 def test_the_queue_type_is_checked_before_anything_is_declared() -> None:
+    never_used: Any = None
     with pytest.raises(ValueError, match="'classic' or 'quorum'"):
-        module.declare_native_delayed_delivery_exchanges_and_queues(None, "stream")
+        module.declare_native_delayed_delivery_exchanges_and_queues(never_used, "stream")
 
 
 def test_the_public_names_are_kombus() -> None:

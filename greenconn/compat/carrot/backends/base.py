@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.exceptions import ChannelError, MessageStateError, NotFound
 from greenconn.message import ACK_STATES as ACKNOWLEDGED_STATES
 from greenconn.message import Message as BaseMessage
 from greenconn.transport import get_transport_cls
+
+if TYPE_CHECKING:
+    from greenconn.compat.carrot.connection import BrokerConnection
 
 __all__ = [
     "ACKNOWLEDGED_STATES",
@@ -39,7 +42,7 @@ class BaseBackend:
     transport: ClassVar[str] = "amqp"
     extra_options: Any = None
 
-    def __init__(self, connection: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: BrokerConnection, **kwargs: Any) -> None:
         self.connection = connection
         self._channel: Any = None
         #: Tags that consume on the channel.
@@ -80,7 +83,7 @@ class BaseBackend:
         """Open the connection.  May switch."""
         return self.connection.connect()
 
-    def close_connection(self, connection: Any) -> None:
+    def close_connection(self, connection: BrokerConnection) -> None:
         """Close what :meth:`establish_connection` gave.  May switch."""
         connection.close()
 

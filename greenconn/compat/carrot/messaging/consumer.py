@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import check_has_run, check_runs
 from greenconn.compat.carrot.utils import gen_unique_id
 from greenconn.compat.fetching import Fetching
+
+if TYPE_CHECKING:
+    from greenconn.compat.carrot.connection import BrokerConnection
+    from greenconn.message import Message
 
 __all__ = ["Callbacks", "Consumer", "Receiver"]
 
@@ -39,7 +43,7 @@ class Callbacks:
             check_runs("callback", callback)
         check_runs("receive", self.receive)
 
-    def receive(self, message_data: Any, message: Any) -> None:
+    def receive(self, message_data: Any, message: Message) -> None:
         """Call the callbacks.
 
         Raises:
@@ -119,7 +123,7 @@ class Consumer(Fetching, Receiver):
 
     def __init__(
         self,
-        connection: Any,
+        connection: BrokerConnection,
         queue: str | None = None,
         exchange: str | None = None,
         routing_key: Any = None,

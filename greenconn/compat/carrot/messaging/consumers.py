@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.compat.carrot.messaging.consumer import Callback, Consumer, Receiver
+
+if TYPE_CHECKING:
+    from greenconn.compat.carrot.connection import BrokerConnection
 
 __all__ = ["ConsumerSet"]
 
@@ -25,7 +28,7 @@ class ConsumerSet(Receiver):
 
     def __init__(
         self,
-        connection: Any,
+        connection: BrokerConnection,
         from_dict: Mapping[str, Mapping[str, Any]] | None = None,
         consumers: list[Consumer] | None = None,
         callbacks: list[Callback] | None = None,

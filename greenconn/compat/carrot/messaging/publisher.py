@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.compat.carrot import serialization
 from greenconn.compat.carrot.messaging.consumer import Callbacks, Consumer
+
+if TYPE_CHECKING:
+    from greenconn.compat.carrot.connection import BrokerConnection
 
 __all__ = ["Messaging", "Publisher"]
 
@@ -45,7 +48,7 @@ class Publisher:
 
     def __init__(
         self,
-        connection: Any,
+        connection: BrokerConnection,
         exchange: str | None = None,
         routing_key: Any = None,
         **kwargs: Any,
@@ -178,7 +181,7 @@ class Messaging(Callbacks):
 
     _closed = True
 
-    def __init__(self, connection: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: BrokerConnection, **kwargs: Any) -> None:
         self.connection = connection
         self.exchange = kwargs.get("exchange", self.exchange)
         self.queue = kwargs.get("queue", self.queue)
