@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from gevent import get_hub
 
+from greenconn.green.weak import weakly
+
 __all__ = ["Fifo", "ring"]
 
 #: Bytes that one look takes.
@@ -29,7 +31,8 @@ class Fifo:
 
     Arguments:
         path: of the pipe; it is made, and must not be there.
-        heard: called in the hub with the words of a read; never switches.
+        heard: called in the hub with the words of a read; never switches.  If it is a method, its
+            object is not kept alive.
 
     Raises:
         OSError: it cannot be made.
@@ -37,7 +40,7 @@ class Fifo:
 
     def __init__(self, path: str, heard: Callable[[list[bytes]], object]) -> None:
         self.path = path
-        self._heard = heard
+        self._heard = weakly(heard)
         self._rest = b""
         os.mkfifo(path, 0o600)
         try:

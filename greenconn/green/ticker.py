@@ -10,6 +10,7 @@ from typing import Any
 from gevent import get_hub
 
 from greenconn.green.supervisor import spawn
+from greenconn.green.weak import weakly
 
 __all__ = ["Ticker"]
 
@@ -23,7 +24,7 @@ class Ticker:
     """Calls ``function(lag)`` in the hub, each *interval* seconds, until it is stopped.
 
     A hub that was blocked gets one tick afterwards, then a whole interval until the next, never a
-    burst.  The timer keeps no process alive.
+    burst.  The timer keeps no process alive, nor the object whose method *function* is.
 
     Arguments:
         interval: seconds, above 0.
@@ -42,7 +43,7 @@ class Ticker:
         self.name = name
         #: Seconds by which the latest tick came late.
         self.lag = 0.0
-        self._function = function
+        self._function = weakly(function)
         self._timer: Any = None
         self._last = 0.0
         self._failed = False

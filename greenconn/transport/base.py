@@ -15,14 +15,20 @@ Adding to kombu's contract (5.7, ``kombu.transport.base``):
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakSet
+
+from gevent import get_hub
 
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.green.supervisor import spawn
+from greenconn.green.weak import call_in_hub
 from greenconn.message import Message
 
 if TYPE_CHECKING:
@@ -158,6 +164,9 @@ class StdChannel:
 class Link:
     """One life of a connection: open until it is closed by us or lost.
 
+    One that nobody refers to any more closes by itself: neither its reader nor its clocks keep it.
+    Whoever waits on it does, since a greenlet that waits keeps what it refers to.
+
     Arguments:
         client: the ``Connection`` that asked for it.
     """
@@ -167,6 +176,8 @@ class Link:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self._hub = get_hub()
+        _note_new(self)
         #: ``(function, argument)`` pairs for ``drain_events``.
         self.events: Inbox[Event] = Inbox()
         #: Why the link is no longer open; None while it is.
@@ -184,6 +195,14 @@ class Link:
         """Whether channels may be opened and used."""
         return self.lost is None
 
+    def __del__(self) -> None:
+        # In any thread, in the middle of anything: only a note is taken.
+        if getattr(self, "lost", _NEVER_BEGUN) is None:
+            call_in_hub(self._hub, _close_dropped, self)
+
+    def revive(self) -> None:
+        """Prepare a link that was dropped for its close: weak references to it were cleared."""
+
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """Note that this life is over and tell everybody who waits.  Never switches.
 
@@ -194,6 +213,7 @@ class Link:
         if self.lost is not None:
             return
         self.lost = exc
+        _alive.discard(self)
         self.events.clear()
         self.events.fail(exc)
         on_lost, self.on_lost = self.on_lost, None
@@ -259,6 +279,69 @@ class Link:
     def collect(self) -> None:
         """Drop everything at once, without a word to the peer.  Never switches."""
         self.end(RecoverableConnectionError("connection was dropped"), closed=True)
+
+
+#: In the place of the reason why a link is not open: its construction failed.
+_NEVER_BEGUN: Final = RecoverableConnectionError("the connection was never opened")
+
+#: Links that are open, or on their way to be: dropped ones only until they are collected.
+_alive: Final[WeakSet[Link]] = WeakSet()
+#: Below so many of them nobody looks for dropped ones.
+LEAST_ALIVE: Final = 32
+_collect_at = LEAST_ALIVE
+
+
+def _note_new(link: Link) -> None:
+    """Note a link; the collector runs now if there are many: some of them may be dropped ones.
+
+    They are parts of circles, and in a large program the collector by itself comes for these only
+    after thousands of links.  With the doubling one that has many on purpose pays for it rarely.
+    """
+    global _collect_at
+    _alive.add(link)
+    if len(_alive) > _collect_at:
+        gc.collect()
+        _collect_at = max(LEAST_ALIVE, 2 * len(_alive))
+
+
+#: Seconds between two warnings about dropped connections to the same broker.
+DROPPED_INTERVAL: Final = 60.0
+#: Broker -> when that was said last, and how many connections were dropped since.
+_dropped: Final[dict[str, tuple[float, int]]] = {}
+
+
+def _close_dropped(link: Link) -> None:
+    # In the hub.
+    spawn("close-dropped", _close_and_tell, link)
+
+
+def _close_and_tell(link: Link) -> None:
+    """Close a link whose program has let go of it.  May switch."""
+    if link.lost is not None:
+        return
+    where = str(getattr(link, "where", None) or link.client.as_uri())
+    now = monotonic()
+    last, count = _dropped.get(where, (-DROPPED_INTERVAL, 0))
+    if now - last < DROPPED_INTERVAL:
+        _dropped[where] = last, count + 1
+        logger.debug("%s: a connection was dropped without close(), and is closed now", where)
+    else:
+        _dropped[where] = now, 0
+        more = f" ({count} more since this was said last)" if count else ""
+        logger.warning(
+            "%s: a connection was dropped without close(), and is closed now%s: close it, or share "
+            "one connection",
+            where,
+            more,
+        )
+    try:
+        link.revive()
+        link.close()
+    except Exception as exc:
+        logger.debug("%s: closing a dropped connection: %s", where, exc)
+    finally:
+        if link.lost is None:
+            link.collect()
 
 
 class Management:

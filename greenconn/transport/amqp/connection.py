@@ -6,13 +6,14 @@ are used as they are (:mod:`~greenconn.transport.amqp.agreement`).  Replaced are
 ``_on_close``, the heartbeat tick and the allocation of channel ids: bytes go through a
 :class:`~greenconn.green.stream.Stream`.
 
-The reader greenlet runs ``_on_data``: it parses, and hands replies to the callers in line, deliveries
+The reader greenlet runs ``on_data``: it parses, and hands replies to the callers in line, deliveries
 to inboxes, errors to everybody.  User code never runs on it, and it never waits.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import ref
 
 from amqp import spec
 from amqp.serialization import dumps
@@ -124,6 +125,7 @@ class AmqpLink(Link, Agreement):
         self.home = Home()
         self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
+        self._intake = _Intake(self)
         self._numbers = ChannelNumbers()
         self._acking: list[Answering] = []
         self._closing: Slot[None] | None = None
@@ -150,9 +152,8 @@ class AmqpLink(Link, Agreement):
         step = "connecting"
         try:
             sock = dial(*self._address, deadline, self.options.socket_settings)
-            self._stream = Stream(
-                sock, self._on_data, self._on_stream_lost, self.where, self._tls, self
-            )
+            intake = self._intake
+            self._stream = Stream(sock, intake.take, intake.lost, self.where, self._tls, intake)
             self.gate.writer = self._stream.writer
             step = "the TLS handshake"
             self._stream.handshake(deadline)
@@ -353,6 +354,10 @@ class AmqpLink(Link, Agreement):
                 if channel is not self:
                     channel.forget(self.lost)
 
+    def revive(self) -> None:
+        """Hear the broker again: the collector has cleared the references to this object."""
+        self._intake.link = ref(self)
+
     # In the reader (or the hub): nothing here may switch or run user code.
 
     def room(self) -> list[memoryview | bytearray] | None:
@@ -363,7 +368,8 @@ class AmqpLink(Link, Agreement):
         """Take what was received there."""
         self._dispatch(self._parser.filled(count))
 
-    def _on_data(self, data: bytes) -> None:
+    def on_data(self, data: bytes) -> None:
+        """Take what was received elsewhere."""
         self._dispatch(self._parser.feed(data))
 
     def _dispatch(self, methods: list[Method]) -> None:
@@ -420,7 +426,8 @@ class AmqpLink(Link, Agreement):
             f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
         )
 
-    def _on_stream_lost(self, exc: BaseException) -> None:
+    def on_stream_lost(self, exc: BaseException) -> None:
+        """The socket is gone, or what came cannot be understood."""
         if isinstance(exc, AMQPError) or not self.handshake.is_done:
             self.end(exc)
             return
@@ -441,3 +448,39 @@ class AmqpLink(Link, Agreement):
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise if the peer is dead; heartbeats are sent without anybody's help."""
         self.check_open()
+
+
+class _Intake:
+    """The reader's way to its link, which it does not keep alive: a dropped link is to be collected.
+
+    Arguments:
+        link: that link.
+    """
+
+    __slots__ = ("link",)
+
+    def __init__(self, link: AmqpLink) -> None:
+        self.link = ref(link)
+
+    def room(self) -> list[memoryview | bytearray] | None:
+        """Where the stream shall receive a large body."""
+        link = self.link()
+        return None if link is None else link.room()
+
+    def filled(self, count: int) -> None:
+        """Take what was received there."""
+        link = self.link()
+        if link is not None:
+            link.filled(count)
+
+    def take(self, data: bytes) -> None:
+        """Take what was received elsewhere."""
+        link = self.link()
+        if link is not None:
+            link.on_data(data)
+
+    def lost(self, exc: BaseException) -> None:
+        """The stream has ended by itself."""
+        link = self.link()
+        if link is not None:
+            link.on_stream_lost(exc)

@@ -26,7 +26,7 @@ class Pulse:
         on_dead: called in the hub with the error when the peer is dead; it must not switch.
     """
 
-    __slots__ = ("_clockwork", "_on_dead", "_stream", "_ticker", "_where")
+    __slots__ = ("__weakref__", "_clockwork", "_on_dead", "_stream", "_ticker", "_where")
 
     def __init__(self, where: str, on_dead: Callable[[BaseException], None]) -> None:
         self._where = where

@@ -20,6 +20,7 @@ from greenconn.credentials import Token
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
+from greenconn.green.weak import weakly
 from greenconn.wire.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -48,7 +49,16 @@ class Secret:
         link: that life.
     """
 
-    __slots__ = ("_backoff", "_errand", "_is_over", "_link", "_renew", "_timer", "_waiters")
+    __slots__ = (
+        "__weakref__",
+        "_backoff",
+        "_errand",
+        "_is_over",
+        "_link",
+        "_renew",
+        "_timer",
+        "_waiters",
+    )
 
     def __init__(self, link: AmqpLink) -> None:
         #: It refers to this object: its memory shall not wait for the collector.
@@ -136,7 +146,7 @@ class Secret:
     def _begin_in(self, seconds: float) -> None:
         if not self._is_over:
             self._timer = get_hub().loop.timer(seconds, ref=False)
-            self._timer.start(self._on_time, update=True)
+            self._timer.start(weakly(self._on_time), update=True)
 
     def _on_time(self) -> None:
         self._drop_timer()

@@ -26,7 +26,7 @@ class Holding:
         lease: seconds; jobs with at least that time to run are renewed by others.
     """
 
-    __slots__ = ("_jobs", "_lease", "_ticker")
+    __slots__ = ("__weakref__", "_jobs", "_lease", "_ticker")
 
     def __init__(self, lease: float) -> None:
         self._lease = lease

@@ -14,6 +14,7 @@ from typing import Any, Final
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
+from greenconn.green.weak import weakly
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.expiry import Expiry
 from greenconn.transport.couchdb.letters import claim_of, due_at
@@ -99,7 +100,7 @@ class Claims:
         known = [due for due in dues if due is not None]
         if known:
             self._timer = get_hub().loop.timer(max(min(known) - now, LEAST), ref=False)
-            self._timer.start(self._ring)
+            self._timer.start(weakly(self._ring))
 
     def _ring(self) -> None:
         # In the hub.

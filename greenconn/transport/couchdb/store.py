@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
+from greenconn.green.weak import weakly
 from greenconn.green.web import Web
 from greenconn.transport.couchdb.adopting import Adoption
 from greenconn.transport.couchdb.api import CouchApi, Document
@@ -99,7 +100,11 @@ class CouchStore(Store):
         self._expiry = Expiry(api, self._taking)
         self._claims = Claims(api, self._taking, wake, self._expiry)
         self._feed = ChangesFeed(
-            api, options.feed_heartbeat, self._changed, self._owners.note_gap, self._feed_lost
+            api,
+            options.feed_heartbeat,
+            weakly(self._changed),
+            weakly(self._owners.note_gap),
+            weakly(self._feed_lost),
         )
 
     # -- life

@@ -34,7 +34,7 @@ class Leases:
         lost: leases that had ended before they were renewed.
     """
 
-    __slots__ = ("_greenlet", "_link", "_ticker", "lost")
+    __slots__ = ("__weakref__", "_greenlet", "_link", "_ticker", "lost")
 
     def __init__(self, link: LeasedLink) -> None:
         self._link = link

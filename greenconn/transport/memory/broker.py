@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
@@ -63,7 +64,8 @@ class Broker:
         self.state = BrokerState()
         self.queues: dict[str, Queue] = {}
         #: Links that are open.
-        self.links: dict[VirtualLink, None] = {}
+        #: In the order of their opening.  Not kept alive: one that its program drops closes.
+        self.links: WeakKeyDictionary[VirtualLink, None] = WeakKeyDictionary()
         self._burials = Burials(self._post)
         self._published = 0
         self._turned_at = monotonic()
@@ -271,7 +273,7 @@ class Broker:
             queue.close()
         self.queues.clear()
         exc = RecoverableConnectionError("the connection was the parent process's")
-        for link in self.links:
+        for link in list(self.links):
             link.forget(exc)
         self.links.clear()
         self.state.clear()

@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, 
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
+from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
 from greenconn.transport.mongodb.address import address_of
@@ -111,8 +112,8 @@ class MongoStore(Store):
             servers,
             options.messages_collection,
             options.polling_interval,
-            self.wake,
-            self._sweep,
+            weakly(self.wake),
+            weakly(self._sweep),
         )
         self._waking.tell_of_polling()
         if self._unheard:

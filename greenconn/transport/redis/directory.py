@@ -312,6 +312,10 @@ class Directory(virtual.Directory):
         if link.lost is None:
             link.pipeline.post(pack(b"HSET", link.keys.consumers(name), link.owner, consumers))
 
+    def _tick(self, lag: float) -> None:
+        # In the hub.
+        self.renew()
+
     def _keep_alive(self, expires: float) -> None:
         """Renew often enough for a queue that expires after so many seconds without use."""
         interval = max(expires / 3, LEAST_RENEWAL)
@@ -319,7 +323,7 @@ class Directory(virtual.Directory):
             return
         if self._ticker is not None:
             self._ticker.stop()
-        self._ticker = Ticker(interval, lambda lag: self.renew(), "redis-queues")
+        self._ticker = Ticker(interval, self._tick, "redis-queues")
         self._ticker.start()
 
     def unused(self, name: str) -> None:

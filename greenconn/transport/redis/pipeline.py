@@ -24,6 +24,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
+from greenconn.green.weak import weakly
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
@@ -67,7 +68,7 @@ class Pipeline(PipelineLife):
     ) -> None:
         super().__init__(sock, where, on_lost, tls)
         self.takes_arrays = False
-        self._on_push = on_push
+        self._on_push = weakly(on_push)  # who owns this is not kept by its reader
         self._parser = RespParser()
         self._reply_timeout: float | None = None
         self._health_interval = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import gevent
 from gevent import Greenlet
@@ -44,7 +45,9 @@ class Secret:
             or self._link.options.credential_provider
         )
         if changes and self._link.options.reauth_check_interval:
-            self._greenlet = spawn("redis-reauth", self._run)
+            self._greenlet = spawn(
+                "redis-reauth", _run, ref(self), self._link.options.reauth_check_interval
+            )
 
     def stop(self) -> None:
         """The link is gone.  Never switches."""
@@ -52,19 +55,23 @@ class Secret:
         if greenlet is not None:
             greenlet.kill(block=False)
 
-    def _run(self) -> None:
+    @property
+    def is_needed(self) -> bool:
+        """Whether the link is open."""
+        return self._link.lost is None
+
+    def look(self) -> None:
+        """Ask for the login, and tell the server if it is another one.  May switch."""
         link = self._link
-        credentials = link.transport.login.credentials
-        self._told = credentials()
-        while link.lost is None:
-            gevent.sleep(link.options.reauth_check_interval)
-            try:
-                current = credentials()
-                if current != self._told:
-                    self.tell(current, ENDLESS)
-            except Exception as exc:
-                if link.lost is None:
-                    logger.error("%s: cannot log in anew: %s", link.where, exc)
+        try:
+            current = link.transport.login.credentials()
+            if self._told is None:
+                self._told = current  # that of the opening
+            elif current != self._told:
+                self.tell(current, ENDLESS)
+        except Exception as exc:
+            if link.lost is None:
+                logger.error("%s: cannot log in anew: %s", link.where, exc)
 
     def tell(self, credentials: Credentials, deadline: Deadline) -> None:
         """Log in anew on the open sockets.  May switch.
@@ -83,3 +90,11 @@ class Secret:
                 pipeline.end(LinkLost(f"{pipeline.where}: to log in anew"))
             else:
                 pipeline.post(command)
+
+
+def _run(reference: ref[Secret], interval: float) -> None:
+    # While it waits it does not keep a link that nobody uses any more.
+    while (secret := reference()) is not None and secret.is_needed:
+        secret.look()
+        del secret
+        gevent.sleep(interval)

@@ -24,6 +24,7 @@ import logging
 from random import uniform
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import gevent
 from gevent import Greenlet
@@ -57,6 +58,7 @@ class Sweeper:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._greenlet: Greenlet[..., Any] | None = None
+        self._has_failed = False
         self.restored = 0
         self.stuck: set[str] = set()
         #: The time of the leases as it was read last, and when.
@@ -68,7 +70,7 @@ class Sweeper:
     def start(self) -> None:
         """Begin.  Again: does nothing."""
         if self._greenlet is None:
-            self._greenlet = spawn("redis-sweeper", self._run)
+            self._greenlet = spawn("redis-sweeper", _run, ref(self), self.interval)
 
     def stop(self) -> None:
         """End.  Never switches."""
@@ -87,22 +89,23 @@ class Sweeper:
         options = self._link.options
         return min(options.lease, options.visibility_timeout)
 
-    def _run(self) -> None:
-        has_failed = False
-        while True:
-            gevent.sleep(uniform(0.5, 1.0) * self.interval)
-            try:
-                if self.advance():
-                    self.look()
-                has_failed = False
-            except Exception as exc:
-                if self._link.lost is not None:
-                    return
-                if not has_failed:
-                    logger.error(
-                        "%s: cannot look for messages of dead consumers: %s", self._link.where, exc
-                    )
-                has_failed = True
+    def try_to_look(self) -> None:
+        """Look if it is this one's turn, and log the first of several failures.  May switch."""
+        try:
+            if self.advance():
+                self.look()
+            self._has_failed = False
+        except Exception as exc:
+            if self._link.lost is None and not self._has_failed:
+                self._has_failed = True
+                logger.error(
+                    "%s: cannot look for messages of dead consumers: %s", self._link.where, exc
+                )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its link has ended."""
+        return self._link.lost is not None
 
     def advance(self) -> bool:
         """Advance the time of the leases, unless another one has done so.  May switch."""
@@ -227,3 +230,14 @@ class Sweeper:
             pack(b"SSCAN", link.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
         link.directory.end_unused([each.decode("utf-8", "replace") for each in names])
+
+
+def _run(reference: ref[Sweeper], interval: float) -> None:
+    # While it waits it does not keep a link that nobody uses any more.
+    while True:
+        gevent.sleep(uniform(0.5, 1.0) * interval)
+        sweeper = reference()
+        if sweeper is None or sweeper.is_over:
+            return
+        sweeper.try_to_look()
+        del sweeper

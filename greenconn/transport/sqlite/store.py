@@ -26,6 +26,7 @@ from gevent import get_hub
 from greenconn.green.deadline import Deadline
 from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
+from greenconn.green.weak import weakly
 from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.transport.sqlite import exchanges, looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
@@ -173,7 +174,7 @@ class SqliteStore(Store):
         self._stop_timer()
         self._timer_at = at
         self._timer = get_hub().loop.timer(max(at - now, LEAST_PAUSE), ref=False)
-        self._timer.start(self._on_time, update=True)
+        self._timer.start(weakly(self._on_time), update=True)
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None

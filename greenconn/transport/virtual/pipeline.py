@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.stream import Stream, Tls
 from greenconn.green.ticker import Ticker
+from greenconn.green.weak import weakly
 
 __all__ = ["PipelineLife"]
 
 
 class PipelineLife(ABC):
     """Open until it is closed or lost; who waits for a reply then gets the error, once.
+
+    It does not keep the object alive whose method *on_lost* is.
 
     Arguments:
         sock: connected and non-blocking; owned from now on.
@@ -37,7 +40,7 @@ class PipelineLife(ABC):
     ) -> None:
         self.where = where
         self.lost: BaseException | None = None
-        self._on_lost = on_lost
+        self._on_lost = weakly(on_lost)
         #: Functions that take a reply each, or the exception that comes instead; None: nobody does.
         self._places: deque[Any] = deque()
         self._waits_since = 0.0
