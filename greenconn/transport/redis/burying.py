@@ -81,5 +81,9 @@ def burial(
         queues = list(routes.queues)
         for exchange, routing_key in routes.topics:
             link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))
-    copies = [(list_of(link.keys, each, letter), text) for each in queues]
+    copies = [
+        (list_of(link.keys, each, letter), text)
+        for each in queues
+        if not link.keys.is_reserved(each)
+    ]
     return Move(number, field, "", TAIL, copies)

@@ -21,10 +21,12 @@ from greenconn.exceptions import NotFound
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import is_alive
 from greenconn.transport.redis.scripts import DROP, JOIN
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.refusal import Method, refused
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class Directory(virtual.Directory):
 
     def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
         link, keys = self._link, self._link.keys
+        queues = {name: queues[name] for name in queues if not keys.is_reserved(name)}
         commands = []
         for name in queues:
             commands += [
@@ -218,12 +221,32 @@ class Directory(virtual.Directory):
 
     # -- declaring
 
+    def check_name(self, name: str, method: Method) -> None:
+        """See that a queue may have this name.  Never switches.
+
+        Raises:
+            AccessRefused: one of our keys, or of kombu's, has it.
+        """
+        if self._link.keys.is_reserved(name):
+            raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
+
+    def check(self, name: str, method: Method) -> Declaration:
+        """See that a queue exists and may be used here.  May switch where that is not known.
+
+        Raises:
+            NotFound, ResourceLocked: see the base class.
+            AccessRefused: the name is reserved.
+        """
+        self.check_name(name, method)
+        return super().check(name, method)
+
     def declare(self, name: str, declared: Declaration) -> None:
         """Make a queue, or check that the existing one is the same.  May switch.
 
         Raises:
             ChannelError: see the base class.
         """
+        self.check_name(name, Method.QUEUE_DECLARE)
         super().declare(name, declared)
         self.touch(name)
 
@@ -392,6 +415,7 @@ class Directory(virtual.Directory):
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
+        self.check_name(name, Method.QUEUE_DELETE)
         self.forget(name)
         messages = self.end(name, "")
         self.forget(name)

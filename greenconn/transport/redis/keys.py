@@ -24,11 +24,32 @@ from __future__ import annotations
 
 from bisect import bisect
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from greenconn.transport.redis.options import RedisOptions
 
-__all__ = ["Keys"]
+__all__ = ["RESERVED", "Keys"]
+
+#: Why a queue may not have a name.
+RESERVED: Final = (
+    "greenconn or kombu keeps a key of this name beside the queues: give the queue another name"
+)
+#: What our keys and kombu's are, or begin with, beside those that options name.
+_OURS: Final = (
+    "greenconn.owners",
+    "greenconn.exclusive",
+    "greenconn.temporary",
+    "_kombu.binding_deadlines",
+)
+_PREFIXES: Final = (
+    "greenconn.queue.",
+    "greenconn.consumers.",
+    "greenconn.bound.",
+    "greenconn.exchange.",
+    "greenconn.canary.",
+    "_kombu.binding.",
+    "_kombu.binding_permanent.",
+)
 
 
 class Keys:
@@ -50,6 +71,12 @@ class Keys:
         fanout = options.fanout_prefix
         self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""
         self.fanout_prefix = self.fanout_template.replace("{db}", str(database))
+        self._reserved = frozenset(
+            (options.unacked_key, options.unacked_index_key, options.unacked_mutex_key, *_OURS)
+        )
+        for name in (options.dead_letter_queue, options.deadletter_queue):
+            if name is not None and self.is_reserved(name):
+                raise ValueError(f"queue {name!r}: {RESERVED}")
         self._patterns = options.fanout_patterns
         #: The lists of a queue, the one that is served first in front.
         self.lists = lru_cache(maxsize=4096)(self._lists)
@@ -60,6 +87,10 @@ class Keys:
     def _list(self, queue: str, step: int) -> bytes:
         # The first step's list has the plain name only if it is 0.
         return f"{self.prefix}{queue}{self.sep}{step}".encode() if step else self.plain(queue)
+
+    def is_reserved(self, name: str) -> bool:
+        """Whether a key that has this name is no queue."""
+        return name in self._reserved or name.startswith(_PREFIXES)
 
     def plain(self, queue: str) -> bytes:
         """The list of priority 0."""

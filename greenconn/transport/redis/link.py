@@ -20,6 +20,7 @@ from greenconn.transport.redis.answers import Answers
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.directory import Directory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
+from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.keys import Keys
@@ -115,6 +116,7 @@ class RedisLink(SharingLink):
             if welcome.protocol == 3:
                 # Nothing is registered by this alone; reads are, from now on.
                 self.pipeline.post(_TRACK, self._on_tracking)
+            ask_for_policy(self)
             self.pipeline.call(_PING, deadline)
             self.watch(self.pipeline)
             self._master = transport.watch_master(self)

@@ -30,6 +30,7 @@ from greenconn.transport.virtual.publishing import (
     too_large,
     undeliverable,
 )
+from greenconn.transport.virtual.refusal import Method
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import bulk, pack
 
@@ -155,6 +156,7 @@ class PublishingToRedis(PublishingMethods):
         priority = message.priority
         found = self._heads.get((queue, priority)) if message.delivery_info is None else None
         if found is None:
+            self._check_name(queue)
             key = self.connection.keys.list_for(queue, clamped(priority))
             found = (
                 b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key),
@@ -223,12 +225,18 @@ class PublishingToRedis(PublishingMethods):
             keys = [routing_key] if routing_key else []
             for name in ("CC", "BCC"):
                 keys += message.headers.get(name) or ()
+            for key in keys:
+                self._check_name(key)
             return list(dict.fromkeys(keys)), []
         routes = self._routed(exchange, routing_key, message.headers)
         topics = [link.keys.topic(name, key) for name, key in routes.topics]
         if link.options.sentinel_fanout_compat:
             topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
         return list(routes.queues), topics
+
+    @closes_channel
+    def _check_name(self, queue: str) -> None:
+        self.connection.directory.check_name(queue, Method.BASIC_PUBLISH)
 
     @closes_channel
     def _routed(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Any:

@@ -95,7 +95,7 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
                 link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, field))
                 continue
             held = read_held(field, value)
-            if held is None:
+            if held is None or (not held.exchange and link.keys.is_reserved(held.routing_key)):
                 _note_stuck(link, field, "it cannot be read")
                 continue
             moves.append(_way_back(link, held))

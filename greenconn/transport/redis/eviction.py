@@ -1,0 +1,55 @@
+"""Whether the server evicts keys when its memory is full.
+
+Queues are keys: a server with a ``maxmemory-policy`` other than ``noeviction`` deletes whole queues,
+with what consumers hold and how queues were declared, and says nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.green.supervisor import spawn
+from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["ask_for_policy"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+_ASK: Final = pack(b"INFO", b"memory")
+_FIELD: Final = b"maxmemory_policy:"
+#: What deletes nothing.
+_SAFE: Final = frozenset({"", "noeviction"})
+#: Servers that this process has warned of, with their policies.
+_warned: set[tuple[str, str]] = set()
+
+
+def ask_for_policy(link: RedisLink) -> None:
+    """Ask the server, and log a warning where it evicts keys.  Never switches.
+
+    A server that does not say so, or not to this user, is taken for one that evicts nothing.
+    """
+    link.pipeline.post(_ASK, lambda reply: _told(link.where, reply))
+
+
+def _told(where: str, reply: Any) -> None:
+    # In the reader.
+    if not isinstance(reply, bytes):
+        return
+    policy = reply.partition(_FIELD)[2].partition(b"\r\n")[0].decode("utf-8", "replace")
+    if policy in _SAFE or (where, policy) in _warned:
+        return
+    _warned.add((where, policy))
+    what = "queues that have x-expires" if policy.startswith("volatile") else "queues"
+    spawn(
+        "log",
+        logger.warning,
+        "%s: its maxmemory-policy is %s: when its memory is full it deletes %s with their messages, and "
+        "nobody is told; set maxmemory-policy to noeviction",
+        where,
+        policy,
+        what,
+    )
