@@ -72,8 +72,8 @@ class Message(Protocol):
 class Sink(Protocol):
     """Where the deliveries of one consumer go instead of the connection's events.
 
-    Both methods are called by the connection's reader: they append, wake and return; they never
-    switch greenlets and never raise.
+    ``deliver`` and ``cancelled`` are called by the connection's reader: they append, wake and return;
+    they never switch greenlets and never raise.
     """
 
     #: Set by the channel when nothing but memory bounds this consumer (``no_ack``, or no prefetch):
@@ -86,6 +86,14 @@ class Sink(Protocol):
 
     def cancelled(self, exc: BaseException) -> None:
         """The consumer is gone: cancelled by the broker, or its channel or connection is lost."""
+        ...
+
+    def give_back(self) -> None:
+        """Put back what was delivered and nobody has begun with.  May switch.
+
+        Called by who closes the channel or its connection, once the broker sends no more, where the
+        broker counts what a channel leaves unanswered as delivered.
+        """
         ...
 
 

@@ -202,6 +202,27 @@ class Message:
             self._state = state
             raise
 
+    def put_back(self) -> None:
+        """Put this message back into its queue, since nobody has begun with it.  May switch.
+
+        Answered before: does nothing.  :meth:`requeue` says that it failed, and may be counted as a
+        delivery; this is not, where the broker can tell the two apart.
+        """
+        if self.channel is None:
+            raise self._no_channel()
+        state = self._state
+        if state in ACK_STATES and not self._is_rolled_back():
+            return
+        self._state = "REQUEUED"
+        try:
+            self._send_back()
+        except BaseException:
+            self._state = state
+            raise
+
+    def _send_back(self) -> None:
+        self._send_refusal(True)
+
     def _send_refusal(self, requeue: bool) -> None:
         self.channel.basic_reject(self.delivery_tag, requeue)
 

@@ -245,6 +245,9 @@ class _Replies:
         correlation_id = message.properties.get("correlation_id")
         return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
 
+    def give_back(self) -> None:
+        """Do nothing: replies need no answer."""
+
     def cancelled(self, exc: BaseException) -> None:
         """No more replies will come: tell those who wait."""
         waiting, self.waiting = self.waiting, {}

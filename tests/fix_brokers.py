@@ -12,7 +12,13 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 from tests.brokers.descriptors import raise_limit
-from tests.brokers.environment import AMQP_CTL, AMQP_URL, REDIS_URL, are_required
+from tests.brokers.environment import (
+    AMQP_CTL,
+    AMQP_URL,
+    NEWER_AMQP_URL,
+    REDIS_URL,
+    are_required,
+)
 from tests.brokers.keeper import Keeper
 from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
@@ -133,6 +139,15 @@ def rabbitmq(brokers: Brokers) -> RabbitMQHandle:
     if os.environ.get(AMQP_URL):
         pytest.skip(f"{AMQP_URL} was given without {AMQP_CTL}: rabbitmqctl cannot be used")
     return brokers.rabbitmq()
+
+
+@pytest.fixture(scope="session")
+def newer_amqp_url() -> str:
+    """The address of a RabbitMQ 4.3 or later; skips the test where none was given."""
+    url = os.environ.get(NEWER_AMQP_URL)
+    if not url:
+        pytest.skip(f"needs a RabbitMQ 4.3 or later: give its address in {NEWER_AMQP_URL}")
+    return url
 
 
 @pytest.fixture(scope="session")

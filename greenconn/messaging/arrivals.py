@@ -104,7 +104,7 @@ class Arrivals:
             self._took(message)
             if not self._no_ack:
                 with suppress(Exception):
-                    message.requeue()
+                    message.put_back()
 
     def _hand_over(self, message: Message) -> None:
         """Have the consumer decode *message* and call its callbacks."""

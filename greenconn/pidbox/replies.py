@@ -63,6 +63,9 @@ class Replies:
         for inbox in self._collecting.values():
             inbox.fail(exc)
 
+    def give_back(self) -> None:
+        """Do nothing: replies need no answer."""
+
     # In those who collect.
 
     @property

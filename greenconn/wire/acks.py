@@ -1,4 +1,4 @@
-"""Which deliveries of a channel still need an answer, and which acknowledgements can be merged.
+"""Which deliveries of a channel still need an answer, and which answers can be merged.
 
 ``basic.ack`` with ``multiple`` answers every outstanding delivery up to a tag, and is an error (406)
 when its tag is not outstanding.  So it may be used up to a tag N only when *every* delivery with a
@@ -12,6 +12,11 @@ them; the others go singly.
 Two things would break that, so the caller keeps to them: deliveries are noted in the order of their
 tags, which is the order of the wire; and what ``take`` gives is written before any other answer is
 noted, else a merged ack would cover a tag that is about to be rejected.
+
+Deliveries that are put back unhandled are merged in the same way (``basic.nack``).  A quorum queue
+takes at most 32 answers at once from a channel (``quorum_commands_soft_limit``); what is above waits
+in the channel at the broker, and is lost when that ends.  So those that cannot be merged are taken out
+in groups.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ __all__ = ["AckLedger", "TransactionLedger"]
 class AckLedger:
     """Outstanding deliveries and pending acknowledgements of one channel."""
 
-    __slots__ = ("_recovers", "outstanding", "pending")
+    __slots__ = ("_recovers", "outstanding", "pending", "returning")
 
     def __init__(self) -> None:
         self._recovers = 0
@@ -30,6 +35,8 @@ class AckLedger:
         self.outstanding: dict[int, None] = {}
         #: Tags acknowledged but not yet written to the broker.
         self.pending: list[int] = []
+        #: Tags put back but not yet written to the broker.
+        self.returning: set[int] = set()
 
     def delivered(self, tag: int) -> None:
         """Note a delivery that needs an answer; its tag is above all before."""
@@ -64,6 +71,15 @@ class AckLedger:
             return False
         return True
 
+    def put_back(self, tag: int) -> bool:
+        """Note that a delivery is put back unhandled.  False if *tag* is not outstanding."""
+        try:
+            del self.outstanding[tag]
+        except KeyError:
+            return False
+        self.returning.add(tag)
+        return True
+
     @property
     def is_recovering(self) -> bool:
         """Whether ``basic.recover`` was sent and not answered: no answer may be written meanwhile.
@@ -79,8 +95,13 @@ class AckLedger:
     def end_recover(self) -> None:
         """``basic.recover-ok`` came: all that was delivered before it is delivered again."""
         self._recovers -= 1
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing needs an answer any more."""
         self.outstanding.clear()
         self.pending.clear()
+        self.returning.clear()
 
     def take(self) -> list[tuple[int, bool]]:
         """The pending acknowledgements as ``(tag, multiple)``; none are left."""
@@ -91,6 +112,9 @@ class AckLedger:
         if len(pending) == 1:
             return [(pending[0], False)]
         lowest = next(iter(self.outstanding), None)
+        if self.returning:
+            first = min(self.returning)
+            lowest = first if lowest is None else min(first, lowest)
         if lowest is None:
             return [(max(pending), True)]
         below = [tag for tag in pending if tag < lowest]
@@ -98,6 +122,22 @@ class AckLedger:
         if below:
             acks.insert(0, (max(below), len(below) > 1))
         return acks
+
+    def take_returns(self, limit: int) -> list[tuple[int, bool]]:
+        """Up to *limit* answers for what was put back, as ``(tag, multiple)``.
+
+        The pending acknowledgements must have been taken.
+        """
+        if not self.returning or self._recovers:
+            return []
+        assert not self.pending
+        lowest = next(iter(self.outstanding), None)
+        below = [tag for tag in self.returning if lowest is None or tag < lowest]
+        answers = [(max(below), len(below) > 1)] if below else []
+        self.returning.difference_update(below)
+        single = sorted(self.returning)[: max(0, limit - len(answers))]
+        self.returning.difference_update(single)
+        return [*answers, *((tag, False) for tag in single)]
 
 
 class TransactionLedger(AckLedger):
@@ -115,6 +155,7 @@ class TransactionLedger(AckLedger):
     def __init__(self, ledger: AckLedger) -> None:
         super().__init__()
         assert not ledger.pending
+        self.returning = ledger.returning
         self._recovers = ledger._recovers
         self.outstanding = ledger.outstanding
         #: Tags answered in this transaction.
@@ -141,6 +182,20 @@ class TransactionLedger(AckLedger):
             return False
         self._answered.append(tag)
         return True
+
+    def put_back(self, tag: int) -> bool:
+        """Note that a delivery is put back unhandled.  False if *tag* is not outstanding."""
+        if not super().put_back(tag):
+            return False
+        self._answered.append(tag)
+        return True
+
+    def take_returns(self, limit: int) -> list[tuple[int, bool]]:
+        """Answers for all that was put back, as ``(tag, multiple)``, none merged."""
+        if self._recovers:
+            return []
+        returning, self.returning = sorted(self.returning), set()
+        return [(tag, False) for tag in returning]
 
     def take(self) -> list[tuple[int, bool]]:
         """The pending acknowledgements as ``(tag, multiple)``, none merged; none are left."""

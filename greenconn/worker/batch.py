@@ -132,36 +132,38 @@ class BatchLine(Line):
         self._interval = 0.0
         self._stop_timer()
 
-    def drop(self, channel: Any) -> list[Any]:
-        """Take out and return what came on *channel*: it is lost, its messages come again."""
+    def _drop_waiting(self, is_meant: Callable[[Any], bool]) -> list[Any]:
         dropped: list[Any] = []
         for batch in (*self._waiting, *self._ready):
-            dropped += [each for each in batch.messages if each.channel is channel]
-            batch.messages = [each for each in batch.messages if each.channel is not channel]
+            dropped += [each for each in batch.messages if is_meant(each)]
+            batch.messages = [each for each in batch.messages if not is_meant(each)]
         for batch in [each for each in self._waiting if not each.messages]:
             self._waiting.pop(batch).close()
         self._ready = deque(each for each in self._ready if each.messages)
-        return dropped + self._drop_from_inbox(channel)
-
-    def _drop_from_inbox(self, channel: Any) -> list[Any]:
-        pairs = list(zip(self.inbox, self._arrivals, strict=True))
-        dropped = super()._drop_from_inbox(channel)
-        if dropped:
-            self._arrivals = deque(at for message, at in pairs if message.channel is not channel)
         return dropped
 
-    def take_all(self) -> Iterator[Any]:
-        """Take out all that no handler has begun, the oldest first, one by one."""
+    def _drop_from_inbox(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        pairs = list(zip(self.inbox, self._arrivals, strict=True))
+        dropped = super()._drop_from_inbox(is_meant)
+        if dropped:
+            self._arrivals = deque(at for message, at in pairs if not is_meant(message))
+        return dropped
+
+    def take_all(self) -> Iterator[tuple[Any, bool]]:
+        """Take out all that waits for a handler, the oldest first, one by one.
+
+        With each message: whether a handler has begun with it before.
+        """
         self._stop_timer()
         self.recall()
         while self._ready:
             messages = self._ready[0].messages
             while messages:
-                yield messages.pop(0)
+                yield messages.pop(0), True
             self._ready.popleft()
         while self.inbox:
             self._arrivals.popleft()
-            yield self.inbox.popleft()
+            yield self.inbox.popleft(), False
 
     def forget(self) -> None:
         """After a fork, in the child: the messages are the parent's."""

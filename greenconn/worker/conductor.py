@@ -23,7 +23,7 @@ from greenconn.worker.crew import crew_of
 from greenconn.worker.errands import Errand
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.line import Line
-from greenconn.worker.overdue import Overdue, overdue_in
+from greenconn.worker.overdue import Cancelled, Overdue, overdue_in
 from greenconn.worker.plan import Plan
 from greenconn.worker.pool import WorkerPool
 from greenconn.worker.restoring import Outcome, Restorer
@@ -63,6 +63,7 @@ class Conductor:
     """
 
     __slots__ = (
+        "_cancelled",
         "_crew",
         "_errand",
         "_is_forgotten",
@@ -102,7 +103,7 @@ class Conductor:
         self.handling.put_again = self.line.put_again
         self.handling.on_exit = self.wind_down
         self._subscriptions = tuple(
-            Subscription(plan, queue, share, self.line, self._on_lost)
+            Subscription(plan, queue, share, self.line, self._on_lost, self._on_closing)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
         )
         self._restorer = Restorer(self._session, crew.berths, self._subscriptions)
@@ -112,6 +113,8 @@ class Conductor:
         self._wish = Wish.RUN
         self._loss: BaseException | None = None
         self._overdue: Overdue | None = None
+        #: What the broker has cancelled, until it is clear why.
+        self._cancelled: list[Cancelled] = []
         self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
         self._expect_queues()
@@ -256,6 +259,9 @@ class Conductor:
             logger.warning("consumer of queue %s is started again: %s", self.plan.name, loss)
         elif loss is not None:
             logger.info("consumer of queue %s is started again: %s", self.plan.name, loss)
+        while self._cancelled:
+            self._cancelled[0].settle(self._session)
+            del self._cancelled[0]
         outcome = self._restorer.attempt()
         if outcome is Outcome.CLOSED:
             self.wind_down()
@@ -293,8 +299,15 @@ class Conductor:
             self._cancel(nowait=True)
 
     def _give_back(self) -> None:
-        for message in self.line.take_all():
-            self.handling.give_back(message)
+        while self._cancelled:
+            self._cancelled.pop(0).give_back()
+        for message, has_begun in self.line.take_all():
+            self.handling.give_back(message, has_begun=has_begun)
+
+    def _on_closing(self, channel: Any) -> None:
+        """Give back what came on *channel*, which the program closes."""
+        for message, has_begun in self.line.drop(channel):
+            self.handling.give_back(message, has_begun=has_begun)
 
     def _clear_up(self, is_abrupt: bool) -> None:
         """The last errand."""
@@ -342,15 +355,26 @@ class Conductor:
 
     def _on_lost(self, subscription: Subscription, channel: Any, exc: BaseException) -> None:
         # In the reader.
-        overdue = overdue_in(self.line, subscription.name, subscription.tag, channel, exc)
-        if overdue is not None:
-            self._overdue = overdue
-            subscription.fails_alone = True  # the next time nobody else shall suffer
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration(self._session)
-        elif not self.plan.no_ack:
-            for message in self.line.drop(channel):
-                self.handling.forget(message)
+            self._cancelled.append(
+                Cancelled(self.line, self.handling, subscription.name, subscription.tag, channel)
+            )
+        else:
+            overdue = overdue_in(
+                self.line,
+                self.handling.name,
+                subscription.name,
+                subscription.tag,
+                channel,
+                exc,
+            )
+            if overdue is not None:
+                self._overdue = overdue
+                subscription.fails_alone = True  # the next time nobody else shall suffer
+            if not self.plan.no_ack:
+                for message, _ in self.line.drop(channel):
+                    self.handling.forget(message)
         if self._wish is Wish.RUN:
             subscription.expect(self._session)
         if self.state is ConsumerState.RUNNING:

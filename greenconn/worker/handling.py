@@ -89,6 +89,16 @@ class Handling:
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
 
+    @property
+    def name(self) -> str:
+        """The handler's."""
+        return _name_of(self._handler)
+
+    @property
+    def is_no_ack(self) -> bool:
+        """Whether messages need no answer."""
+        return self._no_ack
+
     def run(self, message: Any) -> None:
         """Handle one message.  May switch.
 
@@ -278,20 +288,38 @@ class Handling:
         if self._is_counted:
             release(message)
 
-    def give_back(self, message: Any) -> None:
-        """Put a message back into its queue, whatever happens to this greenlet.  May switch."""
+    def give_back(self, message: Any, *, has_begun: bool = True) -> None:
+        """Put a message back into its queue, whatever happens to this greenlet.  May switch.
+
+        Arguments:
+            has_begun: a handler has begun with it, so that this delivery of it counts.
+        """
         if self._is_counted:
             release(message)
         self._delays.pop(message, None)
         if self._no_ack:
             self.dropped += 1
             return
+        answer = self._requeue if has_begun else self._put_back
         try:
-            self._answer(message, requeue=True)
+            answer(message)
         except BaseException:
             # Killed once more while the peer takes nothing: somebody else waits for it.
-            spawn("give-back", self._answer, message, requeue=True)
+            spawn("give-back", answer, message)
             raise
+
+    def _requeue(self, message: Any) -> None:
+        self._answer(message, requeue=True)
+
+    def _put_back(self, message: Any) -> None:
+        if message.acknowledged:
+            return
+        try:
+            message.put_back()
+        except Exception as exc:
+            self._log_unanswered(message, exc)
+            return
+        self.requeued += 1
 
 
 class BatchHandling(Handling):

@@ -208,26 +208,58 @@ class Line:
             timer.close()
             self._put_first(load)
 
-    def drop(self, channel: Any) -> list[Any]:
-        """Take out and return what came on *channel*: it is lost, its messages come again."""
-        dropped = [each for each in self._waiting if each.channel is channel]
+    def drop(self, channel: Any, tag: str | None = None) -> list[tuple[Any, bool]]:
+        """Take out and return what came on *channel* and waits for a handler.
+
+        Arguments:
+            tag: only what came to this consumer.
+
+        Returns:
+            Messages, and whether a handler has begun with each before.
+        """
+
+        def is_meant(message: Any) -> bool:
+            return message.channel is channel and (
+                tag is None or message.delivery_info.get("consumer_tag") == tag
+            )
+
+        return [
+            *((message, True) for message in self._drop_waiting(is_meant)),
+            *((message, False) for message in self._drop_from_inbox(is_meant)),
+        ]
+
+    def _drop_waiting(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        dropped = [each for each in self._waiting if is_meant(each)]
         for message in dropped:
             self._waiting.pop(message).close()
-        return dropped + self._drop_from_inbox(channel)
+        return dropped
 
-    def _drop_from_inbox(self, channel: Any) -> list[Any]:
-        dropped = [each for each in self.inbox if each.channel is channel]
+    def _drop_from_inbox(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        dropped = [each for each in self.inbox if is_meant(each)]
         if dropped:
-            kept = [each for each in self.inbox if each.channel is not channel]
+            kept = [each for each in self.inbox if not is_meant(each)]
             self.inbox.clear()
             self.inbox.extend(kept)
         return dropped
 
-    def take_all(self) -> Iterator[Any]:
-        """Take out all that no handler has begun, the oldest first, one by one."""
-        self.recall()
+    def put_dropped(self, messages: Iterable[Any]) -> None:
+        """Have handled, after all, what was dropped."""
+        for message in messages:
+            self.put(message)
+            self.received -= 1  # it was counted when it came
+
+    def take_all(self) -> Iterator[tuple[Any, bool]]:
+        """Take out all that waits for a handler, the oldest first, one by one.
+
+        With each message: whether a handler has begun with it before.
+        """
+        while self._waiting:
+            message, timer = next(iter(self._waiting.items()))
+            del self._waiting[message]
+            timer.close()
+            yield message, True
         while self.inbox:
-            yield self.inbox.popleft()
+            yield self.inbox.popleft(), False
 
     def forget(self) -> None:
         """After a fork, in the child: the messages are the parent's."""

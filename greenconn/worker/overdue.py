@@ -1,7 +1,9 @@
-"""Which consumer it was for whose silence the broker has closed a channel.
+"""The delivery for which a broker has waited in vain, when it says so and when it does not.
 
-RabbitMQ closes the channel of a delivery that is not answered within its consumer timeout (30 min), and
-does not say which delivery it was.  It is the one that has waited longest.
+RabbitMQ waits for the answer to a delivery no longer than its consumer timeout (30 min), and does not
+say which delivery it was: it is the one that has waited longest.  Up to 4.2 it closes the channel.
+4.3 has the timeout for quorum queues only: it cancels the consumer, without a reason, and puts back
+what that has not answered.
 """
 
 from __future__ import annotations
@@ -9,15 +11,21 @@ from __future__ import annotations
 import logging
 from typing import Any, Final, NamedTuple
 
-from greenconn.exceptions import PreconditionFailed
+from greenconn.entity.existence import ensure_queue_exists
+from greenconn.exceptions import NotFound, PreconditionFailed, is_unavailable
+from greenconn.green.deadline import Deadline
+from greenconn.worker.handling import Handling
 from greenconn.worker.line import Line
 
-__all__ = ["Overdue", "overdue_in"]
+__all__ = ["Cancelled", "Overdue", "overdue_in"]
 
 logger = logging.getLogger("greenconn.worker")
 
 #: RabbitMQ's words.
 _TIMED_OUT: Final = "delivery acknowledgement on channel"
+
+#: The first RabbitMQ that cancels a consumer for its consumer timeout.
+_CANCELS_SINCE: Final = (4, 3)
 
 
 class Overdue(NamedTuple):
@@ -26,27 +34,31 @@ class Overdue(NamedTuple):
     queue: str
     delivery_tag: Any
     is_handled: bool
-    cause: BaseException
+    handler: str
+    outcome: str
 
     def log(self) -> None:
         """Tell whose it was.  May switch."""
         logger.error(
-            "delivery %s of queue %r %s for longer than the broker waits for an answer; its channel "
-            "was closed with all consumers on it, and the message comes again: %s",
+            "delivery %s of queue %r %s for longer than the broker waits for an answer (its consumer "
+            "timeout); %s",
             self.delivery_tag,
             self.queue,
-            "was in its handler" if self.is_handled else "waited for a handler",
-            self.cause,
+            f"was in its handler {self.handler}"
+            if self.is_handled
+            else f"waited for its handler {self.handler}",
+            self.outcome,
         )
 
 
 def overdue_in(
-    line: Line, queue: str, tag: str, channel: Any, exc: BaseException
+    line: Line, handler: str, queue: str, tag: str, channel: Any, exc: BaseException
 ) -> Overdue | None:
     """The delivery that the broker has waited for, if consumer *tag* has it; never switches.
 
     Arguments:
         line: the consumer's messages.
+        handler: its name.
         queue: where they are from.
         exc: why the channel was closed.
     """
@@ -54,10 +66,85 @@ def overdue_in(
         return None
     oldest = getattr(channel, "oldest_unanswered", None)
     for message, is_handled in line.unanswered():
-        if (
-            message.channel is channel
-            and message.delivery_tag == oldest
-            and message.delivery_info.get("consumer_tag") == tag
-        ):
-            return Overdue(queue, oldest, is_handled, exc)
+        if message.delivery_tag == oldest and _is_of(message, tag, channel):
+            outcome = (
+                "its channel was closed with all consumers on it, and the message comes again: "
+                f"{exc}"
+            )
+            return Overdue(queue, oldest, is_handled, handler, outcome)
     return None
+
+
+def _is_of(message: Any, tag: str, channel: Any) -> bool:
+    return message.channel is channel and message.delivery_info.get("consumer_tag") == tag
+
+
+class Cancelled:
+    """A consumer that the broker has cancelled, and what waits here for its handler.
+
+    If its queue was deleted, these are the last copies of their messages, and are handled.  If the
+    queue is there, the broker has taken them back, so they are given up here.  The broker does not
+    say which it is, so the queue is looked for.
+
+    Nothing switches while this is made, in the reader.
+
+    Arguments:
+        line: the consumer's messages; those of this life are taken out.
+        handling: answers them.
+        queue, tag, channel: what it consumed, and where.
+    """
+
+    __slots__ = ("_channel", "_handling", "_held", "_line", "_overdue", "_queue")
+
+    def __init__(self, line: Line, handling: Handling, queue: str, tag: str, channel: Any) -> None:
+        self._line = line
+        self._handling = handling
+        self._queue = queue
+        self._channel = channel
+        self._overdue = self._oldest(tag)
+        self._held = [] if handling.is_no_ack else line.drop(channel, tag)
+
+    def _oldest(self, tag: str) -> Overdue | None:
+        version = getattr(self._channel.connection, "server_version", None)
+        if version is None or version < _CANCELS_SINCE or self._handling.is_no_ack:
+            return None
+        unanswered = [
+            (message.delivery_tag, is_handled)
+            for message, is_handled in self._line.unanswered()
+            if _is_of(message, tag, self._channel) and not message.acknowledged
+        ]
+        if not unanswered:
+            return None
+        outcome = (
+            "the broker cancelled the consumer and took back what it had not answered, which comes "
+            "again to a new one: answer sooner, lower the prefetch_count, or raise consumer_timeout "
+            "or the queue's x-consumer-timeout"
+        )
+        return Overdue(self._queue, *min(unanswered), self._handling.name, outcome)
+
+    def settle(self, session: Any) -> None:
+        """Find out why, and do what is right with the messages.  May switch."""
+        if self._channel.is_open and not self._is_queue_there(session):
+            session.topology.queue_deleted(self._queue)
+            held, self._held = self._held, []
+            self._line.put_dropped(message for message, _ in held)
+            return
+        if self._channel.is_open and self._overdue is not None:
+            overdue, self._overdue = self._overdue, None
+            overdue.log()
+        self.give_back()
+
+    def _is_queue_there(self, session: Any) -> bool:
+        try:
+            ensure_queue_exists(session, self._queue, Deadline(), passive=True)
+        except NotFound as exc:
+            return bool(is_unavailable(exc))
+        except Exception as exc:
+            logger.debug("looking for queue %r: %s", self._queue, exc)
+        return True
+
+    def give_back(self) -> None:
+        """Put the messages back; where the broker has done so, it takes no notice.  May switch."""
+        while self._held:
+            message, _ = self._held.pop()
+            self._handling.give_back(message, has_begun=False)

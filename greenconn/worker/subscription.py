@@ -53,6 +53,10 @@ class Sink:
             self.lost = exc
             self._owner.on_lost(self, exc)
 
+    def give_back(self) -> None:
+        """Put back what no handler has begun with.  Called by who closes the channel.  May switch."""
+        self._owner.give_back(self)
+
 
 class CountedSink(Sink):
     """A sink that is told when a message is taken out: see :func:`release`."""
@@ -77,9 +81,10 @@ class Subscription:
         prefetch: messages that may be unanswered; 0 is no limit.
         line: where messages go.
         on_change: called with this, its channel and the reason when it is lost.  Must not switch.
+        on_closing: called with its channel, which is about to be closed by this program.  May switch.
 
     Attributes:
-        tag: consumer tag; it stays the same over reconnects.
+        tag: consumer tag; it stays the same over reconnects, not after the broker has cancelled it.
         was_confirmed: the broker has confirmed it at least once.
         fails_alone: its request was refused before, so it gets a channel of its own.
     """
@@ -89,6 +94,7 @@ class Subscription:
         "_expectation",
         "_line",
         "_on_change",
+        "_on_closing",
         "_plan",
         "_position",
         "_queue",
@@ -106,11 +112,13 @@ class Subscription:
         prefetch: int,
         line: Line,
         on_change: Callable[[Subscription, Any, BaseException], None],
+        on_closing: Callable[[Any], None],
     ) -> None:
         self._plan = plan
         self._queue = queue
         self._line = line
         self._on_change = on_change
+        self._on_closing = on_closing
         offset = plan.offset_of(queue)
         self._position = None if offset is None else StreamPosition(offset)
         self._sink: Sink | None = None
@@ -269,8 +277,17 @@ class Subscription:
 
     def on_lost(self, sink: Sink, exc: BaseException) -> None:
         """The consumer is gone.  Called by the reader."""
+        if sink is not self._sink:
+            return
+        self._on_change(self, sink.channel, exc)
+        if isinstance(exc, ConsumerCancelled):
+            # The broker may still know the old one, and what comes late must not hit the next life.
+            self.tag = self._new_tag()
+
+    def give_back(self, sink: Sink) -> None:
+        """Its channel is about to be closed, and the broker sends no more.  May switch."""
         if sink is self._sink:
-            self._on_change(self, sink.channel, exc)
+            self._on_closing(sink.channel)
 
     def forget_declaration(self, session: Session) -> None:
         """Its queue was deleted: it must be looked up or declared again."""

@@ -10,6 +10,7 @@ __all__ = [
     "BEANSTALK_URL",
     "COUCHDB_URL",
     "MONGODB_URL",
+    "NEWER_AMQP_URL",
     "REDIS_URL",
     "REQUIRE",
     "SQS_URL",
@@ -20,6 +21,8 @@ __all__ = [
 AMQP_URL = "GREENCONN_TEST_AMQP_URL"
 #: The file that describes a private RabbitMQ, for ``RabbitMQHandle.of``.
 AMQP_CTL = "GREENCONN_TEST_AMQP_CTL"
+#: The address of a RabbitMQ 4.3 or later, for the tests of what older ones do not do.
+NEWER_AMQP_URL = "GREENCONN_TEST_NEWER_AMQP_URL"
 #: The address of a Redis.  Given by the user: use it, and start none.
 REDIS_URL = "GREENCONN_TEST_REDIS_URL"
 #: The address of a beanstalkd that takes jobs of 1 MiB.  Given by the user: use it, and start none.

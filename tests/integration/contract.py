@@ -47,6 +47,11 @@ class Store(deque[Any]):
         """Keep *message*."""
         self.append(message)
 
+    def give_back(self) -> None:
+        """Put all back."""
+        for message in self:
+            message.put_back()
+
     def cancelled(self, exc: BaseException) -> None:
         """Keep the reason."""
         self.lost.append(exc)

@@ -56,6 +56,10 @@ class Sink:
     def cancelled(self, exc: BaseException) -> None:
         self.errors.append(exc)
 
+    def give_back(self) -> None:
+        for each in self.messages:
+            each.put_back()
+
 
 def message(channel: Channel, body: str = "body") -> Any:
     return channel.prepare_message(body, None, "text/plain", "utf-8", None, {"delivery_mode": 1})
@@ -836,7 +840,7 @@ def test_a_deleted_queue_cancels_its_consumers(amqp_link: AmqpLink, unique: str)
     assert cancelled == ["told"]
     assert isinstance(sink.errors[0], ConsumerCancelled)
     assert channel.is_open
-    assert not channel._consumers
+    until(lambda: not channel._consumers)
 
 
 def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, queue: str) -> None:

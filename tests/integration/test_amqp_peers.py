@@ -52,6 +52,8 @@ from tests.fix_wires import until
 native_sleep = get_original("time", "sleep")
 
 WAIT = 20.0
+#: The flags of a ``basic.nack`` that puts one delivery back.
+REQUEUE = 2
 SECRET = "secret-word"
 #: Seconds for connecting, where the end of them is waited for.
 SHORT = 0.3
@@ -538,8 +540,8 @@ def test_a_message_that_comes_for_a_killed_get_goes_back(
 
         loop.run_callback(kill)
         getting.join(WAIT)
-    got = end.expect(spec.Basic.Reject)
-    assert got[2] == pack(">QB", 7, True)
+    got = end.expect(spec.Basic.Nack)
+    assert got[2] == pack(">QB", 7, REQUEUE)
     assert not channel._ledger.outstanding
 
 
@@ -568,16 +570,16 @@ def test_deliveries_to_a_killed_consumer_go_back_and_it_is_cancelled(
     until(lambda: link.events)
     consuming.kill()
     end.deliver(1, "tag", 2)
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 2, REQUEUE)
     end.method(1, spec.Basic.ConsumeOk, "s", "tag")
-    end.deliver(1, "tag", 3)
-    assert end.expect(spec.Basic.Reject)[2] == pack(">QB", 2, True)
     end.expect(spec.Basic.Cancel)
-    assert end.expect(spec.Basic.Reject)[2] == pack(">QB", 3, True)
+    end.deliver(1, "tag", 3)
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 3, REQUEUE)
     end.method(1, spec.Basic.CancelOk, "s", "tag")
     until(lambda: not channel._consumers)
     # The one that came before the kill waits among the events; who drains gives it back.
     link.drain(Deadline(WAIT))
-    assert end.expect(spec.Basic.Reject)[2] == pack(">QB", 1, True)
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 1, REQUEUE)
     assert not channel._ledger.outstanding
 
 

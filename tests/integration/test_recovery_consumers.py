@@ -647,6 +647,38 @@ def test_a_deleted_queue_is_declared_again_by_a_consumer_in_the_background(
     assert consumer.stop(timeout=SOON)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_came_from_a_queue_that_was_deleted_is_handled(
+    connection: Connection, other: Connection, unique: str, ends: bool
+) -> None:
+    """These are the last copies.  A consumer that stops meanwhile leaves none in its hands."""
+    got: list[int] = []
+    go_on = Event()
+
+    def handle(body: int, message: Any) -> None:
+        got.append(body)
+        assert go_on.wait(SOON)
+
+    consumer = spawn_consumer(unique, handle, concurrency=1, connection=connection)
+    assert consumer.wait_ready(SOON)
+    send(other, unique, 1, 2, 3)
+    until(lambda: consumer.stats()["received"] == 3)
+    other.default_channel.queue_delete(unique)
+    until(lambda: not consumer.conductor.is_confirmed)
+    if ends:
+        stopping = gevent.spawn(consumer.stop, SOON)
+        until(lambda: consumer.conductor.is_withdrawn)
+        go_on.set()
+        assert stopping.get()
+        assert consumer.stats()["handled"] + consumer.stats()["requeued"] == 3
+        return
+    go_on.set()
+    until(lambda: got == [1, 2, 3])
+    assert consumer.wait_ready(SOON)
+    assert consumer.stats()["received"] == 3
+    assert consumer.stop(SOON)
+
+
 def test_a_deleted_queue_that_must_not_be_declared_ends_its_consumer(
     connection: Connection, other: Connection, unique: str
 ) -> None:

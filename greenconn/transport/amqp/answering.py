@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
 from amqp.serialization import dumps
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Answering"]
 
 _tag_and_flags = Struct(">QB")
+#: Deliveries that are put back at once, where each takes an answer of its own, and seconds before more
+#: are: see :mod:`greenconn.wire.acks`.
+RETURNS_AT_ONCE: Final = 24
+RETURN_INTERVAL: Final = 0.05
+#: The flags of ``basic.nack``: not multiple, requeue.
+_NACK_REQUEUE: Final = 2
 
 
 class Answering:
@@ -36,9 +42,13 @@ class Answering:
     _gone: BaseException | None
     _hub: Hub
     _writer: Writer
+    streams: set[str]
 
-    def _init_answering(self) -> None:
+    def _init_answering(self, has_nack: bool) -> None:
         self._ledger = AckLedger()
+        #: The broker knows ``basic.nack``, an extension of RabbitMQ's.
+        self._nacks = has_nack
+        self._return_timer: Any = None
 
     def check_open(self) -> None:
         raise NotImplementedError
@@ -96,9 +106,60 @@ class Answering:
             raise self._unknown_tag(delivery_tag)
 
     def put_back(self, delivery_tag: int) -> None:
-        """Requeue a delivery that nobody wants.  Never switches.  Answered before: does nothing."""
-        if self._gone is None:
+        """Requeue a delivery that nobody has begun with.  Never switches.
+
+        Answered before, or the channel is gone: does nothing.  This is a ``basic.nack``, which
+        RabbitMQ 4.3 does not count against the delivery limit of a quorum queue; it counts
+        ``basic.reject`` and the end of a channel.
+        """
+        if self._gone is not None:
+            return
+        if not self._nacks:
             self._reject(delivery_tag, True)
+            return
+        if not self._ledger.returning:
+            self.connection.ack_later(self)
+        self._ledger.put_back(delivery_tag)
+
+    def finish_returns(self) -> None:
+        """Write all that was put back: the channel is about to be closed.  Never switches.
+
+        What is left unanswered comes back with the end of the channel, which counts as a delivery of
+        it.  Rejecting it first counts the same, and lets the others go back in one answer.
+        """
+        self._write_acks()
+        ledger = self._ledger
+        are_many = len(ledger.returning) > RETURNS_AT_ONCE or self._return_timer is not None
+        if are_many and len(ledger.outstanding) < RETURNS_AT_ONCE and not self.streams:
+            for tag in list(ledger.outstanding):
+                self._reject(tag, True)
+        self._write_returns(len(ledger.returning))
+
+    def _flush_returns(self) -> None:
+        # In the hub, when its timer has ended, too.
+        self._stop_returning()
+        if self._gone is not None:
+            return
+        self._write_returns(RETURNS_AT_ONCE)
+        if self._ledger.returning and not self._ledger.is_recovering:
+            self._return_timer = self._hub.loop.timer(RETURN_INTERVAL)
+            self._return_timer.start(self.flush_acks)
+
+    def _write_returns(self, limit: int) -> None:
+        try:
+            for tag, multiple in self._ledger.take_returns(limit):
+                flags = _NACK_REQUEUE | multiple
+                self._writer.write(
+                    method_frame(self.channel_id, spec.Basic.Nack, _tag_and_flags.pack(tag, flags))
+                )
+        except BaseException as exc:
+            self.interrupted("a negative acknowledgement", exc)
+            raise
+
+    def _stop_returning(self) -> None:
+        timer, self._return_timer = self._return_timer, None
+        if timer is not None:
+            timer.close()
 
     def give_credit(self, delivery_tag: int) -> None:
         """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
@@ -150,9 +211,17 @@ class Answering:
         )
 
     def flush_acks(self) -> None:
-        """Write the acks that are pending.  Never switches; in the hub at the end of a turn."""
+        """Write the acks that are pending, and what is put back.  Never switches.
+
+        In the hub at the end of a turn.
+        """
         if self._gone is not None:
             return
+        self._write_acks()
+        if self._ledger.returning:
+            self._flush_returns()
+
+    def _write_acks(self) -> None:
         try:
             for tag, multiple in self._ledger.take():
                 self._writer.write(

@@ -21,9 +21,11 @@ from gevent import get_hub
 
 from greenconn.exceptions import (
     ChannelError,
+    ConnectionError,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.amqp.calling import Calling
 from greenconn.transport.amqp.consuming import Consuming
@@ -38,6 +40,7 @@ from greenconn.transport.amqp.rpc import (
 from greenconn.transport.amqp.topology import Topology
 from greenconn.transport.amqp.transactions import Transactions
 from greenconn.transport.amqp.unsent import Found
+from greenconn.transport.amqp.withdrawal import withdraw
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
 
 __all__ = ["Channel"]
+
+#: Seconds that ``close`` waits for the end of the consumers.
+WITHDRAW_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Channel.Close)
 _CLOSE_OK: Final = ids_of(spec.Channel.CloseOk)
@@ -72,7 +78,8 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         self._gone: BaseException | None = None
         self._closing = False
         self._hub = link.home.hub
-        self._init_consuming()
+        capabilities = link.server_properties.get("capabilities") or {}
+        self._init_consuming(bool(capabilities.get("basic.nack")))
         super().__init__(link, auto_decode=False)
         self._init_publisher(link)
         self._replies: dict[int, Callable[[Reply], None]] = {
@@ -132,7 +139,8 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Close the channel.  May switch.  Again, or after it was lost: does nothing.
 
-        Deliveries that were not answered go back to their queues.
+        Deliveries that were not answered go back to their queues: first, after the end of the
+        consumers, those that nobody has begun with.
         """
         if get_hub() is not self._hub:
             self.check_hub()
@@ -140,6 +148,16 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             self.connection.gate.pass_through()
         if self._gone is not None:
             return
+        if self._consumers or len(self.connection.events):
+            try:
+                withdraw(self.connection, (self,), Deadline(WITHDRAW_TIMEOUT))
+            except (TimeoutError, ConnectionError, ChannelError):
+                pass  # it is closed all the same
+            except BaseException:
+                self._close_late("its closing was given up")
+                raise
+            if self.cause is not None:
+                return
         call = self._write_close(RecoverableChannelError("it was closed by this program"))
         if self.connection.lost is None:
             try:
@@ -206,6 +224,7 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         if self._gone is None:
             self._gone = cause
             self.is_open = False
+            self._stop_returning()
             self._unsent.forget()
 
     def _end(
@@ -222,7 +241,9 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             return True
         self._gone = cause
         self.is_open = False
+        self._stop_returning()
         self._ledger.pending.clear()
+        self._ledger.returning.clear()
         if closed:
             self._calls.release(cause)
             owned = True

@@ -21,6 +21,7 @@ from gevent import get_hub
 
 from greenconn.exceptions import (
     AMQPError,
+    ChannelError,
     ConnectionError,
     ContentTooLarge,
     FrameError,
@@ -40,13 +41,16 @@ from greenconn.transport.amqp.answering import Answering
 from greenconn.transport.amqp.arguments import UNREADABLE, read_arguments, unreadable
 from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
 from greenconn.transport.amqp.channel import Channel
+from greenconn.transport.amqp.delivery_limits import DeliveryLimits
 from greenconn.transport.amqp.gate import PublishGate
 from greenconn.transport.amqp.handshake import closing_error, opening_error
 from greenconn.transport.amqp.numbers import ChannelNumbers
 from greenconn.transport.amqp.pulse import Pulse
 from greenconn.transport.amqp.rpc import Reply, ids_of
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
+from greenconn.transport.amqp.server import rabbitmq_version
 from greenconn.transport.amqp.unsent import find_unsent
+from greenconn.transport.amqp.withdrawal import withdraw
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import (
     BASIC_DELIVER,
@@ -133,6 +137,9 @@ class AmqpLink(Link, Agreement):
         self.secret = Secret(self)
         #: Kind of each queue that was declared here, where it is not classic.
         self.queue_kinds: dict[str, str] = {}
+        #: Of a RabbitMQ; None for another broker, and before the handshake.
+        self.server_version: tuple[int, int] | None = None
+        self.delivery_limits = DeliveryLimits(where, None)
 
     def __repr__(self) -> str:
         state = "open" if self.connected else "closed"
@@ -175,6 +182,8 @@ class AmqpLink(Link, Agreement):
         assert self._stream is not None
         if self.lost is not None:
             raise self.lost  # it ended right behind that
+        self.server_version = rabbitmq_version(self.server_properties)
+        self.delivery_limits = DeliveryLimits(self.where, self.server_version)
         self._parser.frame_max = self.frame_max
         self._parser.channels = self.channels
         self._pulse.start(float(self.heartbeat or 0), self._stream)
@@ -296,22 +305,32 @@ class AmqpLink(Link, Agreement):
     # Ending
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing."""
+        """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing.
+
+        Consumers are ended first, and what nobody has begun with is put back.
+        """
         if self.lost is not None or self._closing is not None:
             return
         self.home.check(self)
         if self.handshake.is_done:
-            self._closing = Slot()
-            self.writer.flush()
-            self.write_method(spec.Connection.Close, _GOODBYE)
+            self._closing, deadline = Slot(), Deadline(CLOSE_TIMEOUT)
             try:
-                self._closing.wait(Deadline(CLOSE_TIMEOUT))
+                self._withdraw(deadline)
+                self.writer.flush()
+                self.write_method(spec.Connection.Close, _GOODBYE)
+                self._closing.wait(deadline)
             except (TimeoutError, ConnectionError):
                 pass  # it is over all the same
             finally:
                 self.end(RecoverableConnectionError("connection was closed"), closed=True)
         else:
             self.collect()
+
+    def _withdraw(self, deadline: Deadline) -> None:
+        try:
+            withdraw(self, [each for each in self.channels.values() if each is not self], deadline)
+        except (TimeoutError, ChannelError):
+            pass  # a broker that does not answer puts them back by itself
 
     def collect(self) -> None:
         """Drop everything at once, without a word to the peer.  Never switches."""

@@ -49,6 +49,7 @@ class ChannelConsumer:
         "callback",
         "deliver",
         "is_ending",
+        "is_unbounded",
         "link",
         "no_ack",
         "on_cancel",
@@ -83,6 +84,7 @@ class ChannelConsumer:
         self.is_ending = False
         #: Those who wait until it is no longer starting, or until it has ended.
         self.watchers: list[Slot[None]] = []
+        self.is_unbounded = unbounded
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
             sink.taken = self._taken if unbounded else None
@@ -107,6 +109,17 @@ class ChannelConsumer:
         for slot in self.watchers:
             slot.offer(None)
         self.watchers.clear()
+
+    def give_back(self) -> None:
+        """Have its sink put back what nobody has begun with; the broker sends no more.  May switch."""
+        if self.sink is not None:
+            self.sink.give_back()
+
+    def give_back_one(self, message: Delivery) -> None:
+        """Put back a delivery that waited among the events of the connection.  Never switches."""
+        if self.is_unbounded:
+            self._taken(message)
+        message.put_back()
 
     # All of these run in the reader: they append, wake and return.
 
@@ -166,7 +179,10 @@ class ChannelConsumer:
 
 def cancelled_error(tag: str) -> ConsumerCancelled:
     """The error for a consumer that the broker cancelled."""
-    return ConsumerCancelled(f"the broker cancelled consumer {tag!r}: was its queue deleted?")
+    return ConsumerCancelled(
+        f"the broker cancelled consumer {tag!r}: its queue was deleted or is not there at the moment, "
+        f"or a message of a quorum queue was not answered within its consumer timeout (RabbitMQ 4.3)"
+    )
 
 
 def _raise(exc: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from greenconn.transport.amqp.consumer import ChannelConsumer, ConsumerState, ca
 from greenconn.transport.amqp.kinds import QueueKinds
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.rpc import Call, Reply, ids_of
+from greenconn.transport.amqp.withdrawal import give_back_events
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Consuming(QueueKinds, Answering):
     _last_queue: str
     _consumer_ended: Callable[[str], None]
 
-    def _init_consuming(self) -> None:
-        self._init_answering()
+    def _init_consuming(self, has_nack: bool) -> None:
+        self._init_answering(has_nack)
         self._consumers: dict[bytes, ChannelConsumer] = {}
         self._prefetch = 0
         self._qos: tuple[int, int, bool] | None = None
@@ -194,6 +195,25 @@ class Consuming(QueueKinds, Answering):
         self.write_call(frame, call)
         return call
 
+    def acking_consumers(self) -> list[ChannelConsumer]:
+        """The consumers whose deliveries need an answer.  Never switches."""
+        return [each for each in self._consumers.values() if not each.no_ack]
+
+    def cancel_all(self, consumers: Iterable[ChannelConsumer]) -> Call | None:
+        """Have the broker end *consumers*.  Never switches.
+
+        Returns:
+            The last of the calls, whose reply comes last; None if there was nothing to do.
+        """
+        last = None
+        for consumer in consumers:
+            # RabbitMQ 3.10 ends the connection over the cancel of one that it has not confirmed.
+            if consumer.state is ConsumerState.RUNNING and not consumer.is_ending:
+                if last is not None:
+                    last.abandon()
+                last = self._write_cancel(consumer)
+        return last
+
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:
         """End a consumer.  May switch.  An unknown tag: does nothing.
 
@@ -271,17 +291,37 @@ class Consuming(QueueKinds, Answering):
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if not consumer.no_ack:
             self._ledger.outstanding[tag] = None
-        consumer.deliver(Delivery(self, tag, payload, header, body, consumer.tag))
+        message = Delivery(self, tag, payload, header, body, consumer.tag)
+        if payload[end + 8]:
+            self.connection.delivery_limits.look(consumer.queue, message)
+        consumer.deliver(message)
 
     def _on_consumer_cancel(self, reply: Reply) -> None:
         tag = read_arguments(reply[0], "s", reply[1])[0]
         consumer = self._consumers.get(tag.encode("utf-8", "surrogatepass"))
-        if consumer is not None:
+        if consumer is None:
+            return
+        if self._may_be_overdue(consumer.queue):
+            # Its messages are another consumer's by now.
+            give_back_events(self.connection, lambda of, message: of is consumer)
+        elif self.connection.topology is not None:
+            # Somebody has deleted it, and does not want it back; a consumer that does declares it.
+            self.connection.topology.queue_deleted(consumer.queue)
+        consumer.gone(cancelled_error(tag), cancelled=True)
+        if consumer.is_ending:
             self._forget_consumer(consumer)
-            if self.connection.topology is not None:
-                # Somebody has deleted it, and does not want it back; a consumer that does declares it.
-                self.connection.topology.queue_deleted(consumer.queue)
-            consumer.gone(cancelled_error(tag), cancelled=True)
+            return
+        # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side,
+        # too: it would end the connection of who consumes with it again, and deliver to it again when
+        # the late answers come.  Where it does not know the tag any more it answers all the same.
+        consumer.leave(ConsumerState.CANCELLED)
+        self._write_cancel(consumer).abandon()
+
+    def _may_be_overdue(self, queue: str) -> bool:
+        """Whether a consumer of *queue* may be cancelled for a message that was not answered in time."""
+        version = self.connection.server_version
+        is_quorum = self.connection.queue_kinds.get(queue) == "quorum"
+        return is_quorum and version is not None and version >= (4, 3)
 
     def _forget_consumer(self, consumer: ChannelConsumer) -> None:
         """The broker has ended it; its tag may have been given to another one meanwhile."""

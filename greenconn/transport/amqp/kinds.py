@@ -45,6 +45,7 @@ class QueueKinds:
 
     def _note_kind(self, queue: str, arguments: Mapping[str, Any] | None) -> None:
         """*queue* was declared, or deleted (no arguments).  Never switches."""
+        self.connection.delivery_limits.declared(queue, arguments)
         kind = arguments.get("x-queue-type") if arguments else None
         kinds = self.connection.queue_kinds
         if kind in ("quorum", "stream"):

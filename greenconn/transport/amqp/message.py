@@ -177,8 +177,7 @@ class Delivery(Message):
     def _is_rolled_back(self) -> bool:
         return bool(self.channel.is_rolled_back(self.delivery_tag))
 
-    def put_back(self) -> None:
-        """Nobody wants it: requeue it.  Never switches.  Answered before: does nothing."""
+    def _send_back(self) -> None:
         if self.is_of_stream:
             self.channel.give_credit(self.delivery_tag)
         else:

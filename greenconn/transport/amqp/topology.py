@@ -142,7 +142,7 @@ class Topology:
         def on_reply(reply: Reply) -> None:
             name = self._last_queue = _name_in(reply)
             if not passive:
-                self._note_kind(name, arguments)
+                self._note_kind(name, arguments or {})
             if note is not None:
                 note(name, durable, exclusive, auto_delete, arguments, not queue)
 

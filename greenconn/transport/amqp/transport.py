@@ -20,6 +20,7 @@ from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_opti
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.server import rabbitmq_version
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.management import Management
@@ -182,14 +183,13 @@ class Transport(base.Transport):
         return float(connection.heartbeat or 0)
 
     def qos_semantics_matches_spec(self, connection: AmqpLink) -> bool:
-        """False for RabbitMQ 3.3 and later: without ``apply_global`` qos is per consumer."""
-        properties = connection.server_properties
-        if properties.get("product") != "RabbitMQ":
-            return True
-        version = tuple(
-            int(part) for part in properties["version"].split(".")[:2] if part.isdigit()
-        )
-        return version < (3, 3)
+        """Whether the prefetch is to be set without ``apply_global``; kombu's name, and its answers.
+
+        False for RabbitMQ 3.3 to 3.13, where programs that want one prefetch for all consumers of a
+        channel set it with ``apply_global``.  True for RabbitMQ 4, which gave that up, and for others.
+        """
+        version = rabbitmq_version(connection.server_properties)
+        return version is None or not (3, 3) <= version < (4, 0)
 
     def get_manager(
         self,

@@ -359,6 +359,8 @@ def test_a_sink_takes_the_messages(client: FakeClient, channel: FakeChannel) -> 
 
         def cancelled(self, exc: BaseException) -> None: ...
 
+        def give_back(self) -> None: ...
+
     consumer = Consumer(channel, queues("q"))
     consumer.sink = Sink()
     consumer.consume()

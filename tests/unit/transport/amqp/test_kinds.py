@@ -9,6 +9,7 @@ import pytest
 
 from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.transport.amqp import kinds
+from greenconn.transport.amqp.delivery_limits import DeliveryLimits
 from greenconn.transport.amqp.kinds import QueueKinds
 
 QUORUM, STREAM = {"x-queue-type": "quorum"}, {"x-queue-type": "stream"}
@@ -18,7 +19,9 @@ class Channel(QueueKinds):
     """A channel that only counts what it is asked."""
 
     def __init__(self) -> None:
-        self.connection = SimpleNamespace(queue_kinds={})  # type: ignore[assignment]
+        self.connection = SimpleNamespace(  # type: ignore[assignment]
+            queue_kinds={}, delivery_limits=DeliveryLimits("here", None)
+        )
         self._ledger = SimpleNamespace(outstanding={})  # type: ignore[assignment]
         self._consumers = {}
         self._qos = None

@@ -31,6 +31,11 @@ class Sink(list[Any]):
             self._on_message(message)
         self._changed.set()
 
+    def give_back(self) -> None:
+        """Put all back."""
+        for message in self:
+            message.put_back()
+
     def cancelled(self, exc: BaseException) -> None:
         """Keep the reason."""
         self.lost.append(exc)

@@ -59,6 +59,9 @@ class Taker:
     def cancelled(self, exc: BaseException) -> None:
         self.is_active = False
 
+    def give_back(self) -> None:
+        raise AssertionError("a transport that does not count it has no use for it")
+
 
 class Model:
     """The broker, and where each message should be."""
