@@ -237,6 +237,7 @@ class RedisLink(SharingLink):
             pass  # it is over all the same; the lease gives back what is held
         finally:
             super().close()
+            self.transport.unasked.tell()
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life.  Never switches."""

@@ -96,8 +96,8 @@ class RedisOptions(Record):
     """Queue for messages that no binding matches; None drops them (kombu's)."""
 
     publish_window: int = 0
-    """Publishes of one channel that may be unanswered; their errors are raised by a later call or by
-    ``channel.flush()``.  0: each publish waits for its answer."""
+    """Publishes of one channel that may be unanswered; their errors are raised by a later call of it
+    or by ``channel.flush()``, and logged when it ends.  0: each publish waits for its answer."""
 
     confirm_publish: bool = False
     """Accepted as for AMQP: every publish waits for its answer anyway, unless *publish_window*."""

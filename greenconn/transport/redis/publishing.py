@@ -56,7 +56,7 @@ class PublishingToRedis(PublishingMethods):
         self._tags = TagMaker()
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
         size = link.options.publish_window
-        self._window = Window(size) if size else None
+        self._window = Window(size, link.transport.unasked) if size else None
 
     def prepare_message(
         self,
@@ -291,7 +291,8 @@ class PublishingToRedis(PublishingMethods):
         window = self._window
         assert window is not None
         window.wait(deadline)
-        self._raise_earlier(window)
+        if window.failures:
+            raise window.failures.take().error(self._pipeline)
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         if exchange or not routing_key or mandatory or immediate or not _is_plain(message):
@@ -311,28 +312,39 @@ class PublishingToRedis(PublishingMethods):
         self._pipeline.post(self._push(message, routing_key), window.take)
         self._pushed(routing_key)
 
-    def _raise_earlier(self, window: Window) -> None:
-        error = window.error()
-        if error is not None:
-            raise self._pipeline.error(error, "an earlier publish of this channel")
+    def end(self, exc: BaseException) -> None:
+        """End its life for the reason *exc*.  Never switches.  Again: does nothing."""
+        super().end(exc)
+        if self._window is not None:
+            self._window.end()
 
     def flush(self, timeout: float | None = None) -> None:
         """With ``publish_window``: wait until all is answered.  May switch.
 
+        What became of publishes of earlier channels of this connection, which nobody has asked for, is
+        raised, too.
+
         Raises:
             TimeoutError: not all was answered within *timeout* seconds.
-            redis.exceptions.ResponseError, LinkLost: what became of one of them.
+            PublishTimeout: some were not answered before the connection was lost; says how many.
+            redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        window = self._window
+        window, unasked = self._window, self.connection.transport.unasked
         if window is None:
             return
-        if window.unanswered:
+        lost: Exception | None = None
+        if window.unanswered or unasked.awaited:
             # Answers keep their order: behind this one's all are there.
             try:
                 self._pipeline.call(pack(b"PING"), Deadline(timeout))
-            finally:
-                self._raise_earlier(window)
-        self._raise_earlier(window)
+            except Exception as exc:
+                lost = exc
+        failures = window.failures.take()
+        failures.add(unasked.failures.take())
+        if failures:
+            raise failures.error(self._pipeline) from lost
+        if lost is not None:
+            raise lost
 
 
 def _is_plain(message: Outgoing) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import PublishTimeout
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.wire.resp import ErrorReply
 
-__all__ = ["Sent", "Window"]
+__all__ = ["Sent", "Unasked", "Window"]
+
+logger = logging.getLogger("greenconn.transport.redis")
 
 
 class Sent:
@@ -57,36 +62,156 @@ class Sent:
         return reply
 
 
+class Failures:
+    """Publishes of a window that were refused, or were not answered before the connection was lost.
+
+    Attributes:
+        refused, uncertain: how many of each.
+    """
+
+    __slots__ = ("first", "refused", "uncertain")
+
+    def __init__(self) -> None:
+        self.refused = self.uncertain = 0
+        #: What the server said to the first one that it refused, else how the connection was lost.
+        self.first: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return self.first is not None
+
+    def note(self, reply: Exception) -> None:
+        """Count one.  Never switches."""
+        if isinstance(reply, ErrorReply):
+            self.first = reply if not self.refused else self.first
+            self.refused += 1
+        else:
+            self.first = self.first or reply
+            self.uncertain += 1
+
+    def take(self) -> Failures:
+        """Return what there is, and forget it.  Never switches."""
+        taken = Failures()
+        taken.add(self)
+        self.refused = self.uncertain = 0
+        self.first = None
+        return taken
+
+    def add(self, other: Failures) -> None:
+        """Count what *other* has, too.  Never switches."""
+        if other.refused and not self.refused:
+            self.first = other.first
+        self.first = self.first or other.first
+        self.refused += other.refused
+        self.uncertain += other.uncertain
+
+    def text(self, where: str) -> str:
+        """What became of them, for people."""
+        parts = []
+        if self.refused:
+            parts.append(
+                f"{self.refused} publishes of a publish_window were refused ({self.first})"
+            )
+        if self.uncertain:
+            parts.append(
+                f"{self.uncertain} publishes of a publish_window were not answered before the "
+                f"connection was lost: the server may have them or not"
+            )
+        return f"{where}: {'; '.join(parts)}"
+
+    def error(self, pipeline: Pipeline) -> BaseException:
+        """The exception that says so; what ends the link ends it.  Never switches."""
+        refused: BaseException | None = None
+        if isinstance(self.first, ErrorReply):
+            what = f"{self.refused} earlier publishes of a publish_window"
+            refused = pipeline.error(self.first, what)
+        if self.uncertain or refused is None:
+            return PublishTimeout(self.text(pipeline.where), maybe_delivered=True)
+        return refused
+
+
+class Unasked:
+    """What became of publishes whose channel ended before anybody asked; outlives all links.
+
+    Attributes:
+        awaited: publishes of such channels that are not answered yet.
+        failures: what ``flush()`` raises.
+    """
+
+    __slots__ = ("_is_telling", "_untold", "_where", "awaited", "failures")
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._untold = Failures()
+        self._is_telling = False
+        self.awaited = 0
+        self.failures = Failures()
+
+    def add(self, failures: Failures) -> None:
+        """A channel ended with *failures*.  Never switches."""
+        if failures:
+            self.failures.add(failures)
+            self._untold.add(failures)
+            self._tell_soon()
+
+    def note(self, reply: Exception) -> None:
+        """A publish of such a channel failed.  Never switches."""
+        self.failures.note(reply)
+        self._untold.note(reply)
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        # Those that fail together are told together.
+        if not self._is_telling:
+            self._is_telling = True
+            spawn("log", self.tell)
+
+    def tell(self) -> None:
+        """Log, by number, what was not logged yet."""
+        self._is_telling = False
+        if self._untold:
+            logger.error("%s", self._untold.take().text(self._where))
+
+
 class Window:
     """The unanswered publishes of one channel that nobody waits for.
 
     Arguments:
         size: how many there may be.
+        unasked: told what becomes of them when the channel has ended.
+
+    Attributes:
+        failures: those of an open channel, which its next call raises.
     """
 
-    __slots__ = ("_error", "_size", "_waiters", "unanswered")
+    __slots__ = ("_has_ended", "_size", "_unasked", "_waiters", "failures", "unanswered")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, unasked: Unasked) -> None:
         self._size = size
+        self._unasked = unasked
+        self._has_ended = False
         self.unanswered = 0
-        self._error: Exception | None = None
+        self.failures = Failures()
         self._waiters: list[Slot[None]] = []
 
     def take(self, reply: Any) -> None:
         """One is answered.  In the reader."""
         self.unanswered -= 1
-        if isinstance(reply, Exception) and self._error is None:
-            self._error = reply
+        if self._has_ended:
+            self._unasked.awaited -= 1
+        if isinstance(reply, Exception):
+            (self._unasked if self._has_ended else self.failures).note(reply)
         # Half of it at a time, so that a publisher is woken once for many.
         if self._waiters and self.unanswered <= self._size // 2:
             waiters, self._waiters = self._waiters, []
             for slot in waiters:
                 slot.offer(None)
 
-    def error(self) -> Exception | None:
-        """What went wrong with one of them, once."""
-        error, self._error = self._error, None
-        return error
+    def end(self) -> None:
+        """The channel has ended.  Never switches."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._unasked.awaited += self.unanswered
+            self._unasked.add(self.failures.take())
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until there is room for one more.  May switch.

@@ -31,6 +31,7 @@ from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.login import Address, Credentials, Login
 from greenconn.transport.redis.options import RedisOptions, is_client_name
+from greenconn.transport.redis.sent import Unasked
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
@@ -87,6 +88,7 @@ class Transport(base.Transport):
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
         self._inheritance: Inheritance | None = None
+        self._unasked: Unasked | None = None
         self.address: Address
         self.login: Login
         self.keys: Keys
@@ -103,6 +105,16 @@ class Transport(base.Transport):
             self._inheritance = kept.setdefault(f"redis {self._place()}", Inheritance())
         assert self._inheritance is not None
         return self._inheritance
+
+    @property
+    def unasked(self) -> Unasked:
+        """What became of publishes of this connection that nobody has asked for, in all its lives."""
+        if self._unasked is None:
+            session = getattr(self.client, "session", None)
+            kept = {} if session is None else session.companions
+            self._unasked = kept.setdefault("redis publishes", Unasked(self.client.as_uri()))
+        assert self._unasked is not None
+        return self._unasked
 
     def _place(self) -> str:
         """What is the same for servers with the same data."""
