@@ -142,16 +142,20 @@ class Message:
                 raise
             callback(self, exc)
 
-    def ack(self, multiple: bool = False) -> None:
+    def ack(self, multiple: bool = False, *, flush: bool | None = None) -> None:
         """Tell the broker that this message is done.  May switch.
 
         Nothing is sent for a message of a no-ack consumer.
 
         Arguments:
             multiple: also acknowledge all earlier ones of the channel.
+            flush: return when it is on its way to the broker, so that it arrives also if the program
+                blocks or dies in its next line.  False: it leaves with others, when the hub has its next
+                turn.  None: at once for messages of ``spawn_consumer``, else with others.
 
         Raises:
             MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+            TimeoutError: the broker took too little in time; the ack leaves as soon as it does.
         """
         channel = self.channel
         if channel is None:
@@ -169,28 +173,37 @@ class Message:
         except BaseException:
             self._state = state
             raise
+        if flush is not False and (flush or _answers_at_once(channel)):
+            channel.flush_answers()
 
-    def reject(self, requeue: bool = False) -> None:
+    def reject(self, requeue: bool = False, *, flush: bool | None = None) -> None:
         """Refuse this message: it is dropped, or goes to the dead-letter exchange.  May switch.
 
         Arguments:
             requeue: put it back into its queue instead.
+            flush: as for :meth:`ack`.
 
         Raises:
             MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+            TimeoutError: as for :meth:`ack`.
         """
-        self._refuse("REJECTED", requeue)
+        self._refuse("REJECTED", requeue, flush)
 
-    def requeue(self) -> None:
+    def requeue(self, *, flush: bool | None = None) -> None:
         """Put this message back into its queue.  May switch.
 
+        Arguments:
+            flush: as for :meth:`ack`.
+
         Raises:
             MessageStateError: it was acknowledged, rejected or requeued before, or has no channel.
+            TimeoutError: as for :meth:`ack`.
         """
-        self._refuse("REQUEUED", True)
+        self._refuse("REQUEUED", True, flush)
 
-    def _refuse(self, new_state: str, requeue: bool) -> None:
-        if self.channel is None:
+    def _refuse(self, new_state: str, requeue: bool, flush: bool | None) -> None:
+        channel = self.channel
+        if channel is None:
             raise self._no_channel()
         state = self._state
         if state in ACK_STATES and not self._is_rolled_back():
@@ -201,6 +214,8 @@ class Message:
         except BaseException:
             self._state = state
             raise
+        if flush is not False and (flush or _answers_at_once(channel)):
+            channel.flush_answers()
 
     def put_back(self) -> None:
         """Put this message back into its queue, since nobody has begun with it.  May switch.
@@ -321,6 +336,11 @@ class Message:
         }
         known = {name: value for name, value in details.items() if value is not None}
         return f"<{type(self).__name__} object at {id(self):#x} with details {known!r}>"
+
+
+def _answers_at_once(channel: Any) -> bool:
+    # A channel may be the program's own, or stand in for one in its tests.
+    return getattr(channel, "answers_at_once", False) is True
 
 
 def _chosen(mapping: dict[str, Any], *names: str) -> dict[str, Any]:

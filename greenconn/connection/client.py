@@ -19,6 +19,7 @@ from greenconn.session.bell import Bell
 from greenconn.session.parameters import ParameterKey
 from greenconn.session.persistence import Persistent
 from greenconn.session.session import Session
+from greenconn.transport.base import Link
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -136,6 +137,29 @@ class Connection(Shortcuts, Persistent):
             channel.close()
         except self.connection_errors + self.channel_errors:
             pass
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when all that was published and answered here is on its way.  May switch.
+
+        What is written leaves together, at the latest when the hub has its next turn.  Behind this call
+        it has left: on AMQP and Redis the operating system has it, and sends it also if the program
+        blocks or dies in its next line; other brokers have it.  That the broker has stored a message
+        only a confirm tells.
+
+        Nothing is open: does nothing.  While a lost connection is on its way back it waits for that, and
+        for what is sent again then.
+
+        Arguments:
+            timeout: seconds; None is what the transport takes for the limit.
+
+        Raises:
+            TimeoutError: the broker took too little, or did not come back, in time.
+            ConnectionError, OSError: the connection is lost.
+        """
+        session, deadline = self.session, Deadline(timeout)
+        life = session.whole(deadline) if session.is_lost else session.life
+        if life.is_open and isinstance(life.link, Link):
+            life.link.flush(deadline)
 
     def release(self) -> None:
         """Close the connection; one that a pool lent is given back.  May switch.

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
-from gevent import monkey
 from kombu.message import Message
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -65,33 +64,30 @@ def _on_current_channel(method: M) -> M:
 class AmqpChannel(channel.Channel):
     """A channel that hands out kombu's messages.
 
-    What it writes leaves at the end of the hub's turn.  A program that is not monkey-patched may wait
-    for something else (a result in Redis) before the hub gets one: there it leaves at once.
+    As with kombu, what is published or answered is on its way when the call returns: a task that is
+    acknowledged early does not come again if its process dies or blocks the hub, and a program that is
+    not monkey-patched may wait for something else (a result in Redis) at once.
     """
 
     def basic_publish(self, *args: Any, **kwargs: Any) -> None:
         """Publish; see :meth:`greenconn.transport.amqp.channel.Channel.basic_publish`."""
         super().basic_publish(*args, **kwargs)
-        self._see_it_leave()
+        self.connection.drain_writer(None)
 
     def basic_ack(self, *args: Any, **kwargs: Any) -> None:
         """Acknowledge a message."""
         super().basic_ack(*args, **kwargs)
-        self._see_it_leave()
+        self.flush_answers()
 
     def basic_reject(self, *args: Any, **kwargs: Any) -> None:
         """Reject a message, or give it back."""
         super().basic_reject(*args, **kwargs)
-        self._see_it_leave()
+        self.flush_answers()
 
     exchange_declare = _on_current_channel(channel.Channel.exchange_declare)
     exchange_bind = _on_current_channel(channel.Channel.exchange_bind)
     queue_declare = _on_current_channel(channel.Channel.queue_declare)
     queue_bind = _on_current_channel(channel.Channel.queue_bind)
-
-    def _see_it_leave(self) -> None:
-        if not monkey.is_module_patched("socket"):
-            self.connection.writer.flush()
 
     def message_to_python(self, raw_message: Any) -> Any:
         """Return kombu's message for a delivery; its body as it came, for kombu to decode."""
@@ -121,7 +117,17 @@ class AmqpsTransport(transport.SSLTransport, AmqpTransport):
 
 
 class RedisChannel(redis.Channel):
-    """A channel that hands out kombu's messages."""
+    """A channel that hands out kombu's messages; answers are on their way when the call returns."""
+
+    def basic_ack(self, *args: Any, **kwargs: Any) -> None:
+        """Acknowledge a message."""
+        super().basic_ack(*args, **kwargs)
+        self.flush_answers()
+
+    def basic_reject(self, *args: Any, **kwargs: Any) -> None:
+        """Reject a message, or give it back."""
+        super().basic_reject(*args, **kwargs)
+        self.flush_answers()
 
     exchange_declare = _on_current_channel(redis.Channel.exchange_declare)
     exchange_bind = _on_current_channel(redis.Channel.exchange_bind)

@@ -95,6 +95,8 @@ class Writer:
         self._yield_due = False
         self._before_flush: list[Callable[[], None]] = []
         self._waiters: deque[Slot[None]] = deque()
+        #: Those who wait until what was offered has left.
+        self._drainers: list[Slot[None]] = []
         self._is_waking = False  # a waiter was woken and has not run yet
         self._closed = False
 
@@ -237,6 +239,7 @@ class Writer:
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
             slot.offer(None)
+        self._wake_drainers()
 
     def forget(self) -> None:
         """The same after a fork, in the child: those who wait are the parent's and stay asleep."""
@@ -270,6 +273,27 @@ class Writer:
             self._interrupted(exc)
             raise
         self._flush()
+
+    def drain(self, deadline: Deadline) -> None:
+        """Wait until the socket has taken what was written by now.  May switch.
+
+        Where the peer takes what we send it does not switch: a flush is enough.
+
+        Raises:
+            TimeoutError: the peer took too little until the deadline.
+        """
+        self.flush()
+        # What lies behind a tail is offered when that has left, and may leave a tail of its own.
+        for _ in range(2):
+            if self._closed or not self._tail:
+                return
+            slot: Slot[None] = Slot()
+            self._drainers.append(slot)
+            try:
+                slot.wait(deadline)
+            finally:
+                if slot in self._drainers:
+                    self._drainers.remove(slot)
 
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
 
@@ -396,12 +420,19 @@ class Writer:
             if not tail:
                 self._watcher.stop()
                 self._flush()
+                if self._drainers:
+                    self._wake_drainers()
             if self.pending <= LOW_WATER and not self._is_waking:
                 self._wake_next()
             self._settle_gate()
         except BaseException as exc:
             self._interrupted(exc)
             raise
+
+    def _wake_drainers(self) -> None:
+        drainers, self._drainers = self._drainers, []
+        for slot in drainers:
+            slot.offer(None)
 
     def _wake_next(self) -> None:
         self._is_waking = False

@@ -126,6 +126,8 @@ class StdChannel:
 
     #: Tags of consumers that need no acknowledgement; None where a channel does not keep them.
     no_ack_consumers: set[str] | None = None
+    #: Whether a program that answers a delivery wants the answer on its way when the call returns.
+    answers_at_once: bool = False
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         """A ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""
@@ -149,6 +151,28 @@ class StdChannel:
     ) -> dict[str, Any]:
         """The declare arguments of a queue; see :func:`to_rabbitmq_queue_arguments`."""
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when what was published and answered on this channel is on its way.  May switch.
+
+        Nothing waits here: the broker has it when a call returns.
+
+        Arguments:
+            timeout: seconds; None is the transport's own limit.
+
+        Raises:
+            TimeoutError: the broker took too little in time.
+            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
+        """
+
+    def flush_answers(self) -> None:
+        """Return when all answers to deliveries are on their way.  May switch.
+
+        Where the connection is gone it does nothing: the broker delivers again what it has not heard of.
+
+        Raises:
+            TimeoutError: the broker took too little within the transport's own limit.
+        """
 
     def close(self) -> None:
         """Close the channel.  May switch."""
@@ -271,6 +295,15 @@ class Link:
         self.check_open()
         function, argument = self.events.get(timeout)
         function(argument)
+
+    def flush(self, deadline: Deadline) -> None:
+        """Return when what was written on this connection is on its way.  May switch.
+
+        Raises:
+            TimeoutError: the broker took too little before the deadline.
+            RecoverableConnectionError: the link is lost.
+        """
+        self.check_open()
 
     def close(self) -> None:
         """Close in good order, within a bounded time.  May switch.  Again: does nothing."""

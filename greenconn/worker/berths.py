@@ -48,6 +48,8 @@ class Berth:
         """The channel, opened now if it was not yet.  The caller holds the lock.  May switch."""
         if self._channel is None:
             self._channel = transport.create_channel(self._link)
+            # What a handler answers itself must not wait for the end of its work.
+            self._channel.answers_at_once = True
         return self._channel
 
 

@@ -243,7 +243,7 @@ class Handling:
 
     def _ack(self, message: Any) -> None:
         try:
-            message.ack()
+            message.ack(flush=False)
         except MessageStateError:
             pass
         except Exception as exc:
@@ -263,7 +263,7 @@ class Handling:
         if self._no_ack or message.acknowledged:
             return
         try:
-            message.reject(requeue=requeue)
+            message.reject(requeue=requeue, flush=False)
         except MessageStateError:
             return
         except Exception as exc:

@@ -19,6 +19,7 @@ from greenconn.exceptions import (
     ResourceLocked,
     Unroutable,
 )
+from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.message import Message
 from greenconn.transport.leased import transport
@@ -155,6 +156,30 @@ def test_no_ack_messages_need_no_answer(side: Side) -> None:
 
 
 # -- events
+
+
+def test_answers_are_on_their_way_when_they_are_flushed(side: Side) -> None:
+    channel = side.channel()
+    link = channel.connection
+    queue = side.queue(channel)
+    for body in "abc":
+        side.send(channel, body, "", queue)
+    taken: list[Message] = []
+    channel.basic_consume(queue, callback=taken.append)
+    side.drain(link, lambda: len(taken) == 3)
+    taken[0].ack(flush=True)
+    taken[1].reject(flush=True)
+    taken[2].ack(flush=False)
+    channel.flush(SOON)
+    link.flush(Deadline(SOON))
+    assert all(each.acknowledged for each in taken)
+    channel.close()
+    with pytest.raises((RecoverableChannelError, RecoverableConnectionError)):
+        channel.flush(SOON)
+    assert side.bodies(side.channel(link), queue) == []
+    link.close()
+    with pytest.raises(RecoverableConnectionError):
+        link.flush(Deadline(SOON))
 
 
 def test_drain_ends_with_its_timeout(side: Side) -> None:

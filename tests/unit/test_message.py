@@ -19,7 +19,13 @@ class ScriptedChannel:
     def __init__(self, error: BaseException | None = None) -> None:
         self.no_ack_consumers: set[str] | None = set()
         self.answers: list[tuple[Any, ...]] = []
+        self.answers_at_once = False
+        self.flushes = 0
         self.error = error
+
+    def flush_answers(self) -> None:
+        assert self.answers
+        self.flushes += 1
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         self._answer("ack", delivery_tag, multiple)
@@ -123,6 +129,19 @@ def test_answer_counts_while_it_is_sent(channel: ScriptedChannel) -> None:
     message = Message(delivery_tag=7, channel=Waiting())
     message.ack()
     assert message.channel.answers == [("ack", 7, False)]
+
+
+@pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("flush", [None, True, False])
+def test_answer_is_flushed_where_that_is_asked_for(
+    channel: ScriptedChannel, answer: str, at_once: bool, flush: bool | None
+) -> None:
+    channel.answers_at_once = at_once
+    message = Message(delivery_tag=7, channel=channel)
+    getattr(message, answer)(flush=flush)
+    assert message.acknowledged
+    assert channel.flushes == (at_once if flush is None else flush)
 
 
 def test_no_ack_consumer(channel: ScriptedChannel) -> None:

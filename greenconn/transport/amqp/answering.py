@@ -233,6 +233,18 @@ class Answering:
             self.interrupted("an acknowledgement", exc)
             raise
 
+    def flush_answers(self) -> None:
+        """Return when all answers to deliveries have been given to the socket.  May switch.
+
+        Where the connection is gone it does nothing: the broker delivers again what it has not heard of.
+
+        Raises:
+            TimeoutError: the broker took too little within ``blocked_timeout`` seconds.
+        """
+        if self._gone is None:
+            self.flush_acks()
+            self.connection.drain_writer(None)
+
     def _check_answerable(self) -> None:
         if self.connection.lost is None:
             self.check_open()

@@ -136,6 +136,26 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
     def _undo_open(self, reply: Reply) -> None:
         self._close_late("its opening was given up")
 
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when all that was published and answered has been given to the socket.  May switch.
+
+        The operating system sends it then, also if the program blocks or dies.  Whether the broker has
+        it only a confirm tells.
+
+        Arguments:
+            timeout: seconds; None is the connection's ``blocked_timeout``.
+
+        Raises:
+            TimeoutError: the broker took too little in time.
+            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
+        """
+        if get_hub() is not self._hub:
+            self.check_hub()
+        self.check_open()
+        self.flush_acks()
+        self.connection.drain_writer(timeout)
+        self.check_open()
+
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Close the channel.  May switch.  Again, or after it was lost: does nothing.
 

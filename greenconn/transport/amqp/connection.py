@@ -302,6 +302,41 @@ class AmqpLink(Link, Agreement):
         for channel in acking:
             channel.flush_acks()
 
+    def flush(self, deadline: Deadline) -> None:
+        """Return when all that was written has been given to the socket.  May switch.
+
+        Raises:
+            TimeoutError: the broker took too little before the deadline.
+            RecoverableConnectionError: the connection is lost.
+        """
+        self.home.check(self)
+        self.check_open()
+        self.drain_writer(deadline)
+        self.check_open()
+
+    def drain_writer(self, timeout: float | Deadline | None) -> None:
+        """Wait until the socket has taken what was written.  May switch.
+
+        Arguments:
+            timeout: seconds, or a deadline that runs already; None is ``blocked_timeout``.
+
+        Raises:
+            TimeoutError: it took too little in time.
+        """
+        writer = self.writer
+        writer.flush()
+        if not writer.is_stalled:
+            return
+        deadline = Deadline.of(timeout)
+        if deadline.timeout is None:
+            deadline = Deadline(self.options.blocked_timeout)
+        try:
+            writer.drain(deadline)
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self.where} took too little for {deadline.timeout:g} s: {writer.pending} bytes wait"
+            ) from None
+
     # Ending
 
     def close(self, *args: Any, **kwargs: Any) -> None:

@@ -101,6 +101,10 @@ class HostedChannel(StdChannel):
         """Whether it can be used."""
         return self.cause is None
 
+    def flush(self, timeout: float | None = None) -> None:
+        """Raise unless it can be used: kombu's transports have told the broker when a call returns."""
+        self.check_open()
+
     def check_open(self) -> None:
         """Raise unless it can be used.
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.leased.feed import Feed
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.message import LeasedDelivery
@@ -30,6 +32,32 @@ class DeliveringMethods(AnsweringMethods):
 
     def _done_late(self, tag: Any) -> None:
         self.connection.transport.inheritance.ack(tag)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when the store was told all answers.  (A publish returns when it has the message.)
+
+        May switch.
+
+        Raises:
+            TimeoutError: it was not within *timeout* seconds; None is ``reply_timeout``.
+            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
+        """
+        self.check_open()
+        self.connection.flush(Deadline(timeout))
+
+    def flush_answers(self) -> None:
+        """Return when the store was told all answers.  May switch.
+
+        Where the connection is lost it does nothing: the next one tells them.
+
+        Raises:
+            TimeoutError: it was not within ``reply_timeout``.
+        """
+        if self.connection.lost is None:
+            try:
+                self.connection.flush(NEVER)
+            except RecoverableConnectionError:
+                pass
 
     def give_back(self, deliveries: Iterable[LeasedDelivery]) -> None:
         """Put *deliveries* back to the heads of their queues.  Never switches."""

@@ -182,6 +182,20 @@ class LeasedLink(SharingLink):
         except TimeoutError as exc:
             raise self.no_answer("answering") from exc
 
+    def flush(self, deadline: Deadline) -> None:
+        """Return when the store was told what was answered.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link is lost.
+        """
+        self.home.check(self)
+        self.check_open()
+        try:
+            self.settling.flush(deadline.within(self.options.reply_timeout))
+        except TimeoutError as exc:
+            raise TimeoutError(f"{self.where} did not take all answers in time") from exc
+
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """A call to the store failed.  Never switches.
 

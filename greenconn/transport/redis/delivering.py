@@ -109,6 +109,19 @@ class DeliveringMethods(AnsweringMethods):
             else:
                 link.answers.move(move)
 
+    def flush_answers(self) -> None:
+        """Return when all answers to deliveries have been given to the socket.  May switch.
+
+        Where the connection is gone it does nothing.
+
+        Raises:
+            TimeoutError: the server took too little within its ``reply_timeout``.
+        """
+        link = self.connection
+        if link.lost is None:
+            link.answers.flush()
+            link.pipeline.drain()
+
     # -- consumers
 
     def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:

@@ -217,6 +217,28 @@ class RedisLink(SharingLink):
         for channel in list(self.channels.values()):
             yield from list(getattr(channel, "unanswered", {}).values())
 
+    def flush(self, deadline: Deadline) -> None:
+        """Return when all is written, and publishes of a window are answered.  May switch.
+
+        Raises:
+            TimeoutError: the server took or answered too little before the deadline.
+            Exception: what became of a publish.
+        """
+        self.home.check(self)
+        self.check_open()
+        for channel in list(self.channels.values()):
+            channel.flush(deadline.left())
+        self.answers.flush()
+        for pipeline in (self.pipeline, *self.other_pipelines()):
+            pipeline.drain(deadline)
+        unasked = self.transport.unasked
+        if unasked.awaited:  # of channels that were closed; answers keep their order
+            self.pipeline.call(_PING, deadline)
+        failures = unasked.failures.take()
+        if failures:
+            raise failures.error(self.pipeline)
+        self.check_open()
+
     # Ending
 
     def close(self) -> None:

@@ -128,6 +128,16 @@ class Pipeline(PipelineLife):
         self.writer.pass_gate(deadline.within(self._reply_timeout))
         self.check()
 
+    def drain(self, deadline: Deadline = ENDLESS) -> None:
+        """Wait until the socket has taken what was written.  May switch.
+
+        Raises:
+            TimeoutError: it took too little until the deadline.
+        """
+        self.writer.flush()
+        if self.writer.is_stalled:
+            self.writer.drain(deadline.within(self._reply_timeout))
+
     def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
         """Write one command and return its reply.  May switch.
 

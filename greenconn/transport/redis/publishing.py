@@ -319,18 +319,23 @@ class PublishingToRedis(PublishingMethods):
             self._window.end()
 
     def flush(self, timeout: float | None = None) -> None:
-        """With ``publish_window``: wait until all is answered.  May switch.
+        """Return when acks have left, and publishes of a ``publish_window`` are answered.  May switch.
 
         What became of publishes of earlier channels of this connection, which nobody has asked for, is
         raised, too.
 
         Raises:
-            TimeoutError: not all was answered within *timeout* seconds.
+            TimeoutError: the server took or answered too little within *timeout* seconds.
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        window, unasked = self._window, self.connection.transport.unasked
+        link = self.connection
+        if link.lost is None:
+            link.answers.flush()
+            link.pipeline.drain(Deadline(timeout))
+        window, unasked = self._window, link.transport.unasked
         if window is None:
+            self.check_open()
             return
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:

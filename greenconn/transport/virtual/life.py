@@ -129,6 +129,17 @@ class ChannelLife(StdChannel):
             client = self.connection.client
             warn_of_unsupported(self.supported_arguments, client, kind, name, arguments)
 
+    def flush(self, timeout: float | None = None) -> None:
+        """Raise unless it can be used: the broker has all when a call returns.
+
+        Arguments:
+            timeout: of no use here.
+
+        Raises:
+            RecoverableConnectionError, RecoverableChannelError: it is gone.
+        """
+        self.check_open()
+
     def close(self) -> None:
         """Close it: consumers end, and what was not answered goes back to its queues.
 

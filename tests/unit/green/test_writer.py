@@ -721,6 +721,41 @@ def test_what_is_sealed_has_left_when_the_last_of_its_record_has(line: Line) -> 
     assert [len(each) for each in buffers] == [8_000_000, 6]
 
 
+# Waiting until all has left.
+
+
+def test_drain_does_not_switch_while_the_peer_takes_all(line: Line) -> None:
+    line.writer.write(b"1 ")
+    line.writer.write(b"2 ")
+    line.writer.drain(Deadline(0))
+    assert line.wire.receive() == b"1 2 "
+
+
+def test_drain_waits_for_what_was_written_before_it_only(line: Line) -> None:
+    written = line.fill()
+    drainer = gevent.spawn(line.writer.drain, LONG)
+    turn()
+    behind = line.fill(line.writer.pending + 60_000)
+    assert not drainer.ready()
+    assert len(line.wire.receive_until(written)) == written
+    until(drainer.ready)
+    drainer.get()
+    assert len(line.wire.receive_until(behind)) == behind
+
+
+def test_drain_of_a_peer_that_takes_nothing_times_out(line: Line) -> None:
+    line.fill()
+    with pytest.raises(TimeoutError):
+        line.writer.drain(Deadline(0.01))
+    drainer = gevent.spawn(line.writer.drain, LONG)
+    turn()
+    drainer.kill()
+    drainer = gevent.spawn(line.writer.drain, LONG)
+    turn()
+    line.writer.close()
+    drainer.get(timeout=10)  # its caller asks whether the stream is still there
+
+
 # Signals, whose handlers raise between any two steps.
 
 
