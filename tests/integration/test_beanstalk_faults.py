@@ -238,6 +238,44 @@ def test_frozen_server_keeps_nobody_for_ever(own_beanstalk: Beanstalkd, unique: 
         assert consumer.stop(SOON)
 
 
+def test_rejected_messages_stay_as_long_as_the_server_drains(
+    beanstalk_with: BeanstalkFactory, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In drain mode (SIGUSR1) nothing new is stored, dead letters neither."""
+    server = beanstalk_with(is_durable=True)
+    dead = Queue(f"{unique}-dead")
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name}
+    queue = Queue(unique, queue_arguments=arguments)
+    options = {"lease": 1.0}
+    numbers = set(range(10))
+    with Connection(server.url, transport_options=options) as connection:
+        dead(connection).declare()
+        queue(connection).declare()
+        for number in numbers:
+            greenconn.publish(queue, number, connection=connection)
+        server.drain()
+        seen: Counter[int] = Counter()
+
+        def refuse(body: int, message: Any) -> None:
+            seen[body] += 1
+            message.reject()
+
+        consumer = greenconn.spawn_consumer(queue, refuse, connection=connection)
+        wait_until(lambda: set(seen) == numbers)
+        told = f"a dead letter for queue {dead.name!r} is not stored"
+        wait_until(lambda: caplog.text.count(told) >= len(numbers))
+        assert "drain mode" in caplog.text
+        server.stop()  # which ends that mode
+        server.start()
+        got: set[int] = set()
+        graves = greenconn.spawn_consumer(
+            dead, lambda body, message: got.add(body), connection=connection
+        )
+        wait_until(lambda: got == numbers, SOON)
+        assert consumer.stop(SOON)
+        assert graves.stop(SOON)
+
+
 def test_server_that_is_away_at_first(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     server = beanstalk_with()
     server.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,6 +14,7 @@ from greenconn.message import Message
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
 from tests.integration.redis_clients import wait_until
+from tests.integration.refusing import FULL, refusing
 
 
 def grave(side: Side, channel: Any, key: str | None = None, **arguments: Any) -> tuple[str, str]:
@@ -291,6 +293,43 @@ def test_messages_go_with_a_queue_that_deletes_itself(side: Side) -> None:
     got[0].requeue()
     with pytest.raises(NotFound):
         channel.queue_declare(queue, passive=True)
+
+
+# -- dead letters that cannot be stored
+
+
+def test_dead_letter_that_cannot_be_stored_leaves_the_original(
+    side: Side, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Between a message and its copy there is never nothing, and the log says what happened."""
+    if side.kind == "amqp":
+        pytest.skip("RabbitMQ does it")
+    if side.kind != "memory":
+        side.transport.client.transport_options["lease"] = 1.0
+    channel = side.channel()
+    supported = side.transport.Channel.supported_arguments.queue
+    bounded = "x-overflow" in supported and side.kind != "redis"
+    dead = side.queue(channel, arguments=FULL if bounded else {})
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+    queue = side.queue(channel, arguments=arguments)
+    side.send(channel, "x", "", queue)
+    with refusing(side, channel, dead, monkeypatch):
+        message = channel.basic_get(queue)
+        message.reject()
+        # Redis keeps the answer, and says again what was refused.
+        words = "1 answers must wait" if side.kind == "redis" else dead
+        wait_until(lambda: any(words in each for each in errors_of(caplog)))
+    if side.kind == "memory":
+        return  # as RabbitMQ, it drops what a full queue refuses; but not without a word
+    # It comes again after its lease, and is rejected again.
+    channel.basic_consume(queue, callback=lambda message: message.reject())
+    letter = letter_of(side, channel, dead)
+    assert (letter.body, letter.headers["x-death"][0]["reason"]) == ("x", "rejected")
+
+
+def errors_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged as a warning or worse."""
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 # -- arguments that are not implemented

@@ -291,7 +291,7 @@ count = 0
 with greenconn.Connection(url) as connection:
     try:
         while True:
-            greenconn.publish("q", "x" * 20_000, connection=connection, timeout=30)
+            greenconn.publish("q", "x" * 20_000, connection=connection, declare=True, timeout=30)
             count += 1
     except greenconn.exceptions.PublishRefused as exc:
         print(count, exc)
@@ -303,7 +303,7 @@ with greenconn.Connection(url) as connection:  # it is opened on the full disk
         while consumer.stats()["handled"] < count:
             gevent.sleep(0.01)
     print("drained", len(got))
-    greenconn.publish("other", "again", connection=connection, timeout=30)
+    greenconn.publish("other", "again", connection=connection, declare=True, timeout=30)
     print("published")
     consumer.stop(10)
 """
@@ -332,7 +332,7 @@ def test_full_disk_is_drained(tmp_path: Path) -> None:
 
 def test_log_gives_back_what_it_took(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
-        greenconn.publish("q", "x" * 20_000_000, connection=connection)
+        greenconn.publish("q", "x" * 20_000_000, connection=connection, declare=True)
         assert os.stat(f"{path}-wal").st_size > 20_000_000
         for number in range(3):
             greenconn.publish("q", number, connection=connection)

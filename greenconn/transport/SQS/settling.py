@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from greenconn.transport.leased.store import Answer, NoQueue, Settlement
+from greenconn.transport.leased.store import Answer, Settlement
 from greenconn.transport.SQS.batch import in_tens, together
 from greenconn.transport.SQS.envelope import Held
 from greenconn.transport.SQS.exceptions import (
@@ -31,6 +31,7 @@ class Settling:
         sending: for dead letters.
         queues: those of this link.
         gone: called with a queue that turned out to be deleted.
+        unless_refused: that of the store.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Settling:
         sending: Sending,
         queues: Queues,
         gone: Callable[[SqsQueue], None],
+        unless_refused: Callable[[Answer, Sequence[Exception | None]], Answer],
     ) -> None:
         self._options = options
         self._sending = sending
         self._queues = queues
         self._gone = gone
+        self._unless_refused = unless_refused
 
     def settle(self, answers: Sequence[Answer]) -> None:
         """Delete messages, or give them back.  May switch."""
@@ -60,8 +63,8 @@ class Settling:
         deleted: list[Held] = []
         returned: list[tuple[Held, int]] = []
         for answer in answers:
-            if answer.entries and not self._buried(answer):
-                continue
+            if answer.entries and self._refused(answer):
+                continue  # it comes again when its lease ends
             delay = _delay_of(answer, queue)
             if delay is None:
                 deleted.append(answer.handle)
@@ -78,13 +81,10 @@ class Settling:
             logger.warning("%s: what was taken from it is not settled", exc)
             return None
 
-    def _buried(self, answer: Answer) -> bool:
-        """Whether the copies of a dead letter are stored; if not it stays where it is."""
-        errors = [error for error in self._sending.put(answer.entries) if error is not None]
-        lost = [error for error in errors if not isinstance(error, NoQueue)]
-        if lost:
-            logger.error("a dead letter stays in its queue: %s", lost[0])
-        return not lost
+    def _refused(self, answer: Answer) -> bool:
+        """Store the copies of a dead letter; return whether it stays where it is without them."""
+        outcomes = self._sending.put(answer.entries)
+        return self._unless_refused(answer, outcomes).settlement is Settlement.BACK
 
     def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
         """Delete messages.  May switch."""

@@ -111,7 +111,9 @@ class SqsStore(Store):
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
         self._sending = Sending(self._options, self.queues, self.topics, self._is_gone)
-        self._settling = Settling(self._options, self._sending, self.queues, self._is_gone)
+        self._settling = Settling(
+            self._options, self._sending, self.queues, self._is_gone, self.unless_refused
+        )
         predefined = self._options.predefined_queues
         try:
             if predefined:

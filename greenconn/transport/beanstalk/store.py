@@ -222,15 +222,19 @@ class BeanstalkStore(Store):
             self._waiting.ring()
 
     def settle(self, answers: Sequence[Answer]) -> None:
-        for answer in answers:
-            if answer.entries:
-                for error in self._putting.put(answer.entries):
-                    if isinstance(error, LinkLost):
-                        raise error
+        answers = [self._with_copies(each) if each.entries else each for each in answers]
         self._holding.discard(answer.handle for answer in answers)
         for reply in self._post_all([(each.handle, self._command(each)) for each in answers]):
             if reply.word not in _SETTLED:
                 raise self._desk.refused(reply, "settling a message")
+
+    def _with_copies(self, answer: Answer) -> Answer:
+        """Store the copies of an answer; without them the message stays."""
+        outcomes = self._putting.put(answer.entries)
+        for error in outcomes:
+            if isinstance(error, LinkLost):
+                raise error
+        return self.unless_refused(answer, outcomes)
 
     def _command(self, answer: Answer) -> bytes:
         job: Job = answer.handle

@@ -328,7 +328,7 @@ class CouchStore(Store):
     def settle(self, answers: Sequence[Answer]) -> None:
         if any(answer.entries for answer in answers):
             # Before the messages go: two rather than none, if this process ends here.
-            answers = [self._with_copies(answer) for answer in answers]
+            answers = [self._with_copies(each) if each.entries else each for each in answers]
         backs = {a.handle[0]: a for a in answers if a.settlement is Settlement.BACK}
         docs = [
             _deleted(answer.handle[0], answer.handle[1])
@@ -349,9 +349,7 @@ class CouchStore(Store):
     def _with_copies(self, answer: Answer) -> Answer:
         """Store the copies of an answer; without them the message stays."""
         outcomes = self._write([self._writer.document(entry) for entry in answer.entries])
-        if all(outcome is None for outcome in outcomes):
-            return answer
-        return answer._replace(settlement=Settlement.BACK, delay=self.lease or 0.0)
+        return self.unless_refused(answer, outcomes)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._owners.is_due:

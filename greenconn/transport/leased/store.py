@@ -18,6 +18,7 @@ Retrying what may be retried is its own matter too.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -41,6 +42,9 @@ __all__ = [
     "Store",
     "TakenForDead",
 ]
+
+
+logger = logging.getLogger("greenconn.transport.leased")
 
 
 class NoQueue(Exception):
@@ -121,7 +125,8 @@ class Answer(NamedTuple):
     Attributes:
         delay: seconds before it may be claimed again, for BACK.
         entries: stored before the message is removed, at once with it where the store can: its
-            copies for dead-letter queues.
+            copies for dead-letter queues.  Where one is refused, the message stays: see
+            :meth:`Store.unless_refused`.
         is_unseen: nobody has seen it, for BACK: as if it had never been claimed, where the store can
             tell.
     """
@@ -327,6 +332,32 @@ class Store(ABC):
         Returns:
             how many of those that were handled were passed over, where the store can tell.
         """
+
+    def unless_refused(self, answer: Answer, outcomes: Sequence[Exception | None]) -> Answer:
+        """Return *answer* where its copies are stored, else one that gives the message back.
+
+        It comes again, and is rejected again, after a lease.  A queue that does not exist takes no
+        copy, as no message that is published to it.
+
+        Arguments:
+            outcomes: of storing ``answer.entries``.
+        """
+        for entry, error in zip(answer.entries, outcomes, strict=True):
+            if error is not None and not isinstance(error, NoQueue):
+                self.tell_of_refusal(entry.queue, error)
+                delay = self.lease or 0.0
+                return answer._replace(settlement=Settlement.BACK, delay=delay, entries=())
+        return answer
+
+    def tell_of_refusal(self, queue: str, error: Exception) -> None:
+        """Log that a dead letter for *queue* was not stored."""
+        logger.error(
+            "%s: a dead letter for queue %r is not stored, and stays where it was for another %g s: %s",
+            self.client.as_uri(),
+            queue,
+            self.lease or 0.0,
+            "the queue is full" if isinstance(error, QueueFull) else error,
+        )
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Begin the leases of these anew; return those that were lost already.

@@ -7,6 +7,7 @@ comes before a publish, gives other greenlets a turn.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -40,6 +41,8 @@ from greenconn.transport.virtual.refusal import (
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["Broker"]
+
+logger = logging.getLogger("greenconn.transport.memory")
 
 #: Publishes between two looks at the clock, and seconds of publishing before the hub gets a turn.
 STREAK = 64
@@ -256,8 +259,12 @@ class Broker:
             return
         queues, letter = self._routes(letter, exchange, key)
         for queue in queues:
-            if may_have(queue):
-                queue.accept(letter, exchange, key)
+            if may_have(queue) and not queue.accept(letter, exchange, key):
+                # As RabbitMQ does, whose dead letters are published without a confirm.
+                logger.warning(
+                    "memory broker: a dead letter is dropped: queue %r is full and refuses it",
+                    queue.name,
+                )
 
     # -- links
 

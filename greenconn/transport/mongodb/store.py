@@ -306,29 +306,29 @@ class MongoStore(Store):
 
     def settle(self, answers: Sequence[Answer]) -> None:
         stored: list[Answer] = []
-        entries: list[Entry] = []
         soonest: float | None = None
-        for each in answers:
-            entries.extend(each.entries)
+        # Dead letters first: if we die between the two, there is one too many, and none too few.
+        for each in self._with_copies(answers):
             if isinstance(each.handle, Copy):
                 self._broadcast.settle(each.handle, each.settlement, is_unseen=each.is_unseen)
                 continue
             stored.append(each)
             if each.delay > 0 and (soonest is None or each.delay < soonest):
                 soonest = each.delay
-        # Dead letters first: if we die between the two, there is one too many, and none too few.
-        if entries:
-            self._raise_first(self.put(entries))
         if stored:
             self._claims.settle(stored)
         if soonest is not None:
             self._waking.expect(soonest)
 
-    @staticmethod
-    def _raise_first(outcomes: Sequence[Exception | None]) -> None:
-        for each in outcomes:
-            if each is not None:
-                raise each
+    def _with_copies(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """Store the copies of all answers; where one is refused, its message stays."""
+        entries = [entry for each in answers for entry in each.entries]
+        if not entries:
+            return answers
+        outcomes = iter(self.put(entries))
+        return [
+            self.unless_refused(each, [next(outcomes) for _ in each.entries]) for each in answers
+        ]
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         self._directory.renew()

@@ -81,6 +81,7 @@ class Put(NamedTuple):
         dead: what became too many.
         next_at: when the next of them may be delivered, or dies.
         late: answers that came too late.
+        refused: queues of dead letters that were not stored, so that their messages stay; and why.
     """
 
     outcomes: list[Exception | None]
@@ -88,6 +89,7 @@ class Put(NamedTuple):
     dead: list[Claimed]
     next_at: float | None
     late: int = 0
+    refused: Sequence[tuple[str, Exception]] = ()
 
 
 class Taken(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from greenconn.transport.leased.store import Answer, Entry, Settlement
+from greenconn.transport.leased.store import Answer, NoQueue, Settlement
 from greenconn.transport.sqlite.arming import armed
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.sqlite.messages import (
@@ -29,15 +29,29 @@ def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], cl
     """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
     back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
-    entries: list[Entry] = []
+    buried: list[Answer] = []
     for answer in answers:
         if answer.settlement is Settlement.BACK:
             back[answer.delay, answer.is_unseen].append(answer.handle)
+        elif answer.entries and _holds(db, answer.handle):
+            buried.append(answer)
         else:
-            if answer.entries and _holds(db, answer.handle):
-                entries += answer.entries
             gone.append(answer.handle)
+    entries = [entry for answer in buried for entry in answer.entries]
     stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
+    outcomes = iter(stored.outcomes)
+    refused: list[tuple[str, Exception]] = []
+    for answer in buried:
+        refusals = [
+            (entry.queue, error)
+            for entry, error in zip(answer.entries, outcomes, strict=False)
+            if error is not None and not isinstance(error, NoQueue)
+        ]
+        refused += refusals[:1]
+        if refusals:
+            back[claim.lease, False].append(answer.handle)
+        else:
+            gone.append(answer.handle)
     late = len(gone)
     for number, marks, values in _by_claim(gone):
         late -= db.execute(
@@ -49,7 +63,7 @@ def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], cl
         next_at = earliest(next_at, again_at)
         for pipe, numbers in armed(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
-    return Put([], pipes, stored.dead, next_at, late)
+    return Put([], pipes, stored.dead, next_at, late, refused)
 
 
 def _give_back(

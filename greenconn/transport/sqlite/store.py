@@ -423,6 +423,8 @@ class SqliteStore(Store):
             self._claim(),
             on_left=self._stored_in_vain,
         )
+        for queue, error in settled.refused:
+            self.tell_of_refusal(queue, error)
         self._after(settled)
         return settled.late
 

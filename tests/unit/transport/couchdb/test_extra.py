@@ -22,7 +22,7 @@ import greenconn
 from greenconn import Connection
 
 with Connection("memory://") as connection:
-    greenconn.publish("q", "x", connection=connection)
+    greenconn.publish("q", "x", connection=connection, declare=True)
 connection = Connection("couchdb://127.0.0.1:1/db")
 try:
     connection.connect()
