@@ -52,12 +52,17 @@ class AckLedger:
         return True
 
     def ack_up_to(self, tag: int) -> bool:
-        """Note an acknowledgement of everything up to *tag* (0: of everything).  False if nothing."""
+        """Note an acknowledgement of everything up to *tag*.  False if *tag* is not outstanding.
+
+        Tag 0 is everything, of which there may be nothing.
+        """
+        if tag and tag not in self.outstanding:
+            return False
         tags = [each for each in self.outstanding if not tag or each <= tag]
         for each in tags:
             del self.outstanding[each]
         self.pending.extend(tags)
-        return bool(tags)
+        return True
 
     def settle(self, tag: int) -> bool:
         """Note another answer (reject, requeue).  False if *tag* is not outstanding.
@@ -169,7 +174,7 @@ class TransactionLedger(AckLedger):
         return True
 
     def ack_up_to(self, tag: int) -> bool:
-        """Note an acknowledgement of everything up to *tag* (0: of everything).  False if nothing."""
+        """Note an acknowledgement of everything up to *tag*; see the base class."""
         known = len(self.pending)
         if not super().ack_up_to(tag):
             return False

@@ -17,15 +17,17 @@ from tests.integration.contract import (
     Side,
     beanstalk_side,
     couchdb_side,
+    hosted_side,
     memory_side,
     mongodb_side,
+    polled_side,
     rabbitmq_side,
     redis_side,
     sqlite_side,
     sqs_side,
 )
 
-__all__ = ["EVERYWHERE", "KINDS", "NO_SERVER", "UNTESTED", "Can", "Kind", "needs"]
+__all__ = ["EVERYWHERE", "HOOKED", "KINDS", "NO_SERVER", "UNTESTED", "Can", "Kind", "needs"]
 
 
 class Can(Enum):
@@ -87,6 +89,7 @@ class Kind:
         is_slow: the stand-in for its server is no quick program.
         options: of connections to it, for a short lease and fan-out that waits for its consumers.
         lacks: what it has not -> why.
+        otherwise: capability that it has not by design -> the contract tests that ask for it.
     """
 
     title: str
@@ -96,10 +99,19 @@ class Kind:
     options: Mapping[str, Any] = field(default_factory=dict)
     is_slow: bool = False
     lacks: Mapping[Can, str] = field(default_factory=dict)
+    otherwise: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _memory(url: str, prefix: str) -> Side:
     return memory_side(prefix)
+
+
+def _polled(url: str, prefix: str) -> Side:
+    return polled_side(prefix)
+
+
+def _hosted(url: str, prefix: str) -> Side:
+    return hosted_side(prefix)
 
 
 NO_SERVER: Final = "there is no server"
@@ -217,6 +229,94 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
+        },
+    ),
+}
+
+#: What kombu's virtual channels do otherwise than a broker, by their design: they know lists to put into
+#: and to get from, and bindings in this process.  Capability -> the contract tests that ask for it.
+_BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "dead letters": (
+        *("test_deaths_are_counted", "test_letter_keeps_its_key_unless_told"),
+        *("test_rejected_message_becomes_a_dead_letter", "test_retry_by_expiry_goes_round"),
+        *("test_old_messages_expire", "test_message_that_dies_in_a_circle_is_dropped"),
+        "test_message_may_expire_by_itself",
+    ),
+    "bounds, expiry and priorities of queues": (
+        *("test_bytes_count_too", "test_full_queue_drops_its_head", "test_full_queue_may_refuse"),
+        *("test_what_a_full_queue_refuses_may_become_a_dead_letter", "test_unused_queue_expires"),
+        *("test_message_without_time_needs_a_free_consumer", "test_higher_priorities_come_first"),
+    ),
+    "what queues were declared with": (
+        *("test_arguments_that_cannot_be", "test_queue_cannot_be_declared_otherwise"),
+        *("test_reserved_names", "test_server_named_queue", "test_delete_only_if"),
+    ),
+    "consumers of other connections": (
+        *("test_consumers_of_other_processes_count", "test_single_active_consumer"),
+        *("test_exclusive_consumer_stays_alone", "test_exclusive_queue_is_for_its_link"),
+        *(
+            "test_exclusive_consumer_of_a_lost_link_is_in_nobodys_way",
+            "test_queue_that_is_not_there",
+        ),
+        *("test_exclusive_queue_of_a_lost_link_is_free_at_once",),
+        *("test_auto_delete_queue_goes_with_its_last_consumer",),
+        *("test_messages_go_with_a_queue_that_deletes_itself",),
+    ),
+    "arguments in AMQP's order": (
+        *("test_consumer_tag_is_used_once", "test_deleted_queue_cancels_its_consumers"),
+    ),
+    "the place of a message that comes back": (
+        *("test_requeue_returns_to_the_place",),
+        *("test_unanswered_messages_go_back_in_order_when_the_channel_closes",),
+    ),
+    "what a broker tells of a delivery": (
+        *("test_get_says_how_many_are_left", "test_message_arrives_as_it_was_sent"),
+    ),
+    "one limit for all consumers of a channel": ("test_global_prefetch_bounds_the_channel",),
+    "a copy for each queue": ("test_copies_by_header", "test_copies_of_a_fan_out_are_apart"),
+}
+
+#: Channels over kombu's hooks: what they lack is the matter of whoever writes the hooks.
+HOOKED: Final[Mapping[str, Kind]] = {
+    "polled": Kind(title="virtual.Channel", url=None, side=_polled, otherwise=_BEYOND_HOOKS),
+    "hosted": Kind(
+        title="hosted",
+        url=None,
+        side=_hosted,
+        otherwise={
+            **_BEYOND_HOOKS,
+            "headers exchanges, ready-made exchanges, bindings of exchanges": (
+                *("test_arguments_tell_bindings_apart", "test_headers", "test_headers_with_x"),
+                *("test_unknown_match", "test_exchanges_bound_to_exchanges"),
+                "test_alternate_exchange_gets_what_has_no_binding",
+            ),
+            "fan-out without a hook for it": ("test_fanout_ignores_keys",),
+            "topics as of AMQP": ("test_topic",),
+            "returned messages": (
+                *(
+                    "test_mandatory_message_without_a_queue",
+                    "test_returned_message_becomes_an_event",
+                ),
+            ),
+            "channels that end with a refusal": (
+                *("test_plain_publish_to_no_exchange_closes_the_channel",),
+                *("test_exchange_that_is_not_there", "test_exchange_cannot_be_declared_otherwise"),
+                *("test_consumers_learn_that_their_channel_is_closed",),
+            ),
+            "exchanges that delete themselves": (
+                "test_auto_delete_exchange_goes_with_its_last_binding",
+            ),
+            "the order of messages that come back": (
+                "test_ack_of_many",
+                "test_recover_delivers_again",
+            ),
+            "priorities of consumers": ("test_consumer_of_higher_priority_comes_first",),
+            "how many messages went with a queue": ("test_purge_and_delete_count",),
+            "redelivered": ("test_unanswered_messages_go_back_when_the_link_closes",),
+            "a class of channels to look at": (
+                "test_arguments_without_effect_are_named_in_the_log",
+                "test_properties_without_effect_are_named_in_the_log",
+            ),
         },
     ),
 }

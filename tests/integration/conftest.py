@@ -10,7 +10,7 @@ import pytest
 from greenconn.transport import memory
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
-from tests.integration.capabilities import EVERYWHERE, KINDS, Kind
+from tests.integration.capabilities import EVERYWHERE, HOOKED, KINDS, Kind
 from tests.integration.contract import Side
 
 #: The tests behind the table of what all can.
@@ -23,9 +23,16 @@ def broker_kind(request: pytest.FixtureRequest, long: bool, patched: bool) -> Ki
 
     With stand-ins that are slow the patched process runs the tests of the table, the other one all.
     """
-    kind = KINDS[request.param]
+    return able(KINDS[request.param], request, long, patched)
+
+
+def able(kind: Kind, request: pytest.FixtureRequest, long: bool, patched: bool) -> Kind:
+    """Return *kind* if it can what the test needs; else the test is skipped."""
     if kind.is_slow and patched and not long and request.node.originalname not in _SHOWN:
         pytest.skip(f"the stand-in for {kind.title} is slow: patched with --long")
+    for capability, tests in kind.otherwise.items():
+        if request.node.originalname in tests:
+            pytest.skip(f"{kind.title} lacks {capability}, by kombu's design")
     for marker in request.node.iter_markers("needs"):
         for capability in marker.args:
             if capability in kind.lacks:
@@ -43,14 +50,17 @@ def kind_url(request: pytest.FixtureRequest, broker_kind: Kind, unique: str) -> 
     memory.reset(unique)
 
 
-@pytest.fixture
-def side(broker_kind: Kind, kind_url: str, unique: str) -> Iterator[Side]:
-    """Each transport in turn, below the connection."""
-    made = broker_kind.side(kind_url, unique)
+@pytest.fixture(params=[*KINDS, *HOOKED])
+def side(request: pytest.FixtureRequest, unique: str, long: bool, patched: bool) -> Iterator[Side]:
+    """Each channel in turn, below the connection: the transports, and those over kombu's hooks."""
+    kind = able({**KINDS, **HOOKED}[request.param], request, long, patched)
+    made = kind.side(request.getfixturevalue(kind.url) if kind.url else "", unique)
     try:
         yield made
     finally:
         made.close()
+        if request.param == "memory":
+            memory.reset(unique)
 
 
 @pytest.fixture

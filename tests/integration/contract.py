@@ -7,14 +7,19 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+import pytest
+
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
 from greenconn.transport.couchdb import Transport as CouchTransport
+from greenconn.transport.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from greenconn.transport.sqlite.transport import Transport as SqliteTransport
 from greenconn.transport.SQS import Transport as SqsTransport
+from tests.compat.programs.library import GREENCONN, KOMBU
+from tests.integration.hooked import hooked
 from tests.tiny_client import TinyClient
 
 __all__ = [
@@ -22,8 +27,10 @@ __all__ = [
     "Store",
     "beanstalk_side",
     "couchdb_side",
+    "hosted_side",
     "memory_side",
     "mongodb_side",
+    "polled_side",
     "rabbitmq_side",
     "redis_side",
     "sqlite_side",
@@ -213,6 +220,17 @@ def sqlite_side(url: str, prefix: str) -> Side:
 def couchdb_side(url: str, prefix: str) -> Side:
     """A database of CouchDB."""
     return Side("couchdb", CouchTransport(TinyClient(url)), prefix)
+
+
+def polled_side(prefix: str) -> Side:
+    """A transport that somebody has written over our ``virtual.Channel``."""
+    return Side("polled", hooked(GREENCONN)(TinyClient(f"hooks:///{prefix}")), prefix)
+
+
+def hosted_side(prefix: str) -> Side:
+    """The same over kombu's ``virtual.Channel``, hosted."""
+    pytest.importorskip("kombu")
+    return Side("hosted", hosted(hooked(KOMBU))(TinyClient(f"hooks:///{prefix}")), prefix)
 
 
 def sqs_side(url: str, prefix: str) -> Side:

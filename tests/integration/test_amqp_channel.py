@@ -454,7 +454,7 @@ def test_a_delivery_is_answered_once(amqp_channel: Channel, queue: str) -> None:
     ]
     for answer, arguments in again:
         with pytest.raises(PreconditionFailed, match="unknown delivery tag"):
-            answer(*arguments)  # type: ignore[operator]
+            answer(*arguments)
     amqp_channel.basic_reject(second.delivery_tag, True)
     until(lambda: counts(amqp_channel, queue) == (1, 0))
     assert amqp_channel.is_open

@@ -12,6 +12,7 @@ from gevent import get_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import PreconditionFailed
+from greenconn.transport.virtual.refusal import no_recover_in_place
 from greenconn.wire.acks import AckLedger
 from greenconn.wire.amqp import method_frame
 
@@ -85,7 +86,7 @@ class Answering:
         if not is_known:
             raise self._unknown_tag(delivery_tag)
 
-    def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
+    def basic_reject(self, delivery_tag: int, requeue: bool = False, argsig: str = "Lb") -> None:
         """Refuse a delivery.  May switch.
 
         Arguments:
@@ -188,6 +189,10 @@ class Answering:
         """Have all unanswered deliveries of this channel delivered again.  May switch.
 
         Answers given before the broker's reply are dropped, since their messages come again.
+
+        Raises:
+            AMQPNotImplementedError: *requeue* is false, and this is a RabbitMQ, which would end the
+                connection of all channels.
         """
         self._recover(requeue, abandons=False)
 
@@ -199,6 +204,8 @@ class Answering:
         self._recover(requeue, abandons=True)
 
     def _recover(self, requeue: bool, *, abandons: bool) -> None:
+        if not requeue and self.connection.server_properties.get("product") == "RabbitMQ":
+            raise no_recover_in_place()
         self.pass_gate()
         self.flush_acks()
         self._ledger.begin_recover()

@@ -16,6 +16,7 @@ from greenconn.transport.virtual.arguments import (
     SupportedArguments,
     warn_of_unsupported,
 )
+from greenconn.transport.virtual.refusal import Method, no_recover_in_place, unknown_delivery_tag
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -85,8 +86,8 @@ class HostedChannel(StdChannel):
         #: Listeners by event: kombu's virtual transports return no message, so nobody calls them.
         self.events: defaultdict[str, set[Callable[..., Any]]] = defaultdict(set)
         self.consumers: dict[str, HostedConsumer] = {}
-        #: Delivery tag -> kombu's channel that it must be answered on.
-        self.owners: dict[Any, Any] = {}
+        #: Delivery tag -> kombu's channel that it must be answered on, and its tag there.
+        self._unanswered: dict[Any, tuple[Any, Any]] = {}
         self._finished: list[Any] = []
         self._prefetch = 0
         connection.channels[self] = None
@@ -135,7 +136,7 @@ class HostedChannel(StdChannel):
         self.cause = exc
         self.connection.channels.pop(self, None)
         consumers, self.consumers = self.consumers, {}
-        self.owners.clear()
+        self._unanswered.clear()
         for consumer in consumers.values():
             consumer.lose(exc)
 
@@ -312,30 +313,74 @@ class HostedChannel(StdChannel):
         raw = self.raw.basic_get(queue, no_ack=no_ack)
         if raw is None:
             return None
+        message = message_of(raw, self)
         if not no_ack:
-            self.owners[raw.delivery_tag] = self.raw
-        return message_of(raw, self)
+            self.note(message, self.raw)
+        return message
 
-    @_exclusive
+    def note(self, message: Message, raw: Any) -> None:
+        """Note that *message* must be answered, on kombu's channel *raw*.  Never switches."""
+        tag = message.delivery_tag
+        if tag in self._unanswered:
+            message.delivery_tag = uuid()  # it went to two queues, with one tag in both
+        self._unanswered[message.delivery_tag] = raw, tag
+
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        """Acknowledge a message.  May switch."""
-        raw = self.owners.pop(delivery_tag, self.raw)
-        raw.basic_ack(delivery_tag, multiple)
-        self._has_room()
+        """Acknowledge a message.  May switch.
+
+        For a delivery of a connection that is gone it does nothing.
+
+        Arguments:
+            multiple: all deliveries of this channel up to this one; all for 0.
+
+        Raises:
+            PreconditionFailed: this channel has no unanswered delivery of that tag.
+        """
+        if self.connection.is_open:
+            self._ack(delivery_tag, multiple)
 
     @_exclusive
-    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Reject a message, or give it back.  May switch."""
-        raw = self.owners.pop(delivery_tag, self.raw)
-        raw.basic_reject(delivery_tag, requeue=requeue)
+    def _ack(self, delivery_tag: Any, multiple: bool) -> None:
+        if multiple and not delivery_tag:
+            tags = list(self._unanswered)
+        else:
+            self._check_tag(delivery_tag, Method.BASIC_ACK)
+            tags = list(self._unanswered) if multiple else [delivery_tag]
+            del tags[tags.index(delivery_tag) + 1 :]
+        for each in tags:
+            raw, tag = self._unanswered.pop(each)
+            raw.basic_ack(tag)
         self._has_room()
+
+    def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Reject a message, or give it back; see :meth:`basic_ack`.  May switch."""
+        if self.connection.is_open:
+            self._reject(delivery_tag, requeue)
+
+    @_exclusive
+    def _reject(self, delivery_tag: Any, requeue: bool) -> None:
+        self._check_tag(delivery_tag, Method.BASIC_REJECT)
+        raw, tag = self._unanswered.pop(delivery_tag)
+        raw.basic_reject(tag, requeue=requeue)
+        self._has_room()
+
+    def _check_tag(self, delivery_tag: Any, method: Method) -> None:
+        if delivery_tag not in self._unanswered:
+            raise unknown_delivery_tag(delivery_tag, method)
 
     @_exclusive
     def basic_recover(self, requeue: bool = False) -> Any:
-        """Give back all that was not answered.  May switch."""
-        for raw in {id(each): each for each in (*self.owners.values(), self.raw)}.values():
+        """Give back all that was not answered.  May switch.
+
+        Raises:
+            AMQPNotImplementedError: *requeue* is false.
+        """
+        if not requeue:
+            raise no_recover_in_place()
+        channels = (*(raw for raw, _ in self._unanswered.values()), self.raw)
+        for raw in {id(each): each for each in channels}.values():
             raw.basic_recover(requeue)
-        self.owners.clear()
+        self._unanswered.clear()
         self._has_room()
 
     def flow(self, active: bool) -> Any:

@@ -91,8 +91,9 @@ class HostedConsumer:
 
     def _take(self, raw_message: Any) -> None:
         message = message_of(raw_message, self.channel)
+        message.delivery_info["consumer_tag"] = self.tag
         if not self._no_ack:
-            self.channel.owners[message.delivery_tag] = self.raw
+            self.channel.note(message, self.raw)
         if self.sink is not None:
             self.sink.deliver(message)
         else:

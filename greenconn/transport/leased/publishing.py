@@ -128,14 +128,15 @@ class PublishingToStore(PublishingMethods):
             mandatory: one that reaches no queue comes back: an event calls the handlers in
                 ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
             timeout: seconds for all of it; None is the connection's ``reply_timeout``.
+            confirm_timeout: seconds until it is stored, within *timeout*.
 
         Raises:
             NotFound: there is no such exchange; the channel is closed.
             PublishTimeout: nothing was heard in time; it may be stored.
         """
-        if timeout is None:
-            timeout = confirm_timeout
         deadline = None if timeout is None else Deadline(timeout)
+        if confirm_timeout is not None:
+            deadline = (deadline or NEVER).within(confirm_timeout)
         how = How(mandatory, immediate, False, deadline)
         sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:

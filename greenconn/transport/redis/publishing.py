@@ -87,6 +87,7 @@ class PublishingToRedis(PublishingMethods):
             mandatory: one that reaches no queue comes back: an event calls the handlers in
                 ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
             timeout: seconds for all of it; None is the connection's ``reply_timeout``.
+            confirm_timeout: seconds for the server's answer, within *timeout*.
 
         Raises:
             NotFound: there is no such exchange; the channel is closed.
@@ -94,9 +95,9 @@ class PublishingToRedis(PublishingMethods):
             redis.exceptions.ResponseError: the server refused it (or, with ``publish_window``, an
                 earlier one of this channel).
         """
-        if timeout is None:
-            timeout = confirm_timeout
         deadline = ENDLESS if timeout is None else Deadline(timeout)
+        if confirm_timeout is not None:
+            deadline = deadline.within(confirm_timeout)
         if self._window is not None:
             self._publish_in_window(message, exchange, routing_key, mandatory, immediate, deadline)
             return

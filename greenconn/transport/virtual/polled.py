@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.virtual.consumer import Consumer
@@ -17,7 +16,13 @@ from greenconn.transport.virtual.hooks import AbstractChannel
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.qos import QoS as Unanswered
-from greenconn.transport.virtual.refusal import Method, no_queue, refused, unknown_delivery_tag
+from greenconn.transport.virtual.refusal import (
+    Method,
+    no_queue,
+    no_recover_in_place,
+    refused,
+    unknown_delivery_tag,
+)
 from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:
@@ -313,16 +318,16 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         if not self.is_open and not self.connection.is_open:
             return  # The connection is gone, and the delivery is the broker's matter again.
         self.check_open()
-        if delivery_tag not in self._owners:
+        if delivery_tag not in self._owners and not (multiple and not delivery_tag):
             raise unknown_delivery_tag(delivery_tag, method)
         for tag in self._up_to(delivery_tag) if multiple else [delivery_tag]:
             answer(tag)
             self._answered(tag)  # also where the QoS is one that keeps its own accounts
 
     def _up_to(self, delivery_tag: Any) -> list[Any]:
-        """The tags of all unanswered deliveries up to this one."""
+        """The tags of all unanswered deliveries up to this one; all for 0."""
         tags = list(self._owners)
-        return tags[: tags.index(delivery_tag) + 1]
+        return tags[: tags.index(delivery_tag) + 1] if delivery_tag else tags
 
     def basic_recover(self, requeue: bool = False) -> None:
         """Put everything back that was delivered and not answered.  May switch.
@@ -332,9 +337,7 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         """
         self.check_open()
         if not requeue:
-            raise AMQPNotImplementedError(
-                "NOT_IMPLEMENTED - basic.recover with requeue=False", Method.BASIC_RECOVER.value
-            )
+            raise no_recover_in_place()
         for consumer in self.consumers.values():
             consumer.forget_backlog()
         self.qos.restore_unacked()

@@ -14,7 +14,7 @@ from greenconn.exceptions import (
     PublishNacked,
     Unroutable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.message import Message
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
@@ -192,9 +192,9 @@ class PublishingMethods(ChannelLife):
             NotFound: there is no such exchange; the channel is closed.
             Exception: otherwise as :meth:`basic_publish`.
         """
-        if timeout is None:
-            timeout = confirm_timeout
         deadline = None if timeout is None else Deadline(timeout)
+        if confirm_timeout is not None:
+            deadline = (deadline or NEVER).within(confirm_timeout)
         self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
             deadline
         )

@@ -6,7 +6,13 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any
 
-from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
+from greenconn.exceptions import (
+    AccessRefused,
+    AMQPNotImplementedError,
+    NotFound,
+    PreconditionFailed,
+    ResourceLocked,
+)
 
 __all__ = [
     "Method",
@@ -17,6 +23,7 @@ __all__ = [
     "locked",
     "no_exchange",
     "no_queue",
+    "no_recover_in_place",
     "not_empty",
     "refused",
     "reserved_name",
@@ -99,6 +106,14 @@ def invalid_argument(text: str, method: Method) -> PreconditionFailed:
 def unknown_delivery_tag(tag: Any, method: Method) -> PreconditionFailed:
     """The tag was answered before, or never given."""
     return PreconditionFailed(f"PRECONDITION_FAILED - unknown delivery tag {tag}", method.value)
+
+
+def no_recover_in_place() -> AMQPNotImplementedError:
+    """Deliveries are given to the same consumers again by no broker; RabbitMQ ends the connection."""
+    return AMQPNotImplementedError(
+        "NOT_IMPLEMENTED - basic.recover with requeue=False: call recover(requeue=True)",
+        Method.BASIC_RECOVER.value,
+    )
 
 
 def check_equivalent(

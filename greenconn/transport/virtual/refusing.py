@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.refusal import Method, unknown_delivery_tag
+from greenconn.transport.virtual.refusal import Method, no_recover_in_place, unknown_delivery_tag
 
 __all__ = ["RefusingMethods"]
 
@@ -60,9 +59,7 @@ class RefusingMethods(ConsumingMethods):
             AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
         """
         if not requeue:
-            raise AMQPNotImplementedError(
-                "NOT_IMPLEMENTED - basic.recover with requeue=False", Method.BASIC_RECOVER.value
-            )
+            raise no_recover_in_place()
         for consumer in self.consumers.values():
             consumer.forget_backlog()
         deliveries = list(self.unanswered.values())
