@@ -21,7 +21,15 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
-__all__ = ["JSONEncoder", "NestedTooDeeply", "dumps", "loads", "object_hook", "register_type"]
+__all__ = [
+    "JSONEncoder",
+    "NestedTooDeeply",
+    "dumps",
+    "loads",
+    "object_hook",
+    "register_default_types",
+    "register_type",
+]
 
 T = TypeVar("T")
 Encoded = TypeVar("Encoded")
@@ -209,8 +217,14 @@ def loads(
 
 _own_hook: Final = object_hook
 
-register_type(datetime, "datetime", datetime.isoformat, datetime.fromisoformat)
-register_type(date, "date", date.isoformat, lambda text: datetime.fromisoformat(text).date())
-register_type(time, "time", time.isoformat, time.fromisoformat)
-register_type(Decimal, "decimal", str, Decimal)
-register_type(uuid.UUID, "uuid", lambda u: {"hex": u.hex}, lambda fields: uuid.UUID(**fields))
+
+def register_default_types() -> None:
+    """Register dates, times, decimals and UUIDs, as they are when the module is imported."""
+    register_type(datetime, "datetime", datetime.isoformat, datetime.fromisoformat)
+    register_type(date, "date", date.isoformat, lambda text: datetime.fromisoformat(text).date())
+    register_type(time, "time", time.isoformat, time.fromisoformat)
+    register_type(Decimal, "decimal", str, Decimal)
+    register_type(uuid.UUID, "uuid", lambda u: {"hex": u.hex}, lambda fields: uuid.UUID(**fields))
+
+
+register_default_types()

@@ -6,8 +6,9 @@ greenconn's own modules log to ``greenconn.<room>`` by the standard library alon
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging.handlers import WatchedFileHandler
 from numbers import Number
 from typing import Any, Final, TextIO
@@ -19,6 +20,7 @@ __all__ = [
     "LogMixin",
     "get_logger",
     "get_loglevel",
+    "safeify_format",
     "setup_logging",
 ]
 
@@ -87,6 +89,27 @@ class _Shown:
 def _shown(value: Any) -> Any:
     """Numbers and mappings stay as they are, for ``%d`` and ``%(name)s``."""
     return value if isinstance(value, (str, Number, Mapping)) else _Shown(value)
+
+
+def safeify_format(
+    fmt: str, args: Sequence[Any], filters: Mapping[str, Callable[[Any], str]] | None = None
+) -> Iterator[Any]:
+    """Yield each of *args* as it can be put into *fmt* without an error.
+
+    Arguments:
+        fmt: a text with ``%`` places.
+        filters: a function for each kind of place; None makes text for ``%s`` and ``%r``.
+    """
+    kinds = re.findall(r"%(.)", fmt.replace("%%", ""))
+    for kind, value in zip(kinds, args, strict=False):
+        convert = (filters or _FILTERS).get(kind)
+        yield value if convert is None else convert(value)
+
+
+_FILTERS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "s": lambda value: str(_Shown(value)),
+    "r": lambda value: repr(_Shown(value)),
+}
 
 
 class LogMixin:

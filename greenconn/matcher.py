@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import entry_points
+from re import match as rematch
 from typing import Any, ClassVar
 
 from greenconn.encoding import bytes_to_str
@@ -64,8 +64,8 @@ class MatcherRegistry:
         """Return whether *data* matches *pattern*: what the matcher returns.
 
         Arguments:
-            matcher: the name of the rule; None is "glob" (shell patterns), "pcre" regular expressions
-                that match from the beginning.
+            matcher: the name of the rule: "glob" (shell patterns; None), or "pcre" (regular expressions
+                that match from the beginning).
             matcher_kwargs: further arguments of the matcher.
 
         Raises:
@@ -100,7 +100,7 @@ def register_glob() -> None:
 
 def register_pcre() -> None:
     """Register regular expressions (``re.match``) as "pcre"."""
-    registry.register("pcre", re.match)
+    registry.register("pcre", rematch)
 
 
 register_glob()

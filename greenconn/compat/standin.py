@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -29,12 +30,17 @@ class StandIn(MetaPathFinder, Loader):
         name: of the package that is stood in for.
         package: of ours.
         attributes: of the package itself, before ours.
+        is_completed: import modules that *package* has not from the files of *name*, where that is
+            installed; what they import of *name* is ours.
     """
 
-    def __init__(self, name: str, package: str, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, package: str, attributes: dict[str, Any], *, is_completed: bool = False
+    ) -> None:
         self.name = name
         self.package = package
         self._attributes = attributes
+        self._is_completed = is_completed
 
     def install(self) -> None:
         """Begin to stand in.  Again: nothing happens.
@@ -57,16 +63,21 @@ class StandIn(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find our counterpart of a module of theirs."""
-        if fullname != self.name and not fullname.startswith(self.name + "."):
+        """Find our counterpart of a module of theirs, or their own file where we have none."""
+        if fullname == self.name:
+            return ModuleSpec(fullname, self, is_package=True)
+        if not fullname.startswith(self.name + "."):
             return None
-        if fullname != self.name and find_spec(self._ours(fullname)) is None:
+        if _is_there(self._ours(fullname)):
+            return ModuleSpec(fullname, self)
+        spec = self._their_spec(fullname) if self._is_completed else None
+        if spec is None:
             raise ModuleNotFoundError(
                 f"{self.package}, which stands in for {self.name} here, has no counterpart of "
-                f"{fullname}",
+                f"{fullname}" + (f", and {self.name} is not installed" * self._is_completed),
                 name=fullname,
             )
-        return ModuleSpec(fullname, self, is_package=fullname == self.name)
+        return spec
 
     # Loader
 
@@ -93,6 +104,14 @@ class StandIn(MetaPathFinder, Loader):
     def _ours(self, fullname: str) -> str:
         return self.package + fullname.removeprefix(self.name)
 
+    def _their_spec(self, fullname: str) -> ModuleSpec | None:
+        package = _find_elsewhere(self.name, None)
+        if package is None or package.submodule_search_locations is None:
+            return None
+        folders = fullname.split(".")[1:-1]
+        path = [os.path.join(each, *folders) for each in package.submodule_search_locations]
+        return _find_elsewhere(fullname, path)
+
 
 class _Package(ModuleType):
     """The package itself: what it is told to have, and else what ours has."""
@@ -112,6 +131,23 @@ class _Package(ModuleType):
         return sorted({*self.__dict__, *dir(self._ours)})
 
 
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in is not there
+        return False
+
+
+def _find_elsewhere(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """Find a module as if nothing stood in for its package."""
+    for finder in sys.meta_path:
+        find = None if isinstance(finder, StandIn) else getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = find(name, path, None) if find is not None else None
+        if spec is not None:
+            return spec
+    return None
+
+
 def _is_same(finder: object, other: StandIn) -> bool:
     return isinstance(finder, StandIn) and (finder.name, finder.package) == (
         other.name,
@@ -123,7 +159,9 @@ def install_as_kombu() -> None:
     """Let ``import kombu`` and imports of its modules give greenconn's in this process.
 
     For programs and libraries that cannot be edited; to be called before any of them is imported.
-    ``kombu.VERSION`` says which kombu's API it is.  A second call does nothing.
+    ``kombu.VERSION`` says which kombu's API it is.  Modules that greenconn has not
+    (``kombu.asynchronous``, kombu's further transports) are kombu's own, where it is installed.  A
+    second call does nothing.
 
     Raises:
         RuntimeError: kombu is imported already.
@@ -139,7 +177,7 @@ def install_as_kombu() -> None:
     version = KOMBU_VERSION
     text = f"{version.major}.{version.minor}.{version.micro}"
     attributes = {"VERSION": version, "version_info": version, "__version__": text}
-    StandIn("kombu", "greenconn", attributes).install()
+    StandIn("kombu", "greenconn", attributes, is_completed=True).install()
 
 
 def install_as_carrot() -> None:

@@ -12,7 +12,7 @@ from greenconn.connection.client import BrokerConnection, Connection, PooledConn
 from greenconn.exceptions import ChannelLimitExceeded, ConnectionLimitExceeded
 
 if TYPE_CHECKING:
-    from greenconn.resource import ChannelPool, ConnectionPool
+    from greenconn.resource import ChannelPool, ConnectionPool, Resource
 
 #: What ``Connection`` has under these names: adding to one adds to the other.
 failover_strategies = Connection.failover_strategies
@@ -26,6 +26,7 @@ __all__ = [
     "ConnectionLimitExceeded",
     "ConnectionPool",
     "PooledConnection",
+    "Resource",
     "failover_strategies",
     "is_connection",
     "maybe_channel",
@@ -36,7 +37,7 @@ __all__ = [
 if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
-        if name not in ("ChannelPool", "ConnectionPool"):
+        if name not in ("ChannelPool", "ConnectionPool", "Resource"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from greenconn import resource
 

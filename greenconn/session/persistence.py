@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.deadline import Deadline
@@ -206,6 +207,10 @@ class Persistent(Capabilities):
             retry_errors=retry_errors or (),
             timeout=timeout,
         )
+
+    def _reraise_as_library_errors(self) -> AbstractContextManager[None]:
+        # Celery's applications use it around each task that they send.
+        return library_errors(self)
 
     def autoretry(
         self, fun: Callable[..., Any], channel: Any = None, **ensure_options: Any

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import gevent
 
+from greenconn.abstract import ChannelPromise as _ChannelPromise
 from greenconn.caching import (
     LRUCache,
     dictfilter,
@@ -23,6 +24,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.session.failover import shufflecycle
 
 __all__ = [
+    "ChannelPromise",
     "LRUCache",
     "accepts_argument",
     "dictfilter",
@@ -46,6 +48,27 @@ T = TypeVar("T")
 #: Names of kombu before 3.0.
 promise = lazy
 maybe_promise = maybe_evaluate
+
+
+class ChannelPromise(_ChannelPromise):
+    """The promise of a channel, which is made once and kept.
+
+    Arguments:
+        contract: returns the channel.
+    """
+
+    _channel: Any = None
+
+    def __call__(self) -> Any:
+        """Return the channel.  May switch."""
+        if self._channel is None:
+            self._channel = super().__call__()
+        return self._channel
+
+    def __repr__(self) -> str:
+        if self._channel is None:
+            return f"<promise: {id(self):#x}>"
+        return repr(self._channel)
 
 
 def fxrange(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenconn.jsoncodec import JSONEncoder, dumps, loads, object_hook, register_type
+from greenconn.jsoncodec import (
+    JSONEncoder,
+    dumps,
+    loads,
+    object_hook,
+    register_default_types,
+    register_type,
+)
 
 __all__ = [
     "JSONEncoder",
@@ -14,6 +21,9 @@ __all__ = [
     "register_type",
     "textual_types",
 ]
+
+#: kombu's private name.
+_register_default_types = register_default_types
 
 if TYPE_CHECKING:
     #: Types whose values are written as their text: Django's lazy translations, if that is installed.

@@ -13,6 +13,9 @@ from greenconn.url import (
     urlparts,
 )
 
+#: Celery and its backends import it by this name.
+_parse_url = url_to_parts
+
 __all__ = [
     "as_url",
     "maybe_sanitize_url",
