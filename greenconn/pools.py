@@ -318,7 +318,7 @@ def set_limit(
         RuntimeError: a pool is in use and would shrink, which it does not; all else is done.
     """
     if isinstance(limit, bool):
-        raise TypeError("the limit of a pool is a number, or None, not a bool")
+        raise TypeError("the limit must be an int, not bool")
     limit = limit or 0
     if limit != get_limit():
         pools = _all_pools()

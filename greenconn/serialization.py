@@ -174,7 +174,7 @@ class SerializerRegistry:
             raise SerializerNotInstalled(self._unknown(name)) from None
 
     def _unknown(self, name: object) -> str:
-        known = ", ".join(sorted(self.name_to_type))
+        known = ", ".join(sorted(str(each) for each in self.name_to_type if each is not None))
         return f"no serializer {name!r} here: there are {known}"
 
     def _look_for_plugins(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.green.deadline import Deadline
 from greenconn.messaging import Consumer
 from greenconn.messaging.arrivals import Arrivals
+from greenconn.transport.base import Link
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -92,6 +93,9 @@ def drain_consumer(
         lambda body, message: arrived.append((body, message)),
         *(callbacks or ()),
     ]
+    if not isinstance(consumer.channel.connection, Link):
+        yield from _drained(consumer, arrived, limit, timeout)
+        return
     session = consumer.channel.connection.client.session
     arrivals = consumer.sink = Arrivals(consumer, _needs_no_answer(consumer))
     try:
@@ -105,6 +109,19 @@ def drain_consumer(
         for _, message in arrived:
             with suppress(Exception):
                 message.requeue()
+
+
+def _drained(
+    consumer: Consumer, arrived: deque[tuple[Any, Any]], limit: int | None, timeout: float | None
+) -> Generator[tuple[Any, Any], None, None]:
+    """Do the same on a transport that is written to kombu's contract.  May switch."""
+    with consumer:
+        client = consumer.channel.connection.client
+        for _ in range(limit) if limit else count():
+            with suppress(TimeoutError):
+                client.drain_events(timeout=timeout)
+            if arrived:
+                yield arrived.popleft()
 
 
 def _needs_no_answer(consumer: Consumer) -> bool:

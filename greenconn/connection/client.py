@@ -96,7 +96,11 @@ class Connection(Shortcuts, Persistent):
             deadline = Deadline(timeout)
             life = session.whole(deadline)
             timeout = deadline.left()
-        return session.broker.transport.drain_events(life.link, timeout=timeout, **kwargs)
+        try:
+            return session.broker.transport.drain_events(life.link, timeout=timeout, **kwargs)
+        except Exception as exc:
+            session.note_error(exc)
+            raise
 
     def heartbeat_check(self, rate: float = 2) -> Any:
         """Raise if the peer is known to be dead.  Heartbeats need no help from here.
@@ -109,7 +113,11 @@ class Connection(Shortcuts, Persistent):
         """
         session = self.session
         if session.is_open:
-            return self.transport.heartbeat_check(session.life.link, rate=rate)
+            try:
+                return self.transport.heartbeat_check(session.life.link, rate=rate)
+            except Exception as exc:
+                session.note_error(exc)
+                raise
         if session.is_lost or session.is_closed:
             lost = session.lost or getattr(session.life.link, "lost", None)
             raise RecoverableConnectionError(

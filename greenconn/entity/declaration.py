@@ -117,8 +117,8 @@ class _Declaration:
         """Declare, or wait for who does.  May switch."""
         flight = getattr(self._link.client, "declare_flight", None)
         if isinstance(flight, SingleFlight):
-            # With the link: what was begun in a former life says nothing about this one.
-            flight.run((self._link, self._ident), self)
+            # With the link, which may be any object: a former life says nothing about this one.
+            flight.run((id(self._link), self._ident), self)
         else:  # kombu's connection has none
             self()
 

@@ -161,6 +161,10 @@ class FairPool(Generic[T]):
             "timeouts": self._timeouts,
         }
 
+    def idle(self) -> list[T]:
+        """Return the idle items that are here; the one that is lent next comes last."""
+        return list(self._idle)
+
     def holders(self) -> list[tuple[str, float]]:
         """Who holds a resource, by the name of the greenlet, and for how many seconds; oldest first."""
         return self.tenants.holders()

@@ -103,10 +103,10 @@ class Effort:
         """Take note that there is a connection again, for ``ensure``.
 
         A producer finds its channel by itself; only one whose channel cannot be replaced, since it
-        was closed by an error or there is no session, goes on with the connection's own.
+        was closed by an error or cannot tell, or there is no session, goes on with the connection's own.
         """
         own = self._producer.channel
-        if own is None or not getattr(own, "is_open", True):
+        if own is None or not getattr(own, "is_open", False):
             self._producer.revive(channel)
 
     def _attempt(self) -> Any:

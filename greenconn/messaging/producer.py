@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
+
+from gevent import getcurrent
 
 from greenconn.abc import Lender, is_connection
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
-from greenconn.messaging.batch import Batch
+from greenconn.messaging.batch import Batch, BatchState
 from greenconn.messaging.effort import Effort
 from greenconn.serialization import dumps
 
@@ -78,6 +81,9 @@ class Producer:
 
     #: The connection, if that is what the producer was made with.
     __connection__: Any = None
+
+    #: The batches that are open, by the greenlet that has opened them; None while there are none.
+    batches: dict[Any, BatchState] | None = None
 
     #: What the default exchange will be bound to.
     _binding: Any = None
@@ -356,8 +362,11 @@ class Producer:
         message = channel.prepare_message(
             body, priority, content_type, content_encoding, headers, properties
         )
+        send = channel.basic_publish
+        if self.batches is not None and (batch := self.batches.get(getcurrent())) is not None:
+            send = partial(batch.publish, channel)
         # By keyword: channels of programs, written for kombu, take some of these as **kwargs.
-        result = channel.basic_publish(
+        result = send(
             message,
             exchange=exchange,
             routing_key=routing_key,
@@ -382,14 +391,16 @@ class Producer:
         """Return a context for many calls of :meth:`publish`.
 
         Each message leaves at once: what greenlets write in one turn of the hub shares a send anyway.
+        Only a channel of another kind that has ``create_publish_batch`` holds back what this greenlet
+        publishes, until the end of the ``with`` block.
 
         Arguments:
-            max_size: messages that a transport would defer at most; at least 1.
+            max_size: messages that are held back at most; at least 1.
 
         Raises:
             ValueError: *max_size* is no such number.
         """
-        return Batch(max_size)
+        return Batch(self, max_size)
 
     def __enter__(self) -> Self:
         return self

@@ -77,7 +77,9 @@ class Recovery:
         consumer, session = self._consumer, _session_of(channel)
         # One that consumes has been through that, or moves, and its own consumer is not to be buried.
         consumes = any(map(is_open, consumer._subscriptions.placed.values()))
-        if session is not None and session.generation > 1 and not consumes:
+        generation = getattr(session, "generation", 0)
+        is_later = isinstance(generation, int) and generation > 1  # programs' tests have stand-ins
+        if is_later and not consumes:
             _wait_for_burials(consumer.queues, channel)
             if consumer._channel is not channel:
                 return  # moved on: who moved it declares

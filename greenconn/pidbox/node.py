@@ -217,7 +217,7 @@ class Node:
     def _is_meant(self, body: Mapping[str, Any]) -> bool:
         destination = body.get("destination")
         if destination:
-            return self.hostname in destination
+            return self.hostname in ([destination] if isinstance(destination, str) else destination)
         pattern, matcher = body.get("pattern"), body.get("matcher")
         if pattern and matcher:
             return bool(match(self.hostname, pattern, matcher))
@@ -246,7 +246,7 @@ def _is_command(body: Any) -> bool:
         isinstance(body.get("method"), str)
         and "self" not in body
         and isinstance(body.get("arguments") or {}, Mapping)
-        and isinstance(body.get("destination") or (), (list, tuple))
+        and isinstance(body.get("destination") or (), (str, list, tuple))
         and isinstance(body.get("pattern") or "", str)
         and isinstance(body.get("matcher") or "", str)
         and (

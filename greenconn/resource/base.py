@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -75,7 +76,7 @@ class Resource:
         )
         self._pool.wants_back = self._is_told or self._prepares
         self._pool.on_returned = self.release_resource if self._is_told else None
-        self._resource = _Shelf(self._pool)
+        self._resource = _Shelf(self._pool, self.new)
         self._loans = Loans(self._pool.note_lost)
         self._tenants: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
@@ -241,6 +242,11 @@ class Resource:
             tenant.forget()
         self._pool.forget()
 
+    @property
+    def _dirty(self) -> list[Any]:
+        # kombu's name for what is lent, which monitors count.
+        return self._loans.out()
+
     # For a pool above this one, which lends what it takes here
 
     def let(self, tenant: Resource, block: bool, deadline: Deadline | None) -> Any:
@@ -339,10 +345,24 @@ class Resource:
 
 
 class _Shelf:
-    """kombu's name for what is idle: ``setup`` of a subclass written for it may put something there."""
+    """kombu's name for what is idle: ``setup`` of a subclass may put something there, monitors count."""
 
-    def __init__(self, pool: FairPool[Any]) -> None:
+    def __init__(self, pool: FairPool[Any], make: Callable[[], Any]) -> None:
         self.put_nowait = pool.add
+        self._pool = pool
+        self._make = make
+
+    def qsize(self) -> int:
+        """Return the number of resources that can be lent at once, those not made yet included."""
+        stats = self._pool.stats()
+        limit = stats["limit"]
+        return stats["idle"] if limit is None else max(limit - stats["in_use"], 0)
+
+    @property
+    def queue(self) -> list[Any]:
+        """These resources, those not made yet as lazy ones; the one that is lent next comes last."""
+        idle = self._pool.idle()
+        return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
 
 def known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -356,7 +376,7 @@ def known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(limit: int | None) -> int | None:
     if isinstance(limit, bool):
-        raise TypeError("the limit of a pool is a number, or None, not a bool")
+        raise TypeError("the limit must be an int, not bool")
     if limit is not None and limit < 0:
         raise ValueError(f"the limit of a pool is {limit}, it must be 0 or more")
     return limit

@@ -14,6 +14,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
+from greenconn.session.life import drop
 
 __all__ = ["Attempt", "Outcome"]
 
@@ -132,7 +133,7 @@ class Attempt:
             self._end(Outcome(link, error))
         elif link is not None:
             # Aborted while the link was already on its way to us.
-            getattr(link, "collect", link.close)()
+            drop(link)
 
     def _wait_for_start(self) -> None:
         while (left := self._start_at - monotonic()) > 0.0:

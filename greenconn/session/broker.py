@@ -14,7 +14,7 @@ from urllib.parse import quote
 from greenconn.exceptions import NotFound, RecoverableChannelError, is_unavailable
 from greenconn.green.deadline import Deadline
 from greenconn.session.failover import Failover
-from greenconn.session.life import is_open
+from greenconn.session.life import drop
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
@@ -42,6 +42,11 @@ class _Client(Protocol):
     def resolve_aliases(self) -> Mapping[str, str]: ...
 
     def create_transport(self) -> Any: ...
+
+    def get_transport_cls(self) -> Any: ...
+
+    @property
+    def _establish_connection(self) -> Callable[..., Any]: ...
 
 
 class Broker:
@@ -129,10 +134,11 @@ class Broker:
             deadline: for the whole of it; transports written for kombu bound themselves.
         """
         self._fill_blanks()
-        establish = self.transport.establish_connection
-        if _takes_deadline(establish):
-            return establish(deadline)
-        return establish()
+        return _call_within(self._client._establish_connection, deadline)
+
+    def open_link(self, deadline: Deadline) -> Any:
+        """Have the transport open a link.  May switch."""
+        return _call_within(self.transport.establish_connection, deadline)
 
     def close(self, link: Any) -> None:
         """Close *link* in good order; what the network does then is of no interest.  May switch."""
@@ -143,9 +149,9 @@ class Broker:
                 raise
             logger.debug("closing %s: %s", self.label, exc)
         finally:
-            if is_open(link):
+            if getattr(link, "is_open", False):
                 # Killed on the way: what is left of it goes without a word.
-                getattr(link, "collect", link.close)()
+                drop(link)
 
     def is_transient(self, exc: BaseException) -> bool:
         """Whether an error of a channel may pass while its link stays."""
@@ -168,24 +174,38 @@ class Broker:
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
         """Errors that mean a lost connection."""
-        return tuple(self.transport.connection_errors)
+        return tuple(self._of_transport("connection_errors", ()))
 
     @property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
         """Errors that mean a lost channel."""
-        return tuple(self.transport.channel_errors)
+        return tuple(self._of_transport("channel_errors", ()))
 
     @property
     def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
         """Errors after which a new connection may help."""
-        errors = getattr(self.transport, "recoverable_connection_errors", None)
+        errors = self._of_transport("recoverable_connection_errors", None)
         # A transport that knows no difference: all may be recovered from.
         return self.connection_errors + self.channel_errors if errors is None else tuple(errors)
 
     @property
     def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
         """Errors after which a new channel may help."""
-        return tuple(getattr(self.transport, "recoverable_channel_errors", ()))
+        return tuple(self._of_transport("recoverable_channel_errors", ()))
+
+    @property
+    def knows_recoverable_errors(self) -> bool:
+        """Whether the transport tells errors after which a new connection may help from others."""
+        return hasattr(self.transport, "recoverable_connection_errors")
+
+    def _of_transport(self, name: str, default: Any) -> Any:
+        try:
+            transport = self.transport
+        except Exception:
+            # In an ``except`` clause a transport that cannot be made must not hide the first error.
+            errors = getattr(self._client.get_transport_cls(), name, default)
+            return errors if isinstance(errors, tuple) else default
+        return getattr(transport, name, default)
 
     def key(self) -> ParameterKey:
         """What is the same for connections to the same brokers; failing over does not change it."""
@@ -314,6 +334,10 @@ def _masked_url(
 ) -> str:
     path = quote(virtual_host)
     return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")
+
+
+def _call_within(establish: Callable[..., Any], deadline: Deadline) -> Any:
+    return establish(deadline) if _takes_deadline(establish) else establish()
 
 
 def _takes_deadline(establish: Any) -> bool:

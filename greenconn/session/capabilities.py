@@ -29,7 +29,8 @@ class Capabilities(Pointed):
     @property
     def qos_semantics_matches_spec(self) -> bool:
         """Whether ``basic_qos(apply_global=True)`` is about the whole connection.  May switch."""
-        return bool(self.transport.qos_semantics_matches_spec(self.session.link()))
+        matches: bool = self.transport.qos_semantics_matches_spec(self.session.link())
+        return matches
 
     @property
     def manager(self) -> Any:

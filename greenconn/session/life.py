@@ -6,12 +6,22 @@ from typing import Any
 
 from greenconn.green.single import SingleFlight
 
-__all__ = ["Life", "is_open"]
+__all__ = ["Life", "drop", "is_open"]
 
 
 def is_open(part: Any) -> bool:
     """Whether a channel or link may be used.  One that cannot tell counts as open."""
     return bool(getattr(part, "is_open", True))
+
+
+def drop(link: Any) -> None:
+    """Drop *link* at once, without a word to the peer.
+
+    One of a transport that is written to kombu's contract may be any object: its transport closes it.
+    """
+    end = getattr(link, "collect", None) or getattr(link, "close", None)
+    if end is not None:
+        end()
 
 
 class Life:
@@ -24,7 +34,7 @@ class Life:
     """
 
     __slots__ = (
-        "_can_tell",
+        "can_tell",
         "declare_flight",
         "declared_entities",
         "default_channel",
@@ -35,7 +45,8 @@ class Life:
 
     def __init__(self, link: Any = None, generation: int = 0) -> None:
         self.link = link
-        self._can_tell = hasattr(link, "is_open")
+        #: Whether the link knows when it is lost: that of a transport written for kombu is any object.
+        self.can_tell = hasattr(link, "is_open")
         self.generation = generation
         #: Entities known to exist at the broker; a new life may find another broker.
         self.declared_entities: set[Any] = set()
@@ -49,7 +60,7 @@ class Life:
     def is_open(self) -> bool:
         """Whether the link may be used."""
         # Asked for each event that is drained, so without a call of is_open().
-        return bool(self.link.is_open) if self._can_tell else self.link is not None
+        return bool(self.link.is_open) if self.can_tell else self.link is not None
 
     @property
     def is_over(self) -> bool:

@@ -254,8 +254,8 @@ def _check_scheme(scheme: str, address: str) -> str:
     """A URL may come from elsewhere: it names an alias, never a module to import."""
     if "." in scheme or ":" in scheme:
         raise ValueError(
-            f"broker URL {mask_secrets(address)!r}: its scheme is an import path; give that as "
-            f"the transport argument instead"
+            f"Invalid transport scheme in broker URL {mask_secrets(address)!r}: it is an import path; "
+            f"give that as the transport argument instead"
         )
     if not scheme:
         raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from greenconn.green.deadline import Deadline
 from greenconn.options import ConnectOptions
@@ -43,7 +44,7 @@ class Persistent(Capabilities):
     def ensure_connection(
         self,
         errback: Callable[[Exception, float], Any] | None = None,
-        max_retries: int | None = None,
+        max_retries: float | None = None,
         interval_start: float = 2,
         interval_step: float = 2,
         interval_max: float = 30,
@@ -55,7 +56,7 @@ class Persistent(Capabilities):
 
         Arguments:
             errback: called with each error and the seconds until the next attempt.
-            max_retries: attempts after the first; None never gives up.
+            max_retries: attempts after the first; None and infinity never give up.
             interval_start: seconds to wait after the first round over the brokers of the list.
             interval_step: seconds by which each wait is longer than the one before.
             interval_max: seconds that no wait exceeds.
@@ -72,7 +73,7 @@ class Persistent(Capabilities):
         else:
             policy = ConnectOptions(
                 errback=errback,
-                max_retries=max_retries,
+                max_retries=_limit(max_retries),
                 interval_start=interval_start,
                 interval_step=interval_step,
                 interval_max=interval_max,
@@ -163,7 +164,7 @@ class Persistent(Capabilities):
         obj: Any,
         fun: Callable[..., Any],
         errback: Callable[[Exception, float], Any] | None = None,
-        max_retries: int | None = None,
+        max_retries: float | None = None,
         interval_start: float = 1,
         interval_step: float = 1,
         interval_max: float = 1,
@@ -182,7 +183,7 @@ class Persistent(Capabilities):
             fun: what to call.
             errback: called with each error of connection or channel, and the seconds until the next
                 attempt.
-            max_retries: calls after the first; None never gives up.
+            max_retries: calls after the first; None and infinity never give up.
             interval_start, interval_step, interval_max: seconds between attempts.
             on_revive: called with the channel after ``obj.revive``.
             retry_errors: further errors after which *fun* is simply called again.
@@ -193,7 +194,7 @@ class Persistent(Capabilities):
         """
         policy = ConnectOptions(
             errback=errback,
-            max_retries=max_retries,
+            max_retries=_limit(max_retries),
             interval_start=interval_start,
             interval_step=interval_step,
             interval_max=interval_max,
@@ -228,3 +229,8 @@ class Persistent(Capabilities):
         opening.update((name, ensure_options[name]) for name in names if name in ensure_options)
         revival = Revival(self, fun, channel, lambda: self.ensure_connection(**opening))
         return self.ensure(revival, revival, **ensure_options)
+
+
+def _limit(max_retries: float | None) -> int | None:
+    """Return the limit of retries; infinity, which oslo.messaging passes, is none."""
+    return None if max_retries == inf else cast("int | None", max_retries)

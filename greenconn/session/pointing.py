@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greenconn.green.deadline import Deadline
 from greenconn.options import BROKER_HEARTBEAT
 from greenconn.session.attributes import Parameter, Shared
 from greenconn.session.broker import URI_FIELDS, Broker
@@ -133,6 +134,10 @@ class Pointed:
         """Make a transport for the broker that is meant now."""
         return self.get_transport_cls()(client=self)
 
+    def _establish_connection(self, deadline: Deadline | None = None) -> Any:
+        # kombu's seam between a connection and its transport, which tests of programs replace.
+        return self.session.broker.open_link(deadline or Deadline())
+
     def get_transport_cls(self) -> Any:
         """The class of the transport.
 
@@ -198,8 +203,8 @@ class Pointed:
 
     @property
     def host(self) -> str:
-        """Host name and port, the transport's own if none is given, with a colon between them."""
-        return f"{self.hostname}:{self.port or self.get_transport_cls().default_port}"
+        """Host name and port, with a colon between them."""
+        return f"{self.hostname}:{self.port}"
 
     def __eqhash__(self) -> ParameterKey:
         """What pools know it by: the same for connections with the same parameters."""

@@ -207,18 +207,22 @@ class _Ensured:
     def __call__(self, deadline: Deadline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         policy = self._policy
         intervals = _intervals(policy)
-        must_revive = False
+        must_revive = was_revived = False
         with library_errors(self._connection):
             for retries in count():
                 try:
                     if must_revive:
                         # Here, since the link that was just opened may be lost again.
                         self._revive(deadline)
+                        was_revived = True
                     return self._fun(*args, **kwargs)
                 except NEVER_REPEATED:
                     raise
                 except Exception as exc:
+                    self._connection.session.note_error(exc)
                     if not self._may_repeat(exc, retries) or deadline.has_ended:
+                        raise
+                    if was_revived and self._is_hopeless(exc):
                         raise
                     interval = 0.0 if retries == 0 else next(intervals)
                     must_revive = not isinstance(exc, self._retry_errors)
@@ -244,6 +248,11 @@ class _Ensured:
         return isinstance(
             exc, (*self._retry_errors, *errors, *connection.recoverable_channel_errors)
         )
+
+    def _is_hopeless(self, exc: Exception) -> bool:
+        """Whether *exc* may come for ever: its transport does not know which errors pass."""
+        broker = self._connection.session.broker
+        return not broker.knows_recoverable_errors and isinstance(exc, broker.connection_errors)
 
     def _wait(self, retries: int, interval: float, must_revive: bool, deadline: Deadline) -> None:
         """Wait for the next call, and until there is a link if that is what was wanting."""

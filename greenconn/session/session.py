@@ -27,10 +27,11 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
+from greenconn.green.supervisor import spawn
 from greenconn.session.attempt import Outcome
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels
-from greenconn.session.life import Life, is_open
+from greenconn.session.life import Life, drop, is_open
 from greenconn.session.listeners import Listeners
 from greenconn.session.members import Members
 from greenconn.session.recovery import Recovery
@@ -307,7 +308,13 @@ class Session:
     def _drop(self, state: SessionState) -> None:
         link = self._end(state).link
         if link is not None:
-            getattr(link, "collect", link.close)()
+            self._discard(link)
+
+    def _discard(self, link: Any) -> None:
+        if hasattr(link, "is_open"):
+            drop(link)
+        else:
+            self.broker.close(link)  # only its transport knows how
 
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches.
@@ -357,6 +364,15 @@ class Session:
         life = self.life
         if life.link is not None and not life.is_open:
             self._end_life(life, getattr(life.link, "lost", None) or self._closed_error())
+
+    def note_error(self, exc: BaseException) -> None:
+        """Take a link that cannot tell for lost after an error that means so.  Never switches."""
+        life = self.life
+        if life.link is None or life.can_tell or isinstance(exc, TimeoutError):
+            return
+        if isinstance(exc, self.broker.connection_errors):
+            self._end_life(life, exc)
+            spawn("close-lost-link", self.broker.close, life.link)
 
     def _end_life(self, life: Life, exc: BaseException) -> None:
         """A link was lost.  Never switches.  For a former life: does nothing."""

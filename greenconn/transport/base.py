@@ -403,6 +403,8 @@ class Transport:
     has_host: ClassVar[bool] = True
     connection_errors: tuple[type[BaseException], ...] = (ConnectionError,)
     channel_errors: tuple[type[BaseException], ...] = (ChannelError,)
+    # A transport that can tell has ``recoverable_connection_errors`` (after which a new connection may
+    # help) and ``recoverable_channel_errors``; for another one all may be recovered from, once.
     driver_type: ClassVar[str] = "N/A"
     driver_name: ClassVar[str] = "N/A"
     implements: ClassVar[Implements] = default_transport_capabilities.extend()
@@ -420,7 +422,7 @@ class Transport:
 
     def close_connection(self, connection: Any) -> None:
         """Close a link.  May switch."""
-        connection.close()
+        _part(self, connection, "close_connection", "close")()
 
     def create_channel(self, connection: Any) -> Any:
         """Open a channel.  May switch."""
@@ -428,11 +430,11 @@ class Transport:
 
     def close_channel(self, channel: Any) -> None:
         """Close a channel.  May switch."""
-        channel.close()
+        _part(self, channel, "close_channel", "close")()
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
         """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
-        connection.drain(timeout)
+        _part(self, connection, "drain_events", "drain")(timeout)
 
     def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
         """Raise if the peer is known to be dead; heartbeats need nobody's help."""
@@ -452,8 +454,8 @@ class Transport:
         """Nothing to do: nobody has to drive us."""
 
     def verify_connection(self, connection: Any) -> bool:
-        """Whether the link can be used."""
-        return bool(connection.is_open)
+        """Whether the link can be used; one that cannot tell can."""
+        return bool(getattr(connection, "is_open", True))
 
     def qos_semantics_matches_spec(self, connection: Any) -> bool:
         """Whether ``basic_qos(apply_global=True)`` means the whole connection, as the spec says."""
@@ -486,16 +488,6 @@ class Transport:
         return {}
 
     @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors after which a new connection may help."""
-        return self.connection_errors
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors after which a new channel may help."""
-        return ()
-
-    @property
     def manager(self) -> Any:
         """What this transport can tell about its broker."""
         return self.get_manager()
@@ -509,3 +501,11 @@ class Transport:
     def supports_ev(self) -> bool:
         """Whether kombu's event loop may drive this transport; nobody has to."""
         return bool(self.implements.asynchronous)
+
+
+def _part(transport: Transport, of: Any, method: str, name: str) -> Callable[..., Any]:
+    """Return what *of* has as *name*, which is how ours implement *method*."""
+    found: Callable[..., Any] | None = getattr(of, name, None)
+    if found is None:
+        raise NotImplementedError(f"{type(transport).__name__} does not define {method}()")
+    return found

@@ -33,19 +33,23 @@ TRANSPORT_ALIASES: dict[str, str | Callable[[], str]] = {
     "pyamqp": _AMQP,
     "pyamqplib": _AMQP,
     "qpid": _AMQP,
+    "syncpika": _AMQP,
     "memory": "greenconn.transport.memory:Transport",
+    "in-memory": "greenconn.transport.memory:Transport",
     "redis": "greenconn.transport.redis:Transport",
     "rediss": "greenconn.transport.redis:Transport",
+    "pyredis": "greenconn.transport.redis:Transport",
     "sentinel": "greenconn.transport.redis:SentinelTransport",
     "SQS": "greenconn.transport.SQS:Transport",
     "sqs": "greenconn.transport.SQS:Transport",
     "mongodb": "greenconn.transport.mongodb:Transport",
     "couchdb": "greenconn.transport.couchdb:Transport",
+    "pycouchdb": "greenconn.transport.couchdb:Transport",
     "beanstalk": "greenconn.transport.beanstalk:Transport",
     "sqlite": "greenconn.transport.sqlite:Transport",
 }
 
-#: Transports that only kombu has -> the path of its class.
+#: Transports that only kombu has -> the path of its class, which runs here where kombu is installed.
 FOREIGN: Final[Mapping[str, str]] = {
     "confluentkafka": "kombu.transport.confluentkafka:Transport",
     "kafka": "kombu.transport.confluentkafka:Transport",
@@ -76,7 +80,9 @@ _RENAMED: Final[Mapping[str, str]] = {
     "pikachu": "greenconn.transport.amqp.transport",
     "pyamqp": "greenconn.transport.amqp.transport",
     "pyamqplib": "greenconn.transport.amqp.transport",
+    "pycouchdb": "greenconn.transport.couchdb",
     "pypika": "greenconn.transport.amqp.transport",
+    "pyredis": "greenconn.transport.redis",
     "qpid": "greenconn.transport.amqp.transport",
     "queue": "greenconn.transport.memory",
 }
@@ -102,7 +108,7 @@ def resolve_transport(transport: Any = None) -> Any:
             the default, ``amqp``.
 
     Raises:
-        KeyError: there is no such alias; names the nearest one, or says how to use kombu's class.
+        KeyError: there is no such alias; names the nearest one, or says that kombu must be installed.
         ImportError: the transport is not in this version, or its module cannot be imported.
         AttributeError: the module has no such class.
     """
@@ -112,6 +118,9 @@ def resolve_transport(transport: Any = None) -> Any:
         return _hosted(transport)
     target = TRANSPORT_ALIASES.get(transport)
     if target is None:
+        foreign = FOREIGN.get(transport)
+        if foreign is not None and _exists("kombu"):
+            return _hosted(_imported(transport, foreign))
         if "." not in transport and ":" not in transport:
             raise _unknown(transport)
         return _hosted(symbol_by_name(_ours(transport)))
@@ -157,7 +166,21 @@ def _ours(path: str) -> str:
     return path
 
 
+def _imported(alias: str, path: str) -> Any:
+    """Import a class of kombu's own."""
+    try:
+        return symbol_by_name(path)
+    except (ImportError, NameError) as exc:
+        # Some of kombu's modules stumble over their own names where their library is missing.
+        raise ImportError(
+            f"transport {alias!r} is kombu's own ({path}), and its module cannot be imported: {exc}; "
+            "install the library that it is built on"
+        ) from exc
+
+
 def _exists(module: str) -> bool:
+    if sys.modules.get(module) is not None:
+        return True  # kombu's package has no spec once it is imported
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -183,8 +206,8 @@ def _unknown(alias: str) -> KeyError:
     foreign = FOREIGN.get(alias)
     if foreign is not None:
         return KeyError(
-            f"transport {alias!r} is kombu's own: install kombu and name its class, "
-            f"Connection(..., transport={foreign!r})"
+            f"transport {alias!r} is kombu's own ({foreign}), and kombu is not installed: "
+            "pip install kombu"
         )
     import difflib  # for this message only
 

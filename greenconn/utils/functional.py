@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-import gevent
+from gevent import sleep
 
 from greenconn.abstract import ChannelPromise as _ChannelPromise
 from greenconn.caching import (
@@ -153,7 +153,7 @@ def _sleep(seconds: float, callback: Callable[[], Any] | None) -> None:
     while seconds > 0.0:
         if callback and seconds >= 1.0:
             callback()
-        gevent.sleep(min(seconds, 1.0))
+        sleep(min(seconds, 1.0))
         seconds -= 1.0
 
 

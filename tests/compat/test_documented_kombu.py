@@ -21,7 +21,6 @@ ALSO: Final[Mapping[str, str]] = {
     "connection.CERT_NONE": "the module ssl has it",
     "matcher.entrypoints": "kombu's own use of something else's name",
     "transport.redis.*": "not in this version",
-    "matcher.rematch": "kombu's own use of something else's name",
 }
 
 

@@ -190,8 +190,6 @@ def test_a_backend_declares_with_names_alone(broker: BrokerConnection, unique: s
 def test_the_host_has_the_port_of_the_backend() -> None:
     assert BrokerConnection("example").host == "example:5672"
     assert BrokerConnection("example", port=1).host == "example:1"
-    assert greenconn.Connection("amqp://example").host == "example:5672"
-    assert greenconn.Connection("redis://example").host == "example:6379"
 
 
 def test_a_refused_login_is_an_error_of_the_connection(amqp_url: str) -> None:

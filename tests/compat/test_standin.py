@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -60,22 +61,94 @@ def test_both_names_mean_the_same_objects() -> None:
     """)
 
 
-def test_what_we_have_not_says_so() -> None:
+def test_what_nobody_has_says_so() -> None:
     printed = program("""
-        for name in ("kombu.asynchronous", "kombu.transport.pyro"):
-            try:
-                __import__(name)
-            except ModuleNotFoundError as exc:
-                print(exc.name, exc)
+        try:
+            import kombu.nonsense
+        except ModuleNotFoundError as exc:
+            print(exc.name, exc)
         try:
             from kombu import nonsense
         except ImportError as exc:
             print(exc)
     """)
-    first, second, third = printed.splitlines()
-    assert first.startswith("kombu.asynchronous greenconn, which stands in for kombu here")
-    assert second.startswith("kombu.transport.pyro ")
-    assert "nonsense" in third
+    first, second = printed.splitlines()
+    assert first.startswith("kombu.nonsense greenconn, which stands in for kombu here")
+    assert "nonsense" in second
+
+
+def test_without_kombu_what_we_have_not_says_so() -> None:
+    outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu.asynchronous.timer")
+    assert outcome.code == 1
+    assert "no counterpart of kombu.asynchronous, and kombu is not installed" in outcome.errors
+    outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu; kombu.Connection('consul://')")
+    assert "no counterpart of kombu.transport.consul, and kombu is not" in outcome.errors
+
+
+#: As if kombu were not installed: its folder is not found.
+WITHOUT_KOMBU = """
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, *args, **kwargs: (
+        None if name.partition(".")[0] == "kombu" else find(name, *args, **kwargs)
+    )
+)
+"""
+
+
+def test_modules_that_we_have_not_are_kombus_own() -> None:
+    pytest.importorskip("kombu")
+    printed = program("""
+        from kombu.asynchronous import Hub, get_event_loop, set_event_loop
+        from kombu.asynchronous.semaphore import DummyLock, LaxBoundedSemaphore
+        from kombu.asynchronous.timer import Timer
+        from kombu.utils.eventio import READ, poll
+        import kombu.asynchronous.timer, kombu.log, greenconn.log
+        assert kombu.asynchronous.timer.get_logger is greenconn.log.get_logger
+        called = []
+        timer = Timer()
+        timer.call_after(0, called.append, (1,))
+        for _, entry in zip(range(1), timer):
+            entry[1]()
+        print(called, kombu.asynchronous.__file__.endswith("kombu/asynchronous/__init__.py"))
+    """)
+    assert printed == "[1] True"
+
+
+def test_private_names_that_celery_imports() -> None:
+    program("""
+        from kombu import Connection
+        from kombu.exceptions import OperationalError
+        from kombu.utils.url import _parse_url
+        assert _parse_url("redis://:pw@host:1/2")[:5] == ("redis", "host", 1, None, "pw")
+        connection = Connection("memory://")
+        try:
+            with connection._reraise_as_library_errors():
+                raise connection.recoverable_connection_errors[0]("gone")
+        except OperationalError as exc:
+            assert str(exc) == "gone"
+    """)
+
+
+@pytest.mark.parametrize("install", ["", INSTALL], ids=["greenconn", "kombu"])
+def test_schemes_that_only_kombu_has(install: str, tmp_path: Path) -> None:
+    pytest.importorskip("kombu")
+    text = """
+        folder = sys.argv[1]
+        names = ("data_folder_in", "data_folder_out", "control_folder")
+        options = {"polling_interval": 0.01, **{name: folder for name in names}}
+        with Connection("filesystem://", transport_options=options) as connection:
+            with connection.SimpleQueue("mail") as queue:
+                queue.put("hello")
+                message = queue.get(timeout=10)
+                message.ack()
+                print(message.payload)
+    """
+    source = "kombu" if install else "greenconn"
+    head = f"{install}\nimport sys\nfrom {source} import Connection\n"
+    outcome = run("-c", head + dedent(text), str(tmp_path))
+    assert outcome.output == "hello\n", outcome.errors
 
 
 def test_again_changes_nothing() -> None:

@@ -81,8 +81,9 @@ def test_a_call_is_for_some_nodes(mailbox: Mailbox, node: MakeNode) -> None:
     node("a", add=add)
     node("b", add=add)
     assert mailbox.call(["b"], "add", {"x": 2, "y": 2}, timeout=20) == [{"b": 4}]
-    with pytest.raises(ValueError, match="destination='b'"):
-        mailbox.call("b", "add")
+    assert mailbox.call("b", "add", {"x": 2, "y": 3}, timeout=20) == [{"b": 5}]
+    with pytest.raises(ValueError, match="a list of names, got 7"):
+        mailbox.call(7, "add")  # type: ignore[arg-type]
 
 
 def test_a_pattern_chooses_nodes(mailbox: Mailbox, node: MakeNode) -> None:
@@ -192,6 +193,8 @@ def test_handlers_are_named_by_their_functions(unique: str) -> None:
     assert node.dispatch("ping") == "state pong"
     assert node.handle_message({"method": "ping", "destination": ["b"]}) is None
     assert node.handle_message({"method": "ping", "destination": ["a"]}) == "state pong"
+    assert node.handle_message({"method": "ping", "destination": "a"}) == "state pong"
+    assert node.handle_message({"method": "ping", "destination": "ab"}) is None
 
 
 def test_a_second_node_of_the_same_name_is_told(amqp_url: str, unique: str) -> None:

@@ -272,7 +272,7 @@ def test_a_switched_connection_is_known_by_its_new_broker() -> None:
 def test_an_open_connection_says_what_was_taken_for_blanks(connect: Connect) -> None:
     connection = connect("scripted://one")
     key = connection.__eqhash__()
-    assert (connection.port, connection.userid, connection.host) == (None, None, "one:7")
+    assert (connection.port, connection.userid, connection.host) == (None, None, "one:None")
     connection.connect()
     assert (connection.port, connection.userid, connection.host) == (7, "guest", "one:7")
     assert connection.__eqhash__() == key

@@ -600,3 +600,17 @@ def test_kills_at_every_switch_point_lose_nothing(delay: int) -> None:
     assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
     assert pool.acquire(block=False).twice() == 6
     settle()
+
+
+def test_kombus_names_for_what_monitors_count() -> None:
+    pool: Any = Boxes(3)
+    assert (pool._resource.qsize(), len(pool._resource.queue), len(pool._dirty)) == (3, 3, 0)
+    held = [pool.acquire() for _ in range(2)]
+    assert (pool._resource.qsize(), len(pool._resource.queue), len(pool._dirty)) == (1, 1, 2)
+    assert callable(pool._resource.queue[0])  # not made yet
+    for each in held:
+        each.release()
+    assert (pool._resource.qsize(), len(pool._dirty)) == (3, 0)
+    assert [callable(each) for each in pool._resource.queue] == [True, False, False]
+    unlimited: Any = Boxes(None)
+    assert (unlimited._resource.qsize(), unlimited._resource.queue) == (0, [])

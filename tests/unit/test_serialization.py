@@ -368,3 +368,16 @@ documents = st.recursive(
 def test_document_round_trip(value: Any, serializer: str) -> None:
     content_type, content_encoding, body = dumps(value, serializer)
     assert loads(body, content_type, content_encoding, force=True) == value
+
+
+def test_unknown_names_say_so_beside_a_serializer_without_one() -> None:
+    registry = serialization.SerializerRegistry()
+    registry.register(None, str, str, "text/plain")
+    registry.register("upper", str.upper, str.lower, "text/upper")
+    for use in (
+        lambda: registry.unregister("nonexisting"),
+        lambda: registry.dumps("x", serializer="nonexisting"),
+        lambda: registry._set_default_serializer("nonexisting"),
+    ):
+        with pytest.raises(SerializerNotInstalled, match="'nonexisting' here: there are upper"):
+            use()

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
 from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.prefetch import PrefetchView
 from greenconn.transport.virtual.refusal import Method
 from greenconn.transport.virtual.shared import SharedEntityMethods
 from greenconn.transport.virtual.state import Binding, Exchange
 
 __all__ = ["Channel"]
+
+
+class RedisPrefetchView(PrefetchView):
+    """What kombu's programs ask of the ``qos`` of a channel to Redis."""
+
+    channel: Channel
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Give back now what dead consumers left; sweepers do it anyway.  May switch."""
+        self.channel.connection.sweeper.look()
 
 
 class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
@@ -43,6 +55,11 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
         super().__init__(connection, channel_id)
         self._init_deliveries()
         self._init_publishing()
+
+    @property
+    def qos(self) -> RedisPrefetchView:
+        """The prefetch and what is unanswered, as kombu's programs read them."""
+        return RedisPrefetchView(self)
 
     @property
     def visibility_timeout(self) -> float:

@@ -12,6 +12,7 @@ from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
+from greenconn.transport.virtual.prefetch import PrefetchView
 from greenconn.transport.virtual.refusal import Method
 
 __all__ = ["ConsumingMethods", "generated_name"]
@@ -38,6 +39,11 @@ class ConsumingMethods(ChannelLife):
     is_flowing = True
     #: What stands for a consumer.
     consumer_class: ClassVar[type[Consumer]] = Consumer
+
+    @property
+    def qos(self) -> Any:
+        """The prefetch and what is unanswered, as kombu's programs read them."""
+        return PrefetchView(self)
 
     def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
         """Return the name of the queue that *queue* means, and where its messages come from.

@@ -105,7 +105,10 @@ class EntityMethods(ChannelLife):
                 name,
                 self.virtual_host,
                 method,
-                fields={
+                # A ready-made exchange is what it is: kombu declares it without its settings.
+                fields={"type": (kind, current.type)}
+                if name in PREDECLARED
+                else {
                     "type": (kind, current.type),
                     "durable": (bool(durable), current.durable),
                     "auto_delete": (bool(auto_delete), current.auto_delete),

@@ -18,7 +18,7 @@ if scheme:
     assert scheme in greenconn.contrib.celery.SCHEMES
     broker = f"{scheme}://{broker.partition('://')[2]}"
 app: Any = Celery("greenconn-tests", broker=broker, backend=os.environ["RESULTS"])
-if not scheme:
+if not scheme and "TRANSPORT" in os.environ:
     app.conf.broker_transport = os.environ["TRANSPORT"]
 arguments = {"x-queue-type": "quorum"} if os.environ.get("QUORUM") else None
 app.conf.update(

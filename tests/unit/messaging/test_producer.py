@@ -447,9 +447,73 @@ def test_batch_publishes_at_once(channel: FakeChannel) -> None:
         pass
 
 
+class HeldBack:
+    """What a channel of another kind holds back."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.bodies: list[Any] = []
+        self.calls: list[str] = []
+
+    def publish(self, message: Any, **kwargs: Any) -> str:
+        self.bodies.append(message["body"])
+        return "held back"
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def discard(self) -> None:
+        self.calls.append("discard")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+@pytest.fixture
+def held(channel: FakeChannel) -> HeldBack:
+    """Give *channel* the hook of kombu 5.7."""
+    held = HeldBack(channel)
+    channel.create_publish_batch = lambda max_size: held  # type: ignore[attr-defined]
+    return held
+
+
+def test_a_channel_may_hold_a_batch_back(channel: FakeChannel, held: HeldBack) -> None:
+    producer = Producer(channel)
+    with producer.batch(max_size=2) as batch:
+        assert producer.publish("1") == "held back"
+        batch.flush()
+        with producer.batch():
+            producer.publish("2")
+        other = gevent.spawn(producer.publish, "of another greenlet")
+        other.get(timeout=10)
+    assert len(published(channel)) == 1
+    assert held.bodies == [b"1", b"2"]
+    assert held.calls == ["flush", "flush", "close"]
+    producer.publish("3")
+    assert len(published(channel)) == 2
+    assert producer.batches is None
+
+
+def test_what_is_held_back_is_discarded_after_an_error(
+    channel: FakeChannel, held: HeldBack
+) -> None:
+    producer = Producer(channel)
+    with producer.batch():
+        producer.publish("1")
+        with pytest.raises(KeyError), producer.batch():
+            raise KeyError
+        with pytest.raises(RuntimeError, match="aborted"):
+            producer.publish("2")
+    assert held.calls == ["discard", "close"]
+    held.flush = lambda: pytest.fail("flushed")  # type: ignore[method-assign]
+    with pytest.raises(gevent.GreenletExit), producer.batch():
+        producer.publish("3")
+        raise gevent.GreenletExit
+
+
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, "2"])
 def test_batch_size_is_a_positive_number(channel: FakeChannel, size: Any) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="positive integer"):
         Producer(channel).batch(size)
 
 

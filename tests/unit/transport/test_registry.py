@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from textwrap import dedent
 from typing import Any
 
 import kombu.transport
@@ -10,17 +12,20 @@ import pytest
 from greenconn.transport import (
     TRANSPORT_ALIASES,
     amqp,
+    couchdb,
     get_transport_cls,
     librabbitmq,
     memory,
     pyamqp,
     pyamqplib,
+    redis,
     resolve_transport,
     supports_librabbitmq,
 )
 from greenconn.transport.amqp.transport import SSLTransport
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.registry import FOREIGN
+from tests.integration.processes import run
 
 
 @pytest.mark.parametrize(
@@ -82,11 +87,50 @@ def test_unknown_alias_names_the_nearest() -> None:
         resolve_transport("carrierpigeon")
 
 
-def test_alias_of_kombu_says_how_to_host_it() -> None:
-    with pytest.raises(KeyError, match=r"transport='kombu\.transport\.filesystem:Transport'"):
-        resolve_transport("filesystem")
-    cls = get_transport_cls(FOREIGN["filesystem"])
+def test_an_alias_of_kombu_alone_is_kombus_class() -> None:
+    cls = get_transport_cls("filesystem")
     assert cls.hosted_cls.__module__ == "kombu.transport.filesystem"
+    assert cls is get_transport_cls(FOREIGN["filesystem"])
+    assert get_transport_cls("consul").hosted_cls.__module__ == "kombu.transport.consul"
+
+
+def test_a_transport_of_kombus_whose_library_is_missing_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "azure", None)
+    monkeypatch.delitem(sys.modules, "kombu.transport.azureservicebus", raising=False)
+    with pytest.raises(ImportError, match=r"'azureservicebus' is kombu's own.*install the library"):
+        resolve_transport("azureservicebus")
+
+
+def test_an_alias_of_kombu_alone_without_kombu() -> None:
+    program = """
+        import sys
+        sys.modules["kombu"] = None
+        from greenconn.transport import resolve_transport
+        try:
+            resolve_transport("filesystem")
+        except KeyError as exc:
+            print(exc)
+    """
+    outcome = run("-c", dedent(program))
+    assert "kombu is not installed: pip install kombu" in outcome.output, outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("syncpika", AmqpTransport),
+        ("in-memory", memory.Transport),
+        ("pyredis", redis.Transport),
+        ("kombu.transport.pyredis:Transport", redis.Transport),
+        ("kombu.transport.pyredis.Transport", redis.Transport),
+        ("pycouchdb", couchdb.Transport),
+        ("kombu.transport.pycouchdb.Transport", couchdb.Transport),
+    ],
+)
+def test_names_of_earlier_kombus(name: str, cls: Any) -> None:
+    assert resolve_transport(name) is cls
 
 
 def test_every_alias_of_kombu_is_known() -> None:

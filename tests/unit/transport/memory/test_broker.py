@@ -19,6 +19,7 @@ from greenconn.exceptions import (
     AMQPNotImplementedError,
     ConnectionForced,
     ContentTooLarge,
+    PreconditionFailed,
     RecoverableConnectionError,
     ResourceError,
     WrongHub,
@@ -305,3 +306,14 @@ def test_repr_says_what_it_is(broker: Broker, channel: Channel) -> None:
     assert "topic" in repr(broker.state.exchanges["x"])
     channel.close()
     assert "closed" in repr(channel)
+
+
+@pytest.mark.parametrize("name", ["amq.direct", "", "amq.topic"])
+def test_a_ready_made_exchange_may_be_declared_without_its_settings(
+    channel: Channel, name: str
+) -> None:
+    kind = "topic" if name == "amq.topic" else "direct"
+    channel.exchange_declare(name, kind)
+    channel.exchange_declare(name, kind, durable=True)
+    with pytest.raises(PreconditionFailed):
+        channel.exchange_declare(name or "amq.direct", "fanout")
