@@ -17,6 +17,7 @@ __all__ = [
     "ensure_bytes",
     "from_utf8",
     "get_default_encoding_file",
+    "plain_text",
     "safe_repr",
     "safe_str",
     "set_default_encoding_file",
@@ -36,6 +37,17 @@ _CHARSETS: Final = {name: name for name in (*aliases.values(), *_WITHOUT_ALIAS)}
 
 #: The file whose encoding is the default one; None means the file system's encoding.
 default_encoding_file: Any = None
+
+
+def plain_text(value: T) -> T:
+    """Return the text that a ``str`` of another class holds; any other value as it is.
+
+    What ``str()`` and ``format()`` make of such a value is up to its class: of a member of an ``Enum``
+    that is a ``str`` they make its name.
+    """
+    if value.__class__ is str or not isinstance(value, str):
+        return value
+    return str.__str__(value)  # type: ignore[return-value]  # a str is what it is
 
 
 def set_default_encoding_file(file: Any) -> None:

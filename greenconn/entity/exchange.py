@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.abstract import MaybeChannelBound
+from greenconn.encoding import plain_text
 from greenconn.entity.binding import binding, shown
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class Exchange(MaybeChannelBound):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.name = name or self.name
-        self.type = type or self.type
+        self.name = plain_text(name or self.name)
+        self.type = plain_text(type or self.type)
         self.maybe_bind(channel)
 
     def __hash__(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.abstract import MaybeChannelBound, Object
+from greenconn.encoding import plain_text
 from greenconn.entity.binding import pretty_bindings, shown
 from greenconn.entity.exchange import Exchange, name_of
 from greenconn.exceptions import ContentDisallowed
@@ -102,12 +103,12 @@ class Queue(MaybeChannelBound):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.name = name or self.name
+        self.name = plain_text(name or self.name)
         if isinstance(exchange, str):
             self.exchange = Exchange(exchange)
         elif isinstance(exchange, Exchange):
             self.exchange = exchange
-        self.routing_key = routing_key or self.routing_key
+        self.routing_key = plain_text(routing_key or self.routing_key)
         self.bindings = set(bindings or ())
         self.on_declared = on_declared
         if isinstance(exchange, (list, tuple, set)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from greenconn.checks import is_number
 from greenconn.compression import compress
+from greenconn.encoding import plain_text
 from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
@@ -310,7 +311,7 @@ def _name(option: str, value: Any) -> str:
         raise TypeError(f"{option}={value!r}: it is text")
     if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
         raise ValueError(f"{option}={value[:40]!r}...: AMQP allows names of {SHORT} bytes")
-    return value
+    return value if value.__class__ is str else plain_text(value)
 
 
 def _declare(value: Any, target: Target) -> bool | None:

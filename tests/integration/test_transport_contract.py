@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import gevent
@@ -69,6 +70,68 @@ def test_message_arrives_as_it_was_sent(side: Side) -> None:
     assert channel.message_to_python(message) is message
     message.ack()
     assert message.acknowledged
+
+
+class Title(str, Enum):
+    """Text that ``str()`` and ``format()`` turn into something else."""
+
+    CREATED = "created"
+    TEXT = "text/plain"
+    UTF_8 = "utf-8"
+
+
+def test_the_text_of_an_enum_is_what_goes_out(side: Side) -> None:
+    channel = side.channel()
+    kind: Any = Enum
+    name = kind("Named", {"QUEUE": side.name()}, type=str).QUEUE
+    queue = side.queue(channel, name)
+    assert queue == name.value
+    message = channel.prepare_message(
+        "caf\u00e9",
+        content_type=Title.TEXT,
+        content_encoding=Title.UTF_8,
+        headers={Title.CREATED: Title.CREATED, "list": [Title.CREATED]},
+        properties={
+            "delivery_mode": 1,
+            "type": Title.CREATED,
+            "correlation_id": Title.CREATED,
+            "reply_to": Title.CREATED,
+            "message_id": Title.CREATED,
+            "app_id": Title.CREATED,
+        },
+    )
+    for _ in range(2):
+        channel.basic_publish_confirm(message, "", name, True, timeout=SOON)
+    got: list[Message] = []
+
+    def has_got() -> bool:
+        message = channel.basic_get(name)
+        if message is not None:
+            got.append(message)
+        return bool(got)
+
+    wait_until(has_got)
+    channel.basic_consume(name, Title.CREATED, callback=got.append)
+    side.drain(channel.connection, lambda: len(got) == 2)
+    channel.basic_cancel(Title.CREATED)
+    assert str(got[1].delivery_info["consumer_tag"]) == "created"
+    for each in got:
+        assert each.payload == "caf\u00e9"
+        texts = [
+            each.content_type,
+            each.content_encoding,
+            each.delivery_info["routing_key"],
+            *(each.properties[name] for name in ("type", "correlation_id", "reply_to")),
+            *(each.properties[name] for name in ("message_id", "app_id")),
+        ]
+        assert texts[:3] == ["text/plain", "utf-8", queue]
+        assert set(texts[3:]) == {"created"}
+        assert {type(text) for text in texts} == {str}
+        own = {name: value for name, value in each.headers.items() if not name.startswith("x-")}
+        assert (own.pop("created"), own.pop("list")) == ("created", ["created"])
+        assert all(type(name) is str for name in each.headers)
+        each.ack()
+    assert channel.queue_purge(name) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 from amqp.serialization import dumps
 
+from greenconn.encoding import plain_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
@@ -120,7 +121,7 @@ class Consuming(QueueKinds, Answering):
         """
         if nowait and not consumer_tag:
             raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
-        tag = consumer_tag or f"greenconn-{uuid()}"
+        queue, tag = plain_text(queue), plain_text(consumer_tag) or f"greenconn-{uuid()}"
         key = tag.encode("utf-8", "surrogatepass")
         self._prepare_consume(queue, tag, no_ack, arguments)
         packed = self.pack(

@@ -17,6 +17,7 @@ from typing import Any, Final
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps, loads
 
+from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.arguments import UNREADABLE
 
@@ -122,9 +123,11 @@ def _append(flags: int, parts: list[bytes], properties: Mapping[str, Any]) -> by
 def _field(name: str, kind: str, value: Any) -> bytes:
     try:
         if kind == "s":
-            text = (
-                value if value.__class__ is bytes else str(value).encode("utf-8", "surrogatepass")
-            )
+            if value.__class__ is not bytes:
+                # Not what str() makes of a str of another class: an Enum would give its name.
+                value = plain_text(value) if isinstance(value, str) else str(value)
+                value = value.encode("utf-8", "surrogatepass")
+            text: bytes = value
             return _octet.pack(len(text)) + text
         if kind == "o":
             return _octet.pack(int(value))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from greenconn.encoding import plain_text
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.leased.feed import Feed
@@ -94,6 +95,7 @@ class DeliveringMethods(AnsweringMethods):
         Raises:
             NotFound: there is no such queue.
         """
+        queue = plain_text(queue)
         link = self.connection
         name = self._queue_name(queue)
         link.catch_up()

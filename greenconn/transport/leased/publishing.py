@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from greenconn.abc import DeadlineLike
+from greenconn.encoding import plain_text
 from greenconn.exceptions import PublishNacked, PublishTimeout
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
@@ -134,6 +135,7 @@ class PublishingToStore(PublishingMethods):
             NotFound: there is no such exchange; the channel is closed.
             PublishTimeout: nothing was heard in time; it may be stored.
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         deadline = None if timeout is None else Deadline(timeout)
         if confirm_timeout is not None:
             deadline = (deadline or NEVER).within(confirm_timeout)
@@ -160,6 +162,7 @@ class PublishingToStore(PublishingMethods):
             NotFound: there is no such exchange; the channel is closed.
             ContentTooLarge: the body is above ``max_message_size``.
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         how = How(mandatory, immediate, True, deadline)
         sent = self._begin(message, exchange or "", routing_key or "", how)
         if sent is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError
 from greenconn.transport.memory.deliveries import DeliveringMethods
 from greenconn.transport.memory.link import MemoryLink
@@ -109,6 +110,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
             ResourceLocked: it is exclusive to another connection.
             AccessRefused: the name is reserved.
         """
+        queue = plain_text(queue)
         if passive:
             found = self._queue(queue, Method.QUEUE_DECLARE)
             found.touch()
@@ -128,6 +130,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Drop the messages that wait in a queue and return how many there were."""
+        queue = plain_text(queue)
         return self._queue(queue, Method.QUEUE_PURGE).purge()
 
     @closes_channel
@@ -143,6 +146,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
         Raises:
             PreconditionFailed: it is used or not empty, and was to be deleted only if not.
         """
+        queue = plain_text(queue)
         method = Method.QUEUE_DELETE
         if (queue or self._last_queue) not in self._broker.queues:
             return 0

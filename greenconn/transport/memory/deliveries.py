@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from greenconn.encoding import plain_text
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.message import Message
 from greenconn.transport.memory.queue import Queue
@@ -47,6 +48,7 @@ class DeliveringMethods(RefusingMethods):
         Raises:
             NotFound: there is no such queue.
         """
+        queue = plain_text(queue)
         found = self._queue(queue, Method.BASIC_GET)
         entry = found.take()
         if entry is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from greenconn.encoding import plain_text
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.delivering import DeliveringMethods
@@ -30,6 +31,7 @@ class GettingMethods(DeliveringMethods):
         Raises:
             NotFound: there is no such queue.
         """
+        queue = plain_text(queue)
         link = self.connection
         name = self._queue_name(queue)
         link.directory.check(name, Method.BASIC_GET)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
+from greenconn.encoding import plain_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
@@ -95,6 +96,7 @@ class PublishingToRedis(PublishingMethods):
             redis.exceptions.ResponseError: the server refused it (or, with ``publish_window``, an
                 earlier one of this channel).
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         deadline = ENDLESS if timeout is None else Deadline(timeout)
         if confirm_timeout is not None:
             deadline = deadline.within(confirm_timeout)
@@ -125,6 +127,7 @@ class PublishingToRedis(PublishingMethods):
             NotFound: there is no such exchange; the channel is closed.
             ContentTooLarge: the body is above ``max_message_size``.
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         if get_hub() is not self._hub or self.connection.lost is not None or not self.is_open:
             self.check_open()
         pipeline = self._pipeline

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from greenconn.abc import Sink
+from greenconn.encoding import plain_text
 from greenconn.exceptions import AMQPNotImplementedError
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer, Feed
@@ -120,6 +121,7 @@ class ConsumingMethods(ChannelLife):
             AccessRefused: it has an exclusive consumer, or *exclusive* and it has any.
             ValueError: the tag is in use on this channel.
         """
+        queue, consumer_tag = plain_text(queue), plain_text(consumer_tag)
         tag = consumer_tag or generated_name("amq.ctag-")
         if tag in self.consumers:
             raise ValueError(f"consumer tag {tag!r} is in use on this channel")
@@ -155,6 +157,7 @@ class ConsumingMethods(ChannelLife):
         Messages that became events and were not drained go back to the queue; what was delivered
         and not answered stays with this channel.
         """
+        consumer_tag = plain_text(consumer_tag)
         consumer = self.consumers.get(consumer_tag)
         if consumer is not None:
             self._forget(consumer)

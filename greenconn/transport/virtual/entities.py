@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
+from greenconn.encoding import plain_text
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.exchange import ROUTERS, Router
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
@@ -91,6 +92,7 @@ class EntityMethods(ChannelLife):
             PreconditionFailed: it differs from the existing one, or there is no such type.
             AccessRefused: the name is reserved.
         """
+        exchange, type = plain_text(exchange), plain_text(type)
         method = Method.EXCHANGE_DECLARE
         kind = type or "direct"
         name = exchange or f"amq.{kind}"
@@ -151,6 +153,7 @@ class EntityMethods(ChannelLife):
             PreconditionFailed: *if_unused*, and something is bound to it.
             AccessRefused: it is one of the ready-made exchanges.
         """
+        exchange = plain_text(exchange)
         method = Method.EXCHANGE_DELETE
         if not exchange or exchange in PREDECLARED:
             raise refused(f"exchange '{exchange}' cannot be deleted", method)
@@ -210,6 +213,11 @@ class EntityMethods(ChannelLife):
             NotFound: one of the exchanges does not exist.
             AccessRefused: one of them is the default exchange.
         """
+        destination, source, routing_key = (
+            plain_text(destination),
+            plain_text(source),
+            plain_text(routing_key),
+        )
         method = Method.EXCHANGE_BIND
         binding = self._binding(source, destination, routing_key, arguments, True, method)
         self._bind(binding, method)
@@ -224,6 +232,11 @@ class EntityMethods(ChannelLife):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Remove a binding between exchanges; one that is not there is no error."""
+        destination, source, routing_key = (
+            plain_text(destination),
+            plain_text(source),
+            plain_text(routing_key),
+        )
         method = Method.EXCHANGE_UNBIND
         self._unbind(self._binding(source, destination, routing_key, arguments, True, method))
 
@@ -242,6 +255,11 @@ class EntityMethods(ChannelLife):
             NotFound: the queue or the exchange does not exist.
             AccessRefused: the exchange is the default one.
         """
+        queue, exchange, routing_key = (
+            plain_text(queue),
+            plain_text(exchange),
+            plain_text(routing_key),
+        )
         method = Method.QUEUE_BIND
         name = self._check_queue(queue, method)
         self._bind(self._binding(exchange, name, routing_key, arguments, False, method), method)
@@ -256,6 +274,11 @@ class EntityMethods(ChannelLife):
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Remove a binding of a queue; one that is not there is no error."""
+        queue, exchange, routing_key = (
+            plain_text(queue),
+            plain_text(exchange),
+            plain_text(routing_key),
+        )
         self._unbind(
             self._binding(exchange, queue, routing_key, arguments, False, Method.QUEUE_UNBIND)
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from greenconn.encoding import plain_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.virtual.consumer import Consumer
@@ -279,6 +280,7 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
     @closes_channel
     def basic_get(self, queue: str = "", no_ack: bool = False) -> StoredMessage | None:
         """Take the next message of a queue; None when there is none.  May switch."""
+        queue = plain_text(queue)
         try:
             message = self._message(self._get(queue), queue)
         except Empty:

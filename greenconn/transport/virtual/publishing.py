@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from greenconn.abc import DeadlineLike
-from greenconn.encoding import as_text
+from greenconn.encoding import as_text, plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     ContentTooLarge,
@@ -37,15 +37,20 @@ Envelope = dict[str, Any]
 
 
 def copied(value: Any) -> Any:
-    """Return *value* with the tables and lists in it made anew."""
+    """Return *value* with the tables and lists in it made anew, and its texts of class ``str``."""
+    kind = value.__class__
+    if kind is str:
+        return value
     if isinstance(value, dict):
         return {
-            name: copied(each) if isinstance(each, (dict, list, tuple)) else each
+            name if name.__class__ is str else plain_text(name): each
+            if each.__class__ is str
+            else copied(each)
             for name, each in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [copied(each) for each in value]
-    return value
+    return plain_text(value)
 
 
 class Outcome(Enum):
@@ -132,8 +137,8 @@ class PublishingMethods(ChannelLife):
             raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
         return {
             "body": body,
-            "content-encoding": content_encoding,
-            "content-type": content_type,
+            "content-encoding": plain_text(content_encoding),
+            "content-type": plain_text(content_type),
             "headers": copied(headers) if headers else {},
             "properties": own,
         }
@@ -163,6 +168,7 @@ class PublishingMethods(ChannelLife):
         Raises:
             NotFound: there is no such exchange; the channel is closed.
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         if self.connection.is_confirming:
             self.basic_publish_confirm(
                 message, exchange, routing_key, mandatory, immediate, timeout, confirm_timeout
@@ -213,6 +219,7 @@ class PublishingMethods(ChannelLife):
         Raises:
             NotFound: there is no such exchange; the channel is closed.
         """
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         if immediate:
             raise _no_immediate()
         outcome = self._publish(message, exchange or "", routing_key or "", mandatory)

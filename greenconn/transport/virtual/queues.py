@@ -7,6 +7,7 @@ from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.encoding import plain_text
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import EntityMethods
@@ -54,6 +55,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
         Raises:
             NotFound: passive, and it does not exist.
         """
+        queue = plain_text(queue)
         name = queue or generated_name("amq.gen-")
         options = {
             "durable": durable,
@@ -84,6 +86,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
             PreconditionFailed: *if_unused*, and this connection consumes from it; *if_empty*, and
                 it is not.
         """
+        queue = plain_text(queue)
         size = self._size(queue)
         consumers = [
             (channel, each)
@@ -110,6 +113,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Drop the messages of a queue and return how many there were.  May switch."""
+        queue = plain_text(queue)
         return self._purge(self._check_queue(queue, Method.QUEUE_PURGE)) or 0
 
     def after_reply_message_received(self, queue: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.encoding import plain_text
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import generated_name
@@ -116,6 +117,7 @@ class SharedEntityMethods(EntityMethods):
             PreconditionFailed: it differs from the existing one, or there is no such type.
             AccessRefused: the name is reserved.
         """
+        exchange, type = plain_text(exchange), plain_text(type)
         link = self.connection
         name = exchange or f"amq.{type or 'direct'}"
         link.directory.settle()  # it may be about to go with the last queue that is bound to it
@@ -133,6 +135,7 @@ class SharedEntityMethods(EntityMethods):
             PreconditionFailed: *if_unused*, and something is bound to it.
             AccessRefused: it is one of the ready-made exchanges.
         """
+        exchange = plain_text(exchange)
         routing = self.connection.routing
         if if_unused and exchange not in PREDECLARED and routing.is_used(exchange):
             raise in_use("exchange", exchange, self.virtual_host, Method.EXCHANGE_DELETE)
@@ -177,6 +180,7 @@ class SharedEntityMethods(EntityMethods):
             PreconditionFailed: it differs from the existing one, or an argument cannot be.
             ResourceLocked: it is exclusive to another connection.
         """
+        queue = plain_text(queue)
         link = self.connection
         name = queue or generated_name("amq.gen-")
         link.directory.settle()
@@ -199,6 +203,7 @@ class SharedEntityMethods(EntityMethods):
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Drop the messages that wait in a queue and return how many there were.  May switch."""
+        queue = plain_text(queue)
         directory = self.connection.directory
         directory.settle()
         return directory.purge(self._check_queue(queue, Method.QUEUE_PURGE))
@@ -217,6 +222,7 @@ class SharedEntityMethods(EntityMethods):
             PreconditionFailed: *if_unused*, and somebody consumes from it; *if_empty*, and it is not.
             ResourceLocked: it is exclusive to another connection.
         """
+        queue = plain_text(queue)
         link = self.connection
         method = Method.QUEUE_DELETE
         name = self._queue_name(queue)
