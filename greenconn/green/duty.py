@@ -52,21 +52,26 @@ class Duty:
         self.handler = handler
         self._since = now
 
-    def name_within(self, start: float, end: float) -> str | None:
-        """The name of the handler that had most of a time; None: none had any.
+    def shares_within(self, start: float, end: float) -> dict[str, float]:
+        """The seconds of a time that each handler had, by name.
 
         Arguments:
             start, end: on the monotonic clock.
         """
-        best, most = None, 0.0
+        shares: dict[str, float] = {}
         spells = list(self._spells)
         if self.handler is not None:
             spells.append((name_of(self.handler), self._since, end))
         for name, began, ended in spells:
             share = min(ended, end) - max(began, start)
-            if share > most:
-                best, most = name, share
-        return best
+            if share > 0.0:
+                shares[name] = shares.get(name, 0.0) + share
+        return shares
+
+    def name_within(self, start: float, end: float) -> str | None:
+        """The name of the handler that had most of a time; None: none had any."""
+        shares = self.shares_within(start, end)
+        return max(shares, key=lambda name: shares[name]) if shares else None
 
 
 #: That of this process.

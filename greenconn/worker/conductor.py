@@ -118,6 +118,7 @@ class Conductor:
         self._errand: Errand | None = None
         self._is_restoring = self._is_forgotten = False
         self._expect_queues()
+        crew.pool.monitor.know(plan.handler, plan.blocking_threshold, plan.name or "")
         crew.enter(self)
 
     @property

@@ -97,6 +97,7 @@ class Crew:
 
     def forget(self) -> None:
         """After a fork, in the child: consumers and their messages are the parent's."""
+        self.pool.monitor.stop()
         consumers, self._consumers = self._consumers, {}
         for consumer in consumers:
             consumer.forget()

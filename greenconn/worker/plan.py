@@ -21,6 +21,7 @@ from greenconn.entity import Queue
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, check_offset, offset_of
+from greenconn.worker.blocking import THRESHOLD
 
 __all__ = ["Handler", "OnError", "Plan", "QueueLike", "planned"]
 
@@ -97,6 +98,9 @@ class Plan:
     handler_timeout: float | None = None
     """Seconds after which a handler is interrupted, which counts as a failure."""
 
+    blocking_threshold: float | None = THRESHOLD
+    """Seconds that a handler may run without a switch before that is logged, once; None: never."""
+
     batch_size: int | None = None
     """Messages that the handler gets at once; None: one, and not as a list."""
 
@@ -116,7 +120,7 @@ class Plan:
         check_callable(self, "on_decode_error")
         check_runs("on_decode_error", self.on_decode_error)
         check_runs("on_error", self.on_error)
-        for option in ("handler_timeout", "batch_interval"):
+        for option in ("handler_timeout", "batch_interval", "blocking_threshold"):
             value = getattr(self, option)
             if value is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"{shown(self, option, value)}: it is seconds above 0, or None")
@@ -217,6 +221,7 @@ _FURTHER: Final = frozenset(
         "arguments",
         "batch_interval",
         "batch_size",
+        "blocking_threshold",
         "exclusive",
         "handler_timeout",
         "offset",

@@ -17,6 +17,7 @@ from gevent import Greenlet, Timeout, get_hub
 
 from greenconn.green.hub import turn
 from greenconn.green.supervisor import spawn
+from greenconn.worker.blocking import BlockingMonitor
 
 if TYPE_CHECKING:
     from greenconn.worker.line import Line
@@ -88,9 +89,10 @@ class WorkerPool:
 
     Attributes:
         limit: idle workers that are kept.
+        monitor: finds handlers that block the hub.
     """
 
-    __slots__ = ("_coming", "_idle", "_lines", "_turning", "limit")
+    __slots__ = ("_coming", "_count", "_idle", "_lines", "_turning", "limit", "monitor")
 
     def __init__(self) -> None:
         self._lines: deque[Line] = deque()
@@ -99,7 +101,15 @@ class WorkerPool:
         self._coming: Worker | None = None
         #: Workers that give the hub a turn.
         self._turning = 0
+        #: Workers that have not ended.
+        self._count = 0
         self.limit = KEPT
+        self.monitor = BlockingMonitor()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a worker has something to do."""
+        return self._count > len(self._idle)
 
     def send(self, line: Line) -> None:
         """Have a worker work on *line* soon.  Never switches."""
@@ -128,7 +138,10 @@ class WorkerPool:
             self._coming = worker = self._idle.pop()
             get_hub().loop.run_callback(worker.greenlet.switch)
         else:
+            self._count += 1
             self._coming = Worker(self)
+        if not self.monitor.is_running:
+            self.monitor.start(lambda: self.has_work)
 
     def next_line(self, worker: Worker) -> Line | None:
         """Give *worker* the line that has waited longest, and wake another worker for the others."""
@@ -149,6 +162,7 @@ class WorkerPool:
 
     def forget(self, worker: Worker) -> None:
         """A worker has ended."""
+        self._count -= 1
         if worker in self._idle:
             self._idle.remove(worker)
         if self._coming is worker:
@@ -157,6 +171,8 @@ class WorkerPool:
 
     def resize(self, limit: int) -> None:
         """Keep as many idle workers as *limit* handlers need, and end the others."""
+        if not limit:
+            self.monitor.stop()
         self.limit = max(KEPT, limit) if limit else 0
         excess, self._idle = self._idle[self.limit :], self._idle[: self.limit]
         for worker in excess:

@@ -67,6 +67,8 @@ def spawn_consumer(
         consumer_args:
             ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded or is
             not accepted; default: it is rejected.
+            ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
+            once (0.5 s; None: never).
             ``handler_timeout``: seconds after which a handler is interrupted: a failure.
             ``batch_size``: the handler gets lists of so many bodies and messages, which are answered
             as one; fewer after ``batch_interval`` (1 s).

@@ -222,7 +222,7 @@ def ensure(scene: Scene) -> Moments:
     producer = Producer(connection)
     publish = connection.ensure(producer, producer.publish, max_retries=3)
     while True:
-        run = yield lambda: publish("x", queue.name, declare=True)
+        run = yield lambda: publish("x", queue.name)
         was_sent = ended(run)
         producer.publish("after", queue.name)
         bodies = scene.take_all(connection, queue.name, "after")

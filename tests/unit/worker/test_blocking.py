@@ -1,0 +1,148 @@
+"""Handlers that block the hub are told of, once each, and while nothing runs nobody looks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.monkey import get_original
+
+import greenconn
+from greenconn.green import duty
+from greenconn.green.duty import Duty
+from greenconn.testing import MemoryBroker
+from greenconn.worker import blocking
+from greenconn.worker.blocking import INTERVAL, BlockingMonitor
+from greenconn.worker.crew import crew_of
+
+CAME = 10.0
+#: Blocks in a patched process, too.
+sleep: Callable[[float], None] = get_original("time", "sleep")
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "_told", set())
+
+
+@pytest.fixture
+def broker() -> Iterator[MemoryBroker]:
+    with MemoryBroker() as made:
+        yield made
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of handlers that block."""
+    texts = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    return [text for text in texts if "without a switch" in text]
+
+
+def handled(count: int, consumer: Any) -> None:
+    """Wait until so many messages were handled, and the hub has looked since."""
+    with gevent.Timeout(CAME):
+        while (
+            consumer.stats()["handled"] < count or consumer.conductor._crew.pool.monitor.is_running
+        ):
+            gevent.sleep(0.01)
+
+
+def test_each_handler_that_blocks_is_named_once(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture, patched: bool
+) -> None:
+    def computes(body: Any, message: Any) -> None:
+        sleep(0.6)
+
+    def in_the_middle(body: Any, message: Any) -> None:
+        gevent.sleep(0.01)
+        sleep(0.7)
+        gevent.sleep(0.01)
+
+    consumers = {
+        each: greenconn.spawn_consumer(each.__name__, each, concurrency=2)
+        for each in (computes, in_the_middle)
+    }
+    for handler, consumer in consumers.items():
+        for number in range(2):
+            greenconn.publish(handler.__name__, number)
+        handled(2, consumer)
+    first, second = lines(caplog)
+    assert (
+        "test_each_handler_that_blocks_is_named_once.<locals>.computes of queue 'computes'" in first
+    )
+    assert "in_the_middle of queue 'in_the_middle' had the hub for " in second
+    for line in (first, second):
+        assert "Is the process monkey-patched? " in line
+        assert ("it is, so this computes" if patched else "it is not: call gevent.monkey") in line
+
+
+def test_the_threshold_is_an_option(broker: MemoryBroker, caplog: pytest.LogCaptureFixture) -> None:
+    def silent(body: Any, message: Any) -> None:
+        sleep(0.8)
+
+    def strict(body: Any, message: Any) -> None:
+        sleep(0.35)
+
+    for handler, threshold in ((silent, None), (strict, 0.2)):
+        consumer = greenconn.spawn_consumer(handler.__name__, handler, blocking_threshold=threshold)
+        greenconn.publish(handler.__name__, 1)
+        handled(1, consumer)
+    (line,) = lines(caplog)
+    assert "strict of queue 'strict'" in line
+    with pytest.raises(ValueError, match="blocking_threshold is 0"):
+        greenconn.spawn_consumer("q", print, blocking_threshold=0)
+
+
+def test_only_a_late_look_is_a_block(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    for module in (blocking, duty):
+        monkeypatch.setattr(module, "monotonic", lambda: now)
+    noted = Duty()
+    monkeypatch.setattr(blocking, "DUTY", noted)
+    monitor = BlockingMonitor()
+    monitor.know(print, 0.5, "q")
+    monitor.start(lambda: True)
+    try:
+        noted.change(print)
+        for _ in range(20):  # it waits, and the hub turns
+            now += INTERVAL
+            monitor._look(lambda: True)
+        now += 0.5
+        monitor._look(lambda: True)  # 0.4 s late
+        gevent.sleep(0)
+        assert not lines(caplog)
+        now += 1.0
+        noted.change(len)
+        now += 0.2
+        monitor._look(lambda: True)
+        gevent.sleep(0)
+        (line,) = lines(caplog)
+        assert "handler builtins.print of queue 'q' had the hub for 0.9 s" in line
+    finally:
+        monitor.stop()
+
+
+def test_nobody_looks_while_no_handler_runs(broker: MemoryBroker) -> None:
+    consumer = greenconn.spawn_consumer("q", lambda body, message: None)
+    assert consumer.wait_ready(CAME)
+    monitor = crew_of(consumer.conductor._session).pool.monitor
+    assert not monitor.is_running
+    greenconn.publish("q", 1)
+    handled(1, consumer)
+    assert not monitor.is_running
+    assert monitor._timer is None
+
+
+def test_the_monitor_ends_with_the_consumers(broker: MemoryBroker) -> None:
+    consumer = greenconn.spawn_consumer("q", lambda body, message: gevent.sleep(100))
+    greenconn.publish("q", 1)
+    monitor: BlockingMonitor = crew_of(consumer.conductor._session).pool.monitor
+    with gevent.Timeout(CAME):
+        while not monitor.is_running:
+            gevent.sleep(0.01)
+    consumer.stop(0.01)
+    assert not monitor.is_running
