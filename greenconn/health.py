@@ -68,7 +68,7 @@ class ConsumerHealth:
     """What the broker refused it for; None while it does not."""
 
     stats: Mapping[str, Any]
-    """Its ``stats()``; empty when it has ended."""
+    """Its ``stats()``; of one that the broker refused, those at its end."""
 
     @property
     def is_ready(self) -> bool:
@@ -115,8 +115,10 @@ def check(timeout: float = 0.0) -> Health:
             _await_consumer(consumer, deadline)
     consumers = [_of_consumer(each) for each in running_consumers()]
     consumers += [
-        ConsumerHealth(name=name, state=ConsumerState.FAILED.value, error=error, stats={})
-        for name, error in failures().items()
+        ConsumerHealth(
+            name=name, state=ConsumerState.FAILED.value, error=each.error, stats=each.stats
+        )
+        for name, each in failures().items()
     ]
     return Health(
         connections=tuple(

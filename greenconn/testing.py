@@ -24,6 +24,7 @@ from greenconn.message import Message
 from greenconn.transport import memory
 from greenconn.transport.memory.message import Message as DeliveredMessage
 from greenconn.worker import stop_consumers
+from greenconn.worker.roster import forget_failures
 
 __all__ = ["ManualClock", "MemoryBroker"]
 
@@ -110,6 +111,7 @@ class MemoryBroker:
             TimeoutError: handlers did not end within 10 s; they were interrupted.
         """
         ended = stop_consumers(timeout=STOPPING)
+        forget_failures(self.connection().session.broker.addresses)
         defaults.reset()
         memory.reset(self._name)
         if not ended:

@@ -12,6 +12,7 @@ greenlet is killed once more meanwhile.
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
@@ -125,6 +126,11 @@ class Conductor:
     def is_confirmed(self) -> bool:
         """Whether the broker has confirmed all queues, and nothing was lost since."""
         return self._wish is Wish.RUN and all(each.is_confirmed for each in self._subscriptions)
+
+    @property
+    def addresses(self) -> Hashable:
+        """Those of its broker."""
+        return self._session.broker.addresses
 
     @property
     def is_pausing(self) -> bool:

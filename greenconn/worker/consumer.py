@@ -167,7 +167,7 @@ class ConsumerGreenlet(_Greenlet):
             ``state``; messages: ``received``, ``handled``, ``failed`` (handlers that raised, and bodies
             that could not be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with
             ``no_ack``: received and never handled), ``in_flight`` (begun and not answered);
-            ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
+            ``concurrency``; ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
         """
         conductor = self.conductor
         handling, line = conductor.handling, conductor.line
@@ -181,6 +181,7 @@ class ConsumerGreenlet(_Greenlet):
             "requeued": handling.requeued,
             "dropped": handling.dropped,
             "in_flight": line.in_flight,
+            "concurrency": conductor.plan.concurrency,
             "prefetch_count": conductor.plan.prefetch,
             "last_delivery_age": None if line.last_at is None else monotonic() - line.last_at,
         }

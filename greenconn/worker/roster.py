@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.perhub import PerHub
 from greenconn.worker.state import ConsumerState
@@ -10,10 +11,27 @@ from greenconn.worker.state import ConsumerState
 if TYPE_CHECKING:
     from greenconn.worker.consumer import ConsumerGreenlet
 
-__all__ = ["enter", "failures", "running_consumers"]
+__all__ = ["Failure", "enter", "failures", "forget_failures", "running_consumers"]
 
 #: Failures that are kept; the oldest are forgotten.
 KEPT: Final = 100
+
+
+class Failure:
+    """A consumer that the broker refused for good.
+
+    Attributes:
+        error: class and text of the error, without its traceback, which would hold much.
+        stats: what it had done until then.
+        addresses: see ``Broker.addresses``.
+    """
+
+    __slots__ = ("addresses", "error", "stats")
+
+    def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable) -> None:
+        self.error = error
+        self.stats = stats
+        self.addresses = addresses
 
 
 class _Roster:
@@ -21,8 +39,8 @@ class _Roster:
 
     def __init__(self) -> None:
         self.running: set[ConsumerGreenlet] = set()
-        #: Name of a consumer -> what the broker refused it for.
-        self.failures: dict[str, str] = {}
+        #: By the name of the consumer.
+        self.failures: dict[str, Failure] = {}
 
     def leave(self, consumer: ConsumerGreenlet) -> None:
         # In the hub.
@@ -30,7 +48,9 @@ class _Roster:
         conductor = consumer.conductor
         if conductor.state is ConsumerState.FAILED:
             error = conductor.error
-            self.failures[conductor.plan.name or ""] = f"{type(error).__name__}: {error}"
+            self.failures[conductor.plan.name or ""] = Failure(
+                f"{type(error).__name__}: {error}", consumer.stats(), conductor.addresses
+            )
             while len(self.failures) > KEPT:
                 del self.failures[next(iter(self.failures))]
 
@@ -51,6 +71,13 @@ def running_consumers() -> list[ConsumerGreenlet]:
     return list(_roster.get().running)
 
 
-def failures() -> dict[str, str]:
-    """Consumers of this thread that the broker refused for good: name -> error.  Never switches."""
+def failures() -> dict[str, Failure]:
+    """Consumers of this thread that the broker refused for good, by their names.  Never switches."""
     return dict(_roster.get().failures)
+
+
+def forget_failures(addresses: Hashable) -> None:
+    """Forget those of the broker at *addresses*, which is gone.  Never switches."""
+    roster = _roster.get()
+    kept = {name: each for name, each in roster.failures.items() if each.addresses != addresses}
+    roster.failures = kept

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from weakref import WeakSet
 
@@ -19,11 +22,13 @@ from greenconn.green.perhub import PerHub
 from greenconn.health import Probes, check
 from greenconn.publishing import publish
 from greenconn.session import use
+from greenconn.testing import MemoryBroker
 from greenconn.transport import memory
 from greenconn.worker import roster, spawn_consumer, stop_consumers
 from greenconn.worker.roster import failures
 
 SOON = 10.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -235,3 +240,57 @@ def test_probes_tell_all_if_they_shall(connection: Connection) -> None:
     found = json.loads(ask(Probes(has_details=True), "/health/ready")[2])
     assert found == json.loads(json.dumps(health.check().as_dict()))
     assert found["consumers"][0]["stats"]["state"] == "running"
+
+
+def test_the_figures_of_a_refused_consumer_stay(connection: Connection) -> None:
+    consumer = spawn_consumer(
+        "absent", print, connection=connection, passive=True, name="refused", concurrency=3
+    )
+    with pytest.raises(NotFound):
+        consumer.get(timeout=SOON)
+    (found,) = check().consumers
+    assert (found.name, found.state, found.is_ready) == ("refused", "failed", False)
+    assert found.stats["handled"] == 0
+    assert found.stats["concurrency"] == 3
+    assert found.stats == {**consumer.stats()}
+
+
+def test_the_next_memory_broker_knows_nothing_of_a_refused_consumer(connection: Connection) -> None:
+    elsewhere = spawn_consumer("absent", print, connection=connection, passive=True, name="kept")
+    with MemoryBroker() as broker:
+        by_default = spawn_consumer("absent", print, passive=True)
+        own = broker.connection()
+        by_itself = spawn_consumer("absent", print, passive=True, connection=own, name="own")
+        for consumer in (elsewhere, by_default, by_itself):
+            with pytest.raises(NotFound):
+                consumer.get(timeout=SOON)
+        assert [each.name for each in check().consumers] == ["absent", "kept", "own"]
+        own.close()
+    with MemoryBroker():
+        assert [each.name for each in check().consumers] == ["kept"]
+
+
+def test_the_recipe_exports_what_its_table_alarms_on() -> None:
+    text = (ROOT / "docs" / "running.rst").read_text()
+    table = text[text.index("figure                   worth") : text.index("The lengths of queues")]
+    figures = re.findall(r"^``(\w+)``", table, re.MULTILINE)
+    assert len(figures) > 8
+    recipe = text[text.index("    from collections import Counter") :]
+    program: dict[str, Any] = {}
+    exec(dedent(recipe[: recipe.index("    consumer = ")]), program)
+    with MemoryBroker():
+        consumers = [spawn_consumer("mail", lambda body, message: None) for _ in range(2)]
+        publish("mail", 1)
+        with gevent.Timeout(SOON):
+            while not any(each.stats()["handled"] for each in consumers):
+                gevent.sleep(0.01)
+        said = ask(program["metrics"], "/metrics")[2].decode()
+        with pytest.raises(NotFound):
+            spawn_consumer("absent", print, passive=True).get(timeout=SOON)
+        of_refused = ask(program["metrics"], "/metrics")[2].decode()
+    series = [line.rpartition(" ")[0] for line in said.splitlines()]
+    assert len(series) == len(set(series))
+    for figure in figures:
+        assert re.search(rf"^greenconn_{figure}\{{\w+=\"[^\"]+\"\}} [0-9.e-]+$", said, re.MULTILINE)
+    assert 'greenconn_up{consumer="mail"} 2' in said
+    assert 'greenconn_up{consumer="absent"} 0' in of_refused
