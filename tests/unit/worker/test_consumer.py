@@ -76,6 +76,7 @@ def test_numbers(connection: Connection, desk: Desk, seen: Seen) -> None:
         "requeued": 0,
         "dropped": 0,
         "in_flight": 0,
+        "concurrency": 2,
         "prefetch_count": 10,
         "last_delivery_age": None,
     }
