@@ -111,7 +111,7 @@ def test_the_text_of_an_enum_is_what_goes_out(side: Side) -> None:
         return bool(got)
 
     wait_until(has_got)
-    channel.basic_consume(name, Title.CREATED, callback=got.append)
+    channel.basic_consume(name, consumer_tag=Title.CREATED, callback=got.append)
     side.drain(channel.connection, lambda: len(got) == 2)
     channel.basic_cancel(Title.CREATED)
     assert str(got[1].delivery_info["consumer_tag"]) == "created"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError, NotFound, RecoverableChannelError
 from greenconn.identity import uuid
 from greenconn.transport.base import StdChannel
@@ -16,6 +17,7 @@ from greenconn.transport.virtual.arguments import (
     SupportedArguments,
     warn_of_unsupported,
 )
+from greenconn.transport.virtual.publishing import copied
 from greenconn.transport.virtual.refusal import Method, no_recover_in_place, unknown_delivery_tag
 
 if TYPE_CHECKING:
@@ -150,12 +152,14 @@ class HostedChannel(StdChannel):
         self, exchange: str = "", type: str = "direct", *args: Any, **kwargs: Any
     ) -> Any:
         """Declare an exchange in this process."""
+        exchange, type = plain_text(exchange), plain_text(type)
         self._warn(ArgumentOf.EXCHANGE, exchange, kwargs.get("arguments"))
         return self.raw.exchange_declare(exchange, type, *args, **kwargs)
 
     @_exclusive
     def exchange_delete(self, exchange: str, *args: Any, **kwargs: Any) -> Any:
         """Delete an exchange."""
+        exchange = plain_text(exchange)
         return self.raw.exchange_delete(exchange, *args, **kwargs)
 
     @_exclusive
@@ -171,6 +175,7 @@ class HostedChannel(StdChannel):
     @_exclusive
     def queue_declare(self, queue: str = "", passive: bool = False, **kwargs: Any) -> Any:
         """Declare a queue; without a name it gets one."""
+        queue = plain_text(queue)
         if not passive:
             self._warn(ArgumentOf.QUEUE, queue, kwargs.get("arguments"))
         return self.raw.queue_declare(queue=queue, passive=passive, **kwargs)
@@ -185,6 +190,9 @@ class HostedChannel(StdChannel):
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Bind a queue."""
+        queue = plain_text(queue)
+        exchange = plain_text(exchange)
+        routing_key = plain_text(routing_key)
         return self.raw.queue_bind(queue, exchange, routing_key, arguments)
 
     @_exclusive
@@ -197,11 +205,15 @@ class HostedChannel(StdChannel):
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Undo a binding."""
+        queue = plain_text(queue)
+        exchange = plain_text(exchange)
+        routing_key = plain_text(routing_key)
         return self.raw.queue_unbind(queue, exchange, routing_key, arguments)
 
     @_exclusive
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Drop what waits and return how many there were."""
+        queue = plain_text(queue)
         return int(self.raw.queue_purge(queue) or 0)
 
     @_exclusive
@@ -209,6 +221,7 @@ class HostedChannel(StdChannel):
         self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False
     ) -> Any:
         """Delete a queue."""
+        queue = plain_text(queue)
         return self.raw.queue_delete(queue, if_unused=if_unused, if_empty=if_empty)
 
     def list_bindings(self) -> Any:
@@ -228,7 +241,12 @@ class HostedChannel(StdChannel):
     ) -> Any:
         """Make what ``basic_publish`` takes."""
         return self.raw.prepare_message(
-            body, priority, content_type, content_encoding, headers, properties
+            body,
+            priority,
+            plain_text(content_type),
+            plain_text(content_encoding),
+            copied(headers) if headers else headers,
+            copied(properties) if properties else properties,
         )
 
     @_exclusive
@@ -243,6 +261,7 @@ class HostedChannel(StdChannel):
         confirm_timeout: float | None = None,
     ) -> Any:
         """Publish; it returns when the transport has the message.  May switch."""
+        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         properties, headers = message.get("properties") or {}, message.get("headers") or {}
         if headers or properties.get("expiration"):
             given = {name: headers.get(name) for name in ("x-delay", "CC", "BCC")}
@@ -284,6 +303,7 @@ class HostedChannel(StdChannel):
         sink: Sink | None = None,
     ) -> str:
         """Poll *queue* and give what is there to *callback* (in who drains) or *sink*.  May switch."""
+        queue, consumer_tag = plain_text(queue), plain_text(consumer_tag)
         self.check_open()
         self._warn(ArgumentOf.CONSUMER, queue, arguments)
         tag = consumer_tag or uuid()
@@ -301,6 +321,7 @@ class HostedChannel(StdChannel):
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> Any:
         """End a consumer; what it holds can still be answered.  May switch."""
+        consumer_tag = plain_text(consumer_tag)
         consumer = self.consumers.pop(consumer_tag, None)
         self.no_ack_consumers.discard(consumer_tag)
         if consumer is not None:
@@ -310,6 +331,7 @@ class HostedChannel(StdChannel):
     @_exclusive
     def basic_get(self, queue: str = "", no_ack: bool = False) -> Message | None:
         """Take a message, or None.  May switch."""
+        queue = plain_text(queue)
         raw = self.raw.basic_get(queue, no_ack=no_ack)
         if raw is None:
             return None
