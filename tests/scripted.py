@@ -109,7 +109,7 @@ class Channel(base.StdChannel):
         self.is_closed = True
 
 
-class Transport(base.Transport):
+class Transport(base.Transport[Any]):
     """The scripted transport; ``script`` is set for each test."""
 
     script: ClassVar[Script]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from types import MethodType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from greenconn.exceptions import NotFound, RecoverableChannelError, is_unavailable
@@ -18,6 +18,9 @@ from greenconn.session.life import drop
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["URI_FIELDS", "Broker"]
 
@@ -330,7 +333,12 @@ class Broker:
 
 @lru_cache(maxsize=64)  # each connection asks for it, for messages
 def _masked_url(
-    transport: Any, hostname: str, port: Any, userid: Any, mask: str | None, virtual_host: str
+    transport: str,
+    hostname: str,
+    port: Any,
+    userid: Any,
+    mask: str | None,
+    virtual_host: str,
 ) -> str:
     path = quote(virtual_host)
     return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")

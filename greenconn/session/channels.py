@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.life import Life, is_open
 from greenconn.session.walk import BrokerLike
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["Channels"]
 
@@ -76,7 +79,7 @@ class Channels:
             partial(self._open_successor, old),
         )
 
-    def adopt(self, channel: Any) -> Any:
+    def adopt(self, channel: Channel | None) -> Any:
         """Make *channel* the default one, and return the open one that it replaces, or None.
 
         One of another life, or None, is not taken: the next use opens the default channel anew.
@@ -159,7 +162,7 @@ class Channels:
                 raise
         return channel
 
-    def _line(self, channel: Any) -> _Line:
+    def _line(self, channel: Channel) -> _Line:
         """The line that *channel* belongs to; its latest may be dead, too."""
         line = self._lines.get(channel)
         if line is None and (end := self._ends.get(channel)) is not None:

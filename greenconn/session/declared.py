@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["Declared", "DeclaredBinding", "DeclaredExchange", "DeclaredQueue"]
 
@@ -19,7 +22,7 @@ class Declared:
         #: How often the broker has ended the whole connection for it.
         self.strikes = 0
 
-    def declare(self, channel: Any) -> str:
+    def declare(self, channel: Channel) -> str:
         """Declare it; return the name that it has then.  May switch."""
         raise NotImplementedError
 
@@ -41,7 +44,7 @@ class DeclaredExchange(Declared):
     def __repr__(self) -> str:
         return f"<exchange {self.name!r} ({self.type})>"
 
-    def declare(self, channel: Any) -> str:
+    def declare(self, channel: Channel) -> str:
         channel.exchange_declare(
             exchange=self.name,
             type=self.type,
@@ -78,7 +81,7 @@ class DeclaredQueue(Declared):
     def __repr__(self) -> str:
         return f"<queue {self.name!r}>"
 
-    def declare(self, channel: Any) -> str:
+    def declare(self, channel: Channel) -> str:
         reply = channel.queue_declare(
             queue="" if self.is_servers else self.name,
             durable=self.durable,
@@ -119,7 +122,7 @@ class DeclaredBinding(Declared):
         arguments = repr(sorted((self.arguments or {}).items(), key=repr))
         return self.source, self.routing_key, arguments
 
-    def declare(self, channel: Any) -> str:
+    def declare(self, channel: Channel) -> str:
         if self.is_queues:
             channel.queue_bind(
                 queue=self.destination,

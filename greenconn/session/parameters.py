@@ -189,7 +189,7 @@ def _of_host(address: str | None, keywords: Parameters) -> Parameters:
 
 
 def _of_url(
-    address: str, keywords: Parameters, transport: Any, cls: type[Any]
+    address: str, keywords: Parameters, transport: str | type[Any] | None, cls: type[Any]
 ) -> tuple[Parameters, dict[str, Any]]:
     parts = BrokerURL.parse(address)
     options = _typed_options(parts.query, cls)
@@ -243,7 +243,7 @@ def _with_tls(parameters: Parameters) -> Parameters:
     return parameters
 
 
-def _is_class(transport: Any) -> bool:
+def _is_class(transport: str | type[Any] | None) -> bool:
     """Whether it is a class or the path of one, rather than an alias."""
     return bool(transport) and (
         not isinstance(transport, str) or "." in transport or ":" in transport

@@ -17,6 +17,8 @@ from greenconn.session.retry import Revival, ensure_open, ensured, library_error
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel
+
 __all__ = ["Persistent"]
 
 #: Seconds that an explicit ``connect()`` waits at most when an earlier attempt has just failed.
@@ -214,7 +216,7 @@ class Persistent(Capabilities):
         return library_errors(self)
 
     def autoretry(
-        self, fun: Callable[..., Any], channel: Any = None, **ensure_options: Any
+        self, fun: Callable[..., Any], channel: Channel | None = None, **ensure_options: Any
     ) -> Callable[..., tuple[Any, Any]]:
         """Return a function that calls *fun* with ``channel=...``, as :meth:`ensure` does.
 

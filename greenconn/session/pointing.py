@@ -20,6 +20,7 @@ from greenconn.url import split_urls
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+
 __all__ = ["Pointed"]
 
 logger = logging.getLogger("greenconn.connection")
@@ -76,7 +77,7 @@ class Pointed:
         port: int | None = None,
         insist: bool = False,
         ssl: Any = False,
-        transport: Any = None,
+        transport: str | type[Any] | None = None,
         connect_timeout: float | None = 5,
         transport_options: dict[str, Any] | None = None,
         login_method: str | None = None,

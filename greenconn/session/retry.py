@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import gevent
 
@@ -15,6 +15,9 @@ from greenconn.green.hub import turn
 from greenconn.options import ConnectOptions
 from greenconn.session.session import Session
 from greenconn.wire.backoff import Backoff
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["NotConnected", "Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
 
@@ -301,7 +304,7 @@ class Revival:
         self,
         connection: _ConnectionLike,
         fun: Callable[..., Any],
-        channel: Any,
+        channel: Channel | None,
         open_connection: Callable[[], Any],
     ) -> None:
         self.connection = connection
@@ -312,7 +315,7 @@ class Revival:
         self.__doc__ = getattr(fun, "__doc__", None)
         self.__module__ = getattr(fun, "__module__", None) or __name__
 
-    def revive(self, channel: Any) -> None:
+    def revive(self, channel: Channel) -> None:
         """Use *channel* from now on."""
         self._channel = channel
 

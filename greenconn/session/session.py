@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
@@ -41,6 +41,9 @@ from greenconn.session.use import ended, used
 from greenconn.session.utility import UtilityChannels
 from greenconn.session.waiters import Waiters
 from greenconn.session.walk import Walk
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["Session"]
 
@@ -263,7 +266,7 @@ class Session:
             return channel
         return self._channels.default(deadline or Deadline(), reopen=reopen)
 
-    def adopt_channel(self, channel: Any) -> Any:
+    def adopt_channel(self, channel: Channel) -> Any:
         """Make *channel* the default channel, and return the open one that it replaces, or None.
 
         Never switches.

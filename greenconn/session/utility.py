@@ -14,6 +14,7 @@ from greenconn.session.life import is_open
 from greenconn.session.walk import BrokerLike
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
     from greenconn.green.pool import FairPool
 
 __all__ = ["UtilityChannels"]
@@ -90,6 +91,6 @@ class UtilityChannels:
         return self._session.broker.transport.create_channel(link)
 
 
-def _close(channel: Any) -> None:
+def _close(channel: Channel) -> None:
     if is_open(channel):
         channel.close()

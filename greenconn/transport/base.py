@@ -19,7 +19,7 @@ import gc
 import logging
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakSet
 
 from gevent import get_hub
@@ -33,6 +33,8 @@ from greenconn.message import Message
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from greenconn.abc import Channel
 
 __all__ = [
     "Factories",
@@ -48,6 +50,7 @@ __all__ = [
 
 logger = logging.getLogger("greenconn.transport")
 
+L = TypeVar("L", bound="Link")
 Event = tuple[Callable[[Any], Any], Any]
 
 #: Bytes of returned messages that wait for somebody who drains, and what each takes beside its body.
@@ -380,7 +383,7 @@ def _close_and_tell(link: Link) -> None:
 class Management:
     """What a transport can tell about its broker."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport[Any]) -> None:
         self.transport = transport
 
     def get_bindings(self) -> Any:
@@ -388,8 +391,8 @@ class Management:
         raise NotImplementedError(f"{type(self.transport).__name__} has no management interface")
 
 
-class Transport:
-    """Base of all transports (kombu 5.7, ``kombu.transport.base.Transport``).
+class Transport(Generic[L]):
+    """Base of all transports (kombu 5.7, ``kombu.transport.base.Transport``), for one kind of link.
 
     Arguments:
         client: the ``Connection`` whose host, login and options are used.
@@ -412,7 +415,7 @@ class Transport:
     def __init__(self, client: Any, **kwargs: Any) -> None:
         self.client = client
 
-    def establish_connection(self, deadline: Deadline | None = None) -> Any:
+    def establish_connection(self, deadline: Deadline | None = None) -> L:
         """Open a link.  May switch.
 
         Arguments:
@@ -420,49 +423,49 @@ class Transport:
         """
         raise NotImplementedError
 
-    def close_connection(self, connection: Any) -> None:
+    def close_connection(self, connection: L) -> None:
         """Close a link.  May switch."""
         _part(self, connection, "close_connection", "close")()
 
-    def create_channel(self, connection: Any) -> Any:
+    def create_channel(self, connection: L) -> Any:
         """Open a channel.  May switch."""
         raise NotImplementedError
 
-    def close_channel(self, channel: Any) -> None:
+    def close_channel(self, channel: Channel) -> None:
         """Close a channel.  May switch."""
         _part(self, channel, "close_channel", "close")()
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+    def drain_events(self, connection: L, timeout: float | None = None) -> None:
         """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
         _part(self, connection, "drain_events", "drain")(timeout)
 
-    def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
+    def heartbeat_check(self, connection: L, rate: int = 2) -> None:
         """Raise if the peer is known to be dead; heartbeats need nobody's help."""
 
     def driver_version(self) -> str:
         """The version of the library below."""
         return "N/A"
 
-    def get_heartbeat_interval(self, connection: Any) -> float:
+    def get_heartbeat_interval(self, connection: L) -> float:
         """Seconds between heartbeats as negotiated; 0 is off."""
         return 0
 
-    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+    def register_with_event_loop(self, connection: L, loop: Any) -> None:
         """Nothing to do: nobody has to drive us."""
 
-    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+    def unregister_from_event_loop(self, connection: L, loop: Any) -> None:
         """Nothing to do: nobody has to drive us."""
 
-    def verify_connection(self, connection: Any) -> bool:
+    def verify_connection(self, connection: L) -> bool:
         """Whether the link can be used; one that cannot tell can."""
         return bool(getattr(connection, "is_open", True))
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: L) -> bool:
         """Whether ``basic_qos(apply_global=True)`` means the whole connection, as the spec says."""
         return True
 
     def update_secret(
-        self, connection: Any, secret: str, reason: str = "", deadline: Deadline | None = None
+        self, connection: L, secret: str, reason: str = "", deadline: Deadline | None = None
     ) -> None:
         """Tell the broker a new secret for the login of an open link.  May switch.
 
@@ -471,7 +474,7 @@ class Transport:
         """
         raise NotImplementedError(f"{type(self).__name__} cannot change the login of a connection")
 
-    def on_readable(self, connection: Any, loop: Any) -> None:
+    def on_readable(self, connection: L, loop: Any) -> None:
         """Nothing to do: the link reads by itself."""
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:

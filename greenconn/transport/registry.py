@@ -100,7 +100,7 @@ def supports_librabbitmq() -> bool | None:
     return None
 
 
-def resolve_transport(transport: Any = None) -> Any:
+def resolve_transport(transport: str | type[Any] | None | None = None) -> Any:
     """Return the transport class that *transport* means.
 
     Arguments:
@@ -133,7 +133,7 @@ def resolve_transport(transport: Any = None) -> Any:
     return _hosted(symbol_by_name(_ours(path)))
 
 
-def get_transport_cls(transport: Any = None) -> Any:
+def get_transport_cls(transport: str | type[Any] | None | None = None) -> Any:
     """Return the transport class that *transport* means, as :func:`resolve_transport`; remembered."""
     if transport is not None and not isinstance(transport, str):
         return _hosted(transport)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
 from greenconn.worker.line import Line
 from greenconn.worker.pool import WorkerPool
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["Batch", "BatchLine"]
 

@@ -7,9 +7,12 @@ consumers that are started after it: both requests are sent under the channel's 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.lock import BoundedSemaphore
+
+if TYPE_CHECKING:
+    from greenconn.transport.base import Link
 
 __all__ = ["Berth", "Berths"]
 
@@ -28,7 +31,7 @@ class Berth:
 
     __slots__ = ("_channel", "_link", "is_private", "lock", "taken")
 
-    def __init__(self, link: Any, is_private: bool) -> None:
+    def __init__(self, link: Link, is_private: bool) -> None:
         self._link = link
         self._channel: Any = None
         self.lock = BoundedSemaphore(1)
@@ -40,7 +43,7 @@ class Berth:
         """Whether consumers may be started here: not known to be closed."""
         return self._channel is None or bool(self._channel.is_open)
 
-    def belongs_to(self, link: Any) -> bool:
+    def belongs_to(self, link: Link) -> bool:
         """Whether it is of the life of *link*."""
         return self._link is link
 
@@ -64,7 +67,7 @@ class Berths:
     def __len__(self) -> int:
         return len(self._all)
 
-    def take(self, link: Any, *, is_private: bool = False) -> Berth:
+    def take(self, link: Link, *, is_private: bool = False) -> Berth:
         """Return a berth on *link* with room for one more, who must :meth:`leave` it.
 
         Arguments:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green.deadline import Deadline
@@ -33,7 +33,9 @@ from greenconn.worker.subscription import Subscription
 from greenconn.worker.watch import Watch
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
     from greenconn.connection import Connection
+    from greenconn.message import Message
 
 __all__ = ["Conductor"]
 
@@ -311,7 +313,7 @@ class Conductor:
         for message, has_begun in self.line.take_all():
             self.handling.give_back(message, has_begun=has_begun)
 
-    def _on_closing(self, channel: Any) -> None:
+    def _on_closing(self, channel: Channel) -> None:
         """Give back what came on *channel*, which the program closes."""
         for message, has_begun in self.line.drop(channel):
             self.handling.give_back(message, has_begun=has_begun)
@@ -360,7 +362,7 @@ class Conductor:
 
     # Changes
 
-    def _on_lost(self, subscription: Subscription, channel: Any, exc: BaseException) -> None:
+    def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
         # In the reader.
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration(self._session)
@@ -392,7 +394,7 @@ class Conductor:
                 self._restorer.note_loss()
         self.watch.announce()
 
-    def _queue_of(self, message: Any) -> str:
+    def _queue_of(self, message: Message) -> str:
         tag = message.delivery_info.get("consumer_tag")
         for subscription in self._subscriptions:
             if subscription.tag == tag:

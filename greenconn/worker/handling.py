@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Container, Iterator
 from contextvars import Context, copy_context
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout
 
@@ -17,6 +17,9 @@ from greenconn.options import Retry
 from greenconn.worker.batch import Batch
 from greenconn.worker.line import Interrupted
 from greenconn.worker.plan import Plan
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["BatchHandling", "Handling"]
 
@@ -147,7 +150,7 @@ class Handling:
 
     # Failing
 
-    def _failed(self, message: Any, exc: BaseException) -> None:
+    def _failed(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
         if not self._no_ack and not self._needs_answer(message):
             self._delays.pop(message, None)
@@ -164,7 +167,7 @@ class Handling:
             self._log_failure(message, exc, f"it is called again in {delay:.1f} s", is_final=False)
             self._again(message, delay)
 
-    def _needs_answer(self, message: Any) -> bool:
+    def _needs_answer(self, message: Message) -> bool:
         """Whether it was not answered and can be: with its channel gone it comes again by itself."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
@@ -188,7 +191,7 @@ class Handling:
         self.put_again(message, delay)
 
     def _log_failure(
-        self, message: Any, exc: BaseException, outcome: str, *, is_final: bool = True
+        self, message: Message, exc: BaseException, outcome: str, *, is_final: bool = True
     ) -> None:
         logger.log(
             logging.ERROR if is_final else logging.WARNING,
@@ -200,7 +203,7 @@ class Handling:
             exc_info=(type(exc), exc, exc.__traceback__),
         )
 
-    def _give_up(self, message: Any, exc: BaseException) -> None:
+    def _give_up(self, message: Message, exc: BaseException) -> None:
         """All retries failed: do what ``on_error`` says."""
         if self._on_error == "requeue":
             self._answer(message, requeue=True)
@@ -209,7 +212,7 @@ class Handling:
         else:
             self._reject(message)
 
-    def _undecodable(self, message: Any, exc: Exception) -> None:
+    def _undecodable(self, message: Message, exc: Exception) -> None:
         self.failed += 1
         logger.error(
             "message %s of queue %r (%s) cannot be decoded: %s: %s",
@@ -226,7 +229,7 @@ class Handling:
         else:
             self._reject(message)
 
-    def _ask(self, judge: Callable[[Any, Any], Any], message: Any, exc: BaseException) -> None:
+    def _ask(self, judge: Callable[[Any, Any], Any], message: Message, exc: BaseException) -> None:
         """Let the program decide; what it leaves undecided is rejected."""
         try:
             judge(message, exc)
@@ -241,7 +244,7 @@ class Handling:
 
     # Answering
 
-    def _ack(self, message: Any) -> None:
+    def _ack(self, message: Message) -> None:
         try:
             message.ack(flush=False)
         except MessageStateError:
@@ -249,7 +252,7 @@ class Handling:
         except Exception as exc:
             self._log_unanswered(message, exc)
 
-    def _reject(self, message: Any) -> None:
+    def _reject(self, message: Message) -> None:
         if not self._has_warned and not self._no_ack and not message.acknowledged:
             self._has_warned = True
             logger.warning(
@@ -259,7 +262,7 @@ class Handling:
             )
         self._answer(message, requeue=False)
 
-    def _answer(self, message: Any, *, requeue: bool) -> None:
+    def _answer(self, message: Message, *, requeue: bool) -> None:
         if self._no_ack or message.acknowledged:
             return
         try:
@@ -274,7 +277,7 @@ class Handling:
         else:
             self.rejected += 1
 
-    def _log_unanswered(self, message: Any, exc: Exception) -> None:
+    def _log_unanswered(self, message: Message, exc: Exception) -> None:
         logger.info(
             "delivery %s of queue %r could not be answered, the broker delivers it again: %s",
             message.delivery_tag,
@@ -282,13 +285,13 @@ class Handling:
             exc,
         )
 
-    def forget(self, message: Any) -> None:
+    def forget(self, message: Message) -> None:
         """A message was lost with its channel."""
         self._delays.pop(message, None)
         if self._is_counted:
             release(message)
 
-    def give_back(self, message: Any, *, has_begun: bool = True) -> None:
+    def give_back(self, message: Message, *, has_begun: bool = True) -> None:
         """Put a message back into its queue, whatever happens to this greenlet.  May switch.
 
         Arguments:
@@ -308,10 +311,10 @@ class Handling:
             spawn("give-back", answer, message)
             raise
 
-    def _requeue(self, message: Any) -> None:
+    def _requeue(self, message: Message) -> None:
         self._answer(message, requeue=True)
 
-    def _put_back(self, message: Any) -> None:
+    def _put_back(self, message: Message) -> None:
         if message.acknowledged:
             return
         try:
@@ -412,7 +415,7 @@ class BatchHandling(Handling):
                 raise
 
 
-def release(message: Any) -> None:
+def release(message: Message) -> None:
     """Tell the channel that an unbounded consumer has taken *message*; once for each."""
     sink = message.__dict__.pop("sink", None)
     if sink is not None and sink.taken is not None:

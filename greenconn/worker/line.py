@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import GreenletExit, get_hub
 
 from greenconn.worker.pool import Worker, WorkerPool
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
 
 __all__ = ["Interrupted", "Line"]
 
@@ -208,7 +212,7 @@ class Line:
             timer.close()
             self._put_first(load)
 
-    def drop(self, channel: Any, tag: str | None = None) -> list[tuple[Any, bool]]:
+    def drop(self, channel: Channel, tag: str | None = None) -> list[tuple[Any, bool]]:
         """Take out and return what came on *channel* and waits for a handler.
 
         Arguments:
@@ -218,7 +222,7 @@ class Line:
             Messages, and whether a handler has begun with each before.
         """
 
-        def is_meant(message: Any) -> bool:
+        def is_meant(message: Message) -> bool:
             return message.channel is channel and (
                 tag is None or message.delivery_info.get("consumer_tag") == tag
             )

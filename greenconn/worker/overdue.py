@@ -9,13 +9,17 @@ what that has not answered.
 from __future__ import annotations
 
 import logging
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.entity.existence import ensure_queue_exists
 from greenconn.exceptions import NotFound, PreconditionFailed, is_unavailable
 from greenconn.green.deadline import Deadline
 from greenconn.worker.handling import Handling
 from greenconn.worker.line import Line
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
 
 __all__ = ["Cancelled", "Overdue", "overdue_in"]
 
@@ -52,7 +56,7 @@ class Overdue(NamedTuple):
 
 
 def overdue_in(
-    line: Line, handler: str, queue: str, tag: str, channel: Any, exc: BaseException
+    line: Line, handler: str, queue: str, tag: str, channel: Channel, exc: BaseException
 ) -> Overdue | None:
     """The delivery that the broker has waited for, if consumer *tag* has it; never switches.
 
@@ -75,7 +79,7 @@ def overdue_in(
     return None
 
 
-def _is_of(message: Any, tag: str, channel: Any) -> bool:
+def _is_of(message: Message, tag: str, channel: Channel) -> bool:
     return message.channel is channel and message.delivery_info.get("consumer_tag") == tag
 
 
@@ -96,7 +100,9 @@ class Cancelled:
 
     __slots__ = ("_channel", "_handling", "_held", "_line", "_overdue", "_queue")
 
-    def __init__(self, line: Line, handling: Handling, queue: str, tag: str, channel: Any) -> None:
+    def __init__(
+        self, line: Line, handling: Handling, queue: str, tag: str, channel: Channel
+    ) -> None:
         self._line = line
         self._handling = handling
         self._queue = queue

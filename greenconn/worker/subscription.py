@@ -22,7 +22,10 @@ from greenconn.worker.line import Line
 from greenconn.worker.plan import Plan, QueueLike
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
     from greenconn.session.session import Session
+    from greenconn.transport.base import Link
 
 __all__ = ["Sink", "Subscription"]
 
@@ -39,7 +42,7 @@ class Sink:
 
     __slots__ = ("_owner", "channel", "deliver", "is_confirmed", "lost", "taken")
 
-    def __init__(self, owner: Subscription, channel: Any, put: Callable[[Any], None]) -> None:
+    def __init__(self, owner: Subscription, channel: Channel, put: Callable[[Any], None]) -> None:
         self._owner = owner
         self.channel = channel
         self.deliver = put
@@ -63,12 +66,12 @@ class CountedSink(Sink):
 
     __slots__ = ("_put",)
 
-    def __init__(self, owner: Subscription, channel: Any, put: Callable[[Any], None]) -> None:
+    def __init__(self, owner: Subscription, channel: Channel, put: Callable[[Any], None]) -> None:
         super().__init__(owner, channel, self._put_counted)
         self._put = put
 
-    def _put_counted(self, message: Any) -> None:
-        message.sink = self
+    def _put_counted(self, message: Message) -> None:
+        message.__dict__["sink"] = self
         self._put(message)
 
 
@@ -193,7 +196,7 @@ class Subscription:
             raise
         self._berth = berth
 
-    def _ensure_queue(self, session: Session, link: Any) -> None:
+    def _ensure_queue(self, session: Session, link: Link) -> None:
         deadline = Deadline()
         queue = self._queue
         if self._position is not None:
@@ -223,7 +226,7 @@ class Subscription:
             if is_named:
                 raise
 
-    def _consume(self, channel: Any) -> None:
+    def _consume(self, channel: Channel) -> None:
         plan = self._plan
         sink = self._sink = self._new_sink(channel)
         arguments = plan.consume_arguments()
@@ -256,7 +259,7 @@ class Subscription:
                 f"consumer {self.tag!r} was lost as soon as it was there: {sink.lost}"
             ) from sink.lost
 
-    def _abandon(self, channel: Any) -> None:
+    def _abandon(self, channel: Channel) -> None:
         """Killed before the broker said that the consumer is gone: what still comes goes back."""
         tag = self.tag
         # What is done late about the old tag must not hit the next attempt.
@@ -267,7 +270,7 @@ class Subscription:
             except Exception:
                 pass  # the channel is gone, and the consumer with it
 
-    def _new_sink(self, channel: Any) -> Sink:
+    def _new_sink(self, channel: Channel) -> Sink:
         put: Callable[[Any], None] = self._line.put
         if self._position is not None:
             put = self._position.watching(put)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import amqp
+
 from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
 from greenconn.message import Message
@@ -61,9 +63,9 @@ class Outgoing:
         return made
 
     @classmethod
-    def of(cls, message: Any) -> Outgoing:
+    def of(cls, message: Outgoing | amqp.Message) -> Outgoing:
         """Take an ``amqp.Message`` too, for programs that make their own."""
-        if isinstance(message, cls):
+        if isinstance(message, Outgoing):
             return message
         properties = dict(message.properties)
         return cls(

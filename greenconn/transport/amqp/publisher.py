@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
+import amqp
 from amqp import spec
 from amqp.serialization import dumps
 from gevent import get_hub
@@ -96,7 +97,7 @@ class Publisher(Returning):
 
     def basic_publish(
         self,
-        message: Any,
+        message: Outgoing | amqp.Message,
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -135,7 +136,12 @@ class Publisher(Returning):
             self._failed_write()
 
     def request(
-        self, message: Any, exchange: str, routing_key: str, mandatory: bool, deadline: Deadline
+        self,
+        message: Outgoing | amqp.Message,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: Deadline,
     ) -> None:
         """Send a message whose sender learns by an answer what became of it.  May switch, as above.
 
@@ -310,7 +316,7 @@ class Publisher(Returning):
 
     def basic_publish_confirm(
         self,
-        message: Any,
+        message: Outgoing | amqp.Message,
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -341,7 +347,7 @@ class Publisher(Returning):
 
     def begin_publish(
         self,
-        message: Any,
+        message: Outgoing | amqp.Message,
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,

@@ -44,7 +44,7 @@ _COMMON = frozenset(
 )
 
 
-class Transport(base.Transport):
+class Transport(base.Transport[AmqpLink]):
     """AMQP 0-9-1 (kombu 5.7, ``kombu.transport.pyamqp.Transport``).
 
     ``transport_options`` are those of :class:`~greenconn.options.AmqpOptions`.

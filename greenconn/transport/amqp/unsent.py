@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from amqp.serialization import loads
 
-from greenconn.abc import DeadlineLike
+from greenconn.abc import DeadlineLike, Session
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.message import Outgoing
@@ -131,7 +131,7 @@ class Resending:
 
     __slots__ = ("_channel", "_session")
 
-    def __init__(self, channel: Any, session: Any) -> None:
+    def __init__(self, channel: Any, session: Session) -> None:
         self._channel = channel
         self._session = session
 

@@ -252,7 +252,7 @@ class HostedChannel(StdChannel):
     @_exclusive
     def basic_publish(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
 from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.link import HostedLink
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["HostedTransport", "hosted"]
 
@@ -38,7 +41,7 @@ def hosted(cls: Any) -> Any:
     return _made[cls]
 
 
-class HostedTransport(base.Transport):
+class HostedTransport(base.Transport[HostedLink]):
     """Runs a virtual transport of kombu's, one of its transports for each link.
 
     Arguments:
@@ -78,7 +81,7 @@ class HostedTransport(base.Transport):
         """Open a channel."""
         return HostedChannel(connection)
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: HostedLink) -> bool:
         """``apply_global`` means the channel."""
         return False
 

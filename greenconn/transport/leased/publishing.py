@@ -114,7 +114,7 @@ class PublishingToStore(PublishingMethods):
 
     def basic_publish(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -149,7 +149,7 @@ class PublishingToStore(PublishingMethods):
 
     def begin_publish(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.exceptions import (
     ChannelError,
@@ -27,6 +27,9 @@ from greenconn.transport.leased.store import Store
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["LeasedTransport"]
 
@@ -52,7 +55,7 @@ class _Shared:
 _shared: Final[PerHub[dict[tuple[type[Any], str], _Shared]]] = PerHub(dict)
 
 
-class LeasedTransport(base.Transport):
+class LeasedTransport(base.Transport[LeasedLink]):
     """Base of the transports whose broker is a :class:`~greenconn.transport.leased.store.Store`.
 
     A subclass sets ``Channel``, ``Options``, ``driver_type``, ``driver_name`` and the errors of its
@@ -164,7 +167,7 @@ class LeasedTransport(base.Transport):
         """Open a channel."""
         return self.Channel(connection)
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: LeasedLink) -> bool:
         """``apply_global`` means the channel, as RabbitMQ has it."""
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -15,6 +15,9 @@ from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.virtual.management import Management
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["Transport", "broker_of", "reset", "restart"]
 
@@ -69,7 +72,7 @@ def restart(virtual_host: str | None = None) -> None:
             broker.restart()
 
 
-class Transport(base.Transport):
+class Transport(base.Transport[MemoryLink]):
     """``memory://``: one broker for each process and virtual host.
 
     All connections with the same virtual host share its exchanges and queues; closing the last
@@ -109,10 +112,10 @@ class Transport(base.Transport):
             logger.warning("transport options %s mean nothing to the memory broker", ignored)
         return MemoryLink(self.client, broker_of(self.client.virtual_host), options)
 
-    def create_channel(self, connection: Any) -> channel.Channel:
+    def create_channel(self, connection: MemoryLink) -> channel.Channel:
         """Open a channel."""
         return self.Channel(connection)
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: MemoryLink) -> bool:
         """``apply_global`` means the channel, as RabbitMQ has it."""
         return False

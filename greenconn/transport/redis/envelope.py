@@ -94,9 +94,9 @@ class Outgoing:
         self.middle = self._middle()
 
     @classmethod
-    def of(cls, message: Any) -> Outgoing:
+    def of(cls, message: Outgoing | dict[str, Any]) -> Outgoing:
         """Take kombu's dict too, for programs that make their own."""
-        if isinstance(message, cls):
+        if isinstance(message, Outgoing):
             return message
         return cls(
             message["body"],

@@ -73,7 +73,7 @@ class PublishingToRedis(PublishingMethods):
 
     def basic_publish(
         self,
-        message: Any,
+        message: Outgoing | dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -109,12 +109,12 @@ class PublishingToRedis(PublishingMethods):
         else:
             sent.wait(deadline)
 
-    def _return(self, message: Any, exchange: str, routing_key: str) -> None:
+    def _return(self, message: Outgoing | dict[str, Any], exchange: str, routing_key: str) -> None:
         super()._return(Outgoing.of(message).as_envelope(), exchange, routing_key)
 
     def begin_publish(
         self,
-        message: Any,
+        message: Outgoing | dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -285,7 +285,7 @@ class PublishingToRedis(PublishingMethods):
 
     def _publish_in_window(
         self,
-        message: Any,
+        message: Outgoing | dict[str, Any],
         exchange: str,
         routing_key: str,
         mandatory: bool,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import redis
 from redis import exceptions
@@ -37,6 +37,9 @@ from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.url import BrokerURL
 
+if TYPE_CHECKING:
+    pass
+
 __all__ = ["Transport"]
 
 logger = logging.getLogger("greenconn.transport.redis")
@@ -45,7 +48,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 _COMMON = frozenset(ConnectOptions.fields)
 
 
-class Transport(base.Transport):
+class Transport(base.Transport[RedisLink]):
     """``redis://``: kombu's keys, one connection for all.
 
     ``transport_options`` are those of :class:`~greenconn.transport.redis.options.RedisOptions`.
@@ -268,7 +271,7 @@ class Transport(base.Transport):
         """Open a channel."""
         return self.Channel(connection)
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: RedisLink) -> bool:
         """``apply_global`` means the channel, as RabbitMQ has it."""
         return False
 

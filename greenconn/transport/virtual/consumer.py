@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.abc import Sink
 from greenconn.exceptions import ConsumerCancelled
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["STALE", "WINDOW", "Consumer", "Feed"]
 
@@ -127,7 +130,7 @@ class Consumer:
             return self.limit - self.unacked
         return WINDOW - max(self.ahead, len(self.backlog))
 
-    def hand_over(self, item: Any, message: Any) -> None:
+    def hand_over(self, item: Any, message: Message) -> None:
         """Give it *message*, whose record in the feed is *item*.  Never switches."""
         sink = self.sink
         if sink is None:
@@ -143,7 +146,7 @@ class Consumer:
         if self.is_parked and self.has_room():
             self.feed.resume(self)
 
-    def _handle(self, message: Any) -> Any:
+    def _handle(self, message: Message) -> Any:
         """The event of one delivery: runs in the greenlet that drains it."""
         if not self.is_active:
             return STALE
@@ -157,7 +160,7 @@ class Consumer:
             self.callback(message)
         return None
 
-    def _taken(self, message: Any) -> None:
+    def _taken(self, message: Message) -> None:
         self.ahead -= 1
         if self.is_parked:
             self.wake()

@@ -192,7 +192,9 @@ class ExchangeType:
             and (arguments or {}) == (prev["arguments"] or {})
         )
 
-    def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
+    def deliver(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
         """Put *message* into every queue it is routed to.  May switch."""
         for queue in self.channel._lookup(exchange, routing_key):
             self.channel._put(queue, message, **kwargs)
@@ -254,7 +256,9 @@ class FanoutExchange(ExchangeType):
     ) -> Collection[str]:
         return {queue for _, _, queue in table}
 
-    def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
+    def deliver(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
         """Broadcast by the broker's own means if it has any, else put into each queue."""
         if self.channel.supports_fanout:
             self.channel._put_fanout(exchange, message, routing_key, **kwargs)
@@ -275,7 +279,9 @@ class HeadersExchange(ExchangeType):
             "table does not hold"
         )
 
-    def deliver(self, message: Any, exchange: str, routing_key: str, **kwargs: Any) -> None:
+    def deliver(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> None:
         """Put *message* into every queue whose binding its headers fit.  May switch."""
         headers = message.get("headers") or {}
         for queue in self.channel.state.route(exchange, routing_key, headers):

@@ -12,7 +12,7 @@ __all__ = ["Management"]
 class Management(base.Management):
     """The bindings of the virtual host, through a channel of its own."""
 
-    def __init__(self, transport: base.Transport) -> None:
+    def __init__(self, transport: base.Transport[Any]) -> None:
         super().__init__(transport)
         self.channel = transport.client.channel()
 

@@ -150,7 +150,7 @@ class PublishingMethods(ChannelLife):
 
     def basic_publish(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -182,7 +182,7 @@ class PublishingMethods(ChannelLife):
 
     def basic_publish_confirm(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -207,7 +207,7 @@ class PublishingMethods(ChannelLife):
 
     def begin_publish(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -234,7 +234,7 @@ class PublishingMethods(ChannelLife):
             return Decided(_unroutable(exchange, routing_key))
         return Decided(None)
 
-    def _return(self, message: Any, exchange: str, routing_key: str) -> None:
+    def _return(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         """Let an event give a mandatory message back that reached no queue.  Never switches."""
         returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
         self.connection.put_return(

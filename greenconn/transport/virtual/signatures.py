@@ -103,7 +103,7 @@ class KombuOrder(QueueMethods, PublishingMethods):
             queue, consumer_tag, no_ack=no_ack, callback=callback, **kwargs
         )
 
-    def begin_publish(self, message: Any, *args: Any, **kwargs: Any) -> Decided:
+    def begin_publish(self, message: dict[str, Any], *args: Any, **kwargs: Any) -> Decided:
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         if type(self).basic_publish is PublishingMethods.basic_publish:
             return super().begin_publish(message, *args, **kwargs)
@@ -118,7 +118,7 @@ class KombuOrder(QueueMethods, PublishingMethods):
 
     def basic_publish_confirm(
         self,
-        message: Any,
+        message: dict[str, Any],
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,

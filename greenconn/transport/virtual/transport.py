@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green import fork
@@ -15,6 +15,9 @@ from greenconn.transport.virtual.link import CHANNEL_MAX, VirtualLink
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.poller import Poller
 from greenconn.transport.virtual.state import BrokerState
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["PolledLink", "Transport"]
 
@@ -56,7 +59,7 @@ class PolledLink(VirtualLink):
             raise AttributeError(name)
         return getattr(self.transport, name)
 
-    def _deliver(self, message: Any, queue: str) -> None:
+    def _deliver(self, message: dict[str, Any], queue: str) -> None:
         """Hand over what a hook has taken from *queue* (kombu's name).  May switch.
 
         Raises:
@@ -91,7 +94,7 @@ class PolledLink(VirtualLink):
         self.poller.stop()
 
 
-class Transport(base.Transport):
+class Transport(base.Transport[PolledLink]):
     """Base of the transports whose ``Channel`` has the hooks (kombu's ``virtual.Transport``)."""
 
     Channel: ClassVar[type[Channel]] = Channel
@@ -134,6 +137,6 @@ class Transport(base.Transport):
         """Open a channel.  May switch in subclasses."""
         return self.Channel(connection)
 
-    def qos_semantics_matches_spec(self, connection: Any) -> bool:
+    def qos_semantics_matches_spec(self, connection: PolledLink) -> bool:
         """``apply_global`` means the channel, as RabbitMQ has it."""
         return False

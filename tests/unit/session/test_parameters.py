@@ -12,11 +12,11 @@ from greenconn.session.parameters import Parameters, combined
 from greenconn.transport.base import Transport
 
 
-class Foreign(Transport):
+class Foreign(Transport[Any]):
     """A transport that does not tell its options."""
 
 
-class ParsesItself(Transport):
+class ParsesItself(Transport[Any]):
     """A transport that is given its URLs whole."""
 
     can_parse_url = True

@@ -8,6 +8,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.transport import base
 from greenconn.worker.berths import ROOM, Berths
 from greenconn.worker.errands import LIMIT, Errand, Errands
 from greenconn.worker.state import ENDS, MOVES, ConsumerState, moved
@@ -103,8 +104,11 @@ def test_an_errand_that_fails_is_over_too(caplog: pytest.LogCaptureFixture) -> N
     assert "ended with an error" in caplog.text
 
 
-class Link:
+class Link(base.Link):
     """Something channels are made on."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
 
     def create_channel(self, link: Any) -> Any:
         """A channel."""

@@ -232,7 +232,7 @@ def test_a_channel_error_hits_only_its_own_channel(
     assert all(each.wait_ready(CAME) for each in consumers)
     shared = {each.conductor._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
     assert len(shared) == 3
-    hit = consumers[0].conductor._subscriptions[0]._sink.channel  # type: ignore[union-attr]
+    hit: Any = consumers[0].conductor._subscriptions[0]._sink.channel  # type: ignore[union-attr]
     on_it = [
         each
         for each in consumers

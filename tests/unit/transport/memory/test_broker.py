@@ -205,7 +205,7 @@ def test_transport_facts() -> None:
     assert not transport.supports_ev
     assert not transport.supports_heartbeats
     assert transport.driver_version() == "N/A"
-    assert not transport.qos_semantics_matches_spec(None)
+    assert not transport.qos_semantics_matches_spec(transport.establish_connection())
 
 
 def test_bindings_can_be_listed(vhost: str) -> None:
