@@ -12,6 +12,7 @@ from greenconn.transport import base
 from greenconn.worker.berths import ROOM, Berths
 from greenconn.worker.errands import LIMIT, Errand, Errands
 from greenconn.worker.state import ENDS, MOVES, ConsumerState, moved
+from tests.tiny_client import TinyClient
 from tests.unit.worker.conftest import until
 
 
@@ -108,7 +109,7 @@ class Link(base.Link):
     """Something channels are made on."""
 
     def __init__(self) -> None:
-        super().__init__(None)
+        super().__init__(TinyClient())
 
     def create_channel(self, link: Any) -> Any:
         """A channel."""
