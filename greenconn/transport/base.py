@@ -506,7 +506,7 @@ class Transport(Generic[L]):
         return bool(self.implements.asynchronous)
 
 
-def _part(transport: Transport, of: Any, method: str, name: str) -> Callable[..., Any]:
+def _part(transport: Transport[Any], of: Any, method: str, name: str) -> Callable[..., Any]:
     """Return what *of* has as *name*, which is how ours implement *method*."""
     found: Callable[..., Any] | None = getattr(of, name, None)
     if found is None:
