@@ -14,7 +14,7 @@ from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import run
 from tests.torture.client import Greenconn
-from tests.torture.faults import PROXIED, Kind
+from tests.torture.faults import OF_PROCESSES, PROXIED, Kind
 from tests.torture.storm import Outcome, Plan, Storm
 from tests.torture.worlds.amqp import AmqpWorld
 from tests.torture.worlds.registry import STEADY, WORLDS
@@ -30,7 +30,7 @@ SLOW = frozenset(
         Kind.MEMORY_ALARM,
         Kind.DISK_ALARM,
         Kind.REVOKE,
-        Kind.KILL_CLIENT,
+        *OF_PROCESSES,
     }
 )
 
@@ -75,7 +75,7 @@ def short_plan(seed: int, kinds: frozenset[Kind], **changes: int) -> Plan:
 
 @pytest.mark.parametrize("broker", ["redis", "memory"])
 def test_the_ledger_balances_after_a_storm(broker: str, patched: bool) -> None:
-    kinds = frozenset(Kind) - {Kind.KILL_CLIENT}
+    kinds = frozenset(Kind) - OF_PROCESSES
     outcome = outcome_of(broker, short_plan(1 + patched, kinds))
     check(outcome)
     assert outcome.faults
@@ -94,6 +94,25 @@ def test_processes_that_share_a_file_are_killed(patched: bool) -> None:
     outcome = outcome_of("sqlite", short_plan(6 + patched, kinds, processes=1))
     check(outcome)
     assert Kind.KILL_CLIENT in outcome.faults
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "mongodb"])
+def test_processes_are_suspended_beyond_their_lease(broker: str) -> None:
+    kinds = frozenset({Kind.SUSPEND_CLIENT, Kind.INTERRUPT})
+    plan = Plan(seed=1, seconds=30.0, greenlets=20, rate=100, kinds=kinds)
+    outcome = outcome_of(broker, plan)
+    check(outcome)
+    assert Kind.SUSPEND_CLIENT in outcome.faults
+
+
+@pytest.mark.long
+def test_beanstalkd_drains() -> None:
+    kinds = frozenset({Kind.DRAIN_MODE})
+    plan = Plan(seed=1, seconds=30.0, greenlets=20, rate=100, kinds=kinds)
+    outcome = outcome_of("beanstalk", plan)
+    check(outcome)
+    assert Kind.DRAIN_MODE in outcome.faults
 
 
 @pytest.mark.long

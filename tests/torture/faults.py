@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["LASTING", "PROXIED", "Direction", "Fault", "Kind", "faults_of", "kinds_of"]
+__all__ = [
+    "LASTING",
+    "OF_PROCESSES",
+    "PROXIED",
+    "Direction",
+    "Fault",
+    "Kind",
+    "faults_of",
+    "kinds_of",
+]
 
 
 class Kind(str, Enum):
@@ -31,10 +40,12 @@ class Kind(str, Enum):
     MEMORY_ALARM = "memory-alarm"  #: it takes no messages for want of memory
     DISK_ALARM = "disk-alarm"  #: it takes no messages for want of disk
     REVOKE = "revoke"  #: the user may nothing for a while, or not even come in
+    DRAIN_MODE = "drain-mode"  #: it takes no new messages, dead letters neither (beanstalk)
     DELETE = "delete"  #: a queue that is consumed from
     #: Of the clients.
     INTERRUPT = "interrupt"  #: greenlets that publish are killed, wherever they are
     KILL_CLIENT = "kill-client"  #: SIGKILL of a process that publishes and consumes
+    SUSPEND_CLIENT = "suspend-client"  #: SIGSTOP of one, beyond its lease or its heartbeats
 
 
 class Direction(str, Enum):
@@ -53,6 +64,9 @@ LASTING = frozenset({Kind.DELAY, Kind.THROTTLE, Kind.STOP_READING, Kind.FRAGMENT
 #: What the proxy does.
 PROXIED = LASTING | {Kind.CUT, Kind.RESET, Kind.HALF_OPEN, Kind.CORRUPT, Kind.DUPLICATE}
 
+#: What the further processes suffer that publish and consume.
+OF_PROCESSES = frozenset({Kind.KILL_CLIENT, Kind.SUSPEND_CLIENT})
+
 #: Seconds that a fault lasts.
 LENGTHS = {
     Kind.DELAY: (1.0, 3.0),
@@ -65,6 +79,8 @@ LENGTHS = {
     Kind.MEMORY_ALARM: (0.5, 3.0),
     Kind.DISK_ALARM: (0.5, 3.0),
     Kind.REVOKE: (0.5, 3.0),
+    Kind.DRAIN_MODE: (0.5, 4.0),
+    Kind.SUSPEND_CLIENT: (3.5, 8.0),
 }
 #: Seconds from the end of a fault to the next one, at least; often there is next to none.
 GAPS = ((0.0, 0.1), (0.1, 0.5), (0.5, 2.0))

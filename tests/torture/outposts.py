@@ -110,6 +110,14 @@ class Outpost:
         send(self._process.pid, signal.SIGKILL)
         self.reap()
 
+    def suspend(self, seconds: float) -> None:
+        """SIGSTOP for a while.  May switch."""
+        send(self._process.pid, signal.SIGSTOP)
+        try:
+            gevent.sleep(seconds)
+        finally:
+            send(self._process.pid, signal.SIGCONT)
+
     def reap(self) -> None:
         """Wait for its end.  May switch."""
         if not wait_for_end(self._process, START_TIMEOUT):
@@ -153,6 +161,10 @@ class Outposts:
         which = chance.randrange(len(self._all))
         self._all[which].kill()
         self._all[which] = self._new()
+
+    def suspend(self, chance: random.Random, seconds: float) -> None:
+        """One is stopped for a while, and goes on.  May switch."""
+        chance.choice(self._all).suspend(seconds)
 
     def stop_publishing(self) -> list[str]:
         """Have the publishers end; returns what hangs.  May switch."""

@@ -18,7 +18,7 @@ from gevent import monkey
 from tests.fix_leaks import Traces
 from tests.torture.client import Client
 from tests.torture.crowd import Crowd
-from tests.torture.faults import LASTING, Fault, Kind, faults_of
+from tests.torture.faults import LASTING, OF_PROCESSES, Fault, Kind, faults_of
 from tests.torture.ledger import Ledger
 from tests.torture.outposts import Outposts
 from tests.torture.worlds.base import DELETED, World
@@ -178,7 +178,7 @@ class Storm:
             self.world,
             self.ledger,
             plan.seed,
-            plan.processes if Kind.KILL_CLIENT in self.kinds else 0,
+            plan.processes if OF_PROCESSES & self.kinds else 0,
         )
         try:
             declare(self.world, for_good=Kind.KILL in self.kinds)
@@ -247,6 +247,8 @@ class Storm:
                 crowd.interrupt(random.Random(fault.seed))
             elif fault.kind is Kind.KILL_CLIENT:
                 outposts.kill(random.Random(fault.seed))
+            elif fault.kind is Kind.SUSPEND_CLIENT:
+                outposts.suspend(random.Random(fault.seed), fault.seconds)
             else:
                 self.world.inject(fault)
             if fault.kind in (Kind.DELETE, Kind.KILL, Kind.RESTART):

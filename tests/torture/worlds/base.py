@@ -11,7 +11,7 @@ import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from tests.torture.faults import PROXIED, Fault, Kind
+from tests.torture.faults import OF_PROCESSES, PROXIED, Fault, Kind
 from tests.torture.proxied import ProxyProcess
 
 __all__ = ["DELETED", "Place", "Proxied", "Role", "World", "places_of"]
@@ -128,7 +128,7 @@ class Proxied:
         Kind.PAUSE,
         Kind.DELETE,
         Kind.INTERRUPT,
-        Kind.KILL_CLIENT,
+        *OF_PROCESSES,
     }
     heartbeat: float | None = None
     rate = float("inf")

@@ -13,7 +13,7 @@ import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from tests.torture.faults import Fault, Kind
+from tests.torture.faults import OF_PROCESSES, Fault, Kind
 from tests.torture.worlds.base import DELETED, Place, places_of
 
 __all__ = ["SqliteWorld", "sqlite_world"]
@@ -30,7 +30,7 @@ class SqliteWorld:
     """
 
     name = transport = "sqlite"
-    kinds = frozenset({Kind.KILL_CLIENT, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT})
+    kinds = frozenset({*OF_PROCESSES, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT})
     heartbeat: float | None = None
     rate = float("inf")
     is_ordered = True

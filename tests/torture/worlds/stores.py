@@ -70,7 +70,7 @@ class StoreWorld(Proxied):
                     self._server.start()
 
     def inject(self, fault: Fault) -> None:
-        self._is_down = fault.kind in (Kind.KILL, Kind.RESTART)
+        self._is_down = fault.kind in (Kind.KILL, Kind.RESTART, Kind.DRAIN_MODE)
         try:
             super().inject(fault)
         finally:
@@ -98,6 +98,20 @@ class StoreWorld(Proxied):
     def places(self) -> list[Place]:
         """Queues of the store."""
         return places_of([Queue(f"{self.name}-{number}") for number in (1, 2, 3, 4)])
+
+
+class BeanstalkWorld(StoreWorld):
+    """beanstalkd, which has a mode in which it takes nothing new."""
+
+    kinds = StoreWorld.kinds | {Kind.DRAIN_MODE}
+
+    def drain_mode(self, fault: Fault) -> None:
+        """SIGUSR1 for a while; a restart ends it."""
+        assert isinstance(self._server, Beanstalkd)
+        self._server.drain()
+        gevent.sleep(fault.seconds)
+        self._server.stop()
+        self._server.start()
 
 
 class SqsWorld(StoreWorld):
@@ -145,7 +159,7 @@ def beanstalk_world() -> AbstractContextManager[StoreWorld]:
     def make(keeper: Keeper) -> Beanstalkd:
         return Beanstalkd(keeper, large, is_durable=True)
 
-    return _world("beanstalk", make, float("inf"))
+    return _world("beanstalk", make, float("inf"), BeanstalkWorld)
 
 
 def couchdb_world() -> AbstractContextManager[StoreWorld]:
