@@ -378,7 +378,7 @@ def test_arguments_without_effect_are_named_in_the_log(
 def test_properties_without_effect_are_named_in_the_log(
     side: Side, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if side.kind in ("amqp", "redis"):
+    if side.kind == "amqp":
         pytest.skip("RabbitMQ implements them")
     supported = side.transport.Channel.supported_arguments
     channel = side.channel()

@@ -39,6 +39,8 @@ class Kind(str, Enum):
     PAUSE = "pause"  #: SIGSTOP, longer than the heartbeats allow
     MEMORY_ALARM = "memory-alarm"  #: it takes no messages for want of memory
     DISK_ALARM = "disk-alarm"  #: it takes no messages for want of disk
+    EVICT = "evict"  #: the same, and it deletes keys that expire to have some
+    CLOCK = "clock"  #: its clock is an hour fast or slow
     REVOKE = "revoke"  #: the user may nothing for a while, or not even come in
     DRAIN_MODE = "drain-mode"  #: it takes no new messages, dead letters neither (beanstalk)
     DELETE = "delete"  #: a queue that is consumed from
@@ -78,6 +80,8 @@ LENGTHS = {
     Kind.PAUSE: (0.5, 6.0),
     Kind.MEMORY_ALARM: (0.5, 3.0),
     Kind.DISK_ALARM: (0.5, 3.0),
+    Kind.EVICT: (0.5, 3.0),
+    Kind.CLOCK: (0.5, 6.0),
     Kind.REVOKE: (0.5, 3.0),
     Kind.DRAIN_MODE: (0.5, 4.0),
     Kind.SUSPEND_CLIENT: (3.5, 8.0),

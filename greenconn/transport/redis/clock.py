@@ -5,11 +5,11 @@ from __future__ import annotations
 from time import time
 from typing import Final
 
-from greenconn.wire.resp import bulk
-
 __all__ = ["mark", "packed_mark"]
 
 _FORMAT: Final = b"%.6f"
+#: The same as an argument of a command: it has 17 characters from 2001 to 2286.
+_PACKED: Final = b"$17\r\n%.6f\r\n"
 
 
 def mark() -> bytes:
@@ -19,4 +19,4 @@ def mark() -> bytes:
 
 def packed_mark() -> bytes:
     """Return the same as the last argument of a command."""
-    return bulk(_FORMAT % time())
+    return _PACKED % time()

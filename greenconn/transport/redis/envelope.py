@@ -35,6 +35,7 @@ class Outgoing:
         raw: the same as bytes.
         priority: as it was given.
         headers, properties: as they were given, copied; for messages that come back.
+        ignored: what RabbitMQ would obey and a list of Redis cannot (expiration, ``x-delay``).
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Outgoing:
         "content_type",
         "delivery_info",
         "headers",
+        "ignored",
         "middle",
         "priority",
         "properties",
@@ -72,6 +74,7 @@ class Outgoing:
         self.content_encoding = content_encoding
         self.headers = copied(headers) if headers else _NO_HEADERS
         self.delivery_info: dict[str, Any] | None = None
+        self.ignored = _NO_HEADERS
         properties = properties or _NO_HEADERS
         if not headers and len(properties) == 1 and "delivery_mode" in properties:
             mode = properties["delivery_mode"]
@@ -87,6 +90,11 @@ class Outgoing:
             self.middle = middle
             return
         own = self.properties = copied(properties)
+        if "expiration" in own or "x-delay" in self.headers:
+            self.ignored = {
+                "expiration": own.get("expiration"),
+                "x-delay": self.headers.get("x-delay"),
+            }
         self.priority = own.pop("priority", priority or 0)
         self.delivery_info = own.pop("delivery_info", None)
         for name in ("body_encoding", "delivery_tag"):

@@ -22,6 +22,7 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
 from greenconn.transport.redis.sent import Sent, Window
+from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
     Decided,
@@ -188,8 +189,10 @@ class PublishingToRedis(PublishingMethods):
     def _begin_routed(
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
     ) -> Any:
-        """Send a message that has to be routed, or is large."""
+        """Send a message that has to be routed, or is large, or has what does not count here."""
         link = self.connection
+        if message.ignored:
+            self.warn_of_unsupported(ArgumentOf.MESSAGE, exchange or routing_key, message.ignored)
         if len(message.raw) > self._options.max_message_size:
             raise too_large(len(message.raw), self._options.max_message_size)
         queues, topics = self._targets(message, exchange, routing_key)
@@ -359,4 +362,8 @@ class PublishingToRedis(PublishingMethods):
 def _is_plain(message: Outgoing) -> bool:
     """Whether it goes to the one queue that its routing key names, over the common connection."""
     headers = message.headers
-    return len(message.raw) <= LARGE and not (headers and ("CC" in headers or "BCC" in headers))
+    return (
+        len(message.raw) <= LARGE
+        and not (headers and ("CC" in headers or "BCC" in headers))
+        and not message.ignored
+    )
