@@ -206,8 +206,12 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
         connection: None is the default one; a URL the one that this thread keeps for it; for a
             connection it is one clone, which is kept until the connection is closed.  On other
             transports than AMQP it is the connection itself.
+
+    Raises:
+        WrongHub: the connection belongs to another thread.
     """
     if isinstance(connection, Connection):
+        connection.session.check_hub()
         companions = connection.session.companions
         if PUBLISHER not in companions:
             _choose_publisher(connection)

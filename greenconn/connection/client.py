@@ -112,6 +112,7 @@ class Connection(Shortcuts, Persistent):
             ConnectionError, OSError: the connection is lost or closed.
         """
         session = self.session
+        session.check_hub()
         if session.is_open:
             try:
                 return self.transport.heartbeat_check(session.life.link, rate=rate)
@@ -204,6 +205,7 @@ class Connection(Shortcuts, Persistent):
 
     def maybe_switch_next(self) -> None:
         """Switch to the next broker of the failover list, if there is one.  May switch."""
+        self.session.check_hub()
         address = self.session.broker.failover.next()
         if address is not None:
             self.switch(address)

@@ -12,7 +12,7 @@ from gevent import get_hub
 
 from greenconn.exceptions import WrongHub
 
-__all__ = ["Home", "TurnEnd", "stay_awake", "turn"]
+__all__ = ["Home", "TurnEnd", "check_hub", "stay_awake", "turn"]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
@@ -99,6 +99,17 @@ class Home:
                 f"{what!r} belongs to thread {_thread_of(self.hub)} and was used from thread "
                 f"{_thread_of(hub)}: {remedy}"
             )
+
+
+def check_hub(part: object) -> None:
+    """Raise if *part* (a channel, say) can tell that it belongs to another thread.  Never switches.
+
+    Raises:
+        WrongHub: it does.
+    """
+    check = getattr(part, "check_hub", None)
+    if check is not None:
+        check()
 
 
 def _thread_of(hub: Any) -> str:

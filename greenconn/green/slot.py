@@ -28,12 +28,14 @@ class Slot(Generic[T]):
     States: empty -> value | error (filled), or empty -> left (the waiter was killed or timed out).
     """
 
-    __slots__ = ("_content", "_state", "_wake", "_waking", "on_left")
+    __slots__ = ("_content", "_hub", "_state", "_wake", "_waking", "on_left")
 
     def __init__(self, on_left: Callable[[Slot[Any]], None] | None = None) -> None:
         self._state = _EMPTY
         self._content: Any = None
         self._wake: Callable[..., Any] | None = None
+        #: The hub of the waiter; anybody else's would never wake it.
+        self._hub: Any = None
         #: The hub's callback that will wake the waiter, from the filling on.
         self._waking: Any = None
         #: Called (without switching) when the waiter leaves before the slot was filled.
@@ -68,7 +70,11 @@ class Slot(Generic[T]):
         self._state = _VALUE
         self._content = value
         if self._wake is not None:
-            self._waking = get_hub().loop.run_callback(self._wake)
+            hub = self._hub
+            if get_hub() is hub:
+                self._waking = hub.loop.run_callback(self._wake)
+            else:
+                self._waking = hub.loop.run_callback_threadsafe(self._wake)
         return True
 
     def fail(self, exc: BaseException) -> bool:
@@ -78,7 +84,11 @@ class Slot(Generic[T]):
         self._state = _ERROR
         self._content = exc
         if self._wake is not None:
-            self._waking = get_hub().loop.run_callback(self._wake)
+            hub = self._hub
+            if get_hub() is hub:
+                self._waking = hub.loop.run_callback(self._wake)
+            else:
+                self._waking = hub.loop.run_callback_threadsafe(self._wake)
         return True
 
     def exchange(self, value: T) -> T:
@@ -110,6 +120,7 @@ class Slot(Generic[T]):
                     raise TimeoutError("timed out")
                 timer = hub.loop.timer(left)
                 timer.start(self._expire, update=True)
+            self._hub = hub
             try:
                 self._wake = getcurrent().switch
                 hub.switch()

@@ -18,6 +18,7 @@ from greenconn.exceptions import (
     NotBoundError,
     OperationalError,
 )
+from greenconn.green.hub import check_hub
 from greenconn.messaging.receiver import Receiver
 from greenconn.messaging.recovery import Recovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
@@ -275,6 +276,7 @@ class Consumer(Receiver):
             TypeError: a callback is ``async def`` or a generator, so that its call would run nothing.
         """
         self.check_callbacks()
+        check_hub(self._channel)
         channel = self.channel
         if channel is None:
             if self._queues:
@@ -309,7 +311,11 @@ class Consumer(Receiver):
         """End consuming from all queues.  May switch.
 
         Messages that were delivered can still be answered.
+
+        Raises:
+            WrongHub: called from another thread.
         """
+        check_hub(self._channel)
         self._end()
 
     def _end(self) -> None:
@@ -322,6 +328,7 @@ class Consumer(Receiver):
 
     def cancel_by_queue(self, queue: Queue | str) -> None:
         """End consuming from *queue*, a Queue or a name, and forget it.  May switch."""
+        check_hub(self._channel)
         name = _name_of(queue)
         self._queues.pop(name, None)
         if self._subscriptions.tags.keys() == {name}:

@@ -176,9 +176,13 @@ class Resource:
 
         Arguments:
             close_pool: nothing can be acquired any more, and who waits gets a RuntimeError.
+
+        Raises:
+            WrongHub: the pool belongs to another thread.
         """
         if self._pool.is_closed:
             return
+        self._pool.check_hub()
         cores = self._pool.close() if close_pool else self._pool.clear()
         self.evict("its pool was closed by force")
         self._collect(cores)
@@ -200,8 +204,10 @@ class Resource:
 
         Raises:
             RuntimeError: the pool is in use, and would shrink by neither of these.
+            WrongHub: the pool belongs to another thread.
         """
         limit = _checked(limit)
+        self._pool.check_hub()
         before, in_use = self._limit or 0, self._pool.stats()["in_use"]
         if in_use and 0 < (limit or 0) < before and not ignore_errors:
             if not force:

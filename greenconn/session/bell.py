@@ -36,6 +36,7 @@ class Bell:
 
     Raises:
         TypeError: *loop* has no ``add_reader``.
+        WrongHub: the connection belongs to another thread.
     """
 
     def __init__(self, connection: _ConnectionLike, loop: Any) -> None:
@@ -43,6 +44,7 @@ class Bell:
             raise TypeError(f"{loop!r} cannot be used: it has no add_reader(fd, callback)")
         self._connection = connection
         self._session = connection.session
+        self._session.check_hub()
         self._loop = loop
         self._drained = Event()
         self._readable, self._writable = os.pipe()

@@ -288,8 +288,7 @@ class Session:
         """
         if self.is_closed:
             return
-        if self._home is not None:
-            self._home.check(self)
+        self.check_hub()
         life = self._end(SessionState.CLOSED)
         try:
             if life.link is not None:
@@ -298,7 +297,12 @@ class Session:
             self.on_closed.call()
 
     def collect(self) -> None:
-        """Drop everything at once, without a word to the broker; later use begins anew."""
+        """Drop everything at once, without a word to the broker; later use begins anew.
+
+        Raises:
+            WrongHub: it belongs to another thread.
+        """
+        self.check_hub()
         self._drop(SessionState.CLOSED if self.is_closed else SessionState.IDLE)
 
     def restart(self) -> None:
@@ -438,6 +442,15 @@ class Session:
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")
+
+    def check_hub(self) -> None:
+        """Raise unless it is unused or belongs to the caller's thread.  Never switches.
+
+        Raises:
+            WrongHub: names both threads and the remedy.
+        """
+        if self._home is not None:
+            self._home.check(self)
 
     def _check_home(self) -> None:
         if self._home is None:

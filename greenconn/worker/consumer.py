@@ -5,10 +5,11 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import Home
 from greenconn.worker.conductor import Conductor
 from greenconn.worker.plan import Plan
 from greenconn.worker.state import ConsumerState, Wish
@@ -26,6 +27,12 @@ __all__ = ["GRACE", "ConsumerGreenlet"]
 GRACE: Final = 2.0
 
 
+#: What another thread is to do.
+REMEDY: Final = (
+    "let that thread do it, as by gevent.get_hub().loop.run_callback_threadsafe() of its hub"
+)
+
+
 class ConsumerGreenlet(_Greenlet):
     """A running consumer, made by :func:`~greenconn.worker.spawn_consumer`.
 
@@ -36,14 +43,16 @@ class ConsumerGreenlet(_Greenlet):
 
     When its connection is closed it stops: running handlers finish, the rest comes again.
 
-    All methods belong to the thread that spawned it.
+    All methods belong to the thread that spawned it; in another one they raise
+    :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
     """
 
-    __slots__ = ("answers_calls", "conductor")
+    __slots__ = ("_home", "answers_calls", "conductor")
 
     def __init__(self, plan: Plan, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
         self.name = f"greenconn:consumer:{plan.name}"
+        self._home = Home()
         #: Whether somebody waits for each of its messages: it is a server of ``rpc``.
         self.answers_calls = False
         #: For the library.
@@ -81,6 +90,7 @@ class ConsumerGreenlet(_Greenlet):
         Raises:
             ChannelError, ConnectionError: the broker refuses it for good.
         """
+        self._home.check(self, REMEDY)
         conductor, deadline = self.conductor, Deadline(timeout)
         while not conductor.is_confirmed:
             if conductor.error is not None:
@@ -109,6 +119,7 @@ class ConsumerGreenlet(_Greenlet):
             False: the time was up; the handlers that were left were interrupted, and their messages
             given back.
         """
+        self._home.check(self, REMEDY)
         self.conductor.ask(Wish.STOP)
         if self.runs_here:
             return True
@@ -130,6 +141,7 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             Whether it is paused.
         """
+        self._home.check(self, REMEDY)
         conductor, deadline = self.conductor, Deadline(timeout)
         conductor.ask(Wish.PAUSE)
         while conductor.is_pausing and not conductor.is_withdrawn and not self.ready():
@@ -154,11 +166,38 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             False: no handler of it runs here.
         """
+        self._home.check(self, REMEDY)
         return self.conductor.line.interrupt_one(message_id)
 
     def resume(self) -> None:
         """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
+        self._home.check(self, REMEDY)
         self.conductor.resume()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end, as ``gevent.Greenlet.join`` does.  May switch."""
+        self._home.check(self, REMEDY)
+        super().join(timeout)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> dict[str, Any]:
+        """Return the final :meth:`stats`, as ``gevent.Greenlet.get`` does.  May switch.
+
+        Raises:
+            BaseException: what the broker refused it for.
+        """
+        self._home.check(self, REMEDY)
+        result: dict[str, Any] = super().get(block, timeout)
+        return result
+
+    def kill(
+        self,
+        exception: Any = GreenletExit,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        """End it at once, as ``gevent.Greenlet.kill`` does.  May switch."""
+        self._home.check(self, REMEDY)
+        super().kill(exception, block, timeout)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of now and since the beginning.

@@ -222,6 +222,7 @@ class Consuming(QueueKinds, Answering):
         it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
         over as any other; with *nowait* they go back to the queue from now on.
         """
+        self.check_hub()
         key = consumer_tag.encode("utf-8", "surrogatepass")
         consumer = self._consumers.get(key)
         if consumer is None:

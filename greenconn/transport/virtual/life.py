@@ -100,6 +100,14 @@ class ChannelLife(StdChannel):
         """For messages."""
         return getattr(self.connection.client, "virtual_host", None) or "/"
 
+    def check_hub(self) -> None:
+        """Raise if the caller is in another thread than the link.
+
+        Raises:
+            WrongHub: names both threads and the remedy.
+        """
+        self.connection.home.check(self.connection)
+
     def check_open(self) -> None:
         """Raise unless it can be used here and now.
 
