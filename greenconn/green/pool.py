@@ -313,6 +313,11 @@ class FairPool(Generic[T]):
             self.hub = self._home.hub
         self._home.check(self)
 
+    def check_hub_of_items(self) -> None:
+        """Raise WrongHub if what is in it belongs to another hub; an empty pool is anybody's."""
+        if self._held or self._idle or self._reserved:
+            self.check_hub()
+
     def _has_room(self) -> bool:
         limit = self._limit
         return limit is None or len(self._held) + len(self._idle) + self._reserved < limit

@@ -182,7 +182,7 @@ class Resource:
         """
         if self._pool.is_closed:
             return
-        self._pool.check_hub()
+        self._pool.check_hub_of_items()
         cores = self._pool.close() if close_pool else self._pool.clear()
         self.evict("its pool was closed by force")
         self._collect(cores)
@@ -207,7 +207,7 @@ class Resource:
             WrongHub: the pool belongs to another thread.
         """
         limit = _checked(limit)
-        self._pool.check_hub()
+        self._pool.check_hub_of_items()
         before, in_use = self._limit or 0, self._pool.stats()["in_use"]
         if in_use and 0 < (limit or 0) < before and not ignore_errors:
             if not force:
