@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeIs
@@ -26,6 +26,10 @@ __all__ = [
     "is_connection",
     "maybe_channel",
 ]
+
+
+#: The link that a transport opens.
+L = TypeVar("L")
 
 
 class DeadlineLike(Protocol):
@@ -296,8 +300,8 @@ class Channel(Protocol):
     def after_reply_message_received(self, queue: str) -> None: ...
 
 
-class Transport(Protocol):
-    """A transport: it opens links and channels for a connection (kombu 5.7, ``transport.base``)."""
+class Transport(Protocol[L]):
+    """A transport: it opens links of one kind and their channels (kombu 5.7, ``transport.base``)."""
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]: ...
@@ -305,13 +309,13 @@ class Transport(Protocol):
     @property
     def channel_errors(self) -> tuple[type[BaseException], ...]: ...
 
-    def establish_connection(self) -> Any: ...
+    def establish_connection(self) -> L: ...
 
-    def close_connection(self, connection: Any) -> None: ...
+    def close_connection(self, connection: L) -> None: ...
 
-    def create_channel(self, connection: Any) -> Any: ...
+    def create_channel(self, connection: L) -> Any: ...
 
-    def drain_events(self, connection: Any, timeout: float | None = ...) -> None: ...
+    def drain_events(self, connection: L, timeout: float | None = ...) -> None: ...
 
 
 class Session(Protocol):

@@ -338,7 +338,7 @@ class Message:
         return f"<{type(self).__name__} object at {id(self):#x} with details {known!r}>"
 
 
-def _answers_at_once(channel: Any) -> bool:
+def _answers_at_once(channel: object) -> bool:
     # A channel may be the program's own, or stand in for one in its tests.
     return getattr(channel, "answers_at_once", False) is True
 

@@ -6,7 +6,7 @@ protocol asks for is an error in the line that names it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenconn import abc
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         of_memory: memory.Transport,
         polled: virtual.Transport,
         hosted: HostedTransport,
-    ) -> list[abc.Transport]:
+    ) -> list[abc.Transport[Any]]:
         return [
             amqp,
             of_redis,

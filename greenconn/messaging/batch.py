@@ -12,6 +12,8 @@ from gevent import getcurrent
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn.abc import Channel
+
 __all__ = ["Batch", "BatchState", "PublishBatch"]
 
 
@@ -55,7 +57,7 @@ class BatchState:
         self._is_immediate = False
         self._is_aborted = False
 
-    def publish(self, channel: Any, message: Any, **kwargs: Any) -> Any:
+    def publish(self, channel: Channel, message: Any, **kwargs: Any) -> Any:
         """Publish *message* by the batch of *channel*, or at once if it makes none.  May switch.
 
         Raises:
@@ -67,7 +69,7 @@ class BatchState:
             return channel.basic_publish(message, **kwargs)
         return batch.publish(message, **kwargs)
 
-    def _batch_of(self, channel: Any) -> PublishBatch | None:
+    def _batch_of(self, channel: Channel) -> PublishBatch | None:
         batch = self._channel_batch
         if batch is None and not self._is_immediate:
             create = getattr(channel, "create_publish_batch", None)

@@ -29,8 +29,8 @@ class Outcome:
 
     __slots__ = ("_traceback", "error", "link")
 
-    def __init__(self, link: Any, error: BaseException | None = None) -> None:
-        self.link = link
+    def __init__(self, link: object, error: BaseException | None = None) -> None:
+        self.link: Any = link
         self.error = error
         self._traceback: TracebackType | None = None if error is None else error.__traceback__
 

@@ -143,7 +143,7 @@ class Broker:
         """Have the transport open a link.  May switch."""
         return _call_within(self.transport.establish_connection, deadline)
 
-    def close(self, link: Any) -> None:
+    def close(self, link: object) -> None:
         """Close *link* in good order; what the network does then is of no interest.  May switch."""
         try:
             self.transport.close_connection(link)

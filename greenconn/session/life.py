@@ -14,7 +14,7 @@ def is_open(part: Any) -> bool:
     return bool(getattr(part, "is_open", True))
 
 
-def drop(link: Any) -> None:
+def drop(link: object) -> None:
     """Drop *link* at once, without a word to the peer.
 
     One of a transport that is written to kombu's contract may be any object: its transport closes it.
@@ -43,8 +43,8 @@ class Life:
         "link",
     )
 
-    def __init__(self, link: Any = None, generation: int = 0) -> None:
-        self.link = link
+    def __init__(self, link: object | None = None, generation: int = 0) -> None:
+        self.link: Any = link
         #: Whether the link knows when it is lost: that of a transport written for kombu is any object.
         self.can_tell = hasattr(link, "is_open")
         self.generation = generation

@@ -317,7 +317,7 @@ class Session:
         if link is not None:
             self._discard(link)
 
-    def _discard(self, link: Any) -> None:
+    def _discard(self, link: object) -> None:
         if hasattr(link, "is_open"):
             drop(link)
         else:
@@ -343,10 +343,10 @@ class Session:
         if not self.is_closed:
             self._state = SessionState.IDLE
 
-    def _prepare(self, link: Any) -> None:
+    def _prepare(self, link: object) -> None:
         self.topology.restore(link, partial(self.broker.transport.create_channel, link))
 
-    def _begin_life(self, link: Any) -> None:
+    def _begin_life(self, link: object) -> None:
         self.generation += 1
         life = self.life = Life(link, self.generation)
         was_lost, self.lost = self.lost is not None, None

@@ -20,6 +20,7 @@ from greenconn.worker.line import Line
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
+    from greenconn.session.session import Session
 
 __all__ = ["Cancelled", "Overdue", "overdue_in"]
 
@@ -128,7 +129,7 @@ class Cancelled:
         )
         return Overdue(self._queue, *min(unanswered), self._handling.name, outcome)
 
-    def settle(self, session: Any) -> None:
+    def settle(self, session: Session) -> None:
         """Find out why, and do what is right with the messages.  May switch."""
         if self._channel.is_open and not self._is_queue_there(session):
             session.topology.queue_deleted(self._queue)
@@ -140,7 +141,7 @@ class Cancelled:
             overdue.log()
         self.give_back()
 
-    def _is_queue_there(self, session: Any) -> bool:
+    def _is_queue_there(self, session: Session) -> bool:
         try:
             ensure_queue_exists(session, self._queue, Deadline(), passive=True)
         except NotFound as exc:
