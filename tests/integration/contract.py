@@ -84,14 +84,14 @@ class Side:
         self.kind = kind
         self.transport = transport
         self.prefix = prefix
-        self._links: list[Any] = []
+        self.links: list[Any] = []
         self._queues: list[str] = []
         self._exchanges: list[str] = []
 
     def link(self) -> Any:
         """Open a link; closed after the test."""
         link = self.transport.establish_connection()
-        self._links.append(link)
+        self.links.append(link)
         return link
 
     def channel(self, link: Any = None) -> Any:
@@ -180,7 +180,7 @@ class Side:
                     channel = self.channel()
             for name in self._exchanges:
                 channel.exchange_delete(name)
-        for link in self._links:
+        for link in self.links:
             link.close()
 
 

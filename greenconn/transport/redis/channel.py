@@ -90,6 +90,11 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
             return self.state.declare(name, known.type)
         return known
 
+    def _unbind(self, binding: Binding) -> None:
+        # Whether or not it was made here.
+        self.connection.routing.learn(binding.source)
+        self.state.unbind(binding)
+        self._unbound(binding)
+
     def _unbound(self, binding: Binding) -> None:
-        if not binding.to_exchange:
-            self.connection.routing.unbind(binding)
+        self.connection.routing.unbind(binding)

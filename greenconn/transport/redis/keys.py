@@ -14,6 +14,8 @@
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
 ``greenconn.bound.<queue>``                hash of its bindings: 1 those that we made, 0 those that
                                            were there before (kombu's)
+``greenconn.onward.<exchange>``            set of the bindings of exchanges to this one (JSON)
+``greenconn.sources.<exchange>``           set of the exchanges that this one was bound to
 ``greenconn.exchange.<exchange>``          how an exchange was declared (JSON)
 =========================================  ======================================================
 
@@ -46,6 +48,8 @@ _PREFIXES: Final = (
     "greenconn.consumers.",
     "greenconn.bound.",
     "greenconn.exchange.",
+    "greenconn.onward.",
+    "greenconn.sources.",
     "greenconn.canary.",
     "_kombu.binding.",
     "_kombu.binding_permanent.",
@@ -144,6 +148,14 @@ class Keys:
     def exchange(self, name: str) -> bytes:
         """Where the declaration of an exchange is kept."""
         return f"{self.prefix}greenconn.exchange.{name}".encode()
+
+    def onward(self, exchange: str) -> bytes:
+        """The set of the bindings of other exchanges to an exchange, which is their source."""
+        return f"{self.prefix}greenconn.onward.{exchange}".encode()
+
+    def sources(self, exchange: str) -> bytes:
+        """The set of the exchanges that an exchange was bound to, as their destination."""
+        return f"{self.prefix}greenconn.sources.{exchange}".encode()
 
     def topic(self, exchange: str, routing_key: str = "", *, legacy: bool = False) -> str:
         """The channel of a fan-out exchange.

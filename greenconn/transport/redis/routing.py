@@ -2,8 +2,9 @@
 
 Exchanges are declared in each program, as in kombu, and noted in the server, so that another program
 may publish to one that it has not declared.  Bindings of queues are kombu's tables in the server and
-are read for each message, so a change counts at once; those between exchanges, and those of headers
-exchanges (which kombu does not have here), are known only where they were made.
+are read for each message, so a change counts at once.  What kombu does not have here is ours: a binding
+of a headers exchange has its arguments as JSON where others have a pattern, and those between exchanges
+are in sets of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from greenconn.transport.virtual.exchange import (
     STANDARD_EXCHANGE_TYPES,
     ExchangeType,
 )
+from greenconn.transport.virtual.matching import headers_match
 from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.state import Binding, Exchange
 from greenconn.wire.resp import pack
@@ -49,6 +51,42 @@ def _declared(text: bytes | None) -> dict[str, Any]:
     if not isinstance(kept, dict) or not isinstance(kept.get("arguments") or {}, dict):
         return {}
     return kept
+
+
+def _onward_member(binding: Binding) -> str:
+    """A binding between exchanges as a member of its source's set."""
+    arguments = dict(sorted(binding.arguments.items()))
+    return dumps([binding.destination, binding.routing_key, arguments])
+
+
+def _onward(source: str, member: bytes) -> Binding:
+    """The binding of such a member; one that cannot be read leads nowhere."""
+    try:
+        destination, routing_key, arguments = loads(member)
+        return Binding(source, destination, routing_key, arguments, to_exchange=True)
+    except (ValueError, TypeError, RecursionError):
+        return Binding(source, "", "", to_exchange=True)
+
+
+def _next(
+    exchange: Exchange, members: list[bytes], routing_key: str, headers: Mapping[str, Any]
+) -> list[str]:
+    """The exchanges that a message goes on to, by the members of the exchange's set."""
+    if not members:
+        return []
+    router = ROUTERS[exchange.type]()
+    for each in members:
+        router.add(_onward(exchange.name, each))
+    return [each.destination for each in router.match(routing_key, headers)]
+
+
+def _arguments(text: str) -> Mapping[str, Any]:
+    """The arguments of a binding of a headers exchange; those that cannot be read fit nothing."""
+    try:
+        arguments = loads(text) if text else {}
+    except (ValueError, TypeError, RecursionError):
+        arguments = None
+    return arguments if isinstance(arguments, dict) else {"x-match": "any"}
 
 
 class Routes:
@@ -123,18 +161,39 @@ class Routing:
 
     def is_used(self, name: str) -> bool:
         """Whether a queue is bound to an exchange, by whatever program.  May switch."""
-        return self.learn(name) is not None and bool(self.table(name))
+        return self.learn(name) is not None and not self._is_unbound(name)
+
+    def _is_unbound(self, name: str) -> bool:
+        keys = self._link.keys
+        command = pack(b"EXISTS", keys.bindings(name), keys.onward(name))
+        return not self._link.call(command, what="routing")
 
     def drop(self, name: str) -> None:
         """An exchange was deleted.  May switch."""
         keys = self._link.keys
-        names = (keys.exchange(name), keys.bindings(name), keys.permanent_bindings(name))
-        members = self._link.call(pack(b"SMEMBERS", keys.bindings(name)), what="routing")
+        names = (
+            *(keys.exchange(name), keys.bindings(name), keys.permanent_bindings(name)),
+            *(keys.onward(name), keys.sources(name)),
+        )
+        members, sources = self._link.call_all(
+            [pack(b"SMEMBERS", keys.bindings(name)), pack(b"SMEMBERS", keys.sources(name))],
+            what="routing",
+        )
+        self._leave_sources(name, [each.decode() for each in sources])
         commands = [pack(b"DEL", *names), pack(b"ZREM", keys.binding_deadlines, name)]
         for member in members:
             _, _, queue = keys.row(member)
             commands.append(pack(b"HDEL", keys.bound(queue), keys.bound_field(name, member)))
         self._link.call_all(commands, what=f"deleting exchange {name!r}")
+
+    def _leave_sources(self, name: str, sources: list[str]) -> None:
+        """Take the bindings of an exchange to *sources* out of the server's sets.  May switch."""
+        link, keys = self._link, self._link.keys
+        for source in sources:
+            members = link.call(pack(b"SMEMBERS", keys.onward(source)), what="routing")
+            gone = [each for each in members if _onward(source, each).destination == name]
+            if gone:
+                link.call(pack(b"SREM", keys.onward(source), *gone), what="unbinding")
 
     # -- bindings
 
@@ -143,7 +202,14 @@ class Routing:
         link, keys = self._link, self._link.keys
         self._state.bind(binding)
         kind = self._state.exchanges[binding.source].type
-        if binding.to_exchange or kind == "headers":
+        if binding.to_exchange:
+            link.call_all(
+                [
+                    pack(b"SADD", keys.onward(binding.source), _onward_member(binding)),
+                    pack(b"SADD", keys.sources(binding.destination), binding.source),
+                ],
+                what="binding",
+            )
             return
         if kind == "fanout" and not link.options.fanout_lists:
             link.fanout.bound(binding.destination)
@@ -160,13 +226,15 @@ class Routing:
         link.run(BIND, tables, member, field, binding.source, kept_ms, what="binding")
 
     def unbind(self, binding: Binding) -> None:
-        """Take a binding of a queue out of the server's tables.  May switch."""
+        """Take a binding out of the server's tables.  May switch."""
         link, keys = self._link, self._link.keys
         known = self._state.exchanges.get(binding.source)
         if known is None:
             self._end_exchanges([binding.source])  # an auto-delete exchange went with it
             return
-        if known.type == "headers":
+        if binding.to_exchange:
+            further = _onward_member(binding)
+            link.call(pack(b"SREM", keys.onward(binding.source), further), what="unbinding")
             return
         if known.type == "fanout":
             link.fanout.unbound(binding.destination, binding.source, binding.routing_key)
@@ -208,14 +276,18 @@ class Routing:
                 known is not None
                 and known.auto_delete
                 and not known.bindings
-                and not self.table(name)
+                and self._is_unbound(name)
             ):
                 self._state.delete(name)
                 self.drop(name)
 
     def row(self, binding: Binding) -> bytes:
         """A binding as a member of its exchange's table."""
-        kind = _TYPES[self._state.exchanges[binding.source].type]
+        type_name = self._state.exchanges[binding.source].type
+        if type_name == "headers":
+            arguments = dumps(dict(sorted(binding.arguments.items())))
+            return self._link.keys.member(binding.routing_key, arguments, binding.destination)
+        kind = _TYPES[type_name]
         key, pattern, queue = kind.prepare_bind(
             binding.destination, binding.source, binding.routing_key, binding.arguments
         )
@@ -273,17 +345,21 @@ class Routing:
         self, exchange: Exchange, routing_key: str, headers: Mapping[str, Any], routes: Routes
     ) -> list[str]:
         """Note where one exchange sends a message, and return the exchanges that it goes on to."""
-        bindings = exchange.router.match(routing_key, headers)
-        onward = [each.destination for each in bindings if each.to_exchange]
-        if exchange.type == "fanout" and not self._link.options.fanout_lists:
-            routes.topics[exchange.name, routing_key] = None
-            return onward
+        link, keys, name = self._link, self._link.keys, exchange.name
+        further = pack(b"SMEMBERS", keys.onward(name))
+        if exchange.type == "fanout" and not link.options.fanout_lists:
+            routes.topics[name, routing_key] = None
+            return _next(exchange, link.call(further, what="routing"), routing_key, headers)
+        members, others = link.call_all(
+            [pack(b"SMEMBERS", keys.bindings(name)), further], what="routing"
+        )
+        onward = _next(exchange, others, routing_key, headers)
+        table = [keys.row(each) for each in members]
         if exchange.type == "headers":
-            queues = [each.destination for each in bindings if not each.to_exchange]
+            queues = [row[2] for row in table if headers_match(_arguments(row[1]), headers)]
         else:
-            table = self.table(exchange.name)
-            queues = list(_TYPES[exchange.type].lookup(table, exchange.name, routing_key, None))
-            queues = self._existing(exchange.name, table, queues)
+            queues = list(_TYPES[exchange.type].lookup(table, name, routing_key, None))
+        queues = self._existing(name, table, queues)
         routes.queues.update(dict.fromkeys(queues))
         if not queues and not onward and exchange.alternate is not None:
             onward.append(exchange.alternate)
