@@ -169,7 +169,7 @@ class Message:
         try:
             # Set first, so that of two greenlets that answer at once the second one is refused.
             self._state = "ACK"
-            channel.basic_ack(self.delivery_tag, multiple)
+            channel.basic_ack(self.delivery_tag, multiple=multiple)
         except BaseException:
             self._state = state
             raise

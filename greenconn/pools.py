@@ -324,7 +324,8 @@ def set_limit(
         pools = _all_pools()
         _limit[0] = limit
         for group in _groups:
-            group._by_hub.get().limit = limit
+            if isinstance(group, PoolGroup):  # programs register mappings of their own, too
+                group._by_hub.get().limit = limit
         error: RuntimeError | None = None
         for pool in pools:
             try:
@@ -342,7 +343,7 @@ def reset(*args: Any, **kwargs: Any) -> None:
     One that cannot be closed holds up no other; the log says so.
     """
     for group in reversed(_groups):
-        pools = group._by_hub.get()
+        pools = group._by_hub.get() if isinstance(group, PoolGroup) else group
         while pools:
             # One that was forgotten is closed, and one that is not closed is not forgotten.
             # Apart: who is interrupted meanwhile hears of it, and leaves it to close.

@@ -26,8 +26,11 @@ __all__ = [
 entry_to_queue = Queue.from_dict
 
 
-def _consumed(
-    connection: Connection, consumer: messaging.Consumer, no_ack: bool | None, limit: int | None
+def _iterconsume(
+    connection: Connection,
+    consumer: messaging.Consumer,
+    no_ack: bool | None = False,
+    limit: int | None = None,
 ) -> Iterator[Any]:
     """Yield once for each event that was handled, *limit* times at most (None, 0: for ever)."""
     consumer.consume(no_ack=no_ack)
@@ -219,7 +222,7 @@ class Consumer(Fetching, messaging.Consumer):
 
     def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[Any]:
         """Consume; each step handles one event, *limit* at most."""
-        return _consumed(self.connection, self, no_ack, limit)
+        return _iterconsume(self.connection, self, no_ack, limit)
 
     def wait(self, limit: int | None = None) -> list[Any]:
         """Handle *limit* events."""
@@ -253,7 +256,7 @@ class ConsumerSet(messaging.Consumer):
 
     def iterconsume(self, limit: int | None = None, no_ack: bool = False) -> Iterator[Any]:
         """Consume; each step handles one event, *limit* at most."""
-        return _consumed(self.connection, self, no_ack, limit)
+        return _iterconsume(self.connection, self, no_ack, limit)
 
     def discard_all(self) -> Any:
         """Purge the queues and return how many messages they held."""

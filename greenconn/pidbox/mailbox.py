@@ -130,7 +130,7 @@ class Mailbox:
 
     def call(
         self,
-        destination: str | Collection[str],
+        destination: Collection[str],
         command: str,
         kwargs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
@@ -140,7 +140,7 @@ class Mailbox:
         """Send a command to some nodes and return their replies.  May switch.
 
         Arguments:
-            destination: the name of a node, or a list of names.
+            destination: names of nodes.
             kwargs: arguments of the command.
             timeout: seconds for all replies; None waits for as many as there are destinations.
             callback: called with each reply as it comes.
@@ -149,7 +149,7 @@ class Mailbox:
             A list of ``{hostname: reply}``.
 
         Raises:
-            ValueError: *destination* is neither text nor a list.
+            ValueError: *destination* is no list.
         """
         return self._broadcast(
             command,
@@ -163,7 +163,7 @@ class Mailbox:
 
     def cast(
         self,
-        destination: str | Collection[str],
+        destination: Collection[str],
         command: str,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -287,7 +287,7 @@ class Mailbox:
         self,
         type: str,
         arguments: Mapping[str, Any],
-        destination: str | Collection[str] | None = None,
+        destination: Collection[str] | None = None,
         reply_ticket: str | None = None,
         channel: Channel | None = None,
         timeout: float | None = None,
@@ -323,7 +323,7 @@ class Mailbox:
         self,
         command: str,
         arguments: Mapping[str, Any] | None = None,
-        destination: str | Collection[str] | None = None,
+        destination: Collection[str] | None = None,
         reply: bool = False,
         timeout: float | None = 1,
         limit: int | None = None,
@@ -333,12 +333,8 @@ class Mailbox:
         pattern: str | None = None,
         matcher: str | None = None,
     ) -> Any:
-        if isinstance(destination, str):
-            destination = [destination]
         if destination is not None and not isinstance(destination, (list, tuple)):
-            raise ValueError(
-                f"destination must be the name of a node or a list of names, got {destination!r}"
-            )
+            raise ValueError(f"destination must be a list of names of nodes, got {destination!r}")
         for name, text in (("pattern", pattern), ("matcher", matcher)):
             if text is not None and not isinstance(text, str):
                 raise ValueError(f"{name}={text!r}: it is text")

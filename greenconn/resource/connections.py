@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gevent
 
 from greenconn import exceptions
+from greenconn.caching import lazy
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.resource.base import Resource, known
@@ -53,6 +54,8 @@ class ConnectionPool(Resource):
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Close the connection: what was published leaves first, within the 2 s that a close takes."""
+        if isinstance(resource, lazy):
+            return  # it was never made
         try:
             resource.close()
         finally:

@@ -139,6 +139,20 @@ class Pointed:
         # kombu's seam between a connection and its transport, which tests of programs replace.
         return self.session.broker.open_link(deadline or Deadline())
 
+    # kombu's names of what programs look at.
+
+    @property
+    def _closed(self) -> bool:
+        return self.session.is_closed
+
+    @property
+    def _connection(self) -> Any:
+        return self.session.life.link
+
+    @property
+    def _default_channel(self) -> Any:
+        return self.session.life.default_channel
+
     def get_transport_cls(self) -> Any:
         """The class of the transport.
 

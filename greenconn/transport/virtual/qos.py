@@ -11,6 +11,13 @@ __all__ = ["QoS"]
 logger = logging.getLogger("greenconn.transport.virtual")
 
 
+class _Finalizer:
+    """The place of what kombu calls when a program ends; channels do that work here."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
 class QoS:
     """Unanswered deliveries of one channel, in order (kombu's).
 
@@ -28,6 +35,8 @@ class QoS:
         self.prefetch_count = prefetch_count or 0
         #: Delivery tag -> message, the oldest first.
         self._delivered: OrderedDict[Any, Any] = OrderedDict()
+        #: kombu's finalizer, which subclasses cancel: here the channel gives back what is left.
+        self._on_collect = _Finalizer()
         #: What was answered and is still in there: subclasses look at it after the answer.
         self._dirty: set[Any] = set()
 
