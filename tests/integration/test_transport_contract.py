@@ -86,21 +86,21 @@ def test_the_text_of_an_enum_is_what_goes_out(side: Side) -> None:
     name = kind("Named", {"QUEUE": side.name()}, type=str).QUEUE
     queue = side.queue(channel, name)
     assert queue == name.value
-    message = channel.prepare_message(
-        "caf\u00e9",
-        content_type=Title.TEXT,
-        content_encoding=Title.UTF_8,
-        headers={Title.CREATED: Title.CREATED, "list": [Title.CREATED]},
-        properties={
-            "delivery_mode": 1,
-            "type": Title.CREATED,
-            "correlation_id": Title.CREATED,
-            "reply_to": Title.CREATED,
-            "message_id": Title.CREATED,
-            "app_id": Title.CREATED,
-        },
-    )
     for _ in range(2):
+        message = channel.prepare_message(
+            "caf\u00e9",
+            content_type=Title.TEXT,
+            content_encoding=Title.UTF_8,
+            headers={Title.CREATED: Title.CREATED, "list": [Title.CREATED]},
+            properties={
+                "delivery_mode": 1,
+                "type": Title.CREATED,
+                "correlation_id": Title.CREATED,
+                "reply_to": Title.CREATED,
+                "message_id": Title.CREATED,
+                "app_id": Title.CREATED,
+            },
+        )
         channel.basic_publish_confirm(message, "", name, True, timeout=SOON)
     got: list[Message] = []
 
