@@ -115,7 +115,9 @@ def reraise(
 
 def is_unavailable(exc: NotFound) -> bool:
     """Whether the queue of a 404 is there, but its node or leader is not (RabbitMQ's words)."""
-    return "down or inaccessible" in str(exc)
+    text = str(exc)
+    # The first up to RabbitMQ 3.13, the second for a classic queue of 4.
+    return "down or inaccessible" in text or "process is stopped by supervisor" in text
 
 
 class KombuError(Exception):

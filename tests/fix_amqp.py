@@ -104,6 +104,9 @@ class BrokerEnd:
         self.answers: dict[Method, tuple[Any, ...]] = {}
         #: Methods for which the connection is closed, with the code and the text.
         self.refused: dict[Method, tuple[int, str]] = {}
+        #: A method at which the connection is reset.
+        self.vanishes_at: Method | None = None
+        self.product, self.version = "scripted", "1.0"
         #: Cleared while the server does not read.
         self.is_reading = Event()
         self.is_reading.set()
@@ -171,7 +174,8 @@ class BrokerEnd:
     def start(self) -> None:
         """Send ``connection.start``."""
         properties = {
-            "product": "scripted",
+            "product": self.product,
+            "version": self.version,
             "capabilities": {
                 "publisher_confirms": True,
                 "connection.blocked": True,
@@ -201,6 +205,10 @@ class BrokerEnd:
 
     def _on_method(self, channel: int, method: Method, arguments: bytes) -> None:
         self.got.put((channel, method, arguments, None))
+        if method == self.vanishes_at:
+            self.reset_on_close()
+            self.client.close()
+            raise ConnectionResetError
         if method in self.ignored:
             return
         if method in self.refused:

@@ -132,14 +132,37 @@ class Line:
     def ensure_target(self, stationery: Stationery, deadline: Deadline) -> None:
         """See that the queue or exchange exists, once in the life of a connection.  May switch.
 
+        A queue whose node is away is waited for.
+
         Raises:
             PublishRefused: the broker's refusal is its ``__cause__``.
             Unroutable: a queue known only by its name does not exist, and nobody declares it.
-            TimeoutError: the consumer of this thread that is about to declare it has not, in time.
+            TimeoutError: the consumer of this thread that is about to declare it has not, in time; or
+                its node is still away.
+        """
+        pause, away = PAUSE, None
+        while stationery.key not in self._session.life.declared_entities:
+            try:
+                self._ensure(stationery, deadline)
+                return
+            except NotFound as exc:
+                away = exc
+            except TimeoutError:
+                if away is None:
+                    raise
+            if away is not None and deadline.has_ended:
+                raise TimeoutError(str(away)) from away
+            left = deadline.left()
+            gevent.sleep(pause if left is None else min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _ensure(self, stationery: Stationery, deadline: Deadline) -> None:
+        """As :meth:`ensure_target`, once.
+
+        Raises:
+            NotFound: the queue's node is away.
         """
         target, session = stationery.target, self._session
-        if stationery.key in session.life.declared_entities:
-            return
         try:
             if isinstance(target, str):
                 self._ensure_named(stationery, target, deadline)
@@ -148,6 +171,8 @@ class Line:
         except NEVER_REPEATED:
             raise
         except session.broker.channel_errors as exc:
+            if isinstance(exc, NotFound) and is_unavailable(exc):
+                raise
             raise PublishRefused(f"cannot publish to {stationery}: {exc}") from exc
 
     def _ensure_named(self, stationery: Stationery, name: str, deadline: Deadline) -> None:

@@ -17,6 +17,7 @@ from greenconn.exceptions import (
     KombuError,
     NotFound,
     RecoverableChannelError,
+    is_unavailable,
 )
 from greenconn.session.session import Session
 from greenconn.session.walk import is_lockout
@@ -166,6 +167,8 @@ class Restorer:
             self._strikes += 1
             return self._strikes >= STRIKES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):
+            return False
+        if isinstance(exc, NotFound) and is_unavailable(exc):
             return False
         if isinstance(exc, NotFound) and not subscription.is_passive:
             return self._is_lost_for_good(subscription)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import gevent
 import pytest
@@ -10,9 +12,11 @@ from amqp import spec
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import InternalError, NotAllowed, OperationalError
+from greenconn.exceptions import InternalError, NotAllowed, OperationalError, PublishTimeout
 from greenconn.green.deadline import Deadline
+from greenconn.publishing import publish
 from greenconn.transport.amqp.remedies import with_remedy
+from greenconn.transport.amqp.transport import Transport
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Method
 
@@ -85,6 +89,128 @@ def test_frames_that_are_too_small(amqp_peers: AmqpPeers) -> None:
             connection.connect()
         with pytest.raises((NotAllowed, OperationalError), match="frame_max"):
             connection.default_channel  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("frame_max", "password", "words"),
+    [
+        (4096, "secret-word", "frame_max is 4096, and RabbitMQ 4.1 and later ask for 8192"),
+        (0, "secret-word" * 900, "our login of"),
+        (0, "secret-word", "is there one of that name"),
+    ],
+    ids=["frame_max", "password", "virtual host"],
+)
+def test_who_ends_without_a_word_may_mean(
+    amqp_peers: AmqpPeers, frame_max: int, password: str, words: str
+) -> None:
+    """A broker that resets the connection instead of an answer."""
+    peer = amqp_peers(tune=(2047, 131072, 0))
+    last = spec.Connection.StartOk if len(password) > 4096 else spec.Connection.Open
+
+    def prepare(end: BrokerEnd) -> None:
+        end.ignored.add(last)
+        end.vanishes_at = last
+
+    peer.prepare = prepare
+    options = {"frame_max": frame_max} if frame_max else {}
+    host, port = peer.peer.host, peer.peer.port
+    made = Connection(
+        hostname=host, port=port, userid="u", password=password, transport_options=options
+    )
+    with made as connection, pytest.raises(OSError, match=words):
+        connection.connect()
+
+
+AWAY = "NOT_FOUND - queue 'orders' in vhost '/' process is stopped by supervisor"
+
+
+def with_a_queue_that_is_away(peer: AmqpPeer) -> None:
+    peer.prepare = lambda end: end.answers.update(
+        {
+            spec.Confirm.Select: (spec.Confirm.SelectOk,),
+            spec.Basic.Qos: (spec.Basic.QosOk,),
+            spec.Queue.Declare: (spec.Channel.Close, "BsBB", 404, AWAY, 50, 10),
+        }
+    )
+
+
+def is_back(end: BrokerEnd) -> None:
+    end.answers[spec.Queue.Declare] = (spec.Queue.DeclareOk, "sll", "orders", 0, 0)
+
+
+def test_a_publish_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
+    with_a_queue_that_is_away(amqp_peer)
+    with Connection(amqp_peer.url) as connection:
+        publishing = gevent.spawn(publish, "orders", 1, connection=connection, timeout=CAME)
+        until(lambda: amqp_peer.ends)
+        end = amqp_peer.end
+        for _ in range(3):
+            end.expect(spec.Queue.Declare)
+        is_back(end)
+        channel = end.expect(spec.Basic.Publish)[0]
+        end.method(channel, spec.Basic.Ack, "Lb", 1, False)
+        publishing.get(timeout=CAME)
+
+
+def test_a_publish_waits_no_longer_than_it_may(amqp_peer: AmqpPeer) -> None:
+    with_a_queue_that_is_away(amqp_peer)
+    with (
+        Connection(amqp_peer.url) as connection,
+        pytest.raises(PublishTimeout, match="stopped by supervisor"),
+    ):
+        publish("orders", 1, connection=connection, timeout=0.2)
+
+
+def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
+    with_a_queue_that_is_away(amqp_peer)
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        end = amqp_peer.end
+        consumer = spawn_consumer("orders", lambda body, message: None, connection=connection)
+        for _ in range(4):
+            end.expect(spec.Queue.Declare)
+        is_back(end)
+        channel, _, arguments, _ = end.expect(spec.Basic.Consume)
+        tag = arguments[10 : 10 + arguments[9]].decode()
+        end.method(channel, spec.Basic.ConsumeOk, "s", tag)
+        assert consumer.wait_ready(CAME)
+        end.answers[spec.Basic.Cancel] = (spec.Basic.CancelOk, "s", tag)
+
+
+@pytest.mark.parametrize(
+    ("product", "version", "matches"),
+    [
+        ("RabbitMQ", "3.2.4", True),
+        ("RabbitMQ", "3.3.0", False),
+        ("RabbitMQ", "3.13.7", False),
+        ("RabbitMQ", "4.0.5", True),
+        ("RabbitMQ", "4.3.6-rc.1", True),
+        ("RabbitMQ", "", True),
+        ("LavinMQ", "2.0", True),
+    ],
+)
+def test_which_prefetch_kombu_asks_for(product: str, version: str, matches: bool) -> None:
+    link: Any = SimpleNamespace(server_properties={"product": product, "version": version})
+    assert Transport(None).qos_semantics_matches_spec(link) is matches
+
+
+def test_a_prefetch_for_the_channel_becomes_one_for_each_consumer(
+    amqp_peer: AmqpPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(end: BrokerEnd) -> None:
+        end.product, end.version = "RabbitMQ", "4.3.6"
+        end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+
+    amqp_peer.prepare = prepare
+    with Connection(amqp_peer.url) as connection:
+        channel = connection.default_channel
+        for _ in range(2):
+            channel.basic_qos(0, 5, True)
+            assert amqp_peer.end.expect(spec.Basic.Qos)[2] == b"\0\0\0\0\0\5\0"
+        assert caplog.text.count("knows no prefetch for a whole channel") == 1
+        channel.basic_qos(0, 5, False)
+        channel.basic_qos(0, 0, True)  # no limit is none
+    assert caplog.text.count("knows no prefetch for a whole channel") == 1
 
 
 def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:

@@ -12,6 +12,7 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import ref
 
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds that ``close`` waits for the broker's answer.
 CLOSE_TIMEOUT: Final = 2.0
@@ -140,6 +143,7 @@ class AmqpLink(Link, Agreement):
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
         self.delivery_limits = DeliveryLimits(where, None)
+        self._has_warned_of_qos = False
 
     def __repr__(self) -> str:
         state = "open" if self.connected else "closed"
@@ -171,7 +175,8 @@ class AmqpLink(Link, Agreement):
             if self.options.on_open is not None:
                 self.options.on_open(self)
         except BaseException as exc:
-            error = opening_error(exc, self.where, step, deadline, self.handshake.hint)
+            hint = self.handshake.hint(self.frame_max or 0)
+            error = opening_error(exc, self.where, step, deadline, hint)
             self.collect()
             if error is exc:
                 raise
@@ -290,6 +295,26 @@ class AmqpLink(Link, Agreement):
         limit = self.options.max_message_size
         if limit is not None and size > limit:
             raise ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
+
+    def qos_is_for_channel(self, prefetch_count: int) -> bool:
+        """Whether the broker knows a prefetch for a whole channel; warns once if it does not.
+
+        RabbitMQ 4.3 takes one, and holds each consumer that is started later to it.  May switch.
+        """
+        version = self.server_version
+        if version is None or version < (4, 3):
+            return True
+        if not self._has_warned_of_qos:
+            self._has_warned_of_qos = True
+            logger.warning(
+                "%s: RabbitMQ %d.%d knows no prefetch for a whole channel (apply_global=True): "
+                "prefetch_count=%d holds for each consumer that is started from now on (this is said "
+                "once)",
+                self.where,
+                *version,
+                prefetch_count,
+            )
+        return False
 
     def ack_later(self, channel: Answering) -> None:
         """Flush the acks of *channel* when this turn of the hub ends.  Never switches."""

@@ -65,11 +65,14 @@ class Consuming(QueueKinds, Answering):
         Arguments:
             prefetch_count: messages; 0 is no limit.
             apply_global: the whole channel, else each consumer that is started from now on
-                (RabbitMQ's meaning, which differs from the specification's).
+                (RabbitMQ's meaning, which differs from the specification's).  RabbitMQ 4.3 and later
+                know no limit for a channel: it becomes one for each consumer, which is logged once.
             a_global: amqp's name for *apply_global*.
         """
         if a_global is not None:
             apply_global = a_global
+        if apply_global and prefetch_count:
+            apply_global = self.connection.qos_is_for_channel(prefetch_count)
         qos = (prefetch_size, prefetch_count, apply_global)
         self.send_method(
             spec.Basic.Qos,

@@ -27,6 +27,10 @@ _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
 _TUNE: Final = ids_of(spec.Connection.Tune)
 
+#: Bytes of a frame that every broker takes before the two sides have agreed on a size.
+FIRST_FRAME_MAX: Final = 4096
+#: Bytes of a frame that RabbitMQ 4.1 and later ask for.
+FRAME_MAX_WANTED: Final = 8192
 #: What we said last -> what the end of the connection may mean then, with brokers that do not say it
 #: (those without the capability ``authentication_failure_close``).
 _HINTS: Final[dict[tuple[int, int] | None, str]] = {
@@ -44,12 +48,13 @@ class Handshake:
         answer: frames with which the broker's latest method is answered; they leave in one piece.
     """
 
-    __slots__ = ("_methods", "_said", "answer", "is_done")
+    __slots__ = ("_login_size", "_methods", "_said", "answer", "is_done")
 
     def __init__(self) -> None:
         self.is_done = False
         self.answer: list[bytes] = []
         self._said: tuple[int, int] | None = None
+        self._login_size = 0
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
@@ -84,9 +89,23 @@ class Handshake:
             if ids == _TUNE and link.options.on_tune_ok is not None:
                 link.options.on_tune_ok()  # here, for its errors are not the broker's
 
-    @property
-    def hint(self) -> str:
-        """What it may mean when the broker ends the connection now without a word."""
+    def hint(self, frame_max: int) -> str:
+        """What it may mean when the broker ends the connection now without a word.
+
+        Arguments:
+            frame_max: what the two sides have agreed on, bytes; 0 is no limit.
+        """
+        if self._said == spec.Connection.StartOk and self._login_size > FIRST_FRAME_MAX:
+            return (
+                f", at our login of {self._login_size} bytes: a broker takes {FIRST_FRAME_MAX} to 8192 "
+                f"before a frame size is agreed on (RabbitMQ's initial_frame_max); is the password or "
+                f"token too long?"
+            )
+        if self._said == spec.Connection.Open and 0 < frame_max < FRAME_MAX_WANTED:
+            return (
+                f", at the virtual host: frame_max is {frame_max}, and RabbitMQ 4.1 and later ask for "
+                f"{FRAME_MAX_WANTED} at least: raise the option frame_max"
+            )
         return _HINTS.get(self._said, "")
 
     def add(self, sig: tuple[int, int], form: str | None, arguments: Any) -> None:
@@ -98,7 +117,10 @@ class Handshake:
             packed = _packed_table(arguments[0]) + dumps(form[1:], arguments[1:])
         else:
             packed = dumps(form, arguments)
-        self.answer.append(method_frame(0, sig, packed))
+        frame = method_frame(0, sig, packed)
+        if sig == spec.Connection.StartOk:
+            self._login_size = len(frame)
+        self.answer.append(frame)
 
     def _send_answer(self, link: AmqpLink) -> None:
         if self.answer:

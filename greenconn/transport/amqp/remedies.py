@@ -38,12 +38,12 @@ _REMEDIES: Final = (
     ("inequivalent arg", "it exists with other arguments: use those, or delete it"),
     (
         "`transient_nonexcl_queues`",
-        "RabbitMQ 4.3 and later refuse queues that are neither durable nor exclusive: declare it with "
+        "this RabbitMQ does not permit queues that are neither durable nor exclusive: declare it with "
         "durable=True, and expires=... if it shall go by itself, or with exclusive=True",
     ),
     (
         "`global_qos`",
-        "RabbitMQ 4.3 and later refuse a prefetch for a whole channel: set it without apply_global",
+        "this RabbitMQ does not permit a prefetch for a whole channel: set it without apply_global",
     ),
     ("`queue_master_locator`", "leave the queue argument x-queue-master-locator out"),
     (
