@@ -1,7 +1,7 @@
 """Who consumes: links with consumers of a queue watch a tube that never has a job.
 
 The server counts who watches it, and stops counting a link that is gone.  Exclusive consumers watch
-another one beside it.
+another one beside it, and links with exclusive queues one of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __all__ = ["Presence"]
 #: What these tubes begin with; no queue's tube does.
 CONSUMERS: Final = b"$consumers."
 EXCLUSIVE: Final = b"$exclusive."
+OWNER: Final = b"$owner."
 
 
 class Presence:
@@ -57,6 +58,20 @@ class Presence:
         tube = CONSUMERS + tube_of(queue)
         watching = number_of(self._desk.counts(tube), b"current-watching")
         return max(watching - int(tube in self._watched), 0)
+
+    # -- links with exclusive queues
+
+    def live(self, owner: str) -> None:
+        """Be known to live, as the owner of exclusive queues.  May switch."""
+        tube = OWNER + tube_of(owner)
+        if tube not in self._watched:
+            self._watched.add(tube)
+            self._desk.ask([line(b"watch", tube)])
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the link of an exclusive queue is there.  May switch."""
+        counts = self._desk.counts(OWNER + tube_of(owner))
+        return number_of(counts, b"current-watching") > 0
 
     def _ignore(self, *tubes: bytes) -> None:
         for tube in tubes:

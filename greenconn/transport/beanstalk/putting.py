@@ -6,7 +6,7 @@ put where no queue is, is deleted again.  A queue that was found is not asked fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from greenconn.exceptions import PreconditionFailed
 from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
-from greenconn.transport.beanstalk.tables import QUEUES, Tables
+from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables, parsed
 from greenconn.transport.leased.store import Entry, NoQueue
 from greenconn.transport.virtual.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, line, put, tube_of
@@ -71,12 +71,21 @@ class Putting:
 
     Arguments:
         time_to_run: seconds that a consumer may hold a message without a sign of life.
+        is_orphan: called with a queue and its note; whether it was exclusive to a link that is gone,
+            and was deleted.  May switch.
     """
 
-    def __init__(self, desk: Desk, tables: Tables, time_to_run: int) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        tables: Tables,
+        time_to_run: int,
+        is_orphan: Callable[[str, Content], bool],
+    ) -> None:
         self._desk = desk
         self._tables = tables
         self._time_to_run = time_to_run
+        self._is_orphan = is_orphan
         #: Queue -> until when it need not be asked for.
         self._found: dict[str, float] = {}
 
@@ -118,6 +127,10 @@ class Putting:
             for queue, end in looks.items()
             if not exists(replies[end - 2], desk.read_counts(replies[end - 1]))
         }
+        for queue in looks.keys() - absent:
+            peeked = replies[looks[queue] - 2]
+            if peeked.word == b"FOUND" and self._is_orphan(queue, parsed(peeked.body)):
+                absent.add(queue)  # and what was put there is gone with it
         self._remember(looks.keys() - absent, now)
         useless = []
         for number, end in puts.items():

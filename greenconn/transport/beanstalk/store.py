@@ -80,7 +80,7 @@ class BeanstalkStore(Store):
         self._tables = Tables(desk, self._options.reply_timeout)
         self._exchanges = Exchanges(self._tables)
         self._presence = Presence(desk)
-        self._putting = Putting(desk, self._tables, time_to_run)
+        self._putting = Putting(desk, self._tables, time_to_run, self._is_orphan)
         self._claiming = Claiming(desk, self._wait_line, CLAIM)
 
     def _connect(self, deadline: Deadline) -> Pipeline:
@@ -132,17 +132,32 @@ class BeanstalkStore(Store):
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         queue_tube(name)
+        if declaration.owner is not None:
+            self._presence.live(declaration.owner)
         content = {**_fields(declaration), "queue": name}
         return _declaration(self._tables.make(self._tables.tube(QUEUES, name), content))
 
     def find_queue(self, name: str) -> Declaration | None:
-        """A queue exists if it has a note, or its tube has jobs, or somebody waits for some."""
+        """A queue exists if it has a note, or its tube has jobs, or somebody waits for some.
+
+        That of a link that is gone goes now.
+        """
         tube, note = queue_tube(name), self._tables.tube(QUEUES, name)
         content = self._tables.read(note)
-        if content is not None:
+        if content is not None and not self._is_orphan(name, content):
             return _declaration(content)
         counts = self._desk.counts(tube)
         return Declaration(durable=True) if exists(_NO_NOTE, counts) else None
+
+    def _is_orphan(self, name: str, content: Content) -> bool:
+        """Delete a queue if it is exclusive to a link that is gone; return whether it was."""
+        owner = content.get("owner")
+        if not isinstance(owner, str) or owner == self.owner or self._presence.is_alive(owner):
+            return False
+        current = self._tables.read(self._tables.tube(QUEUES, name))
+        if current is not None and current.get("owner") == owner:  # else somebody was quicker
+            self.drop_queue(name)
+        return True
 
     def drop_queue(self, name: str) -> int:
         tube = queue_tube(name)

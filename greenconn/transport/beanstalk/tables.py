@@ -34,7 +34,7 @@ from greenconn.transport.beanstalk.errors import TableTooBig
 from greenconn.transport.virtual.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import LONGEST_TUBE, Reply, line, put, queue_of, statistics, tube_of
 
-__all__ = ["EXCHANGES", "QUEUES", "Tables"]
+__all__ = ["EXCHANGES", "QUEUES", "Content", "Tables", "parsed"]
 
 #: What the tubes of notes and tables begin with; no queue's tube does.
 QUEUES: Final = b"$queue."
@@ -128,7 +128,7 @@ class Tables:
         known = self._read.get(tube)
         if known is not None and known[0] == found.number:
             return known[1]
-        content = _parsed(found.body)
+        content = parsed(found.body)
         if len(self._read) >= MOST_KNOWN:
             self._read.clear()
         self._read[tube] = (found.number, content)
@@ -260,7 +260,7 @@ class Tables:
         """Reserve all versions, the newest in front; and tell how many others have reserved."""
         (held,) = self._desk.take([(tube, VERSIONS)])
         counts = self._desk.counts(tube)
-        pairs = [(each, _parsed(each.body)) for each in held]
+        pairs = [(each, parsed(each.body)) for each in held]
         pairs.sort(key=lambda pair: (-_version(pair[1]), pair[0].number))
         others = _reserved(counts) - len(held)
         return [each for each, _ in pairs], [content for _, content in pairs], others
@@ -297,7 +297,7 @@ def _lines(listed: Reply, kind: bytes) -> list[bytes]:
     return [each for each in listed.body.split(b"\n") if each.startswith(b"- " + kind)]
 
 
-def _parsed(body: bytes) -> Content:
+def parsed(body: bytes) -> Content:
     """The content of a job; what somebody else has put there says nothing."""
     try:
         content = loads(body)

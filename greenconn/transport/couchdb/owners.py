@@ -2,7 +2,8 @@
 
 No clock is compared with another.  A link measures by its own how long the sign of life of another one
 has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
-lease marks its document, which only one can do, gives back what it held, and deletes the document.
+lease marks its document, which only one can do, gives back what it held, deletes its exclusive queues,
+and deletes the document.
 
 Many links lose one server at the same time, and so do those who look for the dead find them at the same
 time.  Each waits a little first, of a length of its own, and the first one does it for all.
@@ -22,6 +23,7 @@ from gevent.lock import BoundedSemaphore
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import released
 from greenconn.transport.couchdb.names import MESSAGE, OWNER, is_waiting, name_of, named, range_of
+from greenconn.transport.leased.store import TakenForDead
 
 __all__ = ["Owners"]
 
@@ -36,14 +38,27 @@ class Owners:
 
     Arguments:
         lease: seconds.
+        link: names this link in its exclusive queues.
+        drop_queues: called with such names of links that are dead; deletes their queues.  May switch.
 
     Attributes:
         token: names this link in what it holds; another one after it was taken for dead.
     """
 
-    def __init__(self, api: CouchApi, lease: float, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        api: CouchApi,
+        lease: float,
+        link: Callable[[], str],
+        drop_queues: Callable[[Collection[str]], object],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._api = api
         self._lease = lease
+        self._link = link
+        self._drop_queues = drop_queues
+        #: This link has, or had, exclusive queues.
+        self.has_queues = False
         self._clock = clock
         self.token = ""
         self._revision = ""
@@ -66,8 +81,11 @@ class Owners:
     def begin(self) -> None:
         """Make the first sign of life.  May switch."""
         self.token = os.urandom(8).hex()
-        self._revision = self._api.put({"_id": self._id}) or ""
+        self._revision = self._api.put(self._sign()) or ""
         self._beat_at = self._clock()
+
+    def _sign(self) -> Document:
+        return {"_id": self._id, "link": self._link()}
 
     def end(self) -> None:
         """Everything was given back: nobody need wait for this link.  May switch."""
@@ -77,6 +95,9 @@ class Owners:
         """Give a sign of life.  May switch.
 
         Where this link was taken for dead, what it held was given back, and it has another token.
+
+        Raises:
+            TakenForDead: it was, and its exclusive queues are gone.
         """
         with self._beating:
             self._beat()
@@ -105,10 +126,12 @@ class Owners:
             self._revision = found["_rev"]  # the answer to an earlier one was lost
             if self._renew():
                 return
+        if self.has_queues:
+            raise TakenForDead
         self.begin()
 
     def _renew(self) -> bool:
-        revision = self._api.put({"_id": self._id, "_rev": self._revision})
+        revision = self._api.put({**self._sign(), "_rev": self._revision})
         self._revision = revision or self._revision
         return revision is not None
 
@@ -137,17 +160,28 @@ class Owners:
             marks.append({"_id": doc_id, "_rev": revision, "swept": self.token})
         if not marks:
             return 0
+        links = self._links(marks)
+        for mark in marks:
+            mark["link"] = links.get(mark["_id"])  # for who comes, if this process ends here
         # A conflict: it lives, or somebody else was quicker.
         ours = [each for each in self._api.write(marks) if "rev" in each]
         if not ours:
             return 0
         count = self._give_back({name_of(each["id"]) for each in ours})
+        self._drop_queues({links[each["id"]] for each in ours if each["id"] in links})
         self._api.write(
             [{"_id": each["id"], "_rev": each["rev"], "_deleted": True} for each in ours]
         )
         for each in ours:
             self._seen.pop(each["id"], None)
         return count
+
+    def _links(self, marks: Sequence[Document]) -> dict[str, str]:
+        """The links of documents that are to be marked, by the ids of those."""
+        found = self._api.read([each["_id"] for each in marks])
+        return {
+            doc_id: doc["link"] for doc_id, doc in found.items() if isinstance(doc.get("link"), str)
+        }
 
     def _silent(self) -> list[tuple[str, str]]:
         """Those that were silent for their lease, and their revisions.  Never switches."""

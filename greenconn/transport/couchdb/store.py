@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
@@ -94,7 +94,7 @@ class CouchStore(Store):
         self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
         self._writer = Writer()
         self._places = Places()
-        self._owners = Owners(api, options.lease)
+        self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
         self._adoption = Adoption(api)
         self._taking = Taking(api, lambda: self._owners.token)
         self._expiry = Expiry(api, self._taking)
@@ -166,6 +166,7 @@ class CouchStore(Store):
     # -- queues
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        self._owners.has_queues |= declaration.owner is not None
         doc = queue_document(name, declaration)
         while True:
             revision = self._api.put(doc)
@@ -184,6 +185,13 @@ class CouchStore(Store):
             return None
         self._places.take(doc)
         return read_queue(doc)
+
+    def _drop_owned(self, links: Collection[str]) -> None:
+        """Delete the exclusive queues of links that are dead."""
+        self._places.refresh(self._api)
+        for name, declared in list(self._places.queues.items()):
+            if declared.owner in links:
+                self.drop_queue(name)
 
     def drop_queue(self, name: str) -> int:
         self._places.refresh(self._api)
