@@ -35,6 +35,7 @@ class Can(Enum):
 
     PRIORITIES = "higher priorities first"
     EXPIRY = "messages expire by themselves"
+    EXPIRATION = "a message may have a time to live of its own"
     IMMEDIATE = "a time to live of 0 needs a free consumer"
     QUEUE_EXPIRY = "unused queues expire"
     BOUNDS = "queues have bounds"
@@ -147,8 +148,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         options=_LISTS,
         lacks={
             Can.PRIORITIES: "the lowest comes first, as with kombu",
-            Can.EXPIRY: "messages in a list of Redis do not expire, as with kombu",
-            Can.IMMEDIATE: "messages in a list of Redis do not expire, as with kombu",
+            Can.EXPIRATION: "a list of Redis expires in its order; the log names ``expiration``",
+            Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.BOUNDS: "lists of Redis have no bounds, as with kombu",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
         },
@@ -186,6 +187,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         lacks={
             Can.EXPIRY: "an expired message is dropped, or becomes a dead letter, when somebody asks "
             "for messages of its queue, not before",
+            Can.EXPIRATION: "an expired message is dropped, or becomes a dead letter, when somebody "
+            "asks for messages of its queue, not before",
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.QUEUE_EXPIRY: "a tube without jobs costs nothing, and stays",
             Can.BOUNDS: "tubes have no bounds",
@@ -221,6 +224,8 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.NAMES: "SQS has letters, digits, ``-`` and ``_`` only; others that kombu knows how to "
             "replace are replaced",
             Can.EXPIRY: "SQS has no such thing: an expired message is dropped, or becomes a dead "
+            "letter, when somebody asks for messages of its queue, not before",
+            Can.EXPIRATION: "SQS has no such thing: an expired message is dropped, or becomes a dead "
             "letter, when somebody asks for messages of its queue, not before",
             Can.IMMEDIATE: "a message is stored before it is delivered",
             Can.QUEUE_EXPIRY: "queues of SQS stay",

@@ -150,7 +150,7 @@ def test_old_messages_expire(side: Side) -> None:
     assert channel.basic_get(queue) is None
 
 
-@needs(Can.EXPIRY)
+@needs(Can.EXPIRY, Can.EXPIRATION)
 def test_message_may_expire_by_itself(side: Side) -> None:
     channel = side.channel()
     queue, dead = grave(side, channel)

@@ -15,7 +15,7 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import TAIL, Move
 from greenconn.transport.redis.returning import list_of
 from greenconn.transport.redis.routing import Routes
-from greenconn.transport.virtual.burying import letter_of
+from greenconn.transport.virtual.burying import is_cycle, letter_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def burial(
     """The move that takes a held message to its grave; None where it has none.  May switch.
 
     Arguments:
-        reason: ``rejected`` or ``delivery_limit``.
+        reason: ``rejected``, ``delivery_limit`` or ``expired``.
     """
     grave = grave_of(link, queue)
     if grave is None:
@@ -81,6 +81,9 @@ def burial(
         queues = list(routes.queues)
         for exchange, routing_key in routes.topics:
             link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))
+    if letter is not None and reason != "rejected":
+        deaths = letter["headers"]["x-death"]
+        queues = [each for each in queues if not is_cycle(each, deaths)]
     copies = [
         (list_of(link.keys, each, letter), text)
         for each in queues

@@ -44,6 +44,7 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
                 "x-dead-letter-routing-key",
                 "x-delivery-limit",
                 "x-expires",
+                "x-message-ttl",
             }
         ),
         exchange=frozenset({"alternate-exchange"}),

@@ -206,6 +206,10 @@ class Directory(virtual.Directory):
                 each.clear()
         self._known[name] = declared
         self._last[name] = declared
+        if declared.arguments:
+            seconds = declared.policy.message_ttl
+            if seconds is not None:
+                self._link.expiry.watch(name, seconds)
         expires_ms = declared.expires_ms if declared.arguments else None
         if expires_ms is not None:
             self.expiring[name] = expires_ms
@@ -267,6 +271,8 @@ class Directory(virtual.Directory):
             link.pipeline.post(pack(b"HSET", link.keys.exclusive, name, link.owner))
         if declared.auto_delete or declared.expires_ms is not None:
             link.pipeline.post(pack(b"SADD", link.keys.temporary, name))
+        if declared.policy.message_ttl is not None:
+            link.pipeline.post(pack(b"SADD", link.keys.timed, name))
         _, text = link.call_all(
             [pack(b"SET", key, declared.text(), b"NX"), pack(b"GET", key)],
             what=f"declaring queue {name!r}",
@@ -457,6 +463,7 @@ class Directory(virtual.Directory):
         self._last.pop(name, None)
         self.expiring.pop(name, None)
         self._own.discard(name)
+        self._link.expiry.forget(name)
         self._link.routing.queue_ended(name, [each.decode() for each in reply[1:]])
 
     def end_unused(self, names: list[str]) -> None:

@@ -10,6 +10,7 @@
                                            consumers of ours, by the end of their lease
 ``greenconn.exclusive``                    hash: exclusive queues, with their owners
 ``greenconn.temporary``                    set: queues that end by themselves (auto-delete, expires)
+``greenconn.timed``                        set: queues whose messages have a time to live
 ``greenconn.queue.<queue>``                how a queue was declared (JSON)
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
 ``greenconn.bound.<queue>``                hash of its bindings: 1 those that we made, 0 those that
@@ -41,6 +42,7 @@ _OURS: Final = (
     "greenconn.owners",
     "greenconn.exclusive",
     "greenconn.temporary",
+    "greenconn.timed",
     "_kombu.binding_deadlines",
 )
 _PREFIXES: Final = (
@@ -72,6 +74,7 @@ class Keys:
         self.owners = f"{prefix}greenconn.owners".encode()
         self.exclusive = f"{prefix}greenconn.exclusive".encode()
         self.temporary = f"{prefix}greenconn.temporary".encode()
+        self.timed = f"{prefix}greenconn.timed".encode()
         fanout = options.fanout_prefix
         self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""
         self.fanout_prefix = self.fanout_template.replace("{db}", str(database))

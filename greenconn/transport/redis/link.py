@@ -21,6 +21,7 @@ from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.directory import Directory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.eviction import ask_for_policy
+from greenconn.transport.redis.expiry import Expiry
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.keys import Keys
@@ -87,6 +88,7 @@ class RedisLink(SharingLink):
         self.secret = Secret(self)
         self.lease = Lease(self)
         self.sweeper = Sweeper(self)
+        self.expiry = Expiry(self)
         self.feeds: dict[str, Feed] = {}
         self.is_tracking = False
         self.protocol = 3
@@ -287,6 +289,7 @@ class RedisLink(SharingLink):
     def _stop(self) -> None:
         """End what goes by a clock."""
         self.sweeper.stop()
+        self.expiry.stop()
         self.lease.stop()
         self.waking.stop()
         self.directory.stop()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from greenconn.transport.redis.errors import NotRedis
-from greenconn.transport.redis.scripts import ADVANCE, DROP, JOIN, MOVE, Script
+from greenconn.transport.redis.scripts import ADVANCE, DROP, EXPIRE, JOIN, MOVE, Script
 
 __all__ = ["check_reply"]
 
@@ -101,6 +101,7 @@ _FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
     b"HDEL": _is_count,
     b"HGETALL": _are_pairs,
     b"HMGET": _are_texts,
+    b"LINDEX": _is_text,
     b"LLEN": _is_count,
     b"SISMEMBER": _is_count,
     b"SMEMBERS": _are_members,
@@ -115,6 +116,7 @@ _FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
 _OF_SCRIPTS: Final[dict[Script, Callable[[Any], bool]]] = {
     ADVANCE: _is_advance,
     DROP: _is_end,
+    EXPIRE: _are_texts,
     JOIN: _is_count,
     MOVE: _is_count,
 }

@@ -33,6 +33,7 @@ __all__ = [
     "CLAIM_BYTES",
     "CLAIM_COUNT",
     "DROP",
+    "EXPIRE",
     "JOIN",
     "MOVE",
     "RENEW",
@@ -60,16 +61,12 @@ class Script:
         return f"<Script {self.name}>"
 
 
-#: Moves messages from the lists of a queue to what this consumer holds, and returns them.
-#:
-#: Keys: unacked, its index, the lists.  Arguments: what the fields begin with, the number of the first
-#: field, how many messages and bytes at most, what follows a message in its value, the client's time.
-CLAIM: Final = Script(
-    "claim",
-    """
+_BEGINNING: Final = """
 redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 local number, count, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+"""
+_TAKING: Final = """
 local taken, values, scores = {}, {}, {}
 for place = 3, #KEYS do
     while count > 0 and bytes > 0 do
@@ -89,7 +86,26 @@ if #taken > 0 then
     redis.call('ZADD', KEYS[2], unpack(scores))
 end
 return taken
-""",
+"""
+
+#: Moves messages from the lists of a queue to what this consumer holds, and returns them.
+#:
+#: Keys: unacked, its index, the lists.  Arguments: what the fields begin with, the number of the first
+#: field, how many messages and bytes at most, what follows a message in its value, the client's time.
+CLAIM: Final = Script("claim", _BEGINNING + _TAKING)
+
+#: The same from one list, of the messages up to a given one; nothing when that is gone.
+#:
+#: Keys: unacked, its index, the list.  Arguments: as above, and the newest message to be taken.
+EXPIRE: Final = Script(
+    "expire",
+    _BEGINNING
+    + """
+local at = redis.call('LPOS', KEYS[3], ARGV[7], 'RANK', -1)
+if not at then return {} end
+count = math.min(count, redis.call('LLEN', KEYS[3]) - at)
+"""
+    + _TAKING,
 )
 
 #: Puts a message into a list, for the first claim of a connection to take.

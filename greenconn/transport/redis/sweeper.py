@@ -140,6 +140,7 @@ class Sweeper:
             skipped += len(page) - done  # what is not due, or cannot be given back, stays in front
         self._end_exclusive()
         self._end_temporary()
+        self._watch_timed()
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.
             link.call(
@@ -230,6 +231,14 @@ class Sweeper:
             pack(b"SSCAN", link.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
         link.directory.end_unused([each.decode("utf-8", "replace") for each in names])
+
+    def _watch_timed(self) -> None:
+        """See that messages expire in queues that only dead programs know of."""
+        link = self._link
+        for each in link.call(pack(b"SMEMBERS", link.keys.timed), what="sweeping"):
+            name = each.decode("utf-8", "replace")
+            if not link.expiry.watches(name) and link.directory.find(name) is None:
+                link.call(pack(b"SREM", link.keys.timed, name), what="sweeping")
 
 
 def _run(reference: ref[Sweeper], interval: float) -> None:
