@@ -38,6 +38,8 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
+#: Leases for which it is remembered that a queue has ended.
+ENDED_LEASES: Final = 10
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
 
@@ -452,10 +454,12 @@ class Directory(virtual.Directory):
             keys.exclusive,
             keys.temporary,
             keys.owners,
+            keys.ended,
             *keys.lists(name),
         )
         tables = (keys.bindings(""), keys.permanent_bindings(""))
-        return names, name, *tables, why, self._link.owner, text
+        lasts_ms = int(ENDED_LEASES * self._link.options.lease * 1000)
+        return names, name, *tables, why, self._link.owner, text, lasts_ms
 
     def _ended(self, name: str, reply: Any) -> None:
         """A queue is gone: forget it, and the exchanges that go with it.  May switch."""

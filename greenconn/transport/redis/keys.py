@@ -10,6 +10,7 @@
                                            consumers of ours, by the end of their lease
 ``greenconn.exclusive``                    hash: exclusive queues, with their owners
 ``greenconn.temporary``                    set: queues that end by themselves (auto-delete, expires)
+``greenconn.ended``                        sorted set: queues that have ended, by the time of the leases
 ``greenconn.timed``                        set: queues whose messages have a time to live
 ``greenconn.queue.<queue>``                how a queue was declared (JSON)
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
@@ -42,6 +43,7 @@ _OURS: Final = (
     "greenconn.owners",
     "greenconn.exclusive",
     "greenconn.temporary",
+    "greenconn.ended",
     "greenconn.timed",
     "_kombu.binding_deadlines",
 )
@@ -74,6 +76,7 @@ class Keys:
         self.owners = f"{prefix}greenconn.owners".encode()
         self.exclusive = f"{prefix}greenconn.exclusive".encode()
         self.temporary = f"{prefix}greenconn.temporary".encode()
+        self.ended = f"{prefix}greenconn.ended".encode()
         self.timed = f"{prefix}greenconn.timed".encode()
         fanout = options.fanout_prefix
         self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""

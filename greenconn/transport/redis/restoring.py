@@ -89,6 +89,7 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
         held_key = link.keys.unacked
         values = link.call_all([pack(b"HMGET", held_key, each) for each in page], what="restoring")
         moves: list[Move] = []
+        found: list[Held] = []
         for field, (value,) in zip(page, values, strict=True):
             if value is None:
                 # Somebody was quicker, or died between two commands.
@@ -98,10 +99,32 @@ def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int
             if held is None or (not held.exchange and link.keys.is_reserved(held.routing_key)):
                 _note_stuck(link, field, "it cannot be read")
                 continue
-            moves.append(_way_back(link, held))
+            found.append(held)
+        ended = _ended(link, {each.routing_key for each in found if not each.exchange})
+        for held in found:
+            if not held.exchange and held.routing_key in ended:
+                moves.append(Move(held.number, held.field, "", HEAD, []))  # it goes with its queue
+            else:
+                moves.append(_way_back(link, held))
         moves.sort(key=lambda move: move.number, reverse=True)
         restored += carry_out(link, moves, dead_owner)
     return restored
+
+
+def _ended(link: RedisLink, queues: set[str]) -> set[str]:
+    """Return those of *queues* that have ended, and were not declared anew.  May switch."""
+    keys, names = link.keys, sorted(queues)
+    commands = [
+        command
+        for name in names
+        for command in (pack(b"ZSCORE", keys.ended, name), pack(b"EXISTS", keys.queue(name)))
+    ]
+    replies = iter(link.call_all(commands, what="restoring"))
+    return {
+        name
+        for name, at, is_declared in zip(names, replies, replies, strict=True)
+        if at is not None and not is_declared
+    }
 
 
 def carry_out(link: RedisLink, moves: list[Move], dead_owner: str = "") -> int:

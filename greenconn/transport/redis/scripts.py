@@ -223,8 +223,9 @@ return others
 #: stays), and the exchanges that have no bindings any more.
 #:
 #: Keys: its declaration, who consumes from it, its bindings, the exclusive queues, those that end by
-#: themselves, all owners, its lists.  Arguments: its name, what the names of the two tables of
-#: bindings begin with, why, who asks, a declaration.  Why:
+#: themselves, all owners, those that have ended, its lists.  Arguments: its name, what the names of the
+#: two tables of bindings begin with, why, who asks, a declaration, how many milliseconds it is
+#: remembered that it has ended.  Why:
 #:
 #: - nothing: somebody wants it.  The bindings that kombu made go, too.
 #: - ``left``: who asks has left an auto-delete queue.  It stays while others consume from it.
@@ -252,8 +253,8 @@ if why == 'left' or why == 'dead' then
     end
 end
 local found = {0}
-for place = 7, #KEYS do found[1] = found[1] + redis.call('LLEN', KEYS[place]) end
-for place = 7, #KEYS do
+for place = 8, #KEYS do found[1] = found[1] + redis.call('LLEN', KEYS[place]) end
+for place = 8, #KEYS do
     if why ~= 'expired' then
         redis.call('DEL', KEYS[place])
     elseif redis.call('PTTL', KEYS[place]) == -1 then
@@ -275,6 +276,11 @@ end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('HDEL', KEYS[4], ARGV[1])
 redis.call('SREM', KEYS[5], ARGV[1])
+if why ~= '' then
+    -- What dead consumers hold is not given back to it.
+    redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - ARGV[7])
+    redis.call('ZADD', KEYS[7], now, ARGV[1])
+end
 return found
 """,
 )

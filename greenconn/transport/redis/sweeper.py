@@ -30,6 +30,7 @@ import gevent
 from gevent import Greenlet
 
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.directory import ENDED_LEASES
 from greenconn.transport.redis.restoring import restore
 from greenconn.transport.redis.scripts import ADVANCE
 from greenconn.wire.resp import pack
@@ -141,6 +142,8 @@ class Sweeper:
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
+        remembered = int(float(time_now) - 1000 * ENDED_LEASES * link.options.lease)
+        link.call(pack(b"ZREMRANGEBYSCORE", link.keys.ended, b"-inf", remembered), what="sweeping")
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.
             link.call(
