@@ -51,9 +51,17 @@ def maybe_declare(
     used: Channel = entity.channel if channel is None else maybe_channel(channel)
     if not retry:
         return _declare_once(entity, used)
+    _check_connected(entity, used)
     again = _Redeclaration(entity, used)
     client = again.channel.connection.client
     return bool(client.ensure(again, again, **retry_policy)())
+
+
+def _check_connected(entity: Any, channel: Channel) -> None:
+    if getattr(channel, "connection", None) is None:
+        raise RecoverableConnectionError(
+            f"cannot declare {entity!r}: its channel has no connection any more"
+        )
 
 
 class _Redeclaration:
@@ -73,10 +81,7 @@ class _Redeclaration:
 
 
 def _declare_once(entity: Any, channel: Channel) -> bool:
-    if getattr(channel, "connection", None) is None:
-        raise RecoverableConnectionError(
-            f"cannot declare {entity!r}: its channel has no connection any more"
-        )
+    _check_connected(entity, channel)
     if not entity.can_cache_declaration or not entity.name:
         # Without a name each declaration makes another queue.
         entity.declare(channel=channel)

@@ -266,6 +266,16 @@ def test_errors_are_ignored_in_a_call() -> None:
         ignore_errors(Errors(), fail, ValueError("mine"))
 
 
+def test_errors_are_looked_up_when_there_is_one() -> None:
+    class StandIn:
+        connection_errors: Any = None  # as in the tests of a program
+        channel_errors: Any = None
+
+    with ignore_errors(StandIn()):
+        pass
+    assert ignore_errors(StandIn(), lambda: 7) == 7
+
+
 def test_errors_are_ignored_in_a_block() -> None:
     reached = []
     for exc in (OSError(), ChannelError()):

@@ -548,8 +548,9 @@ def test_maybe_declare_needs_a_channel(channel: FakeChannel) -> None:
     with pytest.raises(ChannelError):
         maybe_declare(Exchange("e"), retry=True)
     channel.connection = None
-    with pytest.raises(RecoverableConnectionError):
-        maybe_declare(Exchange("e"), channel)
+    for retry in (False, True):
+        with pytest.raises(RecoverableConnectionError):
+            maybe_declare(Exchange("e"), channel, retry=retry)
 
 
 def test_a_thousand_greenlets_cause_one_declaration(channel: FakeChannel) -> None:
