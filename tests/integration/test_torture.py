@@ -89,6 +89,15 @@ def test_the_ledger_balances_after_a_storm_on_rabbitmq(
         check(Storm(plan, world, Greenconn, print).run())
 
 
+def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) -> None:
+    with closing(AmqpWorld("rabbitmq", own_rabbitmq, ("quorum",))) as world:
+        outcome = Storm(
+            short_plan(3 + patched, frozenset({Kind.FLAP}), processes=0), world, Greenconn, print
+        ).run()
+    check(outcome)
+    assert Kind.FLAP in outcome.faults
+
+
 def test_processes_that_share_a_file_are_killed(patched: bool) -> None:
     kinds = frozenset({Kind.KILL_CLIENT, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT})
     outcome = outcome_of("sqlite", short_plan(6 + patched, kinds, processes=1))

@@ -28,6 +28,7 @@ class Kind(str, Enum):
     HALF_OPEN = "half-open"  #: stays open, and what is sent is never heard of again
     CORRUPT = "corrupt"  #: a byte is another one, where the protocol can tell
     DUPLICATE = "duplicate"  #: some bytes come twice, where the protocol can tell
+    FLAP = "flap"  #: the links are cut again and again, as soon as they are back
     #: By the proxy, on all connections, for a while.
     DELAY = "delay"
     THROTTLE = "throttle"
@@ -75,6 +76,7 @@ LENGTHS = {
     Kind.THROTTLE: (1.0, 3.0),
     Kind.STOP_READING: (0.5, 5.0),
     Kind.FRAGMENT: (0.5, 2.0),
+    Kind.FLAP: (1.0, 4.0),
     Kind.KILL: (0.0, 1.0),
     Kind.RESTART: (0.0, 1.0),
     Kind.PAUSE: (0.5, 6.0),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from tests.torture.faults import OF_PROCESSES, PROXIED, Fault, Kind
+from tests.torture.faults import OF_PROCESSES, PROXIED, Direction, Fault, Kind
 from tests.torture.proxied import ProxyProcess
 
 __all__ = ["DELETED", "Place", "Proxied", "Role", "World", "places_of"]
 
+#: Seconds between two cuts of a link that flaps.
+BETWEEN_CUTS: Final = 0.1
 #: The queue that is deleted.
 DELETED = "deleted"
 
@@ -127,6 +129,7 @@ class Proxied:
         Kind.RESTART,
         Kind.PAUSE,
         Kind.DELETE,
+        Kind.FLAP,
         Kind.INTERRUPT,
         *OF_PROCESSES,
     }
@@ -158,6 +161,13 @@ class Proxied:
             self.proxy.inject(fault)
         else:
             getattr(self, fault.kind.value.replace("-", "_"))(fault)
+
+    def flap(self, fault: Fault) -> None:
+        """Links end as soon as they are back: what was prefetched is delivered again and again."""
+        for number in range(max(1, round(fault.seconds / BETWEEN_CUTS))):
+            cut = replace(fault, kind=Kind.CUT, direction=Direction.BOTH, seed=fault.seed + number)
+            self.proxy.inject(cut)
+            gevent.sleep(BETWEEN_CUTS)
 
     def kill(self, fault: Fault) -> None:
         """SIGKILL, and a start on what is on the disk."""
