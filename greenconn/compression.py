@@ -1,7 +1,8 @@
 """Compression of bodies, with a limit on what a compressed body may grow into.
 
-A few hundred bytes can stand for gigabytes, so the decoders here are fed piece by piece and stop as
-soon as the limit is passed.  None of them ever holds much more than the limit.
+A few hundred bytes can stand for gigabytes, so the decoders here are asked for a piece at a time and
+stop as soon as the limit is passed.  None of them ever holds much more than the limit, what was refused
+is let go of before the error is raised, and the hub has a turn when a body takes long.
 
 The modules that compress are imported when the first body is compressed or decompressed: together
 they take as long as the rest of a client.
@@ -12,8 +13,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from io import BytesIO
+from time import monotonic
 from types import ModuleType
 from typing import Any, Final, Protocol
+
+from gevent import get_hub
+from greenlet import getcurrent
 
 from greenconn.encoding import ensure_bytes
 from greenconn.exceptions import DecodeError
@@ -29,10 +35,14 @@ __all__ = [
 ]
 
 #: Bytes that a body may have after decompression, where the call says nothing.
-MAX_DECOMPRESSED_SIZE = 256 * 1024 * 1024
+MAX_DECOMPRESSED_SIZE = 64 * 1024 * 1024
 
 #: Bytes fed at a time; it bounds what is copied when one stream ends and another begins.
 _FEED: Final = 64 * 1024
+
+#: Bytes asked for at a time, and seconds after which the hub has a turn.
+_PIECE: Final = 512 * 1024
+_PACE: Final = 0.01
 
 #: Streams that one body may be a concatenation of.
 _MAX_STREAMS: Final = 1024
@@ -45,10 +55,13 @@ Decoder = Callable[[Any], bytes]
 
 
 class _Inflater(Protocol):
-    """A decompressor of one stream; those of bz2, lzma, zlib and zstd are alike."""
+    """A decompressor of one stream; those of bz2, lzma and zstd are alike."""
 
     @property
     def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
 
     @property
     def unused_data(self) -> bytes: ...
@@ -73,7 +86,7 @@ class _StreamDecoder:
         self.max_streams = _MAX_STREAMS if concatenated else 1
 
     def __call__(self, body: Any, limit: int | None = None) -> bytes:
-        """Return *body* decompressed.
+        """Return *body* decompressed.  May switch where it takes long.
 
         Raises:
             DecodeError: it is damaged, cut off, or holds more than *limit* bytes.
@@ -90,54 +103,113 @@ class _StreamDecoder:
             ) from exc
 
     def _inflate(self, octets: memoryview, limit: int) -> bytes:
-        parts: list[bytes] = []
+        # It grows and is handed over without a copy of the whole, which would block the hub.
+        with BytesIO() as out:
+            # Its end frees what it holds.  An error keeps this frame, and so would keep that.
+            if self._inflate_all(octets, limit, out):
+                return out.getvalue()
+        raise DecodeError(
+            f"a body compressed as {self.content_type} holds more than the limit of "
+            f"{limit} bytes (greenconn.compression.MAX_DECOMPRESSED_SIZE)"
+        )
+
+    def _inflate_all(self, octets: memoryview, limit: int, out: BytesIO) -> bool:
+        """Write the content of all streams to *out*; False: there is more than *limit*."""
+        pace = _Pace()
         left, at = limit, 0
         for number in range(self.max_streams):
-            stream: list[bytes] = []
+            written = out.tell()
             try:
-                at = self._inflate_stream(octets, at, left, stream)
-            except _OverLimit:
-                raise DecodeError(
-                    f"a body compressed as {self.content_type} holds more than the limit of "
-                    f"{limit} bytes (greenconn.compression.MAX_DECOMPRESSED_SIZE)"
-                ) from None
+                at, left = self._inflate_stream(octets, at, left, out, pace)
             except Exception:
                 # What follows the last stream and is none is ignored, as the stdlib does.
-                if number and not stream:
-                    break
+                if number and out.tell() == written:
+                    return True
                 raise
-            parts += stream
-            left -= sum(map(len, stream))
-            if at >= len(octets):
-                break
-        else:
-            if self.max_streams > 1:
-                raise DecodeError(
-                    f"a body compressed as {self.content_type} has more than "
-                    f"{self.max_streams} streams"
-                )
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _inflate_stream(self, octets: memoryview, at: int, left: int, stream: list[bytes]) -> int:
-        """Append one stream's content to *stream*; return where the next one begins."""
-        inflater = self.make()
-        while not inflater.eof:
-            piece = octets[at : at + _FEED]
-            if not piece:
-                raise DecodeError(f"a body compressed as {self.content_type} is cut off")
-            # One byte more than allowed tells "too much" from "just enough".
-            part = inflater.decompress(piece, left + 1)
-            at += len(piece)
-            left -= len(part)
             if left < 0:
-                raise _OverLimit
-            if part:
-                stream.append(part)
-        return at - len(inflater.unused_data)
+                return False
+            if at >= len(octets):
+                return True
+        if self.max_streams > 1:
+            raise DecodeError(
+                f"a body compressed as {self.content_type} has more than {self.max_streams} streams"
+            )
+        return True
+
+    def _inflate_stream(
+        self, octets: memoryview, at: int, left: int, out: BytesIO, pace: _Pace
+    ) -> tuple[int, int]:
+        """Write one stream's content to *out*.
+
+        Returns:
+            where the next stream begins, and how many more bytes there may be; below 0: there were
+            more than *left*.
+        """
+        inflater = self.make()
+        try:
+            while not inflater.eof and left >= 0:
+                piece = octets[at : at + _FEED] if inflater.needs_input else b""
+                if not piece and inflater.needs_input:
+                    raise DecodeError(f"a body compressed as {self.content_type} is cut off")
+                # One byte more than allowed tells "too much" from "just enough".
+                part = inflater.decompress(piece, min(left + 1, _PIECE))
+                at += len(piece)
+                left -= len(part)
+                out.write(part)
+                pace.keep()
+            return at - len(inflater.unused_data), left
+        finally:
+            del inflater  # with its window; an error keeps this frame
 
 
-class _OverLimit(Exception):
-    """The limit was passed."""
+class _Pace:
+    """Gives the hub a turn when one greenlet has computed for long."""
+
+    __slots__ = ("_since",)
+
+    def __init__(self) -> None:
+        self._since = monotonic()
+
+    def keep(self) -> None:
+        """Let others run if it is time.  May switch, but not in the hub."""
+        if monotonic() - self._since < _PACE:
+            return
+        hub = get_hub()
+        if getcurrent() is not hub:
+            # See green.hub.turn(), which this room is below.
+            timer = hub.loop.timer(0, 0, True, -1)
+            try:
+                hub.wait(timer)
+            finally:
+                timer.close()
+        self._since = monotonic()
+
+
+class _ZlibInflater:
+    """Gives zlib's decompressor the shape of the others."""
+
+    def __init__(self, zlib: ModuleType) -> None:
+        # zlib's format is what kombu sends as x-gzip; + 32 takes real gzip as well.
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS + 32)
+        self._has_more = False
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inflater.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._has_more
+
+    @property
+    def unused_data(self) -> bytes:
+        unused: bytes = self._inflater.unused_data
+        return unused
+
+    def decompress(self, data: Any, max_length: int) -> bytes:
+        part: bytes = self._inflater.decompress(self._inflater.unconsumed_tail or data, max_length)
+        self._has_more = bool(self._inflater.unconsumed_tail) or len(part) >= max_length
+        return part
 
 
 class _BrotliInflater:
@@ -152,25 +224,31 @@ class _BrotliInflater:
     def __init__(self, brotli: ModuleType) -> None:
         self._inflater = brotli.Decompressor()
         self._is_bounded = hasattr(self._inflater, "can_accept_more_data")
+        self._has_more = False
+        self._rest = b""
 
     @property
     def eof(self) -> bool:
         return bool(self._inflater.is_finished())
 
-    def decompress(self, data: memoryview, max_length: int) -> bytes:
+    @property
+    def needs_input(self) -> bool:
+        return not self._rest and not self._has_more
+
+    def decompress(self, data: Any, max_length: int) -> bytes:
         if self._is_bounded:
-            return self._bounded(bytes(data), max_length)
+            part: bytes = self._inflater.process(bytes(data), output_buffer_limit=max_length)
+            # One of just that length may hide that there is more.
+            is_full = len(part) >= max_length
+            self._has_more = is_full or not self._inflater.can_accept_more_data()
+            return part
+        data, self._rest = self._rest or bytes(data), b""
         out = bytearray()
         for at in range(0, len(data), 16):
-            out += self._inflater.process(bytes(data[at : at + 16]))
+            out += self._inflater.process(data[at : at + 16])
             if len(out) >= max_length:
+                self._rest = data[at + 16 :]
                 break
-        return bytes(out)
-
-    def _bounded(self, data: bytes, max_length: int) -> bytes:
-        out = bytearray(self._inflater.process(data, output_buffer_limit=max_length))
-        while len(out) < max_length and not self._inflater.can_accept_more_data():
-            out += self._inflater.process(b"", output_buffer_limit=max_length - len(out))
         return bytes(out)
 
 
@@ -182,20 +260,27 @@ class _ZstandardInflater:
 
     def __init__(self, zstandard: ModuleType) -> None:
         self._inflater = zstandard.ZstdDecompressor().decompressobj()
+        self._rest = b""
         self.unused_data = b""
 
     @property
     def eof(self) -> bool:
         return bool(self._inflater.eof)
 
-    def decompress(self, data: memoryview, max_length: int) -> bytes:
+    @property
+    def needs_input(self) -> bool:
+        return not self._rest
+
+    def decompress(self, data: Any, max_length: int) -> bytes:
+        data, self._rest = self._rest or bytes(data), b""
         out = bytearray()
         for at in range(0, len(data), 256):
             out += self._inflater.decompress(data[at : at + 256])
             if self._inflater.eof:
-                self.unused_data = self._inflater.unused_data + bytes(data[at + 256 :])
+                self.unused_data = self._inflater.unused_data + data[at + 256 :]
                 break
             if len(out) >= max_length:
+                self._rest = data[at + 256 :]
                 break
         return bytes(out)
 
@@ -286,7 +371,7 @@ def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
 
 
 def decompress(body: Any, content_type: str, limit: int | None = None) -> bytes:
-    """Return *body* decompressed.
+    """Return *body* decompressed.  May switch where it takes long.
 
     Arguments:
         body: bytes, or a buffer.
@@ -345,10 +430,9 @@ def _register_standard() -> None:
     import lzma
     import zlib
 
-    # zlib's format is what kombu sends as x-gzip; + 32 takes real gzip as well.
     _register_stream(
         zlib.compress,
-        lambda: zlib.decompressobj(zlib.MAX_WBITS + 32),
+        partial(_ZlibInflater, zlib),
         "application/x-gzip",
         ("gzip", "zlib"),
         concatenated=False,

@@ -108,7 +108,7 @@ class Message:
         self._state = "RECEIVED"
         self._decoded_cache = None
         if self.headers:
-            body = self._unpacked(body, self.headers.get("compression"))
+            body = self._unpacked(body, self.headers.get("compression"), self.errors)
         if postencode and not self.errors and isinstance(body, str):
             try:
                 body = body.encode(postencode)
@@ -117,21 +117,22 @@ class Message:
                 self.errors.append((type(error), error, None))
         self.body = body
 
-    def _unpacked(self, body: Any, compression: str | None) -> Any:
-        """Return *body* without its compression; what fails is noted in ``errors``."""
-        if not compression or self.errors:
+    @staticmethod
+    def _unpacked(body: Any, compression: str | None, errors: list[_ErrorTriple]) -> Any:
+        """Return *body* without its compression; what fails is noted in *errors*.
+
+        May switch where that takes long.
+        """
+        if not compression or errors:
             return body
         try:
             return decompress(body, compression)
         except Exception:
-            self._note_error()
+            errors.append(_current_error())
             return body
 
     def _note_error(self) -> None:
-        exc_type, exc, traceback = sys.exc_info()
-        assert exc_type is not None
-        assert exc is not None
-        self.errors.append((exc_type, exc, traceback))
+        self.errors.append(_current_error())
 
     def _reraise_error(self, callback: Callable[[Message, Exception], Any] | None = None) -> None:
         """Raise the first of ``errors``, or hand it to ``callback(message, exc)``."""
@@ -336,6 +337,14 @@ class Message:
         }
         known = {name: value for name, value in details.items() if value is not None}
         return f"<{type(self).__name__} object at {id(self):#x} with details {known!r}>"
+
+
+def _current_error() -> _ErrorTriple:
+    """The exception that is being handled, as ``sys.exc_info()`` gives it."""
+    exc_type, exc, traceback = sys.exc_info()
+    assert exc_type is not None
+    assert exc is not None
+    return exc_type, exc, traceback
 
 
 def _answers_at_once(channel: object) -> bool:

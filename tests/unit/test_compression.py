@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import lzma
+import tracemalloc
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import gevent
 import pytest
+from gevent.event import AsyncResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenconn import compression
+from greenconn import Connection, Producer, Queue, compression
 from greenconn.compression import compress, decompress, encoders, get_decoder, get_encoder, register
 from greenconn.exceptions import DecodeError
+from greenconn.green.hub import turn
+from greenconn.transport import memory
 
 KINDS = encoders()
 MIB = 1024 * 1024
@@ -205,3 +212,87 @@ def test_what_others_decode_fails_in_our_way() -> None:
     register(lambda body: body, lambda body: {}[body], "application/x-theirs", ["theirs"])
     with pytest.raises(DecodeError, match="as theirs: KeyError"):
         decompress(b"x", "theirs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_refused_is_let_go_of(kind: str) -> None:
+    compressed, _ = compress(b"\0" * (6 * MIB), kind)
+    gc.collect()
+    gc.disable()  # nobody's collector helps
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        errors = []
+        for damaged in (compressed, compressed[:-1]):
+            for limit in (4 * MIB, 8 * MIB):
+                try:
+                    decompress(damaged, kind, limit=limit)
+                except DecodeError as exc:
+                    errors.append(exc)  # and with it its traceback
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert len(errors) >= 2
+    assert after - before < 2 * MIB
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_others_have_turns_meanwhile(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_PACE", 0.0)
+    compressed, _ = compress(b"\0" * (4 * MIB), kind)
+    turns: list[None] = []
+
+    def others() -> None:
+        while True:
+            turns.append(None)
+            turn()
+
+    greenlet = gevent.spawn(others)
+    try:
+        assert len(decompress(compressed, kind)) == 4 * MIB
+        assert len(turns) >= 4
+    finally:
+        greenlet.kill()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_switches_in_the_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_PACE", 0.0)
+    compressed, _ = compress(b"\0" * MIB, kind)
+    outcome: AsyncResult[int] = AsyncResult()
+    gevent.get_hub().loop.run_callback(lambda: outcome.set(len(decompress(compressed, kind))))
+    assert outcome.get(timeout=20) == MIB
+
+
+def test_killed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_PACE", 0.0)
+    compressed, _ = compress(b"\0" * (16 * MIB), "gzip")
+    greenlet: gevent.Greenlet[..., object] = gevent.spawn(decompress, compressed, "gzip")
+    turn()
+    greenlet.kill()
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+    assert len(decompress(compressed, "gzip")) == 16 * MIB
+
+
+@pytest.mark.parametrize("transport", ["memory", "sqlite"])
+def test_message_is_unpacked_when_it_is_asked_for(
+    transport: str, tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "_PACE", 0.0)
+    monkeypatch.setattr(compression, "MAX_DECOMPRESSED_SIZE", 2 * MIB)
+    url = f"memory:///{unique}" if transport == "memory" else f"sqlite:///{tmp_path}/broker.db"
+    with Connection(url) as connection:
+        queue = Queue(unique)(connection)
+        queue.declare()
+        producer = Producer(connection)
+        for size in (MIB, 3 * MIB):
+            producer.publish("x" * size, routing_key=unique, compression="gzip")
+        good: Any = queue.get(no_ack=True)
+        readers = [gevent.spawn(lambda: good.payload) for _ in range(3)]
+        assert [len(each.get(timeout=20)) for each in readers] == [MIB] * 3
+        assert good.errors == []
+        with pytest.raises(DecodeError, match="holds more than the limit"):
+            queue.get(no_ack=True)
+    if transport == "memory":
+        memory.reset(unique)

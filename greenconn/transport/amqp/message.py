@@ -208,13 +208,17 @@ class Delivery(Message):
             _set_content_type(self, properties.get("content_type"))
             _set_content_encoding(self, properties.get("content_encoding"))
         if self._stage < stage:
-            self._stage = _BODY_READ
-            _set_errors(self, [])
+            errors: list[Any] = []
+            body: Any
             compression = self.headers.get("compression")
             if compression:
-                _set_body(self, self._unpacked(self.raw, compression))
+                body = self._unpacked(self.raw, compression, errors)
             else:
-                _set_body(self, as_text(self.raw, self.content_encoding))
+                body = as_text(self.raw, self.content_encoding)
+            # Unpacking may have let others run: the stage changes when both are there.
+            _set_body(self, body)
+            _set_errors(self, errors)
+            self._stage = _BODY_READ
 
     def _leave_unread(self) -> None:
         """Its header says nothing: decoding raises, and the rest is as if it were not there."""

@@ -37,7 +37,6 @@ class Message(BaseMessage):
         self.channel = channel
         self.delivery_tag = delivery_tag
         self.accept = None
-        self.errors = []
         self._state = "RECEIVED"
         self._decoded_cache = None
         self._entry = entry
@@ -48,8 +47,9 @@ class Message(BaseMessage):
         self.content_type = envelope["content-type"]
         self.content_encoding = envelope["content-encoding"]
         headers = envelope["headers"]
-        if headers and "compression" in headers:
-            self.body = self._unpacked(envelope["body"], headers["compression"])
+        self._compression = headers["compression"] if headers and "compression" in headers else None
+        if self._compression is None:
+            self.errors = []
 
     def __getattr__(self, name: str) -> Any:
         # Only for slots that are not filled yet.
@@ -59,8 +59,16 @@ class Message(BaseMessage):
             value = copied(self._entry.envelope["properties"])
         elif name == "delivery_info":
             value = self._delivery_info()
+        elif name in ("body", "errors") and self._compression:
+            # When the program asks for it: the broker never switches, and this may.
+            errors: list[Any] = []
+            body = self._unpacked(self._entry.envelope["body"], self._compression, errors)
+            self.body, self.errors = body, errors
+            return body if name == "body" else errors
         elif name == "body":
             value = self._text()
+        elif name == "errors":
+            value = []
         else:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         setattr(self, name, value)

@@ -12,7 +12,9 @@ from greenconn.transport.virtual.envelope import Contents
 __all__ = ["Delivery"]
 
 #: Slots that stay unset until somebody asks for one of them.
-_LAZY: Final = frozenset({"properties", "headers", "content_type", "content_encoding", "body"})
+_LAZY: Final = frozenset(
+    {"properties", "headers", "content_type", "content_encoding", "body", "errors"}
+)
 
 
 class Delivery(Message):
@@ -67,15 +69,16 @@ class Delivery(Message):
 
     def __getattr__(self, name: str) -> Any:
         # An unset slot: read what it stands for, once.
-        if name in _LAZY:
-            self._read()
-            return getattr(self, name)
         if name == "delivery_info":
             self.delivery_info = self._delivery_info()
             return self.delivery_info
-        if name == "errors":
-            self._read()
-            return self.errors
+        if name in _LAZY:
+            packed = self.__dict__.get("_packed")
+            if packed is None:
+                self._read()
+            else:
+                self._unpack(packed)
+            return getattr(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _read(self) -> None:
@@ -86,12 +89,21 @@ class Delivery(Message):
             self._note_error()
             contents = Contents({}, {}, None, None, self.raw)
         self.properties, self.headers, self.content_type, self.content_encoding, body = contents
-        compression = self.headers.get("compression")
-        if compression:
-            body = self._unpacked(body, compression)
-        elif body.__class__ is bytes and not self.errors:
-            body = as_text(body, self.content_encoding)
-        self.body = body
+        if self.errors:
+            self.body = body
+        elif self.headers.get("compression"):
+            # Unpacked when the program asks for it: here nothing may switch.
+            self._packed = body
+            del self.errors
+        else:
+            self.body = as_text(body, self.content_encoding) if body.__class__ is bytes else body
+
+    def _unpack(self, packed: Any) -> None:
+        """Fill the slots that depend on the body.  May switch."""
+        errors: list[Any] = []
+        body = self._unpacked(packed, self.headers.get("compression"), errors)
+        self.body, self.errors = body, errors
+        self._packed = None
 
     @property
     def redelivered(self) -> bool:
