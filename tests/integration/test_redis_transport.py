@@ -18,6 +18,7 @@ from greenconn import Connection, Queue
 from greenconn.exceptions import DecodeError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
+from greenconn.transport.redis import routing
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON, Store
@@ -260,6 +261,45 @@ def test_queue_that_expires(connect: Connect) -> None:
     link = connection.connection
     assert 0 < link.call(pack("PTTL", link.keys.plain("q"))) <= 100_000
     assert 0 < link.call(pack("PTTL", link.keys.queue("q"))) <= 100_000
+
+
+def test_use_keeps_a_queue_that_expires_and_its_bindings(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "LEAST_EXPIRY_MS", 100)
+    monkeypatch.setattr(routing, "RENEWALS", 1e6)  # at each use
+    connection = connect()
+    link, channel = connection.connection, connection.channel()
+    channel.exchange_declare("x", "direct")
+    channel.queue_declare("q", arguments={"x-expires": 60_000})
+    channel.queue_bind("q", "x", "key")
+
+    def shorten() -> None:
+        for key in (link.keys.queue("q"), link.keys.plain("q")):
+            link.call(pack("PEXPIRE", key, 30_000))
+        link.call(pack("ZADD", link.keys.binding_deadlines, 1, "x"))
+
+    def is_kept() -> bool:
+        left = link.call(pack("PTTL", link.keys.queue("q")))
+        deadline = float(link.call(pack("ZSCORE", link.keys.binding_deadlines, "x")))
+        return bool(left > 30_000 and deadline > 1)
+
+    uses: list[Callable[[], Any]] = [
+        lambda: channel.basic_get("q"),
+        lambda: channel.queue_declare("q", passive=True),
+    ]
+    for use in uses:
+        shorten()
+        assert not is_kept()
+        use()
+        assert is_kept()
+    link.call(pack("SCRIPT", "FLUSH"))
+    shorten()
+    wait_until(lambda: channel.basic_get("q") is None and is_kept())
+    channel.basic_consume("q", sink=Store())
+    shorten()
+    link.directory.renew()  # as a clock does while it is consumed
+    assert is_kept()
 
 
 def test_ready_made_wrong_types_are_named(connect: Connect) -> None:

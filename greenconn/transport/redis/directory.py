@@ -292,6 +292,7 @@ class Directory(virtual.Directory):
             keys = self._link.keys
             for key in (keys.queue(name), *keys.lists(name)):
                 self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+            self._link.routing.keep(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """A message was sent to a queue that expires: it goes with it.  Never switches.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
@@ -35,6 +36,8 @@ __all__ = ["Routes", "Routing"]
 #: least (kombu's figures).
 EXPIRY_FACTOR: Final = 2
 LEAST_EXPIRY_MS: Final = 3_600_000
+#: Renewals in that time, where the queue is in use (kombu's figure).
+RENEWALS: Final = 3
 
 #: For their tables; they need no channel.
 _TYPES: Final[dict[str, ExchangeType]] = {
@@ -51,6 +54,11 @@ def _declared(text: bytes | None) -> dict[str, Any]:
     if not isinstance(kept, dict) or not isinstance(kept.get("arguments") or {}, dict):
         return {}
     return kept
+
+
+def _kept_ms(expires_ms: int) -> int:
+    """How long a table stays that only queues of this expiry are bound in."""
+    return max(expires_ms * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
 
 
 def _onward_member(binding: Binding) -> str:
@@ -113,6 +121,8 @@ class Routing:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._state = link.state
+        #: Queue that expires -> when its bindings must be renewed, on the monotonic clock.
+        self._renewed: dict[str, float] = {}
 
     # -- exchanges
 
@@ -219,11 +229,37 @@ class Routing:
         if expires is None:
             other, kept_ms = keys.permanent_bindings(binding.source), ""
         else:
-            other = keys.binding_deadlines
-            kept_ms = str(max(expires * EXPIRY_FACTOR, LEAST_EXPIRY_MS))
+            other, kept_ms = keys.binding_deadlines, str(_kept_ms(expires))
         tables = (keys.bindings(binding.source), other, keys.bound(binding.destination))
         field = keys.bound_field(binding.source, member)
         link.run(BIND, tables, member, field, binding.source, kept_ms, what="binding")
+
+    def keep(self, name: str, expires_ms: int) -> None:
+        """A queue that expires is in use: so are its bindings that were made here.  Never switches.
+
+        A program of kombu would remove the tables of those that nobody renews.
+        """
+        now = monotonic()
+        if now < self._renewed.get(name, 0.0):
+            return
+        kept_ms = _kept_ms(expires_ms)
+        self._renewed[name] = now + kept_ms / 1000 / RENEWALS
+        link, keys = self._link, self._link.keys
+
+        def renewed(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                self._renewed.pop(name, None)
+                link.scripts.forget()  # somebody may have flushed them: with the next use
+
+        for binding in self._state.all_bindings():
+            if binding.destination == name and not binding.to_exchange:
+                member = self.row(binding)
+                tables = (keys.bindings(binding.source), keys.binding_deadlines, keys.bound(name))
+                field = keys.bound_field(binding.source, member)
+                command = link.scripts.call(
+                    BIND, tables, member, field, binding.source, str(kept_ms)
+                )
+                link.pipeline.post(command, renewed)
 
     def unbind(self, binding: Binding) -> None:
         """Take a binding out of the server's tables.  May switch."""
@@ -263,6 +299,7 @@ class Routing:
             exchanges: those that have no bindings any more.
         """
         self._link.fanout.leave(name)
+        self._renewed.pop(name, None)
         sources = [each.exchange for each in self._state.queue_bindings(name)]
         self._state.queue_bindings_delete(name)
         gone = [each for each in sources if each not in self._state.exchanges]
