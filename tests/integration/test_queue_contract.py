@@ -307,7 +307,7 @@ def test_dead_letter_that_cannot_be_stored_leaves_the_original(
     if side.kind != "memory":
         side.transport.client.transport_options["lease"] = 1.0
     channel = side.channel()
-    supported = side.transport.Channel.supported_arguments.queue
+    supported = channel.supported_arguments.queue
     bounded = "x-overflow" in supported and side.kind != "redis"
     dead = side.queue(channel, arguments=FULL if bounded else {})
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
@@ -365,9 +365,9 @@ def test_arguments_without_effect_are_named_in_the_log(
     """What a transport would ignore without a word it names, once for each queue."""
     if side.kind == "amqp":
         pytest.skip("RabbitMQ implements them, or refuses")
-    supported = side.transport.Channel.supported_arguments
-    missing = [each for each in ARGUMENTS if each not in supported.queue]
-    queue = side.queue(side.channel(), arguments=ARGUMENTS)
+    channel = side.channel()
+    missing = [each for each in ARGUMENTS if each not in channel.supported_arguments.queue]
+    queue = side.queue(channel, arguments=ARGUMENTS)
     side.queue(side.channel(), queue, arguments=ARGUMENTS)  # another connection, another life
     found = warnings_of(caplog, f"queue {queue!r}")
     assert len(found) == bool(missing)
@@ -380,8 +380,8 @@ def test_properties_without_effect_are_named_in_the_log(
 ) -> None:
     if side.kind == "amqp":
         pytest.skip("RabbitMQ implements them")
-    supported = side.transport.Channel.supported_arguments
     channel = side.channel()
+    supported = channel.supported_arguments
     queue = side.queue(channel)
     for _ in range(2):
         side.send(channel, "x", "", queue, headers={"x-delay": 0}, priority=3, expiration="60000")

@@ -81,7 +81,7 @@ class HostedChannel(StdChannel):
     def __init__(self, connection: HostedLink) -> None:
         self.connection = connection
         self.raw = connection.open_channel()
-        self._supported = _supported_by(type(self.raw))
+        self.supported_arguments = _supported_by(type(self.raw))
         self.channel_id = self.raw.channel_id
         self.cause: BaseException | None = None
         self.no_ack_consumers: set[str] = set()
@@ -143,7 +143,7 @@ class HostedChannel(StdChannel):
             consumer.lose(exc)
 
     def _warn(self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None) -> None:
-        warn_of_unsupported(self._supported, self.connection.client, kind, name, arguments)
+        warn_of_unsupported(self.supported_arguments, self.connection.client, kind, name, arguments)
 
     # Topology
 
