@@ -43,6 +43,8 @@ class Tls(Protocol):
     """TLS without I/O (``wire.tls.TlsSession``)."""
 
     handshake_done: bool
+    #: The peer has said that nothing more comes (close_notify).
+    has_ended: bool
 
     def start(self) -> bytes: ...
 
@@ -291,6 +293,9 @@ class Stream:
             self._shaken = None
         if plain:
             self._on_data(plain)
+        if tls.has_ended:
+            # close_notify: nothing more comes, whether or not the socket ends as well.
+            raise EndOfFile(errno.ECONNRESET, "the peer closed the TLS connection")
 
 
 def _nobody_takes(data: bytes) -> None:

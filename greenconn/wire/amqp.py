@@ -60,6 +60,10 @@ _BODY_FOLLOWS: Final = 0xCE << 24 | BODY << 16
 #: Bytes behind the arguments of a method, at least, if a content of one byte or more follows.
 _SMALLEST_CONTENT: Final = 1 + 22 + 9
 
+#: Bytes of a body frame's payload below which it is gathered with its neighbours: an object of its own
+#: costs more than 30 bytes.
+_SMALL: Final = 1024
+
 #: Largest body that is put together from the peer's frames, in bytes (RabbitMQ's own limit).
 BODY_LIMIT: Final = 512 * 1024 * 1024
 
@@ -75,7 +79,7 @@ class _Content:
         self.payload = payload
         self.header: bytes | None = None
         self.missing = 0
-        self.chunks: list[bytes | memoryview] = []
+        self.chunks: list[bytes | bytearray | memoryview] = []
         #: Where those chunks are that came in large frames.
         self.blocks: list[bytearray] = []
 
@@ -223,7 +227,7 @@ class FrameParser:
                     raise UnexpectedFrame(f"method frame amid the content of channel {channel}")
                 if ids in _WITH_CONTENT:
                     is_kept = self.channels is None or channel in self.channels
-                    partial[channel] = _Content(ids, payload, is_kept)
+                    partial[channel] = _Content(ids, payload if is_kept else b"", is_kept)
                 else:
                     append((channel, ids, payload, None, None))
                     if not partial:
@@ -252,7 +256,7 @@ class FrameParser:
         if kind == HEADER:
             if len(payload) < 14:
                 raise FrameError(f"header frame of {len(payload)} bytes is too short")
-            content.header = payload
+            content.header = payload if content.is_kept else b""
             content.missing = _body_size.unpack_from(payload, 4)[0]
             if content.missing > self.body_limit:
                 raise FrameError(
@@ -260,7 +264,7 @@ class FrameParser:
                 )
         else:
             if payload and content.is_kept:
-                content.chunks.append(payload)
+                _add_chunk(content.chunks, payload, is_only=len(payload) == content.missing)
             content.missing -= len(payload)
             if content.missing < 0:
                 raise UnexpectedFrame(f"body on channel {channel} is longer than announced")
@@ -292,6 +296,23 @@ class FrameParser:
         if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
             return FrameError(f"frame of unknown type {kind}: the peer does not speak AMQP 0-9-1")
         return FrameError(f"frame of {size} bytes announced; the limit is {limit}")
+
+
+def _add_chunk(
+    chunks: list[bytes | bytearray | memoryview], payload: bytes, *, is_only: bool
+) -> None:
+    """Append *payload* to what has come of a body.
+
+    Arguments:
+        is_only: if nothing came before, it is the whole body.
+    """
+    last = chunks[-1] if chunks else None
+    if len(payload) >= _SMALL or (last is None and is_only):
+        chunks.append(payload)
+    elif isinstance(last, bytearray):
+        last += payload
+    else:
+        chunks.append(bytearray(payload))
 
 
 def _no_end() -> FrameError:

@@ -22,14 +22,23 @@ ProtocolError: Final = hiredis.ProtocolError
 
 Argument = bytes | str | int | float
 
-#: Bytes of one reply; Redis's own limit for a string is half of it.
+#: Bytes of one reply, and of one string: Redis's own limit.
 REPLY_LIMIT: Final = 1024 * 1024 * 1024
+STRING_LIMIT: Final = 512 * 1024 * 1024
 
 #: What begins a list of any kind (array, set, map, push, attributes).
 _MARKS: Final = (b"*", b"~", b"%", b">", b"|")
 #: The head of one of 7 digits or more, and what may become one.
 _LONG_HEAD: Final = re.compile(rb"[*~%>|](?=[0-9]{7})")
 _CUT_HEAD: Final = re.compile(rb"[*~%>|][0-9]{0,20}\Z")
+#: What begins a string of any kind, and the head of one of 8 digits or more.
+_STRING_MARKS: Final = (b"$", b"=")
+_LONG_STRING: Final = re.compile(rb"[$=]([0-9]{8,})")
+LINE_FEED: Final = 10
+#: Bytes of the head of a string, at most.
+_HEAD: Final = 32
+#: Bytes of its input that hiredis keeps when it has read them, at most.
+_KEPT: Final = 1024
 #: Such characters that are looked at one by one.
 _LOOKS: Final = 16
 
@@ -54,22 +63,38 @@ class RespParser:
     So the beginning of a list that is too long must not reach it: it is looked for in what comes, and
     what looks like one is none while hiredis still waits for the end of a string.
 
+    The head of a string that is too long is looked for when hiredis waits for the end of one, at the
+    place where that begins; so nothing is gathered for it.
+
     Arguments:
         reply_limit: largest reply allowed in bytes.
+        string_limit: largest string allowed in bytes.
     """
 
-    __slots__ = ("_feed", "_gets", "_held", "_reader", "_unfinished", "reply_limit")
+    __slots__ = (
+        "_before",
+        "_feed",
+        "_gets",
+        "_held",
+        "_reader",
+        "_unfinished",
+        "reply_limit",
+        "string_limit",
+    )
 
-    def __init__(self, reply_limit: int = REPLY_LIMIT) -> None:
+    def __init__(self, reply_limit: int = REPLY_LIMIT, string_limit: int = STRING_LIMIT) -> None:
         # No reply is an Ellipsis, so it says "not enough".
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)
         self._feed = self._reader.feed
         self._gets = self._reader.gets
         self.reply_limit = reply_limit
+        self.string_limit = string_limit
         #: Bytes since the last reply.
         self._unfinished = 0
         #: What may be the beginning of the head of a list.
         self._held = b""
+        #: The last bytes that came before, from the end of a value on, while something is not complete.
+        self._before = b""
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Take *data* in and yield the replies and pushes that are complete.
@@ -89,8 +114,44 @@ class RespParser:
                     yield reply
             except (TypeError, MemoryError) as exc:
                 raise ProtocolError(f"a reply cannot be made: {exc or type(exc).__name__}") from exc
+            if self._reader.has_data() or not piece.endswith(b"\n"):
+                self._look_at_string(piece)
+            elif self._before:
+                self._before = b""
         if self._unfinished > self.reply_limit:
             raise ProtocolError(f"a reply has more than {self.reply_limit} bytes")
+
+    def _look_at_string(self, piece: bytes) -> None:
+        """See how long the string is whose end hiredis waits for, if *piece* brought its head."""
+        left = self._reader.len()
+        if left > len(piece) + _KEPT + _HEAD:
+            # Its head came earlier, and was looked at then.
+            self._before = (self._before + piece[-2 * _KEPT :])[-2 * _KEPT :]
+            return
+        came = self._before + piece
+        # What hiredis has left begins with a value, or behind the mark of one, which it has read; and
+        # the string begins within the first part of it.
+        start = len(came) - left
+        if start > 0:
+            self._check_string(came[start if came[start - 1] == LINE_FEED else start - 1 :])
+        else:
+            self._check_string(came)  # which begins with a value: what is missing was read before
+        self._before = came[-2 * _KEPT :]
+
+    def _check_string(self, left: bytes) -> None:
+        """See how long the string is that begins in the first part of *left*."""
+        if not _may_be_long(left):
+            return
+        for head in _LONG_STRING.finditer(left, 0, _KEPT + _HEAD):
+            reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)
+            reader.feed(left[: head.start()])
+            while reader.gets() is not ...:
+                pass
+            if reader.has_data():
+                continue  # it is text in a string that begins before
+            announced = int(head[1][:20])
+            if announced > self.string_limit or self._unfinished + announced > self.reply_limit:
+                raise ProtocolError(f"a string of {announced} bytes is announced")
 
     def _with_whole_heads(self, data: bytes) -> bytes:
         """What came, with what was held before, without what may become the head of a list."""
@@ -124,6 +185,17 @@ def _may_announce_much(data: bytes) -> bool:
             if not looks:
                 return _LONG_HEAD.search(data) is not None
             at = data.find(mark, at + 1)
+    return False
+
+
+def _may_be_long(kept: bytes) -> bool:
+    """Whether the head of a long string may be at the beginning of *kept*; quick."""
+    for mark in _STRING_MARKS:
+        at = kept.find(mark, 0, _KEPT + 8)
+        while at >= 0:
+            if kept[at + 1 : at + 9].isdigit() and len(kept) > at + 8:
+                return True
+            at = kept.find(mark, at + 1, _KEPT + 8)
     return False
 
 

@@ -740,7 +740,7 @@ def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(base, "RETURNS_LIMIT", 10 * (base.RETURN_OVERHEAD + 100))
+    monkeypatch.setattr(base, "RETURNS_LIMIT", 10 * (base.RETURN_OVERHEAD + 200))  # with the header
     channel = amqp_link.channel()
 
     def publish_lost() -> None:

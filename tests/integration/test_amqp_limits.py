@@ -23,7 +23,7 @@ from greenconn.publishing import publish
 from greenconn.transport.amqp.connection import AmqpLink
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_frame
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
@@ -247,6 +247,146 @@ def test_a_channel_that_is_closed_while_it_is_stopped_stops_nobody(
     channel.close()
     waiting.get(timeout=SOON)
     end.expect(spec.Basic.Publish)
+
+
+# Floods.
+
+
+def deliveries(count: int, first: int = 1, header: int = 14, body: bytes = b"x") -> bytes:
+    """Deliveries to consumer ``tag`` of channel 1, each with a header frame of so many bytes."""
+    content = pack(">HHQH", 60, 0, len(body), 0).ljust(header, b"\0")
+    frames = (
+        pack(">BHI", 2, 1, len(content))
+        + content
+        + b"\xce"
+        + pack(">BHI", 3, 1, len(body))
+        + body
+        + b"\xce"
+    )
+    return b"".join(
+        method_frame(1, spec.Basic.Deliver, "sLbss", "tag", tag, False, "", "q") + frames
+        for tag in range(first, first + count)
+    )
+
+
+def consume(link: AmqpLink, end: BrokerEnd, **options: Any) -> list[Any]:
+    """Consume on a new channel; returns where messages are put when somebody drains."""
+    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    got: list[Any] = []
+    link.channel().basic_consume("q", "tag", callback=got.append, **options)
+    return got
+
+
+def test_headers_count_for_the_limit_of_inboxes(link: AmqpLink, end: BrokerEnd) -> None:
+    got = consume(link, end, no_ack=True)
+    end.send(deliveries(1200, header=60_000))
+    until(lambda: link.budget.is_paused)
+    assert link.budget.held > 64 * MIB
+    drain(link, lambda: len(got) == 1200)
+    assert link.budget.held == 0
+
+
+def test_each_message_counts_for_the_limit_of_inboxes(link: AmqpLink, end: BrokerEnd) -> None:
+    got = consume(link, end, no_ack=True)
+    end.send(deliveries(1000))
+    until(lambda: len(link.events) == 1000)
+    assert 500_000 < link.budget.held < 1_000_000
+    drain(link, lambda: len(got) == 1000)
+    assert link.budget.held == 0
+
+
+@pytest.mark.parametrize("is_global", [True, False])
+def test_a_limit_that_is_lifted_leaves_the_limit_of_inboxes(
+    link: AmqpLink, end: BrokerEnd, is_global: bool
+) -> None:
+    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    channel, got = link.channel(), list[Any]()
+    channel.basic_qos(0, 10, is_global)
+    channel.basic_consume("q", "tag", callback=got.append)
+    end.send(deliveries(10))
+    until(lambda: len(link.events) == 10)
+    assert link.budget.held == 0  # ten messages need no other limit
+    channel.basic_qos(0, 0, is_global)
+    end.send(deliveries(2000, first=11))
+    until(lambda: len(link.events) == 2010)
+    assert link.budget.held > 2000 * 500
+    drain(link, lambda: len(got) == 2010)
+    assert link.budget.held == 0
+
+
+def test_a_broker_that_ignores_the_prefetch_is_stopped(link: AmqpLink, end: BrokerEnd) -> None:
+    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    channel, got = link.channel(), list[Any]()
+    channel.basic_qos(0, 10, False)
+    channel.basic_consume("q", "tag", callback=got.append)
+    # What was answered does not count.
+    for first in range(1, 3001, 1000):
+        end.send(deliveries(1000, first=first))
+        drain(link, lambda first=first: len(got) == first + 999)  # type: ignore[misc]
+        got[-1].ack(multiple=True)
+    assert link.is_open
+    end.send(deliveries(1100, first=3001))
+    until(lambda: link.lost)
+    assert "does not keep to the prefetch of channel 1: 1021 deliveries" in str(link.lost)
+
+
+@pytest.mark.parametrize("kind", ["blocked", "flow"])
+def test_a_broker_that_blocks_again_and_again_does_not_fill_the_log(
+    link: AmqpLink, end: BrokerEnd, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    link.channel()
+    greenlets = len(list(running()))
+    if kind == "blocked":
+        pair = method_frame(0, spec.Connection.Blocked, "s", "mood")
+        pair += method_frame(0, spec.Connection.Unblocked)
+    else:
+        pair = method_frame(1, spec.Channel.Flow, "b", False)
+        pair += method_frame(1, spec.Channel.Flow, "b", True)
+    end.send(pair * 5000)
+    end.send(method_frame(0, spec.Connection.Blocked, "s", "for good"))
+    until(lambda: link.gate.blocked == "for good")
+    assert len(list(running())) < greenlets + 20
+    gevent.sleep(0)
+    assert len(caplog.records) <= 4
+    # What became of it is told at the end of the interval.
+    link.gate._end_interval()
+    gevent.sleep(0)
+    assert "blocked publishing: for good (9997 changes more in 10 s)" in caplog.text
+    assert len(caplog.records) == 5
+
+
+def test_hooks_of_a_broker_that_blocks_again_and_again_wait_in_bounded_numbers(
+    amqp_peer: AmqpPeer,
+) -> None:
+    told: list[str] = []
+    links = Links(amqp_peer.url)
+    link = links(on_blocked=told.append, on_unblocked=lambda: told.append("free"))
+    try:
+        pair = method_frame(0, spec.Connection.Blocked, "s", "mood")
+        pair += method_frame(0, spec.Connection.Unblocked)
+        amqp_peer.end.send(pair * 500)
+        amqp_peer.end.method(0, spec.Connection.Blocked, "s", "last")
+        until(lambda: link.gate.blocked == "last")
+        assert len(link.events) <= 102
+        drain(link, lambda: not len(link.events))
+        assert told[:4] == ["mood", "free"] * 2
+        amqp_peer.end.method(0, spec.Connection.Unblocked)
+        until(lambda: link.gate.blocked is None)
+        amqp_peer.end.send(pair)
+        drain(link, lambda: told[-2:] == ["mood", "free"])
+    finally:
+        links.close()
+
+
+def running() -> list[gevent.Greenlet[..., Any]]:
+    """The greenlets that have not ended."""
+    return [
+        each for each in gc.get_objects() if isinstance(each, gevent.Greenlet) and not each.dead
+    ]
 
 
 @pytest.mark.parametrize("channel_id", [0, 1])

@@ -61,6 +61,9 @@ SHORT = 0.3
 Handler = Callable[[socket.socket], object]
 
 
+START = method_frame(0, spec.Connection.Start, "ooFSS", 0, 9, {}, "PLAIN", "en_US")
+
+
 def told(exc: BaseException) -> str:
     """All that a program would print of an error and of those behind it."""
     parts = ["".join(traceback.format_exception(exc))]
@@ -150,8 +153,11 @@ def test_silence(refused: Callable[..., BaseException]) -> None:
         (method_frame(0, (99, 99)), "99,99 amid the handshake"),
         (method_frame(0, spec.Connection.Start), "cannot be read"),
         (method_frame(0, spec.Connection.Start, "ooF", 0, 9, {}), "cannot be read"),
-        (method_frame(0, spec.Connection.Tune, "B", 1), "cannot be read"),
-        (method_frame(0, spec.Connection.Tune, "BlB", 0, 100, 0), "frames of 100 bytes"),
+        (method_frame(0, spec.Connection.Tune, "BlB", 0, 0, 0), "10,30 amid the handshake"),
+        (START + method_frame(0, spec.Connection.Tune, "B", 1), "cannot be read"),
+        (START + method_frame(0, spec.Connection.Tune, "BlB", 0, 100, 0), "frames of 100 bytes"),
+        (START + START, "10,10 amid the handshake"),
+        (START * 1000, "amid the handshake"),
         (method_frame(0, spec.Connection.Start, "ooFSS", 0, 9, {}, "GSSAPI", "en"), "mechanism"),
         (method_frame(0, spec.Connection.Close, "B", 1), "cannot be read"),
     ],
@@ -179,14 +185,20 @@ def test_a_byte_at_a_time_has_one_deadline_for_all(refused: Callable[..., BaseEx
 
 
 def test_an_endless_handshake_has_one_deadline_too(refused: Callable[..., BaseException]) -> None:
-    start = method_frame(0, spec.Connection.Start, "ooFSS", 0, 9, {}, "PLAIN", "en_US")
+    secure = method_frame(0, spec.Connection.Secure, "S", "again")
 
     def repeat(client: socket.socket) -> None:
+        client.sendall(START)
         while True:
-            client.sendall(start * 100)
-            gevent.sleep(0)
+            client.sendall(secure)
+            gevent.sleep(0.001)
 
     assert isinstance(refused(repeat, SHORT), TimeoutError)
+
+
+def test_a_flood_amid_the_handshake_ends_it(refused: Callable[..., BaseException]) -> None:
+    secure = method_frame(0, spec.Connection.Secure, "S", "again")
+    assert "more than 64 methods amid the handshake" in str(refused(says(START + secure * 1000)))
 
 
 def test_a_frame_of_two_gibibytes_takes_no_memory(refused: Callable[..., BaseException]) -> None:

@@ -49,7 +49,6 @@ class ChannelConsumer:
         "callback",
         "deliver",
         "is_ending",
-        "is_unbounded",
         "link",
         "no_ack",
         "on_cancel",
@@ -84,13 +83,20 @@ class ChannelConsumer:
         self.is_ending = False
         #: Those who wait until it is no longer starting, or until it has ended.
         self.watchers: list[Slot[None]] = []
-        self.is_unbounded = unbounded
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
             sink.taken = self._taken if unbounded else None
             self.deliver = self._to_sink_counted if unbounded else sink.deliver
         else:
             self.deliver = self._to_events_counted if unbounded else self._to_events
+
+    def count(self) -> None:
+        """From now on nothing but memory bounds what the broker sends.  Never switches.
+
+        What goes to a sink is not counted: its owner asks for that when it begins to consume.
+        """
+        if self.deliver == self._to_events:
+            self.deliver = self._to_events_counted
 
     @property
     def is_event(self) -> bool:
@@ -115,9 +121,13 @@ class ChannelConsumer:
         if self.sink is not None:
             self.sink.give_back()
 
-    def give_back_one(self, message: Delivery) -> None:
-        """Put back a delivery that waited among the events of the connection.  Never switches."""
-        if self.is_unbounded:
+    def give_back_event(self, function: Callable[[Any], Any], message: Delivery) -> None:
+        """Put back a delivery that waited among the events of the connection.  Never switches.
+
+        Arguments:
+            function: the event's, which tells whether the delivery was counted.
+        """
+        if function == self._handle_counted:
             self._taken(message)
         message.put_back()
 
@@ -137,12 +147,12 @@ class ChannelConsumer:
         self.link.events.put((self._handle, message))
 
     def _to_events_counted(self, message: Delivery) -> None:
-        self.link.budget.hold(len(message.raw))
+        self.link.budget.hold(message.size)
         self.link.events.put((self._handle_counted, message))
 
     def _to_sink_counted(self, message: Delivery) -> None:
         assert self.sink is not None
-        self.link.budget.hold(len(message.raw))
+        self.link.budget.hold(message.size)
         self.sink.deliver(message)
 
     def gone(self, exc: BaseException, *, cancelled: bool = False) -> None:
@@ -170,10 +180,10 @@ class ChannelConsumer:
             self.callback(message)
 
     def _taken(self, message: Delivery) -> None:
-        self.link.budget.release(len(message.raw))
+        self.link.budget.release(message.size)
 
     def _handle_counted(self, message: Delivery) -> None:
-        self.link.budget.release(len(message.raw))
+        self.link.budget.release(message.size)
         self._handle(message)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,7 @@ from amqp import spec
 from amqp.serialization import dumps
 
 from greenconn.encoding import plain_text
+from greenconn.exceptions import FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Consuming"]
 
 _delivery_tag = Struct(">Q")
+
+#: Unanswered deliveries that any broker may send beyond what it was asked for.
+_SLACK: Final = 1000
 
 _GET_OK: Final = ids_of(spec.Basic.GetOk)
 _CANCEL: Final = ids_of(spec.Basic.Cancel)
@@ -48,6 +53,8 @@ class Consuming(QueueKinds, Answering):
         self._init_answering(has_nack)
         self._consumers: dict[bytes, ChannelConsumer] = {}
         self._prefetch = 0
+        #: Unanswered deliveries above which the broker does not keep to the prefetch.
+        self._most: float = _SLACK
         self._qos: tuple[int, int, bool] | None = None
         self._init_kinds()
 
@@ -86,6 +93,15 @@ class Consuming(QueueKinds, Answering):
         # In the reader: it holds, also if its caller was killed meanwhile.
         self._qos = qos
         self._prefetch = qos[1]
+        if not self._prefetch:
+            # What runs here already may have no limit any more: the specification says so, and RabbitMQ
+            # for the limit of a channel.
+            for consumer in self._consumers.values():
+                if not consumer.no_ack:
+                    consumer.count()
+                    self._most = inf
+        elif qos[2]:
+            self._most += 2 * self._prefetch
 
     def basic_consume(
         self,
@@ -146,6 +162,10 @@ class Consuming(QueueKinds, Answering):
         self._consumers[key] = consumer
         if no_ack:
             self.no_ack_consumers.add(tag)
+        else:
+            # Twice, since the servers differ in what they count; never less, as what was cancelled may
+            # have deliveries that nobody has answered.
+            self._most = self._most + 2 * self._prefetch if self._prefetch else inf
         if nowait:
             consumer.start()
         try:
@@ -280,6 +300,7 @@ class Consuming(QueueKinds, Answering):
         # In the reader, so that the ledger sees all tags in the order of the wire.
         if reply[0] == _GET_OK:
             self._ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
+            self._most += 1
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
@@ -295,7 +316,13 @@ class Consuming(QueueKinds, Answering):
             return  # the channel is being closed: the broker puts it back
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if not consumer.no_ack:
-            self._ledger.outstanding[tag] = None
+            outstanding = self._ledger.outstanding
+            outstanding[tag] = None
+            if len(outstanding) > self._most:
+                raise FrameError(
+                    f"the broker does not keep to the prefetch of channel {self.channel_id}: "
+                    f"{len(outstanding)} deliveries wait for an answer"
+                )
         message = Delivery(self, tag, payload, header, body, consumer.tag)
         if payload[end + 8]:
             self.connection.delivery_limits.look(consumer.queue, message)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+from gevent import get_hub
 
 from greenconn.exceptions import ConnectionBlocked
 from greenconn.green.deadline import Deadline
@@ -18,6 +20,12 @@ from greenconn.options import AmqpOptions
 __all__ = ["PublishGate"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
+
+#: Seconds in which so many changes are logged as they come; what else there were is told at their end.
+LOG_INTERVAL: Final = 10.0
+LOGGED: Final = 4
+#: Events for the hooks that wait for somebody who drains, at most.
+EVENTS: Final = 100
 
 
 class PublishGate:
@@ -33,7 +41,19 @@ class PublishGate:
         events: of the connection.
     """
 
-    __slots__ = ("_events", "_options", "_reasons", "_waiters", "_where", "blocked", "writer")
+    __slots__ = (
+        "_changes",
+        "_events",
+        "_is_unheard",
+        "_options",
+        "_reasons",
+        "_timer",
+        "_untold",
+        "_waiters",
+        "_where",
+        "blocked",
+        "writer",
+    )
 
     def __init__(
         self, where: str, options: AmqpOptions, events: Inbox[tuple[Callable[[Any], Any], Any]]
@@ -47,6 +67,12 @@ class PublishGate:
         self._reasons: dict[int, str] = {}
         self._events = events
         self._waiters: deque[Slot[None]] = deque()
+        #: Changes in this interval of the log, and its end; None: none has begun.
+        self._changes = 0
+        self._timer: Any = None
+        #: Events that wait, and whether the latest change made none.
+        self._untold = 0
+        self._is_unheard = False
 
     def pass_through(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
         """Let others run, and wait while the peer takes nothing.  May switch.
@@ -89,9 +115,12 @@ class PublishGate:
             return
         self._reasons[channel] = reason = reason or "no reason given"
         self.blocked = self.blocked or reason
-        spawn("log", logger.warning, "%s blocked publishing: %s", self._where, reason)
+        self._log_change()
         if not channel and self._options.on_blocked is not None:
-            self._events.put((self._options.on_blocked, reason))
+            self._is_unheard = self._untold >= EVENTS
+            if not self._is_unheard:
+                self._untold += 1
+                self._events.put((self._tell_blocked, reason))
 
     def open(self, channel: int = 0) -> None:
         """The broker takes messages of *channel* (0: of the connection) again.  Never switches."""
@@ -99,22 +128,63 @@ class PublishGate:
             return
         self.blocked = next(iter(self._reasons.values()), None)
         if self.blocked is None:
-            self.end()
-            spawn("log", logger.info, "%s takes messages again", self._where)
-        if not channel and self._options.on_unblocked is not None:
-            self._events.put((_call, self._options.on_unblocked))
+            self._let_go_on()
+            self._log_change()
+        if not channel and self._options.on_unblocked is not None and not self._is_unheard:
+            self._untold += 1
+            self._events.put((self._tell_unblocked, None))
 
     def end(self) -> None:
-        """Nothing is blocked, perhaps since the connection ended: all go on, in their order."""
+        """The connection has ended: all go on, in their order.  Never switches."""
         self.blocked = None
         self._reasons.clear()
+        self._let_go_on()
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _let_go_on(self) -> None:
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
             slot.offer(None)
 
+    # A broker may change its mind as often as it likes: the log has a few lines in each interval.
+
+    def _log_change(self) -> None:
+        self._changes += 1
+        if self._changes <= LOGGED:
+            spawn("log", self._log, self.blocked, 0)
+        if self._timer is None:
+            self._timer = get_hub().loop.timer(LOG_INTERVAL, ref=False)
+            self._timer.start(self._end_interval)
+
+    def _end_interval(self) -> None:
+        # In the hub.
+        timer, self._timer = self._timer, None
+        timer.close()
+        unlogged, self._changes = self._changes - LOGGED, 0
+        if unlogged > 0:
+            spawn("log", self._log, self.blocked, unlogged)
+
+    def _log(self, blocked: str | None, unlogged: int) -> None:
+        more = f" ({unlogged} changes more in {LOG_INTERVAL:g} s)" if unlogged else ""
+        if blocked is None:
+            logger.info("%s takes messages again%s", self._where, more)
+        else:
+            logger.warning("%s blocked publishing: %s%s", self._where, blocked, more)
+
+    # In the greenlet that drains.
+
+    def _tell_blocked(self, reason: str) -> None:
+        self._untold -= 1
+        assert self._options.on_blocked is not None
+        self._options.on_blocked(reason)
+
+    def _tell_unblocked(self, nothing: None) -> None:
+        self._untold -= 1
+        assert self._options.on_unblocked is not None
+        self._options.on_unblocked()
+
     def _leave(self, slot: Slot[Any]) -> None:
         self._waiters.remove(slot)
-
-
-def _call(function: Callable[[], Any]) -> None:
-    function()

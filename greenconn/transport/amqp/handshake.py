@@ -26,6 +26,17 @@ _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
 _TUNE: Final = ids_of(spec.Connection.Tune)
+_SECURE: Final = ids_of(spec.Connection.Secure)
+
+#: What the broker may say after what it said last, up to the end of the handshake.
+_NEXT: Final[dict[int, frozenset[int]]] = {
+    0: frozenset({_START}),
+    _START: frozenset({_SECURE, _TUNE}),
+    _SECURE: frozenset({_SECURE, _TUNE}),
+    _TUNE: frozenset({_OPEN_OK}),
+}
+#: Methods that may wait for the greenlet that connects.
+_WAITING: Final = 64
 
 #: Bytes of a frame that every broker takes before the two sides have agreed on a size.
 FIRST_FRAME_MAX: Final = 4096
@@ -48,17 +59,24 @@ class Handshake:
         answer: frames with which the broker's latest method is answered; they leave in one piece.
     """
 
-    __slots__ = ("_login_size", "_methods", "_said", "answer", "is_done")
+    __slots__ = ("_heard", "_login_size", "_methods", "_said", "answer", "is_done")
 
     def __init__(self) -> None:
         self.is_done = False
         self.answer: list[bytes] = []
         self._said: tuple[int, int] | None = None
         self._login_size = 0
+        self._heard = 0
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
-        """A method came.  Called by the reader."""
+        """A method came.  Called by the reader.
+
+        Raises:
+            FrameError: more came than any broker says in a handshake.
+        """
+        if len(self._methods) >= _WAITING:
+            raise FrameError(f"more than {_WAITING} methods amid the handshake")
         self._methods.put((ids, payload))
 
     def fail(self, exc: BaseException) -> None:
@@ -135,8 +153,11 @@ class Handshake:
             link.on_method(ids, payload, None, None)
             return
         method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
-        if method is None or method.method_sig not in link._callbacks:
+        if method is None or ids not in _NEXT[self._heard]:
             raise FrameError(f"method {name_of(ids)} amid the handshake")
+        if method.method_sig not in link._callbacks and link.lost is not None:
+            raise link.lost  # nothing can be answered any more
+        self._heard = ids
         if ids == _START:
             args = _start_arguments(method.args, payload)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import amqp
 
@@ -19,6 +19,9 @@ from greenconn.transport.amqp.properties import (
 )
 
 __all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
+
+#: Bytes that a delivery takes beside its body and its header.
+DELIVERY_OVERHEAD: Final = 512
 
 #: How far a delivery has been read.
 _RAW, _HEADER_READ, _BODY_READ = range(3)
@@ -161,6 +164,11 @@ class Delivery(Message):
         self._stage = _RAW
         self._state = "RECEIVED"
         self._decoded_cache = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes before it is decoded, about."""
+        return len(self.raw) + len(self._header) + DELIVERY_OVERHEAD
 
     @property
     def is_of_stream(self) -> bool:

@@ -56,7 +56,8 @@ class Returning:
             return
         returned = (exc, exchange, routing_key, message)
         is_heard = bool(self.events["basic_return"])
-        self.connection.put_return(self._tell_returned, returned, len(body), is_heard=is_heard)
+        size = len(header) + len(body)
+        self.connection.put_return(self._tell_returned, returned, size, is_heard=is_heard)
 
     def _tell_returned(self, returned: tuple[Any, ...]) -> None:
         # In the greenlet that drains.

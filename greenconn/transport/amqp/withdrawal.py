@@ -60,7 +60,7 @@ def give_back_events(link: AmqpLink, is_meant: Callable[[ChannelConsumer, Delive
         if consumer is None or message is None or not is_meant(consumer, message):
             link.events.put(event)
         else:
-            consumer.give_back_one(message)
+            consumer.give_back_event(event[0], message)
 
 
 def _delivery_of(

@@ -603,6 +603,19 @@ def test_a_peer_that_ends_tls_in_order_is_an_ordinary_end(wire: Wire, server: Se
     owner.check_ended()
 
 
+def test_close_notify_is_the_end_although_the_socket_stays_open(wire: Wire, server: Server) -> None:
+    owner = tls_owner(wire)
+    owner.stream.handshake(LONG)
+    until(lambda: server.session.handshake_done)
+    server.send(b"bye")
+    server.stop()
+    wire.send(server.session.close_notify())
+    until(lambda: owner.lost)
+    assert owner.received == b"bye"
+    assert "closed the TLS connection" in str(owner.lost[0])
+    owner.check_ended()
+
+
 def test_a_broken_record_ends_the_stream(wire: Wire, server: Server) -> None:
     owner = tls_owner(wire)
     owner.stream.handshake(LONG)

@@ -362,3 +362,42 @@ def test_a_frame_that_comes_byte_by_byte_is_held_once() -> None:
         tracemalloc.stop()
     assert held < 10 * len(data)
     assert len(parser.feed(data[-1:])) == 1
+
+
+def test_a_body_in_tiny_frames_takes_little_more_than_its_size() -> None:
+    body, frame = b"ab" * 100_000, pack(">BHI", 3, 1, 2) + b"ab\xce"
+    parser = FrameParser()
+    method = pack(">BHI", 1, 1, 4) + pack(">HH", 60, 60) + b"\xce"
+    header = pack(">HHQH", 60, 0, len(body), 0)
+    parser.feed(method + pack(">BHI", 2, 1, len(header)) + header + b"\xce")
+    chunk = frame * 1000
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(99):
+            assert parser.feed(chunk) == []
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * len(body)
+    ((*_, received),) = parser.feed(chunk)
+    assert received == body
+    assert type(received) is bytes
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=20))
+def test_a_body_in_frames_of_any_size_comes_whole(sizes: list[int]) -> None:
+    body = bytes(range(256)) * 250
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(body[at : at + size])
+        at += len(pieces[-1])
+    body = body[:at]
+    header = pack(">HHQH", 60, 0, len(body), 0)
+    data = pack(">BHI", 1, 1, 4) + pack(">HH", 60, 60) + b"\xce"
+    data += pack(">BHI", 2, 1, len(header)) + header + b"\xce"
+    for piece in pieces:
+        data += pack(">BHI", 3, 1, len(piece)) + piece + b"\xce"
+    ((*_, received),) = FrameParser().feed(data)
+    assert received == body
+    assert type(received) is bytes

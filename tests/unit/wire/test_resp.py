@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -47,6 +48,71 @@ def test_kinds() -> None:
 def test_what_is_not_redis(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         list(RespParser().feed(data))
+
+
+ANNOUNCED = [
+    b"$9999999999\r\n",
+    b"$600000000\r\nabc",
+    b"=600000000\r\ntxt:",
+    b"*2\r\n$1\r\nx\r\n$600000000\r\n",
+    b"*1\r\n*1\r\n%1\r\n$1\r\na\r\n$600000000\r\n",
+    b">2\r\n+message\r\n$600000000\r\n",
+    b"$3\r\nabc\r\n" * 1000 + b"$600000000\r\n",
+    b"*2\r\n$100\r\n" + b"$12345678\r\n".ljust(100) + b"\r\n$600000000\r\n",
+]
+
+
+@pytest.mark.parametrize("data", ANNOUNCED)
+def test_a_string_that_is_too_long_is_refused_when_it_is_announced(data: bytes) -> None:
+    for at in {0, *range(max(0, len(data) - 60), len(data))}:
+        parser = RespParser()
+        with pytest.raises(ProtocolError, match=r"a string of [0-9]+ bytes is announced"):
+            for piece in (data[:at], data[at:], b"x"):
+                for _ in parser.feed(piece):
+                    pass
+
+
+def test_the_strings_of_one_reply_are_counted_together() -> None:
+    parser = RespParser(reply_limit=100_000_000)
+    with pytest.raises(ProtocolError, match="of 99999999 bytes is announced"):
+        for piece in (b"*3\r\n$1000\r\n" + b"a" * 1000 + b"\r\n", b"$99999999\r\n"):
+            assert list(parser.feed(piece)) == []
+
+
+def test_what_looks_like_a_long_string_may_be_text() -> None:
+    text = b"$600000000\r\n" * 500
+    reply = b"*2\r\n" + bulk(text) + bulk(text)
+    for at in range(0, len(reply), 7):
+        parser = RespParser()
+        assert [*parser.feed(reply[:at]), *parser.feed(reply[at:])] == [[text, text]]
+    assert list(RespParser().feed(bulk(text) * 3)) == [text] * 3
+
+
+TRICKY = (b"$600000000\r\n", b"\r\n$99999999999\r\n", b"abc", b"\r\n", b"=1234567890", b"-", b"+")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_heads_are_told_from_text_however_it_is_cut(seed: int) -> None:
+    chance = random.Random(seed)
+    values = []
+    for _ in range(chance.randrange(1, 60)):
+        text = b"".join(chance.choices(TRICKY, k=chance.randrange(40)))
+        values.append(chance.choice((bulk(text), b"+OK\r\n", b":5\r\n", b"$-1\r\n", b"_\r\n")))
+    data = b"".join(values)
+    is_long = seed % 2 == 0
+    if is_long:
+        data += chance.choice((b"", b"*2\r\n", b"*2\r\n:1\r\n")) + b"$700000000\r\nxyz"
+    parser, found, at, most = RespParser(), 0, 0, chance.choice((1, 3, 20, 300, 3000))
+    refusal = ""
+    try:
+        while at < len(data):
+            size = chance.randrange(1, most + 1)
+            found += len(list(parser.feed(data[at : at + size])))
+            at += size
+    except ProtocolError as exc:
+        refusal = str(exc)
+    assert ("700000000" in refusal) == is_long == bool(refusal)
+    assert is_long or found == len(values)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.integers(), st.text(max_size=9)), min_size=1))
