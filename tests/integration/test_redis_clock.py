@@ -51,7 +51,7 @@ def test_living_consumers_keep_what_they_hold(
             for each in (connection, rival)
         ]
         for body in range(10):
-            greenconn.publish("q", body, connection=connection)
+            greenconn.publish("q", body, connection=connection, declare=True)
         wait_until(lambda: len(got) == 10)
         stepped_redis.set_clock(step)
         sweepers = [each.connection.sweeper for each in (connection, rival)]
@@ -77,7 +77,7 @@ def test_what_the_killed_held_comes_back_at_once(
     holder = start("-c", HOLDER, stepped_redis.url)
     try:
         for body in range(10):
-            greenconn.publish("q", body, connection=connection)
+            greenconn.publish("q", body, connection=connection, declare=True)
         assert sorted(int(holder.line()) for _ in range(10)) == list(range(10))
         consumer = greenconn.spawn_consumer(
             "q", lambda body, message: got.append(body), connection=connection
@@ -96,7 +96,7 @@ def test_what_programs_of_kombu_hold_is_theirs(
     stepped_redis: SteppedRedis, connection: Connection
 ) -> None:
     """Kombu marks what it holds with the time of its own machine, and so do we."""
-    greenconn.publish("q", "held", connection=connection)
+    greenconn.publish("q", "held", connection=connection, declare=True)
     with kombu.Connection(stepped_redis.url) as theirs, control(stepped_redis.url) as at_server:
         message = theirs.SimpleQueue("q").get(timeout=SOON)
         stepped_redis.set_clock(2 * HOUR)

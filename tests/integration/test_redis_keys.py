@@ -78,7 +78,7 @@ def test_a_name_that_only_looks_like_one_is_a_queues(
 ) -> None:
     with Connection(own_redis.url) as connection:
         for name in ("unacked.jobs", "greenconn.jobs", "_kombu.jobs"):
-            greenconn.publish(name, 1, connection=connection)
+            greenconn.publish(name, 1, connection=connection, declare=True)
             assert connection.channel().basic_get(name, no_ack=True) is not None
 
 
@@ -105,7 +105,7 @@ def test_a_server_that_evicts_is_named_once(
     at_server("CONFIG", "SET", "maxmemory-policy", policy)
     for _ in range(3):
         with Connection(own_redis.url) as connection:
-            greenconn.publish("q", 1, connection=connection)
+            greenconn.publish("q", 1, connection=connection, declare=True)
     wait_until(lambda: caplog.text.count("set maxmemory-policy to noeviction") == 1, SOON)
     assert f"its maxmemory-policy is {policy}" in caplog.text
     assert what in caplog.text
@@ -118,7 +118,7 @@ def test_who_may_not_ask_is_told_nothing(
     at_server("ACL", "SETUSER", "mute", "on", ">x", "~*", "&*", "+@all", "-info")
     try:
         with Connection(own_redis.url.replace("//", "//mute:x@")) as connection:
-            greenconn.publish("q", 1, connection=connection)
+            greenconn.publish("q", 1, connection=connection, declare=True)
         assert "maxmemory-policy" not in caplog.text
     finally:
         at_server("ACL", "DELUSER", "mute")

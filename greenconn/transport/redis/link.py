@@ -248,6 +248,7 @@ class RedisLink(SharingLink):
         if self.lost is not None:
             return
         self.home.check(self)
+        self.transport.unasked.hold()
         try:
             with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
                 for channel in list(self.channels.values()):

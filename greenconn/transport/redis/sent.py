@@ -165,6 +165,10 @@ class Unasked:
             self._is_telling = True
             spawn("log", self.tell)
 
+    def hold(self) -> None:
+        """Log nothing until ``tell`` is called: more may come.  Never switches."""
+        self._is_telling = True
+
     def tell(self) -> None:
         """Log, by number, what was not logged yet."""
         self._is_telling = False
