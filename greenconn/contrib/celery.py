@@ -8,8 +8,10 @@ Importing this module gives kombu the schemes ``greenconn-amqp://``, ``greenconn
     app.conf.broker_transport = "greenconn.contrib.celery:AmqpTransport"
 
 Meant for ``-P gevent`` workers and for clients in gevent programs: all greenlets may share a
-connection.  Messages are kombu's own class, so kombu's serializers, its accept lists and its exceptions
-decide.  A lost connection is the host's to mend: nothing is recovered here.
+connection.  One of kombu's pools that goes from thread to thread (Flower, gunicorn's gthread workers,
+Django's runserver) gets a link of its own in each.  Messages are kombu's own class, so kombu's
+serializers, its accept lists and its exceptions decide.  A lost connection is the host's to mend:
+nothing is recovered here.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
+from gevent import get_hub
 from kombu.message import Message
 from kombu.transport import TRANSPORT_ALIASES
 
+from greenconn.green.supervisor import spawn
+from greenconn.green.weak import call_in_hub
 from greenconn.jsoncodec import loads
 from greenconn.transport import redis
 from greenconn.transport.amqp import channel, connection, transport
@@ -84,6 +89,13 @@ class AmqpChannel(channel.Channel):
         super().basic_reject(*args, **kwargs)
         self.flush_answers()
 
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Close it, or have the thread that it belongs to close it."""
+        if _is_here(self.connection):
+            super().close(*args, **kwargs)
+        else:
+            _elsewhere(self.connection, super().close)
+
     exchange_declare = _on_current_channel(channel.Channel.exchange_declare)
     exchange_bind = _on_current_channel(channel.Channel.exchange_bind)
     queue_declare = _on_current_channel(channel.Channel.queue_declare)
@@ -100,6 +112,21 @@ class AmqpLink(connection.AmqpLink):
     """A link whose channels hand out kombu's messages."""
 
     channel_cls: ClassVar[type[channel.Channel]] = AmqpChannel
+    warns_when_dropped: ClassVar[bool] = False
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Close it, or have the thread that it belongs to close it."""
+        if _is_here(self):
+            super().close(*args, **kwargs)
+        else:
+            _elsewhere(self, super().close)
+
+    def collect(self) -> None:
+        """Drop it, or have the thread that it belongs to drop it."""
+        if _is_here(self):
+            super().collect()
+        else:
+            _elsewhere(self, super().collect)
 
 
 class AmqpTransport(transport.Transport):
@@ -110,6 +137,10 @@ class AmqpTransport(transport.Transport):
     #: Nobody needs to drive it.  Kombu's event loop is not used, and heartbeats are sent and checked by
     #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
+
+    def verify_connection(self, connection: Any) -> bool:
+        """Whether the link can be used here: in another thread the host opens one of its own."""
+        return _is_here(connection) and super().verify_connection(connection)
 
 
 class AmqpsTransport(transport.SSLTransport, AmqpTransport):
@@ -128,6 +159,13 @@ class RedisChannel(redis.Channel):
         """Reject a message, or give it back."""
         super().basic_reject(*args, **kwargs)
         self.flush_answers()
+
+    def close(self) -> None:
+        """Close it, or have the thread that it belongs to close it."""
+        if _is_here(self.connection):
+            super().close()
+        else:
+            _elsewhere(self.connection, super().close)
 
     exchange_declare = _on_current_channel(redis.Channel.exchange_declare)
     exchange_bind = _on_current_channel(redis.Channel.exchange_bind)
@@ -156,6 +194,17 @@ class RedisTransport(redis.Transport):
     #: As for AMQP: kombu's event loop would wait for sockets of its own, and nobody would be driven.
     implements = redis.Transport.implements.extend(asynchronous=False)
 
+    def verify_connection(self, connection: Any) -> bool:
+        """Whether the link can be used here: in another thread the host opens one of its own."""
+        return _is_here(connection) and super().verify_connection(connection)
+
+    def close_connection(self, connection: Any) -> None:
+        """Close a link, or have the thread that it belongs to close it."""
+        if _is_here(connection):
+            super().close_connection(connection)
+        else:
+            _elsewhere(connection, connection.close)
+
 
 class RedissTransport(RedisTransport):
     """The same over TLS, verified."""
@@ -164,6 +213,19 @@ class RedissTransport(RedisTransport):
         super().__init__(client, **kwargs)
         if not client.ssl:
             client.ssl = True
+
+
+def _is_here(link: Any) -> bool:
+    """Whether a link belongs to the caller's thread."""
+    return link.home.hub is get_hub()
+
+
+def _elsewhere(link: Any, close: Callable[[], object]) -> None:
+    """Have the thread that *link* belongs to call *close*.  Never switches, never fails.
+
+    A thread that runs no greenlet now does so when it uses gevent again.
+    """
+    call_in_hub(link.home.hub, spawn, "close-elsewhere", close)
 
 
 def _kombus(delivery: Any, body: Any, channel: Channel) -> Any:

@@ -200,6 +200,8 @@ class Link:
 
     #: Whether what was declared here goes with the connection or the broker, and may be declared again.
     records_topology: bool = False
+    #: Whether to warn when it is dropped without a close.
+    warns_when_dropped: ClassVar[bool] = True
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -358,7 +360,7 @@ def _close_and_tell(link: Link) -> None:
     where = str(getattr(link, "where", None) or link.client.as_uri())
     now = monotonic()
     last, count = _dropped.get(where, (-DROPPED_INTERVAL, 0))
-    if now - last < DROPPED_INTERVAL:
+    if not link.warns_when_dropped or now - last < DROPPED_INTERVAL:
         _dropped[where] = last, count + 1
         logger.debug("%s: a connection was dropped without close(), and is closed now", where)
     else:
