@@ -20,6 +20,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any, Final, Literal, TypeAlias
 
 import gevent
@@ -28,6 +29,7 @@ from greenconn.connection import Connection
 from greenconn.green import exit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
+from greenconn.session.pointing import ARGUMENTS
 
 __all__ = [
     "configure",
@@ -158,6 +160,12 @@ def configure(
     global _choice
     if declare_by_name not in (None, True, False):
         raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url must be text such as 'amqp://localhost//', or None, got {url!r}")
+    for name in connection_kwargs.keys() - ARGUMENTS:
+        near = get_close_matches(name, sorted(ARGUMENTS), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(ARGUMENTS))}"
+        raise TypeError(f"configure() has no option {name!r}; {hint}")
     choice = _Choice(url, connection_kwargs, declare_by_name)
     if url is not None:
         choice.connection()  # made to be checked; it never opens

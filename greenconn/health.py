@@ -107,8 +107,8 @@ def check(timeout: float = 0.0) -> Health:
         timeout: seconds to wait for what starts or comes back.  0: it is told how it is now, without
             a switch.  Else may switch.
     """
+    deadline = Deadline(timeout)
     if timeout > 0:
-        deadline = Deadline(timeout)
         for session in sessions_in_use():
             _await_session(session, deadline)
         for consumer in running_consumers():

@@ -45,7 +45,15 @@ class Record:
         own = (name for name, hint in cls.__annotations__.items() if "ClassVar" not in hint)
         cls.fields = tuple(dict.fromkeys((*cls.fields, *own)))
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, *args: object, **values: Any) -> None:
+        if args:
+            name = type(self).__name__
+            shown = ", ".join(
+                f"{field}={value!r}"
+                for field, value in zip(self.fields, args)  # noqa: B905 - there may be too many
+                if field not in self.hidden
+            )
+            raise TypeError(f"{name} takes its fields by their names, as in {name}({shown})")
         if not values.keys() <= set(self.fields):
             unknown = ", ".join(sorted(values.keys() - set(self.fields)))
             raise TypeError(f"{type(self).__name__} has no field {unknown}")

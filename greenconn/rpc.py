@@ -32,6 +32,7 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.green.duty import name_of
 from greenconn.green.single import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
@@ -169,7 +170,7 @@ class _Server:
             result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
-            logger.exception("an rpc function failed")
+            logger.exception("function %s of queue %r failed", *self._where(message))
             self._reply_error(message, exc)
             return
         except (Timeout, Interrupted) as exc:
@@ -178,8 +179,14 @@ class _Server:
         try:
             self._reply(message, result, None, self._serializer)
         except (SerializationError, SerializerNotInstalled) as exc:
-            logger.exception("the result of an rpc function cannot be sent")
+            logger.exception(
+                "the result of function %s of queue %r cannot be sent", *self._where(message)
+            )
             self._reply_error(message, exc)
+
+    def _where(self, message: Message) -> tuple[str, object]:
+        """The function's name and the queue, which is the routing key of a call, for the log."""
+        return name_of(self._function), message.delivery_info.get("routing_key")
 
     def refuse(self, message: Message, exc: Exception) -> None:
         """Answer a request that cannot be decoded."""

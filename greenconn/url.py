@@ -22,6 +22,7 @@ from greenconn.records import Record
 __all__ = [
     "BrokerURL",
     "as_url",
+    "check_host",
     "mask_secrets",
     "maybe_sanitize_url",
     "parse_ssl_cert_reqs",
@@ -40,6 +41,8 @@ safequote: Final = partial(quote, safe="")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(\+[A-Za-z][A-Za-z0-9_.:-]*)?", re.ASCII)
 # "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
 _STRAY: Final = re.compile(r"[\x00-\x20\x7f\x85\xa0\u2028\u2029#]")
+# A scheme, and what is left of "://".  One letter may be a drive.
+_SLIP: Final = re.compile(r"([A-Za-z][A-Za-z0-9.+-]+)(?::/|//|:(?![0-9:]))", re.ASCII)
 _NOT_IN_HOST: Final = re.compile(r"[\s\\^`{}|<>\"'/?@]")
 # For messages: compiled by the first one.
 _NEXT_URL: Final = r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)"
@@ -164,8 +167,26 @@ def _split(url: str) -> tuple[str, str, str, str]:
     if not _SCHEME.fullmatch(scheme):
         _refuse(url, "its scheme names no transport", "write it as in amqp://localhost//")
     before, _, query = rest.partition("?")
+    if "://" in before:
+        _refuse(
+            url,
+            "there is another URL in it",
+            f"separate the brokers of a failover list by semicolons, or {_HOW_TO_QUOTE}",
+        )
     authority, _, path = before.partition("/")
     return "+".join(map(_scheme, scheme.split("+"))), authority, path, query
+
+
+def check_host(text: str) -> None:
+    """Refuse a host name that was meant to be a URL, as ``amqp:/host`` and ``amqp//host``.
+
+    Raises:
+        ValueError: it looks like one.
+    """
+    slip = _SLIP.match(text)
+    if slip is not None:
+        problem = "it has no '://' behind its scheme"
+        _refuse(text, problem, f"write it as in {slip[1].lower()}://localhost//")
 
 
 def url_to_parts(url: str) -> urlparts:

@@ -8,18 +8,39 @@ from typing import Final
 __all__ = ["NEVER", "Deadline"]
 
 
+#: Neither it nor NaN is a number of seconds.
+_FAR: Final = float("inf")
+
+
 class Deadline:
     """A point in time on the monotonic clock that all steps of one call share.
 
     Arguments:
         timeout: seconds from now; None never ends; 0 or less has ended already.
+
+    Raises:
+        TypeError, ValueError: it is no finite number of seconds.
     """
 
     __slots__ = ("at", "timeout")
 
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
-        self.at: float | None = None if timeout is None else monotonic() + timeout
+        self.at: float | None = None
+        if timeout is not None:
+            try:
+                is_number = -_FAR < timeout < _FAR
+            except TypeError:
+                raise TypeError(
+                    f"timeout must be a number of seconds, or None to wait without an end, got "
+                    f"{timeout!r}"
+                ) from None
+            if not is_number:
+                raise ValueError(
+                    f"timeout must be a finite number of seconds, or None to wait without an end, got "
+                    f"{timeout!r}"
+                )
+            self.at = monotonic() + timeout
 
     @classmethod
     def of(cls, timeout: float | Deadline | None) -> Deadline:

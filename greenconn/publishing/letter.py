@@ -333,7 +333,12 @@ def _headers(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
-        raise TypeError(f"headers={value!r}: it is a mapping with text as keys")
+        keys = (
+            f"keys {sorted(map(repr, value))}"
+            if isinstance(value, Mapping)
+            else type(value).__name__
+        )
+        raise TypeError(f"headers must be a mapping with text as keys, got {keys}")
     return dict(value)
 
 

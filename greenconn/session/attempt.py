@@ -10,7 +10,7 @@ from typing import Any
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
 
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import AMQPError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -33,6 +33,14 @@ class Outcome:
         self.link: Any = link
         self.error = error
         self._traceback: TracebackType | None = None if error is None else error.__traceback__
+
+    def shorten(self) -> None:
+        """Leave of a foreseen error what its text says: each of those who wait gets it."""
+        error = self.error
+        if isinstance(error, (OSError, AMQPError)):
+            self._traceback = None
+            error.__cause__ = None
+            error.__suppress_context__ = True
 
     def result(self) -> Any:
         """Return the link.

@@ -25,7 +25,7 @@ from greenconn.options import (
 )
 from greenconn.records import Record
 from greenconn.transport.registry import get_transport_cls
-from greenconn.url import BrokerURL, mask_secrets, parse_url
+from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url
 
 __all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "combined"]
 
@@ -184,6 +184,7 @@ def _of_host(address: str | None, keywords: Parameters) -> Parameters:
         return keywords
     match = re.fullmatch(_HOST_AND_PORT, address, re.ASCII)
     if match is None:
+        check_host(address)
         return keywords.replace(hostname=address)
     return keywords.replace(hostname=match[1].strip("[]"), port=int(match[2]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.options import BROKER_HEARTBEAT
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-__all__ = ["Pointed"]
+__all__ = ["ARGUMENTS", "Pointed"]
 
 logger = logging.getLogger("greenconn.connection")
 
@@ -106,7 +106,7 @@ class Pointed:
             transport_options={} if transport_options is None else transport_options,
             login_method=login_method,
             uri_prefix=uri_prefix,
-            heartbeat=heartbeat and float(heartbeat),
+            heartbeat=_heartbeat(heartbeat),
             credential_provider=credential_provider,
         )
         hosts = _hosts(hostname)
@@ -229,8 +229,22 @@ class Pointed:
         return f"<{type(self).__name__}: {self.session.broker.label} at {id(self):#x}>"
 
 
-def _hosts(hostname: str | Iterable[str] | None) -> list[str]:
-    return split_urls(hostname) if hostname else []
+def _hosts(hostname: object) -> list[str]:
+    if hostname is None or hostname == "":
+        return []
+    if isinstance(hostname, bytes) or not isinstance(hostname, Iterable):
+        raise TypeError(f"hostname must be a URL, a host name, or a list of them, got {hostname!r}")
+    return split_urls(hostname)
+
+
+def _heartbeat(value: Any) -> float | None:
+    """Seconds; kombu takes text, too."""
+    if not value:
+        return value  # type: ignore[no-any-return]  # 0, also the one that means the broker's, or None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"heartbeat must be a number of seconds, got {value!r}") from None
 
 
 def _addresses(
@@ -251,6 +265,10 @@ def _addresses(
         if address == (hosts or [""])[0] or _is_same_place(combined(address, keywords)[0], first):
             return others, address
     return [hosts[0] if hosts else "localhost", *others], None
+
+
+#: What a connection may be given.
+ARGUMENTS: Final = frozenset(Pointed.__init__.__annotations__) - {"kwargs", "return"}
 
 
 def _is_same_place(one: Parameters, other: Parameters) -> bool:

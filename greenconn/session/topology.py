@@ -124,6 +124,11 @@ class Topology:
             self._names = {old: new for old, new in self._names.items() if new != name}
         self._forget_destination(True, name)
 
+    def arguments_of(self, queue: str) -> Any:
+        """The arguments with which a queue was declared; None if it is not recorded."""
+        known = self._queues.get(queue)
+        return None if known is None else known.arguments
+
     def is_auto_delete(self, queue: str) -> bool:
         """Whether a queue that is recorded goes with its last consumer."""
         known = self._queues.get(queue)

@@ -157,6 +157,8 @@ class Walk:
         Raises:
             TimeoutError: there was none before the deadline; the attempt goes on.
         """
+        # Made here, so that the caller gets the error of a name that no transport has.
+        _ = self._broker.transport
         start_at = self._pace.start_at(interval)
         attempt = self._attempt
         if attempt is None:
@@ -245,7 +247,9 @@ class Walk:
             self._begin(outcome.link)
             return
         if not attempt.was_abandoned:
-            logger.debug("open.failed %s: %s", self._broker.label, outcome.error)
+            error = outcome.error
+            logger.debug("open.failed %s: %s", self._broker.label, error, exc_info=error)
+            outcome.shorten()
             transport = self._broker.transport
             longest = getattr(transport, "longest_pause", LONGEST_PAUSE)
             self._pace.failed(self._broker.hosts, longest)

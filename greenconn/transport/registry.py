@@ -68,6 +68,18 @@ FOREIGN: Final[Mapping[str, str]] = {
     "pgmq": "kombu.transport.pgmq:Transport",
 }
 
+#: Names of servers -> the alias of the protocol that they speak.
+MEANT: Final[Mapping[str, str]] = {
+    "mongo": "mongodb",
+    "rabbit": "amqp",
+    "rabbitmq": "amqp",
+    "rabbitmqs": "amqps",
+    "rmq": "amqp",
+    "sqlite3": "sqlite",
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+
 #: Class paths that begin so mean ours of the same name, when we have one.
 _PREFIXES: Final = ("kombu.transport.", "carrot.backends.")
 
@@ -211,6 +223,9 @@ def _unknown(alias: str) -> KeyError:
         )
     import difflib  # for this message only
 
-    nearest = difflib.get_close_matches(alias.lower(), TRANSPORT_ALIASES, n=1)
-    hint = f"  Did you mean {nearest[0]}?" if nearest else f"  There are {', '.join(_present())}."
+    meant = MEANT.get(alias.lower())
+    nearest = [meant] if meant else difflib.get_close_matches(alias.lower(), TRANSPORT_ALIASES, n=1)
+    hint = (
+        f"  Did you mean {nearest[0]}://?" if nearest else f"  There are {', '.join(_present())}."
+    )
     return KeyError(f"No such transport: {alias}.{hint}")

@@ -105,6 +105,7 @@ class Conductor:
         self.line = _line_for(plan, crew.pool, self.handling)
         self.handling.put_again = self.line.put_again
         self.handling.on_exit = self.wind_down
+        self.handling.has_dead_letters = self._has_dead_letters
         self._subscriptions = tuple(
             Subscription(plan, queue, share, self.line, self._on_lost, self._on_closing)
             for queue, share in zip(plan.queues, plan.shares(), strict=True)
@@ -400,6 +401,17 @@ class Conductor:
             if subscription.tag == tag:
                 return subscription.name
         return self.plan.name or ""
+
+    def _has_dead_letters(self, message: Message) -> bool:
+        """Whether the queue of *message* is known to have a dead-letter exchange."""
+        tag = message.delivery_info.get("consumer_tag")
+        for subscription in self._subscriptions:
+            if subscription.tag == tag:
+                arguments = subscription.arguments
+                if arguments is None:
+                    arguments = self._session.topology.arguments_of(subscription.name)
+                return "x-dead-letter-exchange" in (arguments or {})
+        return False
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:

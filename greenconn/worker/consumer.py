@@ -120,10 +120,11 @@ class ConsumerGreenlet(_Greenlet):
             given back.
         """
         self._home.check(self, REMEDY)
+        deadline = Deadline(timeout)
         self.conductor.ask(Wish.STOP)
         if self.runs_here:
             return True
-        self.join(timeout)
+        self.join(deadline.left())
         if self.ready():
             return True
         self.conductor.ask(Wish.END)

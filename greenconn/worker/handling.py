@@ -42,6 +42,8 @@ class Handling:
     Attributes:
         put_again: has a load handled again after a delay; set by the owner.
         on_exit: called when a handler ends the program; set by the owner.
+        has_dead_letters: whether what is rejected of a message's queue is known to be kept; set by the
+            owner.
         is_ending: what failed is given back instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: messages; one that fails twice counts
             twice; dropped are those that need no answer and were thrown away.
@@ -63,6 +65,7 @@ class Handling:
         "dropped",
         "failed",
         "handled",
+        "has_dead_letters",
         "is_ending",
         "on_exit",
         "put_again",
@@ -88,6 +91,7 @@ class Handling:
         self._has_warned = False
         self.put_again: Callable[[Any, float], None] = _nowhere
         self.on_exit: Callable[[], None] = _nobody
+        self.has_dead_letters: Callable[[Any], bool] = _unknown
         self.is_ending = False
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
@@ -253,7 +257,12 @@ class Handling:
             self._log_unanswered(message, exc)
 
     def _reject(self, message: Message) -> None:
-        if not self._has_warned and not self._no_ack and not message.acknowledged:
+        if (
+            not self._has_warned
+            and not self._no_ack
+            and not message.acknowledged
+            and not self.has_dead_letters(message)
+        ):
             self._has_warned = True
             logger.warning(
                 "messages of queue %r that are rejected go to its dead-letter exchange; without one "
@@ -420,6 +429,10 @@ def release(message: Message) -> None:
     sink = message.__dict__.pop("sink", None)
     if sink is not None and sink.taken is not None:
         sink.taken(message)
+
+
+def _unknown(message: Any) -> bool:
+    return False
 
 
 def _nobody() -> None:

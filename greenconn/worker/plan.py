@@ -252,6 +252,10 @@ def planned(
         known = ", ".join(sorted(_FURTHER))
         hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
         raise TypeError(f"spawn_consumer() has no option {name!r}; {hint}")
+    if not isinstance(queue, (str, Queue)) and (
+        not isinstance(queue, Iterable) or isinstance(queue, (bytes, Mapping))
+    ):
+        raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
     given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
     if not given:
         raise ValueError("spawn_consumer() needs a queue, the list is empty")
@@ -283,7 +287,7 @@ def _checked(queue: object) -> QueueLike:
         own._named_on = queue._named_on
         return own
     if not isinstance(queue, str):
-        raise TypeError(f"queue={queue!r}: it is a name, a Queue, or a list of them")
+        raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
     if not queue:
         raise ValueError("queue='': a queue that the broker shall name is given as a Queue")
     return queue

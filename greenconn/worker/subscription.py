@@ -143,6 +143,11 @@ class Subscription:
         return self._queue.name if isinstance(self._queue, Queue) else self._queue
 
     @property
+    def arguments(self) -> dict[str, Any] | None:
+        """The queue's, as far as its consumer says; None for one that is given by its name."""
+        return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None
+
+    @property
     def is_passive(self) -> bool:
         """Whether a queue that does not exist is an error."""
         if isinstance(self._queue, Queue):

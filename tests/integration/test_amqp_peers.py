@@ -8,7 +8,7 @@ import random
 import resource
 import traceback
 from collections.abc import Callable, Iterator
-from struct import pack
+from struct import pack, unpack
 from time import monotonic
 from typing import Any
 
@@ -23,6 +23,7 @@ from gevent.monkey import get_original
 from greenconn.exceptions import (
     AccessRefused,
     AMQPError,
+    ConnectionBlocked,
     ConnectionError,
     ConnectionForced,
     FrameError,
@@ -557,6 +558,65 @@ def test_a_message_that_comes_for_a_killed_get_goes_back(
     assert not channel._ledger.outstanding
 
 
+def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
+    link: AmqpLink, end: BrokerEnd
+) -> None:
+    channel = link.channel()
+    got: list[Any] = []
+    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=got.append)
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    assert consuming.get(timeout=WAIT) == "tag"
+    end.deliver(1, "nobody", 1)
+    end.deliver(1, "tag", 2)
+    end.deliver(1, "nobody", 3)
+    end.deliver(1, "tag", 4)
+    drain(link, lambda: len(got) == 2)
+    for message in got:
+        message.ack()
+    channel.flush_acks()
+    answers: dict[int, Method] = {}
+    while len(answers) < 4:
+        with gevent.Timeout(WAIT):
+            _, method, payload, *_ = end.got.get()
+        if method in (spec.Basic.Ack, spec.Basic.Nack):
+            tag, flags = unpack(">QB", payload)
+            # One for several must come after those below it that are not meant.
+            covered = range(1, tag + 1) if flags & 1 else [tag]
+            for each in covered:
+                answers.setdefault(each, method)
+    assert [answers[tag] for tag in (1, 2, 3, 4)] == [
+        spec.Basic.Nack,
+        spec.Basic.Ack,
+        spec.Basic.Nack,
+        spec.Basic.Ack,
+    ]
+    assert not channel._ledger.outstanding
+
+
+def test_after_its_end_a_callback_gets_nothing_more(link: AmqpLink, end: BrokerEnd) -> None:
+    channel = link.channel()
+    got: list[int] = []
+
+    def handle(message: Any) -> None:
+        got.append(message.delivery_tag)
+        channel.basic_cancel("tag")
+
+    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=handle)
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    assert consuming.get(timeout=WAIT) == "tag"
+    for tag in (1, 2, 3):
+        end.deliver(1, "tag", tag)
+    draining = gevent.spawn(link.drain, Deadline(WAIT))
+    end.expect(spec.Basic.Cancel)
+    end.method(1, spec.Basic.CancelOk, "s", "tag")
+    draining.get(timeout=WAIT)
+    assert end.expect(spec.Basic.Nack)[2][:8] in (pack(">Q", 2), pack(">Q", 3))
+    assert got == [1]
+    assert not len(link.events)
+
+
 def test_deliveries_before_consume_ok_are_not_lost(link: AmqpLink, end: BrokerEnd) -> None:
     channel = link.channel()
     bodies: list[bytes] = []
@@ -735,6 +795,18 @@ def test_a_peer_that_reads_nothing_blocks_publishers_with_bounded_memory(
     assert link.is_open
     amqp_peer.end.is_reading.set()
     until(lambda: not link.writer.pending)
+    links.close()
+
+
+def test_the_time_for_the_confirm_covers_the_wait_while_blocked(amqp_peer: AmqpPeer) -> None:
+    links = Links(amqp_peer.url)
+    link = links(blocked_timeout=600.0, confirm_timeout=600.0)
+    channel = link.channel()
+    amqp_peer.end.method(0, spec.Connection.Blocked, "s", "low on memory")
+    until(lambda: link.gate.blocked)
+    message = channel.prepare_message(b"body")
+    with gevent.Timeout(WAIT), pytest.raises(ConnectionBlocked, match=r"waited 0\.1 s"):
+        channel.basic_publish_confirm(message, "", "q", timeout=500.0, confirm_timeout=0.1)
     links.close()
 
 

@@ -372,3 +372,31 @@ def test_what_a_killed_process_owned_is_free_after_its_lease(
             connection.default_channel.exchange_delete(f"{unique}-x")
     finally:
         program.end()
+
+
+def test_a_header_that_cannot_be_sent_is_named_and_hurts_nobody_else(
+    broker_kind: Kind, connect: Callable[[], Connection], unique: str
+) -> None:
+    if broker_kind.url is None:
+        pytest.skip("the memory broker takes any object")
+
+    class Secret:
+        def __repr__(self) -> str:
+            return "do not tell"
+
+    with connect() as connection:
+        greenconn.publish(unique, "before", connection=connection, declare=True)
+        link = connection.session.life.link
+        headers = {"fine": "do not tell", "token": [Secret()]}
+        publishers = [
+            gevent.spawn(greenconn.publish, unique, number, connection=connection)
+            for number in range(5)
+        ]
+        with pytest.raises(ValueError, match="header 'token': a value of type list") as caught:
+            greenconn.publish(unique, "never", connection=connection, headers=headers)
+        assert "do not tell" not in str(caught.value)
+        gevent.joinall(publishers, raise_error=True)
+        assert connection.session.life.link is link
+        channel = connection.channel()
+        assert channel.queue_declare(unique, passive=True).message_count == 6
+        channel.queue_delete(unique)

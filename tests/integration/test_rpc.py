@@ -186,7 +186,7 @@ def test_what_the_function_raises_is_raised_here(
     with pytest.raises(RemoteError) as caught:
         rpc.call(unique, "other", connection=connection)
     assert caught.value.remote_type == "KeyError"
-    assert caplog.text.count("an rpc function failed") == 3
+    assert caplog.text.count("fail of queue ") == 3
 
 
 def test_failed_calls_are_not_handled_again(

@@ -14,6 +14,7 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.options import RECEIVE_COUNT
+from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
 
 __all__ = ["Held", "Packed", "message_attributes", "opened", "packed"]
 
@@ -75,8 +76,8 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
         envelope = {**envelope, "properties": _without_ours(properties)}
     try:
         text = dumps(envelope)
-    except TypeError as exc:
-        raise ValueError(f"a header or property cannot be sent as JSON: {exc}") from exc
+    except UNSENDABLE:
+        raise unsendable(headers, properties) from None
     fields: dict[str, Any] = {
         "MessageBody": b64encode(text.encode()).decode() if as_base64 else text
     }

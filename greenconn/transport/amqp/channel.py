@@ -28,6 +28,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.amqp.calling import Calling
+from greenconn.transport.amqp.consumer import ConsumerState
 from greenconn.transport.amqp.consuming import Consuming
 from greenconn.transport.amqp.publisher import Publisher
 from greenconn.transport.amqp.remedies import with_remedy
@@ -178,6 +179,10 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
                 raise
             if self.cause is not None:
                 return
+        for consumer in self._consumers.values():
+            if consumer.sink is None:
+                # What waits among the events is not handed out after the end of its channel.
+                consumer.leave(ConsumerState.ABANDONED)
         call = self._write_close(RecoverableChannelError("it was closed by this program"))
         if self.connection.lost is None:
             try:

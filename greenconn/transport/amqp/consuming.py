@@ -243,7 +243,8 @@ class Consuming(QueueKinds, Answering):
 
         One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
         it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
-        over as any other; with *nowait* they go back to the queue from now on.
+        over to a sink as any other, while a callback gets no more: they go back to the queue, save
+        those without acks.  With *nowait* all go back from now on.
         """
         self.check_hub()
         key = consumer_tag.encode("utf-8", "surrogatepass")
@@ -268,6 +269,9 @@ class Consuming(QueueKinds, Answering):
         else:
             while self._consumers.get(key) is consumer:
                 self._watch(consumer)
+        if consumer.sink is None and not consumer.no_ack and len(self.connection.events):
+            # Nobody wants what came and was not handed out yet.
+            give_back_events(self.connection, lambda of, message: of is consumer)
 
     def _watch(self, consumer: ChannelConsumer) -> None:
         """Wait for a change of *consumer*'s state.  May switch."""
@@ -312,9 +316,13 @@ class Consuming(QueueKinds, Answering):
         """Take a delivery over.  Called by the reader, for each message."""
         end = 5 + payload[4]
         consumer = self._consumers.get(payload[5:end])
-        if consumer is None:
-            return  # the channel is being closed: the broker puts it back
         tag = _delivery_tag.unpack_from(payload, end)[0]
+        if consumer is None:
+            # Noted all the same: else an ack for all up to a later one would cover it.  While the
+            # channel is being closed the broker puts it back.
+            self._ledger.outstanding[tag] = None
+            self.put_back(tag)
+            return
         if not consumer.no_ack:
             outstanding = self._ledger.outstanding
             outstanding[tag] = None

@@ -138,7 +138,26 @@ def _field(name: str, kind: str, value: Any) -> bytes:
             value = timegm(value.utctimetuple())
         return _long_long.pack(int(value))
     except (ValueError, OverflowError, TypeError, FrameSyntaxError, error) as exc:
+        if kind == "t":
+            # The codec's text has the value, which may be a secret.
+            raise ValueError(_bad_header(value)) from None
         raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
+
+
+def _bad_header(headers: Any) -> str:
+    """What is said of headers that cannot be packed: the key, and never a value."""
+    if not isinstance(headers, Mapping):
+        return f"headers must be a mapping, got {type(headers).__name__}"
+    for key, value in headers.items():
+        try:
+            dumps("F", ({key: value},))
+        except (ValueError, OverflowError, TypeError, FrameSyntaxError, error):
+            kind = type(value).__name__
+            inside = "" if not isinstance(value, (Mapping, list, tuple)) else ", or what is in it,"
+            return (
+                f"header {key!r}: a value of type {kind}{inside} cannot be sent in an AMQP header"
+            )
+    return "the headers are too large to be sent"
 
 
 def text_of(raw: bytes) -> str:

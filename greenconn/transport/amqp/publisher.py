@@ -331,8 +331,8 @@ class Publisher(Returning):
 
         Arguments:
             timeout: seconds for all of it.
-            confirm_timeout: seconds for the confirm, within *timeout*.  With neither given it is the
-                connection's ``confirm_timeout``.
+            confirm_timeout: seconds for the confirm, and for the wait while the broker blocks us, within
+                *timeout*.  With neither given it is the connection's ``confirm_timeout``.
 
         Raises:
             PublishNacked: the broker refused it.
@@ -342,8 +342,10 @@ class Publisher(Returning):
             ChannelError, ConnectionError: what ended the channel before the answer came.
         """
         deadline = NEVER if timeout is None else Deadline(timeout)
+        if confirm_timeout is not None:
+            deadline = deadline.within(confirm_timeout)
         pending = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
-        pending.wait(deadline if confirm_timeout is None else deadline.within(confirm_timeout))
+        pending.wait(deadline)
 
     def begin_publish(
         self,

@@ -16,6 +16,7 @@ from greenconn.green.slot import Slot
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
     Decided,
@@ -184,6 +185,8 @@ class PublishingToStore(PublishingMethods):
         limit = link.options.max_message_size
         if len(message["body"]) > limit:
             raise too_large(len(message["body"]), limit)
+        if message["headers"]:
+            check_headers(message["headers"])  # here, since the store takes those of others along
         if exchange or not link.directory.is_known(routing_key):
             # The store is asked something first.
             deadline: Deadline = how.deadline or NEVER  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.burying import DELIVERY_COUNT
+from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
 from greenconn.transport.virtual.publishing import copied
 
 __all__ = ["Outgoing", "marked_redelivered"]
@@ -127,8 +128,8 @@ class Outgoing:
         """
         try:
             properties, shown = dumps(self.properties)[1:-1], dumps(headers)
-        except TypeError as exc:
-            raise ValueError(f"a header or property cannot be sent as JSON: {exc}") from exc
+        except UNSENDABLE:
+            raise unsendable(headers, self.properties) from None
         return (
             f', "content-encoding": {dumps(self.content_encoding)}, "content-type": '
             f'{dumps(self.content_type)}, "headers": {shown}, "properties": '

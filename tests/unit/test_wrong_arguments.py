@@ -1,0 +1,224 @@
+"""What a wrong argument or address is told: it names the value and the remedy."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import gevent
+import pytest
+
+import greenconn as typed_greenconn
+from greenconn import Connection as TypedConnection
+from greenconn import Producer, Queue, health
+from greenconn import Retry as TypedRetry
+from greenconn.exceptions import RemoteError
+from greenconn.green.deadline import Deadline
+from greenconn.testing import MemoryBroker
+from greenconn.transport.amqp.properties import pack_properties
+from tests.brokers.ports import free_ports
+
+#: What is wrong here is wrong for mypy, too.
+greenconn: Any = typed_greenconn
+Connection: Any = TypedConnection
+Retry: Any = TypedRetry
+
+
+@pytest.fixture
+def broker() -> Iterator[MemoryBroker]:
+    with MemoryBroker() as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("amqp:/h", "it has no '://' behind its scheme; write it as in amqp://localhost//"),
+        ("amqp:h", "it has no '://' behind its scheme"),
+        ("amqp//h", "it has no '://' behind its scheme"),
+        ("Redis:/h", "write it as in redis://localhost//"),
+        (
+            "amqp://a//,amqp://b//",
+            "there is another URL in it; separate the brokers .* by semicolons",
+        ),
+        ("amqp://a;amqp:/b", "it has no '://' behind its scheme"),
+    ],
+)
+def test_malformed_urls_are_refused(url: str, says: str) -> None:
+    for make in (Connection, greenconn.configure):
+        with pytest.raises(ValueError, match=says):
+            make(url)
+
+
+@pytest.mark.parametrize("url", ["localhost", "h:5672", "[::1]:5672", "::1", "amqp:5672", "a;b:1"])
+def test_hosts_are_hosts(url: str) -> None:
+    Connection(url)
+
+
+@pytest.mark.parametrize(
+    ("alias", "meant"),
+    [("rabbitmq", "amqp"), ("RabbitMQ", "amqp"), ("valkey", "redis"), ("mongo", "mongodb")],
+)
+def test_the_name_of_a_server_says_which_transport_is_meant(alias: str, meant: str) -> None:
+    with pytest.raises(KeyError, match=f"Did you mean {meant}://"):
+        Connection(f"{alias}://localhost")
+
+
+def test_a_mistyped_transport_is_told_once(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Callable[[Any], Any]] = [
+        lambda connection: connection.connect(),
+        lambda connection: greenconn.publish("q", 1, connection=connection, timeout=5),
+        lambda connection: connection.default_channel,
+    ]
+    for call in calls:
+        with pytest.raises(KeyError, match="No such transport: ampq"):
+            call(Connection(transport="ampq"))
+        gevent.sleep(0)
+    assert not [each for each in caplog.records if each.levelno > logging.DEBUG]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (
+            lambda: greenconn.configure("amqp://h", hearbeat=3),
+            TypeError,
+            "did you mean 'heartbeat'",
+        ),
+        (
+            lambda: greenconn.configure(conect_timeout=3),
+            TypeError,
+            "did you mean 'connect_timeout'",
+        ),
+        (lambda: greenconn.configure(123), TypeError, "url must be text .* got 123"),
+        (lambda: greenconn.configure(declare_by_name="yes"), TypeError, "declare_by_name must be"),
+        (lambda: Connection(123), TypeError, "hostname must be a URL.* got 123"),
+        (lambda: Connection("amqp://h", heartbeat="x"), ValueError, "heartbeat must be .* got 'x'"),
+        (lambda: Retry(3), TypeError, r"as in Retry\(tries=3\)"),
+        (lambda: Retry(3, 0.5), TypeError, r"as in Retry\(tries=3, delay=0.5\)"),
+        (lambda: greenconn.spawn_consumer(None, print), TypeError, "queue must be .* got None"),
+        (lambda: greenconn.spawn_consumer(b"q", print), TypeError, "queue must be .* got b'q'"),
+        (lambda: greenconn.spawn_consumer([None], print), TypeError, "queue must be .* got None"),
+        (lambda: greenconn.publish("q", 1, declare="yes"), TypeError, "declare must be"),
+        (lambda: greenconn.publish(Queue("q"), 1, declare=False), ValueError, "no_declare=True"),
+        (
+            lambda: greenconn.publish("q", 1, headers=["secret"]),
+            TypeError,
+            "headers must be .* list",
+        ),
+    ],
+)
+def test_arguments_are_named(call: Callable[[], Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        call()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, -math.inf, math.nan])
+def test_no_timeout_is_endless_or_no_number(broker: MemoryBroker, timeout: float) -> None:
+    with broker.connection() as connection:
+        connection.connect()
+        pool = connection.Pool(1)
+        consumer = greenconn.spawn_consumer("q", print)
+        calls: list[Callable[[], Any]] = [
+            lambda: Deadline(timeout),
+            lambda: connection.drain_events(timeout=timeout),
+            lambda: greenconn.publish("q", 1, timeout=timeout),
+            lambda: greenconn.publish_many("q", [1], timeout=timeout),
+            lambda: greenconn.rpc.call("q", 1, timeout=timeout),
+            lambda: Producer(connection).publish(1, routing_key="q", timeout=timeout),
+            lambda: pool.acquire(block=True, timeout=timeout),
+            lambda: consumer.wait_ready(timeout),
+            lambda: consumer.pause(timeout),
+            lambda: consumer.stop(timeout),
+            lambda: greenconn.stop_consumers(timeout),
+            lambda: connection.SimpleQueue("q").get(timeout=timeout),
+            lambda: health.check(timeout),
+            lambda: Connection(broker.url, connect_timeout=timeout),
+            lambda: Connection(broker.url, heartbeat=timeout),
+            lambda: greenconn.spawn_consumer("q", print, handler_timeout=timeout),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=r"timeout|heartbeat"):
+                call()
+        with pytest.raises(TypeError, match=r"timeout must be a number of seconds, .* got '3'"):
+            Deadline(cast(Any, "3"))
+        pool.force_close_all()
+
+
+def test_a_header_that_cannot_be_sent_is_named_without_its_value() -> None:
+    class Token:
+        def __repr__(self) -> str:
+            return "secret"
+
+    for value in (Token(), {"in": Token()}, [Token()]):
+        headers = {"fine": "not told", "token": value}
+        with pytest.raises(ValueError, match="header 'token': a value of type") as caught:
+            pack_properties(None, "text/plain", "utf-8", headers, {})
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "secret" not in shown
+        assert "not told" not in shown
+
+
+def test_errors_of_a_broker_that_is_away_are_short() -> None:
+    texts: list[str] = []
+    (free_port,) = free_ports(1)
+
+    def work(number: int) -> None:
+        try:
+            if number % 2:
+                greenconn.publish("q", 1, connection=connection, timeout=0.2)
+            else:
+                connection.connect()
+        except Exception as exc:
+            texts.append("".join(traceback.format_exception(exc)))
+
+    with Connection(f"amqp://127.0.0.1:{free_port}//") as connection:
+        gevent.joinall([gevent.spawn(work, number) for number in range(500)])
+    assert len(texts) == 500
+    assert all("cannot connect to 127.0.0.1" in each for each in texts)
+    assert max(each.count("Traceback") for each in texts) <= 2
+    assert max(each.count("\n") for each in texts) <= 30
+
+
+def test_a_failed_rpc_function_is_named(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(body: Any) -> Any:
+        raise OSError("no")
+
+    greenconn.rpc.spawn_server("sums", fails)
+    with pytest.raises(RemoteError):
+        greenconn.rpc.call("sums", 1, timeout=10)
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "greenconn.rpc"]
+    assert re.fullmatch(r"function \S+fails of queue 'sums' failed", line)
+
+
+def test_only_a_queue_without_dead_letters_is_warned_about(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(body: Any, message: Any) -> None:
+        raise OSError("no")
+
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    kept = Queue("kept", queue_arguments=arguments)
+    for queue in (kept, Queue("plain"), "by-name"):
+        name = queue if isinstance(queue, str) else queue.name
+        consumer = greenconn.spawn_consumer(queue, fails)
+        greenconn.publish(name, 1)
+        with gevent.Timeout(10):
+            while not consumer.stats()["rejected"]:
+                gevent.sleep(0.01)
+        consumer.stop(10)
+    said = "\n".join(each.getMessage() for each in caplog.records)
+    assert re.findall(r"messages of queue '([\w-]+)' that are rejected", said) == [
+        "plain",
+        "by-name",
+    ]
