@@ -141,7 +141,9 @@ def is_back(end: BrokerEnd) -> None:
 def test_a_publish_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
     with_a_queue_that_is_away(amqp_peer)
     with Connection(amqp_peer.url) as connection:
-        publishing = gevent.spawn(publish, "orders", 1, connection=connection, timeout=CAME)
+        publishing = gevent.spawn(
+            publish, "orders", 1, connection=connection, timeout=CAME, declare=True
+        )
         until(lambda: amqp_peer.ends)
         end = amqp_peer.end
         for _ in range(3):
@@ -158,7 +160,7 @@ def test_a_publish_waits_no_longer_than_it_may(amqp_peer: AmqpPeer) -> None:
         Connection(amqp_peer.url) as connection,
         pytest.raises(PublishTimeout, match="stopped by supervisor"),
     ):
-        publish("orders", 1, connection=connection, timeout=0.2)
+        publish("orders", 1, connection=connection, timeout=0.2, declare=True)
 
 
 def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:

@@ -140,7 +140,7 @@ def test_a_lost_link_leaves_nothing_half_done(connection: Connection, at_server:
     delay(connection)
     number = 500
     for body in range(number):
-        greenconn.publish("delay", body, connection=connection)
+        greenconn.publish("delay", body, connection=connection, declare=True)
     got: list[int] = []
     consumer = greenconn.spawn_consumer(
         "work", lambda body, message: got.append(body), connection=connection
