@@ -166,6 +166,7 @@ class Connection(Shortcuts, Persistent):
             ConnectionError, OSError: the connection is lost.
         """
         session, deadline = self.session, Deadline(timeout)
+        session.check_hub()
         life = session.whole(deadline) if session.is_lost else session.life
         if life.is_open and isinstance(life.link, Link):
             life.link.flush(deadline)

@@ -56,6 +56,7 @@ CONNECTION: Calls = {
     "drain_events": lambda each: each.drain_events(timeout=0.1),
     "ensure": lambda each: each.ensure(each, each.connect)(),
     "ensure_connection": lambda each: each.ensure_connection(max_retries=1),
+    "flush": lambda each: each.flush(),
     "get_heartbeat_interval": lambda each: each.get_heartbeat_interval(),
     "heartbeat_check": lambda each: each.heartbeat_check(),
     "qos_semantics_matches_spec": _reading("qos_semantics_matches_spec"),
@@ -117,6 +118,7 @@ CHANNEL: Calls = {
     "exchange_delete": lambda each: each.exchange_delete("e"),
     "exchange_unbind": lambda each: each.exchange_unbind("amq.topic", "amq.direct"),
     "flow": lambda each: each.flow(True),
+    "flush": lambda each: each.flush(),
     "queue_bind": lambda each: each.queue_bind("q", "amq.direct", "q"),
     "queue_declare": lambda each: each.queue_declare("q"),
     "queue_delete": lambda each: each.queue_delete("q"),
@@ -159,7 +161,7 @@ CONSUMER: Calls = {
     "flow": lambda each: each.flow(True),
     "purge": lambda each: each.purge(),
     "qos": lambda each: each.qos(0, 1),
-    "recover": lambda each: each.recover(),
+    "recover": lambda each: each.recover(requeue=True),
 }
 CONSUMER_ANYWHERE = {
     "channel",
