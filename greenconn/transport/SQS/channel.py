@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 from greenconn.transport.leased.channel import LeasedChannel
 from greenconn.transport.leased.publishing import How, Stored
+from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED
 from greenconn.transport.SQS.naming import aws_name
@@ -22,7 +23,6 @@ from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.refusal import Method, in_use
 from greenconn.transport.virtual.state import Binding, Exchange
 
 __all__ = ["Channel"]

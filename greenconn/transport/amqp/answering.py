@@ -12,7 +12,7 @@ from gevent import get_hub
 from gevent.hub import Hub
 
 from greenconn.exceptions import PreconditionFailed
-from greenconn.transport.virtual.refusal import no_recover_in_place
+from greenconn.transport.refusal import no_recover_in_place
 from greenconn.wire.acks import AckLedger
 from greenconn.wire.amqp import method_frame
 

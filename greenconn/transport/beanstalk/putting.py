@@ -16,7 +16,7 @@ from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
 from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables, parsed
 from greenconn.transport.leased.store import Entry, NoQueue
-from greenconn.transport.virtual.refusal import Method, invalid_argument
+from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, line, put, tube_of
 
 __all__ = ["EXPIRES_AT", "Putting", "exists", "queue_tube", "urgency"]

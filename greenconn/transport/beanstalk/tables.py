@@ -31,7 +31,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.beanstalk.desk import Desk, number_of
 from greenconn.transport.beanstalk.errors import TableTooBig
-from greenconn.transport.virtual.refusal import Method, invalid_argument
+from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import LONGEST_TUBE, Reply, line, put, queue_of, statistics, tube_of
 
 __all__ = ["EXCHANGES", "QUEUES", "Content", "Tables", "parsed"]

@@ -12,13 +12,13 @@ from greenconn.exceptions import ChannelError, NotFound, RecoverableChannelError
 from greenconn.identity import uuid
 from greenconn.transport.base import StdChannel
 from greenconn.transport.hosted.consumer import HostedConsumer, message_of
+from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.arguments import (
     ArgumentOf,
     SupportedArguments,
     warn_of_unsupported,
 )
 from greenconn.transport.virtual.publishing import copied
-from greenconn.transport.virtual.refusal import Method, no_recover_in_place, unknown_delivery_tag
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink

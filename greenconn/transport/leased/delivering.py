@@ -13,10 +13,10 @@ from greenconn.transport.leased.feed import Feed
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.message import LeasedDelivery
 from greenconn.transport.leased.store import Claimed
+from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.answering import AnsweringMethods
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.refusal import Method, refused
 
 __all__ = ["DeliveringMethods"]
 

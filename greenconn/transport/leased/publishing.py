@@ -15,6 +15,7 @@ from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.transport.leased.link import LeasedLink
 from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
+from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.life import closes_channel
@@ -27,7 +28,6 @@ from greenconn.transport.virtual.publishing import (
     too_large,
     undeliverable,
 )
-from greenconn.transport.virtual.refusal import Method, invalid_argument
 
 __all__ = ["How", "PublishingToStore", "Stored"]
 

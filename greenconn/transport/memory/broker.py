@@ -23,13 +23,7 @@ from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.deadletter import Burials
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
-from greenconn.transport.virtual.burying import carbon_copies
-from greenconn.transport.virtual.consuming import generated_name
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.link import VirtualLink
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
-from greenconn.transport.virtual.publishing import Envelope, Outcome
-from greenconn.transport.virtual.refusal import (
+from greenconn.transport.refusal import (
     Method,
     check_equivalent,
     invalid_argument,
@@ -38,6 +32,12 @@ from greenconn.transport.virtual.refusal import (
     no_queue,
     reserved_name,
 )
+from greenconn.transport.virtual.burying import carbon_copies
+from greenconn.transport.virtual.consuming import generated_name
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
+from greenconn.transport.virtual.publishing import Envelope, Outcome
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["Broker"]

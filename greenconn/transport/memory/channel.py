@@ -13,6 +13,11 @@ from greenconn.exceptions import ChannelError
 from greenconn.transport.memory.deliveries import DeliveringMethods
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.memory.queue import Queue
+from greenconn.transport.refusal import (
+    Method,
+    in_use,
+    not_empty,
+)
 from greenconn.transport.virtual.arguments import ArgumentOf, SupportedArguments
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
@@ -22,11 +27,6 @@ from greenconn.transport.virtual.publishing import (
     PublishingMethods,
     UndeliverableWarning,
     too_large,
-)
-from greenconn.transport.virtual.refusal import (
-    Method,
-    in_use,
-    not_empty,
 )
 from greenconn.transport.virtual.state import BrokerState
 

@@ -10,9 +10,9 @@ from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.message import Message
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
+from greenconn.transport.refusal import Method, refused, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.refusal import Method, refused, unknown_delivery_tag
 from greenconn.transport.virtual.refusing import RefusingMethods
 
 __all__ = ["DeliveringMethods"]

@@ -10,9 +10,9 @@ from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.publishing import PublishingToRedis
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.prefetch import PrefetchView
-from greenconn.transport.virtual.refusal import Method
 from greenconn.transport.virtual.shared import SharedEntityMethods
 from greenconn.transport.virtual.state import Binding, Exchange
 

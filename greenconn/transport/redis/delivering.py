@@ -12,9 +12,9 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import given_back
+from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.answering import AnsweringMethods
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.refusal import Method, refused
 from greenconn.wire.resp import pack
 
 __all__ = ["DeliveringMethods"]

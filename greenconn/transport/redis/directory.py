@@ -24,9 +24,9 @@ from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import is_alive
 from greenconn.transport.redis.scripts import DROP, JOIN
+from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.refusal import Method, refused
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import unseen
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.refusal import Method
 from greenconn.wire.resp import pack
 
 __all__ = ["GettingMethods"]

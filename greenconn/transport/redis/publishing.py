@@ -22,6 +22,7 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
 from greenconn.transport.redis.sent import Sent, Window
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import (
@@ -32,7 +33,6 @@ from greenconn.transport.virtual.publishing import (
     too_large,
     undeliverable,
 )
-from greenconn.transport.virtual.refusal import Method
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import bulk, pack
 

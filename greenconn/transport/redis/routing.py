@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.scripts import BIND
+from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.exchange import (
     ROUTERS,
@@ -23,7 +24,6 @@ from greenconn.transport.virtual.exchange import (
     ExchangeType,
 )
 from greenconn.transport.virtual.matching import headers_match
-from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.state import Binding, Exchange
 from greenconn.wire.resp import pack
 

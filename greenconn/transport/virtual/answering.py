@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from greenconn.transport.refusal import Method, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.delivery import Delivery
-from greenconn.transport.virtual.refusal import Method, unknown_delivery_tag
 from greenconn.transport.virtual.refusing import RefusingMethods
 
 __all__ = ["AnsweringConsumer", "AnsweringMethods"]

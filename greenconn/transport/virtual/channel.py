@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.identity import uuid
+from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.envelope import Base64, Message
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
@@ -19,7 +20,6 @@ from greenconn.transport.virtual.publishing import (
     Outcome,
     undeliverable,
 )
-from greenconn.transport.virtual.refusal import Method, no_exchange
 from greenconn.transport.virtual.signatures import KombuOrder
 from greenconn.transport.virtual.state import Binding, BrokerState
 

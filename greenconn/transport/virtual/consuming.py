@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from greenconn.abc import Sink
 from greenconn.encoding import plain_text
 from greenconn.exceptions import AMQPNotImplementedError
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.prefetch import PrefetchView
-from greenconn.transport.virtual.refusal import Method
 
 __all__ = ["ConsumingMethods", "generated_name"]
 

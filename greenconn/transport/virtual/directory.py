@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
-from greenconn.transport.virtual.refusal import (
+from greenconn.transport.refusal import (
     Method,
     check_equivalent,
     invalid_argument,
@@ -14,6 +12,8 @@ from greenconn.transport.virtual.refusal import (
     no_queue,
     reserved_name,
 )
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.shared import SharingLink

@@ -6,11 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from greenconn.encoding import plain_text
-from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.exchange import ROUTERS, Router
-from greenconn.transport.virtual.life import ChannelLife, closes_channel
-from greenconn.transport.virtual.matching import X_MATCH
-from greenconn.transport.virtual.refusal import (
+from greenconn.transport.refusal import (
     Method,
     check_equivalent,
     in_use,
@@ -19,6 +15,10 @@ from greenconn.transport.virtual.refusal import (
     refused,
     reserved_name,
 )
+from greenconn.transport.virtual.arguments import ArgumentOf
+from greenconn.transport.virtual.exchange import ROUTERS, Router
+from greenconn.transport.virtual.life import ChannelLife, closes_channel
+from greenconn.transport.virtual.matching import X_MATCH
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 __all__ = ["PREDECLARED", "EntityMethods"]

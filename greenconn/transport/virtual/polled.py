@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from greenconn.encoding import plain_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
+from greenconn.transport.refusal import (
+    Method,
+    no_queue,
+    no_recover_in_place,
+    refused,
+    unknown_delivery_tag,
+)
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.cycle import FairCycle
@@ -17,13 +24,6 @@ from greenconn.transport.virtual.hooks import AbstractChannel
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.qos import QoS as Unanswered
-from greenconn.transport.virtual.refusal import (
-    Method,
-    no_queue,
-    no_recover_in_place,
-    refused,
-    unknown_delivery_tag,
-)
 from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.message import Message
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
-from greenconn.transport.virtual.refusal import Method
 
 __all__ = [
     "Decided",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.refusal import Method, no_recover_in_place, unknown_delivery_tag
 
 __all__ = ["RefusingMethods"]
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from amqp.protocol import queue_declare_ok_t
 
 from greenconn.encoding import plain_text
+from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consuming import generated_name
@@ -20,7 +21,6 @@ from greenconn.transport.virtual.directory import Directory
 from greenconn.transport.virtual.entities import PREDECLARED, EntityMethods
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.link import VirtualLink
-from greenconn.transport.virtual.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 __all__ = ["Routing", "SharedEntityMethods", "SharingLink"]
