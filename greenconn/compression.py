@@ -252,39 +252,6 @@ class _BrotliInflater:
         return bytes(out)
 
 
-class _ZstandardInflater:
-    """Gives the decompressor of the ``zstandard`` package the shape of the others.
-
-    It cannot be told when to stop; 256 bytes stand for 8 MiB at most (64 blocks of 128 KiB).
-    """
-
-    def __init__(self, zstandard: ModuleType) -> None:
-        self._inflater = zstandard.ZstdDecompressor().decompressobj()
-        self._rest = b""
-        self.unused_data = b""
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._inflater.eof)
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._rest
-
-    def decompress(self, data: Any, max_length: int) -> bytes:
-        data, self._rest = self._rest or bytes(data), b""
-        out = bytearray()
-        for at in range(0, len(data), 256):
-            out += self._inflater.decompress(data[at : at + 256])
-            if self._inflater.eof:
-                self.unused_data = self._inflater.unused_data + data[at + 256 :]
-                break
-            if len(out) >= max_length:
-                self._rest = data[at + 256 :]
-                break
-        return bytes(out)
-
-
 #: What the last part of an alias or content type needs that is not installed with greenconn.
 _EXTRAS: Final = {"brotli": "brotli", "x-brotli": "brotli", "zstd": "zstd", "zstandard": "zstd"}
 
@@ -457,15 +424,7 @@ def _register_optional() -> None:
             concatenated=False,
         )
     zstd = _optional("compression.zstd", "backports.zstd")
-    zstandard = None if zstd is not None else _optional("zstandard")
     if zstd is not None:
         _register_stream(
             zstd.compress, zstd.ZstdDecompressor, "application/zstd", ("zstd", "zstandard")
-        )
-    elif zstandard is not None:
-        _register_stream(
-            zstandard.compress,
-            partial(_ZstandardInflater, zstandard),
-            "application/zstd",
-            ("zstd", "zstandard"),
         )
