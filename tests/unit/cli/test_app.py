@@ -73,7 +73,7 @@ def test_version(command: Command) -> None:
         (["--verbos", "ping"], "--verbose"),
         (["publish"], "QUEUE"),
         (["publish", "q", "x", "--jsno"], "--json"),
-        (["publish", "q", "x", "-u", "memroy://"], "Did you mean memory?"),
+        (["publish", "q", "x", "-u", "memroy://"], "Did you mean memory://?"),
         (["publish", "q", "x", "-u", "amqp://host:port"], "the port is not a number"),
         (["publish", "q", "x", "-u", "memory://?bogus=1"], "unknown option 'bogus'"),
         (["publish", "q", "x", "-u", "http://localhost"], "No such transport: http"),
@@ -94,7 +94,7 @@ def test_version(command: Command) -> None:
         (["ping", "-c", "0"], "--count"),
         (["ping", "memory://", "again"], "again"),
         (["demo", "--messages", "0"], "--messages"),
-        (["demo", "--url", "memroy://"], "Did you mean memory?"),
+        (["demo", "--url", "memroy://"], "Did you mean memory://?"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(command: Command, arguments: list[str], text: str) -> None:
@@ -113,7 +113,7 @@ def test_a_queue_that_does_not_exist(command: Command, url: str, name: str) -> N
 
 
 def test_messages_there_and_back(command: Command, url: str) -> None:
-    ended = command("publish", "q", "one", "two", "-u", url)
+    ended = command("publish", "q", "--declare", "one", "two", "-u", url)
     assert (ended.code, ended.complaint) == (0, "2 published to q")
     ended = command("consume", "q", "-n", "1", "-u", url)
     assert (ended.code, ended.output, ended.complaint) == (0, "one\n", "1 consumed from q")
@@ -123,7 +123,9 @@ def test_messages_there_and_back(command: Command, url: str) -> None:
 
 def test_json_bodies_and_headers(command: Command, url: str) -> None:
     bodies = ['{"a": [1, null]}', "5", '"text"']
-    assert command("publish", "q", *bodies, "--json", "-H", "a=b=c", "-u", url).code == 0
+    assert (
+        command("publish", "q", "--declare", *bodies, "--json", "-H", "a=b=c", "-u", url).code == 0
+    )
     ended = command("consume", "q", "-n", "3", "--json", "-u", url)
     assert [json.loads(line) for line in ended.output.splitlines()] == [
         json.loads(body) for body in bodies
@@ -134,7 +136,7 @@ def test_the_environment_names_the_broker(
     command: Command, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GREENCONN_URL", url)
-    assert command("publish", "q", "x").code == 0
+    assert command("publish", "q", "--declare", "x").code == 0
     assert command("consume", "q", "-n", "1").output == "x\n"
     assert command("ping").output.startswith("memory://")
 
@@ -142,7 +144,7 @@ def test_the_environment_names_the_broker(
 def test_lines_of_the_standard_input(command: Command, url: str, stdin: Stdin) -> None:
     lines = [f"line {number} ä" for number in range(3000)]
     stdin("\n".join(lines).encode())
-    assert command("publish", "q", "-u", url).complaint == "3000 published to q"
+    assert command("publish", "q", "--declare", "-u", url).complaint == "3000 published to q"
     assert command("consume", "q", "-n", "3000", "-u", url).output.splitlines() == lines
 
 
@@ -151,12 +153,12 @@ def test_how_many_lines_there_are(
     command: Command, url: str, stdin: Stdin, data: bytes, number: int
 ) -> None:
     stdin(data)
-    assert command("publish", "q", "-u", url).complaint == f"{number} published to q"
+    assert command("publish", "q", "--declare", "-u", url).complaint == f"{number} published to q"
 
 
 def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"good\n\xff\xfe\n")
-    ended = command("publish", "q", "-u", url)
+    ended = command("publish", "q", "--declare", "-u", url)
     assert ended.code == 2
     assert "line 2 of the standard input is not UTF-8 text" in ended.complaint
     assert "--binary" in ended.complaint
@@ -164,14 +166,16 @@ def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None
 
 def test_binary_input_is_one_message(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"\x00\xff\n" * 50_000)
-    assert command("publish", "q", "--binary", "-u", url).complaint == "1 published to q"
+    assert (
+        command("publish", "q", "--declare", "--binary", "-u", url).complaint == "1 published to q"
+    )
     ended = command("consume", "q", "-n", "1", "-u", url)
     assert ended.output == "\x00\\xff\n" * 50_000 + "\n"
 
 
 def test_json_lines_are_counted(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b'{"a": 1}\n{"b":\n')
-    ended = command("publish", "q", "--json", "-u", url)
+    ended = command("publish", "q", "--declare", "--json", "-u", url)
     assert ended.code == 2
     assert "line 2" in ended.complaint
 
@@ -179,7 +183,7 @@ def test_json_lines_are_counted(command: Command, url: str, stdin: Stdin) -> Non
 def test_content_that_is_not_accepted_stays(command: Command, url: str) -> None:
     import greenconn
 
-    greenconn.publish("q", {"a": 1}, connection=url, serializer="pickle")
+    greenconn.publish("q", {"a": 1}, connection=url, serializer="pickle", declare=True)
     ended = command("consume", "q", "-w", "5", "-u", url)
     assert ended.code == 1
     assert "--accept" in ended.complaint
@@ -188,7 +192,7 @@ def test_content_that_is_not_accepted_stays(command: Command, url: str) -> None:
 
 
 def test_purge(command: Command, url: str, stdin: Stdin) -> None:
-    command("publish", "q", "one", "two", "-u", url)
+    command("publish", "q", "--declare", "one", "two", "-u", url)
     stdin(b"")
     ended = command("purge", "q", "-u", url)
     assert ended.code == 2
