@@ -206,7 +206,8 @@ class TlsSession:
         if isinstance(exc, ssl.SSLCertVerificationError):
             error = CertificateRejected(
                 exc.errno,
-                f"TLS: the certificate of {self._peer} is not accepted ({exc.verify_message}): "
+                f"TLS: certificate verify failed: the certificate of {self._peer} is not accepted "
+                f"({exc.verify_message}): "
                 f"{self._remedy(exc.verify_code)}",
             )
             error.verify_code = exc.verify_code

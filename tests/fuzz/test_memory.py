@@ -90,7 +90,10 @@ def test_what_looks_like_a_list_in_a_string() -> None:
 def test_a_reply_without_end() -> None:
     for head, more in ((b"$900000000\r\n", b"x" * 65536), (b"*999999\r\n", b"*0\r\n" * 16384)):
         parser = RespParser(reply_limit=MIB)
-        with at_most(40), pytest.raises(ProtocolError, match="more than 1048576 bytes"):
+        with (
+            at_most(40),
+            pytest.raises(ProtocolError, match=r"more than 1048576 bytes|is announced"),
+        ):
             list(parser.feed(head))
             for _ in range(100):
                 assert not list(parser.feed(more))

@@ -272,7 +272,7 @@ def test_an_end_without_a_word(
     with connection_to(any_url) as connection:
         if is_shared:
             connection.default_channel.queue_declare(unique, durable=True, auto_delete=False)
-        started = "greenconn.publish(name, 0, connection=connect(), declare=True)\n"
+        started = "first = connect()\ngreenconn.publish(name, 0, connection=first, declare=True)\n"
         code = code if is_shared else f"{started}{code}"
         began = time.monotonic()
         outcome = run(*program(code, any_url, unique, patched))

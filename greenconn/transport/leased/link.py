@@ -60,9 +60,11 @@ class LeasedLink(SharingLink):
     """
 
     def __init__(self, transport: LeasedTransport) -> None:
+        # Wrong options and addresses are told before there is a link that would have to be closed.
+        self.options = transport.options
+        transport.place()
         super().__init__(transport.client)
         self.transport = transport
-        self.options = transport.options
         self.state = transport.state
         self.where: str = transport.client.as_uri()
         self.owner = new_owner()
