@@ -9,10 +9,18 @@ from threading import main_thread
 from typing import Any, Final
 
 from gevent import get_hub
+from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn.exceptions import WrongHub
 
-__all__ = ["Home", "TurnEnd", "check_hub", "stay_awake", "turn"]
+__all__ = [
+    "Home",
+    "TurnEnd",
+    "check_hub",
+    "get_gevent_concurrent_error",
+    "stay_awake",
+    "turn",
+]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
@@ -29,6 +37,11 @@ def turn() -> None:
         hub.wait(timer)
     finally:
         timer.close()
+
+
+def get_gevent_concurrent_error() -> type[Exception]:
+    """Return gevent's error for a socket that two greenlets use (ours are never used so)."""
+    return ConcurrentObjectUseError
 
 
 def stay_awake() -> None:

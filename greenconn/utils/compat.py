@@ -11,7 +11,8 @@ from multiprocessing.util import register_after_fork
 from typing import Any, Final
 
 from gevent import monkey
-from gevent.exceptions import ConcurrentObjectUseError
+
+from greenconn.green.hub import get_gevent_concurrent_error
 
 __all__ = [
     "FILENO_ERRORS",
@@ -26,11 +27,6 @@ __all__ = [
 ]
 
 FILENO_ERRORS: Final = (AttributeError, ValueError, UnsupportedOperation)
-
-
-def get_gevent_concurrent_error() -> type[Exception]:
-    """Return gevent's error for a socket that two greenlets use (ours are never used so)."""
-    return ConcurrentObjectUseError
 
 
 def coro(gen: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Generator[Any, Any, Any]]:

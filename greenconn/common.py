@@ -1,0 +1,452 @@
+"""Small tools around connections, queues and consumers (kombu 5.7, ``kombu.common``)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
+from uuid import NAMESPACE_OID
+
+from gevent.lock import RLock
+
+from greenconn.entity import Exchange, Queue, maybe_declare
+from greenconn.entity.declaration import declaration_cached
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import get_gevent_concurrent_error
+from greenconn.identity import generate_oid, get_node_id, oid_from, uuid
+from greenconn.log import get_logger
+from greenconn.messaging import Consumer, Producer
+from greenconn.messaging.arrivals import Arrivals
+from greenconn.serialization import registry as serializers
+from greenconn.transport.base import Link
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel, Connection
+    from greenconn.session.session import Session
+
+__all__ = [
+    "NAMESPACE_OID",
+    "PREFETCH_COUNT_MAX",
+    "Broadcast",
+    "QoS",
+    "collect_replies",
+    "declaration_cached",
+    "drain_consumer",
+    "eventloop",
+    "generate_oid",
+    "get_node_id",
+    "ignore_errors",
+    "insured",
+    "itermessages",
+    "maybe_declare",
+    "oid_from",
+    "revive_connection",
+    "send_reply",
+    "uuid",
+]
+
+T = TypeVar("T")
+
+logger = get_logger("greenconn.common")
+
+#: The largest prefetch that the protocol can say.
+PREFETCH_COUNT_MAX: Final = 0xFFFF
+
+
+class Broadcast(Queue):
+    """A queue of its own for each consumer, so that each gets every message of an exchange.
+
+    The queue goes with its last consumer.
+
+    Arguments:
+        name: of the fan-out exchange.
+        queue: name of the queue; None makes one up.
+        unique: make one up that begins with *queue*.
+        auto_delete: the queue is deleted when its last consumer goes.
+        exchange: an Exchange, instead of the one that *name* means.
+        alias: a name for the program's own use; None is *name*.
+        kwargs: see :class:`~greenconn.entity.Queue`.
+    """
+
+    queue: str | None
+
+    attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = (*Queue.attrs, ("queue", None))
+
+    def __init__(
+        self,
+        name: str | None = None,
+        queue: str | None = None,
+        unique: bool = False,
+        auto_delete: bool = True,
+        exchange: Exchange | None = None,
+        alias: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if unique or not queue:
+            queue = f"{queue or 'bcast'}.{uuid()}"
+        super().__init__(
+            name=queue,
+            queue=queue,
+            exchange=Exchange(name or "", type="fanout") if exchange is None else exchange,
+            auto_delete=auto_delete,
+            alias=alias or name,
+            **kwargs,
+        )
+
+
+class _HasErrors(Protocol):
+    """A connection, or anything else that knows its errors."""
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]: ...
+
+
+@contextmanager
+def _ignoring(conn: _HasErrors) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        # Looked up only now: a stand-in in the tests of a program need not have them.
+        # A hosted transport may close a socket that another greenlet reads from.
+        in_use = get_gevent_concurrent_error()
+        if not isinstance(exc, (*conn.connection_errors, *conn.channel_errors, in_use)):
+            raise
+
+
+@overload
+def ignore_errors(conn: _HasErrors, fun: None = None) -> AbstractContextManager[None]: ...
+@overload
+def ignore_errors(
+    conn: _HasErrors, fun: Callable[..., T], *args: Any, **kwargs: Any
+) -> T | None: ...
+def ignore_errors(
+    conn: _HasErrors, fun: Callable[..., Any] | None = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Ignore errors of connection and channel, in a call or in a ``with`` block.
+
+    It is for tidying up, where it does not matter any more whether the broker heard of it.
+
+    Arguments:
+        conn: anything with ``connection_errors`` and ``channel_errors``.
+        fun: called with *args* and *kwargs*; None: the result is the context.
+
+    Returns:
+        What *fun* returned, None if it failed.
+    """
+    if fun is None:
+        return _ignoring(conn)
+    result = None
+    with _ignoring(conn):
+        result = fun(*args, **kwargs)
+    return result
+
+
+def revive_connection(
+    connection: Connection, channel: Channel, on_revive: Callable[[Any], Any] | None = None
+) -> None:
+    """Tell *on_revive* of the channel that *connection* has now."""
+    if on_revive is not None:
+        on_revive(channel)
+
+
+def insured(
+    pool: Any,
+    fun: Callable[..., T],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    errback: Callable[[Exception, float], Any] | None = None,
+    on_revive: Callable[[Any], Any] | None = None,
+    **opts: Any,
+) -> T:
+    """Call *fun* on a connection of *pool*, again and again if that is lost.  May switch.
+
+    Arguments:
+        fun: called with *args*, *kwargs*, ``connection=`` and ``channel=``.
+        errback: called with each error and the seconds until the next attempt; None logs it.
+        on_revive: called with the channel after each reconnect.
+        opts: of ``Connection.autoretry``: ``max_retries``, ``interval_start``...
+
+    Raises:
+        OperationalError: it was given up.
+        Exception: what *fun* raised.
+    """
+    errback = errback or _ensure_errback
+    with pool.acquire(block=True) as connection:
+        connection.ensure_connection(errback=errback)
+        call = connection.autoretry(
+            fun,
+            connection.default_channel,
+            errback=errback,
+            on_revive=partial(revive_connection, connection, on_revive=on_revive),
+            **opts,
+        )
+        result: T = call(*args, **{**kwargs, "connection": connection})[0]
+        return result
+
+
+def _ensure_errback(exc: Exception, interval: float) -> None:
+    logger.error("connection error: %r; the next attempt is in %s s", exc, interval, exc_info=exc)
+
+
+def eventloop(
+    conn: Any, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
+) -> Iterator[Any]:
+    """Drain *conn*, once each time the generator is asked.  May switch.
+
+    Arguments:
+        limit: how often; None or 0 has no end.
+        timeout: seconds to wait for one event; None waits.
+        ignore_timeouts: go on when none came in time.
+
+    Raises:
+        socket.timeout: no event came in time.
+        ConnectionError, OSError: the connection was lost.
+        Exception: what a callback raised.
+    """
+    for _ in range(limit) if limit else count():
+        deadline = Deadline(timeout)
+        try:
+            result = conn.drain_events(timeout=timeout)
+        except TimeoutError:
+            if not deadline.has_ended or (timeout and not ignore_timeouts):
+                raise  # that of a callback is no business of ours
+            continue
+        yield result
+
+
+def itermessages(
+    conn: Any,
+    channel: Channel | None,
+    queue: Any,
+    limit: int | None = 1,
+    timeout: float | None = None,
+    callbacks: list[Callable[..., Any]] | None = None,
+    **kwargs: Any,
+) -> Generator[tuple[Any, Any], None, None]:
+    """Consume from *queue*; see :func:`drain_consumer`.  May switch.
+
+    Arguments:
+        conn: the connection.
+        channel: a channel of it; None is its default channel.
+        kwargs: of the ``Consumer``.
+    """
+    consumer = conn.Consumer(queues=[queue], channel=channel, **kwargs)
+    return drain_consumer(consumer, limit=limit, timeout=timeout, callbacks=callbacks)
+
+
+def drain_consumer(
+    consumer: Consumer,
+    limit: int | None = 1,
+    timeout: float | None = None,
+    callbacks: list[Callable[..., Any]] | None = None,
+) -> Generator[tuple[Any, Any], None, None]:
+    """Consume, and yield each message as ``(body, message)``.  May switch.
+
+    Other greenlets that drain the same connection take none of them.  At the end the consumer is
+    cancelled, and what was delivered and not yielded goes back to the queue, unless it needs no
+    answer.
+
+    Arguments:
+        consumer: its callbacks are replaced.
+        limit: messages, or waits in vain; None or 0 has no end.
+        timeout: seconds to wait for one message; None waits.
+        callbacks: called with each message before it is yielded.
+
+    Raises:
+        ConnectionError, ChannelError: what ended the connection or the consumer.
+        Exception: what a callback raised.
+    """
+    arrived: deque[tuple[Any, Any]] = deque()
+    consumer.callbacks = [
+        lambda body, message: arrived.append((body, message)),
+        *(callbacks or ()),
+    ]
+    if not isinstance(consumer.channel.connection, Link):
+        yield from _drained(consumer, arrived, limit, timeout)
+        return
+    session = consumer.channel.connection.client.session
+    arrivals = consumer.sink = Arrivals(consumer, _needs_no_answer(consumer))
+    try:
+        with consumer:
+            for _ in range(limit) if limit else count():
+                if _has_arrived(arrived, arrivals, session, Deadline(timeout)):
+                    yield arrived.popleft()
+    finally:
+        consumer.sink = None
+        arrivals.give_back()
+        for _, message in arrived:
+            with suppress(Exception):
+                message.requeue()
+
+
+def _drained(
+    consumer: Consumer, arrived: deque[tuple[Any, Any]], limit: int | None, timeout: float | None
+) -> Generator[tuple[Any, Any], None, None]:
+    """Do the same on a transport that is written to kombu's contract.  May switch."""
+    with consumer:
+        client = consumer.channel.connection.client
+        for _ in range(limit) if limit else count():
+            with suppress(TimeoutError):
+                client.drain_events(timeout=timeout)
+            if arrived:
+                yield arrived.popleft()
+
+
+def _needs_no_answer(consumer: Consumer) -> bool:
+    if consumer.no_ack is not None:
+        return consumer.no_ack
+    return all(queue.no_ack for queue in consumer.queues)
+
+
+def _has_arrived(
+    arrived: deque[tuple[Any, Any]], arrivals: Arrivals, session: Session, deadline: Deadline
+) -> bool:
+    """Wait until a message has *arrived*; whether one has before the deadline.  May switch."""
+    while not arrived:
+        arrivals.check()
+        try:
+            handle = arrivals.next_event(session.whole(deadline).link, deadline)
+        except TimeoutError:
+            if not deadline.has_ended:
+                raise
+            return False
+        handle()
+    return True
+
+
+class _Request(Protocol):
+    """The message that is replied to."""
+
+    channel: Any
+    content_type: Any
+    content_encoding: Any
+    properties: dict[str, Any]
+
+
+def send_reply(
+    exchange: Exchange | str | None,
+    req: _Request,
+    msg: Any,
+    producer: Producer | None = None,
+    retry: bool = False,
+    retry_policy: dict[str, Any] | None = None,
+    **props: Any,
+) -> Any:
+    """Publish *msg* as the reply to *req*, by the same serializer if it had one.  May switch.
+
+    Arguments:
+        exchange: where replies go.
+        req: a message with ``reply_to``, and perhaps ``correlation_id``, among its properties.
+        producer: None publishes on the channel of *req*.
+        retry, retry_policy: see ``Producer.publish``.
+        props: further arguments of ``publish``; they come first.
+
+    Raises:
+        KeyError: *req* wants no reply.
+    """
+    options = {
+        "routing_key": req.properties["reply_to"],
+        "correlation_id": req.properties.get("correlation_id"),
+        "serializer": serializers.type_to_name.get(req.content_type),
+        "content_encoding": req.content_encoding,
+        **props,
+    }
+    producer = Producer(req.channel) if producer is None else producer
+    return producer.publish(
+        msg, exchange=exchange, retry=retry, retry_policy=retry_policy, **options
+    )
+
+
+def collect_replies(
+    conn: Any, channel: Channel, queue: Any, *args: Any, **kwargs: Any
+) -> Iterator[Any]:
+    """Yield the bodies of the replies in *queue*.  May switch.
+
+    Arguments:
+        args, kwargs: see :func:`itermessages`; *no_ack* is True if it is not given.
+    """
+    no_ack = kwargs.setdefault("no_ack", True)
+    has_received = False
+    try:
+        for body, message in itermessages(conn, channel, queue, *args, **kwargs):
+            if not no_ack:
+                message.ack()
+            has_received = True
+            yield body
+    finally:
+        if has_received:
+            channel.after_reply_message_received(queue.name)
+
+
+class QoS:
+    """A prefetch that changes now and then, and is told to the broker when its owner finds time.
+
+    :meth:`increment_eventually` and :meth:`decrement_eventually` may be called from anywhere;
+    :meth:`update` by who may talk to the broker.
+
+    Arguments:
+        callback: called as ``callback(prefetch_count=...)``: ``consumer.qos``, ``channel.basic_qos``.
+        initial_value: messages; 0 or None is no limit, and stays so.
+        max_prefetch: the limit never grows above it; None is no bound.
+
+    Attributes:
+        value: the wanted limit.
+        prev: the limit that the broker was told last.
+    """
+
+    prev: int | None = None
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        initial_value: int | None,
+        max_prefetch: int | None = None,
+    ) -> None:
+        self.callback = callback
+        self.value = initial_value or 0
+        self.max_prefetch = max_prefetch
+        #: Held for no longer than it takes to count, so that nobody waits for the broker here.
+        self._counting = RLock()
+        #: Held while the broker is told, so that ``prev`` is what it heard last.
+        self._telling = RLock()
+
+    def increment_eventually(self, n: int = 1) -> int:
+        """Raise the wanted limit by *n*, if there is one; return it."""
+        with self._counting:
+            if self.value:
+                value = self.value + max(n, 0)
+                self.value = value if self.max_prefetch is None else min(value, self.max_prefetch)
+            return self.value
+
+    def decrement_eventually(self, n: int = 1) -> int:
+        """Lower the wanted limit by *n*, to no less than 1, if there is one; return it."""
+        with self._counting:
+            if self.value:
+                self.value = max(self.value - n, 1)
+            return self.value
+
+    def set(self, pcount: int) -> int:
+        """Tell the broker that the limit is *pcount*, unless it knows; return it.  May switch."""
+        with self._telling:
+            if pcount != self.prev:
+                told = pcount
+                if pcount > PREFETCH_COUNT_MAX:
+                    logger.warning(
+                        "prefetch_count %d is above %d: no limit is set", pcount, PREFETCH_COUNT_MAX
+                    )
+                    told = 0
+                logger.debug("prefetch_count: %d", told)
+                self.callback(prefetch_count=told)
+                self.prev = pcount
+        return pcount
+
+    def update(self) -> int:
+        """Tell the broker the wanted limit; return it.  May switch."""
+        with self._telling:
+            return self.set(self.value)
