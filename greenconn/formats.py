@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -29,26 +28,41 @@ __all__ = [
 YAML_MERGED: Final = 100_000
 
 
-def _needed(module: str, package: str) -> Any:
-    """Import *module* when it is first needed: it is optional, and slow to start with."""
+# Imported when they are first needed: they are optional, and slow to start with.
+
+
+def _yaml() -> Any:
     try:
-        return importlib.import_module(module)
+        import yaml
     except ImportError as exc:
-        raise SerializerNotInstalled(
-            f"No encoder/decoder installed for {module}: pip install {package}"
-        ) from exc
+        raise _not_installed("yaml", "PyYAML") from exc
+    return yaml
+
+
+def _msgpack() -> Any:
+    try:
+        import msgpack
+    except ImportError as exc:
+        raise _not_installed("msgpack", "msgpack") from exc
+    return msgpack
+
+
+def _not_installed(module: str, package: str) -> SerializerNotInstalled:
+    return SerializerNotInstalled(
+        f"No encoder/decoder installed for {module}: pip install {package}"
+    )
 
 
 def yaml_dumps(value: Any) -> Any:
     """Encode as YAML, with its safe types only."""
-    return _needed("yaml", "PyYAML").safe_dump(value)
+    return _yaml().safe_dump(value)
 
 
 def yaml_loads(body: Any) -> Any:
     """Decode YAML; it makes no objects but those of its safe types."""
     # PyYAML takes what is neither text nor bytes for a file.
     is_buffer = isinstance(body, (bytearray, memoryview))
-    return _needed("yaml", "PyYAML").load(bytes(body) if is_buffer else body, _yaml_loader())
+    return _yaml().load(bytes(body) if is_buffer else body, _yaml_loader())
 
 
 @cache
@@ -57,7 +71,7 @@ def _yaml_loader() -> Any:
 
     Mappings that merge each other ten times, ten levels deep, are 500 bytes that stand for gigabytes.
     """
-    yaml = _needed("yaml", "PyYAML")
+    yaml = _yaml()
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         merged = 0
@@ -77,12 +91,12 @@ def _yaml_loader() -> Any:
 
 def msgpack_dumps(value: Any) -> Any:
     """Encode as MessagePack, with text and bytes apart."""
-    return _needed("msgpack", "msgpack").packb(value, use_bin_type=True)
+    return _msgpack().packb(value, use_bin_type=True)
 
 
 def msgpack_loads(body: Any) -> Any:
     """Decode MessagePack."""
-    return _needed("msgpack", "msgpack").unpackb(body, raw=False)
+    return _msgpack().unpackb(body, raw=False)
 
 
 def encode_error(exc: BaseException, content_type: str) -> EncodeError:

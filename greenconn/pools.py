@@ -78,12 +78,15 @@ class ProducerPool(Resource):
 
     def create_producer(self) -> _Producer:
         """Make a producer on a connection of the pool, which it keeps.  May switch."""
-        connection = self.connections.acquire(block=True)
+        connection = self._acquire_connection()
         try:
             return self.Producer(connection)
         except BaseException:
             connection.release()
             raise
+
+    def _acquire_connection(self) -> Any:
+        return self.connections.acquire(block=True)
 
     def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
         """Borrow a producer.  May switch.
@@ -348,6 +351,7 @@ def reset(*args: Any, **kwargs: Any) -> None:
             # One that was forgotten is closed, and one that is not closed is not forgotten.
             # Apart: who is interrupted meanwhile hears of it, and leaves it to close.
             spawn("pool-close", _close, pools.popitem()[1]).join()
+        group.clear()  # a program's own may have more to forget
 
 
 def _close(pool: Any) -> None:

@@ -20,7 +20,8 @@ __all__ = ["declaration_cached", "maybe_declare"]
 
 def declaration_cached(entity: Any, channel: Channel) -> bool:
     """Whether *entity* is known to be declared in this life of the channel's connection."""
-    return hash(entity) in channel.connection.client.declared_entities
+    declared = channel.connection.client.declared_entities
+    return hash(entity) in declared or entity in declared
 
 
 def maybe_declare(

@@ -71,9 +71,9 @@ class Effort:
         self._message = message
         try:
             if self._policy is None:
-                return self._attempt()
+                return self._attempt(self._timeout)
             try:
-                return self._attempt()
+                return self._attempt(self._timeout)
             except Exception as exc:
                 self._failure = exc
             return self._insist()
@@ -97,7 +97,7 @@ class Effort:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        return self._attempt()
+        return self._attempt(self._deadline.left())
 
     def revive(self, channel: Channel) -> None:
         """Take note that there is a connection again, for ``ensure``.
@@ -109,17 +109,18 @@ class Effort:
         if own is None or not getattr(own, "is_open", False):
             self._producer.revive(channel)
 
-    def _attempt(self) -> Any:
+    def _attempt(self, timeout: float | None) -> Any:
         producer = self._producer
         channel = producer._channel
         if self._declare or not producer._is_ready(channel):
             self._start_timer()
             channel = self._ready_channel()
+            timeout = self._deadline.left()
         self._stop_timer()
         try:
             return producer._send(
                 channel,
-                self._deadline.left(),
+                timeout,
                 self._confirm_timeout,
                 *self._message,
                 insists=self._policy is not None,

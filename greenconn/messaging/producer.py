@@ -329,8 +329,7 @@ class Producer:
         if self.auto_declare and self.exchange.name and self.exchange not in entities:
             entities.append(self.exchange)
         for entity in entities:
-            if entity:
-                maybe_declare(entity, channel)
+            self.maybe_declare(entity)
         return channel
 
     def _send(

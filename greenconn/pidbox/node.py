@@ -167,7 +167,13 @@ class Node:
     def _reply_to(self, address: Mapping[str, Any], reply: Any, ticket: str | None) -> None:
         """Send a reply where a command says; that there is no such place is its own matter."""
         try:
-            self.reply(reply, address["exchange"], address["routing_key"], ticket)
+            # By keyword, as kombu calls it: a program's own may take only what it needs.
+            self.reply(
+                reply,
+                exchange=address["exchange"],
+                routing_key=address["routing_key"],
+                ticket=ticket,
+            )
         except _UNSENT as exc:
             self._refuse(f"its reply cannot be sent: {exc}")
 

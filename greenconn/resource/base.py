@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakSet
 
 from gevent import get_hub
@@ -22,6 +22,9 @@ from greenconn.resource.loans import Loans
 __all__ = ["Resource", "known"]
 
 logger = logging.getLogger("greenconn.resource")
+
+#: Hooks that a program may also replace on one pool.
+_HOOKS: Final = frozenset({"prepare", "release_resource"})
 
 
 class Resource:
@@ -61,10 +64,7 @@ class Resource:
             self.close_after_fork = close_after_fork
         if trace_acquire is not None:
             self.trace_acquire = trace_acquire
-        # These are called for each loan, so only where there is something to ask or to tell.
         is_alive = None if type(self).is_alive is Resource.is_alive else self.is_alive
-        self._is_told = type(self).release_resource is not Resource.release_resource
-        self._prepares = type(self).prepare is not Resource.prepare
         self._pool: FairPool[Any] = FairPool(
             self._make,
             self._end,
@@ -74,8 +74,7 @@ class Resource:
             self.LimitExceeded,
             landlord=self._landlord(),
         )
-        self._pool.wants_back = self._is_told or self._prepares
-        self._pool.on_returned = self.release_resource if self._is_told else None
+        self._note_hooks()
         self._resource = _Shelf(self._pool, self.new)
         self._loans = Loans(self._pool.note_lost)
         self._tenants: WeakSet[Resource] = WeakSet()
@@ -291,6 +290,23 @@ class Resource:
             tenant.evict(reason)
 
     # Within
+
+    def _note_hooks(self) -> None:
+        # These are called for each loan, so only where there is something to ask or to tell.
+        self._is_told = self._has_own("release_resource")
+        self._prepares = self._has_own("prepare")
+        self._pool.wants_back = self._is_told or self._prepares
+        self._pool.on_returned = self.release_resource if self._is_told else None
+
+    def _has_own(self, hook: str) -> bool:
+        return hook in self.__dict__ or getattr(type(self), hook) is not getattr(Resource, hook)
+
+    if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name in _HOOKS and "_pool" in self.__dict__:
+                self._note_hooks()
 
     def _landlord(self) -> FairPool[Any] | None:
         return None

@@ -139,11 +139,18 @@ class Pointed:
         # kombu's seam between a connection and its transport, which tests of programs replace.
         return self.session.broker.open_link(deadline or Deadline())
 
-    # kombu's names of what programs look at.
+    # kombu's names of what programs look at, and what their tests replace.
 
     @property
     def _closed(self) -> bool:
         return self.session.is_closed
+
+    @_closed.setter
+    def _closed(self, is_closed: bool) -> None:
+        if is_closed:
+            self.session.close()
+        elif self.session.is_closed:
+            self.session.restart()
 
     @property
     def _connection(self) -> Any:
@@ -152,6 +159,10 @@ class Pointed:
     @property
     def _default_channel(self) -> Any:
         return self.session.life.default_channel
+
+    @_default_channel.setter
+    def _default_channel(self, channel: Any) -> None:
+        self.session.life.default_channel = channel
 
     def get_transport_cls(self) -> Any:
         """The class of the transport.

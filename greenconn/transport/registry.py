@@ -1,7 +1,7 @@
 """The transports by name: an alias, or the path of a class.
 
 ``TRANSPORT_ALIASES`` may be extended by anybody: alias -> ``"module:Class"``, or a function that
-returns such a path.
+returns such a path, or the class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AMQP: Final = "greenconn.transport.amqp.transport:Transport"
 _AMQPS: Final = "greenconn.transport.amqp.transport:SSLTransport"
 
 #: Alias -> path of the class.
-TRANSPORT_ALIASES: dict[str, str | Callable[[], str]] = {
+TRANSPORT_ALIASES: dict[str, str | Callable[[], str | type[Any]]] = {
     "amqp": _AMQP,
     "amqps": _AMQPS,
     "amqplib": _AMQP,
@@ -137,6 +137,8 @@ def resolve_transport(transport: str | type[Any] | None | None = None) -> Any:
             raise _unknown(transport)
         return _hosted(symbol_by_name(_ours(transport)))
     path = target() if callable(target) else target
+    if not isinstance(path, str):
+        return _hosted(path)
     if _is_absent(path):
         raise ImportError(
             f"transport {transport!r} ({path}) is not in this version of greenconn; "

@@ -85,5 +85,5 @@ class Transport(LeasedTransport):
 
     @property
     def default_connection_params(self) -> dict[str, Any]:
-        """Nothing: without a host it is AWS."""
-        return {}
+        """No host: then it is AWS."""
+        return {"hostname": None}

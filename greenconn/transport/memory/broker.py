@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
 from greenconn.transport.virtual.publishing import Envelope, Outcome
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["Broker"]
+__all__ = ["Broker", "Queues"]
 
 logger = logging.getLogger("greenconn.transport.memory")
 
@@ -307,6 +307,27 @@ class Broker:
         for link in list(self.links):
             link.end(RecoverableConnectionError("the memory broker was reset"), closed=True)
         self.state.clear()
+
+
+class Queues(Mapping[str, Queue]):
+    """The queues of *broker* by their names, for the tests of programs."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def __getitem__(self, name: str) -> Queue:
+        return self._broker.queues[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._broker.queues)
+
+    def __len__(self) -> int:
+        return len(self._broker.queues)
+
+    def clear(self) -> None:
+        """Delete all queues, their bindings and their consumers."""
+        for queue in list(self.values()):
+            self._broker.delete_queue(queue)
 
 
 def _seconds(expiration: Any) -> float:

@@ -10,6 +10,7 @@ from amqp.protocol import queue_declare_ok_t
 
 from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError
+from greenconn.transport.memory.broker import Queues
 from greenconn.transport.memory.deliveries import DeliveringMethods
 from greenconn.transport.memory.link import MemoryLink
 from greenconn.transport.memory.queue import Queue
@@ -71,6 +72,11 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
     def state(self) -> BrokerState:
         """The exchanges and bindings of the virtual host."""
         return self._broker.state
+
+    @property
+    def queues(self) -> Queues:
+        """The queues of the virtual host by their names; ``clear`` deletes them."""
+        return Queues(self._broker)
 
     # -- queues
 

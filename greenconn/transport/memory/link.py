@@ -7,6 +7,7 @@ from typing import Any
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["MemoryLink"]
 
@@ -20,6 +21,11 @@ class MemoryLink(VirtualLink):
         self.broker = broker
         self.options = options
         broker.links[self] = None
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings of the virtual host."""
+        return self.broker.state
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life: what its channels hold goes back, its exclusive queues go.

@@ -1,0 +1,145 @@
+"""What the tests of programs replace, or hand over in place of the real thing, as with kombu."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from greenconn import Connection, Exchange, Producer, Queue, pools, serialization
+from greenconn.common import declaration_cached
+from greenconn.exceptions import SerializerNotInstalled
+from greenconn.pidbox import Mailbox
+from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
+
+
+@pytest.fixture
+def connection(unique: str) -> Any:
+    """A connection to a memory broker of the test's own."""
+    with Connection(f"memory:///{unique}") as connection:
+        yield connection
+    memory.reset(unique)
+
+
+def test_a_hook_replaced_on_one_pool(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    pool.prepare = Mock(side_effect=OSError)  # type: ignore[method-assign]
+    with pytest.raises(OSError):
+        pool.acquire(block=True)
+    pool.prepare = Mock(side_effect=lambda resource: resource)  # type: ignore[method-assign]
+    pool.release_resource = Mock()  # type: ignore[method-assign]
+    borrowed = pool.acquire(block=True)
+    borrowed.release()
+    assert pool.release_resource.call_count == 1
+    assert pool.prepare.call_count == 1
+    pool.force_close_all()
+
+
+def test_a_connection_is_said_to_be_closed(connection: Connection) -> None:
+    connection.connect()
+    connection._closed = True
+    assert connection.connection is None
+    connection._closed = False
+    assert not connection._closed
+    assert connection.connection is not None
+
+
+def test_a_default_channel_in_place_of_the_real_one(connection: Connection) -> None:
+    connection.connect()
+    former = connection._default_channel = Mock()
+    connection.revive(Mock())
+    former.close.assert_called_once_with()
+    assert connection._default_channel is None
+    assert connection.default_channel.is_open
+
+
+def test_a_channel_is_told_the_timeout_as_it_was_given() -> None:
+    channel = Mock()
+    channel.connection.client.declared_entities = set()
+    Producer(channel).publish("x", exchange=Exchange("e"), timeout=1)
+    assert channel.basic_publish.call_args.kwargs["timeout"] == 1
+    Producer(channel).publish("x", declare=[Exchange("e")], timeout=1)
+    assert 0 < channel.basic_publish.call_args.kwargs["timeout"] < 1
+
+
+def test_a_producer_that_declares_in_its_own_way(connection: Connection) -> None:
+    producer = connection.Producer()
+    producer.maybe_declare = Mock(side_effect=RuntimeError("declaration failed"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="declaration failed"):
+        producer.publish({}, declare=[Queue("q")])
+
+
+def test_entities_that_are_noted_as_they_are() -> None:
+    channel = Mock()
+    channel.connection.client.declared_entities = ["foo"]
+    assert declaration_cached("foo", channel)
+    assert not declaration_cached("bar", channel)
+
+
+def test_a_node_whose_reply_takes_what_it_needs(connection: Connection, unique: str) -> None:
+    node = Mailbox(unique, connection=connection).Node("here")
+    replies = []
+
+    def reply(data: Any, **options: Any) -> None:
+        replies.append((data, options))
+
+    node.reply = reply  # type: ignore[method-assign,assignment]
+    node.handler(_add)
+    node.dispatch("_add", {"x": 1}, reply_to={"exchange": "e", "routing_key": "r"}, ticket="t")
+    assert replies == [({"here": 2}, {"exchange": "e", "routing_key": "r", "ticket": "t"})]
+
+
+def _add(state: Any, x: int) -> int:
+    return x + 1
+
+
+def test_a_group_of_pools_of_the_programs_own_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Mock()
+    group.__len__ = Mock(return_value=0)
+    group.__bool__ = Mock(return_value=False)
+    monkeypatch.setattr(pools, "_groups", [group])
+    pools.reset()
+    group.clear.assert_called_once_with()
+
+
+def test_an_alias_that_is_a_function_returns_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "mine", lambda: memory.Transport)
+    assert resolve_transport("mine") is memory.Transport
+    assert get_transport_cls("mine") is memory.Transport
+
+
+@pytest.mark.parametrize("name", ["yaml", "msgpack"])
+def test_a_library_is_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def hiding(module: str, *args: Any, **kwargs: Any) -> Any:
+        if module == name:
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", hiding)
+    with pytest.raises(SerializerNotInstalled):
+        serialization.loads(b"x", f"application/x-{name}", "utf-8")
+
+
+def test_the_memory_broker_is_emptied_by_kombus_names(connection: Connection) -> None:
+    channel = connection.channel()
+    queue = Queue("q", Exchange("e"), "k")(channel)
+    queue.declare()
+    assert "q" in channel.queues
+    assert len(channel.queues) == 1
+    channel.queues.clear()
+    assert list(channel.queues) == []
+    Producer(channel, queue.exchange).publish("x", routing_key="k")  # to no queue
+    assert "e" in connection.connection.state.exchanges
+    connection.connection.state.clear()
+    assert "e" not in channel.state.exchanges
+
+
+def test_no_host_is_no_host_on_sqs() -> None:
+    connection = Connection("sqs://")
+    assert connection.info()["hostname"] is None
+    assert connection.as_uri() == "sqs://:**@localhost//"
+    assert connection.clone().info() == connection.info()
