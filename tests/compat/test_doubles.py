@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import builtins
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
+from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn import Connection, Exchange, Producer, Queue, pools, serialization
-from greenconn.common import declaration_cached
-from greenconn.exceptions import SerializerNotInstalled
+from greenconn.common import Broadcast, collect_replies, declaration_cached, ignore_errors
+from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox
 from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
 
@@ -93,6 +94,41 @@ def test_a_node_whose_reply_takes_what_it_needs(connection: Connection, unique: 
 
 def _add(state: Any, x: int) -> int:
     return x + 1
+
+
+def test_names_of_the_modules_are_replaced(connection: Connection, unique: str) -> None:
+    with patch("greenconn.common.uuid", return_value="x"):
+        assert Broadcast("news").name == "bcast.x"
+    message = Mock()
+    with patch("greenconn.common.itermessages", return_value=[("body", message)]):
+        assert list(collect_replies(Mock(), Mock(), Mock(), no_ack=False)) == ["body"]
+    message.ack.assert_called_once_with()
+    node = Mailbox(unique, connection=connection).Node("here")
+    with patch("greenconn.pidbox.Consumer", return_value="a consumer") as consumer:
+        assert node.Consumer(channel=Mock()) == "a consumer"
+    assert consumer.call_args.kwargs["no_ack"]
+
+
+@pytest.mark.parametrize(("code", "error"), [(405, InconsistencyError), (403, ChannelError)])
+def test_a_transport_refuses_the_queue_of_a_node_in_its_own_way(
+    code: int, error: type[Exception], connection: Connection, unique: str
+) -> None:
+    class Refused(ChannelError):
+        """A transport's own."""
+
+    refused = Refused("no")
+    refused.code = code  # type: ignore[misc]
+    node = Mailbox(unique, connection=connection).Node("here", channel=connection.channel())
+    with patch("greenconn.pidbox.Consumer", side_effect=refused), pytest.raises(error):
+        node.Consumer()
+
+
+def test_an_error_of_a_socket_in_use_is_ignored() -> None:
+    connection = Mock(connection_errors=(), channel_errors=())
+    with ignore_errors(connection):
+        raise ConcurrentObjectUseError
+    with pytest.raises(LookupError), ignore_errors(connection):
+        raise LookupError
 
 
 def test_a_group_of_pools_of_the_programs_own_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:

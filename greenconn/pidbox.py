@@ -1,35 +1,294 @@
-"""The mailbox of an application."""
+"""Commands to processes, and their replies, over mailboxes (kombu.pidbox).
+
+A :class:`Mailbox` names an application; each of its processes runs a :class:`Node` that listens.
+``cast`` and ``abcast`` send a command, ``call`` and ``multi_call`` also collect the replies.
+"""
 
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from time import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from greenconn.caching import cached_property, maybe_evaluate
+from greenconn.caching import LRUCache, cached_property, maybe_evaluate
+from greenconn.checks import check_has_run, check_runs
 from greenconn.clocks import LamportClock
 from greenconn.entity import Exchange, Queue, maybe_declare
-from greenconn.exceptions import InconsistencyError, SerializationError, SerializerNotInstalled
+from greenconn.exceptions import (
+    ChannelError,
+    InconsistencyError,
+    ResourceLocked,
+    SerializationError,
+    SerializerNotInstalled,
+)
 from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
 from greenconn.identity import oid_from, uuid
 from greenconn.log import get_logger
+from greenconn.matcher import match
 from greenconn.messaging import Consumer, Producer
-from greenconn.pidbox.node import Node
-from greenconn.pidbox.replies import Replies, clock_of, taken_from
 from greenconn.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
+    from greenconn import messaging  # a node has a method of the class's name
     from greenconn.abc import Channel, Connection
+    from greenconn.message import Message
 
-__all__ = ["REPLY_QUEUE_EXPIRES", "Mailbox"]
+__all__ = ["REPLY_QUEUE_EXPIRES", "W_PIDBOX_IN_USE", "Mailbox", "Node"]
 
 logger = get_logger("greenconn.pidbox")
 
 #: Seconds after which the broker deletes an unused queue of replies.
 REPLY_QUEUE_EXPIRES: Final = 10
+
+#: Tickets whose replies are kept although nobody waits for them yet, and replies to one of them.
+UNCLAIMED: Final = 100
+#: Logical clocks beyond this were never counted to, and would not fit into a header before long.
+LATEST: Final = 1 << 62
+
+#: What is wrong with a reply or its address, not with the connection.
+_UNSENT: Final = (ChannelError, SerializationError, SerializerNotInstalled, TypeError, ValueError)
+
+W_PIDBOX_IN_USE: Final = (
+    "A node named {node.hostname} is already using this process mailbox: shut the other one down, "
+    "or give each node a name of its own."
+)
+
+Handler = Callable[..., Any]
+
+
+class Node:
+    """Carries out commands that come to a mailbox.
+
+    A handler is called as ``handler(state, **arguments)``; what it returns is the reply.
+
+    Arguments:
+        hostname: the name of the node: commands may be for it alone.
+        state: given to the handlers.
+        channel: where it listens and replies.
+        handlers: by the names of their commands.
+        mailbox: the :class:`Mailbox` whose node it is.
+
+    Attributes:
+        refused: messages that were no commands, or could not be decoded.
+    """
+
+    hostname: Any = None
+    mailbox: Any = None
+    handlers: Any = None
+    state: Any = None
+    channel: Any = None
+
+    def __init__(
+        self,
+        hostname: str,
+        state: Any = None,
+        channel: Channel | None = None,
+        handlers: dict[str, Handler] | None = None,
+        mailbox: Any = None,
+    ) -> None:
+        self.channel = channel
+        self.mailbox = mailbox
+        self.hostname = hostname
+        self.state = state
+        self.adjust_clock = mailbox.clock.adjust
+        self.handlers = {} if handlers is None else handlers
+        self.refused = 0
+
+    def Consumer(  # noqa: N802 - kombu's name
+        self,
+        channel: Channel | None = None,
+        no_ack: bool = True,
+        accept: Any = None,
+        **options: Any,
+    ) -> messaging.Consumer:
+        """Make the consumer of the node's queue; a warning tells if another node has it.  May switch.
+
+        Arguments:
+            accept: content types; None is what the mailbox says.
+            options: of :class:`greenconn.Consumer`.
+
+        Raises:
+            InconsistencyError: another connection holds the exclusive queue.
+        """
+        queue = self.mailbox.get_queue(self.hostname)
+        queue.on_declared = self._warn_of_others
+        try:
+            return Consumer(
+                channel or self.channel,
+                [queue],
+                no_ack=no_ack,
+                accept=self.mailbox.accept if accept is None else accept,
+                **options,
+            )
+        except ChannelError as exc:
+            if getattr(exc, "code", None) != ResourceLocked.code:  # a transport may have its own
+                raise
+            raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from exc
+
+    def _warn_of_others(self, name: str, messages: int, consumers: int) -> None:
+        if consumers:
+            warnings.warn(W_PIDBOX_IN_USE.format(node=self), stacklevel=2)
+
+    def handler(self, fun: Handler) -> Handler:
+        """Decorate a function to carry out the command of its name.
+
+        Raises:
+            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+        """
+        check_runs("handler", fun)
+        self.handlers[fun.__name__] = fun
+        return fun
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Log a command that cannot be decoded."""
+        self.refused += 1
+        logger.error("cannot decode a command to %s: %r", self.hostname, exc)
+
+    def listen(
+        self, channel: Channel | None = None, callback: Callable[[Any, Any], Any] | None = None
+    ) -> messaging.Consumer:
+        """Consume commands; whoever drains the connection carries them out.  May switch.
+
+        Arguments:
+            callback: called as ``callback(body, message)``; None is :meth:`handle_message`.
+        """
+        consumer = self.Consumer(
+            channel=channel,
+            callbacks=[callback or self.handle_message],
+            on_decode_error=self.on_decode_error,
+        )
+        consumer.consume()
+        return consumer
+
+    def dispatch(
+        self,
+        method: str,
+        arguments: Mapping[str, Any] | None = None,
+        reply_to: Mapping[str, Any] | None = None,
+        ticket: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Carry out a command and return its reply, which is also sent if *reply_to* is given.
+
+        An error in the handler becomes the reply ``{"error": repr(exc)}``.
+        """
+        arguments = arguments or {}
+        logger.debug("%s received %s%s", self.hostname, method, ", with reply" if reply_to else "")
+        handle = self.handle_call if reply_to else self.handle_cast
+        try:
+            reply = handle(method, arguments)
+        except Exception as exc:
+            logger.exception("the command %s failed at %s", method, self.hostname)
+            reply = {"error": repr(exc)}
+        if reply_to:
+            self._reply_to(reply_to, {self.hostname: reply}, ticket)
+        return reply
+
+    def _reply_to(self, address: Mapping[str, Any], reply: Any, ticket: str | None) -> None:
+        """Send a reply where a command says; that there is no such place is its own matter."""
+        try:
+            # By keyword, as kombu calls it: a program's own may take only what it needs.
+            self.reply(
+                reply,
+                exchange=address["exchange"],
+                routing_key=address["routing_key"],
+                ticket=ticket,
+            )
+        except _UNSENT as exc:
+            self._refuse(f"its reply cannot be sent: {exc}")
+
+    def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Call the handler of a command.
+
+        Raises:
+            KeyError: there is none.
+            TypeError: its call ran nothing.
+        """
+        reply = self.handlers[method](self.state, **(arguments or {}))
+        if reply is not None:
+            check_has_run("the handler", reply)
+        return reply
+
+    def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out a command that wants a reply."""
+        return self.handle(method, arguments)
+
+    def handle_cast(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out a command that wants none."""
+        return self.handle(method, arguments)
+
+    def handle_message(self, body: Mapping[str, Any], message: Message | None = None) -> Any:
+        """Carry out the command in *body* if it is for this node.
+
+        One that no mailbox sends is logged and counted in :attr:`refused`.
+        """
+        if message:
+            self.adjust_clock(clock_of(message))
+        if not _is_command(body):
+            self._refuse("it is none")
+            return None
+        try:
+            is_meant = self._is_meant(body)
+        except Exception as exc:  # of a matcher, which anybody may register
+            self._refuse(f"its pattern cannot be used: {exc!r}")
+            return None
+        return self.dispatch(**body) if is_meant else None
+
+    def _refuse(self, why: str) -> None:
+        self.refused += 1
+        logger.error("a command to %s is passed over: %s", self.hostname, why)
+
+    dispatch_from_message = handle_message
+
+    def _is_meant(self, body: Mapping[str, Any]) -> bool:
+        destination = body.get("destination")
+        if destination:
+            return self.hostname in ([destination] if isinstance(destination, str) else destination)
+        pattern, matcher = body.get("pattern"), body.get("matcher")
+        if pattern and matcher:
+            return bool(match(self.hostname, pattern, matcher))
+        return True
+
+    def reply(
+        self, data: Any, exchange: str, routing_key: str, ticket: str | None, **kwargs: Any
+    ) -> None:
+        """Send a reply.  May switch."""
+        self.mailbox._publish_reply(
+            data,
+            exchange,
+            routing_key,
+            ticket,
+            channel=self.channel,
+            serializer=self.mailbox.serializer,
+        )
+
+
+def _is_command(body: Any) -> bool:
+    """Whether *body* has the form of what a mailbox sends."""
+    if not isinstance(body, Mapping) or not all(isinstance(name, str) for name in body):
+        return False
+    address = body.get("reply_to")
+    return (
+        isinstance(body.get("method"), str)
+        and "self" not in body
+        and isinstance(body.get("arguments") or {}, Mapping)
+        and isinstance(body.get("destination") or (), (str, list, tuple))
+        and isinstance(body.get("pattern") or "", str)
+        and isinstance(body.get("matcher") or "", str)
+        and (
+            not address
+            or (
+                isinstance(address, Mapping)
+                and isinstance(address.get("exchange"), str)
+                and isinstance(address.get("routing_key"), str)
+            )
+        )
+    )
 
 
 class Mailbox:
@@ -400,3 +659,84 @@ class Mailbox:
 
 def _exchange(name: str, type: str) -> Exchange:
     return Exchange(name, type=type, durable=False, delivery_mode="transient")
+
+
+class Replies:
+    """The sink of all consumers of a mailbox's reply queue.
+
+    Several greenlets may collect at once: the broker gives each reply to any of their consumers, and
+    its ticket says whose it is.  Those of a ticket that nobody has asked for are kept for a while.
+    """
+
+    def __init__(self) -> None:
+        self.taken: Callable[[Any], None] | None = None
+        self._collecting: dict[str, Inbox[Any]] = {}
+        self._unclaimed: LRUCache[str, list[Any]] = LRUCache(limit=UNCLAIMED)
+
+    # In the reader.
+
+    def deliver(self, message: Message) -> None:
+        """Hand a reply to the greenlet with its ticket."""
+        if self.taken is not None:
+            self.taken(message)
+        headers = message.headers
+        ticket, expires = headers.get("ticket"), headers.get("expires")
+        if isinstance(expires, (int, float)) and 0 < expires < time():
+            return
+        if ticket is None and len(self._collecting) == 1:
+            # Of a node that sends no tickets: it can be nobody else's.
+            next(iter(self._collecting.values())).put(message)
+        elif not isinstance(ticket, str):
+            return  # of nobody who has asked
+        elif ticket in self._collecting:
+            self._collecting[ticket].put(message)
+        elif ticket in self._unclaimed:
+            kept = self._unclaimed[ticket]
+            if len(kept) < UNCLAIMED:
+                kept.append(message)
+        else:
+            self._unclaimed[ticket] = [message]
+
+    def cancelled(self, exc: BaseException) -> None:
+        """Let all who wait raise *exc*: no more replies will come."""
+        for inbox in self._collecting.values():
+            inbox.fail(exc)
+
+    def give_back(self) -> None:
+        """Do nothing: replies need no answer."""
+
+    # In those who collect.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody collects."""
+        return not self._collecting
+
+    @contextmanager
+    def of(self, ticket: str) -> Iterator[Inbox[Any]]:
+        """Collect the replies with *ticket* while this context lasts."""
+        inbox = self._collecting[ticket] = Inbox()
+        for message in self._unclaimed.data.pop(ticket, ()):
+            inbox.put(message)
+        try:
+            yield inbox
+        finally:
+            del self._collecting[ticket]
+
+
+def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iterator[Any]:
+    """Yield *limit* messages at most (None, 0: without limit), until the deadline.  May switch."""
+    taken = 0
+    while not limit or taken < limit:
+        try:
+            message = inbox.get(deadline)
+        except TimeoutError:
+            return
+        taken += 1
+        yield message
+
+
+def clock_of(message: Message) -> int:
+    """The logical clock that came with *message*; 0 where there is none that can be believed."""
+    clock = message.headers.get("clock")
+    return clock if isinstance(clock, int) and 0 < clock < LATEST else 0
