@@ -104,8 +104,8 @@ def test_names_of_the_modules_are_replaced(connection: Connection, unique: str) 
         assert list(collect_replies(Mock(), Mock(), Mock(), no_ack=False)) == ["body"]
     message.ack.assert_called_once_with()
     node = Mailbox(unique, connection=connection).Node("here")
-    with patch("greenconn.pidbox.Consumer", return_value="a consumer") as consumer:
-        assert node.Consumer(channel=Mock()) == "a consumer"
+    with patch("greenconn.pidbox.Consumer") as consumer:
+        assert node.Consumer(channel=Mock()) is consumer.return_value
     assert consumer.call_args.kwargs["no_ack"]
 
 
@@ -113,11 +113,8 @@ def test_names_of_the_modules_are_replaced(connection: Connection, unique: str) 
 def test_a_transport_refuses_the_queue_of_a_node_in_its_own_way(
     code: int, error: type[Exception], connection: Connection, unique: str
 ) -> None:
-    class Refused(ChannelError):
-        """A transport's own."""
-
-    refused = Refused("no")
-    refused.code = code  # type: ignore[misc]
+    refused = ChannelError("no")  # of no class that says more
+    refused.code = code
     node = Mailbox(unique, connection=connection).Node("here", channel=connection.channel())
     with patch("greenconn.pidbox.Consumer", side_effect=refused), pytest.raises(error):
         node.Consumer()
@@ -125,10 +122,9 @@ def test_a_transport_refuses_the_queue_of_a_node_in_its_own_way(
 
 def test_an_error_of_a_socket_in_use_is_ignored() -> None:
     connection = Mock(connection_errors=(), channel_errors=())
-    with ignore_errors(connection):
-        raise ConcurrentObjectUseError
-    with pytest.raises(LookupError), ignore_errors(connection):
-        raise LookupError
+    ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
+    with pytest.raises(LookupError):
+        ignore_errors(connection, Mock(side_effect=LookupError))
 
 
 def test_a_group_of_pools_of_the_programs_own_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
