@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.abc import is_connection, maybe_channel
 from greenconn.connection.client import BrokerConnection, Connection, PooledConnection
 from greenconn.exceptions import ChannelLimitExceeded, ConnectionLimitExceeded
+from greenconn.session.parameters import check_scheme
 
 if TYPE_CHECKING:
     from greenconn.resource import ChannelPool, ConnectionPool, Resource
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 #: What ``Connection`` has under these names: adding to one adds to the other.
 failover_strategies = Connection.failover_strategies
 resolve_aliases = Connection.resolve_aliases
+
+#: kombu's name.
+_check_url_transport = check_scheme
 
 __all__ = [
     "BrokerConnection",

@@ -27,7 +27,7 @@ from greenconn.records import Record
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url
 
-__all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "combined"]
+__all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "check_scheme", "combined"]
 
 DEFAULT_TRANSPORT: Final = "amqp"
 
@@ -161,7 +161,7 @@ def combined(
     if "+" in scheme:
         # The rest is the transport's to parse: sqla+mysql://..., redis+socket:///path
         prefix, _, inner = scheme.partition("+")
-        _check_scheme(prefix, address)
+        check_scheme(prefix, address)
         name = keywords.transport if _is_class(keywords.transport) else prefix
         host = f"{inner}://{rest}"
         place = keywords.replace(
@@ -172,7 +172,7 @@ def combined(
         return _with_tls(place), {}
     transport = keywords.transport
     if not transport or not (is_first or _is_class(transport)):
-        transport = _check_scheme(scheme, address)
+        transport = check_scheme(scheme, address)
     cls = get_transport_cls(transport)
     if cls.can_parse_url:
         return _with_tls(keywords.replace(transport=transport, hostname=address)), {}
@@ -251,8 +251,16 @@ def _is_class(transport: str | type[Any] | None) -> bool:
     )
 
 
-def _check_scheme(scheme: str, address: str) -> str:
-    """A URL may come from elsewhere: it names an alias, never a module to import."""
+def check_scheme(scheme: str, address: str = "") -> str:
+    """Return *scheme*, which names an alias: a URL may come from elsewhere, and imports nothing.
+
+    Arguments:
+        address: the URL, for the message.
+
+    Raises:
+        ValueError: it is an import path, or empty.
+    """
+    address = address or f"{scheme}://"
     if "." in scheme or ":" in scheme:
         raise ValueError(
             f"Invalid transport scheme in broker URL {mask_secrets(address)!r}: it is an import path; "

@@ -11,6 +11,7 @@ from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn import Connection, Exchange, Producer, Queue, pools, serialization
 from greenconn.common import Broadcast, collect_replies, declaration_cached, ignore_errors
+from greenconn.connection import _check_url_transport
 from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox
 from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
@@ -175,3 +176,11 @@ def test_no_host_is_no_host_on_sqs() -> None:
     assert connection.info()["hostname"] is None
     assert connection.as_uri() == "sqs://:**@localhost//"
     assert connection.clone().info() == connection.info()
+
+
+def test_kombus_check_of_a_scheme() -> None:
+    for alias in TRANSPORT_ALIASES:
+        assert _check_url_transport(alias) == alias
+    for name in ("a.b", "a:b"):
+        with pytest.raises(ValueError, match=rf"Invalid transport scheme.*'{name}://'"):
+            _check_url_transport(name)
