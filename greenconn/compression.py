@@ -213,19 +213,13 @@ class _ZlibInflater:
 
 
 class _BrotliInflater:
-    """Gives brotli's decompressor the shape of the others.
-
-    Brotli before 1.2 cannot be told when to stop, so it is fed so little at a time that the excess
-    stays below some 64 MiB.
-    """
+    """Gives brotli's decompressor the shape of the others."""
 
     unused_data = b""
 
     def __init__(self, brotli: ModuleType) -> None:
         self._inflater = brotli.Decompressor()
-        self._is_bounded = hasattr(self._inflater, "can_accept_more_data")
         self._has_more = False
-        self._rest = b""
 
     @property
     def eof(self) -> bool:
@@ -233,23 +227,13 @@ class _BrotliInflater:
 
     @property
     def needs_input(self) -> bool:
-        return not self._rest and not self._has_more
+        return not self._has_more
 
     def decompress(self, data: Any, max_length: int) -> bytes:
-        if self._is_bounded:
-            part: bytes = self._inflater.process(bytes(data), output_buffer_limit=max_length)
-            # One of just that length may hide that there is more.
-            is_full = len(part) >= max_length
-            self._has_more = is_full or not self._inflater.can_accept_more_data()
-            return part
-        data, self._rest = self._rest or bytes(data), b""
-        out = bytearray()
-        for at in range(0, len(data), 16):
-            out += self._inflater.process(data[at : at + 16])
-            if len(out) >= max_length:
-                self._rest = data[at + 16 :]
-                break
-        return bytes(out)
+        part: bytes = self._inflater.process(bytes(data), output_buffer_limit=max_length)
+        # One of just that length may hide that there is more.
+        self._has_more = len(part) >= max_length or not self._inflater.can_accept_more_data()
+        return part
 
 
 #: What the last part of an alias or content type needs that is not installed with greenconn.
@@ -415,7 +399,8 @@ def _register_standard() -> None:
 
 def _register_optional() -> None:
     brotli = _optional("brotli", "brotlicffi")
-    if brotli is not None:
+    # An older one cannot be told when to stop: it counts as not installed.
+    if brotli is not None and hasattr(brotli.Decompressor, "can_accept_more_data"):
         _register_stream(
             brotli.compress,
             partial(_BrotliInflater, brotli),

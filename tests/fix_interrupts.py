@@ -165,6 +165,8 @@ class SignalAt:
         is_ours = "/greenconn/" in frame.f_code.co_filename
         if not is_ours or getcurrent() is not self._greenlet:
             return None
+        # First the function: Python 3.13 traces no bytecodes of a frame that has none yet.
+        frame.f_trace = self._each
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._each
