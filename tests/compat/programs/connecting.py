@@ -7,7 +7,7 @@ import pickle
 from functools import partial
 from typing import Any
 
-from tests.compat.programs.library import Library, Names, outcome, quiet
+from tests.compat.programs.library import Library, Names, fetch, outcome
 
 __all__ = ["PROGRAMS"]
 
@@ -300,13 +300,6 @@ def pool_of_channels(lib: Library, connection: Any, names: Names) -> Any:
     return log
 
 
-def fetched(connection: Any, queue: Any) -> Any:
-    """The next message of *queue*, which may still be on its way over another connection."""
-    while (message := queue(connection).get(no_ack=True)) is None:
-        quiet(connection, 0.02)
-    return message
-
-
 def pool_of_producers(lib: Library, connection: Any, names: Names) -> Any:
     pools = lib.pools
     queue = lib.entity.Queue(names("q"))
@@ -319,7 +312,7 @@ def pool_of_producers(lib: Library, connection: Any, names: Names) -> Any:
         log += [pools.connections[connection].limit, pools.producers[connection].limit]
         log += [pools.set_limit(3), pools.get_limit(), pools.connections[connection].limit]
         with pools.connections[connection].acquire(block=True) as pooled:
-            log += [fetched(pooled, queue).payload]
+            log += [fetch(pooled, queue, no_ack=True).payload]
         own = pools.Connections(limit=1)
         with own[connection].acquire():
             log += [own.limit, own[connection].limit, outcome(own[connection].acquire)]

@@ -8,16 +8,9 @@ import pickle
 import zlib
 from typing import Any
 
-from tests.compat.programs.library import Library, Names, drain, outcome, quiet
+from tests.compat.programs.library import Library, Names, drain, fetch, outcome
 
 __all__ = ["PROGRAMS"]
-
-
-def fetch(lib: Library, connection: Any, queue: Any) -> Any:
-    """The next message of *queue*, which may still be on its way."""
-    while (message := queue(connection).get(no_ack=True)) is None:
-        quiet(connection, 0.02)
-    return message
 
 
 def bodies_of_all_kinds(lib: Library, connection: Any, names: Names) -> Any:
@@ -39,7 +32,7 @@ def bodies_of_all_kinds(lib: Library, connection: Any, names: Names) -> Any:
     ]
     for body, options in plans:
         producer.publish(body, names("q"), declare=[queue], **options)
-        message = fetch(lib, connection, queue)
+        message = fetch(connection, queue, no_ack=True)
         log.append([message.content_type, message.content_encoding, message.body])
         log.append([outcome(lambda: message.payload), message.properties.get("expiration")])  # noqa: B023
     for options in (

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-__all__ = ["GREENCONN", "KOMBU", "Library", "Names", "Raised", "drain", "outcome", "quiet", "seen"]
+__all__ = [
+    "GREENCONN",
+    "KOMBU",
+    "Library",
+    "Names",
+    "Raised",
+    "drain",
+    "fetch",
+    "outcome",
+    "quiet",
+    "seen",
+]
 
 #: Seconds that a program waits for something that must come.
 SOON = 10.0
@@ -69,6 +80,16 @@ def drain(connection: Any, until: Callable[[], Any]) -> None:
     end = monotonic() + SOON
     while not until():
         connection.drain_events(timeout=max(end - monotonic(), 0.01))
+
+
+def fetch(connection: Any, queue: Any, *, no_ack: bool = False) -> Any:
+    """The next message of *queue*, which may still be on its way over another channel."""
+    end = monotonic() + SOON
+    while (message := queue(connection).get(no_ack=no_ack)) is None:
+        if monotonic() > end:
+            raise TimeoutError(f"no message came to queue {queue.name} within {SOON:g} s")
+        quiet(connection, 0.02)
+    return message
 
 
 def quiet(connection: Any, timeout: float = 0.1) -> bool:

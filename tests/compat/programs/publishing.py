@@ -7,7 +7,17 @@ import uuid
 from datetime import datetime, timezone
 from typing import Any
 
-from tests.compat.programs.library import SOON, Library, Names, Raised, drain, outcome, quiet, seen
+from tests.compat.programs.library import (
+    SOON,
+    Library,
+    Names,
+    Raised,
+    drain,
+    fetch,
+    outcome,
+    quiet,
+    seen,
+)
 
 __all__ = ["PROGRAMS"]
 
@@ -244,7 +254,7 @@ def accepted_content(lib: Library, connection: Any, names: Names) -> Any:
             consumer.consume()
             refused.append(outcome(drain, connection, lambda: results[2:]))
             undecided = consumer.accept
-    message = queue(connection).get()
+    message = fetch(connection, queue)  # the closed channel gives it back in its own time
     direct = outcome(message.decode)
     message.ack()
     unknown = outcome(lib.messaging.Consumer, connection, [queue], accept=["unheard-of"])
