@@ -898,7 +898,10 @@ def killed(name: str) -> int:
     found = [
         each
         for each in gc.get_objects()
-        if isinstance(each, gevent.Greenlet) and each.name == f"greenconn:{name}" and not each.dead
+        # Not isinstance(), which asks a proxy whose object may be gone.
+        if issubclass(type(each), gevent.Greenlet)
+        and each.name == f"greenconn:{name}"
+        and not each.dead
     ]
     gevent.killall(found)
     return len(found)
