@@ -14,24 +14,15 @@ __all__ = ["LIMIT", "PREFIX", "QUARANTINED", "quarantine"]
 
 #: Node ids of tests, with or without parameters, and why each is here.
 QUARANTINED: Final[dict[str, str]] = {
-    "tests/integration/test_redis_bindings.py::test_queues_of_the_killed_end[options1]": (
-        "a message that a killed consumer held is sometimes put back into the list of its auto-delete "
-        "queue when that queue has ended; two of some ten runs"
-    ),
     "tests/integration/test_moments.py::test_interrupted_at_each_switch[redis-spawn]": (
         "a consumer over Redis whose connection is closed beneath it was not gone in time; once"
     ),
     "tests/integration/test_beanstalk_store.py::test_makers_at_the_same_time_make_one": (
         "a reply of beanstalkd 1.12 did not end where it had announced; once"
     ),
-    "tests/integration/test_streams.py::"
-    "test_a_stream_that_is_made_again_is_read_from_its_beginning[name]": (
-        "RabbitMQ 3.10 has no replica of a stream for a moment after its declaration, and refuses a "
-        "consumer with 406, which ends it; once"
-    ),
 }
 #: The largest number of entries.  Never raise it.
-LIMIT: Final = 4
+LIMIT: Final = 2
 #: Beginning of the reason that a report of a quarantined test has.
 PREFIX: Final = "quarantined: "
 

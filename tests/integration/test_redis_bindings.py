@@ -146,6 +146,49 @@ def test_queues_of_the_killed_end(
     assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
 
 
+def test_a_queue_that_ends_just_before_a_publish_gets_nothing(
+    opened: Open, at_server: Control
+) -> None:
+    sender, other = opened(), opened()
+    queue = subscribed(other, auto_delete=True)
+    assert not send(sender)  # so it knows for a while that the queue is there
+    other.channels.clear()
+    # As the script that ends a queue, but for the binding: who has just read that publishes now.
+    assert at_server("DEL", sender.keys.queue(queue), *sender.keys.lists(queue))
+    assert len(send(sender)) == 1
+    assert not at_server("EXISTS", *sender.keys.lists(queue))
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_a_mandatory_message_comes_back_only_if_no_queue_has_it(
+    opened: Open, at_server: Control, size: int
+) -> None:
+    link = opened()
+    channel = channel_of(link)
+    channel.queue_declare("there")
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    for queue in ("there", "nowhere"):
+        channel.basic_publish(channel.prepare_message("x" * size), "", queue, mandatory=True)
+    while link.events:
+        link.drain(greenconn.green.deadline.Deadline(SOON))
+    assert [routing_key for _, _, routing_key, _ in returned] == ["nowhere"]
+    assert at_server("LLEN", "there") == 1
+    assert not at_server("EXISTS", "nowhere")
+
+
+def test_what_came_to_a_queue_after_its_end_expires(opened: Open, at_server: Control) -> None:
+    link = opened()
+    queue = subscribed(link, auto_delete=True)
+    other = opened()
+    subscribed(other, "steady")
+    link.close()
+    wait_until(lambda: at_server("ZSCORE", "greenconn.ended", queue) is not None)
+    at_server("LPUSH", queue, "late")
+    wait_until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
+    assert 0 < at_server("PTTL", queue) <= 60_000
+
+
 def test_processes_that_are_killed_leave_nothing(
     own_redis: RedisServer, at_server: Control
 ) -> None:

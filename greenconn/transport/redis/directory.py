@@ -38,8 +38,6 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
-#: Leases for which it is remembered that a queue has ended.
-ENDED_LEASES: Final = 10
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
 
@@ -62,6 +60,8 @@ class Directory(virtual.Directory):
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
         self._there_until: dict[str, float] = {}
+        #: Declared queues that end with others, also some that have ended.
+        self._may_end: set[str] = set()
         #: Auto-delete queues whose last consumer has left, and which go now.
         self._going = 0
         self._none_goes = Event()
@@ -83,6 +83,10 @@ class Directory(virtual.Directory):
         if declared is None or declared.auto_delete:
             return self._there_until.get(name, 0.0) > monotonic()
         return name not in self.expiring and self._link.is_tracking
+
+    def may_end(self, name: str) -> bool:
+        """Whether a queue may have ended since it was looked at.  Never switches."""
+        return name in self._may_end
 
     def is_there(self, name: str) -> bool:
         """Whether a queue exists, as far as is known here; else the server says.  May switch."""
@@ -128,7 +132,7 @@ class Directory(virtual.Directory):
             bound = pairs if isinstance(pairs, dict) else dict(zip(*[iter(pairs)] * 2, strict=True))
             if text is not None:
                 is_there = self._is_alive(name, text)
-            elif any(bound.get(each) != b"1" for each in fields):
+            elif self._is_bound(each for each in fields if bound.get(each) != b"1"):
                 # Kombu's: it stays so until somebody of ours declares it.
                 is_there = True
                 self._note_there(name)
@@ -138,7 +142,19 @@ class Directory(virtual.Directory):
                     self.end(name, "expired")
             if is_there:
                 found.append(name)
+                if text is None:
+                    self._may_end.discard(name)
         return found
+
+    def _is_bound(self, fields: Iterable[bytes]) -> bool:
+        """Whether one of these bindings is in its exchange's table now.  May switch.
+
+        Who read the table before a queue of ours ended still has its bindings, which look like kombu's.
+        """
+        pairs = [each.split(b"\0", 1) for each in fields]
+        tables = self._link.keys.bindings("")
+        commands = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
+        return bool(pairs) and any(self._link.call_all(commands, what="looking for queues"))
 
     def _is_alive(self, name: str, text: bytes) -> bool:
         """Whether a queue that is declared so has not ended with its owner or consumers."""
@@ -156,6 +172,9 @@ class Directory(virtual.Directory):
             if self.end(name, "dead", text=text) is not None:
                 return False
         self._note_there(name)
+        if len(self._may_end) >= MOST_KNOWN:
+            self._may_end.clear()
+        self._may_end.add(name)
         return True
 
     def _note_there(self, name: str) -> None:
@@ -439,6 +458,8 @@ class Directory(virtual.Directory):
         Returns:
             None: it does not end, since it is in use.
         """
+        # Who publishes until the reply is there must ask, or the message would make a list of its own.
+        self._there_until.pop(name, None)
         keys, *args = self._drop_arguments(name, why, text)
         reply = self._link.run(DROP, keys, *args, what=f"deleting queue {name!r}")
         if reply[0] < 0:
@@ -459,8 +480,7 @@ class Directory(virtual.Directory):
             *keys.lists(name),
         )
         tables = (keys.bindings(""), keys.permanent_bindings(""))
-        lasts_ms = int(ENDED_LEASES * self._link.options.lease * 1000)
-        return names, name, *tables, why, self._link.owner, text, lasts_ms
+        return names, name, *tables, why, self._link.owner, text
 
     def _ended(self, name: str, reply: Any) -> None:
         """A queue is gone: forget it, and the exchanges that go with it.  May switch."""

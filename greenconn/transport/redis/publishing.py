@@ -15,12 +15,14 @@ from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import plain_text
+from greenconn.exceptions import Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
+from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Sent, Window
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
@@ -105,10 +107,24 @@ class PublishingToRedis(PublishingMethods):
             self._publish_in_window(message, exchange, routing_key, mandatory, immediate, deadline)
             return
         sent = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
-        if mandatory and sent.__class__ is Decided:
-            self._return(message, exchange, routing_key)
+        if mandatory:
+            self._finish(sent, message, exchange, routing_key, deadline)
         else:
             sent.wait(deadline)
+
+    def _finish(
+        self,
+        sent: Sent | Decided,
+        message: Outgoing | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        deadline: Deadline,
+    ) -> None:
+        """Wait until a mandatory message is stored, or return it.  May switch."""
+        try:
+            sent.wait(deadline)
+        except Unroutable:
+            self._return(message, exchange, routing_key)
 
     def _return(self, message: Outgoing | dict[str, Any], exchange: str, routing_key: str) -> None:
         super()._return(Outgoing.of(message).as_envelope(), exchange, routing_key)
@@ -140,8 +156,12 @@ class PublishingToRedis(PublishingMethods):
             message = Outgoing.of(message)
         if exchange or not routing_key or not _is_plain(message):
             return self._begin_routed(message, exchange or "", routing_key or "", mandatory)
-        if mandatory and not self.connection.directory.is_there(routing_key):
-            return Decided(_unroutable("", routing_key))
+        if mandatory:
+            directory = self.connection.directory
+            if not directory.is_there(routing_key):
+                return Decided(_unroutable("", routing_key))
+            if directory.may_end(routing_key):
+                return self._begin_routed(message, "", routing_key, mandatory)
         slot: Slot[Any] = Slot()
         pipeline.post(self._push(message, routing_key), slot.offer)
         self._pushed(routing_key)
@@ -202,7 +222,8 @@ class PublishingToRedis(PublishingMethods):
             return self._nowhere(message, exchange, routing_key, mandatory)
         raw = self._envelope(message, exchange, routing_key)
         priority = clamped(message.priority)
-        commands = [pack(b"LPUSH", link.keys.list_for(each, priority), raw) for each in queues]
+        ending = [each for each in queues if link.directory.may_end(each)]
+        commands = [self._append(each, priority, raw, each in ending) for each in queues]
         commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
         pipeline = link.pipeline if len(raw) <= LARGE else link.large()
         self.check_open()
@@ -215,13 +236,25 @@ class PublishingToRedis(PublishingMethods):
             for queue in queues:
                 self._pushed(queue)
         where = f"exchange {exchange!r}" if exchange else routing_key
-        sent = Sent(pipeline, slot, replies, where)
+        unroutable = _unroutable(exchange, routing_key) if mandatory and ending else None
+        sent = Sent(pipeline, slot, replies, where, None if topics else unroutable)
         if pipeline is not link.pipeline:
-            sent.wait()  # so that what this greenlet sends keeps its order
+            try:
+                sent.wait()  # so that what this greenlet sends keeps its order
+            except Unroutable as exc:
+                return Decided(exc)
             for queue in queues:
                 self._pushed(queue)
             return Decided(None)
         return sent
+
+    def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
+        """The command that appends a message to a queue; it needs no script that was sent before."""
+        keys = self.connection.keys
+        key = keys.list_for(queue, priority)
+        if may_end:
+            return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)
+        return pack(b"LPUSH", key, raw)
 
     def _targets(
         self, message: Outgoing, exchange: str, routing_key: str
@@ -306,10 +339,7 @@ class PublishingToRedis(PublishingMethods):
             sent = self.begin_publish(
                 message, exchange, routing_key, mandatory, immediate, deadline
             )
-            if mandatory and sent.__class__ is Decided:
-                self._return(message, exchange, routing_key)
-            else:
-                sent.wait(deadline)
+            self._finish(sent, message, exchange, routing_key, deadline)
             return
         if get_hub() is not self._hub or not self.is_open:
             self.check_open()

@@ -36,6 +36,7 @@ __all__ = [
     "EXPIRE",
     "JOIN",
     "MOVE",
+    "PUSH",
     "RENEW",
     "Script",
     "Scripts",
@@ -162,6 +163,21 @@ return moved
 """,
 )
 
+#: Appends a message to a queue that may end at any time, unless it has ended; returns 0 then.
+#:
+#: Keys: the declaration, the list.  Arguments: the message.
+PUSH: Final = Script(
+    "push",
+    """
+-- A look by a write: see the rules for scripts.
+if redis.call('SET', KEYS[1], '', 'NX') then
+    redis.call('DEL', KEYS[1])
+    return 0
+end
+return redis.call('LPUSH', KEYS[2], ARGV[1])
+""",
+)
+
 #: Tells that an owner lives.
 #:
 #: Keys: the owners, the index.  Arguments: owner, milliseconds of its lease, the client's time, the
@@ -224,8 +240,7 @@ return others
 #:
 #: Keys: its declaration, who consumes from it, its bindings, the exclusive queues, those that end by
 #: themselves, all owners, those that have ended, its lists.  Arguments: its name, what the names of the
-#: two tables of bindings begin with, why, who asks, a declaration, how many milliseconds it is
-#: remembered that it has ended.  Why:
+#: two tables of bindings begin with, why, who asks, a declaration.  Why:
 #:
 #: - nothing: somebody wants it.  The bindings that kombu made go, too.
 #: - ``left``: who asks has left an auto-delete queue.  It stays while others consume from it.
@@ -278,7 +293,6 @@ redis.call('HDEL', KEYS[4], ARGV[1])
 redis.call('SREM', KEYS[5], ARGV[1])
 if why ~= '' then
     -- What dead consumers hold is not given back to it.
-    redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - ARGV[7])
     redis.call('ZADD', KEYS[7], now, ARGV[1])
 end
 return found

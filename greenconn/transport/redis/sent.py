@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from greenconn.abc import DeadlineLike
-from greenconn.exceptions import PublishTimeout
+from greenconn.exceptions import PublishTimeout, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -24,17 +24,24 @@ class Sent:
     Arguments:
         slot: gets the last of its replies.
         replies: get the others.
+        unroutable: raised where all replies are 0: its queues had ended; None: that is no error.
     """
 
-    __slots__ = ("_pipeline", "_replies", "_slot", "_what")
+    __slots__ = ("_pipeline", "_replies", "_slot", "_unroutable", "_what")
 
     def __init__(
-        self, pipeline: Pipeline, slot: Slot[Any], replies: list[Any] | None, what: str
+        self,
+        pipeline: Pipeline,
+        slot: Slot[Any],
+        replies: list[Any] | None,
+        what: str,
+        unroutable: Unroutable | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._slot = slot
         self._replies = replies
         self._what = what
+        self._unroutable = unroutable
 
     def wait(self, deadline: DeadlineLike | None = None) -> Any:
         """Return when the server has the message.  May switch.
@@ -43,6 +50,7 @@ class Sent:
             PublishTimeout: no answer before the deadline; the server may have it.
             redis.exceptions.ResponseError: the server refused it.
             LinkLost: the connection went first; the server may have it.
+            Unroutable: it reached no queue, and somebody wants to know.
         """
         try:
             reply = self._slot.wait(deadline or ENDLESS)  # type: ignore[arg-type]
@@ -59,6 +67,8 @@ class Sent:
         for each in self._replies or ():
             if isinstance(each, Exception):
                 raise self._pipeline.error(each, f"publishing to {self._what}")
+        if self._unroutable is not None and not reply and not any(self._replies or ()):
+            raise self._unroutable
         return reply
 
 

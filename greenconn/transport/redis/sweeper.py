@@ -30,7 +30,6 @@ import gevent
 from gevent import Greenlet
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.directory import ENDED_LEASES
 from greenconn.transport.redis.restoring import restore
 from greenconn.transport.redis.scripts import ADVANCE
 from greenconn.wire.resp import pack
@@ -44,6 +43,10 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Looks in one lease.
 LOOKS: Final = 5
+#: Leases for which it is remembered that a queue has ended.
+ENDED_LEASES: Final = 10
+#: What names begin with that a client generates.
+GENERATED: Final = "amq.gen-"
 #: Entries that are read at once.
 PAGE: Final = 500
 
@@ -132,7 +135,8 @@ class Sweeper:
         skipped = count = 0
         is_complete = False
         while limit is None or count < limit:
-            page = self._page(oldest, skipped, PAGE if limit is None else min(PAGE, limit - count))
+            size = PAGE if limit is None else min(PAGE, limit - count)
+            page = self._page(link.keys.unacked_index, oldest, skipped, size)
             if not page:
                 is_complete = True
                 break
@@ -142,8 +146,7 @@ class Sweeper:
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
-        remembered = int(float(time_now) - 1000 * ENDED_LEASES * link.options.lease)
-        link.call(pack(b"ZREMRANGEBYSCORE", link.keys.ended, b"-inf", remembered), what="sweeping")
+        self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * link.options.lease)
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.
             link.call(
@@ -157,10 +160,10 @@ class Sweeper:
             )
         return count
 
-    def _page(self, oldest: float, start: int, size: int) -> list[tuple[str, float]]:
-        index = self._link.keys.unacked_index
+    def _page(self, key: bytes, most: float, start: int, size: int) -> list[tuple[str, float]]:
+        """Return members of a sorted set whose score is at most *most*, with their scores."""
         flat = self._link.call(
-            pack(b"ZRANGEBYSCORE", index, b"-inf", oldest, b"WITHSCORES", b"LIMIT", start, size),
+            pack(b"ZRANGEBYSCORE", key, b"-inf", most, b"WITHSCORES", b"LIMIT", start, size),
             what="sweeping",
         )
         if flat and isinstance(flat[0], list):  # RESP3 has pairs
@@ -234,6 +237,23 @@ class Sweeper:
             pack(b"SSCAN", link.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
         link.directory.end_unused([each.decode("utf-8", "replace") for each in names])
+
+    def _forget_ended(self, until: float) -> None:
+        """Forget queues that ended before *until*, in the time of the leases: a page at each look.
+
+        A process that does not use the script for it may have published to one just after its end.
+        Nobody asks for such a message of a queue with a generated name, so it expires.
+        """
+        link = self._link
+        names = [name for name, _ in self._page(link.keys.ended, until, 0, PAGE)]
+        if not names:
+            return
+        generated = [each for each in names if each.startswith(GENERATED)]
+        commands = [pack(b"EXISTS", *link.keys.lists(each)) for each in generated]
+        for name, lists in zip(generated, link.call_all(commands, what="sweeping"), strict=True):
+            if lists:
+                link.directory.end(name, "expired")
+        link.call(pack(b"ZREM", link.keys.ended, *names), what="sweeping")
 
     def _watch_timed(self) -> None:
         """See that messages expire in queues that only dead programs know of."""
