@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from amqp.exceptions import (
     AccessRefused,
@@ -113,11 +113,20 @@ def reraise(
     raise value
 
 
-def is_unavailable(exc: NotFound) -> bool:
-    """Whether the queue of a 404 is there, but its node or leader is not (RabbitMQ's words)."""
+#: What RabbitMQ says of a queue that is there, but whose node or leader is not: of any queue up to 3.13;
+#: of a classic queue of 4; of a stream, whose replica on a node takes a moment after its declaration.
+_UNAVAILABLE: Final = (
+    "down or inaccessible",
+    "process is stopped by supervisor",
+    "replica on the local node",
+)
+
+
+def is_unavailable(exc: BaseException) -> bool:
+    """Whether the queue of a 404 or a 406 is there, but cannot be used now (RabbitMQ's words)."""
     text = str(exc)
-    # The first up to RabbitMQ 3.13, the second for a classic queue of 4.
-    return "down or inaccessible" in text or "process is stopped by supervisor" in text
+    is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
+    return is_of_queue and any(each in text for each in _UNAVAILABLE)
 
 
 class KombuError(Exception):

@@ -171,7 +171,7 @@ class Line:
         except NEVER_REPEATED:
             raise
         except session.broker.channel_errors as exc:
-            if isinstance(exc, NotFound) and is_unavailable(exc):
+            if is_unavailable(exc):
                 raise
             raise PublishRefused(f"cannot publish to {stationery}: {exc}") from exc
 

@@ -11,7 +11,12 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
-from greenconn.exceptions import NotFound, RecoverableChannelError, is_unavailable
+from greenconn.exceptions import (
+    NotFound,
+    PreconditionFailed,
+    RecoverableChannelError,
+    is_unavailable,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.session.failover import Failover
 from greenconn.session.life import drop
@@ -159,7 +164,7 @@ class Broker:
     def is_transient(self, exc: BaseException) -> bool:
         """Whether an error of a channel may pass while its link stays."""
         errors = self.recoverable_channel_errors
-        if isinstance(exc, NotFound):
+        if isinstance(exc, (NotFound, PreconditionFailed)):
             return is_unavailable(exc)
         return isinstance(exc, (TimeoutError, RecoverableChannelError, *errors))
 

@@ -168,7 +168,7 @@ class Restorer:
             return self._strikes >= STRIKES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):
             return False
-        if isinstance(exc, NotFound) and is_unavailable(exc):
+        if is_unavailable(exc):
             return False
         if isinstance(exc, NotFound) and not subscription.is_passive:
             return self._is_lost_for_good(subscription)

@@ -179,6 +179,34 @@ def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: Amqp
         end.answers[spec.Basic.Cancel] = (spec.Basic.CancelOk, "s", tag)
 
 
+def test_a_consumer_waits_for_the_replica_of_a_stream(
+    amqp_peer: AmqpPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "stream queue 'orders' in vhost '/' does not have a running replica on the local node"
+    closed = (spec.Channel.Close, "BsBB", 406, f"PRECONDITION_FAILED - {words}", 60, 20)
+    declared = (spec.Queue.DeclareOk, "sll", "orders", 0, 0)
+    amqp_peer.prepare = lambda end: end.answers.update(
+        {
+            spec.Basic.Qos: (spec.Basic.QosOk,),
+            spec.Queue.Declare: declared,
+            spec.Basic.Consume: closed,
+        }
+    )
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        end = amqp_peer.end
+        consumer = spawn_consumer("orders", print, connection=connection, offset="first")
+        for _ in range(4):
+            end.expect(spec.Basic.Consume)
+        del end.answers[spec.Basic.Consume]
+        channel, _, arguments, _ = end.expect(spec.Basic.Consume)
+        tag = arguments[10 : 10 + arguments[9]].decode()
+        end.method(channel, spec.Basic.ConsumeOk, "s", tag)
+        assert consumer.wait_ready(CAME)
+        end.answers[spec.Basic.Cancel] = (spec.Basic.CancelOk, "s", tag)
+    assert words in caplog.text
+
+
 @pytest.mark.parametrize(
     ("product", "version", "matches"),
     [
