@@ -17,12 +17,9 @@ QUARANTINED: Final[dict[str, str]] = {
     "tests/integration/test_moments.py::test_interrupted_at_each_switch[redis-spawn]": (
         "a consumer over Redis whose connection is closed beneath it was not gone in time; once"
     ),
-    "tests/integration/test_beanstalk_store.py::test_makers_at_the_same_time_make_one": (
-        "a reply of beanstalkd 1.12 did not end where it had announced; once"
-    ),
 }
 #: The largest number of entries.  Never raise it.
-LIMIT: Final = 2
+LIMIT: Final = 1
 #: Beginning of the reason that a report of a quarantined test has.
 PREFIX: Final = "quarantined: "
 

@@ -16,6 +16,7 @@ __all__ = [
     "BeanstalkParser",
     "ProtocolError",
     "Reply",
+    "is_whole",
     "line",
     "put",
     "queue_of",
@@ -69,7 +70,7 @@ class Reply(NamedTuple):
     Attributes:
         word: its first word.
         number: the job's id, or the number of jobs or tubes; 0 where the reply has none.
-        body: what followed the line.
+        body: what followed the line.  Of ``FOUND`` it may be something else: see :func:`is_whole`.
     """
 
     word: bytes
@@ -135,7 +136,8 @@ class BeanstalkParser:
         if len(buffer) < body_end + 2:
             self._needed = body_end + 2 - start
             return None
-        if buffer[body_end : body_end + 2] != b"\r\n":
+        # A job that was deleted while the server wrote it ends as it likes (beanstalkd 1.12 and 1.13).
+        if words[0] != b"FOUND" and buffer[body_end : body_end + 2] != b"\r\n":
             raise ProtocolError("a body does not end where it should")
         return Reply(words[0], number, bytes(buffer[end + 2 : body_end])), body_end + 2
 
@@ -169,6 +171,20 @@ def put(priority: int, delay: int, time_to_run: int, body: bytes) -> bytes:
         delay, time_to_run: whole seconds.
     """
     return b"put %d %d %d %d\r\n%b\r\n" % (priority, delay, time_to_run, len(body), body)
+
+
+def is_whole(found: Reply, again: Reply) -> bool:
+    """Whether the body of a job that was peeked at is the job's.
+
+    beanstalkd (1.12 and 1.13) writes it from memory that another client frees when it deletes the
+    job meanwhile: then the body is anything.
+
+    Arguments:
+        found: the reply to a peek.
+        again: the reply to the same peek, sent behind it: the server had written the first one when
+            it looked for this one, so a job that was there still had not been deleted.
+    """
+    return found.word == again.word == b"FOUND" and found.number == again.number
 
 
 def statistics(body: bytes) -> dict[bytes, bytes]:

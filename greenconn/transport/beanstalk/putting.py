@@ -14,10 +14,10 @@ from greenconn.exceptions import PreconditionFailed
 from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
-from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables, parsed
+from greenconn.transport.beanstalk.tables import PEEK, QUEUES, Content, Tables, parsed
 from greenconn.transport.leased.store import Entry, NoQueue
 from greenconn.transport.refusal import Method, invalid_argument
-from greenconn.wire.beanstalk import Reply, line, put, tube_of
+from greenconn.wire.beanstalk import Reply, is_whole, line, put, tube_of
 
 __all__ = ["EXPIRES_AT", "Putting", "exists", "queue_tube", "urgency"]
 
@@ -30,8 +30,6 @@ LEAST_URGENT: Final = 2**16
 FRESH: Final = 1.0
 #: Queues that are remembered.
 MOST_KNOWN: Final = 10_000
-
-_PEEK: Final = line(b"peek-ready")
 
 
 def urgency(priority: Any) -> int:
@@ -111,7 +109,7 @@ class Putting:
                 body = self._body(entry, bodies)
                 if entry.queue not in looks and self._found.get(entry.queue, 0.0) <= now:
                     note = self._tables.tube(QUEUES, entry.queue)
-                    commands += [*desk.using(note), _PEEK, line(b"stats-tube", tube)]
+                    commands += [*desk.using(note), PEEK, PEEK, line(b"stats-tube", tube)]
                     looks[entry.queue] = len(commands)
             except (PreconditionFailed, JobTooBig) as exc:
                 outcomes[number] = exc
@@ -125,11 +123,11 @@ class Putting:
         absent = {
             queue
             for queue, end in looks.items()
-            if not exists(replies[end - 2], desk.read_counts(replies[end - 1]))
+            if not exists(replies[end - 3], desk.read_counts(replies[end - 1]))
         }
         for queue in looks.keys() - absent:
-            peeked = replies[looks[queue] - 2]
-            if peeked.word == b"FOUND" and self._is_orphan(queue, parsed(peeked.body)):
+            peeked, again = replies[looks[queue] - 3 : looks[queue] - 1]
+            if is_whole(peeked, again) and self._is_orphan(queue, parsed(peeked.body)):
                 absent.add(queue)  # and what was put there is gone with it
         self._remember(looks.keys() - absent, now)
         useless = []

@@ -32,9 +32,18 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.beanstalk.desk import Desk, number_of
 from greenconn.transport.beanstalk.errors import TableTooBig
 from greenconn.transport.refusal import Method, invalid_argument
-from greenconn.wire.beanstalk import LONGEST_TUBE, Reply, line, put, queue_of, statistics, tube_of
+from greenconn.wire.beanstalk import (
+    LONGEST_TUBE,
+    Reply,
+    is_whole,
+    line,
+    put,
+    queue_of,
+    statistics,
+    tube_of,
+)
 
-__all__ = ["EXCHANGES", "QUEUES", "Content", "Tables", "parsed"]
+__all__ = ["EXCHANGES", "PEEK", "QUEUES", "Content", "Tables", "parsed"]
 
 #: What the tubes of notes and tables begin with; no queue's tube does.
 QUEUES: Final = b"$queue."
@@ -54,7 +63,8 @@ VERSIONS: Final = 3
 #: Those whose content is remembered.
 MOST_KNOWN: Final = 10_000
 
-_PEEK: Final = line(b"peek-ready")
+#: Sent twice where the body counts: see :func:`is_whole`.
+PEEK: Final = line(b"peek-ready")
 _PEEK_DELAYED: Final = line(b"peek-delayed")
 
 Content = dict[str, Any]
@@ -104,12 +114,12 @@ class Tables:
         """
         deadline, patience = Deadline(self._timeout), Deadline(PATIENCE)
         while True:
-            peeked, counted = self._desk.ask_using(tube, [_PEEK, _stats(tube)])
-            if peeked.word == b"FOUND":
+            peeked, again, counted = self._desk.ask_using(tube, [PEEK, PEEK, _stats(tube)])
+            if is_whole(peeked, again):
                 return self._content(tube, peeked)
             facts = self._desk.read_counts(counted)
-            if _ready(facts):
-                continue  # it was replaced between the two
+            if _ready(facts) or b"FOUND" in (peeked.word, again.word):
+                continue  # it was replaced meanwhile
             if not _reserved(facts):
                 self._read.pop(tube, None)
                 return None

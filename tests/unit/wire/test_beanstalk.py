@@ -11,6 +11,7 @@ from greenconn.wire.beanstalk import (
     BeanstalkParser,
     ProtocolError,
     Reply,
+    is_whole,
     line,
     put,
     queue_of,
@@ -70,12 +71,22 @@ def test_fragments(size: int) -> None:
         b"reserved 1 2\r\n",
         b"\r\n",
         b"x" * 300,
-        b"FOUND 1 2\r\nabcd",
+        b"RESERVED 1 2\r\nabcd",
     ],
 )
 def test_what_is_not_beanstalk(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         list(BeanstalkParser().feed(data))
+
+
+def test_a_job_that_was_deleted_while_it_was_written_harms_nothing_behind() -> None:
+    found, again, deleted = BeanstalkParser().feed(
+        b"FOUND 1 2\r\nab\x30\x01FOUND 2 2\r\ncd\r\nDELETED\r\n"
+    )
+    assert deleted == Reply(b"DELETED")
+    assert not is_whole(found, again)
+    assert is_whole(again, again)
+    assert not is_whole(again, Reply(b"NOT_FOUND"))
 
 
 def test_huge_length_is_refused_at_its_announcement() -> None:
