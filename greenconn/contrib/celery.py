@@ -33,6 +33,7 @@ from greenconn.transport.amqp import channel, connection, transport
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
+    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["AmqpTransport", "AmqpsTransport", "RedisTransport", "RedissTransport"]
 
@@ -138,7 +139,7 @@ class AmqpTransport(transport.Transport):
     #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
-    def verify_connection(self, connection: Any) -> bool:
+    def verify_connection(self, connection: connection.AmqpLink) -> bool:
         """Whether the link can be used here: in another thread the host opens one of its own."""
         return _is_here(connection) and super().verify_connection(connection)
 
@@ -194,11 +195,11 @@ class RedisTransport(redis.Transport):
     #: As for AMQP: kombu's event loop would wait for sockets of its own, and nobody would be driven.
     implements = redis.Transport.implements.extend(asynchronous=False)
 
-    def verify_connection(self, connection: Any) -> bool:
+    def verify_connection(self, connection: RedisLink) -> bool:
         """Whether the link can be used here: in another thread the host opens one of its own."""
         return _is_here(connection) and super().verify_connection(connection)
 
-    def close_connection(self, connection: Any) -> None:
+    def close_connection(self, connection: RedisLink) -> None:
         """Close a link, or have the thread that it belongs to close it."""
         if _is_here(connection):
             super().close_connection(connection)
@@ -215,12 +216,12 @@ class RedissTransport(RedisTransport):
             client.ssl = True
 
 
-def _is_here(link: Any) -> bool:
+def _is_here(link: connection.AmqpLink | RedisLink) -> bool:
     """Whether a link belongs to the caller's thread."""
     return link.home.hub is get_hub()
 
 
-def _elsewhere(link: Any, close: Callable[[], object]) -> None:
+def _elsewhere(link: connection.AmqpLink | RedisLink, close: Callable[[], object]) -> None:
     """Have the thread that *link* belongs to call *close*.  Never switches, never fails.
 
     A thread that runs no greenlet now does so when it uses gevent again.

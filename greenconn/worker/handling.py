@@ -141,7 +141,7 @@ class Handling:
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
             self.on_exit()
 
-    def _call(self, body: Any, message: Any) -> None:
+    def _call(self, body: Any, message: Message | list[Message]) -> None:
         if DUTY.handler is not self._handler:
             DUTY.change(self._handler)
         if self._timeout is None:
@@ -188,7 +188,7 @@ class Handling:
             del self._delays[load]
         return delay
 
-    def _again(self, message: Any, delay: float) -> None:
+    def _again(self, message: Message, delay: float) -> None:
         """Have it handled again."""
         self.retried += 1
         message._decoded_cache = None  # the handler may have changed it
@@ -400,7 +400,7 @@ class BatchHandling(Handling):
             self._give_all_back(batch.messages)
         else:
             self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)
-            self._again(batch, delay)
+            self._again_together(batch, delay)
 
     def _next_delay(self, load: Batch, exc: BaseException) -> float | None:
         if self._retry is None or isinstance(exc, Interrupted):
@@ -409,7 +409,7 @@ class BatchHandling(Handling):
             load.delays = self._retry.delays()
         return next(load.delays, None)
 
-    def _again(self, load: Batch, delay: float) -> None:
+    def _again_together(self, load: Batch, delay: float) -> None:
         self.retried += len(load.messages)
         for message in load.messages:
             message._decoded_cache = None
@@ -431,7 +431,7 @@ def release(message: Message) -> None:
         sink.taken(message)
 
 
-def _unknown(message: Any) -> bool:
+def _unknown(message: Message) -> bool:
     return False
 
 

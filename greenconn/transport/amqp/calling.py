@@ -185,7 +185,9 @@ class Calling:
     def end_call(self, call: Call, *, returns_tuple: bool = False) -> Any:
         """Wait for the reply to *call*, and return it.  May switch."""
         try:
-            ids, payload, header, body = self.connection.wait_reply(call.slot, self, None)
+            ids, payload, header, body = self.connection.wait_reply(
+                call.slot, self.channel_id, None
+            )
         except BaseException:
             call.give_up()
             raise

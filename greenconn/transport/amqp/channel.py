@@ -186,7 +186,7 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         call = self._write_close(RecoverableChannelError("it was closed by this program"))
         if self.connection.lost is None:
             try:
-                self.connection.wait_reply(call.slot, self, None)
+                self.connection.wait_reply(call.slot, self.channel_id, None)
             except RecoverableConnectionError:
                 if self.connection.lost is None:
                     raise

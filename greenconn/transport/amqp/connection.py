@@ -250,7 +250,7 @@ class AmqpLink(Link, Agreement):
             self.gate.open(channel.channel_id)
             self._numbers.give_back(channel.channel_id)
 
-    def wait_reply(self, slot: Slot[Reply], channel: Any, timeout: float | None) -> Reply:
+    def wait_reply(self, slot: Slot[Reply], channel_id: int, timeout: float | None) -> Reply:
         """Wait for a reply of the broker.  May switch.
 
         Arguments:
@@ -264,7 +264,7 @@ class AmqpLink(Link, Agreement):
             if not slot.has_left:
                 raise
             raise TimeoutError(
-                f"{self.where} did not answer within {seconds:g} s on channel {channel.channel_id}"
+                f"{self.where} did not answer within {seconds:g} s on channel {channel_id}"
             ) from None
         finally:
             self.budget.end_wait()

@@ -265,7 +265,7 @@ class Consuming(QueueKinds, Answering):
             if call is not None:
                 call.abandon()
         elif call is not None:
-            self.connection.wait_reply(call.slot, self, None)
+            self.connection.wait_reply(call.slot, self.channel_id, None)
         else:
             while self._consumers.get(key) is consumer:
                 self._watch(consumer)

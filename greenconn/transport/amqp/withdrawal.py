@@ -44,7 +44,7 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
         if call is not None:
             calls.append((channel, call))
     for channel, call in calls:
-        link.wait_reply(call.slot, channel, deadline.left())
+        link.wait_reply(call.slot, channel.channel_id, deadline.left())
     for consumer in consumers:
         consumer.give_back()
     if len(link.events):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.transport.leased.store import Claimed
 from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.envelope import Contents, contents_in
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.answering import AnsweringMethods
 
 __all__ = ["LeasedDelivery"]
 
@@ -23,7 +26,12 @@ class LeasedDelivery(Delivery):
     __slots__ = ("claimed",)
 
     def __init__(
-        self, channel: Any, tag: str, number: int, claimed: Claimed, consumer: Any = None
+        self,
+        channel: AnsweringMethods,
+        tag: str,
+        number: int,
+        claimed: Claimed,
+        consumer: Any = None,
     ) -> None:
         super().__init__(
             channel, tag, number, claimed.raw, claimed.queue, consumer, claimed.waiting

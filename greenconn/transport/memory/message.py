@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.virtual.publishing import copied
+
+if TYPE_CHECKING:
+    from greenconn.transport.memory.deliveries import DeliveringMethods
 
 __all__ = ["Message"]
 
@@ -22,7 +25,7 @@ class Message(BaseMessage):
 
     def __init__(
         self,
-        channel: Any,
+        channel: DeliveringMethods | None,
         delivery_tag: int,
         entry: Entry,
         consumer_tag: str | None = None,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.transport.virtual import delivery
 from greenconn.transport.virtual.envelope import Contents, contents_of
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.answering import AnsweringMethods
 
 __all__ = ["Delivery"]
 
@@ -26,7 +29,7 @@ class Delivery(delivery.Delivery):
 
     def __init__(
         self,
-        channel: Any,
+        channel: AnsweringMethods | None,
         field: str,
         number: int,
         raw: bytes,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.transport.refusal import Method, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.refusing import RefusingMethods
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
 
 __all__ = ["AnsweringConsumer", "AnsweringMethods"]
 
@@ -20,12 +23,12 @@ class AnsweringConsumer(Consumer):
 
     channel: AnsweringMethods
 
-    def _handle(self, message: Any) -> Any:
+    def _handle(self, message: Message) -> Any:
         if self.no_ack and self.is_active and not self.stale:
             self.channel.settle(message)
         return super()._handle(message)
 
-    def _taken(self, message: Any) -> None:
+    def _taken(self, message: Message) -> None:
         if self.no_ack:
             self.channel.settle(message)
         super()._taken(message)
@@ -140,7 +143,7 @@ class AnsweringMethods(RefusingMethods):
             elif consumer.is_parked:
                 consumer.wake()
 
-    def settle(self, delivery: Delivery) -> None:
+    def settle(self, delivery: Message) -> None:
         """A delivery that needs no answer was taken: it is done.  Never switches."""
         if self.unanswered.pop(delivery.delivery_tag, None) is not None:
             self._acked(delivery)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
 from greenconn.message import Message
 from greenconn.transport.virtual.envelope import Contents
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.answering import AnsweringMethods
 
 __all__ = ["Delivery"]
 
@@ -39,7 +42,7 @@ class Delivery(Message):
 
     def __init__(
         self,
-        channel: Any,
+        channel: AnsweringMethods | None,
         tag: str,
         number: int,
         raw: bytes,
