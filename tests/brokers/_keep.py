@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 
 GRACE = 5.0
 STEP = 0.02
@@ -68,18 +69,40 @@ def is_alive(group: int) -> bool:
         return False
     if not os.path.exists("/proc/self/stat"):
         return True
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    return any(state not in "ZX" for state, _ in _states(group))
+
+
+def is_stopped(group: int) -> bool:
+    """Whether no thread of a group runs any more: after SIGSTOP each runs on for a moment."""
+    for _, process in _states(group):
         try:
-            with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as file:
-                # After the program's name, which may hold anything: state, parent, group.
-                state, _, its_group = file.read().rpartition(")")[2].split()[:3]
+            tasks = os.listdir(f"{process}/task")
         except OSError:  # it has just ended
             continue
-        if int(its_group) == group and state not in "ZX":
-            return True
-    return False
+        for task in tasks:
+            state = _stat(f"{process}/task/{task}")
+            if state and state[0] not in "TtZX":
+                return False
+    return True
+
+
+def _states(group: int) -> Iterator[tuple[str, str]]:
+    """Yield the state and the directory under /proc of each process of a group."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = _stat(f"/proc/{name}")
+            if stat and int(stat[2]) == group:
+                yield stat[0], f"/proc/{name}"
+
+
+def _stat(directory: str) -> list[str]:
+    """Return state, parent and group of a process or thread; an empty list when it has ended."""
+    try:
+        with open(f"{directory}/stat", encoding="ascii", errors="replace") as file:
+            # After the program's name, which may hold anything.
+            return file.read().rpartition(")")[2].split()[:3]
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

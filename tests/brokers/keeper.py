@@ -22,9 +22,9 @@ from types import TracebackType
 
 from gevent import sleep
 
-from tests.brokers._keep import send
+from tests.brokers._keep import is_stopped, send
 
-__all__ = ["Keeper", "send", "wait_for_end"]
+__all__ = ["Keeper", "is_stopped", "send", "wait_for_end"]
 
 #: Makes the note, then becomes the program.
 NOTE_AND_RUN = ': > "$1/$$" && shift && exec "$@"'

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from gevent import sleep
 
-from tests.brokers.keeper import Keeper, send, wait_for_end
+from tests.brokers.keeper import Keeper, is_stopped, send, wait_for_end
 from tests.brokers.packages import NoBroker, find_rabbitmq
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq_setup import DISK_FREE_LIMIT, environment, write_files
@@ -319,9 +319,11 @@ class RabbitMQ(RabbitMQHandle):
             self._process = None
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): its connections stay open and silent."""
+        """Freeze it (SIGSTOP): its connections stay open and silent.  May switch."""
         assert self._process is not None
         send(self._process.pid, signal.SIGSTOP)
+        while not is_stopped(self._process.pid):
+            sleep(STEP)
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""

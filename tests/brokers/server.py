@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from gevent import sleep
 
-from tests.brokers.keeper import Keeper, send
+from tests.brokers.keeper import Keeper, is_stopped, send
 from tests.brokers.packages import NoBroker
 from tests.brokers.ports import free_ports
 
@@ -124,9 +124,7 @@ class Server:
         """Freeze it (SIGSTOP): its connections stay open and silent.  May switch."""
         self.signal(signal.SIGSTOP)
         assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/stat")
-        # It may run on for a moment, and answer.
-        while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "T":
+        while not is_stopped(self._process.pid):
             sleep(self.step)
 
     def resume(self) -> None:
