@@ -64,7 +64,7 @@ class Run:
         self._function = function
         self._greenlet: gevent.Greenlet[..., None] = gevent.Greenlet(self._guarded)
 
-    def run(self, timeout: float = 10.0) -> Run:
+    def run(self, timeout: float = 60.0) -> Run:
         """Run to the end.  May switch."""
         former = settrace(self._trace)
         try:

@@ -112,7 +112,7 @@ class Peer:
         if self._listener is not None:
             greenlets = [each for each in greenlets if each.args[:1] != (self._listener,)]
         clients = list(self.sockets)  # not those that come meanwhile, which are served
-        gevent.killall(greenlets, timeout=5.0)
+        gevent.killall(greenlets, timeout=30.0)
         for client in clients:
             self._forget(client)
 

@@ -14,7 +14,7 @@ import pytest
 __all__ = ["Wire", "until"]
 
 
-def until(is_so: Callable[[], object], timeout: float = 10.0) -> None:
+def until(is_so: Callable[[], object], timeout: float = 60.0) -> None:
     """Let others run until *is_so()*; fail after *timeout* seconds.  May switch."""
     end = monotonic() + timeout
     while not is_so():
@@ -41,7 +41,7 @@ class Wire:
         except BlockingIOError:
             return b""
 
-    def receive_until(self, count: int, timeout: float = 10.0) -> bytes:
+    def receive_until(self, count: int, timeout: float = 60.0) -> bytes:
         """Exactly *count* bytes, or what came until the end of the stream.  May switch."""
         parts, end = [], monotonic() + timeout
         while count:
@@ -57,7 +57,7 @@ class Wire:
             count -= len(part)
         return b"".join(parts)
 
-    def send(self, data: bytes, timeout: float = 10.0) -> None:
+    def send(self, data: bytes, timeout: float = 60.0) -> None:
         """Send all of *data* as the peer.  May switch."""
         end = monotonic() + timeout
         while data:

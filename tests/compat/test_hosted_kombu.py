@@ -69,7 +69,7 @@ def test_simple_queues(connection: Connection) -> None:
     with connection.SimpleQueue("mail") as queue:
         queue.put({"to": "ada"}, headers={"id": 1})
         assert queue.qsize() == 1
-        message = queue.get(timeout=10)
+        message = queue.get(timeout=30)
         assert isinstance(message, greenconn.Message)
         assert (message.payload, message.headers["id"]) == ({"to": "ada"}, 1)
         message.ack()
@@ -87,8 +87,8 @@ def test_exchanges(connection: Connection, kind: str, key: str, binding: str) ->
     keep, _ = keeper(got, 2)
     with connection.Consumer(queues, callbacks=[keep]), connection.Producer() as producer:
         producer.publish("hello", exchange=exchange, routing_key=key)
-        connection.drain_events(timeout=10)
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=30)
+        connection.drain_events(timeout=30)
     assert got == ["hello", "hello"]
 
 
@@ -98,8 +98,8 @@ def test_prefetch_is_each_consumers_own(connection: Connection) -> None:
             producer.publish(number, routing_key="mail", declare=[Queue("mail")])
     held: list[Any] = []
     with Consumer(connection, [Queue("mail")], on_message=held.append, prefetch_count=2):
-        connection.drain_events(timeout=10)
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=30)
+        connection.drain_events(timeout=30)
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
         held.pop().ack()
@@ -133,8 +133,8 @@ def test_spawned_consumers_and_publish(connection: Connection, long: bool) -> No
     keep, enough = keeper(got, count)
     consumer = greenconn.spawn_consumer("mail", keep, connection=connection, concurrency=3)
     other = greenconn.spawn_consumer("mail", keep, connection=connection)
-    assert consumer.wait_ready(10)
-    assert other.wait_ready(10)
+    assert consumer.wait_ready(30)
+    assert other.wait_ready(30)
     gevent.joinall(
         [
             gevent.spawn(greenconn.publish, "mail", number, connection=connection)
@@ -171,11 +171,11 @@ def test_a_poll_that_fails_ends_the_link_and_recovery_follows(
     got: list[Any] = []
     keep, enough = keeper(got, 1)
     consumer = greenconn.spawn_consumer("mail", keep, connection=connection)
-    assert consumer.wait_ready(10)
+    assert consumer.wait_ready(30)
     lost = Event()
     connection.session.on_connection_lost.append(lambda exc: lost.set())
     (tmp_path / "queues").rename(tmp_path / "away")
-    assert lost.wait(10)
+    assert lost.wait(30)
     (tmp_path / "away").rename(tmp_path / "queues")
     greenconn.publish("mail", "after", connection=connection)
     assert enough.wait(20)

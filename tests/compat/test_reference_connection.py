@@ -158,7 +158,7 @@ def test_consumer_and_producer(connection: Connection, queue: Queue) -> None:
     assert isinstance(consumer, Consumer)
     assert consumer.channel is channel
     with connection.Consumer(queue, on_message=got.append):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
     assert got[0].payload == {"a": 1}
     got[0].ack()
 
@@ -196,7 +196,7 @@ def test_simple_buffer_is_ephemeral(connection: Connection, unique: str) -> None
         assert simple.no_ack is True
         assert simple.queue.durable is False
         simple.put(1)
-        assert simple.get(timeout=5).payload == 1
+        assert simple.get(timeout=30).payload == 1
 
 
 # Methods
@@ -333,9 +333,9 @@ def test_drain_events_waits_for_one_event(connection: Connection, queue: Queue) 
     with Consumer(connection, [queue], no_ack=True, on_message=got.append):
         for body in ("a", "b"):
             Producer(connection).publish(body, queue.name)
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
         assert len(got) == 1
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
         assert [each.payload for each in got] == ["a", "b"]
         with pytest.raises(TimeoutError):  # socket.timeout
             connection.drain_events(timeout=0.02)
@@ -371,7 +371,7 @@ def test_example_of_ensure(connection: Connection, queue: Queue) -> None:
     ensured({"hello": "world"}, routing_key=queue.name)
     assert heard == [(lost, 0)]
     with Consumer(connection, [queue], no_ack=True, callbacks=[lambda body, _: heard.append(body)]):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
     assert heard[1] == {"hello": "world"}
 
 

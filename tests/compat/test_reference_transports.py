@@ -219,7 +219,7 @@ def test_redis_takes_the_virtual_host_for_its_database(
         with BrokerConnection(redis_url) as other, other.SimpleQueue(unique) as empty:
             assert len(empty) == 0
             empty.queue.delete()
-        assert queue.get(timeout=9).payload == "x"
+        assert queue.get(timeout=30).payload == "x"
         queue.clear()
         queue.queue.delete()
 
@@ -282,7 +282,7 @@ def test_the_old_names_connect(transport: str, amqp_url: str, unique: str) -> No
     with connection:
         with connection.SimpleQueue(unique) as queue:
             queue.put("x")
-            message = queue.get(timeout=9)
+            message = queue.get(timeout=30)
             assert message.payload == "x"
             message.ack()
             queue.queue.delete()
@@ -380,7 +380,7 @@ def test_the_table_holds(
             connection.Producer().publish("x", exchange=exchange, routing_key="a.b")
             expected = 3 if kind == "fanout" else 2
             while len(came) < expected:
-                connection.drain_events(timeout=9)
+                connection.drain_events(timeout=30)
             assert len({tag for _, tag in came}) == expected
         for queue in queues:
             queue(connection).delete()

@@ -157,7 +157,7 @@ def test_an_empty_text_comes_back_as_text(url: str, unique: str) -> None:
             connection, [queue], no_ack=True, callbacks=[lambda body, message: got.append(body)]
         ):
             for _ in range(2):
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=30)
     assert got == ["", b""]
 
 
@@ -211,7 +211,7 @@ def test_a_loop_is_woken_when_an_event_waits(url: str, unique: str) -> None:
         queue = Queue(unique, exclusive=True)(connection.default_channel)
         with Consumer(connection, [queue], no_ack=True, on_message=lambda message: got.set()):
             Producer(connection).publish("x", unique)
-            assert got.wait(5)
+            assert got.wait(30)
     assert watched == {}
 
 

@@ -37,7 +37,7 @@ def test_a_program_of_kombu_runs() -> None:
                 print(body, message.__class__.__module__.split(".")[0])
                 message.ack()
             with connection.Consumer(queue, callbacks=[receive]):
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=30)
         print(kombu.__version__, kombu.VERSION[:3], maybe_list(1))
     """)
     assert printed.splitlines() == ["{'to': 'ada'} greenconn", "5.7.0 (5, 7, 0) [1]"]
@@ -141,7 +141,7 @@ def test_schemes_that_only_kombu_has(install: str, tmp_path: Path) -> None:
         with Connection("filesystem://", transport_options=options) as connection:
             with connection.SimpleQueue("mail") as queue:
                 queue.put("hello")
-                message = queue.get(timeout=10)
+                message = queue.get(timeout=30)
                 message.ack()
                 print(message.payload)
     """

@@ -69,7 +69,7 @@ def test_messages_come_and_go(shape: Shape, way: tuple[Library, Library]) -> Non
                 simple.put(body)
             assert simple.qsize() == 3
             for body in (b"bytes", "text", ["list"]):
-                message = simple.get(timeout=5)
+                message = simple.get(timeout=30)
                 assert message.payload == body
                 message.ack()
     assert not any(shelf.queues.values())
@@ -175,10 +175,10 @@ def test_publishing_of_its_own_is_not_passed_by() -> None:
                 came.set()
 
         consumer = greenconn.spawn_consumer("q", keep, connection=connection)
-        assert consumer.wait_ready(10)
+        assert consumer.wait_ready(30)
         for body in "xy":
             greenconn.publish("q", body, connection=connection)
-        assert came.wait(10)
+        assert came.wait(30)
         assert consumer.stop(10)
     assert shelf.notes.count(("publish", "", "q")) == 2
     assert got == [True, True]
@@ -294,7 +294,7 @@ PROGRAM = dedent("""
     with kombu.Connection(transport=module.Transport, transport_options=options) as connection:
         with connection.SimpleQueue("simple") as queue:
             queue.put("simple")
-            message = queue.get(timeout=10)
+            message = queue.get(timeout=30)
             print(message.payload)
             message.ack()
         for kind, key, pattern in [("direct", "a", "a"), ("topic", "a.b", "a.*"), ("fanout", "", "")]:
@@ -307,7 +307,7 @@ PROGRAM = dedent("""
             with connection.Consumer(queues, callbacks=[keep]):
                 connection.Producer().publish(kind, exchange=exchange, routing_key=key)
                 while len(got) < 2:
-                    connection.drain_events(timeout=10)
+                    connection.drain_events(timeout=30)
             assert got == [kind, kind], got
             print(kind)
 """)

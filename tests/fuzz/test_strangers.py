@@ -18,7 +18,7 @@ from tests.fuzz import corpus
 from tests.fuzz.poison import AMQP, amqp_poison, in_envelope, redis_poison
 from tests.integration.redis_clients import control
 
-SOON = 20.0
+SOON = 30.0
 #: Bodies that are no commands.
 NO_COMMANDS: list[Any] = [
     None,

@@ -17,7 +17,7 @@ from tests.tiny_client import TinyClient
 
 __all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at", "stores_at"]
 
-SOON = 10.0
+SOON = 30.0
 
 
 class Raw:

@@ -39,7 +39,7 @@ from greenconn import Connection, Queue, pools, rpc  # noqa: E402
 from greenconn.exceptions import WrongHub  # noqa: E402
 from greenconn.simple import SimpleQueue  # noqa: E402
 
-SOON = 20.0
+SOON = 30.0
 
 get_original: Any = monkey.get_original
 

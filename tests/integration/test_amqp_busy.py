@@ -71,7 +71,7 @@ def test_a_consumer_that_finds_messages_neither_switches_nor_receives_for_each(
             stream.resume()
             with switches() as counted:
                 while len(numbers) < MESSAGES:
-                    connection.drain_events(timeout=10)
+                    connection.drain_events(timeout=30)
         assert numbers == list(range(MESSAGES))
         # Pieces below 64 KiB are the last ones, which came while it read.
         assert stream.receives - receives <= (stream.received - received) / 65536 + 10
@@ -96,7 +96,7 @@ def test_acks_of_a_busy_consumer_leave_together(amqp_url: str, queue: str) -> No
             sends = stream.writer.sends
             stream.resume()
             while done < MESSAGES:
-                connection.drain_events(timeout=10)
+                connection.drain_events(timeout=30)
             assert stream.writer.sends - sends < MESSAGES / 20
 
 
@@ -113,13 +113,13 @@ def test_the_handlers_of_a_busy_consumer_share_a_greenlet(amqp_url: str, queue: 
         consumer = spawn_consumer(
             queue, handler, connection=connection, concurrency=100, prefetch_count=MESSAGES
         )
-        assert consumer.wait_ready(10)
+        assert consumer.wait_ready(30)
         stream = connection.session.life.link.stream
         stream.pause()
         filled(amqp_url, queue)
         stream.resume()
         with switches() as counted:
-            assert all_came.wait(10)
+            assert all_came.wait(30)
         assert all(isinstance(each, Greenlet) for each in ran_in)
         assert sum(counted[each] for each in ran_in) < MESSAGES / 20
         assert consumer.stop(10)

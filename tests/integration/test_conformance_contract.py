@@ -19,7 +19,7 @@ from tests.integration.contract import Side
 from tests.integration.processes import Running, start
 from tests.integration.redis_clients import wait_until
 
-SOON = 20.0
+SOON = 30.0
 LARGE = 256 * 1024
 
 #: Binds a queue to a fan-out exchange, prints what comes, and keeps it.

@@ -16,7 +16,7 @@ from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.worker import spawn_consumer
 
-SOON = 20.0
+SOON = 30.0
 
 
 @pytest.fixture

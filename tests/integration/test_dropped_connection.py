@@ -22,7 +22,7 @@ from greenconn.transport import base, memory
 from greenconn.transport.base import Link
 from tests.integration.processes import run
 
-SOON = 10.0
+SOON = 30.0
 WARNING = "was dropped without close()"
 
 

@@ -44,7 +44,7 @@ from tests.fix_relay import Relay, RelayFactory
 from tests.fix_wires import until
 from tests.texts import MARK, MARKS, reprs, texts_of
 
-SOON = 20.0
+SOON = 30.0
 
 native_sleep = get_original("time", "sleep")
 

@@ -15,7 +15,7 @@ from greenconn.messaging import Producer
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
-SOON = 20.0
+SOON = 30.0
 PADDING = "x" * 50_000
 
 Stall = Callable[..., int]

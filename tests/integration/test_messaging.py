@@ -77,7 +77,7 @@ def test_consumers_come_back(own_rabbitmq: RabbitMQ, connection: Connection, nam
     for number in range(2):
         producer.publish({"n": number}, retry=True)
         for _ in range(2):
-            connection.drain_events(timeout=5.0)
+            connection.drain_events(timeout=30.0)
         cut_and_wait(own_rabbitmq, connection)
     assert got == [{"n": 0}] * 2 + [{"n": 1}] * 2
     assert set(consumer._active_tags.values()) == tags
@@ -189,7 +189,7 @@ def test_channel_errors(connection: Connection, name: Name) -> None:
         connection.drain_events(timeout=5.0)
     consumer.consume()
     Producer(connection).publish("1", queue.name)
-    connection.drain_events(timeout=5.0)
+    connection.drain_events(timeout=30.0)
     assert got == ["1"]
     consumer.cancel()
 
@@ -197,7 +197,7 @@ def test_channel_errors(connection: Connection, name: Name) -> None:
 def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
     with SimpleQueue(connection, name("s")) as simple:
         simple.put({"a": 1})
-        message = simple.get(timeout=5.0)
+        message = simple.get(timeout=30.0)
         assert message.payload == {"a": 1}
         message.ack()
         waiting = gevent.spawn(outcome, simple.get, timeout=20.0)
@@ -210,7 +210,7 @@ def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Nam
         message.ack()
         simple.put("3")
         simple.put("4")
-        simple.get(timeout=5.0).ack()
+        simple.get(timeout=30.0).ack()
     with gevent.Timeout(20.0):
         while len(simple) != 1:  # what was given back is counted a little later
             gevent.sleep(0.01)
@@ -218,4 +218,4 @@ def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Nam
     simple.queue.delete()
     with SimpleBuffer(connection, name("b")) as buffer:
         buffer.put([1])
-        assert buffer.get(timeout=5.0).payload == [1]
+        assert buffer.get(timeout=30.0).payload == [1]

@@ -22,7 +22,7 @@ from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin
 from greenconn.transport import memory
 from tests.fix_wires import until
 
-SOON = 20.0
+SOON = 30.0
 
 
 @pytest.fixture(params=["memory", "amqp", "redis"])

@@ -60,7 +60,7 @@ def listen(**names):
 
 def hear(count):
     while len(heard) < count:
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=30)
     return heard
 
 for line in sys.stdin:

@@ -34,7 +34,7 @@ from greenconn.resource import ChannelPool, ConnectionPool
 from greenconn.simple import SimpleQueue
 from greenconn.transport import memory
 
-SOON = 20.0
+SOON = 30.0
 #: Seconds after which a call in another thread counts as hanging.
 HANGS = 5.0
 

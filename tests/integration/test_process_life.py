@@ -382,7 +382,7 @@ if not pid:
     try:
         greenconn.publish(name, "child", connection=connection, declare=True)
         simple = connection.SimpleQueue(name)
-        assert simple.get(timeout=5).payload == "child"
+        assert simple.get(timeout=30).payload == "child"
         assert simple.qsize() == 0
         code = 0
     finally:
@@ -393,7 +393,7 @@ try:
 except ChildProcessError:
     pass
 simple = connection.SimpleQueue(name)
-assert simple.get(timeout=5).payload == "parent"
+assert simple.get(timeout=30).payload == "parent"
 assert simple.qsize() == 1 - 1
 simple.close()
 connection.close()

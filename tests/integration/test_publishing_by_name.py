@@ -24,7 +24,7 @@ from greenconn.exceptions import (
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.processes import start
 
-SOON = 20.0
+SOON = 30.0
 
 #: A worker that knows the arguments of its queue.
 WORKER = """

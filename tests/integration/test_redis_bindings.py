@@ -38,7 +38,7 @@ connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEA
 options = {{sys.argv[2]: 0.5 if sys.argv[2] == "expires" else True}}
 queue = Queue("", Exchange("news", "topic"), routing_key="#", **options)
 consumer = greenconn.spawn_consumer(queue, print, connection=connection)
-consumer.wait_ready(10)
+consumer.wait_ready(30)
 print("ready", flush=True)
 consumer.join()
 """

@@ -36,7 +36,7 @@ def until(wanted):
             gevent.sleep(0.01)
 
 consumer = greenconn.spawn_consumer(queues, handle, connection=connection)
-assert consumer.wait_ready(10)
+assert consumer.wait_ready(30)
 Producer(connection).publish(b"x" * 2_000_000, routing_key="forked-big")
 greenconn.publish("forked", 1, connection=connection, declare=True)
 until([1])
@@ -46,7 +46,7 @@ if not pid:
     try:
         got.clear()
         own = greenconn.spawn_consumer("forked-child", handle, connection=connection)
-        assert own.wait_ready(10)
+        assert own.wait_ready(30)
         greenconn.publish("forked-child", 2, connection=connection, declare=True)
         until([2])
         own.stop(5)

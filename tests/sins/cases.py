@@ -258,7 +258,7 @@ def nested_callbacks(client: Any, urls: Urls) -> dict[str, Any]:
     try:
         client.Consumer(channel, [queue], callbacks=[handle], no_ack=True).consume()
         while handled < 2000:
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=30)
     except Exception as exc:
         ended = type(exc).__name__
     with suppress(Exception), suppress(gevent.Timeout), gevent.Timeout(5):

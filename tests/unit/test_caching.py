@@ -261,12 +261,12 @@ def test_greenlets_that_ask_at_once_get_one_result() -> None:
         @cached_property
         def value(self) -> object:
             next(each for each in entered if not each.is_set()).set()
-            assert proceed.wait(5)
+            assert proceed.wait(30)
             return object()
 
     slow = Slow()
     greenlets = [gevent.spawn(lambda: slow.value) for _ in entered]
-    assert all(each.wait(5) for each in entered)
+    assert all(each.wait(30) for each in entered)
     proceed.set()
-    first, second = (greenlet.get(timeout=5) for greenlet in greenlets)
+    first, second = (greenlet.get(timeout=30) for greenlet in greenlets)
     assert first is second is slow.value

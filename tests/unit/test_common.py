@@ -30,7 +30,7 @@ from greenconn.exceptions import ChannelError, OperationalError, RecoverableConn
 from greenconn.messaging import Consumer, Producer
 from greenconn.transport import memory
 
-SOON = 5.0
+SOON = 30.0
 
 
 @pytest.fixture

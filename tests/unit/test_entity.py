@@ -555,7 +555,7 @@ def test_maybe_declare_needs_a_channel(channel: FakeChannel) -> None:
 
 def test_a_thousand_greenlets_cause_one_declaration(channel: FakeChannel) -> None:
     go = Event()
-    channel.script["queue_declare"] = lambda: go.wait(5.0)
+    channel.script["queue_declare"] = lambda: go.wait(30.0)
     declaring = [gevent.spawn(maybe_declare, Queue("q"), channel) for _ in range(1000)]
     gevent.idle()
     assert channel.methods == ["queue_declare"]
@@ -568,14 +568,14 @@ def test_a_thousand_greenlets_cause_one_declaration(channel: FakeChannel) -> Non
 
 def test_killing_who_declares_does_not_harm_the_others(channel: FakeChannel) -> None:
     go = Event()
-    channel.script["exchange_declare"] = lambda: go.wait(5.0)
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
     first = gevent.spawn(maybe_declare, Exchange("e"), channel)
     second = gevent.spawn(maybe_declare, Exchange("e"), channel)
     gevent.idle()
     first.kill()
     assert not second.ready()
     go.set()
-    assert second.get(timeout=5.0) is True
+    assert second.get(timeout=30.0) is True
     assert channel.methods == ["exchange_declare"]
 
 
@@ -585,14 +585,14 @@ def test_an_error_goes_to_all_and_is_not_remembered(
     go = Event()
 
     def refuse() -> None:
-        go.wait(5.0)
+        go.wait(30.0)
         raise PreconditionFailed("type differs")
 
     channel.script["exchange_declare"] = refuse
     declaring = [gevent.spawn(outcome, maybe_declare, Exchange("e"), channel) for _ in range(3)]
     gevent.idle()
     go.set()
-    gevent.joinall(declaring, timeout=5.0)
+    gevent.joinall(declaring, timeout=30.0)
     assert all(isinstance(each.value, PreconditionFailed) for each in declaring)
     del channel.script["exchange_declare"]
     assert maybe_declare(Exchange("e"), channel) is True
@@ -603,7 +603,7 @@ def test_anothers_closed_channel_is_not_ones_own(client: FakeClient, channel: Fa
     other = client.channel()
 
     def be_closed() -> None:
-        go.wait(5.0)
+        go.wait(30.0)
         raise RecoverableChannelError("closed by something else")
 
     channel.script["exchange_declare"] = be_closed
@@ -613,7 +613,7 @@ def test_anothers_closed_channel_is_not_ones_own(client: FakeClient, channel: Fa
     gevent.idle()
     assert other.calls == []
     go.set()
-    gevent.joinall([first, second], timeout=5.0)
+    gevent.joinall([first, second], timeout=30.0)
     assert isinstance(first.value, RecoverableChannelError)
     assert second.value is True
     assert other.methods == ["exchange_declare"]

@@ -27,7 +27,7 @@ from greenconn.transport import memory
 from greenconn.worker import roster, spawn_consumer, stop_consumers
 from greenconn.worker.roster import failures
 
-SOON = 10.0
+SOON = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -43,7 +43,7 @@ def test_oid() -> None:
 def test_greenlets_of_one_hub_share_the_oid() -> None:
     thing = object()
     greenlet = gevent.spawn(oid_from, thing)
-    assert greenlet.get(timeout=5) == oid_from(thing)
+    assert greenlet.get(timeout=30) == oid_from(thing)
 
 
 def test_oid_without_md5(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_one_that_stopped_refuses_and_starts_at_the_same_port(peer: PeerFactory)
     server = peer(echo)
     address = server.address
     with socket.create_connection(address) as client:
-        assert server.has_accepted.wait(5)
+        assert server.has_accepted.wait(30)
         server.stop()
         assert client.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
@@ -51,12 +51,12 @@ def test_one_that_stopped_refuses_and_starts_at_the_same_port(peer: PeerFactory)
 def test_dropping_ends_connections_and_goes_on_listening(peer: PeerFactory) -> None:
     server = peer(wait)
     with socket.create_connection(server.address) as client:
-        assert server.has_accepted.wait(5)
+        assert server.has_accepted.wait(30)
         server.drop()
         assert client.recv(1) == b""
     server.has_accepted.clear()
     with socket.create_connection(server.address):
-        assert server.has_accepted.wait(5)
+        assert server.has_accepted.wait(30)
 
 
 def test_the_end_of_the_connection_is_no_error_of_the_script(peer: PeerFactory) -> None:
@@ -66,4 +66,4 @@ def test_the_end_of_the_connection_is_no_error_of_the_script(peer: PeerFactory) 
 
     server = peer(fill)
     socket.create_connection(server.address).close()
-    assert server.has_accepted.wait(5)
+    assert server.has_accepted.wait(30)

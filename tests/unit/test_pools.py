@@ -250,7 +250,7 @@ def test_holders_of_connections_are_those_of_the_producers_on_them(connection: C
 
     def hold() -> None:
         with pool.acquire():
-            done.wait(5)
+            done.wait(30)
 
     pool.acquire().release()
     one = gevent.spawn(hold)

@@ -77,7 +77,7 @@ class Boxes(Resource):
     def new(self) -> Box:
         """Hook."""
         if not self.go.is_set():
-            assert self.go.wait(5)
+            assert self.go.wait(30)
         self.made.append(Box(len(self.made) + 1))
         return self.made[-1]
 
@@ -329,10 +329,10 @@ def test_a_blocking_acquire_is_served(pool: Boxes) -> None:
     waiting = [gevent.spawn(lambda: pool.acquire(block=True).number) for _ in range(2)]
     turn()
     two.release()
-    assert waiting[0].get(timeout=5) == 2
+    assert waiting[0].get(timeout=30) == 2
     assert not waiting[1].ready()
     one.release()
-    assert waiting[1].get(timeout=5) in (1, 2)
+    assert waiting[1].get(timeout=30) in (1, 2)
 
 
 def test_the_deadline_covers_the_making(pool: Boxes) -> None:
@@ -453,7 +453,7 @@ def test_a_failing_collect_does_not_keep_the_others() -> None:
 def test_one_killed_while_it_closes_all_closes_all() -> None:
     class Slow(Boxes):
         def collect_resource(self, resource: Any) -> None:
-            assert self.go.wait(5)
+            assert self.go.wait(30)
             super().collect_resource(resource)
 
     pool = Slow(3)
@@ -496,7 +496,7 @@ def test_one_dropped_in_a_circle_comes_back_and_wakes_who_waits() -> None:
     turn()
     assert pool.stats()["waiting"] == 1
     gc.collect()
-    assert waiting.get(timeout=5) == 1
+    assert waiting.get(timeout=30) == 1
 
 
 def test_the_log_tells_where_a_lost_one_was_acquired(caplog: pytest.LogCaptureFixture) -> None:
@@ -567,7 +567,7 @@ def test_a_child_begins_anew() -> None:
         assert os.waitpid(pid, 0)[1] == 0
         assert box.twice() == 6
         box.release()
-        assert waiting.get(timeout=5).number == 1
+        assert waiting.get(timeout=30).number == 1
         """
     )
     done = subprocess.run(

@@ -149,7 +149,7 @@ def test_get_waits(connection: Connection) -> None:
     getting = gevent.spawn(simple.get, timeout=5.0)
     gevent.idle()
     simple.put("1")
-    assert getting.get(timeout=5.0).payload == "1"
+    assert getting.get(timeout=30.0).payload == "1"
     simple.close()
 
 
@@ -326,10 +326,10 @@ def test_a_lost_connection_is_raised_in_all_that_wait(connection: Connection) ->
     getting = [gevent.spawn(outcome, simple.get, timeout=5.0) for _ in range(3)]
     gevent.idle()
     memory.restart(connection.virtual_host)
-    gevent.joinall(getting, timeout=5.0)
+    gevent.joinall(getting, timeout=30.0)
     assert all(isinstance(each.value, RecoverableConnectionError) for each in getting)
     simple.put("1")
-    message = simple.get(timeout=5.0)
+    message = simple.get(timeout=30.0)
     assert message.payload == "1"
     message.ack()
     simple.close()
@@ -341,7 +341,7 @@ def test_what_was_delivered_in_a_former_life_comes_again(connection: Connection)
         simple.get(timeout=0)
     simple.put("1")
     memory.restart(connection.virtual_host)
-    message = simple.get(timeout=5.0)
+    message = simple.get(timeout=30.0)
     assert message.payload == "1"
     message.ack()
     with pytest.raises(simple.Empty):
@@ -496,7 +496,7 @@ def test_a_consumer_that_waits_is_served_first_come_first_served(connection: Con
     go = Event()
 
     def take(number: int) -> None:
-        simple.get(timeout=5.0)
+        simple.get(timeout=30.0)
         order.append(number)
         if len(order) == 5:
             go.set()
@@ -507,6 +507,6 @@ def test_a_consumer_that_waits_is_served_first_come_first_served(connection: Con
         gevent.idle()
     for number in range(5):
         simple.put(number)
-    assert go.wait(5.0)
+    assert go.wait(30.0)
     assert order == list(range(5))
     gevent.joinall(takers, timeout=1.0, raise_error=True)

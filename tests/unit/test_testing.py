@@ -53,11 +53,11 @@ def test_consumers_see_a_restart(greenconn_broker: MemoryBroker) -> None:
             all_came.set()
 
     consumer = greenconn.spawn_consumer("mail", handle)
-    assert consumer.wait_ready(10)
+    assert consumer.wait_ready(30)
     greenconn.publish("mail", 1)
     greenconn_broker.restart()
     greenconn.publish("mail", 2)
-    assert all_came.wait(10)
+    assert all_came.wait(30)
 
 
 def test_closing_stops_consumers() -> None:
@@ -93,7 +93,7 @@ def test_connections_of_ones_own(greenconn_broker: MemoryBroker) -> None:
         with connection.Producer() as producer:
             producer.publish(1, routing_key="mail", declare=[Queue("mail")])
         with other.SimpleQueue("mail") as queue:
-            assert queue.get(timeout=10).payload == 1
+            assert queue.get(timeout=30).payload == 1
 
 
 def test_a_clock_goes_on_in_order() -> None:

@@ -286,7 +286,7 @@ def simple_queue(lib: Library, connection: Any, names: Names) -> Any:
         message = queue.get(block=True, timeout=5)
         log += [message.payload, message.headers["h"], message.content_type]
         message.requeue()
-        message = queue.get(timeout=5)
+        message = queue.get(timeout=30)
         log += [type(message.payload).__name__]
         message.ack()
         queue.get().ack()
@@ -298,27 +298,27 @@ def simple_queue(lib: Library, connection: Any, names: Names) -> Any:
     entity = lib.entity.Queue(names("o"), lib.entity.Exchange(names("e")), "key", durable=False)
     with connection.SimpleQueue(entity, no_ack=True) as queue:
         queue.put("by entity")
-        log += [queue.get(timeout=5).payload, queue.queue.name, queue.queue.exchange.name]
+        log += [queue.get(timeout=30).payload, queue.queue.name, queue.queue.exchange.name]
     opts = {"exclusive": True, "message_ttl": 60}
     with connection.SimpleQueue(
         names("p"), queue_opts=opts, exchange_opts={"type": "fanout", "durable": False}
     ) as queue:
         queue.put([1])
-        log += [queue.get(timeout=5).payload, queue.queue.exchange.type, queue.queue.exclusive]
+        log += [queue.get(timeout=30).payload, queue.queue.exchange.type, queue.queue.exclusive]
     return log
 
 
 def simple_buffer(lib: Library, connection: Any, names: Names) -> Any:
     with connection.SimpleBuffer(names("b")) as buffer:
         buffer.put({"a": 1})
-        message = buffer.get(timeout=5)
+        message = buffer.get(timeout=30)
         log = [message.payload, message.properties["delivery_mode"], buffer.no_ack]
         log += [buffer.queue.durable, buffer.queue.auto_delete, buffer.queue.exchange.delivery_mode]
         log += [buffer.queue.exclusive, outcome(buffer.get, timeout=0.05)]
     channel = connection.channel()
     with lib.simple.SimpleBuffer(channel, names("c"), no_ack=False) as buffer:
         buffer.put("x")
-        buffer.get(timeout=5).ack()
+        buffer.get(timeout=30).ack()
     channel.close()
     return log
 

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 #: Seconds that a program waits for something that must come.
-SOON = 10.0
+SOON = 30.0
 
 #: Makes a name that only this run of a program uses; the same letter gives the same name.
 Names = Callable[[str], str]

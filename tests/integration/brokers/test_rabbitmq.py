@@ -10,7 +10,7 @@ from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
-def greets(broker: RabbitMQHandle, timeout: float = 5.0) -> bool:
+def greets(broker: RabbitMQHandle, timeout: float = 30.0) -> bool:
     """Whether it answers the protocol header with a method frame of channel 0."""
     try:
         with socket.create_connection(("127.0.0.1", broker.port), timeout=timeout) as client:

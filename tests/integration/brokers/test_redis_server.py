@@ -7,7 +7,7 @@ from gevent import socket
 from tests.brokers.redis_server import RedisServer
 
 
-def pings(broker: RedisServer, timeout: float = 5.0) -> bool:
+def pings(broker: RedisServer, timeout: float = 30.0) -> bool:
     """Whether it answers PING."""
     try:
         with socket.create_connection(("127.0.0.1", broker.port), timeout=timeout) as client:

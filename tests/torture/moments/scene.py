@@ -21,7 +21,7 @@ from tests.torture.moments.worlds import World
 __all__ = ["CALLS", "SOON", "Call", "Moments", "Scene", "call", "ended", "ignore"]
 
 #: Seconds that anything may take.
-SOON = 20.0
+SOON = 30.0
 #: Who works after each interruption, and what each of them does: a hundred operations together.
 CROWD, EACH = 10, 10
 

@@ -23,7 +23,7 @@ from greenconn.session.use import sessions_in_use
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 
-SOON = 10.0
+SOON = 30.0
 
 
 class Server:

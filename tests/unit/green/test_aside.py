@@ -91,15 +91,15 @@ def test_without_threads_a_caller_ends_behind_its_call() -> None:
 
     def call() -> None:
         has_begun.set()
-        assert may_return.wait(10)
+        assert may_return.wait(30)
 
     caller = spawn("caller", aside.call, call)
-    assert has_begun.wait(10)
+    assert has_begun.wait(30)
     end(caller)
     gevent.idle()
     before = (caller.dead, aside.is_busy)
     may_return.set()
-    caller.join(10)
+    caller.join(30)
     assert before == (False, True)
     assert (caller.dead, aside.is_busy) == (True, False)
 

@@ -34,7 +34,7 @@ def test_it_waits_for_either(inboxes: Inboxes, number: int) -> None:
     gevent.idle()
     inboxes[number].put("item")
     inboxes[number].put("next")
-    assert taking.get(timeout=5.0) == (inboxes[number], "item")
+    assert taking.get(timeout=30.0) == (inboxes[number], "item")
     assert [each.waiting for each in inboxes] == [0, 0]
     assert len(inboxes[number]) == 1
 
@@ -44,7 +44,7 @@ def test_items_of_both_at_once_are_not_lost(inboxes: Inboxes) -> None:
     gevent.idle()
     inboxes[1].put("b")
     inboxes[0].put("a")
-    assert taking.get(timeout=5.0) == (inboxes[1], "b")
+    assert taking.get(timeout=30.0) == (inboxes[1], "b")
     assert take_either(inboxes, Deadline(0.0)) == (inboxes[0], "a")
 
 
@@ -69,7 +69,7 @@ def test_failing_either_is_raised(inboxes: Inboxes) -> None:
     taking = gevent.spawn(take)
     gevent.idle()
     inboxes[1].fail(LookupError())
-    assert taking.get(timeout=5.0) == "raised"
+    assert taking.get(timeout=30.0) == "raised"
     assert [each.waiting for each in inboxes] == [0, 0]
 
 
@@ -80,8 +80,8 @@ def test_takers_are_served_in_order(inboxes: Inboxes) -> None:
     gevent.idle()
     inboxes[1].put("a")
     inboxes[1].put("b")
-    assert first.get(timeout=5.0) == (inboxes[1], "a")
-    assert second.get(timeout=5.0) == "b"
+    assert first.get(timeout=30.0) == (inboxes[1], "a")
+    assert second.get(timeout=30.0) == "b"
 
 
 def test_a_killed_taker_gives_back_what_was_on_its_way(inboxes: Inboxes) -> None:
@@ -90,6 +90,6 @@ def test_a_killed_taker_gives_back_what_was_on_its_way(inboxes: Inboxes) -> None
     killed.kill(block=False)
     inboxes[0].put("a")
     inboxes[0].put("b")
-    killed.join(timeout=5.0)
+    killed.join(timeout=30.0)
     assert isinstance(killed.value, gevent.GreenletExit)
     assert [take_either(inboxes, Deadline(0.0))[1] for _ in range(2)] == ["a", "b"]

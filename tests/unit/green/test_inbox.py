@@ -37,7 +37,7 @@ def test_takers_are_served_in_order() -> None:
     for number in range(7):
         inbox.put(number)
     assert inbox.waiting == 0
-    assert [taker.get(timeout=5) for taker in takers] == [0, 1, 2, 3, 4]
+    assert [taker.get(timeout=30) for taker in takers] == [0, 1, 2, 3, 4]
     assert [inbox.get(LONG), inbox.get(LONG)] == [5, 6]
 
 
@@ -107,7 +107,7 @@ def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
     inbox.put(1)
     inbox.fail(LookupError("lost"))
     inbox.put(2)
-    assert takers[0].get(timeout=5) == 1
+    assert takers[0].get(timeout=30) == 1
     errors = []
     for taker in takers[1:]:
         with pytest.raises(LookupError, match="lost") as caught:
@@ -125,7 +125,7 @@ def test_clear_drops_what_nobody_has_taken() -> None:
         inbox.put(number)
     inbox.clear()
     assert len(inbox) == 0
-    assert taker.get(timeout=5) == 0
+    assert taker.get(timeout=30) == 0
 
 
 @pytest.mark.parametrize("kill_first", [True, False])
@@ -138,7 +138,7 @@ def test_an_item_on_its_way_to_a_killed_taker_goes_to_the_next(kill_first: bool)
     inbox.put(1)
     killed.kill(block=False)
     inbox.put(2)
-    gevent.joinall([killed, taker], timeout=5)
+    gevent.joinall([killed, taker], timeout=30)
     got: list[Any] = [killed.value, taker.value, *(inbox.get(LONG) for _ in range(len(inbox)))]
     assert [item for item in got if isinstance(item, int)] == [1, 2]
 
@@ -151,7 +151,7 @@ def test_many_killed_at_once_lose_nothing_and_keep_the_order() -> None:
     gevent.killall(takers[1::2] + takers[::2], block=False)
     for number in range(15):
         inbox.put(number)
-    gevent.joinall(takers, timeout=5)
+    gevent.joinall(takers, timeout=30)
     assert [inbox.get(Deadline(0)) for _ in range(15)] == list(range(15))
 
 
@@ -163,7 +163,7 @@ def test_what_is_put_back_comes_first_even_before_what_is_on_its_way() -> None:
     turn()
     inbox.put(2)
     inbox.put_back(one)
-    assert [taker.get(timeout=5) for taker in takers] == [1, 2]
+    assert [taker.get(timeout=30) for taker in takers] == [1, 2]
     inbox.put(4)
     inbox.put_back(3)
     assert [inbox.get(LONG), inbox.get(LONG)] == [3, 4]

@@ -52,7 +52,7 @@ class Factory:
         self.most_at_once = max(self.at_once, self.most_at_once)
         try:
             if not self.go.is_set():
-                assert self.go.wait(5)
+                assert self.go.wait(30)
             if self.errors:
                 raise self.errors.pop(0)
             self.made += 1
@@ -131,7 +131,7 @@ def test_waiters_are_served_in_the_order_of_arrival(factory: Factory, spawned: S
     waiters = [spawned(pool.acquire) for _ in range(5)]
     for served in range(5):
         pool.release(thing)
-        assert waiters[served].get(timeout=5) is thing
+        assert waiters[served].get(timeout=30) is thing
         assert not any(waiter.ready() for waiter in waiters[served + 1 :])
 
 
@@ -197,7 +197,7 @@ def test_a_killed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spaw
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     first.kill()
     factory.go.set()
-    assert second.get(timeout=5).number == 1
+    assert second.get(timeout=30).number == 1
 
 
 def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: Spawn) -> None:
@@ -206,7 +206,7 @@ def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: S
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     first.kill(block=False)
     pool.release(thing)
-    assert second.get(timeout=5) is thing
+    assert second.get(timeout=30) is thing
     assert first.value is None or isinstance(first.value, gevent.GreenletExit)
 
 
@@ -216,7 +216,7 @@ def test_one_killed_after_it_was_permitted_passes_it_on(factory: Factory, spawne
     first, second = spawned(pool.acquire), spawned(pool.acquire)
     first.kill(block=False)
     pool.remove(thing)
-    assert second.get(timeout=5).number == 2
+    assert second.get(timeout=30).number == 2
     settle()
     assert factory.disposed == [1]
 
@@ -278,7 +278,7 @@ def test_not_blocking_lets_the_hub_turn_first(factory: Factory) -> None:
     thing = pool.acquire()
     releases = gevent.spawn(pool.release, thing)
     assert pool.acquire(block=False) is thing
-    releases.get(timeout=5)
+    releases.get(timeout=30)
 
 
 def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
@@ -292,7 +292,7 @@ def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
     one.is_alive = False
     waiter = spawned(pool.acquire)
     pool.release(one)
-    assert waiter.get(timeout=5).number == 4
+    assert waiter.get(timeout=30).number == 4
     settle()
     assert factory.disposed == [2, 1]
     assert pool.stats() == {
@@ -312,7 +312,7 @@ def test_one_that_dies_on_its_way_is_replaced(factory: Factory, spawned: Spawn) 
     waiter = spawned(pool.acquire)
     pool.release(thing)
     thing.is_alive = False
-    assert waiter.get(timeout=5).number == 2
+    assert waiter.get(timeout=30).number == 2
 
 
 def test_giving_back_twice_does_nothing(factory: Factory) -> None:
@@ -338,10 +338,10 @@ def test_a_higher_limit_serves_who_waits(factory: Factory, spawned: Spawn) -> No
     pool.acquire()
     waiters = [spawned(pool.acquire) for _ in range(3)]
     pool.resize(3)
-    assert [waiters[number].get(timeout=5).number for number in (0, 1)] == [2, 3]
+    assert [waiters[number].get(timeout=30).number for number in (0, 1)] == [2, 3]
     assert not waiters[2].ready()
     pool.resize(None)
-    assert waiters[2].get(timeout=5).number == 4
+    assert waiters[2].get(timeout=30).number == 4
 
 
 def test_a_lower_limit_drops_what_is_idle_and_later_what_comes_back(factory: Factory) -> None:
@@ -370,7 +370,7 @@ def test_a_lower_limit_keeps_waiters_waiting(factory: Factory, spawned: Spawn) -
     turn()
     assert not waiter.ready()
     pool.release(two)
-    assert waiter.get(timeout=5) is two
+    assert waiter.get(timeout=30) is two
 
 
 def test_closing(factory: Factory, spawned: Spawn) -> None:
@@ -378,7 +378,7 @@ def test_closing(factory: Factory, spawned: Spawn) -> None:
     one, two = pool.acquire(), pool.acquire()
     waiter = spawned(pool.acquire)
     pool.release(two)
-    assert waiter.get(timeout=5) is two
+    assert waiter.get(timeout=30) is two
     waiting = spawned(pool.acquire)
     assert pool.close() == [one, two]
     with pytest.raises(RuntimeError, match="closed pool"):
@@ -420,7 +420,7 @@ def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
     waiter = spawned(pool.acquire)
     pool.release(two)  # on its way
     assert pool.clear() == [one, two]
-    assert waiter.get(timeout=5).number == 3
+    assert waiter.get(timeout=30).number == 3
     assert not pool.release(one)
     assert pool.stats()["in_use"] == 1
 
@@ -432,7 +432,7 @@ def test_adding_what_was_made_elsewhere(factory: Factory, spawned: Spawn) -> Non
     assert pool.acquire().number == 77
     pool.resize(2)
     waiter = spawned(pool.acquire)
-    assert waiter.get(timeout=5).number == 1
+    assert waiter.get(timeout=30).number == 1
 
 
 def test_exchanging(factory: Factory) -> None:
@@ -458,7 +458,7 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
         assert "none free within 0.0 s (1 of 1 in use, 3 waiting); held by 'main'" in caplog.text
         for waiter in waiters:
             pool.release(thing)
-            thing = waiter.get(timeout=5)
+            thing = waiter.get(timeout=30)
 
 
 def test_a_wait_with_a_timeout_is_not_logged(
@@ -491,7 +491,7 @@ def test_one_that_was_lost_comes_back_by_the_hub(
     thing = pool.acquire()
     waiter = spawned(pool.acquire)
     thread.apply(pool.note_lost, (thing,))  # the collector runs anywhere
-    assert waiter.get(timeout=5) is thing
+    assert waiter.get(timeout=30) is thing
 
 
 def test_one_hub_only(factory: Factory, thread: ThreadPool) -> None:

@@ -142,8 +142,8 @@ def run_and_kill(number: int | None, delay: int, seed: int) -> int:
                 victim.kill(block=False)
 
     with switches(set(crowd), at) as count:
-        gevent.joinall(crowd, timeout=10)
-        gevent.joinall(killers, timeout=10)
+        gevent.joinall(crowd, timeout=30)
+        gevent.joinall(killers, timeout=30)
     assert all(greenlet.ready() and greenlet.successful() for greenlet in crowd)
     world.check_whole()
     return count[0]

@@ -50,7 +50,7 @@ def test_a_waiter_gets_the_value() -> None:
     assert slot.offer(5)
     assert state_of(slot) == "value"
     assert slot.value == 5
-    assert waiter.get(timeout=5) == 5
+    assert waiter.get(timeout=30) == 5
 
 
 def test_a_value_that_is_there_needs_no_switch() -> None:
@@ -79,7 +79,7 @@ def test_filling_never_switches() -> None:
     waiters = [gevent.spawn(slot.wait, LONG) for slot in slots]
     turn()
     assert switches_of(lambda: [slot.offer(1) for slot in slots]) == 0
-    assert [waiter.get(timeout=5) for waiter in waiters] == [1, 1, 1]
+    assert [waiter.get(timeout=30) for waiter in waiters] == [1, 1, 1]
 
 
 def test_a_hub_callback_may_fill_it() -> None:
@@ -178,7 +178,7 @@ def test_a_value_that_nobody_took_can_be_exchanged() -> None:
     turn()
     slot.offer(7)
     assert slot.exchange(6) == 7
-    assert waiter.get(timeout=5) == 6
+    assert waiter.get(timeout=30) == 6
 
 
 def test_each_switch_may_be_the_last() -> None:

@@ -696,6 +696,6 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
     until(lambda: len(owner.received) > received)
     rest = owner.wire.receive_until(7 + pending)
     assert rest.startswith(b"before ")
-    waiting.get(timeout=5)
+    waiting.get(timeout=30)
     assert owner.wire.theirs.fileno() >= 0
     assert owner.stream.is_open

@@ -16,7 +16,7 @@ from tests.fix_leaks import HubErrors
 def test_a_greenlet_has_a_name_and_its_function_gets_the_arguments() -> None:
     greenlet = spawn("adder", lambda a, *, b: a + b, 2, b=3)
     assert greenlet.name == "greenconn:adder"
-    assert greenlet.get(timeout=5) == 5
+    assert greenlet.get(timeout=30) == 5
 
 
 def test_an_error_is_logged_once_and_ends_the_greenlet(
@@ -27,7 +27,7 @@ def test_an_error_is_logged_once_and_ends_the_greenlet(
 
     with caplog.at_level(logging.DEBUG):
         greenlet = spawn("failer", fail)
-        greenlet.join(5)
+        greenlet.join(30)
     assert greenlet.dead
     assert [record.name for record in caplog.records] == ["greenconn.green"]
     assert caplog.records[0].levelno == logging.ERROR
@@ -56,7 +56,7 @@ def test_what_is_no_error_reaches_the_hub(hub_errors: HubErrors) -> None:
         raise timeout
 
     greenlet = spawn("expired", expire)
-    greenlet.join(5)
+    greenlet.join(30)
     assert greenlet.exception is timeout
     assert [error.value for error in hub_errors] == [timeout]
     hub_errors.clear()
@@ -73,7 +73,7 @@ class Call:
 
     def __call__(self) -> str:
         self.has_begun.set()
-        assert self.may_return.wait(10)
+        assert self.may_return.wait(30)
         self.has_returned = True
         return "done"
 
@@ -87,13 +87,13 @@ class Call:
 def test_end_waits_for_a_sheltered_call() -> None:
     call = Call()
     greenlet = spawn("caller", call.run)
-    assert call.has_begun.wait(10)
+    assert call.has_begun.wait(30)
     end(greenlet)
     end(greenlet)
     gevent.idle()
     has_waited = not greenlet.dead
     call.may_return.set()
-    greenlet.join(10)
+    greenlet.join(30)
     assert has_waited
     assert greenlet.dead
     assert (call.has_returned, call.has_gone_on) == (True, False)
@@ -106,7 +106,7 @@ def test_sheltered_call_that_fails() -> None:
             sheltered(divmod, 1, 0)
         return True
 
-    assert spawn("caller", fail).get(timeout=10)
+    assert spawn("caller", fail).get(timeout=30)
     assert not supervisor._shelter.inside
 
 
@@ -121,10 +121,10 @@ def test_end_of_one_that_is_not_sheltered() -> None:
         gevent.sleep(1000)
 
     behind = spawn("behind", go_on)
-    assert call.has_begun.wait(10)
+    assert call.has_begun.wait(30)
     gevent.idle()
     end(behind)
-    gevent.joinall([before, behind], timeout=10)
+    gevent.joinall([before, behind], timeout=30)
     assert before.dead
     assert behind.dead
 
@@ -132,9 +132,9 @@ def test_end_of_one_that_is_not_sheltered() -> None:
 def test_child_of_a_fork_ends_them_at_once() -> None:
     call = Call()
     greenlet = spawn("caller", call.run)
-    assert call.has_begun.wait(10)
+    assert call.has_begun.wait(30)
     supervisor._shelter.forget()
     end(greenlet)
-    greenlet.join(10)
+    greenlet.join(30)
     assert greenlet.dead
     assert not call.has_returned

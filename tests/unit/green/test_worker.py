@@ -68,7 +68,7 @@ class Busy:
 
     def __exit__(self, *error: object) -> None:
         os.write(self._writing, b"x")
-        self.caller.get(timeout=10)
+        self.caller.get(timeout=30)
         os.close(self._reading)
         os.close(self._writing)
 
@@ -146,7 +146,7 @@ def test_fork_waits_until_the_gate_is_free(work: Work) -> None:
     while not state["begun"]:  # it may be over before it is looked at
         gevent.sleep(0.001)
     assert holds_in_child(lambda: not state["inside"] and work.worker.gate.acquire(False))
-    caller.get(timeout=10)
+    caller.get(timeout=30)
     assert work.worker.call(os.getpid) == os.getpid()
 
 
@@ -179,7 +179,7 @@ def test_what_a_caller_left_at_the_last_moment_is_told(work: Work) -> None:
         tell(calls, result)
 
     work.worker._done = kill_first  # type: ignore[method-assign, assignment]
-    caller.join(10)
+    caller.join(30)
     assert isinstance(caller.value, gevent.GreenletExit)
     assert done == ["x"]
 

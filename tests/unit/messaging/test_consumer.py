@@ -191,7 +191,7 @@ def test_a_consume_that_is_refused_can_be_repeated(channel: FakeChannel) -> None
 def test_a_killed_consume_can_be_repeated(client: FakeClient, channel: FakeChannel) -> None:
     go = Event()
     consumer = Consumer(channel, queues("a", "b"), prefetch_count=1)
-    channel.script["basic_consume"] = lambda: go.wait(5.0)
+    channel.script["basic_consume"] = lambda: go.wait(30.0)
     killed = gevent.spawn(consumer.consume)
     gevent.idle()
     killed.kill()
@@ -425,12 +425,12 @@ def test_the_with_block_cancels_after_errors_too(client: FakeClient, channel: Fa
 def test_cancel_while_consume_is_on_its_way(channel: FakeChannel) -> None:
     go = Event()
     consumer = Consumer(channel, queues("q"))
-    channel.script["basic_consume"] = lambda: go.wait(5.0)
+    channel.script["basic_consume"] = lambda: go.wait(30.0)
     consuming = gevent.spawn(consumer.consume)
     gevent.idle()
     consumer.cancel()
     go.set()
-    consuming.get(timeout=5.0)
+    consuming.get(timeout=30.0)
     assert channel.consumers == {}
 
 
@@ -441,7 +441,7 @@ def test_a_killed_cancel_tells_the_broker_of_all(channel: FakeChannel) -> None:
 
     def wait() -> None:
         del channel.script["basic_cancel"]
-        go.wait(5.0)
+        go.wait(30.0)
 
     channel.script["basic_cancel"] = wait
     killed = gevent.spawn(consumer.cancel)
@@ -624,14 +624,14 @@ def test_revive_during_recovery_ends_with_one_consumer(
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
-    successor.script["basic_consume"] = lambda: go.wait(5.0)
+    successor.script["basic_consume"] = lambda: go.wait(30.0)
     recovering = gevent.spawn(client.session.recover)
     gevent.idle()
     assert successor.methods[-1] == "basic_consume"
     other = client.channel()
     consumer.revive(other)
     go.set()
-    recovering.get(timeout=5.0)
+    recovering.get(timeout=30.0)
     assert successor.consumers == {}
     assert tags(other) == before
     assert consumer.channel is other
@@ -700,12 +700,12 @@ def test_revive_during_revive(client: FakeClient, channel: FakeChannel) -> None:
     consumer.consume()
     before = tags(channel)
     first, second = client.channel(), client.channel()
-    first.script["queue_declare"] = lambda: go.wait(5.0)
+    first.script["queue_declare"] = lambda: go.wait(30.0)
     reviving = gevent.spawn(consumer.revive, first)
     gevent.idle()
     consumer.revive(second)
     go.set()
-    reviving.get(timeout=5.0)
+    reviving.get(timeout=30.0)
     assert consumer.channel is second
     assert tags(second) == before
     assert first.consumers == {}
@@ -735,12 +735,12 @@ def test_cancelled_while_it_is_restored(client: FakeClient, channel: FakeChannel
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
-    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(5.0)
+    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(30.0)
     recovering = gevent.spawn(client.session.recover)
     gevent.idle()
     consumer.cancel()
     go.set()
-    recovering.get(timeout=5.0)
+    recovering.get(timeout=30.0)
     assert successor.of("basic_consume") == []
     assert client.session.members == []
 
@@ -789,7 +789,7 @@ def test_recovery_keeps_to_its_deadline(client: FakeClient, channel: FakeChannel
     channel.connection.lose()
     client.reconnect()
     successor = client.session.successor(channel)
-    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(5.0)
+    client.session.utility.channel.script["queue_declare"] = lambda: go.wait(30.0)
     [member] = client.session.members
     with pytest.raises(TimeoutError, match="restoring"):
         member.recover(Deadline(0.02))

@@ -31,7 +31,7 @@ def restart(connection: Connection) -> None:
     back = Event()
     connection.session.on_recovered.append(back.set)
     memory.restart(connection.virtual_host)
-    assert back.wait(5.0)
+    assert back.wait(30.0)
     connection.session.on_recovered.remove(back.set)
 
 
@@ -98,7 +98,7 @@ def test_a_program_that_rebuilds_itself_ends_with_one_consumer(connection: Conne
     def loop() -> None:
         while len(got) < 2:
             try:
-                connection.drain_events(timeout=5.0)
+                connection.drain_events(timeout=30.0)
             except connection.connection_errors:
                 connection.ensure_connection(max_retries=3)
                 consumer.revive(connection.channel())
@@ -110,7 +110,7 @@ def test_a_program_that_rebuilds_itself_ends_with_one_consumer(connection: Conne
     producer.publish("1", "q")
     memory.restart(connection.virtual_host)
     producer.publish("2", "q", retry=True)
-    looping.get(timeout=5.0)
+    looping.get(timeout=30.0)
     assert got == ["1", "2"]
     assert consumer_count(connection, "q") == 1
     consumer.cancel()
@@ -121,7 +121,7 @@ def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connectio
         waiting = gevent.spawn(outcome, connection.drain_events, timeout=5.0)
         gevent.idle()
         restart(connection)
-        raise waiting.get(timeout=5.0)
+        raise waiting.get(timeout=30.0)
     assert consumer_count(connection, "q") == 0
 
 

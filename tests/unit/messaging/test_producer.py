@@ -274,7 +274,7 @@ def test_declare_and_maybe_declare(channel: FakeChannel) -> None:
 
 def test_a_thousand_publishing_greenlets_declare_once(channel: FakeChannel) -> None:
     go = Event()
-    channel.script["exchange_declare"] = lambda: go.wait(5.0)
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
     producer = Producer(channel, Exchange("e"))
     publishing = [gevent.spawn(producer.publish, {"n": number}) for number in range(1000)]
     gevent.idle()
@@ -377,7 +377,7 @@ def test_release_while_the_channel_is_opened_is_not_undone(client: FakeClient) -
     class Slow(FakeClient):
         @property
         def default_channel(self) -> FakeChannel:
-            go.wait(5.0)
+            go.wait(30.0)
             return super().default_channel
 
     producer.revive(Slow())
@@ -385,7 +385,7 @@ def test_release_while_the_channel_is_opened_is_not_undone(client: FakeClient) -
     gevent.idle()
     producer.channel = None
     go.set()
-    publishing.get(timeout=5.0)
+    publishing.get(timeout=30.0)
     assert producer._channel is None
 
 
@@ -485,7 +485,7 @@ def test_a_channel_may_hold_a_batch_back(channel: FakeChannel, held: HeldBack) -
         with producer.batch():
             producer.publish("2")
         other = gevent.spawn(producer.publish, "of another greenlet")
-        other.get(timeout=10)
+        other.get(timeout=30)
     assert len(published(channel)) == 1
     assert held.bodies == [b"1", b"2"]
     assert held.calls == ["flush", "flush", "close"]
@@ -678,7 +678,7 @@ def test_the_timeout_covers_connecting() -> None:
 
 def test_the_timeout_covers_declaring(channel: FakeChannel) -> None:
     go = Event()
-    channel.script["exchange_declare"] = lambda: go.wait(5.0)
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
     with pytest.raises(PublishTimeout) as caught:
         Producer(channel, Exchange("e")).publish("1", timeout=0.05)
     assert not caught.value.maybe_delivered
@@ -705,7 +705,7 @@ def test_the_timeout_covers_the_retries() -> None:
 
 def test_the_callers_own_timeout_passes_through(channel: FakeChannel) -> None:
     go = Event()
-    channel.script["exchange_declare"] = lambda: go.wait(5.0)
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
     producer = Producer(channel, Exchange("e"))
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as own:
         producer.publish("1", timeout=4.0)
@@ -716,7 +716,7 @@ def test_the_callers_own_timeout_passes_through(channel: FakeChannel) -> None:
 def test_a_killed_publisher_leaves_the_producer_whole(client: FakeClient) -> None:
     go = Event()
     channel = client.default_channel
-    channel.script["exchange_declare"] = lambda: go.wait(5.0)
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
     producer = Producer(client, Exchange("e"))
     killed = gevent.spawn(producer.publish, "1", timeout=4.0)
     gevent.idle()

@@ -53,5 +53,5 @@ def kombu(request: HttpRequest) -> JsonResponse:
     with connection(connect_timeout=8) as conn:
         with conn.SimpleBuffer(f"{settings.LETTERS_PREFIX}-kombu") as queue:
             queue.put(request.GET["text"])
-            message = queue.get(timeout=10)
+            message = queue.get(timeout=30)
         return JsonResponse({"url": conn.as_uri(), "text": message.payload})

@@ -264,17 +264,17 @@ def receiving(scene: Scene, is_late: bool) -> Moments:
             sending.append(gevent.spawn(producer.publish, number, queue.name))
         else:
             producer.publish(number, queue.name)
-        connection.drain_events(timeout=10)
+        connection.drain_events(timeout=30)
 
     number = 0
     with Consumer(connection, queue, callbacks=[receive]) as consumer:
         while True:
             run = yield drain
             ended(run)
-            gevent.joinall(sending, timeout=10)
+            gevent.joinall(sending, timeout=30)
             producer.publish("after", queue.name)
             while "after" not in got:
-                connection.drain_events(timeout=10)
+                connection.drain_events(timeout=30)
             assert got in ([number, "after"], ["after"]), got
             number += 1
             consumer.recover(requeue=True)  # what was interrupted in its callback
@@ -340,7 +340,7 @@ def check(scene: Scene) -> Moments:
         try:
             run = yield lambda: health.check(timeout=10)
         finally:
-            opening.join(timeout=10)
+            opening.join(timeout=30)
         if ended(run):
             assert run.result.is_ready, run.result
         opening.get(block=False)

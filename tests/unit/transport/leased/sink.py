@@ -11,7 +11,7 @@ from gevent.event import Event
 __all__ = ["Sink"]
 
 #: Seconds that a test waits for something that must come.
-SOON = 10.0
+SOON = 30.0
 
 
 class Sink(list[Any]):

@@ -95,7 +95,7 @@ def test_restart_loses_links_and_keeps_what_is_durable(vhost: str) -> None:
     held = channel.basic_get("durable")
     assert held is not None
     memory.restart(vhost)
-    assert lost.wait(5)
+    assert lost.wait(30)
     assert isinstance(link.lost, ConnectionForced)
     broker = memory.broker_of(vhost)
     assert list(broker.queues) == ["durable"]
