@@ -131,13 +131,13 @@ def test_what_is_no_offset_never_reaches_the_broker(
 def test_two_read_the_same(connection: Connection, stream: Queue) -> None:
     readers = [Reader(stream, connection, offset="first") for _ in range(2)]
     for reader in readers:
-        assert reader.wait(30) == list(range(10))
+        assert reader.wait(10) == list(range(10))
         reader.stop()
 
 
 def test_an_ack_asks_for_more(connection: Connection, stream: Queue) -> None:
     reader = Reader(stream, connection, offset="first", prefetch_count=2)
-    assert reader.wait(30) == list(range(10))
+    assert reader.wait(10) == list(range(10))
     reader.stop()
 
 
@@ -257,14 +257,14 @@ def test_a_reader_goes_on_where_it_was(
         consumer.consume()
         while len(kombus) < 5:
             draining.drain_events(timeout=CAME)
-        reader.wait(30)
+        reader.wait(10)
         relay.server.stop()
         until(lambda: not cut.connected and not draining.connected)
         fill(connection, unique, range(10, 20))
         fill(connection, empty.name, range(5))
         relay.server.start()
         assert reader.wait(20) == list(range(20))  # not from the start again
-        assert late.wait(30) == list(range(5))  # nothing missed, though it had read nothing
+        assert late.wait(5) == list(range(5))  # nothing missed, though it had read nothing
         lost: Any = draining.connection_errors
         while len(kombus) < 15:
             try:

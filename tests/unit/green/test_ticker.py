@@ -37,7 +37,7 @@ class Ticks:
     def wait(self, count: int) -> None:
         while len(self.lags) < count:
             self._came.clear()
-            assert self._came.wait(30)
+            assert self._came.wait(5)
 
 
 def spin(seconds: float) -> None:
@@ -53,7 +53,7 @@ def test_it_ticks_in_the_hub() -> None:
     ticker.start()
     ticker.start()
     assert repr(ticker) == "<Ticker 't': 0.01 s, running>"
-    ticks.wait(30)
+    ticks.wait(5)
     ticker.stop()
     ticker.stop()
     assert not ticker.is_running
@@ -83,7 +83,7 @@ def test_it_can_be_stopped_by_its_own_function() -> None:
 
     ticker = Ticker(0.005, once, "t")
     ticker.start()
-    assert done.wait(30)
+    assert done.wait(5)
     gevent.sleep(0.03)
     assert len(ticks) == 1
 
@@ -154,7 +154,7 @@ def test_a_function_that_would_switch_is_an_error_in_the_log(
 
     ticker = Ticker(0.005, switches, "t")
     ticker.start()
-    assert done.wait(30)
+    assert done.wait(5)
     gevent.sleep(0.01)
     ticker.stop()
     assert "BlockingSwitchOutError" in caplog.text
