@@ -110,22 +110,24 @@ class _Kept:
         self.by_url: dict[str, _Pair] = {}
         _close_at_exit()
 
-    def pair(self, url: str | None) -> _Pair:
-        """The pair for *url*, or the default one.  May switch when ``configure`` was called since."""
-        if url is not None:
-            pair = self.by_url.get(url)
-            if pair is None:
-                pair = self.by_url[url] = _Pair(lambda: Connection(url))
-            return pair
-        self.renew()
-        return self.default
+    def connection(self, kind: Kind) -> Connection:
+        """Return the default connection for *kind*.  May switch when ``configure`` was called since."""
+        if self.choice is not _choice:
+            self.renew()
+        return self.default.of(kind)
+
+    def pair(self, url: str) -> _Pair:
+        """Return the pair for *url*.  Never switches."""
+        pair = self.by_url.get(url)
+        if pair is None:
+            pair = self.by_url[url] = _Pair(lambda: Connection(url))
+        return pair
 
     def renew(self) -> None:
-        """Close the default connections if they are not what the program chose last."""
-        if self.choice is not _choice:
-            self.choice = _choice
-            old, self.default = self.default, _Pair(_choice.connection)
-            _close_all(old.take())
+        """Close the default connections, which are not what the program chose last.  May switch."""
+        self.choice = _choice
+        old, self.default = self.default, _Pair(_choice.connection)
+        _close_all(old.take())
 
     def take(self) -> Iterator[Connection]:
         """Take all out."""
@@ -190,7 +192,7 @@ def default_connection(kind: Kind) -> Connection:
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: it is 'consume' or 'publish'")
-    return _kept.get().pair(None).of(kind)
+    return _kept.get().connection(kind)
 
 
 def consuming_connection(connection: Connection | str | None = None) -> Connection:
@@ -227,7 +229,7 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
         publisher: Connection | None = companions[PUBLISHER]
         return connection if publisher is None else publisher
     if connection is None:
-        return default_connection("publish")
+        return _kept.get().connection("publish")
     return _kept.get().pair(_checked(connection)).of("publish")
 
 

@@ -36,9 +36,9 @@ from greenconn.green.duty import name_of
 from greenconn.green.single import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
-from greenconn.publishing.calls import deadline_of, line_of
-from greenconn.publishing.letter import TRANSIENT, Letter, Stationery
-from greenconn.publishing.line import Line
+from greenconn.publishing.calls import publisher_of
+from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
+from greenconn.publishing.publisher import Publisher
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
@@ -96,15 +96,15 @@ def call(
 
         total = greenconn.rpc.call("add", [1, 2])
     """
-    deadline = deadline_of(timeout)
+    deadline = Deadline(timeout)
     accepted = ACCEPTED if accept is None else prepare_accept_content(accept)
     if not isinstance(queue, (str, Queue)):
         raise TypeError(f"queue={queue!r}: it is the name of a queue, or a Queue")
     for name in ("correlation_id", "reply_to"):
         if name in options:
             raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
-    letter = Stationery.of(queue, options, TRANSIENT).letter(body)
-    reply = _caller_of(publishing_connection(connection)).call(letter, deadline)
+    message = PublishOptions.of(queue, options, TRANSIENT).message(body)
+    reply = _caller_of(publishing_connection(connection)).call(message, deadline)
     reply.accept = accepted
     result = reply.decode()
     remote_type = reply.headers.get(ERROR_HEADER)
@@ -144,7 +144,7 @@ def spawn_server(
     if not callable(function):
         raise TypeError(f"function must be a callable, got {function!r}")
     check_runs("function", function)
-    server = _Server(function, line_of(publishing_connection(connection)), serializer)
+    server = _Server(function, publisher_of(publishing_connection(connection)), serializer)
     consumer = spawn_consumer(
         queue,
         server.serve,
@@ -159,9 +159,11 @@ def spawn_server(
 class _Server:
     """Calls the function and sends what becomes of it."""
 
-    def __init__(self, function: Callable[[Any], Any], line: Line, serializer: str | None) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], publisher: Publisher, serializer: str | None
+    ) -> None:
         self._function = function
-        self._line = line
+        self._publisher = publisher
         self._serializer = serializer
 
     def serve(self, body: Any, message: Message) -> None:
@@ -211,8 +213,8 @@ class _Server:
             # A caller that has gone takes no reply.
             "mandatory": False,
         }
-        letter = Stationery(Exchange(""), options).letter(result)
-        self._line.deliver(letter, Deadline(REPLY_TIMEOUT))
+        answer = PublishOptions(Exchange(""), options).message(result)
+        self._publisher.publish(answer, Deadline(REPLY_TIMEOUT))
 
 
 def _name_of(kind: type[BaseException]) -> str:
@@ -286,32 +288,32 @@ class _Desk:
 class _Caller:
     """All calls over one connection."""
 
-    def __init__(self, session: Session, line: Line) -> None:
+    def __init__(self, session: Session, publisher: Publisher) -> None:
         self._session = session
-        self._line = line
+        self._publisher = publisher
         self._flight = SingleFlight("rpc-channel")
         self._desk: _Desk | None = None
         #: Correlation ids: a name that nobody else has, and a number.
         self._name = uuid()
         self._numbers = count(1)
 
-    def call(self, letter: Letter, deadline: Deadline) -> Any:
+    def call(self, message: OutgoingMessage, deadline: Deadline) -> Any:
         """Send the request to a server that may be about to begin, and return the reply.  May switch."""
-        session, name = self._session, letter.stationery.routing_key
+        session, name = self._session, message.options.routing_key
         while True:
             is_awaited = is_expected(session, name)
             try:
-                return self.ask(letter, deadline)
+                return self.ask(message, deadline)
             except Unroutable:
                 if not is_awaited and not is_expected(session, name):
                     raise
-                letter.maybe_delivered = False
+                message.maybe_delivered = False
             try:
                 wait_declared(session, name, deadline)
             except TimeoutError as exc:
-                raise self._line.timed_out(letter, deadline, exc) from exc
+                raise self._publisher.timed_out(message, deadline, exc) from exc
 
-    def ask(self, letter: Letter, deadline: Deadline) -> Any:
+    def ask(self, message: OutgoingMessage, deadline: Deadline) -> Any:
         """Send the request and return the reply.  May switch.
 
         The reply tells that the request arrived, so it needs no confirm (which would wake us once more
@@ -319,25 +321,25 @@ class _Caller:
         """
         desk = self._desk
         if desk is None or not desk.channel.is_open or deadline.has_ended:
-            desk = self._open_desk(letter, deadline)
+            desk = self._open_desk(message, deadline)
         correlation_id = f"{self._name}.{next(self._numbers)}"
-        letter.own = {"correlation_id": correlation_id, "reply_to": desk.reply_to}
+        message.own = {"correlation_id": correlation_id, "reply_to": desk.reply_to}
         slot: Slot[Any] = Slot()
         waiting = desk.replies.waiting
         waiting[correlation_id] = slot
         try:
-            letter.request(desk.channel, deadline)
+            message.request(desk.channel, deadline)
             return slot.wait(deadline)
         except NEVER_REPEATED:
             raise
         except self._lost_errors as exc:
             if slot.has_left and isinstance(exc, TimeoutError):
                 raise ReplyTimeout(
-                    f"no reply from {letter.stationery} of {self._line.label} within "
+                    f"no reply from {message.options} of {self._publisher.label} within "
                     f"{deadline.timeout:g} s: the call may have been carried out"
                 ) from exc
             raise OperationalError(
-                f"a call to {letter.stationery} failed, it may have been carried out: {exc}"
+                f"a call to {message.options} failed, it may have been carried out: {exc}"
             ) from exc
         finally:
             waiting.pop(correlation_id, None)
@@ -347,14 +349,14 @@ class _Caller:
         broker = self._session.broker
         return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
-    def _open_desk(self, letter: Letter, deadline: Deadline) -> _Desk:
+    def _open_desk(self, message: OutgoingMessage, deadline: Deadline) -> _Desk:
         """The desk, opened anew if it is not open.  Nothing is sent, so it is tried again."""
         try:
-            return self._line.insist(lambda: self._ready_desk(deadline), deadline)
+            return self._publisher.retry(lambda: self._ready_desk(deadline), deadline)
         except NEVER_REPEATED:
             raise
-        except self._line.lasting_errors as exc:
-            raise self._line.timed_out(letter, deadline, exc) from exc
+        except self._publisher.lasting_errors as exc:
+            raise self._publisher.timed_out(message, deadline, exc) from exc
 
     def _ready_desk(self, deadline: Deadline) -> _Desk:
         desk = self._desk
@@ -382,5 +384,5 @@ def _caller_of(connection: Connection) -> _Caller:
     session = connection.session
     caller = session.companions.get("rpc")
     if not isinstance(caller, _Caller):
-        caller = session.companions["rpc"] = _Caller(session, line_of(connection))
+        caller = session.companions["rpc"] = _Caller(session, publisher_of(connection))
     return caller

@@ -29,6 +29,8 @@ class Deadline:
         self.at: float | None = None
         if timeout is not None:
             try:
+                if timeout.__class__ is bool:
+                    raise TypeError
                 is_number = -_FAR < timeout < _FAR
             except TypeError:
                 raise TypeError(

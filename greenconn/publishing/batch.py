@@ -18,8 +18,8 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.publishing.letter import Letter, Stationery
-from greenconn.publishing.line import Line
+from greenconn.publishing.message import OutgoingMessage, PublishOptions
+from greenconn.publishing.publisher import Publisher
 from greenconn.session.session import Session
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class Batch:
     """The messages of one ``publish_many``.
 
     Arguments:
-        line: the way to the broker.
+        publisher: the way to the broker.
         session: of the connection that publishes.
-        stationery: what the messages have in common.
+        options: what the messages have in common.
         deadline: for all of them.
 
     Attributes:
@@ -52,17 +52,17 @@ class Batch:
     """
 
     def __init__(
-        self, line: Line, session: Session, stationery: Stationery, deadline: Deadline
+        self, publisher: Publisher, session: Session, options: PublishOptions, deadline: Deadline
     ) -> None:
         self.taken = 0
         self.failed: dict[int, Exception] = {}
         self.is_given_up = False
-        self._line = line
+        self._publisher = publisher
         self._session = session
-        self._stationery = stationery
+        self._options = options
         self._deadline = deadline
         #: Those of the window that have no answer, by position.
-        self._left: dict[int, Letter] = {}
+        self._left: dict[int, OutgoingMessage] = {}
 
     def publish(self, bodies: Iterable[Any]) -> None:
         """Publish a message for each of *bodies*, until it has to be given up.  May switch.
@@ -74,7 +74,7 @@ class Batch:
         is_more = True
         while is_more and not self.is_given_up:
             try:
-                is_more = self._fill(supply)
+                is_more = self._serialize(supply)
             except Exception:
                 self._publish_window()
                 raise
@@ -85,33 +85,36 @@ class Batch:
                 self.failed[position] = _unsent(last)
             self.taken = len(bodies)
 
-    def _fill(self, supply: Iterator[Any]) -> bool:
+    def _serialize(self, supply: Iterator[Any]) -> bool:
         """Serialise the next window; False when that is the last one."""
         size = 0
         for body in supply:
             position = self.taken
             self.taken += 1
             try:
-                letter = self._stationery.letter(body)
+                message = self._options.message(body)
             except EncodeError as exc:
                 self.failed[position] = exc
                 continue
-            self._left[position] = letter
-            size += len(letter.body)
+            self._left[position] = message
+            size += len(message.body)
             if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
                 return True
         return False
 
     def _publish_window(self) -> None:
         left, deadline = self._left, self._deadline
-        lasting: tuple[type[BaseException], ...] = (OperationalError, *self._line.lasting_errors)
+        lasting: tuple[type[BaseException], ...] = (
+            OperationalError,
+            *self._publisher.lasting_errors,
+        )
         try:
-            self._line.insist(self._pipeline, deadline)
+            self._publisher.retry(self._publish_pipelined, deadline)
             # An error closed the channel of those that are left, and may be about any of them.
             while left:
                 position = next(iter(left))
                 try:
-                    self._line.deliver(left[position], deadline)
+                    self._publisher.publish(left[position], deadline)
                 except _OF_ONE as exc:
                     self.failed[position] = exc
                 del left[position]
@@ -124,27 +127,27 @@ class Batch:
         is_final = isinstance(exc, OperationalError) and not isinstance(
             exc, (TimeoutError, LimitExceeded)
         )
-        for position, letter in self._left.items():
-            is_blocked = isinstance(exc, ConnectionBlocked) and not letter.maybe_delivered
+        for position, message in self._left.items():
+            is_blocked = isinstance(exc, ConnectionBlocked) and not message.maybe_delivered
             if is_final or is_blocked:
                 assert isinstance(exc, Exception)
                 self.failed[position] = exc
             else:
-                error = self._line.timed_out(letter, self._deadline, exc)
+                error = self._publisher.timed_out(message, self._deadline, exc)
                 error.__cause__ = exc
                 self.failed[position] = error
         self._left.clear()
 
-    def _pipeline(self) -> None:
+    def _publish_pipelined(self) -> None:
         """Send all that are left, and take those out that were answered.  May switch."""
-        left, line = self._left, self._line
-        if not left or any(letter.is_alone for letter in left.values()):
+        left, publisher = self._left, self._publisher
+        if not left or any(message.is_isolated for message in left.values()):
             return
         try:
-            line.ensure_target(self._stationery, self._deadline)
-            begun, error = self._begin_all(line.shared(self._deadline))
+            publisher.ensure_target(self._options, self._deadline)
+            begun, error = self._begin_all(publisher.shared_channel(self._deadline))
         except IrrecoverableConnectionError:
-            self._part(left)
+            self._isolate(left)
             raise
         error = self._collect(begun) or error
         if error is not None:
@@ -155,16 +158,16 @@ class Batch:
         begun: dict[int, Any] = {}
         broker = self._session.broker
         lost: tuple[type[BaseException], ...] = (*broker.connection_errors, ConnectionBlocked)
-        for position, letter in list(self._left.items()):
+        for position, message in list(self._left.items()):
             try:
-                begun[position] = letter.begin(channel, self._deadline)
+                begun[position] = message.begin(channel, self._deadline)
             except _OF_ONE as exc:
                 self._settle(position, exc)
             except broker.channel_errors as exc:
                 if not channel.is_open:
-                    self._part([position])
+                    self._isolate([position])
                     break
-                refused = PublishRefused(f"cannot publish to {self._stationery}: {exc}")
+                refused = PublishRefused(f"cannot publish to {self._options}: {exc}")
                 refused.__cause__ = exc
                 self._settle(position, refused)
             except lost as exc:
@@ -187,22 +190,22 @@ class Batch:
             except NEVER_REPEATED as exc:
                 self._settle(position, exc)
             except broker.channel_errors:
-                self._part([position])
+                self._isolate([position])
             except broker.connection_errors as exc:
                 error = exc
                 if isinstance(exc, IrrecoverableConnectionError):
-                    self._part([position])
+                    self._isolate([position])
         return error
 
-    def _part(self, positions: Iterable[int]) -> None:
+    def _isolate(self, positions: Iterable[int]) -> None:
         for position in positions:
-            self._left[position].is_alone = True
+            self._left[position].is_isolated = True
 
     def _settle(self, position: int, exc: Exception | None) -> None:
         del self._left[position]
         if exc is not None:
             self.failed[position] = exc
-            self._line.note(exc, self._stationery)
+            self._publisher.note_failure(exc, self._options)
 
 
 def _unsent(exc: Exception) -> Exception:

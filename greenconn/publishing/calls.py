@@ -17,16 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from greenconn.checks import is_number
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import BatchPublishError
 from greenconn.green.deadline import Deadline
 from greenconn.publishing.batch import Batch
-from greenconn.publishing.letter import Stationery, Target
-from greenconn.publishing.line import Line
+from greenconn.publishing.message import PublishOptions, Target
+from greenconn.publishing.publisher import Publisher
 
-__all__ = ["COMPANION", "deadline_of", "line_of", "publish", "publish_many"]
+__all__ = ["COMPANION", "publish", "publish_many", "publisher_of"]
 
 #: Its name among the companions of a session that publishes.
 COMPANION: Final = "publishing"
@@ -79,9 +78,9 @@ def publish(
         greenconn.publish("mail", {"to": "ada@example.org"})
         greenconn.publish(Exchange("events", type="topic"), {"id": 7}, routing_key="user.new")
     """
-    deadline = deadline_of(timeout)
-    letter = Stationery.of(target, options).letter(body)
-    line_of(publishing_connection(connection)).deliver(letter, deadline)
+    deadline = Deadline(timeout)
+    message = PublishOptions.of(target, options).message(body)
+    publisher_of(publishing_connection(connection)).publish(message, deadline)
 
 
 def publish_many(
@@ -111,10 +110,10 @@ def publish_many(
         Exception: what *bodies* raised; all that it had given before was published.
         TypeError, ValueError: wrong arguments.
     """
-    deadline = deadline_of(timeout)
-    stationery = Stationery(target, options)
+    deadline = Deadline(timeout)
+    common = PublishOptions(target, options)
     publisher = publishing_connection(connection)
-    batch = Batch(line_of(publisher), publisher.session, stationery, deadline)
+    batch = Batch(publisher_of(publisher), publisher.session, common, deadline)
     batch.publish(bodies)
     failed = batch.failed
     if failed:
@@ -129,22 +128,10 @@ def publish_many(
     return batch.taken
 
 
-def deadline_of(timeout: float | None) -> Deadline:
-    """The deadline of a call that takes *timeout*.
-
-    Raises:
-        TypeError, ValueError: it is no number of seconds.
-    """
-    if timeout is not None and not is_number(timeout):
-        kind = ValueError if isinstance(timeout, float) else TypeError
-        raise kind(f"timeout={timeout!r}: it is a number of seconds, or None")
-    return Deadline(timeout)
-
-
-def line_of(connection: Connection) -> Line:
-    """The line of a connection; it lives as long as that.  Never switches."""
+def publisher_of(connection: Connection) -> Publisher:
+    """The publisher of a connection; it lives as long as that.  Never switches."""
     session = connection.session
-    line = session.companions.get(COMPANION)
-    if not isinstance(line, Line):
-        line = session.companions[COMPANION] = Line(session)
-    return line
+    publisher = session.companions.get(COMPANION)
+    if not isinstance(publisher, Publisher):
+        publisher = session.companions[COMPANION] = Publisher(session)
+    return publisher

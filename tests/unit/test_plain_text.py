@@ -10,7 +10,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.encoding import plain_text
 from greenconn.entity import Exchange, Queue
-from greenconn.publishing.letter import Stationery
+from greenconn.publishing.message import PublishOptions
 from greenconn.transport.amqp.properties import pack_properties, unpack_properties
 
 
@@ -62,9 +62,9 @@ def test_entities_have_plain_names(text: str) -> None:
 
 @TEXTS
 def test_targets_and_options_of_publish(text: str) -> None:
-    letter = Stationery(text, {"type": text, "correlation_id": text})
-    assert [type(letter.routing_key), type(letter.properties["type"])] == [str, str]
-    assert f"{letter.routing_key} {letter.properties['type']}" == "created created"
+    message = PublishOptions(text, {"type": text, "correlation_id": text})
+    assert [type(message.routing_key), type(message.properties["type"])] == [str, str]
+    assert f"{message.routing_key} {message.properties['type']}" == "created created"
 
 
 @TEXTS

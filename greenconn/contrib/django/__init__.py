@@ -20,7 +20,7 @@ import greenconn.defaults
 from greenconn.compat.carrot.settings import separate_settings
 from greenconn.connection import Connection
 from greenconn.publishing import publish
-from greenconn.publishing.letter import Target
+from greenconn.publishing.message import Target
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
 
 __all__ = ["configure", "connection", "handler", "publish_on_commit"]

@@ -9,29 +9,29 @@ import pytest
 
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import EncodeError, SerializerNotInstalled
-from greenconn.publishing.letter import ELSEWHERE, OPTIONS, PROPERTIES, Stationery
+from greenconn.publishing.message import ELSEWHERE, OPTIONS, PROPERTIES, PublishOptions
 
 QUEUE = "mail"
 
 
-def stationery(target: Any = QUEUE, **options: Any) -> Stationery:
+def publish_options(target: Any = QUEUE, **options: Any) -> PublishOptions:
     """What the messages of a call with these options have in common."""
-    return Stationery(target, options)
+    return PublishOptions(target, options)
 
 
 def test_a_message_is_persistent_and_mandatory_unless_it_is_said() -> None:
-    plain = stationery()
+    plain = publish_options()
     assert plain.properties == {"delivery_mode": 2}
     assert plain.mandatory
-    changed = stationery(delivery_mode="transient", mandatory=False)
+    changed = publish_options(delivery_mode="transient", mandatory=False)
     assert changed.properties == {"delivery_mode": 1}
     assert not changed.mandatory
 
 
 def test_an_exchange_says_how_its_messages_are_kept() -> None:
     exchange = Exchange("events", delivery_mode="transient")
-    assert stationery(exchange).properties["delivery_mode"] == 1
-    assert stationery(exchange, delivery_mode=2).properties["delivery_mode"] == 2
+    assert publish_options(exchange).properties["delivery_mode"] == 1
+    assert publish_options(exchange, delivery_mode=2).properties["delivery_mode"] == 2
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_an_exchange_says_how_its_messages_are_kept() -> None:
     ],
 )
 def test_where_a_message_goes(target: Any, options: Any, address: tuple[str, str]) -> None:
-    common = Stationery(target, options)
+    common = PublishOptions(target, options)
     assert (common.exchange, common.routing_key) == address
 
 
@@ -63,12 +63,12 @@ def test_where_a_message_goes(target: Any, options: Any, address: tuple[str, str
 )
 def test_wrong_targets(target: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        stationery(target)
+        publish_options(target)
 
 
 def test_names_may_have_255_bytes() -> None:
-    assert stationery("q" * 255).routing_key == "q" * 255
-    assert stationery("ä" * 127).routing_key == "ä" * 127
+    assert publish_options("q" * 255).routing_key == "q" * 255
+    assert publish_options("ä" * 127).routing_key == "ä" * 127
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_names_may_have_255_bytes() -> None:
 )
 def test_wrong_options_are_named(option: str, value: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
-        stationery(**{option: value})
+        publish_options(**{option: value})
 
 
 def test_every_option_is_taken() -> None:
     moment = datetime(2030, 1, 2)
-    common = stationery(
+    common = publish_options(
         Exchange("x"),
         routing_key="k",
         priority=3,
@@ -134,9 +134,9 @@ def test_every_option_is_taken() -> None:
 
 def test_options_that_are_none_are_not_given() -> None:
     names = (OPTIONS | PROPERTIES) - {"mandatory"}
-    common = stationery(Exchange("x"), **dict.fromkeys(names))
+    common = publish_options(Exchange("x"), **dict.fromkeys(names))
     assert common.properties == {"delivery_mode": 2}
-    assert common.letter("text").headers is None
+    assert common.message("text").headers is None
 
 
 def test_what_producers_take_and_this_does_not_is_explained() -> None:
@@ -159,35 +159,37 @@ def test_what_producers_take_and_this_does_not_is_explained() -> None:
     ],
 )
 def test_content_types(body: Any, options: Any, content: tuple[str, str]) -> None:
-    letter = stationery(**options).letter(body)
-    assert (letter.content_type, letter.content_encoding) == content
-    assert isinstance(letter.body, (bytes, str))
+    message = publish_options(**options).message(body)
+    assert (message.content_type, message.content_encoding) == content
+    assert isinstance(message.body, (bytes, str))
 
 
 def test_a_body_that_is_said_to_be_serialised_must_be() -> None:
     with pytest.raises(TypeError, match="of type dict"):
-        stationery(content_type="application/json").letter({})
+        publish_options(content_type="application/json").message({})
 
 
 def test_compression_is_noted_in_the_headers_of_that_message_only() -> None:
-    common = stationery(compression="gzip", headers={"a": 1})
-    letter = common.letter({"b": 2})
-    assert letter.headers == {"a": 1, "compression": "application/x-gzip"}
+    common = publish_options(compression="gzip", headers={"a": 1})
+    message = common.message({"b": 2})
+    assert message.headers == {"a": 1, "compression": "application/x-gzip"}
     assert common.headers == {"a": 1}
 
 
 def test_unknown_compressions_and_serializers() -> None:
     with pytest.raises(ValueError, match="gzpi"):
-        stationery(compression="gzpi").letter("x")
+        publish_options(compression="gzpi").message("x")
     with pytest.raises(SerializerNotInstalled, match="jsno"):
-        stationery(serializer="jsno").letter("x")
+        publish_options(serializer="jsno").message("x")
 
 
 def test_what_cannot_be_encoded() -> None:
     with pytest.raises(EncodeError):
-        stationery().letter(object())
+        publish_options().message(object())
 
 
 def test_messages_name_where_they_go() -> None:
-    assert str(stationery()) == "queue 'mail'"
-    assert str(stationery(Exchange("x"), routing_key="k")) == "exchange 'x' with routing key 'k'"
+    assert str(publish_options()) == "queue 'mail'"
+    assert (
+        str(publish_options(Exchange("x"), routing_key="k")) == "exchange 'x' with routing key 'k'"
+    )

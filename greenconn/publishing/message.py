@@ -1,4 +1,4 @@
-"""A message to be published: serialised, and with where it goes."""
+"""A message to be published: its serialised body, its target and its options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["PROPERTIES", "Letter", "Stationery", "Target"]
+__all__ = ["PROPERTIES", "OutgoingMessage", "PublishOptions", "Target"]
 
 Target: TypeAlias = str | Queue | Exchange
 
@@ -56,16 +56,16 @@ PERSISTENT: Final = 2
 TRANSIENT: Final = 1
 #: How many are kept.
 KEPT: Final = 1024
-_kept: dict[tuple[Any, ...], Stationery] = {}
+_kept: dict[tuple[Any, ...], PublishOptions] = {}
 
 
-class Letter:
-    """One message, serialised, and where it goes.
+class OutgoingMessage:
+    """One message: its serialised body, and the options that it is published with.
 
     Attributes:
         maybe_delivered: whether it was sent and never answered, so that the broker may have it.
-        is_alone: its channel was closed by an error while it was outstanding: it is sent apart from
-            others from now on.
+        is_isolated: its channel was closed by an error while it was outstanding: from then on it is
+            published on a channel of its own.
         own: properties that this message alone has.
     """
 
@@ -74,43 +74,44 @@ class Letter:
         "content_encoding",
         "content_type",
         "headers",
-        "is_alone",
+        "is_isolated",
         "maybe_delivered",
+        "options",
         "own",
-        "stationery",
     )
 
     def __init__(
         self,
-        stationery: Stationery,
+        options: PublishOptions,
         body: Any,
         content_type: str,
         content_encoding: str,
         headers: dict[str, Any] | None,
     ) -> None:
-        self.stationery = stationery
+        self.options = options
         self.body = body
         self.content_type = content_type
         self.content_encoding = content_encoding
         self.headers = headers
         self.maybe_delivered = False
-        self.is_alone = False
-        self.own: dict[str, Any] = {}
+        self.is_isolated = False
+        self.own: dict[str, Any] | None = None
 
-    def prepared(self, channel: Channel) -> Any:
-        """The message as *channel* sends it.  Never switches.
+    def prepare(self, channel: Channel) -> Any:
+        """Return the message as *channel* sends it.  Never switches.
 
         Raises:
             ValueError: a header or property cannot be sent.
         """
-        common = self.stationery
+        options = self.options
+        properties = options.properties
         return channel.prepare_message(
             self.body,
-            common.priority,
+            options.priority,
             self.content_type,
             self.content_encoding,
             self.headers,
-            {**common.properties, **self.own},
+            properties.copy() if self.own is None else {**properties, **self.own},
         )
 
     def begin(self, channel: Channel, deadline: Deadline) -> Any:
@@ -119,20 +120,20 @@ class Letter:
         Returns:
             an object whose ``wait(deadline)`` tells what became of it; None when that is known.
         """
-        common, message = self.stationery, self.prepared(channel)
+        options, message = self.options, self.prepare(channel)
         begin = getattr(channel, "begin_publish", None)
         if begin is None:
             # A channel made for kombu: what it knows of the outcome is known when it returns.
             self.maybe_delivered = True
             channel.basic_publish(
                 message,
-                exchange=common.exchange,
-                routing_key=common.routing_key,
-                mandatory=common.mandatory,
+                exchange=options.exchange,
+                routing_key=options.routing_key,
+                mandatory=options.mandatory,
             )
             return None
         confirm = begin(
-            message, common.exchange, common.routing_key, common.mandatory, False, deadline
+            message, options.exchange, options.routing_key, options.mandatory, False, deadline
         )
         self.maybe_delivered = True
         return confirm
@@ -149,13 +150,17 @@ class Letter:
         if request is None:
             self.send(channel, deadline)
             return
-        common = self.stationery
+        options = self.options
         request(
-            self.prepared(channel), common.exchange, common.routing_key, common.mandatory, deadline
+            self.prepare(channel),
+            options.exchange,
+            options.routing_key,
+            options.mandatory,
+            deadline,
         )
 
 
-class Stationery:
+class PublishOptions:
     """What the messages of one call have in common: the target and the options, checked once.
 
     It does not change.
@@ -210,7 +215,7 @@ class Stationery:
     @classmethod
     def of(
         cls, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
-    ) -> Stationery:
+    ) -> PublishOptions:
         """As the constructor; for a queue by its name it is kept for the next call like this one."""
         if target.__class__ is not str or not OPTIONS.issuperset(options):
             return cls(target, options, delivery_mode)
@@ -249,7 +254,7 @@ class Stationery:
             if value is not None:
                 properties[name] = _timestamp(value) if name == "timestamp" else _text(name, value)
 
-    def letter(self, body: Any) -> Letter:
+    def message(self, body: Any) -> OutgoingMessage:
         """Serialise *body*.
 
         Raises:
@@ -268,7 +273,7 @@ class Stationery:
             except KeyError as exc:
                 raise ValueError(f"compression={self.compression!r}: {exc.args[0]}") from None
             headers = {**(headers or {}), "compression": name}
-        return Letter(self, body, content_type, encoding, headers)
+        return OutgoingMessage(self, body, content_type, encoding, headers)
 
     def _as_given(self, body: Any) -> tuple[str, str, Any]:
         """A body that is serialised already: the caller named its content type."""

@@ -1,4 +1,4 @@
-"""The way to the broker that all publishers of one connection share."""
+"""The publisher of a connection: what all greenlets that publish over it share."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
 from greenconn.green.single import SingleFlight
-from greenconn.publishing.letter import Letter, Stationery
+from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.session.session import Session
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["Line"]
+__all__ = ["Publisher"]
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 
 
-class Line:
-    """The way to the broker that all publishers of one connection share.
+class Publisher:
+    """The publisher of a connection, which all greenlets that publish over it share.
 
     Arguments:
         session: of the connection that publishes.
@@ -56,7 +56,7 @@ class Line:
         self._channel: Any = None
         self._flight = SingleFlight("publish-channel")
         #: One channel, one holder, in the order of arrival: where each message is sent alone.
-        self._apart: FairPool[Any] = FairPool(
+        self._isolated: FairPool[Any] = FairPool(
             self._open,
             _close,
             lambda channel: bool(channel.is_open),
@@ -71,27 +71,27 @@ class Line:
 
     @property
     def lasting_errors(self) -> tuple[type[BaseException], ...]:
-        """What :meth:`insist` raises when its deadline ended."""
+        """What :meth:`retry` raises when its deadline ended."""
         return (*self._session.broker.connection_errors, TimeoutError, LimitExceeded)
 
-    def deliver(self, letter: Letter, deadline: Deadline) -> None:
-        """Publish *letter*, again as long as it may help.  May switch.
+    def publish(self, message: OutgoingMessage, deadline: Deadline) -> None:
+        """Publish *message*, again as long as that may help.  May switch.
 
         Raises:
             OperationalError: see :func:`greenconn.publish`.
         """
         try:
-            self.insist(partial(self._deliver_once, letter, deadline), deadline)
+            self.retry(partial(self._publish_once, message, deadline), deadline)
         except ConnectionBlocked as exc:
-            if not letter.maybe_delivered:
+            if not message.maybe_delivered:
                 raise
-            raise self.timed_out(letter, deadline, exc) from exc
+            raise self.timed_out(message, deadline, exc) from exc
         except NEVER_REPEATED:
             raise
         except self.lasting_errors as exc:
-            raise self.timed_out(letter, deadline, exc) from exc
+            raise self.timed_out(message, deadline, exc) from exc
 
-    def insist(self, function: Callable[[], T], deadline: Deadline) -> T:
+    def retry(self, function: Callable[[], T], deadline: Deadline) -> T:
         """Return what *function* returns, called again after each loss of the connection.  May switch.
 
         Raises:
@@ -102,7 +102,9 @@ class Line:
         pause, is_first = 0.0, True
         while True:
             try:
-                self._connect(deadline, reopen=is_first)
+                # While its channel is open the connection is.
+                if (channel := self._channel) is None or not channel.is_open:
+                    self._connect(deadline, reopen=is_first)
                 return function()
             except NEVER_REPEATED:
                 raise
@@ -120,16 +122,18 @@ class Line:
                 gevent.sleep(pause if left is None else min(pause, left))
             is_first = False
 
-    def timed_out(self, letter: Letter, deadline: Deadline, exc: BaseException) -> PublishTimeout:
+    def timed_out(
+        self, message: OutgoingMessage, deadline: Deadline, exc: BaseException
+    ) -> PublishTimeout:
         """The error of a publish whose deadline ended, because of *exc*."""
         within = "in time" if deadline.timeout is None else f"within {deadline.timeout:g} s"
-        fate = "it may have it" if letter.maybe_delivered else "nothing was sent"
+        fate = "it may have it" if message.maybe_delivered else "nothing was sent"
         return PublishTimeout(
-            f"{self.label} did not take a message to {letter.stationery} {within}, {fate}: {exc}",
-            maybe_delivered=letter.maybe_delivered,
+            f"{self.label} did not take a message to {message.options} {within}, {fate}: {exc}",
+            maybe_delivered=message.maybe_delivered,
         )
 
-    def ensure_target(self, stationery: Stationery, deadline: Deadline) -> None:
+    def ensure_target(self, options: PublishOptions, deadline: Deadline) -> None:
         """See that the queue or exchange exists, once in the life of a connection.  May switch.
 
         A queue whose node is away is waited for.
@@ -141,9 +145,9 @@ class Line:
                 its node is still away.
         """
         pause, away = PAUSE, None
-        while stationery.key not in self._session.life.declared_entities:
+        while options.key not in self._session.life.declared_entities:
             try:
-                self._ensure(stationery, deadline)
+                self._ensure(options, deadline)
                 return
             except NotFound as exc:
                 away = exc
@@ -156,16 +160,16 @@ class Line:
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _ensure(self, stationery: Stationery, deadline: Deadline) -> None:
+    def _ensure(self, options: PublishOptions, deadline: Deadline) -> None:
         """As :meth:`ensure_target`, once.
 
         Raises:
             NotFound: the queue's node is away.
         """
-        target, session = stationery.target, self._session
+        target, session = options.target, self._session
         try:
             if isinstance(target, str):
-                self._ensure_named(stationery, target, deadline)
+                self._ensure_named(options, target, deadline)
             elif target.name:
                 ensure_declared(session, target, deadline)
         except NEVER_REPEATED:
@@ -173,12 +177,12 @@ class Line:
         except session.broker.channel_errors as exc:
             if is_unavailable(exc):
                 raise
-            raise PublishRefused(f"cannot publish to {stationery}: {exc}") from exc
+            raise PublishRefused(f"cannot publish to {options}: {exc}") from exc
 
-    def _ensure_named(self, stationery: Stationery, name: str, deadline: Deadline) -> None:
+    def _ensure_named(self, options: PublishOptions, name: str, deadline: Deadline) -> None:
         session = self._session
-        declare = declare_by_name() if stationery.declare is None else stationery.declare
-        if not (stationery.mandatory or declare or is_expected(session, name)):
+        declare = declare_by_name() if options.declare is None else options.declare
+        if not (options.mandatory or declare or is_expected(session, name)):
             return  # whoever sends it does not mind that nobody takes it
         try:
             await_queue(session, name, deadline, declare=bool(declare))
@@ -192,8 +196,8 @@ class Line:
                 routing_key=name,
             ) from exc
 
-    def shared(self, deadline: Deadline) -> Any:
-        """The channel that all share, opened anew if it is not open.  May switch.
+    def shared_channel(self, deadline: Deadline) -> Any:
+        """Return the channel that all share, opened anew if it is not open.  May switch.
 
         Raises:
             TimeoutError: the deadline ended: nothing more may be sent.
@@ -201,14 +205,15 @@ class Line:
         channel = self._channel
         if channel is None or not channel.is_open:
             channel = self._flight.run("channel", self._open_shared, deadline)
-        _check_time(deadline)
+        if deadline.has_ended:
+            raise TimeoutError("no time is left")
         return channel
 
-    def note(self, exc: BaseException, stationery: Stationery) -> None:
-        """Take note of the outcome of a message."""
+    def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
+        """Take note of why a message was not published."""
         if isinstance(exc, Unroutable):
             # It was there, and is gone: the next message declares it again.
-            forget_existence(self._session, stationery.target)
+            forget_existence(self._session, options.target)
 
     def _connect(self, deadline: Deadline, *, reopen: bool) -> None:
         try:
@@ -216,48 +221,51 @@ class Line:
         except (AccessRefused, NotAllowed) as exc:
             raise OperationalError(f"{self.label} does not let us in: {exc}") from exc
 
-    def _deliver_once(self, letter: Letter, deadline: Deadline) -> None:
-        if not letter.is_alone:
+    def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
+        if not message.is_isolated:
             try:
-                self.ensure_target(letter.stationery, deadline)
-                letter.send(self.shared(deadline), deadline)
+                options = message.options
+                if options.key not in self._session.life.declared_entities:
+                    self.ensure_target(options, deadline)
+                message.send(self.shared_channel(deadline), deadline)
                 return
             except NEVER_REPEATED as exc:
-                self.note(exc, letter.stationery)
+                self.note_failure(exc, message.options)
                 raise
             except IrrecoverableConnectionError:
                 # Some message or declaration made the broker close the whole connection.
-                letter.is_alone = True
+                message.is_isolated = True
                 raise
             except self._session.broker.channel_errors:
-                letter.is_alone = True
-        self._deliver_apart(letter, deadline)
+                message.is_isolated = True
+        self._publish_isolated(message, deadline)
 
-    def _deliver_apart(self, letter: Letter, deadline: Deadline) -> None:
-        """Publish *letter* while no other one is on its channel: an error is about this one."""
-        channel = self._apart.acquire(True, deadline)
+    def _publish_isolated(self, message: OutgoingMessage, deadline: Deadline) -> None:
+        """Publish *message* while no other one is on its channel: an error is about this one."""
+        channel = self._isolated.acquire(True, deadline)
         is_answered = False
         try:
-            self.ensure_target(letter.stationery, deadline)
-            _check_time(deadline)
-            letter.send(channel, deadline)
+            self.ensure_target(message.options, deadline)
+            if deadline.has_ended:
+                raise TimeoutError("no time is left")
+            message.send(channel, deadline)
             is_answered = True
         except (PublishNacked, Unroutable) as exc:
             is_answered = True
-            self.note(exc, letter.stationery)
+            self.note_failure(exc, message.options)
             raise
         except NEVER_REPEATED:
             raise
         except (IrrecoverableConnectionError, *self._session.broker.channel_errors) as exc:
             raise PublishRefused(
-                f"{self.label} refused a message to {letter.stationery}: {exc}"
+                f"{self.label} refused a message to {message.options}: {exc}"
             ) from exc
         finally:
             if is_answered and channel.is_open:
-                self._apart.release(channel)
+                self._isolated.release(channel)
             else:
                 # What is still outstanding on it must not be blamed on the next message.
-                self._apart.remove(channel)
+                self._isolated.remove(channel)
 
     def _open_shared(self) -> Any:
         self._channel = channel = self._open(Deadline(self._session.broker.connect_timeout))
@@ -273,11 +281,6 @@ class Line:
             _close(channel)
             raise
         return channel
-
-
-def _check_time(deadline: Deadline) -> None:
-    if deadline.has_ended:
-        raise TimeoutError("no time is left")
 
 
 def _close(channel: Channel) -> None:
