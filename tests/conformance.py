@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenconn import abc
+    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.message import LeasedDelivery
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.session.session import Session
     from greenconn.transport import SQS, beanstalk, couchdb, memory, mongodb, redis, sqlite, virtual
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from greenconn.transport.hosted.channel import HostedChannel
     from greenconn.transport.hosted.link import HostedLink
     from greenconn.transport.hosted.transport import HostedTransport
-    from greenconn.transport.leased.link import LeasedLink
-    from greenconn.transport.leased.message import LeasedDelivery
     from greenconn.transport.memory.link import MemoryLink
     from greenconn.transport.memory.message import Message as MemoryDelivery
     from greenconn.transport.redis.link import RedisLink

@@ -15,6 +15,8 @@ from amqp import spec
 from hypothesis import strategies as st
 
 from greenconn import Connection
+from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.port import Claimed
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
 from greenconn.exceptions import AMQPError, DecodeError, KombuError
 from greenconn.message import Message
@@ -22,8 +24,6 @@ from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.beanstalk import store as beanstalk
 from greenconn.transport.couchdb import letters as couchdb
-from greenconn.transport.leased.message import LeasedDelivery
-from greenconn.transport.leased.store import Claimed
 from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.message import Delivery as RedisDelivery

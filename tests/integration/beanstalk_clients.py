@@ -8,10 +8,10 @@ from typing import Any
 
 from gevent import socket
 
+from greenconn.broker.port import Claimed, Entry
 from greenconn.green.deadline import Deadline
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.store import BeanstalkStore
-from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.wire.beanstalk import BeanstalkParser, Reply, statistics
 from tests.tiny_client import TinyClient
 

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import gevent
 
+from greenconn.broker.port import Claimed, Entry
 from greenconn.green.deadline import Deadline
 from greenconn.green.web import Web
 from greenconn.transport.couchdb import Transport
 from greenconn.transport.couchdb.store import CouchStore
-from greenconn.transport.leased.store import Claimed, Entry
 from tests.tiny_client import TinyClient
 
 __all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at", "until"]

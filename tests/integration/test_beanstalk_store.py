@@ -11,10 +11,10 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.broker.port import Answer, NoQueue, Row, Settlement
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, ServerRefuses, TableTooBig
 from greenconn.transport.beanstalk.tables import FIRST
-from greenconn.transport.leased.store import Answer, NoQueue, Row, Settlement
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange

@@ -10,16 +10,16 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.port import Answer, Settlement
 from greenconn.transport.couchdb import Transport, owners
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import released
 from greenconn.transport.couchdb.store import CouchStore
-from greenconn.transport.leased.store import Answer, Settlement
 from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until
 from tests.tiny_client import TinyClient
-from tests.unit.transport.leased.sink import Sink
-from tests.unit.transport.leased.test_putting import publish
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_putting import publish
 
 PLAIN = Declaration()
 #: Options of a link that falls silent.

@@ -11,11 +11,11 @@ from gevent import socket
 
 import greenconn
 from greenconn import Connection
+from greenconn.broker.port import Answer, Claimed, NoQueue, Row, Settlement
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import api
 from greenconn.transport.couchdb.store import CouchStore
-from greenconn.transport.leased.store import Answer, Claimed, NoQueue, Row, Settlement
 from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions

@@ -11,10 +11,10 @@ import pymongo
 import pytest
 from pymongo.errors import AutoReconnect
 
+from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement
 from greenconn.transport.mongodb import waking
 from greenconn.transport.mongodb.claims import Claims
 from greenconn.transport.mongodb.options import MongoOptions

@@ -33,7 +33,7 @@ from tests.integration.contract import SOON
 from tests.integration.processes import run
 from tests.integration.redis_clients import wait_until
 from tests.tiny_client import TinyClient
-from tests.unit.transport.leased.sink import Sink
+from tests.unit.broker.sink import Sink
 
 
 def raises(function: Callable[[], object]) -> Exception | None:

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker import transport
 from greenconn.exceptions import (
     AccessRefused,
     ConsumerCancelled,
@@ -23,7 +24,6 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.message import Message
-from greenconn.transport.leased import transport
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
 from tests.integration.redis_clients import wait_until

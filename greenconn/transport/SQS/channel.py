@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.publishing import How, Stored
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.publishing import How, Stored
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED

@@ -9,9 +9,9 @@ from math import ceil
 from time import time
 from typing import Any, Final, NamedTuple
 
+from greenconn.broker.port import Claimed, Entry
 from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.options import RECEIVE_COUNT
 from greenconn.transport.virtual.headers import UNSENDABLE, unsendable

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from greenconn.broker.options import LeasedOptions
 from greenconn.checks import check_count, check_seconds, check_type, shown
-from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["HYPHENATED", "SQSOptions"]
 

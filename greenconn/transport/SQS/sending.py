@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from greenconn.broker.port import Entry, NoQueue
 from greenconn.exceptions import ContentTooLarge
-from greenconn.transport.leased.store import Entry, NoQueue
 from greenconn.transport.SQS.batch import Lane, Turn, in_tens, together
 from greenconn.transport.SQS.envelope import Packed, packed
 from greenconn.transport.SQS.exceptions import (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from greenconn.transport.leased.store import Answer, Settlement
+from greenconn.broker.port import Answer, Settlement
 from greenconn.transport.SQS.batch import in_tens, together
 from greenconn.transport.SQS.envelope import Held
 from greenconn.transport.SQS.exceptions import (

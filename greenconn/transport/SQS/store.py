@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Settlement, Store
 from greenconn.transport.SQS.account import Accounts, Webs
 from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES, together
 from greenconn.transport.SQS.envelope import opened

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import botocore
 from botocore.exceptions import BotoCoreError
 
+from greenconn.broker.transport import LeasedTransport
 from greenconn.green import fork
 from greenconn.options import ConnectOptions, from_transport_options
-from greenconn.transport.leased.transport import LeasedTransport
 from greenconn.transport.SQS import channel
 from greenconn.transport.SQS.account import Accounts
 from greenconn.transport.SQS.exceptions import ServiceBusy

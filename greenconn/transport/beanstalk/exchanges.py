@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from greenconn.broker.port import Row
 from greenconn.transport.beanstalk.tables import EXCHANGES, Content, Tables
-from greenconn.transport.leased.store import Row
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
 

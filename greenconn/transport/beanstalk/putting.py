@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import Any, Final
 
+from greenconn.broker.port import Entry, NoQueue
 from greenconn.exceptions import PreconditionFailed
 from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
 from greenconn.transport.beanstalk.tables import PEEK, QUEUES, Content, Tables, parsed
-from greenconn.transport.leased.store import Entry, NoQueue
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, is_whole, line, put, tube_of
 

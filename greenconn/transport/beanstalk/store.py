@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial
 from greenconn.green.slot import Slot
@@ -28,7 +29,6 @@ from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.presence import Presence
 from greenconn.transport.beanstalk.putting import EXPIRES_AT, Putting, exists, queue_tube
 from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.state import Exchange
 from greenconn.wire.beanstalk import Reply, line, queue_of

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from greenconn._version import __version__
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.transport import LeasedTransport
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.store import BeanstalkStore
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.transport import LeasedTransport
 
 __all__ = ["Channel", "Transport"]
 

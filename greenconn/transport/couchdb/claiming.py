@@ -14,6 +14,7 @@ from typing import Any, Final
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.port import Claimed
 from greenconn.green.weak import weakly
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.expiry import Expiry
@@ -21,7 +22,6 @@ from greenconn.transport.couchdb.letters import claim_of, due_at
 from greenconn.transport.couchdb.names import Range, generation, is_waiting, name_of
 from greenconn.transport.couchdb.sight import Sight
 from greenconn.transport.couchdb.taking import Taking
-from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Claims"]
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from greenconn.broker.port import Claimed
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import claim_of
 from greenconn.transport.couchdb.names import MARK, Range, is_waiting
 from greenconn.transport.couchdb.taking import Taking
-from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Expiry", "mark_of"]
 

@@ -18,10 +18,10 @@ import os
 import time
 from typing import Any, Final
 
+from greenconn.broker.port import Claimed, Entry
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import Document
 from greenconn.transport.couchdb.names import generation, is_waiting, message_id
-from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [

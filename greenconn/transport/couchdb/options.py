@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from greenconn.broker.options import LeasedOptions
 from greenconn.checks import check_count, check_seconds, shown
-from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["CouchOptions"]
 

@@ -20,10 +20,10 @@ from typing import Final
 from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.port import TakenForDead
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import released
 from greenconn.transport.couchdb.names import MESSAGE, OWNER, is_waiting, name_of, named, range_of
-from greenconn.transport.leased.store import TakenForDead
 
 __all__ = ["Owners"]
 

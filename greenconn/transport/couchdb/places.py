@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from greenconn.broker.port import Row
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.names import (
@@ -16,7 +17,6 @@ from greenconn.transport.couchdb.names import (
     name_of,
     named,
 )
-from greenconn.transport.leased.store import Row
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange

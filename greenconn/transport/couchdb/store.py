@@ -6,6 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
+from greenconn.broker.port import (
+    Answer,
+    Claimed,
+    Entry,
+    NoQueue,
+    Row,
+    Settlement,
+    Store,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.weak import weakly
@@ -41,15 +50,6 @@ from greenconn.transport.couchdb.places import (
     read_queue,
 )
 from greenconn.transport.couchdb.taking import Taking
-from greenconn.transport.leased.store import (
-    Answer,
-    Claimed,
-    Entry,
-    NoQueue,
-    Row,
-    Settlement,
-    Store,
-)
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import Exchange

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from greenconn.broker.port import Claimed
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.letters import UNKNOWN, Handle, claimed
 from greenconn.transport.couchdb.names import name_of
-from greenconn.transport.leased.store import Claimed
 
 __all__ = ["Taking"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from greenconn._version import __version__
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.transport import LeasedTransport
 from greenconn.green.web import Web
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.store import CouchStore
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.transport import LeasedTransport
 from greenconn.url import BrokerURL
 
 __all__ = ["Channel", "Transport"]

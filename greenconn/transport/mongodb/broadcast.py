@@ -16,8 +16,8 @@ import gevent
 from pymongo import DESCENDING
 from pymongo.errors import PyMongoError
 
+from greenconn.broker.port import Claimed, Settlement
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.leased.store import Claimed, Settlement
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import Document, claimed_of
 from greenconn.transport.mongodb.errors import LinkLost

@@ -17,8 +17,8 @@ from bson import ObjectId
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
+from greenconn.broker.port import Answer, Claimed, Settlement
 from greenconn.green.deadline import Deadline
-from greenconn.transport.leased.store import Answer, Claimed, Settlement
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import (
     DEAD_AT,

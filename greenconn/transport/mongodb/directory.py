@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pymongo import ReturnDocument
 
+from greenconn.broker.port import Row, TakenForDead
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import Row, TakenForDead
 from greenconn.transport.mongodb.broadcast import PREFIX
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document

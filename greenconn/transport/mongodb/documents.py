@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from bson import ObjectId
 
+from greenconn.broker.port import Claimed, Entry
 from greenconn.jsoncodec import loads
-from greenconn.transport.leased.store import Claimed, Entry
 
 __all__ = [
     "DEAD_AT",

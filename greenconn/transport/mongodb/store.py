@@ -17,12 +17,12 @@ from bson import ObjectId
 from pymongo import IndexModel
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
+from greenconn.broker.port import Answer, Claimed, Entry, Row, Store
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Store
 from greenconn.transport.mongodb.address import address_of
 from greenconn.transport.mongodb.broadcast import PREFIX, Broadcast, Copy, broadcast_of
 from greenconn.transport.mongodb.claims import Claims
@@ -52,7 +52,7 @@ _EXISTS: Final = 48
 
 
 class MongoStore(Store):
-    """See :class:`~greenconn.transport.leased.store.Store`.
+    """See :class:`~greenconn.broker.port.Store`.
 
     Arguments:
         options: the transport options.

@@ -10,15 +10,15 @@ from typing import ClassVar
 import pymongo
 from pymongo import errors
 
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.transport import LeasedTransport
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
     InconsistencyError,
     RecoverableConnectionError,
 )
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.transport import LeasedTransport
 from greenconn.transport.mongodb.address import address_of
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore

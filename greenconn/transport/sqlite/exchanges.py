@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from greenconn.broker.port import Row
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import Row
 from greenconn.transport.sqlite.queues import drop_unbound, note_change
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.exchange import ROUTERS

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
-from greenconn.transport.leased.store import Claimed, TakenForDead
+from greenconn.broker.port import Claimed, TakenForDead
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.sqlite.messages import Claim, next_time, release_due, ripe_of, take_dead

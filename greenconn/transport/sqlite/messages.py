@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import time
 from typing import Any, Final, NamedTuple
 
-from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.leased.store import (
+from greenconn.broker.port import (
     Claimed,
     Entry,
     NoQueue,
     QueueFull,
 )
+from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.sqlite.arming import Pipes, arm, armed
 from greenconn.transport.sqlite.lists import chunks, in_list, rows_of
 from greenconn.transport.sqlite.queues import QueueRow, Queues

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from greenconn.broker.options import LeasedOptions
 from greenconn.checks import check_count, check_seconds, check_type, shown
-from greenconn.transport.leased.options import LeasedOptions
 
 __all__ = ["SYNCHRONOUS", "SqliteOptions"]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from time import time
 from typing import Final, NamedTuple
 
-from greenconn.transport.leased.store import TakenForDead
+from greenconn.broker.port import TakenForDead
 from greenconn.transport.sqlite.arming import Pipes, armed
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.virtual.declaration import Declaration

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from greenconn.transport.leased.store import Answer, NoQueue, Settlement
+from greenconn.broker.port import Answer, NoQueue, Settlement
 from greenconn.transport.sqlite.arming import armed
 from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.sqlite.messages import (

@@ -23,11 +23,11 @@ from typing import Any, Final
 
 from gevent import get_hub
 
+from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.green.deadline import Deadline
 from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
-from greenconn.transport.leased.store import Answer, Claimed, Entry, Row, Settlement, Store
 from greenconn.transport.sqlite import exchanges, looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.database import database_of

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.transport import LeasedTransport
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenconn.transport.leased.store import Entry
+from greenconn.broker.port import Entry
 from greenconn.transport.SQS.envelope import opened, packed
 from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.naming import aws_name

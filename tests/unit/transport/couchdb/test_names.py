@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greenconn.broker.port import Row
 from greenconn.transport.couchdb.names import (
     FOREIGN_RANGE,
     MESSAGE,
@@ -18,7 +19,6 @@ from greenconn.transport.couchdb.names import (
     named,
     range_of,
 )
-from greenconn.transport.leased.store import Row
 
 NAMES = st.text(min_size=1, max_size=20).filter(lambda name: name.isprintable())
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greenconn.transport.leased.message import LeasedDelivery
-from greenconn.transport.leased.store import Claimed
+from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.port import Claimed
 from greenconn.transport.virtual.answering import AnsweringMethods
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.claiming import Claimer
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.claiming import Claimer
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Feed"]
 

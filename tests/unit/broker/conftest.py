@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.leased.link import LeasedLink
+from greenconn.broker.link import LeasedLink
 from tests.tiny_client import TinyClient
-from tests.unit.transport.leased.fake_store import (
+from tests.unit.broker.fake_store import (
     EachStore,
     FakeStore,
     FakeTransport,

@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from greenconn.broker.roster import Roster
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.transport.leased.roster import Roster
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import Exchange
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-logger = logging.getLogger("greenconn.transport.leased")
+logger = logging.getLogger("greenconn.broker")
 
 
 class NoQueue(Exception):

@@ -16,12 +16,12 @@ from greenconn.green.ticker import Ticker
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.leased.link import LeasedLink
-    from greenconn.transport.leased.message import LeasedDelivery
+    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.message import LeasedDelivery
 
 __all__ = ["Leases"]
 
-logger = logging.getLogger("greenconn.transport.leased")
+logger = logging.getLogger("greenconn.broker")
 
 #: Leases that one call renews.
 RENEWALS: Final = 500

@@ -1,4 +1,4 @@
 """Channels over stores that lease messages out: SQLite, beanstalk, SQS, MongoDB, CouchDB.
 
-:class:`~greenconn.transport.leased.store.Store` is what each of them writes.
+:class:`~greenconn.broker.port.Store` is what each of them writes.
 """

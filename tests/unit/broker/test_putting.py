@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.channel import LeasedChannel
 from greenconn.exceptions import (
     NotFound,
     PublishNacked,
@@ -16,9 +17,8 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     Unroutable,
 )
-from greenconn.transport.leased.channel import LeasedChannel
-from tests.unit.transport.leased.conftest import Opener
-from tests.unit.transport.leased.fake_store import EachStore, FakeStore, World
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import EachStore, FakeStore, World
 
 
 def channel_to(connect: Opener, kind: type[FakeStore] = FakeStore, **options: Any) -> LeasedChannel:

@@ -9,14 +9,14 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.link import LeasedLink
+from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.store import Claimed
 from tests.forked import holds_in_child
-from tests.unit.transport.leased.conftest import Opener
-from tests.unit.transport.leased.fake_store import FakeStore, World
-from tests.unit.transport.leased.sink import SOON, Sink
-from tests.unit.transport.leased.test_putting import channel_to, publish
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.sink import SOON, Sink
+from tests.unit.broker.test_putting import channel_to, publish
 
 #: The leases of a :class:`World` never end by themselves.
 Heir = Callable[[LeasedLink], LeasedLink]

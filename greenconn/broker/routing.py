@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.transport.leased.store import Row
+from greenconn.broker.port import Row
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.entities import PREDECLARED
@@ -19,7 +19,7 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Routing"]
 

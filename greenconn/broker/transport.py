@@ -7,6 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.handover import Inheritance
+from greenconn.broker.link import LeasedLink
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.port import Store
+from greenconn.broker.roster import Roster
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -18,12 +24,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.options import ConnectOptions, from_transport_options
 from greenconn.transport import base
-from greenconn.transport.leased.channel import LeasedChannel
-from greenconn.transport.leased.inheritance import Inheritance
-from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.roster import Roster
-from greenconn.transport.leased.store import Store
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LeasedTransport"]
 
-logger = logging.getLogger("greenconn.transport.leased")
+logger = logging.getLogger("greenconn.broker")
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ _shared: Final[PerHub[dict[tuple[type[Any], str], _Shared]]] = PerHub(dict)
 
 
 class LeasedTransport(base.Transport[LeasedLink]):
-    """Base of the transports whose broker is a :class:`~greenconn.transport.leased.store.Store`.
+    """Base of the transports whose broker is a :class:`~greenconn.broker.port.Store`.
 
     A subclass sets ``Channel``, ``Options``, ``driver_type``, ``driver_name`` and the errors of its
     client library, and writes :meth:`make_store`.

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from greenconn.broker.port import Answer, Claimed, Settlement
 from greenconn.exceptions import NotFound
-from greenconn.transport.leased.store import Answer, Claimed, Settlement
 from greenconn.transport.virtual.burying import is_cycle, letter_of
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["buried"]
 
-logger = logging.getLogger("greenconn.transport.leased")
+logger = logging.getLogger("greenconn.broker")
 
 
 def buried(link: LeasedLink, claimed: Claimed, reason: str) -> Answer:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from greenconn.abc import DeadlineLike
+from greenconn.broker.link import LeasedLink
+from greenconn.broker.port import Entry, NoQueue, QueueFull
 from greenconn.encoding import plain_text
 from greenconn.exceptions import PublishNacked, PublishTimeout
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
-from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.store import Entry, NoQueue, QueueFull
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from greenconn.broker.feed import Feed
+from greenconn.broker.link import LeasedLink
+from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.port import Claimed
 from greenconn.encoding import plain_text
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.transport.leased.feed import Feed
-from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.message import LeasedDelivery
-from greenconn.transport.leased.store import Claimed
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.answering import AnsweringMethods
 from greenconn.transport.virtual.consumer import Consumer

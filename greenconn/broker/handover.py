@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greenconn.transport.leased.store import Answer, Settlement
+from greenconn.broker.port import Answer, Settlement
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Inheritance"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.broker.channel import LeasedChannel
 from greenconn.green.hub import turn
-from greenconn.transport.leased.channel import LeasedChannel
 from tests.fix_interrupts import interruptions
-from tests.unit.transport.leased.conftest import Opener
-from tests.unit.transport.leased.fake_store import FakeStore, World
-from tests.unit.transport.leased.sink import Sink
-from tests.unit.transport.leased.test_putting import channel_to, publish
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_putting import channel_to, publish
 
 
 @pytest.fixture

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import gevent
 from gevent import Greenlet
 
+from greenconn.broker.claiming import Claimer
+from greenconn.broker.directory import Directory
+from greenconn.broker.feed import Feed
+from greenconn.broker.leases import Leases
+from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.port import Claimed, Entry
+from greenconn.broker.putting import Putting
+from greenconn.broker.routing import Routing
+from greenconn.broker.settling import Settling
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.leased.claiming import Claimer
-from greenconn.transport.leased.directory import Directory
-from greenconn.transport.leased.feed import Feed
-from greenconn.transport.leased.leases import Leases
-from greenconn.transport.leased.message import LeasedDelivery
-from greenconn.transport.leased.putting import Putting
-from greenconn.transport.leased.routing import Routing
-from greenconn.transport.leased.settling import Settling
-from greenconn.transport.leased.store import Claimed, Entry
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope
@@ -34,11 +34,11 @@ from greenconn.transport.virtual.shared import SharingLink
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.transport import LeasedTransport
+    from greenconn.broker.transport import LeasedTransport
 
 __all__ = ["LeasedLink"]
 
-logger = logging.getLogger("greenconn.transport.leased")
+logger = logging.getLogger("greenconn.broker")
 
 T = TypeVar("T")
 

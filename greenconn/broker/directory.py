@@ -13,7 +13,7 @@ from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.owners import is_lost
 
 if TYPE_CHECKING:
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Directory", "Rules"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from greenconn.transport.leased.delivering import DeliveringMethods
-from greenconn.transport.leased.link import LeasedLink
-from greenconn.transport.leased.publishing import PublishingToStore
+from greenconn.broker.delivering import DeliveringMethods
+from greenconn.broker.link import LeasedLink
+from greenconn.broker.publishing import PublishingToStore
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.shared import SharedEntityMethods
 from greenconn.transport.virtual.state import Binding

@@ -26,15 +26,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.feed import Feed
+from greenconn.broker.port import Claimed
 from greenconn.green.hub import turn
 from greenconn.green.supervisor import spawn
-from greenconn.transport.leased.feed import Feed
-from greenconn.transport.leased.store import Claimed
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Claimer"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.broker.channel import LeasedChannel
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.transport.leased.channel import LeasedChannel
 from tests.fix_wires import until
-from tests.unit.transport.leased.conftest import Opener
-from tests.unit.transport.leased.fake_store import FakeStore, World
-from tests.unit.transport.leased.sink import Sink
-from tests.unit.transport.leased.test_putting import channel_to, publish
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_putting import channel_to, publish
 
 
 def consume(channel: LeasedChannel, sink: Sink, queue: str = "q", **options: Any) -> str:
@@ -173,7 +173,7 @@ def test_lost_lease_is_told_once(
     other = channel_to(connect).basic_get("q")
     assert other is not None
     assert other.redelivered
-    with caplog.at_level(logging.WARNING, "greenconn.transport.leased"):
+    with caplog.at_level(logging.WARNING, "greenconn.broker"):
         link.leases._renew()
         link.leases._renew()
     assert told == [1]

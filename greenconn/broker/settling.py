@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenconn.broker.dead_letters import buried
+from greenconn.broker.port import Answer, Claimed, Settlement
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.transport.leased.burying import buried
-from greenconn.transport.leased.store import Answer, Claimed, Settlement
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Settling"]
 

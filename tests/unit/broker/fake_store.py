@@ -9,9 +9,8 @@ from typing import Any
 
 from gevent.event import Event
 
-from greenconn.green.deadline import Deadline
-from greenconn.transport.leased.options import LeasedOptions
-from greenconn.transport.leased.store import (
+from greenconn.broker.options import LeasedOptions
+from greenconn.broker.port import (
     Answer,
     Claimed,
     Entry,
@@ -21,7 +20,8 @@ from greenconn.transport.leased.store import (
     Settlement,
     Store,
 )
-from greenconn.transport.leased.transport import LeasedTransport
+from greenconn.broker.transport import LeasedTransport
+from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.state import Exchange
 

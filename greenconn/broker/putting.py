@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.port import Entry, NoQueue
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.transport.leased.store import Entry, NoQueue
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.leased.link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 __all__ = ["Putting"]
 
