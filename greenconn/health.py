@@ -13,9 +13,8 @@ from typing import Any, Final, TypeAlias
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.session.session import Session
+from greenconn.session.session import Session, sessions_in_use
 from greenconn.session.state import SessionState
-from greenconn.session.use import sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.roster import failures, running_consumers
 from greenconn.worker.state import ConsumerState

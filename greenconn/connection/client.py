@@ -15,7 +15,7 @@ from greenconn.abc import Lender
 from greenconn.connection.shortcuts import Shortcuts
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.session.bell import Bell
+from greenconn.session.event_fd import EventDescriptor
 from greenconn.session.parameters import ParameterKey
 from greenconn.session.persistence import Persistent
 from greenconn.session.session import Session
@@ -138,7 +138,7 @@ class Connection(Shortcuts, Persistent):
         Arguments:
             loop: anything with ``add_reader(fd, callback)``.
         """
-        Bell(self, loop)
+        EventDescriptor(self, loop)
 
     def maybe_close_channel(self, channel: Channel) -> None:
         """Close a channel, whatever its broker or connection say to that.  May switch."""

@@ -27,8 +27,7 @@ import gevent
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.publishing.calls import COMPANION as PUBLISHES
-from greenconn.session.session import Session
-from greenconn.session.use import sessions_in_use
+from greenconn.session.session import Session, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.crew import COMPANION as CONSUMES
 from greenconn.worker.roster import running_consumers

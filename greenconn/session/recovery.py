@@ -1,24 +1,148 @@
-"""Bringing a lost connection back in the background."""
+"""Bringing a lost connection back in the background, with what it had."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import gevent
 from gevent import Greenlet
 from greenlet import getcurrent
 
+from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.session.attempt import Outcome
-from greenconn.session.life import Life
-from greenconn.session.members import Members
+from greenconn.session.connect import Outcome
+from greenconn.session.state import Life
+from greenconn.wire.backoff import Backoff
 
-__all__ = ["Recovery"]
+__all__ = ["RESTORE_TIMEOUT", "Members", "Recovery"]
 
 logger = logging.getLogger("greenconn.session")
+
+#: Seconds that one member may take to be restored: a few round trips, each bounded by the transport.
+RESTORE_TIMEOUT: Final = 30.0
+
+
+class Members:
+    """Objects with ``recover(deadline)``, kept by strong reference in the order of registration.
+
+    When a life ends all of them are *due*: they have to be restored on the next one.  A member whose
+    restoring fails for a reason that may pass (an exclusive queue that the broker still holds for
+    the old connection, a reply that did not come) is tried again apart, with back-off, as long as
+    the life lasts, so that one does not hold up the others.  One that cannot be restored is told by
+    ``member.failed(exc)``, if it has that, else whoever drains the connection gets the error; it is
+    no member any more.
+
+    Arguments:
+        is_transient: whether an error of ``recover`` may pass.
+    """
+
+    def __init__(self, is_transient: Callable[[BaseException], bool]) -> None:
+        self._is_transient = is_transient
+        # By identity: a member need not be hashable, and equal ones are not the same.
+        self._all: dict[int, Recoverable] = {}
+        self._due: dict[int, Recoverable] = {}
+        self._retries: set[Greenlet[..., Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def are_due(self) -> bool:
+        """Whether somebody has to be restored."""
+        return bool(self._due)
+
+    def add(self, member: Recoverable) -> None:
+        """Register *member*; again: changes nothing."""
+        self._all.setdefault(id(member), member)
+
+    def discard(self, member: Recoverable) -> None:
+        """Forget *member*."""
+        self._all.pop(id(member), None)
+        self._due.pop(id(member), None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._all.clear()
+        self._due.clear()
+        self.stop_retries()
+
+    def mark_due(self) -> None:
+        """A life has ended.  Never switches."""
+        self.stop_retries()
+        self._due = dict(self._all)
+
+    def stop_retries(self) -> None:
+        """Give up what is tried again apart.  Never switches."""
+        retries, self._retries = self._retries, set()
+        for greenlet in retries:
+            if greenlet is not getcurrent():
+                greenlet.kill(block=False)
+
+    def forget(self) -> None:
+        """After a fork, in the child: members are the parent's."""
+        self.clear()
+
+    def restore(self, life: Life) -> None:
+        """Restore all that are due, in order, while *life* lasts.  May switch."""
+        while self._due and life.is_open:
+            key, member = next(iter(self._due.items()))
+            try:
+                member.recover(Deadline(RESTORE_TIMEOUT))
+            except Exception as exc:
+                if life.is_over:
+                    return  # lost again: it stays due
+                self._due.pop(key, None)
+                if self._is_transient(exc):
+                    logger.info("restoring %r failed and is tried again: %s", member, exc)
+                    self._retry_apart(life, member)
+                else:
+                    self.fail(life, member, exc)
+            else:
+                # A life that was lost in the last moment has made it due again.
+                if life.is_open:
+                    self._due.pop(key, None)
+
+    def fail_all(self, exc: BaseException) -> None:
+        """Tell those who can be told that recovery was given up; they stay members."""
+        for member in list(self._due.values()):
+            _tell(member, exc)
+
+    def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
+        """Part with a member that cannot be restored.  May switch."""
+        logger.error("%r cannot be restored: %s", member, exc)
+        self.discard(member)
+        if not _tell(member, exc):
+            events = getattr(life.link, "events", None)
+            if events is not None:
+                events.put((_raise, exc))
+
+    def _retry_apart(self, life: Life, member: Recoverable) -> None:
+        greenlet = spawn("restore-again", self._retry, life, member)
+        self._retries.add(greenlet)
+        greenlet.rawlink(self._retries.discard)
+
+    def _retry(self, life: Life, member: Recoverable) -> None:
+        for interval in Backoff(0.2, factor=2.0, max=10.0, jitter=0.5):
+            gevent.sleep(interval)
+            if not life.is_open or id(member) not in self._all:
+                return
+            try:
+                member.recover(Deadline(RESTORE_TIMEOUT))
+            except Exception as exc:
+                if life.is_over:
+                    return
+                if not self._is_transient(exc):
+                    self.fail(life, member, exc)
+                    return
+                logger.debug("restoring %r failed again: %s", member, exc)
+            else:
+                logger.info("%r was restored", member)
+                return
 
 
 class _SessionLike(Protocol):
@@ -92,3 +216,18 @@ class Recovery:
             if outcome.error is not None and session.is_final(outcome.error):
                 return outcome.error
         return None
+
+
+def _tell(member: Recoverable, exc: BaseException) -> bool:
+    failed = getattr(member, "failed", None)
+    if failed is None:
+        return False
+    try:
+        failed(exc)
+    except Exception:
+        logger.exception("%r did not take its failure", member)
+    return True
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc

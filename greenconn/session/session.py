@@ -19,39 +19,66 @@ All attributes belong to the session's hub; none is touched from a hub callback.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
+from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
-from greenconn.session.attempt import Outcome
 from greenconn.session.broker import Broker
-from greenconn.session.channels import Channels
-from greenconn.session.life import Life, drop, is_open
-from greenconn.session.listeners import Listeners
-from greenconn.session.members import Members
-from greenconn.session.recovery import Recovery
-from greenconn.session.state import SessionState, moved
+from greenconn.session.channels import Channels, UtilityChannels
+from greenconn.session.connect import Connector, Outcome
+from greenconn.session.recovery import Members, Recovery
+from greenconn.session.state import MOVES, Life, SessionState, drop, is_open, moved
 from greenconn.session.topology import Topology
-from greenconn.session.use import ended, used
-from greenconn.session.utility import UtilityChannels
 from greenconn.session.waiters import Waiters
-from greenconn.session.walk import Walk
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["Session"]
+__all__ = ["Listeners", "Session", "sessions_in_use"]
 
 logger = logging.getLogger("greenconn.session")
 
 
 #: Asked for with each event that is drained, and members of an Enum are not looked up for nothing.
 _OPEN: Final = SessionState.OPEN
+
+
+class Listeners(list[Callable[..., Any]]):
+    """A list of functions; what one raises keeps nothing from the others."""
+
+    def tell(self, *args: Any) -> None:
+        """Call each in a greenlet of its own.  Never switches."""
+        for listener in self:
+            spawn("listener", self._call, listener, args)
+
+    def call(self, *args: Any) -> None:
+        """Call each here, one after the other, to the last.  May switch.
+
+        Raises:
+            BaseException: the first thing that was raised, or thrown in, meanwhile.
+        """
+        first: BaseException | None = None
+        for listener in list(self):
+            try:
+                listener(*args)
+            except BaseException as exc:
+                first = first or exc
+        if first is not None:
+            raise first
+
+    def _call(self, listener: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            listener(*args)
+        except Exception:
+            logger.exception("a listener of a connection failed: %r", listener)
 
 
 class Session:
@@ -78,7 +105,7 @@ class Session:
         self.on_closed = Listeners()
         self._state = SessionState.IDLE
         self._home: Home | None = None
-        self._walk = Walk(broker, self._prepare, self._begin_life, self._attempt_failed)
+        self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
         self.topology = Topology()
         self._members = Members(broker.is_transient)
         self._channels = Channels(self)
@@ -139,7 +166,7 @@ class Session:
         if life.is_open:
             self._check_home()
             return life.link
-        deadline, rounds = self._walk.patience(deadline, rounds)
+        deadline, rounds = self._connector.patience(deadline, rounds)
         failures = 0
         last: Outcome | None = None
         while True:
@@ -182,8 +209,8 @@ class Session:
         if self.is_closed and not reopen:
             raise self._closed_error()
         if self._state is not SessionState.RECOVERING:
-            self._state = moved(self._state, SessionState.OPENING)
-        return self._walk.join(deadline or Deadline(), interval)
+            self._move(SessionState.OPENING)
+        return self._connector.join(deadline or Deadline(), interval)
 
     @property
     def settled(self) -> Life | None:
@@ -244,7 +271,7 @@ class Session:
 
     def is_final(self, exc: BaseException) -> bool:
         """Whether to try again would be of no use after this outcome of an attempt."""
-        return self._walk.is_final(exc)
+        return self._connector.is_final(exc)
 
     def add(self, member: Recoverable) -> None:
         """Restore *member* after each reconnect, from the next one on."""
@@ -329,7 +356,7 @@ class Session:
         Descriptors are dropped by their own hook.
         """
         self.life.forget()
-        self._walk.forget()
+        self._connector.forget()
         self._members.forget()
         self.topology.clear()
         self._channels.forget()
@@ -339,7 +366,7 @@ class Session:
         self._recovery.stop()
         self._waiters.forget()
         self._home = None
-        ended(self)
+        _in_use.get().discard(self)
         if not self.is_closed:
             self._state = SessionState.IDLE
 
@@ -357,14 +384,14 @@ class Session:
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
-            self._state = moved(self._state, _OPEN)
+            self._move(_OPEN)
             if was_lost:
                 self.on_recovered.tell()
         self._waiters.wake()
 
     def _attempt_failed(self) -> None:
         if self._state is SessionState.OPENING:
-            self._state = moved(self._state, SessionState.IDLE)
+            self._move(SessionState.IDLE)
 
     def notice_loss(self) -> None:
         """Act on a link that is gone before its own notice has come."""
@@ -387,7 +414,7 @@ class Session:
             return
         self.life = Life()
         self.lost = exc
-        self._walk.move_on()
+        self._connector.move_on()
         self.topology.stop()
         self._members.mark_due()
         logger.info(
@@ -396,12 +423,12 @@ class Session:
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
-            self._state = moved(self._state, SessionState.IDLE)
+            self._move(SessionState.IDLE)
         self.on_connection_lost.tell(exc)
         self._waiters.wake()
 
     def _begin_recovery(self) -> None:
-        self._state = moved(self._state, SessionState.RECOVERING)
+        self._move(SessionState.RECOVERING)
         self._recovery.begin()
 
     def _end_recovery(self, error: BaseException | None, seconds: float) -> None:
@@ -410,11 +437,11 @@ class Session:
             return
         if self.life.is_open:
             state = SessionState.OPEN
-        elif self._walk.is_under_way:
+        elif self._connector.is_under_way:
             state = SessionState.OPENING
         else:
             state = SessionState.IDLE
-        self._state = moved(self._state, state)
+        self._move(state)
         self._waiters.wake(error)
         if error is not None:
             logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
@@ -427,18 +454,21 @@ class Session:
         """Leave the current life without a switch, and return it."""
         exc = self._closed_error()
         life, self.life = self.life, Life()
-        self._state = moved(self._state, state)
+        self._move(state)
         self._home = None
-        ended(self)
+        _in_use.get().discard(self)
         self.lost = None
         self._members.clear()
         self.topology.clear()
         self._channels.forget()
         self.utility.drop()
-        self._walk.reset(exc)
+        self._connector.reset(exc)
         self._recovery.stop()
         self._waiters.wake(exc)
         return life
+
+    def _move(self, state: SessionState) -> None:
+        self._state = moved(self._state, state, MOVES, "a session")
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")
@@ -456,6 +486,14 @@ class Session:
         if self._home is None:
             self._home = Home()
             fork.register(self)
-            used(self)
+            _in_use.get().add(self)
         else:
             self._home.check(self)
+
+
+_in_use: Final[PerHub[WeakSet[Session]]] = PerHub(WeakSet)
+
+
+def sessions_in_use() -> list[Session]:
+    """Return the sessions of this thread that were used and not closed since.  Never switches."""
+    return list(_in_use.get())

@@ -1,12 +1,21 @@
-"""The states of a session, and the moves between them."""
+"""The state of a session.
+
+A :class:`SessionState` says where the session is in its life, and :data:`MOVES` which states may follow.
+A :class:`Life` holds what begins and ends with one link.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final, TypeVar
 
-__all__ = ["MOVES", "SessionState", "moved"]
+from greenconn.green.single import SingleFlight
+
+__all__ = ["MOVES", "Life", "SessionState", "drop", "is_open", "moved"]
+
+#: The states of one life.
+S = TypeVar("S", bound=Enum)
 
 
 class SessionState(Enum):
@@ -50,12 +59,85 @@ MOVES: Final[Mapping[SessionState, frozenset[SessionState]]] = {
 }
 
 
-def moved(old: SessionState, new: SessionState) -> SessionState:
+def moved(old: S, new: S, moves: Mapping[S, frozenset[S]], subject: str) -> S:
     """Return *new* if the table allows the move.  To stay is always allowed.
+
+    Arguments:
+        moves: the states that may follow each state.
+        subject: what moves, for the message.
 
     Raises:
         RuntimeError: a move outside the table, so an error of this library.
     """
-    if new is not old and new not in MOVES[old]:
-        raise RuntimeError(f"a session cannot go from {old.value} to {new.value}")
+    if new is not old and new not in moves[old]:
+        raise RuntimeError(f"{subject} cannot go from {old.value} to {new.value}")
     return new
+
+
+def is_open(part: Any) -> bool:
+    """Return whether a channel or link may be used.  One that cannot tell counts as open."""
+    return bool(getattr(part, "is_open", True))
+
+
+def drop(link: object) -> None:
+    """Drop *link* at once, without a word to the peer.
+
+    One of a transport that is written to kombu's contract may be any object: its transport closes it.
+    """
+    end = getattr(link, "collect", None) or getattr(link, "close", None)
+    if end is not None:
+        end()
+
+
+class Life:
+    """What begins with a link and ends with it.
+
+    Arguments:
+        link: what ``Transport.establish_connection`` returned; None for the time between two lives,
+            in which nothing is open and nothing is declared.
+        generation: number of this life, from 1; 0 between two lives.
+    """
+
+    __slots__ = (
+        "can_tell",
+        "declare_flight",
+        "declared_entities",
+        "default_channel",
+        "flight",
+        "generation",
+        "link",
+    )
+
+    def __init__(self, link: object | None = None, generation: int = 0) -> None:
+        self.link: Any = link
+        #: Whether the link knows when it is lost: that of a transport written for kombu is any object.
+        self.can_tell = hasattr(link, "is_open")
+        self.generation = generation
+        #: Entities known to exist at the broker; a new life may find another broker.
+        self.declared_entities: set[Any] = set()
+        #: For ``maybe_declare``: one declaration at a time of each entity.
+        self.declare_flight = SingleFlight("declare")
+        #: For opening channels that several greenlets want.
+        self.flight = SingleFlight("open-channel")
+        self.default_channel: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the link may be used."""
+        # Asked for each event that is drained, so without a call of is_open().
+        return bool(self.link.is_open) if self.can_tell else self.link is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the link may not be used any more, or there was none."""
+        return not self.is_open
+
+    def forget(self) -> None:
+        """After a fork, in the child: nobody here waits for what was under way."""
+        self.declare_flight.forget()
+        self.flight.forget()
+
+    def __repr__(self) -> str:
+        if self.link is None:
+            return "<Life: none>"
+        return f"<Life {self.generation}: {'open' if self.is_open else 'over'}>"

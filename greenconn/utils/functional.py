@@ -21,7 +21,7 @@ from greenconn.caching import (
 )
 from greenconn.encoding import safe_repr
 from greenconn.green.deadline import Deadline
-from greenconn.session.failover import shufflecycle
+from greenconn.session.broker import shufflecycle
 
 __all__ = [
     "ChannelPromise",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.abc import DeadlineLike
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.session.walk import is_lockout
+from greenconn.session.connect import is_lockout
 from greenconn.worker.berths import Berths
 from greenconn.worker.errands import Errands
 from greenconn.worker.pool import WorkerPool

@@ -19,8 +19,8 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     is_unavailable,
 )
+from greenconn.session.connect import is_lockout
 from greenconn.session.session import Session
-from greenconn.session.walk import is_lockout
 from greenconn.wire.backoff import Backoff
 from greenconn.worker.berths import Berths
 from greenconn.worker.subscription import Subscription

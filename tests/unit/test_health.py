@@ -21,7 +21,7 @@ from greenconn.exceptions import NotFound
 from greenconn.green.perhub import PerHub
 from greenconn.health import Probes, check
 from greenconn.publishing import publish
-from greenconn.session import use
+from greenconn.session import session as module
 from greenconn.testing import MemoryBroker
 from greenconn.transport import memory
 from greenconn.worker import roster, spawn_consumer, stop_consumers
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def url(unique: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a broker that no other test uses, in a thread that has used none."""
-    monkeypatch.setattr(use, "_in_use", PerHub(WeakSet))
+    monkeypatch.setattr(module, "_in_use", PerHub(WeakSet))
     monkeypatch.setattr(roster, "_roster", PerHub(roster._Roster))
     yield f"memory:///{unique}"
     stop_consumers(0)

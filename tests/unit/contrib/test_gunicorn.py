@@ -18,8 +18,8 @@ from greenconn.connection import Connection
 from greenconn.contrib import gunicorn
 from greenconn.green.perhub import PerHub
 from greenconn.publishing import publish
-from greenconn.session import use
-from greenconn.session.use import sessions_in_use
+from greenconn.session import session as module
+from greenconn.session.session import sessions_in_use
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 
@@ -54,7 +54,7 @@ def signals() -> Iterator[list[int]]:
 @pytest.fixture
 def connection(unique: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """The connection of the program, the only one."""
-    monkeypatch.setattr(use, "_in_use", PerHub(WeakSet))
+    monkeypatch.setattr(module, "_in_use", PerHub(WeakSet))
     with Connection(f"memory:///{unique}") as connection:
         yield connection
     stop_consumers(0)

@@ -1,28 +1,37 @@
-"""The default channel, and channels that stand for dead ones."""
+"""The default channel, channels that stand for dead ones, and utility channels."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
 import pytest
+from amqp import spec
 from gevent.event import Event
 
 from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.entity.existence import ensure_declared, ensure_queue_exists
 from greenconn.exceptions import (
+    LimitExceeded,
     NotFound,
     OperationalError,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.session.channels import UTILITY_LIMIT, UtilityChannels
+from greenconn.transport import memory
+from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.scripted import Channel, Script
 
 Connect = Callable[..., Connection]
 
-CAME = 5.0
+CAME = 30.0
+DECLARE = spec.Queue.Declare
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -238,3 +247,96 @@ def test_the_deadline_covers_link_and_channel(connection: Connection, script: Sc
     with pytest.raises(TimeoutError):
         connection.session.default_channel(Deadline(0.02))
     assert connection.session.default_channel(Deadline(CAME)) is connection.default_channel
+
+
+# -- utility channels: few, one holder each, and none that an answer is due on is lent again ----------
+
+
+@pytest.fixture
+def utility(unique: str) -> Iterator[UtilityChannels]:
+    """The utility channels of a connection to the memory broker."""
+    with Connection(f"memory:///{unique}") as connection:
+        yield connection.session.utility
+    memory.reset(unique)
+
+
+def test_each_channel_has_one_holder_and_there_are_few(utility: UtilityChannels) -> None:
+    held: set[Any] = set()
+    go_on = Event()
+
+    def hold(channel: Any) -> None:
+        assert channel not in held
+        held.add(channel)
+        go_on.wait(CAME)
+        held.discard(channel)
+
+    greenlets = [gevent.spawn(utility.run, hold, Deadline(CAME)) for _ in range(50)]
+    until(lambda: len(held) >= UTILITY_LIMIT)
+    gevent.sleep(0.01)
+    assert len(held) == UTILITY_LIMIT
+    with pytest.raises(LimitExceeded, match="utility channels of memory"):
+        utility.run(hold, Deadline(0.01))
+    go_on.set()
+    gevent.joinall(greenlets, timeout=CAME, raise_error=True)
+    assert not held
+
+
+def test_a_channel_is_used_again(utility: UtilityChannels) -> None:
+    first = utility.run(lambda channel: channel, Deadline(CAME))
+    assert utility.run(lambda channel: channel, Deadline(CAME)) is first
+
+
+def test_an_error_costs_the_channel(utility: UtilityChannels) -> None:
+    first = utility.run(lambda channel: channel, Deadline(CAME))
+    with pytest.raises(NotFound):
+        utility.run(lambda channel: channel.queue_declare("nosuch", passive=True), Deadline(CAME))
+    assert not first.is_open
+    assert utility.run(lambda channel: channel, Deadline(CAME)).is_open
+
+
+@pytest.fixture
+def scripted(amqp_peer: AmqpPeer) -> Iterator[Connection]:
+    """A connection to a scripted broker."""
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        yield connection
+
+
+def test_a_killed_holder_s_answer_does_not_hit_the_next_one(
+    scripted: Connection, amqp_peer: AmqpPeer
+) -> None:
+    end = amqp_peer.end
+    killed = gevent.spawn(ensure_declared, scripted.session, Queue("first"), Deadline(CAME))
+    first = end.expect(DECLARE)
+    killed.kill()
+    end.expect(spec.Channel.Close)
+    other = gevent.spawn(ensure_declared, scripted.session, Queue("second"), Deadline(CAME))
+    second = end.expect(DECLARE)
+    assert second[0] != first[0] or b"second" in second[2]
+    declared(end, second[0], "second")
+    other.get(timeout=CAME)
+
+
+def declared(end: BrokerEnd, channel: int, queue: str) -> None:
+    """Answer a declaration."""
+    end.method(channel, spec.Queue.DeclareOk, "sll", queue, 0, 0)
+
+
+def test_a_lookup_goes_on_when_who_asked_first_is_killed(
+    scripted: Connection, amqp_peer: AmqpPeer
+) -> None:
+    end = amqp_peer.end
+    killed, other = (
+        gevent.spawn(ensure_queue_exists, scripted.session, "q", Deadline(CAME)) for _ in range(2)
+    )
+    got = end.expect(DECLARE)
+    killed.kill()
+    declared(end, got[0], "q")
+    other.get(timeout=CAME)
+    assert end.nothing_more()
+    ensure_queue_exists(scripted.session, "q", Deadline(0.0))  # it is known now
+
+
+def test_a_lookup_has_the_deadline_of_its_caller(scripted: Connection) -> None:
+    with pytest.raises(TimeoutError):
+        ensure_queue_exists(scripted.session, "q", Deadline(0.05))

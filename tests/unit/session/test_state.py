@@ -16,7 +16,7 @@ def test_every_state_has_a_row() -> None:
 @pytest.mark.parametrize("new", SessionState)
 def test_only_moves_of_the_table_are_made(old: SessionState, new: SessionState) -> None:
     if new is old or new in MOVES[old]:
-        assert moved(old, new) is new
+        assert moved(old, new, MOVES, "a session") is new
     else:
         with pytest.raises(RuntimeError, match=f"from {old.value} to {new.value}"):
-            moved(old, new)
+            moved(old, new, MOVES, "a session")

@@ -1,4 +1,4 @@
-"""A bell for event loops: a descriptor that is readable while an event of a connection waits."""
+"""A file descriptor for event loops, readable while an event of a connection waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.session import Session
 
-__all__ = ["Bell"]
+__all__ = ["EventDescriptor"]
 
 logger = logging.getLogger("greenconn.session")
 
@@ -26,10 +26,10 @@ class _ConnectionLike(Protocol):
     def drain_events(self, timeout: float | None = None) -> Any: ...
 
 
-class Bell:
-    """Rings for *loop* when an event of *connection* waits; the loop's callback drains them all.
+class EventDescriptor:
+    """A pipe that *loop* watches: it is readable while an event of *connection* waits.
 
-    It lasts until the connection is closed.
+    The loop's callback drains all events.  The pipe is closed with the connection.
 
     Arguments:
         loop: anything with ``add_reader(fd, callback)``, running in a greenlet.
@@ -52,10 +52,10 @@ class Bell:
             os.set_blocking(descriptor, False)
         loop.add_reader(self._readable, self.drain)
         self._session.on_closed.append(self.close)
-        self._ringer: Greenlet[..., Any] = spawn("bell", self._ring)
+        self._watcher: Greenlet[..., Any] = spawn("event-fd", self._watch)
 
     def drain(self) -> None:
-        """The loop's callback: run all events that wait.  May switch."""
+        """Run all events that wait: the loop's callback.  May switch."""
         try:
             os.read(self._readable, 64)
         except BlockingIOError:
@@ -69,16 +69,16 @@ class Bell:
             self._drained.set()
 
     def close(self) -> None:
-        """Ring no more."""
+        """Take the descriptor from the loop and close it."""
         self._session.on_closed.remove(self.close)
-        self._ringer.kill(block=False)
+        self._watcher.kill(block=False)
         remove = getattr(self._loop, "remove_reader", None) or getattr(self._loop, "remove", None)
         if remove is not None:
             remove(self._readable)
         os.close(self._readable)
         os.close(self._writable)
 
-    def _ring(self) -> None:
+    def _watch(self) -> None:
         while True:
             try:
                 events = self._session.whole(Deadline()).link.events

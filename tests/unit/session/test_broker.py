@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from greenconn.session.failover import Failover, shufflecycle
+from greenconn.session.broker import Failover, shufflecycle
 
 THREE = ["amqp://a", "amqp://b", "amqp://c"]
 

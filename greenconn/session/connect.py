@@ -1,0 +1,463 @@
+"""Connecting: one walk over the failover list at a time, one attempt for all who wait for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from enum import Enum
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+from gevent.event import Event
+from greenlet import GreenletExit, getcurrent
+
+from greenconn.exceptions import (
+    NEVER_REPEATED,
+    AccessRefused,
+    AMQPError,
+    NotAllowed,
+    OperationalError,
+    RecoverableConnectionError,
+)
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+from greenconn.session.state import drop, is_open, moved
+from greenconn.wire.backoff import Backoff
+
+__all__ = [
+    "ATTEMPT_MOVES",
+    "Attempt",
+    "AttemptState",
+    "BrokerLike",
+    "ConnectBackoff",
+    "Connector",
+    "Outcome",
+    "is_lockout",
+    "is_refusal",
+]
+
+logger = logging.getLogger("greenconn.session")
+
+#: Seconds between rounds over the failover list: the first, and what doubling stops at.
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+#: Failed rounds after which a call gives up that has no end otherwise.
+ROUNDS: Final = 2
+#: Seconds that such a call waits beyond the attempts' own deadlines.
+GRACE: Final = 0.1
+#: What a broker says to a login or a virtual host (403, 530) that it will refuse again.
+REFUSALS: Final = (AccessRefused, NotAllowed)
+#: A 530 with this in its text passes: somebody else will close a connection.
+PASSING: Final = "limit"
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Return whether the broker refuses us, and will again."""
+    if isinstance(exc, NotAllowed) and PASSING in str(exc.reply_text or ""):
+        return False
+    return isinstance(exc, REFUSALS)
+
+
+def is_lockout(exc: BaseException) -> bool:
+    """Return whether rights are missing that may be given back; not for a virtual host that is gone."""
+    is_gone = isinstance(exc, NotAllowed) and "not found" in str(exc.reply_text or "")
+    return is_refusal(exc) and not is_gone
+
+
+class BrokerLike(Protocol):
+    """What connecting asks of the broker that is meant (``session.broker.Broker``)."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def hosts(self) -> int: ...
+
+    @property
+    def connect_timeout(self) -> float | None: ...
+
+    @property
+    def transport(self) -> Any: ...
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    def advance(self) -> None: ...
+
+    def establish(self, deadline: Deadline) -> Any: ...
+
+
+class Outcome:
+    """The end of an attempt: a link, or the error that all who waited for it get.
+
+    Attributes:
+        link: what was opened, or None.
+        error: why it failed, or None.
+    """
+
+    __slots__ = ("_traceback", "error", "link")
+
+    def __init__(self, link: object, error: BaseException | None = None) -> None:
+        self.link: Any = link
+        self.error = error
+        self._traceback: TracebackType | None = None if error is None else error.__traceback__
+
+    def shorten(self) -> None:
+        """Leave of a foreseen error what its text says: each of those who wait gets it."""
+        error = self.error
+        if isinstance(error, (OSError, AMQPError)):
+            self._traceback = None
+            error.__cause__ = None
+            error.__suppress_context__ = True
+
+    def result(self) -> Any:
+        """Return the link.
+
+        Raises:
+            BaseException: the error.
+        """
+        if self.error is not None:
+            # Each caller begins with the traceback of the attempt, not with another caller's.
+            raise self.error.with_traceback(self._traceback)
+        return self.link
+
+
+class AttemptState(Enum):
+    """The stages of one attempt."""
+
+    #: Its time has not come yet.
+    SCHEDULED = "scheduled"
+    #: It opens a link.
+    CONNECTING = "connecting"
+    #: It has a link.
+    OPENED = "opened"
+    #: It has an error.
+    FAILED = "failed"
+    #: It was ended from outside, by a close, by a fork, or because its greenlet was killed.
+    ABORTED = "aborted"
+    #: Its last caller was killed.
+    ABANDONED = "abandoned"
+
+
+_ENDS: Final = frozenset(
+    {AttemptState.OPENED, AttemptState.FAILED, AttemptState.ABORTED, AttemptState.ABANDONED}
+)
+
+ATTEMPT_MOVES: Final[Mapping[AttemptState, frozenset[AttemptState]]] = {
+    # FAILED: an error was thrown into its greenlet.
+    AttemptState.SCHEDULED: frozenset({AttemptState.CONNECTING, *_ENDS} - {AttemptState.OPENED}),
+    AttemptState.CONNECTING: _ENDS,
+    **dict.fromkeys(_ENDS, frozenset()),
+}
+
+
+class Attempt:
+    """One attempt to open a link, shared by all greenlets that want one.
+
+    It runs in a greenlet of its own.  A caller that is killed does not cancel it for the others; when
+    the last one is killed, so is the attempt.  A caller whose deadline ends leaves it running: the
+    next call finds it under way or done, so that programs which wait in short steps get their link.
+
+    Arguments:
+        connect: opens a link.  May switch; cleans up when it is killed.
+        settle: called once, before those who wait get the outcome.  Never switches.
+        start_at: time on the monotonic clock to begin at.
+
+    Attributes:
+        outcome: None until it is over.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Any], settle: Callable[[Attempt], None], start_at: float
+    ) -> None:
+        self.outcome: Outcome | None = None
+        self._state = AttemptState.SCHEDULED
+        self._connect = connect
+        self._settle = settle
+        self._start_at = start_at
+        self._hurried: Event | None = None
+        self._waiters: dict[Slot[None], None] = {}
+        self._greenlet = spawn("connect", self._run)
+
+    def __repr__(self) -> str:
+        return f"<Attempt: {self._state.value}, {len(self._waiters)} waiting>"
+
+    @property
+    def state(self) -> AttemptState:
+        """The stage that it has reached."""
+        return self._state
+
+    def hurry(self, start_at: float) -> None:
+        """Begin at *start_at* if that is earlier than what was planned."""
+        if start_at < self._start_at:
+            self._start_at = start_at
+            if self._hurried is not None:
+                self._hurried.set()
+
+    def wait(self, deadline: Deadline) -> Outcome | None:
+        """Wait for the outcome; None when the deadline ended first.  May switch.
+
+        Raises:
+            BaseException: what was thrown into the caller, never the attempt's own error.
+        """
+        slot: Slot[None] = Slot()
+        self._waiters[slot] = None
+        try:
+            slot.wait(deadline)
+        except BaseException as exc:
+            if isinstance(exc, TimeoutError) and deadline.has_ended:
+                return None
+            if len(self._waiters) == 1 and self.outcome is None:
+                nobody = RecoverableConnectionError("nobody waits for the connection any more")
+                self._stop(AttemptState.ABANDONED, nobody)
+            raise
+        finally:
+            self._waiters.pop(slot, None)
+        return self.outcome
+
+    def abort(self, exc: BaseException) -> None:
+        """End it now; whoever waits gets *exc*.  Never switches."""
+        self._stop(AttemptState.ABORTED, exc)
+
+    def forget(self) -> None:
+        """After a fork, in the child: end it, before it shakes hands on the parent's socket."""
+        if self._state not in _ENDS:
+            self._move(AttemptState.ABORTED)
+        self._waiters = {}
+        if self._greenlet is not getcurrent():
+            self._greenlet.kill(block=False)
+
+    def _stop(self, state: AttemptState, exc: BaseException) -> None:
+        if self._state not in _ENDS:
+            self._end(state, Outcome(None, exc))
+            self._greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        link, error = None, None
+        try:
+            self._wait_for_start()
+            if self._state in _ENDS:
+                return
+            self._move(AttemptState.CONNECTING)
+            link = self._connect()
+        except (GreenletExit, SystemExit, KeyboardInterrupt) as exc:
+            # These are for the greenlet that they hit, not for those who wait for it.
+            interrupted = RecoverableConnectionError(f"connecting was interrupted ({exc!r})")
+            self._end(AttemptState.ABORTED, Outcome(None, interrupted))
+            raise
+        except BaseException as exc:
+            error = exc
+        if self._state not in _ENDS:
+            state = AttemptState.OPENED if error is None else AttemptState.FAILED
+            self._end(state, Outcome(link, error))
+        elif link is not None:
+            # Ended while the link was already on its way to us.
+            drop(link)
+
+    def _wait_for_start(self) -> None:
+        while (left := self._start_at - monotonic()) > 0.0:
+            self._hurried = Event()
+            self._hurried.wait(left)
+
+    def _end(self, state: AttemptState, outcome: Outcome) -> None:
+        if self._state in _ENDS:
+            return
+        self._move(state)
+        self.outcome = outcome
+        try:
+            self._settle(self)
+        finally:
+            for slot in self._waiters:
+                slot.offer(None)
+
+    def _move(self, state: AttemptState) -> None:
+        self._state = moved(self._state, state, ATTEMPT_MOVES, "an attempt to connect")
+
+
+class ConnectBackoff:
+    """The time of the next attempt.
+
+    At once while a round over the failover list lasts; after each round that failed a little later,
+    with jitter, so that the clients of one broker do not come all at the same moment.
+
+    Attributes:
+        failures: attempts in a row that failed.
+    """
+
+    __slots__ = ("_backoff", "_failed_at", "_pause", "failures")
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(FIRST_PAUSE, factor=2.0, max=LONGEST_PAUSE, jitter=0.5)
+        self._failed_at = 0.0
+        self._pause = 0.0
+        self.failures = 0
+
+    def failed(self, hosts: int, longest: float = LONGEST_PAUSE) -> None:
+        """Note that an attempt failed; *hosts* of them are a round.
+
+        Arguments:
+            longest: seconds that no pause exceeds.
+        """
+        self.failures += 1
+        self._failed_at = monotonic()
+        pause = next(self._backoff) if self.failures % hosts == 0 else 0.0
+        self._pause = min(pause, longest)
+
+    def reset(self) -> None:
+        """Note that an attempt succeeded, or that another broker is meant from now on."""
+        self.failures = 0
+        self._pause = 0.0
+        self._backoff.reset()
+
+    def start_at(self, interval: float | None) -> float:
+        """Return the time on the monotonic clock before which no attempt begins.
+
+        Arguments:
+            interval: seconds after the last failure that suit the caller, if that is earlier.
+        """
+        pause = self._pause if interval is None else min(interval, self._pause)
+        return self._failed_at + pause
+
+
+class Connector:
+    """Attempts, one after another, at one broker of the failover list each.
+
+    Arguments:
+        broker: gives and changes the broker that is tried.
+        prepare: makes a link ready before anybody has it.  May switch; drops the link if it fails.
+        begin: takes a link that was opened.  Never switches.
+        fail: called when an attempt ended without one.  Never switches.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerLike,
+        prepare: Callable[[Any], None],
+        begin: Callable[[Any], None],
+        fail: Callable[[], None],
+    ) -> None:
+        self._broker = broker
+        self._prepare = prepare
+        self._begin = begin
+        self._fail = fail
+        self._backoff = ConnectBackoff()
+        self._attempt: Attempt | None = None
+        self._refusals = 0
+        #: The broker that is tried next is another than the last one.
+        self._moves_on = False
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is an attempt, running or waiting for its time."""
+        return self._attempt is not None
+
+    def join(self, deadline: Deadline, interval: float | None) -> Outcome:
+        """Return the outcome of the attempt under way, or of a new one.  May switch.
+
+        Raises:
+            TimeoutError: there was none before the deadline; the attempt goes on.
+        """
+        # Made here, so that the caller gets the error of a name that no transport has.
+        _ = self._broker.transport
+        start_at = self._backoff.start_at(interval)
+        attempt = self._attempt
+        if attempt is None:
+            attempt = self._attempt = Attempt(self._connect, self._settle, start_at)
+        else:
+            attempt.hurry(start_at)
+        outcome = attempt.wait(deadline)
+        if outcome is None:
+            raise TimeoutError(
+                f"no connection to {self._broker.label} within {deadline.timeout:g} s"
+            )
+        return outcome
+
+    def patience(
+        self, deadline: Deadline | None, rounds: int | None
+    ) -> tuple[Deadline, int | None]:
+        """Give a call that has no end one: ``connect_timeout`` for each broker of the list."""
+        if deadline is not None and deadline.at is not None:
+            return deadline, rounds
+        timeout = self._broker.connect_timeout
+        if timeout is not None:
+            # The attempts' own errors, which name the step that took too long, come first.
+            return Deadline(timeout * self._broker.hosts + GRACE), rounds
+        return Deadline(), rounds or ROUNDS
+
+    def is_final(self, exc: BaseException) -> bool:
+        """Return whether to try again would be of no use after this outcome of an attempt.
+
+        A login that each broker of the list refused in turn is final, and so is what no network or
+        broker did: a wrong argument, a missing library.
+        """
+        if is_refusal(exc):
+            return self._refusals >= self._broker.hosts
+        if isinstance(exc, NEVER_REPEATED):
+            return True
+        errors = self._broker.connection_errors
+        return not isinstance(exc, (OSError, AMQPError, OperationalError, *errors))
+
+    def move_on(self) -> None:
+        """Note that a link was lost: the next broker of the list is tried first."""
+        self._moves_on = True
+
+    def reset(self, exc: BaseException) -> None:
+        """Give up the attempt under way, and forget failures.  Never switches."""
+        attempt, self._attempt = self._attempt, None
+        self._backoff.reset()
+        self._refusals = 0
+        self._moves_on = False
+        if attempt is not None:
+            attempt.abort(exc)
+
+    def forget(self) -> None:
+        """After a fork, in the child: begin anew.  Never switches."""
+        if self._attempt is not None:
+            self._attempt.forget()
+            self._attempt = None
+        self._backoff.reset()
+
+    def _connect(self) -> Any:
+        """Connect to one broker, in the attempt's greenlet."""
+        broker = self._broker
+        if self._moves_on:
+            self._moves_on = False
+            broker.advance()
+        logger.debug("open.started %s", broker.label)
+        link = broker.establish(Deadline(broker.connect_timeout))
+        if is_open(link):
+            self._prepare(link)
+        if not is_open(link):
+            lost = getattr(link, "lost", None)
+            raise RecoverableConnectionError(
+                f"connection to {broker.label} was lost as soon as it was open ({lost})"
+            ) from lost
+        return link
+
+    def _settle(self, attempt: Attempt) -> None:
+        """The attempt is over.  In its greenlet, or in that of its last caller who was killed."""
+        if attempt is not self._attempt:
+            return
+        self._attempt = None
+        outcome = attempt.outcome
+        assert outcome is not None
+        if outcome.error is None:
+            self._backoff.reset()
+            self._refusals = 0
+            self._begin(outcome.link)
+            return
+        if attempt.state is not AttemptState.ABANDONED:
+            error = outcome.error
+            logger.debug("open.failed %s: %s", self._broker.label, error, exc_info=error)
+            outcome.shorten()
+            transport = self._broker.transport
+            longest = getattr(transport, "longest_pause", LONGEST_PAUSE)
+            self._backoff.failed(self._broker.hosts, longest)
+            self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
+            self._moves_on = True
+        self._fail()
