@@ -25,11 +25,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 import gevent
 
-from greenconn.connection import Connection
+from greenconn.connection import ARGUMENTS, Connection
 from greenconn.green import exit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
-from greenconn.session.pointing import ARGUMENTS
 
 __all__ = [
     "configure",
