@@ -29,6 +29,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.green.state import moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
 from greenconn.session.event_fd import EventDescriptor
@@ -41,7 +42,6 @@ from greenconn.session.parameters import (
 )
 from greenconn.session.retry import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.session import Listeners, Session
-from greenconn.session.state import moved
 from greenconn.transport.base import Factories, Link
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import split_urls

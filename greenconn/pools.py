@@ -120,11 +120,11 @@ class ProducerPool(Resource):
 
     # Within
 
-    def _landlord(self) -> Any:
+    def _parent(self) -> Any:
         return self.connections._pool
 
     def _make(self, deadline: Deadline) -> Any:
-        return self.connections.let(self, not deadline.has_ended, deadline)
+        return self.connections.lend_to_pool(self, not deadline.has_ended, deadline)
 
     def _preloaded(self) -> Any:
         return self.new()

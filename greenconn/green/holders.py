@@ -1,8 +1,8 @@
 """Who holds what, and since when.
 
-A holder is a greenlet, or a tenant: a pool above, which keeps what it took while nobody uses it.  To
+A holder is a greenlet, or a sub-pool: a pool above, which keeps what it took while nobody uses it.  To
 the pool below that counts as held, since giving it back and taking it again is half of the cost of a
-loan.  But before anybody waits, or another is made, the tenants are asked for it.
+loan.  But before anybody waits, or another is made, the sub-pools are asked for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Holders", "Tenants", "sentence"]
+__all__ = ["Holders", "SubPools", "sentence"]
 
 T = TypeVar("T")
 
@@ -74,77 +74,77 @@ def _name(holder: Any) -> str:
     return str(getattr(holder, "name", None) or f"greenlet-{id(holder):x}")
 
 
-class Tenant(Protocol):
-    """A pool that takes what it lends from another pool."""
+class SubPool(Protocol):
+    """A pool that takes what it lends from another pool, its parent."""
 
     @property
     def kept(self) -> int:
-        """How many of those that it took nobody uses."""
+        """The number of items that it took and nobody uses."""
 
     def give_up(self) -> bool:
         """Give back one of these; False when there is none.  Never switches."""
 
     def holders(self) -> list[tuple[str, float]]:
-        """Who uses the others, by name, and for how many seconds."""
+        """Return who uses the others, by name, and for how many seconds."""
 
 
-class Tenancy(weakref.ref[Any]):
-    """A tenant, as the holder of an item."""
+class SubPoolRef(weakref.ref[Any]):
+    """A sub-pool, as the holder of an item."""
 
     __slots__ = ("item",)
 
     item: Any
 
 
-class Tenants:
+class SubPools:
     """Those of one pool.
 
     Arguments:
         held: what the pool has lent.
-        on_left: called with what a tenant held that was collected.  It is called by the garbage
+        on_left: called with what a sub-pool held that was collected.  It is called by the garbage
             collector, in any thread: it must only take a note.
     """
 
-    __slots__ = ("__weakref__", "_held", "_left", "_tenants")
+    __slots__ = ("__weakref__", "_held", "_left", "_sub_pools")
 
     def __init__(self, held: Holders[Any], on_left: Callable[[Any], object]) -> None:
-        def left(tenancy: weakref.ref[Any]) -> None:
-            assert isinstance(tenancy, Tenancy)
-            on_left(tenancy.item)
+        def left(held_by: weakref.ref[Any]) -> None:
+            assert isinstance(held_by, SubPoolRef)
+            on_left(held_by.item)
 
         self._held = held
         self._left = left
-        self._tenants: list[weakref.ref[Any]] = []
+        self._sub_pools: list[weakref.ref[Any]] = []
 
-    def cede(self, item: Any, tenant: Tenant) -> None:
-        """*tenant* has *item* from now on, whoever had it."""
-        tenancy = Tenancy(tenant, self._left)
-        tenancy.item = item
-        self._held[id(item)] = (item, tenancy, monotonic())
-        if tenant not in self.all():
-            self._tenants = [weakref.ref(each) for each in (*self.all(), tenant)]
+    def assign(self, item: Any, sub_pool: SubPool) -> None:
+        """Make *sub_pool* the holder of *item*, whoever had it."""
+        held_by = SubPoolRef(sub_pool, self._left)
+        held_by.item = item
+        self._held[id(item)] = (item, held_by, monotonic())
+        if sub_pool not in self.all():
+            self._sub_pools = [weakref.ref(each) for each in (*self.all(), sub_pool)]
 
     def all(self) -> list[Any]:
-        """Those that there are."""
-        return [tenant for each in self._tenants if (tenant := each()) is not None]
+        """Return those that there are."""
+        return [sub_pool for each in self._sub_pools if (sub_pool := each()) is not None]
 
     def has(self, item: Any) -> bool:
-        """Whether a tenant has *item*, or had it when it was collected."""
+        """Return whether a sub-pool has *item*, or had it when it was collected."""
         entry = self._held.get(id(item))
-        return entry is not None and type(entry[1]) is Tenancy
+        return entry is not None and type(entry[1]) is SubPoolRef
 
     def kept(self) -> int:
-        """How many items nobody uses."""
-        return sum(tenant.kept for tenant in self.all())
+        """Return the number of items that nobody uses."""
+        return sum(sub_pool.kept for sub_pool in self.all())
 
     def reclaim(self) -> bool:
         """Have one of them given back; False when there is none.  Never switches."""
-        return any(tenant.give_up() for tenant in self.all())
+        return any(sub_pool.give_up() for sub_pool in self.all())
 
     def holders(self) -> list[tuple[str, float]]:
-        """Who uses something, of the pool or of a tenant; who has done so for longest comes first."""
-        own = {key: entry for key, entry in self._held.items() if type(entry[1]) is not Tenancy}
+        """Return who uses an item of the pool or of a sub-pool, and for how long; the longest first."""
+        own = {key: entry for key, entry in self._held.items() if type(entry[1]) is not SubPoolRef}
         found = Holders(own).oldest_first()
-        for tenant in self.all():
-            found += tenant.holders()
+        for sub_pool in self.all():
+            found += sub_pool.holders()
         return sorted(found, key=lambda entry: -entry[1])

@@ -9,7 +9,7 @@ on its way to a waiter) or reserved (somebody may create a resource).  The rules
   newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
 - A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
   that is killed between the hand-off and its wake-up passes on what it was given.
-- A tenant (see :mod:`greenconn.green.holders`) gives up what nobody uses before somebody waits.
+- A sub-pool (see :mod:`greenconn.green.holders`) gives up what nobody uses before somebody waits.
 - Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
   takes long (creating, closing) happens outside of all this.
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from time import monotonic
 from traceback import StackSummary
@@ -32,12 +32,13 @@ from greenlet import getcurrent
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.holders import Holders, Tenants, sentence
+from greenconn.green.holders import Holders, SubPools, sentence
 from greenconn.green.hub import Home, turn
 from greenconn.green.line import Line
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 
-__all__ = ["FairPool", "PoolStats"]
+__all__ = ["POOL_MOVES", "FairPool", "PoolState", "PoolStats"]
 
 T = TypeVar("T")
 
@@ -51,6 +52,22 @@ class _Permit(Enum):
     """What a waiter gets instead of a resource: the right to create one."""
 
     PERMIT = "permit"
+
+
+class PoolState(Enum):
+    """The stages of a pool's life."""
+
+    OPEN = "open"
+    #: Nothing can be acquired any more; what is given back is disposed of.
+    CLOSED = "closed"
+
+
+POOL_MOVES: Final[Mapping[PoolState, frozenset[PoolState]]] = {
+    PoolState.OPEN: frozenset({PoolState.CLOSED}),
+    PoolState.CLOSED: frozenset(),
+}
+#: Asked for at each release, and members of an Enum are not looked up for nothing.
+_CLOSED: Final = PoolState.CLOSED
 
 
 class PoolStats(TypedDict):
@@ -76,7 +93,7 @@ class FairPool(Generic[T]):
         describe: gives the pool's name for messages (no secret in it).
         error: class of the error when nothing is free.
         warn_after: seconds after which a wait without a timeout is logged, once until nobody waits.
-        landlord: the pool whose resources *create* takes, and to which they are given back.
+        parent: the pool whose resources *create* takes, and to which they are given back.
     """
 
     def __init__(
@@ -88,23 +105,23 @@ class FairPool(Generic[T]):
         describe: Callable[[], str] | None = None,
         error: type[LimitExceeded] = LimitExceeded,
         warn_after: float = WARN_AFTER,
-        landlord: FairPool[T] | None = None,
+        parent: FairPool[T] | None = None,
     ) -> None:
         self._create = create
         self._dispose = dispose
-        if is_alive is None and landlord is not None:
-            is_alive = landlord._is_alive
+        if is_alive is None and parent is not None:
+            is_alive = parent._is_alive
         self._is_alive: Callable[[T], bool] | None = is_alive
         self._limit = limit
         self._describe = describe
         self._error = error
         self._warn_after = warn_after
-        self._landlord = landlord
+        self._parent = parent
         self._created = self._discarded = self._timeouts = 0
-        self._closed = False
-        #: Whether tenants may keep nothing.
+        self._state = PoolState.OPEN
+        #: Whether sub-pools may keep nothing.
         self.wants_back = False
-        #: Called with what a tenant gives back.  Must not switch.
+        #: Called with what a sub-pool gives back.  Must not switch.
         self.on_returned: Callable[[T], object] | None = None
         self._begin()
 
@@ -119,12 +136,13 @@ class FairPool(Generic[T]):
         self._reserved = 0
         self._line: Line[T | _Permit] = Line(self._warn_after, self._warn)
         self._waiters = self._line.waiters
-        self.tenants = Tenants(self._held, self.note_lost)
+        self.sub_pools = SubPools(self._held, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
         self._lost: deque[tuple[T, StackSummary | None]] = deque()
 
     def __repr__(self) -> str:
-        return f"<pool {self.name!r}: {self._usage()}>"
+        closed = ", closed" if self._state is _CLOSED else ""
+        return f"<pool {self.name!r}: {self._usage()}{closed}>"
 
     @property
     def name(self) -> str:
@@ -134,23 +152,23 @@ class FairPool(Generic[T]):
     @property
     def is_closed(self) -> bool:
         """Whether nothing can be acquired any more."""
-        return self._closed
+        return self._state is _CLOSED
 
     @property
     def kept(self) -> int:
-        """As a tenant: what it could give up."""
+        """The number of items that it could give back to its parent."""
         return len(self._idle)
 
     def give_up(self) -> bool:
-        """As a tenant: give back what was not used for longest; False for nothing.  Never switches."""
-        if self._landlord is None or not self._idle:
+        """Give the least recently used item back to the parent; False for nothing.  Never switches."""
+        if self._parent is None or not self._idle:
             return False
         self._return(self._idle.pop(0))
         return True
 
     def stats(self) -> PoolStats:
         """Numbers of now and since the beginning."""
-        kept = self.tenants.kept()
+        kept = self.sub_pools.kept()
         return {
             "limit": self._limit,
             "in_use": len(self._held) + self._reserved - kept,
@@ -167,7 +185,7 @@ class FairPool(Generic[T]):
 
     def holders(self) -> list[tuple[str, float]]:
         """Who holds a resource, by the name of the greenlet, and for how many seconds; oldest first."""
-        return self.tenants.holders()
+        return self.sub_pools.holders()
 
     def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:
         """Take a resource.  May switch.
@@ -207,11 +225,11 @@ class FairPool(Generic[T]):
         held, limit = self._held, self._limit
         if held.pop(id(item), None) is None:
             return False
-        if self._closed or (
+        if self._state is _CLOSED or (
             limit is not None and len(held) + len(self._idle) + self._reserved >= limit
         ):
             self._discard(item)
-        elif self._landlord is not None and (self._landlord._waiters or self._landlord.wants_back):
+        elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
             self._return(item)
             self._serve()
         elif not self._waiters:
@@ -232,8 +250,8 @@ class FairPool(Generic[T]):
         if self._held.pop(id(item), None) is None:
             return False
         self._discarded += 1
-        if self._landlord is not None:
-            self._landlord.remove(item)
+        if self._parent is not None:
+            self._parent.remove(item)
         elif self._dispose is not None:
             spawn("pool-discard", self._dispose, item)
         self._serve()
@@ -245,7 +263,7 @@ class FairPool(Generic[T]):
 
     def add(self, item: T) -> bool:
         """Put in a resource that was made elsewhere; False when there is no room."""
-        if self._closed or not self._has_room():
+        if self._state is _CLOSED or not self._has_room():
             return False
         self._created += 1
         self._idle.append(item)
@@ -272,7 +290,7 @@ class FairPool(Generic[T]):
         given back.
         """
         self._limit = limit
-        while self.tenants.reclaim():
+        while self.sub_pools.reclaim():
             pass  # those that nobody uses can go at once
         if limit is not None:
             beyond = len(self._idle) + len(self._held) + self._reserved - limit
@@ -295,7 +313,7 @@ class FairPool(Generic[T]):
 
     def close(self) -> list[T]:
         """As :meth:`clear`, and nothing can be acquired any more; who waits gets a RuntimeError."""
-        self._closed = True
+        self._state = moved(self._state, _CLOSED, POOL_MOVES, "a pool")
         self._line.fail(self._closed_error())
         return self.clear()
 
@@ -323,7 +341,7 @@ class FairPool(Generic[T]):
         return limit is None or len(self._held) + len(self._idle) + self._reserved < limit
 
     def _reserve(self) -> bool:
-        if self._closed:
+        if self._state is _CLOSED:
             raise self._closed_error()
         if self._waiters or not self._has_room():
             return False
@@ -332,7 +350,7 @@ class FairPool(Generic[T]):
 
     def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
         # Nothing was idle, or somebody waits already.
-        if self.tenants.reclaim():
+        if self.sub_pools.reclaim():
             return self.acquire(block, deadline)
         if not self._waiters and self._reserve():
             return self._open(deadline)
@@ -363,7 +381,7 @@ class FairPool(Generic[T]):
             del self._held[id(given)]
             self._discard(given)
             self._reserved += 1
-        elif self._closed:
+        elif self._state is _CLOSED:
             self._reserved -= 1
             raise self._closed_error()
         return self._open(deadline)
@@ -392,7 +410,7 @@ class FairPool(Generic[T]):
             raise self._forked_error()
         self._reserved -= 1
         self._created += 1
-        if self._closed:
+        if self._state is _CLOSED:
             self._discard(item)
             raise self._closed_error()
         return self._held.hold(item)
@@ -424,28 +442,28 @@ class FairPool(Generic[T]):
 
     def _discard(self, item: T) -> None:
         self._discarded += 1
-        if self._landlord is not None:
+        if self._parent is not None:
             self._return(item)
         elif self._dispose is not None:
             spawn("pool-discard", self._dispose, item)
 
     def _return(self, item: T) -> None:
-        """As a tenant: give back to the landlord."""
-        landlord = self._landlord
-        assert landlord is not None
+        """Give back to the parent."""
+        parent = self._parent
+        assert parent is not None
         try:
-            if landlord.on_returned is not None:
-                landlord.on_returned(item)
+            if parent.on_returned is not None:
+                parent.on_returned(item)
         finally:
-            landlord.release(item)
+            parent.release(item)
 
     def _take_back(self) -> None:
         # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
             item, place = self._lost.popleft()
             by = sentence(self._held.of(item))
-            is_tenants = self.tenants.has(item)
-            if self.release(item) and not is_tenants:
+            is_of_sub_pool = self.sub_pools.has(item)
+            if self.release(item) and not is_of_sub_pool:
                 where = (
                     "" if place is None else "; it was acquired here:\n" + "".join(place.format())
                 )
@@ -465,7 +483,7 @@ class FairPool(Generic[T]):
 
     def _usage(self) -> str:
         limit = "any number" if self._limit is None else self._limit
-        in_use = len(self._held) + self._reserved - self.tenants.kept()
+        in_use = len(self._held) + self._reserved - self.sub_pools.kept()
         return f"{in_use} of {limit} in use, {len(self._waiters)} waiting"
 
     def _complaint(self, timeout: float | None) -> str:

@@ -72,12 +72,12 @@ class Resource:
             limit or None,
             self._describe,
             self.LimitExceeded,
-            landlord=self._landlord(),
+            parent=self._parent(),
         )
         self._note_hooks()
         self._resource = _Shelf(self._pool, self.new)
         self._loans = Loans(self._pool.note_lost)
-        self._tenants: WeakSet[Resource] = WeakSet()
+        self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
         self.setup()
@@ -243,8 +243,8 @@ class Resource:
         """In the child of a fork: begin anew, empty.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, "it was acquired before a fork")
-        for tenant in list(self._tenants):
-            tenant.forget()
+        for sub_pool in list(self._sub_pools):
+            sub_pool.forget()
         self._pool.forget()
 
     @property
@@ -254,19 +254,19 @@ class Resource:
 
     # For a pool above this one, which lends what it takes here
 
-    def let(self, tenant: Resource, block: bool, deadline: Deadline | None) -> Any:
-        """Take a resource for *tenant*, which keeps it until it is asked for it.  May switch.
+    def lend_to_pool(self, sub_pool: Resource, block: bool, deadline: Deadline | None) -> Any:
+        """Take a resource for *sub_pool*, which keeps it until it is asked for it.  May switch.
 
         Raises:
             LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
         """
         core = self._take(block, deadline)
-        self._pool.tenants.cede(core, tenant._pool)
-        self._tenants.add(tenant)
+        self._pool.sub_pools.assign(core, sub_pool._pool)
+        self._sub_pools.add(sub_pool)
         return core
 
     def take_back(self, core: Any) -> None:
-        """A tenant does not want *core* any more.  Never switches."""
+        """Take back what a sub-pool does not want any more.  Never switches."""
         self._pool.release(core)
 
     def facade(self, core: Any, lender: Any) -> Any:
@@ -282,12 +282,12 @@ class Resource:
         self.expire(borrowed, "it was given back to its pool")
 
     def evict(self, reason: str) -> None:
-        """Nobody can use any more what was acquired here, or by way of a tenant.  Never switches."""
+        """End all that was acquired here or from a sub-pool: using it raises.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, reason)
-        for tenant in list(self._tenants):
-            tenant._pool.clear()
-            tenant.evict(reason)
+        for sub_pool in list(self._sub_pools):
+            sub_pool._pool.clear()
+            sub_pool.evict(reason)
 
     # Within
 
@@ -308,7 +308,7 @@ class Resource:
             if name in _HOOKS and "_pool" in self.__dict__:
                 self._note_hooks()
 
-    def _landlord(self) -> FairPool[Any] | None:
+    def _parent(self) -> FairPool[Any] | None:
         return None
 
     def _describe(self) -> str:

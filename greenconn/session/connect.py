@@ -22,8 +22,9 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
-from greenconn.session.state import drop, is_open, moved
+from greenconn.session.state import drop, is_open
 from greenconn.wire.backoff import Backoff
 
 __all__ = [

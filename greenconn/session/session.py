@@ -30,12 +30,13 @@ from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
 from greenconn.green.perhub import PerHub
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels
 from greenconn.session.connect import Connector, Outcome
 from greenconn.session.recovery import Members, Recovery
-from greenconn.session.state import MOVES, Life, SessionState, drop, is_open, moved
+from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
 from greenconn.session.waiters import Waiters
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from greenconn.green.single import SingleFlight
 
-__all__ = ["MOVES", "Life", "SessionState", "drop", "is_open", "moved"]
-
-#: The states of one life.
-S = TypeVar("S", bound=Enum)
+__all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 
 
 class SessionState(Enum):
@@ -57,21 +54,6 @@ MOVES: Final[Mapping[SessionState, frozenset[SessionState]]] = {
     # IDLE: pointed at another broker.
     SessionState.CLOSED: frozenset({SessionState.OPENING, SessionState.IDLE}),
 }
-
-
-def moved(old: S, new: S, moves: Mapping[S, frozenset[S]], subject: str) -> S:
-    """Return *new* if the table allows the move.  To stay is always allowed.
-
-    Arguments:
-        moves: the states that may follow each state.
-        subject: what moves, for the message.
-
-    Raises:
-        RuntimeError: a move outside the table, so an error of this library.
-    """
-    if new is not old and new not in moves[old]:
-        raise RuntimeError(f"{subject} cannot go from {old.value} to {new.value}")
-    return new
 
 
 def is_open(part: Any) -> bool:

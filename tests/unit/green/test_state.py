@@ -1,0 +1,41 @@
+"""The tables of states: each state has a row, and only the moves in it are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from greenconn.connection import LOAN_MOVES
+from greenconn.green.pool import POOL_MOVES
+from greenconn.green.state import moved
+from greenconn.session.connect import ATTEMPT_MOVES
+from greenconn.session.state import MOVES as SESSION_MOVES
+
+Table = Mapping[Any, frozenset[Any]]
+TABLES = [SESSION_MOVES, ATTEMPT_MOVES, LOAN_MOVES, POOL_MOVES]
+IDS = ["session", "attempt", "loan", "pool"]
+
+
+@pytest.mark.parametrize("moves", TABLES, ids=IDS)
+def test_every_state_has_a_row(moves: Table) -> None:
+    first = next(iter(moves))
+    states: type[Enum] = type(first)
+    assert set(moves) == set(states)
+    reached = set().union(*moves.values())
+    assert set(states) - reached <= {first}, "a life begins with the first only"
+
+
+@pytest.mark.parametrize("moves", TABLES, ids=IDS)
+def test_only_moves_of_the_table_are_made(moves: Table) -> None:
+    for old in moves:
+        for new in moves:
+            if new is old or new in moves[old]:
+                assert moved(old, new, moves, "it") is new
+            else:
+                with pytest.raises(
+                    RuntimeError, match=f"it cannot go from {old.value} to {new.value}"
+                ):
+                    moved(old, new, moves, "it")
