@@ -508,7 +508,7 @@ def test_the_log_tells_where_a_lost_one_was_acquired(caplog: pytest.LogCaptureFi
     who_forgets()
     settle()
     assert "in who_forgets\n    pool.acquire()\n" in caplog.text
-    assert "greenconn/resource" not in caplog.text
+    assert "greenconn/resource.py" not in caplog.text
 
 
 def test_one_that_was_given_back_is_not_lost(pool: Boxes, caplog: pytest.LogCaptureFixture) -> None:

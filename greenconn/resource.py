@@ -1,30 +1,51 @@
-"""A pool of resources: kombu's class and hooks over the fair pool."""
+"""Pools of connections, of channels, and of whatever else a subclass makes (``kombu.resource``).
+
+What a pool lends is a *facade*: it is what is below it, until it is given back.  The class is kept by
+``__class__``, so ``isinstance`` holds; equality, hash and text are those of what is below, also later.
+Methods that Python looks up on the class (``len(x)``, ``x[0]``) are forwarded by a class made for each
+class below, once.  A connection lends a facade of its own (``connection.PooledConnection``).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from traceback import StackSummary, walk_stack
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
+import gevent
 from gevent import get_hub
 
 from greenconn import exceptions
+from greenconn.abc import Lender
 from greenconn.caching import lazy
+from greenconn.exceptions import OperationalError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.supervisor import spawn
-from greenconn.resource import facade
-from greenconn.resource.loans import Loans
 
-__all__ = ["Resource", "known"]
+if TYPE_CHECKING:
+    from greenconn.abc import Connection
+
+__all__ = ["ChannelPool", "ConnectionPool", "Resource"]
 
 logger = logging.getLogger("greenconn.resource")
 
 #: Hooks that a program may also replace on one pool.
 _HOOKS: Final = frozenset({"prepare", "release_resource"})
+#: Special methods that a facade forwards where the class below has them.
+FORWARDED: Final = (
+    *("__len__", "__iter__", "__next__", "__reversed__", "__contains__", "__call__", "__bool__"),
+    *("__getitem__", "__setitem__", "__delitem__", "__lt__", "__le__", "__gt__", "__ge__"),
+)
+#: Frames of a trace that name the place where something was acquired.
+DEPTH: Final = 12
 
 
 class Resource:
@@ -76,7 +97,7 @@ class Resource:
         )
         self._note_hooks()
         self._resource = _Shelf(self._pool, self.new)
-        self._loans = Loans(self._pool.note_lost)
+        self._loans = _Loans(self._pool.note_lost)
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
@@ -271,11 +292,11 @@ class Resource:
 
     def facade(self, core: Any, lender: Any) -> Any:
         """A facade over *core*, which *lender* lends.  Never switches."""
-        return facade.facade_over(core, lender)
+        return _facade_over(core, lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
         """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
-        facade.expire(borrowed, reason)
+        _expire_facade(borrowed, reason)
 
     def returned(self, borrowed: Any) -> None:
         """End a facade that was given back.  Never switches."""
@@ -366,6 +387,130 @@ class Resource:
                 logger.debug("pool %r: collecting failed", self._pool.name, exc_info=True)
 
 
+class ConnectionPool(Resource):
+    """Connections like a given one.
+
+    What is acquired is a ``PooledConnection`` over one that the pool keeps open: of the same class
+    and equal, and with the same channels below.  It knows connections by protocol only
+    (:class:`~greenconn.abc.Lendable`); it makes them by ``connection.clone()``, which opens nothing.
+
+    Arguments:
+        connection: what the others are made like; it is not itself in the pool.
+        limit: connections at most, those being opened included; None or 0 is unlimited.
+        preload: connections to open at once (may switch).
+    """
+
+    LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ConnectionLimitExceeded
+    close_after_fork = True
+
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+        self.connection = connection
+        super().__init__(limit=limit, **_known(type(self), kwargs))
+
+    def new(self) -> Any:
+        """A connection like ours, not opened yet."""
+        return self.connection.clone()
+
+    def is_alive(self, resource: Any) -> bool:
+        """Whether it was not closed."""
+        try:
+            is_alive: bool = resource.is_reusable
+        except AttributeError:
+            return True
+        return is_alive
+
+    def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
+        """Close the connection: what was published leaves first, within the 2 s that a close takes."""
+        if isinstance(resource, lazy):
+            return  # it was never made
+        try:
+            resource.close()
+        finally:
+            resource.collect(socket_timeout)
+
+    def _collect(self, cores: list[Any]) -> None:
+        # All at once, and each by itself: one may have nobody at its other end.
+        gevent.joinall([spawn("pool-collect", self._collect_each, [core]) for core in cores])
+
+    @contextmanager
+    def acquire_channel(
+        self, block: bool = False, timeout: float | Deadline | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Borrow a connection for a ``with`` block: gives ``(connection, its default channel)``."""
+        with self.acquire(block=block, timeout=timeout) as connection:
+            yield connection, connection.default_channel
+
+    def _describe(self) -> str:
+        return str(self.connection.as_uri())
+
+    def _preloaded(self) -> Any:
+        connection = self.prepare(self.new())
+        try:
+            connection.connect()
+        except BaseException:
+            connection.collect()  # it may be open already
+            raise
+        return connection
+
+    def facade(self, core: Any, lender: Any) -> Any:
+        """A facade over *core*, which *lender* lends.  Never switches."""
+        lend = getattr(core, "lend", None)
+        return super().facade(core, lender) if lend is None else lend(lender)
+
+    def expire(self, borrowed: Any, reason: str) -> None:
+        """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
+        # Looked up on the class: of a connection that lends no facade of its own we made a general
+        # one, which has no such method and would forward to what is below.
+        expire = getattr(type(borrowed), "expire", None)
+        if expire is None:
+            super().expire(borrowed, reason)
+        else:
+            expire(borrowed, reason)
+
+    def returned(self, borrowed: Any) -> None:
+        """Note that it was given back: later uses are logged.  Never switches."""
+        mark_released = getattr(type(borrowed), "mark_released", None)
+        if mark_released is None:
+            super().returned(borrowed)
+        else:
+            mark_released(borrowed)
+
+
+class ChannelPool(Resource):
+    """Channels of one connection.
+
+    It follows the connection over a reconnect: a channel that is closed is not lent again, a new one
+    is opened in its place.
+
+    Arguments:
+        connection: whose channels.
+        limit: channels at most, those being opened included; None or 0 is unlimited.
+        preload: channels to open at once (may switch).
+    """
+
+    LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ChannelLimitExceeded
+    close_after_fork = True
+
+    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+        self.connection = connection
+        super().__init__(limit=limit, **_known(type(self), kwargs))
+
+    def new(self) -> Any:
+        """A new channel.  May switch."""
+        return self.connection.channel()
+
+    def is_alive(self, resource: Any) -> bool:
+        """Whether it is open."""
+        return bool(getattr(resource, "is_open", True))
+
+    def collect_resource(self, resource: Any) -> None:
+        """Close the channel."""
+        resource.close()
+
+    def _describe(self) -> str:
+        return f"channels of {self.connection.as_uri()}"
+
+
 class _Shelf:
     """kombu's name for what is idle: ``setup`` of a subclass may put something there, monitors count."""
 
@@ -387,7 +532,187 @@ class _Shelf:
         return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
 
-def known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
+class _Loan(weakref.ref[Any]):
+    """A facade that is out; the reference is weak, so that it can get lost.
+
+    Attributes:
+        core: what the facade stands for.
+    """
+
+    __slots__ = ("core", "key", "place")
+
+    core: Any
+    key: int
+    place: StackSummary | None
+
+
+class _Loans:
+    """Facades by identity, since they may be equal or not hashable.
+
+    Arguments:
+        on_lost: called with what was below a facade that was collected, and the place where it was
+            acquired if that was traced.  It is called by the garbage collector, in any thread, in the
+            middle of anything: it must only take a note.
+    """
+
+    __slots__ = ("__weakref__", "_lost", "_out")
+
+    def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
+        out: dict[int, _Loan] = {}
+
+        def lost(loan: weakref.ref[Any]) -> None:
+            assert isinstance(loan, _Loan)
+            if out.get(loan.key) is loan and not sys.is_finalizing():
+                del out[loan.key]
+                on_lost(loan.core, loan.place)
+
+        self._out = out
+        self._lost = lost
+
+    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> _Loan:
+        """Note that *facade* stands for *core*."""
+        loan = _Loan(facade, self._lost)
+        loan.core = core
+        loan.key = key = id(facade)
+        loan.place = _place() if traced else None
+        self._out[key] = loan
+        return loan
+
+    def end(self, facade: Any) -> _Loan | None:
+        """It was given back; None when it is not out (any more)."""
+        return self._out.pop(id(facade), None)
+
+    def out(self) -> list[Any]:
+        """All facades that are out."""
+        return [facade for loan in list(self._out.values()) if (facade := loan()) is not None]
+
+    def end_all(self) -> list[Any]:
+        """All end; return the facades."""
+        facades = self.out()
+        self._out.clear()
+        return facades
+
+
+class Facade:
+    """What a pool lends; see :func:`_facade_over`."""
+
+    __slots__ = ("__core", "__pool", "__reason", "__weakref__")
+
+    def __init__(self, core: object, pool: Lender) -> None:
+        object.__setattr__(self, "_Facade__core", core)
+        object.__setattr__(self, "_Facade__pool", pool)
+        object.__setattr__(self, "_Facade__reason", None)
+
+    def release(self) -> None:
+        """Give back.  Again: does nothing."""
+        self.__pool.release(self)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, exc_type: object, *_: object) -> None:
+        # In what state an error left it nobody knows.
+        if exc_type is None:
+            self.__pool.release(self)
+        else:
+            self.__pool.replace(self)
+
+    @property
+    def __class__(self) -> type:
+        return type(self.__core)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("the class of what a pool lent cannot be changed")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_live(self), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(_live(self), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(_live(self), name)
+
+    def __eq__(self, other: object) -> bool:
+        if other is self:
+            return True
+        if _is_facade(other):
+            other = object.__getattribute__(other, "_Facade__core")
+        return bool(self.__core == other)
+
+    def __hash__(self) -> int:
+        return hash(self.__core)
+
+    def __repr__(self) -> str:
+        return repr(self.__core)
+
+    def __str__(self) -> str:
+        return str(self.__core)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.__core)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _live(self).__reduce_ex__(protocol)
+
+
+#: Class of what a pool keeps -> class of its facades.
+_classes: WeakKeyDictionary[type, type[Facade]] = WeakKeyDictionary()
+
+
+def _facade_over(core: Any, pool: Lender) -> Any:
+    """Lend *core*: a facade that forwards everything, and whose ``release`` gives it back to *pool*.
+
+    The end of a ``with`` block gives it back too; after an error it is replaced.
+    """
+    kind = type(core)
+    made = _classes.get(kind)
+    if made is None:
+        # Not hasattr(), which finds the metaclass's __call__ in every class.
+        found = {name for cls in kind.__mro__ for name in vars(cls)}
+        members: dict[str, Any] = {name: _forwarder(name) for name in FORWARDED if name in found}
+        made = _classes[kind] = type(kind.__name__, (Facade,), {"__slots__": (), **members})
+    return made(core, pool)
+
+
+def _expire_facade(facade: Any, reason: str) -> None:
+    """From now on *facade* raises, naming the *reason*, whatever is asked of it."""
+    object.__setattr__(facade, "_Facade__reason", reason)
+
+
+def _is_facade(borrowed: Any) -> bool:
+    """Whether it is one of these: ``isinstance`` is told the class below."""
+    return issubclass(type(borrowed), Facade)
+
+
+def _live(facade: Facade) -> Any:
+    core = object.__getattribute__(facade, "_Facade__core")
+    reason = object.__getattribute__(facade, "_Facade__reason")
+    if reason is not None:
+        raise OperationalError(f"{core!r} cannot be used any more: {reason}")
+    return core
+
+
+def _forwarder(name: str) -> Callable[..., Any]:
+    def forward(self: Facade, *args: Any) -> Any:
+        return getattr(_live(self), name)(*args)
+
+    forward.__name__ = name
+    return forward
+
+
+def _place() -> StackSummary:
+    # Without this frame, lend() and, unless a greenlet runs just that, acquire().  The lines are read
+    # when somebody wants to see them.
+    frame = sys._getframe(2)
+    frame = frame.f_back or frame
+    summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
+    summary.reverse()
+    return summary
+
+
+def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that a pool takes; kombu ignores the others."""
     names = ("preload", "close_after_fork", "trace_acquire")
     others = kwargs.keys() - set(names)
