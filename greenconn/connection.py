@@ -610,11 +610,11 @@ class Connection:
 
     @property
     def manager(self) -> Any:
-        """What the transport can tell about its broker."""
+        """The management interface of the transport."""
         return self.transport.manager
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the transport can tell about its broker.
+        """Return the management interface of the transport.
 
         Its methods raise NotImplementedError where the transport has no management interface.
         """
@@ -939,7 +939,7 @@ _RELEASED: Final = LoanState.RELEASED
 
 
 class PooledConnection(Connection):
-    """What one holder of a pooled connection has in its hands.
+    """A loan of a pooled connection, for one holder.
 
     It shares everything with the connection below, and equals it.  ``release``, ``close`` and the
     end of ``with`` give it back, once.  What was bound to it may go on using it, as with kombu: the
@@ -995,7 +995,7 @@ class PooledConnection(Connection):
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
 
-    # Holder after holder has an object of his own, but what he has in his hands is the same.
+    # Each holder has an object of its own, over the same connection.
 
     def __eq__(self, other: object) -> bool:
         return self._core is (other._core if isinstance(other, PooledConnection) else other)

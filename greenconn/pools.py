@@ -147,14 +147,14 @@ class ProducerPool(Resource):
 
 
 class _Lender:
-    """Where the connection of a borrowed producer goes back to: it takes the producer with it."""
+    """The lender of a borrowed producer's connection, which takes the producer back with it."""
 
     def __init__(self, pool: ProducerPool) -> None:
         self._pool = weakref.ref(pool)
 
     @property
     def limit(self) -> int | None:
-        """That of the pool."""
+        """The limit of the pool."""
         pool = self._pool()
         return None if pool is None else pool.limit
 
@@ -175,7 +175,7 @@ _SECRET: Final = os.urandom(16)
 
 
 def _key(connection: object) -> Any:
-    """What is the same for equal connections, without what they are made of."""
+    """Return the key that equal connections share; it does not hold what they are made of."""
     found = eqhash(connection)
     if isinstance(found, (list, tuple)):
         # kombu's own connections: all of their parameters, the password too.

@@ -127,7 +127,7 @@ class Resource:
         return resource() if isinstance(resource, lazy) else resource
 
     def is_alive(self, resource: Any) -> bool:
-        """Whether an idle resource can still be used.  Must not switch."""
+        """Return whether an idle resource can still be used.  Must not switch."""
         return True
 
     def release_resource(self, resource: Any) -> None:
@@ -257,7 +257,7 @@ class Resource:
         return self._pool.stats()
 
     def holders(self) -> list[tuple[str, float]]:
-        """Who holds a resource, by the name of the greenlet, and for how many seconds."""
+        """Return who holds a resource, by the name of the greenlet, and for how many seconds."""
         return self._pool.holders()
 
     def forget(self) -> None:
@@ -408,11 +408,11 @@ class ConnectionPool(Resource):
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
     def new(self) -> Any:
-        """A connection like ours, not opened yet."""
+        """Return a connection like ours, not opened yet."""
         return self.connection.clone()
 
     def is_alive(self, resource: Any) -> bool:
-        """Whether it was not closed."""
+        """Return whether it was not closed."""
         try:
             is_alive: bool = resource.is_reusable
         except AttributeError:
@@ -496,11 +496,11 @@ class ChannelPool(Resource):
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
     def new(self) -> Any:
-        """A new channel.  May switch."""
+        """Open a channel.  May switch."""
         return self.connection.channel()
 
     def is_alive(self, resource: Any) -> bool:
-        """Whether it is open."""
+        """Return whether it is open."""
         return bool(getattr(resource, "is_open", True))
 
     def collect_resource(self, resource: Any) -> None:
@@ -579,22 +579,22 @@ class _Loans:
         return loan
 
     def end(self, facade: Any) -> _Loan | None:
-        """It was given back; None when it is not out (any more)."""
+        """End the loan of *facade* and return it; None when that is not out any more."""
         return self._out.pop(id(facade), None)
 
     def out(self) -> list[Any]:
-        """All facades that are out."""
+        """Return all facades that are out."""
         return [facade for loan in list(self._out.values()) if (facade := loan()) is not None]
 
     def end_all(self) -> list[Any]:
-        """All end; return the facades."""
+        """End all loans, and return their facades."""
         facades = self.out()
         self._out.clear()
         return facades
 
 
 class Facade:
-    """What a pool lends; see :func:`_facade_over`."""
+    """A loan of something that has no facade of its own; see :func:`_facade_over`."""
 
     __slots__ = ("__core", "__pool", "__reason", "__weakref__")
 
@@ -682,7 +682,7 @@ def _expire_facade(facade: Any, reason: str) -> None:
 
 
 def _is_facade(borrowed: Any) -> bool:
-    """Whether it is one of these: ``isinstance`` is told the class below."""
+    """Return whether it is one of these: ``isinstance`` is told the class below."""
     return issubclass(type(borrowed), Facade)
 
 

@@ -1,4 +1,4 @@
-"""Who holds what, and since when.
+"""The holders of what a pool has lent, and since when they hold it.
 
 A holder is a greenlet, or a sub-pool: a pool above, which keeps what it took while nobody uses it.  To
 the pool below that counts as held, since giving it back and taking it again is half of the cost of a

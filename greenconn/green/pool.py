@@ -49,7 +49,7 @@ WARN_AFTER: Final = 30.0
 
 
 class _Permit(Enum):
-    """What a waiter gets instead of a resource: the right to create one."""
+    """The right to create a resource, given to a waiter instead of one."""
 
     PERMIT = "permit"
 
@@ -71,7 +71,7 @@ _CLOSED: Final = PoolState.CLOSED
 
 
 class PoolStats(TypedDict):
-    """What a pool is doing."""
+    """The numbers of a pool."""
 
     limit: int | None
     in_use: int  #: held, being created or being handed over
@@ -146,7 +146,7 @@ class FairPool(Generic[T]):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the pool in messages."""
         return self._describe() if self._describe is not None else "pool"
 
     @property
@@ -184,7 +184,7 @@ class FairPool(Generic[T]):
         return list(self._idle)
 
     def holders(self) -> list[tuple[str, float]]:
-        """Who holds a resource, by the name of the greenlet, and for how many seconds; oldest first."""
+        """Return who holds a resource, by the greenlet's name, and for how many seconds."""
         return self.sub_pools.holders()
 
     def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:

@@ -1,4 +1,4 @@
-"""The broker that a connection means: its parameters, its transport, and which one is next."""
+"""The broker that a connection means: its parameters, its transport and its failover list."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Failover:
         if self.strategy is None:
             if isinstance(self.given, str):
                 raise ValueError(
-                    f"unknown failover_strategy {self.given!r}: it is one of "
+                    f"unknown failover_strategy {self.given!r}: it must be one of "
                     f"{', '.join(sorted(named))}, a function of a list, or an iterator"
                 )
             self.strategy = self.given
@@ -101,7 +101,7 @@ class Failover:
         return len(self.addresses) or 1
 
     def next(self) -> str | None:
-        """The address to try next; None where there is nothing to fail over to."""
+        """Return the address to try next; None where there is nothing to fail over to."""
         if self.cycle is None:
             return None
         address = next(self.cycle, None)
@@ -119,7 +119,7 @@ class Failover:
                     return
 
     def completes_cycle(self, retries: int) -> bool:
-        """Whether a round is over after the first try and *retries* more."""
+        """Return whether a round is over after the first try and *retries* more."""
         return (retries + 1) % self.hosts == 0
 
     def _begin(self) -> Iterator[str]:
@@ -143,7 +143,7 @@ class _Client(Protocol):
 
 
 class Broker:
-    """Where a connection leads, now and when that fails.
+    """The broker that a connection means, now and when that one fails.
 
     Arguments:
         client: the ``Connection``, which makes the transport.
@@ -247,7 +247,7 @@ class Broker:
                 drop(link)
 
     def is_transient(self, exc: BaseException) -> bool:
-        """Whether an error of a channel may pass while its link stays."""
+        """Return whether an error of a channel may pass while its link stays."""
         errors = self.recoverable_channel_errors
         if isinstance(exc, (NotFound, PreconditionFailed)):
             return is_unavailable(exc)
@@ -301,7 +301,7 @@ class Broker:
         return getattr(transport, name, default)
 
     def key(self) -> ParameterKey:
-        """What is the same for connections to the same brokers; failing over does not change it."""
+        """Return the key that connections to the same brokers share; failing over does not change it."""
         if self._key is None:
             if self.failover.addresses:
                 keys = [combined(each, self.keywords)[0].key() for each in self.failover.addresses]
@@ -314,7 +314,7 @@ class Broker:
 
     @property
     def addresses(self) -> frozenset[tuple[Any, ...]]:
-        """What is the same for connections to the same queues, whoever logs in and however."""
+        """The brokers themselves: the same for connections to the same queues, whoever logs in."""
         if self._addresses is None:
             addresses = self.failover.addresses
             brokers = [combined(each, self.keywords)[0] for each in addresses] or [self._parameters]
@@ -331,7 +331,7 @@ class Broker:
         )
 
     def info(self, *, resolve: bool = True) -> dict[str, Any]:
-        """The arguments of ``Connection`` that stand for this broker, in their order.
+        """Return the arguments of ``Connection`` that stand for this broker, in their order.
 
         Arguments:
             resolve: name the transport by its plain alias.
@@ -439,7 +439,7 @@ def _call_within(establish: Callable[..., Any], deadline: Deadline) -> Any:
 
 
 def _takes_deadline(establish: Any) -> bool:
-    """Whether it is written for us; kombu's contract has no arguments."""
+    """Return whether it is written for us; kombu's contract has no arguments."""
     function = getattr(establish, "__func__", None)
     return _has_parameters(establish) if function is None else _is_method_with_parameters(function)
 

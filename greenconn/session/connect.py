@@ -68,7 +68,7 @@ def is_lockout(exc: BaseException) -> bool:
 
 
 class BrokerLike(Protocol):
-    """What connecting asks of the broker that is meant (``session.broker.Broker``)."""
+    """A broker, as far as connecting needs it (``session.broker.Broker``)."""
 
     @property
     def label(self) -> str: ...

@@ -45,7 +45,7 @@ _OPTIONS: Final[Mapping[str, type[Any]]] = {
 
 
 class Parameters(Record):
-    """How to reach one broker, and how to log in there; None is what the transport's default fills.
+    """The address of one broker and the login there; None is what the transport's default fills.
 
     The names are those of ``Connection``'s arguments; passwords may be functions that return one.
     """
@@ -72,7 +72,7 @@ class Parameters(Record):
         check_seconds(self, "connect_timeout", "heartbeat")
 
     def key(self) -> ParameterKey:
-        """What makes two connections mean the same broker, login and behaviour."""
+        """Return what makes two connections mean the same broker, login and behaviour."""
         parts = (
             self.hostname,
             self.userid,
@@ -245,7 +245,7 @@ def _with_tls(parameters: Parameters) -> Parameters:
 
 
 def _is_class(transport: str | type[Any] | None) -> bool:
-    """Whether it is a class or the path of one, rather than an alias."""
+    """Return whether it is a class or the path of one, rather than an alias."""
     return bool(transport) and (
         not isinstance(transport, str) or "." in transport or ":" in transport
     )

@@ -120,7 +120,7 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        """Where the session is in its life."""
+        """The stage that the session has reached."""
         return self._state
 
     @property
@@ -271,7 +271,7 @@ class Session:
                     raise  # somebody else's
 
     def is_final(self, exc: BaseException) -> bool:
-        """Whether to try again would be of no use after this outcome of an attempt."""
+        """Return whether to try again would be of no use after this outcome of an attempt."""
         return self._connector.is_final(exc)
 
     def add(self, member: Recoverable) -> None:

@@ -16,7 +16,7 @@ __all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 
 
 class SessionState(Enum):
-    """Where a logical connection is in its life."""
+    """The stages in the life of a logical connection."""
 
     #: No link, and nobody asks for one: never used, lost without anything to restore, or dropped.
     IDLE = "idle"
@@ -72,7 +72,7 @@ def drop(link: object) -> None:
 
 
 class Life:
-    """What begins with a link and ends with it.
+    """All that begins with a link and ends with it.
 
     Arguments:
         link: what ``Transport.establish_connection`` returned; None for the time between two lives,

@@ -1,4 +1,4 @@
-"""What a connection has declared, so that it can be declared again on the next link.
+"""The record of what a connection has declared, to declare it again on the next link.
 
 Recorded are the declarations that the broker has confirmed, whoever made them: an entity, or a program
 by hand on any channel.  Deleting, unbinding, and what the broker deletes by itself after that
@@ -7,8 +7,8 @@ bindings are not recorded.  The transport's channels call ``exchange_declared`` 
 that switches.
 
 Before anybody else has a new link, all is declared on it in the order exchanges, queues, bindings.
-What is refused is told in the log and kept for the next link.  The broker may not have buried the dead
-connection yet.  An exclusive queue that it holds for that (405) is tried again in the background.  An
+What is refused is told in the log and kept for the next link.  The broker may still hold the dead
+connection.  An exclusive queue that it holds for that (405) is tried again in the background.  An
 auto-delete queue that has consumers may go with them, and take exchanges along: then all is declared
 once more a little later.
 """
@@ -58,7 +58,7 @@ NAMES_KEPT: Final = 10_000
 
 
 class Declared:
-    """What can be declared again."""
+    """An entity that can be declared again."""
 
     __slots__ = ("arguments", "strikes")
 
@@ -163,7 +163,7 @@ class DeclaredBinding(Declared):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others to the same destination."""
+        """Its identity among the bindings to the same destination."""
         arguments = repr(sorted((self.arguments or {}).items(), key=repr))
         return self.source, self.routing_key, arguments
 
@@ -258,7 +258,7 @@ class Topology:
         return None if known is None else known.arguments
 
     def is_auto_delete(self, queue: str) -> bool:
-        """Whether a queue that is recorded goes with its last consumer."""
+        """Return whether a queue that is recorded goes with its last consumer."""
         known = self._queues.get(queue)
         return known is not None and known.auto_delete
 
@@ -278,7 +278,7 @@ class Topology:
     def unbound(
         self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
-        """That binding is no more."""
+        """Forget that binding: it is no more."""
         gone = DeclaredBinding(is_queues, destination, source, routing_key, arguments)
         known = self._bindings.get(gone.place, {}).get(gone.key)
         if known is not None:
@@ -421,7 +421,7 @@ class Topology:
         return record.declare(channels.open())
 
     def _ends_of(self, record: Declared) -> list[DeclaredExchange | DeclaredQueue]:
-        """What a binding joins, as far as that can be declared again by its name."""
+        """Return the ends of a binding that can be declared again by their names."""
         if not isinstance(record, DeclaredBinding):
             return []
         others: Mapping[str, DeclaredExchange | DeclaredQueue]
@@ -517,5 +517,5 @@ class _Channels:
 
 
 def _is_servers(record: Declared) -> TypeGuard[DeclaredQueue]:
-    """Whether to declare it again would make another one."""
+    """Return whether to declare it again would make another one."""
     return isinstance(record, DeclaredQueue) and record.is_servers
