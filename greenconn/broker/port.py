@@ -25,11 +25,11 @@ from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
 from greenconn.broker.roster import Roster
+from greenconn.broker.topology import Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.state import Exchange
 
 __all__ = [
     "Answer",
@@ -37,7 +37,6 @@ __all__ = [
     "Entry",
     "NoQueue",
     "QueueFull",
-    "Row",
     "Settlement",
     "Store",
     "TakenForDead",
@@ -138,22 +137,6 @@ class Answer(NamedTuple):
     is_unseen: bool = False
 
 
-class Row(NamedTuple):
-    """A binding as stores share it: kombu's row, and what kombu's rows have not.
-
-    Attributes:
-        pattern: what kombu stores for a topic exchange; empty for others.
-        queue: where it leads to.
-        to_exchange: *queue* is the name of an exchange; only stores that say so get such rows.
-    """
-
-    routing_key: str
-    pattern: str
-    queue: str
-    arguments: Mapping[str, Any] | None = None
-    to_exchange: bool = False
-
-
 class Store(ABC):
     """One connection to a broker.
 
@@ -192,10 +175,8 @@ class Store(ABC):
     body_encoding: str | None = "base64"
     #: Whether queues are looked for one by one, each claim waiting for its own (SQS), or together.
     claims_each_queue: ClassVar[bool] = False
-    #: Whether exchanges and bindings are shared with other processes.
-    shares_bindings: bool = False
-    #: Whether bindings between exchanges are, too.
-    shares_exchange_bindings: ClassVar[bool] = False
+    #: The exchanges and bindings that are shared with other processes; None: they are not.
+    topology: Topology | None = None
 
     def __init__(self, client: Any, wake: Callable[[str | None], None]) -> None:
         self.client = client
@@ -260,32 +241,6 @@ class Store(ABC):
     @abstractmethod
     def size(self, name: str) -> int:
         """How many messages wait in a queue, perhaps about."""
-
-    # -- exchanges and bindings, where they are shared
-
-    def note_exchange(self, exchange: Exchange) -> None:  # noqa: B027
-        """An exchange was declared."""
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        """Return an exchange (without its bindings); None: there is none."""
-        return None
-
-    def drop_exchange(self, name: str) -> None:  # noqa: B027
-        """Delete an exchange, its bindings, and those that lead to it."""
-
-    def bind(self, exchange: str, row: Row) -> None:  # noqa: B027
-        """Add a binding; again: changes nothing."""
-
-    def unbind(self, exchange: str, row: Row) -> None:  # noqa: B027
-        """Remove a binding; one that is not there is no error."""
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        """The bindings of an exchange; None: there is no such exchange any more.
-
-        Asked for each publish: the store keeps what it may keep, and returns the same object as long
-        as nothing has changed.
-        """
-        return ()
 
     # -- messages
 

@@ -11,7 +11,8 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.port import Answer, NoQueue, Row, Settlement
+from greenconn.broker.port import Answer, NoQueue, Settlement
+from greenconn.broker.topology_port import Row
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, ServerRefuses, TableTooBig
 from greenconn.transport.beanstalk.tables import FIRST
@@ -66,29 +67,30 @@ def test_changes_at_the_same_time_all_count(beanstalk_url: str, unique: str) -> 
     rows = [Row(f"key{number}", "", f"{unique}.q") for number in range(60)]
     with stores_at(beanstalk_url, 10) as stores:
         changes = [
-            gevent.spawn(stores[number % 10].bind, unique, row) for number, row in enumerate(rows)
+            gevent.spawn(stores[number % 10].topology.bind, unique, row)
+            for number, row in enumerate(rows)
         ]
         gevent.joinall(changes, timeout=SOON, raise_error=True)
         for store in stores:
-            assert sorted(store.rows(unique) or ()) == sorted(rows)
+            assert sorted(store.topology.rows(unique) or ()) == sorted(rows)
         changes = [
-            gevent.spawn(stores[number % 7].unbind, unique, row)
+            gevent.spawn(stores[number % 7].topology.unbind, unique, row)
             for number, row in enumerate(rows[:-1])
         ]
         gevent.joinall(changes, timeout=SOON, raise_error=True)
-        assert stores[9].rows(unique) == (rows[-1],)
-        assert stores[9].rows(unique) is stores[9].rows(unique)
+        assert stores[9].topology.rows(unique) == (rows[-1],)
+        assert stores[9].topology.rows(unique) is stores[9].topology.rows(unique)
         with raw_to(beanstalk_url) as raw:
             assert raw.counts(f"$exchange.{unique}")["current-jobs-ready"] == "1"
-        stores[0].drop_exchange(unique)
-        assert stores[5].rows(unique) is None
+        stores[0].topology.delete(unique)
+        assert stores[5].topology.rows(unique) is None
 
 
 def test_writer_that_dies_between_two_versions(beanstalk_url: str, unique: str) -> None:
     tube = f"$exchange.{unique}"
     first, second, third = (Row(key, "", "q") for key in "abc")
     with store_at(beanstalk_url) as store:
-        store.bind(unique, first)
+        store.topology.bind(unique, first)
         raw_rows = [["a", "", "q", None, False], ["b", "", "q", None, False]]
         with raw_to(beanstalk_url) as raw:
             raw(f"watch {tube}")
@@ -96,20 +98,20 @@ def test_writer_that_dies_between_two_versions(beanstalk_url: str, unique: str) 
             held = raw("reserve-with-timeout 0")
             version = json.loads(held.body)["version"] + 1
             # Reserved: nobody else changes it, and what was read before counts after a while.
-            assert store.rows(unique) == (first,)
-            other = gevent.spawn(store.bind, unique, third)
+            assert store.topology.rows(unique) == (first,)
+            other = gevent.spawn(store.topology.bind, unique, third)
             gevent.sleep(0.05)
             assert not other.ready()
             body = json.dumps({"version": version, "rows": raw_rows}).encode()
             raw.put(tube, body, priority=FIRST - version)
-            assert store.rows(unique) == (first, second)
+            assert store.topology.rows(unique) == (first, second)
             gevent.sleep(0.05)
             assert not other.ready()  # the old version is still in the hands of its writer
         other.get(timeout=SOON)
-        assert store.rows(unique) == (first, second, third)
+        assert store.topology.rows(unique) == (first, second, third)
         with raw_to(beanstalk_url) as raw:
             assert raw.counts(tube)["current-jobs-ready"] == "1"
-        store.drop_exchange(unique)
+        store.topology.delete(unique)
 
 
 def test_writer_that_was_stopped_too_long_changes_nothing(beanstalk_url: str, unique: str) -> None:
@@ -117,15 +119,15 @@ def test_writer_that_was_stopped_too_long_changes_nothing(beanstalk_url: str, un
     tube = f"$exchange.{unique}"
     row = Row("a", "", "q")
     with store_at(beanstalk_url) as store:
-        store.bind(unique, row)
+        store.topology.bind(unique, row)
         with raw_to(beanstalk_url) as raw:
             raw.put(tube, b'{"version": 1, "rows": []}', priority=FIRST - 1)
             raw.put(tube, b"rubbish", priority=FIRST)
-            assert store.rows(unique) == (row,)
-            store.bind(unique, Row("b", "", "q"))
-            assert store.rows(unique) == (row, Row("b", "", "q"))
+            assert store.topology.rows(unique) == (row,)
+            store.topology.bind(unique, Row("b", "", "q"))
+            assert store.topology.rows(unique) == (row, Row("b", "", "q"))
             assert raw.counts(tube)["current-jobs-ready"] == "1"
-        store.drop_exchange(unique)
+        store.topology.delete(unique)
 
 
 def test_maker_that_dies_before_the_kick(beanstalk_url: str, unique: str) -> None:
@@ -141,35 +143,35 @@ def test_maker_that_dies_before_the_kick(beanstalk_url: str, unique: str) -> Non
 
 def test_tables_that_are_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     with store_at(beanstalk_with("-z", "2000").url) as store:
-        store.note_exchange(exchange("x"))
+        store.topology.declare(exchange("x"))
         with pytest.raises(TableTooBig, match=r"takes at most 2000 a job: start beanstalkd with"):
             for number in range(100):
-                store.bind("x", Row(f"key{number}", "", "q" * 50))
-        rows = store.rows("x")
+                store.topology.bind("x", Row(f"key{number}", "", "q" * 50))
+        rows = store.topology.rows("x")
         assert rows
-        store.unbind("x", rows[0])
-        store.bind("x", Row("fits", "", "q"))
+        store.topology.unbind("x", rows[0])
+        store.topology.bind("x", Row("fits", "", "q"))
 
 
 def test_exchanges(beanstalk_url: str, unique: str) -> None:
     source, target, queue = f"{unique}.x", f"{unique}.y", f"{unique}.q"
     with stores_at(beanstalk_url, 2) as (one, two):
-        assert two.find_exchange(source) is None
-        one.note_exchange(exchange(source, durable=True, arguments={"a": 1}))
-        one.note_exchange(exchange(target, auto_delete=True))
-        found = two.find_exchange(source)
+        assert two.topology.find(source) is None
+        one.topology.declare(exchange(source, durable=True, arguments={"a": 1}))
+        one.topology.declare(exchange(target, auto_delete=True))
+        found = two.topology.find(source)
         assert found is not None
         assert (found.type, found.durable, found.arguments) == ("direct", True, {"a": 1})
-        two.bind(source, Row("k", "", target, None, True))
-        two.bind(source, Row("k", "", queue, {"x": [1]}))
-        two.bind(target, Row("k", "", queue))
+        two.topology.bind(source, Row("k", "", target, None, True))
+        two.topology.bind(source, Row("k", "", queue, {"x": [1]}))
+        two.topology.bind(target, Row("k", "", queue))
         one.make_queue(queue, PLAIN)
         one.drop_queue(queue)
         # The auto-delete exchange went with its last binding, and so did the binding to it.
-        assert two.find_exchange(target) is None
-        assert two.rows(source) == ()
-        one.drop_exchange(source)
-        assert two.rows(source) is None
+        assert two.topology.find(target) is None
+        assert two.topology.rows(source) == ()
+        one.topology.delete(source)
+        assert two.topology.rows(source) is None
 
 
 def test_queues_exist_by_note_or_by_use(beanstalk_url: str, unique: str) -> None:

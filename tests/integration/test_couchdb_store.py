@@ -11,7 +11,8 @@ from gevent import socket
 
 import greenconn
 from greenconn import Connection
-from greenconn.broker.port import Answer, Claimed, NoQueue, Row, Settlement
+from greenconn.broker.port import Answer, Claimed, NoQueue, Settlement
+from greenconn.broker.topology_port import Row
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import api
@@ -206,20 +207,21 @@ def test_bindings_are_shared(couchdb_new_url: str) -> None:
     rows = [Row(f"key{number}", "", "q", {"x": number}) for number in range(20)]
     with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
         jobs = [
-            gevent.spawn((one, other)[n % 2].bind, "amq.direct", row) for n, row in enumerate(rows)
+            gevent.spawn((one, other)[n % 2].topology.bind, "amq.direct", row)
+            for n, row in enumerate(rows)
         ]
-        jobs += [gevent.spawn(one.bind, "amq.direct", rows[0]) for _ in range(3)]
+        jobs += [gevent.spawn(one.topology.bind, "amq.direct", rows[0]) for _ in range(3)]
         gevent.joinall(jobs, SOON, raise_error=True)
         for store in (one, other):
-            found = store.rows("amq.direct")
+            found = store.topology.rows("amq.direct")
             assert found is not None
             assert sorted(found) == sorted(rows)
-            assert store.rows("amq.direct") is found
+            assert store.topology.rows("amq.direct") is found
         one.drop_queue("q")
-        assert not other.rows("amq.direct")
-        assert one.rows("none") is None
+        assert not other.topology.rows("amq.direct")
+        assert one.topology.rows("none") is None
     with store_at(couchdb_new_url) as again:
-        assert not again.rows("amq.direct")
+        assert not again.topology.rows("amq.direct")
 
 
 def test_expired_messages_are_dead_wherever_they_are(couchdb_new_url: str) -> None:

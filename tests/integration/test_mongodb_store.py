@@ -11,7 +11,8 @@ import pymongo
 import pytest
 from pymongo.errors import AutoReconnect
 
-from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement
+from greenconn.broker.topology_port import Row
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
@@ -342,13 +343,13 @@ def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
 def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
     store, other = stores(), stores()
     for name, kind in (("news", "topic"), ("heads", "headers")):
-        store.note_exchange(Exchange(name, kind, ROUTERS[kind]()))
+        store.topology.declare(Exchange(name, kind, ROUTERS[kind]()))
     topic = Row("a.*", r"^a\.[^\.]+$", QUEUE)
     header = Row("", "", QUEUE, {"x-match": "all", "a.b": 1})
     onward = Row("a.#", "", "heads", None, True)
     for exchange, row in (("news", topic), ("heads", header), ("news", onward)):
-        store.bind(exchange, row)
-        store.bind(exchange, row)
+        store.topology.bind(exchange, row)
+        store.topology.bind(exchange, row)
     (kombus,) = database["messages.routing"].find({}, {"_id": 0})
     assert kombus == {
         "exchange": "news",
@@ -356,16 +357,16 @@ def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
         "routing_key": "a.*",
         "pattern": r"^a\.[^\.]+$",
     }
-    assert [each.arguments for each in other.rows("heads") or ()] == [header.arguments]
-    rows = other.rows("news")
+    assert [each.arguments for each in other.topology.rows("heads") or ()] == [header.arguments]
+    rows = other.topology.rows("news")
     assert rows is not None
     assert [(each.queue, each.to_exchange) for each in rows] == [(QUEUE, False), ("heads", True)]
-    assert other.rows("news") is rows
-    store.unbind("news", topic)
-    store.drop_exchange("heads")
-    assert other.rows("news") == ()
-    assert other.rows("heads") is None
-    assert other.rows("amq.topic") == ()
+    assert other.topology.rows("news") is rows
+    store.topology.unbind("news", topic)
+    store.topology.delete("heads")
+    assert other.topology.rows("news") == ()
+    assert other.topology.rows("heads") is None
+    assert other.topology.rows("amq.topic") == ()
 
 
 def test_indexes(stores: Stores, database: Database) -> None:

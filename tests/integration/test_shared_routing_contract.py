@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from greenconn.exceptions import NotFound
 from tests.integration.capabilities import KINDS
 from tests.integration.contract import Side
 
@@ -77,3 +78,36 @@ def test_unbinding_what_another_has_bound(side: Side, pair: tuple[Any, Any]) -> 
     ours.queue_unbind(queue, exchange, "key")
     side.send(theirs, "x", exchange, "key")
     assert side.bodies(theirs, queue) == []
+
+
+def test_auto_delete_exchange_goes_with_its_destination(side: Side, pair: tuple[Any, Any]) -> None:
+    ours, theirs = pair
+    source = side.exchange(theirs, auto_delete=True)
+    middle = side.exchange(theirs)
+    theirs.exchange_bind(middle, source, "key")
+    ours.exchange_delete(middle)
+    with pytest.raises(NotFound):
+        ours.exchange_declare(source, "direct", passive=True)
+
+
+def test_auto_delete_exchange_that_was_never_bound_stays(side: Side, pair: tuple[Any, Any]) -> None:
+    ours, theirs = pair
+    exchange, queue = side.exchange(theirs, auto_delete=True), side.queue(theirs)
+    ours.queue_unbind(queue, exchange, "key")
+    ours.exchange_declare(exchange, "direct", passive=True)
+    theirs.queue_bind(queue, exchange, "key")
+    side.send(ours, "x", exchange, "key")
+    assert side.bodies(theirs, queue) == ["x"]
+    theirs.queue_unbind(queue, exchange, "key")
+    with pytest.raises(NotFound):
+        theirs.exchange_declare(exchange, "direct", passive=True)
+
+
+def test_deleted_exchange_is_gone_for_who_deleted_it(side: Side, pair: tuple[Any, Any]) -> None:
+    ours, _ = pair
+    exchange, queue = side.exchange(ours), side.queue(ours)
+    ours.queue_bind(queue, exchange, "key")
+    ours.exchange_delete(exchange)
+    for channel in pair:
+        with pytest.raises(NotFound):
+            channel.exchange_declare(exchange, "direct", passive=True)

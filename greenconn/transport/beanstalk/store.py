@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Final
 
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement, Store
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial
 from greenconn.green.slot import Slot
@@ -22,15 +23,14 @@ from greenconn.transport.beanstalk.bell import Waiting
 from greenconn.transport.beanstalk.claiming import Claiming
 from greenconn.transport.beanstalk.desk import Desk, Job, Taken, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import LinkLost
-from greenconn.transport.beanstalk.exchanges import Exchanges
 from greenconn.transport.beanstalk.holding import Holding
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.presence import Presence
 from greenconn.transport.beanstalk.putting import EXPIRES_AT, Putting, exists, queue_tube
 from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables
+from greenconn.transport.beanstalk.topology import BeanstalkTopology
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.state import Exchange
 from greenconn.wire.beanstalk import Reply, line, queue_of
 from greenconn.wire.tls import tls_session
 
@@ -51,8 +51,7 @@ class BeanstalkStore(Store):
     outlives_link = False
     claim_wait = 25.0
     claim_limit: ClassVar[int] = CLAIM
-    shares_bindings = True
-    shares_exchange_bindings: ClassVar[bool] = True
+    topology: Topology
 
     def __init__(
         self, client: Any, wake: Callable[[str | None], None], options: BeanstalkOptions
@@ -78,7 +77,7 @@ class BeanstalkStore(Store):
         # A second beyond the lease, in which the server waits with giving anything else.
         time_to_run = whole_seconds(self._options.lease) + 1
         self._tables = Tables(desk, self._options.reply_timeout)
-        self._exchanges = Exchanges(self._tables)
+        self.topology = DirectTopology(BeanstalkTopology(self._tables))
         self._presence = Presence(desk)
         self._putting = Putting(desk, self._tables, time_to_run, self._is_orphan)
         self._claiming = Claiming(desk, self._wait_line, CLAIM)
@@ -162,7 +161,7 @@ class BeanstalkStore(Store):
     def drop_queue(self, name: str) -> int:
         tube = queue_tube(name)
         self._putting.forget(name)
-        self._exchanges.drop_queue(name)
+        self.topology.forget_queue(name)
         self._tables.drop(self._tables.tube(QUEUES, name))
         count = self._desk.empty(tube)
         while self._desk.kick(tube):  # buried ones first, then the delayed
@@ -190,26 +189,6 @@ class BeanstalkStore(Store):
     def kick(self, name: str, limit: int) -> int:
         """Let buried messages be delivered again, or delayed ones now; return how many.  May switch."""
         return self._desk.kick(queue_tube(name), limit)
-
-    # -- exchanges and bindings
-
-    def note_exchange(self, exchange: Exchange) -> None:
-        self._exchanges.note(exchange)
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        return self._exchanges.find(name)
-
-    def drop_exchange(self, name: str) -> None:
-        self._exchanges.drop(name)
-
-    def bind(self, exchange: str, row: Row) -> None:
-        self._exchanges.bind(exchange, row)
-
-    def unbind(self, exchange: str, row: Row) -> None:
-        self._exchanges.unbind(exchange, row)
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        return self._exchanges.rows(exchange)
 
     # -- messages
 

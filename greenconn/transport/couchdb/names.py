@@ -24,7 +24,7 @@ from hashlib import sha1
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from greenconn.broker.port import Row
+from greenconn.broker.topology_port import Row
 
 __all__ = [
     "BINDING",

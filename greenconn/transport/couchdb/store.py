@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
@@ -11,10 +11,10 @@ from greenconn.broker.port import (
     Claimed,
     Entry,
     NoQueue,
-    Row,
     Settlement,
     Store,
 )
+from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.weak import weakly
@@ -34,25 +34,21 @@ from greenconn.transport.couchdb.names import (
     OWNER,
     QUEUE,
     SHARED_RANGE,
-    binding_id,
     is_waiting,
-    name_of,
     named,
     range_of,
 )
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.owners import Owners
-from greenconn.transport.couchdb.places import (
+from greenconn.transport.couchdb.taking import Taking
+from greenconn.transport.couchdb.topology import (
+    CouchTopology,
     Places,
-    binding_document,
-    exchange_document,
+    deleted,
     queue_document,
     read_queue,
 )
-from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["CouchStore"]
 
@@ -73,9 +69,8 @@ class CouchStore(Store):
         login: asked for user and password when it is opened; may switch.
     """
 
-    shares_bindings = True
-    shares_exchange_bindings: ClassVar[bool] = True
     put_bytes: ClassVar[int] = 1024 * 1024
+    topology: Topology
 
     def __init__(
         self,
@@ -94,6 +89,7 @@ class CouchStore(Store):
         self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
         self._writer = Writer()
         self._places = Places()
+        self.topology = DirectTopology(CouchTopology(api, self._places, self._family))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
         self._adoption = Adoption(api)
         self._taking = Taking(api, lambda: self._owners.token)
@@ -199,21 +195,21 @@ class CouchStore(Store):
         doc = self._api.get(doc_id)
         self._places.remove(doc_id)
         if doc is not None:
-            self._api.write([_deleted(doc_id, doc["_rev"])])
+            self._api.write([deleted(doc_id, doc["_rev"])])
         waiting = 0
         for page in self._api.all_rows(range_of(MESSAGE, name)):
             rows = [(row["id"], row["value"]["rev"]) for row in page]
             waiting += sum(is_waiting(revision) for _, revision in rows)
-            self._api.write([_deleted(*row) for row in rows])
+            self._api.write([deleted(*row) for row in rows])
         self._claims.forget(name)
-        self._unbind_all(self._places.leading_to(name, to_exchange=False))
+        self.topology.forget_queue(name)
         return waiting
 
     def purge(self, name: str) -> int:
         count = 0
         for page in self._api.all_rows(range_of(MESSAGE, name)):
             rows = [(row["id"], row["value"]["rev"]) for row in page]
-            dead = [_deleted(*row) for row in rows if is_waiting(row[1])]
+            dead = [deleted(*row) for row in rows if is_waiting(row[1])]
             if dead:
                 count += sum("rev" in result for result in self._api.write(dead))
         return count
@@ -226,74 +222,9 @@ class CouchStore(Store):
             for row in page
         )
 
-    # -- exchanges and bindings
-
-    def note_exchange(self, exchange: Exchange) -> None:
-        self._store_shared(exchange_document(exchange))
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        doc_id = named(EXCHANGE, name)
-        doc = self._api.get(doc_id)
-        if doc is None:
-            self._places.remove(doc_id)
-            return None
-        self._places.take(doc)
-        return self._places.exchanges.get(name)
-
-    def drop_exchange(self, name: str) -> None:
-        self._places.refresh(self._api)
-        ends = self._places.leading_to(name, to_exchange=True)
-        self._remove_shared(
-            [named(EXCHANGE, name), *self._places.beginning_at(name), *ends],
-        )
-
-    def bind(self, exchange: str, row: Row) -> None:
-        self._store_shared(binding_document(exchange, row))
-
-    def unbind(self, exchange: str, row: Row) -> None:
-        self._remove_shared([binding_id(exchange, row)])
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        places = self._places
-        places.refresh(self._api)
-        is_known = exchange in places.exchanges or exchange in PREDECLARED
-        if not is_known and self.find_exchange(exchange) is None:
-            return None
-        return places.table(exchange)
-
-    def _store_shared(self, doc: Document) -> None:
-        """Store what is the same whoever declares it."""
-        if self._places.revision(doc["_id"]) is not None:
-            return
-        revision = self._api.put(doc)
-        if revision is None:
-            found = self._api.get(doc["_id"])
-            if found is None:
-                return self._store_shared(doc)  # it was deleted meanwhile
-            doc, revision = found, found["_rev"]
-        for each in self._family():
-            each._places.take({**doc, "_rev": revision})
-        return None
-
-    def _remove_shared(self, ids: Iterable[str]) -> None:
-        found = self._api.read(list(ids))
-        if found:
-            self._api.write([_deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
-        for each in self._family():
-            for doc_id in ids:
-                each._places.remove(doc_id)
-
-    def _unbind_all(self, ids: Iterable[str]) -> None:
-        """Remove bindings, and auto-delete exchanges that lose their last one by that."""
-        ids = list(ids)
-        self._remove_shared(ids)
-        for exchange in {name_of(doc_id) for doc_id in ids}:
-            known = self._places.exchanges.get(exchange)
-            if known is not None and known.auto_delete and not self._places.table(exchange):
-                self.drop_exchange(exchange)
-
-    def _family(self) -> list[CouchStore]:
-        return list(_siblings.get().get(self._database, ()))
+    def _family(self) -> list[Places]:
+        """What is known to the links of this process to the same database."""
+        return [each._places for each in _siblings.get().get(self._database, ())]
 
     # -- messages
 
@@ -339,7 +270,7 @@ class CouchStore(Store):
             answers = [self._with_copies(each) if each.entries else each for each in answers]
         backs = {a.handle[0]: a for a in answers if a.settlement is Settlement.BACK}
         docs = [
-            _deleted(answer.handle[0], answer.handle[1])
+            deleted(answer.handle[0], answer.handle[1])
             for answer in answers
             if answer.settlement is not Settlement.BACK
         ]
@@ -372,7 +303,3 @@ class CouchStore(Store):
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
         return self._taking.doubtful()
-
-
-def _deleted(doc_id: str, revision: str) -> Document:
-    return {"_id": doc_id, "_rev": revision, "_deleted": True}

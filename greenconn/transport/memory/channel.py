@@ -22,6 +22,7 @@ from greenconn.transport.refusal import (
 from greenconn.transport.virtual.arguments import ArgumentOf, SupportedArguments
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.policy import QueuePolicy
 from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
@@ -43,19 +44,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
 
     connection: MemoryLink
     supported_arguments = SupportedArguments(
-        queue=frozenset(
-            {
-                "x-dead-letter-exchange",
-                "x-dead-letter-routing-key",
-                "x-expires",
-                "x-max-length",
-                "x-max-length-bytes",
-                "x-max-priority",
-                "x-message-ttl",
-                "x-overflow",
-                "x-single-active-consumer",
-            }
-        ),
+        queue=QueuePolicy.ARGUMENTS,
         exchange=frozenset({"alternate-exchange"}),
         consumer=frozenset({"x-priority"}),
         message=frozenset({"priority", "expiration", "CC", "BCC"}),

@@ -1,7 +1,8 @@
 """One connection to a database of messages.
 
 The work is done by the parts: :class:`~greenconn.transport.mongodb.claims.Claims` for messages,
-:class:`~greenconn.transport.mongodb.directory.Directory` for queues and exchanges,
+:class:`~greenconn.transport.mongodb.queues.Queues` for queues,
+:class:`~greenconn.transport.mongodb.topology.MongoTopology` for exchanges and bindings,
 :class:`~greenconn.transport.mongodb.broadcast.Broadcast` for fan-out, and
 :class:`~greenconn.transport.mongodb.waking.Waking`, which looks for what others have published.
 """
@@ -17,7 +18,8 @@ from bson import ObjectId
 from pymongo import IndexModel
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
-from greenconn.broker.port import Answer, Claimed, Entry, Row, Store
+from greenconn.broker.port import Answer, Claimed, Entry, Store
+from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
@@ -27,13 +29,13 @@ from greenconn.transport.mongodb.address import address_of
 from greenconn.transport.mongodb.broadcast import PREFIX, Broadcast, Copy, broadcast_of
 from greenconn.transport.mongodb.claims import Claims
 from greenconn.transport.mongodb.client import Client, lease
-from greenconn.transport.mongodb.directory import Directory
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
 from greenconn.transport.mongodb.errors import LinkLost
 from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.mongodb.queues import Queues
+from greenconn.transport.mongodb.topology import MongoTopology
 from greenconn.transport.mongodb.waking import Waking
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.state import Exchange
 
 if TYPE_CHECKING:
     from gevent import Greenlet
@@ -63,8 +65,7 @@ class MongoStore(Store):
     put_limit: ClassVar[int] = 1000
     put_bytes: ClassVar[int] = 4 * 1024 * 1024
     settle_limit: ClassVar[int] = 1000
-    shares_exchange_bindings: ClassVar[bool] = True
-    shares_bindings = True
+    topology: Topology
 
     def __init__(
         self,
@@ -84,7 +85,8 @@ class MongoStore(Store):
         self._servers: Client
         self._messages: Any
         self._claims: Claims
-        self._directory: Directory
+        self._bindings: MongoTopology
+        self._queues: Queues
         self._broadcast: Broadcast
         self._waking: Waking
         self._is_ending = False
@@ -106,8 +108,10 @@ class MongoStore(Store):
         self._messages = database[options.messages_collection]
         servers.call(_prepare, database, options)
         self._claims = Claims(servers, self._messages, options.lease)
-        self._directory = Directory(servers, options)
         self._broadcast = broadcast_of(servers, options.broadcast_collection)
+        self._bindings = MongoTopology(servers, options, self._broadcast, self, self.wake)
+        self.topology = DirectTopology(self._bindings)
+        self._queues = Queues(servers, options, self.topology)
         self._waking = Waking(
             servers,
             options.messages_collection,
@@ -175,58 +179,29 @@ class MongoStore(Store):
     # -- queues
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
-        return self._directory.make_queue(name, declaration)
+        return self._queues.make_queue(name, declaration)
 
     def find_queue(self, name: str) -> Declaration | None:
         if name.startswith(PREFIX):
             return Declaration()
-        return self._directory.find_queue(name)
+        return self._queues.find_queue(name)
 
     def drop_queue(self, name: str) -> int:
-        count = self._directory.drop_queue(name) + self._broadcast.size(name)
+        count = self._queues.drop_queue(name) + self._broadcast.size(name)
         self._broadcast.forget(name)
         return count
 
     def purge(self, name: str) -> int:
-        return self._directory.purge(name) + self._broadcast.purge(name)
+        return self._queues.purge(name) + self._broadcast.purge(name)
 
     def size(self, name: str) -> int:
-        return self._directory.size(name) + self._broadcast.size(name)
+        return self._queues.size(name) + self._broadcast.size(name)
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         may = super().enrol(name, consumers, exclusive=exclusive)
         if may:
-            self._directory.enrol(name, consumers)
+            self._queues.enrol(name, consumers)
         return may
-
-    # -- exchanges and bindings
-
-    def note_exchange(self, exchange: Exchange) -> None:
-        self._directory.note_exchange(exchange)
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        return self._directory.find_exchange(name)
-
-    def drop_exchange(self, name: str) -> None:
-        self._directory.drop_exchange(name)
-
-    def bind(self, exchange: str, row: Row) -> None:
-        kind = self._directory.kind(exchange)
-        self._directory.bind(exchange, kind, row)
-        if kind == "fanout" and not row.to_exchange and not self._options.fanout_lists:
-            self._broadcast.listen(self, row.queue, exchange, self.wake)
-
-    def unbind(self, exchange: str, row: Row) -> None:
-        kind = self._directory.kind(exchange)
-        self._directory.unbind(exchange, kind, row)
-        if kind == "fanout" and not row.to_exchange:
-            self._broadcast.forget(row.queue, exchange)
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        rows = self._directory.rows(exchange)
-        if not rows or self._options.fanout_lists or self._directory.kind(exchange) != "fanout":
-            return rows
-        return self._directory.broadcast_rows(exchange, rows)
 
     # -- messages
 
@@ -267,7 +242,7 @@ class MongoStore(Store):
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         if not self._options.fanout_lists:
             self._listen(wanted)
-        self._directory.fetched(wanted)
+        self._queues.fetched(wanted)
         found = self._take_dead()
         copies = self._broadcast.take(wanted)
         left = dict(wanted)
@@ -298,7 +273,7 @@ class MongoStore(Store):
                 continue
             if now - self._unbound.get(queue, 0.0) < _BOUND_LIFETIME:
                 continue
-            exchanges = self._directory.exchanges_of(queue)
+            exchanges = self._bindings.fanouts_of(queue)
             for each in exchanges:
                 self._broadcast.listen(self, queue, each, self.wake)
             if not exchanges:
@@ -331,7 +306,7 @@ class MongoStore(Store):
         ]
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        self._directory.renew()
+        self._queues.renew()
         held = [each for each in handles if isinstance(each, Handle)]
         return self._claims.renew(held) if held else ()
 
@@ -347,7 +322,7 @@ class MongoStore(Store):
                 self._dead += dead
                 self._dead_since = monotonic()
                 self.wake(None)
-        for name in self._directory.drop_unused():
+        for name in self._queues.drop_unused():
             self.gone(name)
         return due
 

@@ -92,10 +92,4 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
         return known
 
     def _unbind(self, binding: Binding) -> None:
-        # Whether or not it was made here.
-        self.connection.routing.learn(binding.source)
-        self.state.unbind(binding)
-        self._unbound(binding)
-
-    def _unbound(self, binding: Binding) -> None:
         self.connection.routing.unbind(binding)

@@ -195,6 +195,7 @@ class Routing:
             _, _, queue = keys.row(member)
             commands.append(pack(b"HDEL", keys.bound(queue), keys.bound_field(name, member)))
         self._link.call_all(commands, what=f"deleting exchange {name!r}")
+        self._end_exchanges(each.decode() for each in sources)
 
     def _leave_sources(self, name: str, sources: list[str]) -> None:
         """Take the bindings of an exchange to *sources* out of the server's sets.  May switch."""
@@ -223,7 +224,7 @@ class Routing:
             return
         if kind == "fanout" and not link.options.fanout_lists:
             link.fanout.bound(binding.destination)
-        member = self.row(binding)
+        member = self._member(binding, kind)
         declared = link.directory.find(binding.destination)
         expires = None if declared is None else declared.expires_ms
         if expires is None:
@@ -253,7 +254,8 @@ class Routing:
 
         for binding in self._state.all_bindings():
             if binding.destination == name and not binding.to_exchange:
-                member = self.row(binding)
+                kind = self._state.exchanges[binding.source].type
+                member = self._member(binding, kind)
                 tables = (keys.bindings(binding.source), keys.binding_deadlines, keys.bound(name))
                 field = keys.bound_field(binding.source, member)
                 command = link.scripts.call(
@@ -262,31 +264,28 @@ class Routing:
                 link.pipeline.post(command, renewed)
 
     def unbind(self, binding: Binding) -> None:
-        """Take a binding out of the server's tables.  May switch."""
+        """Remove a binding, here and from the server, wherever it was made.  May switch."""
         link, keys = self._link, self._link.keys
-        known = self._state.exchanges.get(binding.source)
+        known = self.learn(binding.source)
         if known is None:
-            self._end_exchanges([binding.source])  # an auto-delete exchange went with it
             return
         if binding.to_exchange:
             further = _onward_member(binding)
-            link.call(pack(b"SREM", keys.onward(binding.source), further), what="unbinding")
-            return
-        if known.type == "fanout":
-            link.fanout.unbound(binding.destination, binding.source, binding.routing_key)
-        member = self.row(binding)
-        link.call_all(
-            [
+            commands = [pack(b"SREM", keys.onward(binding.source), further)]
+        else:
+            if known.type == "fanout":
+                link.fanout.unbound(binding.destination, binding.source, binding.routing_key)
+            member = self._member(binding, known.type)
+            field = keys.bound_field(binding.source, member)
+            commands = [
                 pack(b"SREM", keys.bindings(binding.source), member),
                 pack(b"SREM", keys.permanent_bindings(binding.source), member),
-                pack(
-                    b"HDEL",
-                    keys.bound(binding.destination),
-                    keys.bound_field(binding.source, member),
-                ),
-            ],
-            what="unbinding",
-        )
+                pack(b"HDEL", keys.bound(binding.destination), field),
+            ]
+        was_there = link.call_all(commands, what="unbinding")[0]
+        self._state.unbind(binding)
+        if was_there:
+            self._end_exchanges([binding.source])
 
     def unbind_queue(self, name: str) -> None:
         """A queue is gone: so are its bindings.  May switch."""
@@ -318,14 +317,12 @@ class Routing:
                 self._state.delete(name)
                 self.drop(name)
 
-    def row(self, binding: Binding) -> bytes:
-        """A binding as a member of its exchange's table."""
-        type_name = self._state.exchanges[binding.source].type
-        if type_name == "headers":
+    def _member(self, binding: Binding, kind: str) -> bytes:
+        """A binding as a member of the table of its exchange, which is of that type."""
+        if kind == "headers":
             arguments = dumps(dict(sorted(binding.arguments.items())))
             return self._link.keys.member(binding.routing_key, arguments, binding.destination)
-        kind = _TYPES[type_name]
-        key, pattern, queue = kind.prepare_bind(
+        key, pattern, queue = _TYPES[kind].prepare_bind(
             binding.destination, binding.source, binding.routing_key, binding.arguments
         )
         return self._link.keys.member(key, pattern, queue)

@@ -8,8 +8,10 @@ from time import time
 from typing import Final, NamedTuple
 
 from greenconn.broker.port import TakenForDead
+from greenconn.broker.topology import DirectTopology
 from greenconn.transport.sqlite.arming import Pipes, armed
 from greenconn.transport.sqlite.lists import chunks, in_list
+from greenconn.transport.sqlite.topology import Records
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
 
@@ -133,14 +135,7 @@ class Queues:
         db.execute("DELETE FROM messages WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM consumers WHERE queue = ?", (row.id,))
         db.execute("DELETE FROM queues WHERE id = ?", (row.id,))
-        sources = db.execute(
-            "SELECT DISTINCT source FROM bindings WHERE destination = ? AND to_exchange = 0",
-            (name,),
-        ).fetchall()
-        if sources:
-            db.execute("DELETE FROM bindings WHERE destination = ? AND to_exchange = 0", (name,))
-            drop_unbound(db, [source for (source,) in sources])
-            note_change(db)
+        DirectTopology(Records(db)).forget_queue(name)
         self._known.pop(row.id, None)
         return count, consumers
 
@@ -233,23 +228,3 @@ def check_registered(db: sqlite3.Connection, owner: str) -> None:
     """
     if db.execute("SELECT 1 FROM owners WHERE owner = ?", (owner,)).fetchone() is None:
         raise TakenForDead
-
-
-# -- what hangs on exchanges
-
-
-def drop_unbound(db: sqlite3.Connection, names: list[str]) -> None:
-    """Delete those of the exchanges that go with their last binding, and have none."""
-    for name in names:
-        gone = db.execute(
-            "DELETE FROM exchanges WHERE name = ? AND auto_delete AND NOT EXISTS "
-            "(SELECT 1 FROM bindings WHERE source = exchanges.name)",
-            (name,),
-        ).rowcount
-        if gone:
-            db.execute("DELETE FROM bindings WHERE destination = ? AND to_exchange = 1", (name,))
-
-
-def note_change(db: sqlite3.Connection) -> None:
-    """Exchanges or bindings have changed: what others know is old."""
-    db.execute("UPDATE topology SET version = version + 1")

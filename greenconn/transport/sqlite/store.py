@@ -23,19 +23,20 @@ from typing import Any, Final
 
 from gevent import get_hub
 
-from greenconn.broker.port import Answer, Claimed, Entry, Row, Settlement, Store
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.topology import Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
-from greenconn.transport.sqlite import exchanges, looking, messages, settlements
+from greenconn.transport.sqlite import looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
 from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.topology import FileTopology
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.owners import is_lost
-from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["SqliteStore"]
 
@@ -57,8 +58,7 @@ class SqliteStore(Store):
     settle_limit = 1000
     claim_limit = 256
     body_encoding = None
-    shares_bindings = True
-    shares_exchange_bindings = True
+    topology: Topology
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class SqliteStore(Store):
         self._options = options
         self._pid = os.getpid()
         self._database = database_of(path, options)
+        self.topology = FileTopology(self._database)
         self._claims = int.from_bytes(os.urandom(6), "big") << 14
         self._fifo: Fifo | None = None
         #: Numbers and names of the queues that are consumed here.
@@ -89,9 +90,6 @@ class SqliteStore(Store):
         self._trusts_from = monotonic() + self.lease
         #: Links whose pipes nobody reads.
         self._silent: set[str] = set()
-        #: Exchange -> its rows, as of this version.
-        self._rows: dict[str, tuple[Row, ...] | None] = {}
-        self._version = 0
         self._is_open = self._is_dropped = False
 
     # -- life
@@ -317,36 +315,6 @@ class SqliteStore(Store):
 
     def size(self, name: str) -> int:
         return int(self._database.read(self._database.queues.size, name))
-
-    # -- exchanges and bindings
-
-    def note_exchange(self, exchange: Exchange) -> None:
-        self._database.write(exchanges.note, exchange)
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        found: Exchange | None = self._database.read(exchanges.find, name)
-        return found
-
-    def drop_exchange(self, name: str) -> None:
-        self._database.write(exchanges.drop, name)
-
-    def bind(self, exchange: str, row: Row) -> None:
-        self._database.write(exchanges.bind, exchange, row)
-
-    def unbind(self, exchange: str, row: Row) -> None:
-        self._database.write(exchanges.unbind, exchange, row)
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        known = self._version if exchange in self._rows else 0
-        found: exchanges.Rows = self._database.read(exchanges.rows, exchange, known)
-        if found.version < self._version:
-            return found.rows if found.version != known else self._rows.get(exchange)
-        if found.version > self._version:
-            self._rows.clear()
-            self._version = found.version
-        if found.version != known:
-            self._rows[exchange] = found.rows
-        return self._rows[exchange]
 
     # -- messages
 

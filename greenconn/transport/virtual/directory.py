@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from greenconn.transport.refusal import (
     Method,
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from greenconn.transport.virtual.shared import SharingLink
 
 __all__ = ["Directory"]
-
-_COMPARED: Final = COMPARED_ARGUMENTS | {"x-delivery-limit"}
 
 
 class Directory:
@@ -127,5 +125,5 @@ class Directory:
                 "auto_delete": (declared.auto_delete, current.auto_delete),
             },
             arguments=(declared.arguments, current.arguments),
-            compared=_COMPARED,
+            compared=COMPARED_ARGUMENTS,
         )

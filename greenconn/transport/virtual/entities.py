@@ -59,9 +59,6 @@ class EntityMethods(ChannelLife):
     def _bound(self, binding: Binding) -> None:
         """A binding was made.  May switch."""
 
-    def _unbound(self, binding: Binding) -> None:
-        """A binding was removed.  May switch."""
-
     # -- exchanges
 
     def _exchange(self, name: str, method: Method) -> Exchange:
@@ -162,10 +159,7 @@ class EntityMethods(ChannelLife):
             return
         if if_unused and current.bindings:
             raise in_use("exchange", exchange, self.virtual_host, method)
-        gone = [each for each in self.state.all_bindings() if exchange in _ends_of(each)]
         self.state.delete(exchange)
-        for binding in gone:
-            self._unbound(binding)
 
     # -- bindings
 
@@ -195,8 +189,7 @@ class EntityMethods(ChannelLife):
             self._bound(binding)
 
     def _unbind(self, binding: Binding) -> None:
-        if self.state.unbind(binding):
-            self._unbound(binding)
+        self.state.unbind(binding)
 
     @closes_channel
     def exchange_bind(
@@ -295,7 +288,3 @@ class EntityMethods(ChannelLife):
             {"destination": queue, "source": exchange, "routing_key": key}
             for queue, exchange, key in self.list_bindings()
         ]
-
-
-def _ends_of(binding: Binding) -> set[str]:
-    return {binding.source, binding.destination} if binding.to_exchange else {binding.source}

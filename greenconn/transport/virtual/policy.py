@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Final
 
 __all__ = ["COMPARED_ARGUMENTS", "QueuePolicy"]
-
-#: Queue arguments that a second declaration must repeat.
-COMPARED_ARGUMENTS = frozenset(
-    {
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
-        "x-expires",
-        "x-max-length",
-        "x-max-length-bytes",
-        "x-max-priority",
-        "x-message-ttl",
-        "x-overflow",
-        "x-single-active-consumer",
-    }
-)
 
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
 QUEUE_TYPES = ("classic", "quorum")
@@ -30,6 +15,21 @@ QUEUE_TYPES = ("classic", "quorum")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuePolicy:
     """The rules of one queue.  None: no such rule."""
+
+    #: The arguments that say them.
+    ARGUMENTS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "x-dead-letter-exchange",
+            "x-dead-letter-routing-key",
+            "x-expires",
+            "x-max-length",
+            "x-max-length-bytes",
+            "x-max-priority",
+            "x-message-ttl",
+            "x-overflow",
+            "x-single-active-consumer",
+        }
+    )
 
     message_ttl: float | None = None  # seconds that a message may wait; 0 only for a free consumer
     expires: float | None = None  # seconds without use after which the queue is deleted; above 0
@@ -81,6 +81,10 @@ class QueuePolicy:
         return (self.max_length is not None and count > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
+
+
+#: Queue arguments that a second declaration must repeat.
+COMPARED_ARGUMENTS: Final = QueuePolicy.ARGUMENTS | {"x-delivery-limit"}
 
 
 def _number(

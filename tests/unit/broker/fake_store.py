@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from time import monotonic
 from typing import Any
@@ -16,14 +16,14 @@ from greenconn.broker.port import (
     Entry,
     NoQueue,
     QueueFull,
-    Row,
     Settlement,
     Store,
 )
+from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.broker.transport import LeasedTransport
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["FakeStore", "FakeTransport", "World"]
 
@@ -52,7 +52,7 @@ class World:
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
         self.items: dict[str, list[Item]] = {}
-        self.exchanges: dict[str, Exchange] = {}
+        self.exchanges: dict[str, Facts] = {}
         self.rows: dict[str, tuple[Row, ...]] = {}
         self.stores: list[FakeStore] = []
         self.number = 0
@@ -87,16 +87,68 @@ class World:
             store.bell.set()
 
 
+class FakeTopology(TopologyStore):
+    """The exchanges and bindings of a :class:`World`."""
+
+    def __init__(self, world: World, call: Callable[[str, Any], None]) -> None:
+        self._world = world
+        self._call = call
+
+    def get(self, exchange: str) -> Facts | None:
+        self._call("get_exchange", exchange)
+        return self._world.exchanges.get(exchange)
+
+    def put(self, exchange: str, facts: Facts) -> None:
+        self._call("put_exchange", exchange)
+        self._world.exchanges.setdefault(exchange, facts)
+        self._world.rows.setdefault(exchange, ())
+
+    def delete(self, exchange: str) -> None:
+        self._call("delete_exchange", exchange)
+        self._world.exchanges.pop(exchange, None)
+        self._world.rows.pop(exchange, None)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        return self._world.rows.get(exchange)
+
+    def add(self, exchange: str, row: Row) -> None:
+        self._call("add_binding", row)
+        rows = self._world.rows.setdefault(exchange, ())
+        if row not in rows:
+            self._world.rows[exchange] = (*rows, row)
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        self._call("remove_binding", row)
+        return self._keep(exchange, lambda each: each != row)
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        end = (destination, is_exchange)
+        names = list(self._world.rows)
+        return [
+            name
+            for name in names
+            if self._keep(name, lambda each: (each.queue, each.to_exchange) != end)
+        ]
+
+    def _keep(self, exchange: str, condition: Callable[[Row], bool]) -> bool:
+        rows = self._world.rows.get(exchange, ())
+        kept = tuple(filter(condition, rows))
+        if len(kept) == len(rows):
+            return False
+        self._world.rows[exchange] = kept
+        return True
+
+
 class FakeStore(Store):
     """A store over a :class:`World`."""
 
     body_encoding = None
-    shares_bindings = True
-    shares_exchange_bindings = True
+    topology: Topology
 
     def __init__(self, client: Any, wake: Callable[[str | None], None], world: World) -> None:
         super().__init__(client, wake)
         self.world = world
+        self.topology = DirectTopology(FakeTopology(world, self._call))
         self.is_open = False
         self.bell = Event()
 
@@ -129,8 +181,7 @@ class FakeStore(Store):
         self._call("drop_queue", name)
         world = self.world
         world.queues.pop(name, None)
-        for exchange, rows in list(world.rows.items()):
-            world.rows[exchange] = tuple(row for row in rows if row.queue != name)
+        self.topology.forget_queue(name)
         for store in world.stores:
             if store is not self:
                 store.gone(name)
@@ -146,34 +197,6 @@ class FakeStore(Store):
     def size(self, name: str) -> int:
         self._call("size", name)
         return sum(1 for item in self.world.items.get(name, ()) if not item.claim)
-
-    def note_exchange(self, exchange: Exchange) -> None:
-        self._call("note_exchange", exchange.name)
-        self.world.exchanges[exchange.name] = exchange
-        self.world.rows.setdefault(exchange.name, ())
-
-    def find_exchange(self, name: str) -> Exchange | None:
-        self._call("find_exchange", name)
-        return self.world.exchanges.get(name)
-
-    def drop_exchange(self, name: str) -> None:
-        self._call("drop_exchange", name)
-        self.world.exchanges.pop(name, None)
-        self.world.rows.pop(name, None)
-
-    def bind(self, exchange: str, row: Row) -> None:
-        self._call("bind", row)
-        rows = self.world.rows.setdefault(exchange, ())
-        if row not in rows:
-            self.world.rows[exchange] = (*rows, row)
-
-    def unbind(self, exchange: str, row: Row) -> None:
-        self._call("unbind", row)
-        rows = self.world.rows.get(exchange, ())
-        self.world.rows[exchange] = tuple(each for each in rows if each != row)
-
-    def rows(self, exchange: str) -> Sequence[Row] | None:
-        return self.world.rows.get(exchange)
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         self._call("put", list(entries))

@@ -317,3 +317,10 @@ def test_a_ready_made_exchange_may_be_declared_without_its_settings(
     channel.exchange_declare(name, kind, durable=True)
     with pytest.raises(PreconditionFailed):
         channel.exchange_declare(name or "amq.direct", "fanout")
+
+
+def test_second_declaration_with_another_delivery_limit(channel: Channel) -> None:
+    channel.queue_declare("q", arguments={"x-delivery-limit": 3})
+    channel.queue_declare("q", arguments={"x-delivery-limit": 3})
+    with pytest.raises(PreconditionFailed, match="x-delivery-limit"):
+        channel.queue_declare("q", arguments={"x-delivery-limit": 4})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from greenconn.broker.port import Row
+from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.names import (
@@ -18,32 +18,14 @@ from greenconn.transport.couchdb.names import (
     named,
 )
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.exchange import ROUTERS
-from greenconn.transport.virtual.state import Exchange
+from greenconn.transport.virtual.entities import PREDECLARED
 
-__all__ = ["Places", "binding_document", "exchange_document", "queue_document", "read_queue"]
+__all__ = ["CouchTopology", "Places", "deleted", "queue_document", "read_queue"]
 
 
 def queue_document(name: str, declaration: Declaration) -> Document:
     """How a queue was declared."""
     return {"_id": named(QUEUE, name), "declared": declaration.text()}
-
-
-def exchange_document(exchange: Exchange) -> Document:
-    """How an exchange was declared."""
-    facts = {
-        "type": exchange.type,
-        "durable": exchange.durable,
-        "auto_delete": exchange.auto_delete,
-        "arguments": dict(exchange.arguments),
-    }
-    return {"_id": named(EXCHANGE, exchange.name), "declared": dumps(facts)}
-
-
-def binding_document(exchange: str, row: Row) -> Document:
-    """A binding."""
-    facts = {**row._asdict(), "arguments": dict(row.arguments or {})}
-    return {"_id": binding_id(exchange, row), "declared": dumps(facts)}
 
 
 def read_queue(doc: Document) -> Declaration:
@@ -56,7 +38,7 @@ class Places:
 
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
-        self.exchanges: dict[str, Exchange] = {}
+        self.exchanges: dict[str, Facts] = {}
         #: Exchange -> its bindings; the same object as long as nothing has changed.
         self._tables: dict[str, tuple[Row, ...]] = {}
         self._bindings: dict[str, dict[str, Row]] = {}
@@ -114,8 +96,8 @@ class Places:
         facts = _facts(doc)
         if kind == QUEUE:
             self.queues[name] = read_queue(doc)
-        elif kind == EXCHANGE and facts.get("type") in ROUTERS:
-            self.exchanges[name] = _exchange(name, facts)
+        elif kind == EXCHANGE:
+            self.exchanges[name] = facts
         elif kind == BINDING:
             self._bindings.setdefault(name, {})[doc_id] = _row(facts)
             self._tables.pop(name, None)
@@ -134,7 +116,7 @@ class Places:
             rows.pop(doc_id, None)
             self._tables.pop(name, None)
 
-    def leading_to(self, name: str, to_exchange: bool) -> Iterable[str]:
+    def leading_to(self, name: str, to_exchange: bool) -> Sequence[str]:
         """The ids of the bindings that end at a queue or an exchange."""
         return [
             doc_id
@@ -143,9 +125,92 @@ class Places:
             if row.queue == name and row.to_exchange is to_exchange
         ]
 
-    def beginning_at(self, exchange: str) -> Iterable[str]:
+    def beginning_at(self, exchange: str) -> Sequence[str]:
         """The ids of the bindings of an exchange."""
         return list(self._bindings.get(exchange, ()))
+
+
+class CouchTopology(TopologyStore):
+    """The records of one database.
+
+    Arguments:
+        places: what is known of them here.
+        family: returns what is known to all links of this process to the same database.  What one of
+            them changes all know at once, although the feed takes a moment.
+    """
+
+    def __init__(
+        self, api: CouchApi, places: Places, family: Callable[[], Iterable[Places]]
+    ) -> None:
+        self._api = api
+        self._places = places
+        self._family = family
+
+    def get(self, exchange: str) -> Facts | None:
+        doc_id = named(EXCHANGE, exchange)
+        doc = self._api.get(doc_id)
+        if doc is None:
+            self._places.remove(doc_id)
+            return None
+        self._places.take(doc)
+        return self._places.exchanges[exchange]
+
+    def put(self, exchange: str, facts: Facts) -> None:
+        self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(facts)})
+
+    def delete(self, exchange: str) -> None:
+        self._places.refresh(self._api)
+        self._remove([named(EXCHANGE, exchange), *self._places.beginning_at(exchange)])
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        places = self._places
+        places.refresh(self._api)
+        is_known = exchange in places.exchanges or exchange in PREDECLARED
+        if not is_known and self.get(exchange) is None:
+            return None
+        return places.table(exchange)
+
+    def add(self, exchange: str, row: Row) -> None:
+        facts = {**row._asdict(), "arguments": dict(row.arguments or {})}
+        self._store({"_id": binding_id(exchange, row), "declared": dumps(facts)})
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        return bool(self._remove([binding_id(exchange, row)]))
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        self._places.refresh(self._api)
+        ids = self._places.leading_to(destination, to_exchange=is_exchange)
+        self._remove(ids)
+        return {name_of(doc_id) for doc_id in ids}
+
+    def _store(self, doc: Document) -> None:
+        """Store what is the same whoever declares it."""
+        if self._places.revision(doc["_id"]) is not None:
+            return
+        revision = self._api.put(doc)
+        if revision is None:
+            found = self._api.get(doc["_id"])
+            if found is None:
+                return self._store(doc)  # it was deleted meanwhile
+            doc, revision = found, found["_rev"]
+        for each in self._family():
+            each.take({**doc, "_rev": revision})
+        return None
+
+    def _remove(self, ids: Sequence[str]) -> Collection[str]:
+        """Delete documents; return the ids of those that were there."""
+        found = self._api.read(ids) if ids else {}
+        if found:
+            self._api.write([deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
+        for each in self._family():
+            for doc_id in ids:
+                each.remove(doc_id)
+        return found
+
+
+def deleted(doc_id: str, revision: str) -> Document:
+    """Return what deletes a document."""
+    return {"_id": doc_id, "_rev": revision, "_deleted": True}
 
 
 def _facts(doc: Document) -> Mapping[str, Any]:
@@ -154,17 +219,6 @@ def _facts(doc: Document) -> Mapping[str, Any]:
     except (ValueError, TypeError):
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def _exchange(name: str, facts: Mapping[str, Any]) -> Exchange:
-    return Exchange(
-        name,
-        facts["type"],
-        ROUTERS[facts["type"]](),
-        durable=bool(facts.get("durable")),
-        auto_delete=bool(facts.get("auto_delete")),
-        arguments=_table(facts.get("arguments")),
-    )
 
 
 def _row(facts: Mapping[str, Any]) -> Row:

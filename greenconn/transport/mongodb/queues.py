@@ -1,0 +1,219 @@
+"""How queues were declared: on the server, for all programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+from pymongo import ReturnDocument
+
+from greenconn.broker.port import TakenForDead
+from greenconn.broker.topology import Topology
+from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
+from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+
+__all__ = ["Queues"]
+
+
+class Queues:
+    """The queues of one database.  All methods may switch.
+
+    Arguments:
+        client: the servers.
+        options: names of the collections.
+        topology: forgets the bindings of queues that are deleted.
+    """
+
+    def __init__(self, client: Client, options: MongoOptions, topology: Topology) -> None:
+        self._client = client
+        self._options = options
+        self._topology = topology
+        database = client.database
+        self._messages: Any = database[options.messages_collection]
+        self._queues: Any = database[options.queues_collection]
+        self._routing: Any = database[options.routing_collection]
+        self._lease = timedelta(seconds=options.lease)
+        #: What says when a queue that nobody uses is deleted.
+        self._end = EXPIRE_AT if options.ttl else DEAD_AT
+        #: Queues that are deleted when nobody has used them for some time, as far as is known.
+        self._expiring: dict[str, timedelta] = {}
+        #: Those of them that are consumed here.
+        self._consumed: set[str] = set()
+        #: Exclusive queues of this connection, and the owner that they were declared with.
+        self._owned: dict[str, str] = {}
+        self._renewed_at = monotonic()
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        """Make a queue; return how it was declared, which for an existing one may differ."""
+        self._note_expiry(name, declaration)
+        document = self._client.call(
+            self._queues.find_one_and_update,
+            {"_id": name},
+            {"$setOnInsert": self._queue_document(declaration)},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        made = _declaration(document)
+        if declaration.owner is not None and made.owner == declaration.owner:
+            self._owned[name] = declaration.owner
+        return made
+
+    def _queue_document(self, declaration: Declaration) -> Document:
+        now = self._client.now()
+        document: Document = {
+            # As kombu writes it.
+            "options": {
+                "durable": declaration.durable,
+                "exclusive": declaration.owner is not None,
+                "auto_delete": declaration.auto_delete,
+                "arguments": dict(declaration.arguments),
+            }
+        }
+        if declaration.owner is not None:
+            document.update(owner=declaration.owner, owner_until=now + self._lease)
+        expires_ms = declaration.expires_ms
+        if expires_ms is not None:
+            document[self._end] = now + timedelta(milliseconds=expires_ms)
+        return document
+
+    def _note_expiry(self, name: str, declaration: Declaration) -> None:
+        expires_ms = declaration.expires_ms
+        if expires_ms is not None:
+            self._expiring[name] = timedelta(milliseconds=expires_ms)
+
+    def find_queue(self, name: str) -> Declaration | None:
+        """Return how a queue was declared, as far as it is known; None: there is none."""
+        document, is_there = self._client.call(self._find_queue, name)
+        if document is None:
+            return UNDECLARED if is_there else None
+        now = self._client.now()
+        if document.get("owner_until", now) < now or document.get(self._end, now) < now:
+            # Its connection has gone without a word, or nobody has used it for too long.
+            self.drop_queue(name)
+            return None
+        declaration = _declaration(document)
+        self._note_expiry(name, declaration)
+        return declaration
+
+    def _find_queue(self, name: str) -> tuple[Document | None, bool]:
+        document = self._queues.find_one({"_id": name})
+        if document is not None:
+            return document, True
+        # kombu notes no declaration: a queue of its programs shows by what is in it or bound to it.
+        found = self._messages.find_one({"queue": name}, {"_id": 1})
+        return None, (found or self._routing.find_one({"queue": name}, {"_id": 1})) is not None
+
+    def drop_queue(self, name: str) -> int:
+        """Delete a queue, its messages and its bindings; return how many messages waited in it."""
+        self._owned.pop(name, None)
+        self._expiring.pop(name, None)
+        self._consumed.discard(name)
+        self._topology.forget_queue(name)
+        count: int = self._client.call(self._drop_queue, name)
+        return count
+
+    def _drop_queue(self, name: str) -> int:
+        self._queues.delete_one({"_id": name})
+        # Also what somebody works on, or is delayed: by the indexes of those.
+        held = [{"lease_until": {"$exists": True}}, {"due_at": {"$exists": True}}]
+        self._messages.delete_many({"$or": held, "claimed": name})
+        return int(self._messages.delete_many({"queue": name}).deleted_count)
+
+    def purge(self, name: str) -> int:
+        """Delete the messages that wait in a queue and return how many there were."""
+        result = self._client.call(self._messages.delete_many, {"queue": name})
+        return int(result.deleted_count)
+
+    def size(self, name: str) -> int:
+        """How many messages wait in a queue."""
+        if not self._options.calc_queue_size:
+            return 0
+        return int(self._client.call(self._size, name))
+
+    def _size(self, name: str) -> int:
+        late = {DEAD_AT: {"$lte": self._client.now()}, "queue": name}
+        waiting = int(self._messages.count_documents({"queue": name}))
+        return waiting - int(self._messages.count_documents(late)) if waiting else 0
+
+    def renew(self) -> None:
+        """This connection lives: its exclusive queues stay, and those that it consumes.
+
+        Raises:
+            TakenForDead: it was silent for too long, and others have deleted one of them.
+        """
+        is_late = monotonic() - self._renewed_at > self._lease.total_seconds()
+        self._renewed_at = monotonic()
+        gone: set[str] = set()
+        if self._consumed:
+            missing = self._client.call(self._touch, list(self._consumed))
+            if is_late:  # else somebody has deleted it
+                gone |= missing & self._consumed
+        if self._owned:
+            # Those that were deleted from here meanwhile are not among them any more.
+            gone |= self._client.call(self._renew_owned, dict(self._owned)) & self._owned.keys()
+        if gone:
+            raise TakenForDead
+
+    def _renew_owned(self, owned: Mapping[str, str]) -> set[str]:
+        """Begin the leases of exclusive queues anew; return those that are gone."""
+        mine = {"_id": {"$in": list(owned)}, "owner": {"$in": list(set(owned.values()))}}
+        until = {"owner_until": self._client.now() + self._lease}
+        result = self._queues.update_many(mine, {"$set": until})
+        if result.matched_count == len(owned):
+            return set()
+        return owned.keys() - {each["_id"] for each in self._queues.find(mine, {"_id": 1})}
+
+    def enrol(self, name: str, consumers: int) -> None:
+        """A queue that is deleted when nobody uses it has so many consumers here now."""
+        if name in self._expiring:
+            if consumers:
+                self._consumed.add(name)
+            else:
+                self._consumed.discard(name)
+            self._client.call(self._touch, [name])
+
+    def fetched(self, queues: Iterable[str]) -> None:
+        """Somebody has looked for a message in these queues."""
+        due = [each for each in queues if each in self._expiring and each not in self._consumed]
+        if due:
+            self._client.call(self._touch, due)
+
+    def _touch(self, names: Iterable[str]) -> set[str]:
+        """Begin the time without use anew; return the queues that are gone."""
+        now = self._client.now()
+        gone: set[str] = set()
+        for name in names:
+            end = now + self._expiring[name]
+            if name in self._consumed:
+                end += self._lease  # until it is said again
+            result = self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
+            if not result.matched_count:
+                gone.add(name)
+            if self._options.ttl:
+                self._routing.update_many({"queue": name}, {"$set": {self._end: end}})
+        return gone
+
+    def drop_unused(self) -> list[str]:
+        """Delete the queues that nobody has used for too long; return their names."""
+        late = {self._end: {"$lte": self._client.now()}}
+        names: list[str] = self._client.call(self._queues.distinct, "_id", late)
+        for name in names:
+            self.drop_queue(name)
+        return names
+
+
+def _declaration(document: Document) -> Declaration:
+    options: Mapping[str, Any] = document.get("options") or {}
+    arguments = options.get("arguments")
+    return Declaration(
+        durable=bool(options.get("durable")),
+        auto_delete=bool(options.get("auto_delete")),
+        owner=document.get("owner"),
+        arguments=dict(arguments) if isinstance(arguments, Mapping) else {},
+    )

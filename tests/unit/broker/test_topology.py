@@ -1,0 +1,120 @@
+"""Exchanges and bindings that programs share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.broker.topology_port import Row
+from greenconn.transport.virtual.exchange import ROUTERS
+from greenconn.transport.virtual.state import Exchange
+from tests.unit.broker.fake_store import FakeTopology, World
+
+
+@pytest.fixture
+def topology(world: World) -> Topology:
+    """The exchanges and bindings of the world."""
+    return DirectTopology(FakeTopology(world, lambda method, argument: None))
+
+
+def declare(topology: Topology, name: str, **options: Any) -> None:
+    topology.declare(Exchange(name, "direct", ROUTERS["direct"](), **options))
+
+
+def to_queue(name: str) -> Row:
+    return Row("key", "", name)
+
+
+def to_exchange(name: str) -> Row:
+    return Row("key", "", name, None, True)
+
+
+def test_what_was_declared_is_found(topology: Topology) -> None:
+    assert topology.find("x") is None
+    assert topology.rows("x") is None
+    declare(topology, "x", durable=True, arguments={"alternate-exchange": "y"})
+    declare(topology, "x")  # somebody was quicker
+    found = topology.find("x")
+    assert found is not None
+    assert (found.type, found.durable, found.auto_delete) == ("direct", True, False)
+    assert found.alternate == "y"
+    assert topology.rows("x") == ()
+
+
+def test_ready_made_exchange_needs_no_record(topology: Topology) -> None:
+    assert topology.rows("amq.topic") == ()
+    topology.bind("amq.topic", to_queue("q"))
+    assert topology.rows("amq.topic") == (to_queue("q"),)
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"type": "x-unknown"}, {"type": "direct", "arguments": "none"}], ids=repr
+)
+def test_record_of_a_stranger(topology: Topology, world: World, facts: dict[str, Any]) -> None:
+    world.exchanges["x"], world.rows["x"] = facts, ()
+    found = topology.find("x")
+    assert (None if found is None else found.arguments) == ({} if len(facts) == 2 else None)
+    topology.delete("x")
+    assert not world.exchanges
+
+
+def test_rows_stay_the_same_object(topology: Topology) -> None:
+    declare(topology, "x")
+    topology.bind("x", to_queue("q"))
+    rows = topology.rows("x")
+    topology.bind("x", to_queue("q"))
+    assert topology.rows("x") is rows
+
+
+def test_exchange_goes_with_all_its_bindings(topology: Topology) -> None:
+    for name in ("x", "y", "z"):
+        declare(topology, name)
+    topology.bind("x", to_exchange("y"))
+    topology.bind("x", to_queue("y"))
+    topology.bind("y", to_exchange("z"))
+    topology.delete("y")
+    assert topology.rows("x") == (to_queue("y"),)
+    assert topology.rows("y") is None
+    assert topology.find("z") is not None
+
+
+def test_auto_delete_exchange_goes_with_its_last_binding(topology: Topology) -> None:
+    declare(topology, "x", auto_delete=True)
+    for name in ("p", "q"):
+        topology.bind("x", to_queue(name))
+    topology.unbind("x", to_queue("p"))
+    assert topology.find("x") is not None
+    topology.forget_queue("q")
+    assert topology.find("x") is None
+
+
+def test_auto_delete_exchange_that_was_never_bound_stays(topology: Topology) -> None:
+    declare(topology, "x", auto_delete=True)
+    topology.unbind("x", to_queue("q"))
+    topology.forget_queue("q")
+    assert topology.find("x") is not None
+
+
+def test_chain_of_auto_delete_exchanges_goes(topology: Topology, world: World) -> None:
+    for name in ("x", "y", "z"):
+        declare(topology, name, auto_delete=True)
+    topology.bind("x", to_exchange("y"))
+    topology.bind("y", to_exchange("z"))
+    topology.bind("z", to_exchange("x"))
+    topology.bind("z", to_queue("q"))
+    topology.forget_queue("q")
+    assert set(world.exchanges) == {"x", "y", "z"}
+    topology.unbind("z", to_exchange("x"))
+    assert not world.exchanges
+    assert not any(world.rows.values())
+
+
+def test_circle_of_auto_delete_exchanges_goes(topology: Topology, world: World) -> None:
+    for name in ("x", "y"):
+        declare(topology, name, auto_delete=True)
+    topology.bind("x", to_exchange("y"))
+    topology.bind("y", to_exchange("x"))
+    topology.delete("x")
+    assert not world.exchanges
