@@ -21,8 +21,10 @@ __all__ = [
     "PooledLike",
     "Recoverable",
     "Session",
+    "SessionServices",
     "Sink",
     "Transport",
+    "TransportState",
     "is_connection",
     "maybe_channel",
 ]
@@ -30,6 +32,7 @@ __all__ = [
 
 #: The link that a transport opens.
 L = TypeVar("L")
+T = TypeVar("T")
 
 
 class DeadlineLike(Protocol):
@@ -318,12 +321,27 @@ class Transport(Protocol[L]):
     def drain_events(self, connection: L, timeout: float | None = ...) -> None: ...
 
 
+class TransportState(Protocol):
+    """Objects that outlive a link and its transport (``transport.base``)."""
+
+    def get(self, kind: Callable[..., T], place: str, *arguments: Any) -> T:
+        """Return the object of *kind* for *place*, made now if there is none.  Never switches."""
+        ...
+
+
+class SessionServices(Protocol):
+    """What a session keeps for others (``session.services``), as far as transports need it."""
+
+    @property
+    def transport_state(self) -> TransportState: ...
+
+
 class Session(Protocol):
     """The life of a connection over all its links, as transports need it (``session.session``)."""
 
     @property
-    def companions(self) -> dict[str, Any]:
-        """Objects that outlive a link, by name."""
+    def services(self) -> SessionServices:
+        """Objects that outlive a link."""
         ...
 
     def add(self, member: Recoverable) -> None:

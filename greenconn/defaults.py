@@ -29,6 +29,7 @@ from greenconn.connection import ARGUMENTS, Connection
 from greenconn.green import exit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
+from greenconn.session.services import OWN_CONNECTION
 
 __all__ = [
     "configure",
@@ -46,8 +47,6 @@ Kind: TypeAlias = Literal["consume", "publish"]
 KINDS: Final = ("consume", "publish")
 URL_VARIABLE: Final = "GREENCONN_URL"
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
-#: Among the companions of a session: the connection that publishes for it.
-PUBLISHER: Final = "publisher"
 
 
 class _Choice:
@@ -221,12 +220,11 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
     """
     if isinstance(connection, Connection):
         connection.session.check_hub()
-        companions = connection.session.companions
-        if PUBLISHER not in companions:
+        services = connection.session.services
+        if services.publishing_connection is None:
             _choose_publisher(connection)
-        # None is the connection itself, which may be another facade each time.
-        publisher: Connection | None = companions[PUBLISHER]
-        return connection if publisher is None else publisher
+        publisher = services.publishing_connection
+        return publisher if isinstance(publisher, Connection) else connection
     if connection is None:
         return _kept.get().connection("publish")
     return _kept.get().pair(_checked(connection)).of("publish")
@@ -235,18 +233,19 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
 def _choose_publisher(connection: Connection) -> None:
     session = connection.session
     beside = _beside(connection)
-    publisher = None if beside is connection else beside
     if session.is_closed:
         session.restart()  # it is used again, and can be closed again
 
     def close() -> None:
         # It is chosen anew: the connection may be switched to another broker.
         session.on_closed.remove(close)
-        session.companions.pop(PUBLISHER, None)
-        if publisher is not None:
-            publisher.close()
+        session.services.publishing_connection = None
+        if beside is not connection:
+            beside.close()
 
-    session.companions[PUBLISHER] = publisher
+    # Not the connection itself: that may be another facade of the session each time.
+    own = beside is connection
+    session.services.publishing_connection = OWN_CONNECTION if own else beside
     session.on_closed.append(close)
 
 

@@ -382,7 +382,7 @@ class _Caller:
 def _caller_of(connection: Connection) -> _Caller:
     """The caller of a connection; it lives as long as that."""
     session = connection.session
-    caller = session.companions.get("rpc")
+    caller = session.services.rpc_client
     if not isinstance(caller, _Caller):
-        caller = session.companions["rpc"] = _Caller(session, publisher_of(connection))
+        caller = session.services.rpc_client = _Caller(session, publisher_of(connection))
     return caller

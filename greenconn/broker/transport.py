@@ -121,20 +121,11 @@ class LeasedTransport(base.Transport[LeasedLink]):
     @property
     def inheritance(self) -> Inheritance:
         """What former lives of this connection have left at the same place."""
-        return self.kept("inheritance", Inheritance)
+        return self.kept(Inheritance)
 
-    def kept(self, name: str, make: Callable[[], T]) -> T:
-        """What each life of this connection to the same place finds as the last one has left it.
-
-        A walk over a failover list makes transports anew, so the session keeps it.
-        """
-        session = getattr(self.client, "session", None)
-        kept: dict[str, Any] = self.__dict__ if session is None else session.companions
-        key = f"{name} {type(self).__module__} {self.place()}"
-        if key not in kept:
-            kept[key] = make()
-        found: T = kept[key]
-        return found
+    def kept(self, kind: Callable[[], T]) -> T:
+        """Return the object of *kind* that all lives of this connection to the same place share."""
+        return self.kept_state.get(kind, f"{type(self).__module__} {self.place()}")
 
     @property
     def options(self) -> Any:

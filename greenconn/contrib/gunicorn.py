@@ -26,10 +26,8 @@ import gevent
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.publishing.calls import COMPANION as PUBLISHES
 from greenconn.session.session import Session, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet
-from greenconn.worker.crew import COMPANION as CONSUMES
 from greenconn.worker.roster import running_consumers
 from greenconn.worker.spawning import stop_all
 
@@ -99,7 +97,8 @@ def _less(seconds: float) -> float:
 
 def _may_publish(session: Session) -> bool:
     """Whether it is not for consumers alone."""
-    return PUBLISHES in session.companions or CONSUMES not in session.companions
+    services = session.services
+    return services.publisher is not None or services.consumers is None
 
 
 def _settle(session: Session, deadline: Deadline) -> None:

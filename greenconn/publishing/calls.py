@@ -15,7 +15,7 @@ pipelined, and each caller waits for the confirm of its own.  What goes wrong:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
@@ -25,10 +25,7 @@ from greenconn.publishing.batch import Batch
 from greenconn.publishing.message import PublishOptions, Target
 from greenconn.publishing.publisher import Publisher
 
-__all__ = ["COMPANION", "publish", "publish_many", "publisher_of"]
-
-#: Its name among the companions of a session that publishes.
-COMPANION: Final = "publishing"
+__all__ = ["publish", "publish_many", "publisher_of"]
 
 
 def publish(
@@ -131,7 +128,7 @@ def publish_many(
 def publisher_of(connection: Connection) -> Publisher:
     """The publisher of a connection; it lives as long as that.  Never switches."""
     session = connection.session
-    publisher = session.companions.get(COMPANION)
+    publisher = session.services.publisher
     if not isinstance(publisher, Publisher):
-        publisher = session.companions[COMPANION] = Publisher(session)
+        publisher = session.services.publisher = Publisher(session)
     return publisher

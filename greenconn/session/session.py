@@ -36,6 +36,7 @@ from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels
 from greenconn.session.connect import Connector, Outcome
 from greenconn.session.recovery import Members, Recovery
+from greenconn.session.services import SessionServices
 from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
 from greenconn.session.waiters import Waiters
@@ -89,7 +90,7 @@ class Session:
         life: the current life; between two lives one that is not open.
         generation: how many links there have been.
         lost: why the last life ended by itself; None before, and while a link is open.
-        companions: what rooms above keep for this connection.
+        services: what others keep for all lives of this connection.
         utility: channels for what may fail and so cost its channel.
         topology: what was declared, and is declared again on the next link.
         on_connection_lost, on_recovered: see ``Connection``.
@@ -111,7 +112,7 @@ class Session:
         self._members = Members(broker.is_transient)
         self._channels = Channels(self)
         self.utility = UtilityChannels(self)
-        self.companions: dict[str, Any] = {}
+        self.services = SessionServices()
         self._recovery = Recovery(self, self._members, self._end_recovery)
         self._waiters = Waiters()
 
@@ -362,7 +363,7 @@ class Session:
         self.topology.clear()
         self._channels.forget()
         self.utility.forget()
-        self.companions = {}
+        self.services = SessionServices()
         self.life = Life()
         self._recovery.stop()
         self._waiters.forget()

@@ -34,6 +34,7 @@ from greenconn.message import Message
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from greenconn import abc
     from greenconn.abc import Channel
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Message",
     "StdChannel",
     "Transport",
+    "TransportState",
     "default_transport_capabilities",
     "to_rabbitmq_queue_arguments",
 ]
@@ -51,6 +53,7 @@ __all__ = [
 logger = logging.getLogger("greenconn.transport")
 
 L = TypeVar("L", bound="Link")
+T = TypeVar("T")
 Event = tuple[Callable[[Any], Any], Any]
 
 #: Bytes of returned messages that wait for somebody who drains, and what each takes beside its body.
@@ -393,6 +396,29 @@ class Management:
         raise NotImplementedError(f"{type(self.transport).__name__} has no management interface")
 
 
+class TransportState:
+    """Objects that outlive a link and its transport, one of each kind for each place."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Callable[..., Any], str], Any] = {}
+
+    def get(self, kind: Callable[..., T], place: str, *arguments: Any) -> T:
+        """Return the object of *kind* for *place*, made now if there is none.  Never switches.
+
+        Arguments:
+            kind: its class.
+            place: the same for connections that share it.
+            arguments: of the class.
+        """
+        key = (kind, place)
+        if key not in self._kept:
+            self._kept[key] = kind(*arguments)
+        found: T = self._kept[key]
+        return found
+
+
 class Transport(Generic[L]):
     """Base of all transports (kombu 5.7, ``kombu.transport.base.Transport``), for one kind of link.
 
@@ -413,9 +439,24 @@ class Transport(Generic[L]):
     driver_type: ClassVar[str] = "N/A"
     driver_name: ClassVar[str] = "N/A"
     implements: ClassVar[Implements] = default_transport_capabilities.extend()
+    #: For a client without a session.
+    _kept_state: TransportState | None = None
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         self.client = client
+
+    @property
+    def kept_state(self) -> abc.TransportState:
+        """What each life of a connection finds as the last one has left it.  Never switches.
+
+        A walk over a failover list makes transports anew, so the session keeps it.
+        """
+        session: abc.Session | None = getattr(self.client, "session", None)
+        if session is not None:
+            return session.services.transport_state
+        if self._kept_state is None:
+            self._kept_state = TransportState()
+        return self._kept_state
 
     def establish_connection(self, deadline: Deadline | None = None) -> L:
         """Open a link.  May switch.

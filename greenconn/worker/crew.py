@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew", "crew_of"]
 
-#: Its name among the companions of a session.
-COMPANION = "crew"
-
 
 class Crew:
     """The consumers of one session: a member of it, which is restored after each reconnect.
@@ -109,7 +106,7 @@ class Crew:
 
 def crew_of(session: Session) -> Crew:
     """The crew of a session; it lives as long as that."""
-    crew = session.companions.get(COMPANION)
+    crew = session.services.consumers
     if not isinstance(crew, Crew):
-        crew = session.companions[COMPANION] = Crew(session)
+        crew = session.services.consumers = Crew(session)
     return crew

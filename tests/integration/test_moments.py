@@ -19,7 +19,7 @@ from tests.torture.moments.worlds import World, memory_world, running_world, scr
 MENDED = (
     "Connection.ChannelPool.force_close_all",
     "Connection.Pool(preload=...)",
-    "Connection.close, with a companion",
+    "Connection.close, with a publisher",
     "defaults.reset",
     "health.check(timeout)",
     "pools.reset",

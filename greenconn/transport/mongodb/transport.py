@@ -66,7 +66,7 @@ class Transport(LeasedTransport):
         return str(pymongo.version)
 
     def make_store(self, wake: Callable[[str | None], None]) -> MongoStore:
-        return MongoStore(self.client, wake, self.options, self.kept("unheard", set))
+        return MongoStore(self.client, wake, self.options, self.kept(set))
 
     def place(self) -> str:
         """Servers and database."""

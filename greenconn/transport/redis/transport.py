@@ -98,25 +98,16 @@ class Transport(base.Transport[RedisLink]):
 
     @property
     def inheritance(self) -> Inheritance:
-        """What former lives of this connection have left at the same place.
-
-        A walk over a failover list makes transports anew, so the session keeps it.
-        """
+        """What former lives of this connection have left at the same place."""
         if self._inheritance is None:
-            session = getattr(self.client, "session", None)
-            kept = {} if session is None else session.companions
-            self._inheritance = kept.setdefault(f"redis {self._place()}", Inheritance())
-        assert self._inheritance is not None
+            self._inheritance = self.kept_state.get(Inheritance, self._place())
         return self._inheritance
 
     @property
     def unasked(self) -> Unasked:
         """What became of publishes of this connection that nobody has asked for, in all its lives."""
         if self._unasked is None:
-            session = getattr(self.client, "session", None)
-            kept = {} if session is None else session.companions
-            self._unasked = kept.setdefault("redis publishes", Unasked(self.client.as_uri()))
-        assert self._unasked is not None
+            self._unasked = self.kept_state.get(Unasked, "", self.client.as_uri())
         return self._unasked
 
     def _place(self) -> str:

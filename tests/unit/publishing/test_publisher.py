@@ -10,6 +10,7 @@ import pytest
 from amqp import spec
 
 from greenconn.connection import Connection
+from greenconn.defaults import publishing_connection
 from greenconn.entity import Exchange
 from greenconn.exceptions import (
     BatchPublishError,
@@ -79,7 +80,7 @@ def close_channel(end: BrokerEnd, channel: int) -> None:
 
 def block(end: BrokerEnd, connection: Connection) -> None:
     """Block publishing, and wait until the client knows."""
-    link = connection.session.companions["publisher"].session.life.link
+    link = publishing_connection(connection).session.life.link
     end.method(0, spec.Connection.Blocked, "s", "low on memory")
     with gevent.Timeout(WAIT):
         while link.gate.blocked is None:

@@ -11,6 +11,7 @@ import gevent
 import greenconn
 from greenconn import defaults, health
 from greenconn.connection import Connection
+from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.green.hub import turn
 from greenconn.messaging import Consumer, Producer
@@ -121,7 +122,7 @@ def close(scene: Scene) -> Moments:
         connection.close()
 
 
-@call("connection", "Connection.close, with a companion")
+@call("connection", "Connection.close, with a publisher")
 def close_both(scene: Scene) -> Moments:
     """What ``greenconn.publish`` opened beside it goes with it."""
     mine = scene.connection()
@@ -129,13 +130,10 @@ def close_both(scene: Scene) -> Moments:
     while True:
         connection = scene.connection()
         publish(queue, "x", connection=connection, declare=True)
-        beside = [
-            each for each in connection.session.companions.values() if isinstance(each, Connection)
-        ]
+        beside = publishing_connection(connection)
         ended((yield connection.close))
         connection.close()
-        for each in beside:
-            until(lambda: not each.connected)
+        until(lambda: not beside.connected)
         scene.whole(mine)
 
 
