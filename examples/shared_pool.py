@@ -32,7 +32,7 @@ def main(url: str = "memory://") -> None:
         print(f"{GREENLETS} greenlets published in {monotonic() - began:.1f} s")
         print(f"the pool: {pool.stats()}")
         pool.force_close_all()
-        found, deadline = 0, monotonic() + 30
+        found, deadline = 0, monotonic() + 120
         while found < GREENLETS and monotonic() < deadline:
             if bound.get(no_ack=True) is not None:
                 found += 1

@@ -17,6 +17,7 @@ from tests.integration.contract import (
     Side,
     beanstalk_side,
     couchdb_side,
+    folder_side,
     hosted_side,
     memory_side,
     mongodb_side,
@@ -27,7 +28,17 @@ from tests.integration.contract import (
     sqs_side,
 )
 
-__all__ = ["EVERYWHERE", "HOOKED", "KINDS", "NO_SERVER", "UNTESTED", "Can", "Kind", "needs"]
+__all__ = [
+    "EVERYWHERE",
+    "EXAMPLES",
+    "HOOKED",
+    "KINDS",
+    "NO_SERVER",
+    "UNTESTED",
+    "Can",
+    "Kind",
+    "needs",
+]
 
 
 class Can(Enum):
@@ -234,6 +245,27 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
+        },
+    ),
+}
+
+#: Stores of others, as docs/transports.rst teaches to write them: no column of the table.
+EXAMPLES: Final[Mapping[str, Kind]] = {
+    "folder": Kind(
+        title="examples/folder_broker.py",
+        url="folder_url",
+        side=folder_side,
+        options=_LEASE,
+        lacks={
+            Can.EXPIRY: "an expired message is found when somebody asks for messages of its queue",
+            Can.EXPIRATION: "an expired message is found when somebody asks for messages of its queue",
+            Can.IMMEDIATE: "a message is stored before it is delivered",
+            Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
+            Can.BOUNDS: "nobody counts what waits in a queue",
+            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.CROWD: _ALONE,
+            Can.SERVER: NO_SERVER,
         },
     ),
 }

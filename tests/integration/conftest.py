@@ -10,8 +10,9 @@ import pytest
 from greenconn.transport import memory
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
-from tests.integration.capabilities import EVERYWHERE, HOOKED, KINDS, Kind
+from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, Kind
 from tests.integration.contract import Side
+from tests.integration.processes import ROOT
 
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
@@ -50,10 +51,10 @@ def kind_url(request: pytest.FixtureRequest, broker_kind: Kind, unique: str) -> 
     memory.reset(unique)
 
 
-@pytest.fixture(params=[*KINDS, *HOOKED])
+@pytest.fixture(params=[*KINDS, *EXAMPLES, *HOOKED])
 def side(request: pytest.FixtureRequest, unique: str, long: bool, patched: bool) -> Iterator[Side]:
     """Each channel in turn, below the connection: the transports, and those over kombu's hooks."""
-    kind = able({**KINDS, **HOOKED}[request.param], request, long, patched)
+    kind = able({**KINDS, **EXAMPLES, **HOOKED}[request.param], request, long, patched)
     made = kind.side(request.getfixturevalue(kind.url) if kind.url else "", unique)
     try:
         yield made
@@ -67,6 +68,13 @@ def side(request: pytest.FixtureRequest, unique: str, long: bool, patched: bool)
 def sqlite_url(tmp_path: Path) -> str:
     """The address of a file of the test's own."""
     return f"sqlite:///{tmp_path}/broker.db"
+
+
+@pytest.fixture
+def folder_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a folder of the test's own."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return f"files://{tmp_path}/broker"
 
 
 @pytest.fixture

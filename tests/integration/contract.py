@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -27,6 +28,7 @@ __all__ = [
     "Store",
     "beanstalk_side",
     "couchdb_side",
+    "folder_side",
     "hosted_side",
     "memory_side",
     "mongodb_side",
@@ -220,6 +222,12 @@ def sqlite_side(url: str, prefix: str) -> Side:
 def couchdb_side(url: str, prefix: str) -> Side:
     """A database of CouchDB."""
     return Side("couchdb", CouchTransport(TinyClient(url)), prefix)
+
+
+def folder_side(url: str, prefix: str) -> Side:
+    """A folder, by the store that stands among the examples."""
+    example = importlib.import_module("folder_broker")
+    return Side("folder", example.Transport(TinyClient(url)), prefix)
 
 
 def polled_side(prefix: str) -> Side:

@@ -74,6 +74,21 @@ def _couchdb(
     return patch.undo
 
 
+def _folder(
+    side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch
+) -> Callable[[], object]:
+    """The folder in which new files begin is none."""
+    new = channel.connection.store._folder(queue) / "new"
+    new.rmdir()
+    new.touch()
+
+    def mend() -> None:
+        new.unlink()
+        new.mkdir()
+
+    return mend
+
+
 def _redis(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """The key of the queue is something else than a list."""
     call = channel.connection.call
@@ -84,6 +99,7 @@ def _redis(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> C
 _REFUSALS = {
     "beanstalk": _beanstalk,
     "couchdb": _couchdb,
+    "folder": _folder,
     "mongodb": _mongodb,
     "redis": _redis,
     "sqs": _sqs,

@@ -14,12 +14,14 @@ from tests.integration.processes import ROOT, run, start
 pytestmark = pytest.mark.programs
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: path.name)
-#: It has a broker of its own.
 OWN_TRANSPORT = "own_transport.py"
+OWN_STORE = "folder_broker.py"
+#: They have brokers of their own.
+OWN = {OWN_TRANSPORT, OWN_STORE}
 
 
 @pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
-@pytest.mark.parametrize("name", [path.name for path in EXAMPLES if path.name != OWN_TRANSPORT])
+@pytest.mark.parametrize("name", [path.name for path in EXAMPLES if path.name not in OWN])
 def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None:
     arguments = []
     if broker == "amqp":
@@ -66,6 +68,12 @@ def test_a_web_worker_and_a_consumer(tmp_path: Path) -> None:
     finally:
         for each in (web, *consumers):
             each.end()
+
+
+def test_a_store_of_ones_own(tmp_path: Path) -> None:
+    outcome = run(f"examples/{OWN_STORE}", f"files://{tmp_path}/letters")
+    assert (outcome.errors, outcome.code) == ("", 0)
+    assert "100 letters went through files:///" in outcome.output
 
 
 def _post(port: int, count: int) -> list[int]:
