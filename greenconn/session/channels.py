@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.session.connect import BrokerLike
+from greenconn.session.broker import Broker
 from greenconn.session.state import Life, is_open
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _SessionLike(Protocol):
     def life(self) -> Life: ...
 
     @property
-    def broker(self) -> BrokerLike: ...
+    def broker(self) -> Broker: ...
 
     def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
 

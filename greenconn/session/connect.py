@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
@@ -24,6 +24,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
+from greenconn.session.broker import Broker
 from greenconn.session.state import drop, is_open
 from greenconn.wire.backoff import Backoff
 
@@ -31,7 +32,6 @@ __all__ = [
     "ATTEMPT_MOVES",
     "Attempt",
     "AttemptState",
-    "BrokerLike",
     "ConnectBackoff",
     "Connector",
     "Outcome",
@@ -65,32 +65,6 @@ def is_lockout(exc: BaseException) -> bool:
     """Return whether rights are missing that may be given back; not for a virtual host that is gone."""
     is_gone = isinstance(exc, NotAllowed) and "not found" in str(exc.reply_text or "")
     return is_refusal(exc) and not is_gone
-
-
-class BrokerLike(Protocol):
-    """A broker, as far as connecting needs it (``session.broker.Broker``)."""
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def hosts(self) -> int: ...
-
-    @property
-    def connect_timeout(self) -> float | None: ...
-
-    @property
-    def transport(self) -> Any: ...
-
-    @property
-    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
-
-    def advance(self) -> None: ...
-
-    def establish(self, deadline: Deadline) -> Any: ...
 
 
 class Outcome:
@@ -337,7 +311,7 @@ class Connector:
 
     def __init__(
         self,
-        broker: BrokerLike,
+        broker: Broker,
         prepare: Callable[[Any], None],
         begin: Callable[[Any], None],
         fail: Callable[[], None],

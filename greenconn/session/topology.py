@@ -19,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 import gevent
 from gevent import Greenlet
@@ -185,6 +185,14 @@ class DeclaredBinding(Declared):
         return self.destination
 
 
+class RecordingLink(Protocol):
+    """A link whose channels tell what they declare (``transport.base.Link``)."""
+
+    topology: Any
+
+    def collect(self) -> None: ...
+
+
 class Topology:
     """The record of one session."""
 
@@ -330,7 +338,7 @@ class Topology:
 
     # On a new link
 
-    def restore(self, link: Any, open_channel: Callable[[], Any]) -> None:
+    def restore(self, link: object, open_channel: Callable[[], Any]) -> None:
         """Declare all again on *link*, which nobody else has yet.  May switch.
 
         Arguments:
@@ -340,7 +348,7 @@ class Topology:
             ConnectionError: the link is of no use; it was dropped.
         """
         self._later = []
-        if not getattr(link, "records_topology", False) or not len(self):
+        if not _records_topology(link) or not len(self):
             return
         try:
             self._later = self._declare(list(self._all()), open_channel)
@@ -350,13 +358,13 @@ class Topology:
             link.collect()
             raise
 
-    def record(self, link: Any, open_channel: Callable[[], Any]) -> None:
+    def record(self, link: object, open_channel: Callable[[], Any]) -> None:
         """Record what is declared on *link* from now on.  Never switches.
 
         What is to be declared once more is, in the background.
         """
         self.stop()
-        if getattr(link, "records_topology", False):
+        if _records_topology(link):
             link.topology = self
             later, self._later = self._later, []
             if later:
@@ -519,3 +527,8 @@ class _Channels:
 def _is_servers(record: Declared) -> TypeGuard[DeclaredQueue]:
     """Return whether to declare it again would make another one."""
     return isinstance(record, DeclaredQueue) and record.is_servers
+
+
+def _records_topology(link: object) -> TypeGuard[RecordingLink]:
+    """Return whether the channels of *link* tell what they declare; one of kombu's is any object."""
+    return bool(getattr(link, "records_topology", False))
