@@ -53,7 +53,7 @@ class ProducerPool(Resource):
 
     Place and connection are one thing here: a connection that was taken stays in its place while
     nobody uses it, as this pool's resource, and goes back when the pool of connections asks for it
-    (see :mod:`greenconn.green.holders`).  So a loan costs one pool's work, not two.
+    (see :mod:`greenconn.green.pool`).  So a loan costs one pool's work, not two.
 
     Arguments:
         connections: a pool of connections.

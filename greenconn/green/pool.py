@@ -9,7 +9,9 @@ on its way to a waiter) or reserved (somebody may create a resource).  The rules
   newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
 - A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
   that is killed between the hand-off and its wake-up passes on what it was given.
-- A sub-pool (see :mod:`greenconn.green.holders`) gives up what nobody uses before somebody waits.
+- A sub-pool takes what it lends from its parent, and keeps it while nobody uses it.  To the parent that
+  counts as held, since giving it back and taking it again is half of the cost of a loan.  But before
+  anybody waits, or another is made, the sub-pools give up what nobody uses.
 - Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
   takes long (creating, closing) happens outside of all this.
 
@@ -20,21 +22,20 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from time import monotonic
 from traceback import StackSummary
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
 
 from gevent import get_hub
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.holders import Holders, SubPools, sentence
 from greenconn.green.hub import Home, turn
-from greenconn.green.line import Line
+from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 
@@ -46,6 +47,8 @@ logger = logging.getLogger("greenconn.green")
 
 #: Seconds after which a wait without a timeout is worth a warning.
 WARN_AFTER: Final = 30.0
+#: Holders that a message names.
+NAMED: Final = 10
 
 
 class _Permit(Enum):
@@ -80,6 +83,197 @@ class PoolStats(TypedDict):
     created: int  #: since the beginning
     discarded: int  #: since the beginning
     timeouts: int  #: acquires that got nothing
+
+
+class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
+    """Things by identity (they may be equal, or not hashable), with their holder and the time.
+
+    A greenlet is referred to weakly: one that nothing else refers to may still be collected.
+    """
+
+    def hold(self, item: T, holder: weakref.ref[greenlet] | None = None) -> T:
+        """Note that *holder*, by default the caller's greenlet, has *item* from now on."""
+        self[id(item)] = (item, holder or weakref.ref(getcurrent()), monotonic())
+        return item
+
+    def exchange(self, item: T, other: T) -> bool:
+        """Take it that the holder of *item* has had *other* all the time; False when nobody has it."""
+        entry = self.pop(id(item), None)
+        if entry is None:
+            return False
+        self[id(other)] = (other, *entry[1:])
+        return True
+
+    def held(self) -> list[T]:
+        """All things held."""
+        return [item for item, _, _ in self.values()]
+
+    def oldest_first(self) -> list[tuple[str, float]]:
+        """The names of the holders, and for how many seconds they have been."""
+        now = monotonic()
+        found = [(_name(holder()), now - since) for _, holder, since in self.values()]
+        return sorted(found, key=lambda entry: -entry[1])
+
+    def of(self, item: T) -> list[tuple[str, float]]:
+        """The name of the holder of *item*, and for how many seconds it has been; empty for none."""
+        entry = self.get(id(item))
+        return [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
+
+
+class SubPool(Protocol):
+    """A pool that takes what it lends from another pool, its parent."""
+
+    @property
+    def kept(self) -> int:
+        """The number of items that it took and nobody uses."""
+
+    def give_up(self) -> bool:
+        """Give back one of these; False when there is none.  Never switches."""
+
+    def holders(self) -> list[tuple[str, float]]:
+        """Return who uses the others, by name, and for how many seconds."""
+
+
+class SubPoolRef(weakref.ref[Any]):
+    """A sub-pool, as the holder of an item."""
+
+    __slots__ = ("item",)
+
+    item: Any
+
+
+class SubPools:
+    """The sub-pools of one pool.
+
+    Arguments:
+        held: what the pool has lent.
+        on_left: called with what a sub-pool held that was collected.  It is called by the garbage
+            collector, in any thread: it must only take a note.
+    """
+
+    __slots__ = ("__weakref__", "_held", "_left", "_sub_pools")
+
+    def __init__(self, held: Holders[Any], on_left: Callable[[Any], object]) -> None:
+        def left(held_by: weakref.ref[Any]) -> None:
+            assert isinstance(held_by, SubPoolRef)
+            on_left(held_by.item)
+
+        self._held = held
+        self._left = left
+        self._sub_pools: list[weakref.ref[Any]] = []
+
+    def assign(self, item: Any, sub_pool: SubPool) -> None:
+        """Make *sub_pool* the holder of *item*, whoever had it."""
+        held_by = SubPoolRef(sub_pool, self._left)
+        held_by.item = item
+        self._held[id(item)] = (item, held_by, monotonic())
+        if sub_pool not in self.all():
+            self._sub_pools = [weakref.ref(each) for each in (*self.all(), sub_pool)]
+
+    def all(self) -> list[Any]:
+        """Return those that there are."""
+        return [sub_pool for each in self._sub_pools if (sub_pool := each()) is not None]
+
+    def has(self, item: Any) -> bool:
+        """Return whether a sub-pool has *item*, or had it when it was collected."""
+        entry = self._held.get(id(item))
+        return entry is not None and type(entry[1]) is SubPoolRef
+
+    def kept(self) -> int:
+        """Return the number of items that nobody uses."""
+        return sum(sub_pool.kept for sub_pool in self.all())
+
+    def reclaim(self) -> bool:
+        """Have one of them given back; False when there is none.  Never switches."""
+        return any(sub_pool.give_up() for sub_pool in self.all())
+
+    def holders(self) -> list[tuple[str, float]]:
+        """Return who uses an item of the pool or of a sub-pool, and for how long; the longest first."""
+        own = {key: entry for key, entry in self._held.items() if type(entry[1]) is not SubPoolRef}
+        found = Holders(own).oldest_first()
+        for sub_pool in self.all():
+            found += sub_pool.holders()
+        return sorted(found, key=lambda entry: -entry[1])
+
+
+#: A greenlet that waits, and since when if it does so without a timeout.
+Waiter = tuple[weakref.ref[greenlet], float | None]
+
+
+class WaitingLine(Generic[T]):
+    """Those who wait for an item of a pool, in the order of their arrival.
+
+    Arguments:
+        patience: seconds; when somebody without a timeout has waited for so long,
+        ring: is called in the hub, once until nobody waits any more.  It must not switch.
+    """
+
+    __slots__ = ("_has_rung", "_patience", "_ring", "_timer", "waiters")
+
+    def __init__(self, patience: float, ring: Callable[[], object]) -> None:
+        #: In the order in which they came.  Who leaves, leaves at once.
+        self.waiters: OrderedDict[Slot[T], Waiter] = OrderedDict()
+        self._patience = patience
+        self._ring = ring
+        self._timer: Any = None
+        self._has_rung = False
+
+    def enter(self, is_endless: bool) -> Slot[T]:
+        """Stand at the end.  The caller's greenlet waits on what is returned, and then leaves.
+
+        Arguments:
+            is_endless: it will wait without a timeout.
+        """
+        slot: Slot[T] = Slot()
+        self.waiters[slot] = (weakref.ref(getcurrent()), monotonic() if is_endless else None)
+        if is_endless and self._timer is None and not self._has_rung:
+            self._start(self._patience)
+        return slot
+
+    def leave(self, slot: Slot[T]) -> None:
+        """Nobody waits on it any more, whatever became of it."""
+        self.waiters.pop(slot, None)
+        if not self.waiters:
+            self.rest()
+
+    def offer(self, thing: T) -> weakref.ref[greenlet] | None:
+        """Give *thing* to the first who takes it and return that one; None: nobody.  Never switches."""
+        waiters = self.waiters
+        while waiters:
+            slot, waiter = waiters.popitem(False)
+            if slot.offer(thing):
+                return waiter[0]
+        return None
+
+    def fail(self, exc: BaseException) -> None:
+        """Raise *exc* in all who wait.  Never switches."""
+        while self.waiters:
+            self.waiters.popitem(last=False)[0].fail(exc)
+
+    def rest(self) -> None:
+        """Nobody waits any more: stop the clock."""
+        self._has_rung = False
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _start(self, seconds: float) -> None:
+        self._timer = get_hub().loop.timer(seconds, ref=False)
+        self._timer.start(self._look)
+
+    def _look(self) -> None:
+        # In the hub.  Those with a timeout get an error soon enough.
+        self.rest()
+        since = next((since for _, since in self.waiters.values() if since is not None), None)
+        if since is None:
+            return
+        left = since + self._patience - monotonic()
+        if left > 0.001:
+            self._start(left)
+        else:
+            self._has_rung = True
+            self._ring()
 
 
 class FairPool(Generic[T]):
@@ -134,7 +328,7 @@ class FairPool(Generic[T]):
         self._idle: list[T] = []
         self._held: Holders[T] = Holders()
         self._reserved = 0
-        self._line: Line[T | _Permit] = Line(self._warn_after, self._warn)
+        self._line: WaitingLine[T | _Permit] = WaitingLine(self._warn_after, self._warn)
         self._waiters = self._line.waiters
         self.sub_pools = SubPools(self._held, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
@@ -461,7 +655,7 @@ class FairPool(Generic[T]):
         # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
             item, place = self._lost.popleft()
-            by = sentence(self._held.of(item))
+            by = _sentence(self._held.of(item))
             is_of_sub_pool = self.sub_pools.has(item)
             if self.release(item) and not is_of_sub_pool:
                 where = (
@@ -489,5 +683,22 @@ class FairPool(Generic[T]):
     def _complaint(self, timeout: float | None) -> str:
         within = "" if timeout is None else f" within {timeout:.1f} s"
         text = f"pool {self.name!r}: none free{within} ({self._usage()})"
-        held_by = sentence(self.holders())
+        held_by = _sentence(self.holders())
         return f"{text}; {held_by}" if held_by else text
+
+
+def _sentence(entries: list[tuple[str, float]]) -> str:
+    """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held."""
+    if not entries:
+        return ""
+    named = [f"{name!r} for {age:.1f} s" for name, age in entries[:NAMED]]
+    more = f" and {len(entries) - NAMED} more" if len(entries) > NAMED else ""
+    return f"held by {', '.join(named)}{more}"
+
+
+def _name(holder: Any) -> str:
+    if holder is None or getattr(holder, "dead", False):
+        return "a greenlet that has ended"
+    if holder.parent is None:
+        return "main"
+    return str(getattr(holder, "name", None) or f"greenlet-{id(holder):x}")
