@@ -195,7 +195,7 @@ POOL_OWN = {
     "facade",
     "forget",
     "is_alive",
-    "let",
+    "lend_to_pool",
     "new",
     "prepare",
     "release",
