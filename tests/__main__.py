@@ -26,15 +26,27 @@ from tests.brokers.environment import (
     AMQP_CTL,
     AMQP_URL,
     COUCHDB_URL,
+    FULL,
     REDIS_URL,
     REQUIRE,
     are_required,
+    is_full,
 )
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import DATABASES, RedisServer
-from tests.shares import SHARE, Costs, chosen_files, divide, known_costs, note_costs, seconds_of
+from tests.shares import (
+    NOBODY,
+    SHARE,
+    Costs,
+    chosen_files,
+    divide,
+    is_core,
+    known_costs,
+    note_costs,
+    seconds_of,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY = "GREENCONN_TEST_SUMMARY"
@@ -88,6 +100,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--plain-only", action="store_true", help="only the plain processes")
     only.add_argument("--patched-only", action="store_true", help="only the patched processes")
+    add(
+        "--full",
+        action="store_true",
+        default=is_full(),
+        help=f"also what only continuous integration needs; also {FULL}=1, or when files are named",
+    )
+    add(
+        "--core",
+        action="store_true",
+        help="only what may depend on the version of Python or on whether the process is patched",
+    )
     add("--long", action="store_true", help="the full sizes of the requirements")
     add("--seed", type=int, help="the order of the tests; printed by each run")
     add(
@@ -97,6 +120,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=PROCESSES,
         help=f"processes of each kind; {PROCESSES}, or fewer for few tests",
     )
+    add("--durations", type=int, default=0, help="the slowest tests to show, and the slowest files")
     add("--learn", action="store_true", help="note what each file takes, for later runs")
     add(
         "--require-brokers",
@@ -104,7 +128,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=are_required(),
         help=f"fail when a broker is missing; also {REQUIRE}=1 or CI=true",
     )
-    return parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    options.full = options.full or names_files(rest)
+    return options, rest
 
 
 @dataclass(frozen=True)
@@ -129,6 +155,7 @@ class Outcome:
     failures: list[str]
     quarantined: list[str]
     took: Costs
+    durations: list[tuple[str, float, float]]
 
 
 @dataclass
@@ -176,16 +203,24 @@ class Run:
         self._began_at = time.monotonic()
         self._seed = random.randrange(2**32) if options.seed is None else options.seed
         kinds = [kind for kind in COMMANDS if not getattr(options, f"{other_of(kind)}_only")]
-        parts = [part for kind in kinds for part in self._divide(kind)]
+        # The patched processes repeat the core of what the plain ones run.
+        repeats_core = not options.full and len(kinds) > 1
+        parts = [
+            part
+            for kind in kinds
+            for part in self._divide(kind, options.core or (repeats_core and kind == "patched"))
+        ]
         self._environments: dict[Part, dict[str, str]] = {part: {} for part in parts}
         self._rabbitmq: RabbitMQ | None = None
 
-    def _divide(self, kind: str) -> list[Part]:
+    def _divide(self, kind: str, is_core_only: bool) -> list[Part]:
         """Write down which of the *kind*'s processes runs which files."""
-        files, costs = chosen_files(self._rest), known_costs(kind)
+        chosen, costs = chosen_files(self._rest), known_costs(kind)
+        files = [file for file in chosen if is_core(file)] if is_core_only else chosen
         worth = 1 + int(seconds_of(files, costs) / WORTH)
-        count = min(self._options.processes, worth, len(files) or 1)
-        self._shares(kind).write_text(json.dumps(divide(files, costs, count)))
+        count = min(self._options.processes, worth, len(files))
+        numbers = dict.fromkeys(chosen, NOBODY) | divide(files, costs, count)
+        self._shares(kind).write_text(json.dumps(numbers))
         return [Part(kind, number, count) for number in range(count)]
 
     def _shares(self, kind: str) -> Path:
@@ -267,6 +302,8 @@ class Run:
             command.append("--color=yes")
         if self._options.long:
             command.append("--long")
+        if self._options.full:
+            command.append("--full")
         environment = {
             **os.environ,
             **self._environments[part],
@@ -330,9 +367,31 @@ class Run:
             print(f"{side.name + ':':<11}{in_words(outcome.numbers)} ({ended})")
             for kind in KINDS:
                 total[kind] += outcome.numbers[kind]
+        self._report_durations(outcomes)
+        if not self._options.full:
+            print("--full runs what only continuous integration needs, too")
         print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
         return code if code >= 0 else 128 - code
+
+    def _report_durations(self, outcomes: list[tuple[Side, Outcome | None]]) -> None:
+        """Show the slowest tests and files of all processes."""
+        tests = []
+        files: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for side, outcome in outcomes:
+            for name, took, cpu in outcome.durations if outcome is not None else ():
+                tests.append((took, cpu, f"{side.part.kind + ':':<8} {name}"))
+                file = files[f"{side.part.kind + ':':<8} {name.partition('::')[0]}"]
+                file[0] += took
+                file[1] += cpu
+        for what, rows in (
+            ("tests", tests),
+            ("files", [(took, cpu, name) for name, (took, cpu) in files.items()]),
+        ):
+            if count := self._options.durations:
+                print(f"Slowest {what}: seconds, of the processor, name")
+                for took, cpu, name in sorted(rows, reverse=True)[:count]:
+                    print(f"{took:8.2f} {cpu:8.2f}  {name}")
 
     def _learn(self, sides: list[Side]) -> None:
         """Note what the files took, for later runs."""
@@ -351,6 +410,12 @@ def other_of(name: str) -> str:
 def in_words(numbers: dict[str, int]) -> str:
     """The numbers as the closing line has them."""
     return ", ".join(f"{numbers[kind]} {kind}" for kind in KINDS)
+
+
+def names_files(rest: list[str]) -> bool:
+    """Return whether the user named a file or a test of one: it runs, whatever needs it."""
+    paths = [Path(each.partition("::")[0]) for each in rest if not each.startswith("-")]
+    return any(path.suffix == ".py" and (ROOT / path).is_file() for path in paths)
 
 
 def needs_brokers(rest: list[str]) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 import uuid
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,12 +42,17 @@ summary = pytest.StashKey["str | None"]()
 share = pytest.StashKey["Share | None"]()
 #: Seconds that the tests of each file took.
 _took: defaultdict[str, float] = defaultdict(float)
+#: Each test's node id, its seconds, and those of the processor, with the children that it ended.
+_durations: list[tuple[str, float, float]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--long``."""
+    """Add ``--long`` and ``--full``."""
     parser.addoption(
         "--long", action="store_true", help="run the tests in the full size of the requirements"
+    )
+    parser.addoption(
+        "--full", action="store_true", help="run also what only continuous integration needs"
     )
 
 
@@ -72,15 +79,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not this process's, and the tests marked ``long`` unless ``--long`` was given.
+    """Leave out what is not this process's, and what is marked ``full`` or ``long`` without that option.
 
-    One that takes the fixture ``long`` has a short size too, so it runs always.
+    A test that takes the fixture ``long`` has a short size too, so it runs always.
     """
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
         others = [item for item in items if not mine.has(item.path)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if mine.has(item.path)]
     quarantine(items)
+    if not config.getoption("--full"):
+        left = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -102,6 +113,20 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note what its file takes."""
     _took[report.location[0]] += report.duration
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Note what the test takes with its fixtures."""
+    began_at, cpu = time.monotonic(), cpu_time()
+    result = yield
+    _durations.append((item.nodeid, time.monotonic() - began_at, cpu_time() - cpu))
+    return result
+
+
+def cpu_time() -> float:
+    """Return the processor's seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def pytest_terminal_summary(
@@ -126,7 +151,13 @@ def pytest_terminal_summary(
         for report in stats.get("xfailed", ())
         if report.wasxfail.startswith(PREFIX)
     ]
-    outcome = {"numbers": numbers, "failures": failures, "quarantined": quarantined, "took": _took}
+    outcome = {
+        "numbers": numbers,
+        "failures": failures,
+        "quarantined": quarantined,
+        "took": _took,
+        "durations": _durations,
+    }
     with open(path, "w", encoding="utf-8") as file:
         json.dump(outcome, file)
 

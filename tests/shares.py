@@ -10,14 +10,17 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 __all__ = [
     "COSTS",
+    "NOBODY",
     "SHARE",
     "Share",
     "chosen_files",
     "divide",
+    "is_core",
     "known_costs",
     "note_costs",
     "seconds_of",
@@ -28,6 +31,26 @@ ROOT = Path(__file__).resolve().parent.parent
 COSTS = Path(__file__).with_name("costs.json")
 #: Names the share of a process: the number, a colon, and the file with everybody's.
 SHARE = "GREENCONN_TEST_SHARE"
+#: The share of a file that no process runs.
+NOBODY = -1
+#: What may depend on the version of Python and on whether the process is patched: everything without
+#: a broker, and with one the contracts that all transports keep, and the ways in which a program
+#: publishes and consumes.
+CORE = (
+    "tests/unit/*",
+    "tests/integration/test_*_contract.py",
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in (
+            "amqp_tls",
+            "connection_amqp",
+            "messaging",
+            "publishing",
+            "rpc",
+            "spawn_consumer",
+        )
+    ),
+)
 #: Seconds for a file that is not noted: new, or too quick to be.
 UNKNOWN = 1.0
 #: The least that is noted.
@@ -49,6 +72,11 @@ def chosen_files(arguments: Iterable[str]) -> list[str]:
         if file.resolve().is_relative_to(ROOT)
     }
     return sorted(found)
+
+
+def is_core(file: str) -> bool:
+    """Return whether a file, as a path from the root, is part of the core."""
+    return any(fnmatch(file, pattern) for pattern in CORE)
 
 
 def known_costs(kind: str) -> Costs:

@@ -9,12 +9,14 @@ __all__ = [
     "AMQP_URL",
     "BEANSTALK_URL",
     "COUCHDB_URL",
+    "FULL",
     "MONGODB_URL",
     "NEWER_AMQP_URL",
     "REDIS_URL",
     "REQUIRE",
     "SQS_URL",
     "are_required",
+    "is_full",
 ]
 
 #: The address of a RabbitMQ.  Given by the user: use it, and start none.
@@ -36,6 +38,8 @@ MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
 SQS_URL = "GREENCONN_TEST_SQS_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
+#: 1: all tests run, also those that only continuous integration needs.
+FULL = "GREENCONN_TEST_FULL"
 
 FALSE = ("", "0", "false", "no")
 
@@ -44,3 +48,8 @@ def are_required() -> bool:
     """Whether a missing broker is a failure; in continuous integration (``CI``) it is."""
     value = os.environ.get(REQUIRE, os.environ.get("CI", ""))
     return value.lower() not in FALSE
+
+
+def is_full() -> bool:
+    """Return whether the environment asks for all tests."""
+    return os.environ.get(FULL, "").lower() not in FALSE

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from tests.shares import SHARE, Share, chosen_files, divide, known_costs, seconds_of
+from tests.shares import (
+    CORE,
+    NOBODY,
+    SHARE,
+    Share,
+    chosen_files,
+    divide,
+    is_core,
+    known_costs,
+    seconds_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +32,15 @@ def test_each_file_has_one_share_and_all_take_about_as_long() -> None:
         shares = [[file for file in files if numbers[file] == each] for each in range(3)]
         lengths = [seconds_of(share, costs) for share in shares]
         assert max(lengths) - min(lengths) <= max(costs[file] for file in costs)
+
+
+def test_each_pattern_of_the_core_names_files() -> None:
+    files = chosen_files([])
+    for pattern in CORE:
+        assert any(fnmatch(file, pattern) for file in files), pattern
+    assert is_core("tests/unit/wire/test_acks.py")
+    assert is_core("tests/integration/test_routing_contract.py")
+    assert not is_core("tests/integration/test_benchmarks.py")
 
 
 def test_it_does_not_depend_on_the_order() -> None:
@@ -49,13 +69,18 @@ def test_the_first_share_has_what_nobody_knew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers = tmp_path / "shares"
-    numbers.write_text(json.dumps({"tests/a.py": 0, "tests/b.py": 1}))
-    known = [ROOT / "tests/a.py", ROOT / "tests/b.py", tmp_path / "test_new.py"]
+    numbers.write_text(json.dumps({"tests/a.py": 0, "tests/b.py": 1, "tests/c.py": NOBODY}))
+    known = [
+        ROOT / "tests/a.py",
+        ROOT / "tests/b.py",
+        tmp_path / "test_new.py",
+        ROOT / "tests/c.py",
+    ]
     has = []
     for number in range(2):
         monkeypatch.setenv(SHARE, f"{number}:{numbers}")
         share = Share.taken()
         assert share is not None
         has.append([share.has(file) for file in known])
-    assert has == [[True, False, True], [False, True, False]]
+    assert has == [[True, False, True, False], [False, True, False, False]]
     assert Share.taken() is None  # who is started from here runs what it is told
