@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -27,6 +29,10 @@ START_TIMEOUT = 90.0
 CTL_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
 STEP = 0.05
+#: Bytes that the broker may use.
+MEMORY_LIMIT = 2_000_000_000
+#: Numbers the programs that this process started.
+_calls = itertools.count(1)
 #: More disk than there is.
 ENDLESS = "1000000GB"
 
@@ -120,22 +126,20 @@ class RabbitMQHandle:
         Raises:
             RuntimeError: it failed or did not end within *timeout* seconds.
         """
-        return self._run("rabbitmqctl", arguments, timeout)
+        return self._output([str(self._tools / "rabbitmqctl"), "--quiet", *arguments], timeout)
 
-    def diagnose(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
-        """Run ``rabbitmq-diagnostics``, as :meth:`ctl` does.  May switch."""
-        return self._run("rabbitmq-diagnostics", arguments, timeout)
-
-    def _run(self, tool: str, arguments: tuple[str, ...], timeout: float) -> str:
-        number = f"{os.getpid()}-{time.monotonic_ns()}"
-        output = self.directory / f"ctl-{number}"
-        with open(output, "wb") as file:
+    def _output(self, command: list[str], timeout: float, given: str = "") -> str:
+        """Run a program, which is given a text, and return its output."""
+        name = f"ctl-{os.getpid()}-{next(_calls)}"
+        source, output = self.directory / f"{name}-in", self.directory / name
+        source.write_text(given)
+        with open(source, "rb") as input_file, open(output, "wb") as output_file:
             child = subprocess.Popen(
-                [str(self._tools / tool), "--quiet", *arguments],
+                command,
                 env=self.environment,
                 cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdin=input_file,
+                stdout=output_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -146,33 +150,75 @@ class RabbitMQHandle:
                 send(child.pid, signal.SIGKILL)
                 child.wait()
         text = output.read_text(errors="replace")
+        source.unlink()
         output.unlink()
         if not has_ended or child.returncode:
             how = f"code {child.returncode}" if has_ended else f"no end within {timeout} s"
-            raise RuntimeError(f"{tool} {' '.join(arguments)}: {how}: {text}")
+            raise RuntimeError(f"{shlex.join(command)}: {how}: {text}")
         return text
+
+    def evaluate(self, expression: str, timeout: float = CTL_TIMEOUT) -> str:
+        """Evaluate an Erlang expression in the broker and return its value as text.  May switch.
+
+        ``erl_call`` takes milliseconds, ``rabbitmqctl`` half a second of the processor: it starts an
+        Erlang and loads Elixir.  It is only asked where Erlang came without ``erl_call``.
+
+        Raises:
+            RuntimeError: it failed or did not end within *timeout* seconds.
+        """
+        program = shutil.which("erl_call", path=self.environment["PATH"])
+        if program is None:
+            return self.ctl("eval", f"{expression}.", timeout=timeout).strip()
+        node, cookie = self.environment["RABBITMQ_NODENAME"], self.directory / ".erlang.cookie"
+        # The broker refuses a second one of the same name.
+        name = f"test{os.getpid()}x{next(_calls)}"
+        command = [program, "-h", name, "-n", node, "-c", cookie.read_text(), "-e"]
+        text = self._output(command, timeout, f"{expression}.\n")
+        if not (text.startswith("{ok, ") and text.endswith("}")):
+            raise RuntimeError(f"{expression}: {text}")
+        return text.removeprefix("{ok, ").removesuffix("}")
+
+    def _call(self, call: str, timeout: float = CTL_TIMEOUT) -> None:
+        """Evaluate a call that says ``ok``."""
+        if (value := self.evaluate(call, timeout)) != "ok":
+            raise RuntimeError(f"{call}: {value}")
 
     def add_vhost(self, name: str) -> str:
         """Make a virtual host that ``guest`` may use; returns its address.  May switch."""
-        self.ctl("add_vhost", name)
-        self.ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        vhost, user, all_names = binary(name), binary("guest"), binary(".*")
+        self._call(f"rabbit_vhost:add({vhost}, {user})")
+        names = ", ".join([all_names] * 3)
+        self._call(
+            f"rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {names}, {user})"
+        )
         return self.url_of(name)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with all that is in it.  May switch."""
+        self._call(f"rabbit_vhost:delete({binary(name)}, {binary('guest')})")
+
+    def close_connections(self, reason: str) -> None:
+        """Have the broker close all connections.  May switch."""
+        close = f"fun(C) -> rabbit_networking:close_connection(C, {binary(reason)}) end"
+        self._call(f"lists:foreach({close}, rabbit_networking:connections())")
 
     def stop_app(self) -> None:
         """Stop the broker inside its process: all connections end in order.  May switch."""
-        self.ctl("stop_app")
+        self._call("rabbit:stop()")
 
     def start_app(self) -> None:
         """Start the broker inside its process again.  May switch."""
-        self.ctl("start_app")
+        self._call("rabbit:start()")
 
     def set_memory_alarm(self, is_on: bool) -> None:
         """Make the broker block all publishing connections, or unblock them.  May switch."""
-        self.ctl("set_vm_memory_high_watermark", "absolute", "1" if is_on else "2GB")
+        limit = 1 if is_on else MEMORY_LIMIT
+        self._call(f"vm_memory_monitor:set_vm_memory_high_watermark({{absolute, {limit}}})")
 
     def set_disk_alarm(self, is_on: bool) -> None:
         """The same for want of disk, whatever is free.  May switch."""
-        self.ctl("set_disk_free_limit", ENDLESS if is_on else DISK_FREE_LIMIT)
+        limit = ENDLESS if is_on else DISK_FREE_LIMIT
+        self._call(f"rabbit_disk_monitor:set_disk_free_limit({json.dumps(limit)})")
 
 
 class RabbitMQ(RabbitMQHandle):
@@ -234,18 +280,25 @@ class RabbitMQ(RabbitMQHandle):
             )
         )
 
-    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
-        """Run ``rabbitmqctl``, and note what :meth:`mend` has to undo.  May switch."""
-        if arguments[:1] == ("stop_app",):
-            self._is_app_stopped = True
-        if arguments[:1] == ("set_vm_memory_high_watermark",):
-            self._has_memory_alarm = arguments[-1] == "1"
-        if arguments[:1] == ("set_disk_free_limit",):
-            self._has_disk_alarm = arguments[-1] == ENDLESS
-        text = super().ctl(*arguments, timeout=timeout)
-        if arguments[:1] == ("start_app",):
-            self._is_app_stopped = False
-        return text
+    def stop_app(self) -> None:
+        """Stop the broker inside its process; :meth:`mend` starts it.  May switch."""
+        self._is_app_stopped = True
+        super().stop_app()
+
+    def start_app(self) -> None:
+        """Start the broker inside its process again.  May switch."""
+        super().start_app()
+        self._is_app_stopped = False
+
+    def set_memory_alarm(self, is_on: bool) -> None:
+        """Make the broker block all publishing connections; :meth:`mend` unblocks them.  May switch."""
+        self._has_memory_alarm = is_on
+        super().set_memory_alarm(is_on)
+
+    def set_disk_alarm(self, is_on: bool) -> None:
+        """The same for want of disk.  May switch."""
+        self._has_disk_alarm = is_on
+        super().set_disk_alarm(is_on)
 
     @property
     def is_running(self) -> bool:
@@ -351,6 +404,11 @@ class RabbitMQ(RabbitMQHandle):
             self._keeper.end(self._epmd)
             self._epmd = None
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def binary(text: str) -> str:
+    """Return *text* as an Erlang binary."""
+    return f"<<{','.join(map(str, text.encode()))}>>"
 
 
 def _answers(port: int) -> bool:

@@ -108,7 +108,7 @@ def _path(directory: Path, programs: Programs) -> str:
     system = ["/usr/local/bin", "/usr/bin", "/bin", "/opt/homebrew/bin"]
     if programs.root is None:
         erl = shutil.which("erl")
-        return os.pathsep.join([str(Path(erl).parent), *system] if erl else system)
+        return os.pathsep.join([*_erlang_folders(Path(erl)), *system] if erl else system)
     erlang = programs.root / "usr/lib/erlang"
     binaries = next(iter(sorted(erlang.glob("erts-*/bin"))), None)
     if binaries is None:
@@ -119,3 +119,10 @@ def _path(directory: Path, programs: Programs) -> str:
     program.write_text(ERL.format(erlang=erlang, binaries=binaries))
     program.chmod(0o755)
     return os.pathsep.join([str(folder), str(binaries), *system])
+
+
+def _erlang_folders(erl: Path) -> list[str]:
+    """Return the folders with an installed Erlang's programs."""
+    root = erl.resolve().parents[1]
+    found = [erl.parent, *root.glob("erts-*/bin"), *root.glob("lib/erl_interface-*/bin")]
+    return list(map(str, found))

@@ -45,7 +45,7 @@ def restart_app(broker: RabbitMQ) -> None:
 def kill(broker: RabbitMQ) -> None:
     """The broker is killed at once (SIGKILL), and begins again on its data."""
     # It may have noted a queue that was declared within the last second in memory alone.
-    broker.ctl("eval", "mnesia:dump_log().")
+    broker.evaluate("mnesia:dump_log()")
     broker.kill()
     broker.start()
 

@@ -252,7 +252,7 @@ def test_a_refused_login_is_final_and_a_full_virtual_host_is_waited_for(
         rabbitmq.ctl("clear_vhost_limits", "-p", unique)
         waiting.get(timeout=SOON)
         assert connection.connected
-    rabbitmq.ctl("delete_vhost", unique)
+    rabbitmq.delete_vhost(unique)
     with Connection(url) as connection, pytest.raises(NotAllowed, match="not found"):
         connection.ensure_connection(timeout=SOON)
 

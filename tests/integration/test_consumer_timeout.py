@@ -29,8 +29,8 @@ def until(condition: Callable[[], object], timeout: float = CAME) -> None:
 @pytest.fixture
 def impatient(own_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
     """A broker whose new channels wait for answers half a second."""
-    before = '{ok, T} = application:get_env(rabbit, consumer_timeout), io:format(<<"~w">>, [T]).'
-    default = own_rabbitmq.ctl("eval", before).split()[0].removesuffix("ok")
+    before = "element(2, application:get_env(rabbit, consumer_timeout))"
+    default = own_rabbitmq.evaluate(before)
     _set(own_rabbitmq, consumer_timeout=TIMEOUT, channel_tick_interval=100)
     yield own_rabbitmq
     _set(own_rabbitmq, consumer_timeout=default, channel_tick_interval=60000)
@@ -38,7 +38,7 @@ def impatient(own_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
 
 def _set(broker: RabbitMQ, **settings: object) -> None:
     sets = (f"application:set_env(rabbit, {name}, {value})" for name, value in settings.items())
-    broker.ctl("eval", f"{', '.join(sets)}.")
+    broker.evaluate(", ".join(sets))
 
 
 @pytest.fixture

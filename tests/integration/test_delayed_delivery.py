@@ -34,7 +34,7 @@ kombu_module: Any = native_delayed_delivery
 def vhost(rabbitmq: RabbitMQHandle, unique: str) -> Iterator[str]:
     """The address of a virtual host of the test's own: a layout has many queues."""
     yield rabbitmq.add_vhost(unique)
-    rabbitmq.ctl("delete_vhost", unique)
+    rabbitmq.delete_vhost(unique)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ POLICY = {"max_retries": None, "interval_start": 0, "interval_step": 0.1, "inter
 
 def cut(broker: RabbitMQ) -> None:
     """All connections are closed by the broker, which stays."""
-    broker.ctl("close_all_connections", "by the test")
+    broker.close_connections("by the test")
 
 
 def restart_app(broker: RabbitMQ) -> None:
@@ -47,7 +47,7 @@ def restart_app(broker: RabbitMQ) -> None:
 def kill(broker: RabbitMQ) -> None:
     """Its process is killed, and started again on its data."""
     # It may have noted a queue that was declared within the last second in memory alone.
-    broker.ctl("eval", "mnesia:dump_log().")
+    broker.evaluate("mnesia:dump_log()")
     broker.kill()
     gevent.sleep(0.3)
     broker.start()
@@ -314,7 +314,7 @@ def at_work(broker: RabbitMQ, name: str) -> Iterator[list[Work]]:
 @pytest.mark.parametrize(
     "fault",
     [
-        "cut",
+        pytest.param("cut", marks=pytest.mark.full),
         "kill",
         pytest.param("restart_app", marks=pytest.mark.long),
         pytest.param("freeze", marks=pytest.mark.long),
@@ -450,7 +450,9 @@ def test_what_was_declared_is_known_for_one_life(relay: Relay, unique: str) -> N
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in (2, 3))]
+)
 def test_a_link_that_is_cut_again_and_again(
     relay: Relay, unique: str, seed: int, long: bool
 ) -> None:

@@ -34,7 +34,7 @@ def name(unique: str) -> Name:
 
 def cut(broker: RabbitMQ) -> None:
     """Have the broker close all connections."""
-    broker.ctl("close_all_connections", "by the test")
+    broker.close_connections("by the test")
 
 
 def cut_and_wait(broker: RabbitMQ, connection: Connection) -> None:

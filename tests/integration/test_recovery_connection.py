@@ -338,7 +338,7 @@ def test_a_virtual_host_that_is_gone(rabbitmq: RabbitMQHandle, unique: str) -> N
         assert consumer.wait_ready(SOON)
         consuming(connection, "other")
         connection.on_connection_lost.append(heard.append)
-        rabbitmq.ctl("delete_vhost", unique)
+        rabbitmq.delete_vhost(unique)
         until(lambda: heard, SOON)
         errors: list[type[BaseException]] = []
         with gevent.Timeout(SOON):
@@ -354,7 +354,7 @@ def test_a_virtual_host_that_is_gone(rabbitmq: RabbitMQHandle, unique: str) -> N
         connection.ensure_connection(max_retries=3, interval_start=0.1)
         with Connection(url) as other:
             settled(other, "other")
-    rabbitmq.ctl("delete_vhost", unique)
+    rabbitmq.delete_vhost(unique)
 
 
 # Blocked

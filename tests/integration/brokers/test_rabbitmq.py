@@ -20,11 +20,22 @@ def greets(broker: RabbitMQHandle, timeout: float = 30.0) -> bool:
         return False
 
 
+def alarms(broker: RabbitMQHandle) -> str:
+    """Return the alarms that are set, as a list of Erlang."""
+    return broker.evaluate("rabbit_alarm:get_local_alarms()")
+
+
+def vhosts(broker: RabbitMQHandle) -> str:
+    """Return the names of the virtual hosts, as a list of Erlang."""
+    return broker.evaluate("[binary_to_list(Name) || Name <- rabbit_vhost:list_names()]")
+
+
 def test_the_shared_one_answers(rabbitmq: RabbitMQHandle) -> None:
     assert greets(rabbitmq)
-    assert "/" in rabbitmq.ctl("list_vhosts").splitlines()
+    assert '"/"' in vhosts(rabbitmq)
 
 
+@pytest.mark.full
 def test_the_app_stops_and_starts(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.stop_app()
     assert not greets(own_rabbitmq)
@@ -32,6 +43,7 @@ def test_the_app_stops_and_starts(own_rabbitmq: RabbitMQ) -> None:
     assert greets(own_rabbitmq)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill])
 def test_its_data_stay(own_rabbitmq: RabbitMQ, unique: str, end: object) -> None:
     url = own_rabbitmq.add_vhost(unique)
@@ -42,9 +54,10 @@ def test_its_data_stay(own_rabbitmq: RabbitMQ, unique: str, end: object) -> None
     assert not greets(own_rabbitmq)
     own_rabbitmq.start()
     assert greets(own_rabbitmq)
-    assert unique in own_rabbitmq.ctl("list_vhosts").splitlines()
+    assert unique in vhosts(own_rabbitmq)
 
 
+@pytest.mark.full
 def test_a_paused_one_is_silent(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.pause()
     assert not greets(own_rabbitmq, timeout=0.3)
@@ -52,30 +65,43 @@ def test_a_paused_one_is_silent(own_rabbitmq: RabbitMQ) -> None:
     assert greets(own_rabbitmq)
 
 
+@pytest.mark.full
 def test_the_memory_alarm(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_memory_alarm(True)
-    with pytest.raises(RuntimeError, match="check_local_alarms"):
-        own_rabbitmq.diagnose("check_local_alarms")
+    assert "resource_limit" in alarms(own_rabbitmq)
     own_rabbitmq.set_memory_alarm(False)
-    own_rabbitmq.diagnose("check_local_alarms")
+    assert alarms(own_rabbitmq) == "[]"
 
 
 @pytest.mark.long
 def test_the_disk_alarm(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_disk_alarm(True)
-    with pytest.raises(RuntimeError, match="check_local_alarms"):
-        own_rabbitmq.diagnose("check_local_alarms")
+    assert "resource_limit" in alarms(own_rabbitmq)
     own_rabbitmq.mend()
-    own_rabbitmq.diagnose("check_local_alarms")
+    assert alarms(own_rabbitmq) == "[]"
 
 
+@pytest.mark.full
 def test_mending_undoes_everything(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_memory_alarm(True)
     own_rabbitmq.stop_app()
     own_rabbitmq.pause()
     own_rabbitmq.mend()
     assert greets(own_rabbitmq)
-    own_rabbitmq.diagnose("check_local_alarms")
+    assert alarms(own_rabbitmq) == "[]"
+
+
+def test_virtual_hosts_come_and_go(rabbitmq: RabbitMQHandle, unique: str) -> None:
+    rabbitmq.add_vhost(unique)
+    assert unique in rabbitmq.ctl("list_vhosts").splitlines()
+    rabbitmq.delete_vhost(unique)
+    assert unique not in vhosts(rabbitmq)
+
+
+def test_a_refused_call_says_why(rabbitmq: RabbitMQHandle) -> None:
+    assert rabbitmq.evaluate("1 + 1") == "2"
+    with pytest.raises(RuntimeError, match=r"no:body\(\): (?s:.*)undef"):
+        rabbitmq.evaluate("no:body()")
 
 
 def test_a_refused_command_says_why(own_rabbitmq: RabbitMQ) -> None:

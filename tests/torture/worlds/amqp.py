@@ -57,7 +57,7 @@ class AmqpWorld(Proxied):
 
     def kill(self, fault: Fault) -> None:
         """The same for the queue that was deleted, and declared again just now."""
-        self._broker.ctl("eval", "mnesia:dump_log().")
+        self._broker.evaluate("mnesia:dump_log()")
         super().kill(fault)
 
     def memory_alarm(self, fault: Fault) -> None:
