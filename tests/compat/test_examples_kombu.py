@@ -29,7 +29,10 @@ def printed(outcome: Outcome, library: str) -> list[str]:
     return [line.replace(library, "LIBRARY") for line in outcome.output.splitlines()]
 
 
-@pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
+@pytest.mark.parametrize(
+    "broker",
+    ["amqp", *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis"))],
+)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_it_runs_alike(
     program: str, broker: str, unique: str, request: pytest.FixtureRequest

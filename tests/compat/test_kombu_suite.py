@@ -9,7 +9,7 @@ from tests.compat.kombu_suite.source import SDIST, NoSource
 
 pytest.importorskip("kombu")
 
-pytestmark = [pytest.mark.programs, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(600)]
 
 
 def test_kombus_own_tests_pass_but_for_those_on_the_list() -> None:

@@ -203,6 +203,7 @@ def test_over_memory_as_on_rabbitmq(program: Program, amqp_url: str) -> None:
     assert as_memory(ours) == as_memory(kombus(program, amqp_url))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "program",
     [each for each in PROGRAMS if each not in ONLY_AMQP and each not in NOT_REDIS],
@@ -213,6 +214,7 @@ def test_on_redis_as_on_rabbitmq(program: Program, redis_url: str, amqp_url: str
     assert as_memory(ours) == as_memory(kombus(program, amqp_url))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "program",
     [each for each in PROGRAMS if each not in ONLY_AMQP and each not in NOT_KOMBUS_MEMORY],

@@ -16,6 +16,19 @@ from tests.integration.processes import ROOT
 
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
+_SLOW = {name for name, kind in KINDS.items() if kind.is_slow}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to ``--full`` what is no test of the table, over stand-ins that are slow."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.originalname in _SHOWN:
+            continue
+        names = getattr(item, "callspec", None) and item.callspec.params
+        name = names and (names.get("side") or names.get("broker_kind"))
+        if name in _SLOW:
+            item.add_marker(pytest.mark.full)
 
 
 @pytest.fixture(params=list(KINDS))

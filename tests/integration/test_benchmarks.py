@@ -69,6 +69,7 @@ def outcome(
     return outcomes[broker]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("broker", BOARDS)
 def test_nothing_fails(outcome: Outcome) -> None:
@@ -76,6 +77,7 @@ def test_nothing_fails(outcome: Outcome) -> None:
     assert json.loads(outcome.output)["failures"] == {}
 
 
+@pytest.mark.full
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("broker", "rival"), PAIRS)
@@ -105,6 +107,7 @@ def test_the_table_is_printed(amqp_url: str) -> None:
     assert "greenconn" in outcome.errors  # the machine and the versions
 
 
+@pytest.mark.full
 def test_the_profile_names_modules(amqp_url: str) -> None:
     outcome = benchmarks(RABBITMQ, amqp_url, "--profile=import")
     assert outcome.code == 0, outcome.errors

@@ -37,7 +37,7 @@ EXPECTED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["amqp", "redis"])
+@pytest.fixture(scope="module", params=["amqp", pytest.param("redis", marks=pytest.mark.full)])
 def worker(
     request: pytest.FixtureRequest, amqp_url: str, redis_url: str
 ) -> Iterator[tuple[Running, dict[str, str]]]:

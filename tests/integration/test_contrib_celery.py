@@ -128,12 +128,14 @@ def test_a_warm_shutdown_lets_tasks_end(work: Callable[..., Worker]) -> None:
     assert worker.running.outcome().code == 0
 
 
+@pytest.mark.full
 def test_a_worker_without_greenlets_of_its_own_consumes(work: Callable[..., Worker]) -> None:
     worker = work(pool="solo", broker="redis")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
+@pytest.mark.full
 def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
     work: Callable[..., Worker],
 ) -> None:
@@ -145,18 +147,21 @@ def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
     other.wait_for("unlucky ended")
 
 
+@pytest.mark.full
 def test_a_worker_without_what_it_needs_not(work: Callable[..., Worker]) -> None:
     worker = work("--without-heartbeat", "--without-gossip", SCHEME="greenconn-amqp")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
+@pytest.mark.full
 def test_quorum_queues(work: Callable[..., Worker]) -> None:
     worker = work(QUORUM="1")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
+@pytest.mark.full
 def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Worker]) -> None:
     worker = work()
     program = (
@@ -166,6 +171,7 @@ def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Wor
     assert outcome.output == "23\n", outcome.errors
 
 
+@pytest.mark.full
 def test_connections_to_redis_that_were_killed(work: Callable[..., Worker]) -> None:
     """The first task of the client is sent all the same, and the worker's remote control comes back."""
     worker = work(broker="redis")

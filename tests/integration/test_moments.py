@@ -41,7 +41,12 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-@pytest.fixture(params=["amqp", "memory", "redis", "rabbitmq"])
+@pytest.fixture(
+    params=[
+        "amqp",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis", "rabbitmq")),
+    ]
+)
 def world(request: pytest.FixtureRequest, long: bool) -> Iterator[World]:
     """The scripted AMQP peer, the memory broker, Redis; and with ``--long`` RabbitMQ, too."""
     if request.param == "amqp":
@@ -71,6 +76,7 @@ def test_interrupted_at_each_switch(group: str, world: World, long: bool) -> Non
     assert points or world.name == "memory"  # many of its calls never switch
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", MENDED)
 def test_interrupted_at_each_moment(name: str) -> None:
     """Who is interrupted while something ends hears of it, and it ends all the same."""

@@ -89,6 +89,7 @@ def test_the_ledger_balances_after_a_storm_on_rabbitmq(
         check(Storm(plan, world, Greenconn, print).run())
 
 
+@pytest.mark.full
 def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) -> None:
     with closing(AmqpWorld("rabbitmq", own_rabbitmq, ("quorum",))) as world:
         outcome = Storm(
@@ -98,7 +99,13 @@ def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) 
     assert Kind.FLAP in outcome.faults
 
 
-@pytest.mark.parametrize("kinds", [{Kind.KILL_CLIENT}, {Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT}])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {Kind.KILL_CLIENT},
+        pytest.param({Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT}, marks=pytest.mark.full),
+    ],
+)
 def test_processes_that_share_a_file_are_killed(kinds: set[Kind], patched: bool) -> None:
     outcome = outcome_of("sqlite", short_plan(6 + patched, frozenset(kinds), processes=1))
     check(outcome)
@@ -168,6 +175,7 @@ def check_calm(outcome: Outcome) -> None:
     assert outcome.handled == outcome.sent
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("broker", "greenlets"), [("memory", 1), ("redis", 1000)])
 def test_crowds_of_all_sizes(broker: str, greenlets: int) -> None:
     kinds = frozenset({Kind.CUT, Kind.RESET, Kind.DELETE, Kind.INTERRUPT})

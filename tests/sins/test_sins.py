@@ -7,7 +7,7 @@ import pytest
 from tests.sins.__main__ import run
 from tests.sins.cases import CASES, Urls
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 
 @pytest.mark.parametrize("name", CASES)
