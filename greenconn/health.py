@@ -15,9 +15,8 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.session import Session, sessions_in_use
 from greenconn.session.state import SessionState
-from greenconn.worker.consumer import ConsumerGreenlet
-from greenconn.worker.roster import failures, running_consumers
-from greenconn.worker.state import ConsumerState
+from greenconn.worker.consumer import ConsumerGreenlet, failures, running_consumers
+from greenconn.worker.lifecycle import ConsumerState
 
 __all__ = ["ConnectionHealth", "ConsumerHealth", "Health", "Probes", "check"]
 
@@ -142,7 +141,7 @@ def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
         if consumer.state in _STARTING:
             consumer.wait_ready(deadline.left())
     except Exception as exc:
-        if exc is not consumer.conductor.error:  # which is told
+        if exc is not consumer.lifecycle.error:  # which is told
             raise
 
 
@@ -158,9 +157,9 @@ def _of_session(session: Session) -> ConnectionHealth:
 
 
 def _of_consumer(consumer: ConsumerGreenlet) -> ConsumerHealth:
-    error = consumer.conductor.error
+    error = consumer.lifecycle.error
     return ConsumerHealth(
-        name=consumer.conductor.plan.name or "",
+        name=consumer.lifecycle.options.name or "",
         state=consumer.state.value,
         error=None if error is None else f"{type(error).__name__}: {error}",
         stats=consumer.stats(),

@@ -24,7 +24,7 @@ from greenconn.message import Message
 from greenconn.transport import memory
 from greenconn.transport.memory.message import Message as DeliveredMessage
 from greenconn.worker import stop_consumers
-from greenconn.worker.roster import forget_failures
+from greenconn.worker.consumer import forget_failures
 
 __all__ = ["ManualClock", "MemoryBroker"]
 

@@ -29,7 +29,7 @@ from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
 from greenconn.green.hub import turn
-from greenconn.worker import roster
+from greenconn.worker import consumer
 
 __all__ = ["HubError", "HubErrors"]
 
@@ -307,7 +307,7 @@ def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         _end(left)
         texts += [f"error that was not raised: {text}" for text in unraisable]
     # A process whose consumer was refused is not ready until its namesake starts, and so for all tests.
-    roster._roster.get().failures.clear()
+    consumer._registry.get().failures.clear()
     # What a failed test leaves behind is held by its traceback.
     if texts and not _interrupted and not request.node.stash.get(has_failed, False):
         pytest.fail("the test left behind:\n  " + "\n  ".join(texts), pytrace=False)

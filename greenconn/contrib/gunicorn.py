@@ -27,9 +27,7 @@ import gevent
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.session import Session, sessions_in_use
-from greenconn.worker.consumer import ConsumerGreenlet
-from greenconn.worker.roster import running_consumers
-from greenconn.worker.spawning import stop_all
+from greenconn.worker.consumer import ConsumerGreenlet, running_consumers, stop_all
 
 __all__ = ["post_fork", "post_worker_init", "worker_exit", "worker_int"]
 
@@ -133,7 +131,7 @@ def post_fork(server: Any, worker: Any) -> None:
     """
     global _departure
     _departure = None
-    inherited = [each.conductor.plan.name for each in running_consumers()]
+    inherited = [each.lifecycle.options.name for each in running_consumers()]
     if inherited:
         server.log.warning(
             "greenconn: %d consumers were started before the fork and do not run in worker %s: start "

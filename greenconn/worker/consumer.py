@@ -1,33 +1,45 @@
-"""The greenlet that stands for a consumer."""
+"""Consumers: greenlets that call a handler with each message of a queue; those of this thread."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
+from greenconn.connection import Connection
+from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home
-from greenconn.worker.conductor import Conductor
-from greenconn.worker.plan import Plan
-from greenconn.worker.state import ConsumerState, Wish
+from greenconn.green.perhub import PerHub
+from greenconn.options import Retry
+from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
+from greenconn.worker.options import ConsumerOptions, Handler, OnError, QueueLike, checked_options
+
+__all__ = [
+    "ConsumerGreenlet",
+    "Failure",
+    "failures",
+    "forget_failures",
+    "running_consumers",
+    "spawn_consumer",
+    "stop_all",
+    "stop_consumers",
+]
 
 if TYPE_CHECKING:
-    from greenconn.connection import Connection
-
     _Greenlet = Greenlet[..., dict[str, Any]]
 else:
     _Greenlet = Greenlet
 
-__all__ = ["GRACE", "ConsumerGreenlet"]
-
 #: Seconds that ``stop`` waits, after its own time, for handlers that it has interrupted.
 GRACE: Final = 2.0
-
-
-#: What another thread is to do.
+#: Failures that are kept; the oldest are forgotten.
+FAILURES_KEPT: Final = 100
+#: The remedy for a call from another thread.
 REMEDY: Final = (
     "let that thread do it, as by gevent.get_hub().loop.run_callback_threadsafe() of its hub"
 )
@@ -47,34 +59,34 @@ class ConsumerGreenlet(_Greenlet):
     :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
     """
 
-    __slots__ = ("_home", "answers_calls", "conductor")
+    __slots__ = ("_home", "answers_calls", "lifecycle")
 
-    def __init__(self, plan: Plan, connection: Connection) -> None:
+    def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
-        self.name = f"greenconn:consumer:{plan.name}"
+        self.name = f"greenconn:consumer:{options.name}"
         self._home = Home()
-        #: Whether somebody waits for each of its messages: it is a server of ``rpc``.
+        #: Whether callers wait for its messages to be handled: it is a server of ``rpc``.
         self.answers_calls = False
         #: For the library.
-        self.conductor = Conductor(plan, connection)
-        self.rawlink(_bury)
+        self.lifecycle = ConsumerLifecycle(options, connection)
+        self.rawlink(_on_end)
 
     def _run(self) -> dict[str, Any]:
-        conductor = self.conductor
-        conductor.run()
-        if conductor.error is not None:
-            raise _as_told(conductor.error)
+        lifecycle = self.lifecycle
+        lifecycle.run()
+        if lifecycle.error is not None:
+            raise _as_told(lifecycle.error)
         return self.stats()
 
     @property
     def state(self) -> ConsumerState:
-        """Where the consumer is in its life."""
-        return self.conductor.state
+        """State of the consumer."""
+        return self.lifecycle.state
 
     @property
     def runs_here(self) -> bool:
-        """Whether the caller is one of its handlers."""
-        return self.conductor.line.runs_in(getcurrent())
+        """Whether one of its handlers is the caller."""
+        return self.lifecycle.dispatcher.runs_in(getcurrent())
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the broker has confirmed the consumer.  May switch.
@@ -91,14 +103,14 @@ class ConsumerGreenlet(_Greenlet):
             ChannelError, ConnectionError: the broker refuses it for good.
         """
         self._home.check(self, REMEDY)
-        conductor, deadline = self.conductor, Deadline(timeout)
-        while not conductor.is_confirmed:
-            if conductor.error is not None:
-                raise _as_told(conductor.error)
+        lifecycle, deadline = self.lifecycle, Deadline(timeout)
+        while not lifecycle.is_confirmed:
+            if lifecycle.error is not None:
+                raise _as_told(lifecycle.error)
             if self.ready():
                 return False
             try:
-                conductor.watch.wait(deadline)
+                lifecycle.watch.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
@@ -121,13 +133,13 @@ class ConsumerGreenlet(_Greenlet):
         """
         self._home.check(self, REMEDY)
         deadline = Deadline(timeout)
-        self.conductor.ask(Wish.STOP)
+        self.lifecycle.request(TargetState.STOPPED)
         if self.runs_here:
             return True
         self.join(deadline.left())
         if self.ready():
             return True
-        self.conductor.ask(Wish.END)
+        self.lifecycle.request(TargetState.ABORTED)
         self.join(GRACE)
         return False
 
@@ -143,16 +155,16 @@ class ConsumerGreenlet(_Greenlet):
             Whether it is paused.
         """
         self._home.check(self, REMEDY)
-        conductor, deadline = self.conductor, Deadline(timeout)
-        conductor.ask(Wish.PAUSE)
-        while conductor.is_pausing and not conductor.is_withdrawn and not self.ready():
+        lifecycle, deadline = self.lifecycle, Deadline(timeout)
+        lifecycle.request(TargetState.PAUSED)
+        while lifecycle.is_pausing and not lifecycle.is_withdrawn and not self.ready():
             try:
-                conductor.watch.wait(deadline)
+                lifecycle.watch.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
                 return False
-        return conductor.is_pausing and conductor.is_withdrawn and not self.ready()
+        return lifecycle.is_pausing and lifecycle.is_withdrawn and not self.ready()
 
     def interrupt(self, message_id: str) -> bool:
         """Interrupt the handler of one message.  Never switches.
@@ -168,12 +180,12 @@ class ConsumerGreenlet(_Greenlet):
             False: no handler of it runs here.
         """
         self._home.check(self, REMEDY)
-        return self.conductor.line.interrupt_one(message_id)
+        return self.lifecycle.dispatcher.interrupt_one(message_id)
 
     def resume(self) -> None:
         """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
         self._home.check(self, REMEDY)
-        self.conductor.resume()
+        self.lifecycle.resume()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end, as ``gevent.Greenlet.join`` does.  May switch."""
@@ -201,7 +213,7 @@ class ConsumerGreenlet(_Greenlet):
         super().kill(exception, block, timeout)
 
     def stats(self) -> dict[str, Any]:
-        """Numbers of now and since the beginning.
+        """Return numbers of now and since the beginning.
 
         Returns:
             ``state``; messages: ``received``, ``handled``, ``failed`` (handlers that raised, and bodies
@@ -209,30 +221,212 @@ class ConsumerGreenlet(_Greenlet):
             ``no_ack``: received and never handled), ``in_flight`` (begun and not answered);
             ``concurrency``; ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
         """
-        conductor = self.conductor
-        handling, line = conductor.handling, conductor.line
+        lifecycle = self.lifecycle
+        handling, dispatcher = lifecycle.handling, lifecycle.dispatcher
         return {
-            "state": conductor.state.value,
-            "received": line.received,
+            "state": lifecycle.state.value,
+            "received": dispatcher.received,
             "handled": handling.handled,
             "failed": handling.failed,
             "retried": handling.retried,
             "rejected": handling.rejected,
             "requeued": handling.requeued,
             "dropped": handling.dropped,
-            "in_flight": line.in_flight,
-            "concurrency": conductor.plan.concurrency,
-            "prefetch_count": conductor.plan.prefetch,
-            "last_delivery_age": None if line.last_at is None else monotonic() - line.last_at,
+            "in_flight": dispatcher.in_flight,
+            "concurrency": lifecycle.options.concurrency,
+            "prefetch_count": lifecycle.options.prefetch,
+            "last_delivery_age": None
+            if dispatcher.last_at is None
+            else monotonic() - dispatcher.last_at,
         }
 
 
 def _as_told(error: BaseException) -> BaseException:
-    """Without our own frames where the text says all: gevent prints it, and so does who calls get()."""
+    """Remove our own frames where the text says all: gevent and callers of get() print it."""
     is_foreseen = isinstance(error, (OSError, AMQPError, KombuError, ImportError))
     return error.with_traceback(None) if is_foreseen else error
 
 
-def _bury(consumer: ConsumerGreenlet) -> None:
+def _on_end(consumer: ConsumerGreenlet) -> None:
     # In the hub.
-    consumer.conductor.bury()
+    consumer.lifecycle.note_end()
+
+
+class Failure:
+    """A consumer that the broker refused for good.
+
+    Attributes:
+        error: class and text of the error, without its traceback, which would hold much.
+        stats: what it had done until then.
+        addresses: see ``Broker.addresses``.
+    """
+
+    __slots__ = ("addresses", "error", "stats")
+
+    def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable) -> None:
+        self.error = error
+        self.stats = stats
+        self.addresses = addresses
+
+
+class _Registry:
+    """The consumers of one thread: those that run, and those that the broker refused."""
+
+    __slots__ = ("failures", "running")
+
+    def __init__(self) -> None:
+        self.running: set[ConsumerGreenlet] = set()
+        #: By the name of the consumer.
+        self.failures: dict[str, Failure] = {}
+
+    def note_end(self, consumer: ConsumerGreenlet) -> None:
+        # In the hub.
+        self.running.discard(consumer)
+        lifecycle = consumer.lifecycle
+        if lifecycle.state is ConsumerState.FAILED:
+            error = lifecycle.error
+            self.failures[lifecycle.options.name or ""] = Failure(
+                f"{type(error).__name__}: {error}", consumer.stats(), lifecycle.addresses
+            )
+            while len(self.failures) > FAILURES_KEPT:
+                del self.failures[next(iter(self.failures))]
+
+
+_registry: Final[PerHub[_Registry]] = PerHub(_Registry)
+
+
+def _register(consumer: ConsumerGreenlet) -> None:
+    """Add *consumer* until it ends, and forget a failure of its namesake.  Never switches."""
+    registry = _registry.get()
+    registry.running.add(consumer)
+    registry.failures.pop(consumer.lifecycle.options.name or "", None)
+    consumer.rawlink(registry.note_end)
+
+
+def running_consumers() -> list[ConsumerGreenlet]:
+    """Return the consumers of this thread that have not ended.  Never switches."""
+    return list(_registry.get().running)
+
+
+def failures() -> dict[str, Failure]:
+    """Return the consumers of this thread that the broker refused for good, by name.  Never switches."""
+    return dict(_registry.get().failures)
+
+
+def forget_failures(addresses: Hashable) -> None:
+    """Forget the failures of the broker at *addresses*, which is gone.  Never switches."""
+    registry = _registry.get()
+    kept = {name: each for name, each in registry.failures.items() if each.addresses != addresses}
+    registry.failures = kept
+
+
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
+    handler: Handler,
+    *,
+    connection: Connection | str | None = None,
+    concurrency: int = 1,
+    prefetch_count: int | None = None,
+    no_ack: bool = False,
+    accept: Iterable[str] | None = None,
+    on_error: OnError = "reject",
+    retry: Retry | Mapping[str, Any] | None = None,
+    name: str | None = None,
+    **consumer_args: Any,
+) -> ConsumerGreenlet:
+    """Have *handler* called with each message of a queue.  Returns at once.
+
+    The consumer lives by itself: it survives reconnects and restarts of the broker, and nobody has
+    to drain anything.  When the handler returns, its message is acked.  When it raises, first
+    *retry*, then *on_error* decides.  A handler that acked or rejected the message itself is left
+    alone.  ``Exception`` and ``gevent.Timeout`` are failures; ``GreenletExit`` puts the message back
+    into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so, stop the consumer and end the
+    program.  Handlers may publish, declare, spawn consumers, and stop their own.
+
+    Messages that are handled when the connection is lost come again: handlers must bear being
+    called twice with one message.
+
+    Arguments:
+        queue: a name (looked up and used as it is; declared as a durable queue if it does not exist,
+            unless ``configure(declare_by_name=False)`` was said), a ``Queue`` (declared), or a list
+            of them.
+        handler: called as ``handler(body, message)``, in a greenlet that serves many messages, each
+            in a copy of the context (``contextvars``) of this call.
+        connection: shared and never closed by us; a URL; None is the default one.
+        concurrency: handlers that run at once.
+        prefetch_count: messages that may be unanswered, over all queues; default max(10,
+            2 x concurrency, number of queues).  0 is no limit: such a consumer, and one with
+            *no_ack*, gets a connection of its own.
+        no_ack: the broker forgets a message when it sends it.
+        accept: names of serializers or content types; None: all that are not disabled.
+        on_error: ``'reject'``: the message goes to the queue's dead-letter exchange, *and is gone if
+            there is none*; ``'requeue'``; or a callable ``(message, exc)``, after which a message
+            that it left unanswered is rejected.
+        retry: :class:`~greenconn.options.Retry`, or a dict of its arguments.  The message waits in
+            this process, unanswered, and the handler's place is free meanwhile.
+        name: for logs; default: the names of the queues.
+        consumer_args:
+            ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded or is
+            not accepted; default: it is rejected.
+            ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
+            once (0.5 s; None: never).
+            ``handler_timeout``: seconds after which a handler is interrupted: a failure.
+            ``batch_size``: the handler gets lists of so many bodies and messages, which are answered
+            as one; fewer after ``batch_interval`` (1 s).
+            ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: of the consumer at the broker.
+            ``passive``: the queue must exist.
+            ``offset``: where to begin in a stream: ``'first'``, ``'last'``, ``'next'``, a number, a
+            datetime, or an interval such as ``'1h'``.  After a reconnect it goes on with the first
+            message that was not handled.
+
+    Raises:
+        TypeError: an option that is not known, or a value of another type.
+        ValueError: a value out of range, or options that exclude each other.
+        WrongHub: the connection belongs to another thread.
+    """
+    given = {
+        "handler": handler,
+        "concurrency": concurrency,
+        "prefetch_count": prefetch_count,
+        "no_ack": no_ack,
+        "accept": accept,
+        "on_error": on_error,
+        "retry": retry,
+        "name": name,
+        "declares_names": declare_by_name() is not False,
+    }
+    options = checked_options(queue, given, consumer_args)
+    of_program = consuming_connection(connection)
+    _ = of_program.session.settled  # raises if it was opened in another thread
+    consumer = ConsumerGreenlet(options, of_program)
+    _register(consumer)
+    consumer.start()
+    return consumer
+
+
+def stop_consumers(timeout: float | None = None) -> bool:
+    """Stop all consumers of this thread in good order, together.  May switch.
+
+    Called by a handler it does not wait for that handler's own consumer.
+
+    Arguments:
+        timeout: seconds for all of them; None waits.
+
+    Returns:
+        False: the time was up; the handlers that were left were interrupted, and their messages given
+        back.
+    """
+    return stop_all(running_consumers(), Deadline(timeout))
+
+
+def stop_all(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bool:
+    """Stop *consumers* in good order, together; see :func:`stop_consumers`.  May switch."""
+    for consumer in consumers:
+        consumer.lifecycle.request(TargetState.STOPPED)
+    others = [each for each in consumers if not each.runs_here]
+    gevent.joinall(others, timeout=deadline.left())
+    late = [each for each in others if not each.ready()]
+    for consumer in late:
+        consumer.lifecycle.request(TargetState.ABORTED)
+    gevent.joinall(late, timeout=GRACE)
+    return not late

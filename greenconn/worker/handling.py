@@ -1,4 +1,4 @@
-"""What happens to a message: decode, handle, answer; and what becomes of it when that fails."""
+"""Handling of a message: decode it, call the handler, ack it; retry or reject it when that fails."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from greenconn.exceptions import MessageStateError
 from greenconn.green.duty import DUTY
 from greenconn.green.supervisor import spawn
 from greenconn.options import Retry
-from greenconn.worker.batch import Batch
-from greenconn.worker.line import Interrupted
-from greenconn.worker.plan import Plan
+from greenconn.worker.dispatch import Batch, Interrupted
+from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -25,28 +24,28 @@ __all__ = ["BatchHandling", "Handling"]
 
 logger = logging.getLogger("greenconn.worker")
 
-#: What a handler may raise and go on living; everything else is meant for the greenlet.
+#: Failures of a handler; whatever else it raises is meant for the greenlet.
 FAILURES: Final = (Exception, Timeout, Interrupted)
 
 
 class Handling:
-    """Runs the handler of one consumer and answers its messages.
+    """The handler of one consumer, and the acks of its messages.
 
     Whatever the handler does, each message that needs an answer gets exactly one, or its channel is
     gone and the broker delivers it again.
 
     Arguments:
-        plan: the consumer's.
-        queue_of: gives the name of a message's queue.
+        options: the consumer's.
+        queue_of: returns the name of a message's queue.
 
     Attributes:
-        put_again: has a load handled again after a delay; set by the owner.
+        retry_later: has a load handled again after a delay; set by the owner.
         on_exit: called when a handler ends the program; set by the owner.
-        has_dead_letters: whether what is rejected of a message's queue is known to be kept; set by the
-            owner.
-        is_ending: what failed is given back instead of handled again.
-        handled, failed, retried, rejected, requeued, dropped: messages; one that fails twice counts
-            twice; dropped are those that need no answer and were thrown away.
+        has_dead_letters: returns whether the queue of a message is known to have a dead-letter
+            exchange; set by the owner.
+        is_ending: while True what failed is given back instead of handled again.
+        handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
+            counts twice; dropped are those that need no ack and were never handled.
     """
 
     __slots__ = (
@@ -68,28 +67,28 @@ class Handling:
         "has_dead_letters",
         "is_ending",
         "on_exit",
-        "put_again",
         "rejected",
         "requeued",
         "retried",
+        "retry_later",
     )
 
-    def __init__(self, plan: Plan, queue_of: Callable[[Any], str]) -> None:
-        self._handler = plan.handler
-        self._accept: Container[str] | None = plan.accept  # type: ignore[assignment]  # a set by now
-        self._on_error = plan.on_error
-        self._on_decode_error = plan.on_decode_error
-        self._retry: Retry | None = plan.policy
-        self._timeout = plan.handler_timeout
-        self._no_ack = plan.no_ack
-        self._is_counted = plan.is_unbounded
+    def __init__(self, options: ConsumerOptions, queue_of: Callable[[Any], str]) -> None:
+        self._handler = options.handler
+        self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
+        self._on_error = options.on_error
+        self._on_decode_error = options.on_decode_error
+        self._retry: Retry | None = options.policy
+        self._timeout = options.handler_timeout
+        self._no_ack = options.no_ack
+        self._is_counted = options.is_unbounded
         self._queue_of = queue_of
         # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
         self._context: Context = copy_context()
         #: Of what failed before: the delays that are left.
         self._delays: dict[Any, Iterator[float]] = {}
         self._has_warned = False
-        self.put_again: Callable[[Any, float], None] = _nowhere
+        self.retry_later: Callable[[Any, float], None] = _nowhere
         self.on_exit: Callable[[], None] = _nobody
         self.has_dead_letters: Callable[[Any], bool] = _unknown
         self.is_ending = False
@@ -98,12 +97,12 @@ class Handling:
 
     @property
     def name(self) -> str:
-        """The handler's."""
+        """Name of the handler."""
         return _name_of(self._handler)
 
     @property
     def is_no_ack(self) -> bool:
-        """Whether messages need no answer."""
+        """Whether messages need no ack."""
         return self._no_ack
 
     def run(self, message: Any) -> None:
@@ -172,11 +171,11 @@ class Handling:
             self._again(message, delay)
 
     def _needs_answer(self, message: Message) -> bool:
-        """Whether it was not answered and can be: with its channel gone it comes again by itself."""
+        """Whether it was not answered and can be: with its channel gone it is redelivered."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
     def _next_delay(self, load: Any, exc: BaseException) -> float | None:
-        """Seconds until *load* is handled again; None if it is not."""
+        """Return the seconds until *load* is handled again; None if it is not."""
         if self._retry is None or isinstance(exc, Interrupted):
             self._delays.pop(load, None)
             return None
@@ -189,10 +188,10 @@ class Handling:
         return delay
 
     def _again(self, message: Message, delay: float) -> None:
-        """Have it handled again."""
+        """Have *message* handled again in *delay* seconds."""
         self.retried += 1
         message._decoded_cache = None  # the handler may have changed it
-        self.put_again(message, delay)
+        self.retry_later(message, delay)
 
     def _log_failure(
         self, message: Message, exc: BaseException, outcome: str, *, is_final: bool = True
@@ -208,7 +207,7 @@ class Handling:
         )
 
     def _give_up(self, message: Message, exc: BaseException) -> None:
-        """All retries failed: do what ``on_error`` says."""
+        """Do what ``on_error`` says, after all retries failed."""
         if self._on_error == "requeue":
             self._answer(message, requeue=True)
         elif callable(self._on_error):
@@ -234,7 +233,7 @@ class Handling:
             self._reject(message)
 
     def _ask(self, judge: Callable[[Any, Any], Any], message: Message, exc: BaseException) -> None:
-        """Let the program decide; what it leaves undecided is rejected."""
+        """Call *judge*, and reject *message* unless that has answered it."""
         try:
             judge(message, exc)
         except FAILURES:
@@ -295,7 +294,7 @@ class Handling:
         )
 
     def forget(self, message: Message) -> None:
-        """A message was lost with its channel."""
+        """Drop *message*, which was lost with its channel."""
         self._delays.pop(message, None)
         if self._is_counted:
             release(message)
@@ -335,7 +334,7 @@ class Handling:
 
 
 class BatchHandling(Handling):
-    """Runs a handler that takes several messages at once; they share one fate."""
+    """A handler that takes several messages at once; they are acked or retried together."""
 
     __slots__ = ()
 
@@ -365,7 +364,7 @@ class BatchHandling(Handling):
             raise
 
     def _decoded(self, batch: Batch) -> list[Any]:
-        """The bodies; what has none leaves the batch."""
+        """Return the bodies; messages that cannot be decoded leave the batch."""
         bodies, good = [], []
         for message in batch.messages:
             if self._is_counted:
@@ -413,7 +412,7 @@ class BatchHandling(Handling):
         self.retried += len(load.messages)
         for message in load.messages:
             message._decoded_cache = None
-        self.put_again(load, delay)
+        self.retry_later(load, delay)
 
     def _give_all_back(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):
@@ -440,7 +439,7 @@ def _nobody() -> None:
 
 
 def _nowhere(load: Any, delay: float) -> None:
-    raise AssertionError("no line")
+    raise AssertionError("no dispatcher")
 
 
 def _name_of(function: Any) -> str:

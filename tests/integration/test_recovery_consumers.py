@@ -664,10 +664,10 @@ def test_what_came_from_a_queue_that_was_deleted_is_handled(
     send(other, unique, 1, 2, 3)
     until(lambda: consumer.stats()["received"] == 3)
     other.default_channel.queue_delete(unique)
-    until(lambda: not consumer.conductor.is_confirmed)
+    until(lambda: not consumer.lifecycle.is_confirmed)
     if ends:
         stopping = gevent.spawn(consumer.stop, SOON)
-        until(lambda: consumer.conductor.is_withdrawn)
+        until(lambda: consumer.lifecycle.is_withdrawn)
         go_on.set()
         assert stopping.get()
         assert consumer.stats()["handled"] + consumer.stats()["requeued"] == 3

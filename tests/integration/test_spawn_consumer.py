@@ -318,8 +318,8 @@ def test_random_lives(
         done.append(body)
 
     def disturb(consumer: ConsumerGreenlet) -> None:
-        conductor = consumer.conductor
-        errand, workers = conductor._errand, list(conductor.line._workers)
+        lifecycle = consumer.lifecycle
+        task, workers = lifecycle._task, list(lifecycle.dispatcher._workers)
         dice = rng.random()
         if dice < 0.3:
             gevent.spawn(consumer.stop, rng.choice([None, 0.0, 0.05]))
@@ -329,8 +329,8 @@ def test_random_lives(
             gevent.spawn(consumer.pause)
         elif dice < 0.85:
             consumer.resume()
-        elif errand is not None and errand.greenlet is not None and dice < 0.95:
-            errand.greenlet.kill(block=False)
+        elif task is not None and task.greenlet is not None and dice < 0.95:
+            task.greenlet.kill(block=False)
         elif workers:
             workers[0].greenlet.kill(block=False)
 
@@ -640,7 +640,7 @@ def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, uniqu
 
 
 def _channel_of(consumer: Any) -> Any:
-    return consumer.conductor._subscriptions[0]._sink.channel
+    return consumer.lifecycle._subscriptions[0]._sink.channel
 
 
 def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:

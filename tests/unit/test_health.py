@@ -24,8 +24,9 @@ from greenconn.publishing import publish
 from greenconn.session import session as module
 from greenconn.testing import MemoryBroker
 from greenconn.transport import memory
-from greenconn.worker import roster, spawn_consumer, stop_consumers
-from greenconn.worker.roster import failures
+from greenconn.worker import consumer as worker_consumer
+from greenconn.worker import spawn_consumer, stop_consumers
+from greenconn.worker.consumer import failures
 
 SOON = 30.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def url(unique: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a broker that no other test uses, in a thread that has used none."""
     monkeypatch.setattr(module, "_in_use", PerHub(WeakSet))
-    monkeypatch.setattr(roster, "_roster", PerHub(roster._Roster))
+    monkeypatch.setattr(worker_consumer, "_registry", PerHub(worker_consumer._Registry))
     yield f"memory:///{unique}"
     stop_consumers(0)
     defaults.reset()
@@ -147,7 +148,7 @@ def test_one_that_the_broker_refused_needs_a_restart(connection: Connection) -> 
 def test_failures_are_not_kept_for_ever(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenconn.worker.roster.KEPT", 2)
+    monkeypatch.setattr("greenconn.worker.consumer.FAILURES_KEPT", 2)
     for number in range(3):
         consumer = spawn_consumer(f"absent{number}", print, connection=connection, passive=True)
         with pytest.raises(NotFound):

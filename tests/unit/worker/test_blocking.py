@@ -16,7 +16,7 @@ from greenconn.green.duty import Duty
 from greenconn.testing import MemoryBroker
 from greenconn.worker import blocking
 from greenconn.worker.blocking import INTERVAL, BlockingMonitor
-from greenconn.worker.crew import crew_of
+from greenconn.worker.group import group_of
 
 CAME = 10.0
 #: Blocks in a patched process, too.
@@ -44,7 +44,7 @@ def handled(count: int, consumer: Any) -> None:
     """Wait until so many messages were handled, and the hub has looked since."""
     with gevent.Timeout(CAME):
         while (
-            consumer.stats()["handled"] < count or consumer.conductor._crew.pool.monitor.is_running
+            consumer.stats()["handled"] < count or consumer.lifecycle._group.pool.monitor.is_running
         ):
             gevent.sleep(0.01)
 
@@ -129,7 +129,7 @@ def test_only_a_late_look_is_a_block(
 def test_nobody_looks_while_no_handler_runs(broker: MemoryBroker) -> None:
     consumer = greenconn.spawn_consumer("q", lambda body, message: None)
     assert consumer.wait_ready(CAME)
-    monitor = crew_of(consumer.conductor._session).pool.monitor
+    monitor = group_of(consumer.lifecycle._session).pool.monitor
     assert not monitor.is_running
     greenconn.publish("q", 1)
     handled(1, consumer)
@@ -140,7 +140,7 @@ def test_nobody_looks_while_no_handler_runs(broker: MemoryBroker) -> None:
 def test_the_monitor_ends_with_the_consumers(broker: MemoryBroker) -> None:
     consumer = greenconn.spawn_consumer("q", lambda body, message: gevent.sleep(100))
     greenconn.publish("q", 1)
-    monitor: BlockingMonitor = crew_of(consumer.conductor._session).pool.monitor
+    monitor: BlockingMonitor = group_of(consumer.lifecycle._session).pool.monitor
     with gevent.Timeout(CAME):
         while not monitor.is_running:
             gevent.sleep(0.01)

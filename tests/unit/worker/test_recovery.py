@@ -44,7 +44,7 @@ def test_all_come_back_after_a_restart(
     names = [f"q{number}" for number in range(120)]
     consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
     assert all(each.wait_ready(CAME) for each in consumers)
-    tags = [each.conductor._subscriptions[0].tag for each in consumers]
+    tags = [each.lifecycle._subscriptions[0].tag for each in consumers]
     for life in range(2, 5):
         memory.restart(unique)
         recovered(connection, life)
@@ -53,7 +53,7 @@ def test_all_come_back_after_a_restart(
         for name in names:
             desk.publish(name, life)
         until(lambda expected=120 * (life - 1): len(seen.done) == expected)  # type: ignore[misc]
-    assert [each.conductor._subscriptions[0].tag for each in consumers] == tags
+    assert [each.lifecycle._subscriptions[0].tag for each in consumers] == tags
 
 
 def test_what_was_not_begun_comes_once(
@@ -108,7 +108,7 @@ def test_a_retry_that_waits_is_dropped_with_its_life(
     memory.restart(unique)
     until(lambda: seen.done == ["x"])
     assert consumer.stats()["in_flight"] == 0
-    assert not consumer.conductor.handling._delays
+    assert not consumer.lifecycle.handling._delays
     assert consumer.stop(CAME)
     assert desk.ready("q") == 0
 
@@ -180,7 +180,7 @@ def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
     pauses = []
     for _ in range(4):
         desk.channel.queue_delete("q")
-        pauses.append(consumer.conductor._restorer.pause)
+        pauses.append(consumer.lifecycle._recovery.pause)
         assert consumer.wait_ready(CAME)
     assert pauses[0] == 0.0
     assert all(pause > 0.0 for pause in pauses[1:])
@@ -230,13 +230,13 @@ def test_a_channel_error_hits_only_its_own_channel(
         desk.declare(name)
     consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
     assert all(each.wait_ready(CAME) for each in consumers)
-    shared = {each.conductor._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
+    shared = {each.lifecycle._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
     assert len(shared) == 3
-    hit: Any = consumers[0].conductor._subscriptions[0]._sink.channel  # type: ignore[union-attr]
+    hit: Any = consumers[0].lifecycle._subscriptions[0]._sink.channel  # type: ignore[union-attr]
     on_it = [
         each
         for each in consumers
-        if each.conductor._subscriptions[0]._sink.channel is hit  # type: ignore[union-attr]
+        if each.lifecycle._subscriptions[0]._sink.channel is hit  # type: ignore[union-attr]
     ]
     assert len(on_it) <= 50
     # As RabbitMQ does when a handler takes longer than its consumer timeout.
@@ -383,7 +383,7 @@ def test_the_child_of_a_fork_handles_nothing(
             get_hub().loop.reinit()
             seen.gate.set()
             gevent.sleep(0.05)
-            is_quiet = len(seen.bodies) == 1 and not consumer.conductor.line.inbox
+            is_quiet = len(seen.bodies) == 1 and not consumer.lifecycle.dispatcher.inbox
             code = 0 if is_quiet and consumer.ready() else 2
         finally:
             os._exit(code)

@@ -1,9 +1,16 @@
-"""One queue of a consumer: its tag, its share of the prefetch, and where it is consumed now."""
+"""The channels of consumers, and the queues that are consumed on them.
+
+At most fifty consumers share a channel, so an error of the broker, which costs a channel, hits few.
+Consumer channels carry qos, consume, cancel and answers only.  The prefetch of a channel holds for the
+consumers that are started after it: both requests are sent under the channel's lock.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent.lock import BoundedSemaphore
 
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared, ensure_queue_exists
@@ -17,9 +24,8 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.streams import OFFSET, StreamPosition
-from greenconn.worker.berths import Berth, Berths
-from greenconn.worker.line import Line
-from greenconn.worker.plan import Plan, QueueLike
+from greenconn.worker.dispatch import Dispatcher
+from greenconn.worker.options import ConsumerOptions, QueueLike
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -27,11 +33,93 @@ if TYPE_CHECKING:
     from greenconn.session.session import Session
     from greenconn.transport.base import Link
 
-__all__ = ["Sink", "Subscription"]
+__all__ = ["SharedChannel", "SharedChannels", "Sink", "Subscription"]
+
+#: Consumers of one channel.
+CONSUMERS_PER_CHANNEL: Final = 50
+
+
+class SharedChannel:
+    """A channel for up to :data:`CONSUMERS_PER_CHANNEL` consumers, opened by the first of them.
+
+    Attributes:
+        lock: held over the opening, and over qos and consume of one consumer.
+        consumers: number of those that are here or about to be.
+        is_private: one consumer has it for itself, since its request may fail.
+    """
+
+    __slots__ = ("_channel", "_link", "consumers", "is_private", "lock")
+
+    def __init__(self, link: Link, is_private: bool) -> None:
+        self._link = link
+        self._channel: Any = None
+        self.lock = BoundedSemaphore(1)
+        self.consumers = 0
+        self.is_private = is_private
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether consumers may be started here: not known to be closed."""
+        return self._channel is None or bool(self._channel.is_open)
+
+    def belongs_to(self, link: Link) -> bool:
+        """Whether it is of the life of *link*."""
+        return self._link is link
+
+    def open(self, transport: Any) -> Any:
+        """Return the channel, opened now if it was not yet.  The caller holds the lock.  May switch."""
+        if self._channel is None:
+            self._channel = transport.create_channel(self._link)
+            # What a handler answers itself must not wait for the end of its work.
+            self._channel.answers_at_once = True
+        return self._channel
+
+
+class SharedChannels:
+    """The consumer channels of one connection.  Nothing here switches."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self) -> None:
+        self._all: list[SharedChannel] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def acquire(self, link: Link, *, is_private: bool = False) -> SharedChannel:
+        """Return a channel on *link* with room for one more consumer, which must :meth:`release` it.
+
+        Arguments:
+            is_private: return one that no other consumer gets.
+        """
+        self._all = [each for each in self._all if each.belongs_to(link) and each.is_usable]
+        for shared in self._all:
+            if not shared.consumers:
+                shared.is_private = is_private
+                break
+            if (
+                not shared.is_private
+                and not is_private
+                and shared.consumers < CONSUMERS_PER_CHANNEL
+            ):
+                break
+        else:
+            shared = SharedChannel(link, is_private)
+            self._all.append(shared)
+        shared.consumers += 1
+        return shared
+
+    def release(self, shared: SharedChannel) -> None:
+        """Remove one consumer from *shared*, which stays open for the next ones."""
+        shared.consumers -= 1
+
+    def clear(self) -> None:
+        """Forget all since the connection is closed."""
+        self._all = []
 
 
 class Sink:
-    """Where the deliveries of one subscription go during one life of it.
+    """The receiver of the deliveries of one subscription, during one life of it.
 
     Attributes:
         deliver: takes a message over; called by the reader.
@@ -51,7 +139,7 @@ class Sink:
         self.lost: BaseException | None = None
 
     def cancelled(self, exc: BaseException) -> None:
-        """The consumer is gone.  Called by the reader."""
+        """Note that the consumer is gone.  Called by the reader."""
         if self.lost is None:
             self.lost = exc
             self._owner.on_lost(self, exc)
@@ -79,10 +167,10 @@ class Subscription:
     """A queue that a consumer consumes from, over all lives of its connection.
 
     Arguments:
-        plan: the consumer's.
+        options: the consumer's.
         queue: a name, or what shall be declared.
         prefetch: messages that may be unanswered; 0 is no limit.
-        line: where messages go.
+        dispatcher: where messages go.
         on_change: called with this, its channel and the reason when it is lost.  Must not switch.
         on_closing: called with its channel, which is about to be closed by this program.  May switch.
 
@@ -93,14 +181,14 @@ class Subscription:
     """
 
     __slots__ = (
-        "_berth",
+        "_dispatcher",
         "_expectation",
-        "_line",
         "_on_change",
         "_on_closing",
-        "_plan",
+        "_options",
         "_position",
         "_queue",
+        "_shared",
         "_sink",
         "fails_alone",
         "prefetch",
@@ -110,28 +198,28 @@ class Subscription:
 
     def __init__(
         self,
-        plan: Plan,
+        options: ConsumerOptions,
         queue: QueueLike,
         prefetch: int,
-        line: Line,
+        dispatcher: Dispatcher,
         on_change: Callable[[Subscription, Any, BaseException], None],
         on_closing: Callable[[Any], None],
     ) -> None:
-        self._plan = plan
+        self._options = options
         self._queue = queue
-        self._line = line
+        self._dispatcher = dispatcher
         self._on_change = on_change
         self._on_closing = on_closing
-        offset = plan.offset_of(queue)
+        offset = options.offset_of(queue)
         self._position = None if offset is None else StreamPosition(offset)
         self._sink: Sink | None = None
-        self._berth: Berth | None = None
+        self._shared: SharedChannel | None = None
         #: While publishers that know only the queue's name wait for us to declare it.
         self._expectation: Expectation | None = None
         self.prefetch = prefetch
         self.tag = self._new_tag()
         self.was_confirmed = False
-        self.fails_alone = plan.exclusive
+        self.fails_alone = options.exclusive
 
     def __repr__(self) -> str:
         state = "confirmed" if self.is_confirmed else "not confirmed"
@@ -139,20 +227,20 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The queue's."""
+        """Name of the queue."""
         return self._queue.name if isinstance(self._queue, Queue) else self._queue
 
     @property
     def arguments(self) -> dict[str, Any] | None:
-        """The queue's, as far as its consumer says; None for one that is given by its name."""
+        """Arguments of the queue as its consumer has them; None if that was given a name only."""
         return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None
 
     @property
     def is_passive(self) -> bool:
         """Whether a queue that does not exist is an error."""
         if isinstance(self._queue, Queue):
-            return self._plan.passive or bool(self._queue.no_declare)
-        return self._plan.passive or not self._plan.declares_names
+            return self._options.passive or bool(self._queue.no_declare)
+        return self._options.passive or not self._options.declares_names
 
     @property
     def is_confirmed(self) -> bool:
@@ -161,18 +249,18 @@ class Subscription:
         return sink is not None and sink.is_confirmed and sink.lost is None
 
     def _new_tag(self) -> str:
-        return f"{self._plan.tag_prefix}{uuid()}"
+        return f"{self._options.tag_prefix}{uuid()}"
 
     # Beginning
 
     def expect(self, session: Session) -> None:
-        """Let those who publish by the queue's name wait until it is declared.  Never switches."""
+        """Have those who publish by the queue's name wait until it is declared.  Never switches."""
         is_named_stream = self._position is not None and isinstance(self._queue, str)
         if self._expectation is None and self.name and not self.is_passive and not is_named_stream:
             self._expectation = expect_queue(session, self._queue)
 
-    def settle(self) -> None:
-        """Let nobody wait for the declaration any more.  Never switches.  Again: does nothing."""
+    def stop_expecting(self) -> None:
+        """Have nobody wait for the declaration any more.  Never switches.  Again: does nothing."""
         expectation, self._expectation = self._expectation, None
         if expectation is not None:
             expectation.settle()
@@ -181,25 +269,25 @@ class Subscription:
         """Whether another consumer is about to declare the queue, of which we know only the name."""
         return isinstance(self._queue, str) and is_defined_by_consumer(session, self._queue)
 
-    def start(self, session: Session, berths: Berths) -> None:
-        """See that the queue exists, and consume from it.  May switch.
+    def start(self, session: Session, channels: SharedChannels) -> None:
+        """Ensure that the queue exists, and consume from it.  May switch.
 
         Raises:
             Exception: what the broker or the connection did; nothing is left behind.
         """
         link = session.link()
         self._ensure_queue(session, link)
-        self.settle()
-        self._leave(berths)
-        berth = berths.take(link, is_private=self.fails_alone)
+        self.stop_expecting()
+        self._release(channels)
+        shared = channels.acquire(link, is_private=self.fails_alone)
         try:
-            with berth.lock:
-                channel = berth.channel(session.broker.transport)
+            with shared.lock:
+                channel = shared.open(session.broker.transport)
                 self._consume(channel)
         except BaseException:
-            berths.leave(berth)
+            channels.release(shared)
             raise
-        self._berth = berth
+        self._shared = shared
 
     def _ensure_queue(self, session: Session, link: Link) -> None:
         deadline = Deadline()
@@ -214,7 +302,7 @@ class Subscription:
             ensure_declared(session, queue, deadline)
 
     def _look_for_stream(self, session: Session, deadline: Deadline) -> None:
-        """See whether a stream that was read is still there.  May switch.
+        """Check whether a stream that was read is still there.  May switch.
 
         Raises:
             NotFound: it is not, and was given by its name: what we would declare is no stream.
@@ -232,9 +320,9 @@ class Subscription:
                 raise
 
     def _consume(self, channel: Channel) -> None:
-        plan = self._plan
+        options = self._options
         sink = self._sink = self._new_sink(channel)
-        arguments = plan.consume_arguments()
+        arguments = options.consume_arguments()
         if isinstance(self._queue, Queue) and self._queue.consumer_arguments:
             arguments = {**self._queue.consumer_arguments, **arguments}
         if self._position is not None:
@@ -244,8 +332,8 @@ class Subscription:
             channel.basic_consume(
                 queue=self.name,
                 consumer_tag=self.tag,
-                no_ack=plan.no_ack,
-                exclusive=plan.exclusive,
+                no_ack=options.no_ack,
+                exclusive=options.exclusive,
                 arguments=arguments or None,
                 sink=sink,
             )
@@ -265,7 +353,7 @@ class Subscription:
             ) from sink.lost
 
     def _abandon(self, channel: Channel) -> None:
-        """Killed before the broker said that the consumer is gone: what still comes goes back."""
+        """Cancel without an answer, when killed while waiting for it: what still comes goes back."""
         tag = self.tag
         # What is done late about the old tag must not hit the next attempt.
         self.tag = self._new_tag()
@@ -276,15 +364,15 @@ class Subscription:
                 pass  # the channel is gone, and the consumer with it
 
     def _new_sink(self, channel: Channel) -> Sink:
-        put: Callable[[Any], None] = self._line.put
+        put: Callable[[Any], None] = self._dispatcher.put
         if self._position is not None:
             put = self._position.watching(put)
-        return (CountedSink if self._plan.is_unbounded else Sink)(self, channel, put)
+        return (CountedSink if self._options.is_unbounded else Sink)(self, channel, put)
 
     # Ending
 
     def on_lost(self, sink: Sink, exc: BaseException) -> None:
-        """The consumer is gone.  Called by the reader."""
+        """Note that the consumer of *sink* is gone.  Called by the reader."""
         if sink is not self._sink:
             return
         self._on_change(self, sink.channel, exc)
@@ -293,12 +381,12 @@ class Subscription:
             self.tag = self._new_tag()
 
     def give_back(self, sink: Sink) -> None:
-        """Its channel is about to be closed, and the broker sends no more.  May switch."""
+        """Put back what no handler has begun with, before its channel is closed.  May switch."""
         if sink is self._sink:
             self._on_closing(sink.channel)
 
     def forget_declaration(self, session: Session) -> None:
-        """Its queue was deleted: it must be looked up or declared again."""
+        """Forget that the queue was declared: it was deleted, and is looked up or declared again."""
         declared = session.life.declared_entities
         queue = self._queue
         declared.discard(("queue", self.name))
@@ -307,17 +395,17 @@ class Subscription:
             if queue._named_on is not None:
                 queue.name, queue._named_on = "", None
 
-    def cancel(self, berths: Berths, *, nowait: bool = False) -> None:
+    def cancel(self, channels: SharedChannels, *, nowait: bool = False) -> None:
         """Have the broker send no more.  May switch.
 
-        What came before the broker's answer is in the line when this returns.
+        What came before the broker's answer is in the dispatcher when this returns.
 
         Arguments:
             nowait: do not wait for the answer; what comes late goes back to the queue.
         """
         sink = self._sink
         if sink is None or sink.lost is not None:
-            self._leave(berths)
+            self._release(channels)
             return
         try:
             if sink.channel.is_open:
@@ -328,9 +416,9 @@ class Subscription:
             raise
         finally:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
-            self._leave(berths)
+            self._release(channels)
 
-    def _leave(self, berths: Berths) -> None:
-        berth, self._berth = self._berth, None
-        if berth is not None:
-            berths.leave(berth)
+    def _release(self, channels: SharedChannels) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            channels.release(shared)

@@ -1,4 +1,4 @@
-"""Getting a consumer's queues confirmed by the broker, at first and after each loss."""
+"""Recovery of a consumer: its queues are confirmed by the broker, at first and after each loss."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from greenconn.exceptions import (
 from greenconn.session.connect import is_lockout
 from greenconn.session.session import Session
 from greenconn.wire.backoff import Backoff
-from greenconn.worker.berths import Berths
-from greenconn.worker.subscription import Subscription
+from greenconn.worker.channels import SharedChannels, Subscription
 
-__all__ = ["Outcome", "Restorer"]
+__all__ = ["ConsumerRecovery", "Outcome"]
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -40,7 +39,7 @@ STRIKES: Final = 3
 
 
 class Outcome(Enum):
-    """How an attempt ended, where the broker did not refuse for good."""
+    """The end of an attempt in which the broker did not refuse for good."""
 
     CONFIRMED = "confirmed"
     #: Something failed that may pass.
@@ -49,22 +48,22 @@ class Outcome(Enum):
     CLOSED = "closed"
 
 
-class Restorer:
-    """Starts the subscriptions of one consumer that are not confirmed.
+class ConsumerRecovery:
+    """The start of those subscriptions of one consumer that are not confirmed.
 
-    A broker that is away is waited for.  What may pass is tried again with back-off, and so is a
+    A broker that is away is waited for.  What may pass is retried with back-off, and so is a
     consumer that is lost again and again.  A refusal for want of rights ends a consumer that never
     ran; for one that did, rights were taken away, and whoever took them may give them back.
 
     Arguments:
         session: of the connection.
-        berths: channels.
+        channels: channels.
         subscriptions: all of the consumer.
     """
 
     __slots__ = (
         "_backoff",
-        "_berths",
+        "_channels",
         "_confirmed_at",
         "_has_warned",
         "_may_reopen",
@@ -75,10 +74,10 @@ class Restorer:
     )
 
     def __init__(
-        self, session: Session, berths: Berths, subscriptions: Sequence[Subscription]
+        self, session: Session, channels: SharedChannels, subscriptions: Sequence[Subscription]
     ) -> None:
         self._session = session
-        self._berths = berths
+        self._channels = channels
         self._subscriptions = subscriptions
         self._backoff: Backoff | None = None
         self._not_before = 0.0
@@ -96,9 +95,9 @@ class Restorer:
         return max(0.0, self._not_before - monotonic())
 
     def note_loss(self) -> None:
-        """What was confirmed is lost: at once the first time, then ever more slowly.
+        """Note a loss: the next attempt may begin at once the first time, then ever later.
 
-        In the reader; never switches.
+        Called by the reader.  Never switches.
         """
         if monotonic() - self._confirmed_at > CALM:
             self._backoff = None
@@ -112,14 +111,14 @@ class Restorer:
         self._not_before = monotonic() + interval if interval else 0.0
 
     def attempt(self) -> Outcome | Exception:
-        """Try once, and return how it ended; an error is final.  May switch."""
+        """Try once, and return the outcome; an error is final.  May switch."""
         subscription = None
         try:
             self._session.link(reopen=self._may_reopen)
             self._may_reopen = False
             for subscription in self._subscriptions:
                 if not subscription.is_confirmed and not subscription.must_wait(self._session):
-                    subscription.start(self._session, self._berths)
+                    subscription.start(self._session, self._channels)
         except Exception as exc:
             if self._session.is_closed:
                 return Outcome.CLOSED
@@ -191,7 +190,7 @@ class Restorer:
 
 
 def _known(session: Session) -> tuple[Any, ...]:
-    """What a network, a broker or a limit does; anything else is an error of a program."""
+    """Return the errors of networks, brokers and limits; any other is an error of a program."""
     broker = session.broker
     errors = (*broker.connection_errors, *broker.channel_errors)
     return (OSError, AMQPError, KombuError, *errors)

@@ -1,4 +1,4 @@
-"""Stopping, pausing and killing consumers: nothing that needs an ack is lost."""
+"""The states of consumers; stopping, pausing and killing them loses nothing that needs an ack."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from greenconn.connection import Connection
 from greenconn.green.hub import turn
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
+from greenconn.worker.lifecycle import ENDS, MOVES, moved
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
 from tests.unit.worker.conftest import CAME, Desk, Seen, until
+
+
+def test_the_table_of_moves_is_whole() -> None:
+    assert set(MOVES) == set(ConsumerState)
+    assert all(not MOVES[end] for end in ENDS)
+    assert moved(ConsumerState.RUNNING, ConsumerState.RUNNING) is ConsumerState.RUNNING
+    with pytest.raises(RuntimeError, match="from stopped to running"):
+        moved(ConsumerState.STOPPED, ConsumerState.RUNNING)
 
 
 def begun(
@@ -441,14 +450,14 @@ def test_whoever_asks_may_be_killed(connection: Connection, desk: Desk) -> None:
         assert desk.consumers("q") == 0
 
 
-def test_errands_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_background_tasks_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
     """What asks the broker on behalf of a consumer, killed again and again."""
     consumer = spawn_consumer("q", seen, connection=connection)
     killed = 0
     for _ in range(50):
-        errand = consumer.conductor._errand
-        if errand is not None and errand.greenlet is not None:
-            errand.greenlet.kill(block=False)
+        task = consumer.lifecycle._task
+        if task is not None and task.greenlet is not None:
+            task.greenlet.kill(block=False)
             killed += 1
             if killed == 3:
                 break

@@ -1,4 +1,4 @@
-"""What a consumer was asked to do: the arguments of ``spawn_consumer``, checked once."""
+"""The options of a consumer: the arguments of ``spawn_consumer``, checked once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, check_offset, offset_of
 from greenconn.worker.blocking import THRESHOLD
 
-__all__ = ["Handler", "OnError", "Plan", "QueueLike", "planned"]
+__all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
@@ -37,7 +37,7 @@ BATCH_INTERVAL: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ConsumerOptions:
     """A consumer's options; counts are messages."""
 
     given_to: ClassVar[str] = "spawn_consumer"
@@ -233,10 +233,10 @@ _FURTHER: Final = frozenset(
 )
 
 
-def planned(
+def checked_options(
     queue: QueueLike | Iterable[QueueLike], options: Mapping[str, Any], further: Mapping[str, Any]
-) -> Plan:
-    """Make the plan of a call of ``spawn_consumer``.
+) -> ConsumerOptions:
+    """Return the options of a call of ``spawn_consumer``, checked.
 
     Arguments:
         queue: a name, a Queue, or several of them.
@@ -259,11 +259,11 @@ def planned(
     given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
     if not given:
         raise ValueError("spawn_consumer() needs a queue, the list is empty")
-    return Plan(queues=tuple(map(_checked, given)), **options, **further)
+    return ConsumerOptions(queues=tuple(map(_checked, given)), **options, **further)
 
 
 def _check_handler(handler: object) -> None:
-    """Now, since each message would be rejected for it later."""
+    """Refuse a handler that cannot be called: each message would be rejected for it later."""
     if not callable(handler):
         raise TypeError(f"handler must be a callable, got {handler!r}")
     check_runs("handler", handler)

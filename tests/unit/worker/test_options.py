@@ -12,21 +12,21 @@ from greenconn.entity import Queue
 from greenconn.exceptions import SerializerNotInstalled
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
-from greenconn.worker.plan import Plan, planned
+from greenconn.worker.options import ConsumerOptions, checked_options
 
 
 def handler(body: Any, message: Any) -> None:
     """Does nothing."""
 
 
-def plan(queue: Any = "q", /, **options: Any) -> Plan:
-    """The plan of a call with *options*."""
-    return planned(queue, {"handler": handler}, options)
+def given(queue: Any = "q", /, **options: Any) -> ConsumerOptions:
+    """The options of a call with *options*."""
+    return checked_options(queue, {"handler": handler}, options)
 
 
-def consumer(**options: Any) -> Plan:
-    """The plan of a call whose *options* have names of their own."""
-    return planned("q", {"handler": handler, **options}, {})
+def consumer(**options: Any) -> ConsumerOptions:
+    """The options of a call whose *options* have names of their own."""
+    return checked_options("q", {"handler": handler, **options}, {})
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_the_prefetch(options: dict[str, Any], prefetch: int) -> None:
 
 
 def test_the_prefetch_is_one_for_each_queue_at_least() -> None:
-    assert plan([f"q{number}" for number in range(25)]).prefetch == 25
+    assert given([f"q{number}" for number in range(25)]).prefetch == 25
 
 
 def test_the_prefetch_holds_all_batches() -> None:
-    assert plan(batch_size=50).prefetch == 50
-    two = planned("q", {"handler": handler, "concurrency": 2}, {"batch_size": 50})
+    assert given(batch_size=50).prefetch == 50
+    two = checked_options("q", {"handler": handler, "concurrency": 2}, {"batch_size": 50})
     assert two.prefetch == 100
 
 
@@ -61,7 +61,10 @@ def test_the_prefetch_holds_all_batches() -> None:
 )
 def test_the_prefetch_is_divided(prefetch: int, queues: int, shares: list[int]) -> None:
     names = [f"q{number}" for number in range(queues)]
-    assert planned(names, {"handler": handler, "prefetch_count": prefetch}, {}).shares() == shares
+    assert (
+        checked_options(names, {"handler": handler, "prefetch_count": prefetch}, {}).shares()
+        == shares
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,33 +108,33 @@ def test_values_out_of_range(options: dict[str, Any]) -> None:
 )
 def test_further_values_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        plan(**options)
+        given(**options)
 
 
 def test_fewer_messages_than_queues() -> None:
     with pytest.raises(ValueError, match="prefetch_count=2 for 3 queues"):
-        planned(["a", "b", "c"], {"handler": handler, "prefetch_count": 2}, {})
+        checked_options(["a", "b", "c"], {"handler": handler, "prefetch_count": 2}, {})
 
 
 def test_a_prefetch_below_the_batches() -> None:
     options = {"handler": handler, "concurrency": 2, "prefetch_count": 19}
     with pytest.raises(ValueError, match="at least batch_size x concurrency = 20"):
-        planned("q", options, {"batch_size": 10})
+        checked_options("q", options, {"batch_size": 10})
 
 
 @pytest.mark.parametrize("options", [{"no_ack": True}, {"prefetch_count": 0}])
 def test_a_stream_needs_acks_and_prefetch(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="offset"):
-        planned("q", {"handler": handler, **options}, {"offset": "first"})
+        checked_options("q", {"handler": handler, **options}, {"offset": "first"})
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(TypeError, match="no option 'batchsize'; did you mean 'batch_size'"):
-        plan(batchsize=3)
+        given(batchsize=3)
     with pytest.raises(TypeError, match="did you mean 'prefetch_count'"):
-        planned("q", {"handler": handler, "prefetch_count": 1}, {"prefetch": 3})
+        checked_options("q", {"handler": handler, "prefetch_count": 1}, {"prefetch": 3})
     with pytest.raises(TypeError, match="known: arguments, batch_interval"):
-        plan(zzz=1)
+        given(zzz=1)
 
 
 def test_the_public_function_checks_before_anything_is_done() -> None:
@@ -157,7 +160,7 @@ def test_the_public_function_checks_before_anything_is_done() -> None:
 def test_a_handler_that_could_never_be_called(unfit: Any, why: str) -> None:
     # Else each message would be rejected, and gone.
     with pytest.raises(TypeError, match=r"is called as handler\(body, message\): .*" + why):
-        planned("q", {"handler": unfit}, {})
+        checked_options("q", {"handler": unfit}, {})
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_a_handler_that_could_never_be_called(unfit: Any, why: str) -> None:
     ],
 )
 def test_handlers_that_may_be_called(fit: Any) -> None:
-    assert planned("q", {"handler": fit}, {}).handler is fit
+    assert checked_options("q", {"handler": fit}, {}).handler is fit
 
 
 def test_a_retry_that_is_none() -> None:
@@ -182,25 +185,25 @@ def test_a_retry_that_is_none() -> None:
 @pytest.mark.parametrize("queue", [7, b"q", ["q", None]])
 def test_what_is_no_queue(queue: Any) -> None:
     with pytest.raises(TypeError):
-        plan(queue)
+        given(queue)
 
 
 @pytest.mark.parametrize("queue", ["", [], [""]])
 def test_no_queue(queue: Any) -> None:
     with pytest.raises(ValueError):
-        plan(queue)
+        given(queue)
 
 
 def test_names_for_logs() -> None:
-    assert plan("mail").name == "mail"
-    assert plan(["mail", Queue("sms")]).name == "mail, sms"
+    assert given("mail").name == "mail"
+    assert given(["mail", Queue("sms")]).name == "mail, sms"
     assert consumer(name="post").name == "post"
 
 
 def test_a_queue_is_copied_with_what_it_is_told() -> None:
     told: list[Any] = []
     queue = Queue("q", on_declared=lambda *args: told.append(args))
-    own = plan(queue).queues[0]
+    own = given(queue).queues[0]
     assert isinstance(own, Queue)
     assert own is not queue
     assert own == queue
@@ -214,5 +217,5 @@ def test_accept_takes_names_and_types() -> None:
 
 
 def test_arguments_of_the_consumer() -> None:
-    made = plan(priority=5, offset=17, arguments={"x-mine": True}).consume_arguments()
+    made = given(priority=5, offset=17, arguments={"x-mine": True}).consume_arguments()
     assert made == {"x-priority": 5, "x-stream-offset": 17, "x-mine": True}

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from greenconn.entity.existence import ensure_queue_exists
 from greenconn.exceptions import NotFound, PreconditionFailed, is_unavailable
 from greenconn.green.deadline import Deadline
+from greenconn.worker.dispatch import Dispatcher
 from greenconn.worker.handling import Handling
-from greenconn.worker.line import Line
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
     from greenconn.session.session import Session
 
-__all__ = ["Cancelled", "Overdue", "overdue_in"]
+__all__ = ["CancelledConsumer", "OverdueDelivery", "find_overdue"]
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -33,8 +33,8 @@ _TIMED_OUT: Final = "delivery acknowledgement on channel"
 _CANCELS_SINCE: Final = (4, 3)
 
 
-class Overdue(NamedTuple):
-    """A delivery that was not answered in time."""
+class OverdueDelivery(NamedTuple):
+    """A delivery that was not answered in time, as it is logged."""
 
     queue: str
     delivery_tag: Any
@@ -43,7 +43,7 @@ class Overdue(NamedTuple):
     outcome: str
 
     def log(self) -> None:
-        """Tell whose it was.  May switch."""
+        """Log whose it was.  May switch."""
         logger.error(
             "delivery %s of queue %r %s for longer than the broker waits for an answer (its consumer "
             "timeout); %s",
@@ -56,13 +56,13 @@ class Overdue(NamedTuple):
         )
 
 
-def overdue_in(
-    line: Line, handler: str, queue: str, tag: str, channel: Channel, exc: BaseException
-) -> Overdue | None:
-    """The delivery that the broker has waited for, if consumer *tag* has it; never switches.
+def find_overdue(
+    dispatcher: Dispatcher, handler: str, queue: str, tag: str, channel: Channel, exc: BaseException
+) -> OverdueDelivery | None:
+    """Return the delivery that the broker has waited for, if consumer *tag* has it.  Never switches.
 
     Arguments:
-        line: the consumer's messages.
+        dispatcher: the consumer's messages.
         handler: its name.
         queue: where they are from.
         exc: why the channel was closed.
@@ -70,13 +70,13 @@ def overdue_in(
     if not isinstance(exc, PreconditionFailed) or _TIMED_OUT not in str(exc):
         return None
     oldest = getattr(channel, "oldest_unanswered", None)
-    for message, is_handled in line.unanswered():
+    for message, is_handled in dispatcher.unanswered():
         if message.delivery_tag == oldest and _is_of(message, tag, channel):
             outcome = (
                 "its channel was closed with all consumers on it, and the message comes again: "
                 f"{exc}"
             )
-            return Overdue(queue, oldest, is_handled, handler, outcome)
+            return OverdueDelivery(queue, oldest, is_handled, handler, outcome)
     return None
 
 
@@ -84,7 +84,7 @@ def _is_of(message: Message, tag: str, channel: Channel) -> bool:
     return message.channel is channel and message.delivery_info.get("consumer_tag") == tag
 
 
-class Cancelled:
+class CancelledConsumer:
     """A consumer that the broker has cancelled, and what waits here for its handler.
 
     If its queue was deleted, these are the last copies of their messages, and are handled.  If the
@@ -94,30 +94,30 @@ class Cancelled:
     Nothing switches while this is made, in the reader.
 
     Arguments:
-        line: the consumer's messages; those of this life are taken out.
+        dispatcher: the consumer's messages; those of this life are taken out.
         handling: answers them.
         queue, tag, channel: what it consumed, and where.
     """
 
-    __slots__ = ("_channel", "_handling", "_held", "_line", "_overdue", "_queue")
+    __slots__ = ("_channel", "_dispatcher", "_handling", "_held", "_overdue", "_queue")
 
     def __init__(
-        self, line: Line, handling: Handling, queue: str, tag: str, channel: Channel
+        self, dispatcher: Dispatcher, handling: Handling, queue: str, tag: str, channel: Channel
     ) -> None:
-        self._line = line
+        self._dispatcher = dispatcher
         self._handling = handling
         self._queue = queue
         self._channel = channel
         self._overdue = self._oldest(tag)
-        self._held = [] if handling.is_no_ack else line.drop(channel, tag)
+        self._held = [] if handling.is_no_ack else dispatcher.drop(channel, tag)
 
-    def _oldest(self, tag: str) -> Overdue | None:
+    def _oldest(self, tag: str) -> OverdueDelivery | None:
         version = getattr(self._channel.connection, "server_version", None)
         if version is None or version < _CANCELS_SINCE or self._handling.is_no_ack:
             return None
         unanswered = [
             (message.delivery_tag, is_handled)
-            for message, is_handled in self._line.unanswered()
+            for message, is_handled in self._dispatcher.unanswered()
             if _is_of(message, tag, self._channel) and not message.acknowledged
         ]
         if not unanswered:
@@ -127,14 +127,14 @@ class Cancelled:
             "again to a new one: answer sooner, lower the prefetch_count, or raise consumer_timeout "
             "or the queue's x-consumer-timeout"
         )
-        return Overdue(self._queue, *min(unanswered), self._handling.name, outcome)
+        return OverdueDelivery(self._queue, *min(unanswered), self._handling.name, outcome)
 
-    def settle(self, session: Session) -> None:
-        """Find out why, and do what is right with the messages.  May switch."""
+    def resolve(self, session: Session) -> None:
+        """Find out why it was cancelled, and handle its messages or give them up.  May switch."""
         if self._channel.is_open and not self._is_queue_there(session):
             session.topology.queue_deleted(self._queue)
             held, self._held = self._held, []
-            self._line.put_dropped(message for message, _ in held)
+            self._dispatcher.put_dropped(message for message, _ in held)
             return
         if self._channel.is_open and self._overdue is not None:
             overdue, self._overdue = self._overdue, None
@@ -151,7 +151,7 @@ class Cancelled:
         return True
 
     def give_back(self) -> None:
-        """Put the messages back; where the broker has done so, it takes no notice.  May switch."""
+        """Put the messages back; a broker that has done so already ignores that.  May switch."""
         while self._held:
             message, _ = self._held.pop()
             self._handling.give_back(message, has_begun=False)

@@ -213,7 +213,7 @@ def test_a_retry_that_succeeds(connection: Connection, desk: Desk) -> None:
     desk.publish("q", "a", "b")
     consumer = spawn_consumer("q", handler, connection=connection, retry={"delay": 0.01})
     count(consumer, failed=2, retried=2, handled=2, rejected=0, received=2)
-    assert not consumer.conductor.handling._delays
+    assert not consumer.lifecycle.handling._delays
     assert consumer.stop(CAME)
     assert desk.ready("q") == 0
 

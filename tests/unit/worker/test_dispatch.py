@@ -10,11 +10,10 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green.hub import turn
-from greenconn.worker.line import Line
-from greenconn.worker.pool import KEPT, Worker, WorkerPool
+from greenconn.worker.dispatch import KEPT, Dispatcher, Worker, WorkerPool
 from tests.unit.worker.conftest import until
 
-#: Lines that get a message in one turn of the hub.
+#: Dispatchers that get a message in one turn of the hub.
 MANY = 100
 
 
@@ -32,8 +31,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     return made
 
 
-def lines(pool: WorkerPool, run: Any) -> list[Line]:
-    return [Line(pool, run, 1) for _ in range(MANY)]
+def dispatchers(pool: WorkerPool, run: Any) -> list[Dispatcher]:
+    return [Dispatcher(pool, run, 1) for _ in range(MANY)]
 
 
 def end(pool: WorkerPool) -> None:
@@ -42,11 +41,11 @@ def end(pool: WorkerPool) -> None:
     turn()
 
 
-def test_many_lines_with_a_message_each_need_few_workers(made: list[Worker]) -> None:
+def test_many_dispatchers_with_a_message_each_need_few_workers(made: list[Worker]) -> None:
     pool = WorkerPool()
     done: list[int] = []
-    for number, line in enumerate(lines(pool, done.append)):
-        line.put(number)
+    for number, dispatcher in enumerate(dispatchers(pool, done.append)):
+        dispatcher.put(number)
     until(lambda: len(done) == MANY)
     assert done == list(range(MANY))
     assert len(made) <= 2
@@ -61,20 +60,20 @@ def test_as_many_workers_run_as_handlers_wait(made: list[Worker]) -> None:
         begun.append(number)
         gate.wait()
 
-    every = lines(pool, run)
-    for number, line in enumerate(every):
-        line.put(number)
+    every = dispatchers(pool, run)
+    for number, dispatcher in enumerate(every):
+        dispatcher.put(number)
     until(lambda: len(begun) == MANY)
-    assert not any(line.is_idle for line in every)
+    assert not any(dispatcher.is_idle for dispatcher in every)
     gate.set()
-    until(lambda: all(line.is_idle for line in every))
+    until(lambda: all(dispatcher.is_idle for dispatcher in every))
     assert len(made) <= MANY + 1
     turn()
     assert sum(not worker.greenlet.dead for worker in made) <= KEPT
     end(pool)
 
 
-def test_an_interrupted_worker_touches_no_other_line(made: list[Worker]) -> None:
+def test_an_interrupted_worker_touches_no_other_dispatcher(made: list[Worker]) -> None:
     pool, gate = WorkerPool(), Event()
     log: list[str] = []
 
@@ -86,7 +85,7 @@ def test_an_interrupted_worker_touches_no_other_line(made: list[Worker]) -> None
             log.append(f"{name} interrupted")
             raise
 
-    first, second = Line(pool, run, 1), Line(pool, run, 1)
+    first, second = Dispatcher(pool, run, 1), Dispatcher(pool, run, 1)
     first.put("first")
     turn()
     # The gate lets the handler end before the interruption reaches it.
@@ -105,7 +104,7 @@ def test_an_interrupted_worker_touches_no_other_line(made: list[Worker]) -> None
 def test_a_worker_that_is_killed_on_its_way_is_replaced(made: list[Worker], is_new: bool) -> None:
     pool = WorkerPool()
     done: list[int] = []
-    first, second = Line(pool, done.append, 1), Line(pool, done.append, 1)
+    first, second = Dispatcher(pool, done.append, 1), Dispatcher(pool, done.append, 1)
     if not is_new:
         first.put(0)
         turn()
@@ -118,7 +117,7 @@ def test_a_worker_that_is_killed_on_its_way_is_replaced(made: list[Worker], is_n
     end(pool)
 
 
-def test_a_handler_that_ends_its_worker_does_not_hold_up_other_lines() -> None:
+def test_a_handler_that_ends_its_worker_does_not_hold_up_other_dispatchers() -> None:
     pool = WorkerPool()
     done: list[int] = []
 
@@ -127,13 +126,13 @@ def test_a_handler_that_ends_its_worker_does_not_hold_up_other_lines() -> None:
             raise gevent.GreenletExit
         done.append(number)
 
-    for number, line in enumerate(lines(pool, run)):
-        line.put(number)
+    for number, dispatcher in enumerate(dispatchers(pool, run)):
+        dispatcher.put(number)
     until(lambda: len(done) == MANY - (MANY + 2) // 3)
     end(pool)
 
 
-def test_lines_of_one_message_each_leave_the_hub_a_turn() -> None:
+def test_dispatchers_of_one_message_each_leave_the_hub_a_turn() -> None:
     pool = WorkerPool()
     turns: list[int] = []
     done = 0
@@ -152,8 +151,8 @@ def test_lines_of_one_message_each_leave_the_hub_a_turn() -> None:
 
     counting = gevent.spawn(count)
     for _ in range(20):
-        for line in lines(pool, run):
-            line.put(0)
+        for dispatcher in dispatchers(pool, run):
+            dispatcher.put(0)
     counting.join(timeout=30)
     assert len(turns) > 20
     end(pool)

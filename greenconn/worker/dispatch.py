@@ -1,0 +1,596 @@
+"""The way of a message from the reader to a handler: a queue, and the greenlets that run handlers.
+
+The reader appends a message to its consumer's dispatcher and, if fewer handlers run than may, calls for
+a worker.  A worker takes messages until there are none.  Before it runs a handler it calls for one more,
+if messages are left, none is on its way and *limit* allows: so as many run as have work, and a message
+costs no switch while they do.
+
+All consumers of a connection share their workers.  Dispatchers that have something to do stand in one
+queue, and a worker serves them one after the other.  Only one worker is woken at a time: before it
+begins with a dispatcher it wakes the next, if more of them wait and none is on its way.  So a thousand
+dispatchers that get a message each cost one switch if no handler waits, and as many as there are
+handlers that do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import Greenlet, GreenletExit, Timeout, get_hub
+
+from greenconn.green.hub import turn
+from greenconn.green.supervisor import spawn
+from greenconn.worker.blocking import BlockingMonitor
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
+
+__all__ = ["Batch", "BatchDispatcher", "Dispatcher", "Interrupted", "Worker", "WorkerPool"]
+
+logger = logging.getLogger("greenconn.worker")
+
+#: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.
+STREAK: Final = 16
+PACE: Final = 0.005
+#: Seconds by which a timer may go off too early.
+EARLY: Final = 0.001
+#: Idle workers that are kept, however few handlers may run at once.
+KEPT: Final = 16
+
+
+class Interrupted(GreenletExit):
+    """Raised in a handler whose message the program has cancelled."""
+
+
+class Dispatcher:
+    """The messages of one consumer that wait for its handler, and the workers that run it.
+
+    The reader calls ``put`` and ``drop``.  Nothing here switches but ``work``.
+
+    Arguments:
+        pool: lends workers.
+        run: handles one load (a message), whatever happens; raises only what ends the worker.
+        limit: number of handlers that may run at once.
+
+    Attributes:
+        inbox: messages that no handler has begun.
+        is_held: while True no handler begins.
+        received: number of messages that came.
+        last_at: time of the last one on the monotonic clock; None before.
+        on_idle: called when no handler runs any more.
+    """
+
+    __slots__ = (
+        "_is_called",
+        "_pool",
+        "_run",
+        "_waiting",
+        "_workers",
+        "inbox",
+        "is_held",
+        "last_at",
+        "limit",
+        "on_idle",
+        "received",
+    )
+
+    def __init__(self, pool: WorkerPool, run: Callable[[Any], None], limit: int) -> None:
+        self._pool = pool
+        self._run = run
+        self.limit = limit
+        self.inbox: deque[Any] = deque()
+        self._workers: set[Worker] = set()
+        #: A worker was called for and has not begun.
+        self._is_called = False
+        #: What waits to be handled again, with its timer.
+        self._waiting: dict[Any, Any] = {}
+        self.is_held = False
+        self.received = 0
+        self.last_at: float | None = None
+        self.on_idle: Callable[[], None] | None = None
+
+    def put(self, message: Any) -> None:
+        """Take *message* over.  Called by the reader."""
+        self.inbox.append(message)
+        self.received += 1
+        self.last_at = monotonic()
+        if not self._is_called and len(self._workers) < self.limit and not self.is_held:
+            self._is_called = True
+            self._pool.submit(self)
+
+    # Workers
+
+    def work(self, worker: Worker) -> None:
+        """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
+        self._is_called = False
+        self._workers.add(worker)
+        inbox, run = self.inbox, self._run
+        try:
+            while self._has_work():
+                worker.load = load = self._take()
+                if inbox and not self._is_called and len(self._workers) < self.limit:
+                    self.call_worker()
+                run(load)
+                worker.load = None
+                worker.streak += 1
+                if worker.streak == STREAK:
+                    # Handlers that never wait would keep the hub from the broker.
+                    worker.streak = 0
+                    if monotonic() - worker.looked_at > PACE:
+                        self._pool.turn()
+                        worker.looked_at = monotonic()
+        finally:
+            self.release_worker(worker)
+
+    def release_worker(self, worker: Worker) -> None:
+        """Note that *worker* is done here, or has ended.  Again: does nothing."""
+        worker.load = None
+        if worker not in self._workers:
+            return
+        self._workers.discard(worker)
+        self.call_worker()
+        if self.on_idle is not None and self.is_idle:
+            self.on_idle()
+
+    def call_worker(self) -> None:
+        """Call for a worker if there is something to do for one more."""
+        if not self._is_called and len(self._workers) < self.limit and self._has_work():
+            self._is_called = True
+            self._pool.submit(self)
+
+    def _has_work(self) -> bool:
+        return bool(self.inbox) and not self.is_held
+
+    def _take(self) -> Any:
+        return self.inbox.popleft()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no handler runs or is about to."""
+        return not self._workers and not self._waiting and not self._has_work()
+
+    @property
+    def in_flight(self) -> int:
+        """Number of messages that a handler has begun and that were not answered."""
+        loads = [each.load for each in self._workers if each.load is not None]
+        return sum(self._size(load) for load in (*loads, *self._waiting))
+
+    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+        """Yield the messages that are here, and whether a handler has begun with each."""
+        begun = [each.load for each in self._workers if each.load is not None]
+        for load in (*begun, *self._waiting):
+            yield from ((message, True) for message in self._messages_of(load))
+        yield from ((message, False) for message in self.inbox)
+
+    def _messages_of(self, load: Any) -> Iterable[Any]:
+        return (load,)
+
+    def _size(self, load: Any) -> int:
+        return 1
+
+    def runs_in(self, greenlet: object) -> bool:
+        """Whether *greenlet* is one of those that run handlers."""
+        return any(worker.greenlet is greenlet for worker in self._workers)
+
+    def interrupt(self) -> None:
+        """Interrupt all handlers; ``on_idle`` is called when they have ended."""
+        for worker in list(self._workers):
+            worker.interrupt()
+
+    def interrupt_one(self, message_id: str) -> bool:
+        """Interrupt the handler of a message; False when none runs.  Never switches."""
+        for worker in self._workers:
+            load = worker.load
+            if load is not None and any(
+                each.properties.get("message_id") == message_id for each in self._messages_of(load)
+            ):
+                get_hub().loop.run_callback(_interrupt_handler, worker, load, message_id)
+                return True
+        return False
+
+    # Handling again
+
+    def retry_later(self, load: Any, delay: float) -> None:
+        """Have *load* handled again in *delay* seconds."""
+        timer = get_hub().loop.timer(delay)
+        self._waiting[load] = timer
+        timer.start(self._on_time, load, update=True)
+
+    def _on_time(self, load: Any) -> None:
+        # In the hub.
+        timer = self._waiting.pop(load, None)
+        if timer is not None:
+            timer.close()
+            self._put_first(load)
+            self.call_worker()
+
+    def _put_first(self, load: Any) -> None:
+        self.inbox.appendleft(load)
+
+    # Ending
+
+    def stop_batching(self) -> None:
+        """Let no message wait for others."""
+
+    def drop(self, channel: Channel, tag: str | None = None) -> list[tuple[Any, bool]]:
+        """Take out and return what came on *channel* and waits for a handler.
+
+        Arguments:
+            tag: only what came to this consumer.
+
+        Returns:
+            Messages, and whether a handler has begun with each before.
+        """
+
+        def is_meant(message: Message) -> bool:
+            return message.channel is channel and (
+                tag is None or message.delivery_info.get("consumer_tag") == tag
+            )
+
+        return [
+            *((message, True) for message in self._drop_waiting(is_meant)),
+            *((message, False) for message in self._drop_from_inbox(is_meant)),
+        ]
+
+    def _drop_waiting(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        dropped = [each for each in self._waiting if is_meant(each)]
+        for message in dropped:
+            self._waiting.pop(message).close()
+        return dropped
+
+    def _drop_from_inbox(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        dropped = [each for each in self.inbox if is_meant(each)]
+        if dropped:
+            kept = [each for each in self.inbox if not is_meant(each)]
+            self.inbox.clear()
+            self.inbox.extend(kept)
+        return dropped
+
+    def put_dropped(self, messages: Iterable[Any]) -> None:
+        """Have *messages*, which were dropped, handled after all."""
+        for message in messages:
+            self.put(message)
+            self.received -= 1  # it was counted when it came
+
+    def take_all(self) -> Iterator[tuple[Any, bool]]:
+        """Take out all that waits for a handler, the oldest first, one by one.
+
+        With each message: whether a handler has begun with it before.
+        """
+        while self._waiting:
+            message, timer = next(iter(self._waiting.items()))
+            del self._waiting[message]
+            timer.close()
+            yield message, True
+        while self.inbox:
+            yield self.inbox.popleft(), False
+
+    def forget(self) -> None:
+        """Drop all after a fork, in the child: the messages are the parent's."""
+        self.is_held = True
+        for timer in self._waiting.values():
+            timer.close()
+        self._waiting = {}
+        self.inbox.clear()
+        self._workers = set()
+        self._is_called = False
+
+
+def _interrupt_handler(worker: Worker, load: Any, message_id: str) -> None:
+    # In the hub, where it is certain that the handler still runs: the next one is not meant.
+    if worker.load is load:
+        worker.greenlet.throw(Interrupted(f"message {message_id!r} was cancelled"))
+
+
+class Batch:
+    """Messages that are handled, answered and handled again as one.
+
+    Attributes:
+        delays: seconds until each further call of the handler; None before the first failure.
+    """
+
+    __slots__ = ("delays", "messages")
+
+    def __init__(self, messages: list[Any]) -> None:
+        self.messages = messages
+        self.delays: Iterator[float] | None = None
+
+
+class BatchDispatcher(Dispatcher):
+    """A dispatcher that gives its workers batches.
+
+    A batch is due when it is full, or when its oldest message has waited long enough.
+
+    Arguments:
+        size: messages of a full batch.
+        interval: seconds that the oldest one waits.
+    """
+
+    __slots__ = ("_arrivals", "_interval", "_ready", "_size_of_batch", "_timer")
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        run: Callable[[Any], None],
+        limit: int,
+        size: int,
+        interval: float,
+    ) -> None:
+        super().__init__(pool, run, limit)
+        self._size_of_batch = size
+        self._interval = interval
+        #: When each message of the inbox came.
+        self._arrivals: deque[float] = deque()
+        #: Batches that are due to be handled again.
+        self._ready: deque[Batch] = deque()
+        self._timer: Any = None
+
+    def put(self, message: Any) -> None:
+        """Take *message* over.  Called by the reader."""
+        self.received += 1
+        self.last_at = now = monotonic()
+        self.inbox.append(message)
+        self._arrivals.append(now)
+        if len(self.inbox) >= self._size_of_batch:
+            self.call_worker()
+        elif self._timer is None and not self.is_held:
+            self._start_timer(self._interval)
+
+    def call_worker(self) -> None:
+        """Call for a worker if a batch is due, else look again when one may be."""
+        super().call_worker()
+        if self._arrivals and self._timer is None and not self.is_held and not self._is_called:
+            left = self._arrivals[0] + self._interval - monotonic()
+            if left > 0.0:
+                self._start_timer(left)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = get_hub().loop.timer(seconds)
+        self._timer.start(self._on_due, update=True)
+
+    def _on_due(self) -> None:
+        # In the hub.
+        self._stop_timer()
+        self.call_worker()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _has_work(self) -> bool:
+        if self.is_held:
+            return False
+        if self._ready or len(self.inbox) >= self._size_of_batch:
+            return True
+        arrivals = self._arrivals
+        return bool(arrivals) and monotonic() >= arrivals[0] + self._interval - EARLY
+
+    def _take(self) -> Any:
+        if self._ready:
+            return self._ready.popleft()
+        count = min(len(self.inbox), self._size_of_batch)
+        batch = Batch([self.inbox.popleft() for _ in range(count)])
+        for _ in range(count):
+            self._arrivals.popleft()
+        self._stop_timer()
+        return batch
+
+    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+        """Yield the messages that are here, and whether a handler has begun with each."""
+        yield from super().unanswered()
+        for batch in self._ready:
+            yield from ((message, True) for message in batch.messages)
+
+    def _messages_of(self, load: Batch) -> list[Any]:
+        return load.messages
+
+    def _size(self, load: Batch) -> int:
+        return len(load.messages)
+
+    def _put_first(self, load: Batch) -> None:
+        self._ready.append(load)
+
+    def stop_batching(self) -> None:
+        """Let no message wait for others."""
+        self._interval = 0.0
+        self._stop_timer()
+
+    def _drop_waiting(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        dropped: list[Any] = []
+        for batch in (*self._waiting, *self._ready):
+            dropped += [each for each in batch.messages if is_meant(each)]
+            batch.messages = [each for each in batch.messages if not is_meant(each)]
+        for batch in [each for each in self._waiting if not each.messages]:
+            self._waiting.pop(batch).close()
+        self._ready = deque(each for each in self._ready if each.messages)
+        return dropped
+
+    def _drop_from_inbox(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        pairs = list(zip(self.inbox, self._arrivals, strict=True))
+        dropped = super()._drop_from_inbox(is_meant)
+        if dropped:
+            self._arrivals = deque(at for message, at in pairs if not is_meant(message))
+        return dropped
+
+    def take_all(self) -> Iterator[tuple[Any, bool]]:
+        """Take out all that waits for a handler, the oldest first, one by one.
+
+        With each message: whether a handler has begun with it before.
+        """
+        self._stop_timer()
+        waiting, self._waiting = self._waiting, {}
+        for load, timer in waiting.items():
+            timer.close()
+            self._put_first(load)
+        while self._ready:
+            messages = self._ready[0].messages
+            while messages:
+                yield messages.pop(0), True
+            self._ready.popleft()
+        while self.inbox:
+            self._arrivals.popleft()
+            yield self.inbox.popleft(), False
+
+    def forget(self) -> None:
+        """Drop all after a fork, in the child: the messages are the parent's."""
+        super().forget()
+        self._stop_timer()
+        self._ready.clear()
+        self._arrivals.clear()
+
+
+class Worker:
+    """One greenlet that runs handlers: of one dispatcher until that is empty, then of the next.
+
+    Attributes:
+        greenlet: the worker's.
+        dispatcher: its messages are being handled; None between two dispatchers.
+        load: handled now; None between two messages.
+        streak: number of messages since it looked at the clock.
+        looked_at: time of the hub's last turn, as far as this worker knows.
+    """
+
+    __slots__ = ("_is_dismissed", "_pool", "dispatcher", "greenlet", "load", "looked_at", "streak")
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._is_dismissed = False
+        self.dispatcher: Dispatcher | None = None
+        self.load: Any = None
+        self.streak = 0
+        self.looked_at = monotonic()
+        self.greenlet: Greenlet[..., Any] = spawn("worker", self._run)
+
+    def _run(self) -> None:
+        pool = self._pool
+        try:
+            while not self._is_dismissed:
+                dispatcher = pool.next_dispatcher(self)
+                if dispatcher is not None:
+                    self.dispatcher = dispatcher
+                    dispatcher.work(self)
+                    self.dispatcher = None
+                elif pool.park(self):
+                    get_hub().switch()
+                    self.looked_at = monotonic()
+                else:
+                    return
+        except Timeout:
+            # Of a handler that started one and left it running.
+            logger.warning("a gevent.Timeout of a handler went off after the handler had ended")
+        finally:
+            dispatcher, self.dispatcher = self.dispatcher, None
+            if dispatcher is not None:
+                dispatcher.release_worker(self)
+            pool.forget(self)
+
+    def interrupt(self) -> None:
+        """Interrupt the handler, and work no more.  Never switches."""
+        # The kill is on its way, and not meant for a handler of another dispatcher.
+        self._is_dismissed = True
+        self.greenlet.kill(block=False)
+
+
+class WorkerPool:
+    """The dispatchers that wait for a worker, and the workers that wait for a dispatcher.
+
+    Invariant: while dispatchers wait a worker is on its way, or one that gives the hub a turn is to be
+    back.
+
+    Attributes:
+        limit: number of idle workers that are kept.
+        monitor: finds handlers that block the hub.
+    """
+
+    __slots__ = ("_coming", "_count", "_dispatchers", "_idle", "_turning", "limit", "monitor")
+
+    def __init__(self) -> None:
+        #: In the order in which they called.
+        self._dispatchers: deque[Dispatcher] = deque()
+        self._idle: list[Worker] = []
+        #: The worker that was woken and has not run yet.
+        self._coming: Worker | None = None
+        #: Number of workers that give the hub a turn.
+        self._turning = 0
+        #: Number of workers that have not ended.
+        self._count = 0
+        self.limit = KEPT
+        self.monitor = BlockingMonitor()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a worker has something to do."""
+        return self._count > len(self._idle)
+
+    def submit(self, dispatcher: Dispatcher) -> None:
+        """Have a worker work on *dispatcher* soon.  Never switches."""
+        self._dispatchers.append(dispatcher)
+        if not self._turning and (self._coming is None or self._coming.greenlet.ready()):
+            self._wake()
+
+    def turn(self) -> None:
+        """Let the hub turn, and no worker begin with a dispatcher meanwhile.  May switch.
+
+        Else each would go on where the one before it gave way, and the hub would have to wait for all.
+        """
+        self._turning += 1
+        try:
+            turn()
+        finally:
+            self._turning -= 1
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._dispatchers and self._coming is None and not self._turning:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._idle:
+            self._coming = worker = self._idle.pop()
+            get_hub().loop.run_callback(worker.greenlet.switch)
+        else:
+            self._count += 1
+            self._coming = Worker(self)
+        if not self.monitor.is_running:
+            self.monitor.start(lambda: self.has_work)
+
+    def next_dispatcher(self, worker: Worker) -> Dispatcher | None:
+        """Return the dispatcher that has waited longest, and wake another worker for the others."""
+        if self._coming is worker:
+            self._coming = None
+        if not self._dispatchers or self._turning:
+            return None
+        dispatcher = self._dispatchers.popleft()
+        self._wake_next()
+        return dispatcher
+
+    def park(self, worker: Worker) -> bool:
+        """Keep an idle worker; return False when there are enough."""
+        if len(self._idle) >= self.limit:
+            return False
+        self._idle.append(worker)
+        return True
+
+    def forget(self, worker: Worker) -> None:
+        """Note that *worker* has ended."""
+        self._count -= 1
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if self._coming is worker:
+            self._coming = None
+        self._wake_next()
+
+    def resize(self, limit: int) -> None:
+        """Keep as many idle workers as *limit* handlers need, and end the others."""
+        if not limit:
+            self.monitor.stop()
+        self.limit = max(KEPT, limit) if limit else 0
+        excess, self._idle = self._idle[self.limit :], self._idle[: self.limit]
+        for worker in excess:
+            get_hub().loop.run_callback(worker.greenlet.switch)  # it finds no place to park

@@ -1,0 +1,506 @@
+"""The life of a consumer: its states, and what it does about its queues and its handlers.
+
+It is run by the consumer's greenlet, which runs no handler and asks nothing of the broker itself, so
+that it can always be told something: it waits for changes, and has one background task at a time get
+the queues confirmed or give them up.  While nothing changes a consumer is one greenlet that waits.
+
+Whatever ends it, a last task gives back what the consumer holds; it goes on even if the consumer's
+greenlet is killed once more meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Final
+
+from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
+from greenconn.green.deadline import Deadline
+from greenconn.green.limit import Limit
+from greenconn.green.supervisor import spawn
+from greenconn.worker.channels import Subscription
+from greenconn.worker.consumer_timeout import CancelledConsumer, OverdueDelivery, find_overdue
+from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
+from greenconn.worker.group import BackgroundTask, group_of
+from greenconn.worker.handling import BatchHandling, Handling
+from greenconn.worker.options import ConsumerOptions
+from greenconn.worker.recovery import ConsumerRecovery, Outcome
+from greenconn.worker.watch import Watch
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.connection import Connection
+    from greenconn.message import Message
+
+__all__ = ["ENDS", "MOVES", "ConsumerLifecycle", "ConsumerState", "TargetState", "moved"]
+
+logger = logging.getLogger("greenconn.worker")
+
+#: Seconds that a consumer that is killed waits for the broker.
+CANCEL_TIMEOUT: Final = 2.0
+#: The remedy for a queue that exists with other arguments than its consumer has.
+MIGRATION: Final = (
+    "; to consume the queue as it is, give its name instead of a Queue; to change it, consume from a "
+    "queue of another name, or empty and delete this one while nobody publishes to it, and start again"
+)
+_ENDLESS: Final = Deadline()
+
+
+class ConsumerState(Enum):
+    """A consumer's life."""
+
+    #: The broker has not confirmed it yet.
+    STARTING = "starting"
+    #: The broker has confirmed it, on all its queues.
+    RUNNING = "running"
+    #: A queue, a channel or the connection was lost; it is being brought back.
+    RECOVERING = "recovering"
+    #: Cancelled by ``pause()``; running handlers go on.
+    PAUSED = "paused"
+    #: Cancelled for good; running handlers finish.
+    STOPPING = "stopping"
+    #: Ended in good order.
+    STOPPED = "stopped"
+    #: Ended because the broker refuses it for good.
+    FAILED = "failed"
+    #: Ended by ``kill()``.
+    KILLED = "killed"
+
+
+#: From here there is no way back.
+ENDS: Final = frozenset({ConsumerState.STOPPED, ConsumerState.FAILED, ConsumerState.KILLED})
+
+MOVES: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
+    ConsumerState.STARTING: frozenset(
+        {ConsumerState.RUNNING, ConsumerState.PAUSED, ConsumerState.STOPPING, *ENDS}
+    ),
+    ConsumerState.RUNNING: frozenset(
+        {ConsumerState.RECOVERING, ConsumerState.PAUSED, ConsumerState.STOPPING, *ENDS}
+    ),
+    ConsumerState.RECOVERING: frozenset(
+        {ConsumerState.RUNNING, ConsumerState.PAUSED, ConsumerState.STOPPING, *ENDS}
+    ),
+    # STARTING: resumed.
+    ConsumerState.PAUSED: frozenset({ConsumerState.STARTING, ConsumerState.STOPPING, *ENDS}),
+    ConsumerState.STOPPING: ENDS,
+    ConsumerState.STOPPED: frozenset(),
+    ConsumerState.FAILED: frozenset(),
+    ConsumerState.KILLED: frozenset(),
+}
+
+
+def moved(old: ConsumerState, new: ConsumerState) -> ConsumerState:
+    """Return *new* if the table allows the move.  To stay is always allowed.
+
+    Raises:
+        RuntimeError: a move outside the table, so an error of this library.
+    """
+    if new is not old and new not in MOVES[old]:
+        raise RuntimeError(f"a consumer cannot go from {old.value} to {new.value}")
+    return new
+
+
+class TargetState(IntEnum):
+    """The state that was last asked for; from STOPPED on there is no way back."""
+
+    RUNNING = 0
+    PAUSED = 1
+    STOPPED = 2
+    #: Stopped at once: the time of ``stop(timeout)`` is up.
+    ABORTED = 3
+
+
+class ConsumerLifecycle:
+    """The life of one consumer, which moves its parts.
+
+    Arguments:
+        options: the consumer's.
+        connection: the program's.
+
+    Attributes:
+        watch: wakes those who wait for a change.
+        state: the consumer's.
+        error: the broker's refusal that ends it; None before.
+        is_withdrawn: the broker was told to send no more, and what no handler began was given back.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_group",
+        "_is_forgotten",
+        "_is_restoring",
+        "_loss",
+        "_overdue",
+        "_own_connection",
+        "_parent",
+        "_recovery",
+        "_session",
+        "_subscriptions",
+        "_target",
+        "_task",
+        "dispatcher",
+        "error",
+        "handling",
+        "is_withdrawn",
+        "options",
+        "state",
+        "watch",
+    )
+
+    def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
+        self.options = options
+        self.watch = Watch()
+        self._parent = self._session = connection.session
+        self._own_connection: Connection | None = None
+        if options.is_unbounded:
+            # It may stop the reading of its connection: it must not hold up others.
+            self._own_connection = connection.clone()
+            self._session = self._own_connection.session
+            self._parent.on_closed.append(self.shut_down)
+        self._group = group = group_of(self._session)
+        self.handling = (Handling if options.batch_size is None else BatchHandling)(
+            options, self._queue_of
+        )
+        self.dispatcher = _dispatcher_for(options, group.pool, self.handling)
+        self.handling.retry_later = self.dispatcher.retry_later
+        self.handling.on_exit = self.shut_down
+        self.handling.has_dead_letters = self._has_dead_letters
+        self._subscriptions = tuple(
+            Subscription(options, queue, share, self.dispatcher, self._on_lost, self._on_closing)
+            for queue, share in zip(options.queues, options.shares(), strict=True)
+        )
+        self._recovery = ConsumerRecovery(self._session, group.channels, self._subscriptions)
+        self.state = ConsumerState.STARTING
+        self.error: BaseException | None = None
+        self.is_withdrawn = False
+        self._target = TargetState.RUNNING
+        self._loss: BaseException | None = None
+        self._overdue: OverdueDelivery | None = None
+        #: Those that the broker has cancelled, until it is clear why.
+        self._cancelled: list[CancelledConsumer] = []
+        self._task: BackgroundTask | None = None
+        self._is_restoring = self._is_forgotten = False
+        self._expect_queues()
+        group.pool.monitor.know(options.handler, options.blocking_threshold, options.name or "")
+        group.add(self)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the broker has confirmed all queues, and nothing was lost since."""
+        return self._target is TargetState.RUNNING and all(
+            each.is_confirmed for each in self._subscriptions
+        )
+
+    @property
+    def addresses(self) -> Hashable:
+        """Addresses of its broker."""
+        return self._session.broker.addresses
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether a pause was asked for."""
+        return self._target is TargetState.PAUSED
+
+    # Requests; nothing here switches
+
+    def request(self, target: TargetState) -> None:
+        """Have it become *target*, unless it is further on its way to the end already."""
+        if target <= self._target or self.state in ENDS:
+            return
+        self._target = target
+        self.handling.is_ending = True
+        # Not before: a consumer that is not busy is idle after nearly each message.
+        self.dispatcher.on_idle = self.watch.announce
+        self._stop_expecting()
+        if target is not TargetState.STOPPED or not self.options.no_ack:
+            self.dispatcher.is_held = True
+        if target is TargetState.PAUSED:
+            self._move(ConsumerState.PAUSED)
+        elif target is TargetState.STOPPED:
+            self._move(ConsumerState.STOPPING)
+            if self.options.no_ack:
+                self.is_withdrawn = False  # what a pause has kept is handled now
+        self.watch.announce()
+
+    def resume(self) -> None:
+        """End a pause."""
+        if self._target is TargetState.PAUSED and self.state not in ENDS:
+            self._target = TargetState.RUNNING
+            self._expect_queues()
+            self._move(ConsumerState.STARTING)
+
+    def _expect_queues(self) -> None:
+        for subscription in self._subscriptions:
+            if not subscription.is_confirmed:
+                subscription.expect(self._session)
+
+    def _stop_expecting(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.stop_expecting()
+
+    def fail(self, exc: BaseException) -> None:
+        """End it with *exc*: the broker refuses it for good."""
+        if self.error is None and self._target < TargetState.STOPPED:
+            self.error = exc
+            logger.error(
+                "consumer of queue %s ends: %s: %s%s",
+                self.options.name,
+                type(exc).__name__,
+                exc,
+                MIGRATION if isinstance(exc, PreconditionFailed) else "",
+            )
+        self.request(TargetState.STOPPED)
+
+    def shut_down(self) -> None:
+        """Stop in good order: the program has closed the connection, or is about to end."""
+        self.request(TargetState.STOPPED)
+
+    def forget(self) -> None:
+        """End without a word after a fork, in the child: the consumer is the parent's."""
+        self._is_forgotten = True
+        self._stop_expecting()
+        self.dispatcher.forget()
+        self._target = TargetState.ABORTED
+        self.watch.announce()
+
+    # The consumer's greenlet
+
+    def run(self) -> None:
+        """Run the consumer until its end, and leave nothing behind.  May switch."""
+        end = ConsumerState.KILLED
+        try:
+            self._steer()
+            end = ConsumerState.STOPPED if self.error is None else ConsumerState.FAILED
+        finally:
+            is_abrupt = end is ConsumerState.KILLED or self._target is TargetState.ABORTED
+            try:
+                if not self._is_forgotten:
+                    spawn("consumer-end", self._clear_up, is_abrupt).join()
+            finally:
+                self._move(end)
+
+    def _steer(self) -> None:
+        while self._target is not TargetState.ABORTED:
+            deadline, task = _ENDLESS, self._task
+            if task is not None:
+                if self._is_restoring and self._target is not TargetState.RUNNING:
+                    task.cancel()
+                    if task.has_ended:
+                        continue  # it had not begun
+            elif self._target is TargetState.RUNNING:
+                self._unpause()
+                if not self.is_confirmed:
+                    pause = self._recovery.pause
+                    if pause:
+                        deadline = Deadline(pause)
+                    else:
+                        self._is_restoring = True
+                        submit = self._group.restoring.submit
+                        self._task = submit(self._restore, self._on_task_end)
+            elif not self.is_withdrawn:
+                self._is_restoring = False
+                submit = self._group.withdrawing.submit
+                self._task = submit(self._withdraw, self._on_task_end)
+            elif self._target is TargetState.STOPPED and self.dispatcher.is_idle:
+                return
+            try:
+                self.watch.wait(deadline)
+            except TimeoutError:
+                pass  # the pause is over
+
+    def _unpause(self) -> None:
+        """Let handlers begin again after a pause."""
+        if self.dispatcher.is_held:
+            self.is_withdrawn = self.handling.is_ending = self.dispatcher.is_held = False
+            self.dispatcher.call_worker()
+
+    def _on_task_end(self) -> None:
+        self._task = None
+        self.watch.announce()
+
+    # Background tasks
+
+    def _restore(self) -> None:
+        """Get all queues confirmed."""
+        loss, self._loss = self._loss, None
+        overdue, self._overdue = self._overdue, None
+        if overdue is not None:
+            overdue.log()
+        if isinstance(loss, ConsumerCancelled):
+            logger.warning("consumer of queue %s is started again: %s", self.options.name, loss)
+        elif loss is not None:
+            logger.info("consumer of queue %s is started again: %s", self.options.name, loss)
+        while self._cancelled:
+            self._cancelled[0].resolve(self._session)
+            del self._cancelled[0]
+        outcome = self._recovery.attempt()
+        if outcome is Outcome.CLOSED:
+            self.shut_down()
+        elif isinstance(outcome, Exception):
+            self.fail(outcome)
+        elif self.is_confirmed:
+            self._group.join_recovery()
+            self._move(ConsumerState.RUNNING)
+
+    def _withdraw(self) -> None:
+        """Have the broker send no more, and give back what no handler has begun."""
+        self._cancel()
+        if not self.options.no_ack:
+            self._give_back()
+        elif self._target is TargetState.STOPPED:
+            self.dispatcher.is_held = False
+            self.dispatcher.stop_batching()
+            self.dispatcher.call_worker()
+        self.is_withdrawn = True
+
+    def _cancel(self, *, nowait: bool = False) -> None:
+        for subscription in self._subscriptions:
+            try:
+                subscription.cancel(self._group.channels, nowait=nowait)
+            except Exception as exc:
+                logger.debug("cancelling %r: %s", subscription, exc)
+
+    def _cancel_soon(self) -> None:
+        """Cancel, and wait for a broker that does not answer no longer than :data:`CANCEL_TIMEOUT`."""
+        try:
+            with Limit(Deadline(CANCEL_TIMEOUT), "cancelling"):
+                self._cancel()
+        except TimeoutError as exc:
+            logger.debug("consumer of queue %s: %s", self.options.name, exc)
+            self._cancel(nowait=True)
+
+    def _give_back(self) -> None:
+        while self._cancelled:
+            self._cancelled.pop(0).give_back()
+        for message, has_begun in self.dispatcher.take_all():
+            self.handling.give_back(message, has_begun=has_begun)
+
+    def _on_closing(self, channel: Channel) -> None:
+        """Give back what came on *channel*, which the program closes."""
+        for message, has_begun in self.dispatcher.drop(channel):
+            self.handling.give_back(message, has_begun=has_begun)
+
+    def _clear_up(self, is_abrupt: bool) -> None:
+        """Give up all that the consumer holds, at its end."""
+        if is_abrupt:
+            self.dispatcher.is_held = self.handling.is_ending = True
+            self.dispatcher.on_idle = self.watch.announce
+            self._cancel_task()
+            # First of all, so that what is given back does not come here again.
+            cancelling = spawn("consumer-cancel", self._cancel_soon)
+            self.dispatcher.interrupt()
+            cancelling.join()
+            self._give_back()
+            while not self.dispatcher.is_idle:
+                self.watch.wait(_ENDLESS)
+        if self.handling.dropped:
+            logger.warning(
+                "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
+                self.options.name,
+                self.handling.dropped,
+            )
+        if self._own_connection is not None:
+            self._own_connection.close()
+
+    def _cancel_task(self) -> None:
+        """End the task under way, and wait until it has ended.  May switch."""
+        task = self._task
+        if task is None:
+            return
+        greenlet = task.greenlet
+        task.cancel()
+        if greenlet is not None:
+            greenlet.join()
+
+    def note_end(self) -> None:
+        """Leave the group, and wake those who wait, once its greenlet is dead.  In the hub."""
+        self._stop_expecting()
+        self._group.remove(self)
+        if self._own_connection is not None and self.shut_down in self._parent.on_closed:
+            self._parent.on_closed.remove(self.shut_down)
+        if self.state not in ENDS:
+            self._move(ConsumerState.KILLED)  # before it began
+        self.watch.announce()
+
+    # Changes
+
+    def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
+        # In the reader.
+        if isinstance(exc, ConsumerCancelled):
+            subscription.forget_declaration(self._session)
+            self._cancelled.append(
+                CancelledConsumer(
+                    self.dispatcher, self.handling, subscription.name, subscription.tag, channel
+                )
+            )
+        else:
+            overdue = find_overdue(
+                self.dispatcher,
+                self.handling.name,
+                subscription.name,
+                subscription.tag,
+                channel,
+                exc,
+            )
+            if overdue is not None:
+                self._overdue = overdue
+                subscription.fails_alone = True  # the next time nobody else suffers
+            if not self.options.no_ack:
+                for message, _ in self.dispatcher.drop(channel):
+                    self.handling.forget(message)
+        if self._target is TargetState.RUNNING:
+            subscription.expect(self._session)
+        if self.state is ConsumerState.RUNNING:
+            self._move(ConsumerState.RECOVERING)
+            if channel.connection.is_open:
+                # Not lost with the connection, which has its own log and its own back-off.
+                self._loss = exc
+                self._recovery.note_loss()
+        self.watch.announce()
+
+    def _queue_of(self, message: Message) -> str:
+        tag = message.delivery_info.get("consumer_tag")
+        for subscription in self._subscriptions:
+            if subscription.tag == tag:
+                return subscription.name
+        return self.options.name or ""
+
+    def _has_dead_letters(self, message: Message) -> bool:
+        """Whether the queue of *message* is known to have a dead-letter exchange."""
+        tag = message.delivery_info.get("consumer_tag")
+        for subscription in self._subscriptions:
+            if subscription.tag == tag:
+                arguments = subscription.arguments
+                if arguments is None:
+                    arguments = self._session.topology.arguments_of(subscription.name)
+                return "x-dead-letter-exchange" in (arguments or {})
+        return False
+
+    def _move(self, state: ConsumerState) -> None:
+        if state is not self.state:
+            self.state = moved(self.state, state)
+            self.watch.announce()
+
+    def wait_restored(self, deadline: Deadline) -> None:
+        """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline.
+        """
+        while (
+            self._target is TargetState.RUNNING
+            and self.state not in ENDS
+            and not self.is_confirmed
+            and not self._recovery.pause
+        ):
+            self.watch.wait(deadline)
+
+
+def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handling) -> Dispatcher:
+    if options.batch_size is None:
+        return Dispatcher(pool, handling.run, options.concurrency)
+    assert options.batch_interval is not None
+    return BatchDispatcher(
+        pool, handling.run, options.concurrency, options.batch_size, options.batch_interval
+    )
