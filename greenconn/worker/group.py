@@ -12,6 +12,7 @@ from gevent import Greenlet, getcurrent
 from greenconn.abc import DeadlineLike
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.connect import is_lockout
 from greenconn.worker.channels import SharedChannels
@@ -102,9 +103,7 @@ class BackgroundTask:
             self._on_end()
 
     def _move(self, state: TaskState) -> None:
-        if state not in TASK_MOVES[self.state]:
-            raise RuntimeError(f"a task cannot go from {self.state.value} to {state.value}")
-        self.state = state
+        self.state = moved(self.state, state, TASK_MOVES, "a task")
 
 
 class BackgroundTasks:

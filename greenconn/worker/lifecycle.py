@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.worker.channels import Subscription
 from greenconn.worker.consumer_timeout import CancelledConsumer, OverdueDelivery, find_overdue
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.message import Message
 
-__all__ = ["ENDS", "MOVES", "ConsumerLifecycle", "ConsumerState", "TargetState", "moved"]
+__all__ = ["ENDS", "MOVES", "ConsumerLifecycle", "ConsumerState", "TargetState"]
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -88,17 +89,6 @@ MOVES: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
     ConsumerState.FAILED: frozenset(),
     ConsumerState.KILLED: frozenset(),
 }
-
-
-def moved(old: ConsumerState, new: ConsumerState) -> ConsumerState:
-    """Return *new* if the table allows the move.  To stay is always allowed.
-
-    Raises:
-        RuntimeError: a move outside the table, so an error of this library.
-    """
-    if new is not old and new not in MOVES[old]:
-        raise RuntimeError(f"a consumer cannot go from {old.value} to {new.value}")
-    return new
 
 
 class TargetState(IntEnum):
@@ -479,7 +469,7 @@ class ConsumerLifecycle:
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
-            self.state = moved(self.state, state)
+            self.state = moved(self.state, state, MOVES, "a consumer")
             self.watch.announce()
 
     def wait_restored(self, deadline: Deadline) -> None:

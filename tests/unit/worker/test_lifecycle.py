@@ -12,7 +12,7 @@ from greenconn.connection import Connection
 from greenconn.green.hub import turn
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
-from greenconn.worker.lifecycle import ENDS, MOVES, moved
+from greenconn.worker.lifecycle import ENDS, MOVES
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
 from tests.unit.worker.conftest import CAME, Desk, Seen, until
@@ -21,9 +21,6 @@ from tests.unit.worker.conftest import CAME, Desk, Seen, until
 def test_the_table_of_moves_is_whole() -> None:
     assert set(MOVES) == set(ConsumerState)
     assert all(not MOVES[end] for end in ENDS)
-    assert moved(ConsumerState.RUNNING, ConsumerState.RUNNING) is ConsumerState.RUNNING
-    with pytest.raises(RuntimeError, match="from stopped to running"):
-        moved(ConsumerState.STOPPED, ConsumerState.RUNNING)
 
 
 def begun(
