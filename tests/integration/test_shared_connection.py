@@ -111,7 +111,12 @@ def test_a_loop_that_only_publishes_lets_others_run(amqp_url: str, unique: str, 
     count = 1_000_000 if long else 50_000
     turns = delivered = 0
     is_over = Event()
-    with Connection(amqp_url, heartbeat=1) as connection, Connection(amqp_url) as other:
+    # The broker answers when it has taken all that was published before.
+    patient = {"reply_timeout": 300.0}
+    with (
+        Connection(amqp_url, heartbeat=1, transport_options=patient) as connection,
+        Connection(amqp_url) as other,
+    ):
         queue = Queue(unique, max_length=1000)(connection.default_channel)
         queue.declare()
 
