@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenconn import abc
-    from greenconn.broker.link import LeasedLink
-    from greenconn.broker.message import LeasedDelivery
+    from greenconn.broker.delivery import StoreDelivery
+    from greenconn.broker.link import StoreLink
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.session.session import Session
     from greenconn.transport import SQS, beanstalk, couchdb, memory, mongodb, redis, sqlite, virtual
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     def links(
         link_of_amqp: AmqpLink,
         link_of_redis: RedisLink,
-        link_of_stores: LeasedLink,
+        link_of_stores: StoreLink,
         link_of_memory: MemoryLink,
         polled: PolledLink,
         hosted: HostedLink,
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     def messages(
         of_amqp: AmqpDelivery,
         of_redis: RedisDelivery,
-        of_stores: LeasedDelivery,
+        of_stores: StoreDelivery,
         of_memory: MemoryDelivery,
         of_polled: virtual.Message,
     ) -> list[abc.Message]:

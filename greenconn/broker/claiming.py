@@ -34,7 +34,7 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Claimer"]
 
@@ -47,7 +47,7 @@ class Claimer:
 
     __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_left_out", "_link", "_wait")
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._wait = link.store.claim_wait
         #: Those that may have messages and consumers with room, the next in front.
@@ -111,7 +111,7 @@ class Claimer:
             freed = {channel for feed in feeds for channel in feed.release()}
         if self._link.lost is not None:
             for each in claimed:
-                self._link.settling.back(each.queue, each.handle, is_unseen=True)
+                self._link.answers.back(each.queue, each.handle, is_unseen=True)
             return
         again = self._hand_over(feeds, asked, claimed)
         for channel in freed:
@@ -156,9 +156,9 @@ class Claimer:
         for each in claimed:
             taker = link.feeds.get(each.queue)
             if each.dead is not None:
-                link.settling.bury(each, each.dead)
+                link.answers.bury(each, each.dead)
             elif taker is None:
-                link.settling.back(each.queue, each.handle, is_unseen=True)
+                link.answers.back(each.queue, each.handle, is_unseen=True)
             else:
                 taker.deliver(each)
         return [each for each in feeds if link.feeds.get(each.queue) is each]

@@ -14,14 +14,14 @@ from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.burying import is_cycle, letter_of
 
 if TYPE_CHECKING:
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["buried"]
 
 logger = logging.getLogger("greenconn.broker")
 
 
-def buried(link: LeasedLink, claimed: Claimed, reason: str) -> Answer:
+def buried(link: StoreLink, claimed: Claimed, reason: str) -> Answer:
     """The answer that takes a claimed message to its grave.  May switch.
 
     Arguments:

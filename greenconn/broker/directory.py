@@ -13,7 +13,7 @@ from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.owners import is_lost
 
 if TYPE_CHECKING:
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Directory", "Rules"]
 
@@ -42,9 +42,9 @@ class Directory(virtual.Directory):
 
     __slots__ = ("_known", "_rules")
 
-    _link: LeasedLink
+    _link: StoreLink
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         super().__init__()
         self._link = link
         self._known: dict[str, Declaration] = {}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.port import Claimed
-from greenconn.transport.virtual.answering import AnsweringMethods
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.turns import Turns
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.broker.claiming import Claimer
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Feed"]
 
@@ -42,7 +42,7 @@ class Feed:
         "queue",
     )
 
-    def __init__(self, link: LeasedLink, queue: str, claimer: Claimer) -> None:
+    def __init__(self, link: StoreLink, queue: str, claimer: Claimer) -> None:
         self._link = link
         self._claimer = claimer
         self.queue = queue
@@ -51,7 +51,7 @@ class Feed:
         self.is_dry = False
         self._turns = Turns()
         #: Places under the limits of channels that a claim under way may fill.
-        self._reserved: list[tuple[AnsweringMethods, int]] = []
+        self._reserved: list[tuple[StoreChannel[Any], int]] = []
 
     def __repr__(self) -> str:
         state = "dry" if self.is_dry else "wet"
@@ -114,20 +114,22 @@ class Feed:
         room = 0
         for consumer in self._turns.ready():
             own = min(consumer.room, most - room)
-            channel = consumer.channel
-            if channel.prefetch_limit and not consumer.no_ack:
-                own = channel.reserve(min(own, channel.share(others)))
+            prefetch = consumer.prefetch
+            if prefetch.limit and not consumer.no_ack:
+                channel = consumer.channel
+                behind = min(others, len(channel.consumers) - 1)
+                own = prefetch.reserve(min(own, prefetch.share(behind)))
                 self._reserved.append((channel, own))
             room += own
             if room >= most:
                 break
         return room
 
-    def release(self) -> set[AnsweringMethods]:
+    def release(self) -> set[StoreChannel[Any]]:
         """The claim is over; returns the channels that have more room now.  Never switches."""
         reserved, self._reserved = self._reserved, []
         for channel, count in reserved:
-            channel.release(count)
+            channel.prefetch.release(count)
         return {channel for channel, count in reserved if count}
 
     def deliver(self, claimed: Claimed) -> None:
@@ -135,17 +137,17 @@ class Feed:
         link = self._link
         limit = link.directory.delivery_limit(self.queue)
         if limit is not None and claimed.deliveries >= limit:
-            link.settling.bury(claimed, "delivery_limit")
+            link.answers.bury(claimed, "delivery_limit")
             return
         consumer = self._turns.take()
         if consumer is None:
             # It was cancelled meanwhile, and nobody has seen this.
-            link.settling.back(claimed.queue, claimed.handle, is_unseen=True)
+            link.answers.back(claimed.queue, claimed.handle, is_unseen=True)
             return
         channel = consumer.channel
         number = link.take_number()
-        delivery = LeasedDelivery(channel, link.tag(number), number, claimed, consumer)
-        channel.hold(consumer, delivery)
+        delivery = StoreDelivery(channel, link.tag(number), number, claimed, consumer)
+        channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 from greenconn.broker.port import Answer, Settlement
 
 if TYPE_CHECKING:
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
-__all__ = ["Inheritance"]
+__all__ = ["Handover"]
 
 
-class Inheritance:
+class Handover:
     """Held messages of former lives, and what was answered.  Nothing here switches."""
 
-    __slots__ = ("_answers", "_heir", "_held")
+    __slots__ = ("_answers", "_held", "_successor")
 
     def __init__(self) -> None:
         #: The life that was begun last.
-        self._heir: LeasedLink | None = None
+        self._successor: StoreLink | None = None
         self._answers: list[tuple[str, Answer]] = []
         #: Delivery tag -> queue and answer, as long as nobody gives another.
         self._held: dict[str, tuple[str, Answer]] = {}
 
-    def take(self, link: LeasedLink) -> None:
+    def take(self, link: StoreLink) -> None:
         """The life of *link* is over."""
         if not link.store.outlives_link:
             return
-        self._answers += link.settling.unsettled()
+        self._answers += link.answers.unsettled()
         for queue, handle in link.store.doubtful():
             self._answers.append((queue, Answer(handle, Settlement.BACK, is_unseen=True)))
         for each in link.held():
@@ -49,20 +49,20 @@ class Inheritance:
             queue, answer = kept
             self._answers.append((queue, answer._replace(settlement=Settlement.DONE)))
 
-    def add(self, link: LeasedLink, queue: str, answer: Answer) -> None:
+    def add(self, link: StoreLink, queue: str, answer: Answer) -> None:
         """This was answered, or given back unseen, when the life of *link* was over."""
         if link.is_parents or not link.store.outlives_link:
             return
-        heir = self._heir
-        if heir is not None and heir.lost is None:
-            heir.settling.add(queue, answer)
+        successor = self._successor
+        if successor is not None and successor.lost is None:
+            successor.answers.add(queue, answer)
         else:
             self._answers.append((queue, answer))
 
-    def pass_on(self, link: LeasedLink) -> None:
+    def pass_on(self, link: StoreLink) -> None:
         """Let *link* answer and give back everything."""
-        self._heir = link
+        self._successor = link
         answers, self._answers = self._answers, []
         held, self._held = self._held, {}
         for queue, answer in (*answers, *held.values()):
-            link.settling.add(queue, answer)
+            link.answers.add(queue, answer)

@@ -16,8 +16,8 @@ from greenconn.green.ticker import Ticker
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.link import LeasedLink
-    from greenconn.broker.message import LeasedDelivery
+    from greenconn.broker.delivery import StoreDelivery
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Leases"]
 
@@ -36,7 +36,7 @@ class Leases:
 
     __slots__ = ("__weakref__", "_greenlet", "_link", "_ticker", "lost")
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self.lost = 0
         self._ticker: Ticker | None = None
@@ -82,7 +82,7 @@ class Leases:
         finally:
             self._greenlet = None
 
-    def _renew_page(self, page: list[LeasedDelivery]) -> int:
+    def _renew_page(self, page: list[StoreDelivery]) -> int:
         """Renew some and return how many of them were lost, and not answered meanwhile."""
         gone = self._link.store.renew([each.handle for each in page])
         if not gone:

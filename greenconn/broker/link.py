@@ -13,30 +13,31 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import gevent
 from gevent import Greenlet
 
+from greenconn.broker.answers import Answers
+from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer
+from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.broker.leases import Leases
-from greenconn.broker.message import LeasedDelivery
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.putting import Putting
 from greenconn.broker.routing import Routing
-from greenconn.broker.settling import Settling
+from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import end, spawn
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.shared import SharingLink
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
-    from greenconn.broker.transport import LeasedTransport
+    from greenconn.broker.transport import StoreTransport
 
-__all__ = ["LeasedLink"]
+__all__ = ["StoreLink"]
 
 logger = logging.getLogger("greenconn.broker")
 
@@ -46,7 +47,7 @@ T = TypeVar("T")
 CLOSE_TIMEOUT: Final = 5.0
 
 
-class LeasedLink(SharingLink):
+class StoreLink(BrokerLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -59,7 +60,10 @@ class LeasedLink(SharingLink):
         where: the broker's URL, password masked.
     """
 
-    def __init__(self, transport: LeasedTransport) -> None:
+    answers: Answers
+    subscriptions: StoreSubscriptions
+
+    def __init__(self, transport: StoreTransport) -> None:
         # Wrong options and addresses are told before there is a link that would have to be closed.
         self.options = transport.options
         transport.place()
@@ -77,7 +81,8 @@ class LeasedLink(SharingLink):
         self.directory: Directory = Directory(self)
         self.routing: Routing = Routing(self)
         self.putting = Putting(self)
-        self.settling = Settling(self)
+        self.answers = Answers(self)
+        self.subscriptions = StoreSubscriptions(self)
         self.leases = Leases(self)
         self.feeds: dict[str, Feed] = {}
         #: Those that ask the store for messages: one, or one for each queue.
@@ -98,7 +103,7 @@ class LeasedLink(SharingLink):
             self.ask("connecting", self.store.open, deadline, deadline=deadline)
             self.leases.start()
             self._after_fork = AfterFork(self)
-            self.transport.inheritance.pass_on(self)
+            self.transport.handover.pass_on(self)
         except BaseException as exc:
             if self.lost is None:
                 lost = RecoverableConnectionError(f"it was not opened ({exc!r})")
@@ -180,7 +185,7 @@ class LeasedLink(SharingLink):
             if slot is None:
                 greenlet.join(deadline.left())
         try:
-            self.settling.flush(deadline)
+            self.answers.flush(deadline)
         except TimeoutError as exc:
             raise self.no_answer("answering") from exc
 
@@ -194,9 +199,27 @@ class LeasedLink(SharingLink):
         self.home.check(self)
         self.check_open()
         try:
-            self.settling.flush(deadline.within(self.options.reply_timeout))
+            self.answers.flush(deadline.within(self.options.reply_timeout))
         except TimeoutError as exc:
             raise TimeoutError(f"{self.where} did not take all answers in time") from exc
+
+    def flush_answers(self) -> None:
+        """Return when the store was told all answers.  May switch.
+
+        Where the connection is lost it does nothing: the next one tells them.
+
+        Raises:
+            TimeoutError: it was not within ``reply_timeout``.
+        """
+        if self.lost is None:
+            try:
+                self.flush(NEVER)
+            except RecoverableConnectionError:
+                pass
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
+        """Return what *channel* publishes with."""
+        return self.transport.Publisher(channel, self)
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """A call to the store failed.  Never switches.
@@ -258,12 +281,13 @@ class LeasedLink(SharingLink):
         """A delivery tag that no other life of a connection has."""
         return f"{self.owner}.{number}"
 
-    def held(self) -> list[LeasedDelivery]:
+    def held(self) -> list[StoreDelivery]:
         """All that its channels hold."""
         return [
             each
             for channel in list(self.channels.values())
-            for each in list(getattr(channel, "unanswered", {}).values())
+            if isinstance(channel, StoreChannel)
+            for each in list(channel.deliveries.unanswered.values())
         ]
 
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
@@ -327,7 +351,7 @@ class LeasedLink(SharingLink):
 
     def _died(self, messages: Sequence[Claimed]) -> None:
         for each in messages:
-            self.settling.bury(each, each.dead or "expired")
+            self.answers.bury(each, each.dead or "expired")
 
     # -- ending
 
@@ -365,7 +389,7 @@ class LeasedLink(SharingLink):
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        self.transport.inheritance.take(self)
+        self.transport.handover.take(self)
         note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop(exc)
@@ -389,7 +413,7 @@ class LeasedLink(SharingLink):
         gone = self._gone_error(exc)
         self.leases.stop()
         self.putting.stop(gone)
-        self.settling.stop(gone)
+        self.answers.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
             if claimer.greenlet is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from greenconn.checks import check_count, check_seconds, check_type, shown
 from greenconn.records import Record
 
-__all__ = ["LeasedOptions"]
+__all__ = ["StoreOptions"]
 
 
-class LeasedOptions(Record):
+class StoreOptions(Record):
     """How a connection works, whatever its store is."""
 
     lease: float = 30.0

@@ -1,35 +1,38 @@
-"""Publishing: where a message goes, and waiting until it is stored."""
+"""Publishing to a store: where a message goes, and waiting until it is there."""
 
 from __future__ import annotations
 
 import warnings
 from binascii import b2a_base64
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 from greenconn.abc import DeadlineLike
-from greenconn.broker.link import LeasedLink
 from greenconn.broker.port import Entry, NoQueue, QueueFull
-from greenconn.encoding import plain_text
-from greenconn.exceptions import PublishNacked, PublishTimeout
+from greenconn.exceptions import ChannelError, PublishNacked, PublishTimeout
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.publishing import (
     Decided,
     Envelope,
-    PublishingMethods,
-    _no_immediate,
-    _unroutable,
+    no_immediate,
+    prepared,
+    return_message,
     too_large,
     undeliverable,
+    unroutable,
 )
 
-__all__ = ["How", "PublishingToStore", "Stored"]
+if TYPE_CHECKING:
+    from greenconn.broker.channel import PublishResult
+    from greenconn.broker.link import StoreLink
+
+__all__ = ["StorePublisher", "Stored"]
 
 
 class Stored:
@@ -44,7 +47,7 @@ class Stored:
 
     def __init__(
         self,
-        link: LeasedLink,
+        link: StoreLink,
         slot: Slot[Exception | None],
         what: tuple[str, str],
         mandatory: bool,
@@ -83,7 +86,7 @@ class Stored:
             return
         if isinstance(error, NoQueue):
             if self._mandatory:
-                raise _unroutable(*self._what)
+                raise unroutable(*self._what)
         elif not isinstance(error, QueueFull):
             raise error
         elif self._is_confirmed:
@@ -94,150 +97,141 @@ class Stored:
         return f"exchange {exchange!r}, routing key {routing_key!r}"
 
 
-class How(NamedTuple):
-    """How a message is published.
+class StorePublisher:
+    """What one channel publishes with.
 
-    Attributes:
-        is_confirmed: somebody wants to know what became of it.
-        deadline: for all of it; None: the link's.
+    Arguments:
+        channel: is closed by what the broker refuses.
+        link: stores the messages.
     """
 
-    mandatory: bool
-    immediate: bool
-    is_confirmed: bool
-    deadline: DeadlineLike | None
+    def __init__(self, channel: ChannelLife, link: StoreLink) -> None:
+        self._channel = channel
+        self._link = link
 
-
-class PublishingToStore(PublishingMethods):
-    """What a channel does to publish."""
-
-    connection: LeasedLink
-
-    def basic_publish(
+    def prepare(
         self,
-        message: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish *message*, and return when it is stored.  May switch.
-
-        Arguments:
-            message: of ``prepare_message``.
-            mandatory: one that reaches no queue comes back: an event calls the handlers in
-                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
-            timeout: seconds for all of it; None is the connection's ``reply_timeout``.
-            confirm_timeout: seconds until it is stored, within *timeout*.
+        body: Any,
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        headers: Mapping[str, Any] | None,
+        properties: MutableMapping[str, Any] | None,
+    ) -> Envelope:
+        """Return a message to publish: a snapshot of what may be changed later.  Never switches.
 
         Raises:
-            NotFound: there is no such exchange; the channel is closed.
-            PublishTimeout: nothing was heard in time; it may be stored.
+            TypeError: the body is neither text nor bytes.
         """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        deadline = None if timeout is None else Deadline(timeout)
-        if confirm_timeout is not None:
-            deadline = (deadline or NEVER).within(confirm_timeout)
-        how = How(mandatory, immediate, False, deadline)
-        sent = self._begin(message, exchange or "", routing_key or "", how)
-        if sent is None:
-            if mandatory:
-                self._return(message, exchange, routing_key)
-        else:
-            sent.wait(deadline)
+        return prepared(body, priority or 0, content_type, content_encoding, headers, properties)
 
-    def begin_publish(
-        self,
-        message: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        deadline: DeadlineLike | None = None,
-    ) -> Any:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange; the channel is closed.
-            ContentTooLarge: the body is above ``max_message_size``.
-        """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        how = How(mandatory, immediate, True, deadline)
-        sent = self._begin(message, exchange or "", routing_key or "", how)
-        if sent is None:
-            return Decided(_unroutable(exchange, routing_key) if mandatory else None)
-        return sent
-
-    def _begin(
+    def publish(
         self,
         message: Envelope,
         exchange: str,
         routing_key: str,
-        how: How,
-    ) -> Stored | None:
-        """Begin to store a message; None: it has no queue to go to."""
-        self.check_open()
-        if how.immediate:
-            raise _no_immediate()
-        link = self.connection
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline | None,
+    ) -> None:
+        """Publish *message* and return when it is stored.  May switch."""
+        slot = self._put(message, exchange, routing_key, mandatory, immediate, deadline)
+        if slot is not None:
+            what = (exchange, routing_key)
+            Stored(self._link, slot, what, mandatory, is_confirmed=False).wait(deadline)
+        elif mandatory:
+            return_message(self._channel, message, exchange, routing_key)
+
+    def begin(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+    ) -> PublishResult:
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        slot = self._put(message, exchange, routing_key, mandatory, immediate, deadline)
+        if slot is None:
+            return Decided(unroutable(exchange, routing_key) if mandatory else None)
+        return Stored(self._link, slot, (exchange, routing_key), mandatory, is_confirmed=True)
+
+    def flush(self, timeout: float | None) -> None:
+        """Return when the store was told all answers.  (A publish returns when it has the message.)
+
+        May switch.
+        """
+        self._channel.check_open()
+        self._link.flush(Deadline(timeout))
+
+    def end(self) -> None:
+        """Note that the channel has ended: nothing was begun that it would have to finish."""
+
+    def _put(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+    ) -> Slot[Exception | None] | None:
+        """Begin to store a message; None: it has no queue to go to.  May switch."""
+        self._channel.check_open()
+        if immediate:
+            raise no_immediate()
+        link = self._link
         limit = link.options.max_message_size
         if len(message["body"]) > limit:
             raise too_large(len(message["body"]), limit)
-        if message["headers"]:
-            check_headers(message["headers"])  # here, since the store takes those of others along
-        if exchange or not link.directory.is_known(routing_key):
-            # The store is asked something first.
-            deadline: Deadline = how.deadline or NEVER  # type: ignore[assignment]
-            with Limit(deadline, f"publishing to {link.where}"):
-                entries = self._routed(message, exchange, routing_key, how.mandatory)
-        else:
-            entries = self._routed(message, exchange, routing_key, how.mandatory)
-        if not entries:
-            return None
-        self.check_open()  # it may have been closed meanwhile
-        slot = link.putting.put(entries)
-        return Stored(link, slot, (exchange, routing_key), how.mandatory, how.is_confirmed)
+        headers = message["headers"]
+        if headers:
+            check_headers(headers)  # here, since the store takes those of others along
+        try:
+            if (
+                exchange
+                or not link.directory.is_known(routing_key)
+                or (headers and ("CC" in headers or "BCC" in headers))
+            ):
+                # The store is asked something first.
+                within: Deadline = deadline or NEVER  # type: ignore[assignment]
+                with Limit(within, f"publishing to {link.where}"):
+                    entries = self._routed(message, exchange, routing_key, mandatory)
+                self._channel.check_open()  # it may have been closed meanwhile
+            else:
+                entries = self._routed(message, exchange, routing_key, mandatory)
+        except ChannelError as exc:
+            self._channel.fail(exc)
+            raise
+        return link.putting.put(entries) if entries else None
 
     def _routed(
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
     ) -> list[Entry]:
         """A message for each queue that it goes to."""
-        link, headers = self.connection, message["headers"]
-        queues = self._queues(exchange, routing_key, headers, mandatory)
+        link, headers = self._link, message["headers"]
+        queues = link.routing.routes(exchange, routing_key, headers)
+        if mandatory:
+            queues = [each for each in queues if link.directory.is_there(each)]
         if not queues:
             if mandatory or link.options.deadletter_queue is None:
                 return []
             queues = [self._last_resort(exchange, routing_key, link.options.deadletter_queue)]
-        envelope = self._envelope(message, exchange, routing_key)
-        return self._entries(envelope, queues, _delay(headers))
-
-    @closes_channel
-    def _entries(self, envelope: Envelope, queues: list[str], delay: float) -> list[Entry]:
+        envelope, delay = self._envelope(message, exchange, routing_key), _delay(headers)
         try:
-            return self.connection.entries(envelope, queues, delay)
+            return link.entries(envelope, queues, delay)
         except ValueError:
             expiration = envelope["properties"].get("expiration")
             raise invalid_argument(
                 f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH
             ) from None
 
-    @closes_channel
-    def _queues(
-        self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool
-    ) -> list[str]:
-        link = self.connection
-        queues = link.routing.routes(exchange, routing_key, headers)
-        if mandatory:
-            queues = [each for each in queues if link.directory.is_there(each)]
-        return queues
-
     def _last_resort(self, exchange: str, routing_key: str, queue: str) -> str:
         """A message has no queue to go to but that one: see that it is there.  May switch."""
-        warnings.warn(undeliverable(exchange, routing_key, queue), stacklevel=5)
-        if not self.connection.directory.is_there(queue):
-            self.connection.directory.declare(queue, Declaration(durable=True))
+        warnings.warn(undeliverable(exchange, routing_key, queue), stacklevel=6)
+        if not self._link.directory.is_there(queue):
+            self._link.directory.declare(queue, Declaration(durable=True))
         return queue
 
     def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
@@ -246,7 +240,7 @@ class PublishingToStore(PublishingMethods):
         if "BCC" in headers:
             headers = {name: each for name, each in headers.items() if name != "BCC"}
         body = message["body"]
-        link = self.connection
+        link = self._link
         encoding = link.store.body_encoding
         raw = _as_bytes(body, message["content-encoding"]) if isinstance(body, str) else body
         properties = message["properties"]

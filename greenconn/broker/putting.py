@@ -18,7 +18,7 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Putting"]
 
@@ -59,7 +59,7 @@ class Putting:
 
     __slots__ = ("_greenlets", "_link", "_pending")
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._pending: deque[tuple[_Parcel, Entry, int]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()

@@ -20,7 +20,7 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 if TYPE_CHECKING:
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["Routing"]
 
@@ -35,7 +35,7 @@ class Routing:
 
     __slots__ = ("_link", "_seen", "_state")
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._state: BrokerState = link.state
         #: Exchange -> the rows that were taken over last.

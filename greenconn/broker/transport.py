@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.handover import Inheritance
-from greenconn.broker.link import LeasedLink
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.handover import Handover
+from greenconn.broker.link import StoreLink
+from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Store
+from greenconn.broker.publishing import StorePublisher
 from greenconn.broker.roster import Roster
 from greenconn.exceptions import (
     ChannelError,
@@ -31,7 +32,7 @@ from greenconn.transport.virtual.state import BrokerState
 if TYPE_CHECKING:
     pass
 
-__all__ = ["LeasedTransport"]
+__all__ = ["StoreTransport"]
 
 logger = logging.getLogger("greenconn.broker")
 
@@ -55,15 +56,16 @@ class _Shared:
 _shared: Final[PerHub[dict[tuple[type[Any], str], _Shared]]] = PerHub(dict)
 
 
-class LeasedTransport(base.Transport[LeasedLink]):
+class StoreTransport(base.Transport[StoreLink]):
     """Base of the transports whose broker is a :class:`~greenconn.broker.port.Store`.
 
     A subclass sets ``Channel``, ``Options``, ``driver_type``, ``driver_name`` and the errors of its
     client library, and writes :meth:`make_store`.
     """
 
-    Channel: ClassVar[type[LeasedChannel]] = LeasedChannel
-    Options: ClassVar[type[LeasedOptions]] = LeasedOptions
+    Channel: ClassVar[type[StoreChannel[StoreLink]]] = StoreChannel
+    Publisher: ClassVar[type[StorePublisher]] = StorePublisher
+    Options: ClassVar[type[StoreOptions]] = StoreOptions
     Management = Management
     #: Seconds between two attempts to connect, at most.
     longest_pause: ClassVar[float] = 5.0
@@ -86,7 +88,7 @@ class LeasedTransport(base.Transport[LeasedLink]):
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        self._options: LeasedOptions | None = None
+        self._options: StoreOptions | None = None
 
     @abstractmethod
     def make_store(self, wake: Callable[[str | None], None]) -> Store:
@@ -119,9 +121,9 @@ class LeasedTransport(base.Transport[LeasedLink]):
         return found
 
     @property
-    def inheritance(self) -> Inheritance:
+    def handover(self) -> Handover:
         """What former lives of this connection have left at the same place."""
-        return self.kept(Inheritance)
+        return self.kept(Handover)
 
     def kept(self, kind: Callable[[], T]) -> T:
         """Return the object of *kind* that all lives of this connection to the same place share."""
@@ -144,21 +146,21 @@ class LeasedTransport(base.Transport[LeasedLink]):
                 )
         return self._options
 
-    def establish_connection(self, deadline: Deadline | None = None) -> LeasedLink:
+    def establish_connection(self, deadline: Deadline | None = None) -> StoreLink:
         """Open a link.  May switch.
 
         Arguments:
             deadline: of the caller; ``connect_timeout`` bounds it too.
         """
-        link = LeasedLink(self)
+        link = StoreLink(self)
         link.open((deadline or Deadline()).within(self.client.connect_timeout))
         return link
 
-    def create_channel(self, connection: LeasedLink) -> LeasedChannel:
+    def create_channel(self, connection: StoreLink) -> StoreChannel[StoreLink]:
         """Open a channel."""
         return self.Channel(connection)
 
-    def qos_semantics_matches_spec(self, connection: LeasedLink) -> bool:
+    def qos_semantics_matches_spec(self, connection: StoreLink) -> bool:
         """``apply_global`` means the channel, as RabbitMQ has it."""
         return False
 

@@ -15,7 +15,7 @@ from amqp import spec
 from hypothesis import strategies as st
 
 from greenconn import Connection
-from greenconn.broker.message import LeasedDelivery
+from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.port import Claimed
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
 from greenconn.exceptions import AMQPError, DecodeError, KombuError
@@ -318,7 +318,7 @@ def store_envelopes(raw: bytes) -> None:
     channel: Any = _Channel()
     for envelope in read:
         assert envelope is None or isinstance(envelope, dict)
-        read_all(LeasedDelivery(channel, "tag", 1, Claimed("q", envelope, 1, 0, raw)))
+        read_all(StoreDelivery(channel, "tag", 1, Claimed("q", envelope, 1, 0, raw)))
 
 
 class _Virtual(_Channel):

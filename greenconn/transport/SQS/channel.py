@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.publishing import How, Stored
+from greenconn.abc import DeadlineLike
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.broker.publishing import StorePublisher
+from greenconn.green.slot import Slot
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED
@@ -22,22 +25,39 @@ from greenconn.transport.SQS.store import SqsStore
 from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.life import closes_channel
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.publishing import Envelope, warn_of_message
 from greenconn.transport.virtual.state import Binding, Exchange
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "Publisher"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
 
-class Channel(LeasedChannel):
+class Publisher(StorePublisher):
+    """What a channel to SQS publishes with: it warns of priorities, which SQS has not."""
+
+    def _put(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+    ) -> Slot[Exception | None] | None:
+        if message["properties"].get("priority"):
+            warn_of_message(self._channel, message, exchange, routing_key)
+        return super()._put(message, exchange, routing_key, mandatory, immediate, deadline)
+
+
+class Channel(StoreChannel[StoreLink]):
     """A channel.  Any greenlet of its connection's hub may call any method at any time."""
 
     # SQS has no priorities.
     supported_arguments = replace(
-        LeasedChannel.supported_arguments,
-        queue=LeasedChannel.supported_arguments.queue - {"x-max-priority"},
-        message=LeasedChannel.supported_arguments.message - {"priority"},
+        StoreChannel.supported_arguments,
+        queue=StoreChannel.supported_arguments.queue - {"x-max-priority"},
+        message=StoreChannel.supported_arguments.message - {"priority"},
     )
     # Kombu's names.
     default_region: ClassVar[str] = DEFAULT_REGION
@@ -72,13 +92,6 @@ class Channel(LeasedChannel):
             return 0
         return self.connection.ask("cleaning a topic", self._store.topics.clean, exchange_name)
 
-    # -- publishing
-
-    def _begin(self, message: Envelope, exchange: str, routing_key: str, how: How) -> Stored | None:
-        if message["properties"].get("priority"):
-            self.warn_of_message(message, exchange, routing_key)
-        return super()._begin(message, exchange, routing_key, how)
-
     # -- exchanges
 
     @closes_channel
@@ -98,7 +111,7 @@ class Channel(LeasedChannel):
 
         Raises:
             NotAllowed: it is of type ``fanout``, and ``supports_fanout`` is False.
-            As :meth:`LeasedChannel.exchange_declare`; with ``supports_fanout`` what SNS refuses, too.
+            As :meth:`StoreChannel.exchange_declare`; with ``supports_fanout`` what SNS refuses, too.
         """
         is_fanout = type == "fanout" and not passive
         if is_fanout:

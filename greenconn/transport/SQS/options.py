@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, shown
 
 __all__ = ["HYPHENATED", "SQSOptions"]
@@ -21,7 +21,7 @@ LONGEST_POLL: Final = 20
 LONGEST_VISIBILITY: Final = 43200
 
 
-class SQSOptions(LeasedOptions):
+class SQSOptions(StoreOptions):
     """How a connection to SQS works.
 
     A ``lease`` counts in whole seconds, and can be renewed for the 12 hours that SQS allows.
@@ -129,7 +129,7 @@ class SQSOptions(LeasedOptions):
     """Seconds; accepted for kombu's sake: a poll waits at SQS."""
 
     def __post_init__(self) -> None:
-        LeasedOptions.__post_init__(self)
+        StoreOptions.__post_init__(self)
         check_type(self, str, "queue_name_prefix")
         check_type(self, str, "region", "endpoint_url", "session_token", optional=True)
         check_type(self, str, "sts_role_arn", "body_encoding", optional=True)

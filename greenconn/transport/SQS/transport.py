@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import botocore
 from botocore.exceptions import BotoCoreError
 
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.transport import StoreTransport
 from greenconn.green import fork
 from greenconn.options import ConnectOptions, from_transport_options
 from greenconn.transport.SQS import channel
@@ -23,20 +23,21 @@ __all__ = ["Transport"]
 logger = logging.getLogger("greenconn.transport.SQS")
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``sqs://``: kombu's names and messages, requests of ten, leases that are renewed.
 
     ``transport_options`` are those of :class:`~greenconn.transport.SQS.options.SQSOptions`.
     """
 
     Channel = channel.Channel
+    Publisher = channel.Publisher
     Options: ClassVar[type[SQSOptions]] = SQSOptions
     driver_type = "sqs"
     driver_name = "sqs"
     default_port = None
     wait_time_seconds = 0
-    connection_errors = (*LeasedTransport.connection_errors, BotoCoreError)
-    channel_errors = (*LeasedTransport.channel_errors, BotoCoreError, ServiceBusy)
+    connection_errors = (*StoreTransport.connection_errors, BotoCoreError)
+    channel_errors = (*StoreTransport.channel_errors, BotoCoreError, ServiceBusy)
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_type
 
 __all__ = ["BeanstalkOptions"]
 
 
-class BeanstalkOptions(LeasedOptions):
+class BeanstalkOptions(StoreOptions):
     """How a connection to beanstalkd works; *lease* is what beanstalk calls the time to run."""
 
     bury_rejected: bool = True
@@ -16,5 +16,5 @@ class BeanstalkOptions(LeasedOptions):
     where ``channel.kick`` takes it; False: it is deleted, as with RabbitMQ."""
 
     def __post_init__(self) -> None:
-        LeasedOptions.__post_init__(self)
+        StoreOptions.__post_init__(self)
         check_type(self, bool, "bury_rejected")

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from greenconn._version import __version__
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.options import LeasedOptions
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreTransport
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.store import BeanstalkStore
 
 __all__ = ["Channel", "Transport"]
 
 
-class Channel(LeasedChannel):
+class Channel(StoreChannel[StoreLink]):
     """A channel over beanstalk."""
 
     def kick(self, queue: str = "", limit: int = 1000) -> int:
@@ -36,15 +37,15 @@ class Channel(LeasedChannel):
         return link.ask("kicking messages", store.kick, self._queue_name(queue), limit)
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``beanstalk://``: a tube for each queue, kombu's envelope in each job.
 
     ``transport_options`` are those of
     :class:`~greenconn.transport.beanstalk.options.BeanstalkOptions`.
     """
 
-    Channel: ClassVar[type[LeasedChannel]] = Channel
-    Options: ClassVar[type[LeasedOptions]] = BeanstalkOptions
+    Channel: ClassVar[type[StoreChannel[StoreLink]]] = Channel
+    Options: ClassVar[type[StoreOptions]] = BeanstalkOptions
     driver_type = "beanstalk"
     driver_name = "greenconn"
     default_port = 11300

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, shown
 
 __all__ = ["CouchOptions"]
 
 
-class CouchOptions(LeasedOptions):
+class CouchOptions(StoreOptions):
     """How a connection to CouchDB works."""
 
     feed_heartbeat: float = 10.0
@@ -19,7 +19,7 @@ class CouchOptions(LeasedOptions):
     """HTTP connections at most, beside the one of the feed."""
 
     def __post_init__(self) -> None:
-        LeasedOptions.__post_init__(self)
+        StoreOptions.__post_init__(self)
         check_seconds(self, "feed_heartbeat", optional=False)
         check_count(self, "max_http_connections", least=1, optional=False)
         if self.feed_heartbeat < 0.1:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from greenconn._version import __version__
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.options import LeasedOptions
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreTransport
 from greenconn.green.web import Web
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.store import CouchStore
@@ -20,18 +21,18 @@ __all__ = ["Channel", "Transport"]
 DEFAULT_DATABASE: Final = "kombu_default"
 
 
-class Channel(LeasedChannel):
+class Channel(StoreChannel[StoreLink]):
     """A channel over CouchDB."""
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``couchdb://``: a document for each message; ``couchdb+https://``, or *ssl*, for TLS.
 
     ``transport_options`` are those of :class:`~greenconn.transport.couchdb.options.CouchOptions`.
     """
 
-    Channel: ClassVar[type[LeasedChannel]] = Channel
-    Options: ClassVar[type[LeasedOptions]] = CouchOptions
+    Channel: ClassVar[type[StoreChannel[StoreLink]]] = Channel
+    Options: ClassVar[type[StoreOptions]] = CouchOptions
     driver_type = "couchdb"
     driver_name = "greenconn"
     default_port = 5984

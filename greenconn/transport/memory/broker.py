@@ -33,9 +33,9 @@ from greenconn.transport.refusal import (
     reserved_name,
 )
 from greenconn.transport.virtual.burying import carbon_copies
-from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
 from greenconn.transport.virtual.publishing import Envelope, Outcome
 from greenconn.transport.virtual.state import BrokerState

@@ -29,6 +29,7 @@ from greenconn.transport.virtual.publishing import (
     PublishingMethods,
     UndeliverableWarning,
     too_large,
+    warn_of_message,
 )
 from greenconn.transport.virtual.state import BrokerState
 
@@ -167,7 +168,7 @@ class Channel(EntityMethods, DeliveringMethods, PublishingMethods):
             raise too_large(len(body), self._max_size)
         headers = message["headers"]
         if headers and "x-delay" in headers:
-            self.warn_of_message(message, exchange, routing_key)
+            warn_of_message(self, message, exchange, routing_key)
         try:
             outcome = self._broker.publish(message, exchange, routing_key)
         except ChannelError as exc:

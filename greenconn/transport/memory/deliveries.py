@@ -38,7 +38,7 @@ class DeliveringMethods(RefusingMethods):
             entry.consumer = consumer
             self.unanswered[tag] = entry
             consumer.unacked += 1
-            self.in_flight += 1
+            self.prefetch.in_flight += 1
         consumer.hand_over(entry, Message(self, tag, entry, consumer.tag))
 
     @closes_channel
@@ -86,9 +86,9 @@ class DeliveringMethods(RefusingMethods):
         consumer = entry.consumer
         if consumer is not None:
             consumer.unacked -= 1
-            self.in_flight -= 1
-            if self.prefetch_limit:
-                self._wake_consumers()
+            self.prefetch.in_flight -= 1
+            if self.prefetch.limit:
+                self.serve()
             elif consumer.is_parked:
                 consumer.wake()
 
@@ -98,10 +98,10 @@ class DeliveringMethods(RefusingMethods):
         for entry in entries:
             if entry.consumer is not None:
                 entry.consumer.unacked -= 1
-                self.in_flight -= 1
+                self.prefetch.in_flight -= 1
                 freed[entry.consumer] = None
         # A limit of the whole channel held all its consumers.
-        return list(self.consumers.values() if self.prefetch_limit else freed)
+        return list(self.consumers.values() if self.prefetch.limit else freed)
 
     def _refuse(self, entries: list[Entry], requeue: bool) -> None:
         consumers = self._free(entries)
@@ -138,8 +138,8 @@ class DeliveringMethods(RefusingMethods):
         self._forget(consumer)
         self._stop(consumer)
         consumer.cancelled_by_broker()
-        if self.prefetch_limit:
-            self._wake_consumers()
+        if self.prefetch.limit:
+            self.serve()
 
     def _stop(self, consumer: Consumer) -> list[Entry]:
         """Stop a consumer, and take back what became events that nobody has drained."""

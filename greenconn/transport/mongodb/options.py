@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, shown
 
 __all__ = ["MongoOptions"]
@@ -18,7 +18,7 @@ _COLLECTIONS = (
 )
 
 
-class MongoOptions(LeasedOptions):
+class MongoOptions(StoreOptions):
     """How a connection to MongoDB works."""
 
     # -- collections, which all programs on one database must agree on
@@ -85,7 +85,7 @@ class MongoOptions(LeasedOptions):
     processes may change; 0 reads them for each message, as kombu does."""
 
     def __post_init__(self) -> None:
-        LeasedOptions.__post_init__(self)
+        StoreOptions.__post_init__(self)
         check_type(self, str, "default_hostname", "default_database", *_COLLECTIONS)
         check_type(self, bool, "calc_queue_size", "ttl", "fanout_lists")
         check_type(self, str, "body_encoding", optional=True)

@@ -10,9 +10,10 @@ from typing import ClassVar
 import pymongo
 from pymongo import errors
 
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.options import LeasedOptions
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreTransport
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -27,16 +28,16 @@ from greenconn.url import mask_secrets
 __all__ = ["Channel", "Transport"]
 
 
-class Channel(LeasedChannel):
+class Channel(StoreChannel[StoreLink]):
     """A channel to a database."""
 
     supported_arguments = replace(
-        LeasedChannel.supported_arguments,
-        queue=LeasedChannel.supported_arguments.queue | {"x-expires"},
+        StoreChannel.supported_arguments,
+        queue=StoreChannel.supported_arguments.queue | {"x-expires"},
     )
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``mongodb://``: kombu's collections.
 
     ``transport_options`` are those of :class:`~greenconn.transport.mongodb.options.MongoOptions`;
@@ -44,7 +45,7 @@ class Transport(LeasedTransport):
     """
 
     Channel = Channel
-    Options: ClassVar[type[LeasedOptions]] = MongoOptions
+    Options: ClassVar[type[StoreOptions]] = MongoOptions
     driver_type = "mongodb"
     driver_name = "pymongo"
     default_port = 27017

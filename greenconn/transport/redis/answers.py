@@ -10,48 +10,25 @@ the lease is renewed: until then the messages are held, though nobody has them a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.burying import burial
+from greenconn.transport.redis.returning import Move, given_back, unseen
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
+    from greenconn.transport.redis.message import Delivery
 
-__all__ = ["HEAD", "TAIL", "Answers", "Move"]
+__all__ = ["Answers"]
 
 #: Fields in one command, and messages or bytes in one call of a script.
 ACKS: Final = 500
 MOVES: Final = 50
 MOVED_BYTES: Final = 256 * 1024
-
-#: Where a message goes in its list: to be next, or to be last.
-HEAD: Final = b"RPUSH"
-TAIL: Final = b"LPUSH"
-
-
-class Move(NamedTuple):
-    """A held message and the lists it goes to, with what goes into each; none drops it.
-
-    Attributes:
-        number: position among all that were taken.
-        field: under which it is held.
-        queue: its name, where it goes back to it; else nothing.
-        push: :data:`HEAD` or :data:`TAIL`.
-        copies: pairs of a list's key and a message.
-    """
-
-    number: int
-    field: str
-    queue: str
-    push: bytes
-    copies: Sequence[tuple[bytes, bytes]]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all copies."""
-        return sum(len(raw) for _, raw in self.copies)
 
 
 class Answers:
@@ -87,11 +64,67 @@ class Answers:
             move for part in parts for move in part
         ]
 
-    def ack(self, field: str) -> None:
-        """A message is done.  Never switches."""
-        self._acks.append(field)
+    # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
+
+    def done(self, delivery: Delivery) -> None:
+        """Tell the server that a delivery was handled.  Never switches."""
+        self._acks.append(delivery.delivery_tag)
         if not self._is_due:
             self._schedule()
+
+    def done_late(self, tag: str) -> None:
+        """Note that a delivery was handled whose link is gone.  Never switches."""
+        self._link.transport.inheritance.ack(tag)
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Put *deliveries* back to the heads of their queues.  Never switches."""
+        link = self._link
+        for delivery in deliveries:
+            if delivery.is_broadcast:
+                feed = link.feeds.get(delivery.queue)
+                if feed is not None and feed.consumers:
+                    feed.broadcast_again(delivery)
+                continue
+            move, count = given_back(link.keys, delivery)
+            if not delivery.is_held:
+                for key, raw in move.copies:
+                    link.pipeline.post(pack(b"RPUSH", key, raw))
+                continue
+            limit = link.directory.delivery_limit(delivery.queue)
+            if limit is not None and count >= limit:
+                # This may be the reader: what has to be routed has a greenlet of its own.
+                spawn("redis-bury", self.dead_letter, [delivery], "delivery_limit")
+                continue
+            self.move(move)
+
+    def return_unseen(self, delivery: Delivery) -> None:
+        """Put a delivery back that nobody has seen.  Never switches."""
+        if delivery.is_held:
+            field, queue = delivery.delivery_tag, delivery.queue
+            self.move(unseen(self._link.keys, delivery.number, field, queue, delivery.raw))
+
+    def dead_letter(self, deliveries: Iterable[Delivery], reason: str) -> None:
+        """Make dead letters of *deliveries*, or drop them.  May switch."""
+        link = self._link
+        for delivery in deliveries:
+            if not delivery.is_held:
+                continue
+            field, queue = delivery.delivery_tag, delivery.queue
+            move = burial(link, delivery.number, field, queue, delivery.raw, reason)
+            if link.lost is not None:
+                return  # it goes back to its queue, and is given up once more
+            if move is None:
+                self.done(delivery)
+            else:
+                self.move(move)
+
+    def forget(self, delivery: Delivery) -> None:
+        """Without ``ack_emulation``: nobody holds what was delivered.  Never switches."""
+        if delivery.is_held:
+            delivery.is_held = False
+            self.done(delivery)
+
+    # -- what leaves
 
     def move(self, move: Move) -> None:
         """A message goes elsewhere.  Never switches."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenconn.exceptions import NotFound
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.answers import TAIL, Move
-from greenconn.transport.redis.returning import list_of
+from greenconn.transport.redis.returning import TAIL, Move, list_of
 from greenconn.transport.redis.routing import Routes
 from greenconn.transport.virtual.burying import is_cycle, letter_of
 from greenconn.wire.resp import pack

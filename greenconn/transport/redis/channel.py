@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from greenconn.broker.channel import StoreChannel
 from greenconn.transport.redis.client import LinkedRedis
-from greenconn.transport.redis.getting import GettingMethods
 from greenconn.transport.redis.link import RedisLink
-from greenconn.transport.redis.publishing import PublishingToRedis
+from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.prefetch import PrefetchView
-from greenconn.transport.virtual.shared import SharedEntityMethods
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
 from greenconn.transport.virtual.state import Binding, Exchange
 
 __all__ = ["Channel"]
@@ -22,21 +22,22 @@ __all__ = ["Channel"]
 class RedisPrefetchView(PrefetchView):
     """What kombu's programs ask of the ``qos`` of a channel to Redis."""
 
-    channel: Channel
+    def __init__(self, prefetch: Prefetch, sweeper: Sweeper) -> None:
+        super().__init__(prefetch)
+        self._sweeper = sweeper
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Give back now what dead consumers left; sweepers do it anyway.  May switch."""
-        self.channel.connection.sweeper.look()
+        self._sweeper.look()
 
 
-class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
+class Channel(StoreChannel[RedisLink]):
     """A channel.  Any greenlet of its connection's hub may call any method at any time.
 
     Arguments:
         connection: the link.
     """
 
-    connection: RedisLink
     supported_arguments = SupportedArguments(
         queue=frozenset(
             {
@@ -54,13 +55,13 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
 
     def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)
-        self._init_deliveries()
-        self._init_publishing()
+        #: The place of the consumer that is served first, with ``round_robin``.
+        self._first = 0
 
     @property
     def qos(self) -> RedisPrefetchView:
         """The prefetch and what is unanswered, as kombu's programs read them."""
-        return RedisPrefetchView(self)
+        return RedisPrefetchView(self.prefetch, self.connection.sweeper)
 
     @property
     def visibility_timeout(self) -> float:
@@ -85,6 +86,16 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
         """Yield *client*, or :attr:`client` (kombu's name)."""
         yield client or self.client
 
+    def _in_order(self) -> list[Consumer]:
+        consumers = super()._in_order()
+        strategy = self.connection.options.queue_order_strategy
+        if strategy == "sorted":
+            consumers.sort(key=_queue_of)
+        elif strategy == "round_robin" and consumers:
+            self._first = (self._first + 1) % len(consumers)
+            consumers = consumers[self._first :] + consumers[: self._first]
+        return consumers
+
     def _exchange(self, name: str, method: Method) -> Exchange:
         known = super()._exchange(name, method)
         if name not in self.state.exchanges:
@@ -93,3 +104,7 @@ class Channel(SharedEntityMethods, GettingMethods, PublishingToRedis):
 
     def _unbind(self, binding: Binding) -> None:
         self.connection.routing.unbind(binding)
+
+
+def _queue_of(consumer: Consumer) -> str:
+    return consumer.queue

@@ -13,6 +13,7 @@ from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import Any, Final
 
+from greenconn.broker.channel import Prepared
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
@@ -28,7 +29,7 @@ _NO_HEADERS: Final[dict[str, Any]] = {}
 _middles: dict[tuple[Any, Any, Any], bytes] = {}
 
 
-class Outgoing:
+class Outgoing(Prepared):
     """A message that is ready to be sent anywhere: a snapshot of what may be changed later.
 
     Attributes:

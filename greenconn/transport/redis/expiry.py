@@ -22,11 +22,11 @@ from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.answers import TAIL, Move
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.restoring import carry_out
+from greenconn.transport.redis.returning import TAIL, Move
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, EXPIRE, entry_suffix
 from greenconn.wire.resp import pack
 

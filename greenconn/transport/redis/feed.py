@@ -243,7 +243,7 @@ class Feed:
         if consumer is None or self._link.lost is not None:
             self.state = _RESTING
             return
-        count = consumer.channel.reserve(self._room())
+        count = consumer.prefetch.reserve(self._room())
         if count <= 0:
             self.state = _RESTING
             return
@@ -278,7 +278,7 @@ class Feed:
             return  # it stays under way: the next life looks what it has taken
         channel, self._reserved_for = self._reserved_for, None
         if isinstance(reply, Exception):
-            channel.release(self._asked)
+            channel.prefetch.release(self._asked)
             self._failed(reply)
             return
         number, size = self._number, 0
@@ -292,12 +292,12 @@ class Feed:
             self._poll = FIRST_POLL
         else:
             self._misses = min(self._misses + 1, MOST_MISSES)
-        channel.release(self._asked)
+        channel.prefetch.release(self._asked)
         if not self.is_used:
             self.state = _RESTING
             self.retire()
         elif found == self._asked or size >= CLAIM_BYTES or self._again:
-            if channel.prefetch_limit:
+            if channel.prefetch.limit:
                 self.state = _RESTING
                 channel.serve()
             else:
@@ -306,7 +306,7 @@ class Feed:
             self._wait_for_poll()
         else:
             self._ask()
-        if channel.prefetch_limit:
+        if channel.prefetch.limit:
             channel.serve()
 
     def _deliver(self, raw: bytes, number: int) -> None:
@@ -317,8 +317,15 @@ class Feed:
             # It was cancelled meanwhile: back to where it was, and nobody has seen it.
             link.answers.move(unseen(link.keys, number, field, self.queue, raw))
             return
-        channel = consumer.channel
-        channel.deliver(consumer, Delivery(channel, field, number, raw, self.queue, consumer))
+        self._hand_over(
+            consumer, Delivery(consumer.channel, field, number, raw, self.queue, consumer)
+        )
+
+    def _hand_over(self, consumer: Consumer, delivery: Delivery) -> None:
+        consumer.channel.deliveries.hold(consumer, delivery)
+        if self._link.forgets:
+            self._link.answers.forget(delivery)
+        consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)
 
@@ -346,9 +353,7 @@ class Feed:
             if consumer is None:
                 return
             message = self._fanned.popleft().given_to(consumer)
-            consumer.channel.deliver(consumer, message)
-            if consumer.is_parked and consumer.has_room():
-                self._turns.add(consumer)
+            self._hand_over(consumer, message)
 
     # -- asking
 

@@ -14,8 +14,9 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from greenconn.transport.redis.answers import ACKS, Move, parted
+from greenconn.transport.redis.answers import ACKS, parted
 from greenconn.transport.redis.restoring import carry_out, restore
+from greenconn.transport.redis.returning import Move
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

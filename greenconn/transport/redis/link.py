@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import NoScriptError
 
+from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
@@ -31,15 +32,16 @@ from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.transport.redis.replies import check_reply
 from greenconn.transport.redis.routing import Routing
 from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
+from greenconn.transport.redis.subscriptions import RedisSubscriptions
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
-from greenconn.transport.virtual.shared import SharingLink
 from greenconn.wire.resp import Argument, pack
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ _PING: Final = pack("PING")
 _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 
 
-class RedisLink(SharingLink):
+class RedisLink(BrokerLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -66,6 +68,9 @@ class RedisLink(SharingLink):
         is_tracking: the server pushes when an idle queue gets a message.
         protocol: the version of Redis' protocol, 3 or 2.
     """
+
+    answers: Answers
+    subscriptions: RedisSubscriptions
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport.client)
@@ -80,6 +85,9 @@ class RedisLink(SharingLink):
         self.directory: Directory = Directory(self)
         self.routing: Routing = Routing(self)
         self.answers = Answers(self)
+        self.subscriptions = RedisSubscriptions(self)
+        #: Without ``ack_emulation``: nobody holds what was delivered.
+        self.forgets = not self.options.ack_emulation
         self.waking = Waking(self)
         self.fanout = Fanout(self)
         self._large = LargeBodies(self)
@@ -217,7 +225,24 @@ class RedisLink(SharingLink):
     def held(self) -> Iterable[Delivery]:
         """All that its channels hold."""
         for channel in list(self.channels.values()):
-            yield from list(getattr(channel, "unanswered", {}).values())
+            if isinstance(channel, StoreChannel):
+                yield from list(channel.deliveries.unanswered.values())
+
+    def publisher(self, channel: StoreChannel[Any]) -> RedisPublisher:
+        """Return what *channel* publishes with."""
+        return RedisPublisher(channel, self)
+
+    def flush_answers(self) -> None:
+        """Return when all answers have been given to the socket.  May switch.
+
+        Where the connection is gone it does nothing.
+
+        Raises:
+            TimeoutError: the server took too little within its ``reply_timeout``.
+        """
+        if self.lost is None:
+            self.answers.flush()
+            self.pipeline.drain()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all is written, and publishes of a window are answered.  May switch.

@@ -8,7 +8,7 @@ from greenconn.transport.virtual import delivery
 from greenconn.transport.virtual.envelope import Contents, contents_of
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.answering import AnsweringMethods
+    from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = ["Delivery"]
 
@@ -29,7 +29,7 @@ class Delivery(delivery.Delivery):
 
     def __init__(
         self,
-        channel: AnsweringMethods | None,
+        channel: ChannelLife | None,
         field: str,
         number: int,
         raw: bytes,

@@ -8,51 +8,61 @@ publishes be unanswered, and raises what became of them later.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.encoding import plain_text
-from greenconn.exceptions import Unroutable
+from greenconn.exceptions import ChannelError, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
-from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Sent, Window
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.life import ChannelLife, ChannelState
 from greenconn.transport.virtual.publishing import (
     Decided,
-    PublishingMethods,
-    _no_immediate,
-    _unroutable,
+    no_immediate,
+    return_message,
     too_large,
     undeliverable,
+    unroutable,
 )
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import bulk, pack
 
-__all__ = ["PublishingToRedis"]
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+__all__ = ["RedisPublisher"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
 #: Bytes above which a message goes over a connection of its own.
 LARGE: Final = 1024 * 1024
 
+_OPEN: Final = ChannelState.OPEN
 
-class PublishingToRedis(PublishingMethods):
-    """What a channel does to publish."""
 
-    connection: RedisLink
+class RedisPublisher:
+    """What one channel publishes with.
 
-    def _init_publishing(self) -> None:
-        link = self.connection
+    Arguments:
+        channel: is closed by what the broker refuses.
+        link: sends the commands.
+    """
+
+    def __init__(self, channel: ChannelLife, link: RedisLink) -> None:
+        self._channel = channel
+        self._link = link
         self._pipeline = link.pipeline
         self._options = link.options
         self._encoding = link.options.body_encoding
@@ -62,55 +72,42 @@ class PublishingToRedis(PublishingMethods):
         size = link.options.publish_window
         self._window = Window(size, link.transport.unasked) if size else None
 
-    def prepare_message(
+    def prepare(
         self,
         body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: MutableMapping[str, Any] | None = None,
-    ) -> Any:
-        """Return what ``basic_publish`` takes: a snapshot of what may be changed later."""
+        priority: int | None,
+        content_type: str | None,
+        content_encoding: str | None,
+        headers: Mapping[str, Any] | None,
+        properties: MutableMapping[str, Any] | None,
+    ) -> Outgoing:
+        """Return a message to publish: a snapshot of what may be changed later.  Never switches."""
         return Outgoing(body, priority, content_type, content_encoding, headers, properties)
 
-    def basic_publish(
+    def publish(
         self,
         message: Outgoing | dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline | None,
     ) -> None:
         """Publish *message*, and return when the server has it.  May switch.
 
-        Arguments:
-            message: of ``prepare_message``.
-            mandatory: one that reaches no queue comes back: an event calls the handlers in
-                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
-            timeout: seconds for all of it; None is the connection's ``reply_timeout``.
-            confirm_timeout: seconds for the server's answer, within *timeout*.
-
         Raises:
-            NotFound: there is no such exchange; the channel is closed.
-            PublishTimeout: no answer in time; the server may have it.
             redis.exceptions.ResponseError: the server refused it (or, with ``publish_window``, an
                 earlier one of this channel).
         """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        deadline = ENDLESS if timeout is None else Deadline(timeout)
-        if confirm_timeout is not None:
-            deadline = deadline.within(confirm_timeout)
+        limit = ENDLESS if deadline is None else deadline
         if self._window is not None:
-            self._publish_in_window(message, exchange, routing_key, mandatory, immediate, deadline)
+            self._publish_in_window(message, exchange, routing_key, mandatory, immediate, limit)
             return
-        sent = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
+        sent = self.begin(message, exchange, routing_key, mandatory, immediate, limit)
         if mandatory:
-            self._finish(sent, message, exchange, routing_key, deadline)
+            self._finish(sent, message, exchange, routing_key, limit)
         else:
-            sent.wait(deadline)
+            sent.wait(limit)
 
     def _finish(
         self,
@@ -124,52 +121,57 @@ class PublishingToRedis(PublishingMethods):
         try:
             sent.wait(deadline)
         except Unroutable:
-            self._return(message, exchange, routing_key)
+            envelope = Outgoing.of(message).as_envelope()
+            return_message(self._channel, envelope, exchange, routing_key)
 
-    def _return(self, message: Outgoing | dict[str, Any], exchange: str, routing_key: str) -> None:
-        super()._return(Outgoing.of(message).as_envelope(), exchange, routing_key)
-
-    def begin_publish(
+    def begin(
         self,
         message: Outgoing | dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        deadline: DeadlineLike | None = None,
-    ) -> Any:
-        """Send *message*; the result's ``wait`` tells what became of it.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange; the channel is closed.
-            ContentTooLarge: the body is above ``max_message_size``.
-        """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        if get_hub() is not self._hub or self.connection.lost is not None or not self.is_open:
-            self.check_open()
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+    ) -> Sent | Decided:
+        """Send *message*; the result's ``wait`` tells what became of it.  May switch."""
+        if (
+            get_hub() is not self._hub
+            or self._link.lost is not None
+            or self._channel.state_of_life is not _OPEN
+        ):
+            self._channel.check_open()
         pipeline = self._pipeline
         if pipeline.writer.gate:
             pipeline.pass_gate(deadline or ENDLESS)  # type: ignore[arg-type]
         if immediate:
-            raise _no_immediate()
+            raise no_immediate()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         if exchange or not routing_key or not _is_plain(message):
-            return self._begin_routed(message, exchange or "", routing_key or "", mandatory)
+            return self._begin_routed(message, exchange, routing_key, mandatory)
         if mandatory:
-            directory = self.connection.directory
+            directory = self._link.directory
             if not directory.is_there(routing_key):
-                return Decided(_unroutable("", routing_key))
+                return Decided(unroutable("", routing_key))
             if directory.may_end(routing_key):
                 return self._begin_routed(message, "", routing_key, mandatory)
+        command = self._push(message, routing_key)
         slot: Slot[Any] = Slot()
-        pipeline.post(self._push(message, routing_key), slot.offer)
+        pipeline.post(command, slot.offer)
         self._pushed(routing_key)
         return Sent(pipeline, slot, None, routing_key)
 
+    def _refusing(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call *function*, and close the channel when the broker refuses what it asks for."""
+        try:
+            return function(*args, **kwargs)
+        except ChannelError as exc:
+            self._channel.fail(exc)
+            raise
+
     def _pushed(self, queue: str) -> None:
         """A message was sent to *queue*.  Never switches."""
-        link = self.connection
+        link = self._link
         if queue in link.directory.expiring:
             link.directory.pushed(queue)
         feed = link.feeds.get(queue)
@@ -181,8 +183,8 @@ class PublishingToRedis(PublishingMethods):
         priority = message.priority
         found = self._heads.get((queue, priority)) if message.delivery_info is None else None
         if found is None:
-            self._check_name(queue)
-            key = self.connection.keys.list_for(queue, clamped(priority))
+            self._refusing(self._link.directory.check_name, queue, Method.BASIC_PUBLISH)
+            key = self._link.keys.list_for(queue, clamped(priority))
             found = (
                 b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key),
                 message.route_json("", queue, self._encoding),
@@ -208,11 +210,13 @@ class PublishingToRedis(PublishingMethods):
 
     def _begin_routed(
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
-    ) -> Any:
+    ) -> Sent | Decided:
         """Send a message that has to be routed, or is large, or has what does not count here."""
-        link = self.connection
+        link = self._link
         if message.ignored:
-            self.warn_of_unsupported(ArgumentOf.MESSAGE, exchange or routing_key, message.ignored)
+            self._channel.warn_of_unsupported(
+                ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
+            )
         if len(message.raw) > self._options.max_message_size:
             raise too_large(len(message.raw), self._options.max_message_size)
         queues, topics = self._targets(message, exchange, routing_key)
@@ -226,7 +230,7 @@ class PublishingToRedis(PublishingMethods):
         commands = [self._append(each, priority, raw, each in ending) for each in queues]
         commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
         pipeline = link.pipeline if len(raw) <= LARGE else link.large()
-        self.check_open()
+        self._channel.check_open()
         replies: list[Any] = []
         slot: Slot[Any] = Slot()
         for command in commands[:-1]:
@@ -236,8 +240,8 @@ class PublishingToRedis(PublishingMethods):
             for queue in queues:
                 self._pushed(queue)
         where = f"exchange {exchange!r}" if exchange else routing_key
-        unroutable = _unroutable(exchange, routing_key) if mandatory and ending else None
-        sent = Sent(pipeline, slot, replies, where, None if topics else unroutable)
+        lost = unroutable(exchange, routing_key) if mandatory and ending and not topics else None
+        sent = Sent(pipeline, slot, replies, where, lost)
         if pipeline is not link.pipeline:
             try:
                 sent.wait()  # so that what this greenlet sends keeps its order
@@ -250,7 +254,7 @@ class PublishingToRedis(PublishingMethods):
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
         """The command that appends a message to a queue; it needs no script that was sent before."""
-        keys = self.connection.keys
+        keys = self._link.keys
         key = keys.list_for(queue, priority)
         if may_end:
             return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)
@@ -260,41 +264,35 @@ class PublishingToRedis(PublishingMethods):
         self, message: Outgoing, exchange: str, routing_key: str
     ) -> tuple[list[str], list[str]]:
         """The queues and the fan-out channels of a message.  May switch."""
-        link = self.connection
+        link = self._link
         if not exchange:
             keys = [routing_key] if routing_key else []
             for name in ("CC", "BCC"):
                 keys += message.headers.get(name) or ()
             for key in keys:
-                self._check_name(key)
+                self._refusing(link.directory.check_name, key, Method.BASIC_PUBLISH)
             return list(dict.fromkeys(keys)), []
-        routes = self._routed(exchange, routing_key, message.headers)
+        routes = self._refusing(link.routing.routes, exchange, routing_key, message.headers)
         topics = [link.keys.topic(name, key) for name, key in routes.topics]
         if link.options.sentinel_fanout_compat:
             topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
         return list(routes.queues), topics
 
-    @closes_channel
-    def _check_name(self, queue: str) -> None:
-        self.connection.directory.check_name(queue, Method.BASIC_PUBLISH)
-
-    @closes_channel
-    def _routed(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Any:
-        return self.connection.routing.routes(exchange, routing_key, headers)
-
-    def _nowhere(self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool) -> Any:
+    def _nowhere(
+        self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
+    ) -> Sent | Decided:
         """A message has no queue to go to."""
         if mandatory:
-            return Decided(_unroutable(exchange, routing_key))
+            return Decided(unroutable(exchange, routing_key))
         last = self._options.deadletter_queue
         if last is None:
             return Decided(None)
-        warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=5)
+        warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=6)
         slot: Slot[Any] = Slot()
         self._pipeline.post(
             pack(
                 b"LPUSH",
-                self.connection.keys.list_for(last, clamped(message.priority)),
+                self._link.keys.list_for(last, clamped(message.priority)),
                 self._envelope(message, exchange, routing_key),
             ),
             slot.offer,
@@ -336,26 +334,24 @@ class PublishingToRedis(PublishingMethods):
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         if exchange or not routing_key or mandatory or immediate or not _is_plain(message):
-            sent = self.begin_publish(
-                message, exchange, routing_key, mandatory, immediate, deadline
-            )
+            sent = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
             self._finish(sent, message, exchange, routing_key, deadline)
             return
-        if get_hub() is not self._hub or not self.is_open:
-            self.check_open()
+        if get_hub() is not self._hub or not self._channel.is_open:
+            self._channel.check_open()
         if self._pipeline.writer.gate:
             self._pipeline.pass_gate(deadline)
+        command = self._push(message, routing_key)
         window.unanswered += 1
-        self._pipeline.post(self._push(message, routing_key), window.take)
+        self._pipeline.post(command, window.take)
         self._pushed(routing_key)
 
-    def end(self, exc: BaseException) -> None:
-        """End its life for the reason *exc*.  Never switches.  Again: does nothing."""
-        super().end(exc)
+    def end(self) -> None:
+        """Note that the channel has ended.  Never switches."""
         if self._window is not None:
             self._window.end()
 
-    def flush(self, timeout: float | None = None) -> None:
+    def flush(self, timeout: float | None) -> None:
         """Return when acks have left, and publishes of a ``publish_window`` are answered.  May switch.
 
         What became of publishes of earlier channels of this connection, which nobody has asked for, is
@@ -366,13 +362,13 @@ class PublishingToRedis(PublishingMethods):
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        link = self.connection
+        link = self._link
         if link.lost is None:
             link.answers.flush()
             link.pipeline.drain(Deadline(timeout))
         window, unasked = self._window, link.transport.unasked
         if window is None:
-            self.check_open()
+            self._channel.check_open()
             return
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ResponseError
 
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.answers import HEAD, Move, move_arguments, parted
+from greenconn.transport.redis.answers import move_arguments, parted
 from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.envelope import marked_redelivered
-from greenconn.transport.redis.returning import list_of
+from greenconn.transport.redis.returning import HEAD, Move, list_of
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
 from greenconn.wire.resp import pack

@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.answers import HEAD, Move
 from greenconn.transport.redis.envelope import marked_redelivered
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.keys import Keys
     from greenconn.transport.redis.message import Delivery
 
-__all__ = ["clamped", "given_back", "list_of", "priority_of", "unseen"]
+__all__ = ["HEAD", "TAIL", "Move", "clamped", "given_back", "list_of", "priority_of", "unseen"]
 
 logger = logging.getLogger("greenconn.transport.redis")
+
+#: Where a message goes in its list: to be next, or to be last.
+HEAD: Final = b"RPUSH"
+TAIL: Final = b"LPUSH"
+
+
+class Move(NamedTuple):
+    """A held message and the lists it goes to, with what goes into each; none drops it.
+
+    Attributes:
+        number: position among all that were taken.
+        field: under which it is held.
+        queue: its name, where it goes back to it; else nothing.
+        push: :data:`HEAD` or :data:`TAIL`.
+        copies: pairs of a list's key and a message.
+    """
+
+    number: int
+    field: str
+    queue: str
+    push: bytes
+    copies: Sequence[tuple[bytes, bytes]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all copies."""
+        return sum(len(raw) for _, raw in self.copies)
 
 
 def clamped(priority: Any) -> int:

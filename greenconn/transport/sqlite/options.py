@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, shown
 
 __all__ = ["SYNCHRONOUS", "SqliteOptions"]
@@ -13,7 +13,7 @@ __all__ = ["SYNCHRONOUS", "SqliteOptions"]
 SYNCHRONOUS: Final = ("NORMAL", "FULL")
 
 
-class SqliteOptions(LeasedOptions):
+class SqliteOptions(StoreOptions):
     """How a connection to a SQLite file works."""
 
     synchronous: str = "NORMAL"
@@ -32,7 +32,7 @@ class SqliteOptions(LeasedOptions):
     still be consumed; 0 keeps none."""
 
     def __post_init__(self) -> None:
-        LeasedOptions.__post_init__(self)
+        StoreOptions.__post_init__(self)
         check_type(self, str, "synchronous")
         check_count(self, "reserve", least=0, optional=False)
         check_seconds(self, "busy_timeout", "look_interval", optional=False)

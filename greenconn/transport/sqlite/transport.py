@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from greenconn.broker.channel import LeasedChannel
-from greenconn.broker.options import LeasedOptions
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreTransport
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 
@@ -20,12 +21,12 @@ __all__ = ["Channel", "Transport"]
 _FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
 
 
-class Channel(LeasedChannel):
+class Channel(StoreChannel[StoreLink]):
     """A channel over a SQLite file."""
 
     supported_arguments = replace(
-        LeasedChannel.supported_arguments,
-        queue=LeasedChannel.supported_arguments.queue
+        StoreChannel.supported_arguments,
+        queue=StoreChannel.supported_arguments.queue
         | {
             "x-expires",
             "x-max-length",
@@ -36,14 +37,14 @@ class Channel(LeasedChannel):
     )
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``sqlite:///path.db``: one file, shared by the processes of one machine, without a server.
 
     ``transport_options`` are those of :class:`~greenconn.transport.sqlite.options.SqliteOptions`.
     """
 
     Channel = Channel
-    Options: ClassVar[type[LeasedOptions]] = SqliteOptions
+    Options: ClassVar[type[StoreOptions]] = SqliteOptions
     driver_type = "sqlite"
     driver_name = "sqlite3"
     default_port = None

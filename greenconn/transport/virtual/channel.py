@@ -19,6 +19,7 @@ from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
     undeliverable,
+    warn_of_message,
 )
 from greenconn.transport.virtual.signatures import KombuOrder
 from greenconn.transport.virtual.state import Binding, BrokerState
@@ -158,7 +159,7 @@ class Channel(KombuOrder):
     ) -> Outcome:
         self.check_open()
         if message["headers"] or message["properties"].get("expiration"):
-            self.warn_of_message(message, exchange, routing_key)
+            warn_of_message(self, message, exchange, routing_key)
         properties = {**message["properties"]}
         properties["delivery_info"] = {**properties.get("delivery_info", {})}
         message = {**message, "properties": properties}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.abc import Sink
 from greenconn.exceptions import ConsumerCancelled
+from greenconn.transport.virtual.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -38,7 +39,7 @@ class Consumer:
     """A consumer.
 
     Arguments:
-        channel: has ``connection``, ``is_flowing``, ``prefetch_limit`` and ``in_flight``.
+        channel: has ``connection`` and ``prefetch``.
         feed: is told when a parked consumer has room again.
         limit: unanswered deliveries at once; 0 is no limit.
     """
@@ -56,6 +57,7 @@ class Consumer:
         "limit",
         "no_ack",
         "on_cancel",
+        "prefetch",
         "priority",
         "queue",
         "sink",
@@ -80,6 +82,7 @@ class Consumer:
         on_cancel: Callable[[str], Any] | None = None,
     ) -> None:
         self.channel = channel
+        self.prefetch: Prefetch = channel.prefetch
         self.feed = feed
         self.tag = tag
         self.queue = queue
@@ -119,9 +122,9 @@ class Consumer:
                 return False
         elif self.ahead >= WINDOW or len(self.backlog) >= WINDOW:
             return False
-        channel = self.channel
-        limit = channel.prefetch_limit
-        return channel.is_flowing and (not limit or self.no_ack or channel.in_flight < limit)
+        prefetch = self.prefetch
+        limit = prefetch.limit
+        return prefetch.is_flowing and (not limit or self.no_ack or prefetch.in_flight < limit)
 
     @property
     def room(self) -> int:

@@ -10,7 +10,7 @@ from greenconn.message import Message
 from greenconn.transport.virtual.envelope import Contents
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.answering import AnsweringMethods
+    from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = ["Delivery"]
 
@@ -42,7 +42,7 @@ class Delivery(Message):
 
     def __init__(
         self,
-        channel: AnsweringMethods | None,
+        channel: ChannelLife | None,
         tag: str,
         number: int,
         raw: bytes,

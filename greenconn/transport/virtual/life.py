@@ -1,4 +1,4 @@
-"""The life of a channel that has no broker's channel behind it."""
+"""A channel that has no broker's channel behind it: its life, and its consumers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from gevent import get_hub
 
-from greenconn.exceptions import ChannelError, RecoverableChannelError
+from greenconn.abc import Sink
+from greenconn.encoding import plain_text
+from greenconn.exceptions import AMQPNotImplementedError, ChannelError, RecoverableChannelError
 from greenconn.transport.base import StdChannel
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import (
     ArgumentOf,
     SupportedArguments,
     warn_of_unsupported,
 )
-from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.names import generated_name
+from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
 
 __all__ = ["ChannelLife", "ChannelState", "closes_channel"]
 
@@ -55,7 +60,9 @@ def closes_channel(
 
 
 class ChannelLife(StdChannel):
-    """Open until it is closed by its user, by a refusal of the broker, or with its link.
+    """A channel with consumers.
+
+    It is open until it is closed by its user, by a refusal of the broker, or with its link.
 
     Arguments:
         connection: the link.
@@ -65,10 +72,13 @@ class ChannelLife(StdChannel):
         connection: the link.
         events: event name (``basic_return``, ``basic_ack``) -> handlers.
         no_ack_consumers: tags of the consumers whose messages need no answer.
+        prefetch: the bounds of its deliveries.
     """
 
     #: The arguments that this transport implements; the log warns of others.
     supported_arguments: ClassVar[SupportedArguments] = SupportedArguments()
+    #: What stands for a consumer.
+    consumer_class: ClassVar[type[Consumer]] = Consumer
 
     def __init__(self, connection: VirtualLink, channel_id: int | None = None) -> None:
         self.connection = connection
@@ -77,6 +87,7 @@ class ChannelLife(StdChannel):
         self.no_ack_consumers: set[str] = set()
         #: Active consumers by tag, in the order in which they were started.
         self.consumers: dict[str, Consumer] = {}
+        self.prefetch = Prefetch()
         self.state_of_life = ChannelState.OPEN
         #: Why it is closed.
         self.cause: BaseException | None = None
@@ -203,6 +214,154 @@ class ChannelLife(StdChannel):
     def _release(self, consumers: list[Consumer]) -> None:
         """Stop *consumers* and give back whatever this channel still holds.  Never switches."""
         raise NotImplementedError
+
+    # -- consumers
+
+    @property
+    def qos(self) -> Any:
+        """The prefetch and what is unanswered, as kombu's programs read them."""
+        return PrefetchView(self.prefetch)
+
+    def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
+        """Return the name of the queue that *queue* means, and where its messages come from.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        raise NotImplementedError
+
+    def _started(self, consumer: Consumer) -> None:
+        """Let *consumer* have messages.
+
+        Raises:
+            AccessRefused: it may not consume beside another one.
+        """
+        raise NotImplementedError
+
+    def _cancelled(self, consumer: Consumer) -> None:
+        """Its user cancelled *consumer*: stop it and give back what he has not seen."""
+        raise NotImplementedError
+
+    @closes_channel
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Bound the deliveries that may be unanswered at once (RabbitMQ's meaning).
+
+        Arguments:
+            prefetch_size: bytes; must be 0.
+            prefetch_count: messages; 0 is no limit.
+            apply_global: for all consumers of this channel together, from now on; else for each
+                consumer that is started from now on by itself.
+
+        Raises:
+            AMQPNotImplementedError: a limit in bytes.
+        """
+        if prefetch_size:
+            raise AMQPNotImplementedError("NOT_IMPLEMENTED - prefetch_size is not 0", (60, 10))
+        if not apply_global:
+            self.prefetch.count = prefetch_count
+            return
+        self.prefetch.limit = prefetch_count
+        self.serve()
+
+    @closes_channel
+    def basic_consume(
+        self,
+        queue: str = "",
+        consumer_tag: str = "",
+        no_local: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        nowait: bool = False,
+        callback: Callable[[Any], Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        on_cancel: Callable[[str], Any] | None = None,
+        *,
+        sink: Sink | None = None,
+    ) -> str:
+        """Start a consumer and return its tag.
+
+        Arguments:
+            consumer_tag: unique on this channel; empty lets the broker choose.
+            no_ack: messages need no answer and are gone when they are delivered.
+            exclusive: nobody else may consume from this queue.
+            callback: called with each message, by ``drain_events``.
+            arguments: ``x-priority``: of two consumers that have room, the higher is served first.
+            on_cancel: called with the tag when the broker ends the consumer, by ``drain_events``.
+            sink: takes the messages instead; ``drain_events`` never sees them.
+
+        Raises:
+            NotFound: there is no such queue.
+            ResourceLocked: it is exclusive to another connection.
+            AccessRefused: it has an exclusive consumer, or *exclusive* and it has any.
+            ValueError: the tag is in use on this channel.
+        """
+        queue, consumer_tag = plain_text(queue), plain_text(consumer_tag)
+        tag = consumer_tag or generated_name("amq.ctag-")
+        if tag in self.consumers:
+            raise ValueError(f"consumer tag {tag!r} is in use on this channel")
+        name, feed = self._feed_of(queue, Method.BASIC_CONSUME)
+        self.warn_of_unsupported(ArgumentOf.CONSUMER, name, arguments)
+        consumer = self.consumer_class(
+            self,
+            feed,
+            tag,
+            name,
+            callback=callback,
+            sink=sink,
+            no_ack=no_ack,
+            exclusive=exclusive,
+            limit=self.prefetch.count,
+            arguments=arguments,
+            on_cancel=on_cancel,
+        )
+        self.consumers[tag] = consumer
+        if no_ack:
+            self.no_ack_consumers.add(tag)
+        try:
+            self._started(consumer)
+        except BaseException:
+            self._forget(consumer)
+            raise
+        return tag
+
+    @closes_channel
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False) -> str:
+        """End a consumer and return its tag; one that is not there is no error.
+
+        Messages that became events and were not drained go back to the queue; what was delivered
+        and not answered stays with this channel.
+        """
+        consumer_tag = plain_text(consumer_tag)
+        consumer = self.consumers.get(consumer_tag)
+        if consumer is not None:
+            self._forget(consumer)
+            self._cancelled(consumer)
+        return consumer_tag
+
+    @closes_channel
+    def flow(self, active: bool = True) -> bool:
+        """Stop deliveries to the consumers of this channel, or let them go on."""
+        self.prefetch.is_flowing = bool(active)
+        self.serve()
+        return self.prefetch.is_flowing
+
+    def take_over(self, old: ChannelLife) -> None:
+        """Work as *old* did, a channel that is dead: its bounds, its handlers of events."""
+        self.prefetch.count = old.prefetch.count
+        self.prefetch.limit = old.prefetch.limit
+        for name, handlers in old.events.items():
+            self.events[name] |= handlers
+
+    def _forget(self, consumer: Consumer) -> None:
+        self.consumers.pop(consumer.tag, None)
+        self.no_ack_consumers.discard(consumer.tag)
+
+    def serve(self) -> None:
+        """Let its consumers have what its bounds leave.  Never switches."""
+        for consumer in list(self.consumers.values()):
+            consumer.wake()
 
 
 def _raise(exc: BaseException) -> None:

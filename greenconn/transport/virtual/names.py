@@ -1,10 +1,12 @@
-"""Names of queues and routing keys, as far as strangers may have written them."""
+"""Names of queues and routing keys: those of strangers, and those that are made up."""
 
 from __future__ import annotations
 
+import base64
+import uuid
 from typing import Any
 
-__all__ = ["is_name"]
+__all__ = ["generated_name", "is_name"]
 
 
 def is_name(value: Any) -> bool:
@@ -16,3 +18,8 @@ def is_name(value: Any) -> bool:
     except UnicodeEncodeError:  # half of a character
         return False
     return True
+
+
+def generated_name(prefix: str) -> str:
+    """Return a name such as a server makes: *prefix* and 22 letters that nobody else has."""
+    return prefix + base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()

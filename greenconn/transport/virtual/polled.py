@@ -17,11 +17,10 @@ from greenconn.transport.refusal import (
     unknown_delivery_tag,
 )
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.consuming import ConsumingMethods
 from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.envelope import Message as StoredMessage
 from greenconn.transport.virtual.hooks import AbstractChannel
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.qos import QoS as Unanswered
 from greenconn.transport.virtual.turns import Turns
@@ -35,7 +34,7 @@ __all__ = ["PolledConsuming"]
 LOOK: Final = 1.0
 
 
-class PolledConsuming(ConsumingMethods, AbstractChannel):
+class PolledConsuming(ChannelLife, AbstractChannel):
     """Consumers, gets and answers over the hooks.
 
     It is the feed of its own consumers: those that have room wait in ``_turns``, by queue, and the
@@ -160,7 +159,7 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         if not consumer.no_ack:
             self._note(message, consumer)
             consumer.unacked += 1
-            self.in_flight += 1
+            self.prefetch.in_flight += 1
         consumer.hand_over(message, message)
         consumer.wake()
 
@@ -186,9 +185,9 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
         consumer = self._owners.pop(delivery_tag, None)
         if consumer is not None:
             consumer.unacked -= 1
-            self.in_flight -= 1
-            if self.prefetch_limit:
-                self._wake_consumers()
+            self.prefetch.in_flight -= 1
+            if self.prefetch.limit:
+                self.serve()
             else:
                 consumer.wake()
 
@@ -197,7 +196,7 @@ class PolledConsuming(ConsumingMethods, AbstractChannel):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Bound what may be unanswered at once; see :class:`ConsumingMethods`."""
+        """Bound what may be unanswered at once; see :class:`ChannelLife`."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         # For transports that take several messages at once and ask how many.
         self.qos.prefetch_count = prefetch_count

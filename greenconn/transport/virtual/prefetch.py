@@ -1,32 +1,61 @@
-"""The prefetch of a channel as kombu's programs read it: ``channel.qos``."""
+"""The prefetch of a channel: how many of its deliveries may be unanswered, and how many are."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["PrefetchView"]
+__all__ = ["Prefetch", "PrefetchView"]
 
 
-class _Channel(Protocol):
-    prefetch_count: int
-    prefetch_limit: int
-    in_flight: int
+class Prefetch:
+    """The bounds of a channel's deliveries, and how much of them is in use.
+
+    Attributes:
+        count: unanswered deliveries for each consumer started from now on; 0 is no limit.
+        limit: unanswered deliveries for all consumers of the channel; 0 is no limit.
+        in_flight: unanswered deliveries of all its consumers now.
+        reserved: places under ``limit`` that claims under way may fill.
+        is_flowing: deliveries have not been stopped by ``flow(False)``.
+    """
+
+    __slots__ = ("count", "in_flight", "is_flowing", "limit", "reserved")
+
+    def __init__(self) -> None:
+        self.count = self.limit = self.in_flight = self.reserved = 0
+        self.is_flowing = True
+
+    def reserve(self, count: int) -> int:
+        """Reserve places for *count* messages; return how many there are.  Never switches."""
+        if self.limit:
+            count = max(0, min(count, self.limit - self.in_flight - self.reserved))
+            self.reserved += count
+        return count
+
+    def share(self, others: int) -> int:
+        """Return the places for one consumer where *others* of its channel come behind it."""
+        free = self.limit - self.in_flight - self.reserved
+        return max(-(-free // (others + 1)), 0)
+
+    def release(self, count: int) -> None:
+        """End a claim for *count* messages.  Never switches."""
+        if self.reserved:
+            self.reserved = max(0, self.reserved - count)
 
 
 class PrefetchView:
-    """What a channel that keeps books of its own tells under the name of kombu's ``QoS``.
+    """What a channel that counts its deliveries itself tells under the name of kombu's ``QoS``.
 
     Arguments:
-        channel: whose prefetch and unanswered deliveries.
+        prefetch: of the channel.
     """
 
-    def __init__(self, channel: _Channel) -> None:
-        self.channel = channel
+    def __init__(self, prefetch: Prefetch) -> None:
+        self._prefetch = prefetch
 
     @property
     def prefetch_count(self) -> int:
         """Deliveries that may be unanswered at once; 0 is no limit."""
-        return self.channel.prefetch_limit or self.channel.prefetch_count
+        return self._prefetch.limit or self._prefetch.count
 
     def can_consume(self) -> bool:
         """Return whether one more may be delivered."""
@@ -38,7 +67,7 @@ class PrefetchView:
         return max(limit - len(self), 0) if limit else None
 
     def __len__(self) -> int:
-        return self.channel.in_flight
+        return self._prefetch.in_flight
 
     def __bool__(self) -> bool:
         return True

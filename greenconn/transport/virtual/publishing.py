@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from greenconn.abc import DeadlineLike
@@ -27,8 +28,13 @@ __all__ = [
     "PublishingMethods",
     "UndeliverableWarning",
     "copied",
+    "no_immediate",
+    "prepared",
+    "return_message",
     "too_large",
     "undeliverable",
+    "unroutable",
+    "warn_of_message",
 ]
 
 #: Kombu's form of a message that is to be sent: body, content-type, content-encoding, headers and
@@ -102,13 +108,6 @@ class PublishingMethods(ChannelLife):
         """
         raise NotImplementedError
 
-    def warn_of_message(self, message: Envelope, exchange: str, routing_key: str) -> None:
-        """Log what a message has that should count, and does not here.  Never switches."""
-        properties, headers = message["properties"], message["headers"] or {}
-        given = {name: properties.get(name) or None for name in ("priority", "expiration")}
-        given.update((name, headers.get(name)) for name in ("x-delay", "CC", "BCC"))
-        self.warn_of_unsupported(ArgumentOf.MESSAGE, exchange or routing_key, given)
-
     def prepare_message(
         self,
         body: Any,
@@ -127,21 +126,14 @@ class PublishingMethods(ChannelLife):
         Raises:
             TypeError: the body is something else.
         """
-        own: dict[str, Any] = copied(properties) if properties else {}
-        own.setdefault("priority", priority or self.default_priority)
-        if isinstance(body, (bytearray, memoryview)):
-            body = bytes(body)
-        elif isinstance(body, str):
-            content_encoding = content_encoding or "utf-8"
-        elif not isinstance(body, bytes):
-            raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
-        return {
-            "body": body,
-            "content-encoding": plain_text(content_encoding),
-            "content-type": plain_text(content_type),
-            "headers": copied(headers) if headers else {},
-            "properties": own,
-        }
+        return prepared(
+            body,
+            priority or self.default_priority,
+            content_type,
+            content_encoding,
+            headers,
+            properties,
+        )
 
     @closes_channel
     def confirm_select(self, nowait: bool = False) -> None:
@@ -175,10 +167,10 @@ class PublishingMethods(ChannelLife):
             )
             return
         if immediate:
-            raise _no_immediate()
+            raise no_immediate()
         outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
         if mandatory and outcome is Outcome.UNROUTED:
-            self._return(message, exchange, routing_key)
+            return_message(self, message, exchange, routing_key)
 
     def basic_publish_confirm(
         self,
@@ -221,7 +213,7 @@ class PublishingMethods(ChannelLife):
         """
         exchange, routing_key = plain_text(exchange), plain_text(routing_key)
         if immediate:
-            raise _no_immediate()
+            raise no_immediate()
         outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
         if outcome is Outcome.REFUSED:
             return Decided(
@@ -231,36 +223,79 @@ class PublishingMethods(ChannelLife):
                 )
             )
         if mandatory and outcome is Outcome.UNROUTED:
-            return Decided(_unroutable(exchange, routing_key))
+            return Decided(unroutable(exchange, routing_key))
         return Decided(None)
 
-    def _return(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
-        """Let an event give a mandatory message back that reached no queue.  Never switches."""
-        returned = (_unroutable(exchange, routing_key), exchange, routing_key, message)
-        self.connection.put_return(
-            self._returned,
-            returned,
-            len(message["body"]),
-            is_heard=bool(self.events["basic_return"]),
+
+def warn_of_message(
+    channel: ChannelLife, message: Envelope, exchange: str, routing_key: str
+) -> None:
+    """Log what a message has that should count, and does not here.  Never switches."""
+    properties, headers = message["properties"], message["headers"] or {}
+    given = {name: properties.get(name) or None for name in ("priority", "expiration")}
+    given.update((name, headers.get(name)) for name in ("x-delay", "CC", "BCC"))
+    channel.warn_of_unsupported(ArgumentOf.MESSAGE, exchange or routing_key, given)
+
+
+def prepared(
+    body: Any,
+    priority: int,
+    content_type: str | None,
+    content_encoding: str | None,
+    headers: Mapping[str, Any] | None,
+    properties: MutableMapping[str, Any] | None,
+) -> Envelope:
+    """Return kombu's form of a message: a snapshot of what may be changed later.
+
+    Raises:
+        TypeError: the body is neither text nor bytes.
+    """
+    own: dict[str, Any] = copied(properties) if properties else {}
+    own.setdefault("priority", priority)
+    if isinstance(body, (bytearray, memoryview)):
+        body = bytes(body)
+    elif isinstance(body, str):
+        content_encoding = content_encoding or "utf-8"
+    elif not isinstance(body, bytes):
+        raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
+    return {
+        "body": body,
+        "content-encoding": plain_text(content_encoding),
+        "content-type": plain_text(content_type),
+        "headers": copied(headers) if headers else {},
+        "properties": own,
+    }
+
+
+def return_message(
+    channel: ChannelLife, message: Envelope, exchange: str, routing_key: str
+) -> None:
+    """Let an event give a mandatory message back that reached no queue.  Never switches."""
+    channel.connection.put_return(
+        partial(_tell_returned, channel),
+        (unroutable(exchange, routing_key), exchange, routing_key, message),
+        len(message["body"]),
+        is_heard=bool(channel.events["basic_return"]),
+    )
+
+
+def _tell_returned(channel: ChannelLife, returned: tuple[Unroutable, str, str, Any]) -> None:
+    """Call the handlers of a returned message."""
+    exc, exchange, routing_key, envelope = returned
+    handlers: list[Callable[..., Any]] = list(channel.events["basic_return"])
+    for handler in handlers:
+        message = Message(
+            body=as_text(envelope["body"], envelope["content-encoding"]),
+            content_type=envelope["content-type"],
+            content_encoding=envelope["content-encoding"],
+            headers=copied(envelope["headers"]),
+            properties=copied(envelope["properties"]),
+            delivery_info={"exchange": exchange, "routing_key": routing_key},
         )
-
-    def _returned(self, returned: tuple[Unroutable, str, str, Any]) -> None:
-        """The event of a returned message."""
-        exc, exchange, routing_key, envelope = returned
-        handlers: list[Callable[..., Any]] = list(self.events["basic_return"])
-        for handler in handlers:
-            message = Message(
-                body=as_text(envelope["body"], envelope["content-encoding"]),
-                content_type=envelope["content-type"],
-                content_encoding=envelope["content-encoding"],
-                headers=copied(envelope["headers"]),
-                properties=copied(envelope["properties"]),
-                delivery_info={"exchange": exchange, "routing_key": routing_key},
-            )
-            handler(exc, exchange, routing_key, message)
+        handler(exc, exchange, routing_key, message)
 
 
-def _unroutable(exchange: str, routing_key: str) -> Unroutable:
+def unroutable(exchange: str, routing_key: str) -> Unroutable:
     return Unroutable(
         f"NO_ROUTE - no queue for exchange {exchange!r} and routing key {routing_key!r}",
         exchange=exchange,
@@ -281,5 +316,5 @@ def too_large(size: int, limit: int) -> ContentTooLarge:
     return ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
 
-def _no_immediate() -> AMQPNotImplementedError:
+def no_immediate() -> AMQPNotImplementedError:
     return AMQPNotImplementedError("NOT_IMPLEMENTED - immediate=True", Method.BASIC_PUBLISH.value)

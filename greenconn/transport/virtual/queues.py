@@ -10,9 +10,9 @@ from amqp.protocol import queue_declare_ok_t
 from greenconn.encoding import plain_text
 from greenconn.transport.refusal import Method, in_use, no_queue, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.entities import EntityMethods
 from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.polled import PolledConsuming
 
 __all__ = ["QueueMethods"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
-from greenconn.transport.virtual.consuming import ConsumingMethods
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.life import ChannelLife, closes_channel
 
 __all__ = ["RefusingMethods"]
 
 
-class RefusingMethods(ConsumingMethods):
+class RefusingMethods(ChannelLife):
     """What is unanswered, and its refusal.
 
     Attributes:

@@ -15,12 +15,12 @@ from greenconn.encoding import plain_text
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.consuming import generated_name
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.directory import Directory
 from greenconn.transport.virtual.entities import PREDECLARED, EntityMethods
 from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.link import VirtualLink
+from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 __all__ = ["Routing", "SharedEntityMethods", "SharingLink"]
@@ -43,6 +43,9 @@ class Routing(Protocol):
 
     def bind(self, binding: Binding) -> None:
         """Make a binding, here and at the broker; again: only tells the broker."""
+
+    def unbind(self, binding: Binding) -> None:
+        """Remove a binding, here and at the broker."""
 
     def unbind_queue(self, name: str) -> None:
         """A queue is gone: so are its bindings, as far as they are known here."""

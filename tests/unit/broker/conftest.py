@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.link import LeasedLink
+from greenconn.broker.link import StoreLink
 from tests.tiny_client import TinyClient
 from tests.unit.broker.fake_store import (
     EachStore,
@@ -17,7 +17,7 @@ from tests.unit.broker.fake_store import (
     World,
 )
 
-Opener = Callable[..., LeasedLink]
+Opener = Callable[..., StoreLink]
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def kind(request: pytest.FixtureRequest) -> type[FakeStore]:
 @pytest.fixture
 def connect(world: World, unique: str) -> Iterator[Opener]:
     """Open a link: ``connect(kind, **options)``; closed after the test."""
-    links: list[LeasedLink] = []
+    links: list[StoreLink] = []
 
-    def open_link(kind: type[FakeStore] = FakeStore, **options: Any) -> LeasedLink:
+    def open_link(kind: type[FakeStore] = FakeStore, **options: Any) -> StoreLink:
         transport = FakeTransport(TinyClient(f"fake:///{unique}", **options), world, kind)
         links.append(transport.establish_connection())
         return links[-1]

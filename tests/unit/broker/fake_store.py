@@ -9,7 +9,7 @@ from typing import Any
 
 from gevent.event import Event
 
-from greenconn.broker.options import LeasedOptions
+from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import (
     Answer,
     Claimed,
@@ -21,7 +21,7 @@ from greenconn.broker.port import (
 )
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 
@@ -318,14 +318,14 @@ class EachStore(WaitingStore):
     put_calls = 4
 
 
-class FakeTransport(LeasedTransport):
+class FakeTransport(StoreTransport):
     """A transport over a world.
 
     Arguments:
         kind: what makes the stores.
     """
 
-    Options = LeasedOptions
+    Options = StoreOptions
     driver_type = "fake"
     driver_name = "fake"
 

@@ -8,7 +8,8 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
 from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
@@ -17,7 +18,7 @@ from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_putting import channel_to, publish
 
 
-def consume(channel: LeasedChannel, sink: Sink, queue: str = "q", **options: Any) -> str:
+def consume(channel: StoreChannel[StoreLink], sink: Sink, queue: str = "q", **options: Any) -> str:
     return channel.basic_consume(queue, sink=sink, **options)
 
 

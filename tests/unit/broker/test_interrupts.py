@@ -8,7 +8,8 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
 from greenconn.green.hub import turn
 from tests.fix_interrupts import interruptions
 from tests.unit.broker.conftest import Opener
@@ -24,20 +25,20 @@ def world(world: World) -> World:
     return world
 
 
-def settle(channel: LeasedChannel, world: World) -> None:
+def settle(channel: StoreChannel[StoreLink], world: World) -> None:
     """Let all that is on its way come to its end."""
     link = channel.connection
     with gevent.Timeout(10):
-        while link.putting.is_busy or link._calls or link.settling._greenlet:
+        while link.putting.is_busy or link._calls or link.answers._greenlet:
             turn()
     link.catch_up()
 
 
-def check_whole(channel: LeasedChannel, world: World) -> None:
+def check_whole(channel: StoreChannel[StoreLink], world: World) -> None:
     """The link is open and works, and holds nothing."""
     assert channel.connection.lost is None
     settle(channel, world)
-    assert channel.unanswered == {}
+    assert channel.deliveries.unanswered == {}
     other = channel.connection.transport.create_channel(channel.connection)
     other.queue_declare("whole")
     publish(other, "works", "whole")
@@ -80,7 +81,7 @@ def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore])
         else:
             assert run.raised is run.error
         settle(channel, world)
-        assert channel.unanswered == {}
+        assert channel.deliveries.unanswered == {}
         assert [item.claim for item in world.items["q"]] == [0]
     check_whole(channel, world)
 
@@ -110,7 +111,9 @@ def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore])
         "exchange_delete",
     ],
 )
-def test_entities(connect: Opener, world: World, call: Callable[[LeasedChannel], Any]) -> None:
+def test_entities(
+    connect: Opener, world: World, call: Callable[[StoreChannel[StoreLink]], Any]
+) -> None:
     channel = channel_to(connect)
     for name in ("q", "empty", "spare"):
         channel.queue_declare(name)

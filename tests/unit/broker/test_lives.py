@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.link import LeasedLink
+from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
 from tests.forked import holds_in_child
@@ -19,14 +19,14 @@ from tests.unit.broker.sink import SOON, Sink
 from tests.unit.broker.test_putting import channel_to, publish
 
 #: The leases of a :class:`World` never end by themselves.
-Heir = Callable[[LeasedLink], LeasedLink]
+Heir = Callable[[StoreLink], StoreLink]
 
 
 @pytest.fixture
 def heir(request: pytest.FixtureRequest) -> Heir:
     """The next life of a link."""
 
-    def open_next(link: LeasedLink) -> LeasedLink:
+    def open_next(link: StoreLink) -> StoreLink:
         made = link.transport.establish_connection()
         request.addfinalizer(made.close)
         return made
@@ -34,7 +34,7 @@ def heir(request: pytest.FixtureRequest) -> Heir:
     return open_next
 
 
-def ended_by(world: World, method: str, link: LeasedLink) -> None:
+def ended_by(world: World, method: str, link: StoreLink) -> None:
     """Let a link be lost as soon as a method has done its work."""
 
     def after(name: str, argument: Any) -> None:
@@ -45,7 +45,7 @@ def ended_by(world: World, method: str, link: LeasedLink) -> None:
     world.after = after
 
 
-def lost_with_a_claim(connect: Opener) -> tuple[LeasedLink, Claimed]:
+def lost_with_a_claim(connect: Opener) -> tuple[StoreLink, Claimed]:
     """A link that is lost, and what it had claimed of the queue ``q``."""
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -56,7 +56,7 @@ def lost_with_a_claim(connect: Opener) -> tuple[LeasedLink, Claimed]:
     return link, claimed
 
 
-def got(link: LeasedLink) -> list[tuple[str, bool]]:
+def got(link: StoreLink) -> list[tuple[str, bool]]:
     """All that waits in ``q``, and whether it is marked as redelivered."""
     channel = link.transport.create_channel(link)
     found = []
@@ -97,14 +97,14 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     following = heir(link)
-    link.settling.back("q", claimed.handle, is_unseen=True)
+    link.answers.back("q", claimed.handle, is_unseen=True)
     following.catch_up()
     assert got(following) == [("x", False)]
 
 
 def test_what_would_be_buried_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
     link, claimed = lost_with_a_claim(connect)
-    link.settling.bury(claimed, "expired")
+    link.answers.bury(claimed, "expired")
     assert got(heir(link)) == [("x", True)]
 
 
@@ -116,8 +116,8 @@ def test_the_child_of_a_fork_gives_nothing_back(connect: Opener, world: World, h
     (claimed,) = link.store.claim({"q": 1}, 0.0)
 
     def gives_nothing() -> bool:
-        link.settling.back("q", claimed.handle, is_unseen=True)
-        return not link.transport.inheritance._answers
+        link.answers.back("q", claimed.handle, is_unseen=True)
+        return not link.transport.handover._answers
 
     assert holds_in_child(gives_nothing)
 

@@ -9,7 +9,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.channel import LeasedChannel
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
 from greenconn.exceptions import (
     NotFound,
     PublishNacked,
@@ -21,18 +22,20 @@ from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeStore, World
 
 
-def channel_to(connect: Opener, kind: type[FakeStore] = FakeStore, **options: Any) -> LeasedChannel:
+def channel_to(
+    connect: Opener, kind: type[FakeStore] = FakeStore, **options: Any
+) -> StoreChannel[StoreLink]:
     link = connect(kind, **options)
     return link.transport.create_channel(link)
 
 
-def publish(channel: LeasedChannel, body: str, queue: str = "q", **options: Any) -> None:
+def publish(channel: StoreChannel[StoreLink], body: str, queue: str = "q", **options: Any) -> None:
     message = channel.prepare_message(body, content_type="text/plain")
     channel.basic_publish_confirm(message, "", queue, **options)
 
 
 def outcome(
-    channel: LeasedChannel, body: str, queue: str = "q", **options: Any
+    channel: StoreChannel[StoreLink], body: str, queue: str = "q", **options: Any
 ) -> Exception | None:
     """Publish, and return what was raised."""
     try:

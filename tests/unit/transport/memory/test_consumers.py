@@ -283,5 +283,5 @@ def test_new_channel_takes_over(open_channel: Callable[..., Channel]) -> None:
     old.basic_qos(0, 9, True)
     old.events["basic_return"].add(print)
     new.take_over(old)
-    assert (new.prefetch_count, new.prefetch_limit) == (7, 9)
+    assert (new.prefetch.count, new.prefetch.limit) == (7, 9)
     assert new.events["basic_return"] == {print}

@@ -10,12 +10,12 @@ from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.envelope import Contents, contents_in
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.answering import AnsweringMethods
+    from greenconn.transport.virtual.life import ChannelLife
 
-__all__ = ["LeasedDelivery"]
+__all__ = ["StoreDelivery"]
 
 
-class LeasedDelivery(Delivery):
+class StoreDelivery(Delivery):
     """A delivery of what was *claimed*.
 
     Attributes:
@@ -27,7 +27,7 @@ class LeasedDelivery(Delivery):
 
     def __init__(
         self,
-        channel: AnsweringMethods,
+        channel: ChannelLife,
         tag: str,
         number: int,
         claimed: Claimed,
@@ -49,7 +49,7 @@ class LeasedDelivery(Delivery):
     @property
     def is_unanswered(self) -> bool:
         """Whether its channel still waits for an answer."""
-        return self.channel.unanswered.get(self.delivery_tag) is self
+        return self.channel.deliveries.unanswered.get(self.delivery_tag) is self
 
     def _contents(self) -> Contents:
         contents = contents_in(self.claimed.envelope)

@@ -6,6 +6,7 @@ What goes to a dead-letter exchange is routed here, too, so that whoever rejects
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenconn.broker.dead_letters import buried
@@ -17,9 +18,10 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.link import LeasedLink
+    from greenconn.broker.delivery import StoreDelivery
+    from greenconn.broker.link import StoreLink
 
-__all__ = ["Settling"]
+__all__ = ["Answers"]
 
 
 class _Unsettled(NamedTuple):
@@ -31,12 +33,12 @@ class _Unsettled(NamedTuple):
     reason: str = ""
 
 
-class Settling:
+class Answers:
     """What the channels of one link have answered and the store was not told yet."""
 
     __slots__ = ("_alone", "_greenlet", "_link", "_pending", "_settled", "_waiters")
 
-    def __init__(self, link: LeasedLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         #: In order; what is being told stays in front until it was told.
         self._pending: deque[_Unsettled] = deque()
@@ -47,9 +49,39 @@ class Settling:
         #: (how many must be settled, who waits for it), in order.
         self._waiters: deque[tuple[int, Slot[None]]] = deque()
 
-    def done(self, queue: str, handle: Any) -> None:
-        """A message was handled.  Never switches."""
-        self._add(_Unsettled(queue, Answer(handle, Settlement.DONE)))
+    # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
+
+    def done(self, delivery: StoreDelivery) -> None:
+        """Tell the store that a delivery was handled.  Never switches."""
+        self._add(_Unsettled(delivery.queue, Answer(delivery.claimed.handle, Settlement.DONE)))
+
+    def done_late(self, tag: str) -> None:
+        """Note that a delivery was handled whose link is gone.  Never switches."""
+        self._link.transport.handover.ack(tag)
+
+    def give_back(self, deliveries: Iterable[StoreDelivery]) -> None:
+        """Put *deliveries* back to the heads of their queues.  Never switches."""
+        for delivery in deliveries:
+            if not delivery.is_held:
+                continue
+            claimed = delivery.claimed
+            limit = self._link.directory.delivery_limit(claimed.queue)
+            if limit is not None and claimed.deliveries + 1 >= limit:
+                self.bury(claimed, "delivery_limit")
+            else:
+                self.back(claimed.queue, claimed.handle)
+
+    def return_unseen(self, delivery: StoreDelivery) -> None:
+        """Put a delivery back that nobody has seen.  Never switches."""
+        self.back(delivery.queue, delivery.claimed.handle, is_unseen=True)
+
+    def dead_letter(self, deliveries: Iterable[StoreDelivery], reason: str) -> None:
+        """Make dead letters of *deliveries*, or drop them.  Never switches."""
+        for delivery in deliveries:
+            if delivery.is_held:
+                self.bury(delivery.claimed, reason)
+
+    # -- what was claimed
 
     def back(self, queue: str, handle: Any, *, is_unseen: bool = False) -> None:
         """Others may have a message.  Never switches."""
@@ -67,7 +99,7 @@ class Settling:
     def _add(self, unsettled: _Unsettled) -> None:
         link = self._link
         if link.lost is not None:
-            link.transport.inheritance.add(link, *_to_inherit(unsettled))
+            link.transport.handover.add(link, *_to_hand_over(unsettled))
             return
         if self._greenlet is None:
             # It runs behind all that can run now: what they answer is told with this.
@@ -91,7 +123,7 @@ class Settling:
 
         What was to be buried goes back: it will be rejected once more.
         """
-        return [_to_inherit(each) for each in self._pending]
+        return [_to_hand_over(each) for each in self._pending]
 
     def stop(self, exc: BaseException) -> None:
         """The link is gone.  Never switches."""
@@ -164,7 +196,7 @@ class Settling:
             self._link.ripen(queue)
 
 
-def _to_inherit(unsettled: _Unsettled) -> tuple[str, Answer]:
+def _to_hand_over(unsettled: _Unsettled) -> tuple[str, Answer]:
     if unsettled.dead is None:
         return unsettled.queue, unsettled.answer
     return unsettled.queue, Answer(unsettled.answer.handle, Settlement.BACK)

@@ -1,0 +1,191 @@
+"""The unanswered deliveries of one channel, and the answers to them.
+
+The broker holds a message until it is answered.  What a channel holds takes room under its prefetch; an
+answer frees it, and lets the channel's consumers have more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.life import ChannelLife
+
+__all__ = ["Acknowledger", "Deliveries"]
+
+
+class Acknowledger(Protocol):
+    """Where the answers of one link go.  Nothing here switches, unless it says so."""
+
+    def done(self, delivery: Any) -> None:
+        """Tell the broker that a delivery was handled."""
+
+    def done_late(self, tag: Any) -> None:
+        """Note that a delivery was handled whose link is gone."""
+
+    def give_back(self, deliveries: Iterable[Any]) -> None:
+        """Put *deliveries* back to the heads of their queues."""
+
+    def return_unseen(self, delivery: Any) -> None:
+        """Put a delivery back that nobody has seen."""
+
+    def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
+        """Make dead letters of *deliveries*, or drop them.  May switch."""
+
+
+class Deliveries:
+    """What one channel was delivered and has not answered.
+
+    Arguments:
+        channel: whose prefetch they count for.
+        acknowledger: of its link.
+
+    Attributes:
+        unanswered: delivery tag -> delivery, in the order of delivery.
+    """
+
+    __slots__ = ("_acknowledger", "_channel", "_link", "_prefetch", "unanswered")
+
+    def __init__(self, channel: ChannelLife, acknowledger: Acknowledger) -> None:
+        self._channel = channel
+        self._link = channel.connection
+        self._prefetch = channel.prefetch
+        self._acknowledger = acknowledger
+        self.unanswered: dict[Any, Any] = {}
+
+    def hold(self, consumer: Consumer, delivery: Any) -> None:
+        """Note *delivery* for a consumer of this channel.  Never switches."""
+        self.unanswered[delivery.delivery_tag] = delivery
+        if not consumer.no_ack:
+            consumer.unacked += 1
+            self._prefetch.in_flight += 1
+
+    # -- answers
+
+    def ack(self, tag: Any, multiple: bool) -> None:
+        """Answer a delivery, or all up to it: handled.  Never switches.
+
+        Raises:
+            PreconditionFailed: there is no unanswered delivery of that tag.
+            RecoverableChannelError: the channel was closed.
+        """
+        if self._link.lost is not None:
+            self._acknowledger.done_late(tag)
+            return
+        self._channel.check_open()
+        if multiple:
+            self._free(map(self._acked, self._up_to(tag)))
+            return
+        delivery = self.unanswered.pop(tag, None)
+        if delivery is None:
+            raise unknown_delivery_tag(tag, Method.BASIC_ACK)
+        if delivery.is_held:
+            self._acknowledger.done(delivery)
+        consumer = delivery.consumer
+        if consumer is not None and not consumer.no_ack:
+            consumer.unacked -= 1
+            prefetch = self._prefetch
+            prefetch.in_flight -= 1
+            if prefetch.limit:
+                self._channel.serve()
+            elif consumer.is_parked:
+                consumer.wake()
+
+    def reject(self, tag: Any, requeue: bool, *, multiple: bool = False) -> None:
+        """Refuse a delivery, or all up to it: back to the queue, or dead letters.  May switch.
+
+        Raises:
+            PreconditionFailed: there is no unanswered delivery of that tag.
+            RecoverableChannelError: the channel was closed.
+        """
+        if self._link.lost is not None:
+            return
+        self._channel.check_open()
+        if multiple:
+            self._refuse(self._up_to(tag), requeue)
+            return
+        delivery = self.unanswered.pop(tag, None)
+        if delivery is None:
+            raise unknown_delivery_tag(tag, Method.BASIC_REJECT)
+        self._refuse([delivery], requeue)
+
+    def recover(self, requeue: bool) -> None:
+        """Give everything back to its queues.  Never switches.
+
+        Raises:
+            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
+        """
+        if not requeue:
+            raise no_recover_in_place()
+        for consumer in self._channel.consumers.values():
+            consumer.forget_backlog()
+        self._refuse(self._take_all(), True)
+
+    def taken(self, tag: Any) -> None:
+        """A delivery that needs no answer was taken: it is handled.  Never switches."""
+        delivery = self.unanswered.pop(tag, None)
+        if delivery is not None:
+            self._acked(delivery)
+
+    def _acked(self, delivery: Any) -> Any:
+        if delivery.is_held and self._link.lost is None:
+            self._acknowledger.done(delivery)
+        return delivery
+
+    def _refuse(self, deliveries: list[Any], requeue: bool) -> None:
+        if requeue:
+            self._acknowledger.give_back(deliveries)
+        else:
+            self._acknowledger.dead_letter(deliveries, "rejected")
+        self._free(deliveries)
+
+    def _free(self, deliveries: Iterable[Any]) -> None:
+        """Free the room that *deliveries* took, and let their consumers have more."""
+        freed: dict[Consumer, None] = {}
+        for delivery in deliveries:
+            consumer = delivery.consumer
+            if consumer is not None and not consumer.no_ack:
+                consumer.unacked -= 1
+                self._prefetch.in_flight -= 1
+                freed[consumer] = None
+        if self._prefetch.limit:
+            self._channel.serve()
+        for consumer in freed:
+            consumer.wake()
+
+    def _up_to(self, tag: Any) -> list[Any]:
+        """Take out all deliveries up to *tag*, or all for tag 0."""
+        unanswered = self.unanswered
+        if tag and tag not in unanswered:
+            raise unknown_delivery_tag(tag, Method.BASIC_ACK)
+        tags = list(unanswered)
+        if tag:
+            del tags[tags.index(tag) + 1 :]
+        return [unanswered.pop(each) for each in tags]
+
+    def _take_all(self) -> list[Any]:
+        taken = list(self.unanswered.values())
+        self.unanswered.clear()
+        return taken
+
+    # -- the end of consumers
+
+    def stop(self, consumer: Consumer) -> None:
+        """Stop a consumer that was cancelled, and give back what nobody has seen.  Never switches."""
+        self._refuse(self._unseen(consumer), True)
+
+    def drop(self, consumer: Consumer) -> None:
+        """Stop a consumer whose queue is gone, and what nobody has seen with it.  Never switches."""
+        self._free(map(self._acked, self._unseen(consumer)))
+
+    def _unseen(self, consumer: Consumer) -> list[Any]:
+        """Stop a consumer, and take back what became events that nobody has drained."""
+        found = (self.unanswered.pop(each.delivery_tag, None) for each in consumer.stop())
+        return [each for each in found if each is not None]
+
+    def release(self) -> None:
+        """Give back everything, since the channel ends.  Never switches."""
+        if self._link.lost is None:
+            self._acknowledger.give_back(self._take_all())
