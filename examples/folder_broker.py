@@ -28,7 +28,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn.broker.port import Answer, Claimed, Entry, NoQueue, Settlement, Store
-from greenconn.broker.transport import LeasedTransport
+from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport import TRANSPORT_ALIASES
@@ -272,7 +272,7 @@ def _age(file: Path) -> float:
         return float("inf")
 
 
-class Transport(LeasedTransport):
+class Transport(StoreTransport):
     """``files:///path``."""
 
     driver_type = driver_name = "files"

@@ -5,12 +5,14 @@ What goes to a dead-letter exchange is routed here, too, so that whoever rejects
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greenconn.broker.dead_letters import buried
+from greenconn.broker.dead_letters import dead_letter, is_cycle, target_of
 from greenconn.broker.port import Answer, Claimed, Settlement
+from greenconn.exceptions import NotFound
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Answers"]
 
+logger = logging.getLogger("greenconn.broker")
+
 
 class _Unsettled(NamedTuple):
-    """One answer: of a message of *queue*, or of one that is to be buried for a *reason*."""
+    """One answer: of a message of *queue*, or of one that is given up for a *reason*."""
 
     queue: str
     answer: Answer
@@ -67,7 +71,7 @@ class Answers:
             claimed = delivery.claimed
             limit = self._link.directory.delivery_limit(claimed.queue)
             if limit is not None and claimed.deliveries + 1 >= limit:
-                self.bury(claimed, "delivery_limit")
+                self.give_up(claimed, "delivery_limit")
             else:
                 self.back(claimed.queue, claimed.handle)
 
@@ -79,7 +83,7 @@ class Answers:
         """Make dead letters of *deliveries*, or drop them.  Never switches."""
         for delivery in deliveries:
             if delivery.is_held:
-                self.bury(delivery.claimed, reason)
+                self.give_up(delivery.claimed, reason)
 
     # -- what was claimed
 
@@ -87,7 +91,7 @@ class Answers:
         """Others may have a message.  Never switches."""
         self._add(_Unsettled(queue, Answer(handle, Settlement.BACK, is_unseen=is_unseen)))
 
-    def bury(self, claimed: Claimed, reason: str) -> None:
+    def give_up(self, claimed: Claimed, reason: str) -> None:
         """A message is a dead letter.  Never switches."""
         answer = Answer(claimed.handle, Settlement.REFUSED)
         self._add(_Unsettled(claimed.queue, answer, claimed, reason))
@@ -121,7 +125,7 @@ class Answers:
     def unsettled(self) -> list[tuple[str, Answer]]:
         """What nobody knows to have reached the store, by queue.
 
-        What was to be buried goes back: it will be rejected once more.
+        What was given up goes back: it will be rejected once more.
         """
         return [_to_hand_over(each) for each in self._pending]
 
@@ -151,7 +155,7 @@ class Answers:
         answers: list[Answer] = []
         try:
             for each in batch:
-                answers.append(each.answer if each.dead is None else self._buried(each))
+                answers.append(each.answer if each.dead is None else self._dead_lettered(each))
                 if link.lost is not None:
                     return  # what is pending goes to the next life
             late = link.store.settle(answers)
@@ -175,14 +179,14 @@ class Answers:
             self._waiters.popleft()[1].offer(None)
         self._wake(batch, answers)
 
-    def _buried(self, each: _Unsettled) -> Answer:
-        """Take a message to its grave; where the broker refuses that, it is tried again later."""
+    def _dead_lettered(self, each: _Unsettled) -> Answer:
+        """Make a dead letter of a message; where the broker refuses that, it is tried again later."""
         assert each.dead is not None
         link = self._link
         try:
-            return buried(link, each.dead, each.reason)
+            return dead_letter_answer(link, each.dead, each.reason)
         except Exception as exc:
-            link.failed(exc, "burying a message")
+            link.failed(exc, "moving a dead letter")
             return each.answer._replace(settlement=Settlement.BACK, delay=link.store.lease or 0.0)
 
     def _wake(self, batch: list[_Unsettled], answers: list[Answer]) -> None:
@@ -200,3 +204,42 @@ def _to_hand_over(unsettled: _Unsettled) -> tuple[str, Answer]:
     if unsettled.dead is None:
         return unsettled.queue, unsettled.answer
     return unsettled.queue, Answer(unsettled.answer.handle, Settlement.BACK)
+
+
+def dead_letter_answer(link: StoreLink, claimed: Claimed, reason: str) -> Answer:
+    """Return the answer that makes a dead letter of a claimed message.  May switch.
+
+    Arguments:
+        reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
+    """
+    refused = Answer(claimed.handle, Settlement.REFUSED)
+    target = target_of(
+        claimed.queue, link.directory.look(claimed.queue).policy, link.options.dead_letter_queue
+    )
+    if target is None:
+        return refused
+    if claimed.envelope is None:
+        return refused  # it cannot be read, and nobody could say what it was
+    try:
+        letter = dead_letter(claimed.envelope, claimed.queue, *target, reason)
+    except Exception:  # there is nothing that an envelope of a stranger cannot be
+        return refused
+    try:
+        queues = link.routing.routes(
+            target.exchange, letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
+        )
+    except NotFound:
+        logger.error(
+            "%s: dead letters of queue %r are dropped: there is no exchange %r",
+            link.where,
+            claimed.queue,
+            target.exchange,
+        )
+        return refused
+    deaths = letter["headers"]["x-death"]
+    if reason != "rejected":
+        queues = [each for each in queues if not is_cycle(each, deaths)]
+    if not queues:
+        return refused
+    entries = link.entries(letter, queues)
+    return Answer(claimed.handle, Settlement.DONE, entries=entries)

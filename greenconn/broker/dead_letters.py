@@ -1,62 +1,140 @@
 """Dead letters: messages that were rejected, too old, too many, or delivered too often.
 
 A queue's ``x-dead-letter-exchange`` and ``x-dead-letter-routing-key`` say where they go, else the
-transport option ``dead_letter_queue``; without either they are dropped.
+transport option ``dead_letter_queue``; without either they are dropped.  Headers are RabbitMQ's.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple
 
-from greenconn.broker.port import Answer, Claimed, Settlement
-from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.burying import is_cycle, letter_of
+from greenconn.transport.virtual.names import is_name
+from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.publishing import Envelope
 
-if TYPE_CHECKING:
-    from greenconn.broker.link import StoreLink
+__all__ = [
+    "DELIVERY_COUNT",
+    "DeadLetterTarget",
+    "carbon_copies",
+    "dead_letter",
+    "is_cycle",
+    "target_of",
+    "with_death",
+]
 
-__all__ = ["buried"]
+#: How often a message was delivered before (RabbitMQ's name).
+DELIVERY_COUNT: Final = "x-delivery-count"
 
-logger = logging.getLogger("greenconn.broker")
+
+def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
+    """The routing keys that the headers *names* (of ``CC`` and ``BCC``) add to a message's own."""
+    return [key for name in names for key in headers.get(name) or ()]
 
 
-def buried(link: StoreLink, claimed: Claimed, reason: str) -> Answer:
-    """The answer that takes a claimed message to its grave.  May switch.
+class DeadLetterTarget(NamedTuple):
+    """Where the dead letters of a queue go.
+
+    Attributes:
+        routing_key: None keeps the message's own.
+    """
+
+    exchange: str
+    routing_key: str | None
+
+
+def target_of(queue: str, policy: QueuePolicy, otherwise: str | None) -> DeadLetterTarget | None:
+    """Return where the dead letters of *queue* go; None: they are dropped.
+
+    Arguments:
+        policy: of the queue.
+        otherwise: the queue for those of queues that name no exchange; None: there is none.
+    """
+    if policy.dead_letter_exchange is not None:
+        return DeadLetterTarget(policy.dead_letter_exchange, policy.dead_letter_routing_key)
+    return None if otherwise is None or otherwise == queue else DeadLetterTarget("", otherwise)
+
+
+def with_death(
+    headers: Mapping[str, Any], reason: str, source: tuple[str, str, str], expiration: Any
+) -> dict[str, Any]:
+    """Return *headers* with a death noted in them.
+
+    ``x-death`` lists where a message died and why, the latest first, one entry for each queue and
+    reason.  The expiration is kept there only, so that the message does not die of it again.
 
     Arguments:
         reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
+        source: the queue where it died, the exchange to which it was published, and its routing key.
+        expiration: of the message; None: it has none.
     """
-    refused = Answer(claimed.handle, Settlement.REFUSED)
-    policy = link.directory.look(claimed.queue).policy
-    exchange, key = policy.dead_letter_exchange, policy.dead_letter_routing_key
-    if exchange is None:
-        last = link.options.dead_letter_queue
-        if last is None or last == claimed.queue:
-            return refused
-        exchange, key = "", last
-    if claimed.envelope is None:
-        return refused  # it cannot be read, and nobody could say what it was
-    try:
-        letter = letter_of(claimed.envelope, claimed.queue, exchange, key, reason)
-    except Exception:  # there is nothing that an envelope of a stranger cannot be
-        return refused
-    try:
-        queues = link.routing.routes(
-            exchange, letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
-        )
-    except NotFound:
-        logger.error(
-            "%s: dead letters of queue %r are dropped: there is no exchange %r",
-            link.where,
-            claimed.queue,
-            exchange,
-        )
-        return refused
-    deaths = letter["headers"]["x-death"]
-    if reason != "rejected":
-        queues = [each for each in queues if not is_cycle(each, deaths)]
-    if not queues:
-        return refused
-    entries = link.entries(letter, queues)
-    return Answer(claimed.handle, Settlement.DONE, entries=entries)
+    queue, exchange, routing_key = source
+    death: dict[str, Any] = {
+        "count": 1,
+        "reason": reason,
+        "queue": queue,
+        "time": datetime.now(timezone.utc),
+        "exchange": exchange,
+        "routing-keys": [routing_key, *carbon_copies(headers, "CC")],
+    }
+    if expiration is not None:
+        death["original-expiration"] = expiration
+    earlier: list[Mapping[str, Any]] = []
+    for each in headers.get("x-death") or ():
+        if (each["queue"], each["reason"]) == (queue, reason):
+            death = {**each, "count": each["count"] + 1}
+        else:
+            earlier.append(each)
+    found = {**headers, "x-death": [death, *earlier]}
+    found.setdefault("x-first-death-reason", reason)
+    found.setdefault("x-first-death-queue", queue)
+    found.setdefault("x-first-death-exchange", exchange)
+    return found
+
+
+def dead_letter(
+    envelope: Envelope, queue: str, exchange: str, routing_key: str | None, reason: str
+) -> Envelope:
+    """Return a message with this death noted in its headers.
+
+    Arguments:
+        envelope: as it was stored.
+        queue: where it died.
+        exchange: where its letter goes.
+        routing_key: with which; None keeps the message's own.
+        reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
+
+    Raises:
+        Exception: it is no envelope; a stranger's may be of any form.
+    """
+    properties = dict(envelope["properties"])
+    info = properties["delivery_info"]
+    key = info["routing_key"] if routing_key is None else routing_key
+    if not is_name(key):
+        raise TypeError("a routing key is text")
+    headers = dict(envelope.get("headers") or {})
+    for name in ("CC", "BCC"):
+        if name in headers:
+            copies = headers[name] if isinstance(headers[name], list) else []
+            headers[name] = [each for each in copies if is_name(each)]
+    expiration = properties.pop("expiration", None)
+    source = (queue, info.get("exchange", ""), info["routing_key"])
+    headers = with_death(headers, reason, source, expiration)
+    # Its deliveries are counted anew where it goes now.
+    for name in (DELIVERY_COUNT, "redelivered"):
+        headers.pop(name, None)
+    if routing_key is not None:
+        headers.pop("CC", None)
+    properties["delivery_info"] = {"exchange": exchange, "routing_key": key}
+    return {**envelope, "headers": headers, "properties": properties}
+
+
+def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
+    """Tell whether a message came back to *queue* without anybody having rejected it on the way."""
+    for death in deaths:
+        if death["reason"] == "rejected":
+            return False
+        if death["queue"] == queue:
+            return True
+    return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
-from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.envelope import Contents, contents_in
 

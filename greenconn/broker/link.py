@@ -15,13 +15,12 @@ from gevent import Greenlet
 
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
-from greenconn.broker.claiming import Claimer
 from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.directory import Directory
-from greenconn.broker.feed import Feed
+from greenconn.broker.feed import Claimer, Feed
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
-from greenconn.broker.putting import Putting
+from greenconn.broker.publishing import Putting
 from greenconn.broker.routing import Routing
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
@@ -351,7 +350,7 @@ class StoreLink(BrokerLink):
 
     def _died(self, messages: Sequence[Claimed]) -> None:
         for each in messages:
-            self.answers.bury(each, each.dead or "expired")
+            self.answers.give_up(each, each.dead or "expired")
 
     # -- ending
 

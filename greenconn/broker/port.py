@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
-from greenconn.broker.roster import Roster
+from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.topology import Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -182,7 +182,7 @@ class Store(ABC):
         self.client = client
         self.wake = wake
         self.owner = ""
-        self.roster = Roster()
+        self.roster = ConsumerRegistry()
         self.gone: Callable[[str], object] = _nothing
         self.lost: Callable[[BaseException], object] = _nothing
         self.died: Callable[[Sequence[Claimed]], object] = _nothing

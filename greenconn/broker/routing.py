@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.topology import Topology
 from greenconn.broker.topology_port import Row
 from greenconn.transport.refusal import Method, no_exchange
-from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange

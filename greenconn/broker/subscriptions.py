@@ -135,9 +135,9 @@ class StoreSubscriptions:
         for each in found:
             limit = link.directory.delivery_limit(each.queue)
             if each.dead is not None:
-                link.answers.bury(each, each.dead)
+                link.answers.give_up(each, each.dead)
             elif limit is not None and each.deliveries >= limit:
-                link.answers.bury(each, "delivery_limit")
+                link.answers.give_up(each, "delivery_limit")
             elif first is None:
                 first = each
             else:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.handover import Handover
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Store
 from greenconn.broker.publishing import StorePublisher
-from greenconn.broker.roster import Roster
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -46,7 +46,7 @@ class _Shared:
     """The exchanges and consumers that are known here."""
 
     def __init__(self) -> None:
-        self.roster = Roster()
+        self.roster = ConsumerRegistry()
         self.state = BrokerState()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
@@ -109,7 +109,7 @@ class StoreTransport(base.Transport[StoreLink]):
         return self._share().state
 
     @property
-    def roster(self) -> Roster:
+    def roster(self) -> ConsumerRegistry:
         """Who consumes in this process."""
         return self._share().roster
 

@@ -15,7 +15,7 @@ from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import DecodeError
+from greenconn.exceptions import DecodeError, RecoverableChannelError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
 from greenconn.transport.redis import routing
@@ -210,6 +210,20 @@ def test_order_of_queues(connect: Connect, strategy: str, expected: list[str]) -
     while len(got) < 9:
         connection.drain_events(timeout=SOON)
     assert got == [f"{name}{number}" for name in expected for number in range(3)]
+
+
+def test_a_get_whose_channel_is_closed_gives_its_message_back(connect: Connect) -> None:
+    connection = connect()
+    Producer(connection).publish(b"1", routing_key="q")
+    channel = connection.channel()
+    getter = gevent.spawn(channel.basic_get, "q")
+    gevent.sleep(0)  # it has asked the server
+    channel.close()
+    with pytest.raises(RecoverableChannelError):
+        getter.get(timeout=SOON)
+    found = connection.default_channel.basic_get("q")
+    assert found is not None
+    assert not found.delivery_info["redelivered"]
 
 
 def test_all_queues_get_their_turn(connect: Connect) -> None:

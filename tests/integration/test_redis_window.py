@@ -84,11 +84,14 @@ def test_a_full_server_is_told_of_when_the_connection_is_closed(
     publish(connection, 1).flush()
     at_server("CONFIG", "SET", "maxmemory", "1")
     try:
+        own_redis.pause()  # the first refusal must not come before the last publish
         publish(connection, 30)
         publish(connection, 20, "other")
+        own_redis.resume()
         with caplog.at_level(logging.ERROR, "greenconn"):
             connection.close()
     finally:
+        own_redis.resume()
         at_server("CONFIG", "SET", "maxmemory", "0")
     (line,) = [each for each in caplog.messages if "were refused" in each]
     assert "50 publishes" in line

@@ -16,11 +16,12 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
+from greenconn.broker.dead_letters import carbon_copies
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
-from greenconn.transport.memory.deadletter import Burials
+from greenconn.transport.memory.dead_letters import DeadLetters
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.refusal import (
@@ -32,7 +33,6 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
-from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
@@ -69,7 +69,7 @@ class Broker:
         #: Links that are open.
         #: In the order of their opening.  Not kept alive: one that its program drops closes.
         self.links: WeakKeyDictionary[VirtualLink, None] = WeakKeyDictionary()
-        self._burials = Burials(self._post)
+        self._dead_letters = DeadLetters(self._post)
         self._published = 0
         self._turned_at = monotonic()
         for name, kind in PREDECLARED.items():
@@ -249,7 +249,7 @@ class Broker:
 
     def dead_letter(self, entry: Entry, reason: str) -> None:
         """Send a message that its queue gives up to the queue's dead-letter exchange, if any."""
-        self._burials.add(entry, reason)
+        self._dead_letters.add(entry, reason)
 
     def _post(
         self, letter: Envelope, exchange: str, key: str, may_have: Callable[[Queue], bool]

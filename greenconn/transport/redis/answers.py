@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.burying import burial
+from greenconn.transport.redis.dead_letters import dead_letter_move
 from greenconn.transport.redis.returning import Move, given_back, unseen
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.wire.resp import ErrorReply, pack
@@ -74,7 +74,7 @@ class Answers:
 
     def done_late(self, tag: str) -> None:
         """Note that a delivery was handled whose link is gone.  Never switches."""
-        self._link.transport.inheritance.ack(tag)
+        self._link.transport.handover.ack(tag)
 
     def give_back(self, deliveries: Iterable[Delivery]) -> None:
         """Put *deliveries* back to the heads of their queues.  Never switches."""
@@ -110,7 +110,7 @@ class Answers:
             if not delivery.is_held:
                 continue
             field, queue = delivery.delivery_tag, delivery.queue
-            move = burial(link, delivery.number, field, queue, delivery.raw, reason)
+            move = dead_letter_move(link, delivery.number, field, queue, delivery.raw, reason)
             if link.lost is not None:
                 return  # it goes back to its queue, and is given up once more
             if move is None:

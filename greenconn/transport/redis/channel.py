@@ -14,7 +14,7 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
-from greenconn.transport.virtual.state import Binding, Exchange
+from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["Channel"]
 
@@ -101,9 +101,6 @@ class Channel(StoreChannel[RedisLink]):
         if name not in self.state.exchanges:
             return self.state.declare(name, known.type)
         return known
-
-    def _unbind(self, binding: Binding) -> None:
-        self.connection.routing.unbind(binding)
 
 
 def _queue_of(consumer: Consumer) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from greenconn.broker.channel import Prepared
+from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.virtual.burying import DELIVERY_COUNT
 from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
 from greenconn.transport.virtual.publishing import copied
 

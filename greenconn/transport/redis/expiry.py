@@ -22,8 +22,8 @@ from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.burying import burial
 from greenconn.transport.redis.clock import mark
+from greenconn.transport.redis.dead_letters import dead_letter_move
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.restoring import carry_out
 from greenconn.transport.redis.returning import TAIL, Move
@@ -145,7 +145,7 @@ class _Watch:
             moves = []
             for number, raw in zip(numbers, raws, strict=False):
                 field = f"{link.prefix}{number}"
-                move = burial(link, number, field, self.queue, raw, "expired")
+                move = dead_letter_move(link, number, field, self.queue, raw, "expired")
                 moves.append(move or Move(number, field, "", TAIL, []))
             carry_out(link, moves)
         finally:

@@ -116,7 +116,7 @@ class Fanout:
             self._flight.run("open", self._open, ENDLESS)
         else:
             self._subscribe(pipeline, topics)
-        gap = self._link.transport.inheritance.gap(queue)
+        gap = self._link.transport.handover.gap(queue)
         if gap is not None:
             self._tell_gap([queue], gap)
 

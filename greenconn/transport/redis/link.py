@@ -293,7 +293,7 @@ class RedisLink(BrokerLink):
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        self.transport.inheritance.take(self)
+        self.transport.handover.take(self)
         note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop()

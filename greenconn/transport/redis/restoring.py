@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.answers import move_arguments, parted
-from greenconn.transport.redis.burying import burial
+from greenconn.transport.redis.dead_letters import dead_letter_move
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.returning import HEAD, Move, list_of
 from greenconn.transport.redis.scripts import MOVE
@@ -163,7 +163,7 @@ def _way_back(link: RedisLink, held: Held) -> Move:
         link.directory.look(held.routing_key)
         limit = link.directory.delivery_limit(held.routing_key)
         if limit is not None and deliveries >= limit:
-            move = burial(
+            move = dead_letter_move(
                 link, held.number, held.field, held.routing_key, held.raw, "delivery_limit"
             )
             return move or Move(held.number, held.field, "", HEAD, [])

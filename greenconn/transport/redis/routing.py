@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.dead_letters import carbon_copies
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.scripts import BIND
 from greenconn.transport.refusal import Method, no_exchange
-from greenconn.transport.virtual.burying import carbon_copies
 from greenconn.transport.virtual.exchange import (
     ROUTERS,
     STANDARD_EXCHANGE_TYPES,

@@ -26,7 +26,7 @@ from greenconn.options import (
 )
 from greenconn.transport import base
 from greenconn.transport.redis import channel
-from greenconn.transport.redis.inheritance import Inheritance
+from greenconn.transport.redis.handover import Handover
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.login import Address, Credentials, Login
@@ -90,18 +90,18 @@ class Transport(base.Transport[RedisLink]):
         self.state = BrokerState()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
-        self._inheritance: Inheritance | None = None
+        self._handover: Handover | None = None
         self._unasked: Unasked | None = None
         self.address: Address
         self.login: Login
         self.keys: Keys
 
     @property
-    def inheritance(self) -> Inheritance:
+    def handover(self) -> Handover:
         """What former lives of this connection have left at the same place."""
-        if self._inheritance is None:
-            self._inheritance = self.kept_state.get(Inheritance, self._place())
-        return self._inheritance
+        if self._handover is None:
+            self._handover = self.kept_state.get(Handover, self._place())
+        return self._handover
 
     @property
     def unasked(self) -> Unasked:
@@ -163,7 +163,7 @@ class Transport(base.Transport[RedisLink]):
         link = RedisLink(self)
         link.open(deadline)
         try:
-            self.inheritance.settle(link)
+            self.handover.settle(link)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; the lease gives back what is held.
             logger.error("%s: what the lost connection held stays held: %s", link.where, exc)

@@ -104,7 +104,7 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
 
 def test_what_would_be_buried_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
     link, claimed = lost_with_a_claim(connect)
-    link.answers.bury(claimed, "expired")
+    link.answers.give_up(claimed, "expired")
     assert got(heir(link)) == [("x", True)]
 
 

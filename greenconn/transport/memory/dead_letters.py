@@ -4,59 +4,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timezone
-from typing import Any
 
+from greenconn.broker.dead_letters import is_cycle, with_death
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
-from greenconn.transport.virtual.burying import carbon_copies, is_cycle
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Burials", "obituary"]
+__all__ = ["DeadLetters"]
 
 Post = Callable[[Envelope, str, str, Callable[[Queue], bool]], None]
 
 
-def obituary(entry: Entry, reason: str, now: datetime) -> Envelope:
-    """Return the message of *entry* with this death noted in its headers.
-
-    ``x-death`` lists where a message died and why, the latest first, one entry for each queue and
-    reason.  The expiration is taken off, so that the message does not die of it again.
+def dead_letter(entry: Entry, reason: str) -> Envelope:
+    """Return the message of *entry* as its dead-letter exchange gets it.
 
     Arguments:
         reason: ``rejected``, ``expired`` or ``maxlen``.
     """
-    envelope = entry.envelope
-    queue = entry.queue
-    headers = dict(envelope["headers"])
+    envelope, queue = entry.envelope, entry.queue
     properties = dict(envelope["properties"])
     expiration = properties.pop("expiration", None)
-    death: dict[str, Any] = {
-        "count": 1,
-        "reason": reason,
-        "queue": queue.name,
-        "time": now,
-        "exchange": entry.exchange,
-        "routing-keys": [entry.routing_key, *carbon_copies(headers, "CC")],
-    }
-    if expiration is not None:
-        death["original-expiration"] = expiration
-    earlier = []
-    for each in headers.get("x-death") or ():
-        if (each["queue"], each["reason"]) == (queue.name, reason):
-            death = {**each, "count": each["count"] + 1}
-        else:
-            earlier.append(each)
-    headers["x-death"] = [death, *earlier]
-    headers.setdefault("x-first-death-reason", reason)
-    headers.setdefault("x-first-death-queue", queue.name)
-    headers.setdefault("x-first-death-exchange", entry.exchange)
+    source = (queue.name, entry.exchange, entry.routing_key)
+    headers = with_death(envelope["headers"], reason, source, expiration)
     if queue.policy.dead_letter_routing_key is not None:
         headers.pop("CC", None)
     return {**envelope, "headers": headers, "properties": properties}
 
 
-class Burials:
+class DeadLetters:
     """Sends dead letters, one after the other: one that makes another queue overflow does not nest.
 
     Arguments:
@@ -70,7 +45,7 @@ class Burials:
         self._is_busy = False
 
     def add(self, entry: Entry, reason: str) -> None:
-        """Bury a message that its queue gives up, if the queue has a dead-letter exchange.
+        """Send a message that its queue gives up, if the queue has a dead-letter exchange.
 
         What that causes is done too when this returns, unless it is part of it.
         """
@@ -83,13 +58,13 @@ class Burials:
         self._is_busy = True
         try:
             while self._dead:
-                self._bury(*self._dead.popleft())
+                self._send(*self._dead.popleft())
         finally:
             self._is_busy = False
 
-    def _bury(self, entry: Entry, reason: str) -> None:
+    def _send(self, entry: Entry, reason: str) -> None:
         policy = entry.queue.policy
-        letter = obituary(entry, reason, datetime.now(timezone.utc))
+        letter = dead_letter(entry, reason)
         deaths = letter["headers"]["x-death"]
         key = policy.dead_letter_routing_key
         self._post(

@@ -22,12 +22,12 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Inheritance"]
+__all__ = ["Handover"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
 
-class Inheritance:
+class Handover:
     """Held messages of former lives, and what was answered."""
 
     def __init__(self) -> None:
