@@ -104,7 +104,7 @@ def call(
         if name in options:
             raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
     message = PublishOptions.of(queue, options, TRANSIENT).message(body)
-    reply = _caller_of(publishing_connection(connection)).call(message, deadline)
+    reply = _client_of(publishing_connection(connection)).call(message, deadline)
     reply.accept = accepted
     result = reply.decode()
     remote_type = reply.headers.get(ERROR_HEADER)
@@ -258,7 +258,7 @@ class _Replies:
         """Do nothing: replies need no answer."""
 
     def cancelled(self, exc: BaseException) -> None:
-        """No more replies will come: tell those who wait."""
+        """Fail those who wait: no more replies will come."""
         waiting, self.waiting = self.waiting, {}
         error = OperationalError(f"the reply is lost, the call may have been carried out: {exc}")
         error.__cause__ = exc
@@ -266,7 +266,7 @@ class _Replies:
             slot.fail(error)
 
 
-class _Desk:
+class _ReplyChannel:
     """A channel that sends requests and receives their replies.  May switch."""
 
     __slots__ = ("channel", "replies", "reply_to")
@@ -285,14 +285,14 @@ class _Desk:
         channel.basic_consume(queue=self.reply_to, no_ack=True, sink=self.replies)
 
 
-class _Caller:
-    """All calls over one connection."""
+class _RpcClient:
+    """The calls over one connection."""
 
     def __init__(self, session: Session, publisher: Publisher) -> None:
         self._session = session
         self._publisher = publisher
         self._flight = SingleFlight("rpc-channel")
-        self._desk: _Desk | None = None
+        self._reply_channel: _ReplyChannel | None = None
         #: Correlation ids: a name that nobody else has, and a number.
         self._name = uuid()
         self._numbers = count(1)
@@ -319,16 +319,16 @@ class _Caller:
         The reply tells that the request arrived, so it needs no confirm (which would wake us once more
         for each call); the return of one that no queue takes ends the wait for the reply.
         """
-        desk = self._desk
-        if desk is None or not desk.channel.is_open or deadline.has_ended:
-            desk = self._open_desk(message, deadline)
+        reply_channel = self._reply_channel
+        if reply_channel is None or not reply_channel.channel.is_open or deadline.has_ended:
+            reply_channel = self._open_channel(message, deadline)
         correlation_id = f"{self._name}.{next(self._numbers)}"
-        message.own = {"correlation_id": correlation_id, "reply_to": desk.reply_to}
+        message.own = {"correlation_id": correlation_id, "reply_to": reply_channel.reply_to}
         slot: Slot[Any] = Slot()
-        waiting = desk.replies.waiting
+        waiting = reply_channel.replies.waiting
         waiting[correlation_id] = slot
         try:
-            message.request(desk.channel, deadline)
+            message.request(reply_channel.channel, deadline)
             return slot.wait(deadline)
         except NEVER_REPEATED:
             raise
@@ -349,40 +349,40 @@ class _Caller:
         broker = self._session.broker
         return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
-    def _open_desk(self, message: OutgoingMessage, deadline: Deadline) -> _Desk:
-        """The desk, opened anew if it is not open.  Nothing is sent, so it is tried again."""
+    def _open_channel(self, message: OutgoingMessage, deadline: Deadline) -> _ReplyChannel:
+        """Return the channel, opened anew if it is not open.  Nothing is sent, so it is retried."""
         try:
-            return self._publisher.retry(lambda: self._ready_desk(deadline), deadline)
+            return self._publisher.retry(lambda: self._ready_channel(deadline), deadline)
         except NEVER_REPEATED:
             raise
         except self._publisher.lasting_errors as exc:
             raise self._publisher.timed_out(message, deadline, exc) from exc
 
-    def _ready_desk(self, deadline: Deadline) -> _Desk:
-        desk = self._desk
-        if desk is None or not desk.channel.is_open:
-            desk = self._flight.run("desk", self._make_desk, deadline)
+    def _ready_channel(self, deadline: Deadline) -> _ReplyChannel:
+        reply_channel = self._reply_channel
+        if reply_channel is None or not reply_channel.channel.is_open:
+            reply_channel = self._flight.run("reply-channel", self._make_channel, deadline)
         if deadline.has_ended:
             raise TimeoutError("no time is left")
-        return desk
+        return reply_channel
 
-    def _make_desk(self) -> _Desk:
+    def _make_channel(self) -> _ReplyChannel:
         session = self._session
         link = session.link(Deadline(session.broker.connect_timeout))
         channel = session.broker.transport.create_channel(link)
         try:
-            self._desk = desk = _Desk(channel, link)
+            self._reply_channel = reply_channel = _ReplyChannel(channel, link)
         except BaseException:
             if channel.is_open:
                 channel.close()
             raise
-        return desk
+        return reply_channel
 
 
-def _caller_of(connection: Connection) -> _Caller:
-    """The caller of a connection; it lives as long as that."""
+def _client_of(connection: Connection) -> _RpcClient:
+    """Return what calls over a connection; one for as long as its session lives.  Never switches."""
     session = connection.session
-    caller = session.services.rpc_client
-    if not isinstance(caller, _Caller):
-        caller = session.services.rpc_client = _Caller(session, publisher_of(connection))
-    return caller
+    client = session.services.rpc_client
+    if not isinstance(client, _RpcClient):
+        client = session.services.rpc_client = _RpcClient(session, publisher_of(connection))
+    return client
