@@ -13,6 +13,7 @@ from tests.fix_brokers import RedisFactory
 from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, Kind
 from tests.integration.contract import Side
 from tests.integration.processes import ROOT
+from tests.integration.redis_clients import Control, control
 
 #: The tests behind the table of what all can.
 _SHOWN = {name for names in EVERYWHERE.values() for name in names}
@@ -94,3 +95,12 @@ def folder_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def durable_redis(redis_with: RedisFactory) -> RedisServer:
     """A Redis of the test's own that has everything again when it is back."""
     return redis_with("--appendonly", "yes", "--appendfsync", "always")
+
+
+@pytest.fixture
+def at_server(own_redis: RedisServer) -> Iterator[Control]:
+    """A control of a Redis that is empty, before and after."""
+    with control(own_redis.url) as at_server:
+        at_server("FLUSHALL")
+        yield at_server
+        at_server("FLUSHALL")

@@ -15,7 +15,7 @@ from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import OperationalError
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, wait_until
 from tests.unit.test_docs import ROOT
 
 PAGE = ROOT / "docs" / "redis.rst"
@@ -49,13 +49,10 @@ COMMANDS = [word[1:] for word in documented() if re.match(r"\+[a-z]", word)]
 
 
 @pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, before and after."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("ACL", "DELUSER", "app")
-        at_server("FLUSHALL")
+def at_server(at_server: Control) -> Iterator[Control]:
+    """The same, without our user afterwards."""
+    yield at_server
+    at_server("ACL", "DELUSER", "app")
 
 
 def program(url: str) -> list[Any]:

@@ -45,15 +45,6 @@ consumer.join()
 
 
 @pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, before and after."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("FLUSHALL")
-
-
-@pytest.fixture
 def opened(own_redis: RedisServer, at_server: Control) -> Iterator[Open]:
     """Opens links, which are closed after the test."""
     links: list[RedisLink] = []

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
 import gevent
-import pytest
 
 import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
-
-
-@pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, before and after."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("FLUSHALL")
+from tests.integration.redis_clients import Control, wait_until
 
 
 def test_ping_asks_the_server(own_redis: RedisServer, at_server: Control) -> None:

@@ -14,7 +14,7 @@ from greenconn import Connection, Exchange, Queue
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
 from tests.integration.processes import start
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, wait_until
 
 #: Without types.
 kombu: Any = pytest.importorskip("kombu")
@@ -38,15 +38,6 @@ publish("delay", "from the dead", connection=connection)
 print("sent", flush=True)
 gevent.sleep(1000)
 """
-
-
-@pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, before and after."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("FLUSHALL")
 
 
 @pytest.fixture

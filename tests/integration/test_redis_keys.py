@@ -15,7 +15,7 @@ from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, wait_until
 
 RESERVED = [
     "unacked",
@@ -31,13 +31,10 @@ RESERVED = [
 
 
 @pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, and evicts nothing afterwards."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("CONFIG", "SET", "maxmemory-policy", "noeviction")
-        at_server("FLUSHALL")
+def at_server(at_server: Control) -> Iterator[Control]:
+    """The same, which evicts nothing afterwards."""
+    yield at_server
+    at_server("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
 @pytest.mark.parametrize("name", RESERVED)

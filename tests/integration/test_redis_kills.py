@@ -16,7 +16,7 @@ from greenconn import Connection
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, wait_until
 
 #: Seconds.
 LEASE = 1.0
@@ -37,15 +37,6 @@ connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEA
 greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count={HELD},
                          concurrency={HELD}).join()
 """
-
-
-@pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, before and after."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
-        at_server("FLUSHALL")
 
 
 @pytest.fixture

@@ -14,17 +14,9 @@ from greenconn import Connection
 from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, wait_until
 
 WINDOW = 20
-
-
-@pytest.fixture
-def at_server(own_redis: RedisServer) -> Iterator[Control]:
-    """A control of a server that is empty, and has memory afterwards."""
-    with control(own_redis.url) as at_server:
-        at_server("FLUSHALL")
-        yield at_server
 
 
 @pytest.fixture
