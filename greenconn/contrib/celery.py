@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from gevent import get_hub
@@ -67,6 +68,34 @@ def _on_current_channel(method: M) -> M:
     return cast(M, declare)
 
 
+def _sent_at_once(method: M) -> M:
+    """Make an answer to a message be on its way when *method* returns."""
+
+    @wraps(method)
+    def answer(each: channel.Channel | redis.Channel, /, *args: Any, **kwargs: Any) -> None:
+        method(each, *args, **kwargs)
+        each.flush_answers()
+
+    return cast(M, answer)
+
+
+def _in_its_thread(method: M, link_of: Callable[[Any], Any] = lambda link: link) -> M:
+    """Make *method* close its object, or have the thread that the object belongs to close it."""
+
+    @wraps(method)
+    def close(each: Any, /, *args: Any, **kwargs: Any) -> None:
+        link = link_of(each)
+        if _is_here(link):
+            method(each, *args, **kwargs)
+        else:
+            _elsewhere(link, partial(method, each))
+
+    return cast(M, close)
+
+
+_link_of_channel: Final = attrgetter("connection")
+
+
 class AmqpChannel(channel.Channel):
     """A channel that hands out kombu's messages.
 
@@ -80,23 +109,9 @@ class AmqpChannel(channel.Channel):
         super().basic_publish(*args, **kwargs)
         self.connection.drain_writer(None)
 
-    def basic_ack(self, *args: Any, **kwargs: Any) -> None:
-        """Acknowledge a message."""
-        super().basic_ack(*args, **kwargs)
-        self.flush_answers()
-
-    def basic_reject(self, *args: Any, **kwargs: Any) -> None:
-        """Reject a message, or give it back."""
-        super().basic_reject(*args, **kwargs)
-        self.flush_answers()
-
-    def close(self, *args: Any, **kwargs: Any) -> None:
-        """Close it, or have the thread that it belongs to close it."""
-        if _is_here(self.connection):
-            super().close(*args, **kwargs)
-        else:
-            _elsewhere(self.connection, super().close)
-
+    basic_ack = _sent_at_once(channel.Channel.basic_ack)
+    basic_reject = _sent_at_once(channel.Channel.basic_reject)
+    close = _in_its_thread(channel.Channel.close, _link_of_channel)
     exchange_declare = _on_current_channel(channel.Channel.exchange_declare)
     exchange_bind = _on_current_channel(channel.Channel.exchange_bind)
     queue_declare = _on_current_channel(channel.Channel.queue_declare)
@@ -115,19 +130,8 @@ class AmqpLink(connection.AmqpLink):
     channel_cls: ClassVar[type[channel.Channel]] = AmqpChannel
     warns_when_dropped: ClassVar[bool] = False
 
-    def close(self, *args: Any, **kwargs: Any) -> None:
-        """Close it, or have the thread that it belongs to close it."""
-        if _is_here(self):
-            super().close(*args, **kwargs)
-        else:
-            _elsewhere(self, super().close)
-
-    def collect(self) -> None:
-        """Drop it, or have the thread that it belongs to drop it."""
-        if _is_here(self):
-            super().collect()
-        else:
-            _elsewhere(self, super().collect)
+    close = _in_its_thread(connection.AmqpLink.close)
+    collect = _in_its_thread(connection.AmqpLink.collect)
 
 
 class AmqpTransport(transport.Transport):
@@ -151,23 +155,9 @@ class AmqpsTransport(transport.SSLTransport, AmqpTransport):
 class RedisChannel(redis.Channel):
     """A channel that hands out kombu's messages; answers are on their way when the call returns."""
 
-    def basic_ack(self, *args: Any, **kwargs: Any) -> None:
-        """Acknowledge a message."""
-        super().basic_ack(*args, **kwargs)
-        self.flush_answers()
-
-    def basic_reject(self, *args: Any, **kwargs: Any) -> None:
-        """Reject a message, or give it back."""
-        super().basic_reject(*args, **kwargs)
-        self.flush_answers()
-
-    def close(self) -> None:
-        """Close it, or have the thread that it belongs to close it."""
-        if _is_here(self.connection):
-            super().close()
-        else:
-            _elsewhere(self.connection, super().close)
-
+    basic_ack = _sent_at_once(redis.Channel.basic_ack)
+    basic_reject = _sent_at_once(redis.Channel.basic_reject)
+    close = _in_its_thread(redis.Channel.close, _link_of_channel)
     exchange_declare = _on_current_channel(redis.Channel.exchange_declare)
     exchange_bind = _on_current_channel(redis.Channel.exchange_bind)
     queue_declare = _on_current_channel(redis.Channel.queue_declare)
