@@ -32,6 +32,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.state import moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
+from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.event_fd import EventDescriptor
 from greenconn.session.parameters import (
     DEFAULT_TRANSPORT,
@@ -40,7 +41,6 @@ from greenconn.session.parameters import (
     check_scheme,
     combined,
 )
-from greenconn.session.retry import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.session import Listeners, Session
 from greenconn.transport.base import Factories, Link
 from greenconn.transport.registry import get_transport_cls

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -32,7 +32,7 @@ from greenconn.checks import (
 from greenconn.records import Record
 
 if TYPE_CHECKING:
-    import random
+    pass
 
 __all__ = [
     "BROKER_HEARTBEAT",
@@ -289,23 +289,6 @@ class Retry(Record):
         if unknown:
             raise ValueError(_unknown_option(unknown[0], "of Retry", cls.fields))
         return options
-
-    def delays(self, rng: random.Random | None = None) -> Iterator[float]:
-        """Yield the seconds to wait before each further call: ``tries - 1`` numbers.
-
-        Arguments:
-            rng: where the jitter comes from; None means the module ``random``.
-        """
-        if rng is None:
-            import random  # when something has failed, not before
-
-            uniform = random.uniform
-        else:
-            uniform = rng.uniform
-        delay = float(min(self.delay, self.max_delay))
-        for _ in range(self.tries - 1):
-            yield uniform(delay / 2, delay) if self.jitter else delay
-            delay = min(delay * self.backoff, self.max_delay)
 
 
 #: Options classes -> their defaults, which cannot be changed: one of each is enough.

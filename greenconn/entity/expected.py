@@ -10,9 +10,9 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from greenconn.entity.queue import Queue
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
-from greenconn.session.waiters import Waiters
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session
@@ -26,11 +26,11 @@ _Key: TypeAlias = "tuple[Hashable, str]"
 class _Awaited:
     """One queue that consumers are about to declare, and those who wait for that."""
 
-    __slots__ = ("expectations", "waiters")
+    __slots__ = ("expectations", "settled")
 
     def __init__(self) -> None:
         self.expectations: set[Expectation] = set()
-        self.waiters = Waiters()
+        self.settled = Condition()
 
 
 _awaited: Final[PerHub[dict[_Key, _Awaited]]] = PerHub(dict)
@@ -58,7 +58,7 @@ class Expectation:
         awaited.expectations.discard(self)
         if not awaited.expectations:
             del awaited_here[self._key]
-        awaited.waiters.wake()
+        awaited.settled.wake_all()
 
 
 def expect_queue(session: Session, queue: str | Queue) -> Expectation:
@@ -93,7 +93,7 @@ def wait_declared(session: Session, name: str, deadline: Deadline) -> None:
     if awaited is None:
         return
     try:
-        awaited.waiters.wait(deadline)
+        awaited.settled.wait(deadline)
     except TimeoutError:
         raise TimeoutError(
             f"queue {name!r} does not exist, and the consumer of this program that is about to "

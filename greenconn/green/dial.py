@@ -14,13 +14,14 @@ from gevent import get_hub
 
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 
 __all__ = ["dial", "dial_unix", "numeric"]
 
 Address = tuple[int, int, int, Any]
 
-#: Seconds before a UNIX socket with a full line of callers is tried again.
-RETRY: Final = 0.01
+#: For a UNIX socket with a full line of callers.
+CALLING: Final = RetryPolicy(first=0.01, factor=1.0, jitter=0.0)
 
 #: TCP options by name or number, beside ``TCP_NODELAY`` and ``SO_KEEPALIVE``, which are always on.
 KEEPALIVE: Final[dict[str | int, int | bytes]] = {
@@ -93,33 +94,28 @@ def dial_unix(path: str, deadline: Deadline) -> RawSocket:
         OSError: there is no such socket, or nobody listens there; names the path.
     """
     try:
-        return _connect_unix(path, deadline)
+        for attempt in attempts(CALLING, deadline, lambda exc: isinstance(exc, BlockingIOError)):
+            with attempt:
+                return _connect_unix(path)
+    except BlockingIOError as exc:
+        raise TimeoutError(f"connecting to {path} took longer than {_seconds(deadline)}") from exc
     except OSError as exc:
-        if isinstance(exc, TimeoutError) and exc.errno is None:
-            raise TimeoutError(
-                f"connecting to {path} took longer than {_seconds(deadline)}"
-            ) from exc
         raise type(exc)(exc.errno, f"cannot connect to {path}: {exc.strerror}") from exc
+    raise AssertionError("unreachable")
 
 
-def _connect_unix(path: str, deadline: Deadline) -> RawSocket:
-    while True:
-        sock = RawSocket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            code = sock.connect_ex(path)
-            if not code:
-                return sock
-            # The line is full: Linux says so and does not let us wait for it on the descriptor.
-            if code != errno.EAGAIN:
-                raise OSError(code, os.strerror(code))
-        except BaseException:
-            sock.close()
-            raise
+def _connect_unix(path: str) -> RawSocket:
+    sock = RawSocket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # The line may be full (EAGAIN): Linux does not let us wait for it on the descriptor.
+        code = sock.connect_ex(path)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
         sock.close()
-        if deadline.has_ended:
-            raise TimeoutError("timed out")
-        gevent.sleep(min(RETRY, deadline.left() or RETRY))
+        raise
+    return sock
 
 
 def _seconds(deadline: Deadline) -> str:

@@ -15,7 +15,7 @@ from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
 from greenconn.messaging.batch import Batch, BatchState
-from greenconn.messaging.effort import Effort
+from greenconn.messaging.publication import Publication
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
@@ -296,8 +296,8 @@ class Producer:
         if routing_key is None:
             routing_key = self.routing_key
         if retry or timeout is not None:
-            effort = Effort(self, declare, timeout, retry_policy or {} if retry else None)
-            return effort.run(
+            publication = Publication(self, declare, timeout, retry_policy or {} if retry else None)
+            return publication.run(
                 confirm_timeout, exchange, routing_key, mandatory, immediate,
                 body, priority, content_type, content_encoding, headers, properties,
             )  # fmt: skip

@@ -16,9 +16,11 @@ import gevent
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import NotFound, RecoverableChannelError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
+from greenconn.green.retry import attempts
 from greenconn.messaging.subscriptions import is_open
+from greenconn.session.topology import GONE_MEANWHILE
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Recovery"]
 
-#: Seconds before each repetition of a declaration that met something which went at that moment.
-PAUSES: Final = (0.02, 0.1, 0.5)
 #: Seconds after the first look that consumers of the former life are waited for, and between looks.
 BURIAL_TIMEOUT: Final = 1.0
 LOOK_INTERVAL: Final = 0.02
@@ -139,14 +139,9 @@ class Recovery:
         That goes through a channel apart, since what the broker refuses costs its channel, and on
         the consumer's own others consume again.
         """
-        for pause in (*PAUSES, None):
-            try:
+        for attempt in attempts(GONE_MEANWHILE, NEVER, lambda exc: isinstance(exc, NotFound)):
+            with attempt:
                 session.utility.run(self._declare_through, deadline)
-            except NotFound:
-                if pause is None:
-                    raise
-                gevent.sleep(pause)
-            else:
                 break
         self._has_declared = True
 

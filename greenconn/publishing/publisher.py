@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import gevent
-
 from greenconn.defaults import declare_by_name
 from greenconn.entity.existence import await_queue, ensure_declared, forget_existence
 from greenconn.entity.expected import is_expected
@@ -28,6 +26,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single import SingleFlight
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.session.session import Session
@@ -39,9 +38,10 @@ __all__ = ["Publisher"]
 
 T = TypeVar("T")
 
-#: Seconds before another try, from the second one on; doubled up to the limit.
-PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
+#: After the loss of a connection: without a switch at first, so that messages are sent again in order.
+PUBLISHING: Final = RetryPolicy(first=0.05, longest=2.0, jitter=0.0, immediate=1)
+#: For a queue whose node is away.
+FINDING: Final = RetryPolicy(first=0.05, longest=2.0, jitter=0.0)
 
 
 class Publisher:
@@ -99,28 +99,29 @@ class Publisher:
             Exception: one of :attr:`lasting_errors`, the last one when the deadline ended; or another
                 that *function* raised.
         """
-        pause, is_first = 0.0, True
-        while True:
-            try:
-                # While its channel is open the connection is.
+        try:
+            # While its channel is open the connection is.
+            if (channel := self._channel) is None or not channel.is_open:
+                self._connect(deadline, reopen=True)
+            return function()
+        except Exception as exc:
+            again = attempts(PUBLISHING, deadline, self._is_lasting, failure=exc)
+        for attempt in again:
+            with attempt:
                 if (channel := self._channel) is None or not channel.is_open:
-                    self._connect(deadline, reopen=is_first)
+                    self._connect(deadline, reopen=False)
                 return function()
-            except NEVER_REPEATED:
-                raise
-            except self.lasting_errors as exc:
-                if self._session.is_closed:
-                    raise OperationalError(
-                        f"the connection to {self.label} was closed meanwhile: {exc}"
-                    ) from exc
-                if deadline.has_ended:
-                    raise
-            # Without a switch at first, so that messages are sent again in their order.
-            if not is_first:
-                left = deadline.left()
-                pause = min(max(2 * pause, PAUSE), LONGEST_PAUSE)
-                gevent.sleep(pause if left is None else min(pause, left))
-            is_first = False
+        raise AssertionError("unreachable")
+
+    def _is_lasting(self, exc: Exception) -> bool:
+        """Whether an error may pass before the deadline."""
+        if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, self.lasting_errors):
+            return False
+        if self._session.is_closed:
+            raise OperationalError(
+                f"the connection to {self.label} was closed meanwhile: {exc}"
+            ) from exc
+        return True
 
     def timed_out(
         self, message: OutgoingMessage, deadline: Deadline, exc: BaseException
@@ -144,8 +145,10 @@ class Publisher:
             TimeoutError: the consumer of this thread that is about to declare it has not, in time; or
                 its node is still away.
         """
-        pause, away = PAUSE, None
-        while options.key not in self._session.life.declared_entities:
+        if options.key in self._session.life.declared_entities:
+            return
+        away: NotFound | None = None
+        for _ in attempts(FINDING, deadline):
             try:
                 self._ensure(options, deadline)
                 return
@@ -154,11 +157,8 @@ class Publisher:
             except TimeoutError:
                 if away is None:
                     raise
-            if away is not None and deadline.has_ended:
-                raise TimeoutError(str(away)) from away
-            left = deadline.left()
-            gevent.sleep(pause if left is None else min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
+        assert away is not None, "else it had been declared, or failed"
+        raise TimeoutError(str(away)) from away
 
     def _ensure(self, options: PublishOptions, deadline: Deadline) -> None:
         """As :meth:`ensure_target`, once.

@@ -21,12 +21,12 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.state import drop, is_open
-from greenconn.wire.backoff import Backoff
 
 __all__ = [
     "ATTEMPT_MOVES",
@@ -42,8 +42,7 @@ __all__ = [
 logger = logging.getLogger("greenconn.session")
 
 #: Seconds between rounds over the failover list: the first, and what doubling stops at.
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
+ROUNDS_APART: Final = RetryPolicy(first=0.1, longest=5.0)
 #: Failed rounds after which a call gives up that has no end otherwise.
 ROUNDS: Final = 2
 #: Seconds that such a call waits beyond the attempts' own deadlines.
@@ -267,12 +266,12 @@ class ConnectBackoff:
     __slots__ = ("_backoff", "_failed_at", "_pause", "failures")
 
     def __init__(self) -> None:
-        self._backoff = Backoff(FIRST_PAUSE, factor=2.0, max=LONGEST_PAUSE, jitter=0.5)
+        self._backoff = Backoff(ROUNDS_APART)
         self._failed_at = 0.0
         self._pause = 0.0
         self.failures = 0
 
-    def failed(self, hosts: int, longest: float = LONGEST_PAUSE) -> None:
+    def failed(self, hosts: int, longest: float = ROUNDS_APART.longest) -> None:
         """Note that an attempt failed; *hosts* of them are a round.
 
         Arguments:
@@ -431,7 +430,7 @@ class Connector:
             logger.debug("open.failed %s: %s", self._broker.label, error, exc_info=error)
             outcome.shorten()
             transport = self._broker.transport
-            longest = getattr(transport, "longest_pause", LONGEST_PAUSE)
+            longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)
             self._backoff.failed(self._broker.hosts, longest)
             self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
             self._moves_on = True

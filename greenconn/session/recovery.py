@@ -7,17 +7,16 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
-import gevent
 from gevent import Greenlet
 from greenlet import getcurrent
 
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.session.connect import Outcome
 from greenconn.session.state import Life
-from greenconn.wire.backoff import Backoff
 
 __all__ = ["RESTORE_TIMEOUT", "Members", "Recovery"]
 
@@ -25,6 +24,8 @@ logger = logging.getLogger("greenconn.session")
 
 #: Seconds that one member may take to be restored: a few round trips, each bounded by the transport.
 RESTORE_TIMEOUT: Final = 30.0
+#: For a member that cannot be restored now, as long as the life lasts.
+RESTORING: Final = RetryPolicy(first=0.2, longest=10.0)
 
 
 class Members:
@@ -99,7 +100,7 @@ class Members:
                 self._due.pop(key, None)
                 if self._is_transient(exc):
                     logger.info("restoring %r failed and is tried again: %s", member, exc)
-                    self._retry_apart(life, member)
+                    self._retry_apart(life, member, exc)
                 else:
                     self.fail(life, member, exc)
             else:
@@ -121,28 +122,27 @@ class Members:
             if events is not None:
                 events.put((_raise, exc))
 
-    def _retry_apart(self, life: Life, member: Recoverable) -> None:
-        greenlet = spawn("restore-again", self._retry, life, member)
+    def _retry_apart(self, life: Life, member: Recoverable, failure: Exception) -> None:
+        greenlet = spawn("restore-again", self._retry, life, member, failure)
         self._retries.add(greenlet)
         greenlet.rawlink(self._retries.discard)
 
-    def _retry(self, life: Life, member: Recoverable) -> None:
-        for interval in Backoff(0.2, factor=2.0, max=10.0, jitter=0.5):
-            gevent.sleep(interval)
-            if not life.is_open or id(member) not in self._all:
-                return
-            try:
-                member.recover(Deadline(RESTORE_TIMEOUT))
-            except Exception as exc:
-                if life.is_over:
+    def _retry(self, life: Life, member: Recoverable, failure: Exception) -> None:
+        def may_pass(exc: Exception) -> bool:
+            return not life.is_over and self._is_transient(exc)
+
+        try:
+            for attempt in attempts(RESTORING, NEVER, may_pass, failure=failure):
+                if not life.is_open or id(member) not in self._all:
                     return
-                if not self._is_transient(exc):
-                    self.fail(life, member, exc)
+                with attempt:
+                    member.recover(Deadline(RESTORE_TIMEOUT))
+                    logger.info("%r was restored", member)
                     return
-                logger.debug("restoring %r failed again: %s", member, exc)
-            else:
-                logger.info("%r was restored", member)
-                return
+                logger.debug("restoring %r failed again: %s", member, attempt.error)
+        except Exception as exc:
+            if not life.is_over:
+                self.fail(life, member, exc)
 
 
 class _SessionLike(Protocol):

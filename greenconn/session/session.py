@@ -27,6 +27,7 @@ from weakref import WeakSet
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home, turn
 from greenconn.green.perhub import PerHub
@@ -39,7 +40,6 @@ from greenconn.session.recovery import Members, Recovery
 from greenconn.session.services import SessionServices
 from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
-from greenconn.session.waiters import Waiters
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -114,7 +114,7 @@ class Session:
         self.utility = UtilityChannels(self)
         self.services = SessionServices()
         self._recovery = Recovery(self, self._members, self._end_recovery)
-        self._waiters = Waiters()
+        self._changed = Condition()
 
     def __repr__(self) -> str:
         return f"<Session {self.broker.label}: {self._state.value}, life {self.generation}>"
@@ -241,7 +241,7 @@ class Session:
                 turn()  # a program may poll, or ignore the error, and others must run all the same
             self.notice_loss()
             if self._state is SessionState.RECOVERING:
-                self._waiters.wait(deadline)
+                self._changed.wait(deadline)
             elif not self.is_open:
                 self.link(deadline)
 
@@ -255,7 +255,7 @@ class Session:
         while self._state is SessionState.OPENING:
             self.attempt(deadline)
         while self._state is SessionState.RECOVERING:
-            self._waiters.news(deadline)
+            self._changed.outcome(deadline)
 
     def pause(self, seconds: float) -> None:
         """Wait until there is a link, but not longer than *seconds*.  May switch.
@@ -266,7 +266,7 @@ class Session:
         deadline = Deadline(seconds)
         while not self.is_open and not deadline.has_ended:
             try:
-                self._waiters.wait(deadline)
+                self._changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
@@ -366,7 +366,7 @@ class Session:
         self.services = SessionServices()
         self.life = Life()
         self._recovery.stop()
-        self._waiters.forget()
+        self._changed.forget()
         self._home = None
         _in_use.get().discard(self)
         if not self.is_closed:
@@ -389,7 +389,7 @@ class Session:
             self._move(_OPEN)
             if was_lost:
                 self.on_recovered.tell()
-        self._waiters.wake()
+        self._changed.wake_all()
 
     def _attempt_failed(self) -> None:
         if self._state is SessionState.OPENING:
@@ -427,7 +427,7 @@ class Session:
         elif self._state is not SessionState.RECOVERING:
             self._move(SessionState.IDLE)
         self.on_connection_lost.tell(exc)
-        self._waiters.wake()
+        self._changed.wake_all()
 
     def _begin_recovery(self) -> None:
         self._move(SessionState.RECOVERING)
@@ -444,7 +444,7 @@ class Session:
         else:
             state = SessionState.IDLE
         self._move(state)
-        self._waiters.wake(error)
+        self._changed.wake_all(error)
         if error is not None:
             logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
             self._members.fail_all(error)
@@ -466,7 +466,7 @@ class Session:
         self.utility.drop()
         self._connector.reset(exc)
         self._recovery.stop()
-        self._waiters.wake(exc)
+        self._changed.wake_all(exc)
         return life
 
     def _move(self, state: SessionState) -> None:

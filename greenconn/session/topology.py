@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 import gevent
@@ -30,26 +29,34 @@ from greenconn.exceptions import (
     NotFound,
     ResourceLocked,
 )
+from greenconn.green.deadline import NEVER
+from greenconn.green.retry import Backoff, RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.session.state import is_open
-from greenconn.wire.backoff import Backoff
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["Declared", "DeclaredBinding", "DeclaredExchange", "DeclaredQueue", "Topology"]
+__all__ = [
+    "GONE_MEANWHILE",
+    "Declared",
+    "DeclaredBinding",
+    "DeclaredExchange",
+    "DeclaredQueue",
+    "Topology",
+]
 
 logger = logging.getLogger("greenconn.session")
 
 #: Exchanges, queues and bindings together that are kept; above it the oldest binding or queue goes.
 LIMIT: Final = 50_000
-#: Attempts at what another connection holds: about two minutes.  A dead one holds it until the broker
-#: has noticed (by its heartbeats, one minute) that it is.
-RETRIES: Final = 16
+#: For what another connection holds: about two minutes.  A dead one holds it until the broker has
+#: noticed (by its heartbeats, one minute) that it is.
+DECLARING: Final = RetryPolicy(first=0.2, longest=10.0, tries=17)
 #: How often the broker may end the whole connection for a declaration that it took before.
 STRIKES: Final = 2
-#: Seconds before a binding is tried again whose exchange or queue went at that moment.
-PAUSES: Final = (0.02, 0.1, 0.5)
+#: For what met an exchange or queue that went at that moment: 0.02, 0.1 and 0.5 s.
+GONE_MEANWHILE: Final = RetryPolicy(first=0.02, factor=5.0, longest=0.5, jitter=0.0, tries=4)
 #: Former names of queues that the broker has named.
 NAMES_KEPT: Final = 10_000
 
@@ -416,17 +423,17 @@ class Topology:
 
     def _declare_one(self, record: Declared, channels: _Channels) -> str:
         """Declare *record*; what it binds may have gone a moment ago with the dead connection's part."""
-        for pause in PAUSES:
-            try:
+
+        def has_gone(exc: Exception) -> bool:
+            ends = self._ends_of(record)
+            return isinstance(exc, NotFound) and any(each.auto_delete for each in ends)
+
+        for attempt in attempts(GONE_MEANWHILE, NEVER, has_gone):
+            for each in self._ends_of(record) if attempt.error else ():
+                each.declare(channels.open())
+            with attempt:
                 return record.declare(channels.open())
-            except NotFound:
-                ends = self._ends_of(record)
-                if not any(each.auto_delete for each in ends):
-                    raise
-                gevent.sleep(pause)
-                for each in ends:
-                    each.declare(channels.open())
-        return record.declare(channels.open())
+        raise AssertionError("unreachable")
 
     def _ends_of(self, record: Declared) -> list[DeclaredExchange | DeclaredQueue]:
         """Return the ends of a binding that can be declared again by their names."""
@@ -444,7 +451,7 @@ class Topology:
             greenlet.kill(block=False)
 
     def _insist(self, records: list[Declared], open_channel: Callable[[], Any]) -> None:
-        for interval in islice(Backoff(0.2, factor=2.0, max=10.0, jitter=0.5), RETRIES):
+        for interval in Backoff(DECLARING):
             gevent.sleep(interval)
             records = [record for record in records if self._has(record)]
             try:

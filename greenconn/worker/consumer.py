@@ -110,7 +110,7 @@ class ConsumerGreenlet(_Greenlet):
             if self.ready():
                 return False
             try:
-                lifecycle.watch.wait(deadline)
+                lifecycle.changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
@@ -159,7 +159,7 @@ class ConsumerGreenlet(_Greenlet):
         lifecycle.request(TargetState.PAUSED)
         while lifecycle.is_pausing and not lifecycle.is_withdrawn and not self.ready():
             try:
-                lifecycle.watch.wait(deadline)
+                lifecycle.changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's

@@ -12,8 +12,8 @@ from gevent import Timeout
 from greenconn.checks import check_has_run
 from greenconn.exceptions import MessageStateError
 from greenconn.green.duty import DUTY
+from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
-from greenconn.options import Retry
 from greenconn.worker.dispatch import Batch, Interrupted
 from greenconn.worker.options import ConsumerOptions
 
@@ -78,7 +78,7 @@ class Handling:
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
         self._on_error = options.on_error
         self._on_decode_error = options.on_decode_error
-        self._retry: Retry | None = options.policy
+        self._retry: RetryPolicy | None = options.policy
         self._timeout = options.handler_timeout
         self._no_ack = options.no_ack
         self._is_counted = options.is_unbounded
@@ -181,7 +181,7 @@ class Handling:
             return None
         delays = self._delays.get(load)
         if delays is None:
-            delays = self._delays[load] = self._retry.delays()
+            delays = self._delays[load] = Backoff(self._retry)
         delay = next(delays, None)
         if delay is None:
             del self._delays[load]
@@ -405,7 +405,7 @@ class BatchHandling(Handling):
         if self._retry is None or isinstance(exc, Interrupted):
             return None
         if load.delays is None:
-            load.delays = self._retry.delays()
+            load.delays = Backoff(self._retry)
         return next(load.delays, None)
 
     def _again_together(self, load: Batch, delay: float) -> None:

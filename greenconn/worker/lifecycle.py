@@ -16,6 +16,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Final
 
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.state import moved
@@ -27,7 +28,6 @@ from greenconn.worker.group import BackgroundTask, group_of
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.recovery import ConsumerRecovery, Outcome
-from greenconn.worker.watch import Watch
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -109,7 +109,7 @@ class ConsumerLifecycle:
         connection: the program's.
 
     Attributes:
-        watch: wakes those who wait for a change.
+        changed: wakes those who wait for a change.
         state: the consumer's.
         error: the broker's refusal that ends it; None before.
         is_withdrawn: the broker was told to send no more, and what no handler began was given back.
@@ -129,18 +129,18 @@ class ConsumerLifecycle:
         "_subscriptions",
         "_target",
         "_task",
+        "changed",
         "dispatcher",
         "error",
         "handling",
         "is_withdrawn",
         "options",
         "state",
-        "watch",
     )
 
     def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         self.options = options
-        self.watch = Watch()
+        self.changed = Condition()
         self._parent = self._session = connection.session
         self._own_connection: Connection | None = None
         if options.is_unbounded:
@@ -201,7 +201,7 @@ class ConsumerLifecycle:
         self._target = target
         self.handling.is_ending = True
         # Not before: a consumer that is not busy is idle after nearly each message.
-        self.dispatcher.on_idle = self.watch.announce
+        self.dispatcher.on_idle = self.changed.wake_all
         self._stop_expecting()
         if target is not TargetState.STOPPED or not self.options.no_ack:
             self.dispatcher.is_held = True
@@ -211,7 +211,7 @@ class ConsumerLifecycle:
             self._move(ConsumerState.STOPPING)
             if self.options.no_ack:
                 self.is_withdrawn = False  # what a pause has kept is handled now
-        self.watch.announce()
+        self.changed.wake_all()
 
     def resume(self) -> None:
         """End a pause."""
@@ -252,7 +252,7 @@ class ConsumerLifecycle:
         self._stop_expecting()
         self.dispatcher.forget()
         self._target = TargetState.ABORTED
-        self.watch.announce()
+        self.changed.wake_all()
 
     # The consumer's greenlet
 
@@ -295,7 +295,7 @@ class ConsumerLifecycle:
             elif self._target is TargetState.STOPPED and self.dispatcher.is_idle:
                 return
             try:
-                self.watch.wait(deadline)
+                self.changed.wait(deadline)
             except TimeoutError:
                 pass  # the pause is over
 
@@ -307,7 +307,7 @@ class ConsumerLifecycle:
 
     def _on_task_end(self) -> None:
         self._task = None
-        self.watch.announce()
+        self.changed.wake_all()
 
     # Background tasks
 
@@ -375,7 +375,7 @@ class ConsumerLifecycle:
         """Give up all that the consumer holds, at its end."""
         if is_abrupt:
             self.dispatcher.is_held = self.handling.is_ending = True
-            self.dispatcher.on_idle = self.watch.announce
+            self.dispatcher.on_idle = self.changed.wake_all
             self._cancel_task()
             # First of all, so that what is given back does not come here again.
             cancelling = spawn("consumer-cancel", self._cancel_soon)
@@ -383,7 +383,7 @@ class ConsumerLifecycle:
             cancelling.join()
             self._give_back()
             while not self.dispatcher.is_idle:
-                self.watch.wait(_ENDLESS)
+                self.changed.wait(_ENDLESS)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
@@ -411,7 +411,7 @@ class ConsumerLifecycle:
             self._parent.on_closed.remove(self.shut_down)
         if self.state not in ENDS:
             self._move(ConsumerState.KILLED)  # before it began
-        self.watch.announce()
+        self.changed.wake_all()
 
     # Changes
 
@@ -447,7 +447,7 @@ class ConsumerLifecycle:
                 # Not lost with the connection, which has its own log and its own back-off.
                 self._loss = exc
                 self._recovery.note_loss()
-        self.watch.announce()
+        self.changed.wake_all()
 
     def _queue_of(self, message: Message) -> str:
         tag = message.delivery_info.get("consumer_tag")
@@ -470,7 +470,7 @@ class ConsumerLifecycle:
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
             self.state = moved(self.state, state, MOVES, "a consumer")
-            self.watch.announce()
+            self.changed.wake_all()
 
     def wait_restored(self, deadline: Deadline) -> None:
         """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
@@ -484,7 +484,7 @@ class ConsumerLifecycle:
             and not self.is_confirmed
             and not self._recovery.pause
         ):
-            self.watch.wait(deadline)
+            self.changed.wait(deadline)
 
 
 def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handling) -> Dispatcher:

@@ -18,6 +18,7 @@ from greenconn.checks import (
     shown,
 )
 from greenconn.entity import Queue
+from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, check_offset, offset_of
@@ -190,9 +191,18 @@ class ConsumerOptions:
         return self.no_ack or not self.prefetch
 
     @property
-    def policy(self) -> Retry | None:
+    def policy(self) -> RetryPolicy | None:
         """How a failed handler is called again."""
-        return self.retry if isinstance(self.retry, Retry) else None
+        retry = self.retry
+        if not isinstance(retry, Retry):
+            return None
+        return RetryPolicy(
+            first=float(retry.delay),
+            factor=retry.backoff,
+            longest=retry.max_delay,
+            jitter=0.5 if retry.jitter else 0.0,
+            tries=retry.tries,
+        )
 
     def shares(self) -> list[int]:
         """The prefetch of each queue; together they are the prefetch."""

@@ -19,18 +19,16 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     is_unavailable,
 )
+from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.session.connect import is_lockout
 from greenconn.session.session import Session
-from greenconn.wire.backoff import Backoff
 from greenconn.worker.channels import SharedChannels, Subscription
 
 __all__ = ["ConsumerRecovery", "Outcome"]
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Seconds before the second attempt, and at most.
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 10.0
+CONSUMING: Final = RetryPolicy(first=0.1, longest=10.0, immediate=1)
 #: A consumer that ran for so many seconds begins its back-off anew.
 CALM: Final = 10.0
 #: How often the broker may end the whole connection for what we ask, or not find a queue that we
@@ -106,7 +104,7 @@ class ConsumerRecovery:
     def _back_off(self) -> None:
         if self._backoff is None:
             # Made when needed: most consumers never fail.
-            self._backoff = Backoff(0.0, FIRST_PAUSE, 2.0, LONGEST_PAUSE, 0.5)
+            self._backoff = Backoff(CONSUMING)
         interval = next(self._backoff)
         self._not_before = monotonic() + interval if interval else 0.0
 
@@ -139,7 +137,7 @@ class ConsumerRecovery:
             # It may cost the next channel too: from now on one that is its alone.
             subscription.fails_alone = True
         if subscription is None:
-            self._not_before = monotonic() + FIRST_PAUSE  # the session itself backs off
+            self._not_before = monotonic() + CONSUMING.first  # the session itself backs off
         else:
             self._back_off()
         level = logging.DEBUG

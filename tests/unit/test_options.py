@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
 import pytest
@@ -118,23 +117,6 @@ def test_values_that_may_be_given() -> None:
     assert ConnectOptions(connect_timeout=None, max_retries=0).max_retries == 0
 
 
-def test_delays_without_jitter() -> None:
-    assert list(Retry(jitter=False).delays()) == [1.0, 2.0]
-    assert list(Retry(tries=1).delays()) == []
-    assert list(Retry(tries=6, max_delay=5, jitter=False).delays()) == [1.0, 2.0, 4.0, 5.0, 5.0]
-    assert list(Retry(delay=9, max_delay=5, jitter=False).delays()) == [5.0, 5.0]
-
-
-def test_delays_with_jitter() -> None:
-    retry = Retry(tries=5)
-    delays = list(retry.delays(Random(1)))
-    assert delays == list(retry.delays(Random(1)))
-    assert len(delays) == 4
-    for delay, whole in zip(delays, [1.0, 2.0, 4.0, 8.0], strict=True):
-        assert whole / 2 <= delay <= whole
-    assert len(list(retry.delays())) == 4
-
-
 def test_retry_of() -> None:
     assert Retry.of(None) is None
     retry = Retry(tries=2)
@@ -231,14 +213,3 @@ def test_unknown_option_keeps_its_secret() -> None:
 @settings(derandomize=True)
 def test_number_round_trip(number: float) -> None:
     assert typed_query({"heartbeat": str(number)}, CONNECTION_QUERY) == {"heartbeat": number}
-
-
-@given(st.integers(1, 20), st.floats(0, 60), st.floats(1, 1e6), st.floats(0, 60), st.booleans())
-@settings(derandomize=True)
-def test_delays_are_bounded(
-    tries: int, delay: float, backoff: float, max_delay: float, jitter: bool
-) -> None:
-    retry = Retry(tries=tries, delay=delay, backoff=backoff, max_delay=max_delay, jitter=jitter)
-    delays = list(retry.delays(Random(0)))
-    assert len(delays) == tries - 1
-    assert all(0 <= each <= max_delay for each in delays)

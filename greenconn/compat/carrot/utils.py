@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from typing import Any, TypeVar
 
-from gevent import sleep
-
+from greenconn.green.deadline import NEVER
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.identity import uuid
 
 __all__ = ["gen_unique_id", "partition", "repeatlast", "retry_over_time", "rpartition"]
@@ -61,14 +60,17 @@ def retry_over_time(
     Raises:
         BaseException: what the last call raised.
     """
-    for retries in count():
-        try:
+    policy = RetryPolicy(
+        first=float(min(interval_start, interval_max)),
+        step=interval_step,
+        factor=1.0,
+        longest=interval_max,
+        jitter=0.0,
+        tries=max_retries + 1 if max_retries else None,
+    )
+    for attempt in attempts(policy, NEVER, lambda exc: isinstance(exc, catch)):
+        with attempt:
             return fun(*args, **(kwargs or {}))
-        except catch as exc:
-            if max_retries and retries >= max_retries:
-                raise
-            interval = min(interval_start + retries * interval_step, interval_max)
-            if errback:
-                errback(exc, interval)
-        sleep(interval)
-    raise AssertionError("count() does not end")  # pragma: no cover
+        if errback and attempt.error is not None:
+            errback(attempt.error, attempt.interval)
+    raise AssertionError("unreachable")

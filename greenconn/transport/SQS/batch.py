@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from gevent import joinall, sleep
+from gevent import joinall
 from gevent.event import Event
 
+from greenconn.green.retry import attempts
 from greenconn.green.supervisor import spawn
 from greenconn.transport.SQS.exceptions import ServiceBusy, as_error
-from greenconn.transport.SQS.service import FIRST_PAUSE, LONGEST_PAUSE
-from greenconn.wire.backoff import Backoff
+from greenconn.transport.SQS.service import BUSY
 
 __all__ = ["SQS_MAX_MESSAGES", "Lane", "Turn", "in_batches", "in_tens", "together"]
 
@@ -53,7 +53,7 @@ def in_batches(
     Arguments:
         ask: sends the request with these entries and returns the answer.
         where, action: for messages.
-        fields: of each entry, without its ``Id``.
+        fields: of each entry, without its ``Id``; at least one.
         retries: repetitions at most; 0: their order counts, so none.
 
     Raises:
@@ -61,8 +61,7 @@ def in_batches(
     """
     outcomes: list[Exception | None] = [None] * len(fields)
     left: list[int] = list(range(len(fields)))
-    pauses = Backoff(FIRST_PAUSE, factor=2.0, max=LONGEST_PAUSE, jitter=0.5)
-    while left:
+    for _ in attempts(BUSY.replace(tries=retries + 1)):
         answer = ask([{"Id": str(number), **fields[number]} for number in left])
         done = {each.get("Id") for each in answer.get("Successful") or ()}
         failed = {each.get("Id"): each for each in answer.get("Failed") or ()}
@@ -76,11 +75,8 @@ def in_batches(
             if isinstance(outcomes[number], ServiceBusy):
                 again.append(number)
         left = again
-        if left:
-            pause = next(pauses)
-            if pauses.attempts > retries:
-                break
-            sleep(pause)
+        if not left:
+            break
     return outcomes
 
 

@@ -12,9 +12,8 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from gevent import sleep
-
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.web import Web
 from greenconn.transport.SQS.exceptions import (
     EXPIRED,
@@ -28,15 +27,13 @@ from greenconn.transport.SQS.exceptions import (
 from greenconn.transport.SQS.login import Login
 from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal
 from greenconn.transport.SQS.signing import signed
-from greenconn.wire.backoff import Backoff
 
-__all__ = ["Endpoint", "Service"]
+__all__ = ["BUSY", "Endpoint", "Service"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
-#: Seconds of the first and of the longest pause between two tries.
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
+#: For what AWS refuses because it is busy; how often is an option.
+BUSY: Final = RetryPolicy(first=0.1, longest=5.0)
 
 
 class Endpoint(NamedTuple):
@@ -80,7 +77,7 @@ class Service:
         self._web = web
         self._timeout = timeout
         self._try_timeout = try_timeout or (timeout and timeout / 2)
-        self._retries = retries
+        self._policy = BUSY.replace(tries=retries + 1)
         self._protocol = PROTOCOLS[endpoint.service]
         parts = urlsplit(endpoint.url)
         self._host = parts.netloc
@@ -115,32 +112,38 @@ class Service:
         """
         deadline = (deadline or NEVER).within(_plus(self._timeout, waiting))
         said = f"{action} {what}".rstrip()
-        pauses = Backoff(FIRST_PAUSE, factor=2.0, max=LONGEST_PAUSE, jitter=0.5)
-        may_renew = self.login.can_renew
-        while True:
-            try:
-                one = deadline.within(_plus(self._try_timeout, waiting))
-                return self._once(action, parameters, one)
-            except Refusal as refusal:
-                if may_renew and short(refusal.code) in EXPIRED:
-                    may_renew = False
-                    self._renew(deadline)
-                    continue
-                if not is_busy(refusal.status, refusal.code):
-                    raise as_error(self.where, said, refusal.code, refusal.message) from None
-                error: Exception = ServiceBusy(
-                    f"{self.where}: {said}: {short(refusal.code)} ({refusal.status}): "
-                    f"{refusal.message[:200]}"
+        try:
+            for attempt in attempts(self._policy, deadline, _is_passing):
+                with attempt:
+                    return self._tried(action, parameters, deadline, waiting)
+                logger.debug(
+                    "%s: %s: %s, again in %.1f s", self.where, said, attempt.error, attempt.interval
                 )
-            except OSError as exc:
-                error = LinkLost(f"{said}: {exc}")
-                error.__cause__ = exc
-            pause = next(pauses)
-            left = deadline.left()
-            if pauses.attempts > self._retries or (left is not None and left <= pause):
-                raise error
-            logger.debug("%s, again in %.1f s", error, pause)
-            sleep(pause)
+        except Refusal as refusal:
+            raise self._refused(said, refusal) from None
+        except OSError as exc:
+            raise LinkLost(f"{said}: {exc}") from exc
+        raise AssertionError("unreachable")
+
+    def _tried(
+        self, action: str, parameters: Mapping[str, Any], deadline: Deadline, waiting: float
+    ) -> dict[str, Any]:
+        """Send it, once more with new credentials where they have ended."""
+        timeout = _plus(self._try_timeout, waiting)
+        try:
+            return self._once(action, parameters, deadline.within(timeout))
+        except Refusal as refusal:
+            if not self.login.can_renew or short(refusal.code) not in EXPIRED:
+                raise
+        self._renew(deadline)
+        return self._once(action, parameters, deadline.within(timeout))
+
+    def _refused(self, said: str, refusal: Refusal) -> Exception:
+        if not is_busy(refusal.status, refusal.code):
+            return as_error(self.where, said, refusal.code, refusal.message)
+        return ServiceBusy(
+            f"{self.where}: {said}: {short(refusal.code)} ({refusal.status}): {refusal.message[:200]}"
+        )
 
     def _renew(self, deadline: Deadline) -> None:
         try:
@@ -174,6 +177,12 @@ class Service:
             may_repeat=True,
         )
         return self._protocol.answer(action, reply)
+
+
+def _is_passing(exc: Exception) -> bool:
+    if isinstance(exc, Refusal):
+        return is_busy(exc.status, exc.code)
+    return isinstance(exc, OSError)
 
 
 def _plus(timeout: float | None, waiting: float) -> float | None:

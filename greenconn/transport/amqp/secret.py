@@ -18,10 +18,10 @@ from gevent import Greenlet, get_hub, getcurrent
 
 from greenconn.credentials import Token
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
-from greenconn.wire.backoff import Backoff
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
@@ -37,8 +37,8 @@ UPDATE_SECRET_OK: Final = 10 << 16 | 71
 RIPE: Final = 0.8
 #: Seconds between two renewals at least, whatever the tokens say.
 LEAST_PAUSE: Final = 1.0
-#: Seconds between attempts to get a new one grow up to this.
-LONGEST_PAUSE: Final = 30.0
+#: For a new one that is not to be had, or is not taken.
+RENEWING: Final = RetryPolicy(first=1.0, longest=30.0)
 REASON: Final = "the token is renewed before it ends"
 
 
@@ -167,7 +167,7 @@ class Secret:
             if self._is_over:
                 return  # a new connection asks for a secret of its own
             if self._backoff is None:
-                self._backoff = Backoff(LEAST_PAUSE, factor=2.0, max=LONGEST_PAUSE, jitter=0.5)
+                self._backoff = Backoff(RENEWING)
             pause = max(next(self._backoff), LEAST_PAUSE)
             logger.warning(
                 "%s: the login could not be renewed, it is tried again in %.1f s: %s: %s",

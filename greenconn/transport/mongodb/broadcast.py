@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import gevent
 from pymongo import DESCENDING
 from pymongo.errors import PyMongoError
 
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.green.deadline import NEVER
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import end, spawn
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import Document, claimed_of
@@ -34,8 +35,8 @@ logger = logging.getLogger("greenconn.transport.mongodb")
 PREFIX: Final = "\0fanout\0"
 #: Messages that are kept for one queue; older ones are dropped.
 MOST_KEPT: Final = 10_000
-#: Seconds until another try when the collection is empty or the server away.
-PAUSE: Final = 0.25
+#: For a collection that is empty or a server that is away.
+READING: Final = RetryPolicy(first=0.25, factor=1.0, jitter=0.0)
 _NOTE: Final = "broadcast "
 
 
@@ -178,13 +179,15 @@ class Broadcast:
     # -- reading
 
     def _run(self) -> None:
-        while True:
-            try:
+        def may_pass(exc: Exception) -> bool:
+            return isinstance(exc, (LinkLost, PyMongoError))
+
+        for attempt in attempts(READING, NEVER, may_pass):
+            with attempt:
                 self._read()
-            except (LinkLost, PyMongoError) as exc:
+            if attempt.error is not None:
                 # Those who publish and claim meet the same, and say so.
-                logger.debug("%s: reading broadcasts: %s", self._client.where, exc)
-            gevent.sleep(PAUSE)
+                logger.debug("%s: reading broadcasts: %s", self._client.where, attempt.error)
 
     def _read(self) -> None:
         reading = Reading(self._client, self._name)

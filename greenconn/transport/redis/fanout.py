@@ -14,15 +14,13 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import gevent
-
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
-from greenconn.wire.backoff import Backoff
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -33,6 +31,8 @@ __all__ = ["Fanout"]
 logger = logging.getLogger("greenconn.transport.redis")
 
 _PING: Final = pack("PING")
+#: For a lost connection of the subscriptions, as long as the link lives.
+LISTENING: Final = RetryPolicy(first=0.1, longest=5.0)
 
 
 class Fanout:
@@ -169,16 +169,14 @@ class Fanout:
             spawn("redis-fanout-reopen", self._reopen)
 
     def _reopen(self) -> None:
-        pauses = Backoff(0.1, factor=2.0, max=5.0, jitter=0.5)
-        while self._link.lost is None and self._listening:
-            try:
-                self._flight.run("open", self._open, ENDLESS)
-            except Exception as exc:
-                logger.debug("%s: fan-out: %s", self._link.where, exc)
-                gevent.sleep(next(pauses))
-            else:
-                self._tell_gap(self.queues, monotonic() - self._lost_at)
+        for attempt in attempts(LISTENING):
+            if self._link.lost is not None or not self._listening:
                 return
+            with attempt:
+                self._flight.run("open", self._open, ENDLESS)
+                break
+            logger.debug("%s: fan-out: %s", self._link.where, attempt.error)
+        self._tell_gap(self.queues, monotonic() - self._lost_at)
 
     def _tell_gap(self, queues: Iterable[str], seconds: float) -> None:
         for queue in queues:

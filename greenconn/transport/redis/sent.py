@@ -7,6 +7,7 @@ from typing import Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import PublishTimeout, Unroutable
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -197,7 +198,7 @@ class Window:
         failures: those of an open channel, which its next call raises.
     """
 
-    __slots__ = ("_has_ended", "_size", "_unasked", "_waiters", "failures", "unanswered")
+    __slots__ = ("_has_ended", "_has_room", "_size", "_unasked", "failures", "unanswered")
 
     def __init__(self, size: int, unasked: Unasked) -> None:
         self._size = size
@@ -205,7 +206,7 @@ class Window:
         self._has_ended = False
         self.unanswered = 0
         self.failures = Failures()
-        self._waiters: list[Slot[None]] = []
+        self._has_room = Condition()
 
     def take(self, reply: Any) -> None:
         """One is answered.  In the reader."""
@@ -215,10 +216,8 @@ class Window:
         if isinstance(reply, Exception):
             (self._unasked if self._has_ended else self.failures).note(reply)
         # Half of it at a time, so that a publisher is woken once for many.
-        if self._waiters and self.unanswered <= self._size // 2:
-            waiters, self._waiters = self._waiters, []
-            for slot in waiters:
-                slot.offer(None)
+        if self._has_room and self.unanswered <= self._size // 2:
+            self._has_room.wake_all()
 
     def end(self) -> None:
         """The channel has ended.  Never switches."""
@@ -234,6 +233,4 @@ class Window:
             TimeoutError: there was none before the deadline.
         """
         while self.unanswered >= self._size:
-            slot: Slot[None] = Slot()
-            self._waiters.append(slot)
-            slot.wait(deadline)
+            self._has_room.wait(deadline)

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import gevent
 from gevent import Greenlet
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
 from greenconn.transport.redis.login import (
@@ -27,7 +27,6 @@ from greenconn.transport.redis.login import (
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Transport
 from greenconn.url import BrokerURL
-from greenconn.wire.backoff import Backoff
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ _SWITCH: Final = b"+switch-master"
 #: Where a sentinel's own view says that a master cannot be used.
 _DOWN: Final = frozenset({"s_down", "o_down", "disconnected"})
 DEFAULT_PORT: Final = 26379
+#: For a sentinel that tells of other masters, as long as the link lives.
+FINDING: Final = RetryPolicy(first=0.1, longest=5.0)
 
 
 class SentinelTransport(Transport):
@@ -178,15 +179,15 @@ class SwitchWatch:
 
     def _run(self) -> None:
         """Find a sentinel that listens with us; one that is lost is replaced."""
-        pauses = Backoff(0.1, factor=2.0, max=5.0, jitter=0.5)
-        while self._link.lost is None:
+        for _ in attempts(FINDING):
+            if self._link.lost is not None:
+                return
             for sentinel in self._transport.sentinels():
                 try:
                     self._subscribe(sentinel)
                     return
                 except (OSError, LinkLost) as exc:
                     logger.debug("%s: %s", sentinel.where, exc)
-            gevent.sleep(next(pauses))
 
     def _subscribe(self, sentinel: Address) -> None:
         deadline = Deadline(self._transport.connect_timeout)

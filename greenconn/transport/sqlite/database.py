@@ -11,11 +11,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from greenconn.exceptions import AMQPError
+from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.worker import Outcome, Worker, WorkerClosed
 from greenconn.transport.sqlite.errors import (
     CannotOpen,
@@ -36,9 +37,8 @@ __all__ = ["Database", "Job", "database_of"]
 LOG_LIMIT: Final = 1000 * 4096
 #: Compiled statements that are kept.
 STATEMENTS: Final = 256
-#: Seconds between two attempts at a locked file: the first, and the longest.
-FIRST_PAUSE: Final = 0.0005
-LONGEST_PAUSE: Final = 0.02
+#: For a locked file; for how long is an option.
+LOCKED: Final = RetryPolicy(first=0.0005, longest=0.02, jitter=0.0)
 
 
 class Job(NamedTuple):
@@ -251,21 +251,25 @@ class Database:
 
     def _patiently(self, jobs: Sequence[Job]) -> list[Any]:
         """Do it, again as long as others have the file locked, and once more with the reserve."""
-        end = monotonic() + self._options.busy_timeout
-        pause = FIRST_PAUSE
-        has_made_room = False
-        while True:
-            try:
-                with self._worker.gate:
-                    return self._transact(jobs)
-            except sqlite3.OperationalError as exc:
-                if is_full(exc) and not has_made_room and self._make_room():
-                    has_made_room = True
-                    continue
-                if not is_locked(exc) or monotonic() > end:
-                    raise
-            self._worker.pause(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        try:
+            return self._with_room(jobs)
+        except sqlite3.OperationalError as exc:
+            patience = Deadline(self._options.busy_timeout)
+            again = attempts(LOCKED, patience, is_locked, pause=self._worker.pause, failure=exc)
+        for attempt in again:
+            with attempt:
+                return self._with_room(jobs)
+        raise AssertionError("unreachable")
+
+    def _with_room(self, jobs: Sequence[Job]) -> list[Any]:
+        try:
+            with self._worker.gate:
+                return self._transact(jobs)
+        except sqlite3.OperationalError as exc:
+            if not is_full(exc) or not self._make_room():
+                raise
+        with self._worker.gate:
+            return self._transact(jobs)
 
     def _make_room(self) -> bool:
         """The disk is full: use the reserve, and let the log go into the file; False: neither helps."""

@@ -12,7 +12,7 @@ from gevent.event import Event
 from greenconn.exceptions import AccessRefused, NotAllowed, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.connect import (
-    FIRST_PAUSE,
+    ROUNDS_APART,
     Attempt,
     AttemptState,
     ConnectBackoff,
@@ -139,8 +139,8 @@ def test_a_pause_follows_each_round_that_failed() -> None:
     assert backoff.start_at(None) == backoff._failed_at
     backoff.failed(hosts=2)
     pause = backoff.start_at(None) - backoff._failed_at
-    assert pause * 1.001 >= FIRST_PAUSE / 2
-    assert pause <= FIRST_PAUSE * 1.001
+    assert pause * 1.001 >= ROUNDS_APART.first / 2
+    assert pause <= ROUNDS_APART.first * 1.001
     assert backoff.start_at(0.0) == backoff._failed_at
     assert backoff.failures == 2
     backoff.reset()

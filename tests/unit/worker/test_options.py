@@ -10,6 +10,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import SerializerNotInstalled
+from greenconn.green.retry import Backoff
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
 from greenconn.worker.options import ConsumerOptions, checked_options
@@ -219,3 +220,22 @@ def test_accept_takes_names_and_types() -> None:
 def test_arguments_of_the_consumer() -> None:
     made = given(priority=5, offset=17, arguments={"x-mine": True}).consume_arguments()
     assert made == {"x-priority": 5, "x-stream-offset": 17, "x-mine": True}
+
+
+def delays(**options: Any) -> list[float]:
+    """The pauses between the calls of a failing handler."""
+    policy = consumer(retry=Retry(**options)).policy
+    assert policy is not None
+    return list(Backoff(policy))
+
+
+def test_delays_without_jitter() -> None:
+    assert delays(jitter=False) == [1.0, 2.0]
+    assert delays(tries=1) == []
+    assert delays(tries=6, max_delay=5, jitter=False) == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert delays(delay=9, max_delay=5, jitter=False) == [5.0, 5.0]
+
+
+def test_delays_with_jitter() -> None:
+    for delay, whole in zip(delays(tries=5), [1.0, 2.0, 4.0, 8.0], strict=True):
+        assert whole / 2 <= delay <= whole

@@ -1,20 +1,16 @@
-"""Trying again: to connect, and to do what a lost connection or channel interrupted."""
+"""kombu's ``ensure_connection`` and ``ensure``: connect, and repeat what a loss interrupted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-import gevent
-
 from greenconn.exceptions import NEVER_REPEATED, OperationalError
-from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.retry import RetryPolicy, attempts, sleep
 from greenconn.options import ConnectOptions
 from greenconn.session.session import Session
-from greenconn.wire.backoff import Backoff
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -50,8 +46,6 @@ class _ConnectionLike(Protocol):
 
     @property
     def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
-
-    def completes_cycle(self, retries: int) -> bool: ...
 
 
 def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
@@ -100,38 +94,36 @@ def ensure_open(
         Exception: an error that trying again does not help, or that *errback* raised.
     """
     session = connection.session
-    intervals = _intervals(policy)
+
+    def may_pass(exc: Exception) -> bool:
+        return not (deadline.has_ended or session.is_final(exc))
+
+    def pause(interval: float) -> None:
+        _pause(session, interval, deadline, policy.callback)
+
     interval = policy.interval_start
-    last: BaseException | None = None
-    for retries in count():
+    # The last attempt begins when the deadline has ended: another may have opened the link, and
+    # else its error names the time.
+    for attempt in attempts(
+        _retry_policy(policy, round=session.broker.hosts), NEVER, may_pass, pause=pause
+    ):
         try:
             outcome = session.attempt(deadline, reopen=True, interval=interval)
         except TimeoutError as exc:
             if not deadline.has_ended:
                 raise  # somebody else's
-            _give_up(connection, exc, last, wraps_errors)
-        last = outcome.error
-        if last is None:
-            return outcome.link
-        is_exhausted = policy.max_retries is not None and retries >= policy.max_retries
-        if is_exhausted or deadline.has_ended or session.is_final(last):
-            if wraps_errors:
-                with library_errors(connection, NotConnected):
-                    outcome.result()
-            outcome.result()
-        interval = next(intervals) if connection.completes_cycle(retries) else 0.0
+            _give_up(exc, attempt.error, wraps_errors)
+        with library_errors(connection, NotConnected) if wraps_errors else nullcontext(), attempt:
+            return outcome.result()
+        interval = attempt.interval
         if policy.callback is not None:
             policy.callback()
-        if policy.errback is not None:
-            assert isinstance(last, Exception)  # anything else is final
-            policy.errback(last, interval)
-        _pause(session, interval, deadline, policy.callback)
+        if policy.errback is not None and attempt.error is not None:
+            policy.errback(attempt.error, interval)
     raise AssertionError("unreachable")
 
 
-def _give_up(
-    connection: _ConnectionLike, exc: TimeoutError, last: BaseException | None, wraps: bool
-) -> NoReturn:
+def _give_up(exc: TimeoutError, last: Exception | None, wraps: bool) -> NoReturn:
     if wraps:
         raise NotConnected(str(exc)) from (last or exc)
     raise exc from last
@@ -208,37 +200,40 @@ class _Ensured:
         self._retry_errors = retry_errors
 
     def __call__(self, deadline: Deadline, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        policy = self._policy
-        intervals = _intervals(policy)
+        session = self._connection.session
         must_revive = was_revived = False
+
+        def may_repeat(exc: Exception) -> bool:
+            if isinstance(exc, NEVER_REPEATED):
+                return False
+            session.note_error(exc)
+            return self._may_repeat(exc) and not (was_revived and self._is_hopeless(exc))
+
+        def pause(interval: float) -> None:
+            # Where a link must be opened, that is what takes time.
+            if session.is_open or not must_revive:
+                sleep(interval)
+
+        policy = _retry_policy(self._policy, immediate=1)
         with library_errors(self._connection):
-            for retries in count():
-                try:
+            for attempt in attempts(policy, deadline, may_repeat, pause=pause):
+                if must_revive and not session.is_open:
+                    left = self._remaining(attempt.number - 2)
+                    ensure_open(self._connection, left, deadline, wraps_errors=False)
+                with attempt:
                     if must_revive:
                         # Here, since the link that was just opened may be lost again.
                         self._revive(deadline)
                         was_revived = True
                     return self._fun(*args, **kwargs)
-                except NEVER_REPEATED:
-                    raise
-                except Exception as exc:
-                    self._connection.session.note_error(exc)
-                    if not self._may_repeat(exc, retries) or deadline.has_ended:
-                        raise
-                    if was_revived and self._is_hopeless(exc):
-                        raise
-                    interval = 0.0 if retries == 0 else next(intervals)
-                    must_revive = not isinstance(exc, self._retry_errors)
-                    if policy.errback is not None and must_revive:
-                        policy.errback(exc, interval)
-                # Outside of the handler, so that the next error does not carry this one along.
-                self._wait(retries, interval, must_revive, deadline)
+                must_revive = not isinstance(attempt.error, self._retry_errors)
+                if self._policy.errback is not None and must_revive and attempt.error is not None:
+                    self._policy.errback(attempt.error, attempt.interval)
+                if attempt.number == 1:
+                    pause(0.0)
         raise AssertionError("unreachable")
 
-    def _may_repeat(self, exc: Exception, retries: int) -> bool:
-        limit = self._policy.max_retries
-        if limit is not None and retries >= limit:
-            return False
+    def _may_repeat(self, exc: Exception) -> bool:
         connection = self._connection
         errors = connection.recoverable_connection_errors
         if isinstance(exc, OperationalError):
@@ -257,15 +252,6 @@ class _Ensured:
         broker = self._connection.session.broker
         return not broker.knows_recoverable_errors and isinstance(exc, broker.connection_errors)
 
-    def _wait(self, retries: int, interval: float, must_revive: bool, deadline: Deadline) -> None:
-        """Wait for the next call, and until there is a link if that is what was wanting."""
-        connection = self._connection
-        if connection.session.is_open or not must_revive:
-            # Nothing has to be opened, so that nothing else holds a persistent error back.
-            _sleep(interval, deadline)
-        if must_revive and not connection.session.is_open:
-            ensure_open(connection, self._remaining(retries), deadline, wraps_errors=False)
-
     def _revive(self, deadline: Deadline) -> None:
         channel = self._connection.session.default_channel(deadline, reopen=True)
         self._obj.revive(channel)
@@ -278,16 +264,17 @@ class _Ensured:
         return self._policy.replace(max_retries=left)
 
 
-def _intervals(policy: ConnectOptions) -> Backoff:
-    return Backoff(policy.interval_start, step=policy.interval_step, max=policy.interval_max)
-
-
-def _sleep(interval: float, deadline: Deadline) -> None:
-    seconds = deadline.within(interval).left()
-    if seconds:
-        gevent.sleep(seconds)
-    else:
-        turn()
+def _retry_policy(policy: ConnectOptions, **values: int) -> RetryPolicy:
+    retries = policy.max_retries
+    return RetryPolicy(
+        first=policy.interval_start,
+        step=policy.interval_step,
+        factor=1.0,
+        longest=policy.interval_max,
+        jitter=0.0,
+        tries=None if retries is None else retries + 1,
+        **values,
+    )
 
 
 class Revival:

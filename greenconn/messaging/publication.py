@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.messaging.producer import Producer
 
-__all__ = ["Effort"]
+__all__ = ["Publication"]
 
 #: What of a retry policy concerns the opening of the connection.
 _CONNECTING = ("errback", "max_retries", "interval_start", "interval_step", "interval_max")
 
 
-class Effort:
+class Publication:
     """What one call of ``Producer.publish`` does beyond a single attempt without a deadline.
 
     The first attempt is made at once.  Only if it fails ``Connection.ensure`` is asked, and told of

@@ -1,0 +1,261 @@
+"""Retries: how often, after which pauses, until when.
+
+Whoever does something again does it so::
+
+    for attempt in attempts(POLICY, deadline, is_retryable):
+        with attempt:
+            return connect()
+
+The block is left by its result, by an error that is not retryable, or by the last error when no
+attempt is left or the deadline has ended.  Otherwise the loop goes on: after the block
+``attempt.error`` is why, and ``attempt.interval`` the seconds until the next attempt.  A block that
+ends without leaving the loop is tried again, too.  What has a state instead of a loop takes the
+intervals from a :class:`Backoff`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+import gevent
+
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.hub import turn
+from greenconn.records import Record
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Attempts", "Backoff", "RetryPolicy", "attempts"]
+
+
+class RetryPolicy(Record):
+    """How often something is tried, and the pauses between.
+
+    The pauses are ``first``, then each ``factor`` times the one before plus ``step``, at most
+    ``longest``.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    first: float = 0.1
+    """Seconds of the first pause."""
+
+    step: float = 0.0
+    """Seconds that are added each time."""
+
+    factor: float = 2.0
+    """By which each pause is multiplied; at least 1."""
+
+    longest: float = 5.0
+    """Seconds that no pause exceeds."""
+
+    jitter: float = 0.5
+    """The part of a pause that is drawn at random: 0 none, 0.5 between half and whole."""
+
+    immediate: int = 0
+    """Repetitions that follow at once, without a switch, before the first pause."""
+
+    round: int = 1
+    """Attempts that follow each other without a pause, as at each broker of a list."""
+
+    tries: int | None = None
+    """Attempts at most, with the first; None: without an end."""
+
+    def __post_init__(self) -> None:
+        if self.first < 0.0 or self.step < 0.0 or self.longest < 0.0:
+            raise ValueError(f"pauses must be at least 0 s: {self!r}")
+        if self.factor < 1.0:
+            raise ValueError(f"factor must be at least 1: {self!r}")
+        if not 0.0 <= self.jitter <= 1.0:
+            raise ValueError(f"jitter must be between 0 and 1: {self!r}")
+        if self.immediate < 0 or self.round < 1 or (self.tries is not None and self.tries < 1):
+            raise ValueError(f"immediate, round and tries must count: {self!r}")
+
+
+def _draw() -> float:
+    import random  # when something has failed, not before
+
+    return random.random()
+
+
+class Backoff:
+    """The intervals of a policy, in seconds: one for each attempt that failed.
+
+    An iterator, which ends where no attempt is left.
+
+    Arguments:
+        rng: gives floats in [0, 1).
+
+    >>> backoff = Backoff(RetryPolicy(first=0.0, step=0.2, factor=1.0, longest=0.5, jitter=0.0))
+    >>> [round(next(backoff), 1) for _ in range(5)]
+    [0.0, 0.2, 0.4, 0.5, 0.5]
+    """
+
+    __slots__ = ("_interval", "_policy", "_rng", "failures")
+
+    def __init__(self, policy: RetryPolicy, rng: Callable[[], float] = _draw) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._interval = min(policy.first, policy.longest)
+        #: Intervals given since the beginning or the latest :meth:`reset`.
+        self.failures = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> float:
+        policy = self._policy
+        self.failures += 1
+        if policy.tries is not None and self.failures >= policy.tries:
+            raise StopIteration
+        if self.failures <= policy.immediate or self.failures % policy.round:
+            return 0.0
+        interval = self._interval
+        self._interval = min(interval * policy.factor + policy.step, policy.longest)
+        return interval * (1.0 - policy.jitter * self._rng()) if policy.jitter else interval
+
+    def reset(self) -> None:
+        """Begin again: the last attempt succeeded."""
+        self._interval = min(self._policy.first, self._policy.longest)
+        self.failures = 0
+
+
+def sleep(seconds: float) -> None:
+    """Wait; 0 lets others run.  May switch."""
+    if seconds:
+        gevent.sleep(seconds)
+    else:
+        turn()
+
+
+def _is_error(exc: Exception) -> bool:
+    return True
+
+
+def attempts(
+    policy: RetryPolicy,
+    deadline: Deadline = NEVER,
+    is_retryable: Callable[[Exception], bool] = _is_error,
+    *,
+    pause: Callable[[float], object] = sleep,
+    failure: Exception | None = None,
+) -> Attempts:
+    """Return the attempts of a loop; see the module.
+
+    Arguments:
+        deadline: no further attempt begins after it; pauses are cut to the time left.
+        is_retryable: whether an error is worth another attempt; may raise another one instead.  Never
+            switches.
+        pause: waits for so many seconds.
+        failure: of the first attempt, where that was made outside of the loop, for its speed.
+    """
+    return Attempts(policy, deadline, is_retryable, pause, failure)
+
+
+class Attempts:
+    """What :func:`attempts` returns: an iterator, each item of which is a context for one attempt.
+
+    Attributes:
+        number: of the attempt, from 1.
+        error: why the last attempt failed; None before, and if it ended without an error.
+        interval: seconds between the last attempt, which has failed, and the next.
+    """
+
+    __slots__ = (
+        "_backoff",
+        "_deadline",
+        "_has_interval",
+        "_is_retryable",
+        "_pause",
+        "_policy",
+        "error",
+        "interval",
+        "number",
+    )
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        deadline: Deadline,
+        is_retryable: Callable[[Exception], bool],
+        pause: Callable[[float], object],
+        failure: Exception | None,
+    ) -> None:
+        self._policy = policy
+        self._deadline = deadline
+        self._is_retryable = is_retryable
+        self._pause = pause
+        self._backoff: Backoff | None = None
+        self._has_interval = False
+        self.number = 0 if failure is None else 1
+        self.error = failure
+        self.interval = 0.0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Self:
+        """Wait, and begin the next attempt.  May switch, save for the first.
+
+        Raises:
+            Exception: the last error, if the deadline has ended meanwhile.
+        """
+        if self.number:
+            if not self._has_interval and not self._goes_on(self.error):
+                self._give_up()
+            self._has_interval = False
+            if self.number > self._policy.immediate:
+                left = self._deadline.left()
+                self._pause(self.interval if left is None else min(self.interval, left))
+            if self._deadline.has_ended:
+                self._give_up()
+        self.number += 1
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        # An error refers to the frame that refers to this object: nothing is kept of the last one.
+        self.error = None
+        if isinstance(exc, Exception) and self._goes_on(exc):
+            self.error = exc
+            self._has_interval = True
+            return True
+        return False
+
+    def reset(self) -> None:
+        """Begin the pauses anew: it worked meanwhile."""
+        self._backoff = None
+
+    def _give_up(self) -> NoReturn:
+        """Raise the last error; end if there was none."""
+        error, self.error = self.error, None
+        try:
+            raise error or StopIteration
+        finally:
+            del error
+
+    def _goes_on(self, exc: Exception | None) -> bool:
+        """Return whether there is another attempt after this error, or none, and note the interval."""
+        if exc is not None and not self._is_retryable(exc):
+            return False
+        if self._deadline.has_ended:
+            return False
+        if self._backoff is None:
+            # Most attempts succeed.
+            self._backoff = Backoff(self._policy)
+        interval = next(self._backoff, None)
+        if interval is None:
+            return False
+        self.interval = interval
+        return True

@@ -1,0 +1,77 @@
+"""The condition: all who wait look again."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.condition import Condition
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.hub import turn
+
+
+def test_all_who_wait_are_woken_and_look_again() -> None:
+    condition, seen = Condition(), [0]
+
+    def wait_for(number: int) -> int:
+        while seen[0] < number:
+            condition.wait(NEVER)
+        return seen[0]
+
+    waiters = [gevent.spawn(wait_for, number) for number in (1, 1, 2)]
+    turn()
+    assert condition
+    seen[0] = 1
+    condition.wake_all()
+    assert [each.get(timeout=30) for each in waiters[:2]] == [1, 1]
+    assert condition  # one looked again, in vain
+    seen[0] = 2
+    condition.wake_all()
+    assert waiters[2].get(timeout=30) == 2
+    assert not condition
+
+
+def test_who_comes_after_a_change_waits_for_the_next() -> None:
+    condition = Condition()
+    condition.wake_all()
+    with pytest.raises(TimeoutError):
+        condition.wait(Deadline(0.001))
+    assert not condition
+
+
+def test_each_gets_the_error_with_a_traceback_of_its_own() -> None:
+    condition, error = Condition(), RecoverableConnectionError("closed")
+    waiters = [gevent.spawn(condition.wait, NEVER) for _ in range(2)]
+    told = gevent.spawn(condition.outcome, NEVER)
+    turn()
+    condition.wake_all(error)
+    for each in waiters:
+        with pytest.raises(RecoverableConnectionError, match="closed"):
+            each.get(timeout=30)
+    assert told.get(timeout=30) is error
+
+
+def test_who_was_killed_or_woken_already_is_not_woken() -> None:
+    condition = Condition()
+    killed = gevent.spawn(condition.wait, NEVER)
+    other = gevent.spawn(condition.wait, NEVER)
+    turn()
+    killed.kill()
+    assert condition
+    condition.wake_all()
+    condition.wake_all()
+    assert other.get(timeout=30) is None
+    assert not condition
+
+
+def test_forgets_those_who_waited() -> None:
+    condition = Condition()
+    waiter = gevent.spawn(condition.wait, NEVER)
+    turn()
+    condition.forget()
+    assert not condition
+    condition.wake_all()
+    turn()
+    assert not waiter.ready()
+    waiter.kill()
