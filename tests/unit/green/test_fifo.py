@@ -12,7 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenconn.green.fifo import Fifo, ring
+from greenconn.green.fifo import ATOMIC, Fifo, ring
 from tests.forked import holds_in_child
 
 
@@ -84,6 +84,25 @@ def test_many_words_leave_in_pieces(fifo: Fifo, ear: Ear) -> None:
     words = [b"%d" % n for n in range(1000)]
     assert ring(fifo.path, words)
     assert ear.wait_for(1000) == words
+
+
+def test_a_piece_is_as_long_as_may_be_written_at_once(
+    fifo: Fifo, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = os.write
+
+    def note(descriptor: int, piece: bytes) -> int:
+        sizes.append(len(piece))
+        return write(descriptor, piece)
+
+    monkeypatch.setattr(os, "write", note)
+    half = b"x" * (ATOMIC // 2 - 1)  # with its end
+    assert ring(fifo.path, [half] * 4)
+    assert sizes == [ATOMIC, ATOMIC]
+    assert ring(fifo.path, [half, half + b"x"])
+    assert sizes[2:] == [ATOMIC // 2, ATOMIC // 2 + 1]
+    assert ear.wait_for(6) == [half] * 5 + [half + b"x"]
 
 
 def test_word_in_two_halves(fifo: Fifo, ear: Ear) -> None:

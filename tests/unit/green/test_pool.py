@@ -461,6 +461,20 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
             thing = waiter.get(timeout=30)
 
 
+def test_a_wait_that_goes_on_when_another_ends_is_logged(
+    factory: Factory, spawned: Spawn, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1, warn_after=0.05)
+    thing = pool.acquire()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    gevent.sleep(0.01)
+    pool.release(thing)
+    thing = first.get(timeout=30)
+    until(lambda: caplog.records)
+    pool.release(thing)
+    assert second.get(timeout=30) is thing
+
+
 def test_a_wait_with_a_timeout_is_not_logged(
     factory: Factory, caplog: pytest.LogCaptureFixture
 ) -> None:

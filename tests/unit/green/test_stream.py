@@ -18,6 +18,7 @@ from gevent import get_hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from greenconn.green import stream
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.stream import Stream
@@ -79,6 +80,18 @@ def test_what_the_peer_sends_comes_through_one_reader(owner: Owner) -> None:
     assert len(owner.readers) == 1
     assert owner.stream.received == len(sent)
     assert owner.stream.receives == len(owner.pieces)
+
+
+def test_a_piece_that_fills_all_room_may_be_the_last_for_now(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "RECEIVE", 16)
+    monkeypatch.setattr(stream, "_buffers", {})
+    owner = Owner(wire)
+    for number in range(1, 20):
+        owner.wire.send(bytes(16))
+        until(lambda number=number: len(owner.received) == 16 * number)  # type: ignore[misc]
+    owner.stream.close()
 
 
 def test_one_byte_at_a_time(owner: Owner) -> None:

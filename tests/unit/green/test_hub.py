@@ -1,0 +1,143 @@
+"""The hub: a real turn of it, the end of a turn, and the thread that an object belongs to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from gevent import get_hub
+from gevent.exceptions import ConcurrentObjectUseError
+from gevent.threadpool import ThreadPool
+
+from greenconn.exceptions import WrongHub
+from greenconn.green import hub as module
+from greenconn.green.hub import (
+    Home,
+    TurnEnd,
+    check_hub,
+    get_gevent_concurrent_error,
+    stay_awake,
+    turn,
+)
+
+
+def test_a_turn_lets_all_others_run() -> None:
+    ran: list[int] = []
+    greenlets = [gevent.spawn(ran.append, number) for number in range(3)]
+    turn()
+    assert ran == [0, 1, 2]
+    gevent.joinall(greenlets)
+
+
+def test_a_turn_polls() -> None:
+    ran: list[str] = []
+    timer = get_hub().loop.timer(0)
+    timer.start(ran.append, "timer")
+    turn()
+    assert ran == ["timer"]
+    timer.close()
+
+
+def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
+    greenlet = gevent.spawn(turn)
+    gevent.sleep(0)
+    greenlet.kill()
+    assert greenlet.dead
+
+
+def test_gevents_error() -> None:
+    assert get_gevent_concurrent_error() is ConcurrentObjectUseError
+
+
+def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
+    ran: list[str] = []
+    end = TurnEnd(get_hub().loop, lambda: ran.append("end"))
+
+    def work() -> None:
+        end.call()
+        end.call()  # once for each turn
+        get_hub().loop.run_callback(ran.append, "callback")
+        gevent.spawn(ran.append, "greenlet")
+
+    gevent.spawn(work)
+    turn()
+    assert ran == ["callback", "greenlet", "end"]
+    end.call()
+    turn()
+    assert ran[3:] == ["end"]
+    end.call()
+    end.close()
+    end.call()
+    turn()
+    assert len(ran) == 4
+
+
+def test_the_end_of_a_turn_where_the_loop_has_no_priorities() -> None:
+    ran: list[str] = []
+
+    def prepare(**options: Any) -> None:
+        raise TypeError("no priority")
+
+    loop = SimpleNamespace(prepare=prepare, run_callback=lambda callback: callback())
+    end = TurnEnd(loop, lambda: ran.append("end"))
+    end.call()
+    assert ran == ["end"]
+    end.close()
+    end.call()
+    assert ran == ["end"]
+
+
+def test_a_hub_that_stays_awake_does_not_wait() -> None:
+    ran: list[str] = []
+
+    def put() -> None:
+        get_hub().loop.run_callback(ran.append, "late")
+        stay_awake()
+
+    # The loop has looked for the last time at what is in line when the end of the turn comes.
+    end = TurnEnd(get_hub().loop, put)
+    end.call()
+    gevent.sleep(0.001)
+    turn()
+    assert ran == ["late"]
+    end.close()
+
+
+def test_an_object_belongs_to_the_thread_of_its_first_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = Home()
+    assert home.hub is get_hub()
+    home.check("x")
+    pool = ThreadPool(1)
+    try:
+        with pytest.raises(WrongHub) as caught:
+            pool.spawn(home.check, "this one").get()
+        text = str(caught.value)
+        assert text.startswith(
+            "'this one' belongs to thread 'MainThread' and was used from thread "
+        )
+        assert text.endswith(": give each thread a connection of its own (Connection.clone())")
+        with pytest.raises(WrongHub, match=r": try again$"):
+            pool.spawn(home.check, 1, "try again").get()
+        other: Any = pool.spawn(Home).get()
+        with pytest.raises(WrongHub, match="and was used from thread 'MainThread'"):
+            other.check("x")
+        named = SimpleNamespace(ident=other.hub.thread_ident, name="worker")
+        monkeypatch.setattr(module, "enumerate_threads", lambda: [named])
+        with pytest.raises(WrongHub, match="belongs to thread 'worker' and"):
+            other.check("x")
+        monkeypatch.setattr(module, "enumerate_threads", list)
+        with pytest.raises(WrongHub, match=f"belongs to thread {other.hub.thread_ident} and"):
+            other.check("x")
+    finally:
+        pool.kill()
+
+
+def test_a_part_may_be_unable_to_tell_where_it_belongs() -> None:
+    check_hub(object())
+    asked: list[str] = []
+    check_hub(SimpleNamespace(check_hub=lambda: asked.append("x")))
+    assert asked == ["x"]
