@@ -18,10 +18,10 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.delivery import Delivery
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.entities import Entities
+from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.shared import SharedEntityMethods, SharingLink
-from greenconn.transport.virtual.state import Binding
+from greenconn.transport.virtual.shared import SharedEntities, SharingLink
 
 __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel"]
 
@@ -121,7 +121,7 @@ class BrokerLink(SharingLink):
 L = TypeVar("L", bound=BrokerLink)
 
 
-class StoreChannel(SharedEntityMethods, Generic[L]):
+class StoreChannel(ChannelLife, Generic[L]):
     """A channel.  Any greenlet of its connection's hub may call any method at any time.
 
     Arguments:
@@ -132,6 +132,7 @@ class StoreChannel(SharedEntityMethods, Generic[L]):
     """
 
     connection: L
+    entities_class: ClassVar[type[Entities]] = SharedEntities
     consumer_class: ClassVar[type[Consumer]] = StoreConsumer
     #: What the channels do, whatever the store is.
     supported_arguments: ClassVar[SupportedArguments] = SupportedArguments(
@@ -153,9 +154,6 @@ class StoreChannel(SharedEntityMethods, Generic[L]):
         super().__init__(connection, channel_id)
         self.deliveries = Deliveries(self, connection.answers)
         self._publisher = connection.publisher(self)
-
-    def _unbind(self, binding: Binding) -> None:
-        self.connection.routing.unbind(binding)
 
     # -- publishing
 
@@ -292,7 +290,7 @@ class StoreChannel(SharedEntityMethods, Generic[L]):
         Raises:
             NotFound: there is no such queue.
         """
-        name = self._queue_name(plain_text(queue))
+        name = self.entities.queue_name(plain_text(queue))
         delivery = self.connection.subscriptions.get(self, name)
         if delivery is None:
             return None
@@ -352,7 +350,7 @@ class StoreChannel(SharedEntityMethods, Generic[L]):
     # -- consumers
 
     def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
-        name = self._queue_name(queue)
+        name = self.entities.queue_name(queue)
         return name, self.connection.subscriptions.feed(name, method)
 
     def _started(self, consumer: Consumer) -> None:

@@ -24,8 +24,8 @@ from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.store import SqsStore
 from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import Envelope, warn_of_message
+from greenconn.transport.virtual.shared import SharedEntities
 from greenconn.transport.virtual.state import Binding, Exchange
 
 __all__ = ["Channel", "Publisher"]
@@ -50,9 +50,126 @@ class Publisher(StorePublisher):
         return super()._put(message, exchange, routing_key, mandatory, immediate, deadline)
 
 
+class SqsEntities(SharedEntities):
+    """Exchanges, queues and bindings of a channel to SQS: fan-out exchanges are topics of SNS."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._ask = channel.connection.ask
+        self._options = channel._options
+        self._topics = channel._store.topics
+
+    # -- exchanges
+
+    def declare_exchange(
+        self,
+        exchange: str,
+        type: str,
+        *,
+        passive: bool,
+        durable: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
+    ) -> None:
+        """Make an exchange, or check that the existing one is the same.  May switch.
+
+        A fan-out exchange is a topic of SNS, if ``supports_fanout`` and the account let it.
+
+        Raises:
+            NotAllowed: it is of type ``fanout``, and ``supports_fanout`` is False.
+            As :meth:`SharedEntities.declare_exchange`; with ``supports_fanout`` what SNS refuses, too.
+        """
+        is_fanout = type == "fanout" and not passive
+        if is_fanout:
+            self._topics.check()
+        super().declare_exchange(
+            exchange,
+            type,
+            passive=passive,
+            durable=durable,
+            auto_delete=auto_delete,
+            arguments=arguments,
+        )
+        if is_fanout:
+            self._begin_topic(exchange or "amq.fanout")
+
+    def _begin_topic(self, name: str) -> None:
+        """Let a fan-out exchange be a topic."""
+        if self.has_topic(name):
+            return
+        try:
+            self._ask("making a topic", self._topics.arn, name)
+        except REFUSED as exc:
+            if self._options.supports_fanout:
+                if name not in PREDECLARED:
+                    self.state.delete(name)
+                raise
+            logger.warning(
+                "exchange %r is no topic of SNS: it reaches only queues that this process binds to "
+                "it (%s)",
+                name,
+                exc,
+            )
+        else:
+            if name in self.state.exchanges:
+                self.state.bind(_topic_of(name))
+
+    def has_topic(self, name: str) -> bool:
+        """Return whether an exchange is a topic."""
+        exchange = self.state.exchanges.get(name)
+        return exchange is not None and _topic_of(name) in exchange.bindings
+
+    def delete_exchange(self, exchange: str, if_unused: bool) -> None:
+        """Delete an exchange and its topic; one that is not there is no error.  May switch."""
+        if not self.has_topic(exchange) or exchange in PREDECLARED:
+            super().delete_exchange(exchange, if_unused)
+            return
+        topics = self._topics
+        if if_unused and self._ask("looking for subscribers", topics.count, exchange):
+            raise in_use("exchange", exchange, self._channel.virtual_host, Method.EXCHANGE_DELETE)
+        super().delete_exchange(exchange, False)
+        self._ask("deleting a topic", topics.drop, exchange)
+
+    # -- bindings
+
+    def _source(self, binding: Binding, method: Method) -> Exchange | None:
+        """The exchange of a binding that is a subscription; None: it is none."""
+        exchange = self._exchange(binding.source, method)
+        if exchange.type != "fanout" or binding.to_exchange:
+            return None
+        if exchange.name in PREDECLARED and self._options.supports_fanout is not False:
+            self._begin_topic(exchange.name)
+        return exchange if self.has_topic(exchange.name) else None
+
+    def _bind(self, binding: Binding, method: Method) -> None:
+        exchange = self._source(binding, method)
+        if exchange is None:
+            super()._bind(binding, method)
+            return
+        subscribe = self._topics.subscribe
+        self._ask("subscribing a queue", subscribe, exchange.name, binding.destination)
+
+    def _unbind(self, binding: Binding) -> None:
+        if binding.to_exchange or not self.has_topic(binding.source):
+            super()._unbind(binding)
+            return
+        unsubscribe = self._topics.unsubscribe
+        self._ask("unsubscribing a queue", unsubscribe, binding.source, binding.destination)
+
+    def list_bindings(self) -> Iterator[tuple[str, str, str]]:
+        """``(queue, exchange, routing key)`` of every binding to a queue that was made here."""
+        for queue, exchange, key in super().list_bindings():
+            if exchange_of(queue) is None:
+                yield queue, exchange, key
+        for queue, exchange in self._topics.subscribed():
+            yield queue, exchange, ""
+
+
 class Channel(StoreChannel[StoreLink]):
     """A channel.  Any greenlet of its connection's hub may call any method at any time."""
 
+    entities: SqsEntities
+    entities_class = SqsEntities
     # SQS has no priorities.
     supported_arguments = replace(
         StoreChannel.supported_arguments,
@@ -88,110 +205,9 @@ class Channel(StoreChannel[StoreLink]):
 
     def remove_stale_sns_subscriptions(self, exchange_name: str) -> int:
         """End the subscriptions of queues that are gone; return how many (kombu's).  May switch."""
-        if not self._has_topic(exchange_name):
+        if not self.entities.has_topic(exchange_name):
             return 0
         return self.connection.ask("cleaning a topic", self._store.topics.clean, exchange_name)
-
-    # -- exchanges
-
-    @closes_channel
-    def exchange_declare(
-        self,
-        exchange: str = "",
-        type: str = "direct",
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Make an exchange, or check that the existing one is the same.  May switch.
-
-        A fan-out exchange is a topic of SNS, if ``supports_fanout`` and the account let it.
-
-        Raises:
-            NotAllowed: it is of type ``fanout``, and ``supports_fanout`` is False.
-            As :meth:`StoreChannel.exchange_declare`; with ``supports_fanout`` what SNS refuses, too.
-        """
-        is_fanout = type == "fanout" and not passive
-        if is_fanout:
-            self._store.topics.check()
-        super().exchange_declare(exchange, type, passive, durable, auto_delete, nowait, arguments)
-        if is_fanout:
-            self._begin_topic(exchange or "amq.fanout")
-
-    def _begin_topic(self, name: str) -> None:
-        """Let a fan-out exchange be a topic."""
-        if self._has_topic(name):
-            return
-        try:
-            self.connection.ask("making a topic", self._store.topics.arn, name)
-        except REFUSED as exc:
-            if self._options.supports_fanout:
-                if name not in PREDECLARED:
-                    self.state.delete(name)
-                raise
-            logger.warning(
-                "exchange %r is no topic of SNS: it reaches only queues that this process binds to "
-                "it (%s)",
-                name,
-                exc,
-            )
-        else:
-            if name in self.state.exchanges:
-                self.state.bind(_topic_of(name))
-
-    def _has_topic(self, name: str) -> bool:
-        exchange = self.state.exchanges.get(name)
-        return exchange is not None and _topic_of(name) in exchange.bindings
-
-    @closes_channel
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange and its topic; one that is not there is no error.  May switch."""
-        if not self._has_topic(exchange) or exchange in PREDECLARED:
-            super().exchange_delete(exchange, if_unused, nowait)
-            return
-        link, topics = self.connection, self._store.topics
-        if if_unused and link.ask("looking for subscribers", topics.count, exchange):
-            raise in_use("exchange", exchange, self.virtual_host, Method.EXCHANGE_DELETE)
-        super().exchange_delete(exchange)
-        link.ask("deleting a topic", topics.drop, exchange)
-
-    # -- bindings
-
-    def _source(self, binding: Binding, method: Method) -> Exchange | None:
-        """The exchange of a binding that is a subscription; None: it is none."""
-        exchange = self._exchange(binding.source, method)
-        if exchange.type != "fanout" or binding.to_exchange:
-            return None
-        if exchange.name in PREDECLARED and self.supports_fanout:
-            self._begin_topic(exchange.name)
-        return exchange if self._has_topic(exchange.name) else None
-
-    def _bind(self, binding: Binding, method: Method) -> None:
-        exchange = self._source(binding, method)
-        if exchange is None:
-            super()._bind(binding, method)
-            return
-        subscribe = self._store.topics.subscribe
-        self.connection.ask("subscribing a queue", subscribe, exchange.name, binding.destination)
-
-    def _unbind(self, binding: Binding) -> None:
-        if binding.to_exchange or not self._has_topic(binding.source):
-            super()._unbind(binding)
-            return
-        unsubscribe = self._store.topics.unsubscribe
-        self.connection.ask(
-            "unsubscribing a queue", unsubscribe, binding.source, binding.destination
-        )
-
-    def list_bindings(self) -> Iterator[tuple[str, str, str]]:
-        """``(queue, exchange, routing key)`` of every binding to a queue that was made here."""
-        for queue, exchange, key in super().list_bindings():
-            if exchange_of(queue) is None:
-                yield queue, exchange, key
-        for queue, exchange in self._store.topics.subscribed():
-            yield queue, exchange, ""
 
 
 def _topic_of(exchange: str) -> Binding:

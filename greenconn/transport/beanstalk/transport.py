@@ -34,7 +34,7 @@ class Channel(StoreChannel[StoreLink]):
         link.catch_up()
         store = link.store
         assert isinstance(store, BeanstalkStore)
-        return link.ask("kicking messages", store.kick, self._queue_name(queue), limit)
+        return link.ask("kicking messages", store.kick, self.entities.queue_name(queue), limit)
 
 
 class Transport(StoreTransport):

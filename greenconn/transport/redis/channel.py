@@ -14,6 +14,7 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
+from greenconn.transport.virtual.shared import SharedEntities
 from greenconn.transport.virtual.state import Exchange
 
 __all__ = ["Channel"]
@@ -31,6 +32,16 @@ class RedisPrefetchView(PrefetchView):
         self._sweeper.look()
 
 
+class RedisEntities(SharedEntities):
+    """Exchanges, queues and bindings of a channel to a Redis."""
+
+    def _exchange(self, name: str, method: Method) -> Exchange:
+        known = super()._exchange(name, method)
+        if name not in self.state.exchanges:
+            return self.state.declare(name, known.type)
+        return known
+
+
 class Channel(StoreChannel[RedisLink]):
     """A channel.  Any greenlet of its connection's hub may call any method at any time.
 
@@ -38,6 +49,7 @@ class Channel(StoreChannel[RedisLink]):
         connection: the link.
     """
 
+    entities_class = RedisEntities
     supported_arguments = SupportedArguments(
         queue=frozenset(
             {
@@ -95,12 +107,6 @@ class Channel(StoreChannel[RedisLink]):
             self._first = (self._first + 1) % len(consumers)
             consumers = consumers[self._first :] + consumers[: self._first]
         return consumers
-
-    def _exchange(self, name: str, method: Method) -> Exchange:
-        known = super()._exchange(name, method)
-        if name not in self.state.exchanges:
-            return self.state.declare(name, known.type)
-        return known
 
 
 def _queue_of(consumer: Consumer) -> str:

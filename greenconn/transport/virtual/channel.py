@@ -7,22 +7,23 @@ Messages are stored in kombu's envelope (:mod:`~greenconn.transport.virtual.enve
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.identity import uuid
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.envelope import Base64, Message
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
 from greenconn.transport.virtual.publishing import (
     Envelope,
     Outcome,
     undeliverable,
     warn_of_message,
 )
+from greenconn.transport.virtual.queues import HookedEntities
 from greenconn.transport.virtual.signatures import KombuOrder
-from greenconn.transport.virtual.state import Binding, BrokerState
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.transport import PolledLink
@@ -45,6 +46,7 @@ class Channel(KombuOrder):
     exchange_types: Mapping[str, Any] = dict(STANDARD_EXCHANGE_TYPES)
     #: Whether the broker can broadcast (``_put_fanout``).
     supports_fanout = False
+    entities_class: ClassVar[type[Entities]] = HookedEntities
     codecs: ClassVar[Mapping[str, Base64]] = {"base64": Base64()}
     #: How bodies are stored; None stores them as they are.
     body_encoding: str | None = "base64"
@@ -64,14 +66,9 @@ class Channel(KombuOrder):
             if name in options:
                 setattr(self, name, options[name])
 
-    @property
-    def state(self) -> BrokerState:
-        """The exchanges and bindings that all channels of the transport share."""
-        return self.connection.state
-
-    def _router_factory(self, exchange: str, type: str) -> Callable[[], Router] | None:
-        kind = self.exchange_types.get(type)
-        return None if kind is None else lambda: kind.router(exchange)
+    def after_reply_message_received(self, queue: str) -> None:
+        """A reply queue has done its work: delete it.  May switch."""
+        self.queue_delete(queue)
 
     # -- bindings
 
@@ -79,15 +76,6 @@ class Channel(KombuOrder):
         self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
     ) -> tuple[str, Any, str]:
         return self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
-
-    def _bound(self, binding: Binding) -> None:
-        if self.supports_fanout and not binding.to_exchange:
-            self._queue_bind(
-                binding.source,
-                *self._row(
-                    binding.destination, binding.source, binding.routing_key, binding.arguments
-                ),
-            )
 
     def get_exchanges(self) -> list[str]:
         """The names of all exchanges."""

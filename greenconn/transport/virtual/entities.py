@@ -1,11 +1,12 @@
-"""The channel methods that declare, bind and delete exchanges and bindings."""
+"""The exchanges, queues and bindings of a channel: declaring, binding and deleting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from greenconn.encoding import plain_text
+from amqp.protocol import queue_declare_ok_t
+
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -17,11 +18,10 @@ from greenconn.transport.refusal import (
 )
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.exchange import ROUTERS, Router
-from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.matching import X_MATCH
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-__all__ = ["PREDECLARED", "EntityMethods"]
+__all__ = ["PREDECLARED", "Entities"]
 
 #: The exchanges that every virtual host has, by name.
 PREDECLARED: Mapping[str, str] = {
@@ -33,11 +33,37 @@ PREDECLARED: Mapping[str, str] = {
 }
 
 
-class EntityMethods(ChannelLife):
-    """Exchanges and bindings, kept in the ``state`` that channels of one broker share."""
+class _Channel(Protocol):
+    """What is asked of the channel."""
+
+    @property
+    def virtual_host(self) -> str: ...
+
+    def warn_of_unsupported(
+        self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None
+    ) -> None: ...
+
+
+class Entities:
+    """Exchanges and bindings, kept in the ``state`` that channels of one broker share.
+
+    A refusal is raised as a ``ChannelError``; the channel, whose methods say more, then closes.
+
+    Arguments:
+        channel: warns of arguments.
+
+    Attributes:
+        last_queue: the queue that this channel has declared last.
+    """
 
     #: Exchange arguments that a second declaration must repeat.
     compared_exchange_arguments: ClassVar[frozenset[str]] = frozenset({"alternate-exchange"})
+
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+        self.last_queue = ""
+
+    # -- what a transport writes
 
     @property
     def state(self) -> BrokerState:
@@ -45,19 +71,44 @@ class EntityMethods(ChannelLife):
         raise NotImplementedError
 
     def _router_factory(self, exchange: str, type: str) -> Callable[[], Router] | None:
-        """What makes the router of a new exchange; None: there is no such type."""
+        """Return what makes the router of a new exchange; None: there is no such type."""
         return ROUTERS.get(type)
 
-    def _check_queue(self, queue: str, method: Method) -> str:
-        """Return the name of the queue that *queue* means ('' is the one last declared).
+    def _bound(self, binding: Binding) -> None:
+        """A binding was made.  May switch."""
+
+    def declare_queue(
+        self,
+        queue: str,
+        *,
+        passive: bool,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
+    ) -> queue_declare_ok_t:
+        """Make a queue, or check that the existing one is the same.  May switch."""
+        raise NotImplementedError
+
+    def purge_queue(self, queue: str) -> int:
+        """Drop the messages that wait in a queue and return how many there were.  May switch."""
+        raise NotImplementedError
+
+    def delete_queue(self, queue: str, if_unused: bool, if_empty: bool) -> int:
+        """Delete a queue and its bindings; return how many messages it had.  May switch."""
+        raise NotImplementedError
+
+    def queue_name(self, name: str) -> str:
+        """Return the queue that *name* means; '' is the one this channel declared last."""
+        return name or self.last_queue
+
+    def check_queue(self, queue: str, method: Method) -> str:
+        """Return the name of the queue that *queue* means.  May switch.
 
         Raises:
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
-        raise NotImplementedError
-
-    def _bound(self, binding: Binding) -> None:
-        """A binding was made.  May switch."""
+        return self.queue_name(queue)
 
     # -- exchanges
 
@@ -65,31 +116,19 @@ class EntityMethods(ChannelLife):
         try:
             return self.state.exchanges[name]
         except KeyError:
-            raise no_exchange(name, self.virtual_host, method) from None
+            raise no_exchange(name, self._channel.virtual_host, method) from None
 
-    @closes_channel
-    def exchange_declare(
+    def declare_exchange(
         self,
-        exchange: str = "",
-        type: str = "direct",
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        exchange: str,
+        type: str,
+        *,
+        passive: bool,
+        durable: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
-        """Make an exchange, or check that the existing one is the same.
-
-        Arguments:
-            exchange: its name; empty means the ready-made one of that type, ``amq.<type>``.
-            passive: only check that it exists.
-
-        Raises:
-            NotFound: passive, and it does not exist.
-            PreconditionFailed: it differs from the existing one, or there is no such type.
-            AccessRefused: the name is reserved.
-        """
-        exchange, type = plain_text(exchange), plain_text(type)
+        """Make an exchange, or check that the existing one is the same."""
         method = Method.EXCHANGE_DECLARE
         kind = type or "direct"
         name = exchange or f"amq.{kind}"
@@ -97,12 +136,12 @@ class EntityMethods(ChannelLife):
         if passive:
             self._exchange(name, method)
             return
-        self.warn_of_unsupported(ArgumentOf.EXCHANGE, name, arguments)
+        self._channel.warn_of_unsupported(ArgumentOf.EXCHANGE, name, arguments)
         if current is not None:
             check_equivalent(
                 "exchange",
                 name,
-                self.virtual_host,
+                self._channel.virtual_host,
                 method,
                 # A ready-made exchange is what it is: kombu declares it without its settings.
                 fields={"type": (kind, current.type)}
@@ -142,15 +181,8 @@ class EntityMethods(ChannelLife):
             router=router,
         )
 
-    @closes_channel
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange and its bindings; one that is not there is no error.
-
-        Raises:
-            PreconditionFailed: *if_unused*, and something is bound to it.
-            AccessRefused: it is one of the ready-made exchanges.
-        """
-        exchange = plain_text(exchange)
+    def delete_exchange(self, exchange: str, if_unused: bool) -> None:
+        """Delete an exchange and its bindings; one that is not there is no error."""
         method = Method.EXCHANGE_DELETE
         if not exchange or exchange in PREDECLARED:
             raise refused(f"exchange '{exchange}' cannot be deleted", method)
@@ -158,7 +190,7 @@ class EntityMethods(ChannelLife):
         if current is None:
             return
         if if_unused and current.bindings:
-            raise in_use("exchange", exchange, self.virtual_host, method)
+            raise in_use("exchange", exchange, self._channel.virtual_host, method)
         self.state.delete(exchange)
 
     # -- bindings
@@ -191,100 +223,45 @@ class EntityMethods(ChannelLife):
     def _unbind(self, binding: Binding) -> None:
         self.state.unbind(binding)
 
-    @closes_channel
-    def exchange_bind(
+    def bind_exchange(
         self,
         destination: str,
-        source: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        source: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
-        """Bind exchange *destination* to exchange *source*; again: changes nothing.
-
-        Raises:
-            NotFound: one of the exchanges does not exist.
-            AccessRefused: one of them is the default exchange.
-        """
-        destination, source, routing_key = (
-            plain_text(destination),
-            plain_text(source),
-            plain_text(routing_key),
-        )
+        """Bind exchange *destination* to exchange *source*; again: changes nothing."""
         method = Method.EXCHANGE_BIND
-        binding = self._binding(source, destination, routing_key, arguments, True, method)
-        self._bind(binding, method)
+        self._bind(self._binding(source, destination, routing_key, arguments, True, method), method)
 
-    @closes_channel
-    def exchange_unbind(
+    def unbind_exchange(
         self,
         destination: str,
-        source: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        source: str,
+        routing_key: str,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
         """Remove a binding between exchanges; one that is not there is no error."""
-        destination, source, routing_key = (
-            plain_text(destination),
-            plain_text(source),
-            plain_text(routing_key),
-        )
         method = Method.EXCHANGE_UNBIND
         self._unbind(self._binding(source, destination, routing_key, arguments, True, method))
 
-    @closes_channel
-    def queue_bind(
-        self,
-        queue: str = "",
-        exchange: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+    def bind_queue(
+        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
     ) -> None:
-        """Bind a queue to an exchange; again: changes nothing.
-
-        Raises:
-            NotFound: the queue or the exchange does not exist.
-            AccessRefused: the exchange is the default one.
-        """
-        queue, exchange, routing_key = (
-            plain_text(queue),
-            plain_text(exchange),
-            plain_text(routing_key),
-        )
+        """Bind a queue to an exchange; again: changes nothing."""
         method = Method.QUEUE_BIND
-        name = self._check_queue(queue, method)
+        name = self.check_queue(queue, method)
         self._bind(self._binding(exchange, name, routing_key, arguments, False, method), method)
 
-    @closes_channel
-    def queue_unbind(
-        self,
-        queue: str = "",
-        exchange: str = "",
-        routing_key: str = "",
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+    def unbind_queue(
+        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
     ) -> None:
         """Remove a binding of a queue; one that is not there is no error."""
-        queue, exchange, routing_key = (
-            plain_text(queue),
-            plain_text(exchange),
-            plain_text(routing_key),
-        )
-        self._unbind(
-            self._binding(exchange, queue, routing_key, arguments, False, Method.QUEUE_UNBIND)
-        )
+        method = Method.QUEUE_UNBIND
+        self._unbind(self._binding(exchange, queue, routing_key, arguments, False, method))
 
     def list_bindings(self) -> Iterator[tuple[str, str, str]]:
         """``(queue, exchange, routing key)`` of every binding to a queue."""
         for each in self.state.all_bindings():
             if not each.to_exchange:
                 yield each.destination, each.source, each.routing_key
-
-    def get_bindings(self) -> list[dict[str, str]]:
-        """Every binding to a queue: ``destination``, ``source``, ``routing_key``."""
-        return [
-            {"destination": queue, "source": exchange, "routing_key": key}
-            for queue, exchange, key in self.list_bindings()
-        ]

@@ -1,13 +1,14 @@
-"""A channel that has no broker's channel behind it: its life, and its consumers."""
+"""A channel that has no broker's channel behind it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
+from amqp.protocol import queue_declare_ok_t
 from gevent import get_hub
 
 from greenconn.abc import Sink
@@ -21,9 +22,11 @@ from greenconn.transport.virtual.arguments import (
     warn_of_unsupported,
 )
 from greenconn.transport.virtual.consumer import Consumer, Feed
+from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
+from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["ChannelLife", "ChannelState", "closes_channel"]
 
@@ -73,10 +76,13 @@ class ChannelLife(StdChannel):
         events: event name (``basic_return``, ``basic_ack``) -> handlers.
         no_ack_consumers: tags of the consumers whose messages need no answer.
         prefetch: the bounds of its deliveries.
+        entities: its exchanges, queues and bindings.
     """
 
     #: The arguments that this transport implements; the log warns of others.
     supported_arguments: ClassVar[SupportedArguments] = SupportedArguments()
+    #: What declares, binds and deletes.
+    entities_class: ClassVar[type[Entities]] = Entities
     #: What stands for a consumer.
     consumer_class: ClassVar[type[Consumer]] = Consumer
 
@@ -88,6 +94,7 @@ class ChannelLife(StdChannel):
         #: Active consumers by tag, in the order in which they were started.
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = Prefetch()
+        self.entities = self.entities_class(self)
         self.state_of_life = ChannelState.OPEN
         #: Why it is closed.
         self.cause: BaseException | None = None
@@ -214,6 +221,191 @@ class ChannelLife(StdChannel):
     def _release(self, consumers: list[Consumer]) -> None:
         """Stop *consumers* and give back whatever this channel still holds.  Never switches."""
         raise NotImplementedError
+
+    # -- exchanges, queues and bindings
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings."""
+        return self.entities.state
+
+    @closes_channel
+    def exchange_declare(
+        self,
+        exchange: str = "",
+        type: str = "direct",
+        passive: bool = False,
+        durable: bool = False,
+        auto_delete: bool = False,
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make an exchange, or check that the existing one is the same.  May switch.
+
+        Arguments:
+            exchange: its name; empty means the ready-made one of that type, ``amq.<type>``.
+            passive: only check that it exists.
+
+        Raises:
+            NotFound: passive, and it does not exist.
+            PreconditionFailed: it differs from the existing one, or there is no such type.
+            AccessRefused: the name is reserved.
+        """
+        self.entities.declare_exchange(
+            plain_text(exchange),
+            plain_text(type),
+            passive=passive,
+            durable=durable,
+            auto_delete=auto_delete,
+            arguments=arguments,
+        )
+
+    @closes_channel
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        """Delete an exchange and its bindings; one that is not there is no error.  May switch.
+
+        Raises:
+            PreconditionFailed: *if_unused*, and something is bound to it.
+            AccessRefused: it is one of the ready-made exchanges.
+        """
+        self.entities.delete_exchange(plain_text(exchange), if_unused)
+
+    @closes_channel
+    def exchange_bind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Bind exchange *destination* to exchange *source*; again: changes nothing.
+
+        Raises:
+            NotFound: one of the exchanges does not exist.
+            AccessRefused: one of them is the default exchange.
+        """
+        self.entities.bind_exchange(
+            plain_text(destination), plain_text(source), plain_text(routing_key), arguments
+        )
+
+    @closes_channel
+    def exchange_unbind(
+        self,
+        destination: str,
+        source: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Remove a binding between exchanges; one that is not there is no error."""
+        self.entities.unbind_exchange(
+            plain_text(destination), plain_text(source), plain_text(routing_key), arguments
+        )
+
+    @closes_channel
+    def queue_bind(
+        self,
+        queue: str = "",
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Bind a queue to an exchange; again: changes nothing.
+
+        Raises:
+            NotFound: the queue or the exchange does not exist.
+            AccessRefused: the exchange is the default one.
+        """
+        self.entities.bind_queue(
+            plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
+        )
+
+    @closes_channel
+    def queue_unbind(
+        self,
+        queue: str = "",
+        exchange: str = "",
+        routing_key: str = "",
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Remove a binding of a queue; one that is not there is no error."""
+        self.entities.unbind_queue(
+            plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
+        )
+
+    def list_bindings(self) -> Iterator[tuple[str, str, str]]:
+        """``(queue, exchange, routing key)`` of every binding to a queue."""
+        return self.entities.list_bindings()
+
+    def get_bindings(self) -> list[dict[str, str]]:
+        """Every binding to a queue: ``destination``, ``source``, ``routing_key``."""
+        return [
+            {"destination": queue, "source": exchange, "routing_key": key}
+            for queue, exchange, key in self.list_bindings()
+        ]
+
+    @closes_channel
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        nowait: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> queue_declare_ok_t:
+        """Make a queue, or check that the existing one is the same.  May switch.
+
+        Arguments:
+            queue: its name; empty makes one up.
+            passive: only check that it exists.
+            exclusive: for this connection only, and deleted with it.
+            auto_delete: deleted when its last consumer leaves.
+            arguments: ``x-message-ttl`` and the like; the page of the transport lists those that
+                count there.
+
+        Returns:
+            its name, how many messages wait, how many consumers it has.
+
+        Raises:
+            NotFound: passive, and it does not exist.
+            PreconditionFailed: it differs from the existing one, or an argument cannot be.
+            ResourceLocked: it is exclusive to another connection.
+            AccessRefused: the name is reserved.
+        """
+        return self.entities.declare_queue(
+            plain_text(queue),
+            passive=passive,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            arguments=arguments,
+        )
+
+    @closes_channel
+    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
+        """Drop the messages that wait in a queue and return how many there were.  May switch."""
+        return self.entities.purge_queue(plain_text(queue))
+
+    @closes_channel
+    def queue_delete(
+        self,
+        queue: str = "",
+        if_unused: bool = False,
+        if_empty: bool = False,
+        nowait: bool = False,
+    ) -> int:
+        """Delete a queue and its bindings; return how many messages it had.  May switch.
+
+        Raises:
+            PreconditionFailed: *if_unused*, and somebody consumes from it; *if_empty*, and it is not.
+            ResourceLocked: it is exclusive to another connection.
+        """
+        return self.entities.delete_queue(plain_text(queue), if_unused, if_empty)
 
     # -- consumers
 

@@ -1,53 +1,66 @@
-"""The channel methods that declare and delete queues which are kept elsewhere."""
+"""Exchanges, queues and bindings over kombu's hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.encoding import plain_text
 from greenconn.transport.refusal import Method, in_use, no_queue, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.entities import EntityMethods
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.entities import Entities
+from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.polled import PolledConsuming
+from greenconn.transport.virtual.state import Binding, BrokerState
 
-__all__ = ["QueueMethods"]
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.channel import Channel
+
+__all__ = ["HookedEntities"]
 
 
-class QueueMethods(EntityMethods, PolledConsuming):
-    """Queues over the hooks."""
+class HookedEntities(Entities):
+    """Exchanges and bindings of this process, and queues over the hooks of *channel*.
 
-    _last_queue = ""
+    May switch, as the hooks may.
+    """
 
-    def _row(
-        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
-    ) -> tuple[str, Any, str]:
-        """Return kombu's row of a binding."""
-        raise NotImplementedError
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._hooks = channel
 
-    def _check_queue(self, queue: str, method: Method) -> str:
-        return queue or self._last_queue
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings that all channels of the transport share."""
+        return self._hooks.connection.state
 
-    @closes_channel
-    def queue_declare(
+    def _router_factory(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        kind = self._hooks.exchange_types.get(type)
+        return None if kind is None else lambda: kind.router(exchange)
+
+    def _bound(self, binding: Binding) -> None:
+        if self._hooks.supports_fanout and not binding.to_exchange:
+            row = self._row(binding)
+            self._hooks._queue_bind(binding.source, *row)
+
+    def _row(self, binding: Binding) -> tuple[str, Any, str]:
+        """Return kombu's row of a binding of a queue."""
+        return self._hooks._row(
+            binding.destination, binding.source, binding.routing_key, binding.arguments
+        )
+
+    def declare_queue(
         self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        queue: str,
+        *,
+        passive: bool,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> queue_declare_ok_t:
-        """Make a queue.  May switch.
-
-        Arguments:
-            queue: its name; empty makes one up.
-            passive: only check that it exists.
+        """Make a queue.
 
         Returns:
             its name, how many messages wait, and 0.
@@ -55,7 +68,7 @@ class QueueMethods(EntityMethods, PolledConsuming):
         Raises:
             NotFound: passive, and it does not exist.
         """
-        queue = plain_text(queue)
+        hooks = self._hooks
         name = queue or generated_name("amq.gen-")
         options = {
             "durable": durable,
@@ -64,58 +77,45 @@ class QueueMethods(EntityMethods, PolledConsuming):
             "arguments": arguments,
         }
         if not passive:
-            self.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
-            self._new_queue(name, **options)
-        elif not self._has_queue(name, **options):
-            raise no_queue(name, self.virtual_host, Method.QUEUE_DECLARE)
-        self._last_queue = name
-        self.connection.declared.add(name)
-        return queue_declare_ok_t(name, self._size(name), 0)
+            hooks.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
+            hooks._new_queue(name, **options)
+        elif not hooks._has_queue(name, **options):
+            raise no_queue(name, hooks.virtual_host, Method.QUEUE_DECLARE)
+        self.last_queue = name
+        hooks.connection.declared.add(name)
+        return queue_declare_ok_t(name, hooks._size(name), 0)
 
-    @closes_channel
-    def queue_delete(
-        self,
-        queue: str = "",
-        if_unused: bool = False,
-        if_empty: bool = False,
-        nowait: bool = False,
-    ) -> int:
-        """Delete a queue and its bindings; return how many messages it had.  May switch.
+    def delete_queue(self, queue: str, if_unused: bool, if_empty: bool) -> int:
+        """Delete a queue and its bindings; return how many messages it had.
 
         Raises:
             PreconditionFailed: *if_unused*, and this connection consumes from it; *if_empty*, and
                 it is not.
         """
-        queue = plain_text(queue)
-        size = self._size(queue)
+        hooks = self._hooks
+        size = hooks._size(queue)
         consumers = [
             (channel, each)
-            for channel in self.connection.channels.values()
+            for channel in hooks.connection.channels.values()
             for each in channel.consumers.values()
             if each.queue == queue
         ]
         if if_unused and consumers:
-            raise in_use("queue", queue, self.virtual_host, Method.QUEUE_DELETE)
+            raise in_use("queue", queue, hooks.virtual_host, Method.QUEUE_DELETE)
         if if_empty and size:
-            raise not_empty(queue, self.virtual_host, Method.QUEUE_DELETE)
+            raise not_empty(queue, hooks.virtual_host, Method.QUEUE_DELETE)
         rows: list[tuple[Any, ...]] = [
-            (each.exchange, *self._row(queue, each.exchange, each.routing_key, each.arguments))
+            (each.exchange, *hooks._row(queue, each.exchange, each.routing_key, each.arguments))
             for each in self.state.queue_bindings(queue)
         ]
         for channel, consumer in consumers:
             channel.cancelled_by_broker(consumer)
         self.state.queue_bindings_delete(queue)
-        self.connection.declared.discard(queue)
+        hooks.connection.declared.discard(queue)
         for row in rows or [()]:
-            self._delete(queue, *row)
+            hooks._delete(queue, *row)
         return size
 
-    @closes_channel
-    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
-        """Drop the messages of a queue and return how many there were.  May switch."""
-        queue = plain_text(queue)
-        return self._purge(self._check_queue(queue, Method.QUEUE_PURGE)) or 0
-
-    def after_reply_message_received(self, queue: str) -> None:
-        """A reply queue has done its work: delete it.  May switch."""
-        self.queue_delete(queue)
+    def purge_queue(self, queue: str) -> int:
+        """Drop the messages of a queue and return how many there were."""
+        return self._hooks._purge(self.queue_name(queue)) or 0

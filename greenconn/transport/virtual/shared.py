@@ -1,4 +1,4 @@
-"""The channel methods for exchanges and queues that a broker keeps for several processes.
+"""Exchanges and queues that a broker keeps for several processes.
 
 What is known of them belongs to the link: its directory knows the queues, its routing the exchanges and
 their bindings.  Both ask the broker where that is due.
@@ -11,19 +11,18 @@ from typing import Any, Protocol
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.encoding import plain_text
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.directory import Directory
-from greenconn.transport.virtual.entities import PREDECLARED, EntityMethods
-from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.entities import PREDECLARED, Entities
+from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-__all__ = ["Routing", "SharedEntityMethods", "SharingLink"]
+__all__ = ["Routing", "SharedEntities", "SharingLink"]
 
 
 class Routing(Protocol):
@@ -73,76 +72,75 @@ class SharingLink(VirtualLink):
     feeds: Mapping[str, _Feed]
 
 
-class SharedEntityMethods(EntityMethods):
-    """Exchanges, queues and bindings over a :class:`SharingLink`."""
+class SharedEntities(Entities):
+    """Exchanges, queues and bindings over a :class:`SharingLink`.  All of it may switch.
 
-    connection: SharingLink
+    Arguments:
+        channel: of such a link.
+    """
 
-    _last_queue = ""
+    def __init__(self, channel: ChannelLife) -> None:
+        super().__init__(channel)
+        assert isinstance(channel.connection, SharingLink)
+        self._link = channel.connection
 
     @property
     def state(self) -> BrokerState:
         """The exchanges and bindings as this process knows them."""
-        return self.connection.state
+        return self._link.state
 
-    def _queue_name(self, name: str) -> str:
-        """Return the queue that *name* means; '' is the one this channel declared last."""
-        return name or self._last_queue
+    def check_queue(self, queue: str, method: Method) -> str:
+        """Return the name of the queue that *queue* means.
 
-    def _check_queue(self, queue: str, method: Method) -> str:
-        name = self._queue_name(queue)
-        self.connection.directory.check(name, method)
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        name = self.queue_name(queue)
+        self._link.directory.check(name, method)
         return name
 
     # -- exchanges
 
     def _exchange(self, name: str, method: Method) -> Exchange:
-        known = self.connection.routing.learn(name)
+        known = self._link.routing.learn(name)
         if known is None:
-            raise no_exchange(name, self.virtual_host, method)
+            raise no_exchange(name, self._channel.virtual_host, method)
         return known
 
-    @closes_channel
-    def exchange_declare(
+    def declare_exchange(
         self,
-        exchange: str = "",
-        type: str = "direct",
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        exchange: str,
+        type: str,
+        *,
+        passive: bool,
+        durable: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> None:
-        """Make an exchange, or check that the existing one is the same.  May switch.
-
-        Raises:
-            NotFound: passive, and it does not exist.
-            PreconditionFailed: it differs from the existing one, or there is no such type.
-            AccessRefused: the name is reserved.
-        """
-        exchange, type = plain_text(exchange), plain_text(type)
-        link = self.connection
+        """Make an exchange, or check that the existing one is the same."""
+        link = self._link
         name = exchange or f"amq.{type or 'direct'}"
         link.directory.settle()  # it may be about to go with the last queue that is bound to it
         link.routing.learn(name)
-        super().exchange_declare(exchange, type, passive, durable, auto_delete, nowait, arguments)
+        super().declare_exchange(
+            exchange,
+            type,
+            passive=passive,
+            durable=durable,
+            auto_delete=auto_delete,
+            arguments=arguments,
+        )
         if not passive:
             # Each time: the broker may have lost what it knew.
             link.routing.note(self.state.exchanges[name])
 
-    @closes_channel
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange and its bindings; one that is not there is no error.  May switch.
-
-        Raises:
-            PreconditionFailed: *if_unused*, and something is bound to it.
-            AccessRefused: it is one of the ready-made exchanges.
-        """
-        exchange = plain_text(exchange)
-        routing = self.connection.routing
+    def delete_exchange(self, exchange: str, if_unused: bool) -> None:
+        """Delete an exchange and its bindings; one that is not there is no error."""
+        routing = self._link.routing
         if if_unused and exchange not in PREDECLARED and routing.is_used(exchange):
-            raise in_use("exchange", exchange, self.virtual_host, Method.EXCHANGE_DELETE)
-        super().exchange_delete(exchange, if_unused, nowait)
+            vhost = self._channel.virtual_host
+            raise in_use("exchange", exchange, vhost, Method.EXCHANGE_DELETE)
+        super().delete_exchange(exchange, if_unused)
         routing.drop(exchange)
 
     def _bind(self, binding: Binding, method: Method) -> None:
@@ -150,47 +148,31 @@ class SharedEntityMethods(EntityMethods):
         if binding.to_exchange:
             self._exchange(binding.destination, method)
         # Each time, as above; the broker has it once.
-        self.connection.routing.bind(binding)
+        self._link.routing.bind(binding)
+
+    def _unbind(self, binding: Binding) -> None:
+        self._link.routing.unbind(binding)
 
     # -- queues
 
-    @closes_channel
-    def queue_declare(
+    def declare_queue(
         self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        nowait: bool = False,
-        arguments: Mapping[str, Any] | None = None,
+        queue: str,
+        *,
+        passive: bool,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any] | None,
     ) -> queue_declare_ok_t:
-        """Make a queue, or check that the existing one is the same.  May switch.
-
-        Arguments:
-            queue: its name; empty makes one up.
-            passive: only check that it exists.
-            exclusive: for this connection only, and deleted with it.
-            auto_delete: deleted when its last consumer leaves.
-            arguments: ``x-message-ttl`` and the like; the page of the transport lists those that
-                count there.
-
-        Returns:
-            its name, how many messages wait, how many consumers it has.
-
-        Raises:
-            NotFound: passive, and it does not exist.
-            PreconditionFailed: it differs from the existing one, or an argument cannot be.
-            ResourceLocked: it is exclusive to another connection.
-        """
-        queue = plain_text(queue)
-        link = self.connection
+        """Make a queue, or check that the existing one is the same."""
+        link = self._link
         name = queue or generated_name("amq.gen-")
         link.directory.settle()
         if passive:
             link.directory.declare_passively(name)
         else:
-            self.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
+            self._channel.warn_of_unsupported(ArgumentOf.QUEUE, name, arguments)
             link.directory.declare(
                 name,
                 Declaration(
@@ -200,35 +182,20 @@ class SharedEntityMethods(EntityMethods):
                     arguments=dict(arguments or {}),
                 ),
             )
-        self._last_queue = name
+        self.last_queue = name
         return queue_declare_ok_t(name, *link.directory.counts(name))
 
-    @closes_channel
-    def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
-        """Drop the messages that wait in a queue and return how many there were.  May switch."""
-        queue = plain_text(queue)
-        directory = self.connection.directory
+    def purge_queue(self, queue: str) -> int:
+        """Drop the messages that wait in a queue and return how many there were."""
+        directory = self._link.directory
         directory.settle()
-        return directory.purge(self._check_queue(queue, Method.QUEUE_PURGE))
+        return directory.purge(self.check_queue(queue, Method.QUEUE_PURGE))
 
-    @closes_channel
-    def queue_delete(
-        self,
-        queue: str = "",
-        if_unused: bool = False,
-        if_empty: bool = False,
-        nowait: bool = False,
-    ) -> int:
-        """Delete a queue and its bindings; return how many messages it had.  May switch.
-
-        Raises:
-            PreconditionFailed: *if_unused*, and somebody consumes from it; *if_empty*, and it is not.
-            ResourceLocked: it is exclusive to another connection.
-        """
-        queue = plain_text(queue)
-        link = self.connection
+    def delete_queue(self, queue: str, if_unused: bool, if_empty: bool) -> int:
+        """Delete a queue and its bindings; return how many messages it had."""
+        link = self._link
         method = Method.QUEUE_DELETE
-        name = self._queue_name(queue)
+        name = self.queue_name(queue)
         link.directory.settle()
         if link.directory.find(name) is None:
             link.routing.unbind_queue(name)
@@ -237,13 +204,10 @@ class SharedEntityMethods(EntityMethods):
         if if_unused or if_empty:
             messages, consumed = link.directory.counts(name)
             if if_unused and consumed:
-                raise in_use("queue", name, self.virtual_host, method)
+                raise in_use("queue", name, self._channel.virtual_host, method)
             if if_empty and messages:
-                raise not_empty(name, self.virtual_host, method)
+                raise not_empty(name, self._channel.virtual_host, method)
         feed = link.feeds.get(name)
         for consumer in list(feed.consumers) if feed is not None else []:
             consumer.channel.cancelled_by_broker(consumer)
         return link.directory.drop(name)
-
-    def after_reply_message_received(self, queue: str) -> None:
-        """Nothing to do: a reply queue lives until its owner deletes it."""

@@ -12,13 +12,13 @@ from typing import Any
 from amqp.protocol import queue_declare_ok_t
 
 from greenconn.transport.virtual.envelope import Message
+from greenconn.transport.virtual.polled import PolledConsuming
 from greenconn.transport.virtual.publishing import Decided, PublishingMethods
-from greenconn.transport.virtual.queues import QueueMethods
 
 __all__ = ["KombuOrder"]
 
 
-class KombuOrder(QueueMethods, PublishingMethods):
+class KombuOrder(PolledConsuming, PublishingMethods):
     """Declaring, binding, publishing and consuming, called as kombu calls them."""
 
     def exchange_declare(  # type: ignore[override]  # kombu's order
