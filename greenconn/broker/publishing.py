@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from binascii import b2a_base64
 from collections import deque
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
@@ -118,25 +118,12 @@ class StorePublisher:
         link: stores the messages.
     """
 
+    #: Makes a message to publish.
+    prepare = staticmethod(prepared)
+
     def __init__(self, channel: ChannelLife, link: StoreLink) -> None:
         self._channel = channel
         self._link = link
-
-    def prepare(
-        self,
-        body: Any,
-        priority: int | None,
-        content_type: str | None,
-        content_encoding: str | None,
-        headers: Mapping[str, Any] | None,
-        properties: MutableMapping[str, Any] | None,
-    ) -> Envelope:
-        """Return a message to publish: a snapshot of what may be changed later.  Never switches.
-
-        Raises:
-            TypeError: the body is neither text nor bytes.
-        """
-        return prepared(body, priority or 0, content_type, content_encoding, headers, properties)
 
     def publish(
         self,

@@ -129,7 +129,7 @@ class StoreSubscriptions:
         return StoreDelivery(channel, link.tag(number), number, claimed)
 
     def _first_alive(self, found: Sequence[Claimed]) -> Claimed | None:
-        """Return the first message that is to be delivered, and give back or bury the rest."""
+        """Return the first message that is to be delivered, and give back or give up the rest."""
         link = self._link
         first = None
         for each in found:

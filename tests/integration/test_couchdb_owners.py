@@ -19,7 +19,7 @@ from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until
 from tests.tiny_client import TinyClient
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_putting import publish
+from tests.unit.broker.test_publishing import publish
 
 PLAIN = Declaration()
 #: Options of a link that falls silent.

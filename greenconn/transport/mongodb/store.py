@@ -90,7 +90,7 @@ class MongoStore(Store):
         self._broadcast: Broadcast
         self._waking: Waking
         self._is_ending = False
-        #: Expired messages that are to be buried.
+        #: Expired messages that are to be dead letters.
         self._dead: list[Claimed] = []
         self._dead_since = 0.0
         #: Queue -> when it was found not to be bound to a fan-out exchange.
@@ -161,7 +161,7 @@ class MongoStore(Store):
                 ending.join()
 
     def _abandon_dead(self) -> None:
-        """Nobody will bury these now: others shall."""
+        """Give these back: nobody will make dead letters of them now, and others may."""
         self._abandoned.update(each.handle.claim for each in self._dead)
         self._dead.clear()
 
@@ -318,7 +318,7 @@ class MongoStore(Store):
         if is_claiming:
             dead = self._claims.take_dead()
             if dead:
-                # They are buried with the next claim.
+                # They become dead letters with the next claim.
                 self._dead += dead
                 self._dead_since = monotonic()
                 self.wake(None)

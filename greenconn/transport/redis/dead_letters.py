@@ -2,7 +2,7 @@
 
 A queue's ``x-dead-letter-exchange`` and ``x-dead-letter-routing-key`` say where they go, else the
 transport option ``dead_letter_queue``; without either they are dropped.  Headers are RabbitMQ's
-(``x-death``...).  The move is the script's: a message that is not held any more is not buried.
+(``x-death``...).  The move is the script's: what is not held any more is not moved.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ publishes be unanswered, and raises what became of them later.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from gevent import get_hub
@@ -60,6 +60,9 @@ class RedisPublisher:
         link: sends the commands.
     """
 
+    #: Makes a message to publish.
+    prepare = Outgoing
+
     def __init__(self, channel: ChannelLife, link: RedisLink) -> None:
         self._channel = channel
         self._link = link
@@ -71,18 +74,6 @@ class RedisPublisher:
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
         size = link.options.publish_window
         self._window = Window(size, link.transport.unasked) if size else None
-
-    def prepare(
-        self,
-        body: Any,
-        priority: int | None,
-        content_type: str | None,
-        content_encoding: str | None,
-        headers: Mapping[str, Any] | None,
-        properties: MutableMapping[str, Any] | None,
-    ) -> Outgoing:
-        """Return a message to publish: a snapshot of what may be changed later.  Never switches."""
-        return Outgoing(body, priority, content_type, content_encoding, headers, properties)
 
     def publish(
         self,

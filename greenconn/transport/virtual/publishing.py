@@ -239,7 +239,7 @@ def warn_of_message(
 
 def prepared(
     body: Any,
-    priority: int,
+    priority: int | None,
     content_type: str | None,
     content_encoding: str | None,
     headers: Mapping[str, Any] | None,
@@ -251,7 +251,7 @@ def prepared(
         TypeError: the body is neither text nor bytes.
     """
     own: dict[str, Any] = copied(properties) if properties else {}
-    own.setdefault("priority", priority)
+    own.setdefault("priority", priority or 0)
     if isinstance(body, (bytearray, memoryview)):
         body = bytes(body)
     elif isinstance(body, str):

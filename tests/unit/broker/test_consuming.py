@@ -15,7 +15,7 @@ from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeStore, World
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_putting import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, publish
 
 
 def consume(channel: StoreChannel[StoreLink], sink: Sink, queue: str = "q", **options: Any) -> str:

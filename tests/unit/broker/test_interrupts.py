@@ -15,7 +15,7 @@ from tests.fix_interrupts import interruptions
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeStore, World
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_putting import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, publish
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from greenconn.exceptions import ChannelError
 from greenconn.transport.virtual.declaration import Declaration
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import World
-from tests.unit.broker.test_putting import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, publish
 
 
 def test_a_grave_that_cannot_be_looked_at(connect: Opener, world: World) -> None:

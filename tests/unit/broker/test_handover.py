@@ -16,7 +16,7 @@ from tests.forked import holds_in_child
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeStore, World
 from tests.unit.broker.sink import SOON, Sink
-from tests.unit.broker.test_putting import channel_to, publish
+from tests.unit.broker.test_publishing import channel_to, publish
 
 #: The leases of a :class:`World` never end by themselves.
 Heir = Callable[[StoreLink], StoreLink]
