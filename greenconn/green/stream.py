@@ -5,7 +5,8 @@ from __future__ import annotations
 import _socket
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -17,10 +18,11 @@ from greenlet import getcurrent
 from greenconn.green import exit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 
-__all__ = ["EndOfFile", "Room", "Stream", "Tls"]
+__all__ = ["STREAM_MOVES", "EndOfFile", "Room", "Stream", "StreamState", "Tls"]
 
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
@@ -37,6 +39,28 @@ _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
 class EndOfFile(ConnectionResetError):
     """The peer closed the connection in good order."""
+
+
+class StreamState(Enum):
+    """The stages of a stream's life."""
+
+    #: Nothing is received: the reader has not begun, or the peer has to wait.
+    PAUSED = "paused"
+    #: What comes is received.
+    READING = "reading"
+    #: Closed by us, or lost.
+    CLOSED = "closed"
+
+
+STREAM_MOVES: Final[Mapping[StreamState, frozenset[StreamState]]] = {
+    StreamState.PAUSED: frozenset({StreamState.READING, StreamState.CLOSED}),
+    StreamState.READING: frozenset({StreamState.PAUSED, StreamState.CLOSED}),
+    StreamState.CLOSED: frozenset(),
+}
+#: Asked for at each receive, and members of an Enum are not looked up for nothing.
+_PAUSED: Final[StreamState] = StreamState.PAUSED
+_READING: Final[StreamState] = StreamState.READING
+_CLOSED: Final[StreamState] = StreamState.CLOSED
 
 
 class Tls(Protocol):
@@ -106,8 +130,7 @@ class Stream:
         self._tls = tls
         self._room = room if tls is None else None
         self._shaken: Slot[None] | None = None
-        self._closed = False
-        self._reading = False
+        self._state = _PAUSED
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
         self.writer = Writer(sock, self._end)
@@ -117,17 +140,17 @@ class Stream:
         fork.register(self)
 
     def __repr__(self) -> str:
-        return f"<Stream {self.name}: {'closed' if self._closed else 'open'}>"
+        return f"<Stream {self.name}: {self._state.value}>"
 
     @property
     def is_open(self) -> bool:
         """Whether bytes may still come and go."""
-        return not self._closed
+        return self._state is not _CLOSED
 
     @property
     def is_paused(self) -> bool:
         """Whether reading was paused."""
-        return not self._closed and not self._reading
+        return self._state is _PAUSED
 
     def peer_address(self) -> tuple[Any, Any]:
         """Local and remote address, for messages and for those who look at sockets."""
@@ -148,14 +171,14 @@ class Stream:
 
     def pause(self) -> None:
         """Stop receiving, so that the peer has to wait.  Never switches."""
-        if self._reading:
-            self._reading = False
+        if self._state is _READING:
+            self._move(_PAUSED)
             self._watcher.stop()
 
     def resume(self) -> None:
         """Receive again.  Never switches."""
-        if not self._reading and not self._closed:
-            self._reading = True
+        if self._state is _PAUSED:
+            self._move(_READING)
             self._watcher.start(self._reader.switch)
 
     def lift_user_timeout(self) -> None:
@@ -165,7 +188,7 @@ class Stream:
         the peer answers its probes.  Heartbeats and keep-alive go on watching.  Never switches.
         """
         option = getattr(_socket, "TCP_USER_TIMEOUT", None)
-        if option is not None and not self._closed:
+        if option is not None and self._state is not _CLOSED:
             try:
                 self._sock.setsockopt(_socket.IPPROTO_TCP, option, 0)
             except OSError:
@@ -176,7 +199,7 @@ class Stream:
 
         Again, or after the stream was lost: does nothing.
         """
-        if self._closed:
+        if self._state is _CLOSED:
             return
         self._on_lost = _is_known  # a send that fails now is no news
         self.writer.flush()
@@ -189,18 +212,20 @@ class Stream:
 
     def forget(self) -> None:
         """After a fork, in the child: drop the descriptor without a word to the peer."""
-        if not self._closed:
-            self._closed = True
+        if self._state is not _CLOSED:
+            self._move(_CLOSED)
             self.writer.forget()
             self._watcher.stop()
             self._watcher.close()
             self._sock.close()
 
+    def _move(self, state: StreamState) -> None:
+        self._state = moved(self._state, state, STREAM_MOVES, "a stream")
+
     def _tear_down(self) -> None:
-        if self._closed:
+        if self._state is _CLOSED:
             return
-        self._closed = True
-        self._reading = False
+        self._move(_CLOSED)
         # Watchers go before their descriptor: libev aborts the process on a closed one.
         self.writer.close()
         self._watcher.stop()
@@ -216,7 +241,7 @@ class Stream:
 
     def _end(self, exc: BaseException) -> None:
         """End by a fault.  Never switches."""
-        if self._closed:
+        if self._state is _CLOSED:
             return
         if self._shaken is not None:
             self._shaken.fail(exc)
@@ -239,11 +264,11 @@ class Stream:
         filled = 0  # pieces that filled their room, one after the other
         self.resume()
         try:
-            while not self._closed:
-                if not filled % AT_ONCE or not self._reading:
+            while self._state is not _CLOSED:
+                if not filled % AT_ONCE or self._state is not _READING:
                     switch_to_hub()  # until the watcher finds the socket readable, or it is closed
-                    if self._closed:
-                        break  # type: ignore[unreachable]  # the switch may have changed it
+                    if self._state is _CLOSED:
+                        break
                 room = None if where is None else where.room()
                 try:
                     count = receive_into(buffer) if room is None else receive_piece(room)[0]
@@ -285,7 +310,7 @@ class Stream:
         finally:
             # The handshake's next step, an alert, or what a renegotiation asked for.
             output = tls.take_output()
-            if output and not self._closed:
+            if output and self._state is not _CLOSED:
                 self.writer.write_sealed(output)
         if self._shaken is not None and tls.handshake_done:
             self.writer.seal = tls.encrypt

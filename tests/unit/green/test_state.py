@@ -11,12 +11,13 @@ import pytest
 from greenconn.connection import LOAN_MOVES
 from greenconn.green.pool import POOL_MOVES
 from greenconn.green.state import moved
+from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
 
 Table = Mapping[Any, frozenset[Any]]
-TABLES = [SESSION_MOVES, ATTEMPT_MOVES, LOAN_MOVES, POOL_MOVES]
-IDS = ["session", "attempt", "loan", "pool"]
+TABLES = [SESSION_MOVES, ATTEMPT_MOVES, LOAN_MOVES, POOL_MOVES, STREAM_MOVES]
+IDS = ["session", "attempt", "loan", "pool", "stream"]
 
 
 @pytest.mark.parametrize("moves", TABLES, ids=IDS)
