@@ -455,7 +455,9 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
         until(lambda times=times: len(caplog.records) == times)  # type: ignore[misc]
         gevent.sleep(0.12)
         assert [record.levelname for record in caplog.records] == ["WARNING"] * times
-        assert "none free within 0.0 s (1 of 1 in use, 3 waiting); held by 'main'" in caplog.text
+        # The clock runs since the first began to wait; on a busy machine the others may be behind it.
+        text = r"none free within 0\.0 s \(1 of 1 in use, [123] waiting\); held by 'main'"
+        assert re.search(text, caplog.text)
         for waiter in waiters:
             pool.release(thing)
             thing = waiter.get(timeout=30)
