@@ -215,7 +215,7 @@ class Run:
 
     def _divide(self, kind: str, is_core_only: bool) -> list[Part]:
         """Write down which of the *kind*'s processes runs which files."""
-        chosen, costs = chosen_files(self._rest), known_costs(kind)
+        chosen, costs = chosen_files(self._rest), known_costs(kind, self._options.full)
         files = [file for file in chosen if is_core(file)] if is_core_only else chosen
         worth = 1 + int(seconds_of(files, costs) / WORTH)
         count = min(self._options.processes, worth, len(files))
@@ -399,7 +399,7 @@ class Run:
         for side in sides:
             outcome = side.outcome()
             costs[side.part.kind].update(outcome.took if outcome is not None else {})
-        note_costs(costs)
+        note_costs(costs, self._options.full)
 
 
 def other_of(name: str) -> str:

@@ -51,6 +51,8 @@ CORE = (
         )
     ),
 )
+#: What follows the kind of process where the costs are those of a run that was not full.
+SHORT = ", short"
 #: Seconds for a file that is not noted: new, or too quick to be.
 UNKNOWN = 1.0
 #: The least that is noted.
@@ -79,18 +81,23 @@ def is_core(file: str) -> bool:
     return any(fnmatch(file, pattern) for pattern in CORE)
 
 
-def known_costs(kind: str) -> Costs:
-    """What the files take in a *kind* of process."""
+def known_costs(kind: str, is_full: bool) -> Costs:
+    """Return what the files take in a *kind* of process, in full or without what is left to that."""
     costs: dict[str, Costs] = json.loads(COSTS.read_text())
-    return costs.get(kind, {})
+    return costs.get(kind, {}) | ({} if is_full else costs.get(f"{kind}{SHORT}", {}))
 
 
-def note_costs(costs: Mapping[str, Costs]) -> None:
+def note_costs(costs: Mapping[str, Costs], is_full: bool) -> None:
     """Note what all files took in each kind of process."""
-    noted = {
-        kind: {file: round(took, 1) for file, took in sorted(files.items()) if took >= LEAST}
-        for kind, files in costs.items()
-    }
+    noted: dict[str, Costs] = json.loads(COSTS.read_text())
+    for kind, files in costs.items():
+        # Of a run that was not full: also what took less than in one that was.
+        in_full = {} if is_full else noted.get(kind, {})
+        noted[kind if is_full else f"{kind}{SHORT}"] = {
+            file: round(took, 1)
+            for file, took in sorted(files.items())
+            if took >= LEAST or file in in_full
+        }
     COSTS.write_text(json.dumps(noted, indent=1) + "\n")
 
 

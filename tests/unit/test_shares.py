@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import shares
 from tests.shares import (
     CORE,
     NOBODY,
@@ -23,15 +24,29 @@ from tests.shares import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_each_file_has_one_share_and_all_take_about_as_long() -> None:
+@pytest.mark.parametrize("is_full", [True, False])
+def test_each_file_has_one_share_and_all_take_about_as_long(is_full: bool) -> None:
     files = chosen_files([])
     for kind in ("plain", "patched"):
-        costs = known_costs(kind)
+        costs = known_costs(kind, is_full)
         numbers = divide(files, costs, 3)
         assert sorted(numbers) == files
-        shares = [[file for file in files if numbers[file] == each] for each in range(3)]
-        lengths = [seconds_of(share, costs) for share in shares]
+        divided = [[file for file in files if numbers[file] == each] for each in range(3)]
+        lengths = [seconds_of(share, costs) for share in divided]
         assert max(lengths) - min(lengths) <= max(costs[file] for file in costs)
+
+
+def test_what_was_noted_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "costs.json"
+    table.write_text('{"plain": {"gone": 9.0}, "patched": {"kept": 3.0}}')
+    monkeypatch.setattr(shares, "COSTS", table)
+    shares.note_costs({"plain": {"a": 10.04, "b": 5.0, "quick": 0.5}}, is_full=True)
+    assert known_costs("plain", is_full=True) == {"a": 10.0, "b": 5.0}
+    assert known_costs("patched", is_full=True) == {"kept": 3.0}
+    shares.note_costs({"plain": {"a": 0.5, "c": 2.0, "quick": 0.5}}, is_full=False)
+    assert known_costs("plain", is_full=True) == {"a": 10.0, "b": 5.0}
+    assert known_costs("plain", is_full=False) == {"a": 0.5, "b": 5.0, "c": 2.0}
+    assert known_costs("patched", is_full=False) == {"kept": 3.0}
 
 
 def test_each_pattern_of_the_core_names_files() -> None:
