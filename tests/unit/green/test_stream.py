@@ -94,6 +94,18 @@ def test_a_piece_that_fills_all_room_may_be_the_last_for_now(
     owner.stream.close()
 
 
+def test_the_time_of_the_last_byte_is_known(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stream, "monotonic", lambda: now[0])
+    owner = Owner(wire)
+    assert owner.stream.received_at == 100.0
+    now[0] = 105.0
+    owner.wire.send(b"x")
+    until(lambda: owner.received == b"x")
+    assert owner.stream.received_at == 105.0
+    owner.stream.close()
+
+
 def test_one_byte_at_a_time(owner: Owner) -> None:
     for byte in b"slowly, but it comes":
         owner.wire.send(bytes((byte,)))

@@ -11,6 +11,7 @@ from gevent.event import Event
 from greenconn.green import supervisor
 from greenconn.green.supervisor import end, sheltered, spawn
 from tests.fix_leaks import HubErrors
+from tests.forked import holds_in_child
 
 
 def test_a_greenlet_has_a_name_and_its_function_gets_the_arguments() -> None:
@@ -138,3 +139,15 @@ def test_child_of_a_fork_ends_them_at_once() -> None:
     greenlet.join(30)
     assert greenlet.dead
     assert not call.has_returned
+
+
+def test_a_child_of_a_fork_waits_for_nobody_of_the_parent() -> None:
+    go_on = Event()
+    inside = spawn("inside", sheltered, go_on.wait)
+    gevent.sleep(0)
+    assert inside in supervisor._shelter.inside
+    assert holds_in_child(lambda: not supervisor._shelter.inside)
+    assert inside in supervisor._shelter.inside
+    go_on.set()
+    inside.join(30)
+    assert not supervisor._shelter.inside

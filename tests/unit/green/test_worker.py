@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -156,6 +157,12 @@ def test_its_time_is_not_the_callers(work: Work) -> None:
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
             work.worker.call(os.getpid)
     assert work.worker.call(os.getpid) == os.getpid()
+
+
+def test_a_pause_takes_its_time() -> None:
+    began = monotonic()
+    Worker.pause(0.02)
+    assert monotonic() - began >= 0.02
 
 
 def test_what_a_killed_caller_left_is_told(work: Work) -> None:
