@@ -77,7 +77,7 @@ class Message(Protocol):
 
 
 class Sink(Protocol):
-    """Where the deliveries of one consumer go instead of the connection's events.
+    """The receiver of one consumer's deliveries, which do not become events of the connection then.
 
     ``deliver`` and ``cancelled`` are called by the connection's reader: they append, wake and return;
     they never switch greenlets and never raise.
@@ -105,7 +105,7 @@ class Sink(Protocol):
 
 
 class Recoverable(Protocol):
-    """What a session restores after a reconnect: consumers, mostly."""
+    """A member of a session, restored after each reconnect: mostly a consumer."""
 
     def recover(self, deadline: DeadlineLike) -> None:
         """Make this object whole on the connection's new life.  May switch."""
@@ -330,7 +330,7 @@ class TransportState(Protocol):
 
 
 class SessionServices(Protocol):
-    """What a session keeps for others (``session.services``), as far as transports need it."""
+    """The services that a session keeps (``session.services``), as far as transports need them."""
 
     @property
     def transport_state(self) -> TransportState: ...
@@ -359,7 +359,7 @@ class Session(Protocol):
 
 @runtime_checkable
 class Connection(Protocol):
-    """What transports, producers and consumers ask of a ``Connection``."""
+    """A ``Connection``, as far as transports, producers and consumers need it."""
 
     hostname: str | None
     port: int | None
@@ -391,7 +391,7 @@ class Connection(Protocol):
 
 
 class PooledLike(Protocol):
-    """What a ``Producer`` asks of a connection that came from a pool."""
+    """A connection from a pool, as far as a ``Producer`` needs it."""
 
     def replace(self) -> None:
         """Give the broken resource back so that the pool opens another in its place."""
@@ -401,7 +401,7 @@ class PooledLike(Protocol):
 
 
 class Lender(Protocol):
-    """What a borrowed connection asks of the pool it came from (``resource.Resource``)."""
+    """A pool, as far as a connection that it lends needs it (``resource.Resource``)."""
 
     @property
     def limit(self) -> int | None: ...
@@ -416,7 +416,7 @@ class Lender(Protocol):
 
 
 class Borrowed(Protocol):
-    """What a pool lends: a facade over something that the pool keeps (``PooledConnection``).
+    """A facade, lent by a pool, over something that the pool keeps (``PooledConnection``).
 
     Its ``release()`` calls ``pool.release(self)``, its ``replace()`` ``pool.replace(self)``.  It
     shares the state of what is below and equals it.
@@ -439,7 +439,7 @@ class Borrowed(Protocol):
 
 
 class Lendable(Protocol):
-    """What a pool keeps and lends again and again: a connection."""
+    """A connection that a pool keeps and lends again and again."""
 
     @property
     def is_reusable(self) -> bool:

@@ -1,4 +1,4 @@
-"""What entities have in common: attributes by table, copies, and a channel that they follow.
+"""The base of entities: attributes by table, copies, and a channel that they follow.
 
 An entity is bound to a channel or to a connection.  Bound to a connection it uses the default
 channel, whichever that is when it is needed, and nothing is opened before.  Bound to a channel it

@@ -9,7 +9,7 @@ __all__ = ["CredentialProvider", "Token"]
 
 
 class CredentialProvider(Protocol):
-    """What ``Connection(credential_provider=...)`` takes (the same as redis-py's)."""
+    """The argument of ``Connection(credential_provider=...)`` (the same as redis-py's)."""
 
     def get_credentials(self) -> tuple[str | None, str | None]:
         """User name and password, the latter a :class:`Token` if it ends.  May switch.

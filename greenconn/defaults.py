@@ -50,7 +50,7 @@ DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 
 
 class _Choice:
-    """What the program chose by ``configure``; replaced as a whole."""
+    """The program's choice by ``configure``; replaced as a whole."""
 
     __slots__ = ("_url", "declare_by_name", "options")
 
@@ -189,7 +189,7 @@ def default_connection(kind: Kind) -> Connection:
     after :func:`configure`.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: it is 'consume' or 'publish'")
+        raise ValueError(f"kind must be 'consume' or 'publish', got {kind!r}")
     return _kept.get().connection(kind)
 
 
@@ -281,7 +281,7 @@ def _beside(connection: Connection) -> Connection:
 
 def _checked(url: object) -> str:
     if not isinstance(url, str):
-        raise TypeError(f"connection={url!r}: it is a Connection, a URL or None")
+        raise TypeError(f"connection must be a Connection, a URL or None, got {url!r}")
     return url
 
 

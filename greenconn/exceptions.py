@@ -137,7 +137,7 @@ GreenconnError = KombuError
 
 
 class OperationalError(KombuError):
-    """What the network, the broker or a limit did: trying later may help."""
+    """An error of the network, the broker or a limit: trying later may help."""
 
 
 class SerializationError(KombuError):

@@ -76,7 +76,7 @@ class ConsumerHealth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Health:
-    """What :func:`check` found."""
+    """The result of :func:`check`."""
 
     connections: tuple[ConnectionHealth, ...]
     consumers: tuple[ConsumerHealth, ...]

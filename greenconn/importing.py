@@ -10,7 +10,7 @@ __all__ = ["MissingExtra", "needed", "symbol_by_name"]
 
 
 class MissingExtra(ImportError):
-    """What a part of this package stands on is not installed."""
+    """A library that a part of this package needs is not installed."""
 
 
 def needed(module: str, package: str, extra: str) -> Any:

@@ -301,7 +301,7 @@ class Message:
 
     @property
     def delivery_count(self) -> int:
-        """How often it was delivered before; 0 at the first time.
+        """Number of deliveries before this one; 0 at the first.
 
         Quorum queues count (``x-delivery-count``; a queue's ``x-delivery-limit`` is about it).  Others
         only tell that it was delivered before: that is 1 here, however often it was.

@@ -229,17 +229,17 @@ class ConsumerMixin:
 
     @cached_property
     def restart_limit(self) -> TokenBucket:
-        """How often a round may begin: once a second."""
+        """Limit of the rounds: one may begin each second."""
         return TokenBucket(1)
 
     @cached_property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What the loss of the connection may raise."""
+        """Errors by which a connection is lost."""
         return tuple(self.connection.connection_errors)
 
     @cached_property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """What the loss of a channel may raise."""
+        """Errors by which a channel is lost."""
         return tuple(self.connection.channel_errors)
 
 

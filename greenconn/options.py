@@ -73,7 +73,7 @@ BROKER_HEARTBEAT: Final = _BrokerHeartbeat()
 
 
 class ConnectOptions(Record):
-    """How a connection is opened, and how often that is tried."""
+    """The opening of a connection, and its retries."""
 
     connect_timeout: float | None = 5.0
     """Seconds for one host: name, TCP, TLS, handshake and login together.  5 is kombu's; None
@@ -242,7 +242,7 @@ class MemoryOptions(Record):
 
 
 class Retry(Record):
-    """How often, and after which delays, something that failed is called again."""
+    """The number and the delays of the retries of something that failed."""
 
     tries: int = 3
     """Calls, the first included; at least 1."""

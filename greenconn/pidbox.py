@@ -463,7 +463,7 @@ class Mailbox:
 
     @property
     def oid(self) -> str:
-        """What tells this mailbox from any other: the routing key of its replies."""
+        """Identifier of this mailbox, and the routing key of its replies."""
         return oid_from(self)
 
     def get_reply_queue(self) -> Queue:

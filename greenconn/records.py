@@ -16,7 +16,7 @@ else:
     T = TypeVar("T")
 
     def dataclass_transform(**options: bool) -> Callable[[T], T]:
-        """What type checkers know; Python does since 3.11."""
+        """Stand-in for the decorator of Python 3.11, for type checkers."""
         return lambda cls: cls
 
 

@@ -99,7 +99,7 @@ def call(
     deadline = Deadline(timeout)
     accepted = ACCEPTED if accept is None else prepare_accept_content(accept)
     if not isinstance(queue, (str, Queue)):
-        raise TypeError(f"queue={queue!r}: it is the name of a queue, or a Queue")
+        raise TypeError(f"queue must be the name of a queue, or a Queue, got {queue!r}")
     for name in ("correlation_id", "reply_to"):
         if name in options:
             raise TypeError(f"call has no option {name!r}: it is how replies find their caller")

@@ -79,7 +79,7 @@ Decode = Callable[[Any], Any]
 
 
 class codec(NamedTuple):  # noqa: N801 - kombu's name
-    """How a serializer writes."""
+    """The encoder of a serializer."""
 
     content_type: str
     content_encoding: str

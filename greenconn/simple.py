@@ -35,7 +35,7 @@ __all__ = ["SimpleBuffer", "SimpleQueue"]
 
 
 def _nothing() -> None:
-    """What is left to do after ``drain_events``."""
+    """Do nothing: ``drain_events`` has handled the message."""
 
 
 class SimpleBase:

@@ -39,13 +39,13 @@ def check_offset(offset: Any) -> None:
         is_offset = isinstance(offset, datetime)
     if not is_offset:
         raise ValueError(
-            f"offset={offset!r}: it is 'first', 'last', 'next', a number from 0 up, a datetime, or "
-            f"an interval such as '7D', '1h' or '30s'"
+            f"offset must be 'first', 'last', 'next', a number from 0 up, a datetime, or an interval "
+            f"such as '7D', '1h' or '30s', got {offset!r}"
         )
 
 
 def offset_of(queue: Any) -> Offset | None:
-    """Where a consumer of *queue*, a ``Queue``, shall begin; None if it does not say it is a stream."""
+    """Return the offset at which a consumer of *queue* begins; None if that is no stream."""
     offset: Offset | None = (queue.consumer_arguments or {}).get(OFFSET)
     if offset is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
         return "next"  # the broker's own default
@@ -119,7 +119,7 @@ class StreamPosition:
         self._outstanding.clear()
 
     def restart(self) -> Offset:
-        """Where to begin now."""
+        """Return the offset at which to begin now."""
         self._trim()
         unhandled = [] if self._unhandled is None else [self._unhandled]
         if unhandled or self._outstanding:

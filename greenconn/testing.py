@@ -41,7 +41,7 @@ class ManualClock:
 
     @property
     def armed(self) -> int:
-        """How many timers run."""
+        """Number of timers that run."""
         return len(self._timers)
 
     def now(self) -> float:

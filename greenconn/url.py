@@ -260,7 +260,7 @@ def parse_ssl_cert_reqs(query_value: str) -> VerifyMode:
         return _CERT_REQS[query_value]
     except KeyError:
         raise ValueError(
-            f"ssl_cert_reqs={query_value!r} is not known: it is one of {', '.join(_CERT_REQS)}"
+            f"ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}, got {query_value!r}"
         ) from None
 
 

@@ -100,7 +100,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoked(arguments: list[str]) -> Any:
-    """What ``cli.main`` does, save that click prints and exits there."""
+    """Run the command as ``cli.main`` does, which would print and exit besides."""
     with cli.make_context("greenconn", arguments) as context:
         return cli.invoke(context)
 
@@ -135,7 +135,7 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
 
 
 def _one_line(exc: click.ClickException) -> str:
-    """What click would say in four lines."""
+    """Return in one line the error that click would print in four."""
     text = " ".join(exc.format_message().split()).rstrip(".")
     context = getattr(exc, "ctx", None)
     path = "greenconn" if context is None else context.command_path

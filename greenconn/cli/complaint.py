@@ -1,4 +1,4 @@
-"""What to tell a user whose command failed: what happened, and what to do about it."""
+"""Messages for a user whose command failed: the cause, and the remedy."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _picture(plan: Plan, snapshot: Snapshot) -> Table:
 
 
 def summary_table(plan: Plan, summary: Summary) -> Table:
-    """What came of it, as a table."""
+    """Return the summary as a table."""
     table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

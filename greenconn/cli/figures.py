@@ -1,4 +1,4 @@
-"""What this process uses, read from the system: sockets, threads, CPU time, memory."""
+"""Resources of this process, read from the system: sockets, threads, CPU time, memory."""
 
 from __future__ import annotations
 

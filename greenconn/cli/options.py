@@ -25,7 +25,7 @@ DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 
 
 class Decorator(Protocol):
-    """What click's options are."""
+    """A decorator, as click's options are."""
 
     def __call__(self, function: F, /) -> F: ...
 

@@ -1,4 +1,4 @@
-"""What the demo shall do, how far it is, and what came of it."""
+"""The work of the demo, its progress and its summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Plan", "Snapshot", "Summary"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How much work there is."""
+    """The amount of work."""
 
     url: str = "memory://"
     messages: int = 400_000
@@ -25,7 +25,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """How far the work is."""
+    """The progress of the work."""
 
     elapsed: float  #: seconds since the first publish; since the start while consumers start
     published: int
@@ -39,7 +39,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What came of it.  Nothing counts as lost that was still under way when the demo ended early."""
+    """The result of the work.  What was under way when the demo ended early counts not as lost."""
 
     elapsed: float
     published: int

@@ -34,12 +34,12 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
             connection.connect()
             waiting = connection.default_channel.queue_declare(queue, passive=True).message_count
             if not yes and not _is_sure(f"Throw {waiting} messages of {queue} away?"):
-                click.echo("nothing was thrown away", err=True)
+                click.echo("nothing was purged", err=True)
                 return 1
             gone = connection.default_channel.queue_purge(queue)
     finally:
         connection.close()
-    click.echo(f"{gone} messages of {queue} thrown away")
+    click.echo(f"{gone} messages of {queue} purged")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What ``greenconn consume`` does with messages: print, count, and know when it is enough."""
+"""The handler of ``greenconn consume``: it prints and counts messages, and ends after enough."""
 
 from __future__ import annotations
 

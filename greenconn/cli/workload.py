@@ -101,7 +101,7 @@ class Workload:
             self._clean_up()
 
     def snapshot(self) -> Snapshot:
-        """How far the work is now."""
+        """Return the progress of the work."""
         now = monotonic()
         self._marks.append((now, self.handled))
         then, handled = self._marks[0]
@@ -117,7 +117,7 @@ class Workload:
         )
 
     def summary(self) -> Summary:
-        """What came of it, after :meth:`run`."""
+        """Return the result of the work, after :meth:`run`."""
         elapsed, cpu, open_sockets, running = self._at_end or (0.0, 0.0, None, 1)
         latencies = list(self._latencies)
         missing = self.published - self.handled

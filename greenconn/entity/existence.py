@@ -136,7 +136,7 @@ def forget_existence(session: Session, target: Any) -> None:
 
 
 def existence_key(target: Any) -> Any:
-    """What stands for *target* in ``Life.declared_entities``; None for one that cannot be cached."""
+    """Return the key of *target* in ``Life.declared_entities``; None for one that cannot be cached."""
     if isinstance(target, str):
         return ("queue", target)
     return hash(target) if target.can_cache_declaration else None

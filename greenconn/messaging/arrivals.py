@@ -21,7 +21,7 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """What was delivered and nobody has taken yet (a :class:`~greenconn.abc.Sink`).
+    """The messages that were delivered and not taken yet (a :class:`~greenconn.abc.Sink`).
 
     Deliveries come straight here, not by way of ``drain_events``, so that no other greenlet which
     drains the same connection takes them out of the reach of who waits for them.

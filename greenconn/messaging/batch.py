@@ -45,7 +45,7 @@ class _Producer(Protocol):
 
 
 class BatchState:
-    """What nested batches of one producer in one greenlet share.
+    """The state that nested batches of one producer in one greenlet share.
 
     Arguments:
         max_size: of the outermost batch.

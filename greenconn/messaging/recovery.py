@@ -1,4 +1,4 @@
-"""What a session restores of a consumer.
+"""Recovery of a consumer by its session.
 
 The broker may hear of the new connection before it has buried the old one, and what went with that one
 goes while it is declared again: a queue that deletes itself with its last consumer, an exchange with its

@@ -1,4 +1,4 @@
-"""What a consumer consumes, and where that has been asked for.
+"""The queues of a consumer, and the channels on which they are consumed.
 
 *What* is kept apart from *where*.  A tag says that a queue shall be consumed from, and stays the same
 over all lives of a connection; ``placed`` says on which channel the broker has been asked to.  So

@@ -161,7 +161,7 @@ class OutgoingMessage:
 
 
 class PublishOptions:
-    """What the messages of one call have in common: the target and the options, checked once.
+    """The target and the options of one call, shared by its messages and checked once.
 
     It does not change.
 
@@ -300,7 +300,9 @@ def _address(target: Target, routing_key: Any) -> tuple[str, str]:
         return _name("target", target.name or ""), _name("routing_key", routing_key or "")
     name = target.name if isinstance(target, Queue) else target
     if not isinstance(name, str):
-        raise TypeError(f"target={target!r}: it is the name of a queue, a Queue or an Exchange")
+        raise TypeError(
+            f"target must be the name of a queue, a Queue or an Exchange, got {target!r}"
+        )
     if not name:
         raise ValueError(f"target={target!r}: a queue needs a name")
     if routing_key is not None:
@@ -313,7 +315,7 @@ def _address(target: Target, routing_key: Any) -> tuple[str, str]:
 
 def _name(option: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{option}={value!r}: it is text")
+        raise TypeError(f"{option} must be text, got {value!r}")
     if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
         raise ValueError(f"{option}={value[:40]!r}...: AMQP allows names of {SHORT} bytes")
     return value if value.__class__ is str else plain_text(value)
@@ -351,7 +353,7 @@ def _priority(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or not 0 <= value <= 255:
-        raise ValueError(f"priority={value!r}: it is a whole number from 0 to 255")
+        raise ValueError(f"priority must be a whole number from 0 to 255, got {value!r}")
     return int(value)
 
 
@@ -362,21 +364,21 @@ def _delivery_mode(value: Any) -> int:
     elif value in (1, 2):
         return int(value)
     raise ValueError(
-        f"delivery_mode={value!r}: it is 1 or 'transient', 2 or 'persistent'"
+        f"delivery_mode must be 1 or 'transient', 2 or 'persistent', got {value!r}"
         + _hint(str(value), DELIVERY_MODES)
     )
 
 
 def _milliseconds(seconds: Any) -> str:
     if not is_number(seconds) or seconds < 0:
-        raise ValueError(f"expiration={seconds!r}: it is a number of seconds from 0 up")
+        raise ValueError(f"expiration must be a number of seconds from 0 up, got {seconds!r}")
     return str(int(seconds * 1000))
 
 
 def _timestamp(value: Any) -> Any:
     if isinstance(value, datetime) or (is_number(value) and value >= 0):
         return value
-    raise ValueError(f"timestamp={value!r}: it is a datetime, or seconds since 1970")
+    raise ValueError(f"timestamp must be a datetime, or seconds since 1970, got {value!r}")
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:

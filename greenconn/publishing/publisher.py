@@ -71,7 +71,7 @@ class Publisher:
 
     @property
     def lasting_errors(self) -> tuple[type[BaseException], ...]:
-        """What :meth:`retry` raises when its deadline ended."""
+        """Errors that :meth:`retry` raises when its deadline ended."""
         return (*self._session.broker.connection_errors, TimeoutError, LimitExceeded)
 
     def publish(self, message: OutgoingMessage, deadline: Deadline) -> None:
@@ -219,7 +219,7 @@ class Publisher:
         try:
             self._session.link(deadline, reopen=reopen)
         except (AccessRefused, NotAllowed) as exc:
-            raise OperationalError(f"{self.label} does not let us in: {exc}") from exc
+            raise OperationalError(f"{self.label} refuses the login: {exc}") from exc
 
     def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
         if not message.is_isolated:

@@ -1,4 +1,4 @@
-"""What programs ask of their surroundings (kombu.utils.compat)."""
+"""The environment of a program (kombu.utils.compat)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do with messages when nothing else is left (kombu.utils.div)."""
+"""Dumps of messages that can be saved nowhere else (kombu.utils.div)."""
 
 from __future__ import annotations
 

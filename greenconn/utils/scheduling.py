@@ -1,4 +1,4 @@
-"""Whose turn it is (kombu.utils.scheduling)."""
+"""Turns among several (kombu.utils.scheduling)."""
 
 from __future__ import annotations
 

@@ -145,7 +145,9 @@ class ConsumerOptions:
 
     def _check_answers(self) -> None:
         if self.on_error not in ("reject", "requeue") and not callable(self.on_error):
-            raise ValueError(f"on_error={self.on_error!r}: it is 'reject', 'requeue' or a callable")
+            raise ValueError(
+                f"on_error must be 'reject', 'requeue' or a callable, got {self.on_error!r}"
+            )
         if self.no_ack and self.retry is not None:
             raise ValueError("retry with no_ack: the broker has forgotten the message already")
         if self.no_ack and self.on_error == "requeue":
@@ -171,12 +173,12 @@ class ConsumerOptions:
             return
         if prefetch < len(self.queues):
             raise ValueError(
-                f"prefetch_count={prefetch} for {len(self.queues)} queues: it is divided among "
-                f"them, at least 1 each"
+                f"prefetch_count must be at least 1 for each of {len(self.queues)} queues, got "
+                f"{prefetch}"
             )
         if self.batch_size is not None and prefetch < self.batch_size * self.concurrency:
             raise ValueError(
-                f"prefetch_count={prefetch}: no batch would be full, it is at least batch_size x "
+                f"prefetch_count={prefetch}: no batch would be full, it must be at least batch_size x "
                 f"concurrency = {self.batch_size * self.concurrency}"
             )
 
@@ -219,7 +221,7 @@ class ConsumerOptions:
         return arguments
 
     def offset_of(self, queue: QueueLike) -> Offset | None:
-        """Where to begin in *queue*; None if it is not known to be a stream."""
+        """Return the offset at which to begin in *queue*; None if it is not known to be a stream."""
         if self.offset is not None or not isinstance(queue, Queue):
             return self.offset
         return offset_of(queue)

@@ -162,7 +162,7 @@ def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
     outcome = greenconn("consume", queue, "-w", "0.5", env=env)
     assert outcome.output == "".join(f"line {number}\n" for number in range(10, 5000))
     assert (outcome.code, only_line(outcome)) == (0, f"4990 consumed from {queue}")
-    assert greenconn("purge", queue, "-y", env=env).output == f"0 messages of {queue} thrown away\n"
+    assert greenconn("purge", queue, "-y", env=env).output == f"0 messages of {queue} purged\n"
 
 
 def test_a_huge_body(amqp_url: str, queue: str) -> None:

@@ -119,11 +119,11 @@ def test_what_is_no_offset_never_reaches_the_broker(
     connection: Connection, stream: Queue, offset: Any
 ) -> None:
     # RabbitMQ 3.10 crashes at it, and ends the connection.
-    with pytest.raises(ValueError, match="offset="):
+    with pytest.raises(ValueError, match="offset must be"):
         spawn_consumer(stream, print, connection=connection, offset=offset)
     channel = connection.channel()
     channel.basic_qos(0, 10)
-    with pytest.raises(ValueError, match="offset="):
+    with pytest.raises(ValueError, match="offset must be"):
         channel.basic_consume(stream.name, arguments={"x-stream-offset": offset})
     assert connection.session.generation == 1
 

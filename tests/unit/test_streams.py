@@ -25,7 +25,7 @@ def test_what_is_an_offset(offset: Any) -> None:
     "offset", ["", "First", "1", "h", "1 h", "1h ", "-1h", "\u0661h", -1, True, 1.0, None, b"1h"]
 )
 def test_what_is_none(offset: Any) -> None:
-    with pytest.raises(ValueError, match="offset="):
+    with pytest.raises(ValueError, match="offset must be"):
         check_offset(offset)
 
 

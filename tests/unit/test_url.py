@@ -166,7 +166,7 @@ def test_tls_options() -> None:
     }
     assert parse_url("amqp://h?ssl_check_hostname=1&ssl=1")["ssl"] == {"ssl_check_hostname": True}
     assert parse_url("amqp://h?ssl_check_hostname=0&ssl=0")["ssl"] == "0"
-    with pytest.raises(ValueError, match="ssl_cert_reqs='maybe' is not known: it is one of CERT_"):
+    with pytest.raises(ValueError, match="ssl_cert_reqs must be one of CERT_"):
         parse_url("amqp://h?ssl_cert_reqs=maybe")
 
 

@@ -199,12 +199,12 @@ def test_purge(command: Command, url: str, stdin: Stdin) -> None:
     assert "give --yes" in ended.errors
     stdin(b"n\n")
     ended = command("purge", "q", "-u", url)
-    assert (ended.code, ended.complaint) == (1, "nothing was thrown away")
+    assert (ended.code, ended.complaint) == (1, "nothing was purged")
     stdin(b"y\n")
     ended = command("purge", "q", "-u", url)
     assert ended.code == 0
-    assert "2 messages of q thrown away" in ended.output
-    assert command("purge", "q", "-y", "-u", url).output == "0 messages of q thrown away\n"
+    assert "2 messages of q purged" in ended.output
+    assert command("purge", "q", "-y", "-u", url).output == "0 messages of q purged\n"
 
 
 def test_ping(command: Command, url: str) -> None:

@@ -113,7 +113,7 @@ def test_further_values_out_of_range(options: dict[str, Any]) -> None:
 
 
 def test_fewer_messages_than_queues() -> None:
-    with pytest.raises(ValueError, match="prefetch_count=2 for 3 queues"):
+    with pytest.raises(ValueError, match="at least 1 for each of 3 queues, got 2"):
         checked_options(["a", "b", "c"], {"handler": handler, "prefetch_count": 2}, {})
 
 
