@@ -416,6 +416,28 @@ def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> Non
     assert filled
 
 
+def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    waiter = gevent.spawn(writer.pass_gate, LONG)
+    until(lambda: wire.receive_until(10_000) and writer.pending <= HIGH_WATER)
+    turn()
+    assert writer.pending > LOW_WATER  # the kernel takes much less at a time
+    assert not waiter.dead
+    until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
+    waiter.get(timeout=30)
+    assert filled
+
+
+def test_two_buffers_that_are_not_joined_are_counted(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write_many([b"head", bytes(4_000_000)])
+    turn()
+    assert 0 < writer.pending < 4_000_004
+    assert len(wire.receive_until(4_000_004)) == 4_000_004
+    until(lambda: not writer.pending)
+
+
 def test_the_deadline_of_one_who_waits_counts_and_nothing_of_it_is_written(line: Line) -> None:
     writer, wire = line.writer, line.wire
     filled = line.fill(2 * HIGH_WATER)  # of which the kernel may still take some
