@@ -251,3 +251,51 @@ def test_what_was_delivered_before_belongs_to_it() -> None:
     ledger = TransactionLedger(before)
     assert ledger.ack(7)
     assert not ledger.ack(7)
+
+
+def test_what_is_put_back_in_a_transaction_is_answered_one_by_one() -> None:
+    ledger = transactional(1, 2, 3, 4, 5)
+    for tag in (4, 1, 2):
+        assert ledger.put_back(tag)
+    assert not ledger.put_back(1)
+    assert not ledger.put_back(9)
+    assert ledger.ack(3)
+    assert ledger.take() == [(3, False)]
+    assert ledger.take_returns(1) == [(1, False), (2, False), (4, False)]  # all, whatever the limit
+    assert ledger.take_returns(10) == []
+    assert ledger.end_transaction() == [4, 1, 2, 3]
+    assert ledger.end_transaction() == []
+    assert list(ledger.outstanding) == [5]
+    assert ledger.put_back(5)
+    ledger.begin_recover()
+    assert ledger.take_returns(10) == []
+
+
+def test_what_is_put_back_is_merged_below_what_is_outstanding() -> None:
+    ledger = AckLedger()
+    for tag in range(1, 8):
+        ledger.delivered(tag)
+    for tag in (1, 2, 4, 5, 7):
+        assert ledger.put_back(tag)
+    assert ledger.take_returns(2) == [(2, True), (4, False)]
+    assert ledger.take_returns(1) == [(5, False)]
+    assert ledger.take_returns(0) == []
+    assert ledger.take_returns(9) == [(7, False)]
+    assert ledger.ack_up_to(0)
+    assert ledger.take() == [(6, True)]
+    ledger.delivered(8)
+    assert ledger.put_back(8)
+    assert ledger.take_returns(9) == [(8, False)]
+
+
+def test_acks_are_not_merged_over_what_is_put_back() -> None:
+    ledger = AckLedger()
+    for tag in range(1, 7):
+        ledger.delivered(tag)
+    assert ledger.put_back(3)
+    for tag in (1, 2, 4, 5):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(2, True), (4, False), (5, False)]
+    assert ledger.ack(6)
+    assert ledger.take() == [(6, False)]
+    assert ledger.take_returns(9) == [(3, False)]
