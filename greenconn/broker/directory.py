@@ -160,7 +160,7 @@ class Directory(virtual.Directory):
         link = self._link
         self.forget(name)
         self._own.discard(name)
-        link.routing.unbind_queue(name)
+        link.state.queue_bindings_delete(name)
         count = link.ask("deleting a queue", link.store.drop_queue, name)
         self.forget(name)
         return int(count)

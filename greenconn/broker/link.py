@@ -73,6 +73,7 @@ class StoreLink(BrokerLink):
         self.owner = new_owner()
         self.store = transport.make_store(self._wake)
         self.store.owner = self.owner
+        self.topology = self.store.topology
         self.store.roster = transport.roster
         self.store.gone = self._gone
         self.store.lost = self.end
@@ -100,6 +101,7 @@ class StoreLink(BrokerLink):
         """Open the store.  May switch.  Whatever goes wrong, nothing stays open."""
         try:
             self.ask("connecting", self.store.open, deadline, deadline=deadline)
+            self.topology = self.store.topology
             self.leases.start()
             self._after_fork = AfterFork(self)
             self.transport.handover.pass_on(self)

@@ -20,7 +20,7 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 if TYPE_CHECKING:
-    from greenconn.broker.link import StoreLink
+    from greenconn.transport.virtual.shared import SharingLink
 
 __all__ = ["Routing"]
 
@@ -33,42 +33,32 @@ _TYPES: Final[dict[str, ExchangeType]] = {
 class Routing:
     """The routes of one link."""
 
-    __slots__ = ("_link", "_seen", "_state")
+    __slots__ = ("_link", "_state")
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: SharingLink) -> None:
         self._link = link
         self._state: BrokerState = link.state
-        #: Exchange -> the rows that were taken over last.
-        self._seen: dict[str, Sequence[Row]] = {}
 
     @property
     def _topology(self) -> Topology | None:
-        return self._link.store.topology
+        return self._link.topology
 
     # -- exchanges
 
-    def learn(self, name: str) -> Exchange | None:
-        """Return an exchange as it is now; None: there is none.  May switch."""
-        topology = self._topology
-        if topology is None:
-            return self._state.exchanges.get(name)
-        rows: Sequence[Row] | None = self._link.ask("routing", topology.rows, name)
-        if rows is None:
-            self._seen.pop(name, None)
-            self._state.delete(name)
-            return None
-        if rows is not self._seen.get(name) or name not in self._state.exchanges:
-            if name not in PREDECLARED and not self._take_in(name, topology):
-                return None
-            self._take_over(name, rows)
-        return self._state.exchanges.get(name)
+    def find(self, name: str) -> Exchange | None:
+        """Return an exchange as it is declared now; None: there is none.  May switch.
 
-    def _take_in(self, name: str, topology: Topology) -> bool:
-        """Know an exchange as it is declared; False: it is not.  May switch."""
+        Its bindings are those that are known here.
+        """
+        topology = self._topology
+        if topology is None or name in PREDECLARED:
+            return self._state.exchanges.get(name)
         found: Exchange | None = self._link.ask("routing", topology.find, name)
         known = self._state.exchanges.get(name)
-        if known is not None and (found is None or known.type != found.type):
-            self._state.delete(name)
+        if known is not None and (
+            found is None or (known.type, known.is_guess) != (found.type, found.is_guess)
+        ):
+            self.forget(name)
         if found is not None and name not in self._state.exchanges:
             self._state.declare(
                 name,
@@ -76,8 +66,30 @@ class Routing:
                 durable=found.durable,
                 auto_delete=found.auto_delete,
                 arguments=found.arguments,
+                is_guess=found.is_guess,
+                router=self._link.router_of(name, found.type),
             )
-        return found is not None
+        return self._state.exchanges.get(name)
+
+    def learn(self, name: str) -> Exchange | None:
+        """Return an exchange with its bindings as they are now; None: there is none.  May switch."""
+        topology = self._topology
+        if topology is None:
+            return self._state.exchanges.get(name)
+        rows: Sequence[Row] | None = self._link.ask("routing", topology.rows, name)
+        if rows is None:
+            self.forget(name)
+            return None
+        known = self._state.exchanges.get(name)
+        if known is None or known.is_guess or known.rows != rows:
+            if self.find(name) is None:
+                return None
+            self._take_over(name, rows)
+        return self._state.exchanges.get(name)
+
+    def forget(self, name: str) -> None:
+        """Forget an exchange.  Never switches."""
+        self._state.delete(name)
 
     def _take_over(self, name: str, rows: Sequence[Row]) -> None:
         """Make the bindings of an exchange those of *rows*.  Never switches."""
@@ -90,11 +102,15 @@ class Routing:
         for binding in list(self._state.exchanges[name].bindings):
             if binding not in wanted:
                 self._state.unbind(binding)
-        self._seen[name] = rows
+        known = self._state.exchanges.get(name)
+        if known is not None:
+            known.rows = rows
 
     def is_used(self, name: str) -> bool:
         """Whether something is bound to an exchange, by whatever process.  May switch."""
-        known = self.learn(name)
+        if self._topology is not None:
+            return self._link.ask("routing", self._topology.is_used, name)
+        known = self._state.exchanges.get(name)
         return known is not None and bool(known.bindings)
 
     def note(self, exchange: Exchange) -> None:
@@ -119,15 +135,30 @@ class Routing:
 
     def unbind(self, binding: Binding) -> None:
         """Remove a binding, here and for others.  May switch."""
-        self.learn(binding.source)
+        self.find(binding.source)
         if self._topology is not None:
             row = self._row(binding)
             self._link.ask("unbinding", self._topology.unbind, binding.source, row)
         self._state.unbind(binding)
 
-    def unbind_queue(self, name: str) -> None:
-        """A queue is gone: so are its bindings, as far as they are known here.  Never switches."""
+    def forget_queue(self, name: str) -> None:
+        """Remove the bindings of a queue that is gone, here and for others.  May switch."""
         self._state.queue_bindings_delete(name)
+        if self._topology is not None:
+            self._link.ask("unbinding", self._topology.forget_queue, name)
+
+    def own_rows(self, exchange: str) -> list[Row]:
+        """Return the bindings of queues to an exchange that are known here.  Never switches."""
+        known = self._state.exchanges.get(exchange)
+        bindings = () if known is None else known.bindings
+        return [self._row(each) for each in bindings if not each.to_exchange]
+
+    def rows_to(self, queue: str) -> list[tuple[str, Row]]:
+        """Return the bindings of a queue that are known here, and their exchanges.  Never switches."""
+        return [
+            (exchange, self._row(Binding(exchange, queue, routing_key, arguments)))
+            for exchange, routing_key, arguments in self._state.queue_bindings(queue)
+        ]
 
     def _row(self, binding: Binding) -> Row:
         """Return a binding as it is shared."""

@@ -53,6 +53,10 @@ class Topology(ABC):
         rows: Sequence[Row] | None = self._read(_rows, name)
         return () if rows is None and name in PREDECLARED else rows
 
+    def is_used(self, name: str) -> bool:
+        """Return whether any binding begins at an exchange."""
+        return self._read(_has_rows, name)
+
     def bind(self, exchange: str, row: Row) -> None:
         """Add a binding; again: changes nothing."""
         self._change(_add, exchange, row)
@@ -64,6 +68,10 @@ class Topology(ABC):
     def forget_queue(self, name: str) -> None:
         """Remove the bindings of a queue, and auto-delete exchanges with their last one."""
         self._change(_forget_queue, name)
+
+    def delete_unbound(self, names: Iterable[str]) -> None:
+        """Delete those of some exchanges that go with their last binding, and have none."""
+        self._change(_delete_unbound, names)
 
 
 class DirectTopology(Topology):
@@ -101,6 +109,10 @@ def _rows(store: TopologyStore, name: str) -> Sequence[Row] | None:
     return store.rows(name)
 
 
+def _has_rows(store: TopologyStore, name: str) -> bool:
+    return store.has_rows(name)
+
+
 def _add(store: TopologyStore, exchange: str, row: Row) -> None:
     store.add(exchange, row)
 
@@ -120,17 +132,16 @@ def _forget_queue(store: TopologyStore, name: str) -> None:
 
 
 def _delete_unbound(store: TopologyStore, names: Iterable[str]) -> None:
-    """Delete those of some exchanges that go with their last binding, and have none."""
     for name in dict.fromkeys(names):
         facts = store.get(name)
-        if facts is not None and facts.get("auto_delete") and not store.rows(name):
+        if facts is not None and facts.get("auto_delete") and not store.has_rows(name):
             _delete(store, name)
 
 
 def _exchange(name: str, facts: Facts | None) -> Exchange | None:
     """What was declared; None: there is no exchange, or its type is unknown here."""
     kind = None if facts is None else facts.get("type")
-    if facts is None or kind not in ROUTERS:
+    if facts is None or not isinstance(kind, str) or kind not in ROUTERS:
         return None
     arguments = facts.get("arguments")
     return Exchange(
@@ -140,4 +151,5 @@ def _exchange(name: str, facts: Facts | None) -> Exchange | None:
         durable=bool(facts.get("durable")),
         auto_delete=bool(facts.get("auto_delete")),
         arguments=arguments if isinstance(arguments, dict) else {},
+        is_guess=bool(facts.get("is_guess")),
     )

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 __all__ = ["Facts", "Row", "TopologyStore"]
 
 #: How an exchange was declared: ``type``, ``durable``, ``auto_delete`` and ``arguments``.  Any may be
-#: missing from what a foreign program has written.
+#: missing from what a foreign program has written.  ``is_guess`` is true where no program has said so,
+#: and only bindings tell that there is an exchange.
 Facts: TypeAlias = Mapping[str, Any]
 
 
@@ -55,6 +56,10 @@ class TopologyStore(ABC):
         Asked for each publish: the adapter keeps what it may keep, and returns the same object as long
         as nothing has changed.
         """
+
+    def has_rows(self, exchange: str) -> bool:
+        """Return whether any binding begins at an exchange."""
+        return bool(self.rows(exchange))
 
     @abstractmethod
     def add(self, exchange: str, row: Row) -> None:

@@ -138,6 +138,20 @@ def test_bindings_of_both(kombu: Kombu, connection: Connection) -> None:
         assert queue.qsize() == 0
 
 
+def test_exchange_that_only_kombu_has_declared(kombu: Kombu, connection: Connection) -> None:
+    kombu("declare", name="theirs", exchange="theirs only", kind="topic", key="a.#")
+    with connection.channel() as channel:
+        for key in ("a.b", "b"):
+            channel.basic_publish(channel.prepare_message(key), "theirs only", key)
+        channel.exchange_declare("theirs only", "topic", passive=True)
+        assert channel.basic_get("theirs", no_ack=True).body == "a.b"
+        assert channel.basic_get("theirs", no_ack=True) is None
+        # What it is like is said only now.
+        channel.exchange_declare("theirs only", "topic", auto_delete=False, durable=True)
+        channel.basic_publish(channel.prepare_message("again"), "theirs only", "a")
+        assert channel.basic_get("theirs", no_ack=True).body == "again"
+
+
 def test_fanout_of_both(kombu: Kombu, connection: Connection) -> None:
     got: list[Any] = []
     news = Exchange("all", "fanout")

@@ -18,7 +18,7 @@ from greenconn import Connection, Queue
 from greenconn.exceptions import DecodeError, RecoverableChannelError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
-from greenconn.transport.redis import routing
+from greenconn.transport.redis import topology
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON, Store
@@ -87,8 +87,9 @@ def test_large_body_does_not_hold_up_small_ones(connect: Connect) -> None:
     assert done[-1] == "big"
 
 
-def test_one_connection_serves_all(connect: Connect) -> None:
-    connection = connect(client_name="the-one")
+def test_one_connection_serves_all(connect: Connect, unique: str) -> None:
+    # A name of its own: another run of this test may use the same server now.
+    connection = connect(client_name=unique)
     consumers = [
         greenconn.spawn_consumer(f"q{number}", print, connection=connection)
         for number in range(200)
@@ -99,7 +100,7 @@ def test_one_connection_serves_all(connect: Connect) -> None:
             connection.default_channel.prepare_message("x"), "", f"other{number}"
         )
     clients = connection.connection.call(pack("CLIENT", "LIST")).decode()
-    assert clients.count("name=the-one ") == 1
+    assert clients.count(f"name={unique} ") == 1
     for each in consumers:
         each.kill()
 
@@ -280,8 +281,8 @@ def test_queue_that_expires(connect: Connect) -> None:
 def test_use_keeps_a_queue_that_expires_and_its_bindings(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routing, "LEAST_EXPIRY_MS", 100)
-    monkeypatch.setattr(routing, "RENEWALS", 1e6)  # at each use
+    monkeypatch.setattr(topology, "LEAST_EXPIRY_MS", 100)
+    monkeypatch.setattr(topology, "RENEWALS", 1e6)  # at each use
     connection = connect()
     link, channel = connection.connection, connection.channel()
     channel.exchange_declare("x", "direct")

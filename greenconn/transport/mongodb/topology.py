@@ -67,9 +67,17 @@ class MongoTopology(TopologyStore):
     def get(self, exchange: str) -> Facts | None:
         found: Document | None = self._client.call(self._exchanges.find_one, {"_id": exchange})
         if found is None:
-            return None
+            return self._guess(exchange)
         self._kinds[exchange] = found.get("type") or "direct"
         return {**found, "arguments": _table(found.get("arguments"))}
+
+    def _guess(self, exchange: str) -> Facts | None:
+        """Return what an exchange looks like that only programs of kombu have declared."""
+        if not self._client.call(self._routing.find_one, {"exchange": exchange}, {"_id": 1}):
+            return None
+        patterned = {"exchange": exchange, "pattern": {"$nin": [None, ""]}}
+        has_patterns = self._client.call(self._routing.find_one, patterned, {"_id": 1})
+        return {"type": "topic" if has_patterns else "direct", "is_guess": True}
 
     def put(self, exchange: str, facts: Facts) -> None:
         document = {**facts, "arguments": dumps(facts["arguments"])}
@@ -87,7 +95,7 @@ class MongoTopology(TopologyStore):
         self._kinds.pop(exchange, None)
 
     def _kind(self, exchange: str) -> str:
-        """The type of an exchange; direct for one that nobody has declared."""
+        """Return the type of an exchange; direct for one that nobody has declared."""
         kind = PREDECLARED.get(exchange) or self._kinds.get(exchange)
         if kind is None:
             self.get(exchange)
@@ -123,7 +131,7 @@ class MongoTopology(TopologyStore):
         return tuple(rows)
 
     def _broadcast_rows(self, exchange: str, rows: Sequence[Row]) -> tuple[Row, ...]:
-        """The rows of a fan-out exchange whose messages are broadcast: one, for all its queues."""
+        """Return the rows of a fan-out exchange that is broadcast: one, for all its queues."""
         known = self._broadcasts.get(exchange)
         if known is not None and known[0] is rows:
             return known[1]

@@ -15,7 +15,7 @@ from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
 from greenconn.transport.virtual.shared import SharedEntities
-from greenconn.transport.virtual.state import Exchange
+from greenconn.transport.virtual.state import Binding
 
 __all__ = ["Channel"]
 
@@ -35,11 +35,24 @@ class RedisPrefetchView(PrefetchView):
 class RedisEntities(SharedEntities):
     """Exchanges, queues and bindings of a channel to a Redis."""
 
-    def _exchange(self, name: str, method: Method) -> Exchange:
-        known = super()._exchange(name, method)
-        if name not in self.state.exchanges:
-            return self.state.declare(name, known.type)
-        return known
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._redis = channel.connection
+
+    def _bind(self, binding: Binding, method: Method) -> None:
+        super()._bind(binding, method)
+        if self._is_heard(binding):
+            self._redis.fanout.bound(binding.destination)
+
+    def _unbind(self, binding: Binding) -> None:
+        if self._is_heard(binding):
+            fanout = self._redis.fanout
+            fanout.unbound(binding.destination, binding.source, binding.routing_key)
+        super()._unbind(binding)
+
+    def _is_heard(self, binding: Binding) -> bool:
+        """Return whether the destination listens for what the source gets."""
+        return not binding.to_exchange and self._redis.is_broadcast(binding.source)
 
 
 class Channel(StoreChannel[RedisLink]):

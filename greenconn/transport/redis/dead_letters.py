@@ -14,7 +14,7 @@ from greenconn.broker.dead_letters import dead_letter, is_cycle, target_of
 from greenconn.exceptions import NotFound
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.returning import TAIL, Move, list_of
-from greenconn.transport.redis.routing import Routes
+from greenconn.transport.redis.routes import Routes, routes_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def dead_letter_move(
     if target.exchange:
         headers = {} if letter is None else letter["headers"]
         try:
-            routes = link.routing.routes(target.exchange, key, headers)
+            routes = routes_of(link, target.exchange, key, headers)
         except NotFound:
             logger.error(
                 "%s: dead letters of queue %r are dropped: there is no exchange %r",
@@ -58,7 +58,7 @@ def dead_letter_move(
                 target.exchange,
             )
             routes = Routes()
-        queues = list(routes.queues)
+        queues = routes.queues
         for exchange, routing_key in routes.topics:
             link.pipeline.post(pack(b"PUBLISH", link.keys.topic(exchange, routing_key), text))
     if letter is not None and reason != "rejected":

@@ -255,23 +255,12 @@ class Directory(virtual.Directory):
         if self._link.keys.is_reserved(name):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
 
-    def check(self, name: str, method: Method) -> Declaration:
-        """See that a queue exists and may be used here.  May switch where that is not known.
-
-        Raises:
-            NotFound, ResourceLocked: see the base class.
-            AccessRefused: the name is reserved.
-        """
-        self.check_name(name, method)
-        return super().check(name, method)
-
     def declare(self, name: str, declared: Declaration) -> None:
         """Make a queue, or check that the existing one is the same.  May switch.
 
         Raises:
             ChannelError: see the base class.
         """
-        self.check_name(name, Method.QUEUE_DECLARE)
         super().declare(name, declared)
         self.touch(name)
 
@@ -311,7 +300,7 @@ class Directory(virtual.Directory):
             keys = self._link.keys
             for key in (keys.queue(name), *keys.lists(name)):
                 self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
-            self._link.routing.keep(name, milliseconds)
+            self._link.records.keep(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """A message was sent to a queue that expires: it goes with it.  Never switches.
@@ -489,7 +478,11 @@ class Directory(virtual.Directory):
         self.expiring.pop(name, None)
         self._own.discard(name)
         self._link.expiry.forget(name)
-        self._link.routing.queue_ended(name, [each.decode() for each in reply[1:]])
+        link = self._link
+        link.fanout.leave(name)
+        link.records.ended(name)
+        link.state.queue_bindings_delete(name)
+        link.topology.delete_unbound([each.decode() for each in reply[1:]])
 
     def end_unused(self, names: list[str]) -> None:
         """Delete those of *names* that have expired, or whose consumers are dead.  May switch."""

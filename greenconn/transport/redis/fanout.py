@@ -10,7 +10,8 @@ seconds)``, and the log has a line.  (``fanout_lists`` has no gaps: it uses list
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,19 +21,56 @@ from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.login import open_pipeline
+from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.virtual.exchange import FanoutRouter, Router
+from greenconn.transport.virtual.state import Binding
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Fanout"]
+__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_of"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
 _PING: Final = pack("PING")
 #: For a lost connection of the subscriptions, as long as the link lives.
 LISTENING: Final = RetryPolicy(first=0.1, longest=5.0)
+#: Begins, among the queues that a message goes to, what stands for a channel.
+_TOPIC: Final = "\0channel\0"
+
+
+def topic_of(name: str) -> tuple[str, str] | None:
+    """Return the exchange and the routing key that *name* stands for; None: it is a queue's."""
+    if not name.startswith(_TOPIC):
+        return None
+    exchange, _, routing_key = name[len(_TOPIC) :].partition("\0")
+    return exchange, routing_key
+
+
+class BroadcastRouter(FanoutRouter):
+    """One message on a channel, whatever queues are bound; exchanges get theirs as well.
+
+    Arguments:
+        exchange: the name of the exchange.
+    """
+
+    def __init__(self, exchange: str) -> None:
+        super().__init__()
+        self._exchange = exchange
+
+    def match(self, routing_key: str, headers: Mapping[str, Any]) -> Collection[Binding]:
+        topic = f"{_TOPIC}{self._exchange}\0{routing_key}"
+        onward = [each for each in super().match(routing_key, headers) if each.to_exchange]
+        return [Binding(self._exchange, topic, routing_key), *onward]
+
+
+def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], Router] | None:
+    """Return what makes the router of an exchange; None: the usual one of its type."""
+    if type != "fanout" or options.fanout_lists:
+        return None
+    return partial(BroadcastRouter, exchange)
 
 
 class Fanout:

@@ -8,12 +8,14 @@ fan-out, one for bodies above 1 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError
 
 from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.routing import Routing
+from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
@@ -23,7 +25,7 @@ from greenconn.transport.redis.directory import Directory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
-from greenconn.transport.redis.fanout import Fanout
+from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.large import LargeBodies
@@ -34,12 +36,13 @@ from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.transport.redis.replies import check_reply
-from greenconn.transport.redis.routing import Routing
 from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.subscriptions import RedisSubscriptions
 from greenconn.transport.redis.sweeper import Sweeper
+from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
+from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
 from greenconn.wire.resp import Argument, pack
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.transport import Transport
 
 __all__ = ["RedisLink"]
+
+T = TypeVar("T")
 
 #: Seconds that ``close`` waits for the server.
 CLOSE_TIMEOUT: Final = 2.0
@@ -65,6 +70,7 @@ class RedisLink(BrokerLink):
     Attributes:
         owner: under which this life holds messages; nobody else has the same.  Known once it is open.
         pipeline: the socket for commands.
+        records: the exchanges and bindings in the server.
         is_tracking: the server pushes when an idle queue gets a message.
         protocol: the version of Redis' protocol, 3 or 2.
     """
@@ -83,6 +89,8 @@ class RedisLink(BrokerLink):
         self.prefix = ""
         self.scripts = Scripts()
         self.directory: Directory = Directory(self)
+        self.records = RedisTopology(self)
+        self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self)
         self.answers = Answers(self)
         self.subscriptions = RedisSubscriptions(self)
@@ -206,6 +214,21 @@ class RedisLink(BrokerLink):
         options = self.options
         timeout = options.socket_timeout or options.reply_timeout
         pipeline.watch(timeout, options.health_check_interval)
+
+    # Exchanges
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which asks the server.  May switch."""
+        return function(*args)
+
+    def is_broadcast(self, exchange: str) -> bool:
+        """Return whether messages to an exchange are published to a channel.  Never switches."""
+        known = self.state.exchanges.get(exchange)
+        return known is not None and isinstance(known.router, BroadcastRouter)
+
+    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        """Return what makes the router of an exchange; None: the usual one of its type."""
+        return router_of(self.options, exchange, type)
 
     # Consuming
 

@@ -20,6 +20,7 @@ from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.returning import clamped
+from greenconn.transport.redis.routes import routes_of
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Sent, Window
 from greenconn.transport.refusal import Method
@@ -263,11 +264,11 @@ class RedisPublisher:
             for key in keys:
                 self._refusing(link.directory.check_name, key, Method.BASIC_PUBLISH)
             return list(dict.fromkeys(keys)), []
-        routes = self._refusing(link.routing.routes, exchange, routing_key, message.headers)
+        routes = self._refusing(routes_of, link, exchange, routing_key, message.headers)
         topics = [link.keys.topic(name, key) for name, key in routes.topics]
         if link.options.sentinel_fanout_compat:
             topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
-        return list(routes.queues), topics
+        return routes.queues, topics
 
     def _nowhere(
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool

@@ -17,6 +17,7 @@ from greenconn.transport.redis.answers import move_arguments, parted
 from greenconn.transport.redis.dead_letters import dead_letter_move
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.returning import HEAD, Move, list_of
+from greenconn.transport.redis.routes import bound_queues
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
 from greenconn.wire.resp import pack
@@ -169,7 +170,7 @@ def _way_back(link: RedisLink, held: Held) -> Move:
             return move or Move(held.number, held.field, "", HEAD, [])
     else:
         # Of kombu, which keeps where a message was sent instead of where it was taken.
-        queues = link.routing.bound(held.exchange, held.routing_key)
+        queues = bound_queues(link, held.exchange, held.routing_key)
         if not queues:
             last = link.options.deadletter_queue
             queues = [] if last is None else [last]

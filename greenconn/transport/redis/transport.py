@@ -26,6 +26,7 @@ from greenconn.options import (
 )
 from greenconn.transport import base
 from greenconn.transport.redis import channel
+from greenconn.transport.redis.fanout import router_of
 from greenconn.transport.redis.handover import Handover
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import RedisLink
@@ -87,9 +88,7 @@ class Transport(base.Transport[RedisLink]):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         self._options: RedisOptions | None = None
-        self.state = BrokerState()
-        for name, kind in PREDECLARED.items():
-            self.state.declare(name, kind, durable=True)
+        self._state: BrokerState | None = None
         self._handover: Handover | None = None
         self._unasked: Unasked | None = None
         self.address: Address
@@ -102,6 +101,16 @@ class Transport(base.Transport[RedisLink]):
         if self._handover is None:
             self._handover = self.kept_state.get(Handover, self._place())
         return self._handover
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings as this connection knows them."""
+        if self._state is None:
+            self._state = BrokerState()
+            for name, kind in PREDECLARED.items():
+                router = router_of(self.options, name, kind)
+                self._state.declare(name, kind, durable=True, router=router)
+        return self._state
 
     @property
     def unasked(self) -> Unasked:

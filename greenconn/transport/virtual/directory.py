@@ -68,13 +68,22 @@ class Directory:
 
     # -- looking up and declaring
 
+    def check_name(self, name: str, method: Method) -> None:
+        """See that a queue may have this name.  Never switches.
+
+        Raises:
+            AccessRefused: it is reserved.
+        """
+
     def check(self, name: str, method: Method) -> Declaration:
         """See that a queue exists and may be used here.  May switch where that is not known.
 
         Raises:
             NotFound: there is no such queue.
             ResourceLocked: it is exclusive to another connection.
+            AccessRefused: the name is reserved.
         """
+        self.check_name(name, method)
         declared = self._current(name)
         if declared is None:
             raise no_queue(name, self._vhost, method)
@@ -86,7 +95,7 @@ class Directory:
         """See that a queue exists; it counts as used.  May switch.
 
         Raises:
-            NotFound, ResourceLocked: as :meth:`check`.
+            NotFound, ResourceLocked, AccessRefused: as :meth:`check`.
         """
         self.check(name, Method.QUEUE_DECLARE)
 
@@ -99,6 +108,7 @@ class Directory:
             AccessRefused: the name is reserved.
         """
         method = Method.QUEUE_DECLARE
+        self.check_name(name, method)
         try:
             QueuePolicy.of(declared.arguments)
         except ValueError as exc:

@@ -6,8 +6,8 @@ their bindings.  Both ask the broker where that is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
@@ -17,10 +17,16 @@ from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.directory import Directory
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
+from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
+
+if TYPE_CHECKING:
+    from greenconn.broker.topology import Topology
+
+T = TypeVar("T")
 
 __all__ = ["Routing", "SharedEntities", "SharingLink"]
 
@@ -28,8 +34,8 @@ __all__ = ["Routing", "SharedEntities", "SharingLink"]
 class Routing(Protocol):
     """The exchanges and bindings as one link knows them.  All of it may switch."""
 
-    def learn(self, name: str) -> Exchange | None:
-        """Return an exchange as it is now; None: there is none."""
+    def find(self, name: str) -> Exchange | None:
+        """Return an exchange as it is declared now; None: there is none."""
 
     def is_used(self, name: str) -> bool:
         """Whether something is bound to an exchange, by whatever process."""
@@ -46,8 +52,11 @@ class Routing(Protocol):
     def unbind(self, binding: Binding) -> None:
         """Remove a binding, here and at the broker."""
 
-    def unbind_queue(self, name: str) -> None:
-        """A queue is gone: so are its bindings, as far as they are known here."""
+    def forget(self, name: str) -> None:
+        """Forget an exchange.  Never switches."""
+
+    def forget_queue(self, name: str) -> None:
+        """Remove the bindings of a queue that is gone."""
 
 
 class _Feed(Protocol):
@@ -63,6 +72,7 @@ class SharingLink(VirtualLink):
     Attributes:
         owner: under which this life has exclusive queues; nobody else has the same.
         feeds: queue -> what serves its consumers of this link.
+        topology: the exchanges and bindings that are shared with other processes; None: they are not.
     """
 
     owner: str
@@ -70,6 +80,19 @@ class SharingLink(VirtualLink):
     directory: Directory
     routing: Routing
     feeds: Mapping[str, _Feed]
+    topology: Topology | None
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which asks the broker.  May switch.
+
+        Arguments:
+            what: for messages.
+        """
+        raise NotImplementedError
+
+    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        """Return what makes the router of an exchange; None: the usual one of its type."""
+        return None
 
 
 class SharedEntities(Entities):
@@ -99,10 +122,13 @@ class SharedEntities(Entities):
         self._link.directory.check(name, method)
         return name
 
+    def _router_factory(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        return self._link.router_of(exchange, type) or super()._router_factory(exchange, type)
+
     # -- exchanges
 
     def _exchange(self, name: str, method: Method) -> Exchange:
-        known = self._link.routing.learn(name)
+        known = self._link.routing.find(name)
         if known is None:
             raise no_exchange(name, self._channel.virtual_host, method)
         return known
@@ -121,7 +147,9 @@ class SharedEntities(Entities):
         link = self._link
         name = exchange or f"amq.{type or 'direct'}"
         link.directory.settle()  # it may be about to go with the last queue that is bound to it
-        link.routing.learn(name)
+        known = link.routing.find(name)
+        if known is not None and known.is_guess and not passive:
+            link.routing.forget(name)  # what it is like is said only now
         super().declare_exchange(
             exchange,
             type,
@@ -196,9 +224,10 @@ class SharedEntities(Entities):
         link = self._link
         method = Method.QUEUE_DELETE
         name = self.queue_name(queue)
+        link.directory.check_name(name, method)
         link.directory.settle()
         if link.directory.find(name) is None:
-            link.routing.unbind_queue(name)
+            link.routing.forget_queue(name)
             return 0
         link.directory.check(name, method)
         if if_unused or if_empty:

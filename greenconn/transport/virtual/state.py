@@ -11,7 +11,7 @@ any binding changes (a change may lie behind an exchange-to-exchange binding).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from greenconn.transport.virtual.exchange import ROUTERS, Router
@@ -101,8 +101,10 @@ class Exchange:
         "cache",
         "cached_at",
         "durable",
+        "is_guess",
         "name",
         "router",
+        "rows",
         "type",
     )
 
@@ -115,13 +117,19 @@ class Exchange:
         durable: bool = False,
         auto_delete: bool = False,
         arguments: Mapping[str, Any] | None = None,
+        is_guess: bool = False,
     ) -> None:
         self.name = name
         self.type = type
         self.durable = durable
         self.auto_delete = auto_delete
         self.arguments: Mapping[str, Any] = dict(arguments or {})
+        #: Nobody has said what it is like: bindings that a foreign program has made tell of it.
+        self.is_guess = is_guess
         self.router = router
+        #: What its bindings are made of, where several processes share them; None: they have changed
+        #: here since.
+        self.rows: Sequence[Any] | None = None
         #: Those that begin here, in the order in which they were made.
         self.bindings: dict[Binding, None] = {}
         self.cache: dict[str, tuple[str, ...]] = {}
@@ -174,19 +182,26 @@ class BrokerState:
         durable: bool = False,
         auto_delete: bool = False,
         arguments: Mapping[str, Any] | None = None,
+        is_guess: bool = False,
         router: Callable[[], Router] | None = None,
     ) -> Exchange:
         """Make an exchange, which must not exist yet.
 
         Arguments:
-            router: for a type that is not a standard one.
+            router: makes its router, where it is not that of its type.
 
         Raises:
             KeyError: there is no such type.
         """
         factory = ROUTERS[type] if router is None else router
         exchange = self.exchanges[name] = Exchange(
-            name, type, factory(), durable=durable, auto_delete=auto_delete, arguments=arguments
+            name,
+            type,
+            factory(),
+            durable=durable,
+            auto_delete=auto_delete,
+            arguments=arguments,
+            is_guess=is_guess,
         )
         self._version += 1  # It may be somebody's alternate exchange.
         return exchange
@@ -255,6 +270,7 @@ class BrokerState:
             return False
         self._version += 1
         exchange.bindings[binding] = None
+        exchange.rows = None
         exchange.router.add(binding)
         ending = self._ending.setdefault((binding.to_exchange, binding.destination), {})
         ending[binding] = None
@@ -276,6 +292,7 @@ class BrokerState:
         exchange = self.exchanges.get(binding.source)
         if exchange is not None:
             del exchange.bindings[binding]
+            exchange.rows = None
             exchange.router.discard(binding)
             if exchange.auto_delete and not exchange.bindings:
                 self.delete(exchange.name)

@@ -1,0 +1,299 @@
+"""Exchanges and bindings in a server, beside those that programs of kombu keep there.
+
+Bindings of queues are kombu's tables.  What kombu does not have here is ours: the declaration of an
+exchange; the arguments of a binding of a headers exchange, as JSON where others have a pattern; and
+bindings between exchanges, in sets of their own.  An exchange that only programs of kombu have declared
+is known by its table alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from greenconn.broker.routing import Routing
+from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.green.deadline import Deadline
+from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.scripts import BIND, Script, Scripts
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.state import BrokerState
+from greenconn.wire.resp import Argument, pack
+
+__all__ = ["RedisTopology", "TopologyLink"]
+
+#: A table of bindings of expiring queues is kept for so many times their expiry, and for an hour at
+#: least (kombu's figures).
+EXPIRY_FACTOR: Final = 2
+LEAST_EXPIRY_MS: Final = 3_600_000
+#: Renewals in that time, where the queue is in use (kombu's figure).
+RENEWALS: Final = 3
+
+
+class _Queues(Protocol):
+    """What is known of the queues."""
+
+    def find(self, name: str) -> Declaration | None:
+        """Return how a queue was declared; None: there is none.  May switch."""
+
+
+class TopologyLink(Protocol):
+    """The link that reads the records."""
+
+    keys: Keys
+    state: BrokerState
+    scripts: Scripts
+    pipeline: Pipeline
+    routing: Routing
+
+    @property
+    def directory(self) -> _Queues:
+        """The queues."""
+
+    def call(self, command: bytes, deadline: Deadline = ..., what: str = "") -> Any:
+        """Send a command and return its reply.  May switch."""
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ..., what: str = ""
+    ) -> list[Any]:
+        """Send commands and return their replies.  May switch."""
+
+    def run(self, script: Script, keys: tuple[bytes, ...], *args: Argument, what: str) -> Any:
+        """Run a script and return its reply.  May switch."""
+
+    def is_broadcast(self, exchange: str) -> bool:
+        """Return whether messages to an exchange are published to a channel.  Never switches."""
+
+
+class RedisTopology(TopologyStore):
+    """The records of one database, as one link reads them."""
+
+    def __init__(self, link: TopologyLink) -> None:
+        self._link = link
+        #: Exchange -> what was read last, and the rows of that.
+        self._read: dict[str, tuple[object, tuple[Row, ...]]] = {}
+        #: Queue that expires -> when its bindings must be renewed, on the monotonic clock.
+        self._renewed: dict[str, float] = {}
+
+    # -- exchanges
+
+    def get(self, exchange: str) -> Facts | None:
+        keys = self._link.keys
+        what = f"looking for exchange {exchange!r}"
+        text = self._link.call(pack(b"GET", keys.exchange(exchange)), what=what)
+        if text is not None:
+            facts = _table(text)
+            if isinstance(facts.get("type"), str):
+                return facts
+        table = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what=what)
+        if text is None and not table:
+            return None
+        has_patterns = any(keys.row(each)[1] for each in table)
+        return {"type": "topic" if has_patterns else "direct", "is_guess": True}
+
+    def put(self, exchange: str, facts: Facts) -> None:
+        command = pack(b"SET", self._link.keys.exchange(exchange), dumps(facts), b"NX")
+        self._link.call(command, what=f"declaring exchange {exchange!r}")
+
+    def delete(self, exchange: str) -> None:
+        link, keys = self._link, self._link.keys
+        table = link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        names = (
+            *(keys.exchange(exchange), keys.bindings(exchange)),
+            *(keys.permanent_bindings(exchange), keys.onward(exchange)),
+        )
+        commands = [pack(b"DEL", *names), pack(b"ZREM", keys.binding_deadlines, exchange)]
+        for member in table:
+            field = keys.bound_field(exchange, member)
+            commands.append(pack(b"HDEL", keys.bound(keys.row(member)[2]), field))
+        link.call_all(commands, what=f"deleting exchange {exchange!r}")
+        self._read.pop(exchange, None)
+
+    # -- bindings
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        link, keys = self._link, self._link.keys
+        onward = pack(b"SMEMBERS", keys.onward(exchange))
+        table: Collection[Any]
+        if link.is_broadcast(exchange):
+            # Nobody asks for the queues of others: they listen by themselves.
+            others, is_there = link.call_all(
+                [onward, pack(b"EXISTS", keys.exchange(exchange), keys.bindings(exchange))],
+                what="routing",
+            )
+            table = tuple(link.routing.own_rows(exchange))
+        else:
+            others, table = link.call_all(
+                [onward, pack(b"SMEMBERS", keys.bindings(exchange))], what="routing"
+            )
+            is_there = others or table or exchange in PREDECLARED
+        if not is_there and not link.call(pack(b"EXISTS", keys.exchange(exchange)), what="routing"):
+            self._read.pop(exchange, None)
+            return None
+        what = (table, others)
+        known = self._read.get(exchange)
+        if known is None or known[0] != what:
+            rows = [each if isinstance(each, Row) else self._row(each) for each in table]
+            rows += [each for each in map(_onward_row, others) if each is not None]
+            known = self._read[exchange] = (what, tuple(rows))
+        return known[1]
+
+    def has_rows(self, exchange: str) -> bool:
+        keys = self._link.keys
+        command = pack(b"EXISTS", keys.bindings(exchange), keys.onward(exchange))
+        return bool(self._link.call(command, what="routing"))
+
+    def add(self, exchange: str, row: Row) -> None:
+        link, keys = self._link, self._link.keys
+        if row.to_exchange:
+            link.call_all(
+                [
+                    pack(b"SADD", keys.onward(exchange), _onward_member(row)),
+                    pack(b"SADD", keys.sources(row.queue), exchange),
+                ],
+                what="binding",
+            )
+            return
+        declared = link.directory.find(row.queue)
+        expires = None if declared is None else declared.expires_ms
+        names, args = self._binding(exchange, row, expires)
+        link.run(BIND, names, *args, what="binding")
+
+    def _binding(
+        self, exchange: str, row: Row, expires_ms: int | None
+    ) -> tuple[tuple[bytes, ...], tuple[Any, ...]]:
+        """Return keys and arguments of the script that adds a binding of a queue of that expiry."""
+        keys = self._link.keys
+        member = self._member(exchange, row)
+        if expires_ms is None:
+            other, kept_ms = keys.permanent_bindings(exchange), ""
+        else:
+            other, kept_ms = keys.binding_deadlines, str(_kept_ms(expires_ms))
+        names = (keys.bindings(exchange), other, keys.bound(row.queue))
+        return names, (member, keys.bound_field(exchange, member), exchange, kept_ms)
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        link, keys = self._link, self._link.keys
+        if row.to_exchange:
+            commands = [pack(b"SREM", keys.onward(exchange), _onward_member(row))]
+        else:
+            member = self._member(exchange, row)
+            field = keys.bound_field(exchange, member)
+            commands = [
+                pack(b"SREM", keys.bindings(exchange), member),
+                pack(b"SREM", keys.permanent_bindings(exchange), member),
+                pack(b"HDEL", keys.bound(row.queue), field),
+            ]
+        return bool(link.call_all(commands, what="unbinding")[0])
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        return self._leave_exchanges(destination) if is_exchange else self._leave(destination)
+
+    def _leave(self, queue: str) -> Collection[str]:
+        link, keys = self._link, self._link.keys
+        bound = link.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
+        pairs = [each.split(b"\0", 1) for each in bound]
+        commands = [pack(b"DEL", keys.bound(queue))]
+        for exchange, member in pairs:
+            commands.append(pack(b"SREM", keys.bindings("") + exchange, member))
+            commands.append(pack(b"SREM", keys.permanent_bindings("") + exchange, member))
+        link.call_all(commands, what="unbinding")
+        return [exchange.decode() for exchange, _ in pairs]
+
+    def _leave_exchanges(self, destination: str) -> Collection[str]:
+        link, keys = self._link, self._link.keys
+        members = link.call(pack(b"SMEMBERS", keys.sources(destination)), what="routing")
+        sources = [each.decode() for each in members]
+        tables = link.call_all(
+            [pack(b"SMEMBERS", keys.onward(each)) for each in sources], what="routing"
+        )
+        commands = [pack(b"DEL", keys.sources(destination))]
+        for source, table in zip(sources, tables, strict=True):
+            rows = {each: _onward_row(each) for each in table}
+            gone = [each for each, row in rows.items() if row and row.queue == destination]
+            if gone:
+                commands.append(pack(b"SREM", keys.onward(source), *gone))
+        link.call_all(commands, what="unbinding")
+        return sources
+
+    def keep(self, queue: str, expires_ms: int) -> None:
+        """Renew the bindings, known here, of an expiring queue that is in use.  Never switches.
+
+        A program of kombu would remove the tables of those that nobody renews.
+        """
+        now = monotonic()
+        if now < self._renewed.get(queue, 0.0):
+            return
+        link = self._link
+        self._renewed[queue] = now + _kept_ms(expires_ms) / 1000 / RENEWALS
+
+        def renewed(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                self._renewed.pop(queue, None)
+                link.scripts.forget()  # somebody may have flushed them: with the next use
+
+        for exchange, row in link.routing.rows_to(queue):
+            names, args = self._binding(exchange, row, expires_ms)
+            link.pipeline.post(link.scripts.call(BIND, names, *args), renewed)
+
+    def ended(self, queue: str) -> None:
+        """Forget a queue that is gone.  Never switches."""
+        self._renewed.pop(queue, None)
+
+    def table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
+        keys = self._link.keys
+        members = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        return [keys.row(each) for each in members]
+
+    def bound_field(self, exchange: str, row: Row) -> bytes:
+        """Return the field of a binding among those of its queue.  Never switches."""
+        return self._link.keys.bound_field(exchange, self._member(exchange, row))
+
+    def _member(self, exchange: str, row: Row) -> bytes:
+        """Return the member of the table that a binding of a queue is."""
+        known = self._link.state.exchanges.get(exchange)
+        pattern = row.pattern
+        if known is not None and known.type == "headers":
+            pattern = dumps(dict(sorted((row.arguments or {}).items())))
+        return self._link.keys.member(row.routing_key, pattern, row.queue)
+
+    def _row(self, member: bytes) -> Row:
+        """Return the binding that a member of the table is."""
+        key, pattern, queue = self._link.keys.row(member)
+        # Patterns of kombu's begin with "^".
+        return (
+            Row(key, "", queue, _table(pattern)) if pattern[:1] == "{" else Row(key, pattern, queue)
+        )
+
+
+def _kept_ms(expires_ms: int) -> int:
+    """How long a table stays that only queues of this expiry are bound in."""
+    return max(expires_ms * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
+
+
+def _onward_member(row: Row) -> str:
+    """A binding between exchanges as a member of its source's set."""
+    return dumps([row.queue, row.routing_key, dict(sorted((row.arguments or {}).items()))])
+
+
+def _onward_row(member: bytes) -> Row | None:
+    """The binding of such a member; None: it cannot be read."""
+    try:
+        destination, routing_key, arguments = loads(member)
+        return Row(str(routing_key), "", str(destination), dict(arguments), True)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _table(text: Any) -> Mapping[str, Any]:
+    """A table as it is kept; one that cannot be read fits no message, and says nothing."""
+    try:
+        table = loads(text)
+    except (ValueError, TypeError, RecursionError):
+        table = None
+    return table if isinstance(table, dict) else {"x-match": "any"}

@@ -1,0 +1,147 @@
+"""Where a message goes, over exchanges and bindings that several processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from greenconn.broker.routing import Routing
+from greenconn.broker.topology import DirectTopology
+from greenconn.exceptions import NotFound
+from greenconn.transport.virtual.exchange import ROUTERS
+from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
+from tests.unit.broker.fake_store import FakeTopology, World
+
+
+class Process:
+    """What a link of a process of its own has of these."""
+
+    client = None
+
+    def __init__(self, world: World) -> None:
+        self.state = BrokerState()
+        self.topology = DirectTopology(FakeTopology(world, lambda method, argument: None))
+        link: Any = self
+        self.routing = Routing(link)
+
+    def ask(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    def router_of(self, exchange: str, type: str) -> None:
+        return None
+
+    def declare(self, name: str, kind: str = "direct", **options: Any) -> None:
+        self.routing.learn(name)
+        if name not in self.state.exchanges:
+            self.state.declare(name, kind, **options)
+        self.routing.note(self.state.exchanges[name])
+
+    def bind(self, source: str, destination: str, **options: Any) -> None:
+        self.routing.learn(source)
+        self.routing.bind(Binding(source, destination, "key", **options))
+
+    def unbind(self, source: str, destination: str, **options: Any) -> None:
+        self.routing.unbind(Binding(source, destination, "key", **options))
+
+    def routes(self, exchange: str, **headers: Any) -> list[str]:
+        return sorted(self.routing.routes(exchange, "key", headers))
+
+
+@pytest.fixture
+def one(world: World) -> Process:
+    """A process that has declared an exchange and bound a queue."""
+    process = Process(world)
+    process.declare("x")
+    process.bind("x", "q")
+    return process
+
+
+@pytest.fixture
+def other(world: World) -> Process:
+    """Another process."""
+    return Process(world)
+
+
+def test_what_another_has_unbound_before_the_first_message(one: Process, other: Process) -> None:
+    other.unbind("x", "q")
+    assert one.routes("x") == []
+    assert other.routes("x") == []
+
+
+def test_what_another_has_bound(one: Process, other: Process) -> None:
+    assert other.routes("x") == ["q"]
+    other.bind("x", "p")
+    assert one.routes("x") == ["p", "q"]
+
+
+def test_exchange_that_another_has_deleted(one: Process, other: Process) -> None:
+    other.routing.drop("x")
+    with pytest.raises(NotFound):
+        one.routes("x")
+    assert not one.routing.is_used("x")
+
+
+def test_exchange_that_another_has_made_anew(one: Process, other: Process) -> None:
+    assert one.routes("x") == ["q"]
+    other.routing.drop("x")
+    other.declare("x", "headers")
+    other.bind("x", "q", arguments={"a": 1})
+    assert one.routes("x", a=1) == ["q"]
+    assert one.routes("x", a=2) == []
+    assert one.state.exchanges["x"].type == "headers"
+
+
+def test_queue_that_is_gone(one: Process, other: Process) -> None:
+    other.routing.forget_queue("q")
+    assert one.routes("x") == []
+    assert not other.routing.is_used("x")
+
+
+def test_queue_behind_another_exchange(one: Process, other: Process) -> None:
+    other.declare("y", "fanout")
+    other.bind("y", "p")
+    other.bind("x", "y", to_exchange=True)
+    assert one.routes("x") == ["p", "q"]
+    other.routing.drop("y")
+    assert one.routes("x") == ["q"]
+
+
+def test_alternate_exchange_that_is_declared_later(one: Process, other: Process) -> None:
+    one.declare("top", arguments={"alternate-exchange": "x"})
+    assert other.routes("top") == ["q"]
+    one.bind("top", "p")
+    assert other.routes("top") == ["p"]
+
+
+def test_exchange_of_a_foreign_program(one: Process, other: Process, world: World) -> None:
+    world.exchanges["x"] = {"type": "direct", "is_guess": True}
+    assert other.routes("x") == ["q"]
+    assert other.state.exchanges["x"].is_guess
+    world.exchanges["x"] = {"type": "topic"}
+    assert other.routes("x") == ["q"]
+    found = other.state.exchanges["x"]
+    assert (found.type, found.is_guess) == ("topic", False)
+
+
+def test_rows_as_they_are_known_here(one: Process) -> None:
+    one.declare("y")
+    one.bind("x", "y", to_exchange=True)
+    (row,) = one.routing.own_rows("x")
+    assert (row.queue, row.routing_key) == ("q", "key")
+    assert one.routing.rows_to("q") == [("x", row)]
+    assert one.routing.own_rows("none") == []
+
+
+def test_process_that_shares_nothing(world: World) -> None:
+    alone = Process(world)
+    alone.topology = None  # type: ignore[assignment]
+    alone.state.declare("x", "direct")
+    alone.bind("x", "q")
+    assert alone.routes("x") == ["q"]
+    assert alone.routing.is_used("x")
+    alone.routing.forget_queue("q")
+    assert alone.routes("x") == []
+    alone.routing.note(Exchange("y", "direct", ROUTERS["direct"]()))
+    assert not world.exchanges
