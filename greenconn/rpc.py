@@ -21,7 +21,7 @@ from greenconn.checks import check_has_run, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
-from greenconn.entity.expected import is_expected, wait_declared
+from greenconn.entity.existence import is_expected, wait_declared
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,

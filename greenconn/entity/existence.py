@@ -1,17 +1,19 @@
-"""Making sure that what a program names exists at the broker, once in the life of a connection.
+"""Existence at the broker of what a program names, ensured once in the life of a connection.
 
 A queue that is known only by its name is looked up and used as it is.  If it does not exist, nobody who
 knows only the name may make what a ``Queue`` of that name contradicts: while a consumer of this thread
-is about to declare it, that is waited for.  Then those declare it who were told to.
+is about to declare it, with the arguments that it knows, that is waited for.  Then those declare it who
+were told to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from greenconn.entity.declaration import maybe_declare
-from greenconn.entity.expected import is_defined_by_consumer, is_expected, wait_declared
+from greenconn.entity.queue import Queue
 from greenconn.exceptions import (
     IrrecoverableConnectionError,
     NotFound,
@@ -19,25 +21,34 @@ from greenconn.exceptions import (
     ResourceLocked,
     is_unavailable,
 )
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session
 
 __all__ = [
+    "Expectation",
     "await_queue",
     "ensure_declared",
     "ensure_queue_exists",
     "existence_key",
+    "expect_queue",
     "forget_existence",
+    "is_defined_by_consumer",
+    "is_expected",
+    "wait_declared",
 ]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
-TRIES = 5
+TRIES: Final = 5
+#: Which queue: the broker's addresses, and the name there.
+_Key: TypeAlias = "tuple[Hashable, str]"
 
 
 def await_queue(session: Session, name: str, deadline: Deadline, *, declare: bool) -> None:
-    """See that a queue that is to be published to exists.  May switch.
+    """Ensure that a queue that is to be published to exists.  May switch.
 
     Arguments:
         declare: declare it if it does not exist and no consumer of this thread is about to.
@@ -67,7 +78,7 @@ def await_queue(session: Session, name: str, deadline: Deadline, *, declare: boo
 def ensure_queue_exists(
     session: Session, name: str, deadline: Deadline, *, passive: bool = False
 ) -> None:
-    """See that a queue known only by its name exists.  May switch.
+    """Ensure that a queue known only by its name exists.  May switch.
 
     It is looked up, and used as it is; only if it does not exist is it declared: durable, classic,
     on the default exchange.  All of this runs on utility channels of *session*.
@@ -104,7 +115,7 @@ def ensure_queue_exists(
 
 
 def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
-    """See that an Exchange or a Queue was declared in this life, on a utility channel.  May switch.
+    """Ensure that an Exchange or a Queue was declared in this life, on a utility channel.  May switch.
 
     Raises:
         PreconditionFailed: it exists with other arguments; the broker says which one differs.
@@ -131,7 +142,7 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
 
 
 def forget_existence(session: Session, target: Any) -> None:
-    """Take nothing for granted about *target* (the name of a queue, or an entity) any more."""
+    """Forget what is known of *target* (the name of a queue, or an entity)."""
     session.life.declared_entities.discard(existence_key(target))
 
 
@@ -157,3 +168,90 @@ def _look_up(session: Session, name: str, passive: bool) -> None:
             lambda channel: channel.queue_declare(queue=name, durable=True, auto_delete=False),
             deadline,
         )
+
+
+class _Awaited:
+    """One queue that consumers are about to declare, and those who wait for that."""
+
+    __slots__ = ("expectations", "settled")
+
+    def __init__(self) -> None:
+        self.expectations: set[Expectation] = set()
+        self.settled = Condition()
+
+
+_awaited: Final[PerHub[dict[_Key, _Awaited]]] = PerHub(dict)
+
+
+class Expectation:
+    """A consumer is about to declare a queue; made by :func:`expect_queue`.
+
+    Attributes:
+        is_defined: the consumer has a ``Queue``, so that its arguments are known to it alone.
+    """
+
+    __slots__ = ("_key", "is_defined")
+
+    def __init__(self, key: _Key, is_defined: bool) -> None:
+        self._key = key
+        self.is_defined = is_defined
+
+    def settle(self) -> None:
+        """Note that it was declared, or will not be.  Never switches.  Again: does nothing."""
+        awaited_here = _awaited.get()
+        awaited = awaited_here.get(self._key)
+        if awaited is None or self not in awaited.expectations:
+            return
+        awaited.expectations.discard(self)
+        if not awaited.expectations:
+            del awaited_here[self._key]
+        awaited.settled.wake_all()
+
+
+def expect_queue(session: Session, queue: str | Queue) -> Expectation:
+    """Note that a consumer is about to declare *queue* by *session*.  Never switches."""
+    is_defined = isinstance(queue, Queue)
+    key = _key_of(session, queue.name if isinstance(queue, Queue) else queue)
+    expectation = Expectation(key, is_defined)
+    _awaited.get().setdefault(key, _Awaited()).expectations.add(expectation)
+    return expectation
+
+
+def is_expected(session: Session, name: str) -> bool:
+    """Return whether a consumer of this thread is about to declare that queue.  Never switches."""
+    return _awaited_of(session, name) is not None
+
+
+def is_defined_by_consumer(session: Session, name: str) -> bool:
+    """Return whether one is about to declare it with arguments of its own.  Never switches."""
+    awaited = _awaited_of(session, name)
+    return awaited is not None and any(each.is_defined for each in awaited.expectations)
+
+
+def wait_declared(session: Session, name: str, deadline: Deadline) -> None:
+    """Wait until one consumer that was about to declare the queue has done so, or does not any more.
+
+    Returns at once if none is about to.  May switch.
+
+    Raises:
+        TimeoutError: the deadline ended first.
+    """
+    awaited = _awaited_of(session, name)
+    if awaited is None:
+        return
+    try:
+        awaited.settled.wait(deadline)
+    except TimeoutError:
+        raise TimeoutError(
+            f"queue {name!r} does not exist, and the consumer of this program that is about to "
+            f"declare it has not done so"
+        ) from None
+
+
+def _awaited_of(session: Session, name: str) -> _Awaited | None:
+    awaited = _awaited.get()
+    return awaited.get(_key_of(session, name)) if awaited else None
+
+
+def _key_of(session: Session, name: str) -> _Key:
+    return session.broker.addresses, name

@@ -7,8 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from greenconn.defaults import declare_by_name
-from greenconn.entity.existence import await_queue, ensure_declared, forget_existence
-from greenconn.entity.expected import is_expected
+from greenconn.entity.existence import await_queue, ensure_declared, forget_existence, is_expected
 from greenconn.exceptions import (
     NEVER_REPEATED,
     AccessRefused,

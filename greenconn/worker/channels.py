@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent.lock import BoundedSemaphore
 
 from greenconn.entity import Queue
-from greenconn.entity.existence import ensure_declared, ensure_queue_exists
-from greenconn.entity.expected import Expectation, expect_queue, is_defined_by_consumer
+from greenconn.entity.existence import (
+    Expectation,
+    ensure_declared,
+    ensure_queue_exists,
+    expect_queue,
+    is_defined_by_consumer,
+)
 from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,
