@@ -14,14 +14,22 @@ from hypothesis import strategies as st
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 from greenconn.wire.amqp import (
+    BASIC_CANCEL,
+    BASIC_DELIVER,
+    BASIC_GET_OK,
+    BASIC_PUBLISH,
+    BASIC_RETURN,
+    BODY_LIMIT,
     FrameParser,
     Method,
+    _take_whole,
     content_frames,
     heartbeat_frame,
     method_frame,
 )
 
 DELIVER, GET_OK, RETURN, ACK, QOS_OK = (60, 60), (60, 71), (60, 50), (60, 80), (60, 11)
+PUBLISH = (60, 40)
 FRAME_MAX = 4096
 
 
@@ -170,6 +178,51 @@ def test_a_body_of_many_frames_comes_out_whole() -> None:
     methods = parsed(parser, (data[at : at + 100_000] for at in range(0, len(data), 100_000)))
     assert len(methods) == 1
     assert methods[0][4] == body
+
+
+def test_a_large_body_is_received_where_it_stays() -> None:
+    body = random.Random(7).randbytes(300_000)
+    data = b"".join(content_frames(method_frame(9, DELIVER), 9, b"\0\0", body, 131072))
+    data += method_frame(9, ACK, b"next")
+    parser = FrameParser(131072)
+    methods: list[Method] = []
+    while data:
+        room = parser.room()
+        if room is None:
+            piece, data = data[:5000], data[5000:]
+            methods += parser.feed(piece)
+            continue
+        count = 0
+        for buffer in room:  # as ``recvmsg_into`` fills them
+            part, data = data[: len(buffer)], data[len(buffer) :]
+            buffer[: len(part)] = part
+            count += len(part)
+        methods += parser.filled(count)
+    assert [(each[0], each[1], each[4]) for each in methods] == [
+        (9, ids(DELIVER), body),
+        (9, ids(ACK), None),
+    ]
+
+
+@pytest.mark.parametrize("method", [PUBLISH, DELIVER, GET_OK, RETURN])
+def test_messages_that_are_whole_are_taken_at_once(method: tuple[int, int]) -> None:
+    one = b"".join(content_frames(method_frame(3, method, b"x"), 3, b"\0\0", b"body", 131072))
+    found: list[Method] = []
+    assert _take_whole(one * 3, 0, 1000, found.append) == 3 * len(one)
+    assert [(each[0], each[1], each[4]) for each in found] == [(3, ids(method), b"body")] * 3
+    # One that is above the limit, or not whole, is left to who looks closer.
+    room = 5 + 14 + 4 + 8
+    assert _take_whole(one, 0, room, found.append) == len(one)
+    assert _take_whole(one, 0, room - 1, found.append) == 0
+    for end in range(len(one)):
+        assert _take_whole(one[:end], 0, 1000, found.append) == 0
+    assert len(found) == 4
+
+
+def test_numbers_are_those_of_the_specification() -> None:
+    numbers = (BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK, BASIC_CANCEL)
+    assert numbers == tuple(map(ids, (PUBLISH, RETURN, DELIVER, GET_OK, (60, 30))))
+    assert FrameParser().body_limit == BODY_LIMIT == 512 << 20
 
 
 def test_without_a_frame_limit_a_frame_may_be_as_large_as_a_body() -> None:
