@@ -13,7 +13,7 @@ import gevent
 
 from greenconn.broker.port import Claimed, Entry
 from greenconn.green.deadline import Deadline
-from greenconn.green.web import Web
+from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb import Transport
 from greenconn.transport.couchdb.store import CouchStore
 from tests.tiny_client import TinyClient
@@ -61,7 +61,7 @@ def bodies(claimed: Iterable[Claimed]) -> list[str]:
 class Raw:
     """Plain requests to a database."""
 
-    def __init__(self, web: Web, database: str) -> None:
+    def __init__(self, web: HttpClient, database: str) -> None:
         self._web = web
         self._database = database
 
@@ -91,7 +91,7 @@ class Raw:
 def raw_to(url: str) -> Iterator[Raw]:
     """Requests to the database of *url*."""
     parts = urlsplit(url)
-    web = Web(str(parts.hostname), int(parts.port or 5984), extra="couchdb")
+    web = HttpClient(str(parts.hostname), int(parts.port or 5984))
     try:
         yield Raw(web, parts.path)
     finally:

@@ -3,7 +3,6 @@
 from greenconn.importing import needed
 
 needed("botocore", "botocore", "sqs")
-needed("geventhttpclient", "geventhttpclient", "sqs")
 
 # ruff: noqa: E402 - what is below stands on it
 from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES

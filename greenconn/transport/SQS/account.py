@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.http import HttpClient
 from greenconn.green.single import SingleFlight
-from greenconn.green.web import Web
 from greenconn.transport.SQS.endpoints import find_endpoint
 from greenconn.transport.SQS.login import FoundLogin, GivenLogin, Keys, Login
 from greenconn.transport.SQS.options import SQSOptions
@@ -35,11 +35,11 @@ class Webs:
     def __init__(self, options: SQSOptions, ssl: Any) -> None:
         self._limit = options.poll_connections + OTHER_CONNECTIONS
         self._ssl = ssl
-        self._webs: dict[str, Web] = {}
+        self._webs: dict[str, HttpClient] = {}
         # Before the link does, which then finds nothing to close.
         fork.register(self)
 
-    def of(self, url: str) -> Web:
+    def of(self, url: str) -> HttpClient:
         """What leads to the host of *url*.  Never switches."""
         parts = urlsplit(url)
         key = f"{parts.scheme}://{parts.netloc}"

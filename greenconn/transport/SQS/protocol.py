@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 from xml.etree import ElementTree
 
-from greenconn.green.web import Reply
+from greenconn.green.http import Reply
 
 __all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtocol"]
 

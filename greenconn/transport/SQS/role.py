@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from greenconn.exceptions import AccessRefused, PreconditionFailed
 from greenconn.green.deadline import NEVER
-from greenconn.green.web import Web
+from greenconn.green.http import HttpClient
 from greenconn.transport.SQS.endpoints import find_endpoint
 from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from greenconn.transport.SQS.login import EARLY, LATE, Keys, Login, RenewedLogin
@@ -21,7 +21,7 @@ TIMEOUT: Final = 30.0
 RETRIES: Final = 4
 
 
-def web_of(url: str, ssl: Any, limit: int) -> Web:
+def web_of(url: str, ssl: Any, limit: int) -> HttpClient:
     """Return what leads to the host of *url*.  Never switches.
 
     Arguments:
@@ -31,7 +31,7 @@ def web_of(url: str, ssl: Any, limit: int) -> Web:
     is_secure = parts.scheme == "https"
     port = parts.port or (443 if is_secure else 80)
     tls = (ssl or True) if is_secure else None
-    return Web(parts.hostname or "", port, ssl=tls, extra="sqs", limit=limit)
+    return HttpClient(parts.hostname or "", port, ssl=tls, limit=limit)
 
 
 class RoleLogin(RenewedLogin):

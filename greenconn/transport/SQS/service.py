@@ -1,7 +1,7 @@
 """One service of AWS at one endpoint: SQS, SNS or STS.
 
-botocore says where it is; the bytes go over :class:`~greenconn.green.web.Web`.  A client of botocore's
-would do all that and the HTTP, at ten times the CPU, with locks and sockets that block the hub.
+botocore says where it is; the bytes go over :class:`~greenconn.green.http.HttpClient`.  A client of
+botocore's would do all that and the HTTP, at ten times the CPU, with locks and sockets that block.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.http import HttpClient
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.web import Web
 from greenconn.transport.SQS.exceptions import (
     EXPIRED,
     LinkLost,
@@ -65,7 +65,7 @@ class Service:
     def __init__(
         self,
         endpoint: Endpoint,
-        web: Web,
+        web: HttpClient,
         login: Login,
         *,
         timeout: float | None,

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from greenconn.exceptions import OperationalError
 from greenconn.transport import base
-from greenconn.transport.amqp.http_api import HttpApi, Json
+from greenconn.transport.amqp.management_api import Json, ManagementApi
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.transport import Transport
@@ -55,7 +55,7 @@ class Management(base.Management):
         client, options = transport.client, transport.options()
         is_tls = client.ssl if options.manager_ssl is None else options.manager_ssl
         login = (userid or options.manager_userid, password or options.manager_password)
-        self._api = HttpApi(
+        self._api = ManagementApi(
             hostname or options.manager_hostname or client.hostname or "localhost",
             int(port or options.manager_port or (TLS_PORT if is_tls else PORT)),
             ssl=(client.ssl or True) if is_tls else False,

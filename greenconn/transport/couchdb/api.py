@@ -9,8 +9,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlencode
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.exchange import Lines
-from greenconn.green.web import Reply, Web
+from greenconn.green.http import HttpClient, Lines, Reply
 from greenconn.transport.couchdb.errors import (
     LinkLost,
     LoginRefused,
@@ -44,7 +43,7 @@ class CouchApi:
         timeout: seconds for one request; None waits.
     """
 
-    def __init__(self, web: Web, database: str, where: str, timeout: float | None) -> None:
+    def __init__(self, web: HttpClient, database: str, where: str, timeout: float | None) -> None:
         self.where = where
         self._web = web
         self._path = f"/{quote(database, safe='')}"

@@ -16,9 +16,9 @@ from greenconn.broker.port import (
 )
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
+from greenconn.green.http import HttpClient
 from greenconn.green.perhub import PerHub
 from greenconn.green.weak import weakly
-from greenconn.green.web import Web
 from greenconn.transport.couchdb.adopting import Adoption
 from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.claiming import Claims
@@ -77,7 +77,7 @@ class CouchStore(Store):
         client: Any,
         wake: Callable[[str | None], None],
         options: CouchOptions,
-        web: Web,
+        web: HttpClient,
         database: str,
         login: Callable[[], tuple[str | None, str | None]],
     ) -> None:

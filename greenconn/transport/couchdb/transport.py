@@ -10,7 +10,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
-from greenconn.green.web import Web
+from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.store import CouchStore
 from greenconn.url import BrokerURL
@@ -47,7 +47,7 @@ class Transport(StoreTransport):
         host = (url.hostname if url is not None else client.hostname) or "localhost"
         port = (url.port if url is not None else client.port) or self.default_port
         database = (url.virtual_host if url is not None else client.virtual_host) or ""
-        web = Web(host, port, ssl=ssl, extra="couchdb", limit=self.options.max_http_connections)
+        web = HttpClient(host, port, ssl=ssl, limit=self.options.max_http_connections)
         name = database.strip("/") or DEFAULT_DATABASE
         return CouchStore(client, wake, self.options, web, name, self._credentials)
 

@@ -14,13 +14,12 @@ from greenconn.transport.registry import TRANSPORT_ALIASES
 ROOT = Path(__file__).resolve().parents[3]
 
 #: Packages that extras bring for transports.
-PACKAGES = ("botocore", "boto3", "geventhttpclient", "pymongo", "bson", "kombu")
+PACKAGES = ("botocore", "boto3", "pymongo", "bson", "kombu")
 
 #: Alias -> its URL, the packages that it stands on, and the extra that brings them.
 WITH_EXTRA = {
-    "sqs": ("sqs://key:secret@127.0.0.1:9/", ("botocore", "geventhttpclient"), "sqs"),
+    "sqs": ("sqs://key:secret@127.0.0.1:9/", ("botocore",), "sqs"),
     "mongodb": ("mongodb://127.0.0.1:9/", ("pymongo",), "mongodb"),
-    "couchdb": ("couchdb://127.0.0.1:9/db", ("geventhttpclient",), "couchdb"),
 }
 
 #: Uses a connection in a process in which some packages cannot be imported.

@@ -10,7 +10,7 @@ import botocore.session
 import pytest
 from botocore.serialize import create_serializer
 
-from greenconn.green.web import Reply
+from greenconn.green.http import Reply
 from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal
 
 SNS = PROTOCOLS["sns"]

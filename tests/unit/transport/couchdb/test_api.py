@@ -10,7 +10,7 @@ import pytest
 from gevent import socket
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.web import Web
+from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.errors import (
     LinkLost,
@@ -32,7 +32,7 @@ class Server:
     def __init__(self, peer: PeerFactory) -> None:
         self.answers: list[tuple[int, str]] = []
         self.peer = peer(self._serve)
-        self.web = Web("127.0.0.1", self.peer.port, extra="couchdb")
+        self.web = HttpClient("127.0.0.1", self.peer.port)
         self.api = CouchApi(self.web, "db", "couchdb://:**@here/db", WAIT)
 
     def _serve(self, client: socket.socket) -> None:

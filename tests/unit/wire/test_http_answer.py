@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from greenconn.green.answer import HEAD_LIMIT, Answer
+from greenconn.wire.http import HEAD_LIMIT, Answer
 
 LIMIT = 100
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from greenconn.exceptions import ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import numeric
-from greenconn.green.http import Answer, ask
-from greenconn.wire.tls import tls_session
+from greenconn.green.http import HttpClient, Reply
 
-__all__ = ["HttpApi", "Json"]
+__all__ = ["Json", "ManagementApi"]
 
 #: What JSON can say: the broker's answers are passed on as they are.
 Json: TypeAlias = Any
+#: Bytes of an answer that are taken: a list of 100,000 queues has 100 MiB.
+LIMIT: Final = 256 * 1024 * 1024
 
 
-class HttpApi:
+class ManagementApi:
     """RabbitMQ's management API as such: requests and their errors.
 
     Arguments:
@@ -77,23 +77,23 @@ class HttpApi:
                 answer.status, f"{self.url} does not answer as RabbitMQ's management API does"
             ) from exc
 
-    def _ask(self, method: str, target: str, body: bytes) -> Answer:
+    def _ask(self, method: str, target: str, body: bytes) -> Reply:
         pair = ":".join(part or "" for part in self._login()).encode()
         # No Accept: what answers with nothing refuses to do that as JSON.
-        headers = {"Authorization": f"Basic {b64encode(pair).decode()}"}
+        headers = {"Authorization": f"Basic {b64encode(pair).decode()}", "Connection": "close"}
         if body:
             headers["Content-Type"] = "application/json"
         try:
-            return ask(
-                method,
-                numeric(self._hostname),
-                self._port,
-                target,
-                deadline=Deadline(self._timeout),
-                headers=headers,
-                body=body,
-                tls=tls_session(self._ssl, self._hostname) if self._ssl else None,
-            )
+            # A client of its own for each request: nobody closes a manager.
+            with HttpClient(self._hostname, self._port, ssl=self._ssl or None) as client:
+                return client.request(
+                    method,
+                    target,
+                    deadline=Deadline(self._timeout),
+                    headers=headers,
+                    body=body,
+                    limit=LIMIT,
+                )
         except OSError as exc:
             raise OperationalError(
                 f"no management API at {self.url} ({exc}): the broker needs its plugin "
@@ -101,7 +101,7 @@ class HttpApi:
                 f"manager_hostname, manager_port and manager_ssl"
             ) from exc
 
-    def _refused(self, method: str, target: str, answer: Answer) -> ManagementError:
+    def _refused(self, method: str, target: str, answer: Reply) -> ManagementError:
         reason = answer.reason
         try:
             said = json.loads(answer.body)
