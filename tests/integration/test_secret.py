@@ -13,8 +13,8 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.credentials import Token
 from greenconn.exceptions import NotAllowed, RecoverableConnectionError
+from greenconn.green import renewal
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp import secret as module
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
@@ -27,7 +27,7 @@ UPDATE, UPDATE_OK = (10, 70), (10, 71)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may end soon."""
-    monkeypatch.setattr(module, "LEAST_PAUSE", 0.05)
+    monkeypatch.setattr(renewal, "LEAST_PAUSE", 0.05)
 
 
 @pytest.fixture

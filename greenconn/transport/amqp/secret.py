@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from amqp.serialization import dumps
-from gevent import Greenlet, get_hub, getcurrent
 
-from greenconn.credentials import Token
 from greenconn.green.deadline import Deadline
-from greenconn.green.retry import Backoff, RetryPolicy
+from greenconn.green.renewal import Renewal
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
-from greenconn.green.weak import weakly
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.connection import AmqpLink
@@ -33,12 +29,6 @@ logger = logging.getLogger("greenconn.transport.amqp")
 UPDATE_SECRET: Final = (10, 70)
 UPDATE_SECRET_OK: Final = 10 << 16 | 71
 
-#: The part of its life after which a token is renewed.
-RIPE: Final = 0.8
-#: Seconds between two renewals at least, whatever the tokens say.
-LEAST_PAUSE: Final = 1.0
-#: For a new one that is not to be had, or is not taken.
-RENEWING: Final = RetryPolicy(first=1.0, longest=30.0)
 REASON: Final = "the token is renewed before it ends"
 
 
@@ -49,26 +39,14 @@ class Secret:
         link: that life.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_backoff",
-        "_errand",
-        "_is_over",
-        "_link",
-        "_renew",
-        "_timer",
-        "_waiters",
-    )
+    __slots__ = ("__weakref__", "_ask", "_link", "_renewal", "_waiters")
 
     def __init__(self, link: AmqpLink) -> None:
         #: It refers to this object: its memory shall not wait for the collector.
         self._link = ref(link)
         self._waiters: deque[Slot[None]] = deque()
-        self._renew: Callable[[], Any] | None = None
-        self._timer: Any = None
-        self._errand: Greenlet[..., Any] | None = None
-        self._backoff: Backoff | None = None
-        self._is_over = False
+        self._ask: Callable[[], Any] | None = None
+        self._renewal = Renewal(self._renew, logger, link.where)
 
     def update(self, secret: str, reason: str, deadline: Deadline) -> None:
         """Tell the broker a new secret, and wait until it has taken it.  May switch.
@@ -107,8 +85,18 @@ class Secret:
             secret: what the login was done with.
             renew: gives a new one; may switch.
         """
-        self._renew = renew
-        self._plan(secret)
+        self._ask = renew
+        self._renewal.keep(secret)
+
+    def _renew(self) -> object:
+        link = self._link()
+        if link is None or self._ask is None:
+            return None
+        secret = self._ask()
+        link.check_open()
+        self.update(secret, REASON, Deadline(link.options.reply_timeout))
+        logger.debug("%s: the login was renewed", link.where)
+        return secret
 
     # In the reader or the hub: nothing here may switch or run user code.
 
@@ -119,65 +107,11 @@ class Secret:
 
     def stop(self, exc: BaseException) -> None:
         """The connection has ended."""
-        self._is_over = True
-        self._drop_timer()
+        self._renewal.stop()
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
             slot.fail(exc)
-        errand, self._errand = self._errand, None
-        if errand is not None and errand is not getcurrent():
-            errand.kill(block=False)
 
     def forget(self) -> None:
         """After a fork, in the child: the timer is the parent's."""
-        self._is_over = True
-        self._drop_timer()
-
-    def _drop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.stop()
-            timer.close()
-
-    def _plan(self, secret: object) -> None:
-        if isinstance(secret, Token) and secret.expires_in is not None:
-            self._begin_in(max(RIPE * secret.expires_in, LEAST_PAUSE))
-
-    def _begin_in(self, seconds: float) -> None:
-        if not self._is_over:
-            self._timer = get_hub().loop.timer(seconds, ref=False)
-            self._timer.start(weakly(self._on_time), update=True)
-
-    def _on_time(self) -> None:
-        self._drop_timer()
-        self._errand = spawn("renew-secret", self._renew_now)
-
-    # In a greenlet of its own
-
-    def _renew_now(self) -> None:
-        link = self._link()
-        assert self._renew is not None
-        if link is None:
-            return
-        try:
-            secret = self._renew()
-            link.check_open()
-            self.update(secret, REASON, Deadline(link.options.reply_timeout))
-        except Exception as exc:
-            if self._is_over:
-                return  # a new connection asks for a secret of its own
-            if self._backoff is None:
-                self._backoff = Backoff(RENEWING)
-            pause = max(next(self._backoff), LEAST_PAUSE)
-            logger.warning(
-                "%s: the login could not be renewed, it is tried again in %.1f s: %s: %s",
-                link.where,
-                pause,
-                type(exc).__name__,
-                exc,
-            )
-            self._begin_in(pause)
-        else:
-            self._backoff = None
-            logger.debug("%s: the login was renewed", link.where)
-            self._plan(secret)
+        self._renewal.forget()

@@ -7,14 +7,10 @@ A password that is a function, and a credential provider, are asked again every
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
-from weakref import ref
-
-import gevent
-from gevent import Greenlet
+from typing import TYPE_CHECKING
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.supervisor import spawn
+from greenconn.green.renewal import Renewal
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.login import Credentials
 from greenconn.transport.redis.pipeline import ENDLESS
@@ -34,44 +30,33 @@ class Secret:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._told: Credentials | None = None
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._renewal: Renewal | None = None
 
     def watch(self) -> None:
         """Ask again now and then, if what is asked may answer something else.  Never switches."""
-        client = self._link.client
+        link, client = self._link, self._link.client
         changes = (
             callable(client.password)
             or getattr(client, "credential_provider", None)
-            or self._link.options.credential_provider
+            or link.options.credential_provider
         )
-        if changes and self._link.options.reauth_check_interval:
-            self._greenlet = spawn(
-                "redis-reauth", _run, ref(self), self._link.options.reauth_check_interval
-            )
+        interval = link.options.reauth_check_interval
+        if changes and interval:
+            self._renewal = Renewal(self._renew, logger, link.where, interval)
+            self._renewal.begin_in(0.0)
 
     def stop(self) -> None:
         """The link is gone.  Never switches."""
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None:
-            greenlet.kill(block=False)
+        if self._renewal is not None:
+            self._renewal.stop()
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether the link is open."""
-        return self._link.lost is None
-
-    def look(self) -> None:
-        """Ask for the login, and tell the server if it is another one.  May switch."""
-        link = self._link
-        try:
-            current = link.transport.login.credentials()
-            if self._told is None:
-                self._told = current  # that of the opening
-            elif current != self._told:
-                self.tell(current, ENDLESS)
-        except Exception as exc:
-            if link.lost is None:
-                logger.error("%s: cannot log in anew: %s", link.where, exc)
+    def _renew(self) -> object:
+        current = self._link.transport.login.credentials()
+        if self._told is None:
+            self._told = current  # that of the opening
+        elif current != self._told:
+            self.tell(current, ENDLESS)
+        return current[1]
 
     def tell(self, credentials: Credentials, deadline: Deadline) -> None:
         """Log in anew on the open sockets.  May switch.
@@ -90,11 +75,3 @@ class Secret:
                 pipeline.end(LinkLost(f"{pipeline.where}: to log in anew"))
             else:
                 pipeline.post(command)
-
-
-def _run(reference: ref[Secret], interval: float) -> None:
-    # While it waits it does not keep a link that nobody uses any more.
-    while (secret := reference()) is not None and secret.is_needed:
-        secret.look()
-        del secret
-        gevent.sleep(interval)
