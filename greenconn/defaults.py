@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, TypeAlias
 import gevent
 
 from greenconn.connection import ARGUMENTS, Connection
-from greenconn.green import exit
+from greenconn.green import atexit as green_atexit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.session.services import OWN_CONNECTION
@@ -297,4 +297,4 @@ def _at_exit() -> None:
     kept = _kept.pop()
     if kept is not None:
         closing = [spawn("close-default", _close_each, [each]) for each in kept.take()]
-        gevent.joinall(closing, timeout=exit.deadline().left())
+        gevent.joinall(closing, timeout=green_atexit.deadline().left())

@@ -31,8 +31,8 @@ from greenconn.exceptions import (
     SerializerNotInstalled,
     Unroutable,
 )
+from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
-from greenconn.green.duty import name_of
 from greenconn.green.single import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid

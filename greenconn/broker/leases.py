@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.green.duty import tell_blocked
+from greenconn.green.blocking_monitor import tell_blocked
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 

@@ -15,7 +15,7 @@ from gevent import Greenlet, get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent
 
-from greenconn.green import exit, fork
+from greenconn.green import atexit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
@@ -134,7 +134,7 @@ class Stream:
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
         self.writer = Writer(sock, self._end)
-        exit.register(self.writer)
+        atexit.register(self.writer)
         self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
         self._reader.rawlink(self._on_reader_dead)
         fork.register(self)

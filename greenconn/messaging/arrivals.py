@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
-from greenconn.green.either import take_either
 from greenconn.green.inbox import Inbox
+from greenconn.green.wait_any import take_any
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -81,7 +81,7 @@ class Arrivals:
             TimeoutError: nothing came before the deadline.
             ConnectionError, ChannelError: what ended the link or the consumer.
         """
-        inbox, item = take_either((self.inbox, link.events), deadline)
+        inbox, item = take_any((self.inbox, link.events), deadline)
         if inbox is self.inbox:
             return partial(self._hand_over, item)
         function, argument = item

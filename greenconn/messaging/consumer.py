@@ -19,7 +19,7 @@ from greenconn.exceptions import (
     NotBoundError,
     OperationalError,
 )
-from greenconn.green.duty import DUTY
+from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.hub import check_hub
 from greenconn.message import Message
 from greenconn.messaging.recovery import Recovery
@@ -345,8 +345,8 @@ class Consumer:
                 "this consumer has nobody to give messages to: register a callback or set on_message"
             )
         for callback in self.callbacks:
-            if DUTY.handler is not callback:
-                DUTY.change(callback)
+            if HANDLERS.handler is not callback:
+                HANDLERS.change(callback)
             result = callback(body, message)
             if result is not None:
                 check_has_run("a callback", result)
@@ -378,8 +378,8 @@ class Consumer:
             if result is not None:
                 check_has_run("receive", result)
             return result
-        if DUTY.handler != on_message:  # perhaps a method, which is another object each time
-            DUTY.change(on_message)
+        if HANDLERS.handler != on_message:  # perhaps a method, which is another object each time
+            HANDLERS.change(on_message)
         result = on_message(message)
         if result is not None:
             check_has_run("on_message", result)

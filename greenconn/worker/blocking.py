@@ -4,7 +4,7 @@ In a handler that computes, or that waits in a library which gevent does not kno
 process runs: no other handler, no request, no heartbeat.  To read the clock for each message would cost
 more than may be spent on it, so the hub is sampled: while a worker has something to do, a timer looks
 how late it is.  What held it up were the handlers that were called meanwhile, or the one that was called
-last before (see :mod:`greenconn.green.duty`).  While no worker has work there is no timer.
+last before (see :mod:`greenconn.green.blocking_monitor`).  While no worker has work there is no timer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 from gevent import get_hub
 from gevent.monkey import is_module_patched
 
-from greenconn.green.duty import DUTY, name_of
+from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.supervisor import spawn
 
 __all__ = ["THRESHOLD", "BlockingMonitor"]
@@ -89,7 +89,7 @@ class BlockingMonitor:
             self.stop()
 
     def _judge(self, since: float) -> None:
-        for name, seconds in DUTY.shares_within(since, self._looked_at).items():
+        for name, seconds in HANDLERS.shares_within(since, self._looked_at).items():
             threshold, queue = self._thresholds.get(name, (None, ""))
             if threshold is None or seconds < threshold or name in _told or len(_told) >= LIMIT:
                 continue

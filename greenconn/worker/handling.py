@@ -11,7 +11,7 @@ from gevent import Timeout
 
 from greenconn.checks import check_has_run
 from greenconn.exceptions import MessageStateError
-from greenconn.green.duty import DUTY
+from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
 from greenconn.worker.dispatch import Batch, Interrupted
@@ -141,8 +141,8 @@ class Handling:
             self.on_exit()
 
     def _call(self, body: Any, message: Message | list[Message]) -> None:
-        if DUTY.handler is not self._handler:
-            DUTY.change(self._handler)
+        if HANDLERS.handler is not self._handler:
+            HANDLERS.change(self._handler)
         if self._timeout is None:
             result = self._context.copy().run(self._handler, body, message)
         else:

@@ -10,7 +10,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from greenconn._version import __version__
-from greenconn.green.aside import aside
+from greenconn.green.threadpool import in_threadpool
 from greenconn.transport.SQS.service import Endpoint
 
 __all__ = ["find_endpoint"]
@@ -25,7 +25,7 @@ def find_endpoint(
     config: Mapping[str, Any],
     default_region: str,
 ) -> Endpoint:
-    """Ask botocore.  May switch: it reads large files, aside.
+    """Ask botocore.  May switch: it reads large files, in a thread.
 
     Arguments:
         region: None: that of the environment or of AWS' files.
@@ -52,7 +52,7 @@ def find_endpoint(
         return client.meta.endpoint_url, client.meta.region_name
 
     try:
-        found, where = aside(ask)
+        found, where = in_threadpool(ask)
     except (BotoCoreError, TypeError) as exc:
         raise ValueError(f"no endpoint of {service}: {exc}") from None
     extra = config.get("user_agent_extra")

@@ -12,10 +12,10 @@ import botocore.session
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
 
-from greenconn.green.aside import aside
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
+from greenconn.green.threadpool import in_threadpool
 from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused
 
 __all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin"]
@@ -156,12 +156,12 @@ class RenewedLogin(Login):
 class FoundLogin(RenewedLogin):
     """What botocore finds: in the environment, in files, of the container or the machine.
 
-    It does that over sockets and locks of its own, so aside.
+    It does that over sockets and locks of its own, so in a thread.
     """
 
     def _fetch(self) -> Keys:
         try:
-            return aside(_find)
+            return in_threadpool(_find)
         except BotoCoreError as exc:
             said = str(exc).partition("\n")[0][:300]
             raise LoginRefused(f"no credentials for AWS: {said}") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
-from greenconn.green.duty import tell_blocked
+from greenconn.green.blocking_monitor import tell_blocked
 from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame

@@ -20,10 +20,10 @@ import pymongo
 from pymongo import errors
 
 from greenconn.green import fork
-from greenconn.green.aside import Aside, are_sockets_green
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
+from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.transport.mongodb.address import Address
 from greenconn.transport.mongodb.errors import ours_for
 from greenconn.url import mask_secrets
@@ -88,9 +88,9 @@ class Client:
         """Whether this process is a child of the one that made it, and must not use it."""
         return os.getpid() != self._process
 
-    def aside(self, threads: int) -> Aside:
+    def aside(self, threads: int) -> CallPool:
         """A place for blocking calls; who makes it closes it."""
-        return Aside(None if self.is_green else threads)
+        return CallPool(None if self.is_green else threads)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call something of pymongo's.  May switch.
@@ -101,7 +101,7 @@ class Client:
         """
         return self.call_in(self._aside, function, *args, **kwargs)
 
-    def call_in(self, aside: Aside, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def call_in(self, aside: CallPool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """As :meth:`call`, in a place of the caller's.  May switch."""
         try:
             return aside.call(function, *args, **kwargs)

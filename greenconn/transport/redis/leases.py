@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.green.blocking_monitor import tell_blocked
 from greenconn.green.deadline import Deadline
-from greenconn.green.duty import tell_blocked
 from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker

@@ -26,8 +26,8 @@ from gevent import get_hub
 from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
 from greenconn.broker.topology import Topology
 from greenconn.green.deadline import Deadline
-from greenconn.green.fifo import Fifo, ring
 from greenconn.green.supervisor import spawn
+from greenconn.green.wakeup_pipe import WakeupPipe, wake_process
 from greenconn.green.weak import weakly
 from greenconn.transport.sqlite import looking, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
@@ -75,7 +75,7 @@ class SqliteStore(Store):
         self._database = database_of(path, options)
         self.topology = FileTopology(self._database)
         self._claims = int.from_bytes(os.urandom(6), "big") << 14
-        self._fifo: Fifo | None = None
+        self._fifo: WakeupPipe | None = None
         #: Numbers and names of the queues that are consumed here.
         self._consumed: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
@@ -126,7 +126,7 @@ class SqliteStore(Store):
             return
         if self._fifo is None:
             try:
-                self._fifo = Fifo(self._pipe(self.owner), self._heard)
+                self._fifo = WakeupPipe(self._pipe(self.owner), self._heard)
             except OSError as exc:
                 raise CannotOpen(
                     f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
@@ -156,7 +156,7 @@ class SqliteStore(Store):
             words = [b"%d" % number for number in numbers]
             if owner == self.owner:
                 self._heard(words)
-            elif not ring(self._pipe(owner), words):
+            elif not wake_process(self._pipe(owner), words):
                 self._silent.add(owner)
         if self._silent:
             self._look_at(time())

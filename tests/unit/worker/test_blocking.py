@@ -11,8 +11,8 @@ import pytest
 from gevent.monkey import get_original
 
 import greenconn
-from greenconn.green import duty
-from greenconn.green.duty import Duty
+from greenconn.green import blocking_monitor
+from greenconn.green.blocking_monitor import HandlerHistory
 from greenconn.testing import MemoryBroker
 from greenconn.worker import blocking
 from greenconn.worker.blocking import INTERVAL, BlockingMonitor
@@ -99,10 +99,10 @@ def test_only_a_late_look_is_a_block(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    for module in (blocking, duty):
+    for module in (blocking, blocking_monitor):
         monkeypatch.setattr(module, "monotonic", lambda: now)
-    noted = Duty()
-    monkeypatch.setattr(blocking, "DUTY", noted)
+    noted = HandlerHistory()
+    monkeypatch.setattr(blocking, "HANDLERS", noted)
     monitor = BlockingMonitor()
     monitor.know(print, 0.5, "q")
     monitor.start(lambda: True)

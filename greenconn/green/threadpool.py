@@ -16,7 +16,7 @@ from gevent.threadpool import ThreadPool
 
 from greenconn.green.supervisor import sheltered
 
-__all__ = ["Aside", "are_sockets_green", "aside"]
+__all__ = ["CallPool", "are_sockets_green", "in_threadpool"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def are_sockets_green() -> bool:
     return is_module_patched("socket") and is_module_patched("threading")
 
 
-class Aside:
+class CallPool:
     """Runs blocking calls.
 
     Arguments:
@@ -72,7 +72,7 @@ class Aside:
             killall(list(self._callers))
 
 
-def aside(function: Callable[[], T]) -> T:
+def in_threadpool(function: Callable[[], T]) -> T:
     """Call *function*, which blocks once in a while, in the hub's own threads.  May switch."""
     if are_sockets_green():
         return function()

@@ -10,8 +10,8 @@ import pytest
 from gevent import monkey
 from gevent.event import Event
 
-from greenconn.green.aside import Aside, are_sockets_green
 from greenconn.green.supervisor import end, spawn
+from greenconn.green.threadpool import CallPool, are_sockets_green
 
 #: That of threads, in a patched process too.
 _thread: Any = monkey.get_original("threading", "get_ident")
@@ -19,25 +19,25 @@ _sleep: Any = monkey.get_original("time", "sleep")
 
 
 @pytest.fixture
-def aside() -> Iterator[Aside]:
+def aside() -> Iterator[CallPool]:
     """Two threads."""
-    aside = Aside(2)
+    aside = CallPool(2)
     yield aside
     aside.close()
 
 
-def test_call_and_its_result(aside: Aside) -> None:
+def test_call_and_its_result(aside: CallPool) -> None:
     assert aside.call(divmod, 7, 2) == (3, 1)
     assert aside.call(int, "ff", base=16) == 255
     assert aside.call(_thread) != _thread()
 
 
-def test_error(aside: Aside) -> None:
+def test_error(aside: CallPool) -> None:
     with pytest.raises(ZeroDivisionError):
         aside.call(divmod, 1, 0)
 
 
-def test_hub_turns_meanwhile(aside: Aside) -> None:
+def test_hub_turns_meanwhile(aside: CallPool) -> None:
     beats = 0
 
     def beat() -> None:
@@ -52,13 +52,13 @@ def test_hub_turns_meanwhile(aside: Aside) -> None:
     assert beats > 5
 
 
-def test_more_calls_than_threads(aside: Aside) -> None:
+def test_more_calls_than_threads(aside: CallPool) -> None:
     calls = [gevent.spawn(aside.call, str, number) for number in range(20)]
     gevent.joinall(calls, timeout=10, raise_error=True)
     assert [each.get() for each in calls] == [str(number) for number in range(20)]
 
 
-def test_killed_caller_leaves_its_call(aside: Aside) -> None:
+def test_killed_caller_leaves_its_call(aside: CallPool) -> None:
     done: list[int] = []
 
     def slow() -> None:
@@ -78,7 +78,7 @@ def test_killed_caller_leaves_its_call(aside: Aside) -> None:
 
 
 def test_without_threads_calls_are_direct() -> None:
-    aside = Aside(None)
+    aside = CallPool(None)
     assert aside.call(_thread) == _thread()
     with pytest.raises(ZeroDivisionError):
         aside.call(divmod, 1, 0)
@@ -86,7 +86,7 @@ def test_without_threads_calls_are_direct() -> None:
 
 
 def test_without_threads_a_caller_ends_behind_its_call() -> None:
-    aside = Aside(None)
+    aside = CallPool(None)
     has_begun, may_return = Event(), Event()
 
     def call() -> None:
@@ -105,7 +105,7 @@ def test_without_threads_a_caller_ends_behind_its_call() -> None:
 
 
 def test_without_threads_the_end_of_all_ends_calls() -> None:
-    aside = Aside(None)
+    aside = CallPool(None)
     caller = spawn("caller", aside.call, gevent.sleep, 1000)
     gevent.idle()
     assert aside.is_busy

@@ -18,19 +18,19 @@ from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
 
-__all__ = ["DUTY", "Duty", "name_of", "tell_blocked"]
+__all__ = ["HANDLERS", "HandlerHistory", "name_of", "tell_blocked"]
 
 #: Changes that are remembered: as many as may follow a block before the hub's timers run.
 REMEMBERED: Final = 64
 
 
-class Duty:
+class HandlerHistory:
     """The handler that was called last, and those before it.
 
     Before a call::
 
-        if DUTY.handler is not handler:
-            DUTY.change(handler)
+        if HANDLERS.handler is not handler:
+            HANDLERS.change(handler)
 
     Attributes:
         handler: it; None: nobody has called one.
@@ -75,7 +75,7 @@ class Duty:
 
 
 #: That of this process.
-DUTY: Final = Duty()
+HANDLERS: Final = HandlerHistory()
 
 
 def tell_blocked(logger: Logger, where: str, lag: float, interval: float) -> None:
@@ -87,7 +87,7 @@ def tell_blocked(logger: Logger, where: str, lag: float, interval: float) -> Non
         interval: of its ticker.
     """
     now = monotonic()
-    handler = DUTY.name_within(now - lag - interval, now)
+    handler = HANDLERS.name_within(now - lag - interval, now)
     spawn(
         "log",
         logger.warning,

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from greenconn.green import exit as green_exit
+from greenconn.green import atexit as green_exit
 
 
 class Writer:
@@ -48,7 +48,7 @@ def test_importing_installs_nothing() -> None:
     printed, _ = run("""
     import atexit
     atexit.register = None
-    import greenconn.green.exit
+    import greenconn.green.atexit
     """)
     assert printed == ""
 
@@ -59,7 +59,7 @@ def test_importing_installs_nothing() -> None:
 def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
     printed, took = run(f"""
     import gevent
-    from greenconn.green import exit
+    from greenconn.green import atexit as green_exit
     class Writer:
         pending = {steps}
         def flush(self):
@@ -71,7 +71,7 @@ def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
                 print("." * (self.pending < 9), end="")
                 gevent.sleep(0.01)
     writer = Writer()
-    exit.register(writer)
+    green_exit.register(writer)
     """)
     assert printed == "flushed\n" + "." * (0 if left else steps)
     assert took < 20.0

@@ -18,7 +18,7 @@ from gevent import get_hub
 
 from greenconn.green.weak import weakly
 
-__all__ = ["Fifo", "ring"]
+__all__ = ["WakeupPipe", "wake_process"]
 
 #: Bytes that one look takes.
 CHUNK: Final = 65536
@@ -26,7 +26,7 @@ CHUNK: Final = 65536
 ATOMIC: Final = 512
 
 
-class Fifo:
+class WakeupPipe:
     """A named pipe that this process reads.
 
     Arguments:
@@ -87,7 +87,7 @@ class Fifo:
         self._heard(words)
 
 
-def ring(path: str, words: list[bytes]) -> bool:
+def wake_process(path: str, words: list[bytes]) -> bool:
     """Say *words* into the pipe of another process; False: nobody reads it.  Never switches."""
     try:
         writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -12,7 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenconn.green.fifo import ATOMIC, Fifo, ring
+from greenconn.green.wakeup_pipe import ATOMIC, WakeupPipe, wake_process
 from tests.forked import holds_in_child
 
 
@@ -36,16 +36,16 @@ def ear() -> Ear:
 
 
 @pytest.fixture
-def fifo(tmp_path: Path, ear: Ear) -> Iterator[Fifo]:
+def fifo(tmp_path: Path, ear: Ear) -> Iterator[WakeupPipe]:
     """A pipe that is read."""
-    fifo = Fifo(str(tmp_path / "pipe"), ear.words.extend)
+    fifo = WakeupPipe(str(tmp_path / "pipe"), ear.words.extend)
     yield fifo
     fifo.close()
 
 
-def test_words_arrive_in_order(fifo: Fifo, ear: Ear) -> None:
-    assert ring(fifo.path, [b"one", b"two"])
-    assert ring(fifo.path, [b"three"])
+def test_words_arrive_in_order(fifo: WakeupPipe, ear: Ear) -> None:
+    assert wake_process(fifo.path, [b"one", b"two"])
+    assert wake_process(fifo.path, [b"three"])
     assert ear.wait_for(3) == [b"one", b"two", b"three"]
 
 
@@ -67,7 +67,7 @@ def test_one_that_cannot_be_made_leaves_nothing(
     os_open = os.open
     monkeypatch.setattr(os, "open", open_one)
     with pytest.raises(OSError, match="too many"):
-        Fifo(str(tmp_path / "pipe"), ear.words.extend)
+        WakeupPipe(str(tmp_path / "pipe"), ear.words.extend)
     monkeypatch.undo()
     assert not list(tmp_path.iterdir())
     gevent.sleep(0.01)  # a patched process closes at its next turn
@@ -75,19 +75,19 @@ def test_one_that_cannot_be_made_leaves_nothing(
         assert not os.path.samestat(os.fstat(opened[0]), status[0])
 
 
-def test_words_of_another_process(fifo: Fifo, ear: Ear) -> None:
-    assert holds_in_child(lambda: ring(fifo.path, [b"hello"]))
+def test_words_of_another_process(fifo: WakeupPipe, ear: Ear) -> None:
+    assert holds_in_child(lambda: wake_process(fifo.path, [b"hello"]))
     assert ear.wait_for(1) == [b"hello"]
 
 
-def test_many_words_leave_in_pieces(fifo: Fifo, ear: Ear) -> None:
+def test_many_words_leave_in_pieces(fifo: WakeupPipe, ear: Ear) -> None:
     words = [b"%d" % n for n in range(1000)]
-    assert ring(fifo.path, words)
+    assert wake_process(fifo.path, words)
     assert ear.wait_for(1000) == words
 
 
 def test_a_piece_is_as_long_as_may_be_written_at_once(
-    fifo: Fifo, ear: Ear, monkeypatch: pytest.MonkeyPatch
+    fifo: WakeupPipe, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     write = os.write
@@ -98,14 +98,14 @@ def test_a_piece_is_as_long_as_may_be_written_at_once(
 
     monkeypatch.setattr(os, "write", note)
     half = b"x" * (ATOMIC // 2 - 1)  # with its end
-    assert ring(fifo.path, [half] * 4)
+    assert wake_process(fifo.path, [half] * 4)
     assert sizes == [ATOMIC, ATOMIC]
-    assert ring(fifo.path, [half, half + b"x"])
+    assert wake_process(fifo.path, [half, half + b"x"])
     assert sizes[2:] == [ATOMIC // 2, ATOMIC // 2 + 1]
     assert ear.wait_for(6) == [half] * 5 + [half + b"x"]
 
 
-def test_word_in_two_halves(fifo: Fifo, ear: Ear) -> None:
+def test_word_in_two_halves(fifo: WakeupPipe, ear: Ear) -> None:
     with open(fifo.path, "wb", buffering=0) as pipe:
         pipe.write(b"on")
         gevent.sleep(0.01)
@@ -117,39 +117,39 @@ def test_word_in_two_halves(fifo: Fifo, ear: Ear) -> None:
         assert ear.wait_for(4)[-1] == b"three"
 
 
-def test_full_pipe_waits_for_nobody(fifo: Fifo, ear: Ear) -> None:
+def test_full_pipe_waits_for_nobody(fifo: WakeupPipe, ear: Ear) -> None:
     for _ in range(200):
-        assert ring(fifo.path, [b"y" * 500])  # more than a pipe takes
+        assert wake_process(fifo.path, [b"y" * 500])  # more than a pipe takes
     assert set(ear.wait_for(100)) == {b"y" * 500}
 
 
-def test_nobody_reads_any_more(fifo: Fifo, tmp_path: Path) -> None:
+def test_nobody_reads_any_more(fifo: WakeupPipe, tmp_path: Path) -> None:
     fifo.close()
     assert not os.path.exists(fifo.path)
-    assert not ring(fifo.path, [b"hello"])
+    assert not wake_process(fifo.path, [b"hello"])
     os.mkfifo(tmp_path / "dead")
-    assert not ring(str(tmp_path / "dead"), [b"hello"])
+    assert not wake_process(str(tmp_path / "dead"), [b"hello"])
     fifo.close()  # again: nothing
 
 
-def test_only_the_owner_may_write(fifo: Fifo) -> None:
+def test_only_the_owner_may_write(fifo: WakeupPipe) -> None:
     assert stat.S_IMODE(os.stat(fifo.path).st_mode) == 0o600
 
 
-def test_child_of_a_fork_lets_it_be(fifo: Fifo, ear: Ear) -> None:
+def test_child_of_a_fork_lets_it_be(fifo: WakeupPipe, ear: Ear) -> None:
     def in_child() -> bool:
         fifo.forget()
         fifo.close()
         return os.path.exists(fifo.path)
 
     assert holds_in_child(in_child)
-    assert ring(fifo.path, [b"still"])
+    assert wake_process(fifo.path, [b"still"])
     assert ear.wait_for(1) == [b"still"]
 
 
 def test_path_that_cannot_be(tmp_path: Path, ear: Ear) -> None:
     with pytest.raises(FileNotFoundError):
-        Fifo(str(tmp_path / "absent" / "pipe"), ear.words.extend)
+        WakeupPipe(str(tmp_path / "absent" / "pipe"), ear.words.extend)
     (tmp_path / "taken").write_text("")
     with pytest.raises(FileExistsError):
-        Fifo(str(tmp_path / "taken"), ear.words.extend)
+        WakeupPipe(str(tmp_path / "taken"), ear.words.extend)

@@ -8,8 +8,8 @@ from time import monotonic
 from typing import Any
 from weakref import ref
 
-from greenconn.green import duty
-from greenconn.green.duty import REMEMBERED, Duty, name_of
+from greenconn.green import blocking_monitor
+from greenconn.green.blocking_monitor import REMEMBERED, HandlerHistory, name_of
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.now = 0.0
-        monkeypatch.setattr(duty, "monotonic", lambda: self.now)
+        monkeypatch.setattr(blocking_monitor, "monotonic", lambda: self.now)
 
 
 def first() -> None: ...
@@ -34,7 +34,7 @@ class Third:
 
 def test_the_handler_that_had_most_of_a_time_is_named(monkeypatch: Any) -> None:
     clock = Clock(monkeypatch)
-    noted = Duty()
+    noted = HandlerHistory()
     assert noted.name_within(0.0, 100.0) is None
     for at, handler in ((1.0, first), (2.0, second), (7.0, first), (8.0, second)):
         clock.now = at
@@ -49,7 +49,7 @@ def test_the_handler_that_had_most_of_a_time_is_named(monkeypatch: Any) -> None:
 
 
 def test_what_is_remembered_is_bounded_and_keeps_no_handler_alive() -> None:
-    noted = Duty()
+    noted = HandlerHistory()
     for _ in range(10 * REMEMBERED):
         noted.change(lambda: None)
     handler = Third()

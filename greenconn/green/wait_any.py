@@ -10,7 +10,7 @@ from greenconn.green.hub import turn
 from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
 
-__all__ = ["take_either"]
+__all__ = ["take_any"]
 
 Taken = tuple[Inbox[Any], Any]
 
@@ -34,7 +34,7 @@ class _Door:
         return self._slot.fail(exc)
 
 
-def take_either(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
+def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
     """Take one item, and tell from which inbox.  May switch.
 
     Where several have items the first of them is taken from.  Takers of one inbox are served in the
