@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from greenconn.session.session import Session
     from greenconn.transport import SQS, beanstalk, couchdb, memory, mongodb, redis, sqlite, virtual
     from greenconn.transport.amqp.channel import Channel as AmqpChannel
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery as AmqpDelivery
     from greenconn.transport.amqp.transport import Transport as AmqpTransport
     from greenconn.transport.hosted.channel import HostedChannel

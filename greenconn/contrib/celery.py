@@ -30,7 +30,8 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.weak import call_in_hub
 from greenconn.jsoncodec import loads
 from greenconn.transport import redis
-from greenconn.transport.amqp import channel, connection, transport
+from greenconn.transport.amqp import channel, transport
+from greenconn.transport.amqp.link import AmqpLink as Link
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -124,26 +125,26 @@ class AmqpChannel(channel.Channel):
         return _kombus(raw_message, raw_message.raw, self)
 
 
-class AmqpLink(connection.AmqpLink):
+class AmqpLink(Link):
     """A link whose channels hand out kombu's messages."""
 
     channel_cls: ClassVar[type[channel.Channel]] = AmqpChannel
     warns_when_dropped: ClassVar[bool] = False
 
-    close = _in_its_thread(connection.AmqpLink.close)
-    collect = _in_its_thread(connection.AmqpLink.collect)
+    close = _in_its_thread(Link.close)
+    collect = _in_its_thread(Link.collect)
 
 
 class AmqpTransport(transport.Transport):
     """AMQP 0-9-1 for kombu's ``Connection``."""
 
-    Connection: ClassVar[type[connection.AmqpLink]] = AmqpLink
+    Connection: ClassVar[type[Link]] = AmqpLink
     driver_name = "greenconn"
     #: Nobody needs to drive it.  Kombu's event loop is not used, and heartbeats are sent and checked by
     #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
-    def verify_connection(self, connection: connection.AmqpLink) -> bool:
+    def verify_connection(self, connection: Link) -> bool:
         """Whether the link can be used here: in another thread the host opens one of its own."""
         return _is_here(connection) and super().verify_connection(connection)
 
@@ -206,12 +207,12 @@ class RedissTransport(RedisTransport):
             client.ssl = True
 
 
-def _is_here(link: connection.AmqpLink | RedisLink) -> bool:
+def _is_here(link: Link | RedisLink) -> bool:
     """Whether a link belongs to the caller's thread."""
     return link.home.hub is get_hub()
 
 
-def _elsewhere(link: connection.AmqpLink | RedisLink, close: Callable[[], object]) -> None:
+def _elsewhere(link: Link | RedisLink, close: Callable[[], object]) -> None:
     """Have the thread that *link* belongs to call *close*.  Never switches, never fails.
 
     A thread that runs no greenlet now does so when it uses gevent again.

@@ -1,7 +1,7 @@
 """The AMQP transport under kombu's path."""
 
 from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.connection import AmqpLink as Connection
+from greenconn.transport.amqp.link import AmqpLink as Connection
 from greenconn.transport.amqp.message import Delivery as Message
 from greenconn.transport.amqp.transport import SSLTransport, Transport
 

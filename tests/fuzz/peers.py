@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 import greenconn
 from greenconn import Connection, Consumer, Exchange, Queue
 from greenconn.exceptions import AMQPError, KombuError
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from greenconn.wire.resp import RespParser
 from tests.fix_amqp import BrokerEnd, Links, Method
 from tests.fix_peer import Peer

@@ -33,7 +33,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_amqp import Links, drain
 from tests.fix_interrupts import interruptions

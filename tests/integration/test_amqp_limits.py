@@ -20,7 +20,7 @@ from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import ConnectionBlocked, ContentTooLarge, FrameError, PublishRefused
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_frame

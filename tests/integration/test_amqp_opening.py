@@ -26,7 +26,7 @@ from greenconn.exceptions import (
 from greenconn.green import dial as dial_module
 from greenconn.green.dial import KEEPALIVE
 from greenconn.green.ticker import Ticker
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, method_frame

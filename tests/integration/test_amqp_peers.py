@@ -34,7 +34,7 @@ from greenconn.exceptions import (
     UnexpectedFrame,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.fix_amqp import (
     AmqpPeer,

@@ -18,7 +18,7 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.connection import AmqpLink
+from greenconn.transport.amqp.link import AmqpLink
 from tests.fix_amqp import AmqpPeer, Links, drain
 from tests.fix_interrupts import Signal, signals
 

@@ -16,9 +16,9 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp.answering import RETURNS_AT_ONCE
-from greenconn.transport.amqp.connection import AmqpLink
-from greenconn.transport.amqp.delivery_limits import DeliveryLimits
+from greenconn.transport.amqp.acks import RETURNS_AT_ONCE
+from greenconn.transport.amqp.link import AmqpLink
+from greenconn.transport.amqp.queues import DeliveryLimits
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_wires import until

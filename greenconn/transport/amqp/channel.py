@@ -2,15 +2,15 @@
 
 Built on ``amqp.Channel``: its qos is used as it is.  Replaced are the parts that
 read, wait, write content or keep one pending reply for each method.  Calls are in
-:mod:`~greenconn.transport.amqp.calling`, declarations in :mod:`~greenconn.transport.amqp.topology`,
+:mod:`~greenconn.transport.amqp.calls`, declarations in :mod:`~greenconn.transport.amqp.topology`,
 consuming in :mod:`~greenconn.transport.amqp.consuming`, answering in
-:mod:`~greenconn.transport.amqp.answering`, publishing in
-:mod:`~greenconn.transport.amqp.publisher`.
+:mod:`~greenconn.transport.amqp.acks`, publishing in
+:mod:`~greenconn.transport.amqp.publishing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
@@ -27,26 +27,24 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
-from greenconn.transport.amqp.calling import Calling
-from greenconn.transport.amqp.consumer import ConsumerState
-from greenconn.transport.amqp.consuming import Consuming
-from greenconn.transport.amqp.publisher import Publisher
-from greenconn.transport.amqp.remedies import with_remedy
-from greenconn.transport.amqp.rpc import (
-    Call,
-    CallLine,
-    Reply,
-    ids_of,
+from greenconn.transport.amqp.acks import Transactions
+from greenconn.transport.amqp.calls import Call, Calling, CallLine
+from greenconn.transport.amqp.consuming import (
+    ChannelConsumer,
+    ConsumerState,
+    Consuming,
+    give_back_events,
 )
+from greenconn.transport.amqp.errors import with_remedy
+from greenconn.transport.amqp.methods import Reply, ids_of
+from greenconn.transport.amqp.publishing import Publisher
 from greenconn.transport.amqp.topology import Topology
-from greenconn.transport.amqp.transactions import Transactions
 from greenconn.transport.amqp.unsent import Found
-from greenconn.transport.amqp.withdrawal import withdraw
 from greenconn.transport.base import StdChannel
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["Channel"]
 
@@ -278,7 +276,7 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         consumers, self._consumers = self._consumers, {}
         if self.connection.lost is None:
             for consumer in consumers.values():
-                self._consumer_ended(consumer.queue)
+                self.connection.consumer_ended(consumer.queue)
         if not closed:
             for consumer in consumers.values():
                 consumer.gone(cause)
@@ -357,3 +355,32 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
 
 def _raise(exc: BaseException) -> None:
     raise exc
+
+
+def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) -> None:
+    """Have the broker send no more on *channels*, and put back what nobody has begun with.
+
+    May switch.
+
+    Raises:
+        TimeoutError: the broker did not answer before the deadline.
+        ConnectionError, ChannelError: the link or a channel ended meanwhile.
+    """
+    if link.gate.blocked is not None:
+        return  # the broker does not read
+    consumers: list[ChannelConsumer] = []
+    calls: list[tuple[Channel, Call]] = []
+    for channel in channels:
+        mine = channel.acking_consumers()
+        consumers += mine
+        call = channel.cancel_all(mine)
+        if call is not None:
+            calls.append((channel, call))
+    for channel, call in calls:
+        link.wait_reply(call.slot, channel.channel_id, deadline.left())
+    for consumer in consumers:
+        consumer.give_back()
+    if len(link.events):
+        give_back_events(link, lambda consumer, message: message.channel in channels)
+    for channel in channels:
+        channel.finish_returns()

@@ -1,33 +1,39 @@
-"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``."""
+"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``.
+
+``amqp.Connection`` knows the steps (start, secure, tune, open); here are the answers that differ.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import amqp
 from amqp import spec
-from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 
-from greenconn.exceptions import AMQPError, ConnectionError, FrameError
+from greenconn._version import __version__
+from greenconn.exceptions import FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
-from greenconn.transport.amqp.arguments import UNREADABLE, name_of, read_arguments, unreadable
-from greenconn.transport.amqp.remedies import with_remedy
-from greenconn.transport.amqp.rpc import ids_of
-from greenconn.wire.amqp import method_frame
+from greenconn.identity import program_name
+from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
+from greenconn.transport.amqp.errors import closing_error
+from greenconn.transport.amqp.methods import UNREADABLE, ids_of, name_of, read_arguments, unreadable
+from greenconn.wire.amqp import FRAME_MIN, method_frame
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Handshake", "closing_error", "opening_error"]
+__all__ = ["Agreement", "Handshake", "rabbitmq_version"]
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
 _TUNE: Final = ids_of(spec.Connection.Tune)
 _SECURE: Final = ids_of(spec.Connection.Secure)
-
 #: What the broker may say after what it said last, up to the end of the handshake.
 _NEXT: Final[dict[int, frozenset[int]]] = {
     0: frozenset({_START}),
@@ -37,7 +43,6 @@ _NEXT: Final[dict[int, frozenset[int]]] = {
 }
 #: Methods that may wait for the greenlet that connects.
 _WAITING: Final = 64
-
 #: Bytes of a frame that every broker takes before the two sides have agreed on a size.
 FIRST_FRAME_MAX: Final = 4096
 #: Bytes of a frame that RabbitMQ 4.1 and later ask for.
@@ -48,6 +53,114 @@ _HINTS: Final[dict[tuple[int, int] | None, str]] = {
     spec.Connection.StartOk: ", at our login: are user name and password right?",
     spec.Connection.Open: ", at the virtual host: is there one of that name, and may we use it?",
 }
+
+
+def rabbitmq_version(properties: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return major and minor version of a RabbitMQ; None if it is another broker or does not say.
+
+    Arguments:
+        properties: those that the server sent when the connection was opened.
+    """
+    if properties.get("product") != "RabbitMQ":
+        return None
+    parts = str(properties.get("version") or "").split(".")
+    try:
+        return int(parts[0]), int(parts[1])
+    except (IndexError, ValueError):
+        return None
+
+
+class Agreement(amqp.Connection):
+    """The side of a connection that amqp's handshake sees.
+
+    Arguments:
+        where: host and port, for amqp's own texts.
+        userid, password, virtual_host: the login; with ``login_method='EXTERNAL'`` no password is sent.
+        heartbeat: seconds; ``BROKER_HEARTBEAT`` takes the broker's value, 0 is off.
+        options: see :class:`~greenconn.options.AmqpOptions`.
+    """
+
+    library_properties = {
+        "product": "greenconn",
+        "product_version": __version__,
+        "platform": "Python",
+        "information": "gevent messaging client",
+    }
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        userid: str | None,
+        password: str | None,
+        virtual_host: str,
+        login_method: str | None,
+        heartbeat: float,
+        options: AmqpOptions,
+    ) -> None:
+        properties = {"connection_name": options.connection_name or program_name()}
+        super().__init__(
+            host=where,
+            userid=userid,
+            password=password,
+            login_method=login_method,
+            login_response=options.login_response,
+            authentication=options.authentication,
+            virtual_host=virtual_host,
+            locale=options.locale,
+            client_properties={**properties, **(options.client_properties or {})},
+            channel_max=options.channel_max,
+            frame_max=options.frame_max,
+            heartbeat=min(ceil(heartbeat or 0), 65535),  # whole seconds on the wire
+            confirm_publish=options.confirm_publish,
+        )
+        if options.frame_max == 0:
+            self.frame_max = 0  # which amqp takes for "not given"
+        self.options = options
+        self.handshake = Handshake()
+        self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
+
+    def _setup_listeners(self) -> None:
+        self._callbacks.update(
+            {
+                spec.Connection.Start: self._on_start,
+                spec.Connection.Secure: self._on_secure,
+                spec.Connection.Tune: self._on_tune,
+                spec.Connection.OpenOk: self._on_open_ok,
+            }
+        )
+
+    def _on_tune(self, channel_max: int, frame_max: int, server_heartbeat: int) -> None:
+        """Agree on the smaller of both sides' limits; 0 is no limit."""
+        if self._takes_brokers_heartbeat:
+            self.client_heartbeat = server_heartbeat
+        if 0 < frame_max < FRAME_MIN:
+            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
+        super()._on_tune(
+            min(channel_max or 65535, self.channel_max),
+            _smaller(frame_max, self.frame_max),
+            server_heartbeat,
+        )
+
+    def send_method(
+        self,
+        sig: tuple[int, int],
+        format: str | None = None,
+        args: Any = None,
+        content: Any = None,
+        wait: Any = None,
+        callback: Any = None,
+        returns_tuple: bool = False,
+    ) -> None:
+        """Answer a method of the handshake.  Never switches, waits for nothing."""
+        self.handshake.add(sig, format, args)
+        if callback is not None:
+            callback()
+
+
+def _smaller(theirs: int, ours: int) -> int:
+    """The smaller of two limits of which 0 is none."""
+    return min(theirs, ours) if theirs and ours else theirs or ours
 
 
 class Handshake:
@@ -188,34 +301,3 @@ def _packed_table(properties: dict[str, Any]) -> bytes:
 def _packed_texts(texts: tuple[tuple[str, str], ...], capabilities: tuple[str, ...]) -> bytes:
     properties = {**dict(texts), "capabilities": dict.fromkeys(capabilities, True)}
     return cast(bytes, dumps("F", (properties,)))
-
-
-def closing_error(payload: bytes) -> BaseException:
-    """The error that ``connection.close`` stands for."""
-    code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
-    error: BaseException = error_for_code(
-        code, with_remedy(text), (class_id, method_id), ConnectionError
-    )
-    return error
-
-
-def opening_error(
-    exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
-) -> BaseException:
-    """The same kind of error, saying which broker and which step it is about."""
-    if isinstance(exc, TimeoutError) and exc.errno is None:
-        if step == "connecting":
-            return exc
-        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
-    if isinstance(exc, AMQPError):
-        text = f"{exc.reply_text or exc} ({where}, {step})"
-        error: BaseException = type(exc)(
-            text, exc.method_sig, exc.method_name, exc.reply_code or None
-        )
-        return error
-    if isinstance(exc, OSError):
-        try:
-            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step}{hint})")
-        except Exception:  # a class with arguments of its own
-            return exc
-    return exc

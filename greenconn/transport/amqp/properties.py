@@ -19,7 +19,7 @@ from amqp.serialization import dumps, loads
 
 from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
-from greenconn.transport.amqp.arguments import UNREADABLE
+from greenconn.transport.amqp.methods import UNREADABLE
 
 __all__ = ["content_kind", "pack_properties", "text_of", "unpack_properties"]
 

@@ -20,7 +20,7 @@ from greenconn.green.renewal import Renewal
 from greenconn.green.slot import Slot
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["UPDATE_SECRET_OK", "Secret"]
 

@@ -17,12 +17,10 @@ from amqp import spec
 from amqp.protocol import queue_declare_ok_t
 from amqp.serialization import dumps
 
-from greenconn.transport.amqp.arguments import read_arguments
-from greenconn.transport.amqp.rpc import Reply
+from greenconn.transport.amqp.methods import Reply, read_arguments
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.connection import AmqpLink
-    from greenconn.transport.amqp.consumer import ChannelConsumer
+    from greenconn.transport.amqp.port import LinkPort
 
 __all__ = ["Topology"]
 
@@ -31,10 +29,9 @@ class Topology:
     """What a channel does to declare, bind and delete; mixed into ``Channel``."""
 
     call: Callable[..., Any]
-    connection: AmqpLink
+    connection: LinkPort
     send_method: Callable[..., Any]
     _note_kind: Callable[[str, Any], None]
-    _consumers: dict[bytes, ChannelConsumer]
     _gone: BaseException | None
     #: What a queue without a name means (AMQP 0-9-1, 1.7.2.1): the one declared last.
     _last_queue: str = ""
@@ -257,21 +254,6 @@ class Topology:
         """What tells the connection's topology; it never switches."""
         record = self.connection.topology
         return None if record is None else getattr(record, what)
-
-    def _consumer_ended(self, queue: str) -> None:
-        """A consumer has ended: its queue goes with the last one if it is auto-delete.
-
-        A consumer of another connection would keep it; then it is forgotten all the same.
-        """
-        link = self.connection
-        if link.topology is None or not link.topology.is_auto_delete(queue):
-            return
-        for channel in link.channels.values():
-            if channel is not link and any(
-                each.queue == queue for each in channel._consumers.values()
-            ):
-                return
-        link.topology.queue_deleted(queue)
 
     def _ask(
         self,

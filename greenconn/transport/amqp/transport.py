@@ -19,8 +19,8 @@ from greenconn.green.dial import numeric
 from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_options
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.connection import AmqpLink
-from greenconn.transport.amqp.server import rabbitmq_version
+from greenconn.transport.amqp.handshake import rabbitmq_version
+from greenconn.transport.amqp.link import AmqpLink
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.management import Management

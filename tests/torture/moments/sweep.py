@@ -12,9 +12,9 @@ from typing import Any
 import gevent
 
 from greenconn.green.slot import Slot
+from greenconn.transport.amqp.calls import Call as AmqpCall
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.message import Delivery
-from greenconn.transport.amqp.rpc import Call as AmqpCall
 from greenconn.transport.base import Link
 from greenconn.transport.memory.channel import Channel as MemoryChannel
 from greenconn.transport.redis.channel import Channel as RedisChannel

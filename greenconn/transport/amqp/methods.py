@@ -1,15 +1,29 @@
-"""Reading the arguments of a broker's methods: what cannot be read is an error of the peer."""
+"""The methods of AMQP 0-9-1: their ids and their arguments, which a peer may send unreadable."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from amqp.serialization import loads
 
 from greenconn.exceptions import FrameError
 
-__all__ = ["UNREADABLE", "name_of", "read_arguments", "unreadable"]
+__all__ = [
+    "UNREADABLE",
+    "Ids",
+    "Reply",
+    "expected_of",
+    "ids_of",
+    "name_of",
+    "read_arguments",
+    "unreadable",
+]
+
+#: ``class_id << 16 | method_id``
+Ids: TypeAlias = int
+#: ``(ids, arguments with their 4 bytes of ids, header, body)``
+Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
 
 #: What taking a method apart raises when it is cut off, or holds no text, time or table where one
 #: must be.
@@ -44,3 +58,15 @@ def unreadable(ids: int, exc: BaseException) -> FrameError:
 def name_of(ids: int) -> str:
     """A method as the specification numbers it."""
     return f"{ids >> 16},{ids & 0xFFFF}"
+
+
+def ids_of(method: tuple[int, int]) -> Ids:
+    """Class and method id as one number."""
+    return method[0] << 16 | method[1]
+
+
+def expected_of(methods: Any) -> frozenset[Ids]:
+    """The ids of one method or of a list of them."""
+    if isinstance(methods, list):
+        return frozenset(ids_of(each) for each in methods)
+    return frozenset((ids_of(methods),))

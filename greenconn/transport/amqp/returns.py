@@ -11,13 +11,13 @@ from amqp.exceptions import error_for_code
 
 from greenconn.exceptions import ChannelError
 from greenconn.transport.amqp.message import ReturnedMessage, split_route
+from greenconn.transport.amqp.methods import Reply
 from greenconn.transport.amqp.properties import text_of
-from greenconn.transport.amqp.rpc import Reply
 from greenconn.wire.confirms import ConfirmSequencer
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.confirm import PendingConfirm
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.port import LinkPort
+    from greenconn.transport.amqp.publishing import PendingConfirm
 
 __all__ = ["Returning"]
 
@@ -28,7 +28,7 @@ _code_and_size = Struct(">HB")
 class Returning:
     """What a channel does with returned messages; mixed into ``Channel``."""
 
-    connection: AmqpLink
+    connection: LinkPort
     events: dict[str, set[Any]]
     _confirms: ConfirmSequencer[PendingConfirm] | None
 

@@ -1,4 +1,7 @@
-"""The answers to deliveries: acks, which leave together, and what puts messages back."""
+"""The answers of a channel to its deliveries: acks, which leave together, and returns to the queue.
+
+What is answered in a transaction may be rolled back.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from gevent.hub import Hub
 
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.refusal import no_recover_in_place
-from greenconn.wire.acks import AckLedger
+from greenconn.wire.acks import AckLedger, TransactionLedger
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from greenconn.green.writer import Writer
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.port import LinkPort
 
-__all__ = ["Answering"]
+__all__ = ["Answering", "Transactions"]
 
 _tag_and_flags = Struct(">QB")
 #: Deliveries that are put back at once, where each takes an answer of its own, and seconds before more
@@ -34,7 +37,7 @@ _NACK_REQUEUE: Final = 2
 class Answering:
     """How a channel answers deliveries; mixed into ``Channel``."""
 
-    connection: AmqpLink
+    connection: LinkPort
     channel_id: int
     call: Callable[..., Any]
     check_hub: Callable[[], None]
@@ -262,3 +265,70 @@ class Answering:
             spec.Basic.Ack,
             reply_code=406,
         )
+
+
+class Transactions:
+    """What a channel does for transactions; mixed into ``Channel``.
+
+    Attributes:
+        is_transactional: ``tx_select()`` was called.
+    """
+
+    is_transactional = False
+
+    call: Callable[..., Any]
+    check_open: Callable[[], None]
+    flush_acks: Callable[[], None]
+    pass_gate: Callable[[], None]
+    _ledger: AckLedger
+
+    def tx_select(self) -> None:
+        """Have publishes and answers wait for ``tx_commit()`` or ``tx_rollback()``.  May switch.
+
+        The channel that takes this one's place after a loss begins with it, too; what was not
+        committed by then the broker has rolled back.
+        """
+        self.check_open()
+        self.pass_gate()
+        self.flush_acks()
+        if not isinstance(self._ledger, TransactionLedger):
+            # With the write: what another greenlet answers from now on is part of a transaction.
+            self._ledger = TransactionLedger(self._ledger)
+        self.call(spec.Tx.Select, b"", wait=spec.Tx.SelectOk)
+        self.is_transactional = True
+
+    def tx_commit(self) -> None:
+        """Have the broker do what was published and answered since the last end.  May switch."""
+        self._end_transaction()
+        self.call(spec.Tx.Commit, b"", wait=spec.Tx.CommitOk)
+
+    def tx_rollback(self) -> None:
+        """Have the broker forget what was published and answered since the last end.  May switch.
+
+        The deliveries that were answered wait for an answer again: their messages can be
+        acknowledged or rejected once more.
+        """
+        answered = self._end_transaction()
+        self.call(
+            spec.Tx.Rollback,
+            b"",
+            wait=spec.Tx.RollbackOk,
+            on_reply=lambda reply: self._roll_back(answered),
+        )
+
+    def _end_transaction(self) -> list[int]:
+        """Write the answers that belong to this transaction; the caller writes its end at once."""
+        self.check_open()
+        self.pass_gate()
+        self.flush_acks()
+        ledger = self._ledger
+        return ledger.end_transaction() if isinstance(ledger, TransactionLedger) else []
+
+    def _roll_back(self, answered: list[int]) -> None:
+        # In the reader: it holds, also if its caller was killed meanwhile.
+        if isinstance(self._ledger, TransactionLedger):
+            self._ledger.roll_back(answered)
+
+    def is_rolled_back(self, delivery_tag: int) -> bool:
+        """Whether a delivery that was answered waits for an answer again.  Never switches."""
+        return self.is_transactional and delivery_tag in self._ledger.outstanding

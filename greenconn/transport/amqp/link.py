@@ -1,7 +1,7 @@
 """One life of a connection to an AMQP 0-9-1 broker, shared by any number of greenlets.
 
 Built on ``amqp.Connection``: its method tables, SASL mechanisms and the steps of start, tune and open
-are used as they are (:mod:`~greenconn.transport.amqp.agreement`).  Replaced are ``Transport``,
+are used as they are (:mod:`~greenconn.transport.amqp.handshake`).  Replaced are ``Transport``,
 ``frame_writer``, ``connect``, ``close``, ``collect``, ``blocking_read``, ``drain_events``,
 ``_on_close``, the heartbeat tick and the allocation of channel ids: bytes go through a
 :class:`~greenconn.green.stream.Stream`.
@@ -37,21 +37,16 @@ from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.writer import Writer
 from greenconn.options import AmqpOptions
-from greenconn.transport.amqp.agreement import Agreement
-from greenconn.transport.amqp.answering import Answering
-from greenconn.transport.amqp.arguments import UNREADABLE, read_arguments, unreadable
-from greenconn.transport.amqp.budget import HARD_LIMIT, InboxBudget
-from greenconn.transport.amqp.channel import Channel
-from greenconn.transport.amqp.delivery_limits import DeliveryLimits
-from greenconn.transport.amqp.gate import PublishGate
-from greenconn.transport.amqp.handshake import closing_error, opening_error
-from greenconn.transport.amqp.numbers import ChannelNumbers
-from greenconn.transport.amqp.pulse import Pulse
-from greenconn.transport.amqp.rpc import Reply, ids_of
+from greenconn.transport.amqp.channel import Channel, withdraw
+from greenconn.transport.amqp.errors import closing_error, opening_error
+from greenconn.transport.amqp.flow import HARD_LIMIT, InboxBudget, PublishGate
+from greenconn.transport.amqp.handshake import Agreement, rabbitmq_version
+from greenconn.transport.amqp.heartbeat import HeartbeatTimer
+from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
+from greenconn.transport.amqp.port import Answers
+from greenconn.transport.amqp.queues import DeliveryLimits
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
-from greenconn.transport.amqp.server import rabbitmq_version
 from greenconn.transport.amqp.unsent import find_unsent
-from greenconn.transport.amqp.withdrawal import withdraw
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import (
     BASIC_DELIVER,
@@ -133,10 +128,10 @@ class AmqpLink(Link, Agreement):
         self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._intake = _Intake(self)
-        self._numbers = ChannelNumbers()
-        self._acking: list[Answering] = []
+        self._numbers = _ChannelNumbers()
+        self._acking: list[Answers] = []
         self._closing: Slot[None] | None = None
-        self._pulse = Pulse(where, self.end)
+        self._heartbeat_timer = HeartbeatTimer(where, self.end)
         self.secret = Secret(self)
         #: Kind of each queue that was declared here, where it is not classic.
         self.queue_kinds: dict[str, str] = {}
@@ -191,7 +186,7 @@ class AmqpLink(Link, Agreement):
         self.delivery_limits = DeliveryLimits(self.where, self.server_version)
         self._parser.frame_max = self.frame_max
         self._parser.channels = self.channels
-        self._pulse.start(float(self.heartbeat or 0), self._stream)
+        self._heartbeat_timer.start(float(self.heartbeat or 0), self._stream)
         fork.register(self)
 
     def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
@@ -242,6 +237,18 @@ class AmqpLink(Link, Agreement):
                 spec.Channel.Open,
             )
         return number
+
+    def consumer_ended(self, queue: str) -> None:
+        """Note that a consumer has ended: its queue goes with the last one if it is auto-delete.
+
+        A consumer of another connection would keep it; then it is forgotten all the same.
+        """
+        if self.topology is None or not self.topology.is_auto_delete(queue):
+            return
+        for channel in self.channels.values():
+            if channel is not self and channel.consumes(queue):
+                return
+        self.topology.queue_deleted(queue)
 
     def channel_closed(self, channel: Channel) -> None:
         """The close of *channel* is complete on both sides: its id may be used again."""
@@ -316,16 +323,16 @@ class AmqpLink(Link, Agreement):
             )
         return False
 
-    def ack_later(self, channel: Answering) -> None:
-        """Flush the acks of *channel* when this turn of the hub ends.  Never switches."""
+    def ack_later(self, answers: Answers) -> None:
+        """Flush *answers* when this turn of the hub ends.  Never switches."""
         if not self._acking:
             self.writer.before_flush(self._flush_acks)
-        self._acking.append(channel)
+        self._acking.append(answers)
 
     def _flush_acks(self) -> None:
         acking, self._acking = self._acking, []
-        for channel in acking:
-            channel.flush_acks()
+        for answers in acking:
+            answers.flush_acks()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all that was written has been given to the socket.  May switch.
@@ -401,7 +408,7 @@ class AmqpLink(Link, Agreement):
         if self.lost is not None:
             return
         super().end(exc, closed=closed)
-        self._pulse.stop()
+        self._heartbeat_timer.stop()
         self.secret.stop(exc)
         self.handshake.fail(exc)
         if self._stream is not None:
@@ -427,7 +434,7 @@ class AmqpLink(Link, Agreement):
         """After a fork, in the child: this life is the parent's."""
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
-            self._pulse.stop()
+            self._heartbeat_timer.stop()
             self.secret.forget()
             for channel in self.channels.values():
                 if channel is not self:
@@ -517,12 +524,12 @@ class AmqpLink(Link, Agreement):
     def _pause(self) -> None:
         if self._stream is not None:
             self._stream.pause()
-        self._pulse.pause()
+        self._heartbeat_timer.pause()
 
     def _resume(self) -> None:
         if self._stream is not None:
             self._stream.resume()
-        self._pulse.resume()
+        self._heartbeat_timer.resume()
 
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise if the peer is dead; heartbeats are sent without anybody's help."""
@@ -563,3 +570,29 @@ class _Intake:
         link = self.link()
         if link is not None:
             link.on_stream_lost(exc)
+
+
+class _ChannelNumbers:
+    """Numbers for channels, from 1 up; one that was given back is used again before a new one.
+
+    A number may be given back only when the close of its channel is complete on both sides.
+    """
+
+    __slots__ = ("_free", "_last")
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._last = 0
+
+    def take(self, most: int) -> int | None:
+        """A number that is not in use, *most* at most; None: all are."""
+        if self._free:
+            return self._free.pop()
+        if self._last >= most:
+            return None
+        self._last += 1
+        return self._last
+
+    def give_back(self, number: int) -> None:
+        """*number* may be used again."""
+        self._free.append(number)

@@ -1,4 +1,4 @@
-"""The publishing half of a channel: the fast path, and confirms.
+"""Publishing on a channel: the fast path, and confirms.
 
 A message is one ``bytes.join`` and one append: the method frame with the start of the next one is kept
 for each (exchange, routing key), the property block for each kind of message.
@@ -17,40 +17,113 @@ from amqp.serialization import dumps
 from gevent import get_hub
 from gevent.hub import Hub
 
-from greenconn.exceptions import ContentTooLarge, RecoverableChannelError
+from greenconn.exceptions import (
+    ContentTooLarge,
+    PublishNacked,
+    PublishTimeout,
+    RecoverableChannelError,
+    Unroutable,
+)
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.transport.amqp.confirm import PendingConfirm
+from greenconn.transport.amqp.calls import not_yours
 from greenconn.transport.amqp.message import Outgoing
-from greenconn.transport.amqp.returning import Returning
-from greenconn.transport.amqp.rpc import Reply, ids_of, not_yours
+from greenconn.transport.amqp.methods import Reply, ids_of
+from greenconn.transport.amqp.properties import text_of
+from greenconn.transport.amqp.returns import Returning
 from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Found, Resending, Unsent, sentence
 from greenconn.wire.amqp import content_frames, method_frame
-from greenconn.wire.confirms import ConfirmSequencer
+from greenconn.wire.confirms import ConfirmSequencer, Outstanding
 
 if TYPE_CHECKING:
     from greenconn.green.writer import Writer
-    from greenconn.transport.amqp.connection import AmqpLink
+    from greenconn.transport.amqp.port import LinkPort
 
-__all__ = ["Publisher"]
+__all__ = ["PendingConfirm", "Publisher"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
-
 _tag_and_flags = Struct(">QB")
 # End of the method frame's payload is in the head; then: header frame, and the body frame's start.
 _header = Struct(">BHIHHQ")
 _body = Struct(">BBHI")
-
 _PUBLISH: Final = ids_of(spec.Basic.Publish)
 _HEADS_KEPT: Final = 1024
 #: Bodies of this size or more are not copied into one piece with their frames.
 _LARGE: Final = 65536
 
 
+class PendingConfirm(Outstanding):
+    """What ``begin_publish`` returns: one greenlet calls ``wait``, once."""
+
+    __slots__ = ("is_awaited", "link", "slot")
+
+    def __init__(
+        self,
+        link: LinkPort,
+        exchange: str | bytes,
+        routing_key: str | bytes,
+        mandatory: bool,
+        properties: bytes,
+        body: bytes,
+    ) -> None:
+        # A return names them as text.
+        if isinstance(exchange, bytes):
+            exchange = text_of(exchange)
+        if isinstance(routing_key, bytes):
+            routing_key = text_of(routing_key)
+        super().__init__(exchange, routing_key, mandatory, properties, body)
+        self.link = link
+        #: Whether anybody is told by ``wait`` what became of it.
+        self.is_awaited = True
+        #: Filled with True for an ack, False for a nack.
+        self.slot: Slot[bool] = Slot()
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until the broker has taken the message over.  May switch.
+
+        Arguments:
+            deadline: one without an end is the connection's ``confirm_timeout``.
+
+        Raises:
+            PublishNacked, Unroutable, PublishTimeout, ChannelError, ConnectionError: see
+                ``Channel.basic_publish_confirm``.
+        """
+        slot, budget = self.slot, self.link.budget
+        if deadline.timeout is None:
+            deadline = Deadline(self.link.options.confirm_timeout)
+        budget.begin_wait()
+        try:
+            is_taken = slot.wait(deadline)
+        except TimeoutError:
+            if not slot.has_left:
+                raise
+            raise PublishTimeout(
+                f"{self.link.where} did not confirm {self._what()} within {deadline.timeout:g} s: "
+                f"it may have the message",
+                maybe_delivered=True,
+            ) from None
+        finally:
+            budget.end_wait()
+        if self.returned is not None:
+            code, text = self.returned
+            raise Unroutable(
+                f"{text}: no queue takes {self._what()}",
+                code=code,
+                exchange=self.exchange,
+                routing_key=self.routing_key,
+            )
+        if not is_taken:
+            raise PublishNacked(f"{self.link.where} refused (nack) {self._what()}")
+
+    def _what(self) -> str:
+        return f"a message to exchange {self.exchange!r} with routing key {self.routing_key!r}"
+
+
 class Publisher(Returning):
     """What a channel does to publish; mixed into ``Channel``."""
 
-    connection: AmqpLink
+    connection: LinkPort
     channel_id: int
     abort: Callable[[Any], None]
     begin_call: Callable[..., Any]
@@ -63,7 +136,7 @@ class Publisher(Returning):
     _gone: BaseException | None
     _hub: Hub
 
-    def _init_publisher(self, link: AmqpLink) -> None:
+    def _init_publisher(self, link: LinkPort) -> None:
         self._writer: Writer = link.writer
         self._gate = link.gate
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}

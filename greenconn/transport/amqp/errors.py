@@ -1,4 +1,4 @@
-"""What to do about an error that RabbitMQ tells in words of its own.
+"""Errors of an AMQP broker, each with what the user can do about it.
 
 The texts are those of RabbitMQ 3.10 to 4.3.  What a broker denies by its configuration cannot be known
 before it says so, so nothing is refused on the strength of a version.
@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["with_remedy"]
+from amqp import spec
+from amqp.exceptions import error_for_code
+
+from greenconn.exceptions import AMQPError, ConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.transport.amqp.methods import ids_of, read_arguments
+
+__all__ = ["closing_error", "opening_error", "with_remedy"]
 
 #: Part of the broker's text -> what the user can do.
 _REMEDIES: Final = (
@@ -65,9 +72,43 @@ _REMEDIES: Final = (
 )
 
 
+_CLOSE: Final = ids_of(spec.Connection.Close)
+
+
 def with_remedy(text: str) -> str:
     """The broker's *text*, followed by what can be done about it where we know."""
     for words, remedy in _REMEDIES:
         if words in text:
             return f"{text} ({remedy})"
     return text
+
+
+def closing_error(payload: bytes) -> BaseException:
+    """The error that ``connection.close`` stands for."""
+    code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
+    error: BaseException = error_for_code(
+        code, with_remedy(text), (class_id, method_id), ConnectionError
+    )
+    return error
+
+
+def opening_error(
+    exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
+) -> BaseException:
+    """The same kind of error, saying which broker and which step it is about."""
+    if isinstance(exc, TimeoutError) and exc.errno is None:
+        if step == "connecting":
+            return exc
+        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
+    if isinstance(exc, AMQPError):
+        text = f"{exc.reply_text or exc} ({where}, {step})"
+        error: BaseException = type(exc)(
+            text, exc.method_sig, exc.method_name, exc.reply_code or None
+        )
+        return error
+    if isinstance(exc, OSError):
+        try:
+            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step}{hint})")
+        except Exception:  # a class with arguments of its own
+            return exc
+    return exc

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import AMQPNotImplementedError
-from greenconn.transport.amqp import kinds
-from greenconn.transport.amqp.delivery_limits import DeliveryLimits
-from greenconn.transport.amqp.kinds import QueueKinds
+from greenconn.transport.amqp import queues
+from greenconn.transport.amqp.queues import DeliveryLimits, QueueKinds
 
 QUORUM, STREAM = {"x-queue-type": "quorum"}, {"x-queue-type": "stream"}
 
@@ -49,7 +48,7 @@ def test_kinds_follow_the_declarations(channel: Channel) -> None:
 
 
 def test_the_memory_of_queues_is_bounded(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds, "_KINDS_KEPT", 3)
+    monkeypatch.setattr(queues, "_KINDS_KEPT", 3)
     for number in range(10):
         channel._note_kind(str(number), QUORUM)
     assert list(channel.connection.queue_kinds) == ["7", "8", "9"]
@@ -58,7 +57,7 @@ def test_the_memory_of_queues_is_bounded(channel: Channel, monkeypatch: pytest.M
 def test_the_memory_of_readers_is_bounded(
     channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kinds, "_STREAMS_KEPT", 3)
+    monkeypatch.setattr(queues, "_STREAMS_KEPT", 3)
     running: Any = SimpleNamespace(tag="0")
     channel._consumers[b"0"] = running
     for number in range(10):

@@ -13,12 +13,12 @@ from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame
 from greenconn.wire.heartbeat import Heartbeat, Verdict
 
-__all__ = ["Pulse"]
+__all__ = ["HeartbeatTimer"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
 
-class Pulse:
+class HeartbeatTimer:
     """Sends heartbeats and judges the peer's, from its start to its stop.
 
     Arguments:

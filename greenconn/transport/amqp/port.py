@@ -1,0 +1,73 @@
+"""What the parts of a channel ask of the link that they write to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from greenconn.green.deadline import Deadline
+    from greenconn.green.hub import Home
+    from greenconn.green.inbox import Inbox
+    from greenconn.green.slot import Slot
+    from greenconn.green.writer import Writer
+    from greenconn.options import AmqpOptions
+    from greenconn.transport.amqp.flow import InboxBudget, PublishGate
+    from greenconn.transport.amqp.methods import Reply
+    from greenconn.transport.amqp.queues import DeliveryLimits
+
+__all__ = ["Answers", "LinkPort"]
+
+
+class Answers(Protocol):
+    """Answers to deliveries that leave together at the end of a turn of the hub."""
+
+    def flush_acks(self) -> None:
+        """Write them.  Never switches."""
+        ...
+
+
+class LinkPort(Protocol):
+    """One life of a connection, as the parts of its channels see it."""
+
+    where: str
+    options: AmqpOptions
+    home: Home
+    gate: PublishGate
+    budget: InboxBudget
+    events: Inbox[tuple[Callable[[Any], Any], Any]]
+    delivery_limits: DeliveryLimits
+    #: Kind of each queue that was declared here, where it is not classic.
+    queue_kinds: dict[str, str]
+    server_properties: dict[str, Any]
+    server_version: tuple[int, int] | None
+    frame_max: int
+    confirm_publish: bool
+    #: Why the link is no longer open; None while it is.
+    lost: BaseException | None
+    #: What is told of exchanges, queues and bindings that were made or deleted; None: nobody is.
+    topology: Any
+    client: Any
+
+    @property
+    def writer(self) -> Writer: ...
+
+    def ack_later(self, answers: Answers) -> None: ...
+
+    def check_size(self, size: int) -> None: ...
+
+    def consumer_ended(self, queue: str) -> None: ...
+
+    def drain_writer(self, timeout: float | Deadline | None) -> None: ...
+
+    def end(self, exc: BaseException, *, closed: bool = ...) -> None: ...
+
+    def put_return(
+        self, tell: Callable[[Any], object], returned: Any, size: int, *, is_heard: bool
+    ) -> None: ...
+
+    def qos_is_for_channel(self, prefetch_count: int) -> bool: ...
+
+    def unexpected_method(self, channel_id: int, ids: int) -> None: ...
+
+    def wait_reply(self, slot: Slot[Reply], channel_id: int, timeout: float | None) -> Reply: ...
