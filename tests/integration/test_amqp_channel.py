@@ -153,7 +153,7 @@ def test_a_prefetch_holds_although_its_caller_was_killed(amqp_link: AmqpLink, qu
     assert amqp_link.budget.held == 0
     successor = amqp_link.channel()
     successor.take_over(channel)
-    assert successor._prefetch == 3
+    assert successor.consumers._prefetch == 3
 
 
 def test_a_message_that_a_killed_caller_got_goes_back(amqp_link: AmqpLink, queue: str) -> None:
@@ -186,9 +186,9 @@ def test_a_consumer_of_a_killed_caller_is_cancelled_and_its_deliveries_go_back(
                     amqp_link.drain(Deadline(0))
             for each in seen:
                 each.requeue()  # type: ignore[attr-defined]
-        elif counts(other, queue)[1] and channel._consumers:
+        elif counts(other, queue)[1] and channel.consumers.by_tag:
             # Killed in basic_cancel, or its cancel is on its way.
-            until(lambda: not channel._consumers)
+            until(lambda: not channel.consumers.by_tag)
         with pytest.raises(TimeoutError):
             while True:
                 amqp_link.drain(Deadline(0))
@@ -197,7 +197,7 @@ def test_a_consumer_of_a_killed_caller_is_cancelled_and_its_deliveries_go_back(
                 each.requeue()  # type: ignore[attr-defined]
         seen.clear()
         until(lambda: counts(other, queue) == (5, 0))
-        until(lambda: not channel._consumers)
+        until(lambda: not channel.consumers.by_tag)
 
 
 def test_a_tag_whose_caller_was_killed_is_free_when_the_broker_has_cancelled_it(
@@ -207,7 +207,7 @@ def test_a_tag_whose_caller_was_killed_is_free_when_the_broker_has_cancelled_it(
     killed = gevent.spawn(channel.basic_consume, queue, "tag", callback=print)
     gevent.sleep(0)
     killed.kill()
-    assert b"tag" in channel._consumers
+    assert b"tag" in channel.consumers.by_tag
     assert channel.basic_consume(queue, "tag", callback=print) == "tag"
     assert counts(channel, queue)[1] == 1
     # Two consumers of one tag: the broker would close the connection.
@@ -392,7 +392,7 @@ def test_arguments_that_fit_no_field_or_frame_harm_nobody(amqp_link: AmqpLink, u
     with pytest.raises(ContentTooLarge):
         channel.basic_publish(large, "", unique)
     assert channel.queue_declare(unique, exclusive=True).queue == unique
-    assert not channel._consumers
+    assert not channel.consumers.by_tag
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 200_000, 3_000_000])
@@ -543,7 +543,7 @@ def test_random_answers_leave_at_the_broker_what_was_not_answered(
     def answer(each: Any) -> None:
         choice = rng.random()
         channel, tag, answered = each.channel, each.delivery_tag, [each]
-        ledger = channel._ledger
+        ledger = channel.acks.ledger
         if choice < 0.1:
             meant = [one for one in held if one.channel is channel and one.delivery_tag <= tag]
             tags = {one.delivery_tag for one in [each, *meant]}
@@ -581,13 +581,13 @@ def test_random_answers_leave_at_the_broker_what_was_not_answered(
                     held.remove(one)
                 channel.basic_recover(True)
                 # What came between the sending and the reply was put back too.
-                tags = channel._ledger.outstanding
+                tags = channel.acks.ledger.outstanding
                 held[:] = [
                     one for one in held if one.channel is not channel or one.delivery_tag in tags
                 ]
             elif held and rng.random() < 0.7:
                 each = held.pop(rng.randrange(len(held)))
-                if each.delivery_tag in each.channel._ledger.outstanding:
+                if each.delivery_tag in each.channel.acks.ledger.outstanding:
                     answer(each)
             else:
                 try:
@@ -840,7 +840,7 @@ def test_a_deleted_queue_cancels_its_consumers(amqp_link: AmqpLink, unique: str)
     assert cancelled == ["told"]
     assert isinstance(sink.errors[0], ConsumerCancelled)
     assert channel.is_open
-    until(lambda: not channel._consumers)
+    until(lambda: not channel.consumers.by_tag)
 
 
 def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, queue: str) -> None:
@@ -854,7 +854,7 @@ def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, 
     channel.basic_consume(queue, "tag", callback=got.append)
     drain(amqp_link, lambda: len(got) == 50)
     channel.basic_cancel("tag", nowait=True)
-    until(lambda: not channel._consumers)  # nothing stays behind
+    until(lambda: not channel.consumers.by_tag)  # nothing stays behind
 
 
 @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
@@ -874,7 +874,7 @@ def test_a_consumer_that_is_cancelled_twice_holds_nothing_back(
             gevent.sleep(0)
             cancelling[0].kill()
         all_of(cancelling)
-        until(lambda: not channel._consumers)
+        until(lambda: not channel.consumers.by_tag)
         with pytest.raises(TimeoutError):
             while True:
                 amqp_link.drain(Deadline(0))
@@ -997,7 +997,7 @@ def test_another_thread_is_told_that_it_needs_a_connection_of_its_own(
         pool.kill()
     assert counts(channel, queue) == (0, 0)
     channel.basic_ack(got.delivery_tag)
-    assert not channel._consumers
+    assert not channel.consumers.by_tag
 
 
 # A broker that takes nothing.

@@ -555,7 +555,7 @@ def test_a_message_that_comes_for_a_killed_get_goes_back(
         getting.join(WAIT)
     got = end.expect(spec.Basic.Nack)
     assert got[2] == pack(">QB", 7, REQUEUE)
-    assert not channel._ledger.outstanding
+    assert not channel.acks.ledger.outstanding
 
 
 def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
@@ -574,7 +574,7 @@ def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
     drain(link, lambda: len(got) == 2)
     for message in got:
         message.ack()
-    channel.flush_acks()
+    channel.acks.flush()
     answers: dict[int, Method] = {}
     while len(answers) < 4:
         with gevent.Timeout(WAIT):
@@ -591,7 +591,7 @@ def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
         spec.Basic.Nack,
         spec.Basic.Ack,
     ]
-    assert not channel._ledger.outstanding
+    assert not channel.acks.ledger.outstanding
 
 
 def test_after_its_end_a_callback_gets_nothing_more(link: AmqpLink, end: BrokerEnd) -> None:
@@ -648,11 +648,11 @@ def test_deliveries_to_a_killed_consumer_go_back_and_it_is_cancelled(
     end.deliver(1, "tag", 3)
     assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 3, REQUEUE)
     end.method(1, spec.Basic.CancelOk, "s", "tag")
-    until(lambda: not channel._consumers)
+    until(lambda: not channel.consumers.by_tag)
     # The one that came before the kill waits among the events; who drains gives it back.
     link.drain(Deadline(WAIT))
     assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 1, REQUEUE)
-    assert not channel._ledger.outstanding
+    assert not channel.acks.ledger.outstanding
 
 
 def test_a_timeout_of_the_user_amid_a_frame_loses_no_byte(link: AmqpLink, end: BrokerEnd) -> None:

@@ -18,7 +18,7 @@ from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.acks import RETURNS_AT_ONCE
 from greenconn.transport.amqp.link import AmqpLink
-from greenconn.transport.amqp.queues import DeliveryLimits
+from greenconn.transport.amqp.queues import KnownQueues
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_wires import until
@@ -117,9 +117,9 @@ def test_many_go_back_in_groups_while_the_channel_lives(link: AmqpLink, end: Bro
     messages = [argument for _, argument in link.events.clear()]
     for message in messages[1:]:
         message.put_back()
-    channel.flush_acks()
-    assert len(channel._ledger.returning) == RETURNS_AT_ONCE
-    until(lambda: not channel._ledger.returning)
+    channel.acks.flush()
+    assert len(channel.acks.ledger.returning) == RETURNS_AT_ONCE
+    until(lambda: not channel.acks.ledger.returning)
     messages[0].ack()
     answers = sent(end, spec.Basic.Ack)
     assert answers[:-1] == [nack(tag) for tag in range(2, count + 1)]
@@ -185,7 +185,7 @@ def test_who_comes_near_the_limit_is_told_once(
     first: int | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    limits = DeliveryLimits("here", version)
+    limits = KnownQueues("here", version)
     if arguments is not None:
         limits.declared("q", arguments)
     for count in (None, "many", *range(1, 25)):

@@ -236,7 +236,7 @@ def test_a_killed_change_of_the_limit_is_done_again(
     gevent.sleep(0)
     killed.kill()
     channel.basic_consume(quorum.name, callback=print)
-    assert channel._qos == (0, 5, False)
+    assert channel.consumers.qos == (0, 5, False)
     channel.close()
     assert connection.session.generation == 1
 
@@ -245,14 +245,14 @@ def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique
     channel = connection.default_channel
     channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
     channel.queue_declare(unique, passive=True)  # which says nothing of its kind
-    assert channel.connection.queue_kinds == {unique: "quorum"}
+    assert channel.connection.queues.kinds == {unique: "quorum"}
     channel.queue_delete(unique)
-    assert channel.connection.queue_kinds == {}
+    assert channel.connection.queues.kinds == {}
     channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
     with connection.channel() as other:
         other.queue_delete(unique)
         other.queue_declare(unique, auto_delete=True)
-    assert channel.connection.queue_kinds == {}
+    assert channel.connection.queues.kinds == {}
     channel.queue_delete(unique)
 
 

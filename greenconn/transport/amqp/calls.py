@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amqp.serialization import dumps
 from gevent import get_hub
-from gevent.hub import Hub
 
 from greenconn.exceptions import (
     ChannelError,
@@ -32,22 +31,20 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.amqp.methods import Ids, Reply, expected_of, ids_of, read_arguments
-from greenconn.wire.acks import AckLedger
+from greenconn.transport.amqp.methods import Ids, Reply, expected_of, ids_of, reply_arguments
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
-    from greenconn.green.writer import Writer
-    from greenconn.transport.amqp.port import LinkPort
+    from greenconn.transport.amqp.acks import Acks
+    from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["Call", "CallLine", "Calling", "OnReply", "Undo"]
+__all__ = ["Call", "CallLine", "Calls", "OnReply", "Undo"]
 
 #: Called with a reply that nobody waits for any more, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
 Undo: TypeAlias = "Callable[[Reply], None]"
 #: Called by the reader with each reply, before its caller runs: it must not switch.
 OnReply: TypeAlias = "Callable[[Reply], None]"
-
 
 _ENDED = Deadline(0.0)
 
@@ -175,32 +172,39 @@ def not_yours(cause: BaseException) -> ChannelError:
     return error
 
 
-class Calling:
-    """What a channel does to ask the broker for something; mixed into ``Channel``."""
+class Calls:
+    """The methods that one channel sends.
 
-    connection: LinkPort
-    channel_id: int
-    check_open: Callable[[], None]
-    flush_acks: Callable[[], None]
-    interrupted: Callable[[str, BaseException], None]
-    _METHODS: Any  # amqp's table
-    _calls: CallLine
-    _gone: BaseException | None
-    _hub: Hub
-    _ledger: AckLedger
-    _room: int
-    _writer: Writer
+    Arguments:
+        channel: it.
+        link: that it is on.
+        acks: of the channel; those that are pending are written before each method.
 
-    def send_method(
+    Attributes:
+        line: the calls that have not been answered.
+        room: bytes of a frame's payload.
+    """
+
+    __slots__ = ("_acks", "_channel", "_hub", "_link", "_number", "_writer", "line", "room")
+
+    def __init__(self, channel: ChannelPort, link: LinkPort, acks: Acks) -> None:
+        self.line = CallLine()
+        self.room = (link.frame_max or 0xFFFFFFFF) - 8
+        self._channel = channel
+        self._number = channel.channel_id
+        self._link = link
+        self._hub = link.home.hub
+        self._writer = link.writer
+        self._acks = acks
+
+    def send(
         self,
         sig: tuple[int, int],
-        format: str | None = None,
-        args: Any = None,
-        content: Any = None,
-        wait: Any = None,
-        callback: Callable[[], Any] | None = None,
-        returns_tuple: bool = False,
+        form: str = "",
+        args: tuple[Any, ...] = (),
         *,
+        wait: Any = None,
+        returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
@@ -209,13 +213,16 @@ class Calling:
         """Write a method and, with *wait*, return its reply.  May switch.
 
         Arguments:
-            abandons: do not wait for the reply, and return None; nobody gets its error.
+            form: the types of *args*, as amqp's codec has them.
+            wait: the method that answers it, or a list of them; None: it has no reply.
+            returns_tuple: return all arguments of the reply, not the first one.
             undo: what to do with the reply when the caller was killed before it had it.
             on_reply: what the reader notes when the reply comes.
-            tag: see :class:`~greenconn.transport.amqp.calls.Call`.
+            tag: see :class:`Call`.
+            abandons: do not wait for the reply, and return None; nobody gets its error.
         """
-        self.check_open()
-        arguments = self.pack(sig, format, args) if format else b""
+        self._channel.check_open()
+        arguments = self.pack(sig, form, args) if form else b""
         self.pass_gate()
         return self.call(
             sig,
@@ -228,14 +235,6 @@ class Calling:
             abandons=abandons,
         )
 
-    def check_hub(self) -> None:
-        """Raise if the caller is in another thread than the connection.
-
-        Raises:
-            WrongHub: names both threads and the remedy.
-        """
-        self.connection.home.check(self)
-
     def pass_gate(self) -> None:
         """Wait for the turn to write.  May switch.
 
@@ -244,25 +243,25 @@ class Calling:
             RecoverableChannelError, RecoverableConnectionError: the channel is gone by then.
         """
         if get_hub() is not self._hub:
-            self.check_hub()
+            self._channel.check_hub()
         if self._writer.gate:
-            self.connection.gate.pass_through()
-        if self._gone is not None:
-            self.check_open()
+            self._link.gate.pass_through()
+        if self._channel.cause is not None:
+            self._channel.check_open()
 
-    def pack(self, sig: tuple[int, int], format: str, args: Any) -> bytes:
-        """The arguments of a method, so that nothing can go wrong between the gate and the write.
+    def pack(self, sig: tuple[int, int], form: str, args: tuple[Any, ...]) -> bytes:
+        """Return the arguments of a method, so that nothing can go wrong between the gate and the write.
 
         Raises:
             ValueError: one does not fit its field.
             ContentTooLarge: all together do not fit into a frame.
         """
         try:
-            arguments: bytes = dumps(format, args)
+            arguments: bytes = dumps(form, args)
         except (struct.error, FrameSyntaxError) as exc:
             # The latter, of amqp, would pass for an error of the connection.
             raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc
-        if len(arguments) + 4 > self._room:
+        if len(arguments) + 4 > self.room:
             # The broker would close the whole connection.
             raise ContentTooLarge(
                 f"arguments of {len(arguments)} bytes do not fit into a frame", sig
@@ -272,7 +271,7 @@ class Calling:
     def call(
         self,
         sig: tuple[int, int],
-        arguments: bytes,
+        arguments: bytes = b"",
         *,
         wait: Any = None,
         returns_tuple: bool = False,
@@ -282,15 +281,15 @@ class Calling:
         abandons: bool = False,
     ) -> Any:
         """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
-        call = self.begin_call(sig, arguments, wait, undo, on_reply, tag)
+        call = self.begin(sig, arguments, wait, undo, on_reply, tag)
         if call is None:
             return None
         if abandons:
             call.abandon()
             return None
-        return self.end_call(call, returns_tuple=returns_tuple)
+        return self.end(call, returns_tuple=returns_tuple)
 
-    def begin_call(
+    def begin(
         self,
         sig: tuple[int, int],
         arguments: bytes,
@@ -300,47 +299,41 @@ class Calling:
         tag: bytes | None = None,
     ) -> Call | None:
         """Write a method and put its call in line, if it has a reply, in one step.  Never switches."""
-        if self._ledger.pending:
-            self.flush_acks()
-        frame = method_frame(self.channel_id, sig, arguments)
+        if self._acks.ledger.pending:
+            self._acks.flush()
+        frame = method_frame(self._number, sig, arguments)
         call = None
         if wait:
             call = Call(ids_of(sig), expected_of(wait), undo, on_reply, tag)
-            self.write_call(frame, call)
+            self.write(frame, call)
         else:
             self._writer.write(frame)
-        if self._gone is not None:
-            self.check_open()  # the connection ended in that very write
+        if self._channel.cause is not None:
+            self._channel.check_open()  # the connection ended in that very write
         return call
 
-    def write_call(self, frame: bytes, call: Call) -> None:
+    def write(self, frame: bytes, call: Call) -> None:
         """Put *call* in line and write its method in one step.  Never switches."""
         try:
-            self._calls.append(call)
+            self.line.append(call)
             self._writer.write(frame)
         except BaseException as exc:
             # From a signal: replies to others might be taken for this one's.
-            self.interrupted("a call", exc)
+            self._channel.interrupted("a call", exc)
             raise
 
-    def end_call(self, call: Call, *, returns_tuple: bool = False) -> Any:
+    def end(self, call: Call, *, returns_tuple: bool = False) -> Any:
         """Wait for the reply to *call*, and return it.  May switch."""
         try:
-            ids, payload, header, body = self.connection.wait_reply(
-                call.slot, self.channel_id, None
-            )
+            ids, payload, header, body = self._link.wait_reply(call.slot, self._number, None)
         except BaseException:
             call.give_up()
             raise
         try:
-            args = self._decode(ids, payload)
+            args = reply_arguments(ids, payload)
         except FrameError as exc:
-            self.connection.end(exc)  # the two sides no longer agree
+            self._link.end(exc)  # the two sides no longer agree
             raise
         if header is not None:
             args.append((payload, header, body))
         return args if returns_tuple else (args and args[0])
-
-    def _decode(self, ids: int, payload: bytes) -> list[Any]:
-        known = self._METHODS[(ids >> 16, ids & 0xFFFF)]
-        return read_arguments(ids, known.args, payload) if known.args else []

@@ -1,16 +1,15 @@
 """A channel of an AMQP connection, for any number of greenlets at once.
 
-Built on ``amqp.Channel``: its qos is used as it is.  Replaced are the parts that
-read, wait, write content or keep one pending reply for each method.  Calls are in
-:mod:`~greenconn.transport.amqp.calls`, declarations in :mod:`~greenconn.transport.amqp.topology`,
-consuming in :mod:`~greenconn.transport.amqp.consuming`, answering in
-:mod:`~greenconn.transport.amqp.acks`, publishing in
-:mod:`~greenconn.transport.amqp.publishing`.
+It has the methods of ``amqp.Channel``, and is made of parts: ``calls``, ``acks``, ``consumers``,
+``publisher`` and ``returns``.  What belongs to more than one of them is here: who may use the channel,
+its end, and the way of a message out and of its answer back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
@@ -19,91 +18,106 @@ from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 from gevent import get_hub
 
+from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
+    PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.identity import uuid
 from greenconn.message import Message
-from greenconn.transport.amqp.acks import Transactions
-from greenconn.transport.amqp.calls import Call, Calling, CallLine
-from greenconn.transport.amqp.consuming import (
-    ChannelConsumer,
-    ConsumerState,
-    Consuming,
-    give_back_events,
-)
+from greenconn.transport.amqp.acks import Acks
+from greenconn.transport.amqp.calls import Call, Calls
+from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, give_back_events
 from greenconn.transport.amqp.errors import with_remedy
-from greenconn.transport.amqp.methods import Reply, ids_of
-from greenconn.transport.amqp.publishing import Publisher
-from greenconn.transport.amqp.topology import Topology
-from greenconn.transport.amqp.unsent import Found
-from greenconn.transport.base import StdChannel
+from greenconn.transport.amqp.message import Delivery, Outgoing
+from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
+from greenconn.transport.amqp.publishing import PendingConfirm, Publisher
+from greenconn.transport.amqp.returns import Returns
+from greenconn.transport.amqp.topology import DeclaringChannel
+from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Found
+from greenconn.transport.refusal import no_recover_in_place
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
 if TYPE_CHECKING:
+    from greenconn.abc import Sink
     from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["Channel"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds that ``close`` waits for the end of the consumers.
 WITHDRAW_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Channel.Close)
 _CLOSE_OK: Final = ids_of(spec.Channel.CloseOk)
-_FLOW: Final = ids_of(spec.Channel.Flow)
-_ACK: Final = ids_of(spec.Basic.Ack)
-_NACK: Final = ids_of(spec.Basic.Nack)
 
 
-class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channel, StdChannel):
+class Channel(DeclaringChannel):
     """One channel.
 
     Any greenlet of the connection's hub may call any method at any time.
 
+    Arguments:
+        link: that it is on.
+
     Attributes:
+        acks, calls, consumers, publisher, returns: its parts.
+        active: the broker takes messages on it (``channel.flow``).
+        connection: the link that it is on.
         events: ``events['basic_return']`` is a set of ``function(exc, exchange, routing_key, message)``
             called from ``drain_events`` for returned messages that nobody waits for.
+        is_transactional: ``tx_select()`` was called.
         no_ack_consumers: tags of consumers whose messages need no answer.
+        return_sink: called by the reader, in place of the handlers in ``events``, with what they would
+            get for a returned message.  It must not switch.
+        streams: tags of consumers that read streams.
     """
 
     Message = Message
 
     def __init__(self, link: AmqpLink) -> None:
-        self._calls = CallLine()
-        #: Why the channel can no longer be used; None while it can.
-        self._gone: BaseException | None = None
+        self.channel_id = link.take_number()
+        link.channels[self.channel_id] = self
+        self.connection = link
+        self.is_open = False
+        self.active = True
+        self.is_transactional = False
+        self.events: dict[str, set[Any]] = defaultdict(set)
+        self.return_sink: Callable[..., object] | None = None
+        capabilities = link.server_properties.get("capabilities") or {}
+        self.acks = Acks(self, link, bool(capabilities.get("basic.nack")))
+        super().__init__(link, Calls(self, link, self.acks))
+        self.consumers = Consumers(self, link, self.calls, self.acks)
+        self.publisher = Publisher(self, link, self.calls)
+        self.returns = Returns(self, link, self.publisher)
+        self.no_ack_consumers = self.consumers.no_ack
+        self.streams = self.consumers.streams
+        #: Take a delivery over.  Called by the reader, for each message.
+        self.on_deliver = self.consumers.on_deliver
         self._closing = False
         self._hub = link.home.hub
-        capabilities = link.server_properties.get("capabilities") or {}
-        self._init_consuming(bool(capabilities.get("basic.nack")))
-        super().__init__(link, auto_decode=False)
-        self._init_publisher(link)
-        self._replies: dict[int, Callable[[Reply], None]] = {
-            _CLOSE: self._on_channel_close,
-            _CLOSE_OK: self._on_channel_close_ok,
-            _FLOW: self._on_channel_flow,
-            ids_of(spec.Basic.Cancel): self._on_consumer_cancel,
-            BASIC_RETURN: self._on_return,
-            _ACK: self._on_ack,
-            _NACK: self._on_nack,
+        self._writer = link.writer
+        self._gate = link.gate
+        self._handlers: dict[int, Callable[[Reply], None]] = {
+            _CLOSE: self._on_close,
+            _CLOSE_OK: self._on_close_ok,
+            ids_of(spec.Channel.Flow): self._on_flow,
+            ids_of(spec.Basic.Cancel): self.consumers.on_cancel,
+            BASIC_RETURN: self.returns.on_return,
+            ids_of(spec.Basic.Ack): self.publisher.on_ack,
+            ids_of(spec.Basic.Nack): self.publisher.on_nack,
         }
+        if link.confirm_publish:
+            self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<Channel {self.channel_id} ({state}) of {self.connection!r}>"
-
-    def _setup_listeners(self) -> None:
-        """Nothing: methods are dispatched by ``on_method``."""
-
-    # Calls
-
-    @property
-    def cause(self) -> BaseException | None:
-        """Why it can no longer be used (the link's ``lost``, if that is why); None while it can."""
-        return self._gone
 
     def check_open(self) -> None:
         """Raise unless the channel can be used.
@@ -112,20 +126,31 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             RecoverableChannelError: it was closed; says why.
             RecoverableConnectionError: its connection is gone.
         """
-        gone = self._gone
-        if gone is None:
+        cause = self.cause
+        if cause is None:
             return
         if self.connection.lost is not None:
+            hint = self.publisher.unsent.hint
             raise RecoverableConnectionError(
-                f"this channel belonged to a connection that is gone: {gone}{self._unsent.hint}"
-            ) from gone
-        raise RecoverableChannelError(f"channel {self.channel_id} is closed: {gone}") from gone
+                f"this channel belonged to a connection that is gone: {cause}{hint}"
+            ) from cause
+        raise RecoverableChannelError(f"channel {self.channel_id} is closed: {cause}") from cause
+
+    def check_hub(self) -> None:
+        """Raise if the caller is in another thread than the connection.
+
+        Raises:
+            WrongHub: names both threads and the remedy.
+        """
+        self.connection.home.check(self)
+
+    # Opening and closing
 
     def open(self) -> None:
         """Open the channel at the broker, for a caller that has passed the gate.  May switch."""
         if self.is_open:
             return
-        self.call(
+        self.calls.call(
             spec.Channel.Open, dumps("s", ("",)), wait=spec.Channel.OpenOk, undo=self._undo_open
         )
         # The connection may have been lost behind the answer, before this greenlet had it.
@@ -134,6 +159,14 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
 
     def _undo_open(self, reply: Reply) -> None:
         self._close_late("its opening was given up")
+
+    def flow(self, active: bool) -> Any:
+        """Have the broker stop or go on with deliveries.  May switch.
+
+        Raises:
+            AMQPNotImplementedError: RabbitMQ refuses to stop.
+        """
+        return self.calls.send(spec.Channel.Flow, "b", (active,), wait=spec.Channel.FlowOk)
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when all that was published and answered has been given to the socket.  May switch.
@@ -151,7 +184,7 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         if get_hub() is not self._hub:
             self.check_hub()
         self.check_open()
-        self.flush_acks()
+        self.acks.flush()
         self.connection.drain_writer(timeout)
         self.check_open()
 
@@ -163,11 +196,11 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         """
         if get_hub() is not self._hub:
             self.check_hub()
-        if self._writer.gate and self._gone is None:
+        if self._writer.gate and self.cause is None:
             self.connection.gate.pass_through()
-        if self._gone is not None:
+        if self.cause is not None:
             return
-        if self._consumers or len(self.connection.events):
+        if self.consumers.by_tag or len(self.connection.events):
             try:
                 withdraw(self.connection, (self,), Deadline(WITHDRAW_TIMEOUT))
             except (TimeoutError, ConnectionError, ChannelError):
@@ -175,12 +208,9 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             except BaseException:
                 self._close_late("its closing was given up")
                 raise
-            if self.cause is not None:
+            if self._has_ended():
                 return
-        for consumer in self._consumers.values():
-            if consumer.sink is None:
-                # What waits among the events is not handed out after the end of its channel.
-                consumer.leave(ConsumerState.ABANDONED)
+        self.consumers.abandon_callbacks()
         call = self._write_close(RecoverableChannelError("it was closed by this program"))
         if self.connection.lost is None:
             try:
@@ -189,21 +219,24 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
                 if self.connection.lost is None:
                     raise
 
+    def _has_ended(self) -> bool:
+        return self.cause is not None
+
     def _close_late(self, reason: str) -> None:
         """Close a channel that nobody uses.  Never switches."""
-        if self._gone is None:
+        if self.cause is None:
             self._write_close(RecoverableChannelError(reason)).abandon()
 
     def _write_close(self, reason: RecoverableChannelError) -> Call:
-        if self._ledger.pending:
-            self.flush_acks()
+        if self.acks.ledger.pending:
+            self.acks.flush()
         self._closing = True
         self._end(reason, closed=True)
         return self._ask_to_close()
 
     def _ask_to_close(self) -> Call:
         call = Call(_CLOSE, frozenset((_CLOSE_OK,)))
-        self._calls.append(call)
+        self.calls.line.append(call)
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.Close, dumps("BsBB", (0, "", 0, 0)))
         )
@@ -214,7 +247,7 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
 
         Never switches.  Again: does nothing.
         """
-        if self._gone is None:
+        if self.cause is None:
             self._closing = True
             self._end(cause)
             self._ask_to_close().abandon()
@@ -240,15 +273,15 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             closed: the connection was closed by us, not lost.
         """
         self._end(self.connection.lost or RecoverableConnectionError("connection was dropped"))
-        self._leave_unsent(unsent, closed)
+        self.publisher.leave(unsent, closed)
 
     def forget(self, cause: BaseException) -> None:
         """After a fork, in the child: later calls raise.  Nobody is woken."""
-        if self._gone is None:
-            self._gone = cause
+        if self.cause is None:
+            self.cause = cause
             self.is_open = False
-            self._stop_returning()
-            self._unsent.forget()
+            self.acks.stop()
+            self.publisher.unsent.forget()
 
     def _end(
         self, cause: BaseException, *, closed: bool = False, blamed: int | None = None
@@ -258,32 +291,23 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         Returns:
             Whether one caller got the broker's error as its own.
         """
-        if self._gone is not None:
+        line = self.calls.line
+        if self.cause is not None:
             # Closed by us, and now the connection went before its close-ok.
-            self._calls.fail(cause)
+            line.fail(cause)
             return True
-        self._gone = cause
+        self.cause = cause
         self.is_open = False
-        self._stop_returning()
-        self._ledger.pending.clear()
-        self._ledger.returning.clear()
+        self.acks.end()
         if closed:
-            self._calls.release(cause)
+            line.release(cause)
             owned = True
         else:
-            owned = self._calls.fail(cause, blamed)
-        owned = self._fail_publishes(cause, blamed) or owned
-        consumers, self._consumers = self._consumers, {}
-        if self.connection.lost is None:
-            for consumer in consumers.values():
-                self.connection.consumer_ended(consumer.queue)
-        if not closed:
-            for consumer in consumers.values():
-                consumer.gone(cause)
-            if self.connection.lost is None and any(c.is_event for c in consumers.values()):
-                # Whoever drains must learn that nothing will come from here any more.
-                self.connection.events.put((_raise, self._lost_consumers(cause)))
-        self.no_ack_consumers.clear()
+            owned = line.fail(cause, blamed)
+        owned = self.publisher.fail(cause, blamed) or owned
+        if self.consumers.end(cause, closed=closed) and self.connection.lost is None:
+            # Whoever drains must learn that nothing will come from here any more.
+            self.connection.events.put((_raise, self._lost_consumers(cause)))
         return owned
 
     def _lost_consumers(self, cause: BaseException) -> RecoverableChannelError:
@@ -299,9 +323,9 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
 
         What had not left of its unconfirmed messages is sent, or told of.
         """
-        if old._qos is not None:
-            self.basic_qos(*old._qos)
-        if old._confirms is not None and self._confirms is None:
+        if old.consumers.qos is not None:
+            self.consumers.limit(*old.consumers.qos)
+        if old.publisher.confirms is not None and self.publisher.confirms is None:
             self.confirm_select()
         if old.is_transactional:
             self.tx_select()
@@ -309,22 +333,499 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
             self.events[name] |= handlers
         self._publish_for(old)
 
+    # Publishing
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
+        _Message: Any = None,  # noqa: N803 - kombu's name
+    ) -> Outgoing:
+        """Pack a message for ``basic_publish``.  Never switches.
+
+        Raises:
+            ValueError: a property does not fit its field.
+        """
+        return Outgoing(body, priority, content_type, content_encoding, headers, properties)
+
+    def basic_publish(
+        self,
+        message: Outgoing | amqp.Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Send a message; the broker does not confirm it.  May switch, before the first byte only.
+
+        Arguments:
+            timeout: seconds to wait while the broker blocks us or takes nothing; None is the
+                connection's ``blocked_timeout``.
+
+        Raises:
+            ConnectionBlocked: it waited in vain; nothing was sent.
+            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
+        """
+        if get_hub() is not self._hub:
+            self.check_hub()
+        writer = self._writer
+        if writer.gate or self._gate.blocked is not None:
+            self._gate.pass_through(Deadline(timeout), publishing=True)
+        if self.cause is not None:
+            self.check_open()
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        publisher = self.publisher
+        pending = None
+        if publisher.confirms is not None and (mandatory or immediate):
+            # Its return must not be taken for that of a like message which somebody awaits.
+            pending = PendingConfirm(
+                self.connection, exchange, routing_key, True, message.packed, message.body
+            )
+            pending.is_awaited = False
+        publisher.write(writer, message, exchange, routing_key, mandatory, immediate, pending)
+        if self.cause is not None:
+            self._failed_write()
+
+    def request(
+        self,
+        message: Outgoing | amqp.Message,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: Deadline,
+    ) -> None:
+        """Send a message whose sender learns by an answer what became of it.  May switch, as above.
+
+        If the broker returns it, ``return_sink`` is told; it is not counted among the lost ones.
+
+        Arguments:
+            deadline: for the wait while the broker takes nothing.
+        """
+        Channel.basic_publish(
+            self, message, exchange, routing_key, mandatory, timeout=deadline.left()
+        )
+        self._writer.mark(AWAITED)
+
+    def keep_publish(self) -> None:
+        """Send the message that was published last again if the connection is lost before it left.
+
+        Nothing may have switched since.  What was published with a confirm has left.
+        """
+        if not self.connection.confirm_publish:
+            self._writer.mark(AGAIN)
+
+    def _failed_write(self) -> None:
+        """The connection ended in that very write.  Raise for it."""
+        self.publisher.unsent.forgive_last()
+        self.check_open()
+
+    def _publish_for(self, old: Channel) -> None:
+        """Send what *old*, of a lost connection, was to send; tell of what it has lost.  May switch."""
+        left = old.publisher.unsent
+        try:
+            while left.again:
+                Channel.basic_publish(self, *left.again[0])
+                self.keep_publish()
+                left.again.popleft()
+        except BaseException:
+            # Lost again, or killed: what has not left from here comes first on the next one.
+            unsent = self.publisher.unsent
+            left.again.extendleft(reversed(unsent.again))
+            unsent.forget()
+            raise
+        error = left.error(self.connection.where)
+        if error is not None:
+            if left.refusal is None:  # else the log has it since then
+                logger.warning("%s", error)
+            left.forget()
+            self._tell_next(error)
+
+    def _tell_next(self, error: Exception) -> None:
+        """Have the next publish that nobody confirms raise; one with retries tries again then."""
+
+        def raise_once(*args: Any, **kwargs: Any) -> None:
+            self.__dict__.pop("basic_publish", None)
+            raise error
+
+        if not self.connection.confirm_publish:
+            self.basic_publish = raise_once  # type: ignore[method-assign]
+
+    def confirm_select(self, nowait: bool = False) -> None:
+        """Have the broker confirm each publish from now on (RabbitMQ's extension).
+
+        May switch, not with *nowait*.  Again: does nothing.
+        """
+        self.calls.pass_gate()
+        if self.publisher.confirms is None:
+            self.publisher.select_confirms(nowait=nowait)
+
+    def basic_publish_confirm(
+        self,
+        message: Outgoing | amqp.Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Send a message and wait until the broker has taken it over.  May switch.
+
+        Only the calling greenlet waits; any number of them may publish on one channel, and each gets
+        the answer to its own message.
+
+        Arguments:
+            timeout: seconds for all of it.
+            confirm_timeout: seconds for the confirm, and for the wait while the broker blocks us, within
+                *timeout*.  With neither given it is the connection's ``confirm_timeout``.
+
+        Raises:
+            PublishNacked: the broker refused it.
+            Unroutable: it was mandatory and reached no queue.
+            PublishTimeout: no answer in time; the broker may have it.
+            ConnectionBlocked: the broker takes nothing; nothing was sent.
+            ChannelError, ConnectionError: what ended the channel before the answer came.
+        """
+        deadline = NEVER if timeout is None else Deadline(timeout)
+        if confirm_timeout is not None:
+            deadline = deadline.within(confirm_timeout)
+        pending = self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline)
+        pending.wait(deadline)
+
+    def begin_publish(
+        self,
+        message: Outgoing | amqp.Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        deadline: Deadline | None = None,
+    ) -> PendingConfirm:
+        """Send a message whose confirm is waited for later.  May switch, before the first byte only.
+
+        Messages of one greenlet leave in the order of its calls.
+
+        Arguments:
+            deadline: for the wait while the broker takes nothing.
+
+        Raises:
+            As :meth:`basic_publish_confirm`, save what only the broker's answer can tell.
+        """
+        if get_hub() is not self._hub:
+            self.check_hub()
+        writer = self._writer
+        if writer.gate or self._gate.blocked is not None:
+            self._gate.pass_through(deadline, publishing=True)
+        if self.cause is not None:
+            self.check_open()
+        publisher = self.publisher
+        if publisher.confirms is None:
+            # Nothing switches up to the write: the first publish after it has count 1.
+            publisher.select_confirms(nowait=True)
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        pending = PendingConfirm(
+            self.connection,
+            exchange,
+            routing_key,
+            mandatory or immediate,
+            message.packed,
+            message.body,
+        )
+        publisher.write(writer, message, exchange, routing_key, mandatory, immediate, pending)
+        if self.cause is not None:
+            self._failed_write()
+        writer.mark(AWAITED)
+        return pending
+
+    # Consuming
+
+    def basic_qos(
+        self,
+        prefetch_size: int = 0,
+        prefetch_count: int = 0,
+        apply_global: bool = False,
+        argsig: str = "lBb",
+        *,
+        a_global: bool | None = None,
+    ) -> None:
+        """Limit the unanswered deliveries.  May switch.
+
+        Arguments:
+            prefetch_count: messages; 0 is no limit.
+            apply_global: the whole channel, else each consumer that is started from now on
+                (RabbitMQ's meaning, which differs from the specification's).  RabbitMQ 4.3 and later
+                know no limit for a channel: it becomes one for each consumer, which is logged once.
+            a_global: amqp's name for *apply_global*.
+        """
+        self.consumers.limit(
+            prefetch_size, prefetch_count, apply_global if a_global is None else a_global
+        )
+
+    def basic_consume(
+        self,
+        queue: str = "",
+        consumer_tag: str = "",
+        no_local: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        nowait: bool = False,
+        callback: Callable[[Any], Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        on_cancel: Callable[[str], Any] | None = None,
+        argsig: str = "BssbbbbF",
+        *,
+        sink: Sink | None = None,
+    ) -> str:
+        """Start a consumer.  May switch.
+
+        Its tag is known before the broker answers, since deliveries may come before the reply is read.
+
+        Quorum queues and streams know no limit for the whole channel, and the broker ends the
+        connection of who consumes from one under such a limit.  Where we know of the queue (it was
+        declared on this connection), the limit becomes one for each consumer.
+
+        Arguments:
+            callback: called with each message by whoever calls ``drain_events``.
+            sink: takes the messages instead.
+
+        Returns:
+            The consumer tag.
+
+        Raises:
+            ValueError: the tag is in use on this channel, nowait without a tag, or no offset.
+            AMQPNotImplementedError: a limit for the whole channel, as above, under which other
+                consumers run here; or a stream without acks.  Nothing was sent.
+        """
+        if nowait and not consumer_tag:
+            raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
+        queue, tag = plain_text(queue), plain_text(consumer_tag) or f"greenconn-{uuid()}"
+        self.consumers.prepare(queue, tag, no_ack, arguments)
+        packed = self.calls.pack(
+            spec.Basic.Consume,
+            argsig,
+            (0, queue, tag, no_local, no_ack, exclusive, nowait, arguments),
+        )
+        self.consumers.start(
+            tag,
+            queue or self._last_queue,
+            packed,
+            no_ack=no_ack,
+            nowait=nowait,
+            callback=callback,
+            on_cancel=on_cancel,
+            sink=sink,
+        )
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:
+        """End a consumer.  May switch.  An unknown tag: does nothing.
+
+        One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
+        it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
+        over to a sink as any other, while a callback gets no more: they go back to the queue, save
+        those without acks.  With *nowait* all go back from now on.
+        """
+        self.consumers.cancel(consumer_tag, nowait)
+
+    def consumes(self, queue: str) -> bool:
+        """Whether a consumer of *queue* runs here.  Never switches."""
+        return self.consumers.consumes(queue)
+
+    def basic_get(
+        self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb"
+    ) -> Delivery | None:
+        """Take one message from a queue; None if it is empty.  May switch.
+
+        Raises:
+            AMQPNotImplementedError: the queue was declared here as a stream; nothing was sent.
+        """
+        return self.consumers.get(queue, no_ack)
+
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return *raw_message*: messages come ready."""
+        return raw_message
+
+    # Answering
+
+    @property
+    def oldest_unanswered(self) -> int | None:
+        """The delivery tag that has waited longest for an answer; None if none does."""
+        return next(iter(self.acks.ledger.outstanding), None)
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
+        """Acknowledge a delivery.  Never switches.
+
+        The acks of a turn of the hub leave together at its end, merged where that is right.  For a
+        delivery of a connection that is gone it does nothing: the broker delivers it again.
+
+        Raises:
+            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            RecoverableChannelError: the channel was closed.
+        """
+        if get_hub() is not self._hub:
+            self.check_hub()
+        if self.cause is not None:
+            self._check_answerable()
+            return
+        acks = self.acks
+        ledger = acks.ledger
+        # The first of the turn asks for the flush at its end.
+        if not ledger.pending:
+            self.connection.ack_later(acks)
+        try:
+            is_known = ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)
+        except BaseException as exc:
+            self.interrupted("an acknowledgement", exc)
+            raise
+        if not is_known:
+            raise _unknown_tag(delivery_tag)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool = False, argsig: str = "Lb") -> None:
+        """Refuse a delivery.  May switch.
+
+        Arguments:
+            requeue: put it back, else it is dropped or goes to the dead-letter exchange.
+
+        Raises:
+            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            RecoverableChannelError: the channel was closed.
+        """
+        if get_hub() is not self._hub:
+            self.check_hub()
+        if self._writer.gate:
+            self.connection.gate.pass_through()
+        if self.cause is not None:
+            self._check_answerable()
+            return
+        if not self.acks.reject(delivery_tag, requeue):
+            raise _unknown_tag(delivery_tag)
+
+    def _check_answerable(self) -> None:
+        if self.connection.lost is None:
+            self.check_open()
+
+    def put_back(self, delivery_tag: int) -> None:
+        """Requeue a delivery that nobody has begun with; see :meth:`Acks.put_back`.  Never switches."""
+        self.acks.put_back(delivery_tag)
+
+    def give_credit(self, delivery_tag: int) -> None:
+        """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
+        self.acks.give_credit(delivery_tag)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Have all unanswered deliveries of this channel delivered again.  May switch.
+
+        Answers given before the broker's reply are dropped, since their messages come again.
+
+        Raises:
+            AMQPNotImplementedError: *requeue* is false, and this is a RabbitMQ, which would end the
+                connection of all channels.
+        """
+        self._recover(requeue, abandons=False)
+
+    def basic_recover_async(self, requeue: bool = False) -> None:
+        """The same for a caller that does not wait.  May switch, before the first byte only.
+
+        The broker is asked for a reply all the same: it tells which answers are of use no more.
+        """
+        self._recover(requeue, abandons=True)
+
+    def _recover(self, requeue: bool, *, abandons: bool) -> None:
+        if not requeue and self.connection.server_properties.get("product") == "RabbitMQ":
+            raise no_recover_in_place()
+        self.calls.pass_gate()
+        self.acks.flush()
+        self.acks.ledger.begin_recover()
+        self.calls.call(
+            spec.Basic.Recover,
+            dumps("b", (requeue,)),
+            wait=spec.Basic.RecoverOk,
+            on_reply=lambda reply: self.acks.ledger.end_recover(),
+            abandons=abandons,
+        )
+
+    def flush_answers(self) -> None:
+        """Return when all answers to deliveries have been given to the socket.  May switch.
+
+        Where the connection is gone it does nothing: the broker delivers again what it has not heard of.
+
+        Raises:
+            TimeoutError: the broker took too little within ``blocked_timeout`` seconds.
+        """
+        if self.cause is None:
+            self.acks.flush()
+            self.connection.drain_writer(None)
+
+    # Transactions
+
+    def tx_select(self) -> None:
+        """Have publishes and answers wait for ``tx_commit()`` or ``tx_rollback()``.  May switch.
+
+        The channel that takes this one's place after a loss begins with it, too; what was not
+        committed by then the broker has rolled back.
+        """
+        self._flush_transaction()
+        # With the write: what another greenlet answers from now on is part of a transaction.
+        self.acks.begin_transactions()
+        self.calls.call(spec.Tx.Select, wait=spec.Tx.SelectOk)
+        self.is_transactional = True
+
+    def tx_commit(self) -> None:
+        """Have the broker do what was published and answered since the last end.  May switch."""
+        self._flush_transaction()
+        self.acks.end_transaction()
+        self.calls.call(spec.Tx.Commit, wait=spec.Tx.CommitOk)
+
+    def tx_rollback(self) -> None:
+        """Have the broker forget what was published and answered since the last end.  May switch.
+
+        The deliveries that were answered wait for an answer again: their messages can be
+        acknowledged or rejected once more.
+        """
+        self._flush_transaction()
+        answered = self.acks.end_transaction()
+        self.calls.call(
+            spec.Tx.Rollback,
+            wait=spec.Tx.RollbackOk,
+            # In the reader: it holds, also if its caller was killed meanwhile.
+            on_reply=lambda reply: self.acks.roll_back(answered),
+        )
+
+    def _flush_transaction(self) -> None:
+        """Write the answers that belong to a transaction; the caller writes its end at once."""
+        self.check_open()
+        self.calls.pass_gate()
+        self.acks.flush()
+
+    def is_rolled_back(self, delivery_tag: int) -> bool:
+        """Whether a delivery that was answered waits for an answer again.  Never switches."""
+        return self.is_transactional and delivery_tag in self.acks.ledger.outstanding
+
     # In the reader: nothing here may switch or run user code.
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of the broker over.  Called by the reader."""
         reply = (ids, payload, header, body)
+        line = self.calls.line
         if self._closing and ids not in (_CLOSE, _CLOSE_OK):
-            self._calls.settle(reply)  # what it has done is noted; the rest is nobody's business
+            line.settle(reply)  # what it has done is noted; the rest is nobody's business
             return
-        handler = self._replies.get(ids)
+        handler = self._handlers.get(ids)
         if handler is not None:
             handler(reply)
-        elif not self._calls.settle(reply):
+        elif not line.settle(reply):
             self.connection.unexpected_method(self.channel_id, ids)
 
-    def _on_channel_close(self, reply: Reply) -> None:
-        code, text, class_id, method_id = self._decode(reply[0], reply[1])
+    def _on_close(self, reply: Reply) -> None:
+        code, text, class_id, method_id = reply_arguments(reply[0], reply[1])
         cause = error_for_code(code, with_remedy(text), (class_id, method_id), ChannelError)
         self._writer.write(method_frame(self.channel_id, spec.Channel.CloseOk, b""))
         if self._closing:
@@ -332,12 +833,12 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         self._end(cause, blamed=class_id << 16 | method_id)
         self.connection.channel_closed(self)
 
-    def _on_channel_close_ok(self, reply: Reply) -> None:
-        self._calls.settle_last(reply)
+    def _on_close_ok(self, reply: Reply) -> None:
+        self.calls.line.settle_last(reply)
         self.connection.channel_closed(self)
 
-    def _on_channel_flow(self, reply: Reply) -> None:
-        self.active = bool(self._decode(reply[0], reply[1])[0])
+    def _on_flow(self, reply: Reply) -> None:
+        self.active = bool(reply_arguments(reply[0], reply[1])[0])
         if self.active:
             self.connection.gate.open(self.channel_id)
         else:
@@ -345,16 +846,6 @@ class Channel(Calling, Topology, Transactions, Consuming, Publisher, amqp.Channe
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.FlowOk, bytes((self.active,)))
         )
-
-    # Messages
-
-    def message_to_python(self, raw_message: Any) -> Any:
-        """Return *raw_message*: messages come ready."""
-        return raw_message
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc
 
 
 def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) -> None:
@@ -371,9 +862,9 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     consumers: list[ChannelConsumer] = []
     calls: list[tuple[Channel, Call]] = []
     for channel in channels:
-        mine = channel.acking_consumers()
+        mine = channel.consumers.acking()
         consumers += mine
-        call = channel.cancel_all(mine)
+        call = channel.consumers.cancel_all(mine)
         if call is not None:
             calls.append((channel, call))
     for channel, call in calls:
@@ -383,4 +874,16 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     if len(link.events):
         give_back_events(link, lambda consumer, message: message.channel in channels)
     for channel in channels:
-        channel.finish_returns()
+        channel.acks.finish_returns(rejects_rest=not channel.streams)
+
+
+def _raise(exc: BaseException) -> None:
+    raise exc
+
+
+def _unknown_tag(tag: int) -> PreconditionFailed:
+    return PreconditionFailed(
+        f"unknown delivery tag {tag!r}: it was answered before, or is not of this channel",
+        spec.Basic.Ack,
+        reply_code=406,
+    )

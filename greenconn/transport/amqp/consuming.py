@@ -18,28 +18,29 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 from amqp.serialization import dumps
 
-from greenconn.encoding import plain_text
-from greenconn.exceptions import ConsumerCancelled, FrameError
+from greenconn.exceptions import AMQPNotImplementedError, ConsumerCancelled, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.identity import uuid
-from greenconn.transport.amqp.acks import Answering
+from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.methods import Reply, ids_of, read_arguments
-from greenconn.transport.amqp.queues import QueueKinds
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
+    from greenconn.transport.amqp.acks import Acks
+    from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.message import Delivery
-    from greenconn.transport.amqp.port import LinkPort
+    from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["ChannelConsumer", "ConsumerState", "Consuming", "give_back_events"]
+__all__ = ["ChannelConsumer", "ConsumerState", "Consumers", "give_back_events"]
 
 _delivery_tag = Struct(">Q")
 #: Unanswered deliveries that any broker may send beyond what it was asked for.
 _SLACK: Final = 1000
+#: Tags of stream consumers, beside those that run, that one channel remembers.
+_STREAMS_KEPT: Final = 1024
 _GET_OK: Final = ids_of(spec.Basic.GetOk)
 _CANCEL: Final = ids_of(spec.Basic.Cancel)
 _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
@@ -227,128 +228,161 @@ def _raise(exc: BaseException) -> None:
     raise exc
 
 
-class Consuming(QueueKinds, Answering):
-    """What a channel does to consume; mixed into ``Channel``."""
+class Consumers:
+    """The consumers of one channel, and its prefetch.
 
-    pack: Callable[..., bytes]
-    send_method: Callable[..., Any]
-    no_ack_consumers: Any  # set[str]: amqp.Channel makes it
-    write_call: Callable[[bytes, Call], None]
-    _last_queue: str
+    Arguments:
+        channel: it.
+        link: that it is on.
+        calls, acks: of the channel.
 
-    def _init_consuming(self, has_nack: bool) -> None:
-        self._init_answering(has_nack)
-        self._consumers: dict[bytes, ChannelConsumer] = {}
+    Attributes:
+        by_tag: the consumers that the broker may know.
+        no_ack: tags of those whose messages need no answer.
+        streams: tags of those that read streams, also of those that are gone, as their messages may
+            still be answered.
+        qos: the arguments of the latest ``basic.qos``; None: there was none.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_calls",
+        "_channel",
+        "_link",
+        "_most",
+        "_number",
+        "_prefetch",
+        "by_tag",
+        "no_ack",
+        "qos",
+        "streams",
+    )
+
+    def __init__(self, channel: ChannelPort, link: LinkPort, calls: Calls, acks: Acks) -> None:
+        self.by_tag: dict[bytes, ChannelConsumer] = {}
+        self.no_ack: set[str] = set()
+        self.streams: set[str] = set()
+        self.qos: tuple[int, int, bool] | None = None
         self._prefetch = 0
         #: Unanswered deliveries above which the broker does not keep to the prefetch.
         self._most: float = _SLACK
-        self._qos: tuple[int, int, bool] | None = None
-        self._init_kinds()
+        self._channel = channel
+        self._number = channel.channel_id
+        self._link = link
+        self._calls = calls
+        self._acks = acks
 
-    def basic_qos(
-        self,
-        prefetch_size: int = 0,
-        prefetch_count: int = 0,
-        apply_global: bool = False,
-        argsig: str = "lBb",
-        *,
-        a_global: bool | None = None,
-    ) -> None:
-        """Limit the unanswered deliveries.  May switch.
+    # The prefetch
 
-        Arguments:
-            prefetch_count: messages; 0 is no limit.
-            apply_global: the whole channel, else each consumer that is started from now on
-                (RabbitMQ's meaning, which differs from the specification's).  RabbitMQ 4.3 and later
-                know no limit for a channel: it becomes one for each consumer, which is logged once.
-            a_global: amqp's name for *apply_global*.
-        """
-        if a_global is not None:
-            apply_global = a_global
-        if apply_global and prefetch_count:
-            apply_global = self.connection.qos_is_for_channel(prefetch_count)
-        qos = (prefetch_size, prefetch_count, apply_global)
-        self.send_method(
+    def limit(self, size: int, count: int, is_global: bool) -> None:
+        """Set the prefetch; see ``Channel.basic_qos``.  May switch."""
+        if is_global and count:
+            is_global = self._link.qos_is_for_channel(count)
+        qos = (size, count, is_global)
+        self._calls.send(
             spec.Basic.Qos,
-            argsig,
+            "lBb",
             qos,
             wait=spec.Basic.QosOk,
-            on_reply=lambda reply: self._note_qos(qos),
+            on_reply=lambda reply: self._note_limit(qos),
         )
 
-    def _note_qos(self, qos: tuple[int, int, bool]) -> None:
+    def _note_limit(self, qos: tuple[int, int, bool]) -> None:
         # In the reader: it holds, also if its caller was killed meanwhile.
-        self._qos = qos
+        self.qos = qos
         self._prefetch = qos[1]
         if not self._prefetch:
             # What runs here already may have no limit any more: the specification says so, and RabbitMQ
             # for the limit of a channel.
-            for consumer in self._consumers.values():
+            for consumer in self.by_tag.values():
                 if not consumer.no_ack:
                     consumer.count()
                     self._most = inf
         elif qos[2]:
             self._most += 2 * self._prefetch
 
-    def basic_consume(
-        self,
-        queue: str = "",
-        consumer_tag: str = "",
-        no_local: bool = False,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        nowait: bool = False,
-        callback: Callable[[Any], Any] | None = None,
-        arguments: Mapping[str, Any] | None = None,
-        on_cancel: Callable[[str], Any] | None = None,
-        argsig: str = "BssbbbbF",
-        *,
-        sink: Sink | None = None,
-    ) -> str:
-        """Start a consumer.  May switch.
+    def _limit_each(self, queue: str) -> None:
+        """Turn the prefetch for the whole channel into one for each consumer.  May switch."""
+        assert self.qos is not None
+        if self.by_tag:
+            # They were started without a limit of their own.
+            raise AMQPNotImplementedError(
+                f"queue {queue!r} knows no prefetch for a whole channel, and other consumers of this "
+                f"channel run under one: set it without apply_global, or use another channel",
+                spec.Basic.Consume,
+            )
+        wanted = self.qos
+        try:
+            self.limit(0, 0, True)
+            self.limit(wanted[0], wanted[1], False)
+        except BaseException:
+            self.qos = wanted  # killed half way: the next one does all of it
+            raise
 
-        Its tag is known before the broker answers, since deliveries may come before the reply is read.
+    # Starting and ending
 
-        Quorum queues and streams know no limit for the whole channel, and the broker ends the
-        connection of who consumes from one under such a limit.  Where we know of the queue (it was
-        declared on this connection), the limit becomes one for each consumer.
-
-        Arguments:
-            callback: called with each message by whoever calls ``drain_events``.
-            sink: takes the messages instead.
-
-        Returns:
-            The consumer tag.
+    def prepare(
+        self, queue: str, tag: str, no_ack: bool, arguments: Mapping[str, Any] | None
+    ) -> None:
+        """Make ready for a consumer of *queue*.  May switch.
 
         Raises:
-            ValueError: the tag is in use on this channel, nowait without a tag, or no offset.
-            AMQPNotImplementedError: a limit for the whole channel, as above, under which other
-                consumers run here; or a stream without acks.  Nothing was sent.
+            AMQPNotImplementedError: what the broker would end the connection for.
+            ValueError: an offset that is none.
         """
-        if nowait and not consumer_tag:
-            raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
-        queue, tag = plain_text(queue), plain_text(consumer_tag) or f"greenconn-{uuid()}"
+        kind = self._link.queues.kinds.get(queue)
+        is_stream = kind == "stream" or bool(arguments and OFFSET in arguments)
+        if is_stream:
+            if no_ack:
+                raise AMQPNotImplementedError(
+                    f"queue {queue!r} is a stream, whose consumers must acknowledge",
+                    spec.Basic.Consume,
+                )
+            if arguments and OFFSET in arguments:
+                check_offset(arguments[OFFSET])
+            self._note_stream(tag)
+        elif tag in self.streams:
+            self.streams.discard(tag)
+        if (kind or is_stream) and self.qos is not None and self.qos[2]:
+            self._limit_each(queue)
+
+    def _note_stream(self, tag: str) -> None:
+        if len(self.streams) >= _STREAMS_KEPT and not self._acks.ledger.outstanding:
+            self.streams &= {consumer.tag for consumer in self.by_tag.values()}
+        self.streams.add(tag)
+
+    def start(
+        self,
+        tag: str,
+        queue: str,
+        arguments: bytes,
+        *,
+        no_ack: bool,
+        nowait: bool,
+        callback: Callable[[Any], Any] | None,
+        on_cancel: Callable[[str], Any] | None,
+        sink: Sink | None,
+    ) -> None:
+        """Write ``basic.consume``, and wait for the reply, not with *nowait*.  May switch.
+
+        Arguments:
+            arguments: those of the method, packed.
+        """
         key = tag.encode("utf-8", "surrogatepass")
-        self._prepare_consume(queue, tag, no_ack, arguments)
-        packed = self.pack(
-            spec.Basic.Consume,
-            argsig,
-            (0, queue, tag, no_local, no_ack, exclusive, nowait, arguments),
-        )
         self._claim_tag(key, tag)
         consumer = ChannelConsumer(
-            self.connection,
+            self._link,
             tag,
-            queue or self._last_queue,
+            queue,
             no_ack=no_ack,
             unbounded=no_ack or not self._prefetch,
             callback=callback,
             on_cancel=on_cancel,
             sink=sink,
         )
-        self._consumers[key] = consumer
+        self.by_tag[key] = consumer
         if no_ack:
-            self.no_ack_consumers.add(tag)
+            self.no_ack.add(tag)
         else:
             # Twice, since the servers differ in what they count; never less, as what was cancelled may
             # have deliveries that nobody has answered.
@@ -356,9 +390,9 @@ class Consuming(QueueKinds, Answering):
         if nowait:
             consumer.start()
         try:
-            self.call(
+            self._calls.call(
                 spec.Basic.Consume,
-                packed,
+                arguments,
                 wait=None if nowait else spec.Basic.ConsumeOk,
                 undo=lambda reply: self._cancel_late(consumer),
                 on_reply=consumer.start,
@@ -367,13 +401,12 @@ class Consuming(QueueKinds, Answering):
         except BaseException:
             consumer.leave(ConsumerState.ABANDONED)
             raise
-        return tag
 
     def _claim_tag(self, key: bytes, tag: str) -> None:
         """Pass the gate, and see that no consumer has *tag*.  May switch."""
         while True:
-            self.pass_gate()
-            known = self._consumers.get(key)
+            self._calls.pass_gate()
+            known = self.by_tag.get(key)
             if known is None or known.state is ConsumerState.CANCELLED:
                 return
             if known.state is not ConsumerState.ABANDONED:
@@ -385,7 +418,7 @@ class Consuming(QueueKinds, Answering):
     def _cancel_late(self, consumer: ChannelConsumer) -> None:
         """Cancel a consumer whose caller was killed before it heard that the broker has it."""
         consumer.leave(ConsumerState.ABANDONED)
-        if self._gone is None:
+        if self._channel.cause is None:
             self._write_cancel(consumer).abandon()
 
     def _write_cancel(self, consumer: ChannelConsumer) -> Call:
@@ -393,26 +426,57 @@ class Consuming(QueueKinds, Answering):
 
         Never switches.
         """
-        if self._ledger.pending:
-            self.flush_acks()
+        if self._acks.ledger.pending:
+            self._acks.flush()
         consumer.is_ending = True
-        frame = method_frame(self.channel_id, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
+        frame = method_frame(self._number, spec.Basic.Cancel, dumps("sb", (consumer.tag, False)))
         call = Call(
             _CANCEL,
             frozenset((_CANCEL_OK,)),
-            on_reply=lambda reply: self._forget_consumer(consumer),
+            on_reply=lambda reply: self._forget(consumer),
             tag=consumer.tag.encode("utf-8", "surrogatepass"),
         )
-        self.write_call(frame, call)
+        self._calls.write(frame, call)
         return call
 
-    def consumes(self, queue: str) -> bool:
-        """Whether a consumer of *queue* runs here.  Never switches."""
-        return any(each.queue == queue for each in self._consumers.values())
+    def cancel(self, tag: str, nowait: bool) -> None:
+        """End a consumer; see ``Channel.basic_cancel``.  May switch."""
+        self._channel.check_hub()
+        key = tag.encode("utf-8", "surrogatepass")
+        consumer = self.by_tag.get(key)
+        if consumer is None:
+            return
+        if consumer.state is ConsumerState.STARTING:
+            self._watch(consumer)
+        if self.by_tag.get(key) is consumer:
+            self._calls.pass_gate()
+        if self.by_tag.get(key) is not consumer or consumer.state is ConsumerState.ABANDONED:
+            return  # it has ended, or does as soon as it is confirmed
+        call = None if consumer.is_ending else self._write_cancel(consumer)
+        if self._channel.cause is not None:
+            self._channel.check_open()  # the connection ended in that very write
+        if nowait:
+            consumer.leave(ConsumerState.CANCELLED)
+            if call is not None:
+                call.abandon()
+        elif call is not None:
+            self._link.wait_reply(call.slot, self._number, None)
+        else:
+            while self.by_tag.get(key) is consumer:
+                self._watch(consumer)
+        if consumer.sink is None and not consumer.no_ack and len(self._link.events):
+            # Nobody wants what came and was not handed out yet.
+            give_back_events(self._link, lambda of, message: of is consumer)
 
-    def acking_consumers(self) -> list[ChannelConsumer]:
-        """The consumers whose deliveries need an answer.  Never switches."""
-        return [each for each in self._consumers.values() if not each.no_ack]
+    def _watch(self, consumer: ChannelConsumer) -> None:
+        """Wait for a change of *consumer*'s state.  May switch."""
+        slot: Slot[None] = Slot()
+        consumer.watchers.append(slot)
+        slot.wait(Deadline(self._link.options.reply_timeout))
+
+    def acking(self) -> list[ChannelConsumer]:
+        """Return the consumers whose deliveries need an answer.  Never switches."""
+        return [each for each in self.by_tag.values() if not each.no_ack]
 
     def cancel_all(self, consumers: Iterable[ChannelConsumer]) -> Call | None:
         """Have the broker end *consumers*.  Never switches.
@@ -429,57 +493,43 @@ class Consuming(QueueKinds, Answering):
                 last = self._write_cancel(consumer)
         return last
 
-    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> None:
-        """End a consumer.  May switch.  An unknown tag: does nothing.
+    def abandon_callbacks(self) -> None:
+        """Hand out nothing more of what waits among the events.  Never switches."""
+        for consumer in self.by_tag.values():
+            if consumer.sink is None:
+                consumer.leave(ConsumerState.ABANDONED)
 
-        One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
-        it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
-        over to a sink as any other, while a callback gets no more: they go back to the queue, save
-        those without acks.  With *nowait* all go back from now on.
+    def end(self, cause: BaseException, *, closed: bool) -> bool:
+        """The channel is gone: tell the owners, not if it was *closed* by one of us.  Never switches.
+
+        Returns:
+            Whether one who drains must learn that nothing will come from here any more.
         """
-        self.check_hub()
-        key = consumer_tag.encode("utf-8", "surrogatepass")
-        consumer = self._consumers.get(key)
-        if consumer is None:
-            return
-        if consumer.state is ConsumerState.STARTING:
-            self._watch(consumer)
-        if self._consumers.get(key) is consumer:
-            self.pass_gate()
-        if self._consumers.get(key) is not consumer or consumer.state is ConsumerState.ABANDONED:
-            return  # it has ended, or does as soon as it is confirmed
-        call = None if consumer.is_ending else self._write_cancel(consumer)
-        if self._gone is not None:
-            self.check_open()  # the connection ended in that very write
-        if nowait:
-            consumer.leave(ConsumerState.CANCELLED)
-            if call is not None:
-                call.abandon()
-        elif call is not None:
-            self.connection.wait_reply(call.slot, self.channel_id, None)
-        else:
-            while self._consumers.get(key) is consumer:
-                self._watch(consumer)
-        if consumer.sink is None and not consumer.no_ack and len(self.connection.events):
-            # Nobody wants what came and was not handed out yet.
-            give_back_events(self.connection, lambda of, message: of is consumer)
+        consumers, self.by_tag = self.by_tag, {}
+        if self._link.lost is None:
+            for consumer in consumers.values():
+                self._link.consumer_ended(consumer.queue)
+        if not closed:
+            for consumer in consumers.values():
+                consumer.gone(cause)
+        self.no_ack.clear()
+        return not closed and any(each.is_event for each in consumers.values())
 
-    def _watch(self, consumer: ChannelConsumer) -> None:
-        """Wait for a change of *consumer*'s state.  May switch."""
-        slot: Slot[None] = Slot()
-        consumer.watchers.append(slot)
-        slot.wait(Deadline(self.connection.options.reply_timeout))
+    def consumes(self, queue: str) -> bool:
+        """Whether one of them is on *queue*.  Never switches."""
+        return any(each.queue == queue for each in self.by_tag.values())
 
-    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
-        """Take one message from a queue; None if it is empty.  May switch.
+    # A single message
 
-        Raises:
-            AMQPNotImplementedError: the queue was declared here as a stream; nothing was sent.
-        """
-        self._check_get(queue)
-        reply = self.send_method(
+    def get(self, queue: str, no_ack: bool) -> Delivery | None:
+        """Take one message from a queue; see ``Channel.basic_get``.  May switch."""
+        if self._link.queues.kinds.get(queue) == "stream":
+            raise AMQPNotImplementedError(
+                f"queue {queue!r} is a stream, which can only be consumed", spec.Basic.Get
+            )
+        reply = self._calls.send(
             spec.Basic.Get,
-            argsig,
+            "Bsb",
             (0, queue, no_ack),
             wait=[spec.Basic.GetOk, spec.Basic.GetEmpty],
             returns_tuple=True,
@@ -489,58 +539,59 @@ class Consuming(QueueKinds, Answering):
         if len(reply) < 2:
             return None
         payload, header, body = reply[-1]
-        return Delivery(self, reply[0], payload, header, body, None)
+        return Delivery(self._channel, reply[0], payload, header, body, None)
 
     def _note_get(self, reply: Reply) -> None:
         # In the reader, so that the ledger sees all tags in the order of the wire.
         if reply[0] == _GET_OK:
-            self._ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
+            self._acks.ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
             self._most += 1
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
-            self.put_back(_delivery_tag.unpack_from(reply[1], 4)[0])
+            self._acks.put_back(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     # In the reader: nothing here may switch or run user code.
 
     def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
         """Take a delivery over.  Called by the reader, for each message."""
         end = 5 + payload[4]
-        consumer = self._consumers.get(payload[5:end])
+        consumer = self.by_tag.get(payload[5:end])
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if consumer is None:
             # Noted all the same: else an ack for all up to a later one would cover it.  While the
             # channel is being closed the broker puts it back.
-            self._ledger.outstanding[tag] = None
-            self.put_back(tag)
+            self._acks.ledger.outstanding[tag] = None
+            self._acks.put_back(tag)
             return
         if not consumer.no_ack:
-            outstanding = self._ledger.outstanding
+            outstanding = self._acks.ledger.outstanding
             outstanding[tag] = None
             if len(outstanding) > self._most:
                 raise FrameError(
-                    f"the broker does not keep to the prefetch of channel {self.channel_id}: "
+                    f"the broker does not keep to the prefetch of channel {self._number}: "
                     f"{len(outstanding)} deliveries wait for an answer"
                 )
-        message = Delivery(self, tag, payload, header, body, consumer.tag)
+        message = Delivery(self._channel, tag, payload, header, body, consumer.tag)
         if payload[end + 8]:
-            self.connection.delivery_limits.look(consumer.queue, message)
+            self._link.queues.look(consumer.queue, message)
         consumer.deliver(message)
 
-    def _on_consumer_cancel(self, reply: Reply) -> None:
+    def on_cancel(self, reply: Reply) -> None:
+        """Take over that the broker has cancelled a consumer."""
         tag = read_arguments(reply[0], "s", reply[1])[0]
-        consumer = self._consumers.get(tag.encode("utf-8", "surrogatepass"))
+        consumer = self.by_tag.get(tag.encode("utf-8", "surrogatepass"))
         if consumer is None:
             return
         if self._may_be_overdue(consumer.queue):
             # Its messages are another consumer's by now.
-            give_back_events(self.connection, lambda of, message: of is consumer)
-        elif self.connection.topology is not None:
+            give_back_events(self._link, lambda of, message: of is consumer)
+        elif self._link.topology is not None:
             # Somebody has deleted it, and does not want it back; a consumer that does declares it.
-            self.connection.topology.queue_deleted(consumer.queue)
+            self._link.topology.queue_deleted(consumer.queue)
         consumer.gone(cancelled_error(tag), cancelled=True)
         if consumer.is_ending:
-            self._forget_consumer(consumer)
+            self._forget(consumer)
             return
         # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side,
         # too: it would end the connection of who consumes with it again, and deliver to it again when
@@ -550,18 +601,18 @@ class Consuming(QueueKinds, Answering):
 
     def _may_be_overdue(self, queue: str) -> bool:
         """Whether a consumer of *queue* may be cancelled for a message that was not answered in time."""
-        version = self.connection.server_version
-        is_quorum = self.connection.queue_kinds.get(queue) == "quorum"
+        version = self._link.server_version
+        is_quorum = self._link.queues.kinds.get(queue) == "quorum"
         return is_quorum and version is not None and version >= (4, 3)
 
-    def _forget_consumer(self, consumer: ChannelConsumer) -> None:
+    def _forget(self, consumer: ChannelConsumer) -> None:
         """The broker has ended it; its tag may have been given to another one meanwhile."""
         key = consumer.tag.encode("utf-8", "surrogatepass")
-        if self._consumers.get(key) is consumer:
-            del self._consumers[key]
-            self.no_ack_consumers.discard(consumer.tag)
+        if self.by_tag.get(key) is consumer:
+            del self.by_tag[key]
+            self.no_ack.discard(consumer.tag)
         consumer.tell_watchers()
-        self.connection.consumer_ended(consumer.queue)
+        self._link.consumer_ended(consumer.queue)
 
 
 def give_back_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:

@@ -44,7 +44,7 @@ from greenconn.transport.amqp.handshake import Agreement, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
 from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
 from greenconn.transport.amqp.port import Answers
-from greenconn.transport.amqp.queues import DeliveryLimits
+from greenconn.transport.amqp.queues import KnownQueues
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
@@ -133,11 +133,9 @@ class AmqpLink(Link, Agreement):
         self._closing: Slot[None] | None = None
         self._heartbeat_timer = HeartbeatTimer(where, self.end)
         self.secret = Secret(self)
-        #: Kind of each queue that was declared here, where it is not classic.
-        self.queue_kinds: dict[str, str] = {}
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
-        self.delivery_limits = DeliveryLimits(where, None)
+        self.queues = KnownQueues(where, None)
         self._has_warned_of_qos = False
 
     def __repr__(self) -> str:
@@ -183,7 +181,7 @@ class AmqpLink(Link, Agreement):
         if self.lost is not None:
             raise self.lost  # it ended right behind that
         self.server_version = rabbitmq_version(self.server_properties)
-        self.delivery_limits = DeliveryLimits(self.where, self.server_version)
+        self.queues = KnownQueues(self.where, self.server_version)
         self._parser.frame_max = self.frame_max
         self._parser.channels = self.channels
         self._heartbeat_timer.start(float(self.heartbeat or 0), self._stream)
@@ -229,7 +227,12 @@ class AmqpLink(Link, Agreement):
         channel.open()
         return channel
 
-    def _get_free_channel_id(self) -> int:
+    def take_number(self) -> int:
+        """Return a number for a channel.
+
+        Raises:
+            ResourceError: the broker allows no more channels; says how many.
+        """
         number = self._numbers.take(self.channel_max)
         if number is None:
             raise ResourceError(
@@ -332,7 +335,7 @@ class AmqpLink(Link, Agreement):
     def _flush_acks(self) -> None:
         acking, self._acking = self._acking, []
         for answers in acking:
-            answers.flush_acks()
+            answers.flush()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all that was written has been given to the socket.  May switch.

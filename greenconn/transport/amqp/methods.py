@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, TypeAlias
 
+from amqp import spec
 from amqp.serialization import loads
 
 from greenconn.exceptions import FrameError
@@ -17,6 +18,7 @@ __all__ = [
     "ids_of",
     "name_of",
     "read_arguments",
+    "reply_arguments",
     "unreadable",
 ]
 
@@ -50,6 +52,16 @@ def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
     return values
 
 
+def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
+    """The arguments of what the broker sends on a channel, save deliveries, returns and confirms.
+
+    Raises:
+        FrameError: they are not of the form of that method.
+    """
+    form = _FORMS.get(ids)
+    return read_arguments(ids, form, payload) if form else []
+
+
 def unreadable(ids: int, exc: BaseException) -> FrameError:
     """The error for a method that cannot be read."""
     return FrameError(f"method {name_of(ids)} cannot be read: {exc or type(exc).__name__}")
@@ -70,3 +82,18 @@ def expected_of(methods: Any) -> frozenset[Ids]:
     if isinstance(methods, list):
         return frozenset(ids_of(each) for each in methods)
     return frozenset((ids_of(methods),))
+
+
+#: Types of the arguments of what the broker sends on a channel; others have none, or none of use.
+_FORMS: Final[dict[Ids, str]] = {
+    ids_of(spec.Channel.Close): "BsBB",
+    ids_of(spec.Channel.Flow): "b",
+    ids_of(spec.Channel.FlowOk): "b",
+    ids_of(spec.Queue.DeclareOk): "sll",
+    ids_of(spec.Queue.DeleteOk): "l",
+    ids_of(spec.Queue.PurgeOk): "l",
+    ids_of(spec.Basic.CancelOk): "s",
+    ids_of(spec.Basic.ConsumeOk): "s",
+    ids_of(spec.Basic.GetEmpty): "s",
+    ids_of(spec.Basic.GetOk): "Lbssl",
+}

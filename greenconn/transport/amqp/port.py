@@ -1,4 +1,4 @@
-"""What the parts of a channel ask of the link that they write to."""
+"""What the parts of a channel ask of the channel, and of the link that it is on."""
 
 from __future__ import annotations
 
@@ -14,17 +14,37 @@ if TYPE_CHECKING:
     from greenconn.options import AmqpOptions
     from greenconn.transport.amqp.flow import InboxBudget, PublishGate
     from greenconn.transport.amqp.methods import Reply
-    from greenconn.transport.amqp.queues import DeliveryLimits
+    from greenconn.transport.amqp.queues import KnownQueues
 
-__all__ = ["Answers", "LinkPort"]
+__all__ = ["Answers", "ChannelPort", "LinkPort"]
 
 
 class Answers(Protocol):
     """Answers to deliveries that leave together at the end of a turn of the hub."""
 
-    def flush_acks(self) -> None:
+    def flush(self) -> None:
         """Write them.  Never switches."""
         ...
+
+
+class ChannelPort(Protocol):
+    """A channel, as its parts see it."""
+
+    channel_id: int
+    #: Why it can no longer be used; None while it can.
+    cause: BaseException | None
+    #: Handlers of returned messages, under ``"basic_return"``.
+    events: dict[str, set[Any]]
+    #: What takes returned messages in place of the handlers; it must not switch.
+    return_sink: Callable[..., object] | None
+
+    def check_hub(self) -> None: ...
+
+    def check_open(self) -> None: ...
+
+    def abort(self, cause: BaseException) -> None: ...
+
+    def interrupted(self, what: str, exc: BaseException) -> None: ...
 
 
 class LinkPort(Protocol):
@@ -36,9 +56,7 @@ class LinkPort(Protocol):
     gate: PublishGate
     budget: InboxBudget
     events: Inbox[tuple[Callable[[Any], Any], Any]]
-    delivery_limits: DeliveryLimits
-    #: Kind of each queue that was declared here, where it is not classic.
-    queue_kinds: dict[str, str]
+    queues: KnownQueues
     server_properties: dict[str, Any]
     server_version: tuple[int, int] | None
     frame_max: int

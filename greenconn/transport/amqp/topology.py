@@ -1,4 +1,4 @@
-"""The declaring half of a channel, where it differs from amqp's.
+"""Exchanges, queues and bindings, as a channel declares and deletes them.
 
 What the broker has done is told to the connection's ``topology``, by the reader as soon as the reply
 comes: also for a caller that was killed, or did not want to wait.
@@ -18,23 +18,33 @@ from amqp.protocol import queue_declare_ok_t
 from amqp.serialization import dumps
 
 from greenconn.transport.amqp.methods import Reply, read_arguments
+from greenconn.transport.base import StdChannel
 
 if TYPE_CHECKING:
+    from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.port import LinkPort
 
-__all__ = ["Topology"]
+__all__ = ["DeclaringChannel"]
 
 
-class Topology:
-    """What a channel does to declare, bind and delete; mixed into ``Channel``."""
+class DeclaringChannel(StdChannel):
+    """The half of a channel that declares, binds and deletes.
 
-    call: Callable[..., Any]
-    connection: LinkPort
-    send_method: Callable[..., Any]
-    _note_kind: Callable[[str, Any], None]
-    _gone: BaseException | None
-    #: What a queue without a name means (AMQP 0-9-1, 1.7.2.1): the one declared last.
-    _last_queue: str = ""
+    Arguments:
+        link: that it is on.
+        calls: of the channel.
+
+    Attributes:
+        calls: the methods that it sends.
+        cause: why it can no longer be used (the link's ``lost``, if that is why); None while it can.
+    """
+
+    def __init__(self, link: LinkPort, calls: Calls) -> None:
+        self.calls = calls
+        self.cause: BaseException | None = None
+        self._link = link
+        #: What a queue without a name means (AMQP 0-9-1, 1.7.2.1): the one declared last.
+        self._last_queue = ""
 
     def exchange_declare(
         self,
@@ -139,11 +149,11 @@ class Topology:
         def on_reply(reply: Reply) -> None:
             name = self._last_queue = _name_in(reply)
             if not passive:
-                self._note_kind(name, arguments or {})
+                self._link.queues.declared(name, arguments or {})
             if note is not None:
                 note(name, durable, exclusive, auto_delete, arguments, not queue)
 
-        reply = self.send_method(
+        reply = self.calls.send(
             spec.Queue.Declare,
             argsig,
             (0, queue, passive, durable, exclusive, auto_delete, False, arguments),
@@ -156,9 +166,9 @@ class Topology:
         return None if nowait else queue_declare_ok_t(*reply)
 
     def _undo_declare(self, reply: Reply) -> None:
-        if self._gone is None:
+        if self.cause is None:
             name = _name_in(reply)
-            self.call(
+            self.calls.call(
                 spec.Queue.Delete,
                 dumps("Bsbbb", (0, name, False, False, False)),
                 wait=spec.Queue.DeleteOk,
@@ -183,7 +193,7 @@ class Topology:
         note, name = self._note("queue_deleted"), queue or self._last_queue
 
         def on_deleted() -> None:
-            self._note_kind(name, None)
+            self._link.queues.deleted(name)
             if note is not None:
                 note(name)
 
@@ -252,7 +262,7 @@ class Topology:
 
     def _note(self, what: str) -> Callable[..., None] | None:
         """What tells the connection's topology; it never switches."""
-        record = self.connection.topology
+        record = self._link.topology
         return None if record is None else getattr(record, what)
 
     def _ask(
@@ -265,7 +275,7 @@ class Topology:
         note: Callable[[], None] | None,
     ) -> Any:
         """Send *method*; call *note*, which must not switch, when the broker has done it."""
-        return self.send_method(
+        return self.calls.send(
             method,
             argsig,
             args,

@@ -1,4 +1,4 @@
-"""What a channel remembers of queues: a bounded number of them, and nothing that is no longer so."""
+"""What a connection remembers of queues: a bounded number of them, and nothing that is no longer so."""
 
 from __future__ import annotations
 
@@ -8,87 +8,102 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import AMQPNotImplementedError
-from greenconn.transport.amqp import queues
-from greenconn.transport.amqp.queues import DeliveryLimits, QueueKinds
+from greenconn.transport.amqp import consuming, queues
+from greenconn.transport.amqp.consuming import Consumers
+from greenconn.transport.amqp.queues import KnownQueues
 
 QUORUM, STREAM = {"x-queue-type": "quorum"}, {"x-queue-type": "stream"}
 
 
-class Channel(QueueKinds):
-    """A channel that only counts what it is asked."""
+class Calls:
+    """Calls that are only noted, each answered at once."""
 
     def __init__(self) -> None:
-        self.connection = SimpleNamespace(  # type: ignore[assignment]
-            queue_kinds={}, delivery_limits=DeliveryLimits("here", None)
-        )
-        self._ledger = SimpleNamespace(outstanding={})  # type: ignore[assignment]
-        self._consumers = {}
-        self._qos = None
         self.asked: list[Any] = []
-        self._init_kinds()
 
-    def basic_qos(self, size: int, count: int, is_global: bool) -> None:
-        self.asked.append((size, count, is_global))
-        self._qos = (size, count, is_global)
+    def send(self, sig: Any, form: str, args: Any, *, on_reply: Any, **options: Any) -> None:
+        self.asked.append(args)
+        on_reply(None)
 
 
 @pytest.fixture
-def channel() -> Channel:
-    return Channel()
+def known() -> KnownQueues:
+    return KnownQueues("here", None)
 
 
-def test_kinds_follow_the_declarations(channel: Channel) -> None:
-    channel._note_kind("a", QUORUM)
-    channel._note_kind("b", STREAM)
-    channel._note_kind("c", None)
-    channel._note_kind("d", {"x-queue-type": "classic"})
-    assert channel.connection.queue_kinds == {"a": "quorum", "b": "stream"}
-    channel._note_kind("a", {})
-    assert channel.connection.queue_kinds == {"b": "stream"}
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
 
 
-def test_the_memory_of_queues_is_bounded(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queues, "_KINDS_KEPT", 3)
+@pytest.fixture
+def consumers(known: KnownQueues, calls: Calls) -> Consumers:
+    channel: Any = SimpleNamespace(channel_id=1)
+    link: Any = SimpleNamespace(queues=known, qos_is_for_channel=bool)
+    acks: Any = SimpleNamespace(ledger=SimpleNamespace(outstanding={}))
+    sent: Any = calls
+    return Consumers(channel, link, sent, acks)
+
+
+def test_kinds_follow_the_declarations(known: KnownQueues) -> None:
+    known.declared("a", QUORUM)
+    known.declared("b", STREAM)
+    known.deleted("c")
+    known.declared("d", {"x-queue-type": "classic"})
+    assert known.kinds == {"a": "quorum", "b": "stream"}
+    known.declared("a", {})
+    assert known.kinds == {"b": "stream"}
+    known.deleted("b")
+    assert known.kinds == {}
+
+
+def test_the_memory_of_queues_is_bounded(
+    known: KnownQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "_KEPT", 3)
     for number in range(10):
-        channel._note_kind(str(number), QUORUM)
-    assert list(channel.connection.queue_kinds) == ["7", "8", "9"]
+        known.declared(str(number), QUORUM)
+    assert list(known.kinds) == ["7", "8", "9"]
 
 
 def test_the_memory_of_readers_is_bounded(
-    channel: Channel, monkeypatch: pytest.MonkeyPatch
+    consumers: Consumers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "_STREAMS_KEPT", 3)
+    monkeypatch.setattr(consuming, "_STREAMS_KEPT", 3)
+    streams = consumers.streams
     running: Any = SimpleNamespace(tag="0")
-    channel._consumers[b"0"] = running
+    consumers.by_tag[b"0"] = running
     for number in range(10):
-        channel._prepare_consume("q", str(number), False, {"x-stream-offset": "first"})
-        assert len(channel.streams) <= 4
-    assert "0" in channel.streams
-    assert "9" in channel.streams
+        consumers.prepare("q", str(number), False, {"x-stream-offset": "first"})
+        assert len(streams) <= 4
+    assert "0" in streams
+    assert "9" in streams
+    assert consumers.streams is streams  # the channel hands out this very set
 
 
-def test_a_tag_may_be_used_for_another_queue(channel: Channel) -> None:
-    channel._prepare_consume("s", "tag", False, {"x-stream-offset": "first"})
-    assert channel.streams == {"tag"}
-    channel._prepare_consume("q", "tag", False, None)
-    assert channel.streams == set()
+def test_a_tag_may_be_used_for_another_queue(consumers: Consumers) -> None:
+    consumers.prepare("s", "tag", False, {"x-stream-offset": "first"})
+    assert consumers.streams == {"tag"}
+    consumers.prepare("q", "tag", False, None)
+    assert consumers.streams == set()
 
 
-def test_a_limit_is_changed_only_where_it_must_be(channel: Channel) -> None:
-    channel._qos = (0, 7, True)
-    channel._prepare_consume("classic", "tag", False, None)
-    assert channel.asked == []
-    channel._note_kind("quorum", QUORUM)
-    channel._prepare_consume("quorum", "tag", False, None)
-    assert channel.asked == [(0, 0, True), (0, 7, False)]
-    channel._prepare_consume("quorum", "tag", False, None)
-    assert len(channel.asked) == 2
+def test_a_limit_is_changed_only_where_it_must_be(
+    consumers: Consumers, known: KnownQueues, calls: Calls
+) -> None:
+    consumers.limit(0, 7, True)
+    consumers.prepare("classic", "tag", False, None)
+    assert calls.asked == [(0, 7, True)]
+    known.declared("quorum", QUORUM)
+    consumers.prepare("quorum", "tag", False, None)
+    assert calls.asked[1:] == [(0, 0, True), (0, 7, False)]
+    consumers.prepare("quorum", "tag", False, None)
+    assert len(calls.asked) == 3
 
 
-def test_what_a_stream_cannot_do(channel: Channel) -> None:
-    channel._note_kind("s", STREAM)
+def test_what_a_stream_cannot_do(consumers: Consumers, known: KnownQueues) -> None:
+    known.declared("s", STREAM)
     with pytest.raises(AMQPNotImplementedError, match="must acknowledge"):
-        channel._prepare_consume("s", "tag", True, None)
+        consumers.prepare("s", "tag", True, None)
     with pytest.raises(AMQPNotImplementedError, match="can only be consumed"):
-        channel._check_get("s")
-    channel._check_get("another")
+        consumers.get("s", False)
