@@ -17,6 +17,29 @@ OF_THE_READER: Final = "channels, links and messages are made by the transport, 
 IN_INSTANCES: Final = "instances have it, the class has not"
 OF_HUBS: Final = "a group has pools for each hub, so it is a mapping, but no dict"
 
+OF_PARTS: Final = "it is made of parts, and inherits nothing from the amqp package"
+OF_AMQP: Final = "the amqp package's own way to read, to wait and to keep heartbeats"
+#: Names that amqp's channels and its connections share.
+AMQPS_CHANNELS: Final = (
+    *("auto_decode", "dispatch_method", "is_closing", "method_queue", "send_method", "then"),
+    "wait",
+)
+#: Names that only its connections have.
+AMQPS_CONNECTIONS: Final = (
+    *(
+        "Channel",
+        "Transport",
+        "__enter__",
+        "__exit__",
+        "blocking_read",
+        "bytes_*",
+        "channel_errors",
+    ),
+    *("channel_id", "client_heartbeat", "connect", "connection", "connection_errors"),
+    *("drain_events", "frame_writer", "is_alive", "last_heartbeat_*", "on_inbound_*", "prev_*"),
+    *("recoverable_*_errors", "send_heartbeat", "server_heartbeat", "sock", "transport"),
+)
+
 #: Module and name, with wildcards -> why it differs.
 ON_PURPOSE: Final[Mapping[str, str]] = {
     "clocks.R_CLOCK": A_DETAIL,
@@ -59,7 +82,14 @@ ON_PURPOSE: Final[Mapping[str, str]] = {
     "transport.pyamqp.Connection.__init__": OF_THE_READER,
     "transport.pyamqp.Message.__init__": OF_THE_READER,
     "transport.pyamqp.*Transport.get_manager": "its arguments are spelled out",
-    "transport.pyamqp.*Transport.Connection": "a link, which is a kind of amqp.Connection",
+    "transport.pyamqp.*Transport.Connection": "a link, which does what amqp.Connection does",
+    "transport.pyamqp.Channel": OF_PARTS,
+    "transport.pyamqp.Connection": OF_PARTS,
+    "transport.pyamqp.Ch*.channel_id": IN_INSTANCES,
+    "transport.pyamqp.Ch*.connection": IN_INSTANCES,
+    "transport.pyamqp.Co*.heartbeat": IN_INSTANCES,
+    **{f"transport.pyamqp.C*.{name}": OF_AMQP for name in AMQPS_CHANNELS},
+    **{f"transport.pyamqp.Connection.{name}": OF_AMQP for name in AMQPS_CONNECTIONS},
     "transport.pyamqp.SSLTransport.__init__": "the client is named",
     "transport.pyamqp.Connection.library_properties": "the broker is told our name",
     "transport.pyamqp.Channel.basic_publish*": "kombu's name for the message, as in its channels",

@@ -33,7 +33,7 @@ from greenconn.transport.amqp.acks import Acks
 from greenconn.transport.amqp.calls import Call, Calls
 from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, give_back_events
 from greenconn.transport.amqp.errors import with_remedy
-from greenconn.transport.amqp.message import Delivery, Outgoing
+from greenconn.transport.amqp.message import Outgoing
 from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
 from greenconn.transport.amqp.publishing import PendingConfirm, Publisher
 from greenconn.transport.amqp.returns import Returns
@@ -639,9 +639,7 @@ class Channel(DeclaringChannel):
         """Whether a consumer of *queue* runs here.  Never switches."""
         return self.consumers.consumes(queue)
 
-    def basic_get(
-        self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb"
-    ) -> Delivery | None:
+    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
         """Take one message from a queue; None if it is empty.  May switch.
 
         Raises:

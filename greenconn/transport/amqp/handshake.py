@@ -1,7 +1,4 @@
-"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``.
-
-``amqp.Connection`` knows the steps (start, secure, tune, open); here are the answers that differ.
-"""
+"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``."""
 
 from __future__ import annotations
 
@@ -10,24 +7,27 @@ from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import amqp
-from amqp import spec
+from amqp import sasl, spec
 from amqp.serialization import dumps
 
-from greenconn._version import __version__
-from greenconn.exceptions import FrameError
+from greenconn.exceptions import ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
-from greenconn.identity import program_name
-from greenconn.options import BROKER_HEARTBEAT, AmqpOptions
+from greenconn.options import BROKER_HEARTBEAT
 from greenconn.transport.amqp.errors import closing_error
-from greenconn.transport.amqp.methods import UNREADABLE, ids_of, name_of, read_arguments, unreadable
+from greenconn.transport.amqp.methods import (
+    UNREADABLE,
+    ids_of,
+    name_of,
+    read_arguments,
+    unreadable,
+)
 from greenconn.wire.amqp import FRAME_MIN, method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Agreement", "Handshake", "rabbitmq_version"]
+__all__ = ["Handshake", "login_mechanisms", "rabbitmq_version"]
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
@@ -43,6 +43,10 @@ _NEXT: Final[dict[int, frozenset[int]]] = {
 }
 #: Methods that may wait for the greenlet that connects.
 _WAITING: Final = 64
+#: The most channels of a connection, and seconds of a heartbeat, that fit into their fields.
+_SHORT_MAX: Final = 65535
+#: Bytes of a frame that we ask for, where the options do not say.
+FRAME_MAX: Final = 131072
 #: Bytes of a frame that every broker takes before the two sides have agreed on a size.
 FIRST_FRAME_MAX: Final = 4096
 #: Bytes of a frame that RabbitMQ 4.1 and later ask for.
@@ -70,116 +74,113 @@ def rabbitmq_version(properties: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
 
 
-class Agreement(amqp.Connection):
-    """The side of a connection that amqp's handshake sees.
+def login_mechanisms(
+    method: str, userid: str | None, password: str | None, *, response: Any = None, given: Any = ()
+) -> tuple[sasl.SASL, ...]:
+    """Return the SASL mechanisms of the amqp package for a login, the best one first.
 
     Arguments:
-        where: host and port, for amqp's own texts.
-        userid, password, virtual_host: the login; with ``login_method='EXTERNAL'`` no password is sent.
-        heartbeat: seconds; ``BROKER_HEARTBEAT`` takes the broker's value, 0 is off.
-        options: see :class:`~greenconn.options.AmqpOptions`.
+        method: the name of the mechanism.
+        userid, password: for PLAIN and AMQPLAIN.
+        response: what to answer to a mechanism that is not known here.
+        given: a mechanism, or several, in place of all that.
+
+    Raises:
+        ValueError: there is no such mechanism, or it needs a user name and a password.
     """
-
-    library_properties = {
-        "product": "greenconn",
-        "product_version": __version__,
-        "platform": "Python",
-        "information": "gevent messaging client",
-    }
-
-    def __init__(
-        self,
-        where: str,
-        *,
-        userid: str | None,
-        password: str | None,
-        virtual_host: str,
-        login_method: str | None,
-        heartbeat: float,
-        options: AmqpOptions,
-    ) -> None:
-        properties = {"connection_name": options.connection_name or program_name()}
-        super().__init__(
-            host=where,
-            userid=userid,
-            password=password,
-            login_method=login_method,
-            login_response=options.login_response,
-            authentication=options.authentication,
-            virtual_host=virtual_host,
-            locale=options.locale,
-            client_properties={**properties, **(options.client_properties or {})},
-            channel_max=options.channel_max,
-            frame_max=options.frame_max,
-            heartbeat=min(ceil(heartbeat or 0), 65535),  # whole seconds on the wire
-            confirm_publish=options.confirm_publish,
-        )
-        if options.frame_max == 0:
-            self.frame_max = 0  # which amqp takes for "not given"
-        self.options = options
-        self.handshake = Handshake()
-        self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
-
-    def _setup_listeners(self) -> None:
-        self._callbacks.update(
-            {
-                spec.Connection.Start: self._on_start,
-                spec.Connection.Secure: self._on_secure,
-                spec.Connection.Tune: self._on_tune,
-                spec.Connection.OpenOk: self._on_open_ok,
-            }
-        )
-
-    def _on_tune(self, channel_max: int, frame_max: int, server_heartbeat: int) -> None:
-        """Agree on the smaller of both sides' limits; 0 is no limit."""
-        if self._takes_brokers_heartbeat:
-            self.client_heartbeat = server_heartbeat
-        if 0 < frame_max < FRAME_MIN:
-            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
-        super()._on_tune(
-            min(channel_max or 65535, self.channel_max),
-            _smaller(frame_max, self.frame_max),
-            server_heartbeat,
-        )
-
-    def send_method(
-        self,
-        sig: tuple[int, int],
-        format: str | None = None,
-        args: Any = None,
-        content: Any = None,
-        wait: Any = None,
-        callback: Any = None,
-        returns_tuple: bool = False,
-    ) -> None:
-        """Answer a method of the handshake.  Never switches, waits for nothing."""
-        self.handshake.add(sig, format, args)
-        if callback is not None:
-            callback()
-
-
-def _smaller(theirs: int, ours: int) -> int:
-    """The smaller of two limits of which 0 is none."""
-    return min(theirs, ours) if theirs and ours else theirs or ours
+    if given:
+        return (given,) if isinstance(given, sasl.SASL) else tuple(given)
+    if method in ("PLAIN", "AMQPLAIN"):
+        if userid is None or password is None:
+            raise ValueError(f"login_method {method} needs a user name and a password")
+        mechanism = sasl.PLAIN if method == "PLAIN" else sasl.AMQPLAIN
+        return (mechanism(userid, password),)
+    if method == "EXTERNAL":
+        return (sasl.EXTERNAL(),)
+    if method == "GSSAPI":
+        return (sasl.GSSAPI(userid),)
+    if response is not None:
+        return (sasl.RAW(method.encode(), response),)
+    raise ValueError(
+        f"login_method must be PLAIN, AMQPLAIN, EXTERNAL or GSSAPI, or come with a login_response, "
+        f"got {method!r}"
+    )
 
 
 class Handshake:
-    """Runs amqp's own steps (start, tune, open) in the greenlet that connects.
+    """What two sides agree on, by start, secure, tune and open.
 
-    The reader only hands the broker's methods over, so that a login mechanism may take its time.
+    It runs in the greenlet that connects: the reader only hands the broker's methods over, so that a
+    login mechanism may take its time.
+
+    Arguments:
+        mechanisms: of the login; the first that the broker knows is used.
+        virtual_host: of the broker.
+        properties: what the broker is told of us.
+        capabilities: extensions of the protocol, and whether they are wanted where the broker has them.
+        locale: language of the broker's texts.
+        channel_max: channels that we want at most; None or 0 is the broker's limit.
+        frame_max: bytes of a frame that we want at most; 0 is the broker's limit, None is 128 KiB.
+        heartbeat: seconds; ``BROKER_HEARTBEAT`` takes the broker's value, 0 is off.
 
     Attributes:
-        answer: frames with which the broker's latest method is answered; they leave in one piece.
+        is_done: the connection is open.
+        channel_max, frame_max, heartbeat: what was agreed on, and what we want before; frame_max 0 is
+            no limit.
+        client_properties, server_properties: what the two sides say of themselves.
+        offered: names of the broker's login mechanisms.
     """
 
-    __slots__ = ("_heard", "_login_size", "_methods", "_said", "answer", "is_done")
+    __slots__ = (
+        "_answer",
+        "_capabilities",
+        "_heard",
+        "_locale",
+        "_login_size",
+        "_mechanisms",
+        "_methods",
+        "_said",
+        "_takes_brokers_heartbeat",
+        "_virtual_host",
+        "channel_max",
+        "client_properties",
+        "frame_max",
+        "heartbeat",
+        "is_done",
+        "offered",
+        "server_properties",
+    )
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        mechanisms: tuple[sasl.SASL, ...],
+        virtual_host: str,
+        properties: Mapping[str, Any],
+        capabilities: Mapping[str, bool],
+        locale: str,
+        channel_max: int | None,
+        frame_max: int | None,
+        heartbeat: float | None,
+    ) -> None:
         self.is_done = False
-        self.answer: list[bytes] = []
+        self.channel_max: int = channel_max or _SHORT_MAX
+        self.frame_max: int = FRAME_MAX if frame_max is None else frame_max
+        self.heartbeat: int = min(ceil(heartbeat or 0), _SHORT_MAX)  # whole seconds on the wire
+        self.client_properties: dict[str, Any] = dict(properties)
+        self.server_properties: dict[str, Any] = {}
+        self.offered: list[bytes] = []
+        self._takes_brokers_heartbeat = heartbeat is BROKER_HEARTBEAT
+        self._mechanisms = mechanisms
+        self._virtual_host = virtual_host
+        self._capabilities = capabilities
+        self._locale = locale
+        #: Frames with which the broker's latest method is answered; they leave in one piece.
+        self._answer: list[bytes] = []
+        #: Our latest method, and the broker's.
         self._said: tuple[int, int] | None = None
-        self._login_size = 0
         self._heard = 0
+        self._login_size = 0
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
@@ -220,63 +221,95 @@ class Handshake:
             if ids == _TUNE and link.options.on_tune_ok is not None:
                 link.options.on_tune_ok()  # here, for its errors are not the broker's
 
-    def hint(self, frame_max: int) -> str:
-        """What it may mean when the broker ends the connection now without a word.
-
-        Arguments:
-            frame_max: what the two sides have agreed on, bytes; 0 is no limit.
-        """
+    def hint(self) -> str:
+        """Return what it may mean when the broker ends the connection now without a word."""
         if self._said == spec.Connection.StartOk and self._login_size > FIRST_FRAME_MAX:
             return (
                 f", at our login of {self._login_size} bytes: a broker takes {FIRST_FRAME_MAX} to 8192 "
                 f"before a frame size is agreed on (RabbitMQ's initial_frame_max); is the password or "
                 f"token too long?"
             )
-        if self._said == spec.Connection.Open and 0 < frame_max < FRAME_MAX_WANTED:
+        if self._said == spec.Connection.Open and 0 < self.frame_max < FRAME_MAX_WANTED:
             return (
-                f", at the virtual host: frame_max is {frame_max}, and RabbitMQ 4.1 and later ask for "
-                f"{FRAME_MAX_WANTED} at least: raise the option frame_max"
+                f", at the virtual host: frame_max is {self.frame_max}, and RabbitMQ 4.1 and later ask "
+                f"for {FRAME_MAX_WANTED} at least: raise the option frame_max"
             )
         return _HINTS.get(self._said, "")
 
-    def add(self, sig: tuple[int, int], form: str | None, arguments: Any) -> None:
-        """Answer with this method, behind those that were added before.  Never switches."""
-        self._said = sig
-        if not form:
-            packed = b""
-        elif sig == spec.Connection.StartOk:
-            packed = _packed_table(arguments[0]) + dumps(form[1:], arguments[1:])
-        else:
-            packed = dumps(form, arguments)
-        frame = method_frame(0, sig, packed)
-        if sig == spec.Connection.StartOk:
-            self._login_size = len(frame)
-        self.answer.append(frame)
-
-    def _send_answer(self, link: AmqpLink) -> None:
-        if self.answer:
-            link.writer.write(b"".join(self.answer))
-            self.answer = []
-
     def _take(self, link: AmqpLink, ids: int, payload: bytes) -> None:
         if ids == _CLOSE:
-            link.send_method(spec.Connection.CloseOk)
+            self._say(spec.Connection.CloseOk)
             raise closing_error(payload)
         if self.is_done:
             link.on_method(ids, payload, None, None)
             return
-        method = link._METHODS.get((ids >> 16, ids & 0xFFFF))
-        if method is None or ids not in _NEXT[self._heard]:
+        if ids not in _NEXT[self._heard]:
             raise FrameError(f"method {name_of(ids)} amid the handshake")
-        if method.method_sig not in link._callbacks and link.lost is not None:
+        if link.lost is not None:
             raise link.lost  # nothing can be answered any more
         self._heard = ids
         if ids == _START:
-            args = _start_arguments(method.args, payload)
-        else:
-            args = read_arguments(ids, method.args, payload) if method.args else []
-        link._callbacks[method.method_sig](*args)
+            _, _, self.server_properties, mechanisms, _ = _start_arguments(payload)
+            if isinstance(mechanisms, str):
+                mechanisms = mechanisms.encode()
+            self.offered = mechanisms.split(b" ")
+            self._login(link)
+        elif ids == _TUNE:
+            self._tune(*read_arguments(ids, "BlB", payload))
         self.is_done = ids == _OPEN_OK
+
+    def _login(self, link: AmqpLink) -> None:
+        """Say who we are."""
+        properties = self.client_properties
+        known = self.server_properties.get("capabilities") or {}
+        wanted = {name: want for name, want in self._capabilities.items() if known.get(name)}
+        capabilities = {**properties.pop("capabilities", {}), **wanted}
+        if capabilities:  # else the broker may not know the name
+            properties["capabilities"] = capabilities
+        for each in self._mechanisms:
+            if each.mechanism in self.offered:
+                response = each.start(link)
+                if response is not NotImplemented:
+                    break
+        else:
+            ours = b", ".join(each.mechanism for each in self._mechanisms if each.mechanism)
+            raise ConnectionError(
+                f"no login mechanism that both sides know: we know {ours.decode()}, "
+                f"the broker {b', '.join(self.offered).decode()}"
+            )
+        login = dumps("sSs", (each.mechanism, response, self._locale))
+        self._login_size = self._say(spec.Connection.StartOk, _packed_table(properties) + login)
+
+    def _tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
+        """Agree on the smaller of both sides' limits, of which 0 is none, and open the virtual host."""
+        if 0 < frame_max < FRAME_MIN:
+            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
+        self.channel_max = min(channel_max or _SHORT_MAX, self.channel_max)
+        self.frame_max = _smaller(frame_max, self.frame_max)
+        if self._takes_brokers_heartbeat:
+            self.heartbeat = heartbeat
+        elif self.heartbeat:
+            self.heartbeat = _smaller(heartbeat, self.heartbeat)
+        agreed = (self.channel_max, self.frame_max, self.heartbeat)
+        self._say(spec.Connection.TuneOk, dumps("BlB", agreed))
+        self._say(spec.Connection.Open, dumps("ssb", (self._virtual_host, "", False)))
+
+    def _say(self, sig: tuple[int, int], arguments: bytes = b"") -> int:
+        """Answer with this method, behind those that were said before; return its bytes."""
+        self._said = sig
+        frame = method_frame(0, sig, arguments)
+        self._answer.append(frame)
+        return len(frame)
+
+    def _send_answer(self, link: AmqpLink) -> None:
+        if self._answer:
+            link.writer.write(b"".join(self._answer))
+            self._answer = []
+
+
+def _smaller(theirs: int, ours: int) -> int:
+    """The smaller of two limits of which 0 is none."""
+    return min(theirs, ours) if theirs and ours else theirs or ours
 
 
 # Server and client say the same of themselves each time, and the tables are most of the work of a
@@ -284,8 +317,8 @@ class Handshake:
 
 
 @lru_cache(maxsize=16)
-def _start_arguments(form: str, payload: bytes) -> Any:
-    return read_arguments(_START, form, payload)
+def _start_arguments(payload: bytes) -> Any:
+    return read_arguments(_START, "ooFSS", payload)
 
 
 def _packed_table(properties: dict[str, Any]) -> bytes:

@@ -1,10 +1,7 @@
 """One life of a connection to an AMQP 0-9-1 broker, shared by any number of greenlets.
 
-Built on ``amqp.Connection``: its method tables, SASL mechanisms and the steps of start, tune and open
-are used as they are (:mod:`~greenconn.transport.amqp.handshake`).  Replaced are ``Transport``,
-``frame_writer``, ``connect``, ``close``, ``collect``, ``blocking_read``, ``drain_events``,
-``_on_close``, the heartbeat tick and the allocation of channel ids: bytes go through a
-:class:`~greenconn.green.stream.Stream`.
+Bytes go through a :class:`~greenconn.green.stream.Stream`.  The amqp package gives the names of the
+methods, the codec of their arguments, the login mechanisms and the exceptions.
 
 The reader greenlet runs ``on_data``: it parses, and hands replies to the callers in line, deliveries
 to inboxes, errors to everybody.  User code never runs on it, and it never waits.
@@ -13,6 +10,7 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import ref
 
@@ -20,6 +18,7 @@ from amqp import spec
 from amqp.serialization import dumps
 from gevent import get_hub
 
+from greenconn._version import __version__
 from greenconn.exceptions import (
     AMQPError,
     ChannelError,
@@ -36,11 +35,12 @@ from greenconn.green.hub import Home
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.writer import Writer
+from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.channel import Channel, withdraw
 from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, InboxBudget, PublishGate
-from greenconn.transport.amqp.handshake import Agreement, rabbitmq_version
+from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
 from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
 from greenconn.transport.amqp.port import Answers
@@ -73,7 +73,7 @@ _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
 
 
-class AmqpLink(Link, Agreement):
+class AmqpLink(Link):
     """A connection from its opening to its end.
 
     Arguments:
@@ -84,9 +84,27 @@ class AmqpLink(Link, Agreement):
         heartbeat: seconds; ``BROKER_HEARTBEAT`` takes the broker's value, 0 is off.
         options: see :class:`~greenconn.options.AmqpOptions`.
         where: the broker's URL with the password masked, for messages.
+
+    Attributes:
+        channel_max: channels that may be open at once.
+        frame_max: bytes of a frame; 0 is no limit.
+        heartbeat: seconds; 0 is off.
+        host: of the broker, with the port.
     """
 
-    channels: dict[int, Any]
+    #: What the broker is told of us, beside the option ``client_properties``.
+    library_properties: ClassVar[Mapping[str, Any]] = {
+        "product": "greenconn",
+        "product_version": __version__,
+        "platform": "Python",
+        "information": "gevent messaging client",
+    }
+    #: Extensions of the protocol, and whether they are wanted of a broker that has them.
+    negotiate_capabilities: ClassVar[Mapping[str, bool]] = {
+        "consumer_cancel_notify": True,
+        "connection.blocked": True,
+        "authentication_failure_close": True,
+    }
 
     #: The class of its channels.
     channel_cls: ClassVar[type[Channel]] = Channel
@@ -100,23 +118,43 @@ class AmqpLink(Link, Agreement):
         userid: str | None,
         password: str | None,
         virtual_host: str,
-        login_method: str | None,
+        login_method: str,
         tls: TlsSession | None,
         heartbeat: float,
         options: AmqpOptions,
         where: str,
     ) -> None:
-        Link.__init__(self, client)
-        Agreement.__init__(
-            self,
-            f"{host}:{port}",
-            userid=userid,
-            password=password,
+        super().__init__(client)
+        self.host = f"{host}:{port}"
+        self.virtual_host = virtual_host
+        self.options = options
+        self.confirm_publish = options.confirm_publish
+        name = options.connection_name or program_name()
+        self.handshake = Handshake(
+            mechanisms=login_mechanisms(
+                login_method,
+                userid,
+                password,
+                response=options.login_response,
+                given=options.authentication,
+            ),
             virtual_host=virtual_host,
-            login_method=login_method,
+            properties={
+                **self.library_properties,
+                "connection_name": name,
+                **(options.client_properties or {}),
+            },
+            capabilities=self.negotiate_capabilities,
+            locale=options.locale,
+            channel_max=options.channel_max,
+            frame_max=options.frame_max,
             heartbeat=heartbeat,
-            options=options,
         )
+        self.channel_max = self.handshake.channel_max
+        self.frame_max = self.handshake.frame_max
+        self.heartbeat = self.handshake.heartbeat
+        #: By number; 0 is this object.
+        self.channels: dict[int, Any] = {0: self}
         self.records_topology = options.topology_recovery
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
@@ -168,8 +206,7 @@ class AmqpLink(Link, Agreement):
             if self.options.on_open is not None:
                 self.options.on_open(self)
         except BaseException as exc:
-            hint = self.handshake.hint(self.frame_max or 0)
-            error = opening_error(exc, self.where, step, deadline, hint)
+            error = opening_error(exc, self.where, step, deadline, self.handshake.hint())
             self.collect()
             if error is exc:
                 raise
@@ -180,11 +217,14 @@ class AmqpLink(Link, Agreement):
         assert self._stream is not None
         if self.lost is not None:
             raise self.lost  # it ended right behind that
+        agreed = self.handshake
+        self.channel_max, self.frame_max = agreed.channel_max, agreed.frame_max
+        self.heartbeat = agreed.heartbeat
         self.server_version = rabbitmq_version(self.server_properties)
         self.queues = KnownQueues(self.where, self.server_version)
         self._parser.frame_max = self.frame_max
         self._parser.channels = self.channels
-        self._heartbeat_timer.start(float(self.heartbeat or 0), self._stream)
+        self._heartbeat_timer.start(float(self.heartbeat), self._stream)
         fork.register(self)
 
     def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
@@ -199,6 +239,21 @@ class AmqpLink(Link, Agreement):
         if self._stream is None:
             raise RecoverableConnectionError("connection was never opened")
         return self._stream.writer
+
+    @property
+    def server_properties(self) -> dict[str, Any]:
+        """What the broker says of itself."""
+        return self.handshake.server_properties
+
+    @property
+    def server_capabilities(self) -> dict[str, Any]:
+        """The extensions of the protocol that the broker has."""
+        return self.server_properties.get("capabilities") or {}
+
+    @property
+    def client_properties(self) -> dict[str, Any]:
+        """What the broker is told of us."""
+        return self.handshake.client_properties
 
     @property
     def stream(self) -> Stream | None:
@@ -424,14 +479,7 @@ class AmqpLink(Link, Agreement):
         self.gate.end()
         if self._closing is not None:
             self._closing.fail(exc)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        # Of whatever refers to this object too, so that its memory does not wait for the collector:
-        # that cost an eighth of the time of connecting.
-        self.budget.end()
-        self._callbacks.clear()
-        self.on_open = self.connection = None
+        self.budget.end()  # it refers to this object, whose memory would wait for the collector
 
     def forget(self) -> None:
         """After a fork, in the child: this life is the parent's."""

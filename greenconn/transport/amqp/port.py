@@ -57,7 +57,6 @@ class LinkPort(Protocol):
     budget: InboxBudget
     events: Inbox[tuple[Callable[[Any], Any], Any]]
     queues: KnownQueues
-    server_properties: dict[str, Any]
     server_version: tuple[int, int] | None
     frame_max: int
     confirm_publish: bool
@@ -66,6 +65,9 @@ class LinkPort(Protocol):
     #: What is told of exchanges, queues and bindings that were made or deleted; None: nobody is.
     topology: Any
     client: Any
+
+    @property
+    def server_properties(self) -> dict[str, Any]: ...
 
     @property
     def writer(self) -> Writer: ...

@@ -231,7 +231,7 @@ class DeclaringChannel(StdChannel):
     def queue_unbind(
         self,
         queue: str,
-        exchange: str,
+        exchange: str = "",
         routing_key: str = "",
         nowait: bool = False,
         arguments: Any = None,

@@ -324,9 +324,9 @@ def messages_and_transactions_of_amqp(lib: Library, connection: Any, names: Name
         channel.tx_commit()
         log += [channel.queue_purge(names("q"))]
         link = channel.connection
-        log += [outcome(link.is_alive), link.server_properties["product"], link.connected]
+        log += [link.server_properties["product"], link.connected]
+        log += [sorted(link.server_capabilities), link.client_properties["capabilities"]]
         log += [sorted(link.channels) == sorted({0, channel.channel_id}), link.channel_max]
-        log += [isinstance(link, amqp.Connection), isinstance(channel, amqp.Channel)]
         log += [link.frame_max, link.virtual_host if hasattr(link, "virtual_host") else None]
     return log
 
