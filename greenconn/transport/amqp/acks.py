@@ -28,8 +28,8 @@ class Acks:
     """The answers to the deliveries of one channel.
 
     Arguments:
-        channel: it.
-        link: that it is on.
+        channel: the channel.
+        link: the connection of the channel.
         has_nack: the broker knows ``basic.nack``, an extension of RabbitMQ's.
 
     Attributes:

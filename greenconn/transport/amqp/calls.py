@@ -176,9 +176,9 @@ class Calls:
     """The methods that one channel sends.
 
     Arguments:
-        channel: it.
-        link: that it is on.
-        acks: of the channel; those that are pending are written before each method.
+        channel: the channel.
+        link: the connection of the channel.
+        acks: the acks of the channel; those that are pending are written before each method.
 
     Attributes:
         line: the calls that have not been answered.

@@ -63,12 +63,12 @@ class Channel(DeclaringChannel):
     Any greenlet of the connection's hub may call any method at any time.
 
     Arguments:
-        link: that it is on.
+        link: the connection of the channel.
 
     Attributes:
         acks, calls, consumers, publisher, returns: its parts.
         active: the broker takes messages on it (``channel.flow``).
-        connection: the link that it is on.
+        connection: the link.
         events: ``events['basic_return']`` is a set of ``function(exc, exchange, routing_key, message)``
             called from ``drain_events`` for returned messages that nobody waits for.
         is_transactional: ``tx_select()`` was called.
@@ -208,8 +208,8 @@ class Channel(DeclaringChannel):
             except BaseException:
                 self._close_late("its closing was given up")
                 raise
-            if self._has_ended():
-                return
+            if not self.is_open:
+                return  # it was lost meanwhile
         self.consumers.abandon_callbacks()
         call = self._write_close(RecoverableChannelError("it was closed by this program"))
         if self.connection.lost is None:
@@ -218,9 +218,6 @@ class Channel(DeclaringChannel):
             except RecoverableConnectionError:
                 if self.connection.lost is None:
                     raise
-
-    def _has_ended(self) -> bool:
-        return self.cause is not None
 
     def _close_late(self, reason: str) -> None:
         """Close a channel that nobody uses.  Never switches."""
@@ -636,7 +633,7 @@ class Channel(DeclaringChannel):
         self.consumers.cancel(consumer_tag, nowait)
 
     def consumes(self, queue: str) -> bool:
-        """Whether a consumer of *queue* runs here.  Never switches."""
+        """Return whether a consumer of *queue* runs here.  Never switches."""
         return self.consumers.consumes(queue)
 
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
@@ -730,7 +727,7 @@ class Channel(DeclaringChannel):
         self._recover(requeue, abandons=False)
 
     def basic_recover_async(self, requeue: bool = False) -> None:
-        """The same for a caller that does not wait.  May switch, before the first byte only.
+        """Recover without a wait for the reply.  May switch, before the first byte only.
 
         The broker is asked for a reply all the same: it tells which answers are of use no more.
         """
@@ -804,7 +801,7 @@ class Channel(DeclaringChannel):
         self.acks.flush()
 
     def is_rolled_back(self, delivery_tag: int) -> bool:
-        """Whether a delivery that was answered waits for an answer again.  Never switches."""
+        """Return whether a delivery that was answered waits for an answer again.  Never switches."""
         return self.is_transactional and delivery_tag in self.acks.ledger.outstanding
 
     # In the reader: nothing here may switch or run user code.

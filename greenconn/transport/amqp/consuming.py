@@ -232,9 +232,9 @@ class Consumers:
     """The consumers of one channel, and its prefetch.
 
     Arguments:
-        channel: it.
-        link: that it is on.
-        calls, acks: of the channel.
+        channel: the channel.
+        link: the connection of the channel.
+        calls, acks: the calls and the acks of the channel.
 
     Attributes:
         by_tag: the consumers that the broker may know.
@@ -516,7 +516,7 @@ class Consumers:
         return not closed and any(each.is_event for each in consumers.values())
 
     def consumes(self, queue: str) -> bool:
-        """Whether one of them is on *queue*.  Never switches."""
+        """Return whether one of them is on *queue*.  Never switches."""
         return any(each.queue == queue for each in self.by_tag.values())
 
     # A single message
@@ -600,7 +600,7 @@ class Consumers:
         self._write_cancel(consumer).abandon()
 
     def _may_be_overdue(self, queue: str) -> bool:
-        """Whether a consumer of *queue* may be cancelled for a message that was not answered in time."""
+        """Return whether a consumer of *queue* may be cancelled for an answer that came too late."""
         version = self._link.server_version
         is_quorum = self._link.queues.kinds.get(queue) == "quorum"
         return is_quorum and version is not None and version >= (4, 3)

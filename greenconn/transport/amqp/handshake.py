@@ -184,7 +184,7 @@ class Handshake:
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
     def put(self, ids: int, payload: bytes) -> None:
-        """A method came.  Called by the reader.
+        """Take a method of the broker over.  Called by the reader.
 
         Raises:
             FrameError: more came than any broker says in a handshake.
@@ -194,7 +194,7 @@ class Handshake:
         self._methods.put((ids, payload))
 
     def fail(self, exc: BaseException) -> None:
-        """The stream ended."""
+        """Tell the greenlet that connects that the stream has ended."""
         self._methods.fail(exc)
 
     def run(self, link: AmqpLink, deadline: Deadline) -> None:
@@ -308,7 +308,7 @@ class Handshake:
 
 
 def _smaller(theirs: int, ours: int) -> int:
-    """The smaller of two limits of which 0 is none."""
+    """Return the smaller of two limits, of which 0 is none."""
     return min(theirs, ours) if theirs and ours else theirs or ours
 
 

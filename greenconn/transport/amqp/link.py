@@ -124,24 +124,24 @@ class AmqpLink(Link):
         options: AmqpOptions,
         where: str,
     ) -> None:
+        mechanisms = login_mechanisms(
+            login_method,
+            userid,
+            password,
+            response=options.login_response,
+            given=options.authentication,
+        )
         super().__init__(client)
         self.host = f"{host}:{port}"
         self.virtual_host = virtual_host
         self.options = options
         self.confirm_publish = options.confirm_publish
-        name = options.connection_name or program_name()
         self.handshake = Handshake(
-            mechanisms=login_mechanisms(
-                login_method,
-                userid,
-                password,
-                response=options.login_response,
-                given=options.authentication,
-            ),
+            mechanisms=mechanisms,
             virtual_host=virtual_host,
             properties={
                 **self.library_properties,
-                "connection_name": name,
+                "connection_name": options.connection_name or program_name(),
                 **(options.client_properties or {}),
             },
             capabilities=self.negotiate_capabilities,

@@ -121,9 +121,9 @@ class Publisher:
     """The messages that leave on one channel, and the broker's confirms.
 
     Arguments:
-        channel: it.
-        link: that it is on.
-        calls: of the channel.
+        channel: the channel.
+        link: the connection of the channel.
+        calls: the calls of the channel.
 
     Attributes:
         confirms: the publishes that the broker counts; None: it does not confirm.

@@ -27,9 +27,9 @@ class Returns:
     """The messages of one channel that come back.
 
     Arguments:
-        channel: it.
-        link: that it is on.
-        publisher: of the channel.
+        channel: the channel.
+        link: the connection of the channel.
+        publisher: the publisher of the channel.
     """
 
     __slots__ = ("_channel", "_link", "_publisher")

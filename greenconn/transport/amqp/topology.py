@@ -31,8 +31,8 @@ class DeclaringChannel(StdChannel):
     """The half of a channel that declares, binds and deletes.
 
     Arguments:
-        link: that it is on.
-        calls: of the channel.
+        link: the connection of the channel.
+        calls: the calls of the channel.
 
     Attributes:
         calls: the methods that it sends.
