@@ -78,18 +78,18 @@ class Call:
         self.slot: Slot[Reply] = Slot()
 
     def takes(self, reply: Reply) -> bool:
-        """Whether *reply* may be the answer to this call."""
+        """Return whether *reply* may be the answer to this call."""
         ids, payload, _, _ = reply
         tag = self.tag
         return ids in self.expected and (tag is None or payload[5 : 5 + payload[4]] == tag)
 
     def give_up(self) -> None:
-        """The caller was killed: if the reply has come nevertheless, it is undone."""
+        """Undo the reply if it has come although the caller was killed."""
         if self.undo is not None and self.slot.has_value:
             self.undo(self.slot.value)
 
     def abandon(self) -> None:
-        """Nobody will wait for this one: it only keeps its place in the line."""
+        """Wait no more: it only keeps its place in the line."""
         try:
             self.slot.wait(_ENDED)
         except TimeoutError:
@@ -166,7 +166,7 @@ class CallLine:
 
 
 def not_yours(cause: BaseException) -> ChannelError:
-    """The error of a bystander: its channel was closed because of another call."""
+    """Return the error of a bystander: its channel was closed because of another call."""
     error = RecoverableChannelError(f"the channel was closed because of another call: {cause}")
     error.__cause__ = cause
     return error

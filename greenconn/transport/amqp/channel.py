@@ -419,7 +419,7 @@ class Channel(DeclaringChannel):
             self._writer.mark(AGAIN)
 
     def _failed_write(self) -> None:
-        """The connection ended in that very write.  Raise for it."""
+        """Raise, since the connection ended in that very write."""
         self.publisher.unsent.forgive_last()
         self.check_open()
 
@@ -652,7 +652,7 @@ class Channel(DeclaringChannel):
 
     @property
     def oldest_unanswered(self) -> int | None:
-        """The delivery tag that has waited longest for an answer; None if none does."""
+        """Delivery tag that has waited longest for an answer; None if none does."""
         return next(iter(self.acks.ledger.outstanding), None)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:

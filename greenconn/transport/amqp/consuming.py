@@ -133,7 +133,7 @@ class ChannelConsumer:
         return self.sink is None and self.state is ConsumerState.RUNNING
 
     def leave(self, state: ConsumerState) -> None:
-        """Nobody wants it any more: what still comes goes back to the queue.  Never switches."""
+        """Return to the queue what still comes, since its owner has left.  Never switches."""
         self.state = state
         self.deliver = self._refuse
         self.sink = None  # it may hold much, and this stays as long as the tag is known
@@ -163,7 +163,7 @@ class ChannelConsumer:
     # All of these run in the reader: they append, wake and return.
 
     def start(self, reply: object = None) -> None:
-        """The broker confirmed it."""
+        """Note that the broker has confirmed it."""
         if self.state is ConsumerState.STARTING:
             self.state = ConsumerState.RUNNING
             self.tell_watchers()
@@ -217,7 +217,7 @@ class ChannelConsumer:
 
 
 def cancelled_error(tag: str) -> ConsumerCancelled:
-    """The error for a consumer that the broker cancelled."""
+    """Return the error for a consumer that the broker cancelled."""
     return ConsumerCancelled(
         f"the broker cancelled consumer {tag!r}: its queue was deleted or is not there at the moment, "
         f"or a message of a quorum queue was not answered within its consumer timeout (RabbitMQ 4.3)"
@@ -500,7 +500,7 @@ class Consumers:
                 consumer.leave(ConsumerState.ABANDONED)
 
     def end(self, cause: BaseException, *, closed: bool) -> bool:
-        """The channel is gone: tell the owners, not if it was *closed* by one of us.  Never switches.
+        """Tell the owners that the channel is gone, not if it was *closed* by us.  Never switches.
 
         Returns:
             Whether one who drains must learn that nothing will come from here any more.
@@ -606,7 +606,7 @@ class Consumers:
         return is_quorum and version is not None and version >= (4, 3)
 
     def _forget(self, consumer: ChannelConsumer) -> None:
-        """The broker has ended it; its tag may have been given to another one meanwhile."""
+        """Forget one that the broker has ended; its tag may have been given to another one meanwhile."""
         key = consumer.tag.encode("utf-8", "surrogatepass")
         if self.by_tag.get(key) is consumer:
             del self.by_tag[key]

@@ -76,7 +76,7 @@ _CLOSE: Final = ids_of(spec.Connection.Close)
 
 
 def with_remedy(text: str) -> str:
-    """The broker's *text*, followed by what can be done about it where we know."""
+    """Return the broker's *text*, followed by what can be done about it where we know."""
     for words, remedy in _REMEDIES:
         if words in text:
             return f"{text} ({remedy})"
@@ -84,7 +84,7 @@ def with_remedy(text: str) -> str:
 
 
 def closing_error(payload: bytes) -> BaseException:
-    """The error that ``connection.close`` stands for."""
+    """Return the error that ``connection.close`` stands for."""
     code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
     error: BaseException = error_for_code(
         code, with_remedy(text), (class_id, method_id), ConnectionError
@@ -95,7 +95,7 @@ def closing_error(payload: bytes) -> BaseException:
 def opening_error(
     exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
 ) -> BaseException:
-    """The same kind of error, saying which broker and which step it is about."""
+    """Return the same kind of error, which says what broker and what step it is about."""
     if isinstance(exc, TimeoutError) and exc.errno is None:
         if step == "connecting":
             return exc

@@ -116,7 +116,7 @@ class PublishGate:
             ) from None
 
     def shut(self, reason: str, channel: int = 0) -> None:
-        """The broker takes no messages for now.  Never switches.
+        """Stop publishing: the broker takes no messages for now.  Never switches.
 
         Arguments:
             channel: the one that it stopped by ``channel.flow``, as all publishing of the connection
@@ -134,7 +134,7 @@ class PublishGate:
                 self._events.put((self._tell_blocked, reason))
 
     def open(self, channel: int = 0) -> None:
-        """The broker takes messages of *channel* (0: of the connection) again.  Never switches."""
+        """Go on: the broker takes messages of *channel* (0: the connection) again.  Never switches."""
         if self._reasons.pop(channel, None) is None:
             return
         self.blocked = next(iter(self._reasons.values()), None)
@@ -146,7 +146,7 @@ class PublishGate:
             self._events.put((self._tell_unblocked, None))
 
     def end(self) -> None:
-        """The connection has ended: all go on, in their order.  Never switches."""
+        """Wake all, in their order: the connection has ended.  Never switches."""
         self.blocked = None
         self._reasons.clear()
         self._let_go_on()
@@ -238,13 +238,13 @@ class InboxBudget:
             self._go_on()
 
     def begin_wait(self) -> None:
-        """Somebody waits for an answer from now on."""
+        """Note that one greenlet more waits for an answer."""
         self.waiting += 1
         if self.is_paused:
             self._go_on()
 
     def end_wait(self) -> None:
-        """Somebody waits no more."""
+        """Note that one greenlet less waits for an answer."""
         self.waiting -= 1
         if self._on_idle and not self.waiting:
             for slot in self._on_idle:
@@ -270,7 +270,7 @@ class InboxBudget:
         return self.held > HARD_LIMIT
 
     def end(self) -> None:
-        """The connection has ended.  Again: does nothing."""
+        """Pause and resume no more: the connection has ended.  Again: does nothing."""
         self._pause = self._resume = _nothing
 
     def _go_on(self) -> None:

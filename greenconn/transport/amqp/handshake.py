@@ -108,7 +108,7 @@ def login_mechanisms(
 
 
 class Handshake:
-    """What two sides agree on, by start, secure, tune and open.
+    """Agreement of the two sides, by start, secure, tune and open.
 
     It runs in the greenlet that connects: the reader only hands the broker's methods over, so that a
     login mechanism may take its time.

@@ -91,4 +91,4 @@ class HeartbeatTimer:
 
 
 def _is_over(exc: BaseException) -> None:
-    """Nobody wants to know any more."""
+    """Do nothing: the timer was stopped."""

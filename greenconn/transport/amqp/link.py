@@ -242,17 +242,17 @@ class AmqpLink(Link):
 
     @property
     def server_properties(self) -> dict[str, Any]:
-        """What the broker says of itself."""
+        """Properties of the broker, as it sent them."""
         return self.handshake.server_properties
 
     @property
     def server_capabilities(self) -> dict[str, Any]:
-        """The extensions of the protocol that the broker has."""
+        """Extensions of the protocol that the broker has."""
         return self.server_properties.get("capabilities") or {}
 
     @property
     def client_properties(self) -> dict[str, Any]:
-        """What the broker is told of us."""
+        """Properties of this client, as the broker was told."""
         return self.handshake.client_properties
 
     @property
@@ -309,7 +309,7 @@ class AmqpLink(Link):
         self.topology.queue_deleted(queue)
 
     def channel_closed(self, channel: Channel) -> None:
-        """The close of *channel* is complete on both sides: its id may be used again."""
+        """Note that the close of *channel* is complete on both sides: its id may be used again."""
         if self.channels.get(channel.channel_id) is channel:
             del self.channels[channel.channel_id]
             self.gate.open(channel.channel_id)
@@ -362,7 +362,7 @@ class AmqpLink(Link):
             raise ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
     def qos_is_for_channel(self, prefetch_count: int) -> bool:
-        """Whether the broker knows a prefetch for a whole channel; warns once if it does not.
+        """Return whether the broker knows a prefetch for a whole channel; warn once if it does not.
 
         RabbitMQ 4.3 takes one, and holds each consumer that is started later to it.  May switch.
         """
@@ -498,7 +498,7 @@ class AmqpLink(Link):
     # In the reader (or the hub): nothing here may switch or run user code.
 
     def room(self) -> list[memoryview | bytearray] | None:
-        """Where the stream shall receive a large body."""
+        """Return the buffers in which the stream receives a large body; None: none is due."""
         return self._parser.room()
 
     def filled(self, count: int) -> None:
@@ -564,7 +564,7 @@ class AmqpLink(Link):
         )
 
     def on_stream_lost(self, exc: BaseException) -> None:
-        """The socket is gone, or what came cannot be understood."""
+        """End, since the socket is gone, or what came cannot be understood."""
         if isinstance(exc, AMQPError) or not self.handshake.is_done:
             self.end(exc)
             return
@@ -588,7 +588,7 @@ class AmqpLink(Link):
 
 
 class _Intake:
-    """The reader's way to its link, which it does not keep alive: a dropped link is to be collected.
+    """Way of the reader to its link, which it does not keep alive: a dropped link is to be collected.
 
     Arguments:
         link: that link.
@@ -600,7 +600,7 @@ class _Intake:
         self.link = ref(link)
 
     def room(self) -> list[memoryview | bytearray] | None:
-        """Where the stream shall receive a large body."""
+        """Return the buffers in which the stream receives a large body; None: none is due."""
         link = self.link()
         return None if link is None else link.room()
 
@@ -617,7 +617,7 @@ class _Intake:
             link.on_data(data)
 
     def lost(self, exc: BaseException) -> None:
-        """The stream has ended by itself."""
+        """Take over that the stream has ended by itself."""
         link = self.link()
         if link is not None:
             link.on_stream_lost(exc)

@@ -69,7 +69,7 @@ class Management(base.Management):
     # The broker
 
     def is_alive(self, vhost: str = "%2F") -> bool:
-        """Whether a message can be sent and got in a virtual host (its name quoted, as in pyrabbit)."""
+        """Return whether messages pass through a virtual host (its name quoted, as in pyrabbit)."""
         try:
             return bool(self._get("aliveness-test", unquote(vhost)).get("status") == "ok")
         except OperationalError:
@@ -80,11 +80,11 @@ class Management(base.Management):
         return self._get("overview")
 
     def get_nodes(self) -> Json:
-        """The nodes of the cluster."""
+        """Return the nodes of the cluster."""
         return self._get("nodes")
 
     def get_whoami(self) -> Json:
-        """The user of this client."""
+        """Return the user of this client."""
         return self._get("whoami")
 
     def get_users(self) -> Json:
@@ -108,7 +108,7 @@ class Management(base.Management):
     get_vhosts = get_all_vhosts
 
     def get_vhost_names(self) -> list[str]:
-        """The names of all virtual hosts."""
+        """Return the names of all virtual hosts."""
         return [each["name"] for each in self.get_all_vhosts()]
 
     def get_vhost(self, vname: str) -> Json:
@@ -124,15 +124,15 @@ class Management(base.Management):
         return self._done("DELETE", "vhosts", vname)
 
     def get_permissions(self) -> Json:
-        """What all users may do."""
+        """Return the permissions of all users."""
         return self._get("permissions")
 
     def get_vhost_permissions(self, vname: str) -> Json:
-        """What users may do in a virtual host."""
+        """Return the permissions in a virtual host."""
         return self._get("vhosts", vname, "permissions")
 
     def get_user_permissions(self, username: str) -> Json:
-        """What a user may do."""
+        """Return the permissions of a user."""
         return self._get("users", username, "permissions")
 
     def set_vhost_permissions(
@@ -314,7 +314,7 @@ class Management(base.Management):
         return self._get("bindings", *_given(vhost))
 
     def get_queue_bindings(self, vhost: str, qname: str) -> Json:
-        """The bindings of a queue."""
+        """Return the bindings of a queue."""
         return self._get("queues", vhost, qname, "bindings")
 
     def create_binding(
@@ -352,7 +352,7 @@ def _given(vhost: str | None) -> tuple[str, ...]:
 def _filled(
     login: tuple[str | None, str | None], transport: Transport
 ) -> tuple[str | None, str | None]:
-    """What was given of user and password; the rest is the connection's."""
+    """Return what was given of user and password; the rest is the connection's."""
     userid, password = login
     if userid is None or password is None:
         of_connection = transport.login()

@@ -172,7 +172,7 @@ class Delivery(Message):
 
     @property
     def is_of_stream(self) -> bool:
-        """Whether it was read from a stream, which keeps it whatever the answer is."""
+        """True if it was read from a stream, which keeps it whatever the answer is."""
         return self.consumer_tag in self.channel.streams and isinstance(
             self.headers.get("x-stream-offset"), int
         )

@@ -35,7 +35,7 @@ _ALSO: Final = (TypeError, OSError)
 
 
 def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
-    """The arguments of a method.
+    """Return the arguments of a method.
 
     Arguments:
         ids: ``class_id << 16 | method_id``.
@@ -53,7 +53,7 @@ def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
 
 
 def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
-    """The arguments of what the broker sends on a channel, save deliveries, returns and confirms.
+    """Return the arguments of a reply, or of what else the broker sends on a channel without content.
 
     Raises:
         FrameError: they are not of the form of that method.
@@ -63,22 +63,22 @@ def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
 
 
 def unreadable(ids: int, exc: BaseException) -> FrameError:
-    """The error for a method that cannot be read."""
+    """Return the error for a method that cannot be read."""
     return FrameError(f"method {name_of(ids)} cannot be read: {exc or type(exc).__name__}")
 
 
 def name_of(ids: int) -> str:
-    """A method as the specification numbers it."""
+    """Return a method as the specification numbers it."""
     return f"{ids >> 16},{ids & 0xFFFF}"
 
 
 def ids_of(method: tuple[int, int]) -> Ids:
-    """Class and method id as one number."""
+    """Return class and method id as one number."""
     return method[0] << 16 | method[1]
 
 
 def expected_of(methods: Any) -> frozenset[Ids]:
-    """The ids of one method or of a list of them."""
+    """Return the ids of one method or of a list of them."""
     if isinstance(methods, list):
         return frozenset(ids_of(each) for each in methods)
     return frozenset((ids_of(methods),))

@@ -1,4 +1,4 @@
-"""What the parts of a channel ask of the channel, and of the link that it is on."""
+"""Protocols of the channel and of its link, as the parts of a channel see them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def pack_properties(
     headers: Mapping[str, Any] | None,
     properties: Mapping[str, Any] | None,
 ) -> bytes:
-    """The property flags and list of a message.
+    """Return the property flags and list of a message.
 
     Arguments:
         priority: 0 to 255, or None.
@@ -145,7 +145,7 @@ def _field(name: str, kind: str, value: Any) -> bytes:
 
 
 def _bad_header(headers: Any) -> str:
-    """What is said of headers that cannot be packed: the key, and never a value."""
+    """Return the error text for headers that cannot be packed: it names the key, and never a value."""
     if not isinstance(headers, Mapping):
         return f"headers must be a mapping, got {type(headers).__name__}"
     for key, value in headers.items():
@@ -169,7 +169,7 @@ def text_of(raw: bytes) -> str:
 
 
 def unpack_properties(header: bytes) -> dict[str, Any]:
-    """The properties of a content header frame, as a dict of its own.
+    """Return the properties of a content header frame, as a dict of its own.
 
     Arguments:
         header: the frame's payload: class, weight, body size (12 bytes), then the block.

@@ -51,7 +51,7 @@ _LARGE: Final = 65536
 
 
 class PendingConfirm(Outstanding):
-    """What ``begin_publish`` returns: one greenlet calls ``wait``, once."""
+    """A publish that the broker has not answered; one greenlet calls ``wait``, once."""
 
     __slots__ = ("is_awaited", "link", "slot")
 
@@ -251,7 +251,7 @@ class Publisher:
             self._calls.end(call)
 
     def leave(self, found: Iterable[Found], closed: bool) -> None:
-        """The connection has ended with what was *found* not to have left.  Never switches.
+        """Take over what was *found* not to have left when the connection ended.  Never switches.
 
         Arguments:
             closed: it was closed by us, so that there is no other.
@@ -266,7 +266,7 @@ class Publisher:
             session.add(Resending(self._channel, session))
 
     def fail(self, cause: BaseException, blamed: int | None) -> bool:
-        """The channel is gone: nobody will hear of the outstanding publishes.
+        """Fail the outstanding publishes: the channel is gone.
 
         Arguments:
             blamed: ids of the method that the broker has closed the channel for; None: it has not.

@@ -32,7 +32,7 @@ _KEPT: Final = 10_000
 
 
 class KnownQueues:
-    """What one connection knows of its queues.  Nothing here switches.
+    """Queues as one connection knows them by their declarations.  Nothing here switches.
 
     Arguments:
         where: the broker's URL with the password masked, for messages.

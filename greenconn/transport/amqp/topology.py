@@ -261,7 +261,7 @@ class DeclaringChannel(StdChannel):
         )
 
     def _note(self, what: str) -> Callable[..., None] | None:
-        """What tells the connection's topology; it never switches."""
+        """Return the method that tells the connection's topology; it never switches."""
         record = self._link.topology
         return None if record is None else getattr(record, what)
 

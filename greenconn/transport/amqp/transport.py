@@ -158,7 +158,7 @@ class Transport(base.Transport[AmqpLink]):
         return userid, password
 
     def options(self, *, warns: bool = False) -> AmqpOptions:
-        """The transport options of the connection.
+        """Return the transport options of the connection.
 
         Arguments:
             warns: log those that are none.
@@ -183,7 +183,7 @@ class Transport(base.Transport[AmqpLink]):
         return float(connection.heartbeat or 0)
 
     def qos_semantics_matches_spec(self, connection: AmqpLink) -> bool:
-        """Whether the prefetch is to be set without ``apply_global``; kombu's name, and its answers.
+        """Return whether to set the prefetch without ``apply_global``; kombu's name, and its answers.
 
         False for RabbitMQ 3.3 to 3.13, where programs that want one prefetch for all consumers of a
         channel set it with ``apply_global``.  True for RabbitMQ 4, which gave that up, and for others.

@@ -33,7 +33,7 @@ Found: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
 
 
 def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, list[Found]]:
-    """The messages that have not wholly left, by channel.  Never switches.
+    """Return the messages that have not wholly left, by channel.  Never switches.
 
     Arguments:
         buffers: as they were written, from the beginning of a frame.
@@ -58,7 +58,7 @@ def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, 
 
 
 class Unsent:
-    """What one channel leaves behind of messages that nobody awaits.
+    """Messages of one channel that nobody awaits and that have not left.
 
     Attributes:
         refusal: why the broker closed the channel, if it was for such a message.
@@ -84,17 +84,17 @@ class Unsent:
                 self.count += 1
 
     def forgive_last(self) -> None:
-        """The caller of the last one is told by an error; it has no mark yet."""
+        """Forget the last one: its caller is told by an error, and it has no mark yet."""
         self.count = max(self.count - 1, 0)
 
     @property
     def hint(self) -> str:
-        """The end of a message for who uses the channel after its end."""
+        """End of the error text for callers after the end of the channel."""
         count = self.count + len(self.again)
         return f"; {sentence(count)}" if count else ""
 
     def error(self, where: str) -> Exception | None:
-        """What the next publish is told; None: nothing."""
+        """Return the error for the next publish; None: there is none."""
         if self.refusal is not None:
             error: Exception = RecoverableChannelError(
                 f"{where}: a message that was published without confirm is lost, and those behind it, "
@@ -109,20 +109,20 @@ class Unsent:
         return error
 
     def forget(self) -> None:
-        """They are no business of ours."""
+        """Forget all of them."""
         self.refusal = None
         self.count = 0
         self.again.clear()
 
 
 def sentence(count: int) -> str:
-    """What to tell of *count* lost messages."""
+    """Return the text about *count* lost messages."""
     which = "1 message that was" if count == 1 else f"{count} messages that were"
     return f"{which} published without confirm had not left when the connection ended"
 
 
 class Resending:
-    """What a session restores of a channel that has messages to be sent again.
+    """Member of a session that has the messages of a lost channel sent again.
 
     Arguments:
         channel: that is lost.
