@@ -11,6 +11,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
+from greenconn.broker.topology_port import Row
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import pack
@@ -198,6 +199,16 @@ def test_processes_that_are_killed_leave_nothing(
     finally:
         for each in running:
             each.end()
+
+
+def test_a_queue_that_has_ended_is_not_bound(opened: Open, at_server: Control) -> None:
+    link = opened()
+    channel = channel_of(link)
+    channel.queue_declare("q", arguments={"x-expires": 600_000})
+    assert at_server("DEL", "greenconn.queue.q")
+    with pytest.raises(greenconn.exceptions.NotFound):
+        link.records.add("news", Row("a", "", "q"))
+    assert not at_server("EXISTS", "_kombu.binding.news")
 
 
 def test_who_deletes_need_not_have_bound(opened: Open, at_server: Control) -> None:

@@ -23,7 +23,7 @@ from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import is_alive
-from greenconn.transport.redis.scripts import DROP, JOIN
+from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -278,16 +278,17 @@ class Directory(virtual.Directory):
         key = link.keys.queue(name)
         if declared.owner is not None:
             link.lease.begin_alive()
-            link.pipeline.post(pack(b"HSET", link.keys.exclusive, name, link.owner))
-        if declared.auto_delete or declared.expires_ms is not None:
-            link.pipeline.post(pack(b"SADD", link.keys.temporary, name))
-        if declared.policy.message_ttl is not None:
-            link.pipeline.post(pack(b"SADD", link.keys.timed, name))
-        _, text = link.call_all(
-            [pack(b"SET", key, declared.text(), b"NX"), pack(b"GET", key)],
+        expires_ms = declared.expires_ms
+        text = link.run(
+            DECLARE,
+            (key, link.keys.temporary, link.keys.timed, link.keys.exclusive),
+            *(name, declared.text(), "" if expires_ms is None else expires_ms),
+            "1" if declared.auto_delete or expires_ms is not None else "",
+            "1" if declared.policy.message_ttl is not None else "",
+            declared.owner or "",
             what=f"declaring queue {name!r}",
         )
-        kept = declared if text is None else Declaration.read(text)
+        kept = Declaration.read(text)
         self._remember(name, kept)
         return kept
 

@@ -32,6 +32,7 @@ __all__ = [
     "CLAIM",
     "CLAIM_BYTES",
     "CLAIM_COUNT",
+    "DECLARE",
     "DROP",
     "EXPIRE",
     "JOIN",
@@ -299,14 +300,36 @@ return found
 """,
 )
 
-#: Adds a binding of a queue to kombu's tables, and notes whether it was there before.
+#: Keeps the declaration of a queue unless there is one, and returns the one that there is.  All at once,
+#: so that a sweeper that looks meanwhile, or the end of who declares, leaves no queue that nobody ends.
+#:
+#: Keys: its declaration, those that end by themselves, those whose messages expire, the exclusive
+#: ones.  Arguments: its name, the declaration, milliseconds without use after which it expires, whether it
+#: ends by itself, whether its messages expire, who owns it; the last four may be nothing.
+DECLARE: Final = Script(
+    "declare",
+    """
+local found = redis.call('GET', KEYS[1])
+if found then return found end
+if ARGV[4] ~= '' then redis.call('SADD', KEYS[2], ARGV[1]) end
+if ARGV[5] ~= '' then redis.call('SADD', KEYS[3], ARGV[1]) end
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[4], ARGV[1], ARGV[6]) end
+redis.call('SET', KEYS[1], ARGV[2])
+if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return ARGV[2]
+""",
+)
+
+#: Adds a binding of a queue to kombu's tables, and notes whether it was there before; returns -1, and
+#: adds nothing, where the queue has ended.
 #:
 #: Keys: the table; the permanent bindings, or where the queue expires the deadlines of tables; the
-#: bindings of the queue.  Arguments: the binding, its field in the last of these, the exchange,
-#: milliseconds or nothing.
+#: bindings of the queue; its declaration, if it has one.  Arguments: the binding, its field in the
+#: bindings of the queue, the exchange, milliseconds or nothing.
 BIND: Final = Script(
     "bind",
     """
+if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 0 then return -1 end
 local made = redis.call('SADD', KEYS[1], ARGV[1])
 if ARGV[4] == '' then
     redis.call('SADD', KEYS[2], ARGV[1])
@@ -317,6 +340,7 @@ else
     redis.call('ZADD', KEYS[2], 'GT', now + tonumber(ARGV[4]), ARGV[3])
 end
 redis.call('HSETNX', KEYS[3], ARGV[2], made)
+return 0
 """,
 )
 

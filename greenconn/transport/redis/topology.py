@@ -19,7 +19,8 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.scripts import BIND, Script, Scripts
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import Argument, pack
@@ -37,8 +38,14 @@ RENEWALS: Final = 3
 class _Queues(Protocol):
     """What is known of the queues."""
 
-    def find(self, name: str) -> Declaration | None:
-        """Return how a queue was declared; None: there is none.  May switch."""
+    def check(self, name: str, method: Method) -> Declaration:
+        """Return how a queue was declared; it must exist.  May switch."""
+
+    def forget(self, name: str) -> None:
+        """Ask again when it is next needed.  Never switches."""
+
+    def last(self, name: str) -> Declaration:
+        """Return the declaration of a queue as it was read last.  Never switches."""
 
 
 class TopologyLink(Protocol):
@@ -158,22 +165,28 @@ class RedisTopology(TopologyStore):
                 what="binding",
             )
             return
-        declared = link.directory.find(row.queue)
-        expires = None if declared is None else declared.expires_ms
-        names, args = self._binding(exchange, row, expires)
-        link.run(BIND, names, *args, what="binding")
+        # The queue may have ended since the caller looked; a binding of none would stay for ever.
+        while True:
+            declared = link.directory.check(row.queue, Method.QUEUE_BIND)
+            names, args = self._binding(exchange, row, declared)
+            if link.run(BIND, names, *args, what="binding") >= 0:
+                return
+            link.directory.forget(row.queue)
 
     def _binding(
-        self, exchange: str, row: Row, expires_ms: int | None
+        self, exchange: str, row: Row, declared: Declaration
     ) -> tuple[tuple[bytes, ...], tuple[Any, ...]]:
-        """Return keys and arguments of the script that adds a binding of a queue of that expiry."""
+        """Return keys and arguments of the script that adds a binding of a queue that is declared so."""
         keys = self._link.keys
         member = self._member(exchange, row)
+        expires_ms = declared.expires_ms
         if expires_ms is None:
             other, kept_ms = keys.permanent_bindings(exchange), ""
         else:
             other, kept_ms = keys.binding_deadlines, str(_kept_ms(expires_ms))
-        names = (keys.bindings(exchange), other, keys.bound(row.queue))
+        names: tuple[bytes, ...] = (keys.bindings(exchange), other, keys.bound(row.queue))
+        if declared is not UNDECLARED:
+            names = (*names, keys.queue(row.queue))
         return names, (member, keys.bound_field(exchange, member), exchange, kept_ms)
 
     def remove(self, exchange: str, row: Row) -> bool:
@@ -236,8 +249,9 @@ class RedisTopology(TopologyStore):
                 self._renewed.pop(queue, None)
                 link.scripts.forget()  # somebody may have flushed them: with the next use
 
+        declared = link.directory.last(queue)
         for exchange, row in link.routing.rows_to(queue):
-            names, args = self._binding(exchange, row, expires_ms)
+            names, args = self._binding(exchange, row, declared)
             link.pipeline.post(link.scripts.call(BIND, names, *args), renewed)
 
     def ended(self, queue: str) -> None:
