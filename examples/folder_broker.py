@@ -283,11 +283,9 @@ class Transport(StoreTransport):
         return FolderStore(self.client, wake, root, self.options.lease)
 
 
-TRANSPORT_ALIASES["files"] = f"{__name__}:Transport"
-
-
 def main(url: str) -> None:
     """Send some letters through a folder."""
+    TRANSPORT_ALIASES["files"] = f"{__name__}:Transport"
     greenconn.configure(url)
     read: list[int] = []
     all_read = Event()
