@@ -88,7 +88,8 @@ class Publisher:
         except NEVER_REPEATED:
             raise
         except self.lasting_errors as exc:
-            raise self.timed_out(message, deadline, exc) from exc
+            # Its text says all; our frames would make a page of each error while a broker is away.
+            raise self.timed_out(message, deadline, exc) from exc.with_traceback(None)
 
     def retry(self, function: Callable[[], T], deadline: Deadline) -> T:
         """Return what *function* returns, called again after each loss of the connection.  May switch.
