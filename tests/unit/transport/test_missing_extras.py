@@ -40,11 +40,11 @@ import greenconn
 
 for use in (
     lambda: greenconn.Connection(url).connect(),
-    lambda: greenconn.publish("mail", 1, connection=greenconn.Connection(url), timeout=5),
+    lambda: greenconn.publish("mail", 1, connection=greenconn.Connection(url), timeout=60),
     lambda: greenconn.spawn_consumer("mail", print, connection=greenconn.Connection(url)).get(),
 ):
     try:
-        with gevent.Timeout(10):
+        with gevent.Timeout(60):
             use()
     except BaseException as exc:
         print(json.dumps([isinstance(exc, ImportError), type(exc).__name__, str(exc)]))
