@@ -115,7 +115,7 @@ def test_classic_queues_tell_that_there_was_one(connection: Connection, declare:
 
 
 def test_the_memory_broker_tells_it_too(unique: str) -> None:
-    with Connection(f"memory://{unique}") as connection:
+    with Connection(f"memory:///{unique}") as connection:
         queue = connection.SimpleQueue("q")
         queue.put("body")
         counts = []

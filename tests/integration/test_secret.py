@@ -258,7 +258,7 @@ def test_links_without_the_facade_can_be_told(amqp_links: Links) -> None:
 
 
 def test_other_transports_have_no_such_thing(unique: str) -> None:
-    with Connection(f"memory://{unique}") as connection:
+    with Connection(f"memory:///{unique}") as connection:
         connection.connect()
         with pytest.raises(NotImplementedError, match="cannot change the login"):
             connection.update_secret("new")
