@@ -32,6 +32,7 @@ class Relay:
         budget: bytes from clients that are still passed on; None is no end.
         on_budget: called when they have been passed on; without it, each connection ends then.
         is_passing: cleared while nothing is read from either side.
+        is_ending: cleared while the broker does not hear that clients have ended.
         most: the largest number of connections that clients in this process had open at once, those
             being opened included.
     """
@@ -47,6 +48,8 @@ class Relay:
         self.on_budget: Callable[[], object] | None = None
         self.is_passing = Event()
         self.is_passing.set()
+        self.is_ending = Event()
+        self.is_ending.set()
         self.most = 0
         self.server: Peer = peer(self._serve)
         self.url = parts.clone(hostname="127.0.0.1", port=self.server.port).as_uri(
@@ -98,6 +101,8 @@ class Relay:
                         gevent.sleep(len(part) / self.back_rate)
                 elif not self._pass(part, target):
                     break
+            if is_there:
+                self.is_ending.wait()
             target.shutdown(socket.SHUT_WR)
 
     def _pass(self, part: bytes, broker: socket.socket) -> bool:

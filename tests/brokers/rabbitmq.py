@@ -197,6 +197,12 @@ class RabbitMQHandle:
         """Delete a virtual host with all that is in it.  May switch."""
         self._call(f"rabbit_vhost:delete({binary(name)}, {binary('guest')})")
 
+    def message_count(self, queue: str, vhost: str) -> int:
+        """How many messages are in a queue, those that consumers hold included.  May switch."""
+        name = f"rabbit_misc:r({binary(vhost)}, queue, {binary(queue)})"
+        find = f"element(2, rabbit_amqqueue:lookup({name}))"
+        return int(self.evaluate(f"element(2, hd(rabbit_amqqueue:info({find}, [messages])))"))
+
     def close_connections(self, reason: str) -> None:
         """Have the broker close all connections.  May switch."""
         close = f"fun(C) -> rabbit_networking:close_connection(C, {binary(reason)}) end"
