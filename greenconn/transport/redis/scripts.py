@@ -304,8 +304,8 @@ return found
 #: so that a sweeper that looks meanwhile, or the end of who declares, leaves no queue that nobody ends.
 #:
 #: Keys: its declaration, those that end by themselves, those whose messages expire, the exclusive
-#: ones.  Arguments: its name, the declaration, milliseconds without use after which it expires, whether it
-#: ends by itself, whether its messages expire, who owns it; the last four may be nothing.
+#: ones.  Arguments: its name, the declaration, milliseconds without use after which it expires,
+#: whether it ends by itself, whether its messages expire, who owns it; the last four may be nothing.
 DECLARE: Final = Script(
     "declare",
     """
