@@ -279,16 +279,19 @@ class Directory(virtual.Directory):
         if declared.owner is not None:
             link.lease.begin_alive()
         expires_ms = declared.expires_ms
-        text = link.run(
+        what = f"declaring queue {name!r}"
+        link.run(
             DECLARE,
             (key, link.keys.temporary, link.keys.timed, link.keys.exclusive),
             *(name, declared.text(), "" if expires_ms is None else expires_ms),
             "1" if declared.auto_delete or expires_ms is not None else "",
             "1" if declared.policy.message_ttl is not None else "",
             declared.owner or "",
-            what=f"declaring queue {name!r}",
+            what=what,
         )
-        kept = Declaration.read(text)
+        # Read by a command of its own, so that the server tells when others change it.
+        text = link.call(pack(b"GET", key), what=what)
+        kept = declared if text is None else Declaration.read(text)
         self._remember(name, kept)
         return kept
 

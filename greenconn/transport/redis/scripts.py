@@ -300,8 +300,8 @@ return found
 """,
 )
 
-#: Keeps the declaration of a queue unless there is one, and returns the one that there is.  All at once,
-#: so that a sweeper that looks meanwhile, or the end of who declares, leaves no queue that nobody ends.
+#: Keeps the declaration of a queue unless there is one.  All at once, so that a sweeper that looks
+#: meanwhile, or the end of who declares, leaves no queue that nobody ends.
 #:
 #: Keys: its declaration, those that end by themselves, those whose messages expire, the exclusive
 #: ones.  Arguments: its name, the declaration, milliseconds without use after which it expires,
@@ -309,14 +309,12 @@ return found
 DECLARE: Final = Script(
     "declare",
     """
-local found = redis.call('GET', KEYS[1])
-if found then return found end
+if redis.call('EXISTS', KEYS[1]) == 1 then return end
 if ARGV[4] ~= '' then redis.call('SADD', KEYS[2], ARGV[1]) end
 if ARGV[5] ~= '' then redis.call('SADD', KEYS[3], ARGV[1]) end
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[4], ARGV[1], ARGV[6]) end
 redis.call('SET', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-return ARGV[2]
 """,
 )
 
