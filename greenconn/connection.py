@@ -1018,12 +1018,12 @@ class PooledConnection(Connection):
 
     def mark_released(self) -> None:
         """Log later uses: the connection is not this holder's any more.  Never switches.  For pools."""
-        # Without a call of moved(): each loan ends here.
+        # Without a call of moved(), and without making a __dict__: each loan ends here.
         if self._loan is _LENT:
             self._loan = _RELEASED
+            del self._session
         else:
             self._loan = moved(self._loan, _RELEASED, LOAN_MOVES, "a loan")
-        self.__dict__.pop("_session", None)
 
     def expire(self, reason: str) -> None:
         """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
