@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery as AmqpDelivery
     from greenconn.transport.amqp.transport import Transport as AmqpTransport
+    from greenconn.transport.hooks.link import HookLink
     from greenconn.transport.hosted.channel import HostedChannel
     from greenconn.transport.hosted.link import HostedLink
     from greenconn.transport.hosted.transport import HostedTransport
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from greenconn.transport.memory.message import Message as MemoryDelivery
     from greenconn.transport.redis.link import RedisLink
     from greenconn.transport.redis.message import Delivery as RedisDelivery
-    from greenconn.transport.virtual.transport import PolledLink
 
     def channels(
         channel_of_amqp: AmqpChannel,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         link_of_redis: RedisLink,
         link_of_stores: StoreLink,
         link_of_memory: MemoryLink,
-        polled: PolledLink,
+        polled: HookLink,
         hosted: HostedLink,
     ) -> list[abc.Link]:
         return [link_of_amqp, link_of_redis, link_of_stores, link_of_memory, polled, hosted]

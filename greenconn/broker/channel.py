@@ -135,7 +135,7 @@ class StoreChannel(ChannelLife, Generic[L]):
     entities_class: ClassVar[type[Entities]] = SharedEntities
     consumer_class: ClassVar[type[Consumer]] = StoreConsumer
     #: What the channels do, whatever the store is.
-    supported_arguments: ClassVar[SupportedArguments] = SupportedArguments(
+    supported_arguments: SupportedArguments = SupportedArguments(
         queue=frozenset(
             {
                 "x-dead-letter-exchange",

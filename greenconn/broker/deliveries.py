@@ -129,6 +129,12 @@ class Deliveries:
         if delivery is not None:
             self._acked(delivery)
 
+    def settled(self, tag: Any) -> None:
+        """A delivery was settled elsewhere: free its room.  Never switches.  Again: does nothing."""
+        delivery = self.unanswered.pop(tag, None)
+        if delivery is not None:
+            self._free([delivery])
+
     def _acked(self, delivery: Any) -> Any:
         if delivery.is_held and self._link.lost is None:
             self._acknowledger.done(delivery)

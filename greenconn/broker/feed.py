@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import turn
 from greenconn.green.supervisor import spawn
@@ -172,10 +171,8 @@ class Feed:
             # It was cancelled meanwhile, and nobody has seen this.
             link.answers.back(claimed.queue, claimed.handle, is_unseen=True)
             return
-        channel = consumer.channel
-        number = link.take_number()
-        delivery = StoreDelivery(channel, link.tag(number), number, claimed, consumer)
-        channel.deliveries.hold(consumer, delivery)
+        delivery = link.delivery(claimed, consumer)
+        consumer.channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)

@@ -28,6 +28,8 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import end, spawn
+from greenconn.message import Message
+from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope
@@ -281,6 +283,11 @@ class StoreLink(BrokerLink):
     def tag(self, number: int) -> str:
         """A delivery tag that no other life of a connection has."""
         return f"{self.owner}.{number}"
+
+    def delivery(self, claimed: Claimed, consumer: Consumer) -> Message:
+        """Return the message that *consumer* is given for what was claimed.  Never switches."""
+        number = self.take_number()
+        return StoreDelivery(consumer.channel, self.tag(number), number, claimed, consumer)
 
     def held(self) -> list[StoreDelivery]:
         """All that its channels hold."""

@@ -9,7 +9,7 @@ __all__ = ["ON_PURPOSE"]
 
 A_DETAIL: Final = "kombu's own use of something, which programs do not ask for"
 BY_POSITION: Final = "the argument is given by position"
-DRIVEN: Final = "a link has a reader or a poller of its own, so nobody drives channels"
+DRIVEN: Final = "a link reads, or looks, by itself, so nobody drives channels"
 OWN_BROKER: Final = (
     "the memory broker is a broker, not a virtual channel over queues: memory.reset()"
 )
@@ -100,6 +100,8 @@ ON_PURPOSE: Final[Mapping[str, str]] = {
     "transport.virtual*.Transport.channels": DRIVEN,
     "transport.virtual*.Transport.cycle": DRIVEN,
     "transport.virtual*.Transport.on_message_ready": DRIVEN,
+    "transport.virtual*.AbstractChannel": "the hooks stand in Channel itself",
+    "transport.virtual*.Channel": "the hooks stand in Channel itself",
     "transport.virtual*.Channel.basic_publish": "its options are spelled out",
     "transport.virtual*.exchange_types": "headers exchanges are there, too",
     "transport.virtual*.STANDARD_EXCHANGE_TYPES": "headers exchanges are there, too",

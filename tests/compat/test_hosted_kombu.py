@@ -13,7 +13,13 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Consumer, Exchange, Queue
-from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import (
+    AccessRefused,
+    NotFound,
+    PreconditionFailed,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
@@ -146,6 +152,54 @@ def test_spawned_consumers_and_publish(connection: Connection, long: bool) -> No
     assert consumer.stop(10)
     assert other.stop(10)
     assert sorted(got) == list(range(count))
+
+
+def test_prefetch_of_a_channel(connection: Connection) -> None:
+    channel = connection.channel()
+    queues = [Queue("mail"), Queue("post")]
+    with connection.Producer() as producer:
+        for number in range(6):
+            producer.publish(number, routing_key=("mail", "post")[number % 2], declare=queues)
+    held: list[Any] = []
+    channel.basic_qos(0, 3, True)
+    with Consumer(channel, queues, on_message=held.append):
+        while len(held) < 3:
+            connection.drain_events(timeout=30)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        held[-1].ack(multiple=True)
+        while len(held) < 6:
+            connection.drain_events(timeout=30)
+        held[-1].ack(multiple=True)
+    assert sorted(message.payload for message in held) == list(range(6))
+
+
+def test_answers_outlive_their_consumer(connection: Connection) -> None:
+    queue = Queue("mail")
+    held: list[Any] = []
+    with connection.Producer() as producer:
+        for number in range(3):
+            producer.publish(number, routing_key="mail", declare=[queue])
+    channel = connection.channel()
+    for wanted in (1, 2):  # a second reader of the same queue
+        with Consumer(channel, [queue], on_message=held.append, prefetch_count=1):
+            while len(held) < wanted:
+                connection.drain_events(timeout=30)
+    held[0].ack()
+    held[1].requeue()
+    with pytest.raises(PreconditionFailed):
+        channel.basic_ack(held[0].delivery_tag)
+    rest = {channel.basic_get("mail", no_ack=True).payload for _ in range(2)}
+    assert rest == {0, 1, 2} - {held[0].payload}  # the folder has no certain order
+    assert channel.basic_get("mail") is None
+
+
+def test_exclusive_consumers_are_alone_on_their_connection(connection: Connection) -> None:
+    channel = connection.channel()
+    channel.queue_declare("mail")
+    channel.basic_consume("mail", callback=print, exclusive=True)
+    with pytest.raises(AccessRefused):
+        connection.channel().basic_consume("mail", callback=print)
 
 
 def test_what_does_not_exist_is_not_found(connection: Connection) -> None:

@@ -24,6 +24,7 @@ from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.beanstalk import store as beanstalk
 from greenconn.transport.couchdb import letters as couchdb
+from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.message import Delivery as RedisDelivery
@@ -33,7 +34,6 @@ from greenconn.transport.sqlite import messages as sqlite
 from greenconn.transport.SQS import envelope as sqs
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import Base64
-from greenconn.transport.virtual.envelope import Message as StoredMessage
 from greenconn.transport.virtual.names import is_name
 from greenconn.url import (
     BrokerURL,

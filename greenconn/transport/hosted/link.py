@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from gevent.lock import RLock
 
+from greenconn.broker.channel import Publisher, StoreChannel
+from greenconn.broker.feed import Feed
+from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green import fork
-from greenconn.green.hub import Home
-from greenconn.transport.base import Link
-from greenconn.transport.virtual.poller import Poller
+from greenconn.message import Message
+from greenconn.transport.hooks.link import HookedLink
+from greenconn.transport.hosted.channel import HostedChannel
+from greenconn.transport.hosted.message import HostedMessage
+from greenconn.transport.hosted.publishing import HostedPublisher
+from greenconn.transport.hosted.queue import QueueReader
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.hosted.channel import HostedChannel
+    from greenconn.transport.hosted.transport import HostedTransport
 
 __all__ = ["HostedLink"]
 
-#: Seconds between two looks where the transport does not say.
-POLLING_INTERVAL: Final = 1.0
 
-
-class HostedLink(Link):
-    """A link with a poller, and with kombu's transport, which one greenlet at a time may use.
+class HostedLink(HookedLink):
+    """A link with kombu's transport, which one greenlet at a time may use.
 
     Arguments:
         raw: the transport; it is opened here.
     """
 
-    def __init__(self, client: Any, raw: Any) -> None:
-        super().__init__(client)
-        self.home = Home()
+    def __init__(self, transport: HostedTransport, raw: Any) -> None:
+        self.connected = raw.establish_connection()
         self.raw = raw
         #: Held around each call of the transport: what it waits for may let other greenlets run.
         self.lock = RLock()
-        self.channels: dict[HostedChannel, None] = {}
-        interval = raw.polling_interval
-        self.poller = Poller(POLLING_INTERVAL if interval is None else interval, self._poll_failed)
-        self.connected = raw.establish_connection()
-        fork.register(self)
+        self._readers: dict[str, QueueReader] = {}
+        super().__init__(transport)
 
     def open_channel(self) -> Any:
         """Open one of kombu's channels.  May switch."""
@@ -47,36 +48,59 @@ class HostedLink(Link):
         with self.lock:
             return self.raw.create_channel(self.connected)
 
-    def _poll_failed(self, exc: Exception) -> None:
-        lost = exc
-        if not isinstance(exc, self.raw.connection_errors):
-            lost = RecoverableConnectionError(f"polling failed: {exc!r}")
-            lost.__cause__ = exc
-        self.end(lost)
+    def hooks(self, queue: str) -> Any:
+        """Return one of kombu's channels.
+
+        Raises:
+            RecoverableConnectionError: there is none.
+        """
+        for channel in self.channels.values():
+            if isinstance(channel, HostedChannel):
+                return channel.raw
+        raise RecoverableConnectionError(f"there is no channel for queue {queue!r}")
+
+    def read(self, queue: str, prefetch: int) -> None:
+        """Begin to take messages out of a queue; again: does nothing.  May switch."""
+        with self.lock:
+            if queue not in self._readers:
+                reader = QueueReader(self, queue, prefetch)
+                if queue in self.feeds:
+                    self._readers[queue] = reader
+                else:
+                    reader.leave()  # its consumer has gone meanwhile
+        self.ripen(queue)
+
+    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Look into each queue.  May switch."""
+        for queue, room in wanted.items():
+            reader = self._readers.get(queue)
+            if reader is not None:
+                reader.look(room)
+
+    def retire(self, feed: Feed) -> None:
+        """Forget a feed if nobody uses it any more.  Never switches."""
+        super().retire(feed)
+        reader = None if feed.queue in self.feeds else self._readers.pop(feed.queue, None)
+        if reader is not None and self.lost is None:
+            self.later("leaving a queue", reader.leave)
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
+        """Return what *channel* publishes with."""
+        assert isinstance(channel, HostedChannel)
+        return HostedPublisher(channel)
+
+    def delivery(self, claimed: Claimed, consumer: Consumer) -> Message:
+        """Return the message that *consumer* is given for what was claimed."""
+        message: HostedMessage = claimed.handle
+        message.consumer = consumer
+        message.delivery_info["consumer_tag"] = consumer.tag
+        consumer.channel.receive_message(message)
+        return message
 
     def close(self) -> None:
         """Close it; what was not answered is given back first.  May switch."""
-        if self.is_open:
-            for channel in list(self.channels):
-                channel.close()
+        was_open = self.is_open
+        super().close()
+        if was_open:
             with self.lock:
                 self.raw.close_connection(self.connected)
-        super().close()
-
-    def end(self, exc: BaseException, *, closed: bool = False) -> None:
-        """End this life.  Never switches."""
-        if self.lost is not None:
-            return
-        super().end(exc, closed=closed)
-        self.poller.stop()
-        for channel in list(self.channels):
-            channel.end(exc)
-
-    def forget(self) -> None:
-        """In the child of a fork: it is the parent's."""
-        self.lost = RecoverableConnectionError("the connection was the parent process's")
-        self.events.clear()
-        self.poller.stop()
-        for channel in self.channels:
-            channel.cause = self.lost
-        self.channels.clear()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
-from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
+from greenconn.transport.hooks.store import HookStore
+from greenconn.transport.hooks.transport import HookedTransport
 from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.link import HostedLink
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["HostedTransport", "hosted"]
+
+#: Seconds between two looks where the transport does not say.
+POLLING_INTERVAL: Final = 1.0
 
 _made: dict[type, type[HostedTransport]] = {}
 
@@ -41,7 +44,7 @@ def hosted(cls: Any) -> Any:
     return _made[cls]
 
 
-class HostedTransport(base.Transport[HostedLink]):
+class HostedTransport(HookedTransport):
     """Runs a virtual transport of kombu's, one of its transports for each link.
 
     Arguments:
@@ -50,7 +53,7 @@ class HostedTransport(base.Transport[HostedLink]):
 
     #: kombu's class.
     hosted_cls: ClassVar[Any]
-    polling_interval: float | None
+    Channel = HostedChannel
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
@@ -65,25 +68,16 @@ class HostedTransport(base.Transport[HostedLink]):
     def default_connection_params(self) -> dict[str, Any]:
         return dict(self.hosted.default_connection_params)
 
-    @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
-        return (RecoverableConnectionError, *self.connection_errors)
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
-        return (RecoverableChannelError,)
+    def make_store(self, wake: Callable[[str | None], None]) -> HookStore:
+        """Return the store of one link."""
+        interval = self.hosted.polling_interval
+        return HookStore(self.client, wake, POLLING_INTERVAL if interval is None else interval)
 
     def establish_connection(self, deadline: Deadline | None = None) -> HostedLink:
         """Open a link; how long that may take is the transport's to know."""
-        return HostedLink(self.client, self.hosted_cls(client=self.client))
-
-    def create_channel(self, connection: HostedLink) -> HostedChannel:
-        """Open a channel."""
-        return HostedChannel(connection)
-
-    def qos_semantics_matches_spec(self, connection: HostedLink) -> bool:
-        """``apply_global`` means the channel."""
-        return False
+        link = HostedLink(self, self.hosted_cls(client=self.client))
+        link.open(deadline or Deadline())
+        return link
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Mask a URL that the transport parses itself."""
@@ -102,6 +96,7 @@ def _make(cls: Any) -> type[HostedTransport]:
         "polling_interval": cls.polling_interval,
         "implements": base.Implements(cls.implements),
         "connection_errors": (*base.Transport.connection_errors, *cls.connection_errors),
+        "recoverable_connection_errors": (RecoverableConnectionError, *cls.connection_errors),
         "channel_errors": (*base.Transport.channel_errors, *cls.channel_errors),
     }
     return type(f"Hosted{cls.__name__}", (HostedTransport,), attributes)

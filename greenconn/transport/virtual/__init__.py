@@ -1,14 +1,26 @@
-"""The layer for brokers without AMQP (kombu's path): exchanges, channels, messages."""
+"""The layer for brokers without AMQP: kombu's path, whose names stand elsewhere.
+
+They are imported when they are first asked for: what they stand on uses other modules of this room.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.transport.refusal import NotEquivalentError
-from greenconn.transport.virtual.channel import Channel
-from greenconn.transport.virtual.envelope import Base64, Message
-from greenconn.transport.virtual.hooks import AbstractChannel, Empty
-from greenconn.transport.virtual.management import Management
-from greenconn.transport.virtual.publishing import UndeliverableWarning
-from greenconn.transport.virtual.qos import QoS
-from greenconn.transport.virtual.state import BrokerState, binding_key_t, queue_binding_t
-from greenconn.transport.virtual.transport import Transport
+
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.channel import Channel
+    from greenconn.transport.hooks.channel import Channel as AbstractChannel
+    from greenconn.transport.hooks.message import Message
+    from greenconn.transport.hooks.qos import QoS
+    from greenconn.transport.hooks.transport import Transport
+    from greenconn.transport.virtual.envelope import Base64
+    from greenconn.transport.virtual.management import Management
+    from greenconn.transport.virtual.publishing import UndeliverableWarning
+    from greenconn.transport.virtual.state import BrokerState, binding_key_t, queue_binding_t
 
 __all__ = [
     "AbstractChannel",
@@ -25,3 +37,28 @@ __all__ = [
     "binding_key_t",
     "queue_binding_t",
 ]
+
+#: Name -> the module where it stands, and its name there.
+_PLACES: Final = {
+    "AbstractChannel": ("greenconn.transport.hooks.channel", "Channel"),
+    "Base64": ("greenconn.transport.virtual.envelope", "Base64"),
+    "BrokerState": ("greenconn.transport.virtual.state", "BrokerState"),
+    "Channel": ("greenconn.transport.hooks.channel", "Channel"),
+    "Management": ("greenconn.transport.virtual.management", "Management"),
+    "Message": ("greenconn.transport.hooks.message", "Message"),
+    "QoS": ("greenconn.transport.hooks.qos", "QoS"),
+    "Transport": ("greenconn.transport.hooks.transport", "Transport"),
+    "UndeliverableWarning": ("greenconn.transport.virtual.publishing", "UndeliverableWarning"),
+    "binding_key_t": ("greenconn.transport.virtual.state", "binding_key_t"),
+    "queue_binding_t": ("greenconn.transport.virtual.state", "queue_binding_t"),
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        try:
+            module, there = _PLACES[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        found = globals()[name] = getattr(import_module(module), there)
+        return found

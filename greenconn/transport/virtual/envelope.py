@@ -11,15 +11,13 @@ import base64
 from binascii import a2b_base64
 from typing import Any, NamedTuple
 
-from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
 from greenconn.jsoncodec import loads
-from greenconn.message import Message as BaseMessage
-from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Base64", "Contents", "Message", "contents_in", "contents_of"]
+__all__ = ["WHAT", "Base64", "Contents", "checked", "contents_in", "contents_of"]
 
-_WHAT = "out of its envelope"
+#: In errors: what was done when it went wrong.
+WHAT = "out of its envelope"
 
 
 class Contents(NamedTuple):
@@ -41,7 +39,7 @@ def contents_of(raw: bytes) -> Contents:
     try:
         envelope = loads(raw)
     except Exception as exc:
-        raise decode_error(exc, _WHAT) from exc
+        raise decode_error(exc, WHAT) from exc
     return contents_in(envelope)
 
 
@@ -52,7 +50,7 @@ def contents_in(envelope: Any) -> Contents:
         DecodeError: it is not what an envelope must be.
     """
     try:
-        contents = _checked(envelope)
+        contents = checked(envelope)
         body, encoding = contents.body, contents.properties.get("body_encoding")
         if body is None or not encoding or encoding.lower() == "utf-8":
             return contents
@@ -60,10 +58,10 @@ def contents_in(envelope: Any) -> Contents:
             raise LookupError("unknown body_encoding")
         return contents._replace(body=a2b_base64(body))
     except Exception as exc:
-        raise decode_error(exc, _WHAT) from exc
+        raise decode_error(exc, WHAT) from exc
 
 
-def _checked(envelope: Any) -> Contents:
+def checked(envelope: Any) -> Contents:
     """Take an envelope apart that anybody may have written."""
     properties = envelope["properties"]
     headers = envelope.get("headers") or {}
@@ -90,67 +88,3 @@ class Base64:
     def decode(self, s: str | bytes) -> bytes:
         """Return the bytes that the text *s* stands for."""
         return base64.b64decode(s)
-
-
-class Message(BaseMessage):
-    """A message out of its envelope.
-
-    Arguments:
-        payload: the envelope.
-        channel: decodes the body.
-        queue: where it was taken from, if known: it is given back there.
-    """
-
-    __slots__ = ("_raw", "queue")
-
-    def __init__(
-        self, payload: Envelope, channel: Any = None, queue: str | None = None, **kwargs: Any
-    ) -> None:
-        self._raw = payload
-        self.queue = queue
-        try:
-            properties, headers, content_type, content_encoding, body = _checked(payload)
-            if body and channel is not None:
-                body = channel.decode_body(body, properties.get("body_encoding"))
-        except Exception as exc:
-            super().__init__(body=payload, channel=channel, **kwargs)
-            self._note(decode_error(exc, _WHAT))
-            return
-        tag = properties.get("delivery_tag")
-        super().__init__(
-            body=body,
-            channel=channel,
-            delivery_tag=tag if isinstance(tag, (str, int)) else None,
-            content_type=content_type,
-            content_encoding=content_encoding,
-            headers=headers,
-            properties=properties,
-            delivery_info={
-                **(properties.get("delivery_info") or {}),
-                "redelivered": bool(payload.get("redelivered")),
-            },
-            postencode="utf-8",
-            **kwargs,
-        )
-
-    def _note(self, error: DecodeError) -> None:
-        """It cannot be read: decoding it raises *error*."""
-        self.errors.append((DecodeError, error, None))
-
-    def serializable(self) -> Envelope:
-        """Return the envelope with which it can be put back."""
-        if self.errors:
-            return dict(self._raw) if isinstance(self._raw, dict) else {"body": self._raw}
-        properties = self.properties
-        body = self.body
-        if body is not None:
-            body, _ = self.channel.encode_body(body, properties.get("body_encoding"))
-        # The body was decompressed on its way in.
-        headers = {name: each for name, each in self.headers.items() if name != "compression"}
-        return {
-            "body": body,
-            "properties": properties,
-            "content-type": self.content_type,
-            "content-encoding": self.content_encoding,
-            "headers": headers,
-        }

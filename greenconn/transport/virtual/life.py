@@ -80,7 +80,7 @@ class ChannelLife(StdChannel):
     """
 
     #: The arguments that this transport implements; the log warns of others.
-    supported_arguments: ClassVar[SupportedArguments] = SupportedArguments()
+    supported_arguments: SupportedArguments = SupportedArguments()
     #: What declares, binds and deletes.
     entities_class: ClassVar[type[Entities]] = Entities
     #: What stands for a consumer.

@@ -1,4 +1,4 @@
-"""A transport made of kombu's hooks: queues in a dict, asked for by a poller."""
+"""A transport made of kombu's hooks: queues in a dict, looked into by the link."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport import virtual
+from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
-from greenconn.transport.virtual.transport import PolledLink
 from tests.forked import holds_in_child
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
@@ -97,7 +97,7 @@ def shelf() -> Shelf:
 
 
 @pytest.fixture
-def link(shelf: Shelf) -> Iterator[PolledLink]:
+def link(shelf: Shelf) -> Iterator[HookLink]:
     """A link to ``shelf``."""
 
     class Channel(ShelfChannel):
@@ -116,10 +116,17 @@ def link(shelf: Shelf) -> Iterator[PolledLink]:
     gevent.sleep(0)
 
 
+def opened(link: HookLink) -> ShelfChannel:
+    """Another channel."""
+    made: Any = link.transport.create_channel(link)
+    assert isinstance(made, ShelfChannel)
+    return made
+
+
 @pytest.fixture
-def channel(link: PolledLink) -> ShelfChannel:
+def channel(link: HookLink) -> ShelfChannel:
     """A channel with a queue ``q``."""
-    made: ShelfChannel = link.transport.create_channel(link)
+    made = opened(link)
     made.queue_declare("q")
     return made
 
@@ -136,13 +143,13 @@ def bodies(shelf: Shelf, channel: ShelfChannel, queue: str = "q") -> list[str]:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Let the poller work until *condition* holds."""
+    """Let the link look until *condition* holds."""
     with gevent.Timeout(SOON):
         while not condition():
             gevent.sleep(0.001)
 
 
-def drain(link: PolledLink, got: list[Any], count: int) -> None:
+def drain(link: HookLink, got: list[Any], count: int) -> None:
     with gevent.Timeout(SOON):
         while len(got) < count:
             link.drain(Deadline(SOON))
@@ -177,7 +184,7 @@ def test_prepared_message_may_be_published_again(shelf: Shelf, channel: ShelfCha
     assert bodies(shelf, channel) == ["x", "x"]
 
 
-def test_consume_and_ack(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+def test_consume_and_ack(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     got: list[Message] = []
     channel.basic_consume("q", consumer_tag="tag", callback=got.append)
     send(channel, "1", "2")
@@ -197,10 +204,8 @@ def test_consume_and_ack(shelf: Shelf, link: PolledLink, channel: ShelfChannel) 
     assert bodies(shelf, channel) == []
 
 
-def test_local_publish_is_seen_before_the_next_look(
-    link: PolledLink, channel: ShelfChannel
-) -> None:
-    link.poller.interval = 100.0
+def test_local_publish_is_seen_before_the_next_look(link: HookLink, channel: ShelfChannel) -> None:
+    link.store.interval = 100.0
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     with pytest.raises(TimeoutError):
@@ -209,10 +214,8 @@ def test_local_publish_is_seen_before_the_next_look(
     drain(link, got, 1)
 
 
-def test_nobody_is_asked_without_need(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
-) -> None:
-    link.poller.interval = 0.001
+def test_nobody_is_asked_without_need(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+    link.store.interval = 0.001
     gevent.sleep(0.01)
     assert shelf.asked == 0
     channel.basic_qos(0, 1, False)
@@ -234,7 +237,7 @@ def test_nobody_is_asked_without_need(
     assert shelf.asked == asked
 
 
-def test_prefetch(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+def test_prefetch(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     channel.queue_declare("other")
     channel.basic_qos(0, 2, False)
     first, second = Store(), Store()
@@ -251,7 +254,7 @@ def test_prefetch(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None
 
 
 def test_unbounded_consumers_have_a_window(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", no_ack=True, callback=got.append)
@@ -263,8 +266,8 @@ def test_unbounded_consumers_have_a_window(
     assert [int(each.body) for each in got] == list(range(2 * WINDOW))
 
 
-def test_busy_poller_lets_others_run(link: PolledLink, channel: ShelfChannel) -> None:
-    """A consumer that requeues all it gets keeps the poller busy for ever."""
+def test_busy_link_lets_others_run(link: HookLink, channel: ShelfChannel) -> None:
+    """A consumer that requeues all it gets keeps the link busy for ever."""
     store = Store()
     channel.basic_consume("q", consumer_tag="tag", no_ack=True, sink=store)
 
@@ -284,7 +287,7 @@ def test_busy_poller_lets_others_run(link: PolledLink, channel: ShelfChannel) ->
 
 @pytest.mark.parametrize("no_ack", [True, False])
 def test_unseen_goes_back_with_a_cancel(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel, no_ack: bool
+    shelf: Shelf, link: HookLink, channel: ShelfChannel, no_ack: bool
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", consumer_tag="tag", no_ack=no_ack, callback=got.append)
@@ -301,7 +304,7 @@ def test_unseen_goes_back_with_a_cancel(
 
 
 def test_message_that_comes_after_the_cancel_goes_back(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     send(channel, "x")
     shelf.may_answer.clear()
@@ -309,14 +312,14 @@ def test_message_that_comes_after_the_cancel_goes_back(
     until(lambda: shelf.asked)
     channel.basic_cancel("tag")
     shelf.may_answer.set()
-    until(lambda: link.poller._greenlet is None)
+    until(lambda: any("redelivered" in each for each in shelf.queues["q"]))
     assert bodies(shelf, channel) == ["x"]
     assert json.loads(shelf.queues["q"][0])["redelivered"]
 
 
 @pytest.mark.parametrize("end", ["channel", "link", "refused"])
-def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: PolledLink, end: str) -> None:
-    channel: ShelfChannel = link.transport.create_channel(link)
+def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: HookLink, end: str) -> None:
+    channel = opened(link)
     channel.queue_declare("q")
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
@@ -337,7 +340,7 @@ def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: PolledLink, end: st
 
 
 def test_lost_link_leaves_the_rest_to_the_broker(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
@@ -353,7 +356,7 @@ def test_lost_link_leaves_the_rest_to_the_broker(
 
 
 def test_error_of_the_transports_own_ends_the_link(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     channel.basic_consume("q", callback=print)
     shelf.error = ResourceError("no more")
@@ -361,16 +364,14 @@ def test_error_of_the_transports_own_ends_the_link(
         link.drain(Deadline(SOON))
 
 
-def test_child_of_a_fork_does_not_ask(
-    shelf: Shelf, link: PolledLink, channel: ShelfChannel
-) -> None:
+def test_child_of_a_fork_does_not_ask(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     channel.basic_consume("q", callback=print)
     until(lambda: shelf.asked)
-    assert holds_in_child(lambda: not link.is_open and link.poller._greenlet is None)
+    assert holds_in_child(lambda: not link.is_open and not link.store.is_waiting)
     assert link.is_open
 
 
-def test_recover(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+def test_recover(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     send(channel, *"12")
@@ -384,7 +385,7 @@ def test_recover(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
     assert got[1].delivery_info["redelivered"]
 
 
-def test_one_message_in_two_queues(link: PolledLink, channel: ShelfChannel) -> None:
+def test_one_message_in_two_queues(link: HookLink, channel: ShelfChannel) -> None:
     """Both copies carry one tag; here they have two."""
     channel.queue_declare("other")
     for queue in ("q", "other"):
@@ -455,16 +456,16 @@ def test_mandatory(shelf: Shelf, channel: ShelfChannel) -> None:
     assert not channel.is_open
 
 
-def test_queue_of_last_resort(shelf: Shelf, link: PolledLink) -> None:
+def test_queue_of_last_resort(shelf: Shelf, link: HookLink) -> None:
     link.client.transport_options["deadletter_queue"] = "rest"
     link.client.transport_options["body_encoding"] = None
-    channel = link.transport.create_channel(link)
+    channel = opened(link)
     with pytest.warns(virtual.UndeliverableWarning, match="amq.direct"):
         send(channel, "x", exchange="amq.direct", queue="nowhere")
     assert json.loads(shelf.queues["rest"][0])["body"] == "x"
 
 
-def test_deleting(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None:
+def test_deleting(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     send(channel, "x")
     channel.queue_bind("q", "amq.direct", "k")
     with pytest.raises(PreconditionFailed):
@@ -484,10 +485,9 @@ def test_deleting(shelf: Shelf, link: PolledLink, channel: ShelfChannel) -> None
     assert list(channel.list_bindings()) == []
 
 
-def test_refusals(link: PolledLink, channel: ShelfChannel) -> None:
+def test_refusals(link: HookLink, channel: ShelfChannel) -> None:
     def other() -> ShelfChannel:
-        made: ShelfChannel = link.transport.create_channel(link)
-        return made
+        return opened(link)
 
     with pytest.raises(NotFound):
         other().basic_consume("absent", callback=print)
@@ -540,7 +540,7 @@ class SharedTable(ShelfChannel):
         self.broadcast.append((exchange, routing_key))
 
 
-def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: PolledLink) -> None:
+def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: HookLink) -> None:
     channel = SharedTable(link)
     channel.shelf, channel.rows, channel.broadcast = shelf, [], []
     channel.exchange_declare("x", "topic")
@@ -586,7 +586,7 @@ def fail(message: Any) -> None:
     raise OSError("gone")
 
 
-def test_management_lists_bindings(link: PolledLink, channel: ShelfChannel) -> None:
+def test_management_lists_bindings(link: HookLink, channel: ShelfChannel) -> None:
     channel.queue_bind("q", "amq.direct", "k")
     client: Any = link.client
     client.channel = lambda: link.transport.create_channel(link)
@@ -601,7 +601,11 @@ def test_paths_of_kombu() -> None:
     for name in virtual.__all__:
         assert getattr(base, name) is getattr(virtual, name)
     assert set(base.__all__) == set(virtual.__all__)
-    hooks = virtual.AbstractChannel()
+
+
+def test_hooks_that_nobody_has_written(link: HookLink) -> None:
+    assert virtual.AbstractChannel is virtual.Channel
+    hooks = virtual.Channel(link)
     for call in (
         lambda: hooks._get("q"),
         lambda: hooks._put("q", {}),

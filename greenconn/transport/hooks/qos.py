@@ -1,4 +1,4 @@
-"""What a polled channel delivered and nobody has answered yet."""
+"""What a channel over hooks delivered and nobody has answered yet."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class QoS:
         self._flush()
         if delivery_tag in self._delivered:
             self._dirty.add(delivery_tag)
-        self.channel._answered(delivery_tag)
+        self.channel.note_answered(delivery_tag)
 
     def _flush(self) -> None:
         """Let go of what was answered."""
@@ -102,7 +102,7 @@ class QoS:
             message = self._delivered.pop(tag, None)
             if message is None or tag in self._dirty:
                 continue
-            self.channel._answered(tag)
+            self.channel.note_answered(tag)
             try:
                 self.channel._restore(message)
             except Exception as exc:

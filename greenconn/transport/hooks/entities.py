@@ -15,7 +15,7 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.channel import Channel
+    from greenconn.transport.hooks.channel import Channel
 
 __all__ = ["HookedEntities"]
 
@@ -46,7 +46,7 @@ class HookedEntities(Entities):
 
     def _row(self, binding: Binding) -> tuple[str, Any, str]:
         """Return kombu's row of a binding of a queue."""
-        return self._hooks._row(
+        return self._hooks.binding_row(
             binding.destination, binding.source, binding.routing_key, binding.arguments
         )
 
@@ -105,7 +105,10 @@ class HookedEntities(Entities):
         if if_empty and size:
             raise not_empty(queue, hooks.virtual_host, Method.QUEUE_DELETE)
         rows: list[tuple[Any, ...]] = [
-            (each.exchange, *hooks._row(queue, each.exchange, each.routing_key, each.arguments))
+            (
+                each.exchange,
+                *hooks.binding_row(queue, each.exchange, each.routing_key, each.arguments),
+            )
             for each in self.state.queue_bindings(queue)
         ]
         for channel, consumer in consumers:

@@ -1,0 +1,626 @@
+"""A channel for brokers that only have queues: subclasses say how to put and get.
+
+Exchanges and bindings are kept in this process, so every program that uses them must declare them.
+Messages are stored in kombu's envelope (:mod:`~greenconn.transport.virtual.envelope`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from queue import Empty
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from amqp.protocol import queue_declare_ok_t
+
+from greenconn.broker.channel import Prepared, PublishResult, StoreChannel
+from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.link import StoreLink
+from greenconn.broker.port import Settlement
+from greenconn.encoding import plain_text
+from greenconn.green.supervisor import spawn
+from greenconn.identity import uuid
+from greenconn.transport.hooks.entities import HookedEntities
+from greenconn.transport.hooks.message import Message as StoredMessage
+from greenconn.transport.hooks.qos import QoS as Unanswered
+from greenconn.transport.refusal import Method, no_exchange, no_queue, no_recover_in_place
+from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.consumer import Consumer, Feed
+from greenconn.transport.virtual.cycle import FairCycle
+from greenconn.transport.virtual.entities import Entities
+from greenconn.transport.virtual.envelope import Base64
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
+from greenconn.transport.virtual.life import closes_channel
+from greenconn.transport.virtual.publishing import Decided, Envelope, undeliverable, warn_of_message
+
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.link import HookLink
+
+__all__ = ["Channel"]
+
+
+class HookConsumer(StoreConsumer):
+    """A consumer whose channel's ``QoS`` may have a say of its own."""
+
+    __slots__ = ()
+
+    def has_room(self) -> bool:
+        """Whether it may be given one more message now."""
+        return super().has_room() and self.channel.may_take()
+
+
+class Channel(StoreChannel[StoreLink]):
+    """A channel over hooks, which subclasses write.  All hooks may switch.
+
+    Its methods take their arguments in the order of kombu's virtual channels, where that is another one
+    than AMQP's: transports that were written for kombu override them and call them by position.
+
+    Arguments:
+        connection: the link.
+    """
+
+    connection: HookLink
+    #: A subclass whose hooks implement more adds to these.
+    supported_arguments = SupportedArguments(
+        exchange=frozenset({"alternate-exchange"}), message=frozenset({"priority"})
+    )
+    #: Exchange type -> class; an instance for each channel replaces it.
+    exchange_types: Mapping[str, Any] = dict(STANDARD_EXCHANGE_TYPES)
+    #: Whether the broker can broadcast (``_put_fanout``).
+    supports_fanout = False
+    entities_class: ClassVar[type[Entities]] = HookedEntities
+    consumer_class: ClassVar[type[Consumer]] = HookConsumer
+    Message: ClassVar[type[StoredMessage]] = StoredMessage
+    QoS: ClassVar[type[Unanswered]] = Unanswered
+    #: Whether what was not answered is given back when the channel closes.
+    do_restore: ClassVar[bool] = True
+    codecs: ClassVar[Mapping[str, Base64]] = {"base64": Base64()}
+    #: How bodies are stored; None stores them as they are.
+    body_encoding: str | None = "base64"
+    #: Where messages go that have no queue to go to.
+    deadletter_queue: str | None = None
+    #: Attributes that ``transport_options`` may set.
+    from_transport_options: tuple[str, ...] = ("body_encoding", "deadletter_queue")
+    default_priority = 0
+    min_priority = 0
+    max_priority = 9
+
+    def __init__(self, connection: HookLink, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        #: Where the next look goes (kombu's name, which transports use).
+        self._active_queues: list[str] = []
+        self._qos: Unanswered | None = None
+        self._cycle: FairCycle[str] | None = None
+        self.exchange_types = {name: cls(self) for name, cls in self.exchange_types.items()}
+        options = connection.client.transport_options or {}
+        for name in self.from_transport_options:
+            if name in options:
+                setattr(self, name, options[name])
+
+    # -- what a transport writes
+
+    def _get(self, queue: str, timeout: float | None = None) -> Envelope:
+        """Take the next message of *queue*.
+
+        Raises:
+            Empty: there is none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no _get")
+
+    def _put(self, queue: str, message: Envelope, **kwargs: Any) -> None:
+        """Append *message* to *queue*."""
+        raise NotImplementedError(f"{type(self).__name__} has no _put")
+
+    def _purge(self, queue: str) -> int | None:
+        """Drop all messages of *queue* and return how many there were, if that is known."""
+        raise NotImplementedError(f"{type(self).__name__} has no _purge")
+
+    def _size(self, queue: str) -> int:
+        """Return the number of messages that wait in *queue*; 0 where nobody can tell."""
+        return 0
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        """Delete *queue*.
+
+        Arguments:
+            args: exchange, routing key, pattern and queue of a binding, for each that it had.
+        """
+        self._purge(queue)
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        """*queue* is declared, with the arguments *kwargs*: make it where that is needed."""
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        """Return whether *queue* exists; True where nobody can tell."""
+        return True
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
+        """A queue was bound: note it where bindings are shared.  Asked with ``supports_fanout``."""
+
+    def _put_fanout(
+        self, exchange: str, message: Envelope, routing_key: str, **kwargs: Any
+    ) -> None:
+        """Broadcast *message*.  Asked with ``supports_fanout``."""
+        raise NotImplementedError(f"{type(self).__name__} has no _put_fanout")
+
+    def _get_and_deliver(self, queue: str, callback: Any) -> None:
+        callback(self._get(queue), queue)
+
+    def _poll(self, cycle: FairCycle[str], callback: Any, timeout: float | None = None) -> Any:
+        """Take one message from any of the queues in *cycle*: ``callback(message, queue)``.
+
+        Raises:
+            Empty: none of them has any.
+        """
+        return cycle.get(callback)
+
+    def _restore(self, message: StoredMessage) -> None:
+        """Put *message* back where it came from."""
+        stored = message.serializable()
+        stored["redelivered"] = True
+        info = message.delivery_info
+        queues = (
+            [message.queue]
+            if message.queue is not None
+            else self._lookup(info["exchange"], info["routing_key"])
+        )
+        for queue in queues:
+            self._put(queue, stored)
+
+    def _restore_at_beginning(self, message: StoredMessage) -> None:
+        """Put *message* back where it came from, to the head if the broker can."""
+        self._restore(message)
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """A reply queue has done its work: delete it.  May switch."""
+        self.queue_delete(queue)
+
+    # -- exchanges and queues
+
+    def exchange_declare(  # type: ignore[override]  # kombu's order
+        self,
+        exchange: str | None = None,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        nowait: bool = False,
+        passive: bool = False,
+    ) -> None:
+        """Make an exchange, or check that the existing one is the same."""
+        super().exchange_declare(
+            exchange or "", type or "direct", passive, durable, auto_delete, nowait, arguments
+        )
+
+    def queue_declare(  # type: ignore[override]  # kombu's order
+        self, queue: str | None = None, passive: bool = False, **kwargs: Any
+    ) -> queue_declare_ok_t:
+        """Make a queue.  May switch.
+
+        Arguments:
+            kwargs: ``durable``, ``exclusive``, ``auto_delete``, ``nowait``, ``arguments``.
+        """
+        return super().queue_declare(queue or "", passive, **kwargs)
+
+    def queue_delete(  # type: ignore[override]  # kombu's
+        self, queue: str = "", if_unused: bool = False, if_empty: bool = False, **kwargs: Any
+    ) -> int:
+        """Delete a queue and its bindings; return how many messages it had.  May switch."""
+        return super().queue_delete(queue, if_unused, if_empty)
+
+    def queue_purge(self, queue: str = "", **kwargs: Any) -> int:  # type: ignore[override]
+        """Drop the messages of a queue and return how many there were.  May switch."""
+        return super().queue_purge(queue)
+
+    def is_there(self, queue: str) -> bool:
+        """Return whether a queue exists, as far as anybody can tell.  May switch."""
+        return queue in self.connection.declared or self._has_queue(queue)
+
+    # -- bindings
+
+    def queue_bind(  # type: ignore[override]  # kombu's order
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Bind a queue to an exchange; again: changes nothing.
+
+        Arguments:
+            exchange: None or empty is ``amq.direct``.
+        """
+        super().queue_bind(queue, exchange or "amq.direct", routing_key, False, arguments)
+
+    def queue_unbind(  # type: ignore[override]  # kombu's order
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Remove a binding of a queue; one that is not there is no error."""
+        super().queue_unbind(queue, exchange or "amq.direct", routing_key, False, arguments)
+
+    def binding_row(
+        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
+    ) -> tuple[str, Any, str]:
+        """Return kombu's row of a binding of a queue."""
+        return self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
+
+    def get_exchanges(self) -> list[str]:
+        """The names of all exchanges."""
+        return list(self.state.exchanges)
+
+    def get_table(self, exchange: str) -> Collection[tuple[str, Any, str]]:
+        """Return the rows of an exchange's bindings: routing key, pattern, queue.
+
+        A subclass that shares bindings with other processes returns them from there; may switch.
+
+        Raises:
+            KeyError: there is no such exchange.
+        """
+        return [
+            self.binding_row(queue, exchange, key, None)
+            for key, _, queue in self.state.exchanges[exchange].table
+        ]
+
+    def typeof(self, exchange: str, default: str = "direct") -> ExchangeType:
+        """Return the type of an exchange; that named *default* for one that is not known here."""
+        known = self.state.exchanges.get(exchange)
+        found: ExchangeType = self.exchange_types[default if known is None else known.type]
+        return found
+
+    def _lookup(
+        self, exchange: str, routing_key: str, default: str | None = None
+    ) -> Collection[str]:
+        """Return the queues that a message goes to; *default*, if given, when there are none."""
+        if not exchange:
+            return [routing_key or default or ""]
+        queues = self._routes(exchange, routing_key)
+        default = self.deadletter_queue if default is None else default
+        if queues or default is None:
+            return queues
+        warnings.warn(undeliverable(exchange, routing_key, default), stacklevel=6)
+        self._new_queue(default)
+        return [default]
+
+    def _routes(self, exchange: str, routing_key: str) -> Collection[str]:
+        if type(self).get_table is Channel.get_table:
+            known = exchange in self.state.exchanges
+            return self.state.route(exchange, routing_key) if known else ()
+        try:
+            table = self.get_table(exchange)
+        except KeyError:
+            return ()
+        return self.typeof(exchange).lookup(table, exchange, routing_key, None)
+
+    # -- publishing
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: MutableMapping[str, Any] | None = None,
+    ) -> Envelope:
+        """Return what ``basic_publish`` takes."""
+        envelope: Envelope = super().prepare_message(
+            body,
+            priority or self.default_priority,
+            content_type,
+            content_encoding,
+            headers,
+            properties,
+        )
+        envelope["properties"].setdefault("delivery_info", {})
+        return envelope
+
+    def basic_publish_confirm(
+        self,
+        message: Prepared | Envelope,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish *message* and return when the broker has it.  May switch."""
+        super().begin_publish(message, exchange, routing_key, mandatory, immediate).wait()
+
+    def begin_publish(
+        self, message: Prepared | Envelope, *args: Any, **kwargs: Any
+    ) -> PublishResult:
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        if type(self).basic_publish is StoreChannel.basic_publish:
+            return super().begin_publish(message, *args, **kwargs)
+        # What a transport has of its own must not be passed by.
+        names = ("exchange", "routing_key", "mandatory", "immediate")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given.pop("deadline", None)
+        self.basic_publish(
+            message, given.pop("exchange", ""), given.pop("routing_key", ""), **given
+        )
+        return Decided(None)
+
+    def put_message(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
+    ) -> bool:
+        """Put *message* where it belongs; False: nowhere, and somebody wants to know.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange; this channel is closed.
+        """
+        self.check_open()
+        if message["headers"] or message["properties"].get("expiration"):
+            warn_of_message(self, message, exchange, routing_key)
+        properties = {**message["properties"]}
+        properties["delivery_info"] = {**properties.get("delivery_info", {})}
+        message = {**message, "properties": properties}
+        self._inplace_augment_message(message, exchange, routing_key)
+        if not exchange:
+            if mandatory and not self.is_there(routing_key):
+                return False
+            self._put(routing_key, message)
+        else:
+            if not self._may_know(exchange):
+                exc = no_exchange(exchange, self.virtual_host, Method.BASIC_PUBLISH)
+                self.fail(exc)
+                raise exc
+            if mandatory and not self._lookup(exchange, routing_key):
+                return False
+            self.typeof(exchange).deliver(message, exchange, routing_key)
+        self.connection.store.wake(None)
+        return True
+
+    def _may_know(self, exchange: str) -> bool:
+        """Whether a message to that exchange may find a queue, the one of last resort included."""
+        return (
+            exchange in self.state.exchanges
+            or self.deadletter_queue is not None
+            or type(self).get_table is not Channel.get_table
+            or type(self)._lookup is not Channel._lookup
+        )
+
+    # -- consuming
+
+    @property
+    def qos(self) -> Unanswered:
+        """What was delivered and not answered."""
+        if self._qos is None:
+            self._qos = self.QoS(self)
+        return self._qos
+
+    def basic_qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> None:
+        """Bound what may be unanswered at once; see :class:`~.life.ChannelLife`."""
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        # For transports that take several messages at once and ask how many.
+        self.qos.prefetch_count = prefetch_count
+
+    def basic_consume(  # type: ignore[override]  # kombu's order
+        self,
+        queue: str,
+        no_ack: bool = False,
+        callback: Callable[[Any], Any] | None = None,
+        consumer_tag: str = "",
+        **kwargs: Any,
+    ) -> str:
+        """Start a consumer and return its tag.
+
+        Arguments:
+            kwargs: ``exclusive``, ``arguments``, ``on_cancel``, ``sink``: as on channels of AMQP.
+        """
+        return super().basic_consume(
+            queue, consumer_tag, no_ack=no_ack, callback=callback, **kwargs
+        )
+
+    def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
+        if not self.is_there(queue):
+            raise no_queue(queue, self.virtual_host, method)
+        return queue, self.connection.feed(queue)
+
+    @property
+    def _consumers(self) -> Collection[str]:
+        """The tags of the consumers (kombu's name, which transports use)."""
+        return self.consumers.keys()
+
+    @property
+    def _tag_to_queue(self) -> dict[str, str]:
+        """Whose consumers they are (kombu's name, which transports use)."""
+        return {tag: consumer.queue for tag, consumer in self.consumers.items()}
+
+    @property
+    def cycle(self) -> FairCycle[str]:
+        """Asks the queues whose consumers have room, in turn."""
+        if self._cycle is None:
+            self._reset_cycle()
+        assert self._cycle is not None
+        return self._cycle
+
+    def _reset_cycle(self) -> None:
+        self._cycle = FairCycle(self._get_and_deliver, self._active_queues, Empty)
+
+    def look_into(self, queues: Collection[str], timeout: float) -> None:
+        """Take what there is, once, from *queues*, whose consumers have room.  May switch.
+
+        Arguments:
+            timeout: seconds that the broker may be waited for.
+        """
+        self._active_queues[:] = queues
+        try:
+            self.drain_events(timeout=timeout, callback=self.connection._deliver)
+        except Empty:
+            pass
+
+    def drain_events(
+        self, timeout: float | None = None, callback: Callable[[Envelope, str], Any] | None = None
+    ) -> Any:
+        """Take what there is, once, from the queues whose consumers have room.  May switch.
+
+        The link calls it; programs drain their connection.
+
+        Arguments:
+            timeout: seconds that the broker may be waited for.
+            callback: called with each message and the name of its queue.
+
+        Raises:
+            Empty: there was nothing.
+        """
+        if not self._active_queues or not self.may_take():
+            raise Empty
+        get_many = getattr(self, "_get_many", None)
+        if get_many is not None:
+            return get_many(self._active_queues, timeout=timeout)
+        return self._poll(self.cycle, callback or self.connection._deliver, timeout=timeout)
+
+    def may_take(self) -> bool:
+        """Return False if the ``QoS`` has a say of its own, and does not want more."""
+        return self.QoS.can_consume is Unanswered.can_consume or self.qos.can_consume()
+
+    def basic_get(  # type: ignore[override]  # kombu's
+        self, queue: str = "", no_ack: bool = False, **kwargs: Any
+    ) -> StoredMessage | None:
+        """Take the next message of a queue; None when there is none.  May switch."""
+        return self._taken(plain_text(queue), no_ack)
+
+    @closes_channel
+    def _taken(self, queue: str, no_ack: bool) -> StoredMessage | None:
+        try:
+            message = self.message_of(self._get(queue), queue)
+        except Empty:
+            return None
+        if not no_ack:
+            self.receive_message(message, None)
+            self.deliveries.unanswered[message.delivery_tag] = message
+        return message
+
+    def message_of(self, raw: Envelope, queue: str) -> StoredMessage:
+        """Return the message for what was taken out of *queue*."""
+        message = self.Message(raw, channel=self)
+        message.queue = queue
+        return message
+
+    def message_to_python(self, raw_message: Any) -> Any:
+        """Return the message in an envelope; a message is returned as it is."""
+        if isinstance(raw_message, dict):
+            return self.Message(raw_message, channel=self)
+        return raw_message
+
+    def receive_message(self, message: StoredMessage, consumer: Consumer | None) -> None:
+        """Take *message* as this channel's, for *consumer* or ``basic_get``."""
+        message.channel = self
+        message.consumer = consumer
+        if consumer is not None:
+            message.delivery_info["consumer_tag"] = consumer.tag
+        # One message that went to two queues has one tag in both.
+        if message.delivery_tag is None or message.delivery_tag in self.deliveries.unanswered:
+            message.delivery_tag = uuid()
+        if consumer is None or not consumer.no_ack:
+            message.is_noted = True
+            self.qos.append(message, message.delivery_tag)
+
+    # -- answers
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Put everything back that was delivered and not answered.  May switch.
+
+        Raises:
+            AMQPNotImplementedError: *requeue* is false.
+        """
+        self.check_open()
+        if not requeue:
+            raise no_recover_in_place()
+        for consumer in self.consumers.values():
+            consumer.forget_backlog()
+        self.qos.restore_unacked()
+        self.connection.store.wake(None)
+
+    def settle_message(self, message: StoredMessage, settlement: Settlement) -> None:
+        """Tell the ``QoS`` what became of a message, or put one back that it does not know.
+
+        May switch.
+        """
+        if not message.is_noted:
+            if settlement is Settlement.BACK:
+                self._restore_at_beginning(message)
+        elif settlement is Settlement.DONE:
+            self.qos.ack(message.delivery_tag)
+        else:
+            self.qos.reject(message.delivery_tag, requeue=settlement is Settlement.BACK)
+        if self.QoS.can_consume is not Unanswered.can_consume:
+            self.serve()
+
+    def note_answered(self, delivery_tag: Any) -> None:
+        """Free the room of a delivery that its ``QoS`` has settled.  Never switches."""
+        self.deliveries.settled(delivery_tag)
+
+    # -- the end
+
+    def close(self) -> None:
+        """Close it: consumers end, and what was not answered is given back.  May switch."""
+        if self.is_open:
+            for tag in list(self.consumers):
+                self.basic_cancel(tag)
+            self.qos.restore_unacked_once()
+        super().close()
+
+    def _release(self, consumers: list[Consumer]) -> None:
+        for consumer in consumers:
+            consumer.stop()
+        held = list(self.deliveries.unanswered.values())
+        self.deliveries.unanswered.clear()
+        # This may be the reader, or the hub: what talks to the broker has a greenlet of its own.
+        if self.connection.lost is None and held:
+            spawn("restore", self._restore_all, [each for each in held if not each.is_noted])
+        for consumer in consumers:
+            self.connection.subscriptions.left(consumer)
+
+    def _restore_all(self, unseen: list[StoredMessage]) -> None:
+        for message in unseen:
+            self._restore_at_beginning(message)
+        self.qos.restore_unacked_once()
+
+    # -- envelopes
+
+    def _inplace_augment_message(self, message: Envelope, exchange: str, routing_key: str) -> None:
+        """Add what the stored form has beside what was published."""
+        properties = message["properties"]
+        message["body"], encoding = self.encode_body(message["body"], self.body_encoding)
+        properties["body_encoding"] = encoding
+        properties["delivery_tag"] = self._next_delivery_tag()
+        properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
+
+    def _next_delivery_tag(self) -> str:
+        return uuid()
+
+    def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
+        """Return *body* as it is stored, and the encoding."""
+        if encoding and encoding.lower() != "utf-8":
+            return self.codecs[encoding].encode(body), encoding
+        return body, encoding
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        """Return a stored body as it was published."""
+        if encoding and encoding.lower() != "utf-8":
+            return self.codecs[encoding].decode(body)
+        return body
+
+    def _get_message_priority(self, message: Envelope, reverse: bool = False) -> int:
+        """The priority of a message, from ``min_priority`` to ``max_priority``.
+
+        Arguments:
+            reverse: for brokers where a lower number comes first.
+        """
+        try:
+            given = int(message["properties"]["priority"])
+        except (TypeError, ValueError, LookupError, OverflowError):
+            given = self.default_priority
+        priority = max(self.min_priority, min(given, self.max_priority))
+        return self.max_priority - priority if reverse else priority

@@ -1,0 +1,151 @@
+"""One life of a connection to a broker of hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from greenconn.broker.channel import Publisher, StoreChannel
+from greenconn.broker.feed import Feed
+from greenconn.broker.link import StoreLink
+from greenconn.broker.port import Claimed
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.message import Message as BaseMessage
+from greenconn.transport.hooks.answers import HookAnswers
+from greenconn.transport.hooks.channel import Channel
+from greenconn.transport.hooks.message import Message
+from greenconn.transport.hooks.publishing import HookPublisher
+from greenconn.transport.hooks.store import HookStore
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.transport import HookedTransport, Transport
+
+__all__ = ["HookLink", "HookedLink"]
+
+
+class HookedLink(StoreLink):
+    """A link whose store is hooks.
+
+    Arguments:
+        transport: says how often to look.
+    """
+
+    store: HookStore
+
+    def __init__(self, transport: HookedTransport) -> None:
+        super().__init__(transport)
+        self.store.link = self
+        self.answers = HookAnswers(self)
+
+    def hooks(self, queue: str) -> Any:
+        """Return a channel whose hooks are called for a queue.
+
+        Raises:
+            RecoverableConnectionError: there is none.
+        """
+        raise NotImplementedError
+
+    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Let the hooks take out what there is, once, for ``store.arrive``.  May switch.
+
+        Arguments:
+            wanted: queue -> how many messages there is room for.
+            timeout: seconds that the broker may be waited for.
+        """
+        raise NotImplementedError
+
+    def retire(self, feed: Feed) -> None:
+        """Forget a feed if nobody uses it any more.  Never switches."""
+        super().retire(feed)
+        if feed.queue not in self.feeds:
+            self.store.retire(feed.queue)
+
+    def close(self) -> None:
+        """Close it; what was not answered is given back first.  May switch."""
+        if self.is_open:
+            for channel in list(self.channels.values()):
+                channel.close()
+        super().close()
+
+
+class HookLink(HookedLink):
+    """A link whose channels have the hooks.
+
+    Arguments:
+        transport: has the exchanges and bindings.
+    """
+
+    transport: Transport
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        super().__init__(transport)
+        options = transport.client.transport_options or {}
+        self.is_confirming = bool(options.get("confirm_publish"))
+        #: Queues that were declared here: they may be consumed from, whether or not the broker can
+        #: tell an empty one from none.
+        self.declared: set[str] = set()
+        #: The channel that was asked last.
+        self._asked: Channel | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # kombu's channels have the transport itself for a connection, and so what it has of its own.
+        if name == "transport":
+            raise AttributeError(name)
+        return getattr(self.transport, name)
+
+    def _deliver(self, message: Envelope, queue: str) -> None:
+        """Hand over what a hook has taken from *queue* (kombu's name).  May switch.
+
+        Raises:
+            KeyError: it does not say which queue that was.
+        """
+        if not queue:
+            raise KeyError("a message was received without the name of its queue")
+        self.store.arrive(self.hooks(queue).message_of(message, queue), queue)
+
+    def hooks(self, queue: str) -> Channel:
+        """Return a channel that consumes from a queue, else any.
+
+        Raises:
+            RecoverableConnectionError: there is none.
+        """
+        feed = self.feeds.get(queue)
+        if feed is not None:
+            for consumer in feed.consumers:
+                found: Channel = consumer.channel
+                return found
+        channels = [each for each in self.channels.values() if isinstance(each, Channel)]
+        channel = channels[0] if channels else self._asked
+        if channel is None:
+            raise RecoverableConnectionError(f"there is no channel for queue {queue!r}")
+        return channel
+
+    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Look through each channel that has consumers with room.  May switch."""
+        queues: dict[Channel, list[str]] = {}
+        for queue in wanted:
+            feed = self.feeds.get(queue)
+            consumers = feed.consumers if feed is not None else ()
+            consumer = next((each for each in consumers if each.has_room()), None)
+            if consumer is not None:
+                queues.setdefault(consumer.channel, []).append(queue)
+        for channel, active in queues.items():
+            self._asked = channel
+            channel.look_into(active, timeout)
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
+        """Return what *channel* publishes with."""
+        assert isinstance(channel, Channel)
+        return HookPublisher(channel, self)
+
+    def delivery(self, claimed: Claimed, consumer: Consumer) -> BaseMessage:
+        """Return the message that *consumer* is given for what was claimed."""
+        message: Message = claimed.handle
+        try:
+            consumer.channel.receive_message(message, consumer)
+        except Exception as exc:  # a ``QoS`` of somebody's
+            self.failed(exc, "noting a delivery")
+        return message

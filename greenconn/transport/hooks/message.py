@@ -1,0 +1,99 @@
+"""A message out of the envelope that a hook gave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from greenconn.broker.port import Claimed, Settlement
+from greenconn.exceptions import DecodeError
+from greenconn.formats import decode_error
+from greenconn.message import Message as BaseMessage
+from greenconn.transport.virtual.envelope import WHAT, checked
+from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.consumer import Consumer
+
+__all__ = ["Message"]
+
+
+class Message(BaseMessage):
+    """A message out of its envelope.
+
+    Arguments:
+        payload: the envelope.
+        channel: decodes the body.
+        queue: where it was taken from, if known: it is given back there.
+
+    Attributes:
+        consumer: who gets it; None for ``basic_get``.
+        is_noted: the channel's ``QoS`` was told of it, and is told what becomes of it.
+    """
+
+    __slots__ = ("_raw", "consumer", "is_noted", "queue")
+
+    #: Whether its channel holds it until it is answered.
+    is_held = True
+
+    def __init__(
+        self, payload: Envelope, channel: Any = None, queue: str | None = None, **kwargs: Any
+    ) -> None:
+        self._raw = payload
+        self.queue = queue
+        self.consumer: Consumer | None = None
+        self.is_noted = False
+        try:
+            properties, headers, content_type, content_encoding, body = checked(payload)
+            if body and channel is not None:
+                body = channel.decode_body(body, properties.get("body_encoding"))
+        except Exception as exc:
+            super().__init__(body=payload, channel=channel, **kwargs)
+            self._note(decode_error(exc, WHAT))
+            return
+        tag = properties.get("delivery_tag")
+        super().__init__(
+            body=body,
+            channel=channel,
+            delivery_tag=tag if isinstance(tag, (str, int)) else None,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            headers=headers,
+            properties=properties,
+            delivery_info={
+                **(properties.get("delivery_info") or {}),
+                "redelivered": bool(payload.get("redelivered")),
+            },
+            postencode="utf-8",
+            **kwargs,
+        )
+
+    def _note(self, error: DecodeError) -> None:
+        """It cannot be read: decoding it raises *error*."""
+        self.errors.append((DecodeError, error, None))
+
+    @property
+    def claimed(self) -> Claimed:
+        """What the store's claims give."""
+        return Claimed(self.queue or "", None, self)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Tell the hooks of its channel what becomes of it.  May switch."""
+        self.channel.settle_message(self, settlement)
+
+    def serializable(self) -> Envelope:
+        """Return the envelope with which it can be put back."""
+        if self.errors:
+            return dict(self._raw) if isinstance(self._raw, dict) else {"body": self._raw}
+        properties = self.properties
+        body = self.body
+        if body is not None:
+            body, _ = self.channel.encode_body(body, properties.get("body_encoding"))
+        # The body was decompressed on its way in.
+        headers = {name: each for name, each in self.headers.items() if name != "compression"}
+        return {
+            "body": body,
+            "properties": properties,
+            "content-type": self.content_type,
+            "content-encoding": self.content_encoding,
+            "headers": headers,
+        }

@@ -1,0 +1,215 @@
+"""A store over the hooks of channels.
+
+Its messages are claimed by taking them out, and given back by putting them in again, so that it has no
+leases: what a process holds that is killed is lost.  A broker of hooks cannot say that it has something,
+so it is asked.  Each claim looks once for all queues whose consumers have room; when nothing was found,
+the next one comes after the polling interval, or when somebody publishes here or has room again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.hub import turn
+from greenconn.green.ticker import Ticker
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.link import HookedLink
+
+__all__ = ["HookStore", "Taken"]
+
+logger = logging.getLogger("greenconn.transport.virtual")
+
+#: Seconds that a hook may wait where the transport has no interval: others want to be looked for, too.
+LOOK: Final = 1.0
+#: Seconds of looking without a wait before the hub gets a turn.
+PACE: Final = 0.005
+
+
+class Taken(Protocol):
+    """A message that was taken out: what claims hand over, and what is settled."""
+
+    @property
+    def claimed(self) -> Claimed:
+        """What the store's claims give."""
+
+    def settle(self, settlement: Settlement) -> None:
+        """Tell the hooks what becomes of it.  May switch."""
+
+
+class HookStore(Store):
+    """The hooks of the channels of one link.
+
+    Arguments:
+        client: the ``Connection``.
+        wake: see :class:`~greenconn.broker.port.Store`.
+        interval: seconds between two looks when there was nothing; None and 0: the looks themselves
+            wait.
+
+    Attributes:
+        link: has the channels with the hooks.
+    """
+
+    lease = None
+    outlives_link: ClassVar[bool] = False
+    #: All queues are looked for together; a look takes what the hooks give.
+    claim_limit: ClassVar[int] = 1_000_000
+    #: One that finds the broker lost must not be repeated with others.
+    settle_limit: ClassVar[int] = 1
+    #: Channels encode by themselves.
+    body_encoding = None
+
+    link: HookedLink
+
+    def __init__(
+        self, client: Any, wake: Callable[[str | None], None], interval: float | None
+    ) -> None:
+        super().__init__(client, wake)
+        self.interval = interval
+        #: What was taken out, and not claimed yet.
+        self._arrived: dict[str, deque[Taken]] = {}
+        self._ticker: Ticker | None = None
+        self._turned_at = 0.0
+
+    # -- life
+
+    def open(self, deadline: Deadline) -> None:
+        """Do nothing: the transport connects, if anything does."""
+
+    def close(self) -> None:
+        """Look no more."""
+        self.drop()
+
+    def drop(self) -> None:
+        """Look no more.  Never switches."""
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+        self._arrived.clear()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it looks again when the interval is over."""
+        return self._ticker is not None
+
+    # -- queues
+
+    def make_queue(self, name: str, declaration: Declaration) -> Declaration:
+        """Make a queue."""
+        self.link.hooks(name)._new_queue(
+            name,
+            durable=declaration.durable,
+            exclusive=declaration.owner is not None,
+            auto_delete=declaration.auto_delete,
+            arguments=declaration.arguments,
+        )
+        return declaration
+
+    def find_queue(self, name: str) -> Declaration:
+        """Return a declaration that says nothing: no hook tells how a queue was declared."""
+        return UNDECLARED
+
+    def drop_queue(self, name: str) -> int:
+        """Delete a queue, and return how many messages waited in it."""
+        size = self.size(name)
+        self.link.hooks(name)._delete(name)
+        return size
+
+    def purge(self, name: str) -> int:
+        """Delete the messages that wait in a queue and return how many there were."""
+        return int(self.link.hooks(name)._purge(name) or 0)
+
+    def size(self, name: str) -> int:
+        """Return the number of messages that wait in a queue."""
+        return int(self.link.hooks(name)._size(name))
+
+    # -- messages
+
+    def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
+        """Put messages in."""
+        for entry in entries:
+            self.link.hooks(entry.queue)._put(entry.queue, entry.envelope)
+        return [None] * len(entries)
+
+    def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
+        """Look once.
+
+        Raises:
+            RecoverableConnectionError: a hook failed; who cannot be asked is lost.
+        """
+        found = self._take_arrived(wanted)
+        if not found:
+            if monotonic() - self._turned_at > PACE:
+                turn()
+                self._turned_at = monotonic()
+            self._look(wanted)
+            found = self._take_arrived(wanted)
+        if found:
+            self.wake(None)  # a look takes from one queue, and others may have messages, too
+        elif not self.interval:
+            turn()
+            self.wake(None)
+        elif self._ticker is None:
+            self._ticker = Ticker(self.interval, self._tick, "polling")
+            self._ticker.start()
+        return found
+
+    def _look(self, wanted: Mapping[str, int]) -> None:
+        try:
+            self.link.look(wanted, self.interval or LOOK)
+        except Exception as exc:
+            if isinstance(exc, self.link.transport.connection_errors):
+                raise
+            raise RecoverableConnectionError(f"polling failed: {exc!r}") from exc
+
+    def _tick(self, lag: float) -> None:
+        # In the hub.
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+            self.wake(None)
+
+    def arrive(self, message: Taken, queue: str) -> None:
+        """Note what a hook has taken out of *queue*.  Never switches."""
+        if queue in self.link.feeds:
+            self._arrived.setdefault(queue, deque()).append(message)
+            self.wake(queue)
+        else:
+            # Its consumer was cancelled while the broker was asked.
+            self.link.answers.back(queue, message, is_unseen=True)
+
+    def _take_arrived(self, wanted: Mapping[str, int]) -> list[Claimed]:
+        found: list[Claimed] = []
+        for queue in [each for each in self._arrived if each in wanted]:
+            messages = self._arrived[queue]
+            taken = min(wanted[queue], len(messages))
+            found.extend(messages.popleft().claimed for _ in range(taken))
+            if not messages:
+                del self._arrived[queue]
+        return found
+
+    def retire(self, queue: str) -> None:
+        """Give back what was taken out for consumers that are gone.  Never switches."""
+        for message in self._arrived.pop(queue, ()):
+            self.link.answers.back(queue, message, is_unseen=True)
+
+    def settle(self, answers: Sequence[Answer]) -> int:
+        """Put messages back that nobody has seen, or whose channel has ended."""
+        for answer in answers:
+            message: Taken = answer.handle
+            try:
+                message.settle(answer.settlement)
+            except Exception as exc:
+                if isinstance(exc, self.link.transport.connection_errors):
+                    raise
+                # Never the message itself: logs are no place for bodies.
+                logger.error("a message could not be put back: %r", exc)
+        return 0

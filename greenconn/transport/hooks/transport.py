@@ -1,0 +1,91 @@
+"""The transport for brokers that only have queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+from greenconn.broker.consumers import ConsumerRegistry
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreTransport
+from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.transport import base
+from greenconn.transport.hooks.channel import Channel
+from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.hooks.store import HookStore
+from greenconn.transport.virtual.cycle import FairCycle
+from greenconn.transport.virtual.entities import PREDECLARED
+from greenconn.transport.virtual.link import CHANNEL_MAX
+from greenconn.transport.virtual.state import BrokerState
+
+__all__ = ["HookedTransport", "Transport"]
+
+#: Hooks take the time that they take; the transport options are the subclass's own.
+_OPTIONS: Final = StoreOptions(reply_timeout=None)
+
+
+class HookedTransport(StoreTransport):
+    """Base of the transports whose store is hooks."""
+
+    default_port: int | None = None
+    #: Seconds between two looks at a broker that had nothing; None and 0: the hooks wait themselves.
+    polling_interval: float | None = 1.0
+    connection_errors: tuple[type[BaseException], ...] = base.Transport.connection_errors
+    recoverable_connection_errors: tuple[type[BaseException], ...] = (RecoverableConnectionError,)
+    recoverable_channel_errors = (RecoverableChannelError,)
+    implements = base.Transport.implements.extend()
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        self._state = BrokerState()
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings that its channels know."""
+        return self._state
+
+    @state.setter
+    def state(self, state: BrokerState) -> None:
+        self._state = state
+
+    @property
+    def roster(self) -> ConsumerRegistry:
+        """Who consumes, as far as one connection knows."""
+        return ConsumerRegistry()
+
+    @property
+    def options(self) -> StoreOptions:
+        """What all transports over a store have."""
+        return _OPTIONS
+
+    def make_store(self, wake: Callable[[str | None], None]) -> HookStore:
+        """Return the store of one link."""
+        return HookStore(self.client, wake, self.polling_interval)
+
+
+class Transport(HookedTransport):
+    """Base of the transports whose ``Channel`` has the hooks (kombu's ``virtual.Transport``)."""
+
+    Channel: ClassVar[type[Channel]] = Channel
+    Cycle: ClassVar[type[FairCycle[Any]]] = FairCycle
+    channel_max = CHANNEL_MAX
+    #: Exchanges and bindings that all transports of a class share; None: each has its own.
+    global_state: ClassVar[BrokerState | None] = None
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        if self.global_state is not None:
+            self.state = self.global_state
+        for name, kind in PREDECLARED.items():
+            if name not in self.state.exchanges:
+                self.state.declare(name, kind, durable=True)
+        interval = (client.transport_options or {}).get("polling_interval")
+        if interval is not None:
+            self.polling_interval = float(interval)
+
+    def establish_connection(self, deadline: Deadline | None = None) -> HookLink:
+        """Open a link.  May switch in subclasses."""
+        link = HookLink(self)
+        link.open(deadline or Deadline())
+        return link

@@ -1,0 +1,182 @@
+"""Kombu's hooks as a store: what a broker need not be asked twice, and what is given back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from queue import Empty
+from typing import Any
+
+import pytest
+
+from greenconn.broker.port import Answer, Entry, Settlement
+from greenconn.message import Message
+from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from tests.integration.contract import Store
+from tests.tiny_client import TinyClient
+from tests.unit.transport.hooks.test_channel import (
+    NOW,
+    Shelf,
+    ShelfChannel,
+    ShelfTransport,
+    bodies,
+    drain,
+    fail,
+    opened,
+    send,
+    until,
+)
+
+
+class GreedyChannel(ShelfChannel):
+    """Takes all that there is, whatever is wanted."""
+
+    def _get_many(self, queues: Any, timeout: float | None = None) -> None:
+        found = False
+        for queue in queues:
+            while self.shelf.queues[queue]:
+                found = True
+                raw = json.loads(self.shelf.queues[queue].popleft())
+                self.connection._deliver(raw, queue)
+        if not found:
+            raise Empty
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    """The broker."""
+    return Shelf()
+
+
+@pytest.fixture
+def link(shelf: Shelf) -> Iterator[HookLink]:
+    """A link to ``shelf`` whose channels take more than is wanted."""
+
+    class Channel(GreedyChannel):
+        pass
+
+    class Transport(ShelfTransport):
+        pass
+
+    Channel.shelf = shelf
+    Transport.Channel = Channel
+    link = Transport(TinyClient("shelf://")).establish_connection()
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def channel(link: HookLink) -> ShelfChannel:
+    """A channel with a queue ``q``."""
+    made = opened(link)
+    made.queue_declare("q")
+    return made
+
+
+def test_it_is_a_store(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+    store = link.store
+    declared = Declaration(durable=True)
+    assert store.make_queue("new", declared) is declared
+    assert store.find_queue("new") is UNDECLARED
+    envelope = {"body": "eA==", "properties": {"body_encoding": "base64"}}
+    assert store.put([Entry("new", envelope), Entry("new", envelope)]) == [None, None]
+    assert store.size("new") == 2
+    assert store.claim({"new": 5}, 0) == []  # nobody consumes from it
+    assert store.purge("new") == 2
+    store.put([Entry("new", envelope)])
+    assert store.drop_queue("new") == 1
+    assert "new" not in shelf.queues
+
+
+def test_what_is_too_many_waits_for_room(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    channel.basic_qos(0, 2, False)
+    sink = Store()
+    send(channel, *"12345")
+    channel.basic_consume("q", sink=sink)
+    until(lambda: len(sink) == 2)
+    assert not shelf.queues["q"]
+    assert len(channel.qos) == 2
+    sink[1].ack(multiple=True)
+    until(lambda: len(sink) == 4)
+    assert [each.body for each in sink] == [b"1", b"2", b"3", b"4"]
+
+
+def test_what_is_too_many_goes_back_with_the_last_consumer(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    channel.basic_qos(0, 1, False)
+    sink = Store()
+    send(channel, *"123")
+    channel.basic_consume("q", consumer_tag="a", sink=sink)
+    channel.basic_consume("q", consumer_tag="b", sink=sink)
+    until(lambda: len(sink) == 2)
+    channel.basic_cancel("a")
+    assert not shelf.queues["q"]
+    channel.basic_cancel("b")
+    until(lambda: bodies(shelf, channel) == ["3"])
+    assert json.loads(shelf.queues["q"][0])["redelivered"]
+
+
+def test_what_comes_for_nobody_goes_back(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    send(channel, "x")
+    raw = json.loads(shelf.queues["q"].popleft())
+    link._deliver(raw, "q")
+    until(lambda: bodies(shelf, channel) == ["x"])
+    with pytest.raises(KeyError, match="without the name"):
+        link._deliver(raw, "")
+
+
+def test_what_cannot_be_put_back_is_logged(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = channel.message_of({"body": "c2VjcmV0", "properties": {}}, "q")
+    channel._restore = fail  # type: ignore[method-assign]
+    link.store.settle([Answer(message, Settlement.BACK)])
+    assert "a message could not be put back: OSError('gone')" in caplog.text
+    assert "secret" not in caplog.text
+    assert link.is_open
+
+
+def test_an_answer_that_fails_may_be_given_again(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    send(channel, "x")
+    message = channel.basic_get("q")
+    assert message is not None
+    restore, channel._restore = channel._restore, fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="gone"):
+        message.requeue()
+    assert not message.acknowledged
+    channel._restore = restore  # type: ignore[method-assign]
+    message.requeue()
+    assert bodies(shelf, channel) == ["x"]
+
+
+def test_messages_without_answers_that_nobody_took_go_back(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    sink = Store()
+    channel.basic_consume("q", no_ack=True, sink=sink)
+    send(channel, *"12")
+    until(lambda: len(sink) == 2)
+    sink.take()
+    channel.close()
+    other = opened(link)
+    until(lambda: bodies(shelf, other) == ["2"])
+
+
+def test_queues_are_looked_into_in_turn(link: HookLink, channel: ShelfChannel) -> None:
+    got: list[Message] = []
+    for queue in "abc":
+        channel.queue_declare(queue)
+        channel.basic_consume(queue, callback=got.append)
+        send(channel, *"123", queue=queue)
+    drain(link, got, 9)
+    assert {each.delivery_info["routing_key"] for each in got[:9]} == set("abc")
+    with pytest.raises(TimeoutError):
+        link.drain(NOW)
