@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.consumers import StoreConsumer, Subscriptions
-from greenconn.broker.deliveries import Acknowledger, Deliveries
+from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
 from greenconn.encoding import plain_text
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer, Feed
-from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.publishing import Envelope
@@ -284,7 +283,7 @@ class StoreChannel(ChannelLife, Generic[L]):
     # -- getting
 
     @closes_channel
-    def basic_get(self, queue: str = "", no_ack: bool = False) -> Delivery | None:
+    def basic_get(self, queue: str = "", no_ack: bool = False) -> DeliveredMessage | None:
         """Take the next message of a queue; None when none waits.  May switch.
 
         Raises:

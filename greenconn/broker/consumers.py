@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.consumer import Consumer, Feed
 
 if TYPE_CHECKING:
+    from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
-    from greenconn.transport.virtual.delivery import Delivery
     from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = ["ConsumerRegistry", "StoreConsumer", "Subscriptions"]
@@ -20,15 +20,8 @@ class StoreConsumer(Consumer):
 
     __slots__ = ()
 
-    def _handle(self, message: Message) -> Any:
-        if self.no_ack and self.is_active and not self.stale:
-            self.channel.deliveries.taken(message.delivery_tag)
-        return super()._handle(message)
-
-    def _taken(self, message: Message) -> None:
-        if self.no_ack:
-            self.channel.deliveries.taken(message.delivery_tag)
-        super()._taken(message)
+    def _answer(self, message: Message) -> None:
+        self.channel.deliveries.taken(message.delivery_tag)
 
 
 class Subscriptions(Protocol):
@@ -57,7 +50,7 @@ class Subscriptions(Protocol):
     def serve(self, consumer: Consumer) -> None:
         """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
 
-    def get(self, channel: ChannelLife, queue: str) -> Delivery | None:
+    def get(self, channel: ChannelLife, queue: str) -> DeliveredMessage | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

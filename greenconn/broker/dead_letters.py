@@ -81,7 +81,7 @@ def with_death(
     if expiration is not None:
         death["original-expiration"] = expiration
     earlier: list[Mapping[str, Any]] = []
-    for each in headers.get("x-death") or ():
+    for each in _deaths_in(headers):
         if (each["queue"], each["reason"]) == (queue, reason):
             death = {**each, "count": each["count"] + 1}
         else:
@@ -91,6 +91,14 @@ def with_death(
     found.setdefault("x-first-death-queue", queue)
     found.setdefault("x-first-death-exchange", exchange)
     return found
+
+
+def _deaths_in(headers: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the deaths that *headers* tell of; what cannot be one is no death, as in RabbitMQ."""
+    deaths = headers.get("x-death")
+    for each in deaths if isinstance(deaths, list) else ():
+        if isinstance(each, dict) and "queue" in each and isinstance(each.get("count"), int):
+            yield {"reason": None, **each}
 
 
 def dead_letter(

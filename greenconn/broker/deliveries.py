@@ -9,11 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.life import ChannelLife
 
-__all__ = ["Acknowledger", "Deliveries"]
+__all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
+
+
+class DeliveredMessage(Message, Protocol):
+    """A message that was delivered and not answered."""
+
+    @property
+    def consumer(self) -> Consumer | None:
+        """Who got it; None: it was taken by ``basic_get``."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the broker holds it for us until it is answered."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was delivered before."""
 
 
 class Acknowledger(Protocol):
@@ -120,14 +137,15 @@ class Deliveries:
         if not requeue:
             raise no_recover_in_place()
         for consumer in self._channel.consumers.values():
-            consumer.forget_backlog()
-        self._refuse(self._take_all(), True)
+            if not consumer.no_ack:
+                consumer.forget_backlog()
+        self._refuse(self._up_to(0), True)
 
     def taken(self, tag: Any) -> None:
         """A delivery that needs no answer was taken: it is handled.  Never switches."""
         delivery = self.unanswered.pop(tag, None)
-        if delivery is not None:
-            self._acked(delivery)
+        if delivery is not None and delivery.is_held and self._link.lost is None:
+            self._acknowledger.done(delivery)
 
     def settled(self, tag: Any) -> None:
         """A delivery was settled elsewhere: free its room.  Never switches.  Again: does nothing."""
@@ -162,19 +180,18 @@ class Deliveries:
             consumer.wake()
 
     def _up_to(self, tag: Any) -> list[Any]:
-        """Take out all deliveries up to *tag*, or all for tag 0."""
+        """Take out all deliveries up to *tag*, or all for tag 0; not those that need no answer."""
         unanswered = self.unanswered
-        if tag and tag not in unanswered:
-            raise unknown_delivery_tag(tag, Method.BASIC_ACK)
-        tags = list(unanswered)
+        tags = [
+            name
+            for name, each in unanswered.items()
+            if each.consumer is None or not each.consumer.no_ack
+        ]
         if tag:
+            if tag not in tags:
+                raise unknown_delivery_tag(tag, Method.BASIC_ACK)
             del tags[tags.index(tag) + 1 :]
         return [unanswered.pop(each) for each in tags]
-
-    def _take_all(self) -> list[Any]:
-        taken = list(self.unanswered.values())
-        self.unanswered.clear()
-        return taken
 
     # -- the end of consumers
 
@@ -194,4 +211,6 @@ class Deliveries:
     def release(self) -> None:
         """Give back everything, since the channel ends.  Never switches."""
         if self._link.lost is None:
-            self._acknowledger.give_back(self._take_all())
+            deliveries = list(self.unanswered.values())
+            self.unanswered.clear()
+            self._acknowledger.give_back(deliveries)

@@ -9,44 +9,47 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from itertools import count
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
-from greenconn.broker.dead_letters import carbon_copies
+from greenconn.broker.dead_letters import carbon_copies, dead_letter, is_cycle, target_of
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
-from greenconn.transport.memory.dead_letters import DeadLetters
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
-from greenconn.transport.refusal import (
-    Method,
-    check_equivalent,
-    invalid_argument,
-    locked,
-    no_exchange,
-    no_queue,
-    reserved_name,
-)
+from greenconn.transport.refusal import Method, invalid_argument, no_exchange
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.link import VirtualLink
-from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS
-from greenconn.transport.virtual.publishing import Envelope, Outcome
+from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["Broker", "Queues"]
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.shared import SharingLink
+
+__all__ = ["Broker", "Outcome", "Queues"]
 
 logger = logging.getLogger("greenconn.transport.memory")
 
 #: Publishes between two looks at the clock, and seconds of publishing before the hub gets a turn.
 STREAK = 64
 PACE = 0.005
+
+
+class Outcome(Enum):
+    """What became of a published message."""
+
+    ROUTED = "routed"
+    UNROUTED = "no queue for it"
+    REFUSED = "a queue refused it"
 
 
 class Broker:
@@ -66,10 +69,14 @@ class Broker:
         self.pid = os.getpid()
         self.state = BrokerState()
         self.queues: dict[str, Queue] = {}
+        #: Numbers for deliveries: none comes again.
+        self.tags: Iterator[int] = count(1)
         #: Links that are open.
         #: In the order of their opening.  Not kept alive: one that its program drops closes.
-        self.links: WeakKeyDictionary[VirtualLink, None] = WeakKeyDictionary()
-        self._dead_letters = DeadLetters(self._post)
+        self.links: WeakKeyDictionary[SharingLink, None] = WeakKeyDictionary()
+        #: What queues have given up and is not sent yet, and why.
+        self._dead: deque[tuple[Entry, str]] = deque()
+        self._is_sending_dead = False
         self._published = 0
         self._turned_at = monotonic()
         for name, kind in PREDECLARED.items():
@@ -105,98 +112,26 @@ class Broker:
 
     # -- queues
 
-    def declare_queue(
-        self,
-        name: str,
-        link: VirtualLink,
-        *,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> Queue:
-        """Make a queue, or check that the existing one is the same.
-
-        Raises:
-            PreconditionFailed: it differs from the existing one, or an argument cannot be.
-            ResourceLocked: it is exclusive to another link, or only one of the two is exclusive.
-            AccessRefused: the name is reserved.
-        """
-        owner = link if exclusive else None
-        queue = self.queues.get(name)
-        if queue is None:
-            return self._new_queue(name, bool(durable), bool(auto_delete), owner, arguments)
-        if queue.owner is not owner:
-            raise locked(name, self.virtual_host, Method.QUEUE_DECLARE)
-        check_equivalent(
-            "queue",
-            name,
-            self.virtual_host,
-            Method.QUEUE_DECLARE,
-            fields={
-                "durable": (bool(durable), queue.durable),
-                "auto_delete": (bool(auto_delete), queue.auto_delete),
-            },
-            arguments=(arguments or {}, queue.arguments),
-            compared=COMPARED_ARGUMENTS,
-        )
-        queue.touch()
+    def add_queue(self, name: str, declared: Declaration) -> Queue:
+        """Make a queue, which must not exist yet."""
+        queue = self.queues[name] = Queue(self, name, declared)
         return queue
 
-    def _new_queue(
-        self,
-        name: str,
-        durable: bool,
-        auto_delete: bool,
-        owner: VirtualLink | None,
-        arguments: Mapping[str, Any] | None,
-    ) -> Queue:
-        method = Method.QUEUE_DECLARE
-        if name.startswith("amq."):
-            raise reserved_name("queue", name, method)
-        name = name or generated_name("amq.gen-")
-        try:
-            queue = Queue(
-                self,
-                name,
-                durable=durable,
-                auto_delete=auto_delete,
-                owner=owner,
-                arguments=arguments,
-            )
-        except ValueError as exc:
-            text = f"{exc} (queue '{name}' in vhost '{self.virtual_host}')"
-            raise invalid_argument(text, method) from exc
-        self.queues[name] = queue
-        return queue
-
-    def queue(self, name: str, link: VirtualLink, method: Method) -> Queue:
-        """Return an existing queue.
-
-        Raises:
-            NotFound: there is none.
-            ResourceLocked: it is exclusive to another link.
-        """
-        queue = self.queues.get(name)
-        if queue is None:
-            raise no_queue(name, self.virtual_host, method)
-        if queue.owner is not None and queue.owner is not link:
-            raise locked(name, self.virtual_host, method)
-        return queue
-
-    def delete_queue(self, queue: Queue) -> int:
+    def delete_queue(self, name: str) -> int:
         """Delete a queue, its bindings and its consumers; return how many messages waited."""
-        if self.queues.pop(queue.name, None) is None:
+        queue = self.queues.pop(name, None)
+        if queue is None:
             return 0
         count = len(queue)
-        self.state.queue_bindings_delete(queue.name)
+        self.state.queue_bindings_delete(name)
         for consumer in queue.close():
             consumer.channel.cancelled_by_broker(consumer)
         return count
 
     def unused(self, queue: Queue) -> None:
         """A queue's time without use has passed, or the last consumer of an auto-delete one left."""
-        self.delete_queue(queue)
+        if not queue.is_deleted:
+            self.delete_queue(queue.name)
 
     # -- messages
 
@@ -248,31 +183,61 @@ class Broker:
             raise no_exchange(exchange, self.virtual_host, Method.BASIC_PUBLISH) from None
 
     def dead_letter(self, entry: Entry, reason: str) -> None:
-        """Send a message that its queue gives up to the queue's dead-letter exchange, if any."""
-        self._dead_letters.add(entry, reason)
+        """Send a message that its queue gives up to the queue's dead-letter exchange, if any.
 
-    def _post(
-        self, letter: Envelope, exchange: str, key: str, may_have: Callable[[Queue], bool]
-    ) -> None:
-        """Put a dead letter into the queues that it is routed to and that may have it."""
-        if exchange and exchange not in self.state.exchanges:
+        What that causes is done too when this returns, unless it is part of it: one that makes another
+        queue overflow does not nest.
+        """
+        queue = entry.queue
+        if queue.policy.dead_letter_exchange is None or queue.is_deleted:
             return
-        queues, letter = self._routes(letter, exchange, key)
-        for queue in queues:
-            if may_have(queue) and not queue.accept(letter, exchange, key):
+        self._dead.append((entry, reason))
+        if self._is_sending_dead:
+            return
+        self._is_sending_dead = True
+        try:
+            while self._dead:
+                self._send_dead(*self._dead.popleft())
+        finally:
+            self._is_sending_dead = False
+
+    def _send_dead(self, entry: Entry, reason: str) -> None:
+        queue, envelope = entry.queue, entry.envelope
+        target = target_of(queue.name, queue.policy, None)
+        if target is None or (target.exchange and target.exchange not in self.state.exchanges):
+            return
+        info = {"exchange": entry.exchange, "routing_key": entry.routing_key}
+        properties = {**envelope["properties"], "delivery_info": info}
+        try:
+            letter = dead_letter(
+                {**envelope, "properties": properties}, queue.name, *target, reason
+            )
+        except Exception as exc:  # its headers may be of any form
+            logger.warning(
+                "memory broker: a dead letter of queue %r is dropped: %s", queue.name, exc
+            )
+            return
+        key = letter["properties"].pop("delivery_info")["routing_key"]
+        deaths = letter["headers"]["x-death"]
+        queues, letter = self._routes(letter, target.exchange, key)
+        for each in queues:
+            if reason != "rejected" and is_cycle(each.name, deaths):
+                continue
+            if not each.accept(letter, target.exchange, key):
                 # As RabbitMQ does, whose dead letters are published without a confirm.
                 logger.warning(
                     "memory broker: a dead letter is dropped: queue %r is full and refuses it",
-                    queue.name,
+                    each.name,
                 )
 
     # -- links
 
-    def left(self, link: VirtualLink) -> None:
+    def left(self, link: SharingLink) -> None:
         """A link has ended: its exclusive queues go with it."""
         self.links.pop(link, None)
-        for queue in [each for each in self.queues.values() if each.owner is link]:
-            self.delete_queue(queue)
+        own = [name for name, each in self.queues.items() if each.declared.owner == link.owner]
+        for name in own:
+            self.delete_queue(name)
 
     def forget(self) -> None:
         """In the child of a fork: what is in it is the parent's, and so are the links to it."""
@@ -290,10 +255,10 @@ class Broker:
         for link in list(self.links):
             link.end(ConnectionForced("CONNECTION_FORCED - broker restarted", (0, 0)))
         for queue in list(self.queues.values()):
-            if queue.durable:
+            if queue.declared.durable:
                 queue.keep_persistent()
             else:
-                self.delete_queue(queue)
+                self.delete_queue(queue.name)
         for exchange in list(self.state.exchanges.values()):
             if not exchange.durable:
                 self.state.delete(exchange.name)
@@ -326,8 +291,8 @@ class Queues(Mapping[str, Queue]):
 
     def clear(self) -> None:
         """Delete all queues, their bindings and their consumers."""
-        for queue in list(self.values()):
-            self._broker.delete_queue(queue)
+        for name in list(self):
+            self._broker.delete_queue(name)
 
 
 def _seconds(expiration: Any) -> float:

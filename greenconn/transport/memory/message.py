@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.memory.store import Entry
 from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
-    from greenconn.transport.memory.deliveries import DeliveringMethods
+    from greenconn.transport.virtual.consumer import Consumer
+    from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = ["Message"]
 
@@ -19,32 +20,34 @@ class Message(BaseMessage):
 
     ``headers``, ``properties``, ``delivery_info`` and ``body`` are made when they are first looked
     at.  The body is what AMQP makes of it: text where the encoding is one of text, else bytes.
+
+    Arguments:
+        entry: the message in its queue.
+        consumer: who gets it; None for ``basic_get``.
+        waiting: messages left in the queue, for ``basic_get``.
     """
 
-    __slots__ = ("_consumer_tag", "_entry", "_redelivered", "_waiting")
+    __slots__ = ("_waiting", "consumer", "entry", "redelivered")
+
+    #: The broker does not hold what was delivered: only the channel has it.
+    is_held: ClassVar[bool] = False
 
     def __init__(
         self,
-        channel: DeliveringMethods | None,
+        channel: ChannelLife | None,
         delivery_tag: int,
         entry: Entry,
-        consumer_tag: str | None = None,
+        consumer: Consumer | None = None,
         waiting: int | None = None,
     ) -> None:
-        """Make the delivery of *entry*.
-
-        Arguments:
-            consumer_tag: who gets it; None for ``basic_get``.
-            waiting: messages left in the queue, for ``basic_get``.
-        """
         self.channel = channel
         self.delivery_tag = delivery_tag
         self.accept = None
         self._state = "RECEIVED"
         self._decoded_cache = None
-        self._entry = entry
-        self._redelivered = entry.redelivered
-        self._consumer_tag = consumer_tag
+        self.entry = entry
+        self.consumer = consumer
+        self.redelivered = entry.redelivered
         self._waiting = waiting
         envelope = entry.envelope
         self.content_type = envelope["content-type"]
@@ -57,15 +60,15 @@ class Message(BaseMessage):
     def __getattr__(self, name: str) -> Any:
         # Only for slots that are not filled yet.
         if name == "headers":
-            value = copied(self._entry.envelope["headers"])
+            value = copied(self.entry.envelope["headers"])
         elif name == "properties":
-            value = copied(self._entry.envelope["properties"])
+            value = copied(self.entry.envelope["properties"])
         elif name == "delivery_info":
             value = self._delivery_info()
         elif name in ("body", "errors") and self._compression:
             # When the program asks for it: the broker never switches, and this may.
             errors: list[Any] = []
-            body = self._unpacked(self._entry.envelope["body"], self._compression, errors)
+            body = self._unpacked(self.entry.envelope["body"], self._compression, errors)
             self.body, self.errors = body, errors
             return body if name == "body" else errors
         elif name == "body":
@@ -78,7 +81,7 @@ class Message(BaseMessage):
         return value
 
     def _text(self) -> Any:
-        body, encoding = self._entry.envelope["body"], self.content_encoding
+        body, encoding = self.entry.envelope["body"], self.content_encoding
         if encoding and encoding != "binary" and isinstance(body, bytes):
             try:
                 return body.decode(encoding)
@@ -89,12 +92,12 @@ class Message(BaseMessage):
     def _delivery_info(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "delivery_tag": self.delivery_tag,
-            "redelivered": self._redelivered,
-            "exchange": self._entry.exchange,
-            "routing_key": self._entry.routing_key,
+            "redelivered": self.redelivered,
+            "exchange": self.entry.exchange,
+            "routing_key": self.entry.routing_key,
         }
-        if self._consumer_tag is not None:
-            found["consumer_tag"] = self._consumer_tag
+        if self.consumer is not None:
+            found["consumer_tag"] = self.consumer.tag
         if self._waiting is not None:
             found["message_count"] = self._waiting
         return found

@@ -8,12 +8,14 @@ Nothing here switches greenlets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.transport.memory.alarm import Alarm
+from greenconn.transport.memory.message import Message
 from greenconn.transport.memory.store import Entry, Store, size_of
 from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
 from greenconn.transport.virtual.turns import Turns
 
@@ -27,7 +29,13 @@ EXPIRED_A_TURN = 1000
 
 
 class QueueKeeper(Protocol):
-    """What a queue asks of its broker."""
+    """What a queue asks of its broker.
+
+    Attributes:
+        tags: numbers for deliveries.
+    """
+
+    tags: Iterator[int]
 
     def now(self) -> float:
         """The broker's clock, in seconds."""
@@ -50,30 +58,22 @@ class Queue:
     """One queue.
 
     Arguments:
-        owner: the link that it is exclusive to; None for all.
+        declared: what it is like.
+
+    Raises:
+        ValueError: an argument of its declaration cannot be.
     """
 
-    def __init__(
-        self,
-        broker: QueueKeeper,
-        name: str,
-        *,
-        durable: bool = False,
-        auto_delete: bool = False,
-        owner: Any = None,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, broker: QueueKeeper, name: str, declared: Declaration) -> None:
         self.name = name
-        self.durable = durable
-        self.auto_delete = auto_delete
-        self.owner = owner
-        self.arguments: Mapping[str, Any] = dict(arguments or {})
-        self.policy = QueuePolicy.of(self.arguments)
+        self.declared = declared
+        self.policy = QueuePolicy.of(declared.arguments)
         self.store = Store(self.policy.max_priority or 0)
         #: Consumers in the order in which they came.
         self.consumers: dict[Consumer, None] = {}
         self.is_deleted = False
         self._broker = broker
+        self._tags = broker.tags
         self._turns = Turns()
         self._position = 0
         #: Whether messages may wait, so that new ones need more than a place in the store.
@@ -155,7 +155,6 @@ class Queue:
         """
         for entry in entries:
             entry.redelivered = True
-            entry.consumer = None
             if not self.is_deleted:
                 self.store.put_back(entry)
                 self._may_expire |= entry.expires_at is not None
@@ -193,7 +192,12 @@ class Queue:
         self._watch_expiry()
 
     def _deliver(self, consumer: Consumer, entry: Entry) -> None:
-        consumer.channel.deliver(consumer, entry)
+        channel = consumer.channel
+        message = Message(channel, next(self._tags), entry, consumer)
+        if not consumer.no_ack or consumer.sink is None:
+            # What needs no answer and does not become an event is gone with its delivery.
+            channel.deliveries.hold(consumer, message)
+        consumer.hand_over(message, message)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)
 
@@ -219,7 +223,7 @@ class Queue:
         self._turns.discard(consumer)
         if not self.consumers:
             self.touch()
-            if self.auto_delete:
+            if self.declared.auto_delete:
                 self._broker.unused(self)
         elif self.policy.is_single_active:
             next(iter(self.consumers)).wake()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenconn.transport.memory.queue import Queue
-    from greenconn.transport.virtual.consumer import Consumer
     from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["Entry", "Store", "size_of"]
@@ -24,7 +23,6 @@ class Entry:
     """One message in one queue: waiting there, or delivered and not yet answered."""
 
     __slots__ = (
-        "consumer",
         "envelope",
         "exchange",
         "expires_at",
@@ -59,8 +57,6 @@ class Entry:
         self.redelivered = False
         #: Bytes of the body, where the queue counts them.
         self.size = 0
-        #: Who has it; None while it waits, or was taken by ``basic_get``.
-        self.consumer: Consumer | None = None
 
 
 class _Lane:

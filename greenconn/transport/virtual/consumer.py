@@ -157,6 +157,8 @@ class Consumer:
             self.stale -= 1
             return STALE
         self.backlog.popleft()
+        if self.no_ack:
+            self._answer(message)
         if self.is_parked:
             self.wake()
         if self.callback is not None:
@@ -164,9 +166,14 @@ class Consumer:
         return None
 
     def _taken(self, message: Message) -> None:
+        if self.no_ack:
+            self._answer(message)
         self.ahead -= 1
         if self.is_parked:
             self.wake()
+
+    def _answer(self, message: Message) -> None:
+        """What needs no answer of its program was taken.  Never switches."""
 
     def forget_backlog(self) -> None:
         """What nobody has seen yet is given back: its events will do nothing."""

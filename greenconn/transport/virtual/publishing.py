@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -12,20 +11,16 @@ from greenconn.encoding import as_text, plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     ContentTooLarge,
-    PublishNacked,
     Unroutable,
 )
-from greenconn.green.deadline import NEVER, Deadline
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.life import ChannelLife, closes_channel
+from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = [
     "Decided",
     "Envelope",
-    "Outcome",
-    "PublishingMethods",
     "UndeliverableWarning",
     "copied",
     "no_immediate",
@@ -59,14 +54,6 @@ def copied(value: Any) -> Any:
     return plain_text(value)
 
 
-class Outcome(Enum):
-    """What became of a published message."""
-
-    ROUTED = "routed"
-    UNROUTED = "no queue for it"
-    REFUSED = "a queue refused it"
-
-
 class UndeliverableWarning(UserWarning):
     """A message had no queue to go to, and went to the queue of last resort."""
 
@@ -87,144 +74,6 @@ class Decided:
         """
         if self._error is not None:
             raise self._error
-
-
-class PublishingMethods(ChannelLife):
-    """Publishing.  ``_publish`` is what transports write."""
-
-    default_priority = 0
-    is_confirming = False
-
-    def _publish(
-        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool = False
-    ) -> Outcome:
-        """Put *message* where it belongs, and tell what became of it.  May switch.
-
-        Arguments:
-            mandatory: somebody wants to know whether it had a queue to go to.
-
-        Raises:
-            NotFound: there is no such exchange.
-        """
-        raise NotImplementedError
-
-    def prepare_message(
-        self,
-        body: Any,
-        priority: int | None = None,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        properties: MutableMapping[str, Any] | None = None,
-    ) -> Envelope:
-        """Return what ``basic_publish`` takes: a snapshot of what may be changed later.
-
-        Arguments:
-            body: text or bytes, which are not copied.
-            priority: 0 is the lowest.
-
-        Raises:
-            TypeError: the body is something else.
-        """
-        return prepared(
-            body,
-            priority or self.default_priority,
-            content_type,
-            content_encoding,
-            headers,
-            properties,
-        )
-
-    @closes_channel
-    def confirm_select(self, nowait: bool = False) -> None:
-        """Ask for confirms.  A publish has been decided when it returns, so nothing changes."""
-        self.is_confirming = True
-
-    def basic_publish(
-        self,
-        message: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish *message*.  May switch, before anything is published.
-
-        Arguments:
-            message: of ``prepare_message``.
-            mandatory: one that reaches no queue comes back: an event calls the handlers in
-                ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
-
-        Raises:
-            NotFound: there is no such exchange; the channel is closed.
-        """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        if self.connection.is_confirming:
-            self.basic_publish_confirm(
-                message, exchange, routing_key, mandatory, immediate, timeout, confirm_timeout
-            )
-            return
-        if immediate:
-            raise no_immediate()
-        outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
-        if mandatory and outcome is Outcome.UNROUTED:
-            return_message(self, message, exchange, routing_key)
-
-    def basic_publish_confirm(
-        self,
-        message: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-    ) -> None:
-        """Publish *message* and return when the broker has it.  May switch.
-
-        Raises:
-            Unroutable: *mandatory*, and it reached no queue.
-            PublishNacked: a queue is full and refuses more.
-            NotFound: there is no such exchange; the channel is closed.
-            Exception: otherwise as :meth:`basic_publish`.
-        """
-        deadline = None if timeout is None else Deadline(timeout)
-        if confirm_timeout is not None:
-            deadline = (deadline or NEVER).within(confirm_timeout)
-        self.begin_publish(message, exchange, routing_key, mandatory, immediate, deadline).wait(
-            deadline
-        )
-
-    def begin_publish(
-        self,
-        message: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
-        deadline: DeadlineLike | None = None,
-    ) -> Decided:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange; the channel is closed.
-        """
-        exchange, routing_key = plain_text(exchange), plain_text(routing_key)
-        if immediate:
-            raise no_immediate()
-        outcome = self._publish(message, exchange or "", routing_key or "", mandatory)
-        if outcome is Outcome.REFUSED:
-            return Decided(
-                PublishNacked(
-                    f"a queue is full and refused the message (exchange {exchange!r}, "
-                    f"routing key {routing_key!r})"
-                )
-            )
-        if mandatory and outcome is Outcome.UNROUTED:
-            return Decided(unroutable(exchange, routing_key))
-        return Decided(None)
 
 
 def warn_of_message(

@@ -195,7 +195,7 @@ class SharedEntities(Entities):
     ) -> queue_declare_ok_t:
         """Make a queue, or check that the existing one is the same."""
         link = self._link
-        name = queue or generated_name("amq.gen-")
+        name = queue or (self.last_queue if passive else "") or generated_name("amq.gen-")
         link.directory.settle()
         if passive:
             link.directory.declare_passively(name)

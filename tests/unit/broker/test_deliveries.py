@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.consumers import StoreConsumer
 from greenconn.broker.deliveries import Deliveries
 from greenconn.broker.link import StoreLink
 from greenconn.exceptions import (
@@ -144,6 +145,29 @@ def test_what_needs_no_answer_takes_no_room(bench: Bench) -> None:
     bench.deliveries.taken("d")  # cancelled meanwhile
     assert bench.told.answers == [("done", ["d"])]
     assert bench.channel.prefetch.in_flight == 3
+
+
+@pytest.mark.parametrize("how", ["ack", "reject", "recover"])
+def test_an_answer_to_all_leaves_alone_what_needs_none(bench: Bench, how: str) -> None:
+    bench.channel.deliveries = bench.deliveries
+    consumer = StoreConsumer(bench.channel, bench.feed, "free", "q", no_ack=True)
+    bench.channel.consumers["free"] = consumer
+    delivered = Delivered("d", consumer)
+    bench.deliveries.hold(consumer, delivered)
+    consumer.backlog.append(delivered)
+    if how == "ack":
+        bench.deliveries.ack(0, True)
+    elif how == "reject":
+        bench.deliveries.reject(0, True, multiple=True)
+    else:
+        bench.deliveries.recover(True)
+    del bench.channel.consumers["free"]
+    assert (bench.held, list(consumer.backlog)) == ("d", [delivered])
+    with pytest.raises(PreconditionFailed):
+        bench.deliveries.ack("d", True)
+    bench.told.answers.clear()
+    assert consumer._handle(delivered) is None  # type: ignore[arg-type]
+    assert (bench.told.answers, bench.held) == ([("done", ["d"])], "")
 
 
 def test_what_nobody_has_drained_goes_back_with_its_consumer(bench: Bench) -> None:

@@ -113,6 +113,25 @@ def test_recover_drops_what_was_on_its_way(channel: Channel) -> None:
         message.ack()
 
 
+@pytest.mark.parametrize("how", ["ack", "nack", "recover"])
+def test_answers_leave_alone_what_needs_none(broker: Broker, channel: Channel, how: str) -> None:
+    channel.queue_declare("q")
+    got: list[Message] = []
+    channel.basic_consume("q", no_ack=True, callback=got.append)
+    send(channel, 3)
+    channel.connection.drain(NOW)
+    if how == "ack":
+        channel.basic_ack(0, multiple=True)
+    elif how == "nack":
+        channel.basic_nack(0, multiple=True)
+    else:
+        channel.basic_recover(requeue=True)
+    drain_all(channel)
+    assert [each.body for each in got] == ["0", "1", "2"]
+    channel.close()
+    assert waiting(broker) == []
+
+
 @pytest.mark.parametrize("no_ack", [True, False])
 def test_unbounded_callbacks_are_given_a_window(
     broker: Broker, channel: Channel, no_ack: bool

@@ -68,7 +68,7 @@ def test_message_has_no_other_attributes(channel: Channel) -> None:
     assert message is not None
     assert "Message" in repr(message)
     with pytest.raises(AttributeError, match="colour"):
-        message.colour  # noqa: B018
+        message.colour  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.parametrize("requeue", [True, False])

@@ -254,6 +254,21 @@ def test_dead_letter_exchange_may_be_absent(broker: Broker, channel: Channel) ->
     assert channel.is_open
 
 
+@pytest.mark.parametrize("deaths", ["text", 5, [5], [{"queue": "q"}], [{"count": "x"}]])
+def test_deaths_that_cannot_be_are_none(broker: Broker, channel: Channel, deaths: Any) -> None:
+    declare(channel, "dead")
+    declare(channel, x_dead_letter_exchange="", x_dead_letter_routing_key="dead")
+    message = channel.prepare_message("x", headers={"x-death": deaths})
+    channel.basic_publish(message, "", "q")
+    found = channel.basic_get("q")
+    assert found is not None
+    found.reject()
+    (letter,) = broker.queues["dead"].store
+    (death,) = letter.envelope["headers"]["x-death"]
+    assert (death["queue"], death["reason"], death["count"]) == ("q", "rejected", 1)
+    assert "delivery_info" not in letter.envelope["properties"]
+
+
 def test_priority_is_lowered_to_the_highest(broker: Broker, channel: Channel) -> None:
     declare(channel, x_max_priority=2)
     for n, priority in enumerate([None, 200, -3, 1]):

@@ -1,0 +1,67 @@
+"""The queues of the memory broker as one link knows them.  None of it switches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from greenconn.transport.virtual import directory as virtual
+from greenconn.transport.virtual.declaration import Declaration
+
+if TYPE_CHECKING:
+    from greenconn.transport.memory.link import MemoryLink
+
+__all__ = ["MemoryQueues"]
+
+
+class MemoryQueues(virtual.Directory):
+    """The queues of the virtual host."""
+
+    __slots__ = ("_broker",)
+
+    def __init__(self, link: MemoryLink) -> None:
+        super().__init__()
+        self._link = link
+        self._broker = link.broker
+
+    def settle(self) -> None:
+        """Do nothing: what a link does counts at once."""
+
+    def find(self, name: str) -> Declaration | None:
+        """Return how a queue was declared; None when there is none."""
+        queue = self._broker.queues.get(name)
+        return None if queue is None else queue.declared
+
+    def _make(self, name: str, declared: Declaration) -> Declaration:
+        self._own.discard(name)  # the broker knows whose it is
+        return self._broker.add_queue(name, declared).declared
+
+    def declare(self, name: str, declared: Declaration) -> None:
+        """Make a queue, or check that the existing one is the same; it counts as used.
+
+        Raises:
+            ChannelError: see the base class.
+        """
+        super().declare(name, declared)
+        self._broker.queues[name].touch()
+
+    def declare_passively(self, name: str) -> None:
+        """See that a queue exists; it counts as used.
+
+        Raises:
+            NotFound, ResourceLocked: as :meth:`check`.
+        """
+        super().declare_passively(name)
+        self._broker.queues[name].touch()
+
+    def counts(self, name: str) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consumers it has."""
+        queue = self._broker.queues[name]
+        return len(queue), len(queue.consumers)
+
+    def purge(self, name: str) -> int:
+        """Drop the messages that wait in a queue, and return how many there were."""
+        return self._broker.queues[name].purge()
+
+    def drop(self, name: str) -> int:
+        """Delete a queue, and return how many messages it had."""
+        return self._broker.delete_queue(name)
