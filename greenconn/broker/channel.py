@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from greenconn.abc import DeadlineLike
 from greenconn.broker.consumers import StoreConsumer, Subscriptions
 from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
+from greenconn.broker.entities import SharedEntities, SharingLink
 from greenconn.encoding import plain_text
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.refusal import Method
@@ -20,7 +21,6 @@ from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.life import ChannelLife, closes_channel
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.shared import SharedEntities, SharingLink
 
 __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel"]
 

@@ -16,7 +16,7 @@ from gevent import Greenlet
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.delivery import StoreDelivery
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import StoreDirectory
 from greenconn.broker.feed import Claimer, Feed
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
@@ -80,7 +80,7 @@ class StoreLink(BrokerLink):
         self.store.gone = self._gone
         self.store.lost = self.end
         self.store.died = self._died
-        self.directory: Directory = Directory(self)
+        self.directory: StoreDirectory = StoreDirectory(self)
         self.routing: Routing = Routing(self)
         self.putting = Putting(self)
         self.answers = Answers(self)

@@ -20,7 +20,7 @@ from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Exchan
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.shared import SharingLink
+    from greenconn.broker.entities import SharingLink
 
 __all__ = ["Routing"]
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.entities import SharedEntities
 from greenconn.broker.link import StoreLink
 from greenconn.broker.publishing import StorePublisher
 from greenconn.green.slot import Slot
@@ -25,7 +26,6 @@ from greenconn.transport.SQS.store import SqsStore
 from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.publishing import Envelope, warn_of_message
-from greenconn.transport.virtual.shared import SharedEntities
 from greenconn.transport.virtual.state import Binding, Exchange
 
 __all__ = ["Channel", "Publisher"]

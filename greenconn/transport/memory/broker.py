@@ -33,7 +33,7 @@ from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.shared import SharingLink
+    from greenconn.broker.entities import SharingLink
 
 __all__ = ["Broker", "Outcome", "Queues"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from greenconn.transport.virtual import directory as virtual
+from greenconn.broker.directory import Directory
 from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["MemoryQueues"]
 
 
-class MemoryQueues(virtual.Directory):
+class MemoryQueues(Directory):
     """The queues of the virtual host."""
 
     __slots__ = ("_broker",)
@@ -35,22 +35,8 @@ class MemoryQueues(virtual.Directory):
         self._own.discard(name)  # the broker knows whose it is
         return self._broker.add_queue(name, declared).declared
 
-    def declare(self, name: str, declared: Declaration) -> None:
-        """Make a queue, or check that the existing one is the same; it counts as used.
-
-        Raises:
-            ChannelError: see the base class.
-        """
-        super().declare(name, declared)
-        self._broker.queues[name].touch()
-
-    def declare_passively(self, name: str) -> None:
-        """See that a queue exists; it counts as used.
-
-        Raises:
-            NotFound, ResourceLocked: as :meth:`check`.
-        """
-        super().declare_passively(name)
+    def touch(self, name: str) -> None:
+        """A queue was declared: its time without use begins anew."""
         self._broker.queues[name].touch()
 
     def counts(self, name: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.entities import SharedEntities
 from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.sweeper import Sweeper
@@ -14,7 +15,6 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
-from greenconn.transport.virtual.shared import SharedEntities
 from greenconn.transport.virtual.state import Binding
 
 __all__ = ["Channel"]

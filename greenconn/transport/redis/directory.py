@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.exceptions import NotFound
+from greenconn.broker.directory import MOST_KNOWN, Directory
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost
@@ -25,24 +25,21 @@ from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import is_alive
 from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN
 from greenconn.transport.refusal import Method, refused
-from greenconn.transport.virtual import directory as virtual
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Directory"]
+__all__ = ["RedisDirectory"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
-#: Queues that a link remembers.
-MOST_KNOWN: Final = 100_000
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
 
 
-class Directory(virtual.Directory):
+class RedisDirectory(Directory):
     """The queues as one link knows them."""
 
     _link: RedisLink
@@ -254,24 +251,6 @@ class Directory(virtual.Directory):
         """
         if self._link.keys.is_reserved(name):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
-
-    def declare(self, name: str, declared: Declaration) -> None:
-        """Make a queue, or check that the existing one is the same.  May switch.
-
-        Raises:
-            ChannelError: see the base class.
-        """
-        super().declare(name, declared)
-        self.touch(name)
-
-    def declare_passively(self, name: str) -> None:
-        """See that a queue exists; it counts as used.  May switch.
-
-        Raises:
-            NotFound, ResourceLocked: as :meth:`check`.
-        """
-        super().declare_passively(name)
-        self.touch(name)
 
     def _make(self, name: str, declared: Declaration) -> Declaration:
         link = self._link
@@ -534,11 +513,3 @@ class Directory(virtual.Directory):
         for name, feed in self._link.feeds.items():
             if feed.consumers:
                 self.touch(name)
-
-    def close(self) -> None:
-        """Delete the exclusive queues of this link.  May switch."""
-        for name in list(self._own):
-            try:
-                self.drop(name)
-            except NotFound:
-                pass

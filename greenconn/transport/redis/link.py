@@ -21,7 +21,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.transport.redis.answers import Answers
 from greenconn.transport.redis.client import Clients
-from greenconn.transport.redis.directory import Directory
+from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
@@ -88,7 +88,7 @@ class RedisLink(BrokerLink):
         self.owner = ""
         self.prefix = ""
         self.scripts = Scripts()
-        self.directory: Directory = Directory(self)
+        self.directory: RedisDirectory = RedisDirectory(self)
         self.records = RedisTopology(self)
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self)

@@ -319,6 +319,12 @@ def test_a_ready_made_exchange_may_be_declared_without_its_settings(
         channel.exchange_declare(name or "amq.direct", "fanout")
 
 
+def test_no_name_asks_for_the_queue_that_was_declared_last(channel: Channel) -> None:
+    name = channel.queue_declare("").queue
+    assert name.startswith("amq.gen-")
+    assert channel.queue_declare("", passive=True).queue == name
+
+
 def test_second_declaration_with_another_delivery_limit(channel: Channel) -> None:
     channel.queue_declare("q", arguments={"x-delivery-limit": 3})
     channel.queue_declare("q", arguments={"x-delivery-limit": 3})

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from greenconn.exceptions import ResourceLocked
+from greenconn.broker.directory import Directory
+from greenconn.exceptions import NotFound, ResourceLocked
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.directory import Directory
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.test_publishing import channel_to
 
 
 class Shelf(Directory):
@@ -31,6 +33,15 @@ class Shelf(Directory):
     @property
     def own(self) -> set[str]:
         return self._own
+
+
+def test_no_name_asks_for_the_queue_that_was_declared_last(connect: Opener) -> None:
+    channel = channel_to(connect)
+    with pytest.raises(NotFound):
+        channel.queue_declare("", passive=True)
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    assert channel.queue_declare("", passive=True).queue == "q"
 
 
 def test_exclusive_queue_is_deleted_with_its_link() -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.broker.directory import Directory
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.directory import Directory
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.life import ChannelLife
@@ -24,39 +24,12 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 if TYPE_CHECKING:
+    from greenconn.broker.routing import Routing
     from greenconn.broker.topology import Topology
 
 T = TypeVar("T")
 
-__all__ = ["Routing", "SharedEntities", "SharingLink"]
-
-
-class Routing(Protocol):
-    """The exchanges and bindings as one link knows them.  All of it may switch."""
-
-    def find(self, name: str) -> Exchange | None:
-        """Return an exchange as it is declared now; None: there is none."""
-
-    def is_used(self, name: str) -> bool:
-        """Whether something is bound to an exchange, by whatever process."""
-
-    def note(self, exchange: Exchange) -> None:
-        """Tell the broker of an exchange."""
-
-    def drop(self, name: str) -> None:
-        """An exchange was deleted: tell the broker."""
-
-    def bind(self, binding: Binding) -> None:
-        """Make a binding, here and at the broker; again: only tells the broker."""
-
-    def unbind(self, binding: Binding) -> None:
-        """Remove a binding, here and at the broker."""
-
-    def forget(self, name: str) -> None:
-        """Forget an exchange.  Never switches."""
-
-    def forget_queue(self, name: str) -> None:
-        """Remove the bindings of a queue that is gone."""
+__all__ = ["SharedEntities", "SharingLink"]
 
 
 class _Feed(Protocol):
