@@ -166,16 +166,21 @@ class Feed:
         if limit is not None and claimed.deliveries >= limit:
             link.answers.give_up(claimed, "delivery_limit")
             return
+        if not self.offer(claimed):
+            # Its consumer was cancelled meanwhile, and nobody has seen this.
+            link.answers.back(claimed.queue, claimed.handle, is_unseen=True)
+
+    def offer(self, claimed: Claimed) -> bool:
+        """Hand over what was claimed; False: no consumer has room.  Never switches."""
         consumer = self._turns.take()
         if consumer is None:
-            # It was cancelled meanwhile, and nobody has seen this.
-            link.answers.back(claimed.queue, claimed.handle, is_unseen=True)
-            return
-        delivery = link.delivery(claimed, consumer)
+            return False
+        delivery = self._link.delivery(claimed, consumer)
         consumer.channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)
+        return True
 
 
 class Claimer:

@@ -16,7 +16,6 @@ from amqp.protocol import queue_declare_ok_t
 from greenconn.broker.channel import Prepared, PublishResult, StoreChannel
 from greenconn.broker.consumers import StoreConsumer
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Settlement
 from greenconn.encoding import plain_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
@@ -46,7 +45,7 @@ class HookConsumer(StoreConsumer):
 
     def has_room(self) -> bool:
         """Whether it may be given one more message now."""
-        return super().has_room() and self.channel.may_take()
+        return super().has_room() and (not self.channel.asks_qos or self.channel.qos.can_consume())
 
 
 class Channel(StoreChannel[StoreLink]):
@@ -90,6 +89,8 @@ class Channel(StoreChannel[StoreLink]):
         #: Where the next look goes (kombu's name, which transports use).
         self._active_queues: list[str] = []
         self._qos: Unanswered | None = None
+        #: Whether the ``QoS`` has a say of its own in how much is delivered.
+        self.asks_qos = self.QoS.can_consume is not Unanswered.can_consume
         self._cycle: FairCycle[str] | None = None
         self.exchange_types = {name: cls(self) for name, cls in self.exchange_types.items()}
         options = connection.client.transport_options or {}
@@ -473,16 +474,12 @@ class Channel(StoreChannel[StoreLink]):
         Raises:
             Empty: there was nothing.
         """
-        if not self._active_queues or not self.may_take():
+        if not self._active_queues or (self.asks_qos and not self.qos.can_consume()):
             raise Empty
         get_many = getattr(self, "_get_many", None)
         if get_many is not None:
             return get_many(self._active_queues, timeout=timeout)
         return self._poll(self.cycle, callback or self.connection._deliver, timeout=timeout)
-
-    def may_take(self) -> bool:
-        """Return False if the ``QoS`` has a say of its own, and does not want more."""
-        return self.QoS.can_consume is Unanswered.can_consume or self.qos.can_consume()
 
     def basic_get(  # type: ignore[override]  # kombu's
         self, queue: str = "", no_ack: bool = False, **kwargs: Any
@@ -541,21 +538,6 @@ class Channel(StoreChannel[StoreLink]):
             consumer.forget_backlog()
         self.qos.restore_unacked()
         self.connection.store.wake(None)
-
-    def settle_message(self, message: StoredMessage, settlement: Settlement) -> None:
-        """Tell the ``QoS`` what became of a message, or put one back that it does not know.
-
-        May switch.
-        """
-        if not message.is_noted:
-            if settlement is Settlement.BACK:
-                self._restore_at_beginning(message)
-        elif settlement is Settlement.DONE:
-            self.qos.ack(message.delivery_tag)
-        else:
-            self.qos.reject(message.delivery_tag, requeue=settlement is Settlement.BACK)
-        if self.QoS.can_consume is not Unanswered.can_consume:
-            self.serve()
 
     def note_answered(self, delivery_tag: Any) -> None:
         """Free the room of a delivery that its ``QoS`` has settled.  Never switches."""

@@ -51,7 +51,7 @@ class HookedLink(StoreLink):
         """Let the hooks take out what there is, once, for ``store.arrive``.  May switch.
 
         Arguments:
-            wanted: queue -> how many messages there is room for.
+            wanted: queue -> how many messages there is room for; changes while they come.
             timeout: seconds that the broker may be waited for.
         """
         raise NotImplementedError
@@ -128,10 +128,11 @@ class HookLink(HookedLink):
         queues: dict[Channel, list[str]] = {}
         for queue in wanted:
             feed = self.feeds.get(queue)
-            consumers = feed.consumers if feed is not None else ()
-            consumer = next((each for each in consumers if each.has_room()), None)
-            if consumer is not None:
-                queues.setdefault(consumer.channel, []).append(queue)
+            for consumer in feed.consumers if feed is not None else ():
+                channel = consumer.channel
+                if not channel.asks_qos or consumer.has_room():
+                    queues.setdefault(channel, []).append(queue)
+                    break
         for channel, active in queues.items():
             self._asked = channel
             channel.look_into(active, timeout)

@@ -77,8 +77,17 @@ class Message(BaseMessage):
         return Claimed(self.queue or "", None, self)
 
     def settle(self, settlement: Settlement) -> None:
-        """Tell the hooks of its channel what becomes of it.  May switch."""
-        self.channel.settle_message(self, settlement)
+        """Tell the ``QoS`` what becomes of it; one that it does not know is put back.  May switch."""
+        channel = self.channel
+        if not self.is_noted:
+            if settlement is Settlement.BACK:
+                channel._restore_at_beginning(self)
+        elif settlement is Settlement.DONE:
+            channel.qos.ack(self.delivery_tag)
+        else:
+            channel.qos.reject(self.delivery_tag, requeue=settlement is Settlement.BACK)
+        if channel.asks_qos:
+            channel.serve()
 
     def serializable(self) -> Envelope:
         """Return the envelope with which it can be put back."""

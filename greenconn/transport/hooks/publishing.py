@@ -50,7 +50,10 @@ class HookPublisher:
         """Publish *message*.  May switch, as the hooks may."""
         if self._link.is_confirming:
             self.begin(message, exchange, routing_key, mandatory, immediate, deadline).wait()
-        elif not self._is_put(message, exchange, routing_key, mandatory, immediate):
+            return
+        if immediate:
+            raise no_immediate()
+        if not self._channel.put_message(message, exchange, routing_key, mandatory):
             return_message(self._channel, message, exchange, routing_key)
 
     def begin(
@@ -63,16 +66,11 @@ class HookPublisher:
         deadline: DeadlineLike | None,
     ) -> PublishResult:
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
-        is_put = self._is_put(message, exchange, routing_key, mandatory, immediate)
-        return Decided(None if is_put else unroutable(exchange, routing_key))
-
-    def _is_put(
-        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool, immediate: bool
-    ) -> bool:
-        """Publish *message*; False: it was mandatory, and has no queue to go to."""
         if immediate:
             raise no_immediate()
-        return self._channel.put_message(message, exchange, routing_key, mandatory)
+        if self._channel.put_message(message, exchange, routing_key, mandatory):
+            return Decided(None)
+        return Decided(unroutable(exchange, routing_key))
 
     def flush(self, timeout: float | None) -> None:
         """Raise unless the channel can be used: the broker has all when a call returns."""

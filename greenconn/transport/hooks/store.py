@@ -2,8 +2,9 @@
 
 Its messages are claimed by taking them out, and given back by putting them in again, so that it has no
 leases: what a process holds that is killed is lost.  A broker of hooks cannot say that it has something,
-so it is asked.  Each claim looks once for all queues whose consumers have room; when nothing was found,
-the next one comes after the polling interval, or when somebody publishes here or has room again.
+so it is asked.  A claim looks into all queues whose consumers have room, in turn, and goes on while it
+finds something.  What is found is handed over at once: the next look may wait.  When nothing was found,
+the next claim comes after the polling interval, or when somebody publishes here or has room again.
 """
 
 from __future__ import annotations
@@ -74,8 +75,11 @@ class HookStore(Store):
     ) -> None:
         super().__init__(client, wake)
         self.interval = interval
-        #: What was taken out, and not claimed yet.
+        #: What was taken out when no consumer had room.
         self._arrived: dict[str, deque[Taken]] = {}
+        #: Queue -> how many messages are still wanted by the claim that is under way.
+        self._wanted: dict[str, int] = {}
+        self._has_come = False
         self._ticker: Ticker | None = None
         self._turned_at = 0.0
 
@@ -94,6 +98,7 @@ class HookStore(Store):
         if ticker is not None:
             ticker.stop()
         self._arrived.clear()
+        self._wanted = {}
 
     @property
     def is_waiting(self) -> bool:
@@ -140,19 +145,13 @@ class HookStore(Store):
         return [None] * len(entries)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        """Look once.
+        """Return what waited for room, else look as long as something comes: it is handed over at once.
 
         Raises:
             RecoverableConnectionError: a hook failed; who cannot be asked is lost.
         """
         found = self._take_arrived(wanted)
-        if not found:
-            if monotonic() - self._turned_at > PACE:
-                turn()
-                self._turned_at = monotonic()
-            self._look(wanted)
-            found = self._take_arrived(wanted)
-        if found:
+        if found or self._look(wanted):
             self.wake(None)  # a look takes from one queue, and others may have messages, too
         elif not self.interval:
             turn()
@@ -162,13 +161,28 @@ class HookStore(Store):
             self._ticker.start()
         return found
 
-    def _look(self, wanted: Mapping[str, int]) -> None:
+    def _look(self, wanted: Mapping[str, int]) -> bool:
+        """Look until nothing comes, or others shall have their turn; False: nothing came at all."""
+        if monotonic() - self._turned_at > PACE:
+            turn()
+            self._turned_at = monotonic()
+        left = self._wanted = dict(wanted)
+        timeout = self.interval or LOOK
+        has_come = False
         try:
-            self.link.look(wanted, self.interval or LOOK)
+            while left:
+                self._has_come = False
+                self.link.look(left, timeout)
+                if not self._has_come:
+                    break
+                has_come = True
+                if monotonic() - self._turned_at > PACE:
+                    break
         except Exception as exc:
             if isinstance(exc, self.link.transport.connection_errors):
                 raise
             raise RecoverableConnectionError(f"polling failed: {exc!r}") from exc
+        return has_come
 
     def _tick(self, lag: float) -> None:
         # In the hub.
@@ -178,13 +192,20 @@ class HookStore(Store):
             self.wake(None)
 
     def arrive(self, message: Taken, queue: str) -> None:
-        """Note what a hook has taken out of *queue*.  Never switches."""
-        if queue in self.link.feeds:
-            self._arrived.setdefault(queue, deque()).append(message)
-            self.wake(queue)
-        else:
+        """Hand over what a hook has taken out of *queue*.  Never switches."""
+        self._has_come = True
+        feed = self.link.feeds.get(queue)
+        if feed is None:
             # Its consumer was cancelled while the broker was asked.
             self.link.answers.back(queue, message, is_unseen=True)
+        elif queue in self._arrived or not feed.offer(message.claimed):
+            self._arrived.setdefault(queue, deque()).append(message)
+            self.wake(queue)
+        left = self._wanted.get(queue, 0) - 1
+        if left > 0:
+            self._wanted[queue] = left
+        else:
+            self._wanted.pop(queue, None)
 
     def _take_arrived(self, wanted: Mapping[str, int]) -> list[Claimed]:
         found: list[Claimed] = []

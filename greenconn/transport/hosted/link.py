@@ -72,7 +72,7 @@ class HostedLink(HookedLink):
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Look into each queue.  May switch."""
-        for queue, room in wanted.items():
+        for queue, room in list(wanted.items()):
             reader = self._readers.get(queue)
             if reader is not None:
                 reader.look(room)

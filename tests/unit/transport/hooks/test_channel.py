@@ -253,6 +253,26 @@ def test_prefetch(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     assert (len(first), len(second)) == (3, 2)
 
 
+def test_message_is_there_while_the_next_look_waits(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    send(channel, "x")
+    get = channel._get
+
+    def get_and_close(queue: str, timeout: float | None = None) -> dict[str, Any]:
+        found = get(queue, timeout)
+        shelf.may_answer.clear()
+        return found
+
+    channel._get = get_and_close  # type: ignore[method-assign]
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    drain(link, got, 1)
+    until(lambda: shelf.asked == 2)
+    assert not shelf.may_answer.is_set()
+    got[0].ack()
+
+
 def test_unbounded_consumers_have_a_window(
     shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
