@@ -10,7 +10,7 @@ goes.  What a handler has begun with is left to the broker.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum, auto
+from enum import Enum
 from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from amqp.serialization import dumps
 from greenconn.exceptions import AMQPNotImplementedError, ConsumerCancelled, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.state import moved
 from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
 from greenconn.transport.amqp.message import Delivery
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.message import Delivery
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["ChannelConsumer", "ConsumerState", "Consumers", "give_back_events"]
+__all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "give_back_events"]
 
 _delivery_tag = Struct(">Q")
 #: Unanswered deliveries that any broker may send beyond what it was asked for.
@@ -47,19 +48,28 @@ _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
 
 class ConsumerState(Enum):
-    """The life of a consumer; each state may lead to those after it."""
+    """The stages of a consumer's life on a channel."""
 
     #: ``basic.consume`` was written; its caller waits and gets what goes wrong.
-    STARTING = auto()
+    STARTING = "starting"
     #: The broker confirmed it.
-    RUNNING = auto()
+    RUNNING = "running"
+    #: ``basic.cancel`` was written and nobody waits for the answer: the tag may be used again.
+    CANCELLED = "cancelled"
     #: The caller was killed while it waited: what comes goes back to the queue, and the tag stays
     #: taken until the broker has answered the cancel.
-    ABANDONED = auto()
-    #: ``basic.cancel`` was written and nobody waits for the answer: the tag may be used again.
-    CANCELLED = auto()
+    ABANDONED = "abandoned"
 
 
+CONSUMER_MOVES: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
+    ConsumerState.STARTING: frozenset(
+        {ConsumerState.RUNNING, ConsumerState.CANCELLED, ConsumerState.ABANDONED}
+    ),
+    ConsumerState.RUNNING: frozenset({ConsumerState.CANCELLED, ConsumerState.ABANDONED}),
+    # What waits among the events is still handed out until its channel is being closed.
+    ConsumerState.CANCELLED: frozenset({ConsumerState.ABANDONED}),
+    ConsumerState.ABANDONED: frozenset(),
+}
 #: Asked for with each delivery, and members of an Enum are not looked up for nothing.
 _ABANDONED: Final = ConsumerState.ABANDONED
 
@@ -107,7 +117,7 @@ class ChannelConsumer:
         self.callback = callback
         self.on_cancel = on_cancel
         self.sink = sink
-        self.state = ConsumerState.STARTING
+        self.state: ConsumerState = ConsumerState.STARTING
         #: The broker was told to end it.
         self.is_ending = False
         #: Those who wait until it is no longer starting, or until it has ended.
@@ -134,10 +144,13 @@ class ChannelConsumer:
 
     def leave(self, state: ConsumerState) -> None:
         """Return to the queue what still comes, since its owner has left.  Never switches."""
-        self.state = state
+        self._move(state)
         self.deliver = self._refuse
         self.sink = None  # it may hold much, and this stays as long as the tag is known
         self.tell_watchers()
+
+    def _move(self, state: ConsumerState) -> None:
+        self.state = moved(self.state, state, CONSUMER_MOVES, "a consumer")
 
     def tell_watchers(self) -> None:
         """Something has changed.  Never switches."""
@@ -165,7 +178,7 @@ class ChannelConsumer:
     def start(self, reply: object = None) -> None:
         """Note that the broker has confirmed it."""
         if self.state is ConsumerState.STARTING:
-            self.state = ConsumerState.RUNNING
+            self._move(ConsumerState.RUNNING)
             self.tell_watchers()
 
     def _refuse(self, message: Delivery) -> None:
@@ -596,7 +609,8 @@ class Consumers:
         # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side,
         # too: it would end the connection of who consumes with it again, and deliver to it again when
         # the late answers come.  Where it does not know the tag any more it answers all the same.
-        consumer.leave(ConsumerState.CANCELLED)
+        if consumer.state is not ConsumerState.ABANDONED:
+            consumer.leave(ConsumerState.CANCELLED)
         self._write_cancel(consumer).abandon()
 
     def _may_be_overdue(self, queue: str) -> bool:

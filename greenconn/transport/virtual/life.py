@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 from gevent import get_hub
@@ -14,6 +14,7 @@ from gevent import get_hub
 from greenconn.abc import Sink
 from greenconn.encoding import plain_text
 from greenconn.exceptions import AMQPNotImplementedError, ChannelError, RecoverableChannelError
+from greenconn.green.state import moved
 from greenconn.transport.base import StdChannel
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import (
@@ -28,7 +29,7 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["ChannelLife", "ChannelState", "closes_channel"]
+__all__ = ["CHANNEL_MOVES", "ChannelLife", "ChannelState", "closes_channel"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,13 +37,20 @@ C = TypeVar("C", bound="ChannelLife")
 
 
 class ChannelState(Enum):
-    """A channel is open, then closed; there is no way back."""
+    """The stages of a channel's life."""
 
+    #: It can be used.
     OPEN = "open"
+    #: It was closed by its user, by a refusal of the broker, or with its link.
     CLOSED = "closed"
 
 
-_OPEN = ChannelState.OPEN  # to look up a member of an Enum costs more than all else in check_open
+CHANNEL_MOVES: Final[Mapping[ChannelState, frozenset[ChannelState]]] = {
+    ChannelState.OPEN: frozenset({ChannelState.CLOSED}),
+    ChannelState.CLOSED: frozenset(),
+}
+#: Asked for with each call, and to look up a member of an Enum costs more than all else in check_open.
+_OPEN: Final = ChannelState.OPEN
 
 
 def closes_channel(
@@ -95,7 +103,7 @@ class ChannelLife(StdChannel):
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = Prefetch()
         self.entities = self.entities_class(self)
-        self.state_of_life = ChannelState.OPEN
+        self.state_of_life: ChannelState = _OPEN
         #: Why it is closed.
         self.cause: BaseException | None = None
 
@@ -106,7 +114,7 @@ class ChannelLife(StdChannel):
     @property
     def is_open(self) -> bool:
         """Whether it can be used."""
-        return self.state_of_life is ChannelState.OPEN
+        return self.state_of_life is _OPEN
 
     @property
     def closed(self) -> bool:
@@ -183,7 +191,7 @@ class ChannelLife(StdChannel):
 
         Consumers of callbacks have no other way to learn of it than the connection's events.
         """
-        if self.state_of_life is not ChannelState.OPEN:
+        if self.state_of_life is not _OPEN:
             return
         is_drained = any(each.sink is None for each in self.consumers.values())
         self.end(exc)
@@ -194,9 +202,9 @@ class ChannelLife(StdChannel):
 
     def end(self, exc: BaseException) -> None:
         """End its life for the reason *exc*.  Never switches.  Again: does nothing."""
-        if self.state_of_life is not ChannelState.OPEN:
+        if self.state_of_life is not _OPEN:
             return
-        self.state_of_life = ChannelState.CLOSED
+        self._move(ChannelState.CLOSED)
         self.cause = exc
         self.connection.dismiss(self)
         consumers = list(self.consumers.values())
@@ -206,9 +214,12 @@ class ChannelLife(StdChannel):
         for consumer in consumers:
             consumer.lose(exc)
 
+    def _move(self, state: ChannelState) -> None:
+        self.state_of_life = moved(self.state_of_life, state, CHANNEL_MOVES, "a channel")
+
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's.  Tells nobody; never switches."""
-        self.state_of_life = ChannelState.CLOSED
+        self._move(ChannelState.CLOSED)
         self.cause = exc
         for consumer in self.consumers.values():
             consumer.is_active = False

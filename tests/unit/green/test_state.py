@@ -14,13 +14,22 @@ from greenconn.green.state import moved
 from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
+from greenconn.transport.amqp.consuming import CONSUMER_MOVES
+from greenconn.transport.virtual.life import CHANNEL_MOVES
 
 Table = Mapping[Any, frozenset[Any]]
-TABLES = [SESSION_MOVES, ATTEMPT_MOVES, LOAN_MOVES, POOL_MOVES, STREAM_MOVES]
-IDS = ["session", "attempt", "loan", "pool", "stream"]
+TABLES: dict[str, Table] = {
+    "session": SESSION_MOVES,
+    "attempt": ATTEMPT_MOVES,
+    "loan": LOAN_MOVES,
+    "pool": POOL_MOVES,
+    "stream": STREAM_MOVES,
+    "channel": CHANNEL_MOVES,
+    "consumer of AMQP": CONSUMER_MOVES,
+}
 
 
-@pytest.mark.parametrize("moves", TABLES, ids=IDS)
+@pytest.mark.parametrize("moves", TABLES.values(), ids=TABLES)
 def test_every_state_has_a_row(moves: Table) -> None:
     first = next(iter(moves))
     states: type[Enum] = type(first)
@@ -29,7 +38,7 @@ def test_every_state_has_a_row(moves: Table) -> None:
     assert set(states) - reached <= {first}, "a life begins with the first only"
 
 
-@pytest.mark.parametrize("moves", TABLES, ids=IDS)
+@pytest.mark.parametrize("moves", TABLES.values(), ids=TABLES)
 def test_only_moves_of_the_table_are_made(moves: Table) -> None:
     for old in moves:
         for new in moves:
