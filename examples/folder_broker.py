@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
+from gevent.queue import Queue
 
 import greenconn
 from greenconn.broker.port import Answer, Claimed, Entry, NoQueue, Settlement, Store
@@ -34,6 +35,8 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport import TRANSPORT_ALIASES
 from greenconn.transport.virtual.declaration import Declaration
 
+#: Called when there may be something to claim.
+Wake = Callable[[str | None], None]
 #: Seconds between two looks into empty queues.
 POLL = 0.02
 NANOSECONDS = 10**9
@@ -77,9 +80,7 @@ class FolderStore(Store):
     #: A claim may wait that long, and looks into its queues meanwhile.
     claim_wait = 1.0
 
-    def __init__(
-        self, client: Any, wake: Callable[[str | None], None], root: Path, lease: float
-    ) -> None:
+    def __init__(self, client: Any, wake: Wake, root: Path, lease: float) -> None:
         super().__init__(client, wake)
         self.lease = lease
         self._queues = root / "queues"
@@ -123,18 +124,16 @@ class FolderStore(Store):
         """Return how a queue was declared; that of a link that is gone goes now."""
         folder = self._folder(name)
         found = self._declaration(folder)
-        if found is None or found.owner in (None, self.owner):
-            return found
-        if _age(self._links / str(found.owner)) <= (self.lease or 0):
+        owner = None if found is None else found.owner
+        if owner in (None, self.owner) or _age(self._links / str(owner)) <= (self.lease or 0):
             return found
         self.drop_queue(name)
         return None
 
     def _declaration(self, folder: Path) -> Declaration | None:
-        try:
+        with suppress(FileNotFoundError):
             return Declaration.read((folder / "declaration").read_bytes())
-        except FileNotFoundError:
-            return None
+        return None
 
     def drop_queue(self, name: str) -> int:
         """Delete a queue: without its declaration nobody finds it."""
@@ -206,10 +205,9 @@ class FolderStore(Store):
                 end, envelope = loads(claimed.read_text())
             except FileNotFoundError:
                 continue  # another process was quicker
-            is_expired = end is not None and end <= now / NANOSECONDS
-            dead = "expired" if is_expired else None
+            dead = "expired" if end is not None and end <= now / NANOSECONDS else None
             yield Claimed(queue, envelope, claimed, file.deliveries, dead=dead)
-            number -= not is_expired
+            number -= dead is None
             if number <= 0:
                 return
 
@@ -258,18 +256,16 @@ class FolderStore(Store):
 
 def _names(folder: Path) -> list[str]:
     """Return the names in a folder; none if there is no such folder."""
-    try:
+    with suppress(FileNotFoundError):
         return os.listdir(folder)
-    except FileNotFoundError:
-        return []
+    return []
 
 
 def _age(file: Path) -> float:
     """Return for how many seconds nobody touched a file; infinite if it is not there."""
-    try:
+    with suppress(FileNotFoundError):
         return time.time() - file.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
+    return float("inf")
 
 
 class Transport(StoreTransport):
@@ -277,7 +273,7 @@ class Transport(StoreTransport):
 
     driver_type = driver_name = "files"
 
-    def make_store(self, wake: Callable[[str | None], None]) -> FolderStore:
+    def make_store(self, wake: Wake) -> FolderStore:
         """Return the store of one link."""
         root = Path("/") / (self.client.virtual_host or "")
         return FolderStore(self.client, wake, root, self.options.lease)
@@ -287,22 +283,16 @@ def main(url: str) -> None:
     """Send some letters through a folder."""
     TRANSPORT_ALIASES["files"] = f"{__name__}:Transport"
     greenconn.configure(url)
-    read: list[int] = []
-    all_read = Event()
-
-    def read_letter(body: Any, message: Any) -> None:
-        read.append(body["number"])
-        if len(read) == 100:
-            all_read.set()
-
-    reader = greenconn.spawn_consumer("letters", read_letter, concurrency=5)
+    read: Queue[int] = Queue()
+    reader = greenconn.spawn_consumer(
+        "letters", lambda body, message: read.put(body["number"]), concurrency=5
+    )
     reader.wait_ready(30)
     writers = [gevent.spawn(greenconn.publish, "letters", {"number": n}) for n in range(100)]
     gevent.joinall(writers, raise_error=True)
-    if not all_read.wait(60):
-        raise SystemExit(f"only {len(read)} of 100 letters came")
+    numbers = {read.get(timeout=60) for _ in range(100)}
     reader.stop()
-    print(f"{len(set(read))} letters went through {url}")
+    print(f"{len(numbers)} letters went through {url}")
 
 
 if __name__ == "__main__":
