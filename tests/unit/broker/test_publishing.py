@@ -11,13 +11,16 @@ from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
+from greenconn.broker.publishing import OVERHEAD
 from greenconn.exceptions import (
+    ChannelError,
     NotFound,
     PublishNacked,
     PublishTimeout,
     RecoverableConnectionError,
     Unroutable,
 )
+from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeStore, World
 
@@ -204,3 +207,196 @@ def test_refusal_of_one_store_call_is_its_publishers(connect: Opener, world: Wor
     assert good.value is None
     assert isinstance(bad.value, ValueError)
     assert channel.is_open
+
+
+def put(world: World) -> list[Any]:
+    """Return all entries that were stored, in order."""
+    return [entry for method, each in world.calls if method == "put" for entry in each]
+
+
+def test_what_is_stored(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.exchange_declare("x", "topic")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x", "#")
+    message = channel.prepare_message(
+        "t\xe9xt",
+        content_type="text/plain",
+        content_encoding="latin-1",
+        headers={"h": 1, "BCC": ["bcc"], "CC": ["q"]},
+        properties={"delivery_info": {"own": 1}},
+    )
+    for _ in range(2):
+        channel.basic_publish(message, "x", "key")
+    first, second = put(world)
+    assert first.envelope["body"] == b"t\xe9xt"
+    assert first.envelope["headers"] == {"h": 1, "CC": ["q"]}
+    assert (first.envelope["content-type"], first.envelope["content-encoding"]) == (
+        "text/plain",
+        "latin-1",
+    )
+    properties = first.envelope["properties"]
+    assert properties["delivery_info"] == {"own": 1, "exchange": "x", "routing_key": "key"}
+    assert properties["body_encoding"] is None
+    assert properties["delivery_tag"] != second.envelope["properties"]["delivery_tag"]
+    assert message["headers"]["BCC"] == ["bcc"]
+
+
+def test_bodies_as_text(connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeStore, "body_encoding", "base64")
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    message = channel.prepare_message("\xe9", content_encoding="no-such-encoding")
+    channel.basic_publish(message, "", "q")
+    bodies = [entry.envelope["body"] for entry in put(world)]
+    assert bodies == ["eA==", "w6k="]
+    assert put(world)[0].envelope["properties"]["body_encoding"] == "base64"
+
+
+@pytest.mark.parametrize(("given", "delay"), [(1500, 1.5), ("20", 0.02), (-5, 0.0), (None, 0.0)])
+def test_a_delay_is_milliseconds(connect: Opener, world: World, given: Any, delay: float) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    channel.basic_publish(channel.prepare_message("x", headers={"x-delay": given}), "", "q")
+    assert [entry.delay for entry in put(world)] == [delay]
+
+
+def test_a_delay_that_is_none(connect: Opener) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    message = channel.prepare_message("x", headers={"x-delay": "soon"})
+    with pytest.raises(ValueError, match="x-delay must be a number of milliseconds, got 'soon'"):
+        channel.basic_publish(message, "", "q")
+    assert channel.is_open
+
+
+def test_an_expiration_that_is_none_closes_the_channel(connect: Opener) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    message = channel.prepare_message("x", properties={"expiration": "soon"})
+    with pytest.raises(ChannelError, match="invalid expiration 'soon'"):
+        channel.basic_publish(message, "", "q")
+    assert not channel.is_open
+
+
+def test_copies_go_to_the_queues_of_the_headers(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    for name in ("q", "cc", "bcc"):
+        channel.queue_declare(name)
+    for header, queue in (("CC", "cc"), ("BCC", "bcc")):
+        message = channel.prepare_message("x", headers={header: [queue, "q"]})
+        channel.basic_publish(message, "", "q")
+        assert (len(world.bodies("q")), world.bodies(queue)) == (1, [b"x"])
+        world.items.clear()
+
+
+def test_a_message_for_several_queues(connect: Opener, world: World) -> None:
+    """It is stored where it can be; one queue that is full refuses it, absent ones do not."""
+    channel = channel_to(connect)
+    channel.exchange_declare("x", "fanout")
+    for name in ("a", "b", "c"):
+        channel.queue_declare(name)
+        channel.queue_bind(name, "x")
+    message = channel.prepare_message("x")
+    for name in ("c", "b"):
+        del world.queues[name]
+        channel.begin_publish(message, "x").wait()
+    assert [len(world.bodies(name)) for name in ("a", "b", "c")] == [2, 1, 0]
+    del world.queues["a"]
+    channel.begin_publish(message, "x").wait()
+    with pytest.raises(Unroutable):
+        channel.begin_publish(message, "x", mandatory=True).wait()
+
+
+def test_one_full_queue_of_several_refuses(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.exchange_declare("x", "fanout")
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    for name, arguments in (("free", {}), ("full", full)):
+        channel.queue_declare(name, arguments=arguments)
+        channel.queue_bind(name, "x")
+    message = channel.prepare_message("x")
+    channel.begin_publish(message, "x").wait()
+    with pytest.raises(PublishNacked, match="a queue is full and refused the message"):
+        channel.begin_publish(message, "x").wait()
+    channel.basic_publish(message, "x")  # nobody wants to know
+    assert [len(world.bodies(name)) for name in ("free", "full")] == [3, 1]
+
+
+def test_what_no_queue_takes_goes_to_the_last_resort(connect: Opener, world: World) -> None:
+    channel = channel_to(connect, deadletter_queue="lost")
+    channel.exchange_declare("x")
+    message = channel.prepare_message("x")
+    for _ in range(2):
+        with pytest.warns(match="lost"):
+            channel.basic_publish(message, "x", "key")
+    assert world.queues["lost"].durable
+    assert world.bodies("lost") == [b"x", b"x"]
+    with pytest.raises(Unroutable):
+        channel.begin_publish(message, "x", "key", mandatory=True).wait()
+    assert len(world.bodies("lost")) == 2
+
+
+def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(
+    connect: Opener, world: World
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    channel.connection.directory.forget("q")
+
+    def close(method: str, argument: Any) -> None:
+        if method == "find_queue":
+            channel.close()
+
+    world.before = close
+    with pytest.raises(ChannelError):
+        publish(channel, "x")
+    world.before = lambda method, argument: None
+    assert world.bodies("q") == []
+
+
+def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    channel.connection.feed("q").is_dry = True
+    channel.basic_publish(channel.prepare_message("x", headers={"x-delay": 9e6}), "", "q")
+    assert channel.connection.feed("q").is_dry
+    publish(channel, "x")
+    assert not channel.connection.feed("q").is_dry
+
+
+def test_a_killed_publisher_is_the_last_one(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    may_go = Event()
+    world.before = lambda method, argument: method == "put" and may_go.wait()
+    first = gevent.spawn(outcome, channel, "on its way")
+    gevent.sleep(0)
+    gevent.sleep(0)
+    killed = [gevent.spawn(outcome, channel, "not yet") for _ in range(2)]
+    gevent.sleep(0)
+    gevent.killall(killed)
+    may_go.set()
+    assert first.get(timeout=10) is None
+    until(lambda: not channel.connection.putting.is_busy)
+    assert world.count("put") == 1
+
+
+@pytest.mark.parametrize(("more", "sizes"), [(0, [1, 2, 1]), (1, [1, 1, 1, 1])])
+def test_one_call_stores_so_many_bytes(
+    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch, more: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(FakeStore, "put_bytes", 2 * (1000 + OVERHEAD))
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    may_go = Event()
+    world.before = lambda method, argument: method == "put" and may_go.wait()
+    first = gevent.spawn(publish, channel, "0")
+    gevent.sleep(0)
+    gevent.sleep(0)
+    others = [gevent.spawn(publish, channel, "x" * (1000 + more)) for _ in range(3)]
+    gevent.sleep(0)
+    may_go.set()
+    gevent.joinall([first, *others], raise_error=True)
+    assert [len(argument) for method, argument in world.calls if method == "put"] == sizes

@@ -1,11 +1,10 @@
-"""TLS over memory BIOs: two sessions that talk to each other, and kombu's ssl argument."""
+"""TLS over memory BIOs: two sessions that talk to each other."""
 
 from __future__ import annotations
 
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
-from greenconn.wire.tlscontext import OPTIONS, tls_context
 
 CERTS = Path(__file__).parents[2] / "certs"
 CA = str(CERTS / "ca.pem")
@@ -189,30 +187,6 @@ def test_a_certificate_that_is_not_accepted(
         pair.server.feed(alert)
 
 
-def test_true_trusts_only_the_system() -> None:
-    with pytest.raises(CertificateRejected):
-        Pair(True).connect()
-
-
-def test_no_verification_when_asked() -> None:
-    Pair({"cert_reqs": ssl.CERT_NONE}, "other.test").connect()
-    Pair({"cert_reqs": "none"}, "other.test").connect()
-    Pair({"ca_certs": CA, "check_hostname": False}, "other.test").connect()
-
-
-def test_the_name_to_check_can_be_given() -> None:
-    Pair({"ca_certs": CA, "server_hostname": "broker.test"}, "10.1.2.3").connect()
-
-
-def test_a_client_certificate() -> None:
-    files = {"certfile": str(CERTS / "client.pem"), "keyfile": str(CERTS / "client.key")}
-    Pair({"ca_certs": CA, **files}, context=server_context(ask=True)).connect()
-    files["keyfile"] = str(CERTS / "client-locked.key")
-    Pair(
-        {"ca_certs": CA, **files, "password": "secret"}, context=server_context(ask=True)
-    ).connect()
-
-
 def test_a_missing_client_certificate_names_the_remedy() -> None:
     pair = Pair(context=server_context(ask=True))
     pair.server.start()
@@ -222,77 +196,6 @@ def test_a_missing_client_certificate_names_the_remedy() -> None:
         pair.server.feed(pair.client.take_output())
     with pytest.raises(TlsError, match=r"wants a certificate of ours: give ssl=\{'certfile'"):
         pair.client.feed(pair.server.take_output())
-
-
-@pytest.mark.parametrize("name", ["keyfile", "certfile"])
-def test_a_locked_key_without_its_password_asks_nobody(name: str) -> None:
-    files = {"certfile": str(CERTS / "client.pem"), "keyfile": str(CERTS / "client-locked.key")}
-    with pytest.raises(ValueError, match=r"client\.pem"):
-        tls_context(files)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda context: context,
-        lambda context: {"context": context},
-        lambda context: {"context": context, "server_hostname": "localhost"},
-        lambda context: {"context": {"cafile": CA}},
-        lambda context: {"context": {"cafile": CA, "check_hostname": True}, "ciphers": "HIGH"},
-        lambda context: {"ssl_ca_certs": CA, "ssl_cert_reqs": "required", "ssl_keyfile": None},
-        lambda context: {"ca_data": Path(CA).read_text()},
-        lambda context: {"cadata": ssl.PEM_cert_to_DER_cert(Path(CA).read_text())},
-        lambda context: {"ca_certs": CA, "do_handshake_on_connect": False},
-        lambda context: {"ca_certs": CA, "cert_reqs": 2, "ssl_version": ssl.PROTOCOL_TLS_CLIENT},
-    ],
-)
-def test_other_ways_to_say_it(make: Callable[[ssl.SSLContext], Any]) -> None:
-    Pair(make(ssl.create_default_context(cafile=CA))).connect()
-
-
-@pytest.mark.parametrize(
-    ("version", "spoken"),
-    [
-        (None, "TLSv1.3"),
-        ("PROTOCOL_TLS", "TLSv1.3"),
-        ("TLSv1.2", "TLSv1.3"),
-        (ssl.TLSVersion.TLSv1_2, "TLSv1.3"),
-        (ssl.PROTOCOL_TLSv1_2, "TLSv1.2"),
-        ("tls1.3", "TLSv1.3"),
-        (ssl.TLSVersion.TLSv1_3, "TLSv1.3"),
-    ],
-)
-def test_versions(version: Any, spoken: str) -> None:
-    pair = Pair({"ca_certs": CA, "ssl_version": version}).connect()
-    assert pair.client.version == spoken
-    assert pair.server.feed(pair.client.encrypt(b"x")) == b"x"
-
-
-def test_nothing_below_1_2_is_spoken() -> None:
-    assert tls_context({"ca_certs": CA}).minimum_version == ssl.TLSVersion.TLSv1_2
-
-
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"ca_cert": CA}, r"unknown ssl option 'ca_cert' for 'h'; known: " + ", ".join(OPTIONS[:3])),
-    ({"server_side": True}, "unknown ssl option 'server_side'"),
-    ({"ca_certs": "/nowhere/ca.pem"}, r"'ca_certs': '/nowhere/ca.pem' cannot be used \(No such"),
-    ({"ca_data": "no pem"}, "'ca_data'"),
-    ({"certfile": "/nowhere/c.pem"}, r"'certfile': '/nowhere/c.pem' cannot be used \(No such"),
-    ({"keyfile": "k.pem"}, "'keyfile' needs 'certfile'"),
-    ({"cert_reqs": "maybe"}, "CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED"),
-    ({"cert_reqs": 7}, "'cert_reqs'"),
-    ({"cert_reqs": 0, "check_hostname": True}, "check_hostname"),
-    ({"ssl_version": "TLSv1"}, "TLS 1.2 and later"),
-    ({"ssl_version": ssl.PROTOCOL_TLSv1_1}, "TLS 1.2 and later"),
-    ({"ciphers": "NONSENSE"}, "'ciphers'"),
-    ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "ca_certs": CA}, "goes with no other"),
-]
-
-
-@pytest.mark.parametrize(("option", "message"), WRONG)
-def test_what_cannot_be_used(option: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tls_context(option, "h")
 
 
 EARLY = "from gevent import monkey; monkey.patch_all()\n"

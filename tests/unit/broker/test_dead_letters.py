@@ -1,0 +1,133 @@
+"""What is noted in a dead letter, and where it goes."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from greenconn.broker.dead_letters import (
+    DeadLetterTarget,
+    carbon_copies,
+    dead_letter,
+    is_cycle,
+    target_of,
+)
+from greenconn.transport.virtual.policy import QueuePolicy
+
+
+def envelope(headers: dict[str, Any] | None = None, **properties: Any) -> dict[str, Any]:
+    return {
+        "body": "text",
+        "headers": headers,
+        "properties": {
+            "delivery_info": {"exchange": "in", "routing_key": "key"},
+            "delivery_tag": "1",
+            **properties,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "otherwise", "target"),
+    [
+        (QueuePolicy(dead_letter_exchange="x"), None, ("x", None)),
+        (QueuePolicy(dead_letter_exchange="x", dead_letter_routing_key="k"), "d", ("x", "k")),
+        (QueuePolicy(dead_letter_exchange=""), "d", ("", None)),
+        (QueuePolicy(), "d", ("", "d")),
+        (QueuePolicy(), "q", None),  # it would come back for ever
+        (QueuePolicy(), None, None),
+    ],
+)
+def test_where_they_go(
+    policy: QueuePolicy, otherwise: str | None, target: tuple[str, str | None] | None
+) -> None:
+    assert target_of("q", policy, otherwise) == (target and DeadLetterTarget(*target))
+
+
+def test_a_first_death() -> None:
+    stored = envelope({"own": 1, "x-delivery-count": 3, "redelivered": True}, expiration="500")
+    kept = deepcopy(stored)
+    letter = dead_letter(stored, "q", "x", None, "expired")
+    assert stored == kept
+    (death,) = letter["headers"].pop("x-death")
+    assert datetime.now(timezone.utc) - death.pop("time") < timedelta(minutes=1)
+    assert death == {
+        "count": 1,
+        "reason": "expired",
+        "queue": "q",
+        "exchange": "in",
+        "routing-keys": ["key"],
+        "original-expiration": "500",
+    }
+    assert letter["headers"] == {
+        "own": 1,
+        "x-first-death-reason": "expired",
+        "x-first-death-queue": "q",
+        "x-first-death-exchange": "in",
+    }
+    assert letter["properties"] == {
+        "delivery_info": {"exchange": "x", "routing_key": "key"},
+        "delivery_tag": "1",
+    }
+    assert letter["body"] == "text"
+
+
+def test_further_deaths() -> None:
+    letter: Any = envelope()
+    for queue, reason in [("a", "rejected"), ("b", "expired"), ("a", "rejected"), ("a", "maxlen")]:
+        letter = dead_letter(letter, queue, "", queue, reason)
+    headers = letter["headers"]
+    assert [(each["queue"], each["reason"], each["count"]) for each in headers["x-death"]] == [
+        ("a", "maxlen", 1),
+        ("a", "rejected", 2),
+        ("b", "expired", 1),
+    ]
+    assert "original-expiration" not in headers["x-death"][0]
+    assert headers["x-first-death-reason"] == "rejected"
+    assert headers["x-first-death-exchange"] == "in"
+
+
+def test_copies_keep_their_keys_with_the_messages_own() -> None:
+    stored = envelope({"CC": ["one", 2, "three"], "BCC": "text"})
+    letter = dead_letter(stored, "q", "x", None, "rejected")
+    assert letter["headers"]["CC"] == ["one", "three"]
+    assert letter["headers"]["BCC"] == []
+    assert letter["headers"]["x-death"][0]["routing-keys"] == ["key", "one", "three"]
+    other = dead_letter(stored, "q", "x", "other", "rejected")
+    assert "CC" not in other["headers"]
+    assert other["headers"]["x-death"][0]["routing-keys"] == ["key", "one", "three"]
+    assert other["properties"]["delivery_info"]["routing_key"] == "other"
+
+
+def test_an_envelope_of_a_stranger() -> None:
+    stored = envelope()
+    stored["properties"]["delivery_info"] = {"routing_key": "key"}
+    letter = dead_letter(stored, "q", "x", None, "rejected")
+    assert letter["headers"]["x-death"][0]["exchange"] == ""
+    stored["properties"]["delivery_info"]["routing_key"] = 7
+    with pytest.raises(TypeError, match="a routing key must be text, got 7"):
+        dead_letter(stored, "q", "x", None, "rejected")
+
+
+def test_copies_are_told_by_headers() -> None:
+    headers = {"CC": ["a"], "BCC": ["b", "c"], "other": ["d"]}
+    assert carbon_copies(headers, "CC", "BCC") == ["a", "b", "c"]
+    assert carbon_copies({"CC": None}, "CC", "BCC") == []
+
+
+@pytest.mark.parametrize(
+    ("deaths", "is_one"),
+    [
+        ([], False),
+        ([("p", "expired")], False),
+        ([("q", "expired")], True),
+        ([("p", "maxlen"), ("q", "expired")], True),
+        ([("p", "rejected"), ("q", "expired")], False),
+        ([("q", "rejected")], False),
+    ],
+)
+def test_a_cycle_has_no_reject_on_its_way(deaths: list[tuple[str, str]], is_one: bool) -> None:
+    assert is_cycle("q", [{"queue": q, "reason": reason} for q, reason in deaths]) is is_one

@@ -1,0 +1,88 @@
+"""What a store does without having written anything for it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from greenconn.broker.port import (
+    Answer,
+    Claimed,
+    Entry,
+    NoQueue,
+    QueueFull,
+    Settlement,
+    Store,
+    TakenForDead,
+)
+from greenconn.exceptions import RecoverableConnectionError
+from tests.tiny_client import TinyClient
+from tests.unit.broker.fake_store import FakeStore, World
+
+ENTRY = Entry("dead", {"body": b"x"})
+
+
+@pytest.fixture
+def store(world: World) -> FakeStore:
+    """A store that is not open."""
+    return FakeStore(TinyClient("fake:///port"), lambda queue: None, world)
+
+
+@pytest.mark.parametrize("outcome", [None, NoQueue("dead")])
+def test_an_answer_whose_copies_are_stored_stays(
+    store: FakeStore, outcome: Exception | None
+) -> None:
+    answer = Answer("handle", Settlement.DONE, entries=[ENTRY])
+    assert store.unless_refused(answer, [outcome]) is answer
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"), [(QueueFull("dead"), "the queue is full"), (OSError("no disk"), "no disk")]
+)
+def test_a_message_whose_copy_is_refused_comes_again_later(
+    store: FakeStore, outcome: Exception, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = Answer("handle", Settlement.DONE, entries=[ENTRY, ENTRY])
+    with caplog.at_level(logging.ERROR, "greenconn.broker"):
+        given = store.unless_refused(answer, [None, outcome])
+    assert given == Answer("handle", Settlement.BACK, delay=30.0)
+    (record,) = caplog.records
+    assert "a dead letter for queue 'dead' is not stored" in record.getMessage()
+    assert f"for another 30 s: {why}" in record.getMessage()
+
+
+def test_without_leases_it_comes_again_at_once(store: FakeStore) -> None:
+    store.lease = None
+    answer = Answer("handle", Settlement.DONE, entries=[ENTRY])
+    assert store.unless_refused(answer, [QueueFull("dead")]).delay == 0.0
+
+
+def test_each_entry_has_an_outcome(store: FakeStore) -> None:
+    with pytest.raises(ValueError):
+        store.unless_refused(Answer("handle", Settlement.DONE, entries=[ENTRY]), [])
+
+
+def test_by_default_nothing_is_lost_and_nothing_doubtful(store: FakeStore) -> None:
+    assert list(Store.renew(store, ["handle"])) == []
+    assert list(store.doubtful()) == []
+    store.gone("q")
+    store.lost(OSError())
+    store.died([Claimed("q", None, "handle")])
+
+
+def test_consumers_are_known_for_the_links_of_this_process(store: FakeStore, world: World) -> None:
+    other = FakeStore(store.client, store.wake, world)
+    other.roster = store.roster
+    store.owner, other.owner = "one", "other"
+    assert store.enrol("q", 2)
+    assert (store.others("q"), other.others("q")) == (0, 2)
+    assert not other.enrol("q", 1, exclusive=True)
+    assert other.enrol("q", 1)
+    assert (store.others("q"), other.others("q")) == (1, 2)
+
+
+def test_who_was_taken_for_dead_may_begin_anew() -> None:
+    error = TakenForDead()
+    assert isinstance(error, RecoverableConnectionError)
+    assert "no sign of life for longer than its lease" in str(error)

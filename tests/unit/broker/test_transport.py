@@ -1,0 +1,109 @@
+"""The transport over a store: its options, and what its connections share."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from greenconn.broker.handover import Handover
+from greenconn.broker.transport import StoreTransport
+from greenconn.green.deadline import Deadline
+from tests.tiny_client import TinyClient
+from tests.unit.broker.fake_store import FakeTransport, World
+
+
+def transport(world: World, url: str = "fake://host:1/place", **options: Any) -> FakeTransport:
+    return FakeTransport(TinyClient(url, **options), world)
+
+
+def test_options_are_read_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    made = transport(world, lease=5, unknown=1, another=2, max_retries=3)
+    assert made.options.lease == 5
+    assert made.options is made.options
+    (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert "transport options ['another', 'unknown'] mean nothing here" in record.getMessage()
+
+
+def test_common_options_are_not_complained_about(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = transport(world, max_retries=3)
+    assert made.options.lease == 30.0
+    assert not [each for each in caplog.records if each.levelno == logging.WARNING]
+    client: Any = TinyClient("fake://host:1/place")
+    client.transport_options = None
+    assert FakeTransport(client, world).options.lease == 30.0
+
+
+def test_wrong_options_are_told_before_anything_is_opened(world: World) -> None:
+    made = transport(world, lease=0)
+    with pytest.raises(ValueError, match=r"StoreOptions\.lease must be"):
+        made.establish_connection()
+    assert made.made == []
+
+
+def test_connections_to_one_place_share_what_is_known(world: World) -> None:
+    class Other(FakeTransport):
+        pass
+
+    one, same = transport(world), transport(world)
+    elsewhere = [
+        transport(world, "fake://host:1/other"),
+        transport(world, "fake://host:2/place"),
+        transport(world, "fake://other:1/place"),
+        Other(one.client, world),
+    ]
+    assert one.place() == "host:1/place"
+    assert one.state is same.state
+    assert one.roster is same.roster
+    for other in elsewhere:
+        assert other.state is not one.state
+        assert other.roster is not one.roster
+    assert one.state.exchanges["amq.topic"].durable
+
+
+def test_the_lives_of_one_connection_share_what_they_leave(world: World) -> None:
+    made = transport(world)
+    assert made.handover is made.handover
+    assert isinstance(made.handover, Handover)
+    assert transport(world).handover is not made.handover
+    kept = made.handover
+    made.client.virtual_host = "other"
+    assert made.handover is not kept
+
+
+def test_both_timeouts_bound_an_opening(world: World) -> None:
+    seen: list[float | None] = []
+    made = transport(world)
+    made.client.connect_timeout = 3.0
+
+    def open_store(deadline: Deadline) -> None:
+        seen.append(deadline.left())
+
+    make = made.make_store
+
+    def make_store(wake: Any) -> Any:
+        store = make(wake)
+        store.open = open_store  # type: ignore[method-assign]
+        return store
+
+    made.make_store = make_store  # type: ignore[method-assign]
+    for deadline in (None, Deadline(1.0), Deadline(9.0)):
+        made.establish_connection(deadline).close()
+    left = [round(each) for each in seen if each is not None]
+    assert left == [3, 1, 3]
+
+
+def test_what_it_says_of_itself(world: World) -> None:
+    made = transport(world)
+    assert made.default_connection_params["hostname"] == "localhost"
+    assert made.implements.asynchronous
+    assert not made.implements.heartbeats
+    link = made.establish_connection()
+    assert made.qos_semantics_matches_spec(link) is False
+    channel = made.create_channel(link)
+    assert channel.connection is link
+    assert issubclass(FakeTransport, StoreTransport)
+    link.close()
