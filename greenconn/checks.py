@@ -15,8 +15,8 @@ __all__ = [
     "check_runs",
     "check_seconds",
     "check_type",
+    "invalid",
     "is_number",
-    "shown",
 ]
 
 
@@ -31,10 +31,7 @@ def check_seconds(options: object, *names: str, optional: bool = True) -> None:
         value = getattr(options, name)
         if (value is None and optional) or (is_number(value) and value >= 0):
             continue
-        raise ValueError(
-            f"{shown(options, name, value)}: it is a number of seconds from 0 up"
-            + (", or None" if optional else "")
-        )
+        raise invalid(options, name, "a number of seconds, at least 0" + _or_none(optional))
 
 
 def check_count(
@@ -48,11 +45,11 @@ def check_count(
             is_whole and value >= least and (most is None or value <= most)
         ):
             continue
-        raise ValueError(
-            f"{shown(options, name, value)}: it is a whole number from {least}"
-            + (" up" if most is None else f" to {most}")
-            + (", or None" if optional else "")
-        )
+        if most is not None:
+            bounds = f"an integer from {least} to {most}"
+        else:
+            bounds = "a positive integer" if least == 1 else f"an integer, at least {least}"
+        raise invalid(options, name, bounds + _or_none(optional))
 
 
 def check_type(options: object, kind: type, *names: str, optional: bool = False) -> None:
@@ -61,7 +58,7 @@ def check_type(options: object, kind: type, *names: str, optional: bool = False)
         value = getattr(options, name)
         is_flag = kind is bool and value in (0, 1)
         if not isinstance(value, kind) and not is_flag and not (value is None and optional):
-            raise ValueError(f"{shown(options, name, value)}: it is of type {kind.__name__}")
+            raise invalid(options, name, f"of type {kind.__name__}" + _or_none(optional))
 
 
 def check_callable(options: object, *names: str) -> None:
@@ -69,12 +66,20 @@ def check_callable(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not callable(value):
-            raise ValueError(f"{shown(options, name, value)}: it is a callable, or None")
+            raise invalid(options, name, "a callable, or None")
 
 
-def shown(options: object, name: str, value: object) -> str:
-    """Name an option and its value, for a message: by the function that takes it, or by its class."""
-    return f"{getattr(options, 'given_to', type(options).__name__)}.{name} is {value!r}"
+def _or_none(optional: bool) -> str:
+    return ", or None" if optional else ""
+
+
+def invalid(options: object, name: str, wanted: str) -> ValueError:
+    """Return the error for the option *name*, which must be *wanted*.
+
+    It is named by the function that takes it, or by its class.
+    """
+    owner = getattr(options, "given_to", type(options).__name__)
+    return ValueError(f"{owner}.{name} must be {wanted}, got {getattr(options, name)!r}")
 
 
 #: What a call gives that has run nothing of the function yet.

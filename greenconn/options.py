@@ -26,8 +26,8 @@ from greenconn.checks import (
     check_count,
     check_seconds,
     check_type,
+    invalid,
     is_number,
-    shown,
 )
 from greenconn.records import Record
 
@@ -210,9 +210,7 @@ class AmqpOptions(Record):
         check_count(self, "channel_max", most=65535)
         check_count(self, "frame_max")
         if self.frame_max and self.frame_max < 4096:
-            raise ValueError(
-                f"{shown(self, 'frame_max', self.frame_max)}: it is 4096 bytes at least"
-            )
+            raise invalid(self, "frame_max", "at least 4096 bytes, or 0 for what the broker allows")
         check_callable(self, "on_open", "on_blocked", "on_unblocked", "on_tune_ok")
 
 
@@ -264,13 +262,14 @@ class Retry(Record):
         check_seconds(self, "delay", "max_delay", optional=False)
         check_type(self, bool, "jitter")
         if not is_number(self.backoff) or self.backoff < 1:
-            raise ValueError(f"{shown(self, 'backoff', self.backoff)}: it is a number from 1 up")
+            raise invalid(self, "backoff", "a number, at least 1")
         for name in ("delay", "max_delay"):
             if getattr(self, name) > LONGEST_RETRY_DELAY:
-                raise ValueError(
-                    f"{shown(self, name, getattr(self, name))}: it is {LONGEST_RETRY_DELAY} s at "
-                    f"most, since the message stays unacked meanwhile; for more, reject it to a "
-                    f"dead-letter queue with a TTL"
+                raise invalid(
+                    self,
+                    name,
+                    f"at most {LONGEST_RETRY_DELAY} s, since the message stays unacked meanwhile (for "
+                    f"more, reject it to a dead-letter queue with a TTL)",
                 )
 
     @classmethod
@@ -284,7 +283,9 @@ class Retry(Record):
         if value is None or isinstance(value, Retry):
             return value
         if not isinstance(value, Mapping):
-            raise TypeError(f"retry={value!r}: it is a Retry, a dict of its arguments, or None")
+            raise TypeError(
+                f"retry must be a Retry, a dict of its arguments, or None, got {value!r}"
+            )
         options, unknown = from_transport_options(cls, value)
         if unknown:
             raise ValueError(_unknown_option(unknown[0], "of Retry", cls.fields))
@@ -386,16 +387,16 @@ def _typed(name: str, text: str, kinds: tuple[Any, ...]) -> Any:
     if bool in kinds:
         if lowered in _TRUE or lowered in _FALSE:
             return lowered in _TRUE
-        wanted = "1, 0, true, false, yes, no, on or off"
+        wanted = "one of 1, 0, true, false, yes, no, on, off"
     else:
-        wanted = "a number" if float in kinds else "a whole number"
+        wanted = "a number" if float in kinds else "an integer"
         if re.fullmatch(_NUMBER, lowered, re.ASCII):
             value = float(lowered)
             if value.is_integer() and lowered.lstrip("+-").isdigit():
                 return int(lowered)
             if float in kinds and math.isfinite(value):
                 return value
-    raise ValueError(f"URL option {name}={text!r}: it is {wanted}" + _or_none(kinds))
+    raise ValueError(f"URL option {name} must be {wanted}{_or_none(kinds)}, got {text!r}")
 
 
 def _or_none(kinds: tuple[Any, ...]) -> str:

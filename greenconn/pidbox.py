@@ -596,7 +596,7 @@ class Mailbox:
             raise ValueError(f"destination must be a list of names of nodes, got {destination!r}")
         for name, text in (("pattern", pattern), ("matcher", matcher)):
             if text is not None and not isinstance(text, str):
-                raise ValueError(f"{name}={text!r}: it is text")
+                raise ValueError(f"{name} must be text, or None, got {text!r}")
         channel = self._channel(channel)
         ticket = uuid() if reply else None
         self._publish(

@@ -725,5 +725,5 @@ def _checked(limit: int | None) -> int | None:
     if isinstance(limit, bool):
         raise TypeError("the limit must be an int, not bool")
     if limit is not None and limit < 0:
-        raise ValueError(f"the limit of a pool is {limit}, it must be 0 or more")
+        raise ValueError(f"the limit of a pool must be at least 0, got {limit}")
     return limit

@@ -61,7 +61,9 @@ class ManualClock:
             ValueError: back in time.
         """
         if seconds < 0:
-            raise ValueError(f"seconds={seconds!r}: time does not go back")
+            raise ValueError(
+                f"seconds must be at least 0, as time does not go back, got {seconds!r}"
+            )
         end = self._now + seconds
         while True:
             due = [(at, key) for key, (at, _) in self._timers.items() if at <= end]

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -116,7 +117,7 @@ def _of(node: Any) -> Iterator[Change]:
         for number, old in enumerate(node.ops):
             new = _SWAPPED[type(old)]()
             label = f"{_name(old)} becomes {_name(new)}: {text}"
-            yield Change(node.lineno, label, lambda at=number, new=new: _put(node.ops, at, new))
+            yield Change(node.lineno, label, partial(_put, node.ops, number, new))
     elif isinstance(node, (ast.BoolOp, ast.BinOp, ast.AugAssign)) and type(node.op) in _SWAPPED:
         other = _SWAPPED[type(node.op)]()
         label = f"{_name(node.op)} becomes {_name(other)}: {text}"
@@ -178,7 +179,7 @@ def mutants_of(path: Path) -> list[Mutant]:
     return [Mutant(path, number, each.line, each.text) for number, each in enumerate(changes(tree))]
 
 
-def tests_of(path: Path) -> list[Path]:
+def own_tests(path: Path) -> list[Path]:
     """Return the test files of a module."""
     room = ROOT.joinpath("tests", "unit", *path.parts[1:-1])
     own = room / f"test_{path.stem}.py"
@@ -287,19 +288,19 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", default=ROOMS, help="modules or folders")
     options = parser.parse_args()
     modules = modules_below(options.paths)
-    untested = [path for path in modules if not tests_of(path)]
+    untested = [path for path in modules if not own_tests(path)]
     for path in untested:
         print(f"{path} has no tests of its own")
-    known = [each for path in modules if tests_of(path) for each in mutants_of(path)]
+    known = [each for path in modules if own_tests(path) for each in mutants_of(path)]
     chosen = random.Random(options.seed).sample(known, min(options.count, len(known)))
     print(f"{len(chosen)} of {len(known):,} changes, seed {options.seed}")
-    files = {file: None for each in chosen for file in tests_of(each.path)}
+    files = {file: None for each in chosen for file in own_tests(each.path)}
     if run(list(files), None, None):
         print("The tests fail without any change.")
         return 2
     survivors = []
     for number, each in enumerate(chosen, 1):
-        code = run(tests_of(each.path), each, options.timeout)
+        code = run(own_tests(each.path), each, options.timeout)
         how = {0: "SURVIVES", None: "killed (too long)"}.get(code, "killed")
         print(f"{number:4} {how:9} {each}", flush=True)
         if code == 0:

@@ -120,7 +120,7 @@ def dead_letter(
     info = properties["delivery_info"]
     key = info["routing_key"] if routing_key is None else routing_key
     if not is_name(key):
-        raise TypeError("a routing key is text")
+        raise TypeError(f"a routing key must be text, got {key!r}")
     headers = dict(envelope.get("headers") or {})
     for name in ("CC", "BCC"):
         if name in headers:

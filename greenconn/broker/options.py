@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.records import Record
 
 __all__ = ["StoreOptions"]
@@ -42,4 +42,4 @@ class StoreOptions(Record):
         check_count(self, "delivery_limit", least=1)
         check_count(self, "max_message_size", least=1, optional=False)
         if not self.lease:
-            raise ValueError(f"{shown(self, 'lease', self.lease)}: it is above 0 seconds")
+            raise invalid(self, "lease", "a number of seconds above 0")

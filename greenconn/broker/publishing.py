@@ -275,7 +275,9 @@ def _delay(headers: Mapping[str, Any]) -> float:
     try:
         return max(float(given), 0.0) / 1000
     except (TypeError, ValueError):
-        raise ValueError(f"header x-delay is {given!r}: it is a number of milliseconds") from None
+        raise ValueError(
+            f"header x-delay must be a number of milliseconds, got {given!r}"
+        ) from None
 
 
 def _as_bytes(text: str, encoding: str | None) -> bytes:

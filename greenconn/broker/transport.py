@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consumers import ConsumerRegistry
@@ -28,9 +28,6 @@ from greenconn.transport import base
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["StoreTransport"]
 

@@ -38,7 +38,7 @@ class Ticker:
 
     def __init__(self, interval: float, function: Callable[[float], object], name: str) -> None:
         if not interval > 0.0:
-            raise ValueError(f"interval of ticker {name!r} is {interval!r} s, it must be above 0")
+            raise ValueError(f"interval of ticker {name!r} must be above 0 s, got {interval!r}")
         self.interval = interval
         self.name = name
         #: Seconds by which the latest tick came late.

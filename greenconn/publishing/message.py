@@ -304,11 +304,11 @@ def _address(target: Target, routing_key: Any) -> tuple[str, str]:
             f"target must be the name of a queue, a Queue or an Exchange, got {target!r}"
         )
     if not name:
-        raise ValueError(f"target={target!r}: a queue needs a name")
+        raise ValueError(f"target must not be empty, as a queue needs a name, got {target!r}")
     if routing_key is not None:
         raise ValueError(
-            f"routing_key={routing_key!r}: a message to queue {name!r} has its name as routing key; "
-            f"give the Exchange as target instead"
+            f"routing_key must be None for a message to queue {name!r}, whose name it is (or give the "
+            f"Exchange as target), got {routing_key!r}"
         )
     return "", _name("target", name)
 
@@ -317,7 +317,9 @@ def _name(option: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{option} must be text, got {value!r}")
     if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
-        raise ValueError(f"{option}={value[:40]!r}...: AMQP allows names of {SHORT} bytes")
+        raise ValueError(
+            f"{option} must have at most {SHORT} bytes, as AMQP allows no more, got {value[:40]!r}..."
+        )
     return value if value.__class__ is str else plain_text(value)
 
 
@@ -326,8 +328,8 @@ def _declare(value: Any, target: Target) -> bool | None:
         raise TypeError(f"declare must be True, False or None, got {value!r}")
     if value is False and not isinstance(target, str):
         raise ValueError(
-            f"declare=False: {target!r} is declared because it is more than a name; give its name, or "
-            f"make it with no_declare=True"
+            f"declare must not be False for {target!r}, which is declared as it is more than a name: "
+            f"give its name, or make it with no_declare=True"
         )
     return None if value is None else bool(value)
 

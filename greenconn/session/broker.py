@@ -85,8 +85,8 @@ class Failover:
         if self.strategy is None:
             if isinstance(self.given, str):
                 raise ValueError(
-                    f"unknown failover_strategy {self.given!r}: it must be one of "
-                    f"{', '.join(sorted(named))}, a function of a list, or an iterator"
+                    f"failover_strategy must be one of {', '.join(sorted(named))}, a function of a "
+                    f"list, or an iterator, got {self.given!r}"
                 )
             self.strategy = self.given
         #: Gives the next address; None where there is only one.

@@ -60,7 +60,7 @@ def level_name(level: int, prefix: str | None = None) -> str:
         ValueError: a negative level.
     """
     if level < 0:
-        raise ValueError(f"level={level}: it is 0 at least")
+        raise ValueError(f"level must be at least 0, got {level}")
     return _prefixed(f"celery_delayed_{level}", prefix)
 
 
@@ -90,7 +90,7 @@ def declare_native_delayed_delivery_exchanges_and_queues(
         PreconditionFailed: the levels exist with another queue type.
     """
     if queue_type not in ("classic", "quorum"):
-        raise ValueError(f"queue_type={queue_type!r}: it is 'classic' or 'quorum'")
+        raise ValueError(f"queue_type must be 'classic' or 'quorum', got {queue_type!r}")
     delivery = _delivery_exchange(prefix)
     with connection.channel() as channel:
         _declare_exchange(channel, delivery)
@@ -172,14 +172,13 @@ def calculate_routing_key(countdown: int, routing_key: str) -> str:
     Raises:
         ValueError: a countdown or key that cannot be.
     """
-    if countdown < 1:
-        raise ValueError(f"countdown={countdown}: it is 1 s at least")
-    if countdown >= 2**MAX_NUMBER_OF_BITS_TO_USE:
-        raise ValueError(
-            f"countdown={countdown}: it is {2**MAX_NUMBER_OF_BITS_TO_USE - 1} s at most"
-        )
+    longest = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
+    if not 1 <= countdown <= longest:
+        raise ValueError(f"countdown must be from 1 to {longest} seconds, got {countdown}")
     if not routing_key:
-        raise ValueError("routing_key='': a delayed message needs one to find its queue")
+        raise ValueError(
+            "routing_key must not be empty: a delayed message needs it to find its queue"
+        )
     match = _DIGITS.match(routing_key)
     key = routing_key[match.end() :] if match else routing_key
     delayed = f"{'.'.join(f'{countdown:0{MAX_NUMBER_OF_BITS_TO_USE}b}')}.{key}"

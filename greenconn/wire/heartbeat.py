@@ -40,7 +40,7 @@ class Heartbeat:
 
     def __init__(self, interval: float, now: float) -> None:
         if interval < 0.0:
-            raise ValueError(f"heartbeat interval is {interval} s, it must be 0 or above")
+            raise ValueError(f"heartbeat interval must be at least 0 s, got {interval!r}")
         self.interval = interval
         self.received_at = now
         self.sent_at = now

@@ -14,8 +14,8 @@ from greenconn.checks import (
     check_count,
     check_runs,
     check_type,
+    invalid,
     is_number,
-    shown,
 )
 from greenconn.entity import Queue
 from greenconn.green.retry import RetryPolicy
@@ -124,7 +124,7 @@ class ConsumerOptions:
         for option in ("handler_timeout", "batch_interval", "blocking_threshold"):
             value = getattr(self, option)
             if value is not None and not (is_number(value) and value > 0):
-                raise ValueError(f"{shown(self, option, value)}: it is seconds above 0, or None")
+                raise invalid(self, option, "a number of seconds above 0, or None")
         self._settle()
         self._check_answers()
         self._check_prefetch()
@@ -149,13 +149,19 @@ class ConsumerOptions:
                 f"on_error must be 'reject', 'requeue' or a callable, got {self.on_error!r}"
             )
         if self.no_ack and self.retry is not None:
-            raise ValueError("retry with no_ack: the broker has forgotten the message already")
+            raise ValueError(
+                f"retry must be None with no_ack, as the broker has forgotten the message already, "
+                f"got {self.retry!r}"
+            )
         if self.no_ack and self.on_error == "requeue":
             raise ValueError(
-                "on_error='requeue' with no_ack: the broker has forgotten the message already"
+                "on_error must not be 'requeue' with no_ack, as the broker has forgotten the message "
+                "already"
             )
         if self.batch_interval is not None and self.batch_size is None:
-            raise ValueError("batch_interval without batch_size")
+            raise ValueError(
+                f"batch_interval must be None without batch_size, got {self.batch_interval!r}"
+            )
         if self.offset is not None:
             check_offset(self.offset)
         if any(self.offset_of(queue) is not None for queue in self.queues):
@@ -163,9 +169,14 @@ class ConsumerOptions:
 
     def _check_stream(self) -> None:
         if self.is_unbounded:
-            raise ValueError("offset: the broker demands acks and a prefetch_count for streams")
+            raise ValueError(
+                f"a consumer of a stream (or with an offset) must have acks and a prefetch_count, got "
+                f"no_ack={self.no_ack!r} and prefetch_count={self.prefetch_count!r}"
+            )
         if self.on_error == "requeue":
-            raise ValueError("on_error='requeue': a stream takes nothing back, use retry")
+            raise ValueError(
+                "on_error must not be 'requeue' for a stream, which takes nothing back: use retry"
+            )
 
     def _check_prefetch(self) -> None:
         prefetch = self.prefetch
@@ -178,8 +189,8 @@ class ConsumerOptions:
             )
         if self.batch_size is not None and prefetch < self.batch_size * self.concurrency:
             raise ValueError(
-                f"prefetch_count={prefetch}: no batch would be full, it must be at least batch_size x "
-                f"concurrency = {self.batch_size * self.concurrency}"
+                f"prefetch_count must be at least batch_size x concurrency = "
+                f"{self.batch_size * self.concurrency}, or no batch would be full, got {prefetch}"
             )
 
     @property
@@ -287,7 +298,8 @@ def _check_handler(handler: object) -> None:
         signature.bind(None, None)
     except TypeError as exc:
         raise TypeError(
-            f"handler={handler!r}: it is called as handler(body, message): {exc}"
+            f"handler must take two arguments, as it is called as handler(body, message) ({exc}), got "
+            f"{handler!r}"
         ) from None
 
 
@@ -301,7 +313,9 @@ def _checked(queue: object) -> QueueLike:
     if not isinstance(queue, str):
         raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
     if not queue:
-        raise ValueError("queue='': a queue that the broker shall name is given as a Queue")
+        raise ValueError(
+            "queue must not be empty: give a Queue where the broker is to choose the name"
+        )
     return queue
 
 

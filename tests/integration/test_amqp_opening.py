@@ -232,7 +232,7 @@ def test_an_error_of_the_programs_own_hook_is_not_the_brokers(
 @pytest.mark.parametrize("password", [b"guest", 5])
 def test_a_password_that_is_no_text_is_an_error_of_the_program(password: Any) -> None:
     connection = Connection("amqp://nowhere.invalid//", password=lambda: password)
-    with connection, pytest.raises(TypeError, match="the password of a login is text, not"):
+    with connection, pytest.raises(TypeError, match="the password of a login must be text, got"):
         connection.connect()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, changes, main, mutants_of, tests_of
+from tests.mutants import ROOT, changes, main, mutants_of, own_tests
 
 SOURCE = '''
 LIMIT = 3
@@ -64,12 +64,12 @@ def test_each_is_one_change() -> None:
 
 
 def test_further_files_of_a_module() -> None:
-    assert [each.name for each in tests_of(Path("greenconn/green/pool.py"))][:2] == [
+    assert [each.name for each in own_tests(Path("greenconn/green/pool.py"))][:2] == [
         "test_pool.py",
         "test_pool_holders.py",
     ]
     # There is a module of that name.
-    assert [each.name for each in tests_of(Path("greenconn/broker/topology.py"))] == [
+    assert [each.name for each in own_tests(Path("greenconn/broker/topology.py"))] == [
         "test_topology.py"
     ]
 

@@ -119,7 +119,7 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
     try:
         seconds = int(asked)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"delay_seconds is {asked!r}: it is a number of seconds") from None
+        raise ValueError(f"delay_seconds must be a number of seconds, got {asked!r}") from None
     most = 0 if is_fifo else LONGEST_DELAY
     if not 0 <= seconds <= most:
         # As kombu has it for these names.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from greenconn.broker.options import StoreOptions
-from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 
 __all__ = ["HYPHENATED", "SQSOptions"]
 
@@ -150,30 +150,23 @@ class SQSOptions(StoreOptions):
 
     def _check_limits(self) -> None:
         if self.wait_time_seconds > LONGEST_POLL:
-            raise ValueError(
-                f"{shown(self, 'wait_time_seconds', self.wait_time_seconds)}: SQS waits "
-                f"{LONGEST_POLL} s at most"
+            raise invalid(
+                self, "wait_time_seconds", f"at most {LONGEST_POLL} s, as SQS's waits are"
             )
         for name in ("lease", "visibility_timeout"):
             value = getattr(self, name)
             if value is not None and value > LONGEST_VISIBILITY:
-                raise ValueError(
-                    f"{shown(self, name, value)}: SQS hides a message for {LONGEST_VISIBILITY} s "
-                    f"at most"
-                )
+                wanted = f"at most {LONGEST_VISIBILITY} s, for which SQS can hide a message"
+                raise invalid(self, name, wanted)
         if self.lease < 1:
-            raise ValueError(f"{shown(self, 'lease', self.lease)}: SQS counts in whole seconds")
+            raise invalid(self, "lease", "at least 1 s, as SQS counts in whole seconds")
         if self.sts_token_buffer_time >= self.sts_token_timeout:
-            raise ValueError(
-                f"{shown(self, 'sts_token_buffer_time', self.sts_token_buffer_time)}: it is below "
-                f"sts_token_timeout"
-            )
+            wanted = f"less than sts_token_timeout ({self.sts_token_timeout} s)"
+            raise invalid(self, "sts_token_buffer_time", wanted)
         fetch = self.fetch_message_attributes
         if not (fetch is None or isinstance(fetch, (str, Sequence, Mapping))):
-            raise ValueError(
-                f"{shown(self, 'fetch_message_attributes', fetch)}: it is a list of names, or a "
-                f"mapping with lists"
-            )
+            wanted = "a list of names, a mapping with lists, or None"
+            raise invalid(self, "fetch_message_attributes", wanted)
 
     def _check_queues(self) -> None:
         for name, queue in (self.predefined_queues or {}).items():

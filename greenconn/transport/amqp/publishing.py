@@ -216,10 +216,12 @@ class Publisher:
         names: tuple[tuple[str, Any], ...] = (("exchange", exchange), ("routing_key", routing_key))
         for name, value in names:
             if not isinstance(value, (str, bytes)):
-                raise TypeError(f"{name} is text, not {value!r}")
+                raise TypeError(f"{name} must be text, got {value!r}")
             raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
             if len(raw) > 255:
-                raise ValueError(f"{name} of {len(value)} characters: AMQP allows 255 bytes")
+                raise ValueError(
+                    f"{name} must have at most 255 bytes, as in all of AMQP, got {len(value)} characters"
+                )
         head = method_frame(
             self._number,
             spec.Basic.Publish,

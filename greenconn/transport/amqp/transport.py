@@ -154,7 +154,7 @@ class Transport(base.Transport[AmqpLink]):
         for name, value in (("user name", userid), ("password", password)):
             if not isinstance(value, str | None):
                 # Else it would look like an error of the broker, and be tried again.
-                raise TypeError(f"the {name} of a login is text, not {type(value).__name__}")
+                raise TypeError(f"the {name} of a login must be text, got {type(value).__name__}")
         return userid, password
 
     def options(self, *, warns: bool = False) -> AmqpOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greenconn.broker.options import StoreOptions
-from greenconn.checks import check_count, check_seconds, shown
+from greenconn.checks import check_count, check_seconds, invalid
 
 __all__ = ["CouchOptions"]
 
@@ -23,5 +23,4 @@ class CouchOptions(StoreOptions):
         check_seconds(self, "feed_heartbeat", optional=False)
         check_count(self, "max_http_connections", least=1, optional=False)
         if self.feed_heartbeat < 0.1:
-            text = shown(self, "feed_heartbeat", self.feed_heartbeat)
-            raise ValueError(f"{text}: it is 0.1 seconds or more")
+            raise invalid(self, "feed_heartbeat", "a number of seconds, at least 0.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from greenconn.broker.options import StoreOptions
-from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 
 __all__ = ["MongoOptions"]
 
@@ -95,4 +95,4 @@ class MongoOptions(StoreOptions):
         check_seconds(self, "connect_timeout", "polling_interval")
         check_seconds(self, "routing_lifetime", optional=False)
         if self.body_encoding not in (None, "base64"):
-            raise ValueError(f"{shown(self, 'body_encoding', self.body_encoding)}: base64 or None")
+            raise invalid(self, "body_encoding", "'base64' or None")

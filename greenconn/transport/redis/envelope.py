@@ -70,7 +70,7 @@ class Outgoing(Prepared):
         elif isinstance(body, (bytearray, memoryview)):
             self.raw = body = bytes(body)
         else:
-            raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
+            raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
         self.body = body
         self.content_type = content_type
         self.content_encoding = content_encoding

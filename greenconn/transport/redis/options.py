@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.records import Record
 
 __all__ = ["QUEUE_ORDERS", "RedisOptions"]
@@ -181,31 +181,19 @@ class RedisOptions(Record):
         check_count(self, "max_message_size", least=1, optional=False)
         check_count(self, "unacked_restore_throttle", optional=False)
         if not self.lease:
-            raise ValueError(f"{shown(self, 'lease', self.lease)}: it is above 0 seconds")
+            raise invalid(self, "lease", "a number of seconds above 0")
         if self.body_encoding not in (None, "base64"):
-            raise ValueError(
-                f"{shown(self, 'body_encoding', self.body_encoding)}: it is 'base64' or None"
-            )
+            raise invalid(self, "body_encoding", "'base64' or None")
         if not is_client_name(self.client_name or ""):
-            raise ValueError(
-                f"{shown(self, 'client_name', self.client_name)}: must be visible ASCII characters "
-                f"without spaces"
-            )
+            raise invalid(self, "client_name", "visible ASCII characters without spaces")
         if self.queue_order_strategy not in QUEUE_ORDERS:
-            raise ValueError(
-                f"{shown(self, 'queue_order_strategy', self.queue_order_strategy)}: it is one of "
-                f"{', '.join(QUEUE_ORDERS)}"
-            )
+            raise invalid(self, "queue_order_strategy", f"one of {', '.join(QUEUE_ORDERS)}")
         if not isinstance(self.fanout_prefix, (bool, str)):
-            raise ValueError(
-                f"{shown(self, 'fanout_prefix', self.fanout_prefix)}: it is True, False or text"
-            )
+            raise invalid(self, "fanout_prefix", "True, False or text")
         self._check_steps()
 
     def _check_steps(self) -> None:
         steps = self.priority_steps
         is_list = isinstance(steps, Sequence) and not isinstance(steps, str)
         if not is_list or not steps or list(steps) != sorted({int(each) for each in steps}):
-            raise ValueError(
-                f"{shown(self, 'priority_steps', steps)}: they are numbers, each above the last"
-            )
+            raise invalid(self, "priority_steps", "a list of integers, each above the last")

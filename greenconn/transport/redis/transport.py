@@ -225,8 +225,8 @@ class Transport(base.Transport[RedisLink]):
         number = (text or "/").removeprefix("/") or "0"
         if not number.isdecimal():
             raise ValueError(
-                f"{self.client.as_uri()}: the virtual host is the number of a database, as in "
-                f"redis://host:6379/0, not {text!r}"
+                f"{self.client.as_uri()}: the virtual host must be the number of a database, as in "
+                f"redis://host:6379/0, got {text!r}"
             )
         return int(number)
 
@@ -238,8 +238,8 @@ class Transport(base.Transport[RedisLink]):
         if provider is not None:
             if not isinstance(provider, redis.CredentialProvider):
                 raise ValueError(
-                    f"credential_provider is a {type(provider).__name__}, and no "
-                    f"redis.CredentialProvider"
+                    f"credential_provider must be a redis.CredentialProvider, got a "
+                    f"{type(provider).__name__}"
                 )
             given = provider.get_credentials()
             return (None, given[0]) if len(given) == 1 else (given[0], given[1])

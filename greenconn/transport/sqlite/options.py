@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from greenconn.broker.options import StoreOptions
-from greenconn.checks import check_count, check_seconds, check_type, shown
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 
 __all__ = ["SYNCHRONOUS", "SqliteOptions"]
 
@@ -37,11 +37,6 @@ class SqliteOptions(StoreOptions):
         check_count(self, "reserve", least=0, optional=False)
         check_seconds(self, "busy_timeout", "look_interval", optional=False)
         if self.synchronous.upper() not in SYNCHRONOUS:
-            raise ValueError(
-                f"{shown(self, 'synchronous', self.synchronous)}: it is one of "
-                f"{', '.join(SYNCHRONOUS)}"
-            )
+            raise invalid(self, "synchronous", f"one of {', '.join(SYNCHRONOUS)}")
         if not self.look_interval:
-            raise ValueError(
-                f"{shown(self, 'look_interval', self.look_interval)}: it is above 0 seconds"
-            )
+            raise invalid(self, "look_interval", "a number of seconds above 0")

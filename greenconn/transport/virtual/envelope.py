@@ -68,11 +68,11 @@ def checked(envelope: Any) -> Contents:
     body = envelope.get("body")
     info = properties.get("delivery_info") or {}
     if not (isinstance(headers, dict) and isinstance(properties, dict) and isinstance(info, dict)):
-        raise TypeError("properties, headers and delivery_info are objects")
+        raise TypeError("properties, headers and delivery_info must be objects")
     if not isinstance(body, (str, bytes, type(None))):
-        raise TypeError("a body is text")
+        raise TypeError("a body must be text")
     if not isinstance(properties.get("body_encoding"), (str, type(None))):
-        raise TypeError("body_encoding is text")
+        raise TypeError("body_encoding must be text")
     return Contents(
         properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
     )

@@ -106,7 +106,7 @@ def prepared(
     elif isinstance(body, str):
         content_encoding = content_encoding or "utf-8"
     elif not isinstance(body, bytes):
-        raise TypeError(f"a body is text or bytes, not {type(body).__name__}")
+        raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
     return {
         "body": body,
         "content-encoding": plain_text(content_encoding),

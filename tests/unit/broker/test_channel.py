@@ -243,10 +243,10 @@ def test_refusing_a_consumer_that_has_left_does_nothing(
     tag = channel.basic_consume("q", sink=Sink())
     consumer = channel.consumers[tag]
     channel.basic_cancel(tag)
-    channel.refuse(consumer, NotFound("gone"))  # type: ignore[arg-type]
+    channel.refuse(consumer, NotFound("gone"))
     assert channel.is_open
     tag = channel.basic_consume("q", sink=(sink := Sink()))
     error = NotFound("gone")
     channel.refuse(channel.consumers[tag], error)
-    assert not channel.is_open
+    assert channel.closed
     assert sink.lost == [error]

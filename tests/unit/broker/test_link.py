@@ -137,7 +137,7 @@ def test_a_failure_ends_the_link(
     with pytest.raises(type(exc) if is_known else RecoverableConnectionError) as caught:
         link.ask("asking", raising(exc))
     assert link.lost is not None
-    assert caught.value is exc or caught.value.__cause__ is exc
+    assert str(exc) in str(caught.value)
     with pytest.raises(RecoverableConnectionError, match="connection is closed"):
         waiting.get(timeout=10)
     until(lambda: is_known or any("asking failed" in r.getMessage() for r in caplog.records))

@@ -86,7 +86,7 @@ def test_version(command: Command) -> None:
         (["publish", "q", "x", "--binary"], "no BODY"),
         (["publish", "", "x", "-u", "memory://"], "a queue needs a name"),
         (["publish", "q" * 300, "x", "-u", "memory://"], "255 bytes"),
-        (["consume", "", "-u", "memory://"], "queue=''"),
+        (["consume", "", "-u", "memory://"], "queue must not be empty"),
         (["consume", "q", "-n", "0"], "--count"),
         (["consume", "q", "-w", "-1"], "--wait"),
         (["consume", "q", "--accept", "jsno", "-u", "memory://"], "jsno"),

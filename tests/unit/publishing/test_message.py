@@ -78,7 +78,7 @@ def test_names_may_have_255_bytes() -> None:
         ("xyz", 1, TypeError, "known: app_id"),
         ("exchange", "x", TypeError, "give the Exchange as target"),
         ("retry", True, TypeError, "it retries by itself"),
-        ("routing_key", "k", ValueError, "has its name as routing key"),
+        ("routing_key", "k", ValueError, "must be None .* whose name it is .* got 'k'"),
         ("priority", 256, ValueError, "0 to 255"),
         ("priority", "high", ValueError, "0 to 255"),
         ("delivery_mode", "persitent", ValueError, "did you mean 'persistent'"),
