@@ -92,7 +92,7 @@ def test_a_pattern_chooses_nodes(mailbox: Mailbox, node: MakeNode) -> None:
         "add", {"x": 1, "y": 1}, reply=True, timeout=20, limit=1, pattern="web*", matcher="glob"
     )
     assert replies == [{"web1": 2}]
-    with pytest.raises(ValueError, match="pattern=7"):
+    with pytest.raises(ValueError, match="pattern must be text, or None, got 7"):
         mailbox._broadcast("add", pattern=7, matcher="glob")  # type: ignore[arg-type]
 
 

@@ -91,7 +91,7 @@ def test_the_threshold_is_an_option(broker: MemoryBroker, caplog: pytest.LogCapt
         handled(1, consumer)
     (line,) = lines(caplog)
     assert "strict of queue 'strict'" in line
-    with pytest.raises(ValueError, match="blocking_threshold must be .* got 0"):
+    with pytest.raises(ValueError, match=r"blocking_threshold must be .* got 0"):
         greenconn.spawn_consumer("q", print, blocking_threshold=0)
 
 
