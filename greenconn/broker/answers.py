@@ -1,245 +1,314 @@
-"""Acks and rejects: kept until the turn of the hub ends, then told the store together.
+"""Acks and rejects: kept until the turn of the hub ends, then told the broker together.
 
-What goes to a dead-letter exchange is routed here, too, so that whoever rejects never waits.
+What becomes a dead letter is routed here, in a greenlet, so that whoever rejects never waits, and is
+not interrupted half-way.
+
+What the broker refuses without giving the messages back (Redis cannot write to its disk, a right was
+taken away) is told again whenever the leases are renewed.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from greenconn.broker.dead_letters import dead_letter, is_cycle, target_of
-from greenconn.broker.port import Answer, Claimed, Settlement
-from greenconn.exceptions import NotFound
+from gevent import getcurrent
+
+from greenconn.broker.dead_letters import dead_letter_entries
+from greenconn.broker.holding import Disposition, HeldDelivery, HeldMessage, HoldingLink
+from greenconn.broker.port import Settlement
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import end, spawn
 
 if TYPE_CHECKING:
     from gevent import Greenlet
-
-    from greenconn.broker.delivery import StoreDelivery
-    from greenconn.broker.link import StoreLink
 
 __all__ = ["Answers"]
 
 logger = logging.getLogger("greenconn.broker")
 
 
-class _Unsettled(NamedTuple):
-    """One answer: of a message of *queue*, or of one that is given up for a *reason*."""
-
-    queue: str
-    answer: Answer
-    dead: Claimed | None = None
-    reason: str = ""
-
-
 class Answers:
-    """What the channels of one link have answered and the store was not told yet."""
+    """What the channels of one link have answered and the broker was not told yet.
 
-    __slots__ = ("_alone", "_greenlet", "_link", "_pending", "_settled", "_waiters")
+    Arguments:
+        link: has the ``holding`` that is told.
+    """
 
-    def __init__(self, link: StoreLink) -> None:
+    __slots__ = (
+        "_acks",
+        "_dispositions",
+        "_dying",
+        "_greenlet",
+        "_holding",
+        "_is_due",
+        "_link",
+        "_part",
+        "_put_off",
+        "_refused_acks",
+        "_refused_dispositions",
+        "_routed",
+        "_sent_acks",
+        "_sent_dispositions",
+        "_waiters",
+    )
+
+    def __init__(self, link: HoldingLink) -> None:
         self._link = link
-        #: In order; what is being told stays in front until it was told.
-        self._pending: deque[_Unsettled] = deque()
+        self._holding = link.holding
+        #: Handles of what was handled, and what becomes of other messages, in this turn.
+        self._acks: list[Any] = []
+        self._dispositions: list[Disposition] = []
+        self._is_due = False
+        #: What the broker was told and has not answered: handles in order, dispositions by number.
+        self._sent_acks: deque[Sequence[Any]] = deque()
+        self._sent_dispositions: dict[int, Sequence[Disposition]] = {}
+        self._part = 0
+        self._refused_acks: list[Any] = []
+        self._refused_dispositions: list[Disposition] = []
+        #: What is given up and why, in order; what is being routed stays in front.
+        self._dying: deque[tuple[HeldMessage, str]] = deque()
+        self._put_off: list[tuple[HeldMessage, str]] = []
         self._greenlet: Greenlet[..., Any] | None = None
-        self._settled = 0
-        #: So many in front were refused together: they are told one by one.
-        self._alone = 0
-        #: (how many must be settled, who waits for it), in order.
+        self._routed = 0
+        #: (how many must be routed, who waits for it), in order.
         self._waiters: deque[tuple[int, Slot[None]]] = deque()
+
+    @property
+    def is_routing(self) -> bool:
+        """Whether dead letters are being routed."""
+        return self._greenlet is not None
+
+    @property
+    def refused(self) -> int:
+        """How many answers the broker has refused, and will be told again."""
+        return len(self._refused_acks) + len(self._refused_dispositions) + len(self._put_off)
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
 
-    def done(self, delivery: StoreDelivery) -> None:
-        """Tell the store that a delivery was handled.  Never switches."""
-        self._add(_Unsettled(delivery.queue, Answer(delivery.claimed.handle, Settlement.DONE)))
+    def done(self, delivery: HeldDelivery) -> None:
+        """Tell the broker that a delivery was handled.  Never switches."""
+        self._acks.append(delivery.handle)
+        if not self._is_due:
+            self._schedule()
 
-    def done_late(self, tag: str) -> None:
+    def done_late(self, tag: Any) -> None:
         """Note that a delivery was handled whose link is gone.  Never switches."""
-        self._link.transport.handover.ack(tag)
+        self._link.handover.ack(tag)
 
-    def give_back(self, deliveries: Iterable[StoreDelivery]) -> None:
+    def give_back(self, deliveries: Iterable[HeldDelivery]) -> None:
         """Put *deliveries* back to the heads of their queues.  Never switches."""
         for delivery in deliveries:
             if not delivery.is_held:
+                self._holding.return_unheld(delivery)
                 continue
-            claimed = delivery.claimed
-            limit = self._link.directory.delivery_limit(claimed.queue)
-            if limit is not None and claimed.deliveries + 1 >= limit:
-                self.give_up(claimed, "delivery_limit")
+            limit = self._link.directory.delivery_limit(delivery.queue)
+            if limit is not None and delivery.deliveries + 1 >= limit:
+                self.give_up(delivery, "delivery_limit")
             else:
-                self.back(claimed.queue, claimed.handle)
+                self.settle(Disposition(delivery, Settlement.BACK))
 
-    def return_unseen(self, delivery: StoreDelivery) -> None:
-        """Put a delivery back that nobody has seen.  Never switches."""
-        self.back(delivery.queue, delivery.claimed.handle, is_unseen=True)
+    def return_unseen(self, message: HeldMessage) -> None:
+        """Put a message back that nobody has seen.  Never switches."""
+        self.settle(Disposition(message, Settlement.BACK, is_unseen=True))
 
-    def dead_letter(self, deliveries: Iterable[StoreDelivery], reason: str) -> None:
+    def dead_letter(self, deliveries: Iterable[HeldDelivery], reason: str) -> None:
         """Make dead letters of *deliveries*, or drop them.  Never switches."""
         for delivery in deliveries:
             if delivery.is_held:
-                self.give_up(delivery.claimed, reason)
+                self.give_up(delivery, reason)
 
-    # -- what was claimed
+    def forget(self, delivery: HeldDelivery) -> None:
+        """Let nobody hold a delivery from now on.  Never switches."""
+        if delivery.is_held:
+            delivery.is_held = False
+            self.done(delivery)
 
-    def back(self, queue: str, handle: Any, *, is_unseen: bool = False) -> None:
-        """Others may have a message.  Never switches."""
-        self._add(_Unsettled(queue, Answer(handle, Settlement.BACK, is_unseen=is_unseen)))
+    # -- what leaves
 
-    def give_up(self, claimed: Claimed, reason: str) -> None:
-        """A message is a dead letter.  Never switches."""
-        answer = Answer(claimed.handle, Settlement.REFUSED)
-        self._add(_Unsettled(claimed.queue, answer, claimed, reason))
+    def settle(self, disposition: Disposition) -> None:
+        """Tell the broker what becomes of a message.  Never switches."""
+        self._dispositions.append(disposition)
+        if not self._is_due:
+            self._schedule()
 
-    def add(self, queue: str, answer: Answer) -> None:
-        """Tell an answer of a former life.  Never switches."""
-        self._add(_Unsettled(queue, answer))
+    def take_over(self, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
+        """Tell what former lives have left.  Never switches."""
+        self._acks += acks
+        self._dispositions += dispositions
+        if not self._is_due:
+            self._schedule()
 
-    def _add(self, unsettled: _Unsettled) -> None:
+    def _schedule(self) -> None:
         link = self._link
         if link.lost is not None:
-            link.transport.handover.add(link, *_to_hand_over(unsettled))
+            acks, self._acks = self._acks, []
+            dispositions, self._dispositions = self._dispositions, []
+            link.handover.add(link, acks, dispositions)
             return
-        if self._greenlet is None:
-            # It runs behind all that can run now: what they answer is told with this.
-            self._greenlet = spawn("settle", self._run)
-        self._pending.append(unsettled)
+        self._holding.at_turn_end(self.flush)
+        self._is_due = True
 
-    def flush(self, deadline: Deadline = NEVER) -> None:
-        """Wait until the store was told all that was answered by now.  May switch.
+    def flush(self) -> None:
+        """Tell the broker.  Never switches; called when a turn ends."""
+        self._is_due = False
+        holding = self._holding
+        try:
+            acks, self._acks = self._acks, []
+            limit = holding.ack_limit
+            for start in range(0, len(acks), limit):
+                self._send_acks(acks[start : start + limit])
+            if self._dispositions:
+                dispositions, self._dispositions = self._dispositions, []
+                for part in holding.parts(dispositions):
+                    self._send(part)
+        except BaseException as exc:
+            holding.interrupted(exc)
+            raise
+
+    def repeat(self) -> None:
+        """Tell again what was refused.  Never switches."""
+        acks, self._refused_acks = self._refused_acks, []
+        limit = self._holding.ack_limit
+        for start in range(0, len(acks), limit):
+            self._send_acks(acks[start : start + limit])
+        dispositions, self._refused_dispositions = self._refused_dispositions, []
+        for each in dispositions:
+            self._send([each])  # by itself: it may be another one's fault
+        put_off, self._put_off = self._put_off, []
+        for message, reason in put_off:
+            self.give_up(message, reason)
+
+    def _send_acks(self, handles: Sequence[Any]) -> None:
+        self._sent_acks.append(handles)
+        self._holding.ack(handles, self._acked)
+
+    def _send(self, dispositions: Sequence[Disposition]) -> None:
+        self._part = part = self._part + 1
+        self._sent_dispositions[part] = dispositions
+        self._holding.settle(dispositions, partial(self._settled, part))
+
+    def _acked(self, outcome: Any) -> None:
+        if outcome is not None and self._is_refused(outcome, len(self._sent_acks[0])):
+            if self._link.lost is not None:
+                return
+            self._refused_acks += self._sent_acks[0]
+        self._sent_acks.popleft()
+
+    def _settled(self, part: int, outcome: Any) -> None:
+        dispositions = self._sent_dispositions[part]
+        if outcome is not None and self._is_refused(outcome, len(dispositions)):
+            if self._link.lost is not None:
+                return
+            self._refused_dispositions += dispositions
+        del self._sent_dispositions[part]
+
+    def _is_refused(self, outcome: Any, count: int) -> bool:
+        """Whether what was told must be told again."""
+        if not isinstance(outcome, Exception):
+            self._link.note_late(outcome)
+            return False
+        error = self._holding.error(outcome, "answering")
+        if self._link.lost is None:
+            spawn(
+                "log", logger.error, "%s: %d answers must wait: %s", self._link.where, count, error
+            )
+        return True
+
+    # -- dead letters
+
+    def give_up(self, message: HeldMessage, reason: str) -> None:
+        """Make a dead letter of a message, or drop it.  Never switches."""
+        link = self._link
+        if link.lost is not None:
+            # It goes back to its queue, and is given up once more.
+            link.handover.add(link, (), [Disposition(message, Settlement.BACK)])
+            return
+        self._dying.append((message, reason))
+        if self._greenlet is None:
+            self._greenlet = spawn("dead-letters", self._route)
+
+    def _route(self) -> None:
+        current = cast("Greenlet[..., Any]", getcurrent())
+        if self._greenlet not in (None, current):
+            return  # whoever began this one was interrupted, and another one was begun
+        self._greenlet = current
+        try:
+            while self._dying and self._link.lost is None:
+                self._route_next()
+        finally:
+            self._greenlet = None
+
+    def _route_next(self) -> None:
+        message, reason = self._dying[0]
+        disposition = self._dead_lettered(message, reason)
+        if self._link.lost is not None:
+            return  # the next life gives it back
+        self._dying.popleft()
+        if disposition is None:
+            self._put_off.append((message, reason))
+        else:
+            self.settle(disposition)
+        self._routed += 1
+        while self._waiters and self._waiters[0][0] <= self._routed:
+            self._waiters.popleft()[1].offer(None)
+
+    def _dead_lettered(self, message: HeldMessage, reason: str) -> Disposition | None:
+        try:
+            entries = dead_letter_entries(self._link, message, reason)
+        except Exception as exc:
+            self._link.failed(exc, "moving a dead letter")
+            return self._holding.put_off(message)
+        if entries:
+            return Disposition(message, Settlement.DONE, entries=entries)
+        return Disposition(message, Settlement.REFUSED)
+
+    def wait_routed(self, deadline: Deadline = NEVER) -> None:
+        """Wait until what was given up by now is told as well.  May switch.
 
         Raises:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
-        if self._pending:
+        if self._dying:
             slot: Slot[None] = Slot()
-            self._waiters.append((self._settled + len(self._pending), slot))
+            self._waiters.append((self._routed + len(self._dying), slot))
             slot.wait(deadline)
+        self.before_call()
 
-    def unsettled(self) -> list[tuple[str, Answer]]:
-        """What nobody knows to have reached the store, by queue.
+    def before_call(self) -> None:
+        """Let whoever asks the broker something see what went back before.  Never switches."""
+        if self._dispositions:
+            self.flush()
 
-        What was given up goes back: it will be rejected once more.
+    # -- the end
+
+    def unsettled(self) -> tuple[list[Any], list[Disposition]]:
+        """Return what nobody knows to have reached the broker: handles of acks, and the rest.
+
+        What was given up goes back: it will be given up once more.
         """
-        return [_to_hand_over(each) for each in self._pending]
+        acks = [each for page in self._sent_acks for each in page]
+        dispositions = [each for part in self._sent_dispositions.values() for each in part]
+        dying = [
+            Disposition(message, Settlement.BACK) for message, _ in (*self._put_off, *self._dying)
+        ]
+        return (
+            [*acks, *self._refused_acks, *self._acks],
+            [*dispositions, *self._refused_dispositions, *self._dispositions, *dying],
+        )
 
     def stop(self, exc: BaseException) -> None:
-        """The link is gone.  Never switches."""
+        """Tell nothing more, since the link is gone.  Never switches."""
+        self._is_due = False  # what comes now is the next life's at once
         waiters, self._waiters = self._waiters, deque()
         for _, slot in waiters:
             slot.fail(exc)
-        if self._greenlet is not None:
-            self._link.kill([self._greenlet])
-
-    def _run(self) -> None:
-        current = self._link.current()
-        if self._greenlet not in (None, current):
-            return  # whoever began this one was interrupted, and another one was begun
-        self._greenlet = current
-        try:
-            while self._pending and self._link.lost is None:
-                self._settle()
-        finally:
-            self._greenlet = None
-
-    def _settle(self) -> None:
-        link = self._link
-        count = 1 if self._alone else min(len(self._pending), link.store.settle_limit)
-        batch = [self._pending[n] for n in range(count)]
-        answers: list[Answer] = []
-        try:
-            for each in batch:
-                answers.append(each.answer if each.dead is None else self._dead_lettered(each))
-                if link.lost is not None:
-                    return  # what is pending goes to the next life
-            late = link.store.settle(answers)
-        except BaseException as exc:
-            link.failed(exc, "answering")
-            if not isinstance(exc, Exception):
-                raise
-            if link.lost is not None:
-                return
-            if count > 1:
-                self._alone = count  # one that is refused must not harm the others
-                return
-        else:
-            if late:
-                link.leases.note_late(late)
-        self._alone = max(self._alone - 1, 0)
-        for _ in batch:
-            self._pending.popleft()
-        self._settled += count
-        while self._waiters and self._waiters[0][0] <= self._settled:
-            self._waiters.popleft()[1].offer(None)
-        self._wake(batch, answers)
-
-    def _dead_lettered(self, each: _Unsettled) -> Answer:
-        """Make a dead letter of a message; where the broker refuses that, it is tried again later."""
-        assert each.dead is not None
-        link = self._link
-        try:
-            return dead_letter_answer(link, each.dead, each.reason)
-        except Exception as exc:
-            link.failed(exc, "moving a dead letter")
-            return each.answer._replace(settlement=Settlement.BACK, delay=link.store.lease or 0.0)
-
-    def _wake(self, batch: list[_Unsettled], answers: list[Answer]) -> None:
-        queues = {
-            each.queue
-            for each, answer in zip(batch, answers, strict=False)
-            if answer.settlement is Settlement.BACK
-        }
-        queues.update(entry.queue for answer in answers for entry in answer.entries)
-        for queue in queues:
-            self._link.ripen(queue)
-
-
-def _to_hand_over(unsettled: _Unsettled) -> tuple[str, Answer]:
-    if unsettled.dead is None:
-        return unsettled.queue, unsettled.answer
-    return unsettled.queue, Answer(unsettled.answer.handle, Settlement.BACK)
-
-
-def dead_letter_answer(link: StoreLink, claimed: Claimed, reason: str) -> Answer:
-    """Return the answer that makes a dead letter of a claimed message.  May switch.
-
-    Arguments:
-        reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
-    """
-    refused = Answer(claimed.handle, Settlement.REFUSED)
-    target = target_of(
-        claimed.queue, link.directory.look(claimed.queue).policy, link.options.dead_letter_queue
-    )
-    if target is None:
-        return refused
-    if claimed.envelope is None:
-        return refused  # it cannot be read, and nobody could say what it was
-    try:
-        letter = dead_letter(claimed.envelope, claimed.queue, *target, reason)
-    except Exception:  # there is nothing that an envelope of a stranger cannot be
-        return refused
-    try:
-        queues = link.routing.routes(
-            target.exchange, letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
-        )
-    except NotFound:
-        logger.error(
-            "%s: dead letters of queue %r are dropped: there is no exchange %r",
-            link.where,
-            claimed.queue,
-            target.exchange,
-        )
-        return refused
-    deaths = letter["headers"]["x-death"]
-    if reason != "rejected":
-        queues = [each for each in queues if not is_cycle(each, deaths)]
-    if not queues:
-        return refused
-    entries = link.entries(letter, queues)
-    return Answer(claimed.handle, Settlement.DONE, entries=entries)
+        self._dying.clear()
+        greenlet = self._greenlet
+        if greenlet is not None and greenlet is not getcurrent():
+            end(greenlet)

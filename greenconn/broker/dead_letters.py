@@ -6,10 +6,14 @@ transport option ``dead_letter_queue``; without either they are dropped.  Header
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
+from greenconn.broker.holding import HeldMessage, HoldingLink
+from greenconn.broker.port import Entry
+from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.policy import QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope
@@ -19,10 +23,13 @@ __all__ = [
     "DeadLetterTarget",
     "carbon_copies",
     "dead_letter",
+    "dead_letter_entries",
     "is_cycle",
     "target_of",
     "with_death",
 ]
+
+logger = logging.getLogger("greenconn.broker")
 
 #: How often a message was delivered before (RabbitMQ's name).
 DELIVERY_COUNT: Final = "x-delivery-count"
@@ -146,3 +153,43 @@ def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
         if death["queue"] == queue:
             return True
     return False
+
+
+def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) -> Sequence[Entry]:
+    """Return the copies of a message that is given up, for the queues that get it.  May switch.
+
+    Arguments:
+        reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
+
+    Returns:
+        nothing: the message is dropped.
+    """
+    queue, envelope = message.queue, message.envelope
+    target = target_of(queue, link.directory.look(queue).policy, link.options.dead_letter_queue)
+    if target is None:
+        return ()
+    letter: Envelope | None = None
+    if envelope is not None:
+        try:
+            letter = dead_letter(envelope, queue, *target, reason)
+        except Exception:  # there is nothing that an envelope of a stranger cannot be
+            pass
+    if letter is not None:
+        key, headers = letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
+    elif link.holding.keeps_unreadable:
+        key, headers = target.routing_key or queue, {}
+    else:
+        return ()
+    try:
+        queues = link.routes(target.exchange, key, headers)
+    except NotFound:
+        logger.error(
+            "%s: dead letters of queue %r are dropped: there is no exchange %r",
+            link.where,
+            queue,
+            target.exchange,
+        )
+        return ()
+    if letter is not None and reason != "rejected":
+        queues = [each for each in queues if not is_cycle(each, headers["x-death"])]
+    return link.entries(letter or {}, queues) if queues else ()

@@ -8,6 +8,7 @@ from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
 from greenconn.transport.virtual.delivery import Delivery
 from greenconn.transport.virtual.envelope import Contents, contents_in
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.life import ChannelLife
@@ -19,7 +20,7 @@ class StoreDelivery(Delivery):
     """A delivery of what was *claimed*.
 
     Attributes:
-        handle: the store's name for it.
+        envelope: as it was stored; None where it cannot be read.
         deliveries: how often it was delivered before, as far as the store can tell.
     """
 
@@ -37,19 +38,15 @@ class StoreDelivery(Delivery):
             channel, tag, number, claimed.raw, claimed.queue, consumer, claimed.waiting
         )
         self.claimed = claimed
+        self.handle = claimed.handle
 
     @property
-    def handle(self) -> Any:
-        return self.claimed.handle
+    def envelope(self) -> Envelope | None:
+        return self.claimed.envelope
 
     @property
     def deliveries(self) -> int:
         return self.claimed.deliveries
-
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether its channel still waits for an answer."""
-        return self.channel.deliveries.unanswered.get(self.delivery_tag) is self
 
     def _contents(self) -> Contents:
         contents = contents_in(self.claimed.envelope)

@@ -168,7 +168,7 @@ class Feed:
             return
         if not self.offer(claimed):
             # Its consumer was cancelled meanwhile, and nobody has seen this.
-            link.answers.back(claimed.queue, claimed.handle, is_unseen=True)
+            link.answers.return_unseen(claimed)
 
     def offer(self, claimed: Claimed) -> bool:
         """Hand over what was claimed; False: no consumer has room.  Never switches."""
@@ -252,7 +252,7 @@ class Claimer:
             freed = {channel for feed in feeds for channel in feed.release()}
         if self._link.lost is not None:
             for each in claimed:
-                self._link.answers.back(each.queue, each.handle, is_unseen=True)
+                self._link.answers.return_unseen(each)
             return
         again = self._hand_over(feeds, asked, claimed)
         for channel in freed:
@@ -299,7 +299,7 @@ class Claimer:
             if each.dead is not None:
                 link.answers.give_up(each, each.dead)
             elif taker is None:
-                link.answers.back(each.queue, each.handle, is_unseen=True)
+                link.answers.return_unseen(each)
             else:
                 taker.deliver(each)
         return [each for each in feeds if link.feeds.get(each.queue) is each]

@@ -1,6 +1,6 @@
 """What one life of a connection leaves to the next.
 
-A connection may be lost between an answer and the store's word, between a claim and the messages that
+A connection may be lost between an answer and the broker's word, between a claim and the messages that
 it brings, and with messages in the hands of handlers.  What was answered is answered again in the
 next life, which changes nothing where it had arrived; what was not goes back to its queue at once,
 instead of waiting for the end of its lease.  Until then an answer may still come.
@@ -8,61 +8,73 @@ instead of waiting for the end of its lease.  Until then an answer may still com
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from greenconn.broker.port import Answer, Settlement
-
-if TYPE_CHECKING:
-    from greenconn.broker.link import StoreLink
+from greenconn.broker.holding import Disposition, HeldMessage, HoldingLink
 
 __all__ = ["Handover"]
 
 
 class Handover:
-    """Held messages of former lives, and what was answered.  Nothing here switches."""
+    """Held messages of former lives, and what was answered."""
 
-    __slots__ = ("_answers", "_held", "_successor")
+    __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor")
 
     def __init__(self) -> None:
         #: The life that was begun last.
-        self._successor: StoreLink | None = None
-        self._answers: list[tuple[str, Answer]] = []
-        #: Delivery tag -> queue and answer, as long as nobody gives another.
-        self._held: dict[str, tuple[str, Answer]] = {}
+        self._successor: HoldingLink | None = None
+        self._acks: list[Any] = []
+        self._dispositions: list[Disposition] = []
+        #: Claims whose answers never came may have taken these.
+        self._doubtful: list[HeldMessage] = []
+        #: Delivery tag -> message, as long as nobody answers it.
+        self._held: dict[Any, HeldMessage] = {}
 
-    def take(self, link: StoreLink) -> None:
-        """The life of *link* is over."""
-        if not link.store.outlives_link:
+    def take(self, link: HoldingLink) -> None:
+        """Take what the life of *link*, which is over, has left.  Never switches."""
+        if not link.holding.outlives_link:
             return
-        self._answers += link.answers.unsettled()
-        for queue, handle in link.store.doubtful():
-            self._answers.append((queue, Answer(handle, Settlement.BACK, is_unseen=True)))
+        acks, dispositions = link.answers.unsettled()
+        self._acks += acks
+        self._dispositions += dispositions
+        self._doubtful += link.holding.doubtful()
         for each in link.held():
             if each.is_held:
-                answer = Answer(each.handle, Settlement.BACK)
-                self._held[each.delivery_tag] = (each.queue, answer)
+                self._held[each.delivery_tag] = each.claimed
 
-    def ack(self, tag: str) -> None:
-        """A message of a former life is done after all."""
+    def ack(self, tag: Any) -> None:
+        """Note that a message of a former life was handled after all.  Never switches."""
         kept = self._held.pop(tag, None)
         if kept is not None:
-            queue, answer = kept
-            self._answers.append((queue, answer._replace(settlement=Settlement.DONE)))
+            self._acks.append(kept.handle)
 
-    def add(self, link: StoreLink, queue: str, answer: Answer) -> None:
-        """This was answered, or given back unseen, when the life of *link* was over."""
-        if link.is_parents or not link.store.outlives_link:
+    def add(
+        self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
+    ) -> None:
+        """Take what was answered when the life of *link* was over.  Never switches."""
+        if link.is_parents or not link.holding.outlives_link:
             return
         successor = self._successor
         if successor is not None and successor.lost is None:
-            successor.answers.add(queue, answer)
+            successor.answers.take_over(acks, dispositions)
         else:
-            self._answers.append((queue, answer))
+            self._acks += acks
+            self._dispositions += dispositions
 
-    def pass_on(self, link: StoreLink) -> None:
-        """Let *link* answer and give back everything."""
+    def pass_on(self, link: HoldingLink) -> None:
+        """Let *link* answer and give back everything.  May switch.
+
+        What was not given back when that fails stays for the next life.
+        """
         self._successor = link
-        answers, self._answers = self._answers, []
-        held, self._held = self._held, {}
-        for queue, answer in (*answers, *held.values()):
-            link.answers.add(queue, answer)
+        acks, self._acks = self._acks, []
+        dispositions, self._dispositions = self._dispositions, []
+        if acks or dispositions:
+            link.answers.take_over(acks, dispositions)
+        held, doubtful = dict(self._held), list(self._doubtful)
+        if held or doubtful:
+            link.holding.reclaim(list(held.values()), doubtful)
+        for tag in held:
+            self._held.pop(tag, None)
+        del self._doubtful[: len(doubtful)]

@@ -1,23 +1,18 @@
 """Leases: what a link holds is kept from coming back as long as it lives.
 
-Every third of a lease the store is told what is held.  Nothing else keeps a message from being given
+Every third of a lease the broker is told what is held.  Nothing else keeps a message from being given
 to somebody else, so a handler may run for as long as it likes.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from greenconn.broker.holding import HoldingLink
 from greenconn.green.blocking_monitor import tell_blocked
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-
-if TYPE_CHECKING:
-    from gevent import Greenlet
-
-    from greenconn.broker.delivery import StoreDelivery
-    from greenconn.broker.link import StoreLink
 
 __all__ = ["Leases"]
 
@@ -31,22 +26,28 @@ class Leases:
     """Renews what one link holds.
 
     Attributes:
-        lost: leases that had ended before they were renewed.
+        lost: messages whose lease had ended before it was renewed, or before they were answered.
     """
 
-    __slots__ = ("__weakref__", "_greenlet", "_link", "_ticker", "lost")
+    __slots__ = ("__weakref__", "_link", "_ticker", "_under_way", "lost")
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: HoldingLink) -> None:
         self._link = link
         self.lost = 0
         self._ticker: Ticker | None = None
-        self._greenlet: Greenlet[..., Any] | None = None
+        #: Calls that have not been answered.
+        self._under_way = 0
+
+    @property
+    def is_renewing(self) -> bool:
+        """Whether the broker is told that this link lives."""
+        return self._ticker is not None
 
     def start(self) -> None:
-        """Renew from now on.  Never switches."""
-        seconds = self._link.store.lease
-        if seconds is not None:
-            self._ticker = Ticker(seconds / 3, self._tick, "leases")
+        """Renew from now on.  Again: does nothing.  Never switches."""
+        interval = self._link.holding.renewal_interval
+        if interval is not None and self._ticker is None:
+            self._ticker = Ticker(interval, self._tick, "leases")
             self._ticker.start()
 
     def stop(self) -> None:
@@ -54,59 +55,60 @@ class Leases:
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
-        if self._greenlet is not None:
-            self._link.kill([self._greenlet])
 
     def _tick(self, lag: float) -> None:
         # In the hub.
         assert self._ticker is not None
-        interval = self._ticker.interval
+        link, interval = self._link, self._ticker.interval
         if lag > interval:
-            tell_blocked(logger, self._link.where, lag, interval)
-        if self._greenlet is None:
-            self._greenlet = spawn("renew", self._renew)
+            tell_blocked(logger, link.where, lag, interval)
+        if not self._under_way:
+            self.renew()
+        link.answers.repeat()
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Tell the broker what is held.  Never switches."""
         link = self._link
-        try:
-            held = [each for each in link.held() if each.is_held]
-            late = 0
-            for start in range(0, max(len(held), 1), RENEWALS):
-                late += self._renew_page(held[start : start + RENEWALS])
-            if late:
-                self._tell(late, "before it was renewed")
-        except BaseException as exc:
-            link.failed(exc, "renewing leases")
-            if not isinstance(exc, Exception):
-                raise
-        finally:
-            self._greenlet = None
+        handles = [each.handle for each in link.held() if each.is_held]
+        for start in range(0, max(len(handles), 1), RENEWALS):
+            self._under_way += 1
+            link.holding.renew(handles[start : start + RENEWALS], self._renewed)
 
-    def _renew_page(self, page: list[StoreDelivery]) -> int:
-        """Renew some and return how many of them were lost, and not answered meanwhile."""
-        gone = self._link.store.renew([each.handle for each in page])
-        if not gone:
-            return 0
+    def _renewed(self, outcome: Any) -> None:
+        link = self._link
+        self._under_way -= 1
+        if isinstance(outcome, Exception):
+            error = link.holding.error(outcome, "renewing leases")
+            if link.lost is None:
+                spawn("log", logger.error, "%s", error)
+        elif outcome:
+            self._note_lost(outcome)
+
+    def _note_lost(self, handles: Any) -> None:
         late = 0
-        for each in page:
+        for each in self._link.held():
             # A handle may be of any kind, so that it cannot be looked up in a set.
-            if each.handle in gone and each.is_held and each.is_unanswered:
+            if each.is_held and each.handle in handles:
                 each.is_held = False
                 late += 1
-        return late
+        if late:
+            self._note(late, "before it was renewed")
 
     def note_late(self, late: int) -> None:
-        """So many answers came too late.  May switch."""
-        self._tell(late, "when it was answered")
+        """Note that so many answers came too late.  Never switches."""
+        self._note(late, "when it was answered")
+
+    def _note(self, late: int, when: str) -> None:
+        self.lost += late
+        spawn("lease-lost", self._tell, late, when)
 
     def _tell(self, late: int, when: str) -> None:
         link = self._link
-        self.lost += late
         logger.warning(
-            "%s: the lease of %s s of %d messages had ended %s (the process was stopped or busy for "
+            "%s: the lease of %g s of %d messages had ended %s (the process was stopped or busy for "
             "that long): they are or will be handled once more (lease_lost)",
             link.where,
-            link.store.lease,
+            link.holding.lease or 0.0,
             late,
             when,
         )

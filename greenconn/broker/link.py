@@ -7,17 +7,19 @@ them with a deadline, and may be killed at any time without any harm to a call t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
 from gevent import Greenlet
 
 from greenconn.broker.answers import Answers
+from greenconn.broker.blocking import StoreHolding
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.directory import StoreDirectory
 from greenconn.broker.feed import Claimer, Feed
+from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import Putting
@@ -83,6 +85,7 @@ class StoreLink(BrokerLink):
         self.directory: StoreDirectory = StoreDirectory(self)
         self.routing: Routing = Routing(self)
         self.putting = Putting(self)
+        self.holding = StoreHolding(self)
         self.answers = Answers(self)
         self.subscriptions = StoreSubscriptions(self)
         self.leases = Leases(self)
@@ -106,7 +109,7 @@ class StoreLink(BrokerLink):
             self.topology = self.store.topology
             self.leases.start()
             self._after_fork = AfterFork(self)
-            self.transport.handover.pass_on(self)
+            self.handover.pass_on(self)
         except BaseException as exc:
             if self.lost is None:
                 lost = RecoverableConnectionError(f"it was not opened ({exc!r})")
@@ -188,9 +191,15 @@ class StoreLink(BrokerLink):
             if slot is None:
                 greenlet.join(deadline.left())
         try:
-            self.answers.flush(deadline)
+            self._tell_answers(deadline)
         except TimeoutError as exc:
             raise self.no_answer("answering") from exc
+
+    def _tell_answers(self, deadline: Deadline) -> None:
+        """Return when the store was told all that was answered by now.  May switch."""
+        self.answers.wait_routed(deadline)
+        self.answers.flush()
+        self.holding.wait(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when the store was told what was answered.  May switch.
@@ -202,7 +211,7 @@ class StoreLink(BrokerLink):
         self.home.check(self)
         self.check_open()
         try:
-            self.answers.flush(deadline.within(self.options.reply_timeout))
+            self._tell_answers(deadline.within(self.options.reply_timeout))
         except TimeoutError as exc:
             raise TimeoutError(f"{self.where} did not take all answers in time") from exc
 
@@ -219,6 +228,23 @@ class StoreLink(BrokerLink):
                 self.flush(NEVER)
             except RecoverableConnectionError:
                 pass
+
+    @property
+    def handover(self) -> Handover:
+        """What takes answers that come when this life is over."""
+        return self.transport.handover
+
+    def note_late(self, count: int) -> None:
+        """Note that so many messages were answered too late.  Never switches."""
+        self.leases.note_late(count)
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
+        """Return the queues that a message goes to.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+        return self.routing.routes(exchange, routing_key, headers)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""
@@ -397,7 +423,7 @@ class StoreLink(BrokerLink):
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        self.transport.handover.take(self)
+        self.handover.take(self)
         note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop(exc)
@@ -422,6 +448,7 @@ class StoreLink(BrokerLink):
         self.leases.stop()
         self.putting.stop(gone)
         self.answers.stop(gone)
+        self.holding.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
             if claimer.greenlet is not None:

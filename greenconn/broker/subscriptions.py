@@ -146,7 +146,7 @@ class StoreSubscriptions:
 
     def _give_unseen_back(self, found: Sequence[Claimed]) -> None:
         for each in found:
-            self._link.answers.back(each.queue, each.handle, is_unseen=True)
+            self._link.answers.return_unseen(each)
 
 
 def _leave(link: StoreLink, queue: str) -> None:

@@ -279,6 +279,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
         *("test_old_messages_expire", "test_message_that_dies_in_a_circle_is_dropped"),
         "test_message_may_expire_by_itself",
         "test_dead_letter_that_cannot_be_stored_leaves_the_original",
+        "test_who_is_killed_while_he_rejects_leaves_nothing_half_done",
     ),
     "bounds, expiry and priorities of queues": (
         *("test_bytes_count_too", "test_full_queue_drops_its_head", "test_full_queue_may_refuse"),

@@ -76,6 +76,20 @@ def test_letter_keeps_its_key_unless_told(side: Side) -> None:
     assert letter.delivery_info["routing_key"] == queue
 
 
+def test_who_is_killed_while_he_rejects_leaves_nothing_half_done(side: Side) -> None:
+    """The connection of whoever rejects does not know yet where dead letters go."""
+    channel = side.channel()
+    exchange = side.exchange(channel, "topic")
+    dead = side.queue(channel)
+    channel.queue_bind(dead, exchange, "#")
+    queue = side.queue(channel, arguments={"x-dead-letter-exchange": exchange})
+    side.send(channel, "x", "", queue)
+    rejecting = gevent.spawn(side.channel().basic_get(queue).reject)
+    gevent.sleep(0)  # it has begun
+    rejecting.kill()
+    assert letter_of(side, channel, dead).body == "x"
+
+
 def test_deaths_are_counted(side: Side) -> None:
     channel = side.channel()
     queue, dead = grave(side, channel)

@@ -78,7 +78,7 @@ def subscribed(link: RedisLink, name: str = "", **options: Any) -> str:
 
 def killed(link: RedisLink) -> None:
     """End a link as if its process had been killed: nobody learns of it."""
-    link.lease.stop()
+    link.leases.stop()
     link.pipeline.close()
     link.collect()
 

@@ -66,7 +66,7 @@ def test_living_consumers_keep_what_they_hold(
         assert [each.restored for each in sweepers] == [0, 0]
         is_over.set()
         assert all(each.stop(SOON) for each in consumers)
-        assert [each.connection.lease.lost for each in (connection, rival)] == [0, 0]
+        assert [each.connection.leases.lost for each in (connection, rival)] == [0, 0]
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])

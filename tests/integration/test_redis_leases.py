@@ -112,7 +112,7 @@ def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> Non
     assert not thief
     store[0].ack()
     gevent.sleep(0.1)
-    assert slow.lease.lost == 0
+    assert slow.leases.lost == 0
 
 
 def test_late_ack_changes_nothing_and_is_reported(
@@ -123,18 +123,18 @@ def test_late_ack_changes_nothing_and_is_reported(
     told: list[int] = []
     channel.events["lease_lost"].add(told.append)
     message = channel.basic_get("q")
-    late.lease.stop()  # as if its hub were blocked
+    late.leases.stop()  # as if its hub were blocked
     taken = Store()
     other.transport.create_channel(other).basic_consume("q", sink=taken)
     wait_until(lambda: taken, 10 * LEASE)
     message.ack()
     wait_until(lambda: told)
     assert told == [1]
-    assert late.lease.lost == 1
+    assert late.leases.lost == 1
     assert "lease_lost" in caplog.text
     taken[0].ack()
     gevent.sleep(0.1)
-    assert other.lease.lost == 0
+    assert other.leases.lost == 0
     assert channel.queue_declare("q", passive=True).message_count == 0
 
 
@@ -214,7 +214,7 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     for channel, queue in zip(channels, ("spoiled", "sound"), strict=True):
         channel.basic_consume(queue, sink=store)
     wait_until(lambda: len(store) == 4)
-    dead.lease.stop()  # as if its process were killed
+    dead.leases.stop()  # as if its process were killed
     dead.pipeline.close()
     dead.sweeper.stop()
     alive.call(pack("SET", alive.keys.plain("spoiled"), "something else"))
@@ -238,7 +238,7 @@ def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisL
 def test_who_was_slower_to_declare_takes_no_queue_along(opened: Callable[..., RedisLink]) -> None:
     """Its note that the queue is its own is the last one, but the declaration is another's."""
     slower, owner, alive = opened(), opened(), opened()
-    slower.lease.begin_alive()
+    slower.keep_alive()
     owner.transport.create_channel(owner).queue_declare("own", exclusive=True)
     slower.call(pack("HSET", slower.keys.exclusive, "own", slower.owner))
     slower.collect()
@@ -256,7 +256,7 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
     for field in fields:
         link.call(pack("HSET", unacked, field, b'[{}, "", ""]'))
         link.call(pack("ZADD", index, 1, field))
-    link.lease.canary = fields[0]  # as while it begins
+    link.permissions.is_trying = True
     link.end(ConnectionError("cut by the test"))
     again = link.transport.establish_connection()
     try:
@@ -296,7 +296,7 @@ def test_the_lease_alone_decides_where_clients_may_not_be_listed(
 ) -> None:
     killed, alive = opened(lease=60.0), opened(lease=60.0)
     monkeypatch.setattr(owners, "is_lost", lambda owner: False)
-    killed.lease.begin_alive()
+    killed.keep_alive()
     killed.call(pack("PING"))
     killed.collect()
     call = alive.call

@@ -120,7 +120,7 @@ def test_refused_answers_are_said_again(redis_with: RedisFactory) -> None:
         requeued.requeue()
         rejected.reject()
         answers = connection.connection.answers
-        wait_until(lambda: len(answers._refused_acks) == 2 and len(answers._refused_moves) == 1)
+        wait_until(lambda: answers.refused == 3)
         at_server("ACL", "SETUSER", "mailer", "+hdel")
         wait_until(lambda: at_server("LLEN", "q") == 1)
         message = queue.get()

@@ -369,7 +369,7 @@ def test_without_acks(connect: Connect) -> None:
     first.ack()
     second.requeue()
     assert [channel.basic_get("q").payload for _ in range(2)] == [1, 2]
-    assert link.lease.lost == 0
+    assert link.leases.lost == 0
 
 
 def test_flushed_scripts(connect: Connect) -> None:

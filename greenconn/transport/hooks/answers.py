@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from greenconn.broker.answers import Answers
+from greenconn.broker.holding import HoldingLink
 from greenconn.broker.port import Settlement
 
 __all__ = ["HookAnswers"]
+
+
+class WakingLink(HoldingLink, Protocol):
+    """A link that is told when there may be messages."""
+
+    def ripen(self, queue: str) -> None:
+        """Note that a queue may have messages.  Never switches."""
 
 
 class HookAnswers(Answers):
@@ -18,7 +26,11 @@ class HookAnswers(Answers):
     what nobody has seen is put back by a greenlet, as in the base class.
     """
 
-    __slots__ = ()
+    __slots__ = ("_waking",)
+
+    def __init__(self, link: WakingLink) -> None:
+        super().__init__(link)
+        self._waking = link
 
     def done(self, delivery: Any) -> None:
         """Tell that a delivery was handled."""
@@ -28,7 +40,7 @@ class HookAnswers(Answers):
         """Put *deliveries* back into their queues."""
         for delivery in deliveries:
             self._tell(delivery, Settlement.BACK)
-            self._link.ripen(delivery.queue)
+            self._waking.ripen(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""

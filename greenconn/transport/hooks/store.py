@@ -197,7 +197,7 @@ class HookStore(Store):
         feed = self.link.feeds.get(queue)
         if feed is None:
             # Its consumer was cancelled while the broker was asked.
-            self.link.answers.back(queue, message, is_unseen=True)
+            self.link.answers.return_unseen(message.claimed)
         elif queue in self._arrived or not feed.offer(message.claimed):
             self._arrived.setdefault(queue, deque()).append(message)
             self.wake(queue)
@@ -220,7 +220,7 @@ class HookStore(Store):
     def retire(self, queue: str) -> None:
         """Give back what was taken out for consumers that are gone.  Never switches."""
         for message in self._arrived.pop(queue, ()):
-            self.link.answers.back(queue, message, is_unseen=True)
+            self.link.answers.return_unseen(message.claimed)
 
     def settle(self, answers: Sequence[Answer]) -> int:
         """Put messages back that nobody has seen, or whose channel has ended."""

@@ -7,7 +7,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.holding import Disposition
 from greenconn.broker.link import StoreLink
+from greenconn.broker.port import Settlement
 from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError, NotFound
 from greenconn.identity import uuid
@@ -103,7 +105,8 @@ class HostedChannel(StoreChannel[StoreLink]):
         self.deliveries.unanswered.clear()
         if self.raw.do_restore:  # else the broker itself gives back what is not answered
             for message in held:
-                self.connection.answers.back(message.queue, message)
+                back = Disposition(message.claimed, Settlement.BACK)
+                self.connection.answers.settle(back)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)
 

@@ -18,6 +18,7 @@ from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.broker.directory import MOST_KNOWN, Directory
+from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost
@@ -256,7 +257,7 @@ class RedisDirectory(Directory):
         link = self._link
         key = link.keys.queue(name)
         if declared.owner is not None:
-            link.lease.begin_alive()
+            link.keep_alive()
         expires_ms = declared.expires_ms
         what = f"declaring queue {name!r}"
         link.run(
@@ -397,12 +398,14 @@ class RedisDirectory(Directory):
             self._none_goes.set()
 
     def settle(self) -> None:
-        """Wait until the bindings of queues that deleted themselves are gone.  May switch.
+        """Wait until dead letters are stored, and queues that deleted themselves are gone.  May switch.
 
-        Or those of a queue of the same name, or an exchange that goes with them, would go too.
+        Or the bindings of a queue of the same name, or an exchange that goes with them, would go too.
         """
+        timeout = self._link.options.reply_timeout
+        self._link.answers.wait_routed(Deadline(timeout))
         if self._going:
-            self._none_goes.wait(self._link.options.reply_timeout)
+            self._none_goes.wait(timeout)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""

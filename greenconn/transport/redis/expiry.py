@@ -23,10 +23,9 @@ from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.clock import mark
-from greenconn.transport.redis.dead_letters import dead_letter_move
+from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.restoring import carry_out
-from greenconn.transport.redis.returning import TAIL, Move
+from greenconn.transport.redis.restoring import carry_out, dead_letter_move
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, EXPIRE, entry_suffix
 from greenconn.wire.resp import pack
 
@@ -116,7 +115,7 @@ class _Watch:
     def look(self) -> None:
         """Note the newest messages, and give up those that have expired.  May switch."""
         link = self._link
-        link.lease.begin(ENDLESS)
+        link.permissions.check(ENDLESS)
         newest = link.call_all(
             [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for old messages"
         )
@@ -144,9 +143,8 @@ class _Watch:
             )
             moves = []
             for number, raw in zip(numbers, raws, strict=False):
-                field = f"{link.prefix}{number}"
-                move = dead_letter_move(link, number, field, self.queue, raw, "expired")
-                moves.append(move or Move(number, field, "", TAIL, []))
+                message = Delivery(None, f"{link.prefix}{number}", number, raw, self.queue)
+                moves.append(dead_letter_move(link, message, "expired"))
             carry_out(link, moves)
         finally:
             if link.lost is None:

@@ -30,7 +30,7 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_of"]
+__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_name", "topic_of"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -39,6 +39,11 @@ _PING: Final = pack("PING")
 LISTENING: Final = RetryPolicy(first=0.1, longest=5.0)
 #: Begins, among the queues that a message goes to, what stands for a channel.
 _TOPIC: Final = "\0channel\0"
+
+
+def topic_name(exchange: str, routing_key: str) -> str:
+    """Return what stands for a channel among the queues that a message goes to."""
+    return f"{_TOPIC}{exchange}\0{routing_key}"
 
 
 def topic_of(name: str) -> tuple[str, str] | None:
@@ -61,7 +66,7 @@ class BroadcastRouter(FanoutRouter):
         self._exchange = exchange
 
     def match(self, routing_key: str, headers: Mapping[str, Any]) -> Collection[Binding]:
-        topic = f"{_TOPIC}{self._exchange}\0{routing_key}"
+        topic = topic_name(self._exchange, routing_key)
         onward = [each for each in super().match(routing_key, headers) if each.to_exchange]
         return [Binding(self._exchange, topic, routing_key), *onward]
 
@@ -154,7 +159,7 @@ class Fanout:
             self._flight.run("open", self._open, ENDLESS)
         else:
             self._subscribe(pipeline, topics)
-        gap = self._link.transport.handover.gap(queue)
+        gap = self._link.transport.former.gap(queue)
         if gap is not None:
             self._tell_gap([queue], gap)
 

@@ -38,7 +38,6 @@ from gevent import get_hub
 
 from greenconn.transport.redis.clock import packed_mark
 from greenconn.transport.redis.message import Delivery
-from greenconn.transport.redis.returning import unseen
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, CLAIM_COUNT, Scripts, entry_suffix
 from greenconn.transport.virtual.consumer import WINDOW, Consumer
 from greenconn.transport.virtual.turns import Turns
@@ -315,7 +314,7 @@ class Feed:
         field = f"{link.prefix}{number}"
         if consumer is None:
             # It was cancelled meanwhile: back to where it was, and nobody has seen it.
-            link.answers.move(unseen(link.keys, number, field, self.queue, raw))
+            link.answers.return_unseen(Delivery(None, field, number, raw, self.queue))
             return
         self._hand_over(
             consumer, Delivery(consumer.channel, field, number, raw, self.queue, consumer)

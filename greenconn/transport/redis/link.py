@@ -8,34 +8,41 @@ fan-out, one for bodies above 1 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis.exceptions import NoScriptError
 
+from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.handover import Handover
+from greenconn.broker.leases import Leases
+from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
-from greenconn.transport.redis.answers import Answers
+from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
-from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of
+from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_name
 from greenconn.transport.redis.feed import Feed
+from greenconn.transport.redis.holding import RedisHolding
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.large import LargeBodies
-from greenconn.transport.redis.leases import Lease
 from greenconn.transport.redis.login import open_pipeline
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.owners import owner_of
+from greenconn.transport.redis.permissions import Permissions
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.transport.redis.replies import check_reply
+from greenconn.transport.redis.routes import routes_of
 from greenconn.transport.redis.scripts import Script, Scripts
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.subscriptions import RedisSubscriptions
@@ -45,6 +52,7 @@ from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
+from greenconn.transport.virtual.publishing import Envelope
 from greenconn.wire.resp import Argument, pack
 
 if TYPE_CHECKING:
@@ -52,6 +60,8 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.transport import Transport
 
 __all__ = ["RedisLink"]
+
+logger = logging.getLogger("greenconn.transport.redis")
 
 T = TypeVar("T")
 
@@ -92,6 +102,8 @@ class RedisLink(BrokerLink):
         self.records = RedisTopology(self)
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self)
+        self.is_parents = False  #: this process is a child of the one that opened it
+        self.holding = RedisHolding(self)
         self.answers = Answers(self)
         self.subscriptions = RedisSubscriptions(self)
         #: Without ``ack_emulation``: nobody holds what was delivered.
@@ -102,7 +114,8 @@ class RedisLink(BrokerLink):
         self.clients = Clients(self)
         self._master: SwitchWatch | None = None
         self.secret = Secret(self)
-        self.lease = Lease(self)
+        self.leases = Leases(self)
+        self.permissions = Permissions(self)
         self.sweeper = Sweeper(self)
         self.expiry = Expiry(self)
         self.feeds: dict[str, Feed] = {}
@@ -251,6 +264,42 @@ class RedisLink(BrokerLink):
             if isinstance(channel, StoreChannel):
                 yield from list(channel.deliveries.unanswered.values())
 
+    @property
+    def handover(self) -> Handover:
+        """What takes answers that come when this life is over."""
+        return self.transport.handover
+
+    def note_late(self, count: int) -> None:
+        """Note that so many messages were answered too late.  Never switches."""
+        self.leases.note_late(count)
+
+    def keep_alive(self) -> None:
+        """See that others know this owner as living from now on.  Never switches."""
+        if not self.leases.is_renewing:
+            self.leases.start()
+            self.leases.renew()
+            self.sweeper.start()
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
+        """Return the queues, and what stands for channels, that a dead letter goes to.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+        if not exchange:
+            return self.routing.routes(exchange, routing_key, headers)
+        routes = routes_of(self, exchange, routing_key, headers)
+        return [*routes.queues, *(topic_name(*topic) for topic in routes.topics)]
+
+    def entries(self, envelope: Envelope, queues: Sequence[str]) -> list[Entry]:
+        """Return a message on its way into *queues*."""
+        return [Entry(queue, envelope) for queue in queues]
+
+    def failed(self, exc: BaseException, what: str) -> None:
+        """Log that a call to the server failed.  Never switches."""
+        if self.lost is None:
+            spawn("log", logger.error, "%s: %s failed: %s", self.where, what, exc)
+
     def publisher(self, channel: StoreChannel[Any]) -> RedisPublisher:
         """Return what *channel* publishes with."""
         return RedisPublisher(channel, self)
@@ -264,6 +313,10 @@ class RedisLink(BrokerLink):
             TimeoutError: the server took too little within its ``reply_timeout``.
         """
         if self.lost is None:
+            try:
+                self.answers.wait_routed(Deadline(self.options.reply_timeout))
+            except RecoverableConnectionError:
+                return
             self.answers.flush()
             self.pipeline.drain()
 
@@ -278,6 +331,7 @@ class RedisLink(BrokerLink):
         self.check_open()
         for channel in list(self.channels.values()):
             channel.flush(deadline.left())
+        self.answers.wait_routed(deadline)
         self.answers.flush()
         for pipeline in (self.pipeline, *self.other_pipelines()):
             pipeline.drain(deadline)
@@ -303,8 +357,11 @@ class RedisLink(BrokerLink):
                     channel.close()
                 self.directory.close()
                 self.answers.repeat()
+                self.answers.wait_routed()
                 self.answers.flush()
-                self.lease.end()
+                if self.leases.is_renewing:
+                    self.leases.stop()
+                    self.pipeline.post(pack("ZREM", self.keys.owners, self.owner))
                 self.pipeline.call(_PING)
         except (OSError, RecoverableConnectionError):
             pass  # it is over all the same; the lease gives back what is held
@@ -316,10 +373,12 @@ class RedisLink(BrokerLink):
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        self.transport.handover.take(self)
+        self.handover.take(self)
+        self.transport.former.add(self)
         note_lost(self.owner)
         super().end(exc, closed=closed)
         self._stop()
+        self.answers.stop(LinkLost(f"connection is closed ({exc})"))
         if hasattr(self, "pipeline"):
             self.answers.flush()
             self.pipeline.close()
@@ -327,6 +386,8 @@ class RedisLink(BrokerLink):
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's."""
         super().forget(exc)
+        self.is_parents = True
+        self.answers.stop(exc)
         self.pipeline.forget()
         self.fanout.forget()
         self._large.forget()
@@ -339,7 +400,7 @@ class RedisLink(BrokerLink):
         """End what goes by a clock."""
         self.sweeper.stop()
         self.expiry.stop()
-        self.lease.stop()
+        self.leases.stop()
         self.waking.stop()
         self.directory.stop()
         self.fanout.stop()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from greenconn.broker.dead_letters import DELIVERY_COUNT
+from greenconn.broker.port import Claimed
+from greenconn.jsoncodec import loads
 from greenconn.transport.virtual import delivery
 from greenconn.transport.virtual.envelope import Contents, contents_of
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.life import ChannelLife
@@ -56,6 +60,26 @@ class Delivery(delivery.Delivery):
         )
         given.is_repeated = self.is_repeated
         return given
+
+    @property
+    def claimed(self) -> Claimed:
+        """What stays of it when its link is gone."""
+        return Claimed(self.queue, None, self.handle)
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """As it was stored; None where it cannot be read."""
+        try:
+            found = loads(self.raw)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered before, as far as it tells."""
+        known = self.headers.get(DELIVERY_COUNT)
+        return known if isinstance(known, int) and known > 0 else 0
 
     def _contents(self) -> Contents:
         return contents_of(self.raw)

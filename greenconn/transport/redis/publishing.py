@@ -18,8 +18,8 @@ from greenconn.exceptions import ChannelError, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.envelope import Outgoing
+from greenconn.transport.redis.moves import clamped
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.returning import clamped
 from greenconn.transport.redis.routes import routes_of
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Sent, Window
@@ -356,8 +356,10 @@ class RedisPublisher:
         """
         link = self._link
         if link.lost is None:
+            deadline = Deadline(timeout)
+            link.answers.wait_routed(deadline)
             link.answers.flush()
-            link.pipeline.drain(Deadline(timeout))
+            link.pipeline.drain(deadline)
         window, unasked = self._window, link.transport.unasked
         if window is None:
             self._channel.check_open()

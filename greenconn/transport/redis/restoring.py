@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
+from greenconn.broker.dead_letters import dead_letter_entries
+from greenconn.broker.holding import Disposition
+from greenconn.broker.port import Settlement
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.answers import move_arguments, parted
-from greenconn.transport.redis.dead_letters import dead_letter_move
 from greenconn.transport.redis.envelope import marked_redelivered
-from greenconn.transport.redis.returning import HEAD, Move, list_of
+from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.moves import (
+    HEAD,
+    Move,
+    list_of,
+    move_arguments,
+    move_of,
+    number_of,
+    parted,
+)
 from greenconn.transport.redis.routes import bound_queues
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
@@ -25,7 +35,7 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Held", "carry_out", "read_held", "restore"]
+__all__ = ["Held", "carry_out", "dead_letter_move", "read_held", "restore"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -55,8 +65,7 @@ class Held:
     @property
     def number(self) -> int:
         """Position among all that its owner took; 0 where that is not known."""
-        _, _, number = self.field.rpartition(".")
-        return int(number) if number.isdecimal() else 0
+        return number_of(self.field)
 
 
 def read_held(field: str, value: bytes) -> Held | None:
@@ -149,6 +158,16 @@ def carry_out(link: RedisLink, moves: list[Move], dead_owner: str = "") -> int:
     return moved
 
 
+def dead_letter_move(link: RedisLink, message: Delivery, reason: str) -> Move:
+    """Return the move that makes a dead letter of a message, or drops it.  May switch.
+
+    Arguments:
+        reason: ``delivery_limit`` or ``expired``.
+    """
+    entries = dead_letter_entries(link, message, reason)
+    return move_of(link, Disposition(message, Settlement.DONE, entries=entries))
+
+
 def _note_stuck(link: RedisLink, field: str, why: str) -> None:
     if field not in link.sweeper.stuck:
         link.sweeper.stuck.add(field)
@@ -164,10 +183,8 @@ def _way_back(link: RedisLink, held: Held) -> Move:
         link.directory.look(held.routing_key)
         limit = link.directory.delivery_limit(held.routing_key)
         if limit is not None and deliveries >= limit:
-            move = dead_letter_move(
-                link, held.number, held.field, held.routing_key, held.raw, "delivery_limit"
-            )
-            return move or Move(held.number, held.field, "", HEAD, [])
+            message = Delivery(None, held.field, held.number, held.raw, held.routing_key)
+            return dead_letter_move(link, message, "delivery_limit")
     else:
         # Of kombu, which keeps where a message was sent instead of where it was taken.
         queues = bound_queues(link, held.exchange, held.routing_key)

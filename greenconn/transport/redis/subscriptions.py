@@ -11,7 +11,6 @@ from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.returning import unseen
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.consumer import Consumer
@@ -40,7 +39,7 @@ class RedisSubscriptions:
         """
         link = self._link
         link.directory.check(queue, method)
-        link.lease.begin(ENDLESS)
+        link.permissions.check(ENDLESS)
         return link.feed(queue)
 
     def start(self, consumer: Consumer) -> None:
@@ -108,8 +107,9 @@ class RedisSubscriptions:
             NotFound: there is no such queue.
         """
         link = self._link
+        link.answers.wait_routed()
         link.directory.check(queue, Method.BASIC_GET)
-        link.lease.begin(ENDLESS)
+        link.permissions.check(ENDLESS)
         number = link.take_numbers(1)
         field = f"{link.prefix}{number}"
         link.gets.add(number)
@@ -140,7 +140,7 @@ class RedisSubscriptions:
 
         def put(reply: Any) -> None:
             if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
-                link.answers.move(unseen(link.keys, number, field, queue, reply[0]))
+                link.answers.return_unseen(Delivery(None, field, number, reply[0], queue))
 
         keys = (link.keys.unacked, link.keys.unacked_index, *lists)
         args = (link.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
@@ -156,7 +156,7 @@ class RedisSubscriptions:
             reply = slot.wait(ENDLESS)
         except BaseException:
             if slot.has_value and isinstance(slot.value, list) and slot.value:
-                link.answers.move(unseen(link.keys, number, field, queue, slot.value[0]))
+                link.answers.return_unseen(Delivery(None, field, number, slot.value[0], queue))
             elif not slot.is_filled:
                 slot.fail(TimeoutError("nobody waits"))
             raise

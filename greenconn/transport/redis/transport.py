@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import redis
 from redis import exceptions
 
+from greenconn.broker.handover import Handover
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -27,7 +28,7 @@ from greenconn.options import (
 from greenconn.transport import base
 from greenconn.transport.redis import channel
 from greenconn.transport.redis.fanout import router_of
-from greenconn.transport.redis.handover import Handover
+from greenconn.transport.redis.former import FormerOwners
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.login import Address, Credentials, Login
@@ -90,6 +91,7 @@ class Transport(base.Transport[RedisLink]):
         self._options: RedisOptions | None = None
         self._state: BrokerState | None = None
         self._handover: Handover | None = None
+        self._former: FormerOwners | None = None
         self._unasked: Unasked | None = None
         self.address: Address
         self.login: Login
@@ -101,6 +103,13 @@ class Transport(base.Transport[RedisLink]):
         if self._handover is None:
             self._handover = self.kept_state.get(Handover, self._place())
         return self._handover
+
+    @property
+    def former(self) -> FormerOwners:
+        """The former lives of this connection at the same place."""
+        if self._former is None:
+            self._former = self.kept_state.get(FormerOwners, self._place())
+        return self._former
 
     @property
     def state(self) -> BrokerState:
@@ -172,7 +181,8 @@ class Transport(base.Transport[RedisLink]):
         link = RedisLink(self)
         link.open(deadline)
         try:
-            self.handover.settle(link)
+            self.handover.pass_on(link)
+            self.former.end_leases(link)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; the lease gives back what is held.
             logger.error("%s: what the lost connection held stays held: %s", link.where, exc)

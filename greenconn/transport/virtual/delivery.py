@@ -35,10 +35,11 @@ class Delivery(Message):
         waiting: messages left in the queue, for ``basic_get``, where that is known.
 
     Attributes:
+        handle: what the broker knows it by.
         is_held: the broker holds it for us until it is answered.
     """
 
-    __slots__ = ("consumer", "is_held", "number", "queue", "raw", "waiting")
+    __slots__ = ("consumer", "handle", "is_held", "number", "queue", "raw", "waiting")
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Delivery(Message):
         waiting: int | None = None,
     ) -> None:
         self.channel = channel
-        self.delivery_tag = tag
+        self.delivery_tag = self.handle = tag
         self.number = number
         self.raw = raw
         self.queue = queue

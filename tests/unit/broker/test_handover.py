@@ -97,7 +97,7 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     following = heir(link)
-    link.answers.back("q", claimed.handle, is_unseen=True)
+    link.answers.return_unseen(claimed)
     following.catch_up()
     assert got(following) == [("x", False)]
 
@@ -116,8 +116,8 @@ def test_the_child_of_a_fork_gives_nothing_back(connect: Opener, world: World, h
     (claimed,) = link.store.claim({"q": 1}, 0.0)
 
     def gives_nothing() -> bool:
-        link.answers.back("q", claimed.handle, is_unseen=True)
-        return not link.transport.handover._answers
+        link.answers.return_unseen(claimed)
+        return not link.transport.handover._dispositions
 
     assert holds_in_child(gives_nothing)
 

@@ -29,7 +29,9 @@ def settle(channel: StoreChannel[StoreLink], world: World) -> None:
     """Let all that is on its way come to its end."""
     link = channel.connection
     with gevent.Timeout(10):
-        while link.putting.is_busy or link._calls or link.answers._greenlet:
+        while any(
+            (link.putting.is_busy, link._calls, link.answers.is_routing, link.holding.is_busy)
+        ):
             turn()
     link.catch_up()
 

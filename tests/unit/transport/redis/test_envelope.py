@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.answers import parted
 from greenconn.transport.redis.envelope import Outgoing, marked_redelivered
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.moves import HEAD, Move, parted
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.restoring import read_held
-from greenconn.transport.redis.returning import HEAD, Move
 from greenconn.transport.redis.scripts import entry_suffix
 from greenconn.transport.virtual.tags import TagMaker
 

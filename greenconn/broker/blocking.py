@@ -1,0 +1,245 @@
+"""A store whose calls wait, behind the part of the port that does not.
+
+A greenlet tells the store what was answered.  It runs behind all that can run when the first answer of a
+turn comes, so that what these greenlets answer is told with it, in one call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from greenconn.broker.holding import Disposition, Done, HeldMessage
+from greenconn.broker.port import Answer, Claimed, Settlement
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
+
+    from greenconn.broker.link import StoreLink
+
+__all__ = ["StoreHolding"]
+
+
+class _Part:
+    """Answers that were told together: how many the store has not got yet, and who is called then."""
+
+    __slots__ = ("done", "late", "left")
+
+    def __init__(self, count: int, done: Done) -> None:
+        self.left = count
+        self.done = done
+        self.late = 0
+
+
+class StoreHolding:
+    """See :class:`~greenconn.broker.holding.Holding`."""
+
+    __slots__ = (
+        "_alone",
+        "_due",
+        "_greenlet",
+        "_link",
+        "_pending",
+        "_renewals",
+        "_renewer",
+        "_settled",
+        "_store",
+        "_waiters",
+    )
+
+    keeps_unreadable = False
+
+    def __init__(self, link: StoreLink) -> None:
+        self._link = link
+        self._store = link.store
+        #: To be called when the turn ends.
+        self._due: list[Callable[[], None]] = []
+        #: Answers, the queues that may have messages then, and with what they were told, in order;
+        #: what is being told stays in front until it was told.
+        self._pending: deque[tuple[Answer, Iterable[str], _Part]] = deque()
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._settled = 0
+        #: So many in front were refused together: they are told one by one.
+        self._alone = 0
+        #: (how many must be settled, who waits for it), in order.
+        self._waiters: deque[tuple[int, Slot[None]]] = deque()
+        self._renewals: deque[tuple[Sequence[Any], Done]] = deque()
+        self._renewer: Greenlet[..., Any] | None = None
+
+    @property
+    def lease(self) -> float | None:
+        """Seconds that a claim lasts; None: as long as the store's connection."""
+        return self._store.lease
+
+    @property
+    def renewal_interval(self) -> float | None:
+        """Seconds between two renewals."""
+        lease = self._store.lease
+        return None if lease is None else lease / 3
+
+    @property
+    def ack_limit(self) -> int:
+        """Handles that one call may have."""
+        return self._store.settle_limit
+
+    @property
+    def outlives_link(self) -> bool:
+        """Whether the next life of a connection can settle what this one has claimed."""
+        return self._store.outlives_link
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the store was not told all."""
+        return self._greenlet is not None
+
+    # -- see :class:`~greenconn.broker.holding.Holding`
+
+    def ack(self, handles: Sequence[Any], done: Done) -> None:
+        """Tell that messages were handled.  Never switches."""
+        part = _Part(len(handles), done)
+        self._pending += [(Answer(each, Settlement.DONE), (), part) for each in handles]
+        self._begin()
+
+    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+        """Cut what one turn has brought into what one call may settle."""
+        limit = self._store.settle_limit
+        return [dispositions[at : at + limit] for at in range(0, len(dispositions), limit)]
+
+    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        """Put messages where they belong now, and wake those who wait for them.  Never switches."""
+        part = _Part(len(dispositions), done)
+        for message, settlement, delay, entries, is_unseen in dispositions:
+            answer = Answer(message.handle, settlement, delay, entries, is_unseen)
+            queues = [entry.queue for entry in entries]
+            if settlement is Settlement.BACK:
+                queues.append(message.queue)
+            self._pending.append((answer, queues, part))
+        self._begin()
+
+    def return_unheld(self, delivery: Any) -> None:
+        """Do nothing: its lease has ended, so that it is back."""
+
+    def put_off(self, message: HeldMessage) -> Disposition:
+        """Give a message back after a lease, when it is given up once more."""
+        return Disposition(message, Settlement.BACK, delay=self._store.lease or 0.0)
+
+    def renew(self, handles: Sequence[Any], done: Done) -> None:
+        """Begin the leases of these messages anew.  Never switches."""
+        self._renewals.append((handles, done))
+        if self._renewer is None:
+            self._renewer = spawn("renew", self._renew)
+
+    def doubtful(self) -> Iterable[HeldMessage]:
+        """Return what claims may have taken whose answers never came.  Never switches."""
+        return [Claimed(queue, None, handle) for queue, handle in self._store.doubtful()]
+
+    def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
+        """Give back what former lives held, and what they may have.  Never switches."""
+        dispositions = [Disposition(each, Settlement.BACK) for each in held]
+        dispositions += [Disposition(each, Settlement.BACK, is_unseen=True) for each in doubtful]
+        self._link.answers.take_over((), dispositions)
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when all that can run now has run.  Never switches."""
+        self._begin()
+        self._due.append(callback)
+
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return *outcome*, which is never a failure: those are logged where they come from."""
+        return outcome
+
+    def interrupted(self, exc: BaseException) -> None:
+        """End the link.  Never switches."""
+        self._link.failed(exc, "answering")
+
+    # -- the store's side
+
+    def wait(self, deadline: Deadline = NEVER) -> None:
+        """Wait until the store was told all that it is to be told by now.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline.
+            RecoverableConnectionError: the link went first.
+        """
+        if self._pending:
+            slot: Slot[None] = Slot()
+            self._waiters.append((self._settled + len(self._pending), slot))
+            slot.wait(deadline)
+
+    def stop(self, exc: BaseException) -> None:
+        """End, since the link is gone.  Never switches."""
+        waiters, self._waiters = self._waiters, deque()
+        for _, slot in waiters:
+            slot.fail(exc)
+        self._pending.clear()
+        self._renewals.clear()
+        self._link.kill([each for each in (self._greenlet, self._renewer) if each is not None])
+
+    def _begin(self) -> None:
+        if self._greenlet is None:
+            # It runs behind all that can run now: what they answer is told with this.
+            self._greenlet = spawn("settle", self._run)
+
+    def _run(self) -> None:
+        current = self._link.current()
+        if self._greenlet not in (None, current):
+            return  # whoever began this one was interrupted, and another one was begun
+        self._greenlet = current
+        try:
+            while (self._due or self._pending) and self._link.lost is None:
+                due, self._due = self._due, []
+                for callback in due:
+                    callback()
+                if self._pending:
+                    self._tell()
+        finally:
+            self._greenlet = None
+
+    def _tell(self) -> None:
+        """Tell the store what one call may settle.  May switch."""
+        link = self._link
+        count = 1 if self._alone else min(len(self._pending), self._store.settle_limit)
+        batch = [self._pending[n] for n in range(count)]
+        late: int | None = None
+        try:
+            late = self._store.settle([answer for answer, _, _ in batch])
+        except BaseException as exc:
+            link.failed(exc, "answering")
+            if not isinstance(exc, Exception):
+                raise
+            if link.lost is not None:
+                return
+            if count > 1:
+                self._alone = count  # one that is refused must not harm the others
+                return
+        self._alone = max(self._alone - 1, 0)
+        self._settled += count
+        batch[-1][2].late += late or 0
+        for _, _, part in batch:
+            self._pending.popleft()
+            part.left -= 1
+            if not part.left:
+                part.done(part.late or None)
+        while self._waiters and self._waiters[0][0] <= self._settled:
+            self._waiters.popleft()[1].offer(None)
+        for queue in {queue for _, queues, _ in batch for queue in queues}:
+            link.ripen(queue)
+
+    def _renew(self) -> None:
+        try:
+            while self._renewals and self._link.lost is None:
+                handles, done = self._renewals.popleft()
+                gone: Sequence[Any] = ()
+                try:
+                    gone = self._store.renew(handles)
+                except BaseException as exc:
+                    self._link.failed(exc, "renewing leases")
+                    if not isinstance(exc, Exception):
+                        raise
+                done(gone)
+        finally:
+            self._renewer = None

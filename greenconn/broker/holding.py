@@ -1,0 +1,253 @@
+"""The messages that a broker holds for one link, and what it is told of them.
+
+A message is held from its claim until it is answered.  What is told here is not waited for: whoever
+tells it is called when the broker has it.  The parts that are the same for all brokers (answers, leases,
+dead letters, the hand-over to the next life) know a broker as a :class:`Holding`, and a link as a
+:class:`HoldingLink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from greenconn.broker.port import Entry, Settlement
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.publishing import Envelope
+
+__all__ = [
+    "Disposition",
+    "Done",
+    "HeldDelivery",
+    "HeldMessage",
+    "Holding",
+    "HoldingLink",
+    "Successor",
+]
+
+
+class HeldMessage(Protocol):
+    """A message that the broker holds.
+
+    Attributes:
+        queue: where it was taken from.
+        handle: what the broker knows it by.
+        raw: as it was stored, where the broker keeps bytes.
+        envelope: kombu's form; None where it cannot be read.
+        deliveries: how often it was delivered before this time, as far as the broker can tell.
+    """
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def handle(self) -> Any: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def envelope(self) -> Envelope | None: ...
+    @property
+    def deliveries(self) -> int: ...
+
+
+class HeldDelivery(HeldMessage, Protocol):
+    """A held message that a channel has delivered.
+
+    Attributes:
+        claimed: what stays of it when its link is gone.
+        is_held: the broker holds it still.
+    """
+
+    is_held: bool
+
+    @property
+    def claimed(self) -> HeldMessage: ...
+
+    @property
+    def delivery_tag(self) -> Any: ...
+
+
+class Disposition(NamedTuple):
+    """What becomes of one held message.
+
+    Attributes:
+        delay: seconds before it may be claimed again, for BACK.
+        entries: stored before the message is removed, at once with it where the broker can: its copies
+            for dead-letter queues.  One with an empty envelope is the message as it is.
+        is_unseen: nobody has seen it, for BACK: as if it had never been claimed.
+    """
+
+    message: HeldMessage
+    settlement: Settlement
+    delay: float = 0.0
+    entries: Sequence[Entry] = ()
+    is_unseen: bool = False
+
+
+#: Takes what the broker made of what it was told: None, the number of messages that it did not hold any
+#: more, or an Exception.  Never switches.
+Done = Callable[[Any], object]
+
+
+class Holding(Protocol):
+    """What one link tells its broker.
+
+    Nothing here switches but :meth:`reclaim`.  *done* is called once, for acks in the order in which
+    they were told; not when the broker is lost: what it was told then is told again by the next life,
+    which changes nothing where it had arrived.
+
+    Attributes:
+        ack_limit: handles that one call may have.
+        keeps_unreadable: a message that cannot be read may be stored in another queue.
+        lease: seconds that a message is held without renewal; None: as long as the link lives.
+        outlives_link: the next life of a connection can settle what this one has claimed.
+        renewal_interval: seconds between two renewals; None: there is nothing to renew.
+    """
+
+    @property
+    def lease(self) -> float | None: ...
+    @property
+    def renewal_interval(self) -> float | None: ...
+    @property
+    def ack_limit(self) -> int: ...
+    @property
+    def keeps_unreadable(self) -> bool: ...
+    @property
+    def outlives_link(self) -> bool: ...
+
+    def ack(self, handles: Sequence[Any], done: Done) -> None:
+        """Tell that messages were handled."""
+
+    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+        """Cut what one turn has brought into what :meth:`settle` takes, in the order for it."""
+
+    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        """Put messages where they belong now, and wake those who wait for them."""
+
+    def return_unheld(self, delivery: Any) -> None:
+        """Put back a delivery that nobody holds, where that can be done."""
+
+    def put_off(self, message: HeldMessage) -> Disposition | None:
+        """Return what becomes of a message that cannot become a dead letter now.
+
+        None: it stays held, and it is tried again when the leases are renewed.
+        """
+
+    def renew(self, handles: Sequence[Any], done: Done) -> None:
+        """Begin the leases of these messages anew, and say that the link lives, also with none.
+
+        *done* gets the handles whose leases had ended, None, or an Exception.
+        """
+
+    def doubtful(self) -> Iterable[HeldMessage]:
+        """Return what claims may have taken whose answers never came; of these only handles count.
+
+        Asked for when the link ends.
+        """
+
+    def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
+        """Give back what former lives held, and what they may have.  May switch."""
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when all that can run now has run."""
+
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return the exception that an outcome stands for; what ends the link ends it."""
+
+    def interrupted(self, exc: BaseException) -> None:
+        """End the link, since nobody can tell what it was told."""
+
+
+class Successor(Protocol):
+    """What takes the answers that come when the life of a link is over.  Nothing here switches."""
+
+    def ack(self, tag: Any) -> None:
+        """Note that a message of a former life was handled after all."""
+
+    def add(
+        self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
+    ) -> None:
+        """Take what was answered when the life of *link* was over."""
+
+
+class QueueFacts(Protocol):
+    """What a link knows of queues."""
+
+    def look(self, name: str) -> Declaration:
+        """Return how a queue was declared, as it was read last.  May switch if it never was."""
+
+    def delivery_limit(self, name: str) -> int | None:
+        """Return how often a message of a queue may be delivered; None: no limit.  Never switches."""
+
+
+class DeadLetterOptions(Protocol):
+    """The options that dead letters depend on."""
+
+    @property
+    def dead_letter_queue(self) -> str | None: ...
+
+
+class LinkAnswers(Protocol):
+    """What a link was answered.  Nothing here switches."""
+
+    def unsettled(self) -> tuple[list[Any], list[Disposition]]:
+        """Return what nobody knows to have reached the broker: handles of acks, and the rest."""
+
+    def take_over(self, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
+        """Tell what former lives have left."""
+
+    def repeat(self) -> None:
+        """Tell again what was refused."""
+
+
+class EventfulChannel(Protocol):
+    """A channel that calls handlers."""
+
+    @property
+    def events(self) -> Mapping[str, Collection[Callable[..., Any]]]: ...
+
+
+class HoldingLink(Protocol):
+    """A link whose broker holds messages.
+
+    Attributes:
+        is_parents: this process is a child of the one that opened it.
+        handover: takes the answers that come when its life is over.
+    """
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def lost(self) -> BaseException | None: ...
+    @property
+    def is_parents(self) -> bool: ...
+    @property
+    def holding(self) -> Holding: ...
+    @property
+    def answers(self) -> LinkAnswers: ...
+    @property
+    def channels(self) -> Mapping[int, EventfulChannel]: ...
+    @property
+    def handover(self) -> Successor: ...
+    @property
+    def directory(self) -> QueueFacts: ...
+    @property
+    def options(self) -> DeadLetterOptions: ...
+
+    def held(self) -> Iterable[HeldDelivery]:
+        """Return all that its channels hold.  Never switches."""
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
+        """Return where a dead letter goes.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+
+    def entries(self, envelope: Envelope, queues: Sequence[str]) -> Sequence[Entry]:
+        """Return a message on its way into *queues*.  May switch where a queue is not known."""
+
+    def note_late(self, count: int) -> None:
+        """So many messages were answered that were not held any more.  Never switches."""
+
+    def failed(self, exc: BaseException, what: str) -> object:
+        """Log that a call to the broker failed, and end the link if that ends it.  Never switches."""

@@ -1,0 +1,161 @@
+"""A broker that holds messages and answers when a test says so, and a link to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from greenconn.broker.answers import Answers
+from greenconn.broker.holding import Disposition, Done
+from greenconn.broker.leases import Leases
+from greenconn.broker.port import Claimed, Entry
+from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.publishing import Envelope
+
+__all__ = ["Held", "Holding", "Link"]
+
+Told = tuple[Sequence[Any], Done]
+
+
+class Holding:
+    """A broker that answers when the test says so."""
+
+    ack_limit = 2
+    keeps_unreadable = False
+    outlives_link = True
+    lease = 30.0
+    renewal_interval = 10.0
+
+    def __init__(self) -> None:
+        self.acks: list[Told] = []
+        self.settled: list[tuple[Sequence[Disposition], Done]] = []
+        self.renewed: list[Told] = []
+        self.unheld: list[Any] = []
+        self.turn_end: list[Callable[[], None]] = []
+
+    def ack(self, handles: Sequence[Any], done: Done) -> None:
+        self.acks.append((handles, done))
+
+    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+        return [dispositions]
+
+    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        self.settled.append((dispositions, done))
+
+    def return_unheld(self, delivery: Any) -> None:
+        self.unheld.append(delivery)
+
+    def put_off(self, message: Any) -> None:
+        pass
+
+    def renew(self, handles: Sequence[Any], done: Done) -> None:
+        self.renewed.append((handles, done))
+
+    def doubtful(self) -> Iterable[Any]:
+        return ()
+
+    def reclaim(self, held: Sequence[Any], doubtful: Sequence[Any]) -> None:
+        raise NotImplementedError
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        self.turn_end.append(callback)
+
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        return outcome
+
+    def interrupted(self, exc: BaseException) -> None:
+        raise NotImplementedError
+
+    def end_turn(self) -> None:
+        """Let the turn of the hub end."""
+        callbacks, self.turn_end = self.turn_end, []
+        for callback in callbacks:
+            callback()
+
+
+class Successor:
+    """Notes what comes too late."""
+
+    def __init__(self) -> None:
+        self.acks: list[Any] = []
+        self.dispositions: list[Disposition] = []
+
+    def ack(self, tag: Any) -> None:
+        self.acks.append(tag)
+
+    def add(self, link: Any, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
+        self.acks += acks
+        self.dispositions += dispositions
+
+
+class Queues:
+    """All queues have a dead-letter exchange, and a limit if the test sets one."""
+
+    limit: int | None = None
+
+    def look(self, name: str) -> Declaration:
+        return Declaration(arguments={"x-dead-letter-exchange": "dlx"})
+
+    def delivery_limit(self, name: str) -> int | None:
+        return self.limit
+
+
+class Options:
+    dead_letter_queue: str | None = None
+
+
+class Link:
+    """A link over :class:`Holding`."""
+
+    where = "fake://"
+    is_parents = False
+
+    def __init__(self) -> None:
+        self.lost: BaseException | None = None
+        self.holding = Holding()
+        self.channels: dict[int, Any] = {}
+        self.unanswered: list[Held] = []
+        self.handover = Successor()
+        self.directory = Queues()
+        self.options = Options()
+        self.failures: list[BaseException] = []
+        self.route: Callable[[], list[str]] = lambda: ["dead"]
+        self.answers = Answers(self)
+        self.leases = Leases(self)
+
+    def held(self) -> Iterable[Any]:
+        return list(self.unanswered)
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
+        assert exchange == "dlx"
+        return self.route()
+
+    def entries(self, envelope: Envelope, queues: Sequence[str]) -> list[Entry]:
+        return [Entry(queue, envelope) for queue in queues]
+
+    def note_late(self, count: int) -> None:
+        self.leases.note_late(count)
+
+    def failed(self, exc: BaseException, what: str) -> None:
+        self.failures.append(exc)
+
+
+class Held:
+    """A delivery."""
+
+    raw = b""
+
+    def __init__(self, handle: str, deliveries: int = 0) -> None:
+        self.delivery_tag = self.handle = handle
+        self.queue = "q"
+        self.deliveries = deliveries
+        self.is_held = True
+        self.envelope: Envelope | None = {
+            "body": "",
+            "headers": {},
+            "properties": {"delivery_info": {"exchange": "", "routing_key": "q"}},
+        }
+
+    @property
+    def claimed(self) -> Claimed:
+        return Claimed(self.queue, self.envelope, self.handle)

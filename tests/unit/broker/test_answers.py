@@ -1,0 +1,154 @@
+"""Answers: what a broker is told, when, and what becomes of what it refuses."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+
+from greenconn.broker.port import Settlement
+from greenconn.green.deadline import Deadline
+from tests.unit.broker.fake_holding import Held, Link
+from tests.unit.broker.sink import SOON
+
+
+@pytest.fixture
+def link() -> Link:
+    return Link()
+
+
+def test_answers_of_a_turn_are_told_together(link: Link) -> None:
+    for name in "abc":
+        link.answers.done(Held(name))
+    assert link.holding.acks == []
+    assert len(link.holding.turn_end) == 1
+    link.holding.end_turn()
+    assert [handles for handles, _ in link.holding.acks] == [["a", "b"], ["c"]]
+
+
+def test_what_was_not_answered_is_the_next_lifes(link: Link) -> None:
+    for name in "abc":
+        link.answers.done(Held(name))
+    link.answers.give_back([Held("back")])
+    link.holding.end_turn()
+    link.answers.done(Held("d"))
+    (_, first), _ = link.holding.acks
+    first(None)
+    acks, dispositions = link.answers.unsettled()
+    assert acks == ["c", "d"]
+    assert [each.message.handle for each in dispositions] == ["back"]
+    (_, settled) = link.holding.settled[0]
+    settled(None)
+    assert link.answers.unsettled() == (["c", "d"], [])
+
+
+def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) -> None:
+    link.answers.done(Held("a"))
+    link.lost = ConnectionError("cut by the test")
+    link.answers.stop(link.lost)
+    link.answers.done(Held("b"))
+    link.answers.give_back([Held("back")])
+    link.answers.dead_letter([Held("dead")], "rejected")
+    assert link.handover.acks == ["a", "b"]
+    given_back = [each.message.handle for each in link.handover.dispositions]
+    assert given_back == ["back", "dead"]
+    assert link.holding.acks == []
+
+
+def test_what_is_refused_is_told_again(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+    link.answers.done(Held("a"))
+    link.answers.give_back([Held("b"), Held("c")])
+    link.holding.end_turn()
+    for _, done in (*link.holding.acks, *link.holding.settled):
+        done(ValueError("no room"))
+    assert link.answers.refused == 3
+    gevent.sleep(0)
+    assert "2 answers must wait: no room" in caplog.text
+    link.holding.acks.clear()
+    link.holding.settled.clear()
+    link.answers.repeat()
+    assert [handles for handles, _ in link.holding.acks] == [["a"]]
+    # Each by itself: it may be another one's fault.
+    assert [len(part) for part, _ in link.holding.settled] == [1, 1]
+    for _, done in (*link.holding.acks, *link.holding.settled):
+        done(None)
+    assert (link.answers.refused, link.answers.unsettled()) == (0, ([], []))
+
+
+def test_what_came_too_late_is_counted(link: Link) -> None:
+    link.answers.done(Held("a"))
+    link.holding.end_turn()
+    link.holding.acks[0][1](1)
+    assert (link.leases.lost, link.answers.unsettled()) == (1, ([], []))
+
+
+def test_nobody_holds_what_goes_back(link: Link) -> None:
+    delivery = Held("a")
+    link.answers.forget(delivery)
+    link.answers.give_back([delivery])
+    link.answers.dead_letter([delivery], "rejected")
+    link.holding.end_turn()
+    assert (link.holding.unheld, link.holding.settled) == ([delivery], [])
+    assert link.holding.acks[0][0] == ["a"]
+
+
+@pytest.mark.parametrize(("deliveries", "settlement"), [(1, "BACK"), (2, "DONE")])
+def test_what_was_delivered_too_often_is_given_up(
+    link: Link, deliveries: int, settlement: str
+) -> None:
+    link.directory.limit = 3
+    link.answers.give_back([Held("a", deliveries)])
+    link.answers.wait_routed(Deadline(SOON))
+    link.answers.flush()
+    ((disposition,), _) = link.holding.settled[0]
+    assert disposition.settlement is Settlement[settlement]
+
+
+def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
+    link.answers.dead_letter([Held("a")], "rejected")
+    link.answers.wait_routed(Deadline(SOON))
+    link.route = list
+    link.answers.dead_letter([Held("b")], "rejected")
+    unreadable = Held("c")
+    unreadable.envelope = None
+    link.answers.dead_letter([unreadable], "rejected")
+    link.answers.wait_routed(Deadline(SOON))
+    first, dropped, unread = (each for part, _ in link.holding.settled for each in part)
+    (entry,) = first.entries
+    assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
+    assert first.settlement is Settlement.DONE
+    for each in (dropped, unread):
+        assert (each.settlement, each.entries) == (Settlement.REFUSED, ())
+
+
+def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
+    def refuse() -> list[str]:
+        raise ValueError("you may not look at it")
+
+    link.route = refuse
+    link.answers.dead_letter([Held("a")], "rejected")
+    link.answers.wait_routed(Deadline(SOON))
+    assert [str(each) for each in link.failures] == ["you may not look at it"]
+    assert (link.answers.refused, link.holding.settled) == (1, [])
+    assert [each.settlement for each in link.answers.unsettled()[1]] == [Settlement.BACK]
+    link.route = lambda: ["dead"]
+    link.answers.repeat()
+    link.answers.wait_routed(Deadline(SOON))
+    ((disposition,), _) = link.holding.settled[0]
+    assert disposition.settlement is Settlement.DONE
+
+
+def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) -> None:
+    def route() -> list[str]:
+        gevent.sleep(SOON)
+        return []
+
+    link.route = route
+    link.answers.dead_letter([Held("a")], "rejected")
+    waiting = gevent.spawn(link.answers.wait_routed, Deadline(SOON))
+    gevent.sleep(0)
+    assert [each.message.handle for each in link.answers.unsettled()[1]] == ["a"]
+    link.lost = ConnectionError("cut by the test")
+    link.answers.stop(link.lost)
+    with pytest.raises(ConnectionError, match="cut"):
+        waiting.get(timeout=SOON)
+    assert not link.answers.is_routing
