@@ -97,12 +97,13 @@ class Arrivals:
     def give_back(self) -> None:
         """Put what nobody has taken back into its queue.  May switch.
 
-        Messages that need no answer cannot be given back; they are dropped.
+        Messages that need no answer cannot be given back; they are dropped.  A broker that lends
+        messages has them again when the channel closes, since nobody took them.
         """
         while len(self.inbox):
             message = self.inbox.get(Deadline(0.0))
-            self._took(message)
             if not self._no_ack:
+                self._took(message)
                 with suppress(Exception):
                     message.put_back()
 

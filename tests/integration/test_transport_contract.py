@@ -401,6 +401,23 @@ def test_ack_of_many(side: Side) -> None:
     assert side.bodies(keeper, queue) == ["3", "4"]
 
 
+def test_what_was_taken_without_acks_does_not_come_again(side: Side) -> None:
+    """Also where it is taken only after its consumer was cancelled."""
+    link = side.link()
+    keeper, channel = side.channel(link), side.channel(link)
+    queue = side.queue(keeper)
+    for n in range(3):
+        side.send(keeper, str(n), "", queue)
+    store = Store()
+    channel.basic_consume(queue, consumer_tag="tag", no_ack=True, sink=store)
+    wait_until(lambda: len(store) == 3)
+    store.take()
+    channel.basic_cancel("tag")
+    assert [store.take().body, store.take().body] == ["1", "2"]
+    channel.close()
+    assert side.bodies(keeper, queue) == []
+
+
 def test_second_answer_is_refused(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)

@@ -185,8 +185,8 @@ class Consumer:
         self.is_active = False
         unseen = list(self.backlog)
         self.backlog.clear()
-        if self.sink is not None:
-            self.sink.taken = None
+        if self.sink is not None and not self.no_ack:
+            self.sink.taken = None  # else what it takes from now on is still answered with that
         return unseen
 
     def lose(self, exc: BaseException) -> None:
