@@ -311,7 +311,6 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "what a broker tells of a delivery": (
         *("test_get_says_how_many_are_left", "test_message_arrives_as_it_was_sent"),
     ),
-    "one limit for all consumers of a channel": ("test_global_prefetch_bounds_the_channel",),
     "a copy for each queue": ("test_copies_by_header", "test_copies_of_a_fan_out_are_apart"),
 }
 
@@ -345,11 +344,7 @@ HOOKED: Final[Mapping[str, Kind]] = {
             "exchanges that delete themselves": (
                 "test_auto_delete_exchange_goes_with_its_last_binding",
             ),
-            "the order of messages that come back": (
-                "test_ack_of_many",
-                "test_recover_delivers_again",
-            ),
-            "priorities of consumers": ("test_consumer_of_higher_priority_comes_first",),
+            "the order of messages that come back": ("test_recover_delivers_again",),
             "how many messages went with a queue": ("test_purge_and_delete_count",),
             "redelivered": ("test_unanswered_messages_go_back_when_the_link_closes",),
         },
