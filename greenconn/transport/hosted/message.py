@@ -69,4 +69,6 @@ class HostedMessage(Message):
                 self._raw.basic_reject(self._tag, requeue=settlement is Settlement.BACK)
             if self._reader is not None:
                 self._reader.note_settled()
-        self._link.ripen(self.queue)  # a ``QoS`` with a say of its own may want more now
+        feed = self._link.feeds.get(self.queue)
+        if feed is not None and feed.is_dry:
+            feed.ripen()  # a ``QoS`` with a say of its own may want more now

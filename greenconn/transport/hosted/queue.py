@@ -67,7 +67,8 @@ class QueueReader:
     def note_settled(self) -> None:
         """One of its messages was answered.  May switch.  Call with the link's lock."""
         self._unanswered -= 1
-        self._close_unused()
+        if not self._is_active:
+            self._close_unused()
 
     def leave(self) -> None:
         """Take no more.  What was taken can still be answered.  May switch."""
@@ -77,5 +78,5 @@ class QueueReader:
             self._close_unused()
 
     def _close_unused(self) -> None:
-        if not self._is_active and not self._unanswered:
+        if not self._unanswered:
             self._raw.close()
