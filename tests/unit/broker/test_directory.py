@@ -1,4 +1,4 @@
-"""Declaring queues that several processes share."""
+"""The queues that several processes share: what a link asks for, remembers, declares and deletes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.directory import Directory
-from greenconn.exceptions import NotFound, ResourceLocked
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.broker import directory as module
+from greenconn.broker.directory import Directory, Rules, StoreDirectory
+from greenconn.exceptions import NotFound, PreconditionFailed, ResourceLocked
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.owners import new_owner, note_lost
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.test_publishing import channel_to
+from tests.unit.broker.fake_store import World
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_publishing import channel_to, publish
+
+ARGUMENTS = {
+    "x-message-ttl": 1500,
+    "x-max-priority": 9,
+    "x-delivery-limit": 4,
+    "x-single-active-consumer": True,
+}
 
 
 class Shelf(Directory):
@@ -56,3 +68,166 @@ def test_queue_that_another_link_declared_first_is_left_to_it(owner: str | None)
     with pytest.raises(ResourceLocked):
         shelf.declare("q", Declaration(owner="us"))
     assert not shelf.own
+
+
+@pytest.fixture
+def directory(connect: Opener) -> StoreDirectory:
+    """The queues as one link knows them, whose messages may be delivered seven times."""
+    return connect(delivery_limit=7).directory
+
+
+def asked(world: World) -> int:
+    """Return how often the store was asked for a queue since the last time."""
+    count = world.count("find_queue")
+    world.calls.clear()
+    return count
+
+
+def test_a_queue_that_is_there_is_asked_for_once(directory: StoreDirectory, world: World) -> None:
+    world.queues["q"] = declared = Declaration(durable=True)
+    assert not directory.is_known("q")
+    assert directory.look("q") == declared
+    assert directory.look("q") == declared
+    assert directory.is_there("q")
+    assert asked(world) == 1
+    assert directory.find("q") == declared
+    assert asked(world) == 1
+    directory.forget("q")
+    assert directory.is_there("q")
+    assert asked(world) == 1
+
+
+def test_a_queue_that_is_not_there_is_asked_for_each_time(
+    directory: StoreDirectory, world: World
+) -> None:
+    assert directory.look("q") is UNDECLARED
+    assert not directory.is_there("q")
+    assert directory.find("q") is None
+    assert directory.rules("q") == Rules(None, None, 7, False)
+    assert not directory.is_known("q")
+    assert asked(world) == 4
+    with pytest.raises(NotFound):
+        directory.check("q", Method.BASIC_CONSUME)
+
+
+def test_rules_are_those_of_the_declaration(directory: StoreDirectory, world: World) -> None:
+    world.queues["q"] = Declaration(arguments=ARGUMENTS)
+    world.queues["p"] = Declaration()
+    assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (7, False)
+    assert directory.rules("q") == Rules(1.5, 9, 4, True)
+    assert directory.rules("p") == Rules(None, None, 7, False)
+    assert directory.is_known("q")
+    assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (4, True)
+    assert (directory.delivery_limit("p"), directory.is_single_active("p")) == (7, False)
+    assert directory.rules("q").max_priority == 9
+    assert asked(world) == 2
+
+
+def test_a_queue_that_was_declared_anew_has_new_rules(
+    directory: StoreDirectory, world: World
+) -> None:
+    world.queues["q"] = Declaration(arguments=ARGUMENTS)
+    assert directory.rules("q").message_ttl == 1.5
+    directory.find("q")
+    assert directory.is_known("q")
+    world.queues["q"] = Declaration()
+    directory.find("q")
+    assert not directory.is_known("q")
+    assert directory.rules("q").message_ttl is None
+    del world.queues["q"]
+    directory.find("q")
+    assert not directory.is_known("q")
+
+
+def test_what_is_known_is_bounded(
+    directory: StoreDirectory, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 2)
+    for name in ("a", "b"):
+        world.queues[name] = Declaration()
+        directory.rules(name)
+    assert (directory.is_known("a"), directory.is_known("b")) == (True, True)
+    world.queues["c"] = Declaration()
+    directory.rules("c")
+    known = [directory.is_known(name) for name in ("a", "b", "c")]
+    assert known == [False, False, True]
+
+
+def test_declaring_makes_a_queue_and_knows_it(directory: StoreDirectory, world: World) -> None:
+    directory.declare("q", Declaration(durable=True, arguments=ARGUMENTS))
+    assert world.queues["q"] == Declaration(durable=True, arguments=ARGUMENTS)
+    assert directory.is_known("q")
+    assert directory.rules("q").delivery_limit == 4
+    with pytest.raises(PreconditionFailed):
+        directory.declare("q", Declaration())
+
+
+def test_exclusive_queues_go_with_the_link(connect: Opener, world: World) -> None:
+    link, other = connect(), connect()
+    link.directory.declare("mine", Declaration(owner=link.owner))
+    link.directory.declare("all", Declaration())
+    with pytest.raises(ResourceLocked):
+        other.directory.declare("mine", Declaration(owner=other.owner))
+    with pytest.raises(ResourceLocked):
+        other.directory.check("mine", Method.BASIC_CONSUME)
+    other.directory.close()
+    assert set(world.queues) == {"mine", "all"}
+    link.directory.close()
+    assert set(world.queues) == {"all"}
+    world.calls.clear()
+    link.directory.close()
+    assert not world.calls
+
+
+def test_a_queue_of_a_link_that_is_lost_goes_now(directory: StoreDirectory, world: World) -> None:
+    owner = new_owner()
+    world.queues["q"] = Declaration(owner=owner)
+    assert directory.find("q") is not None
+    note_lost(owner)
+    assert directory.find("q") is None
+    assert world.queues == {}
+
+
+def test_counts(connect: Opener) -> None:
+    channel, other = channel_to(connect), channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "0")
+    publish(channel, "1")
+    directory = channel.connection.directory
+    assert directory.counts("q") == (2, 0)
+    channel.basic_qos(0, 1)
+    for each in (channel, channel, other):
+        each.basic_consume("q", sink=Sink(), arguments={})
+    channel.basic_cancel(next(iter(channel.consumers)))
+    channel.connection.catch_up()
+    waiting, consumers = directory.counts("q")
+    assert (waiting, consumers) == (0, 2)
+    assert other.connection.directory.counts("q")[1] == 2
+
+
+def test_purge_and_drop(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.exchange_declare("x")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x", "key")
+    directory = channel.connection.directory
+    for number in range(3):
+        publish(channel, f"{number}")
+    assert directory.purge("q") == 3
+    assert world.bodies("q") == []
+    publish(channel, "x")
+    assert directory.drop("q") == 1
+    assert world.queues == {}
+    assert not directory.is_known("q")
+    assert list(channel.list_bindings()) == []
+
+
+def test_what_was_done_before_counts(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    message = channel.basic_get("q")
+    assert message is not None
+    message.requeue()
+    channel.connection.directory.settle()
+    assert channel.connection.directory.counts("q")[0] == 1

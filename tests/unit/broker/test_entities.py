@@ -1,0 +1,211 @@
+"""Exchanges, queues and bindings that programs share, as one channel declares and deletes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
+from greenconn.transport.virtual.declaration import Declaration
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import World
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_publishing import channel_to, publish
+
+
+@pytest.fixture
+def channel(connect: Opener) -> StoreChannel[StoreLink]:
+    """A channel."""
+    return channel_to(connect)
+
+
+def anew(channel: StoreChannel[StoreLink]) -> StoreChannel[StoreLink]:
+    """Return another channel of the same connection."""
+    return channel.connection.transport.create_channel(channel.connection)
+
+
+def test_a_queue_is_declared_as_it_was_said(channel: StoreChannel[StoreLink], world: World) -> None:
+    arguments = {"x-message-ttl": 5}
+    assert channel.queue_declare("q", durable=True, arguments=arguments) == ("q", 0, 0)
+    assert channel.queue_declare("mine", exclusive=True, auto_delete=True) == ("mine", 0, 0)
+    assert world.queues == {
+        "q": Declaration(durable=True, arguments=arguments),
+        "mine": Declaration(auto_delete=True, owner=channel.connection.owner),
+    }
+    publish(channel, "x")
+    assert channel.queue_declare("q", passive=True) == ("q", 1, 0)
+    assert channel.queue_declare("q", durable=True, arguments=arguments) == ("q", 1, 0)
+
+
+def test_a_queue_without_a_name_gets_one(channel: StoreChannel[StoreLink], world: World) -> None:
+    name = channel.queue_declare().queue
+    assert name.startswith("amq.gen-")
+    assert list(world.queues) == [name]
+    assert channel.queue_declare().queue != name
+    channel.queue_declare(name)
+    channel.queue_bind("", "amq.direct", "key")  # the last one that was declared
+    assert list(channel.list_bindings()) == [(name, "amq.direct", "key")]
+
+
+def test_a_passive_declaration_makes_nothing(
+    channel: StoreChannel[StoreLink], world: World
+) -> None:
+    with pytest.raises(NotFound):
+        channel.queue_declare("q", passive=True)
+    with pytest.raises(NotFound):
+        anew(channel).exchange_declare("x", passive=True)
+    assert (world.queues, world.exchanges) == ({}, {})
+
+
+def test_what_was_answered_before_is_counted(channel: StoreChannel[StoreLink]) -> None:
+    channel.queue_declare("q")
+    for number in range(3):
+        publish(channel, f"{number}")
+    for _ in range(2):
+        message = channel.basic_get("q")
+        assert message is not None
+        channel.basic_reject(message.delivery_tag, requeue=True)
+        assert channel.queue_declare("q", passive=True).message_count == 3
+    message = channel.basic_get("q")
+    assert message is not None
+    channel.basic_reject(message.delivery_tag, requeue=True)
+    assert channel.queue_purge("q") == 3
+    publish(channel, "x")
+    message = channel.basic_get("q")
+    assert message is not None
+    channel.basic_reject(message.delivery_tag, requeue=True)
+    assert channel.queue_delete("q") == 1
+
+
+def test_an_exchange_is_known_to_others(
+    channel: StoreChannel[StoreLink], connect: Opener, world: World
+) -> None:
+    other = channel_to(connect)
+    channel.exchange_declare("x", "topic", durable=True, auto_delete=True)
+    assert world.exchanges["x"] == {
+        "type": "topic",
+        "durable": True,
+        "auto_delete": True,
+        "arguments": {},
+    }
+    other.exchange_declare("x", passive=True)
+    other.exchange_declare("x", "topic", durable=True, auto_delete=True)
+    with pytest.raises(PreconditionFailed):
+        other.exchange_declare("x", "direct")
+
+
+def test_an_exchange_that_the_broker_has_lost_is_declared_again(
+    channel: StoreChannel[StoreLink], world: World
+) -> None:
+    channel.exchange_declare("x")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x", "key")
+    world.exchanges.clear()
+    world.rows.clear()
+    channel.exchange_declare("x")
+    channel.queue_bind("q", "x", "key")
+    assert set(world.exchanges) == {"x"}
+    assert [row.queue for row in world.rows["x"]] == ["q"]
+
+
+def test_who_declares_an_exchange_of_a_foreign_program_says_what_it_is(
+    channel: StoreChannel[StoreLink], world: World
+) -> None:
+    world.exchanges["x"] = {"type": "direct", "is_guess": True}
+    world.rows["x"] = ()
+    channel.exchange_declare("x", passive=True)
+    channel.exchange_declare("x", "topic")
+    assert channel.state.exchanges["x"].type == "topic"
+
+
+def test_bindings_need_their_ends(channel: StoreChannel[StoreLink], world: World) -> None:
+    channel.exchange_declare("x")
+    channel.queue_declare("q")
+    calls: list[Callable[[StoreChannel[StoreLink]], Any]] = [
+        lambda each: each.queue_bind("none", "x"),
+        lambda each: each.queue_bind("q", "none"),
+        lambda each: each.exchange_bind("none", "x"),
+        lambda each: each.exchange_bind("x", "none"),
+    ]
+    for bind in calls:
+        with pytest.raises(NotFound):
+            bind(anew(channel))
+    assert not world.rows["x"]
+    channel.queue_bind("q", "x", "key")
+    channel.exchange_bind("x", "amq.topic", "key")
+    assert [row.queue for row in world.rows["x"]] == ["q"]
+    channel.queue_unbind("q", "x", "key")
+    assert world.rows["x"] == ()
+    channel.exchange_unbind("x", "amq.topic", "key")
+    assert world.rows["amq.topic"] == ()
+
+
+def test_an_exchange_in_use_may_be_spared(
+    channel: StoreChannel[StoreLink], connect: Opener, world: World
+) -> None:
+    channel.exchange_declare("x")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x", "key")
+    with pytest.raises(PreconditionFailed):
+        channel_to(connect).exchange_delete("x", if_unused=True)
+    channel.exchange_delete("x")
+    channel.exchange_delete("x")  # again: no error
+    channel.exchange_delete("x", if_unused=True)
+    assert world.exchanges == {}
+    with pytest.raises(NotFound):
+        channel.exchange_declare("x", passive=True)
+    channel = anew(channel)
+    channel.exchange_declare("y")
+    channel.exchange_delete("y", if_unused=True)
+    assert world.exchanges == {}
+    with pytest.raises(AccessRefused):
+        channel.exchange_delete("amq.direct", if_unused=True)
+
+
+def test_a_queue_in_use_may_be_spared(channel: StoreChannel[StoreLink], connect: Opener) -> None:
+    channel.queue_declare("q")
+    publish(channel, "x")
+    options: list[dict[str, Any]] = [{"if_empty": True}, {"if_unused": True, "if_empty": True}]
+    for each in options:
+        with pytest.raises(PreconditionFailed):
+            anew(channel).queue_delete("q", **each)
+    channel.basic_consume("q", sink=Sink())
+    for deleter in (anew(channel), channel_to(connect)):
+        with pytest.raises(PreconditionFailed):
+            deleter.queue_delete("q", if_unused=True)
+    channel.basic_cancel(next(iter(channel.consumers)))
+    assert channel.queue_delete("q", if_unused=True) == 0
+    assert channel.queue_delete("q", if_unused=True, if_empty=True) == 0
+
+
+def test_a_queue_of_another_connection_is_left_alone(
+    channel: StoreChannel[StoreLink], connect: Opener, world: World
+) -> None:
+    channel.queue_declare("q", exclusive=True)
+    other = channel_to(connect)
+    calls: list[Callable[[StoreChannel[StoreLink]], Any]] = [
+        lambda each: each.queue_delete("q"),
+        lambda each: each.queue_purge("q"),
+        lambda each: each.queue_declare("q", passive=True),
+        lambda each: each.queue_bind("q", "amq.direct"),
+    ]
+    for call in calls:
+        with pytest.raises(ResourceLocked):
+            call(anew(other))
+    assert set(world.queues) == {"q"}
+
+
+def test_the_bindings_of_a_queue_that_is_gone_go(
+    channel: StoreChannel[StoreLink], world: World
+) -> None:
+    channel.exchange_declare("x")
+    channel.queue_declare("q")
+    channel.queue_bind("q", "x", "key")
+    del world.queues["q"]
+    assert channel.queue_delete("q") == 0
+    assert world.rows["x"] == ()
+    assert list(channel.list_bindings()) == []
