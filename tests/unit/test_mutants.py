@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, changes, main, mutants_of, own_tests
+from tests.mutants import ROOMS, ROOT, changes, main, modules_below, mutants_of, own_tests
 
 SOURCE = '''
 LIMIT = 3
@@ -61,6 +61,11 @@ def test_each_is_one_change() -> None:
         changed.add(ast.unparse(tree))
     assert len(changed) == len(list(changes(ast.parse(SOURCE))))
     assert plain not in changed
+
+
+@pytest.mark.parametrize("path", modules_below(ROOMS), ids=str)
+def test_a_module_has_an_obvious_test_file(path: Path) -> None:
+    assert own_tests(path)[:1] == [Path("tests/unit", *path.parts[1:-1], f"test_{path.stem}.py")]
 
 
 def test_further_files_of_a_module() -> None:

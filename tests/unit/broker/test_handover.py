@@ -12,6 +12,7 @@ from gevent.event import Event
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeStore, World
@@ -145,3 +146,109 @@ def test_closing_waits_for_what_nobody_waits_for(
     closing.get(timeout=SOON)
     world.before = lambda method, argument: None
     assert got(connect(kind)) == [("x", False)]
+
+
+def test_lost_link_leaves_to_the_next(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    for n in range(3):
+        publish(channel, str(n))
+    sink = Sink()
+    channel.basic_consume("q", sink=sink)
+    sink.wait_for(3)
+    link = channel.connection
+    sink[0].ack()  # its settling is on its way when the link is lost
+    link.end(ConnectionResetError("cut"))
+    sink[1].ack()  # and this comes later
+    assert sink.lost
+    assert sorted(world.bodies("q")) == [b"0", b"1", b"2"]
+    again = link.transport.establish_connection()
+    try:
+        again.catch_up()
+        assert world.bodies("q") == [b"2"]
+        other = link.transport.create_channel(again)
+        message = other.basic_get("q", no_ack=True)
+        assert message is not None
+        assert (message.body, message.redelivered) == ("2", True)
+    finally:
+        again.close()
+
+
+def test_what_came_when_the_link_was_over(connect: Opener, world: World) -> None:
+    """The next life gives it back at once, as if nobody had claimed it."""
+    link = connect()
+    channel = link.transport.create_channel(link)
+    channel.queue_declare("q")
+
+    def cut(method: str, argument: object) -> None:
+        if method == "claim":
+            world.after = lambda method, argument: None
+            link.end(RecoverableConnectionError("cut by the test"))
+
+    publish(channel, "x")
+    world.after = cut
+    channel.basic_consume("q", sink=(sink := Sink()))
+    until(lambda: any(item.claim for item in world.items["q"]))
+    until(lambda: link.lost is not None)
+    again = link.transport.establish_connection()
+    again.catch_up()
+    assert [(item.claim, item.deliveries) for item in world.items["q"]] == [(0, 0)]
+    assert not sink.bodies
+    again.close()
+
+
+def test_claims_that_end_with_the_connection_are_nobodys(
+    connect: Opener, world: World, heir: Heir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStore, "outlives_link", False)
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    for number in range(2):
+        publish(channel, f"{number}")
+    held: list[Any] = [channel.basic_get("q") for _ in range(2)]
+    link = channel.connection
+    link.end(RecoverableConnectionError("it is gone"))
+    held[0].ack()
+    link.answers.give_back([held[0]])
+    world.calls.clear()
+    heir(link).catch_up()
+    assert world.count("settle") == 0
+
+
+def test_what_may_have_been_claimed_goes_back_as_unseen(
+    connect: Opener, world: World, heir: Heir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    link = channel.connection
+    (claimed,) = link.store.claim({"q": 1}, 0.0)
+    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", claimed.handle)])
+    link.end(RecoverableConnectionError("it is gone"))
+    assert got(heir(link)) == [("x", False)]
+
+
+def test_only_what_was_held_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    for number in range(3):
+        publish(channel, f"{number}")
+    taken: list[Any] = [channel.basic_get("q") for _ in range(3)]
+    taken[0].is_held = False
+    link = channel.connection
+    link.end(RecoverableConnectionError("it is gone"))
+    link.transport.handover.ack("unknown")
+    taken[1].ack()
+    link.transport.handover.ack(taken[1].delivery_tag)  # again: changes nothing
+    world.calls.clear()
+    following = heir(link)
+    following.catch_up()
+    (answers,) = (argument for method, argument in world.calls if method == "settle")
+    assert len(answers) == 2
+    assert world.bodies("q") == [b"0", b"2"]
+    assert [item.claim > 0 for item in world.items["q"]] == [True, False]
+    # What the next life was left is not left to a third one.
+    following.end(RecoverableConnectionError("it is gone too"))
+    world.calls.clear()
+    heir(following).catch_up()
+    assert world.count("settle") == 0

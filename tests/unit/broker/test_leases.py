@@ -2,80 +2,234 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
-from tests.unit.broker.fake_holding import Held, Link
-from tests.unit.broker.sink import SOON
-
-
-@pytest.fixture
-def link() -> Link:
-    return Link()
-
-
-class Channel:
-    """A channel with a handler of ``lease_lost``."""
-
-    def __init__(self, told: list[int]) -> None:
-        self.events: dict[str, list[Any]] = {"lease_lost": [told.append]}
+from greenconn.broker import leases
+from greenconn.broker.answers import Answers
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.link import StoreLink
+from greenconn.exceptions import ChannelError, RecoverableConnectionError
+from tests.fix_wires import until
+from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_store import World
+from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_publishing import channel_to, publish
 
 
-def test_what_is_held_is_renewed_by_pages(link: Link) -> None:
-    link.unanswered = [Held(f"{number}") for number in range(501)]
-    link.unanswered[0].is_held = False
+def holding(connect: Opener, count: int) -> tuple[StoreChannel[StoreLink], Sink]:
+    """Return a channel that holds so many messages of ``q``, and where they are."""
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    for number in range(count):
+        publish(channel, f"{number}")
+    sink = Sink()
+    channel.basic_consume("q", sink=sink)
+    sink.wait_for(count)
+    return channel, sink
+
+
+def renewals(world: World) -> list[int]:
+    """Return the number of leases in each call."""
+    return [len(argument) for method, argument in world.calls if method == "renew"]
+
+
+def renew(link: StoreLink) -> None:
+    """Tell the store what *link* holds, and wait for its word."""
     link.leases.renew()
-    assert [len(handles) for handles, _ in link.holding.renewed] == [500]
-    link.unanswered.append(Held("more"))
-    link.leases.renew()
-    assert [len(handles) for handles, _ in link.holding.renewed] == [500, 500, 1]
+    until(lambda: not link.leases._under_way)
+    gevent.sleep(0)  # whoever is told has a greenlet
 
 
-def test_a_link_that_holds_nothing_says_that_it_lives(link: Link) -> None:
-    link.leases.renew()
-    assert [handles for handles, _ in link.holding.renewed] == [[]]
-
-
-def test_what_was_lost_is_told_once(link: Link, caplog: pytest.LogCaptureFixture) -> None:
-    told: list[int] = []
-    link.channels[1] = Channel(told)
-    link.unanswered = [Held("kept"), Held("lost"), Held("gone")]
-    link.leases.renew()
-    del link.unanswered[2]  # it was answered meanwhile
-    (_, done) = link.holding.renewed[0]
-    done(["lost", "gone"])
-    done([])
-    gevent.sleep(0)
-    assert ([each.is_held for each in link.unanswered], told) == ([True, False], [1])
-    assert link.leases.lost == 1
-    assert caplog.text.count("lease_lost") == 1
-    link.note_late(2)
-    gevent.sleep(0)
-    assert (told, link.leases.lost) == ([1, 2], 3)
-
-
-def test_renewal_that_is_refused_is_logged(link: Link, caplog: pytest.LogCaptureFixture) -> None:
-    link.leases.renew()
-    link.holding.renewed[0][1](ValueError("no room"))
-    gevent.sleep(0)
-    assert "no room" in caplog.text
-
-
-def test_a_tick_waits_for_the_one_before_and_repeats_what_was_refused(link: Link) -> None:
-    link.holding.renewal_interval = 0.01
+def test_lease_is_renewed(connect: Opener, world: World) -> None:
+    link = connect()
+    link.leases.stop()
+    link.store.lease = 0.03
     link.leases.start()
-    try:
-        with gevent.Timeout(SOON):
-            while not link.holding.renewed:
-                gevent.sleep(0.01)
-            link.answers.done(Held("a"))
-            link.holding.end_turn()
-            link.holding.acks[0][1](ValueError("no room"))
-            while len(link.holding.acks) < 2:
-                gevent.sleep(0.01)
-        assert len(link.holding.renewed) == 1
-    finally:
+    channel = link.transport.create_channel(link)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    sink = Sink()
+    channel.basic_consume("q", sink=sink)
+    sink.wait_for(1)
+    with gevent.Timeout(10):
+        while world.count("renew") < 3:
+            gevent.sleep(0.005)
+    assert [argument for method, argument in world.calls if method == "renew"][-1] != []
+
+
+def test_lost_lease_is_told_once(
+    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = connect()
+    channel = link.transport.create_channel(link)
+    channel.queue_declare("q")
+    told: list[int] = []
+    channel.events["lease_lost"].add(told.append)
+    publish(channel, "x")
+    sink = Sink()
+    channel.basic_qos(0, 1)
+    channel.basic_consume("q", sink=sink)
+    sink.wait_for(1)
+    world.expire_leases()
+    other = channel_to(connect).basic_get("q")
+    assert other is not None
+    assert other.redelivered
+    with caplog.at_level(logging.WARNING, "greenconn.broker"):
+        for _ in range(2):
+            link.leases.renew()
+            until(lambda: not link.leases._under_way and told)
+    assert told == [1]
+    assert len(caplog.records) == 1
+    sink[0].ack()  # too late: changes nothing
+    link.catch_up()
+    assert world.bodies("q") == [b"x"]
+    other.ack()
+    other.channel.connection.catch_up()
+    assert world.bodies("q") == []
+
+
+def test_the_store_is_asked_once_at_a_time(connect: Opener, world: World) -> None:
+    link = connect()
+    may_go = Event()
+    world.before = lambda method, argument: method == "renew" and may_go.wait()
+    for _ in range(3):
+        link.leases._tick(0.0)
+        gevent.sleep(0)
+    assert renewals(world) == [0]
+    may_go.set()
+    until(lambda: not link.leases._under_way)
+    link.leases._tick(0.0)
+    until(lambda: renewals(world) == [0, 0])
+
+
+def test_what_was_refused_is_told_again_with_each_renewal(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = connect()
+    repeated: list[int] = []
+    monkeypatch.setattr(Answers, "repeat", lambda self: repeated.append(1))
+    link.leases._tick(0.0)
+    link.leases._tick(0.0)
+    assert len(repeated) == 2
+
+
+def test_starting_again_changes_nothing(connect: Opener) -> None:
+    link = connect()
+    ticker = link.leases._ticker
+    link.leases.start()
+    assert link.leases._ticker is ticker
+    states = [link.leases.is_renewing]
+    for _ in range(2):
         link.leases.stop()
-    assert not link.leases.is_renewing
+        states.append(link.leases.is_renewing)
+    assert states == [True, False, False]
+    link.end(RecoverableConnectionError("cut"))
+
+
+def test_a_link_that_holds_nothing_says_that_it_lives(connect: Opener, world: World) -> None:
+    renew(connect())
+    assert renewals(world) == [0]
+
+
+def test_many_are_renewed_page_by_page(
+    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, sink = holding(connect, 5)
+    monkeypatch.setattr(leases, "RENEWALS", 2)
+    sink[1].ack()
+    renew(channel.connection)
+    assert renewals(world) == [2, 2]
+    renewed = [handle for method, each in world.calls if method == "renew" for handle in each]
+    assert renewed == [each.handle for each in sink if each is not sink[1]]
+
+
+def test_all_that_were_lost_are_counted(
+    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel, sink = holding(connect, 3)
+    link = channel.connection
+    told: list[int] = []
+    other = link.transport.create_channel(link)
+    for each in (channel, other):
+        each.events["lease_lost"].add(told.append)
+    sink[0].ack()
+    link.catch_up()
+    world.expire_leases()
+    renew(link)
+    assert (told, link.leases.lost) == ([2, 2], 2)
+    (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    text = record.getMessage()
+    assert "the lease of 30 s of 2 messages had ended before it was renewed" in text
+    assert "(lease_lost)" in text
+    assert not any(each.is_held for each in sink[1:3])
+    link.leases.note_late(1)
+    gevent.sleep(0)
+    assert (told, link.leases.lost) == ([2, 2, 1, 1], 3)
+    assert "when it was answered" in caplog.records[-1].getMessage()
+
+
+def test_what_is_answered_while_it_is_renewed_is_not_lost(connect: Opener, world: World) -> None:
+    channel, sink = holding(connect, 2)
+
+    def before(method: str, argument: Any) -> None:
+        if method == "renew":
+            world.expire_leases()
+            sink[0].ack()
+
+    world.before = before
+    renew(channel.connection)
+    assert channel.connection.leases.lost == 1
+    assert [each.is_held for each in sink[:2]] == [True, False]
+
+
+def test_a_refusal_is_logged_and_tried_again(
+    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = connect()
+
+    def refuse(method: str, argument: Any) -> None:
+        if method == "renew":
+            raise ChannelError("not now")
+
+    world.before = refuse
+    for _ in range(2):
+        link.leases._tick(0.0)
+        until(lambda: not link.leases._under_way)
+    assert len(renewals(world)) == 2
+    assert link.lost is None
+    until(lambda: any("renewing leases" in each.getMessage() for each in caplog.records))
+
+
+def test_a_lost_connection_ends_the_link(connect: Opener, world: World) -> None:
+    link = connect()
+
+    def cut(method: str, argument: Any) -> None:
+        if method == "renew":
+            raise ConnectionResetError("cut")
+
+    world.before = cut
+    link.leases._tick(0.0)
+    until(lambda: link.lost is not None)
+
+
+def test_claims_that_last_as_long_as_the_connection(connect: Opener) -> None:
+    link = connect()
+    link.leases.stop()
+    link.store.lease = None
+    link.leases.start()
+    link.leases.stop()
+
+
+def test_a_hub_that_was_blocked_is_told(connect: Opener, caplog: pytest.LogCaptureFixture) -> None:
+    link = connect()  # whose leases of 30 s are renewed each 10 s
+    link.leases._tick(10.0)
+    until(lambda: not link.leases._under_way)
+    assert not [each for each in caplog.records if each.levelno == logging.WARNING]
+    link.leases._tick(10.5)
+    until(lambda: any(each.levelno == logging.WARNING for each in caplog.records))
+    assert "the hub was blocked for 10.5 s" in caplog.records[-1].getMessage()

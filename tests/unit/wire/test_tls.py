@@ -187,6 +187,15 @@ def test_a_certificate_that_is_not_accepted(
         pair.server.feed(alert)
 
 
+def test_true_trusts_only_the_system() -> None:
+    with pytest.raises(CertificateRejected):
+        Pair(True).connect()
+
+
+def test_the_name_to_check_can_be_given() -> None:
+    Pair({"ca_certs": CA, "server_hostname": "broker.test"}, "10.1.2.3").connect()
+
+
 def test_a_missing_client_certificate_names_the_remedy() -> None:
     pair = Pair(context=server_context(ask=True))
     pair.server.start()

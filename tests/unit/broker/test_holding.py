@@ -1,0 +1,12 @@
+"""What becomes of a message that is held."""
+
+from __future__ import annotations
+
+from greenconn.broker.holding import Disposition
+from greenconn.broker.port import Claimed, Settlement
+
+
+def test_a_disposition_holds_back_nothing_unless_it_says_so() -> None:
+    message = Claimed("q", None, "handle")
+    disposition = Disposition(message, Settlement.BACK)
+    assert (disposition.delay, list(disposition.entries), disposition.is_unseen) == (0.0, [], False)
