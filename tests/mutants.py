@@ -58,6 +58,8 @@ _SWAPPED: Final[dict[type[ast.AST], type[Any]]] = {
 _REMOVED: Final = (ast.AugAssign, ast.Delete, ast.Raise, ast.Continue, ast.Break)
 #: What holds no behaviour, or none that a test could see.
 _LEFT_ALONE: Final = frozenset({"annotation", "returns", "decorator_list", "type_params", "bases"})
+#: Who asks for truth would see no difference to None.
+_NOTHING: Final = frozenset({"return", "return None", "return False"})
 _DEFINITIONS: Final = (ast.ClassDef, ast.FunctionDef)
 
 
@@ -131,7 +133,7 @@ def _of(node: Any) -> Iterator[Change]:
         value = not node.value if isinstance(node.value, bool) else node.value + 1
         label = f"{node.value!r} becomes {value!r}"
         yield Change(node.lineno, label, lambda: setattr(node, "value", value))
-    elif isinstance(node, ast.Return) and _text(node) not in ("return", "return None"):
+    elif isinstance(node, ast.Return) and _text(node) not in _NOTHING:
         none = ast.copy_location(ast.Constant(None), node)
         yield Change(node.lineno, f"returns None: {text}", lambda: setattr(node, "value", none))
 

@@ -37,7 +37,6 @@ def test_what_is_changed() -> None:
         (8, "0 becomes 1"),
         (11, "Or becomes And: self.closed or item < LIMIT"),
         (11, "Lt becomes LtE: item < LIMIT"),
-        (12, "returns None: return False"),
         (12, "False becomes True"),
         (13, "is removed: self.items.append(item)"),
         (14, "is removed: self.size += 1"),

@@ -30,12 +30,14 @@ Nothing here switches; it runs in the reader, in the hub, and in greenlets of us
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from enum import Enum
 from random import uniform
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
+from greenconn.green.state import moved
 from greenconn.transport.redis.clock import packed_mark
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, CLAIM_COUNT, Scripts, entry_suffix
@@ -46,7 +48,7 @@ from greenconn.wire.resp import ErrorReply, pack
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["Feed", "FeedState"]
+__all__ = ["FEED_MOVES", "Feed", "FeedState"]
 
 #: Seconds of back-off after the first claim that found nothing; doubled by each, up to the limit.
 FIRST_WAIT: Final = 0.001
@@ -71,6 +73,16 @@ class FeedState(Enum):
 
 
 _RESTING, _CLAIMING, _ASKING, _ARMED, _WAITING = FeedState
+
+FEED_MOVES: Final[Mapping[FeedState, frozenset[FeedState]]] = {
+    FeedState.RESTING: frozenset({FeedState.CLAIMING}),
+    FeedState.CLAIMING: frozenset({FeedState.RESTING, FeedState.ASKING, FeedState.WAITING}),
+    FeedState.ASKING: frozenset({FeedState.RESTING, FeedState.ARMED}),
+    FeedState.ARMED: frozenset(
+        {FeedState.RESTING, FeedState.CLAIMING, FeedState.ASKING, FeedState.WAITING}
+    ),
+    FeedState.WAITING: frozenset({FeedState.RESTING, FeedState.CLAIMING}),
+}
 
 
 class Feed:
@@ -113,7 +125,7 @@ class Feed:
         self.coming = 0
         self.consumers: dict[Consumer, None] = {}
         self.lists = link.keys.lists(queue)
-        self.state = _RESTING
+        self.state: FeedState = _RESTING
         self._turns = Turns()
         self._misses = 0
         #: Something came while a command was on its way: do not believe that there is nothing.
@@ -131,6 +143,9 @@ class Feed:
 
     def __repr__(self) -> str:
         return f"<Feed {self.queue!r}: {self.state.value}, {len(self.consumers)} consumers>"
+
+    def _move(self, state: FeedState) -> None:
+        self.state = moved(self.state, state, FEED_MOVES, "a feed")
 
     # -- consumers
 
@@ -155,7 +170,7 @@ class Feed:
         if self.is_used or self.state in (_CLAIMING, _ASKING):
             return
         self._cancel_timer()
-        self.state = _RESTING
+        self._move(_RESTING)
         if self._link.feeds.get(self.queue) is self:
             del self._link.feeds[self.queue]
 
@@ -205,7 +220,7 @@ class Feed:
             self._ask()
 
     def _wait(self, seconds: float) -> None:
-        self.state = _WAITING
+        self._move(_WAITING)
         self._timer = get_hub().loop.timer(uniform(seconds / 2, seconds), ref=False)
         self._timer.start(self._on_time, update=True)
 
@@ -240,13 +255,13 @@ class Feed:
     def _claim(self) -> None:
         consumer = self._turns.first()
         if consumer is None or self._link.lost is not None:
-            self.state = _RESTING
+            self._move(_RESTING)
             return
         count = consumer.prefetch.reserve(self._room())
         if count <= 0:
-            self.state = _RESTING
+            self._move(_RESTING)
             return
-        self.state = _CLAIMING
+        self._move(_CLAIMING)
         self._reserved_for = consumer.channel
         self._again = False
         self._asked = count
@@ -293,11 +308,11 @@ class Feed:
             self._misses = min(self._misses + 1, MOST_MISSES)
         channel.prefetch.release(self._asked)
         if not self.is_used:
-            self.state = _RESTING
+            self._move(_RESTING)
             self.retire()
         elif found == self._asked or size >= CLAIM_BYTES or self._again:
             if channel.prefetch.limit:
-                self.state = _RESTING
+                self._move(_RESTING)
                 channel.serve()
             else:
                 self._claim()
@@ -357,7 +372,7 @@ class Feed:
     # -- asking
 
     def _ask(self) -> None:
-        self.state = _ASKING
+        self._move(_ASKING)
         self._link.pipeline.post(self._exists, self._told)
 
     def _told(self, reply: Any) -> None:
@@ -366,10 +381,10 @@ class Feed:
             self._failed(reply)
             return
         if not self.is_used:
-            self.state = _RESTING
+            self._move(_RESTING)
             self.retire()
             return
-        self.state = _ARMED
+        self._move(_ARMED)
         if reply:
             self._link.waking.found += 1
             self.pushed()
@@ -386,7 +401,7 @@ class Feed:
         link = self._link
         if link.pipeline.lost is not None:
             return
-        self.state = _RESTING
+        self._move(_RESTING)
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             # Somebody has flushed the scripts: send this one again, with its text.
             link.scripts.forget()

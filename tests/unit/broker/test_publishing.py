@@ -400,3 +400,16 @@ def test_one_call_stores_so_many_bytes(
     may_go.set()
     gevent.joinall([first, *others], raise_error=True)
     assert [len(argument) for method, argument in world.calls if method == "put"] == sizes
+
+
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+def test_deadline_covers_the_queues_of_copies(connect: Opener, world: World, header: str) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    world.before = lambda method, argument: Event().wait() if method == "find_queue" else None
+    message = channel.prepare_message("x", headers={header: ["unknown"]})
+    with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
+        channel.basic_publish(message, "", "q", timeout=0.01)
+    assert world.count("put") == 0
+    world.before = lambda method, argument: None
+    assert channel.is_open

@@ -15,6 +15,7 @@ from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
+from greenconn.transport.redis.feed import FEED_MOVES
 from greenconn.transport.virtual.life import CHANNEL_MOVES
 
 Table = Mapping[Any, frozenset[Any]]
@@ -26,6 +27,7 @@ TABLES: dict[str, Table] = {
     "stream": STREAM_MOVES,
     "channel": CHANNEL_MOVES,
     "consumer of AMQP": CONSUMER_MOVES,
+    "feed of Redis": FEED_MOVES,
 }
 
 
