@@ -14,9 +14,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from gevent import get_hub
+
 from greenconn.abc import DeadlineLike
-from greenconn.broker.port import Entry, NoQueue, QueueFull
-from greenconn.exceptions import ChannelError, PublishNacked, PublishTimeout
+from greenconn.broker.port import Entry, NoQueue
+from greenconn.broker.publisher import ChannelPublisher
+from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
@@ -25,93 +28,21 @@ from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.life import ChannelLife
-from greenconn.transport.virtual.publishing import (
-    Decided,
-    Envelope,
-    no_immediate,
-    prepared,
-    return_message,
-    too_large,
-    undeliverable,
-    unroutable,
-)
+from greenconn.transport.virtual.publishing import Envelope, prepared, too_large, undeliverable
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.channel import PublishResult
     from greenconn.broker.link import StoreLink
 
-__all__ = ["Putting", "StorePublisher", "Stored"]
+__all__ = ["Putting", "StorePublisher"]
 
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
 
 
-class Stored:
-    """A publish whose outcome is waited for.
-
-    Arguments:
-        slot: gets why it was not stored, or None.
-        is_confirmed: somebody wants to know what became of it, beyond errors of the connection.
-    """
-
-    __slots__ = ("_is_confirmed", "_link", "_mandatory", "_slot", "_what")
-
-    def __init__(
-        self,
-        link: StoreLink,
-        slot: Slot[Exception | None],
-        what: tuple[str, str],
-        mandatory: bool,
-        is_confirmed: bool,
-    ) -> None:
-        self._link = link
-        self._slot = slot
-        self._what = what
-        self._mandatory = mandatory
-        self._is_confirmed = is_confirmed
-
-    def wait(self, deadline: DeadlineLike | None = None) -> None:
-        """Return when the message is stored.  May switch.
-
-        Raises:
-            Unroutable: it was mandatory, and reached no queue.
-            PublishNacked: a queue is full and refuses more.
-            PublishTimeout: nothing was heard before the deadline; it may be stored.
-            RecoverableConnectionError: the connection went first; it may be stored.
-        """
-        link = self._link
-        limit = deadline if deadline is not None else Deadline(link.options.reply_timeout)
-        try:
-            error = self._slot.wait(limit)  # type: ignore[arg-type]
-        except TimeoutError as exc:
-            if not self._slot.has_left:
-                raise
-            if deadline is None:
-                raise link.no_answer("storing a message") from exc
-            raise PublishTimeout(
-                f"{link.where} did not store a message to {self._where()} within "
-                f"{deadline.timeout:g} s: it may have it",
-                maybe_delivered=True,
-            ) from exc
-        if error is None:
-            return
-        if isinstance(error, NoQueue):
-            if self._mandatory:
-                raise unroutable(*self._what)
-        elif not isinstance(error, QueueFull):
-            raise error
-        elif self._is_confirmed:
-            raise PublishNacked(f"a queue is full and refused the message ({self._where()})")
-
-    def _where(self) -> str:
-        exchange, routing_key = self._what
-        return f"exchange {exchange!r}, routing key {routing_key!r}"
-
-
-class StorePublisher:
-    """What one channel publishes with.
+class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
+    """What one channel to a store publishes with.
 
     Arguments:
         channel: is closed by what the broker refuses.
@@ -122,40 +53,8 @@ class StorePublisher:
     prepare = staticmethod(prepared)
 
     def __init__(self, channel: ChannelLife, link: StoreLink) -> None:
-        self._channel = channel
+        super().__init__(channel, link)
         self._link = link
-
-    def publish(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: Deadline | None,
-    ) -> None:
-        """Publish *message* and return when it is stored.  May switch."""
-        slot = self._put(message, exchange, routing_key, mandatory, immediate, deadline)
-        if slot is not None:
-            what = (exchange, routing_key)
-            Stored(self._link, slot, what, mandatory, is_confirmed=False).wait(deadline)
-        elif mandatory:
-            return_message(self._channel, message, exchange, routing_key)
-
-    def begin(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: DeadlineLike | None,
-    ) -> PublishResult:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
-        slot = self._put(message, exchange, routing_key, mandatory, immediate, deadline)
-        if slot is None:
-            return Decided(unroutable(exchange, routing_key) if mandatory else None)
-        return Stored(self._link, slot, (exchange, routing_key), mandatory, is_confirmed=True)
 
     def flush(self, timeout: float | None) -> None:
         """Return when the store was told all answers.  (A publish returns when it has the message.)
@@ -168,19 +67,21 @@ class StorePublisher:
     def end(self) -> None:
         """Note that the channel has ended: nothing was begun that it would have to finish."""
 
-    def _put(
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return why a message was not stored."""
+        return outcome
+
+    def _send(self, target: Sequence[Entry], routing_key: str, slot: Slot[Any]) -> None:
+        self._link.putting.put(target, slot)
+
+    def _target(
         self,
         message: Envelope,
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        immediate: bool,
         deadline: DeadlineLike | None,
-    ) -> Slot[Exception | None] | None:
-        """Begin to store a message; None: it has no queue to go to.  May switch."""
-        self._channel.check_open()
-        if immediate:
-            raise no_immediate()
+    ) -> Sequence[Entry] | None:
         link = self._link
         limit = link.options.max_message_size
         if len(message["body"]) > limit:
@@ -204,7 +105,7 @@ class StorePublisher:
         except ChannelError as exc:
             self._channel.fail(exc)
             raise
-        return link.putting.put(entries) if entries else None
+        return entries or None
 
     def _routed(
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
@@ -288,13 +189,16 @@ def _as_bytes(text: str, encoding: str | None) -> bytes:
 
 
 class _Parcel:
-    """The entries of one publish, and who waits for what becomes of them."""
+    """The entries of one publish, and who waits for what becomes of them.
+
+    Arguments:
+        slot: gets None, or why it was not stored.
+    """
 
     __slots__ = ("errors", "is_begun", "left", "slot")
 
-    def __init__(self, count: int) -> None:
-        #: Gets None, or why it was not stored.
-        self.slot: Slot[Exception | None] = Slot()
+    def __init__(self, count: int, slot: Slot[Any]) -> None:
+        self.slot = slot
         self.left = count
         self.errors: list[Exception] = []
         self.is_begun = False
@@ -318,21 +222,22 @@ class _Parcel:
 class Putting:
     """What the channels of one link publish."""
 
-    __slots__ = ("_greenlets", "_link", "_pending")
+    __slots__ = ("_batches", "_greenlets", "_link", "_pending")
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._pending: deque[tuple[_Parcel, Entry, int]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()
+        #: What is being stored, one list for each greenlet.
+        self._batches: list[list[tuple[_Parcel, Entry, int]]] = []
 
-    def put(self, entries: Sequence[Entry]) -> Slot[Exception | None]:
-        """Store the entries of one message; what the result gets is why it is not.  Never switches."""
-        parcel = _Parcel(len(entries))
+    def put(self, entries: Sequence[Entry], slot: Slot[Any]) -> None:
+        """Store the entries of one message; *slot* gets None, or why it is not.  Never switches."""
+        parcel = _Parcel(len(entries), slot)
         for entry in entries:
             self._pending.append((parcel, entry, len(entries)))
         if len(self._greenlets) < self._link.store.put_calls:
             self._greenlets.add(spawn("put", self._run))
-        return parcel.slot
 
     @property
     def is_busy(self) -> bool:
@@ -342,8 +247,9 @@ class Putting:
     def stop(self, exc: BaseException) -> None:
         """The link is gone: nobody's message is stored any more.  Never switches."""
         pending, self._pending = self._pending, deque()
-        for parcel, _, _ in pending:
-            parcel.slot.fail(exc)
+        for batch in (*self._batches, pending):
+            for parcel, _, _ in batch:
+                parcel.slot.fail(exc)
         self._link.kill(self._greenlets)
 
     def _take(self) -> list[tuple[_Parcel, Entry, int]]:
@@ -373,6 +279,8 @@ class Putting:
 
     def _store(self, batch: list[tuple[_Parcel, Entry, int]]) -> None:
         link = self._link
+        watch = self._watch()
+        self._batches.append(batch)
         try:
             outcomes = link.store.put([entry for _, entry, _ in batch])
         except BaseException as exc:
@@ -382,6 +290,10 @@ class Putting:
             if not isinstance(exc, Exception):
                 raise
             return
+        finally:
+            self._batches.remove(batch)
+            if watch is not None:
+                watch.close()
         for (parcel, entry, count), error in zip(batch, outcomes, strict=True):
             parcel.answer(count, error)
             if error is None:
@@ -389,3 +301,12 @@ class Putting:
                     link.ripen(entry.queue)
             elif isinstance(error, NoQueue):
                 link.directory.forget(entry.queue)
+
+    def _watch(self) -> Any:
+        """Begin to watch that the store answers within ``reply_timeout``; None: it need not."""
+        seconds = self._link.options.reply_timeout
+        if seconds is None:
+            return None
+        timer = get_hub().loop.timer(seconds)
+        timer.start(self._link.no_answer, "storing messages", update=True)
+        return timer

@@ -15,7 +15,7 @@ from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import DecodeError, RecoverableChannelError
+from greenconn.exceptions import ContentTooLarge, DecodeError, RecoverableChannelError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
 from greenconn.transport.redis import topology
@@ -121,6 +121,11 @@ def test_nobody_polls(own_redis: RedisServer) -> None:
         assert sum(after) - sum(before) <= 2
         for each in consumers:
             each.kill()
+
+
+def test_a_small_limit_of_messages_holds(connect: Connect) -> None:
+    with pytest.raises(ContentTooLarge, match="max_message_size"):
+        connect(max_message_size=10).Producer().publish("x" * 20, routing_key="q")
 
 
 def test_window_of_unanswered_publishes(connect: Connect) -> None:

@@ -7,7 +7,7 @@ subscribed, in whatever process: a message that is routed there is published onc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -15,8 +15,8 @@ from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.link import StoreLink
+from greenconn.broker.port import Entry
 from greenconn.broker.publishing import StorePublisher
-from greenconn.green.slot import Slot
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED
@@ -36,18 +36,17 @@ logger = logging.getLogger("greenconn.transport.SQS")
 class Publisher(StorePublisher):
     """What a channel to SQS publishes with: it warns of priorities, which SQS has not."""
 
-    def _put(
+    def _target(
         self,
         message: Envelope,
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        immediate: bool,
         deadline: DeadlineLike | None,
-    ) -> Slot[Exception | None] | None:
+    ) -> Sequence[Entry] | None:
         if message["properties"].get("priority"):
             warn_of_message(self._channel, message, exchange, routing_key)
-        return super()._put(message, exchange, routing_key, mandatory, immediate, deadline)
+        return super()._target(message, exchange, routing_key, mandatory, deadline)
 
 
 class SqsEntities(SharedEntities):

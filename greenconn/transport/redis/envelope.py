@@ -19,8 +19,10 @@ from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
 from greenconn.transport.virtual.publishing import copied
 
-__all__ = ["Outgoing", "marked_redelivered"]
+__all__ = ["LARGE", "Outgoing", "marked_redelivered"]
 
+#: Bytes above which a message goes over a connection of its own.
+LARGE: Final = 1024 * 1024
 #: Kinds of messages, and places they go to, that are remembered.
 KEPT: Final = 1024
 
@@ -37,6 +39,7 @@ class Outgoing(Prepared):
         raw: the same as bytes.
         priority: as it was given.
         headers, properties: as they were given, copied; for messages that come back.
+        is_plain: it goes to the one queue that its routing key names, over the common connection.
         ignored: what RabbitMQ would obey and a list of Redis cannot (expiration, ``x-delay``).
     """
 
@@ -47,6 +50,7 @@ class Outgoing(Prepared):
         "delivery_info",
         "headers",
         "ignored",
+        "is_plain",
         "middle",
         "priority",
         "properties",
@@ -77,6 +81,7 @@ class Outgoing(Prepared):
         self.headers = copied(headers) if headers else _NO_HEADERS
         self.delivery_info: dict[str, Any] | None = None
         self.ignored = _NO_HEADERS
+        self.is_plain = len(self.raw) <= LARGE
         properties = properties or _NO_HEADERS
         if not headers and len(properties) == 1 and "delivery_mode" in properties:
             mode = properties["delivery_mode"]
@@ -97,6 +102,9 @@ class Outgoing(Prepared):
                 "expiration": own.get("expiration"),
                 "x-delay": self.headers.get("x-delay"),
             }
+            self.is_plain = False
+        if "CC" in self.headers or "BCC" in self.headers:
+            self.is_plain = False
         self.priority = own.pop("priority", priority or 0)
         self.delivery_info = own.pop("delivery_info", None)
         for name in ("body_encoding", "delivery_tag"):

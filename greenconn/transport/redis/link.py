@@ -40,7 +40,7 @@ from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.permissions import Permissions
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
-from greenconn.transport.redis.publishing import RedisPublisher
+from greenconn.transport.redis.publishing import RedisPublisher, WindowPublisher
 from greenconn.transport.redis.replies import check_reply
 from greenconn.transport.redis.routes import routes_of
 from greenconn.transport.redis.scripts import Script, Scripts
@@ -302,7 +302,8 @@ class RedisLink(BrokerLink):
 
     def publisher(self, channel: StoreChannel[Any]) -> RedisPublisher:
         """Return what *channel* publishes with."""
-        return RedisPublisher(channel, self)
+        size = self.options.publish_window
+        return WindowPublisher(channel, self, size) if size else RedisPublisher(channel, self)
 
     def flush_answers(self) -> None:
         """Return when all answers have been given to the socket.  May switch.

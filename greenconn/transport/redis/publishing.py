@@ -14,46 +14,88 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.exceptions import ChannelError, Unroutable
+from greenconn.broker.port import NoQueue
+from greenconn.broker.publisher import ChannelPublisher
+from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.redis.envelope import Outgoing
+from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.moves import clamped
-from greenconn.transport.redis.pipeline import ENDLESS
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.routes import routes_of
 from greenconn.transport.redis.scripts import PUSH
-from greenconn.transport.redis.sent import Sent, Window
+from greenconn.transport.redis.sent import Window
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.life import ChannelLife, ChannelState
+from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.publishing import (
-    Decided,
-    no_immediate,
-    return_message,
     too_large,
     undeliverable,
-    unroutable,
 )
 from greenconn.transport.virtual.tags import TagMaker
-from greenconn.wire.resp import bulk, pack
+from greenconn.wire.resp import ErrorReply, bulk, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
-__all__ = ["RedisPublisher"]
+__all__ = ["RedisPublisher", "WindowPublisher"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
-#: Bytes above which a message goes over a connection of its own.
-LARGE: Final = 1024 * 1024
-
-_OPEN: Final = ChannelState.OPEN
 
 
-class RedisPublisher:
+class Routed:
+    """Commands that store one message in several queues, or in one that may have ended.
+
+    Arguments:
+        queues: that get it.
+        may_end: all replies that are 0 mean that its queues had ended.
+    """
+
+    __slots__ = ("commands", "may_end", "pipeline", "queues")
+
+    def __init__(
+        self, pipeline: Pipeline, commands: list[bytes], queues: list[str], may_end: bool = False
+    ) -> None:
+        self.pipeline = pipeline
+        self.commands = commands
+        self.queues = queues
+        self.may_end = may_end
+
+    def send(self, slot: Slot[Any]) -> None:
+        """Send the commands; *slot* gets what became of them all.  Never switches."""
+        parcel = _Parcel(len(self.commands), self.may_end, slot)
+        for command in self.commands:
+            self.pipeline.post(command, parcel.take)
+
+
+class _Parcel:
+    """The replies to the commands of one message."""
+
+    __slots__ = ("_error", "_is_stored", "_left", "_may_end", "_slot")
+
+    def __init__(self, count: int, may_end: bool, slot: Slot[Any]) -> None:
+        self._left = count
+        self._may_end = may_end
+        self._slot = slot
+        self._is_stored = False
+        self._error: Exception | None = None
+
+    def take(self, reply: Any) -> None:
+        """Take one of them.  In the reader."""
+        self._left -= 1
+        if isinstance(reply, Exception):
+            self._error = self._error or reply
+        elif reply or not self._may_end:
+            self._is_stored = True
+        if not self._left:
+            self._slot.offer(self._error or (None if self._is_stored else NoQueue()))
+
+
+class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
     """What one channel publishes with.
 
     Arguments:
@@ -65,93 +107,84 @@ class RedisPublisher:
     prepare = Outgoing
 
     def __init__(self, channel: ChannelLife, link: RedisLink) -> None:
-        self._channel = channel
+        super().__init__(channel, link)
         self._link = link
         self._pipeline = link.pipeline
         self._options = link.options
+        self._limit = link.options.max_message_size
         self._encoding = link.options.body_encoding
-        self._hub = link.home.hub
         self._tags = TagMaker()
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
-        size = link.options.publish_window
-        self._window = Window(size, link.transport.unasked) if size else None
 
-    def publish(
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return the exception for a reply that is one; what ends the link ends it."""
+        return self._pipeline.error(outcome, what)
+
+    def _shown(self, message: Outgoing | dict[str, Any]) -> dict[str, Any]:
+        return Outgoing.of(message).as_envelope()
+
+    def _target(
         self,
         message: Outgoing | dict[str, Any],
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        immediate: bool,
-        deadline: Deadline | None,
-    ) -> None:
-        """Publish *message*, and return when the server has it.  May switch.
-
-        Raises:
-            redis.exceptions.ResponseError: the server refused it (or, with ``publish_window``, an
-                earlier one of this channel).
-        """
-        limit = ENDLESS if deadline is None else deadline
-        if self._window is not None:
-            self._publish_in_window(message, exchange, routing_key, mandatory, immediate, limit)
-            return
-        sent = self.begin(message, exchange, routing_key, mandatory, immediate, limit)
-        if mandatory:
-            self._finish(sent, message, exchange, routing_key, limit)
-        else:
-            sent.wait(limit)
-
-    def _finish(
-        self,
-        sent: Sent | Decided,
-        message: Outgoing | dict[str, Any],
-        exchange: str,
-        routing_key: str,
-        deadline: Deadline,
-    ) -> None:
-        """Wait until a mandatory message is stored, or return it.  May switch."""
-        try:
-            sent.wait(deadline)
-        except Unroutable:
-            envelope = Outgoing.of(message).as_envelope()
-            return_message(self._channel, envelope, exchange, routing_key)
-
-    def begin(
-        self,
-        message: Outgoing | dict[str, Any],
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
         deadline: DeadlineLike | None,
-    ) -> Sent | Decided:
-        """Send *message*; the result's ``wait`` tells what became of it.  May switch."""
-        if (
-            get_hub() is not self._hub
-            or self._link.lost is not None
-            or self._channel.state_of_life is not _OPEN
-        ):
-            self._channel.check_open()
+    ) -> bytes | Routed | None:
         pipeline = self._pipeline
         if pipeline.writer.gate:
             pipeline.pass_gate(deadline or ENDLESS)  # type: ignore[arg-type]
-        if immediate:
-            raise no_immediate()
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        if exchange or not routing_key or not _is_plain(message):
-            return self._begin_routed(message, exchange, routing_key, mandatory)
+        is_plain = message.is_plain and len(message.raw) <= self._limit
+        if exchange or not routing_key or not is_plain:
+            return self._routed(message, exchange, routing_key, mandatory)
         if mandatory:
             directory = self._link.directory
             if not directory.is_there(routing_key):
-                return Decided(unroutable("", routing_key))
+                return None
             if directory.may_end(routing_key):
-                return self._begin_routed(message, "", routing_key, mandatory)
-        command = self._push(message, routing_key)
-        slot: Slot[Any] = Slot()
-        pipeline.post(command, slot.offer)
-        self._pushed(routing_key)
-        return Sent(pipeline, slot, None, routing_key)
+                return self._routed(message, "", routing_key, mandatory)
+        priority = message.priority
+        found = None
+        if message.delivery_info is None:
+            found = self._heads.get((routing_key, priority))
+        head, route = found or self._head(message, routing_key)
+        raw = b"".join(
+            (
+                b'{"body": ',
+                message.body_json(self._encoding),
+                message.middle,
+                route,
+                self._tags.next(),
+                b'"}}',
+            )
+        )
+        return b"%b%d\r\n%b\r\n" % (head, len(raw), raw)
+
+    def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
+        """The head of the command that appends a message to a queue, and the route in it."""
+        self._refusing(self._link.directory.check_name, queue, Method.BASIC_PUBLISH)
+        key = self._link.keys.list_for(queue, clamped(message.priority))
+        head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
+        route = message.route_json("", queue, self._encoding)
+        if message.delivery_info is None:
+            if len(self._heads) >= KEPT:
+                self._heads.clear()
+            self._heads[queue, message.priority] = head, route
+        return head, route
+
+    def _send(self, target: bytes | Routed, routing_key: str, slot: Slot[Any]) -> None:
+        if isinstance(target, bytes):
+            self._pipeline.post(target, slot.offer)
+            self._pushed(routing_key)
+            return
+        if target.pipeline is not self._pipeline:
+            self._wait_for_large(target, slot)
+        else:
+            target.send(slot)
+        for queue in target.queues:
+            self._pushed(queue)
 
     def _refusing(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call *function*, and close the channel when the broker refuses what it asks for."""
@@ -170,79 +203,41 @@ class RedisPublisher:
         if feed is not None:
             feed.hint()
 
-    def _push(self, message: Outgoing, queue: str) -> bytes:
-        """The command that appends a message to a queue, sent to it by name."""
-        priority = message.priority
-        found = self._heads.get((queue, priority)) if message.delivery_info is None else None
-        if found is None:
-            self._refusing(self._link.directory.check_name, queue, Method.BASIC_PUBLISH)
-            key = self._link.keys.list_for(queue, clamped(priority))
-            found = (
-                b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key),
-                message.route_json("", queue, self._encoding),
-            )
-            if message.delivery_info is None:
-                if len(self._heads) >= KEPT:
-                    self._heads.clear()
-                self._heads[queue, priority] = found
-        head, route = found
-        raw = b"".join(
-            (
-                b'{"body": ',
-                message.body_json(self._encoding),
-                message.middle,
-                route,
-                self._tags.next(),
-                b'"}}',
-            )
-        )
-        return b"%b%d\r\n%b\r\n" % (head, len(raw), raw)
-
     # -- what is not the usual case
 
-    def _begin_routed(
+    def _routed(
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
-    ) -> Sent | Decided:
-        """Send a message that has to be routed, or is large, or has what does not count here."""
+    ) -> Routed | None:
+        """Return the target of a message that is routed, or large, or has what does not count here."""
         link = self._link
         if message.ignored:
             self._channel.warn_of_unsupported(
                 ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
             )
-        if len(message.raw) > self._options.max_message_size:
-            raise too_large(len(message.raw), self._options.max_message_size)
+        if len(message.raw) > self._limit:
+            raise too_large(len(message.raw), self._limit)
         queues, topics = self._targets(message, exchange, routing_key)
         if mandatory and exchange == "":
             queues = [each for each in queues if link.directory.is_there(each)]
         if not queues and not topics:
-            return self._nowhere(message, exchange, routing_key, mandatory)
+            return None if mandatory else self._last_resort(message, exchange, routing_key)
         raw = self._envelope(message, exchange, routing_key)
         priority = clamped(message.priority)
-        ending = [each for each in queues if link.directory.may_end(each)]
+        ending = {each for each in queues if link.directory.may_end(each)}
         commands = [self._append(each, priority, raw, each in ending) for each in queues]
         commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
         pipeline = link.pipeline if len(raw) <= LARGE else link.large()
         self._channel.check_open()
-        replies: list[Any] = []
-        slot: Slot[Any] = Slot()
-        for command in commands[:-1]:
-            pipeline.post(command, replies.append)
-        pipeline.post(commands[-1], slot.offer)
-        if pipeline is link.pipeline:
-            for queue in queues:
-                self._pushed(queue)
-        where = f"exchange {exchange!r}" if exchange else routing_key
-        lost = unroutable(exchange, routing_key) if mandatory and ending and not topics else None
-        sent = Sent(pipeline, slot, replies, where, lost)
-        if pipeline is not link.pipeline:
-            try:
-                sent.wait()  # so that what this greenlet sends keeps its order
-            except Unroutable as exc:
-                return Decided(exc)
-            for queue in queues:
-                self._pushed(queue)
-            return Decided(None)
-        return sent
+        return Routed(pipeline, commands, queues, bool(ending) and not topics)
+
+    def _wait_for_large(self, target: Routed, slot: Slot[Any]) -> None:
+        """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
+        own: Slot[Any] = Slot()
+        target.send(own)
+        outcome = own.wait(ENDLESS)
+        if isinstance(outcome, ErrorReply):
+            outcome = target.pipeline.error(outcome, "publishing")
+        slot.offer(outcome)
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
         """The command that appends a message to a queue; it needs no script that was sent before."""
@@ -270,26 +265,16 @@ class RedisPublisher:
             topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
         return routes.queues, topics
 
-    def _nowhere(
-        self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
-    ) -> Sent | Decided:
-        """A message has no queue to go to."""
-        if mandatory:
-            return Decided(unroutable(exchange, routing_key))
+    def _last_resort(self, message: Outgoing, exchange: str, routing_key: str) -> Routed | None:
+        """Return the target of a message that has no queue to go to."""
         last = self._options.deadletter_queue
         if last is None:
-            return Decided(None)
+            return None
         warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=6)
-        slot: Slot[Any] = Slot()
-        self._pipeline.post(
-            pack(
-                b"LPUSH",
-                self._link.keys.list_for(last, clamped(message.priority)),
-                self._envelope(message, exchange, routing_key),
-            ),
-            slot.offer,
+        raw = self._envelope(message, exchange, routing_key)
+        return Routed(
+            self._pipeline, [self._append(last, clamped(message.priority), raw, False)], []
         )
-        return Sent(self._pipeline, slot, None, last)
 
     def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
         middle = message.middle
@@ -307,44 +292,75 @@ class RedisPublisher:
             )
         )
 
-    # -- the window
+    # -- the end
 
-    def _publish_in_window(
+    def end(self) -> None:
+        """Note that the channel has ended: nothing was begun that it would have to finish."""
+
+    def flush(self, timeout: float | None) -> None:
+        """Return when acks have left.  (A publish returns when the server has it.)  May switch.
+
+        Raises:
+            TimeoutError: the server took too little within *timeout* seconds.
+        """
+        self._drain(Deadline(timeout))
+        self._channel.check_open()
+
+    def _drain(self, deadline: Deadline) -> None:
+        link = self._link
+        if link.lost is None:
+            link.answers.wait_routed(deadline)
+            link.answers.flush()
+            link.pipeline.drain(deadline)
+
+
+class WindowPublisher(RedisPublisher):
+    """The same with ``publish_window``: some of its publishes may be unanswered.
+
+    Arguments:
+        size: how many.
+    """
+
+    def __init__(self, channel: ChannelLife, link: RedisLink, size: int) -> None:
+        super().__init__(channel, link)
+        self._window = Window(size, link.transport.unasked)
+
+    def publish(
         self,
         message: Outgoing | dict[str, Any],
         exchange: str,
         routing_key: str,
         mandatory: bool,
         immediate: bool,
-        deadline: Deadline,
+        deadline: Deadline | None,
     ) -> None:
+        """Publish *message*, and return when there is room for it in the window.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refused an earlier one of this channel.
+        """
         window = self._window
-        assert window is not None
-        window.wait(deadline)
+        window.wait(deadline or ENDLESS)
         if window.failures:
             raise window.failures.take().error(self._pipeline)
-        if message.__class__ is not Outgoing:
-            message = Outgoing.of(message)
-        if exchange or not routing_key or mandatory or immediate or not _is_plain(message):
-            sent = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
-            self._finish(sent, message, exchange, routing_key, deadline)
+        message = Outgoing.of(message)
+        if exchange or not routing_key or mandatory or immediate or not message.is_plain:
+            super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
         if get_hub() is not self._hub or not self._channel.is_open:
             self._channel.check_open()
-        if self._pipeline.writer.gate:
-            self._pipeline.pass_gate(deadline)
-        command = self._push(message, routing_key)
+        command = self._target(message, "", routing_key, False, deadline)
+        assert isinstance(command, bytes)
         window.unanswered += 1
         self._pipeline.post(command, window.take)
         self._pushed(routing_key)
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
-        if self._window is not None:
-            self._window.end()
+        self._window.end()
 
     def flush(self, timeout: float | None) -> None:
-        """Return when acks have left, and publishes of a ``publish_window`` are answered.  May switch.
+        """Return when acks have left, and publishes are answered.  May switch.
 
         What became of publishes of earlier channels of this connection, which nobody has asked for, is
         raised, too.
@@ -354,16 +370,8 @@ class RedisPublisher:
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        link = self._link
-        if link.lost is None:
-            deadline = Deadline(timeout)
-            link.answers.wait_routed(deadline)
-            link.answers.flush()
-            link.pipeline.drain(deadline)
-        window, unasked = self._window, link.transport.unasked
-        if window is None:
-            self._channel.check_open()
-            return
+        self._drain(Deadline(timeout))
+        window, unasked = self._window, self._link.transport.unasked
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:
             # Answers keep their order: behind this one's all are there.
@@ -377,13 +385,3 @@ class RedisPublisher:
             raise failures.error(self._pipeline) from lost
         if lost is not None:
             raise lost
-
-
-def _is_plain(message: Outgoing) -> bool:
-    """Whether it goes to the one queue that its routing key names, over the common connection."""
-    headers = message.headers
-    return (
-        len(message.raw) <= LARGE
-        and not (headers and ("CC" in headers or "BCC" in headers))
-        and not message.ignored
-    )

@@ -1,76 +1,20 @@
-"""What was published and not answered yet."""
+"""What was published and is not waited for (``publish_window``)."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from greenconn.abc import DeadlineLike
-from greenconn.exceptions import PublishTimeout, Unroutable
+from greenconn.exceptions import PublishTimeout
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import ErrorReply
 
-__all__ = ["Sent", "Unasked", "Window"]
+__all__ = ["Unasked", "Window"]
 
 logger = logging.getLogger("greenconn.transport.redis")
-
-
-class Sent:
-    """A publish whose answer is waited for.
-
-    Arguments:
-        slot: gets the last of its replies.
-        replies: get the others.
-        unroutable: raised where all replies are 0: its queues had ended; None: that is no error.
-    """
-
-    __slots__ = ("_pipeline", "_replies", "_slot", "_unroutable", "_what")
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        slot: Slot[Any],
-        replies: list[Any] | None,
-        what: str,
-        unroutable: Unroutable | None = None,
-    ) -> None:
-        self._pipeline = pipeline
-        self._slot = slot
-        self._replies = replies
-        self._what = what
-        self._unroutable = unroutable
-
-    def wait(self, deadline: DeadlineLike | None = None) -> Any:
-        """Return when the server has the message.  May switch.
-
-        Raises:
-            PublishTimeout: no answer before the deadline; the server may have it.
-            redis.exceptions.ResponseError: the server refused it.
-            LinkLost: the connection went first; the server may have it.
-            Unroutable: it reached no queue, and somebody wants to know.
-        """
-        try:
-            reply = self._slot.wait(deadline or ENDLESS)  # type: ignore[arg-type]
-        except TimeoutError as exc:
-            if not self._slot.has_left or deadline is None:
-                raise
-            raise PublishTimeout(
-                f"{self._pipeline.where} did not answer a publish to {self._what} within "
-                f"{deadline.timeout:g} s: it may have it",
-                maybe_delivered=True,
-            ) from exc
-        if isinstance(reply, Exception):
-            raise self._pipeline.error(reply, f"publishing to {self._what}")
-        for each in self._replies or ():
-            if isinstance(each, Exception):
-                raise self._pipeline.error(each, f"publishing to {self._what}")
-        if self._unroutable is not None and not reply and not any(self._replies or ()):
-            raise self._unroutable
-        return reply
 
 
 class Failures:

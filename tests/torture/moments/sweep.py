@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 
+from greenconn.broker.publisher import StoredResult
 from greenconn.green.slot import Slot
 from greenconn.transport.amqp.calls import Call as AmqpCall
 from greenconn.transport.amqp.channel import Channel
@@ -19,7 +20,6 @@ from greenconn.transport.base import Link
 from greenconn.transport.memory.channel import Channel as MemoryChannel
 from greenconn.transport.redis.channel import Channel as RedisChannel
 from greenconn.transport.redis.message import Delivery as RedisDelivery
-from greenconn.transport.redis.sent import Sent
 from greenconn.wire.confirms import Outstanding
 from tests.fix_interrupts import INTERRUPTIONS, Run
 from tests.torture.moments.scene import Call, Scene
@@ -35,7 +35,7 @@ EACH = range(60)
 FURTHER = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144)
 #: What must not pile up.
 KINDS = (
-    *(Slot, AmqpCall, Outstanding, Sent, Link, gevent.Timeout),
+    *(Slot, AmqpCall, Outstanding, StoredResult, Link, gevent.Timeout),
     *(Delivery, RedisDelivery, Channel, MemoryChannel, RedisChannel),
 )
 #: As many as are there while everything works, but not one for each run.
