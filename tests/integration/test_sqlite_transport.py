@@ -72,7 +72,7 @@ def database(path: str, **options: Any) -> Database:
         ("sqlite://host/x.db", "has no host 'host'; write sqlite:///relative.db"),
         ("sqlite:///:memory:", "use memory://"),
         ("sqlite:///a%00b", "no zero byte"),
-        ("sqlite:///x.db?synchronous=OFF", "synchronous is 'OFF': it is one of NORMAL, FULL"),
+        ("sqlite:///x.db?synchronous=OFF", "synchronous must be one of NORMAL, FULL, got 'OFF'"),
         ("sqlite:///x.db?busy_timeout=-1", "busy_timeout"),
         ("sqlite:///x.db?look_interval=0", "above 0"),
         ("sqlite:///x.db?lease=0", "above 0"),
