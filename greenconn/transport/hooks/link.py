@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.channel import Publisher, StoreChannel
@@ -10,12 +11,14 @@ from greenconn.broker.feed import Feed
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.deadline import Deadline
+from greenconn.green.limit import Limit
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.answers import HookAnswers
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
 from greenconn.transport.hooks.publishing import HookPublisher
-from greenconn.transport.hooks.store import HookStore
+from greenconn.transport.hooks.store import LOOK, HookStore
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -68,6 +71,11 @@ class HookedLink(StoreLink):
             for channel in list(self.channels.values()):
                 channel.close()
         super().close()
+
+    def _stop_claiming(self) -> None:
+        # A hook that waits for longer than it was told is not waited for: it ends with the link.
+        with suppress(TimeoutError), Limit(Deadline(LOOK), "the last look"):
+            super()._stop_claiming()
 
 
 class HookLink(HookedLink):

@@ -12,6 +12,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker import link as broker_link
 from greenconn.exceptions import (
     AccessRefused,
     AMQPNotImplementedError,
@@ -25,6 +26,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport import virtual
+from greenconn.transport.hooks import link as hooks_link
 from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
@@ -357,6 +359,23 @@ def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: HookLink, end: str)
         until(lambda: len(shelf.queues["q"]) == 3)
     assert sorted(bodies(shelf, channel)) == ["2", "3", "4"]
     channel.close()
+
+
+def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks_link, "LOOK", 0.01)
+    monkeypatch.setattr(broker_link, "CLOSE_TIMEOUT", None)  # the usual end of a close
+    shelf.may_answer.clear()
+    channel.basic_consume("q", callback=print)
+    until(lambda: shelf.asked)
+    lost: list[BaseException] = []
+    link.on_lost = lost.append
+    with gevent.Timeout(SOON):
+        link.close()
+    gevent.sleep(0)
+    assert not link.is_open
+    assert lost == []
 
 
 def test_lost_link_leaves_the_rest_to_the_broker(
