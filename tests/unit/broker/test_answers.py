@@ -152,3 +152,8 @@ def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) ->
     with pytest.raises(ConnectionError, match="cut"):
         waiting.get(timeout=SOON)
     assert not link.answers.is_routing
+
+
+def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
+    link.answers.done_late("tag")
+    assert (link.handover.acks, link.holding.acks) == (["tag"], [])

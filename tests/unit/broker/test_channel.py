@@ -250,3 +250,15 @@ def test_refusing_a_consumer_that_has_left_does_nothing(
     channel.refuse(channel.consumers[tag], error)
     assert channel.closed
     assert sink.lost == [error]
+
+
+def test_by_default_a_message_need_not_arrive(channel: StoreChannel[StoreLink]) -> None:
+    message = channel.prepare_message("x")
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    channel.basic_publish(message, "", "absent")
+    channel.basic_publish_confirm(message, "", "absent")
+    channel.begin_publish(message, "", "absent").wait()
+    with pytest.raises(TimeoutError):
+        channel.connection.drain(0)
+    assert returned == []

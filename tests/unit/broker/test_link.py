@@ -386,3 +386,15 @@ def test_a_claim_ends_with_the_link(connect: Opener, kind: type[FakeStore], worl
     until(lambda: world.count("claim"))
     channel.connection.end(RecoverableConnectionError("cut"))
     until(lambda: all(each.greenlet is None for each in claimers))
+
+
+def test_a_claim_that_does_not_return_is_ended_with_the_link(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    world.before = lambda method, argument: method == "claim" and Event().wait()
+    channel.basic_consume("q", sink=Sink())
+    until(lambda: world.count("claim"))
+    (claimer,) = channel.connection._claimers.values()
+    assert claimer.greenlet is not None
+    channel.connection.end(RecoverableConnectionError("cut"))
+    until(lambda: claimer.greenlet is None)

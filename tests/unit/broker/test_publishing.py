@@ -413,3 +413,11 @@ def test_deadline_covers_the_queues_of_copies(connect: Opener, world: World, hea
     assert world.count("put") == 0
     world.before = lambda method, argument: None
     assert channel.is_open
+
+
+def test_a_queue_that_went_is_asked_for_again(connect: Opener, world: World) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    del world.queues["q"]  # somebody else
+    publish(channel, "x")
+    assert not channel.connection.directory.is_known("q")

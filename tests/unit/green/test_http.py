@@ -588,3 +588,9 @@ def test_lines_whose_head_does_not_come(server: Start, web: Make) -> None:
     with pytest.raises(TimeoutError):
         mine.lines("GET", "/", deadline=Deadline(0.1))
     assert gone(peer)
+
+
+def test_a_client_may_be_used_with_with() -> None:
+    client = HttpClient("127.0.0.1", 1)
+    with client as entered:
+        assert entered is client

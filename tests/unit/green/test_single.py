@@ -194,3 +194,13 @@ def test_forgotten_flights_are_not_joined() -> None:
     assert single.is_running("k")
     new.go.set()
     assert later.get(timeout=30) == "new"
+
+
+def test_asking_from_within_for_what_somebody_else_began() -> None:
+    single, work = SingleFlight(), Work()
+    first = gevent.spawn(single.run, "inner", work)
+    turn()
+    outer = gevent.spawn(single.run, "outer", lambda: single.run("inner", Work(), 30), 30)
+    turn()
+    work.go.set()
+    assert [each.get(timeout=30) for each in (first, outer)] == ["done", "done"]

@@ -299,3 +299,13 @@ def test_acks_are_not_merged_over_what_is_put_back() -> None:
     assert ledger.ack(6)
     assert ledger.take() == [(6, False)]
     assert ledger.take_returns(9) == [(3, False)]
+
+
+def test_what_was_put_back_needs_no_answer_when_all_is_cleared() -> None:
+    ledger = AckLedger()
+    for tag in (1, 2):
+        ledger.delivered(tag)
+    assert ledger.put_back(1)
+    assert ledger.ack(2)
+    ledger.clear()
+    assert (ledger.take(), ledger.take_returns(9)) == ([], [])
