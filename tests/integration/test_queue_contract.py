@@ -197,18 +197,20 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
 @needs(Can.QUEUE_EXPIRY)
 def test_unused_queue_expires(side: Side) -> None:
     channel = side.channel()
-    queue = side.queue(channel, arguments={"x-expires": 150})
+    queue = side.queue(channel, arguments={"x-expires": 500})
     tag = channel.basic_consume(queue, callback=print)
-    gevent.sleep(0.3)
+    gevent.sleep(0.8)
     channel.queue_declare(queue, passive=True)
     channel.basic_cancel(tag)
-    for _ in range(50):
-        gevent.sleep(0.2)
+    for _ in range(10):
+        gevent.sleep(1)  # to look is to use it
         try:
-            side.channel(channel.connection).basic_consume(queue, "late", callback=print)
+            late = side.channel(channel.connection)
+            tag = late.basic_consume(queue, callback=print)
         except NotFound:
-            break
-        pytest.fail("it did not expire")
+            return
+        late.basic_cancel(tag)
+    pytest.fail("it did not expire")
 
 
 @needs(Can.BOUNDS)
