@@ -8,7 +8,7 @@ tests of ``greenconn/<room>/<module>.py`` are ``tests/unit/<room>/test_<module>.
 A change swaps an operator, changes a number, turns a condition around, returns None, or removes a
 statement.  No file is changed: the process that runs the tests loads this module as a plug-in of pytest,
 and compiles the changed module in place of the one on the disk.  Limits at the top of a module, texts,
-annotations and assertions are left alone.
+annotations and assertions are left alone.  Programs that a test starts run the module as it is.
 """
 
 from __future__ import annotations

@@ -57,7 +57,15 @@ def test_a_message_as_it_was_published(channel: StoreChannel[StoreLink]) -> None
     assert channel.message_to_python(got) is got
 
 
-@pytest.mark.parametrize("timeouts", [{"timeout": 0.01}, {"confirm_timeout": 0.01}])
+@pytest.mark.parametrize(
+    "timeouts",
+    [
+        {"timeout": 0.01},
+        {"confirm_timeout": 0.01},
+        {"timeout": 20, "confirm_timeout": 0.01},
+        {"timeout": 0.01, "confirm_timeout": 20},
+    ],
+)
 @pytest.mark.parametrize("method", ["basic_publish", "basic_publish_confirm"])
 def test_both_timeouts_bound_a_publish(
     channel: StoreChannel[StoreLink], world: World, method: str, timeouts: dict[str, float]
@@ -66,7 +74,7 @@ def test_both_timeouts_bound_a_publish(
     world.before = lambda method, argument: method == "put" and may_go.wait()
     message = channel.prepare_message("x")
     with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have it"):
-        getattr(channel, method)(message, "", "q", **{"timeout": 20, **timeouts})
+        getattr(channel, method)(message, "", "q", **timeouts)
     may_go.set()
     channel.basic_publish(message, "", "q", confirm_timeout=20)
     assert world.bodies("q") == [b"x", b"x"]

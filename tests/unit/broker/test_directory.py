@@ -151,6 +151,10 @@ def test_what_is_known_is_bounded(
     directory.rules("c")
     known = [directory.is_known(name) for name in ("a", "b", "c")]
     assert known == [False, False, True]
+    asked(world)
+    directory.look("c")
+    directory.look("a")
+    assert asked(world) == 1
 
 
 def test_declaring_makes_a_queue_and_knows_it(directory: StoreDirectory, world: World) -> None:

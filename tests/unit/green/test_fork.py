@@ -11,6 +11,7 @@ import textwrap
 import pytest
 
 from greenconn.green import fork
+from tests.forked import holds_in_child
 
 PRELUDE = """
 import sys
@@ -20,6 +21,7 @@ if {patched}:
 import gc, os, multiprocessing
 import gevent, gevent.os
 from greenconn.green import fork
+from tests.forked import holds_in_child
 
 class Thing:
     def __init__(self, name):
@@ -150,3 +152,16 @@ def test_importing_installs_nothing() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=True
     )
     assert done.stdout == "False\n"
+
+
+def test_a_child_of_this_very_process_forgets() -> None:
+    class Noting(Member):
+        state = "parent's"
+
+        def forget(self) -> None:
+            self.state = "forgotten"
+
+    member = Noting()
+    fork.register(member)
+    assert holds_in_child(lambda: member.state == "forgotten")
+    assert member.state == "parent's"

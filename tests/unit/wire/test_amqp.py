@@ -27,6 +27,7 @@ from greenconn.wire.amqp import (
     heartbeat_frame,
     method_frame,
 )
+from tests.unit.wire.test_body import bodies, message
 
 DELIVER, GET_OK, RETURN, ACK, QOS_OK = (60, 60), (60, 71), (60, 50), (60, 80), (60, 11)
 PUBLISH = (60, 40)
@@ -454,3 +455,13 @@ def test_a_body_in_frames_of_any_size_comes_whole(sizes: list[int]) -> None:
     ((*_, received),) = FrameParser().feed(data)
     assert received == body
     assert type(received) is bytes
+
+
+def test_what_comes_behind_a_large_frame_is_seen_at_once() -> None:
+    parser = FrameParser()
+    data = message(1, 100_000)
+    methods = parser.feed(data[:1000])
+    methods += parser.feed(data[1000:])
+    assert bodies(methods) == [100_000]
+    parser.feed(heartbeat_frame())
+    assert parser.heartbeats == 1

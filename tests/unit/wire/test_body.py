@@ -173,13 +173,3 @@ def test_a_large_body_frame_that_nobody_announced_is_refused() -> None:
     data = pack(">BHI", 3, 1, 100_000) + bytes(100_000) + b"\xce"
     with pytest.raises(UnexpectedFrame, match="type 3 on channel 1"):
         Peer(FrameParser(), data).send_all(50_000)
-
-
-def test_what_comes_behind_a_large_frame_is_seen_at_once() -> None:
-    parser = FrameParser()
-    data = message(1, 100_000)
-    methods = parser.feed(data[:1000])
-    methods += parser.feed(data[1000:])
-    assert bodies(methods) == [100_000]
-    parser.feed(heartbeat_frame())
-    assert parser.heartbeats == 1
