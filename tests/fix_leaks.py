@@ -191,6 +191,7 @@ def forget_many() -> None:
     """Take what there is between two tests out of the garbage collector's sight, when it has grown."""
     if len(gc.get_objects()) > MANY_OBJECTS:
         gc.collect()
+        turn()
         gc.freeze()
 
 
@@ -216,6 +217,7 @@ class Traces:
         """What is still new after everything had its time to end.  May switch."""
         turn()
         gc.collect()  # what cycles hold goes in this test and not in a later one
+        turn()  # and so do the connections among it, which close in a greenlet and log it
         # Looks are counted, not the time: on a busy machine this process may stand still for all of it.
         for _ in range(round(SETTLE / STEP)):
             new = self.new()
