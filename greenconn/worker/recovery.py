@@ -31,8 +31,8 @@ logger = logging.getLogger("greenconn.worker")
 CONSUMING: Final = RetryPolicy(first=0.1, longest=10.0, immediate=1)
 #: A consumer that ran for so many seconds begins its back-off anew.
 CALM: Final = 10.0
-#: How often the broker may end the whole connection for what we ask, or not find a queue that we
-#: have just declared, before we stop asking.
+#: How often the broker may end the whole connection for what we ask before we stop asking, and how
+#: often it may not find a queue that we have just declared.
 STRIKES: Final = 3
 
 
@@ -63,11 +63,12 @@ class ConsumerRecovery:
         "_backoff",
         "_channels",
         "_confirmed_at",
+        "_disconnections",
         "_has_warned",
         "_may_reopen",
+        "_misses",
         "_not_before",
         "_session",
-        "_strikes",
         "_subscriptions",
     )
 
@@ -80,7 +81,8 @@ class ConsumerRecovery:
         self._backoff: Backoff | None = None
         self._not_before = 0.0
         self._confirmed_at = 0.0
-        self._strikes = 0
+        self._disconnections = 0
+        self._misses = 0
         self._has_warned = False
         # To spawn a consumer is an explicit use, which opens a closed connection again; once.
         self._may_reopen = session.is_closed
@@ -128,7 +130,8 @@ class ConsumerRecovery:
             self._back_off()
             return Outcome.FAILED
         self._confirmed_at = monotonic()
-        self._strikes = 0
+        self._disconnections = 0
+        self._misses = 0
         self._has_warned = False
         return Outcome.CONFIRMED
 
@@ -161,8 +164,8 @@ class ConsumerRecovery:
             return self._session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker ended the connection, perhaps for what somebody else did.
-            self._strikes += 1
-            return self._strikes >= STRIKES
+            self._disconnections += 1
+            return self._disconnections >= STRIKES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):
             return False
         if is_unavailable(exc):
@@ -180,8 +183,8 @@ class ConsumerRecovery:
         """Whether a queue that should be there, and is not, will never be."""
         # Deleted since it was seen last, or its node is away: look again.
         subscription.forget_declaration(self._session)
-        self._strikes += 1
-        return not subscription.was_confirmed and self._strikes >= STRIKES
+        self._misses += 1
+        return not subscription.was_confirmed and self._misses >= STRIKES
 
     def _transient(self) -> tuple[type[BaseException], ...]:
         return self._session.broker.recoverable_channel_errors

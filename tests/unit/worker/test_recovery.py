@@ -14,11 +14,12 @@ from gevent import get_hub
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
+from greenconn.exceptions import AccessRefused, InternalError, NotFound, PreconditionFailed
 from greenconn.options import Retry
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from greenconn.worker.channels import Subscription
 from tests.unit.worker.conftest import CAME, Desk, Seen, until
 
 
@@ -310,6 +311,27 @@ def test_stopping_and_killing_during_a_restart(
         assert consumers[3].wait_ready(CAME)
         assert [desk.consumers(f"q{each}") for each in range(4)] == [0, 0, 1, 1]
         assert stop_consumers(CAME)
+
+
+def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_consumer(
+    connection: Connection, desk: Desk, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 3.10 ends a connection that consumes from a stream which is just being made."""
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    answers: list[Exception] = [*(NotFound("no queue 'q'") for _ in range(3)), InternalError("541")]
+    start = Subscription.start
+
+    def refused(subscription: Subscription, *args: Any) -> None:
+        if answers:
+            raise answers.pop(0)
+        start(subscription, *args)
+
+    monkeypatch.setattr(Subscription, "start", refused)
+    desk.channel.queue_delete("q")
+    assert consumer.wait_ready(CAME)
+    desk.publish("q", "x")
+    seen.wait(1)
 
 
 def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
