@@ -361,22 +361,13 @@ class RedisDirectory(Directory):
         self.forget(name)
         self._going += 1
         self._none_goes.clear()
-        self._leave(name)
-
-    def _leave(self, name: str) -> None:
         keys, *args = self._drop_arguments(name, "left")
-        self._link.pipeline.post(
-            self._link.scripts.call(DROP, keys, *args), lambda reply: self._left(name, reply)
-        )
+        link.post_script(DROP, keys, *args, done=lambda reply: self._left(name, reply))
 
     def _left(self, name: str, reply: Any) -> None:
         # In the reader.
         link = self._link
         if isinstance(reply, ErrorReply):
-            if reply.code == "NOSCRIPT":
-                link.scripts.forget()  # somebody has flushed them
-                self._leave(name)
-                return
             error = link.pipeline.error(reply, f"leaving queue {name!r}")
             spawn("log", logger.error, "%s", error)
         if isinstance(reply, list) and reply[0] >= 0:

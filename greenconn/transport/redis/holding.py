@@ -23,7 +23,6 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.moves import (
-    Move,
     move_arguments,
     move_of,
     number_of,
@@ -32,7 +31,7 @@ from greenconn.transport.redis.moves import (
 from greenconn.transport.redis.permissions import CANARY_NUMBER
 from greenconn.transport.redis.restoring import restore
 from greenconn.transport.redis.scripts import MOVE, RENEW
-from greenconn.wire.resp import ErrorReply, pack
+from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
@@ -90,28 +89,20 @@ class RedisHolding:
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
         link = self._link
-        self._send([move_of(link, each) for each in dispositions], done)
+        moves = [move_of(link, each) for each in dispositions]
+
+        def moved(reply: Any) -> None:
+            # In the reader.
+            if link.pipeline.lost is None:
+                done(_outcome(reply, len(moves)))
+
+        keys, *args = move_arguments(link, moves)
+        link.post_script(MOVE, keys, *args, done=moved)
         # What goes back may come here again, where there is room.
         for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
             feed = link.feeds.get(queue)
             if feed is not None:
                 feed.hint()
-
-    def _send(self, moves: Sequence[Move], done: Done) -> None:
-        link = self._link
-
-        def moved(reply: Any) -> None:
-            # In the reader.
-            if link.pipeline.lost is not None:
-                return
-            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-                link.scripts.forget()  # somebody has flushed them
-                self._send(moves, done)
-            else:
-                done(_outcome(reply, len(moves)))
-
-        keys, *args = move_arguments(link, moves)
-        link.pipeline.post(link.scripts.call(MOVE, keys, *args), moved)
 
     def return_unheld(self, delivery: Delivery) -> None:
         """Put back a delivery that nobody holds.  Never switches."""
@@ -133,24 +124,25 @@ class RedisHolding:
 
         def renewed(reply: Any) -> None:
             # In the reader.
-            if link.pipeline.lost is not None:
-                return
-            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-                link.scripts.forget()  # somebody has flushed them
-                self.renew(handles, done)
-            else:
+            if link.pipeline.lost is None:
                 done(reply if isinstance(reply, Exception) else None)
 
-        link.pipeline.post(self.renewal(handles), renewed)
+        keys, *args = self._renewal(handles)
+        link.post_script(RENEW, keys, *args, done=renewed)
         link.directory.renew()
 
-    def renewal(self, handles: Sequence[Any] = ()) -> bytes:
-        """Return the command that says that this owner lives, and holds these."""
+    def renewal(self) -> bytes:
+        """Return the command that says that this owner lives."""
+        keys, *args = self._renewal(())
+        return self._link.scripts.call(RENEW, keys, *args)
+
+    def _renewal(self, handles: Sequence[Any]) -> tuple[Any, ...]:
+        """Return keys and arguments of the script that says that this owner lives, and holds these."""
         link = self._link
         keys = (link.keys.owners, link.keys.unacked_index)
         # The time that is counted may be behind by what lies between two looks of the sweepers.
         lasts_ms = int((link.options.lease + link.sweeper.interval) * 1000)
-        return link.scripts.call(RENEW, keys, link.owner, lasts_ms, mark(), *handles)
+        return keys, link.owner, lasts_ms, mark(), *handles
 
     def doubtful(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""

@@ -53,7 +53,7 @@ from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.wire.resp import Argument, pack
+from greenconn.wire.resp import Argument, ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.sentinel import SwitchWatch
@@ -221,6 +221,24 @@ class RedisLink(BrokerLink):
             # Somebody has flushed the scripts: say it with its text.
             self.scripts.forget()
             return self.call(self.scripts.call(script, keys, *args), what=what)
+
+    def post_script(
+        self,
+        script: Script,
+        keys: tuple[bytes, ...],
+        *args: Argument,
+        done: Callable[[Any], object],
+    ) -> None:
+        """Post a script; *done* gets its reply, in the reader.  Never switches."""
+
+        def replied(reply: Any) -> None:
+            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+                self.scripts.forget()  # somebody has flushed them
+                self.post_script(script, keys, *args, done=done)
+            else:
+                done(reply)
+
+        self.pipeline.post(self.scripts.call(script, keys, *args), replied)
 
     def watch(self, pipeline: Pipeline) -> None:
         """Watch from now on whether the server answers on *pipeline*."""
