@@ -9,9 +9,9 @@ from greenconn.broker.channel import PublishResult
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.publishing import (
     Decided,
+    DecidedPublisher,
     Envelope,
     no_immediate,
-    prepared,
     return_message,
     unroutable,
 )
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["HookPublisher"]
 
 
-class HookPublisher:
-    """What one channel publishes with.
+class HookPublisher(DecidedPublisher):
+    """The publisher of one channel.
 
     Arguments:
         channel: has the hooks.
         link: knows whether every publish is to tell what became of it.
     """
 
-    #: Makes a message to publish.
-    prepare = staticmethod(prepared)
+    _channel: Channel
 
     def __init__(self, channel: Channel, link: HookLink) -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._link = link
 
     def publish(
@@ -71,10 +70,3 @@ class HookPublisher:
         if self._channel.put_message(message, exchange, routing_key, mandatory):
             return Decided(None)
         return Decided(unroutable(exchange, routing_key))
-
-    def flush(self, timeout: float | None) -> None:
-        """Raise unless the channel can be used: the broker has all when a call returns."""
-        self._channel.check_open()
-
-    def end(self) -> None:
-        """Note that the channel has ended: nothing was begun that it would have to finish."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import plain_text
-from greenconn.transport.virtual.publishing import Decided, Envelope, copied
+from greenconn.transport.virtual.publishing import Decided, DecidedPublisher, Envelope, copied
 
 if TYPE_CHECKING:
     from greenconn.transport.hosted.channel import HostedChannel
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["HostedPublisher"]
 
 
-class HostedPublisher:
-    """What one channel publishes with.
+class HostedPublisher(DecidedPublisher):
+    """The publisher of one channel.
 
     Arguments:
         channel: has one of kombu's.
     """
 
-    def __init__(self, channel: HostedChannel) -> None:
-        self._channel = channel
+    _channel: HostedChannel
 
     def prepare(
         self,
@@ -69,10 +68,3 @@ class HostedPublisher:
         """Publish *message*; it returns when the transport has it.  May switch."""
         self._channel.put_message(message, exchange, routing_key)
         return Decided(None)
-
-    def flush(self, timeout: float | None) -> None:
-        """Raise unless the channel can be used: kombu's have told the broker when a call returns."""
-        self._channel.check_open()
-
-    def end(self) -> None:
-        """Note that the channel has ended: nothing was begun that it would have to finish."""

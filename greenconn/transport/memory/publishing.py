@@ -15,9 +15,9 @@ from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.life import ChannelLife, ChannelState
 from greenconn.transport.virtual.publishing import (
     Decided,
+    DecidedPublisher,
     Envelope,
     no_immediate,
-    prepared,
     return_message,
     too_large,
     undeliverable,
@@ -35,19 +35,16 @@ _OPEN: Final = ChannelState.OPEN
 _DONE: Final = Decided(None)
 
 
-class MemoryPublisher:
-    """What one channel publishes with.
+class MemoryPublisher(DecidedPublisher):
+    """The publisher of one channel.
 
     Arguments:
         channel: is closed by what the broker refuses.
         link: has the broker.
     """
 
-    #: Makes a message to publish.
-    prepare = staticmethod(prepared)
-
     def __init__(self, channel: ChannelLife, link: MemoryLink) -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._broker = link.broker
         self._hub = link.home.hub
         self._is_confirming = link.is_confirming
@@ -92,16 +89,6 @@ class MemoryPublisher:
         if mandatory and outcome is Outcome.UNROUTED:
             return Decided(unroutable(exchange, routing_key))
         return _DONE
-
-    def flush(self, timeout: float | None) -> None:
-        """Raise unless the channel can be used: the broker has all that was published.
-
-        Never switches.
-        """
-        self._channel.check_open()
-
-    def end(self) -> None:
-        """Note that the channel has ended: nothing was begun that it would have to finish."""
 
     def _put(self, message: Envelope, exchange: str, routing_key: str, immediate: bool) -> Outcome:
         """Put *message* into its queues, and tell what became of it.  May switch before that."""

@@ -20,6 +20,7 @@ from greenconn.transport.virtual.life import ChannelLife
 
 __all__ = [
     "Decided",
+    "DecidedPublisher",
     "Envelope",
     "UndeliverableWarning",
     "copied",
@@ -114,6 +115,30 @@ def prepared(
         "headers": copied(headers) if headers else {},
         "properties": own,
     }
+
+
+class DecidedPublisher:
+    """The part of a publisher whose publishes are decided when they return.
+
+    Arguments:
+        channel: of the publisher.
+    """
+
+    #: Makes a message to publish.
+    prepare = staticmethod(prepared)
+
+    def __init__(self, channel: ChannelLife) -> None:
+        self._channel = channel
+
+    def flush(self, timeout: float | None) -> None:
+        """Raise unless the channel can be used: the broker has all that was published.
+
+        Never switches.
+        """
+        self._channel.check_open()
+
+    def end(self) -> None:
+        """Note that the channel has ended: nothing was begun that it would have to finish."""
 
 
 def return_message(
