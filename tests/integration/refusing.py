@@ -38,9 +38,9 @@ def _beanstalk(
     side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch
 ) -> Callable[[], object]:
     """The server takes no jobs as large as that."""
-    desk = channel.connection.store._desk
-    limit, desk.longest_job = desk.longest_job, 10
-    return lambda: setattr(desk, "longest_job", limit)
+    server = channel.connection.store._server
+    limit, server.longest_job = server.longest_job, 10
+    return lambda: setattr(server, "longest_job", limit)
 
 
 def _mongodb(

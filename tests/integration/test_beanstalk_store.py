@@ -1,4 +1,4 @@
-"""The store over a real beanstalkd: notes, tables, the bell, and whose turn it is."""
+"""The store over a real beanstalkd: records, the wake-up job, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from greenconn.broker.port import Answer, NoQueue, Settlement
 from greenconn.broker.topology_port import Row
 from greenconn.exceptions import PreconditionFailed
-from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, ServerRefuses, TableTooBig
-from greenconn.transport.beanstalk.tables import FIRST
+from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, RecordTooBig, ServerRefuses
+from greenconn.transport.beanstalk.records import FIRST
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
@@ -41,7 +41,7 @@ def exchange(name: str, **options: Any) -> Exchange:
     return Exchange(name, "direct", ROUTERS["direct"](), **options)
 
 
-# -- notes and tables
+# -- records
 
 
 def test_makers_at_the_same_time_make_one(beanstalk_url: str, unique: str) -> None:
@@ -147,7 +147,7 @@ def test_maker_that_dies_before_the_kick(beanstalk_url: str, unique: str) -> Non
 def test_tables_that_are_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     with store_at(beanstalk_with("-z", "2000").url) as store:
         store.topology.declare(exchange("x"))
-        with pytest.raises(TableTooBig, match=r"takes at most 2000 a job: start beanstalkd with"):
+        with pytest.raises(RecordTooBig, match=r"takes at most 2000 a job: start beanstalkd with"):
             for number in range(100):
                 store.topology.bind("x", Row(f"key{number}", "", "q" * 50))
         rows = store.topology.rows("x")
@@ -350,26 +350,26 @@ def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) 
         store.drop_queue(unique)
 
 
-def test_bells_of_the_killed_are_cleared_away(beanstalk_url: str, unique: str) -> None:
+def test_wakeup_jobs_of_killed_processes_are_deleted(beanstalk_url: str, unique: str) -> None:
     with raw_to(beanstalk_url) as raw:
         with store_at(beanstalk_url, f"{unique}killed") as store:
             store.claim({unique: 1}, 1.0)
-            assert raw.counts(f"$bell.{unique}killed0")["current-jobs-buried"] == "1"
+            assert raw.counts(f"$wakeup.{unique}killed0")["current-jobs-buried"] == "1"
         with store_at(beanstalk_url, f"{unique}closed") as store:
             store.claim({unique: 1}, 1.0)
             tubes = raw("list-tubes").body.decode()
-            assert f"$bell.{unique}killed0" not in tubes
-            assert f"$bell.{unique}closed0" in tubes
+            assert f"$wakeup.{unique}killed0" not in tubes
+            assert f"$wakeup.{unique}closed0" in tubes
             store.close()
-        assert f"$bell.{unique}closed0" not in raw("list-tubes").body.decode()
+        assert f"$wakeup.{unique}closed0" not in raw("list-tubes").body.decode()
 
 
-def test_without_a_bell_waits_are_short(beanstalk_url: str, unique: str) -> None:
+def test_without_a_wakeup_job_waits_are_short(beanstalk_url: str, unique: str) -> None:
     with store_at(beanstalk_url, unique) as store, raw_to(beanstalk_url) as raw:
         store.make_queue(unique, PLAIN)
         store.put([entry(unique)])
         (claimed,) = store.claim({unique: 1}, 20.0)
-        raw(f"use $bell.{unique}0")
+        raw(f"use $wakeup.{unique}0")
         assert raw(f"delete {raw('peek-buried').number}").word == b"DELETED"
         waiter = gevent.spawn(store.claim, {unique: 5}, 1.0)
         wait_until(lambda: raw.counts(unique)["current-waiting"] == "1")
@@ -396,7 +396,7 @@ def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: st
         assert store.make_queue(unique, PLAIN) == PLAIN
         got: list[Any] = []
         while len(got) < 3:
-            # No bell can be made now.
+            # No wake-up job can be made now.
             claimed = store.claim({unique: 1}, 20.0)
             got += bodies(list(claimed))
             store.settle([done(each.handle) for each in claimed])

@@ -1,10 +1,10 @@
-"""Taking jobs: as many of each tube as its consumers have room for, and all tubes in turn.
+"""Claims: as many jobs of each tube as its consumers have room for, and all tubes in turn.
 
 beanstalkd hands out the oldest job of all watched tubes, so one tube with many would keep all others
 waiting, and how many come from which cannot be told beforehand.  So tubes that had more the last time
-(*hot* ones) are each watched alone for a moment, in turn, over the desk, with no more ``reserve`` than
-there is room.  All others are watched together by the connection that waits; the first job that comes
-from one makes it hot.
+(*hot* ones) are each watched alone for a moment, in turn, over the command connection, with no more
+``reserve`` than there is room.  All others are watched together by the connection that waits; the first
+job of one makes it hot.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import chain
 
 from gevent.event import Event
 
-from greenconn.transport.beanstalk.bell import Waiting
-from greenconn.transport.beanstalk.desk import Desk, Taken
+from greenconn.transport.beanstalk.commands import CommandConnection, Taken
+from greenconn.transport.beanstalk.reserving import ReserveConnection
 from greenconn.wire.beanstalk import Reply
 
 __all__ = ["Claiming"]
@@ -24,15 +24,17 @@ Reserved = tuple[Reply, Callable[..., None]]
 
 
 class Claiming:
-    """What one link takes.
+    """The claims of one link.
 
     Arguments:
-        waiting: opens the connection that waits; the same at each call.  May switch.
+        waiting: return the connection that waits; the same at each call.  May switch.
         limit: jobs that one claim takes.
     """
 
-    def __init__(self, desk: Desk, waiting: Callable[[], Waiting], limit: int) -> None:
-        self._desk = desk
+    def __init__(
+        self, server: CommandConnection, waiting: Callable[[], ReserveConnection], limit: int
+    ) -> None:
+        self._server = server
         self._waiting = waiting
         self._limit = limit
         #: Tubes that may have more, those that were served longest ago first.
@@ -44,7 +46,7 @@ class Claiming:
         self._is_over.set()
 
     def interrupt(self) -> None:
-        """Let a claim that waits, or is about to, return.  Never switches."""
+        """Make a claim that waits, or is about to, return.  Never switches."""
         self._is_stale = True
 
     def wait_over(self) -> None:
@@ -53,11 +55,11 @@ class Claiming:
 
     def claim(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
         """Reserve jobs; see :meth:`Store.claim`.  May switch."""
-        desk = self._desk
+        server = self._server
         if seconds <= 0:
-            desk.pipeline.pass_gate()
-            taken = desk.take(wanted.items())
-            return desk.describe([(each, desk.pipeline.post) for each in chain(*taken)])
+            server.pipeline.pass_gate()
+            taken = server.take(wanted.items())
+            return server.describe([(each, server.pipeline.post) for each in chain(*taken)])
         self._is_stale = False
         self._is_over = is_over = Event()
         try:
@@ -67,8 +69,8 @@ class Claiming:
 
     def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
         """Take from the hot tubes, look at the others, and wait where there was nothing."""
-        desk, waiting = self._desk, self._waiting()
-        desk.pipeline.pass_gate()
+        server, waiting = self._server, self._waiting()
+        server.pipeline.pass_gate()
         hot = [tube for tube in self._hot if tube in wanted]
         found = self._take_hot(hot, wanted)
         if hot:
@@ -79,7 +81,7 @@ class Claiming:
         if not found and not self._is_stale:
             waiting.watch(wanted)
             self._add(found, waiting, seconds)
-        described = desk.describe(found)
+        described = server.describe(found)
         for each in described:
             if each.job.post == waiting.post:
                 self._hot.setdefault(each.tube)
@@ -92,14 +94,14 @@ class Claiming:
         share = max(self._limit // len(hot), 1)
         shares = [(tube, min(wanted[tube], share)) for tube in hot[: self._limit]]
         found: list[Reserved] = []
-        for (tube, count), replies in zip(shares, self._desk.take(shares), strict=True):
+        for (tube, count), replies in zip(shares, self._server.take(shares), strict=True):
             self._hot.pop(tube, None)
             if len(replies) == count:
                 self._hot[tube] = None
-            found += [(each, self._desk.pipeline.post) for each in replies]
+            found += [(each, self._server.pipeline.post) for each in replies]
         return found
 
-    def _add(self, found: list[Reserved], waiting: Waiting, seconds: float) -> None:
+    def _add(self, found: list[Reserved], waiting: ReserveConnection, seconds: float) -> None:
         reply = waiting.reserve(seconds)
         if reply is not None:
             found.append((reply, waiting.post))

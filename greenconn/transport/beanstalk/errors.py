@@ -17,8 +17,8 @@ __all__ = [
     "JobTooBig",
     "LinkLost",
     "NotBeanstalk",
+    "RecordTooBig",
     "ServerRefuses",
-    "TableTooBig",
     "refusal",
     "too_big",
 ]
@@ -29,22 +29,22 @@ class LinkLost(RecoverableConnectionError):  # type: ignore[misc]
 
 
 class NotBeanstalk(FrameError):  # type: ignore[misc]
-    """What answers does not speak beanstalk's protocol."""
+    """The server does not speak beanstalk's protocol."""
 
 
 class JobTooBig(PublishRefused):
-    """The server takes no message as large as this one."""
+    """The message is larger than the server's limit for a job."""
 
 
-class TableTooBig(ResourceError):  # type: ignore[misc]
-    """The server takes no job as large as the list of an exchange's bindings has become."""
+class RecordTooBig(ResourceError):  # type: ignore[misc]
+    """The list of an exchange's bindings is larger than the server's limit for a job."""
 
 
 class ServerRefuses(PublishNacked):
     """The server takes no messages now: it has no memory left, or is being drained."""
 
 
-#: Replies that only bytes changed on their way, or a very old server, can be the cause of.
+#: Replies that mean bytes changed on their way, or a very old server.
 _OUT_OF_STEP: Final = frozenset({b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"})
 
 _REMEDIES: Final[dict[bytes, str]] = {
@@ -56,7 +56,7 @@ _REMEDIES: Final[dict[bytes, str]] = {
 
 
 def too_big(size: int, limit: int, where: str) -> str:
-    """What to say of a body that is too large."""
+    """Return the message of the error for a body that is too large."""
     return (
         f"{where}: the message has {size} bytes in its envelope, and the server takes at most {limit} "
         f"a job: send less, or start beanstalkd with a larger limit, as -z {max(size, 2 * limit)}"
@@ -64,7 +64,7 @@ def too_big(size: int, limit: int, where: str) -> str:
 
 
 def refusal(reply: Reply, where: str, what: str) -> Exception:
-    """The error that a reply stands for which is not one that was expected.
+    """Return the error for a reply that was not expected.
 
     Arguments:
         what: the operation, for the message.
@@ -72,11 +72,11 @@ def refusal(reply: Reply, where: str, what: str) -> Exception:
     word = reply.word.decode()
     if reply.word in _OUT_OF_STEP:
         return LinkLost(
-            f"{where}: {what}: {word} (what we sent did not arrive as we sent it, or this server is "
+            f"{where}: {what}: {word} (the command was changed on its way, or this server is "
             f"older than beanstalkd 1.10)"
         )
     remedy = _REMEDIES.get(reply.word)
     if remedy is None:
-        return NotBeanstalk(f"{where}: {what}: {word} is no answer to that")
+        return NotBeanstalk(f"{where}: {what}: unexpected reply {word}")
     kind: type[Exception] = ResourceError if word == "INTERNAL_ERROR" else ServerRefuses
     return kind(f"{where}: {what}: {word} ({remedy})")

@@ -1,4 +1,4 @@
-"""The jobs that a link has reserved, and what keeps them from coming back.
+"""The jobs that a link has reserved, and how their reservations are renewed.
 
 The channels renew what they hold each third of a lease, which is right for jobs of ours.  Those of other
 programs may have a shorter time to run: they are touched as often as that demands.
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from greenconn.green.ticker import Ticker
-from greenconn.transport.beanstalk.desk import Job
+from greenconn.transport.beanstalk.commands import Job
 from greenconn.wire.beanstalk import line
 
 __all__ = ["Holding"]
@@ -20,7 +20,7 @@ TOUCHES: Final = 3
 
 
 class Holding:
-    """What one link holds.  Nothing here switches.
+    """The jobs of one link.  Nothing here switches.
 
     Arguments:
         lease: seconds; jobs with at least that time to run are renewed by others.
@@ -34,7 +34,7 @@ class Holding:
         self._ticker: Ticker | None = None
 
     def add(self, job: Job) -> None:
-        """A job was reserved."""
+        """Add a job that was reserved."""
         self._jobs[job] = None
         if job.time_to_run < self._lease:
             interval = max(job.time_to_run, 1) / TOUCHES
@@ -44,17 +44,17 @@ class Holding:
                 self._ticker.start()
 
     def discard(self, jobs: Iterable[Job]) -> None:
-        """Jobs were settled, or are lost."""
+        """Remove jobs that were settled or lost."""
         for job in jobs:
             self._jobs.pop(job, None)
 
     def touch(self) -> None:
-        """Begin all reservations anew."""
+        """Renew all reservations."""
         for job in self._jobs:
             job.post(line(b"touch", job.number), _nothing)
 
     def stop(self) -> None:
-        """The link is over, or another clock begins."""
+        """Stop renewing those with a short time to run."""
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
@@ -69,4 +69,4 @@ class Holding:
 
 
 def _nothing(reply: object) -> None:
-    """What is lost shows when it is settled."""
+    """Ignore a reply: a lost job shows when it is settled."""

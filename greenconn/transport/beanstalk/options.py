@@ -9,7 +9,7 @@ __all__ = ["BeanstalkOptions"]
 
 
 class BeanstalkOptions(StoreOptions):
-    """How a connection to beanstalkd works; *lease* is what beanstalk calls the time to run."""
+    """The options of a connection to beanstalkd; *lease* is what beanstalk calls the time to run."""
 
     bury_rejected: bool = True
     """Whether a message that is rejected, and has no dead-letter exchange, is buried in its tube, from

@@ -1,4 +1,4 @@
-"""Who consumes: links with consumers of a queue watch a tube that never has a job.
+"""Consumers, as other links see them: a link with consumers of a queue watches an empty tube.
 
 The server counts who watches it, and stops counting a link that is gone.  Exclusive consumers watch
 another one beside it, and links with exclusive queues one of their own.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.transport.beanstalk.desk import Desk, number_of
+from greenconn.transport.beanstalk.commands import CommandConnection, number_of
 from greenconn.wire.beanstalk import line, tube_of
 
 __all__ = ["Presence"]
 
-#: What these tubes begin with; no queue's tube does.
+#: Prefixes of these tubes; no queue's tube has one.
 CONSUMERS: Final = b"$consumers."
 EXCLUSIVE: Final = b"$exclusive."
 OWNER: Final = b"$owner."
@@ -22,12 +22,12 @@ OWNER: Final = b"$owner."
 class Presence:
     """The queues that one link consumes from, as others see it."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, server: CommandConnection) -> None:
+        self._server = server
         self._watched: set[bytes] = set()
 
     def enrol(self, queue: str, consumers: int, *, exclusive: bool) -> bool:
-        """This link has so many consumers; see :meth:`Store.enrol`.  May switch.
+        """Note how many consumers this link has; see :meth:`Store.enrol`.  May switch.
 
         Two that want to be alone at the same moment may both be refused, but never both succeed.
         """
@@ -43,9 +43,9 @@ class Presence:
         self._watched.update(tubes)
         commands = [line(b"watch", each) for each in tubes]
         stats = [line(b"stats-tube", shared), line(b"stats-tube", alone)]
-        replies = self._desk.ask([*commands, *stats])
+        replies = self._server.ask([*commands, *stats])
         others, lonely = (
-            number_of(self._desk.read_counts(each), b"current-watching") for each in replies[-2:]
+            number_of(self._server.read_counts(each), b"current-watching") for each in replies[-2:]
         )
         own = int(alone in self._watched)
         may = lonely <= own and not (exclusive and others > 1)
@@ -54,31 +54,31 @@ class Presence:
         return may
 
     def others(self, queue: str) -> int:
-        """How many other links consume from a queue.  May switch."""
+        """Return the number of other links that consume from a queue.  May switch."""
         tube = CONSUMERS + tube_of(queue)
-        watching = number_of(self._desk.counts(tube), b"current-watching")
+        watching = number_of(self._server.counts(tube), b"current-watching")
         return max(watching - int(tube in self._watched), 0)
 
     # -- links with exclusive queues
 
     def live(self, owner: str) -> None:
-        """Be known to live, as the owner of exclusive queues.  May switch."""
+        """Show that the owner of exclusive queues is alive.  May switch."""
         tube = OWNER + tube_of(owner)
         if tube not in self._watched:
             self._watched.add(tube)
-            self._desk.ask([line(b"watch", tube)])
+            self._server.ask([line(b"watch", tube)])
 
     def is_alive(self, owner: str) -> bool:
-        """Whether the link of an exclusive queue is there.  May switch."""
-        counts = self._desk.counts(OWNER + tube_of(owner))
+        """Return whether the link of an exclusive queue is connected.  May switch."""
+        counts = self._server.counts(OWNER + tube_of(owner))
         return number_of(counts, b"current-watching") > 0
 
     def _ignore(self, *tubes: bytes) -> None:
         for tube in tubes:
             if tube in self._watched:
                 self._watched.discard(tube)
-                self._desk.pipeline.post(line(b"ignore", tube), _nothing)
+                self._server.pipeline.post(line(b"ignore", tube), _nothing)
 
 
 def _nothing(reply: object) -> None:
-    """A reply that tells nothing."""
+    """Ignore a reply."""

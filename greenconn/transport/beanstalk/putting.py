@@ -1,7 +1,7 @@
 """Storing messages: in one write for many, and only in queues that exist.
 
-A tube takes jobs whether or not anybody means it, so the same write asks for the queue's note; what was
-put where no queue is, is deleted again.  A queue that was found is not asked for again for a second.
+beanstalkd makes a tube for any name, so the same write peeks at the queue's record; a job that was put
+where no queue is, is deleted again.  A queue that was found is not asked for again for a second.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Final
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.exceptions import PreconditionFailed
 from greenconn.jsoncodec import dumps
-from greenconn.transport.beanstalk.desk import Desk, number_of, whole_seconds
+from greenconn.transport.beanstalk.commands import CommandConnection, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
-from greenconn.transport.beanstalk.tables import PEEK, QUEUES, Content, Tables, parsed
+from greenconn.transport.beanstalk.records import PEEK, QUEUES, Content, Records, parsed
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, is_whole, line, put, tube_of
 
@@ -33,13 +33,13 @@ MOST_KNOWN: Final = 10_000
 
 
 def urgency(priority: Any) -> int:
-    """Beanstalk's priority, of which 0 is the most urgent, for one of AMQP, of which 0 is the least."""
+    """Return beanstalk's priority (0 is the most urgent) for one of AMQP (0 is the least)."""
     number = priority if isinstance(priority, int) else 0
     return LEAST_URGENT - min(max(number, 0), LEAST_URGENT)
 
 
 def queue_tube(queue: str) -> bytes:
-    """The tube of a queue.
+    """Return the tube of a queue.
 
     Raises:
         PreconditionFailed: there can be none of that name.
@@ -50,9 +50,9 @@ def queue_tube(queue: str) -> bytes:
         raise invalid_argument(str(exc), Method.QUEUE_DECLARE) from exc
 
 
-def exists(note: Reply, counts: Mapping[bytes, bytes]) -> bool:
-    """Whether a queue exists: it has a note, or its tube has jobs, or somebody waits for some."""
-    return note.word == b"FOUND" or any(
+def exists(record: Reply, counts: Mapping[bytes, bytes]) -> bool:
+    """Return whether a queue exists: it has a record, or its tube has jobs or consumers."""
+    return record.word == b"FOUND" or any(
         number_of(dict(counts), name)
         for name in (
             b"current-jobs-ready",
@@ -65,39 +65,39 @@ def exists(note: Reply, counts: Mapping[bytes, bytes]) -> bool:
 
 
 class Putting:
-    """Stores messages.
+    """The puts of one link.
 
     Arguments:
         time_to_run: seconds that a consumer may hold a message without a sign of life.
-        is_orphan: called with a queue and its note; whether it was exclusive to a link that is gone,
+        is_orphan: called with a queue and its record; whether it was exclusive to a link that is gone,
             and was deleted.  May switch.
     """
 
     def __init__(
         self,
-        desk: Desk,
-        tables: Tables,
+        server: CommandConnection,
+        records: Records,
         time_to_run: int,
         is_orphan: Callable[[str, Content], bool],
     ) -> None:
-        self._desk = desk
-        self._tables = tables
+        self._server = server
+        self._records = records
         self._time_to_run = time_to_run
         self._is_orphan = is_orphan
         #: Queue -> until when it need not be asked for.
         self._found: dict[str, float] = {}
 
     def forget(self, queue: str) -> None:
-        """A queue was deleted from here."""
+        """Forget that a queue was found: it was deleted."""
         self._found.pop(queue, None)
 
     def put(self, entries: Sequence[Entry]) -> list[Exception | None]:
         """Store messages, in order; see :meth:`Store.put`.  May switch."""
-        desk = self._desk
-        desk.pipeline.pass_gate()
+        server = self._server
+        server.pipeline.pass_gate()
         outcomes: list[Exception | None] = [None] * len(entries)
         commands: list[bytes] = []
-        #: Queue -> where its note's and its tube's answers are.
+        #: Queue -> where the answers about its record and its tube are.
         looks: dict[str, int] = {}
         #: Number of the entry -> where its answer is.
         puts: dict[int, int] = {}
@@ -108,22 +108,22 @@ class Putting:
                 tube = queue_tube(entry.queue)
                 body = self._body(entry, bodies)
                 if entry.queue not in looks and self._found.get(entry.queue, 0.0) <= now:
-                    note = self._tables.tube(QUEUES, entry.queue)
-                    commands += [*desk.using(note), PEEK, PEEK, line(b"stats-tube", tube)]
+                    record = self._records.tube(QUEUES, entry.queue)
+                    commands += [*server.using(record), PEEK, PEEK, line(b"stats-tube", tube)]
                     looks[entry.queue] = len(commands)
             except (PreconditionFailed, JobTooBig) as exc:
                 outcomes[number] = exc
                 continue
-            commands += desk.using(tube)
+            commands += server.using(tube)
             commands.append(
                 put(urgency(entry.priority), whole_seconds(entry.delay), self._time_to_run, body)
             )
             puts[number] = len(commands)
-        replies = desk.ask(commands)
+        replies = server.ask(commands)
         absent = {
             queue
             for queue, end in looks.items()
-            if not exists(replies[end - 3], desk.read_counts(replies[end - 1]))
+            if not exists(replies[end - 3], server.read_counts(replies[end - 1]))
         }
         for queue in looks.keys() - absent:
             peeked, again = replies[looks[queue] - 3 : looks[queue] - 1]
@@ -134,13 +134,13 @@ class Putting:
         for number, end in puts.items():
             reply = replies[end - 1]
             if reply.word != b"INSERTED":
-                outcomes[number] = desk.refused(reply, "storing a message")
+                outcomes[number] = server.refused(reply, "storing a message")
                 if reply.word == b"BURIED":
                     useless.append(reply.number)
             elif entries[number].queue in absent:
                 outcomes[number] = NoQueue()
                 useless.append(reply.number)
-        desk.ask([line(b"delete", each) for each in useless])
+        server.ask([line(b"delete", each) for each in useless])
         return outcomes
 
     def _remember(self, queues: Iterable[str], now: float) -> None:
@@ -149,7 +149,7 @@ class Putting:
         self._found.update(dict.fromkeys(queues, now + FRESH))
 
     def _body(self, entry: Entry, bodies: dict[tuple[int, float | None], bytes]) -> bytes:
-        """A message as it is stored; copies of one are made once.
+        """Return a message as it is stored; copies of one are made once.
 
         Raises:
             JobTooBig: the server would not take it.
@@ -161,7 +161,7 @@ class Putting:
             if entry.lifetime is not None:
                 envelope = {**envelope, EXPIRES_AT: time() + entry.lifetime}
             body = bodies[key] = dumps(envelope).encode()
-        limit = self._desk.longest_job
+        limit = self._server.longest_job
         if len(body) > limit:
-            raise JobTooBig(too_big(len(body), limit, self._desk.where))
+            raise JobTooBig(too_big(len(body), limit, self._server.where))
         return body

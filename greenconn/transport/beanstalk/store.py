@@ -1,8 +1,8 @@
 """Beanstalk as a store: a tube for each queue, a job for each message.
 
-Two connections: the *desk* for all that is answered at once, and one that waits for jobs, opened when
-somebody consumes (:mod:`~greenconn.transport.beanstalk.bell`).  A job may only be settled by the
-connection that reserved it, and comes back at once when that is lost.
+Two connections: one for commands that are answered at once, and one that waits for jobs, opened by the
+first consumer (:mod:`~greenconn.transport.beanstalk.reserving`).  Only the connection that reserved a
+job may settle it, and the job is ready again at once when that connection is lost.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
-from greenconn.transport.beanstalk.bell import Waiting
 from greenconn.transport.beanstalk.claiming import Claiming
-from greenconn.transport.beanstalk.desk import Desk, Job, Taken, number_of, whole_seconds
+from greenconn.transport.beanstalk.commands import (
+    CommandConnection,
+    Job,
+    Taken,
+    number_of,
+    whole_seconds,
+)
 from greenconn.transport.beanstalk.errors import LinkLost
 from greenconn.transport.beanstalk.holding import Holding
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.presence import Presence
 from greenconn.transport.beanstalk.putting import EXPIRES_AT, Putting, exists, queue_tube
-from greenconn.transport.beanstalk.tables import QUEUES, Content, Tables
+from greenconn.transport.beanstalk.records import QUEUES, Content, Records
+from greenconn.transport.beanstalk.reserving import ReserveConnection
 from greenconn.transport.beanstalk.topology import BeanstalkTopology
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.wire.beanstalk import Reply, line, queue_of
@@ -63,7 +69,7 @@ class BeanstalkStore(Store):
         self._holding = Holding(options.lease)
         self._pipelines: list[Pipeline] = []
         self._opening = BoundedSemaphore(1)
-        self._waiting: Waiting | None = None
+        self._waiting: ReserveConnection | None = None
         self._is_over = False
 
     # -- life
@@ -71,16 +77,16 @@ class BeanstalkStore(Store):
     def open(self, deadline: Deadline) -> None:
         """Connect.  May switch."""
         pipeline = self._connect(deadline)
-        desk = self._desk = Desk(pipeline)
-        desk.greet(deadline)
+        server = self._server = CommandConnection(pipeline)
+        server.greet(deadline)
         pipeline.watch(self._options.reply_timeout)
         # A second beyond the lease, in which the server waits with giving anything else.
         time_to_run = whole_seconds(self._options.lease) + 1
-        self._tables = Tables(desk, self._options.reply_timeout)
-        self.topology = DirectTopology(BeanstalkTopology(self._tables))
-        self._presence = Presence(desk)
-        self._putting = Putting(desk, self._tables, time_to_run, self._is_orphan)
-        self._claiming = Claiming(desk, self._wait_line, CLAIM)
+        self._records = Records(server, self._options.reply_timeout)
+        self.topology = DirectTopology(BeanstalkTopology(self._records))
+        self._presence = Presence(server)
+        self._putting = Putting(server, self._records, time_to_run, self._is_orphan)
+        self._claiming = Claiming(server, self._wait_line, CLAIM)
 
     def _connect(self, deadline: Deadline) -> Pipeline:
         client = self.client
@@ -95,14 +101,14 @@ class BeanstalkStore(Store):
         pipeline.stream.handshake(deadline)
         return pipeline
 
-    def _wait_line(self) -> Waiting:
+    def _wait_line(self) -> ReserveConnection:
         """The connection that waits, opened when it is first needed.  May switch."""
         with self._opening:
             if self._waiting is None:
                 deadline = Deadline(self.client.connect_timeout)
                 pipeline = self._connect(deadline)
-                pipeline.parser.longest_body = self._desk.pipeline.parser.longest_body
-                waiting = Waiting(pipeline, self._desk, self.owner, self._holding.touch)
+                pipeline.parser.longest_body = self._server.pipeline.parser.longest_body
+                waiting = ReserveConnection(pipeline, self._server, self.owner, self._holding.touch)
                 waiting.open(deadline)
                 pipeline.watch(self._options.reply_timeout)
                 self._waiting = waiting
@@ -114,7 +120,7 @@ class BeanstalkStore(Store):
         if self._waiting is not None:
             self._waiting.close()
             # Behind what was posted without waiting for it.
-            self._desk.ask([line(b"stats-job", 0)])
+            self._server.ask([line(b"stats-job", 0)])
         self.drop()
 
     def drop(self) -> None:
@@ -134,26 +140,26 @@ class BeanstalkStore(Store):
         if declaration.owner is not None:
             self._presence.live(declaration.owner)
         content = {**_fields(declaration), "queue": name}
-        return _declaration(self._tables.make(self._tables.tube(QUEUES, name), content))
+        return _declaration(self._records.make(self._records.tube(QUEUES, name), content))
 
     def find_queue(self, name: str) -> Declaration | None:
-        """A queue exists if it has a note, or its tube has jobs, or somebody waits for some.
+        """A queue exists if it has a record, or its tube has jobs, or somebody waits for some.
 
         That of a link that is gone goes now.
         """
-        tube, note = queue_tube(name), self._tables.tube(QUEUES, name)
-        content = self._tables.read(note)
+        tube, record = queue_tube(name), self._records.tube(QUEUES, name)
+        content = self._records.read(record)
         if content is not None and not self._is_orphan(name, content):
             return _declaration(content)
-        counts = self._desk.counts(tube)
-        return Declaration(durable=True) if exists(_NO_NOTE, counts) else None
+        counts = self._server.counts(tube)
+        return Declaration(durable=True) if exists(_NO_RECORD, counts) else None
 
     def _is_orphan(self, name: str, content: Content) -> bool:
         """Delete a queue if it is exclusive to a link that is gone; return whether it was."""
         owner = content.get("owner")
         if not isinstance(owner, str) or owner == self.owner or self._presence.is_alive(owner):
             return False
-        current = self._tables.read(self._tables.tube(QUEUES, name))
+        current = self._records.read(self._records.tube(QUEUES, name))
         if current is not None and current.get("owner") == owner:  # else somebody was quicker
             self.drop_queue(name)
         return True
@@ -162,10 +168,10 @@ class BeanstalkStore(Store):
         tube = queue_tube(name)
         self._putting.forget(name)
         self.topology.forget_queue(name)
-        self._tables.drop(self._tables.tube(QUEUES, name))
-        count = self._desk.empty(tube)
-        while self._desk.kick(tube):  # buried ones first, then the delayed
-            self._desk.empty(tube)
+        self._records.drop(self._records.tube(QUEUES, name))
+        count = self._server.empty(tube)
+        while self._server.kick(tube):  # buried ones first, then the delayed
+            self._server.empty(tube)
         return count
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
@@ -181,14 +187,14 @@ class BeanstalkStore(Store):
         return self._presence.others(name)
 
     def purge(self, name: str) -> int:
-        return self._desk.empty(queue_tube(name))
+        return self._server.empty(queue_tube(name))
 
     def size(self, name: str) -> int:
-        return number_of(self._desk.counts(queue_tube(name)), b"current-jobs-ready")
+        return number_of(self._server.counts(queue_tube(name)), b"current-jobs-ready")
 
     def kick(self, name: str, limit: int) -> int:
         """Let buried messages be delivered again, or delayed ones now; return how many.  May switch."""
-        return self._desk.kick(queue_tube(name), limit)
+        return self._server.kick(queue_tube(name), limit)
 
     # -- messages
 
@@ -213,14 +219,14 @@ class BeanstalkStore(Store):
     def interrupt(self) -> None:
         self._claiming.interrupt()
         if self._waiting is not None:
-            self._waiting.ring()
+            self._waiting.wake()
 
     def settle(self, answers: Sequence[Answer]) -> None:
         answers = [self._with_copies(each) if each.entries else each for each in answers]
         self._holding.discard(answer.handle for answer in answers)
         for reply in self._post_all([(each.handle, self._command(each)) for each in answers]):
             if reply.word not in _SETTLED:
-                raise self._desk.refused(reply, "settling a message")
+                raise self._server.refused(reply, "settling a message")
 
     def _with_copies(self, answer: Answer) -> Answer:
         """Store the copies of an answer; without them the message stays."""
@@ -267,7 +273,7 @@ class BeanstalkStore(Store):
         return replies
 
 
-_NO_NOTE: Final = Reply(b"NOT_FOUND")
+_NO_RECORD: Final = Reply(b"NOT_FOUND")
 #: What a settled job is answered with; it is not found when its lease had ended.
 _SETTLED: Final = frozenset({b"DELETED", b"RELEASED", b"BURIED", b"NOT_FOUND"})
 

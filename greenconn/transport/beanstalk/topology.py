@@ -1,4 +1,4 @@
-"""Exchanges and bindings as tables of a server."""
+"""Exchanges and bindings as records in a server."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
-from greenconn.transport.beanstalk.tables import EXCHANGES, Content, Tables
+from greenconn.transport.beanstalk.records import EXCHANGES, Content, Records
 
 __all__ = ["BeanstalkTopology"]
 
 
 class BeanstalkTopology(TopologyStore):
-    """One table for each exchange: what it is, and the rows of its bindings."""
+    """One record for each exchange: what it is, and the rows of its bindings."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        #: Exchange -> the content of its table, and the rows in it.
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        #: Exchange -> the content of its record, and the rows in it.
         self._rows: dict[str, tuple[Content, Sequence[Row]]] = {}
 
     def _tube(self, exchange: str) -> bytes:
-        return self._tables.tube(EXCHANGES, exchange)
+        return self._records.tube(EXCHANGES, exchange)
 
     def get(self, exchange: str) -> Facts | None:
-        return self._tables.read(self._tube(exchange))
+        return self._records.read(self._tube(exchange))
 
     def put(self, exchange: str, facts: Facts) -> None:
         def declare(content: Content) -> Content | None:
@@ -31,15 +31,15 @@ class BeanstalkTopology(TopologyStore):
             return None if "type" in content else {"rows": [], **content, **facts}
 
         tube = self._tube(exchange)
-        if declare(self._tables.make(tube, {**facts, "rows": []})) is not None:
-            self._tables.change(tube, declare)
+        if declare(self._records.make(tube, {**facts, "rows": []})) is not None:
+            self._records.change(tube, declare)
 
     def delete(self, exchange: str) -> None:
         self._rows.pop(exchange, None)
-        self._tables.drop(self._tube(exchange))
+        self._records.drop(self._tube(exchange))
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
-        content = self._tables.read(self._tube(exchange))
+        content = self._records.read(self._tube(exchange))
         if content is None:
             self._rows.pop(exchange, None)
             return None
@@ -56,7 +56,7 @@ class BeanstalkTopology(TopologyStore):
             rows = _rows(content)
             return None if text in rows else {**content, "rows": [*rows, text]}
 
-        self._tables.change(self._tube(exchange), add)
+        self._records.change(self._tube(exchange), add)
 
     def remove(self, exchange: str, row: Row) -> bool:
         text = _text(row)
@@ -67,16 +67,16 @@ class BeanstalkTopology(TopologyStore):
             row = _row(text)
             return row is not None and (row.queue, row.to_exchange) == (destination, is_exchange)
 
-        names = self._tables.names(EXCHANGES)
+        names = self._records.names(EXCHANGES)
         return [each for each in names if self._remove(each, leads_there)]
 
     def _remove(self, exchange: str, condition: Callable[[Any], bool]) -> bool:
-        """Remove rows from a table; return whether it had such."""
+        """Remove rows from a record; return whether it had such."""
         tube = self._tube(exchange)
-        content = self._tables.read(tube)
+        content = self._records.read(tube)
         if content is None or not any(map(condition, _rows(content))):
             return False
-        self._tables.change(tube, _without(condition))
+        self._records.change(tube, _without(condition))
         return True
 
 
@@ -95,13 +95,13 @@ def _rows(content: Content) -> list[Any]:
 
 
 def _text(row: Row) -> list[Any]:
-    """A row as JSON keeps it."""
+    """Return a row as JSON keeps it."""
     arguments = dict(row.arguments) if row.arguments else None
     return [row.routing_key, row.pattern, row.queue, arguments, row.to_exchange]
 
 
 def _row(text: Any) -> Row | None:
-    """The row that JSON kept; None: it is none."""
+    """Return the row that JSON kept; None: it is none."""
     if not isinstance(text, list) or len(text) != 5:
         return None
     return Row(*text)

@@ -206,7 +206,7 @@ def test_refusals() -> None:
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (b"TIMED_OUT\r\n", "TIMED_OUT is no answer to that"),
+        (b"TIMED_OUT\r\n", "unexpected reply TIMED_OUT"),
         (b"UNKNOWN_COMMAND\r\n", "older than beanstalkd"),
         (b"OK 4294967295\r\n", "4294967295 bytes is announced"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak beanstalk's protocol"),

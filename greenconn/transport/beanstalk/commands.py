@@ -1,8 +1,8 @@
-"""The connection for everything that never waits in the server.
+"""The connection for commands that beanstalkd answers at once.
 
-It stores, looks, counts, takes what is ready, and settles what it took.  All greenlets of a link
-share it: the tube in use and the tube that is watched are set together with the commands that depend
-on them, in one write.
+It stores, peeks, counts, reserves what is ready, and settles what it reserved.  All greenlets of a
+link share it: the tube in use and the tube that is watched are set together with the commands that
+depend on them, in one write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.wire.beanstalk import LONGEST_BODY, Reply, line, statistics
 
-__all__ = ["ALL", "DEFAULT", "Desk", "Job", "Taken", "number_of", "whole_seconds"]
+__all__ = ["ALL", "DEFAULT", "CommandConnection", "Job", "Taken", "number_of", "whole_seconds"]
 
 #: Tube that a new connection uses and watches.
 DEFAULT: Final = b"default"
@@ -46,7 +46,7 @@ class Job:
 
 
 class Taken(NamedTuple):
-    """A job that was just reserved, and what the server says of it."""
+    """A job that was just reserved, with its statistics."""
 
     job: Job
     body: bytes
@@ -55,12 +55,12 @@ class Taken(NamedTuple):
 
 
 def whole_seconds(seconds: float) -> int:
-    """Whole seconds, since beanstalk has no others; never fewer than were asked for."""
+    """Round up to whole seconds, as beanstalk has no others."""
     return min(ceil(seconds), 2**32 - 1) if seconds > 0 else 0
 
 
-class Desk:
-    """One connection, which nobody waits on for long.
+class CommandConnection:
+    """One connection whose commands are answered at once.
 
     Attributes:
         longest_job: bytes that the server takes.
@@ -87,7 +87,7 @@ class Desk:
             self.pipeline.parser.longest_body = max(LONGEST_BODY, self.longest_job)
 
     def refused(self, reply: Reply, what: str) -> Exception:
-        """The exception for a reply that was not expected."""
+        """Return the exception for a reply that was not expected."""
         return self.pipeline.refused(reply, what)
 
     def ask(self, commands: Sequence[bytes]) -> list[Reply]:
@@ -100,13 +100,13 @@ class Desk:
         return self.pipeline.ask([*before, *commands])[len(before) :]
 
     def using(self, tube: bytes) -> list[bytes]:
-        """The commands that make *tube* the one in use; they must be written before any switch."""
+        """Return the commands that use *tube*; they must be written before any switch."""
         if tube == self._used:
             return []
         self._used = tube
         return [line(b"use", tube)]
 
-    # -- taking
+    # -- reserving
 
     def take(self, wanted: Iterable[tuple[bytes, int]]) -> list[list[Reply]]:
         """Reserve what is ready; each tube, and how many from it at most.  May switch.
@@ -137,10 +137,10 @@ class Desk:
         return found
 
     def describe(self, reserved: Sequence[tuple[Reply, Callable[..., None]]]) -> list[Taken]:
-        """Ask what the server knows of jobs that were reserved.  May switch.
+        """Return reserved jobs with their statistics.  May switch.
 
         Arguments:
-            reserved: each reply, and what writes to the connection that reserved it.
+            reserved: each reply, with the function that writes to the connection that reserved it.
 
         Returns:
             those that are still reserved.
@@ -162,7 +162,7 @@ class Desk:
     # -- whole tubes
 
     def counts(self, tube: bytes) -> dict[bytes, bytes]:
-        """What the server counts of a tube; empty: there is no such tube.  May switch."""
+        """Return the statistics of a tube; empty: there is no such tube.  May switch."""
         (reply,) = self.ask([line(b"stats-tube", tube)])
         return self.read_counts(reply)
 
@@ -195,6 +195,6 @@ _NOTHING: Final = frozenset({b"TIMED_OUT", b"DEADLINE_SOON", b"USING", b"WATCHIN
 
 
 def number_of(facts: dict[bytes, bytes], name: bytes) -> int:
-    """A number among what the server tells; 0 where it is none."""
+    """Return a number of the statistics; 0 where it is none."""
     value = facts.get(name, b"")
     return int(value) if value.isdigit() else 0
