@@ -26,7 +26,7 @@ STEP: Final = 0.005
 
 
 class Pending(Protocol):
-    """What may be registered: hashable, and referred to weakly."""
+    """An object that may be registered: hashable, and referred to weakly."""
 
     @property
     def pending(self) -> int:
@@ -54,7 +54,7 @@ def register(member: Pending) -> None:
 
 
 def deadline() -> Deadline:
-    """What all share who have something to do at the end; it begins when it is first asked for."""
+    """Return the deadline that all registered objects share; it begins at the first call."""
     global _deadline
     if _deadline is None:
         _deadline = Deadline(EXIT_TIMEOUT)

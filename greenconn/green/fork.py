@@ -15,7 +15,7 @@ __all__ = ["Forgetful", "register"]
 
 
 class Forgetful(Protocol):
-    """What may be registered."""
+    """An object that may be registered."""
 
     def forget(self) -> None:
         """Drop what is the parent's, without a word to any peer.  Never switches."""

@@ -58,7 +58,7 @@ _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
 
 class Reply(NamedTuple):
-    """What a server answered.
+    """The reply of a server.
 
     Attributes:
         headers: by their names in lower case.
@@ -122,7 +122,7 @@ class HttpClient:
         self.close()
 
     def stats(self) -> PoolStats:
-        """What the connections are doing."""
+        """Return the numbers of connections by their state."""
         return self._pool.stats()
 
     def request(

@@ -21,7 +21,7 @@ PACE = 0.005
 
 
 class Taker(Protocol[T]):
-    """What stands in the line of an inbox: a slot, or what passes on to one.  Nothing here switches."""
+    """A waiter of an inbox: a slot, or an object that passes items on to one.  Nothing here switches."""
 
     def offer(self, item: T, /) -> bool:
         """Take *item* over.  False when nobody waits any more."""
@@ -61,7 +61,7 @@ class Inbox(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """How many greenlets wait for an item."""
+        """The number of greenlets that wait for an item."""
         return len(self._takers)
 
     def put(self, item: T) -> None:

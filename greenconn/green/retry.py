@@ -32,7 +32,7 @@ __all__ = ["Attempts", "Backoff", "RetryPolicy", "attempts"]
 
 
 class RetryPolicy(Record):
-    """How often something is tried, and the pauses between.
+    """A number of attempts, and the pauses between them.
 
     The pauses are ``first``, then each ``factor`` times the one before plus ``step``, at most
     ``longest``.
@@ -157,7 +157,7 @@ def attempts(
 
 
 class Attempts:
-    """What :func:`attempts` returns: an iterator, each item of which is a context for one attempt.
+    """An iterator of attempts; each item is a context manager for one.
 
     Attributes:
         number: of the attempt, from 1.

@@ -84,7 +84,7 @@ class Tls(Protocol):
 
 
 class Room(Protocol):
-    """Where large pieces are received, so that they are not copied."""
+    """A buffer into which large pieces are received, so that they are not copied."""
 
     def room(self) -> Sequence[memoryview | bytearray] | None:
         """Buffers for the next bytes, one after the other; None for those of ``on_data``."""
@@ -324,7 +324,7 @@ class Stream:
 
 
 def _nobody_takes(data: bytes) -> None:
-    """What came after the end."""
+    """Ignore bytes that came after the end."""
 
 
 def _is_known(exc: BaseException) -> None:

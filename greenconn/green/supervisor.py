@@ -1,4 +1,4 @@
-"""Where every greenlet of the library is born: with a name, and with an end that is not lost.
+"""The greenlets of the library: each is spawned here, has a name, and logs its errors.
 
 It is also where one is ended, by who began it.  Code of ours may be ended wherever it switches; a
 library that was written for threads is not made for that, and would leave, for one, a socket that is

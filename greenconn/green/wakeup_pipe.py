@@ -66,7 +66,7 @@ class WakeupPipe:
                 os.unlink(self.path)
 
     def forget(self) -> None:
-        """Let go of it, but let it be: it is the parent's.  Never switches."""
+        """Drop it without closing the parent's pipe.  Never switches."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             # First: a watcher of a closed descriptor would end the process.

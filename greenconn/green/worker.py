@@ -37,7 +37,7 @@ class WorkerClosed(RuntimeError):
 
 
 class Outcome(NamedTuple):
-    """What became of one call."""
+    """The outcome of one call."""
 
     value: Any = None
     error: BaseException | None = None

@@ -21,7 +21,7 @@ _CONNECTING = ("errback", "max_retries", "interval_start", "interval_step", "int
 
 
 class Publication:
-    """What one call of ``Producer.publish`` does beyond a single attempt without a deadline.
+    """One call of ``Producer.publish`` that may take more than one attempt, or has a deadline.
 
     The first attempt is made at once.  Only if it fails ``Connection.ensure`` is asked, and told of
     that failure as if it had made the attempt itself: it counts the retries and decides which errors

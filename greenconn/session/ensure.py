@@ -31,7 +31,7 @@ _RETRY_OPTIONS: Final = (
 
 
 class NotConnected(OperationalError):
-    """No broker let us in, although it was tried as often as a policy says: enough for ``ensure``."""
+    """No broker could be reached in all attempts of a policy: ``ensure`` raises this at once."""
 
 
 class _ConnectionLike(Protocol):
@@ -49,7 +49,7 @@ class _ConnectionLike(Protocol):
 
 
 def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
-    """What *transport_options* say about connecting, as arguments of ``ensure_connection``."""
+    """Return the arguments of ``ensure_connection`` that *transport_options* name."""
     options = transport_options or {}
     chosen: dict[str, Any] = {name: options[name] for name in _RETRY_OPTIONS if name in options}
     if "connect_retries_timeout" in options:
@@ -181,7 +181,7 @@ def ensured(
 
 
 class _Ensured:
-    """What :func:`ensured` does."""
+    """The callable that :func:`ensured` returns."""
 
     def __init__(
         self,

@@ -144,7 +144,7 @@ def combined(
     Arguments:
         address: a URL, a host name with or without a port, or nothing.
         keywords: as they were given.
-        is_first: it is the one given to the constructor, where the ``transport`` keyword wins over
+        is_first: whether it was given to the constructor, where the ``transport`` keyword wins over
             the scheme; later only a class or class path does.
 
     Returns:
@@ -263,8 +263,8 @@ def check_scheme(scheme: str, address: str = "") -> str:
     address = address or f"{scheme}://"
     if "." in scheme or ":" in scheme:
         raise ValueError(
-            f"Invalid transport scheme in broker URL {mask_secrets(address)!r}: it is an import path; "
-            f"give that as the transport argument instead"
+            f"Invalid transport scheme in broker URL {mask_secrets(address)!r}: an import path is "
+            f"no scheme; give it as the transport argument instead"
         )
     if not scheme:
         raise ValueError(

@@ -96,7 +96,7 @@ def to_rabbitmq_queue_arguments(
 
 
 class Implements(dict[str, Any]):
-    """What a transport can do, as a dict that is also read by attribute."""
+    """The capabilities of a transport, as a dict that is also read by attribute."""
 
     def __getattr__(self, key: str) -> Any:
         try:
@@ -128,7 +128,7 @@ class Factories:
 
 
 class StdChannel:
-    """What every channel has beside the AMQP methods."""
+    """The methods that every channel has beside AMQP's."""
 
     #: Tags of consumers that need no acknowledgement; None where a channel does not keep them.
     no_ack_consumers: set[str] | None = None
@@ -386,7 +386,7 @@ def _close_and_tell(link: Link) -> None:
 
 
 class Management:
-    """What a transport can tell about its broker."""
+    """The management interface of a transport to its broker."""
 
     def __init__(self, transport: Transport[Any]) -> None:
         self.transport = transport
@@ -447,7 +447,7 @@ class Transport(Generic[L]):
 
     @property
     def kept_state(self) -> abc.TransportState:
-        """What each life of a connection finds as the last one has left it.  Never switches.
+        """Return what a life of a connection leaves to the next.  Never switches.
 
         A walk over a failover list makes transports anew, so the session keeps it.
         """
@@ -525,17 +525,17 @@ class Transport(Generic[L]):
         raise NotImplementedError
 
     def get_manager(self, *args: Any, **kwargs: Any) -> Any:
-        """What this transport can tell about its broker (kombu's name for a client of it)."""
+        """Return the management interface (kombu's name for a client of it)."""
         return self.Management(self)
 
     @property
     def default_connection_params(self) -> dict[str, Any]:
-        """What a URL or the keywords leave out."""
+        """The defaults for what a URL and the keywords leave out."""
         return {}
 
     @property
     def manager(self) -> Any:
-        """What this transport can tell about its broker."""
+        """The management interface of this transport."""
         return self.get_manager()
 
     @property

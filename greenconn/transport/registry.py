@@ -161,7 +161,7 @@ def get_transport_cls(transport: str | type[Any] | None | None = None) -> Any:
 
 
 def _hosted(cls: Any) -> Any:
-    """What runs a class that may be kombu's own."""
+    """Return the transport that runs a class which may be kombu's own."""
     if "kombu.transport.virtual" not in sys.modules:
         return cls
     from greenconn.transport.hosted import hosted  # who has not kombu does not need it

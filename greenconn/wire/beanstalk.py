@@ -61,7 +61,7 @@ _REPLIES: Final[dict[bytes, tuple[tuple[int, ...], bool]]] = {
 
 
 class ProtocolError(Exception):
-    """What came is not the protocol."""
+    """The bytes received are not beanstalk's protocol."""
 
 
 class Reply(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where the bytes of large body frames go, so that they are copied once on their way to the body.
+"""Buffers for large body frames, whose bytes are copied once on their way to the body.
 
 What is received into fresh memory costs more in page faults than in copying: a body of a MiB would
 take 500 of them.  So such a frame is received into blocks that are used again.

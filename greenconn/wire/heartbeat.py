@@ -17,7 +17,7 @@ __all__ = ["Heartbeat", "Verdict"]
 
 
 class Verdict(Flag):
-    """What is to be done after a tick.  SEND may come together with READ_FIRST."""
+    """The action after a tick.  SEND may come together with READ_FIRST."""
 
     NOTHING = 0
     #: Send a heartbeat.

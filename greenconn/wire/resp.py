@@ -154,7 +154,7 @@ class RespParser:
                 raise ProtocolError(f"a string of {announced} bytes is announced")
 
     def _with_whole_heads(self, data: bytes) -> bytes:
-        """What came, with what was held before, without what may become the head of a list."""
+        """Return the bytes received so far without an incomplete head of a list."""
         data = self._held + data
         cut = _CUT_HEAD.search(data, max(0, len(data) - 24))
         self._held = b"" if cut is None else data[cut.start() :]

@@ -1,4 +1,4 @@
-"""Whom TLS trusts, and what it shows: contexts out of kombu's ``ssl`` argument.
+"""TLS contexts from kombu's ``ssl`` argument: certificates trusted and shown.
 
 Unlike there, ``True`` verifies the certificate and the host name, and so does a dict that does not say
 otherwise.

@@ -65,7 +65,7 @@ class ConsumerGreenlet(_Greenlet):
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
         self.name = f"greenconn:consumer:{options.name}"
         self._home = Home()
-        #: Whether callers wait for its messages to be handled: it is a server of ``rpc``.
+        #: Whether callers wait for its messages to be handled: a server of ``rpc``.
         self.answers_calls = False
         #: For the library.
         self.lifecycle = ConsumerLifecycle(options, connection)

@@ -205,7 +205,7 @@ class ConsumerOptions:
 
     @property
     def policy(self) -> RetryPolicy | None:
-        """How a failed handler is called again."""
+        """Return the policy by which a failed handler is called again."""
         retry = self.retry
         if not isinstance(retry, Retry):
             return None

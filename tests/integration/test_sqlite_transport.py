@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite import Transport, looking
+from greenconn.transport.sqlite import Transport, maintenance
 from greenconn.transport.sqlite.database import LOG_LIMIT, Database, Job, database_of
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
@@ -126,7 +126,7 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert f"SQLite file {tmp_path}: it is a folder; name a file in it" in refusal(tmp_path)
+    assert f"SQLite file {tmp_path} must be a file, and is a folder" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files")
@@ -188,7 +188,7 @@ def test_link_that_was_taken_for_dead_begins_anew(sqlite_url: str, path: str) ->
         assert consumer.wait_ready(SOON)
         shared = database(path, lease=0.6)
         (owner,) = owners_in(path)
-        shared.write(looking.leave, shared.queues, owner)
+        shared.write(maintenance.leave, shared.queues, owner)
         os.unlink(f"{path}-{owner}.wake")
 
         def is_registered_anew() -> bool:
@@ -214,7 +214,7 @@ def test_link_without_its_row_registers_nothing(sqlite_url: str, path: str, decl
         Queue("durable")(channel).declare()
         shared = database(path, lease=600.0)
         (owner,) = owners_in(path)
-        shared.write(looking.leave, shared.queues, owner)
+        shared.write(maintenance.leave, shared.queues, owner)
         with pytest.raises(RecoverableConnectionError, match="no sign of life for longer"):
             if declare:
                 channel.queue_declare("second", exclusive=True)

@@ -152,13 +152,13 @@ class BrokerConnection:
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What a lost connection raises."""
+        """The errors of a lost connection."""
         errors: tuple[type[BaseException], ...] = self.create_backend().connection_errors
         return errors
 
     @property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """What a refusal of the broker raises."""
+        """The errors of a refusal by the broker."""
         errors: tuple[type[BaseException], ...] = self.create_backend().channel_errors
         return errors
 

@@ -1,4 +1,4 @@
-"""Whom we work for: users of AWS, each with a region and the services there.
+"""Accounts: users of AWS, each with a region and the services there.
 
 A transport has one account for its URL and one for each set of keys that its options name; they
 outlive links, so that a new one finds credentials and endpoints ready.
@@ -17,11 +17,11 @@ from greenconn.green.single import SingleFlight
 from greenconn.transport.SQS.endpoints import find_endpoint
 from greenconn.transport.SQS.login import FoundLogin, GivenLogin, Keys, Login
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.role import RoleLogin, web_of
+from greenconn.transport.SQS.role import RoleLogin, client_of
 from greenconn.transport.SQS.service import Endpoint, Service
 from greenconn.transport.virtual.declaration import Declaration
 
-__all__ = ["Account", "Accounts", "Webs"]
+__all__ = ["Account", "Accounts", "HttpClients"]
 
 #: Where botocore finds no region (kombu's).
 DEFAULT_REGION: Final = "us-east-1"
@@ -29,34 +29,34 @@ DEFAULT_REGION: Final = "us-east-1"
 OTHER_CONNECTIONS: Final = 20
 
 
-class Webs:
+class HttpClients:
     """The connections of one link, by host."""
 
     def __init__(self, options: SQSOptions, ssl: Any) -> None:
         self._limit = options.poll_connections + OTHER_CONNECTIONS
         self._ssl = ssl
-        self._webs: dict[str, HttpClient] = {}
+        self._clients: dict[str, HttpClient] = {}
         # Before the link does, which then finds nothing to close.
         fork.register(self)
 
     def of(self, url: str) -> HttpClient:
-        """What leads to the host of *url*.  Never switches."""
+        """Return the HTTP client for the host of *url*.  Never switches."""
         parts = urlsplit(url)
         key = f"{parts.scheme}://{parts.netloc}"
-        web = self._webs.get(key)
-        if web is None:
-            web = self._webs[key] = web_of(url, self._ssl, self._limit)
-        return web
+        client = self._clients.get(key)
+        if client is None:
+            client = self._clients[key] = client_of(url, self._ssl, self._limit)
+        return client
 
     def forget(self) -> None:
         """In the child of a fork: the connections are the parent's."""
-        for web in self._webs.values():
-            web.forget()
+        for client in self._clients.values():
+            client.forget()
 
     def close(self) -> None:
         """End all requests.  Never switches."""
-        for web in self._webs.values():
-            web.close()
+        for client in self._clients.values():
+            client.close()
 
 
 class Account:
@@ -89,7 +89,7 @@ class Account:
         self._flights.forget()
         self.login.forget()
 
-    def service(self, name: str, webs: Webs, deadline: Deadline) -> Service:
+    def service(self, name: str, clients: HttpClients, deadline: Deadline) -> Service:
         """Return ``sqs`` or ``sns``, found when it is first asked for.  May switch then.
 
         Raises:
@@ -104,7 +104,7 @@ class Account:
         timeout = options.reply_timeout
         return Service(
             endpoint,
-            webs.of(endpoint.url),
+            clients.of(endpoint.url),
             self.login,
             # Before the one who asked gives up, and the link with him.
             timeout=timeout and timeout * 0.9,
@@ -196,7 +196,7 @@ class Accounts:
 
 
 def _endpoint_url(client: Any, options: SQSOptions) -> str | None:
-    """Where the services answer, if the options or the URL say so."""
+    """Return the URL of the services, if the options or the URL name one."""
     if options.endpoint_url:
         return options.endpoint_url
     host = client.hostname

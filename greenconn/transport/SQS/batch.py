@@ -138,7 +138,7 @@ class Turn:
 
 
 class Lane:
-    """Who comes first goes first, one at a time."""
+    """A lock whose waiters get it in the order in which they came."""
 
     __slots__ = ("_last",)
 

@@ -34,7 +34,7 @@ logger = logging.getLogger("greenconn.transport.SQS")
 
 
 class Publisher(StorePublisher):
-    """What a channel to SQS publishes with: it warns of priorities, which SQS has not."""
+    """The publisher of a channel to SQS; it warns of priorities, which SQS does not have."""
 
     def _target(
         self,

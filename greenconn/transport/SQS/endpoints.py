@@ -1,4 +1,4 @@
-"""Where services are: what botocore and the files of AWS say."""
+"""The endpoints of services, from botocore and the files of AWS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AWS refuses: amqp's classes, under kombu's names where it has one."""
+"""The errors of AWS, as amqp's classes, under kombu's names where it has one."""
 
 from __future__ import annotations
 

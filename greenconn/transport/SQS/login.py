@@ -1,4 +1,4 @@
-"""Who signs: credentials, kept fresh without ever blocking the hub."""
+"""Credentials, refreshed without blocking the hub."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Login(ABC):
 
 
 class GivenLogin(Login):
-    """What the URL or the options name."""
+    """Credentials of the URL or the options."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -154,7 +154,7 @@ class RenewedLogin(Login):
 
 
 class FoundLogin(RenewedLogin):
-    """What botocore finds: in the environment, in files, of the container or the machine.
+    """Credentials that botocore finds: in the environment, in files, of the container or the machine.
 
     It does that over sockets and locks of its own, so in a thread.
     """

@@ -22,7 +22,7 @@ LONGEST_VISIBILITY: Final = 43200
 
 
 class SQSOptions(StoreOptions):
-    """How a connection to SQS works.
+    """The options of a connection to SQS.
 
     A ``lease`` counts in whole seconds, and can be renewed for the 12 hours that SQS allows.
     """

@@ -17,7 +17,7 @@ __all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtoco
 
 
 class Refusal(Exception):
-    """What a service answered instead of an answer."""
+    """The error that a service replied with."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, code, message)
@@ -33,7 +33,7 @@ def _unreadable(reply: Reply) -> Refusal:
 
 
 class WireProtocol(Protocol):
-    """How a service is spoken with."""
+    """The protocol of a service."""
 
     def request(self, action: str, parameters: Mapping[str, Any]) -> tuple[dict[str, str], bytes]:
         """Return headers and body of a request."""
@@ -43,7 +43,7 @@ class WireProtocol(Protocol):
         """Return what a reply says.
 
         Raises:
-            Refusal: it is an error.
+            Refusal: the service replied with an error.
         """
         ...
 
@@ -136,7 +136,7 @@ MAPS: Final = frozenset({"Attributes", "MessageAttributes"})
 
 
 def _read(element: ElementTree.Element) -> Any:
-    """What an element holds; one that is empty is an empty text."""
+    """Return the content of an element; an empty one is an empty text."""
     children = list(element)
     if not children:
         return element.text or ""

@@ -151,7 +151,7 @@ class Queues:
             return None
 
     def declaration(self, name: str) -> Declaration:
-        """How a queue that is there was declared, as far as is known here."""
+        """Return the declaration of an existing queue, as far as it is known here."""
         return self._declared.get(name, UNDECLARED)
 
     def has(self, aws: str) -> bool:

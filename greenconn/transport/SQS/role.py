@@ -14,14 +14,14 @@ from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from greenconn.transport.SQS.login import EARLY, LATE, Keys, Login, RenewedLogin
 from greenconn.transport.SQS.service import Service
 
-__all__ = ["RoleLogin", "web_of"]
+__all__ = ["RoleLogin", "client_of"]
 
 #: Seconds for STS to answer.
 TIMEOUT: Final = 30.0
 RETRIES: Final = 4
 
 
-def web_of(url: str, ssl: Any, limit: int) -> HttpClient:
+def client_of(url: str, ssl: Any, limit: int) -> HttpClient:
     """Return what leads to the host of *url*.  Never switches.
 
     Arguments:
@@ -78,9 +78,9 @@ class RoleLogin(RenewedLogin):
             config={},
             default_region=self._default_region,
         )
-        web = web_of(endpoint.url, None, 1)
+        client = client_of(endpoint.url, None, 1)
         service = Service(
-            endpoint, web, self._base, timeout=TIMEOUT, try_timeout=None, retries=RETRIES
+            endpoint, client, self._base, timeout=TIMEOUT, try_timeout=None, retries=RETRIES
         )
         try:
             own = service.call(
@@ -94,7 +94,7 @@ class RoleLogin(RenewedLogin):
         except (AccessRefused, PreconditionFailed, ServiceBusy) as exc:
             raise LoginRefused(f"the role is not to be had: {exc}") from exc
         finally:
-            web.close()
+            client.close()
         end = datetime.fromisoformat(own["Expiration"].replace("Z", "+00:00"))
         end -= timedelta(seconds=self._buffer)
 

@@ -24,7 +24,7 @@ __all__ = ["Sending"]
 
 
 class Sending:
-    """What one link sends.
+    """The messages that one link sends.
 
     Arguments:
         gone: called with a queue that turned out to be deleted.

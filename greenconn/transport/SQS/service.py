@@ -37,7 +37,7 @@ BUSY: Final = RetryPolicy(first=0.1, longest=5.0)
 
 
 class Endpoint(NamedTuple):
-    """Where a service is.
+    """The endpoint of a service.
 
     Attributes:
         service: ``sqs``, ``sns`` or ``sts``.
@@ -55,7 +55,7 @@ class Service:
 
     Arguments:
         endpoint: where it is.
-        web: the connections to it.
+        client: the connections to it.
         login: who signs.
         timeout: seconds for a request, all its tries included; None waits.
         try_timeout: seconds for one try; None: half of that.
@@ -65,7 +65,7 @@ class Service:
     def __init__(
         self,
         endpoint: Endpoint,
-        web: HttpClient,
+        client: HttpClient,
         login: Login,
         *,
         timeout: float | None,
@@ -74,7 +74,7 @@ class Service:
     ) -> None:
         self.endpoint = endpoint
         self.login = login
-        self._web = web
+        self._client = client
         self._timeout = timeout
         self._try_timeout = try_timeout or (timeout and timeout / 2)
         self._policy = BUSY.replace(tries=retries + 1)
@@ -86,7 +86,7 @@ class Service:
     @property
     def where(self) -> str:
         """Host and port."""
-        return self._web.where
+        return self._client.where
 
     def call(
         self,
@@ -167,7 +167,7 @@ class Service:
             now=datetime.now(timezone.utc),
         )
         headers["User-Agent"] = endpoint.user_agent
-        reply = self._web.request(
+        reply = self._client.request(
             "POST",
             self._path,
             headers=headers,

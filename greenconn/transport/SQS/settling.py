@@ -25,7 +25,7 @@ logger = logging.getLogger("greenconn.transport.SQS")
 
 
 class Settling:
-    """What one link says of messages that it took.
+    """The settlements of one link.
 
     Arguments:
         sending: for dead letters.

@@ -24,7 +24,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
-from greenconn.transport.SQS.account import Accounts, Webs
+from greenconn.transport.SQS.account import Accounts, HttpClients
 from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES, together
 from greenconn.transport.SQS.envelope import opened
 from greenconn.transport.SQS.exceptions import (
@@ -83,7 +83,7 @@ class SqsStore(Store):
         self.claim_wait = float(options.wait_time_seconds)
         self._accounts = accounts
         self._options = options
-        self._webs = Webs(options, client.ssl)
+        self._clients = HttpClients(options, client.ssl)
         self._polls = BoundedSemaphore(options.poll_connections)
         #: Queues that wait for their turn to be polled.
         self._waiting = 0
@@ -102,7 +102,7 @@ class SqsStore(Store):
             LoginRefused: they are not.
             LinkLost: nobody answers.
         """
-        service = self._accounts.main.service("sqs", self._webs, deadline)
+        service = self._accounts.main.service("sqs", self._clients, deadline)
         self.queues = Queues(
             service,
             self._options,
@@ -130,7 +130,7 @@ class SqsStore(Store):
 
     def _service(self, name: str, settings: Mapping[str, Any]) -> Service:
         limit = Deadline(self._options.reply_timeout)
-        return self._accounts.of(settings).service(name, self._webs, limit)
+        return self._accounts.of(settings).service(name, self._clients, limit)
 
     def close(self) -> None:
         """End everything.  Nothing is said to SQS: it knows no connections."""
@@ -140,7 +140,7 @@ class SqsStore(Store):
         """End everything.  Never switches."""
         for greenlet in list(self._polling):
             greenlet.kill(block=False)
-        self._webs.close()
+        self._clients.close()
 
     # -- queues
 

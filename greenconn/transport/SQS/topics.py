@@ -50,7 +50,7 @@ def topic_entry(exchange: str) -> str:
 
 
 def exchange_of(name: str) -> str | None:
-    """Return the exchange whose topic *name* stands for; None: it is the name of a queue."""
+    """Return the exchange whose topic *name* stands for; None: *name* is a queue's."""
     return name.removeprefix(_MARK) if name.startswith(_MARK) else None
 
 
@@ -222,7 +222,7 @@ class Topics:
             more = {"NextToken": answer["NextToken"]}
 
     def count(self, exchange: str) -> int:
-        """How many queues subscribed to an exchange.  May switch."""
+        """Return the number of queues that subscribed to an exchange.  May switch."""
         return len(self._list(exchange))
 
     def subscribed(self) -> list[tuple[str, str]]:

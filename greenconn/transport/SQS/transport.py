@@ -79,7 +79,7 @@ class Transport(StoreTransport):
         return SqsStore(self.client, wake, self._accounts, self.options)
 
     def place(self) -> str:
-        """What is the same for connections to the same queues."""
+        """Return a key that is equal for connections to the same queues."""
         client, options = self.client, self.options
         where = options.endpoint_url or f"{client.hostname}:{client.port}"
         return f"{where} {options.region} {client.userid} {options.queue_name_prefix}"

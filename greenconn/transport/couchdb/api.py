@@ -143,7 +143,9 @@ class CouchApi:
         return {row["id"]: row["doc"] for row in rows if row.get("doc")}
 
     def changes(self, since: str, heartbeat: float, deadline: Deadline) -> Lines:
-        """What changes from now on, line by line; an empty one each *heartbeat* seconds.  May switch."""
+        """Return the feed of changes from now on, line by line.  May switch.
+
+        An empty line comes each *heartbeat* seconds."""
         query = {
             "feed": "continuous",
             "since": since,

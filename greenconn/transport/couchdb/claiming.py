@@ -20,7 +20,7 @@ from greenconn.transport.couchdb.api import CouchApi, Document
 from greenconn.transport.couchdb.expiry import Expiry
 from greenconn.transport.couchdb.letters import claim_of, due_at
 from greenconn.transport.couchdb.names import Range, generation, is_waiting, name_of
-from greenconn.transport.couchdb.sight import Sight
+from greenconn.transport.couchdb.pending import PendingIndex
 from greenconn.transport.couchdb.taking import Taking
 
 __all__ = ["Claims"]
@@ -55,10 +55,10 @@ class Claims:
         self._taking = taking
         self._wake = wake
         self._expiry = expiry
-        self._sights: dict[str, Sight] = {}
+        self._pending: dict[str, PendingIndex] = {}
         #: Rings when something is due.
         self._timer: Any = None
-        #: One greenlet at a time reads and claims, since a sight knows one read at a time.
+        #: One greenlet at a time reads and claims, since a pending knows one read at a time.
         self._busy = BoundedSemaphore()
         #: Documents that are read at once; fewer where they are large.
         self._page = FIRST
@@ -68,12 +68,12 @@ class Claims:
     def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
         """A message has changed."""
         queue = name_of(doc_id)
-        sight = self._sights.get(queue)
-        if sight is None:
+        pending = self._pending.get(queue)
+        if pending is None:
             return
         if is_deleted:
-            sight.forget(doc_id)
-        elif sight.note(doc_id, revision):
+            pending.forget(doc_id)
+        elif pending.note(doc_id, revision):
             self._wake(queue)
 
     def note_mark(self, doc_id: str) -> None:
@@ -83,7 +83,7 @@ class Claims:
 
     def forget(self, queue: str) -> None:
         """A queue is gone, or must be read anew."""
-        self._sights.pop(queue, None)
+        self._pending.pop(queue, None)
 
     def stop(self) -> None:
         """Wake nobody any more."""
@@ -95,7 +95,7 @@ class Claims:
         """Have the next message that is due looked at in time."""
         self.stop()
         now = time.time()
-        dues = [sight.next_due for sight in self._sights.values()]
+        dues = [pending.next_due for pending in self._pending.values()]
         dues += [self._expiry.due_at]
         known = [due for due in dues if due is not None]
         if known:
@@ -109,8 +109,8 @@ class Claims:
         if self._expiry.is_due:
             self._wake(None)
             return
-        for queue, sight in self._sights.items():
-            if sight.next_due is not None and sight.next_due <= now:
+        for queue, pending in self._pending.items():
+            if pending.next_due is not None and pending.next_due <= now:
                 self._wake(queue)
 
     # -- claiming
@@ -135,15 +135,15 @@ class Claims:
         if not found and len(wanted) == 1:
             # Nobody may have told yet what is there: whoever asks for one message wants to know.
             for queue in wanted:
-                self._sight(queue).start_over(is_sparse=True)
+                self._pending_of(queue).start_over(is_sparse=True)
             found = self._try(wanted)
         return found
 
-    def _sight(self, queue: str) -> Sight:
-        sight = self._sights.get(queue)
-        if sight is None:
-            sight = self._sights[queue] = Sight(queue)
-        return sight
+    def _pending_of(self, queue: str) -> PendingIndex:
+        pending = self._pending.get(queue)
+        if pending is None:
+            pending = self._pending[queue] = PendingIndex(queue)
+        return pending
 
     def _try(self, wanted: Mapping[str, int]) -> list[Claimed]:
         left = dict(wanted)
@@ -157,8 +157,8 @@ class Claims:
             except BaseException as exc:
                 # What was passed over must be found again.
                 for queue in left:
-                    self._sight(queue).start_over()
-                    self._sight(queue).used({})
+                    self._pending_of(queue).start_over()
+                    self._pending_of(queue).used({})
                 if taken and isinstance(exc, Exception):
                     return taken  # the next claim is told the same
                 raise
@@ -169,7 +169,7 @@ class Claims:
         """Read messages that may be claimed now, of each queue no more than are wanted."""
         while True:
             for queue in wanted:
-                self._sight(queue).watch()
+                self._pending_of(queue).watch()
             try:
                 return self._read(wanted, time.time())
             except OSError as exc:
@@ -177,28 +177,28 @@ class Claims:
                     raise
                 self._page = max(1, self._page // 4)
                 for queue in wanted:
-                    self._sight(queue).start_over()
+                    self._pending_of(queue).start_over()
 
     def _read(self, wanted: Mapping[str, int], now: float) -> dict[str, list[Document]]:
         returned = {}
         for queue, most in wanted.items():
-            sight = self._sight(queue)
-            sight.due(now)
-            returned[queue] = sight.take_returned(min(most, self._page))
+            pending = self._pending_of(queue)
+            pending.due(now)
+            returned[queue] = pending.take_returned(min(most, self._page))
         # Those of all queues together.
         known = self._known([doc_id for ids in returned.values() for doc_id in ids])
         seen: dict[str, list[Document]] = {}
         for queue, most in wanted.items():
-            sight, limit = self._sight(queue), min(most, self._page)
+            pending, limit = self._pending_of(queue), min(most, self._page)
             docs = [known[doc_id] for doc_id in returned[queue] if doc_id in known]
-            ready = self._due(sight, docs, now)
-            while not ready and sight.is_worth_a_look:
-                ids = sight.take_returned(limit)
-                docs = list(self._known(ids).values()) if ids else self._next(sight, limit)
-                ready = self._due(sight, docs, now)
+            ready = self._due(pending, docs, now)
+            while not ready and pending.may_have_messages:
+                ids = pending.take_returned(limit)
+                docs = list(self._known(ids).values()) if ids else self._next(pending, limit)
+                ready = self._due(pending, docs, now)
             seen[queue] = ready
             if not ready:
-                sight.used({})
+                pending.used({})
         self._adapt(seen)
         return seen
 
@@ -228,36 +228,36 @@ class Claims:
         docs = {doc_id: found[doc_id] for doc_id in ids if doc_id in found}
         return {doc_id: doc for doc_id, doc in docs.items() if is_waiting(doc["_rev"])}
 
-    def _next(self, sight: Sight, limit: int) -> list[Document]:
+    def _next(self, pending: PendingIndex, limit: int) -> list[Document]:
         """Read on behind the place."""
-        if sight.is_sparse:
-            self._pass_held(sight)
-            if sight.is_done:
+        if pending.is_sparse:
+            self._pass_held(pending)
+            if pending.is_done:
                 return []
-        rows = self._api.rows(sight.rest, limit, has_docs=True)
-        sight.passed([row["id"] for row in rows], is_last=len(rows) < limit)
+        rows = self._api.rows(pending.rest, limit, has_docs=True)
+        pending.passed([row["id"] for row in rows], is_last=len(rows) < limit)
         waiting = [row["doc"] for row in rows if is_waiting(row["value"]["rev"]) and row["doc"]]
-        sight.is_sparse = not waiting and not sight.is_done
+        pending.is_sparse = not waiting and not pending.is_done
         return waiting
 
-    def _pass_held(self, sight: Sight) -> None:
+    def _pass_held(self, pending: PendingIndex) -> None:
         """Go on to the next message that waits, without reading what is held."""
-        sight.is_sparse = False
-        for page in self._api.all_rows(sight.rest):
+        pending.is_sparse = False
+        for page in self._api.all_rows(pending.rest):
             held = [row["id"] for row in page]
             for number, row in enumerate(page):
                 if is_waiting(row["value"]["rev"]):
-                    sight.passed(held[:number], is_last=False)
+                    pending.passed(held[:number], is_last=False)
                     return
-            sight.passed(held, is_last=False)
-        sight.passed((), is_last=True)
+            pending.passed(held, is_last=False)
+        pending.passed((), is_last=True)
 
-    def _due(self, sight: Sight, docs: Sequence[Document], now: float) -> list[Document]:
+    def _due(self, pending: PendingIndex, docs: Sequence[Document], now: float) -> list[Document]:
         ready = []
         for doc in docs:
             due = due_at(doc)
             if due > now:
-                sight.delay(doc["_id"], due)
+                pending.delay(doc["_id"], due)
             else:
                 ready.append(doc)
         return ready
@@ -277,5 +277,5 @@ class Claims:
                 ours.append((queue, claim_of(doc, handle, queue)))
         for queue, of_queue in seen.items():
             if of_queue:
-                self._sight(queue).used(known)
+                self._pending_of(queue).used(known)
         return ours

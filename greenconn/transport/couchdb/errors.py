@@ -37,7 +37,7 @@ class NoSuchDatabase(NotAllowed):  # type: ignore[misc]
 
 
 class NotCouch(FrameError):  # type: ignore[misc]
-    """What answers does not speak CouchDB's protocol."""
+    """The server does not speak CouchDB's protocol."""
 
 
 class ServerRefuses(ResourceError):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Messages that expire: a mark for each, which sorts by the time, so that nobody need look for them.
+"""Messages that expire: a mark for each, which sorts by the time, so that no query searches for them.
 
 ``gcy!milliseconds!message`` is stored together with a message that has a time to live, and goes when its
 time has come and the message is gone.  Whoever claims messages takes what is due from any queue, and
@@ -37,7 +37,7 @@ def _until(seconds: float) -> str:
 
 
 class Expiry:
-    """What expires in one database.
+    """The expiry of messages in one database.
 
     Attributes:
         due_at: when the next one does, in seconds since 1970; None: none is known.

@@ -107,7 +107,7 @@ def binding_id(exchange: str, row: Row) -> str:
 
 
 def generation(revision: str) -> int:
-    """How many revisions there were."""
+    """Return the number of revisions so far."""
     number = revision.partition("-")[0]
     return int(number) if number.isdecimal() else 0
 

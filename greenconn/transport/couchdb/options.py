@@ -9,7 +9,7 @@ __all__ = ["CouchOptions"]
 
 
 class CouchOptions(StoreOptions):
-    """How a connection to CouchDB works."""
+    """The options of a connection to CouchDB."""
 
     feed_heartbeat: float = 10.0
     """Seconds after which the server says in the feed of changes that it lives; the connection is lost

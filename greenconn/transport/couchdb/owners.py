@@ -1,4 +1,4 @@
-"""Who lives: each link renews a document of its own, and all look for those that fall silent.
+"""Owners: each link renews a document of its own, and all look for those that stopped.
 
 No clock is compared with another.  A link measures by its own how long the sign of life of another one
 has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
@@ -88,7 +88,7 @@ class Owners:
         return {"_id": self._id, "link": self._link()}
 
     def end(self) -> None:
-        """Everything was given back: nobody need wait for this link.  May switch."""
+        """Delete this link's document, after everything was given back.  May switch."""
         self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
 
     def beat(self) -> None:

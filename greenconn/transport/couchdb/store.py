@@ -43,7 +43,7 @@ from greenconn.transport.couchdb.owners import Owners
 from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.couchdb.topology import (
     CouchTopology,
-    Places,
+    TopologyCache,
     deleted,
     queue_document,
     read_queue,
@@ -88,8 +88,8 @@ class CouchStore(Store):
         self._database = f"{web.where}/{database}"
         self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
         self._writer = Writer()
-        self._places = Places()
-        self.topology = DirectTopology(CouchTopology(api, self._places, self._family))
+        self._cache = TopologyCache()
+        self.topology = DirectTopology(CouchTopology(api, self._cache, self._siblings))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
         self._adoption = Adoption(api)
         self._taking = Taking(api, lambda: self._owners.token)
@@ -116,7 +116,7 @@ class CouchStore(Store):
                 if mark and kind == OWNER:
                     self._owners.note(row["id"], row["value"]["rev"], False)
                 elif mark and kind in PLACES:
-                    self._places.take(row["doc"])
+                    self._cache.take(row["doc"])
         self._adoption.look()
         self._expiry.look()
         self._feed.start(since)
@@ -154,7 +154,7 @@ class CouchStore(Store):
             if is_deleted and self._adoption.retry():
                 self.wake(None)
         elif kind in PLACES:
-            gone = self._places.note(doc_id, revision, is_deleted)
+            gone = self._cache.note(doc_id, revision, is_deleted)
             if gone is not None:
                 self._claims.forget(gone)
                 self.gone(gone)
@@ -167,7 +167,7 @@ class CouchStore(Store):
         while True:
             revision = self._api.put(doc)
             if revision is not None:
-                self._places.take({**doc, "_rev": revision})
+                self._cache.take({**doc, "_rev": revision})
                 return declaration
             found = self.find_queue(name)
             if found is not None:
@@ -177,23 +177,23 @@ class CouchStore(Store):
         doc_id = named(QUEUE, name)
         doc = self._api.get(doc_id)
         if doc is None:
-            self._places.remove(doc_id)
+            self._cache.remove(doc_id)
             return None
-        self._places.take(doc)
+        self._cache.take(doc)
         return read_queue(doc)
 
     def _drop_owned(self, links: Collection[str]) -> None:
         """Delete the exclusive queues of links that are dead."""
-        self._places.refresh(self._api)
-        for name, declared in list(self._places.queues.items()):
+        self._cache.refresh(self._api)
+        for name, declared in list(self._cache.queues.items()):
             if declared.owner in links:
                 self.drop_queue(name)
 
     def drop_queue(self, name: str) -> int:
-        self._places.refresh(self._api)
+        self._cache.refresh(self._api)
         doc_id = named(QUEUE, name)
         doc = self._api.get(doc_id)
-        self._places.remove(doc_id)
+        self._cache.remove(doc_id)
         if doc is not None:
             self._api.write([deleted(doc_id, doc["_rev"])])
         waiting = 0
@@ -222,9 +222,9 @@ class CouchStore(Store):
             for row in page
         )
 
-    def _family(self) -> list[Places]:
-        """What is known to the links of this process to the same database."""
-        return [each._places for each in _siblings.get().get(self._database, ())]
+    def _siblings(self) -> list[TopologyCache]:
+        """Return the data that the links of this process to the same database share."""
+        return [each._cache for each in _siblings.get().get(self._database, ())]
 
     # -- messages
 
@@ -235,7 +235,7 @@ class CouchStore(Store):
         return [next(outcomes) if there[entry.queue] else NoQueue(entry.queue) for entry in entries]
 
     def _is_there(self, queue: str) -> bool:
-        return queue in self._places.queues or self.find_queue(queue) is not None
+        return queue in self._cache.queues or self.find_queue(queue) is not None
 
     def _write(self, docs: Sequence[Document]) -> list[Exception | None]:
         if not docs:

@@ -17,7 +17,7 @@ __all__ = ["Taking"]
 
 
 class Taking:
-    """What one link claims.
+    """The claims of one link.
 
     Arguments:
         owner: names the link.
@@ -49,7 +49,7 @@ class Taking:
             self._doubtful.pop(each.handle[0], None)
 
     def doubtful(self) -> list[tuple[str, Handle]]:
-        """What may be ours although nobody has it, with its queue.  Never switches."""
+        """Return what claims without an answer may have taken: queue and handle.  Never switches."""
         return [
             (name_of(doc_id), (doc_id, UNKNOWN, owner)) for doc_id, owner in self._doubtful.items()
         ]

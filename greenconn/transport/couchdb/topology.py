@@ -20,21 +20,21 @@ from greenconn.transport.couchdb.names import (
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 
-__all__ = ["CouchTopology", "Places", "deleted", "queue_document", "read_queue"]
+__all__ = ["CouchTopology", "TopologyCache", "deleted", "queue_document", "read_queue"]
 
 
 def queue_document(name: str, declaration: Declaration) -> Document:
-    """How a queue was declared."""
+    """Return the document of a queue."""
     return {"_id": named(QUEUE, name), "declared": declaration.text()}
 
 
 def read_queue(doc: Document) -> Declaration:
-    """How a queue was declared; what cannot be read says nothing."""
+    """Return the declaration in a document; empty where it cannot be read."""
     return Declaration.read(str(doc.get("declared")).encode())
 
 
-class Places:
-    """What one link knows.  It may be a moment behind what other processes did."""
+class TopologyCache:
+    """A cache of one link: queues, exchanges and bindings.  It may lag behind other processes."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
@@ -134,41 +134,41 @@ class CouchTopology(TopologyStore):
     """The records of one database.
 
     Arguments:
-        places: what is known of them here.
-        family: returns what is known to all links of this process to the same database.  What one of
+        cache: what is known of them here.
+        siblings: returns what is known to all links of this process to the same database.  What one of
             them changes all know at once, although the feed takes a moment.
     """
 
     def __init__(
-        self, api: CouchApi, places: Places, family: Callable[[], Iterable[Places]]
+        self, api: CouchApi, cache: TopologyCache, siblings: Callable[[], Iterable[TopologyCache]]
     ) -> None:
         self._api = api
-        self._places = places
-        self._family = family
+        self._cache = cache
+        self._siblings = siblings
 
     def get(self, exchange: str) -> Facts | None:
         doc_id = named(EXCHANGE, exchange)
         doc = self._api.get(doc_id)
         if doc is None:
-            self._places.remove(doc_id)
+            self._cache.remove(doc_id)
             return None
-        self._places.take(doc)
-        return self._places.exchanges[exchange]
+        self._cache.take(doc)
+        return self._cache.exchanges[exchange]
 
     def put(self, exchange: str, facts: Facts) -> None:
         self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(facts)})
 
     def delete(self, exchange: str) -> None:
-        self._places.refresh(self._api)
-        self._remove([named(EXCHANGE, exchange), *self._places.beginning_at(exchange)])
+        self._cache.refresh(self._api)
+        self._remove([named(EXCHANGE, exchange), *self._cache.beginning_at(exchange)])
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
-        places = self._places
-        places.refresh(self._api)
-        is_known = exchange in places.exchanges or exchange in PREDECLARED
+        cache = self._cache
+        cache.refresh(self._api)
+        is_known = exchange in cache.exchanges or exchange in PREDECLARED
         if not is_known and self.get(exchange) is None:
             return None
-        return places.table(exchange)
+        return cache.table(exchange)
 
     def add(self, exchange: str, row: Row) -> None:
         facts = {**row._asdict(), "arguments": dict(row.arguments or {})}
@@ -178,14 +178,14 @@ class CouchTopology(TopologyStore):
         return bool(self._remove([binding_id(exchange, row)]))
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
-        self._places.refresh(self._api)
-        ids = self._places.leading_to(destination, to_exchange=is_exchange)
+        self._cache.refresh(self._api)
+        ids = self._cache.leading_to(destination, to_exchange=is_exchange)
         self._remove(ids)
         return {name_of(doc_id) for doc_id in ids}
 
     def _store(self, doc: Document) -> None:
         """Store what is the same whoever declares it."""
-        if self._places.revision(doc["_id"]) is not None:
+        if self._cache.revision(doc["_id"]) is not None:
             return
         revision = self._api.put(doc)
         if revision is None:
@@ -193,7 +193,7 @@ class CouchTopology(TopologyStore):
             if found is None:
                 return self._store(doc)  # it was deleted meanwhile
             doc, revision = found, found["_rev"]
-        for each in self._family():
+        for each in self._siblings():
             each.take({**doc, "_rev": revision})
         return None
 
@@ -202,7 +202,7 @@ class CouchTopology(TopologyStore):
         found = self._api.read(ids) if ids else {}
         if found:
             self._api.write([deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
-        for each in self._family():
+        for each in self._siblings():
             for doc_id in ids:
                 each.remove(doc_id)
         return found

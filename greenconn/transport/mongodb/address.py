@@ -1,4 +1,4 @@
-"""Where the servers are: what MongoClient wants to know, out of what a Connection was given."""
+"""The servers' addresses: arguments of MongoClient from those of a Connection."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Address(NamedTuple):
 
 
 def address_of(client: Any, options: MongoOptions) -> Address:
-    """What a ``Connection`` means.
+    """Return the address that a ``Connection`` names.
 
     Raises:
         ValueError: the address is malformed; says how, with the password masked.

@@ -66,7 +66,7 @@ class _Listener:
 
 
 class Broadcast:
-    """What fan-out exchanges bring to the queues that are used in this process.
+    """The messages of fan-out exchanges for the queues that are used in this process.
 
     Arguments:
         client: the servers.
@@ -165,7 +165,7 @@ class Broadcast:
             self._wake(copy.queue, listener)
 
     def size(self, queue: str) -> int:
-        """How many messages are here for a queue.  Never switches."""
+        """Return the number of messages that wait here for a queue.  Never switches."""
         listener = self._listeners.get(queue)
         return 0 if listener is None else len(listener.copies)
 
@@ -245,7 +245,7 @@ def _close(reading: Reading) -> None:
 
 
 def broadcast_of(client: Client, collection: str) -> Broadcast:
-    """That of a client, one for all connections.  Never switches."""
+    """Return the broadcast of a client, one for all connections.  Never switches."""
     found: Broadcast | None = client.notes.get(_NOTE + collection)
     if found is None:
         found = client.notes[_NOTE + collection] = Broadcast(client, collection)

@@ -47,7 +47,7 @@ ON_ITS_WAY: Final = 0.05
 
 
 class Claims:
-    """What one connection holds.
+    """The messages that one connection holds.
 
     Arguments:
         client: the servers.

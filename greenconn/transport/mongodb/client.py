@@ -116,7 +116,7 @@ class Client:
 
         Raises:
             LinkLost: there is none, or it does not answer in time.
-            LoginRefused: it does not let us in.
+            LoginRefused: the login was refused.
         """
         left = deadline.left()
         # pymongo shall be the first to give up: it knows what each server has answered.
@@ -131,7 +131,7 @@ class Client:
     # The server's clock: leases and expiry of all programs go by it.
 
     def now(self) -> datetime:
-        """What time it is on the server, by the last look; without a zone, as pymongo gives times."""
+        """Return the server's time, by the last look; without a zone, as pymongo gives times."""
         return datetime.now(timezone.utc).replace(tzinfo=None) + self._clock_offset
 
     def set_clock(self) -> None:

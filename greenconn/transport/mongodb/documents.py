@@ -57,7 +57,7 @@ class Handle(NamedTuple):
 
 
 def claim_update(claim: Any, lease_until: datetime) -> Document:
-    """What makes a waiting message a claimed one."""
+    """Return the update that claims a waiting message."""
     return {
         "$rename": {"queue": "claimed", EXPIRE_AT: HELD_EXPIRE_AT},
         "$set": {"claim": claim, "lease_until": lease_until},

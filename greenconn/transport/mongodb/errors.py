@@ -45,7 +45,7 @@ class LoginRefused(AccessRefused, errors.OperationFailure):  # type: ignore[misc
 
 
 def ours_for(exc: errors.PyMongoError, where: str) -> Exception | None:
-    """What is raised instead of an error of pymongo's; None: itself.
+    """Return the error to raise instead of one of pymongo's; None: that itself.
 
     Arguments:
         where: the server's URL, password masked.

@@ -19,7 +19,7 @@ _COLLECTIONS = (
 
 
 class MongoOptions(StoreOptions):
-    """How a connection to MongoDB works."""
+    """The options of a connection to MongoDB."""
 
     # -- collections, which all programs on one database must agree on
 

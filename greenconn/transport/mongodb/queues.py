@@ -1,4 +1,4 @@
-"""How queues were declared: on the server, for all programs."""
+"""The declarations of queues, kept on the server for all programs."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Queues:
         return int(result.deleted_count)
 
     def size(self, name: str) -> int:
-        """How many messages wait in a queue."""
+        """Return the number of messages that wait in a queue."""
         if not self._options.calc_queue_size:
             return 0
         return int(self._client.call(self._size, name))

@@ -86,7 +86,7 @@ class Waking:
         self._wake = wake
         self._sweep = sweep
         self._pause = SHORTEST
-        self._bell = Event()
+        self._wanted = Event()
         self._looks = 0
         self._greenlet: Greenlet[..., Any] | None = None
         self._stream: Greenlet[..., Any] | None = None
@@ -117,7 +117,7 @@ class Waking:
         at = monotonic() + seconds
         if self._due_at <= monotonic() or at < self._due_at:
             self._due_at = at
-            self._bell.set()
+            self._wanted.set()
         if self._greenlet is None and not self._is_stopped:
             self._greenlet = spawn("mongodb waking", self._run)
 
@@ -143,8 +143,8 @@ class Waking:
             while self._looks < IN_VAIN or self._due_at > monotonic():
                 pause = self._next_pause()
                 is_due = 0 < self._due_at - monotonic() <= pause
-                self._bell.clear()
-                if self._bell.wait(pause):
+                self._wanted.clear()
+                if self._wanted.wait(pause):
                     continue  # something is due earlier
                 now = monotonic()
                 if is_due or now - swept_at >= SWEEP_INTERVAL:

@@ -1,4 +1,4 @@
-"""Who waits for a word about a queue."""
+"""Consumers that wait to be notified of messages in a queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from greenconn.transport.sqlite.lists import chunks, in_list
 
 __all__ = ["Pipes", "arm", "armed"]
 
-#: Who is to be told, through its pipe, and of which queues: link -> their numbers.
+#: Links to notify through their pipes: link -> the numbers of the queues.
 Pipes = dict[str, set[int]]
 
 
 def arm(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
-    """*owner* found nothing in these, and waits for a word."""
+    """Note that *owner* found nothing in these, and waits to be notified."""
     for chunk in chunks(list(queues)):
         marks, values = in_list(chunk)
         db.execute(
@@ -24,10 +24,10 @@ def arm(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
 
 
 def armed(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
-    """Those who wait for a word about *queues*.  They wait no more.
+    """Return the consumers that wait to be notified of *queues*, and stop their waits.
 
     Arguments:
-        owner: who needs no word.
+        owner: a link that is not notified.
     """
     pipes: Pipes = {}
     for chunk in chunks(list(queues)):

@@ -150,7 +150,9 @@ class Database:
         path = self.path
         folder = os.path.dirname(path)
         if os.path.isdir(path):
-            raise CannotOpen(f"SQLite file {path}: it is a folder; name a file in it")
+            raise CannotOpen(
+                f"SQLite file {path} must be a file, and is a folder: name a file in it"
+            )
         if not os.path.isdir(folder):
             raise CannotOpen(f"SQLite file {path}: there is no folder {folder}; make it first")
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -322,7 +324,7 @@ class Database:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from another one at the same path."""
+    """Return what distinguishes a file from another one at the same path."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

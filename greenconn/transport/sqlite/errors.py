@@ -1,4 +1,4 @@
-"""What goes wrong with a file, in words that say what to do."""
+"""Errors of a file, with their remedies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to messages: functions that run in a transaction."""
+"""Messages: functions that run in a transaction."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Handle(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """How messages are taken.
+    """The terms of a claim.
 
     Attributes:
         number: tells this claim from all others.
@@ -73,7 +73,7 @@ class Claim(NamedTuple):
 
 
 class Put(NamedTuple):
-    """What came of storing.
+    """The outcome of storing messages.
 
     Attributes:
         outcomes: for each entry.
@@ -93,7 +93,7 @@ class Put(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What came of a claim.
+    """The outcome of a claim.
 
     Attributes:
         dead: what had grown too old.
@@ -306,7 +306,7 @@ def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
 
 
 def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int], Pipes]:
-    """What was delayed or held until now waits from now on: in which queues, and who is to be told."""
+    """Make due messages claimable; return their queues, and the links to notify."""
     due = {
         queue
         for (queue,) in db.execute("SELECT DISTINCT queue FROM messages WHERE at <= ?", (now,))

@@ -14,7 +14,7 @@ SYNCHRONOUS: Final = ("NORMAL", "FULL")
 
 
 class SqliteOptions(StoreOptions):
-    """How a connection to a SQLite file works."""
+    """The options of a connection to a SQLite file."""
 
     synchronous: str = "NORMAL"
     """``NORMAL``: what was published survives the death of any process, and may be lost when the

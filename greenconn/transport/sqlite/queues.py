@@ -1,4 +1,4 @@
-"""What is done to queues and their consumers: functions that run in a transaction."""
+"""Queues and their consumers: functions that run in a transaction."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Queues:
         return declared
 
     def find(self, db: sqlite3.Connection, name: str, asker: str) -> Declaration | None:
-        """How a queue was declared; None: there is none, or its owner is dead.
+        """Return the declaration of a queue; None: there is none, or its owner is dead.
 
         Arguments:
             asker: the link that asks; it lives.
@@ -140,7 +140,7 @@ class Queues:
         return count, consumers
 
     def size(self, db: sqlite3.Connection, name: str) -> int:
-        """How many messages wait."""
+        """Return the number of messages that wait."""
         row = self.row(db, name)
         if row is None:
             return 0
@@ -207,7 +207,7 @@ class Queues:
         return {owner for (owner,) in found}
 
     def others(self, db: sqlite3.Connection, name: str, owner: str) -> int:
-        """How many consumers other links have."""
+        """Return the number of consumers that other links have."""
         row = self.row(db, name)
         if row is None:
             return 0

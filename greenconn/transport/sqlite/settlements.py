@@ -1,4 +1,4 @@
-"""What becomes of messages that somebody has: functions that run in a transaction."""
+"""Settlements of claimed messages: functions that run in a transaction."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.wakeup_pipe import WakeupPipe, wake_process
 from greenconn.green.weak import weakly
-from greenconn.transport.sqlite import looking, messages, settlements
+from greenconn.transport.sqlite import maintenance, messages, settlements
 from greenconn.transport.sqlite.arming import Pipes
 from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
@@ -101,7 +101,7 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         if self._is_registered:
-            self._tell(self._database.write(looking.leave, self._database.queues, self.owner))
+            self._tell(self._database.write(maintenance.leave, self._database.queues, self.owner))
         self.drop()
         self._database.join()
 
@@ -132,7 +132,7 @@ class SqliteStore(Store):
                     f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
                     f"processes wake each other; put the file into another folder"
                 ) from exc
-        self._database.write(looking.register, self.owner, self.lease)
+        self._database.write(maintenance.register, self.owner, self.lease)
         self._is_registered = True
 
     def _pipe(self, owner: str) -> str:
@@ -203,7 +203,7 @@ class SqliteStore(Store):
     def _look(self) -> None:
         silent, self._silent = self._silent, set()
         seen = self._database.write(
-            looking.look,
+            maintenance.look,
             self._database.queues,
             self._claim(),
             dict(self._consumed),
@@ -235,7 +235,7 @@ class SqliteStore(Store):
         self._offset = offset
         return now >= self._trusts_from
 
-    def _seen_in_vain(self, seen: looking.Seen) -> None:
+    def _seen_in_vain(self, seen: maintenance.Seen) -> None:
         """Nobody waits any more for what a look has found.  Never switches."""
         self._tell(seen.pipes)
         self._give_back(seen.dead)
@@ -299,7 +299,7 @@ class SqliteStore(Store):
         owners: set[str] = self._database.read(self._database.queues.consumers, name)
         lost = [each for each in owners if is_lost(each)]
         for owner in lost:
-            self._tell(self._database.write(looking.leave, self._database.queues, owner))
+            self._tell(self._database.write(maintenance.leave, self._database.queues, owner))
         return bool(lost)
 
     def _forget(self, name: str) -> None:
@@ -398,7 +398,7 @@ class SqliteStore(Store):
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._is_registered:
-            self._database.write(looking.renew, self.owner, self.lease)
+            self._database.write(maintenance.renew, self.owner, self.lease)
         if not handles:
             return ()
         lost: list[messages.Handle] = self._database.write(settlements.renew, handles, self.lease)

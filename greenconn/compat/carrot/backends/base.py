@@ -1,4 +1,4 @@
-"""What a publisher or a consumer of carrot's works with: one channel of a connection."""
+"""Carrot's backend: one channel of a connection, used by its publishers and consumers."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class BaseBackend:
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What a lost connection raises."""
+        """The errors of a lost connection."""
         errors: tuple[type[BaseException], ...]
         errors = get_transport_cls(self.transport).connection_errors
         return errors
 
     @property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """What a refusal of the broker raises."""
+        """The errors of a refusal by the broker."""
         errors: tuple[type[BaseException], ...] = get_transport_cls(self.transport).channel_errors
         return errors
 

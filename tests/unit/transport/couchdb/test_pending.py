@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from greenconn.transport.couchdb import sight as module
+from greenconn.transport.couchdb import pending as module
 from greenconn.transport.couchdb.names import generation, is_waiting, message_id
-from greenconn.transport.couchdb.sight import Sight
+from greenconn.transport.couchdb.pending import PendingIndex
 
 
 class World:
@@ -42,41 +42,41 @@ class World:
         else:
             self.change(doc_id, self.docs[doc_id] + 1)
 
-    def tell(self, sight: Sight, most: int) -> None:
+    def tell(self, pending: PendingIndex, most: int) -> None:
         """Bring some of the news."""
         for doc_id, number in self.news[:most]:
             if number:
-                sight.note(doc_id, f"{number}-x")
+                pending.note(doc_id, f"{number}-x")
             else:
-                sight.forget(doc_id)
+                pending.forget(doc_id)
         del self.news[:most]
 
-    def step(self, sight: Sight) -> None:
+    def step(self, pending: PendingIndex) -> None:
         """Something happens while the link waits for an answer."""
         for _ in range(self.chance.randrange(3)):
             happens: list[Callable[[], None]] = [
                 self.put,
                 self.others,
-                lambda: self.tell(sight, 2),
+                lambda: self.tell(pending, 2),
             ]
             self.chance.choice(happens)()
 
 
-def claim(world: World, sight: Sight, limit: int, pause: Callable[[], None]) -> int:
+def claim(world: World, pending: PendingIndex, limit: int, pause: Callable[[], None]) -> int:
     """What the claims of a link do, with the world going on in between."""
-    sight.watch()
+    pending.watch()
     seen: dict[str, int] = {}
-    ids = sight.take_returned(limit)
+    ids = pending.take_returned(limit)
     if ids:
         pause()
         seen = {doc_id: world.docs[doc_id] for doc_id in ids if doc_id in world.docs}
         pause()
-    elif not sight.is_done:
+    elif not pending.is_done:
         pause()
-        rows = sorted(doc_id for doc_id in world.docs if doc_id >= sight.rest.start)[:limit]
+        rows = sorted(doc_id for doc_id in world.docs if doc_id >= pending.rest.start)[:limit]
         seen = {doc_id: world.docs[doc_id] for doc_id in rows}
         pause()
-        sight.passed(rows, is_last=len(rows) < limit)
+        pending.passed(rows, is_last=len(rows) < limit)
     known: dict[str, int] = {}
     taken = 0
     candidates = {doc_id: number for doc_id, number in seen.items() if number % 2}
@@ -92,7 +92,7 @@ def claim(world: World, sight: Sight, limit: int, pause: Callable[[], None]) -> 
         taken += 1
         if world.docs.get(doc_id) == number:
             del world.docs[doc_id]  # handled
-    sight.used(known)
+    pending.used(known)
     return taken
 
 
@@ -103,40 +103,40 @@ def test_whatever_waits_is_found(
     monkeypatch.setattr(module, "REMEMBERED", remembered)
     for seed in range(5000 if long else 400):
         chance = Random(seed)
-        world, sight = World(chance), Sight("q")
+        world, pending = World(chance), PendingIndex("q")
         for _ in range(chance.randrange(40)):
-            world.step(sight)
-            claim(world, sight, chance.randrange(1, 5), lambda w=world, s=sight: w.step(s))  # type: ignore[misc]
+            world.step(pending)
+            claim(world, pending, chance.randrange(1, 5), lambda w=world, s=pending: w.step(s))  # type: ignore[misc]
         # Now it becomes quiet, and all news arrive.
-        while world.news or sight.is_worth_a_look:
-            world.tell(sight, chance.randrange(1, 4))
-            claim(world, sight, 3, lambda: None)
+        while world.news or pending.may_have_messages:
+            world.tell(pending, chance.randrange(1, 4))
+            claim(world, pending, 3, lambda: None)
         assert [doc_id for doc_id, number in world.docs.items() if number % 2] == [], seed
 
 
 def test_what_is_due_later_is_brought_forward() -> None:
-    sight = Sight("q")
+    pending = PendingIndex("q")
     doc_id = message_id("q", 0, 1, "a")
-    sight.watch()
-    sight.passed([doc_id], is_last=True)
-    sight.used({doc_id: 1})
-    sight.delay(doc_id, 100.0)
-    assert sight.next_due == 100.0
-    assert not sight.is_worth_a_look
-    sight.due(99.9)
-    assert not sight.is_worth_a_look
-    sight.due(100.0)
-    assert sight.take_returned(5) == [doc_id]
-    assert sight.next_due is None
+    pending.watch()
+    pending.passed([doc_id], is_last=True)
+    pending.used({doc_id: 1})
+    pending.delay(doc_id, 100.0)
+    assert pending.next_due == 100.0
+    assert not pending.may_have_messages
+    pending.due(99.9)
+    assert not pending.may_have_messages
+    pending.due(100.0)
+    assert pending.take_returned(5) == [doc_id]
+    assert pending.next_due is None
 
 
 def test_what_is_held_or_gone_is_not_looked_for() -> None:
-    sight = Sight("q")
+    pending = PendingIndex("q")
     ids = [message_id("q", 0, n, "a") for n in range(3)]
-    sight.passed(ids, is_last=True)
-    assert [sight.note(doc_id, "3-x") for doc_id in ids] == [True] * 3
-    assert not sight.note(ids[0], "4-x")
-    sight.forget(ids[1])
-    assert sight.take_returned(5) == [ids[2]]
+    pending.passed(ids, is_last=True)
+    assert [pending.note(doc_id, "3-x") for doc_id in ids] == [True] * 3
+    assert not pending.note(ids[0], "4-x")
+    pending.forget(ids[1])
+    assert pending.take_returned(5) == [ids[2]]
     assert generation("4-x") == 4
     assert not is_waiting("4-x")

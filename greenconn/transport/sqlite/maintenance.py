@@ -1,4 +1,4 @@
-"""What nobody does by itself: functions that run in a transaction.
+"""Maintenance: functions that run in a transaction.
 
 A process that died said nothing: its exclusive queues go, and so do the auto-delete queues that only
 it consumed from.  What it held comes back when the leases end.
@@ -25,7 +25,7 @@ __all__ = ["Seen", "leave", "look", "register", "renew"]
 
 
 class Seen(NamedTuple):
-    """What a look found.
+    """The findings of one maintenance run.
 
     Attributes:
         ripe: consumed queues that have messages.

@@ -1,4 +1,4 @@
-"""What a link knows of the messages of one queue, without having read them.
+"""An index of the messages that wait in one queue, without having read them.
 
 Theory.  The ids of a queue sort as its messages are to be delivered, and new ones come behind those
 that are there, mostly.  So the queue is read once, page by page, up to a *place*; whatever waits in
@@ -17,21 +17,21 @@ from typing import Final
 
 from greenconn.transport.couchdb.names import MESSAGE, Range, generation, is_waiting, range_of
 
-__all__ = ["Sight"]
+__all__ = ["PendingIndex"]
 
 #: Ids in front of the place that are remembered; with more the queue is read anew from the first.
 REMEMBERED: Final = 2000
 
 
-class Sight:
-    """One queue.  Nothing here switches."""
+class PendingIndex:
+    """The index of one queue.  Nothing here switches."""
 
     __slots__ = ("_all", "_later", "_meanwhile", "_place", "_returned", "is_done", "is_sparse")
 
     def __init__(self, queue: str) -> None:
         self._all = range_of(MESSAGE, queue)
         self._place = self._all.start
-        #: Nothing lies behind the place.
+        #: No message comes after the place.
         self.is_done = False
         #: What lies behind the place is held, most likely.
         self.is_sparse = False
@@ -44,12 +44,12 @@ class Sight:
 
     @property
     def rest(self) -> Range:
-        """What was not read yet."""
+        """The range that was not read yet."""
         return self._all._replace(start=self._place)
 
     @property
-    def is_worth_a_look(self) -> bool:
-        """Whether something may wait."""
+    def may_have_messages(self) -> bool:
+        """Whether messages may wait."""
         return bool(self._returned) or not self.is_done
 
     @property
@@ -108,7 +108,7 @@ class Sight:
                 self.is_done = False
 
     def used(self, known: dict[str, int]) -> None:
-        """What was read was used; *known*: id -> generation that it had, or has by now."""
+        """Note that what was read was used; *known*: id -> generation that it had, or has by now."""
         meanwhile, self._meanwhile = self._meanwhile or {}, None
         for doc_id, number in meanwhile.items():
             if number % 2 and number > known.get(doc_id, 0) and doc_id < self._place:
