@@ -13,16 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
-
-from gevent import getcurrent
+from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.holding import Disposition, HeldDelivery, HeldMessage, HoldingLink
 from greenconn.broker.port import Settlement
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import end, spawn
+from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:
     from gevent import Greenlet
@@ -233,10 +231,10 @@ class Answers:
             self._greenlet = spawn("dead-letters", self._route)
 
     def _route(self) -> None:
-        current = cast("Greenlet[..., Any]", getcurrent())
-        if self._greenlet not in (None, current):
+        running = current()
+        if self._greenlet not in (None, running):
             return  # whoever began this one was interrupted, and another one was begun
-        self._greenlet = current
+        self._greenlet = running
         try:
             while self._dying and self._link.lost is None:
                 self._route_next()
@@ -309,6 +307,5 @@ class Answers:
         for _, slot in waiters:
             slot.fail(exc)
         self._dying.clear()
-        greenlet = self._greenlet
-        if greenlet is not None and greenlet is not getcurrent():
-            end(greenlet)
+        if self._greenlet is not None:
+            end_all([self._greenlet])

@@ -8,20 +8,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from greenconn.broker.holding import Disposition, Done, HeldMessage
-from greenconn.broker.port import Answer, Claimed, Settlement
+from greenconn.broker.holding import Disposition, Done, HeldMessage, LinkAnswers
+from greenconn.broker.port import Answer, Claimed, Settlement, Store
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.broker.link import StoreLink
-
 __all__ = ["StoreHolding"]
+
+
+class BlockingLink(Protocol):
+    """The link of a store whose calls wait."""
+
+    @property
+    def lost(self) -> BaseException | None: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def answers(self) -> LinkAnswers: ...
+
+    def failed(self, exc: BaseException, what: str) -> object:
+        """Log that a call to the store failed, and end the link if that ends it.  Never switches."""
+
+    def ripen(self, queue: str) -> None:
+        """Note that a queue may have messages.  Never switches."""
 
 
 class _Part:
@@ -53,7 +68,7 @@ class StoreHolding:
 
     keeps_unreadable = False
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: BlockingLink) -> None:
         self._link = link
         self._store = link.store
         #: To be called when the turn ends.
@@ -177,7 +192,7 @@ class StoreHolding:
             slot.fail(exc)
         self._pending.clear()
         self._renewals.clear()
-        self._link.kill([each for each in (self._greenlet, self._renewer) if each is not None])
+        end_all([each for each in (self._greenlet, self._renewer) if each is not None])
 
     def _begin(self) -> None:
         if self._greenlet is None:
@@ -185,10 +200,10 @@ class StoreHolding:
             self._greenlet = spawn("settle", self._run)
 
     def _run(self) -> None:
-        current = self._link.current()
-        if self._greenlet not in (None, current):
+        running = current()
+        if self._greenlet not in (None, running):
             return  # whoever began this one was interrupted, and another one was begun
-        self._greenlet = current
+        self._greenlet = running
         try:
             while (self._due or self._pending) and self._link.lost is None:
                 due, self._due = self._due, []

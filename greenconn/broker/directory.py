@@ -6,8 +6,11 @@ Where it matters that a queue is there, the broker is asked; what does not chang
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.port import Store
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -16,18 +19,31 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
+from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.owners import is_lost
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
+from greenconn.transport.virtual.state import BrokerState
 
-if TYPE_CHECKING:
-    from greenconn.broker.entities import SharingLink
-    from greenconn.broker.link import StoreLink
+__all__ = ["ConsumedQueue", "Directory", "Rules", "StoreDirectory"]
 
-__all__ = ["Directory", "Rules", "StoreDirectory"]
+T = TypeVar("T")
 
 #: Queues that a link remembers.
 MOST_KNOWN: Final = 100_000
+
+
+class DirectoryLink(Protocol):
+    """The link that knows the queues.
+
+    Attributes:
+        owner: under which it has exclusive queues.
+    """
+
+    @property
+    def client(self) -> Any: ...
+    @property
+    def owner(self) -> str: ...
 
 
 class Directory:
@@ -35,7 +51,7 @@ class Directory:
 
     __slots__ = ("_link", "_own")
 
-    _link: SharingLink
+    _link: DirectoryLink
 
     def __init__(self) -> None:
         #: Exclusive queues of this link.
@@ -174,14 +190,40 @@ class Rules(NamedTuple):
     is_single_active: bool
 
 
+class ConsumedQueue(Protocol):
+    """What serves the consumers of one queue."""
+
+    @property
+    def consumers(self) -> Collection[Consumer]: ...
+
+
+class StoreDirectoryLink(DirectoryLink, Protocol):
+    """The link to a store."""
+
+    @property
+    def options(self) -> StoreOptions: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def state(self) -> BrokerState: ...
+    @property
+    def feeds(self) -> Mapping[str, ConsumedQueue]: ...
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return what a method of the store returns.  May switch."""
+
+    def catch_up(self) -> None:
+        """Wait until the store knows what was answered and left.  May switch."""
+
+
 class StoreDirectory(Directory):
     """The queues of a store."""
 
     __slots__ = ("_known", "_rules")
 
-    _link: StoreLink
+    _link: StoreDirectoryLink
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: StoreDirectoryLink) -> None:
         super().__init__()
         self._link = link
         self._known: dict[str, Declaration] = {}

@@ -6,15 +6,16 @@ their bindings.  Both ask the broker where that is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import ConsumedQueue, Directory
+from greenconn.broker.routing import Routing
+from greenconn.broker.topology import Topology
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
@@ -23,20 +24,9 @@ from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-if TYPE_CHECKING:
-    from greenconn.broker.routing import Routing
-    from greenconn.broker.topology import Topology
-
 T = TypeVar("T")
 
 __all__ = ["SharedEntities", "SharingLink"]
-
-
-class _Feed(Protocol):
-    """Where the consumers of one queue are listed."""
-
-    @property
-    def consumers(self) -> Iterable[Consumer]: ...
 
 
 class SharingLink(VirtualLink):
@@ -52,7 +42,7 @@ class SharingLink(VirtualLink):
     state: BrokerState
     directory: Directory
     routing: Routing
-    feeds: Mapping[str, _Feed]
+    feeds: Mapping[str, ConsumedQueue]
     topology: Topology | None
 
     def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:

@@ -22,6 +22,7 @@ __all__ = [
     "HeldMessage",
     "Holding",
     "HoldingLink",
+    "LinkAnswers",
     "Successor",
 ]
 

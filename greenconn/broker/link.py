@@ -7,8 +7,8 @@ them with a deadline, and may be killed at any time without any harm to a call t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import gevent
 from gevent import Greenlet
@@ -29,7 +29,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import end, spawn
+from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import AfterFork
@@ -167,7 +167,7 @@ class StoreLink(BrokerLink):
         try:
             result = function(*args)
         except BaseException as exc:
-            self._calls.pop(self.current(), None)  # it gets the very error, others that it is over
+            self._calls.pop(current(), None)  # it gets the very error, others that it is over
             slot.fail(self.failed(exc, what, is_told=True))
             if not isinstance(exc, Exception):
                 raise
@@ -175,7 +175,7 @@ class StoreLink(BrokerLink):
             if not slot.offer(result) and on_abandoned is not None:
                 on_abandoned(result)
         finally:
-            self._calls.pop(self.current(), None)
+            self._calls.pop(current(), None)
 
     def later(self, what: str, function: Callable[[], object]) -> None:
         """Call *function*, which may switch, in a greenlet that :meth:`catch_up` waits for."""
@@ -282,18 +282,6 @@ class StoreLink(BrokerLink):
         )
         self.end(lost)
         return lost
-
-    @staticmethod
-    def current() -> Greenlet[..., Any]:
-        """The greenlet that runs, which is one of this link."""
-        return cast("Greenlet[..., Any]", gevent.getcurrent())
-
-    def kill(self, greenlets: Iterable[Greenlet[..., Any]]) -> None:
-        """End greenlets of this link, but not the one that runs.  Never switches."""
-        current = gevent.getcurrent()
-        for each in list(greenlets):
-            if each is not current:
-                end(each)
 
     def ping(self) -> None:
         """Ask the store something.  May switch."""
@@ -452,14 +440,14 @@ class StoreLink(BrokerLink):
         for claimer in self._claimers.values():
             claimer.stop()
             if claimer.greenlet is not None:
-                self.kill([claimer.greenlet])
+                end_all([claimer.greenlet])
         self.store.roster.leave(self.owner)
         self.feeds.clear()
         calls, self._calls = self._calls, {}
         for slot in calls.values():
             if slot is not None:
                 slot.fail(gone)
-        self.kill(calls)
+        end_all(calls)
 
 
 def _priority(given: Any) -> int:

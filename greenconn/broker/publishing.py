@@ -12,33 +12,80 @@ import warnings
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.broker.port import Entry, NoQueue
-from greenconn.broker.publisher import ChannelPublisher
+from greenconn.broker.directory import StoreDirectory
+from greenconn.broker.options import StoreOptions
+from greenconn.broker.port import Entry, NoQueue, Store
+from greenconn.broker.publisher import ChannelPublisher, PublishingLink
+from greenconn.broker.routing import Routing
 from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.publishing import Envelope, prepared, too_large, undeliverable
+from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
     from gevent import Greenlet
-
-    from greenconn.broker.link import StoreLink
 
 __all__ = ["Putting", "StorePublisher"]
 
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
+
+
+class StorePublishingLink(PublishingLink, Protocol):
+    """The link of such a publisher."""
+
+    @property
+    def options(self) -> StoreOptions: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def directory(self) -> StoreDirectory: ...
+    @property
+    def routing(self) -> Routing: ...
+    @property
+    def putting(self) -> Putting: ...
+    @property
+    def tags(self) -> TagMaker: ...
+
+    def entries(
+        self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0
+    ) -> Sequence[Entry]:
+        """Return a message on its way into *queues*.  May switch where a queue is not known."""
+
+    def flush(self, deadline: Deadline) -> None:
+        """Return when the store was told what was answered.  May switch."""
+
+
+class PuttingLink(Protocol):
+    """The link of what stores messages."""
+
+    @property
+    def options(self) -> StoreOptions: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def directory(self) -> StoreDirectory: ...
+
+    def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
+        """Return what those who wait shall get for *exc*; what ends the link ends it."""
+
+    def no_answer(self, what: str) -> BaseException:
+        """End the link, since the store did not answer.  Never switches."""
+
+    def ripen(self, queue: str) -> None:
+        """Note that a queue may have messages.  Never switches."""
 
 
 class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
@@ -52,7 +99,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelLife, link: StoreLink) -> None:
+    def __init__(self, channel: ChannelLife, link: StorePublishingLink) -> None:
         super().__init__(channel, link)
         self._link = link
 
@@ -109,7 +156,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
 
     def _routed(
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
-    ) -> list[Entry]:
+    ) -> Sequence[Entry]:
         """A message for each queue that it goes to."""
         link, headers = self._link, message["headers"]
         queues = link.routing.routes(exchange, routing_key, headers)
@@ -224,7 +271,7 @@ class Putting:
 
     __slots__ = ("_batches", "_greenlets", "_link", "_pending")
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: PuttingLink) -> None:
         self._link = link
         self._pending: deque[tuple[_Parcel, Entry, int]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()
@@ -250,7 +297,7 @@ class Putting:
         for batch in (*self._batches, pending):
             for parcel, _, _ in batch:
                 parcel.slot.fail(exc)
-        self._link.kill(self._greenlets)
+        end_all(self._greenlets)
 
     def _take(self) -> list[tuple[_Parcel, Entry, int]]:
         """Take what one call may store; a publisher that has left wants nothing any more."""
@@ -270,12 +317,11 @@ class Putting:
         return batch
 
     def _run(self) -> None:
-        current = self._link.current()
         try:
             while batch := self._take():
                 self._store(batch)
         finally:
-            self._greenlets.discard(current)
+            self._greenlets.discard(current())
 
     def _store(self, batch: list[tuple[_Parcel, Entry, int]]) -> None:
         link = self._link

@@ -8,21 +8,20 @@ the same tables when they have changed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.topology import Topology
 from greenconn.broker.topology_port import Row
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-if TYPE_CHECKING:
-    from greenconn.broker.entities import SharingLink
-
 __all__ = ["Routing"]
+
+T = TypeVar("T")
 
 #: For their rows; they need no channel.
 _TYPES: Final[dict[str, ExchangeType]] = {
@@ -30,12 +29,33 @@ _TYPES: Final[dict[str, ExchangeType]] = {
 }
 
 
+class RoutingLink(Protocol):
+    """The link whose routes they are.
+
+    Attributes:
+        topology: the exchanges and bindings that are shared with other processes; None: they are not.
+    """
+
+    @property
+    def client(self) -> Any: ...
+    @property
+    def state(self) -> BrokerState: ...
+    @property
+    def topology(self) -> Topology | None: ...
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which asks the broker.  May switch."""
+
+    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        """Return what makes the router of an exchange; None: the usual one of its type."""
+
+
 class Routing:
     """The routes of one link."""
 
     __slots__ = ("_link", "_state")
 
-    def __init__(self, link: SharingLink) -> None:
+    def __init__(self, link: RoutingLink) -> None:
         self._link = link
         self._state: BrokerState = link.state
 

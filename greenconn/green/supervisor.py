@@ -9,14 +9,14 @@ they have returned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar, cast
 
 from gevent import Greenlet, GreenletExit, getcurrent
 
 from greenconn.green import fork
 
-__all__ = ["end", "sheltered", "spawn"]
+__all__ = ["current", "end", "end_all", "sheltered", "spawn"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,11 @@ def spawn(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) ->
     greenlet.name = f"greenconn:{name}"
     greenlet.start()
     return greenlet
+
+
+def current() -> Greenlet[..., Any]:
+    """Return the greenlet that runs, which was begun by :func:`spawn`.  Never switches."""
+    return cast("Greenlet[..., Any]", getcurrent())
 
 
 def _guarded(
@@ -84,3 +89,11 @@ def end(greenlet: Greenlet[..., Any]) -> None:
         inside[greenlet] = True
     else:
         greenlet.kill(block=False)
+
+
+def end_all(greenlets: Iterable[Greenlet[..., Any]]) -> None:
+    """End greenlets of the library, but not the one that runs.  Never switches."""
+    running = getcurrent()
+    for each in list(greenlets):
+        if each is not running:
+            end(each)

@@ -9,7 +9,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green import supervisor
-from greenconn.green.supervisor import end, sheltered, spawn
+from greenconn.green.supervisor import current, end, end_all, sheltered, spawn
 from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
@@ -128,6 +128,19 @@ def test_end_of_one_that_is_not_sheltered() -> None:
     gevent.joinall([before, behind], timeout=30)
     assert before.dead
     assert behind.dead
+
+
+def test_end_of_all_spares_the_one_that_runs() -> None:
+    others = [spawn("other", gevent.sleep, 30) for _ in range(2)]
+
+    def run() -> str:
+        end_all([*others, current()])
+        gevent.sleep(0)
+        return "went on"
+
+    running = spawn("running", run)
+    assert running.get(timeout=30) == "went on"
+    assert all(each.dead for each in others)
 
 
 def test_child_of_a_fork_ends_them_at_once() -> None:
