@@ -14,7 +14,7 @@ __all__ = ["LIMIT", "PREFIX", "QUARANTINED", "quarantine"]
 
 #: Node ids of tests, with or without parameters, and why each is here.
 QUARANTINED: Final[dict[str, str]] = {
-    "tests/integration/test_moments.py::test_interrupted_at_each_switch[redis-spawn]": (
+    "tests/integration/test_interruptions.py::test_interrupted_at_each_switch[redis-spawn]": (
         "a consumer over Redis whose connection is closed beneath it was not gone in time; once"
     ),
 }

@@ -19,10 +19,10 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.messaging import Producer
 from greenconn.publishing import publish
+from tests.faults.interruptions.targets import memory_target, running_target
+from tests.faults.soak import soak
 from tests.fix_wires import until
 from tests.integration.processes import Outcome, Running, run, start
-from tests.torture.moments.worlds import memory_world, running_world
-from tests.torture.soak import soak
 
 SOON = 30.0
 
@@ -455,12 +455,12 @@ def test_nothing_grows_in_a_long_run(
     """Ten minutes with a cut every five seconds, or a few seconds with many."""
     in_short(name == ("redis" if patched else "rabbitmq"), long)
     if name == "memory":
-        making = memory_world()
+        making = memory_target()
     else:
         fixture = "amqp_url" if name == "rabbitmq" else "redis_url"
-        making = running_world(name, request.getfixturevalue(fixture))
-    with making as world:
-        figures = soak(world, *((600.0, 5.0) if long else (3.0, 0.7)))
+        making = running_target(name, request.getfixturevalue(fixture))
+    with making as target:
+        figures = soak(target, *((600.0, 5.0) if long else (3.0, 0.7)))
     assert figures.problems() == []
     assert figures.published
     assert figures.cuts

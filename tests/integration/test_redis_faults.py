@@ -24,11 +24,11 @@ from greenconn.messaging import Producer
 from greenconn.transport.redis import waking
 from greenconn.transport.redis.feed import FeedState
 from greenconn.wire.resp import pack
+from tests.faults.kinds import Direction, Fault, Kind
+from tests.faults.proxied import ProxyProcess
 from tests.fix_brokers import RedisFactory
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import wait_until
-from tests.torture.faults import Direction, Fault, Kind
-from tests.torture.proxied import ProxyProcess
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
 

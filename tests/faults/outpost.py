@@ -1,0 +1,124 @@
+"""``python -m tests.faults.outpost``: publishers and consumers in a process that may be killed.
+
+What it shall do comes pickled on its standard input.  All that it does goes to its standard output, a
+JSON list a line: a message is noted there before its publish begins, and when it was handled before it
+is acknowledged, so that whoever reads knows what a killed process has done.  A line on its input ends
+the publishers, the end of it the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from gevent.fileobject import FileObject
+
+from tests.faults.client import Greenconn
+from tests.faults.crowd import Crowd
+from tests.faults.ledger import Ledger, Stream, key_of
+from tests.faults.targets.base import Place
+
+__all__ = ["Orders", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What an outpost does; and of its target what clients must know.
+
+    Attributes:
+        client: ``greenconn`` or ``kombu``.
+        places: the queues.
+        streams: the numbers of the streams, one for each publisher.
+    """
+
+    client: str
+    name: str
+    transport: str
+    url: str
+    options: dict[str, Any]
+    heartbeat: float | None
+    places: list[Place]
+    streams: list[int]
+    rate: float
+    seed: int
+
+
+class Report(Ledger):
+    """A ledger that only tells the one that keeps it."""
+
+    def __init__(self, streams: list[int]) -> None:
+        super().__init__(is_ordered=False)
+        self._numbers = iter(streams)
+
+    def stream(self, queue: str, is_acked: bool = True) -> Stream:
+        """The next of the streams that this process was given."""
+        return Told(next(self._numbers), queue, is_acked)
+
+    def published(self, stream: Stream, number: int) -> None:
+        tell("published", stream.number, number)
+
+    def failed(self, stream: Stream, number: int, error: str) -> None:
+        tell("failed", stream.number, number, error)
+
+    def handle(self, queue: str, body: object, is_redelivered: bool) -> None:
+        tell("handled", queue, key_of(body), is_redelivered)
+
+
+class Told(Stream):
+    """A stream whose beginnings are told."""
+
+    def begin(self) -> int:
+        number = self.next
+        self.next += 1
+        tell("begun", self.number, number)
+        return number
+
+
+def tell(*words: object) -> None:
+    """Write a line at once: it stays written whatever becomes of this process."""
+    try:
+        os.write(1, json.dumps(words).encode() + b"\n")
+    except BrokenPipeError:  # nobody is there for whom this could be
+        os._exit(1)
+
+
+def main() -> None:
+    """Obey."""
+    orders: Orders = pickle.load(sys.stdin.buffer)
+    logging.getLogger("greenconn").setLevel(logging.CRITICAL)
+    if orders.client == "kombu":
+        from tests.faults.rival import Kombu  # it need not be installed otherwise
+
+        client: Any = Kombu(orders, False)  # type: ignore[arg-type]  # all of a target that it needs
+    else:
+        client = Greenconn(orders, False)  # type: ignore[arg-type]
+    crowd = Crowd(
+        client,
+        Report(orders.streams),
+        orders.places,
+        greenlets=len(orders.streams),
+        rate=orders.rate,
+        seed=orders.seed,
+        is_calm=False,
+    )
+    crowd.begin()
+    tell("ready")
+    orders_to_come = FileObject(0, "rb", 0, closefd=False)
+    orders_to_come.readline()
+    for text in [*crowd.stop_publishing(), *crowd.troubles()]:
+        tell("trouble", text)
+    tell("quiet")
+    orders_to_come.readline()
+    for text in crowd.end():
+        tell("trouble", text)
+    client.close()
+    tell("ended")
+
+
+if __name__ == "__main__":
+    main()
