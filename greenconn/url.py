@@ -400,6 +400,12 @@ def _parsed(text: str) -> BrokerURL:
     if "://" not in text:
         return _of_host(text)
     parts = url_to_parts(text)
+    if parts.hostname and "," in parts.hostname:
+        _refuse(
+            text,
+            f"its host {parts.hostname!r} has a comma",
+            "separate the brokers of a failover list by semicolons, as in amqp://one//;amqp://two//",
+        )
     transport, _, inner = parts.scheme.partition("+")
     query = {}
     if "?" in text:

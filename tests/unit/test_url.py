@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from greenconn import Connection
 from greenconn.url import (
     BrokerURL,
     as_url,
@@ -368,3 +369,13 @@ def test_a_url_is_parsed_once_and_what_it_means_cannot_be_changed() -> None:
         url.query["heartbeat"] = "6"  # type: ignore[index]
     with pytest.raises(AttributeError):
         url.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("url", ["amqp://u:SECRET@a,b//", "redis://a,b:6379/0"])
+def test_a_comma_separates_no_brokers(url: str) -> None:
+    for read in (BrokerURL.parse, Connection):
+        with pytest.raises(ValueError, match=r"its host 'a,b' has a comma; .*semicolons") as caught:
+            read(url)
+        assert "RET" not in str(caught.value)
+    assert url_to_parts(url).hostname == "a,b"  # of what is not for brokers nobody knows
+    assert Connection("mongodb://a,b/db").transport_cls == "mongodb"
