@@ -858,6 +858,26 @@ def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, 
 
 
 @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
+def test_nothing_is_handed_out_after_a_cancel_without_acks(
+    amqp_link: AmqpLink, queue: str, nowait: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = amqp_link.channel()
+    got: list[Any] = []
+    fill(channel, queue, 50)
+    channel.basic_consume(queue, "tag", no_ack=True, callback=got.append)
+    until(lambda: len(amqp_link.events) == 50)
+    amqp_link.drain(Deadline(10))
+    assert len(got) == 1
+    channel.basic_cancel("tag", nowait=nowait)
+    with pytest.raises(TimeoutError):
+        amqp_link.drain(Deadline(0))
+    assert len(got) == 1
+    assert amqp_link.budget.held == 0
+    (told,) = (each.getMessage() for each in caplog.records if "dropped" in each.getMessage())
+    assert f"49 message(s) of queue {queue!r}" in told
+
+
+@pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
 def test_a_consumer_that_is_cancelled_twice_holds_nothing_back(
     amqp_link: AmqpLink, queue: str, nowait: bool
 ) -> None:

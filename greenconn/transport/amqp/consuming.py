@@ -9,6 +9,7 @@ goes.  What a handler has begun with is left to the broker.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
 __all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "give_back_events"]
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 _delivery_tag = Struct(">Q")
 #: Unanswered deliveries that any broker may send beyond what it was asked for.
@@ -172,6 +175,10 @@ class ChannelConsumer:
         if function == self._handle_counted:
             self._taken(message)
         message.put_back()
+
+    def drop_event(self, message: Delivery) -> None:
+        """Drop a delivery without ack that waited among the events.  Never switches."""
+        self._taken(message)  # without acks each of them was counted
 
     # All of these run in the reader: they append, wake and return.
 
@@ -477,9 +484,33 @@ class Consumers:
         else:
             while self.by_tag.get(key) is consumer:
                 self._watch(consumer)
-        if consumer.sink is None and not consumer.no_ack and len(self._link.events):
+        if consumer.sink is None and len(self._link.events):
             # Nobody wants what came and was not handed out yet.
-            give_back_events(self._link, lambda of, message: of is consumer)
+            if consumer.no_ack:
+                self._drop_events(consumer)
+            else:
+                give_back_events(self._link, lambda of, message: of is consumer)
+
+    def _drop_events(self, consumer: ChannelConsumer) -> None:
+        """Drop what came for *consumer*, and needs no answer: the broker has forgotten it.
+
+        Never switches.
+        """
+        dropped = 0
+        for event in self._link.events.clear():
+            if getattr(event[0], "__self__", None) is consumer and isinstance(event[1], Delivery):
+                consumer.drop_event(event[1])
+                dropped += 1
+            else:
+                self._link.events.put(event)
+        if dropped:
+            logger.warning(
+                "%s: %d message(s) of queue %r, which need no answer (no_ack), had not been handed out "
+                "yet when their consumer was cancelled: they are dropped",
+                self._link.where,
+                dropped,
+                consumer.queue,
+            )
 
     def _watch(self, consumer: ChannelConsumer) -> None:
         """Wait for a change of *consumer*'s state.  May switch."""
