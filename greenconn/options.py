@@ -220,6 +220,9 @@ class MemoryOptions(Record):
     confirm_publish: bool = False
     """Accepted as for AMQP; a message is in its queues when ``basic_publish`` returns."""
 
+    confirm_timeout: float | None = None
+    """Accepted as for AMQP: nothing is waited for."""
+
     max_message_size: int = 128 * 1024 * 1024
     """Bytes of a body; as for AMQP."""
 
@@ -236,7 +239,7 @@ class MemoryOptions(Record):
         check_type(self, bool, "confirm_publish")
         check_count(self, "max_message_size", least=1, optional=False)
         check_type(self, str, "body_encoding", "deadletter_queue", optional=True)
-        check_seconds(self, "polling_interval")
+        check_seconds(self, "confirm_timeout", "polling_interval")
 
 
 class Retry(Record):

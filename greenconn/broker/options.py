@@ -31,6 +31,10 @@ class StoreOptions(Record):
     reply_timeout: float | None = 30.0
     """Seconds that a call to the store may take, where the caller gave no timeout; None waits."""
 
+    confirm_timeout: float | None = None
+    """Seconds that a publish waits until its message is stored, where the call gives no time; None: as
+    long as the store answers within *reply_timeout*."""
+
     max_message_size: int = 512 * 1024 * 1024
     """Bytes of a body."""
 
@@ -38,7 +42,7 @@ class StoreOptions(Record):
         check_type(self, str, "dead_letter_queue", "deadletter_queue", optional=True)
         check_type(self, bool, "confirm_publish")
         check_seconds(self, "lease", optional=False)
-        check_seconds(self, "reply_timeout")
+        check_seconds(self, "reply_timeout", "confirm_timeout")
         check_count(self, "delivery_limit", least=1)
         check_count(self, "max_message_size", least=1, optional=False)
         if not self.lease:

@@ -33,9 +33,18 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
+class PublishingOptions(Protocol):
+    """The options of a publisher."""
+
+    @property
+    def confirm_timeout(self) -> float | None: ...
+
+
 class PublishingLink(Protocol):
     """The link of a publisher."""
 
+    @property
+    def options(self) -> PublishingOptions: ...
     @property
     def where(self) -> str: ...
     @property
@@ -97,6 +106,13 @@ class ChannelPublisher(ABC, Generic[M, T]):
 
     # -- publishing
 
+    def limited(self, deadline: DeadlineLike | None) -> DeadlineLike | None:
+        """Return *deadline*, or the connection's ``confirm_timeout`` where it has no end."""
+        if deadline is not None and deadline.timeout is not None:
+            return deadline
+        limit = self.link.options.confirm_timeout
+        return None if limit is None else Deadline(limit)
+
     def publish(
         self,
         message: M | Envelope,
@@ -134,7 +150,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
             channel.check_open()
         if immediate:
             raise no_immediate()
-        target = self._target(message, exchange, routing_key, mandatory, deadline)
+        target = self._target(message, exchange, routing_key, mandatory, self.limited(deadline))
         if target is None:
             return Decided(unroutable(exchange, routing_key) if mandatory else None)
         slot: Slot[Any] = Slot()
@@ -168,6 +184,9 @@ class StoredResult:
     def wait(self, deadline: DeadlineLike | None = None) -> None:
         """Return when the broker has the message.  May switch.
 
+        Arguments:
+            deadline: None, or one without an end, is the connection's ``confirm_timeout``.
+
         Raises:
             Unroutable: it was mandatory, and reached no queue.
             PublishNacked: a queue is full and refuses more.
@@ -176,8 +195,9 @@ class StoredResult:
             Exception: the broker refused it.
         """
         publisher = self._publisher
+        # Without an end it waits as long as the link lives, which watches its broker by itself.
+        deadline = publisher.limited(deadline)
         try:
-            # Who gives no deadline waits as long as the link lives: it watches its broker by itself.
             outcome = self._slot.wait(deadline or NEVER)  # type: ignore[arg-type]
         except TimeoutError as exc:
             if deadline is None or not self._slot.has_left:

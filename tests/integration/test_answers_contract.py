@@ -130,11 +130,15 @@ def test_confirm_timeout(
     assert kind.server is not None
     server: Any = request.getfixturevalue(kind.server)
     options = {**kind.options, "lease": LONG} if name != "amqp" else {}
-    with Connection(server.url, transport_options=options) as connection:
-        channel = connection.channel()
+    with (
+        Connection(server.url, transport_options=options) as connection,
+        Connection(server.url, transport_options={**options, "confirm_timeout": 0.1}) as hasty,
+    ):
+        channel, other = connection.channel(), hasty.channel()
         channel.queue_declare(unique)
         message = channel.prepare_message("x")
         channel.basic_publish_confirm(message, "", unique)
+        other.basic_publish_confirm(message, "", unique, timeout=LONG)
         server.pause()
         began = monotonic()
         try:
@@ -143,6 +147,8 @@ def test_confirm_timeout(
                     continue  # it waits for nothing
                 with pytest.raises(PublishTimeout):
                     publish(message, "", unique, timeout=LONG, confirm_timeout=0.1)
+            with pytest.raises(PublishTimeout):
+                other.basic_publish_confirm(message, "", unique)
         finally:
             took = monotonic() - began
             server.resume()

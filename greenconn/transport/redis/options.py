@@ -102,6 +102,10 @@ class RedisOptions(Record):
     confirm_publish: bool = False
     """Accepted as for AMQP: every publish waits for its answer anyway, unless *publish_window*."""
 
+    confirm_timeout: float | None = None
+    """Seconds that a publish waits for its answer, where the call gives no time; None: as long as the
+    server answers within *reply_timeout*."""
+
     fanout_lists: bool = False
     """True: a fan-out exchange puts messages into the lists of its queues, where they wait for
     consumers, instead of publishing them to whoever listens.  All programs must agree."""
@@ -175,7 +179,7 @@ class RedisOptions(Record):
         check_seconds(self, "unacked_restore_interval", "health_check_interval", optional=False)
         check_seconds(self, "reauth_check_interval", optional=False)
         check_seconds(self, "socket_timeout", "reply_timeout", "socket_connect_timeout")
-        check_seconds(self, "polling_interval")
+        check_seconds(self, "confirm_timeout", "polling_interval")
         check_count(self, "unacked_restore_limit", "max_connections", "delivery_limit", least=1)
         check_count(self, "publish_window", "min_other_sentinels", optional=False)
         check_count(self, "max_message_size", least=1, optional=False)

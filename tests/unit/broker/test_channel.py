@@ -20,7 +20,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     Unroutable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import World
@@ -78,6 +78,25 @@ def test_both_timeouts_bound_a_publish(
     may_go.set()
     channel.basic_publish(message, "", "q", confirm_timeout=20)
     assert world.bodies("q") == [b"x", b"x"]
+
+
+@pytest.mark.parametrize("method", ["basic_publish", "basic_publish_confirm"])
+def test_the_option_bounds_a_publish_without_a_time(
+    connect: Opener, world: World, method: str
+) -> None:
+    may_go = Event()
+    world.before = lambda method, argument: method == "put" and may_go.wait()
+    channel = channel_to(connect, confirm_timeout=0.01)
+    message = channel.prepare_message("x")
+    publish = getattr(channel, method)
+    with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have it"):
+        publish(message, "", "q")
+    with pytest.raises(PublishTimeout, match=r"within 0\.02 s"):
+        publish(message, "", "q", timeout=0.02)
+    with pytest.raises(PublishTimeout, match=r"within 0\.01 s"):
+        channel.begin_publish(message, "", "q").wait(NEVER)
+    may_go.set()
+    publish(message, "", "q", timeout=20)
 
 
 def test_a_publish_that_is_waited_for_later(channel: StoreChannel[StoreLink], world: World) -> None:
