@@ -7,7 +7,7 @@ the link, which all its channels share.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.consumers import StoreConsumer, Subscriptions
@@ -19,10 +19,12 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.life import ChannelLife, closes_channel
+from greenconn.transport.virtual.life import ChannelLife, ChannelState, closes_channel
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel"]
+
+_OPEN: Final = ChannelState.OPEN
 
 
 class PublishResult(Protocol):
@@ -205,10 +207,14 @@ class StoreChannel(ChannelLife, Generic[L]):
             NotFound: there is no such exchange; the channel is closed.
             PublishTimeout: nothing was heard in time; the broker may have it.
         """
+        if exchange.__class__ is not str:
+            exchange = plain_text(exchange)
+        if routing_key.__class__ is not str:
+            routing_key = plain_text(routing_key)
         self._publisher.publish(
             message,
-            plain_text(exchange),
-            plain_text(routing_key),
+            exchange,
+            routing_key,
             mandatory,
             immediate,
             (
@@ -256,9 +262,11 @@ class StoreChannel(ChannelLife, Generic[L]):
             NotFound: there is no such exchange; the channel is closed.
             ContentTooLarge: the body is above ``max_message_size``.
         """
-        return self._publisher.begin(
-            message, plain_text(exchange), plain_text(routing_key), mandatory, immediate, deadline
-        )
+        if exchange.__class__ is not str:
+            exchange = plain_text(exchange)
+        if routing_key.__class__ is not str:
+            routing_key = plain_text(routing_key)
+        return self._publisher.begin(message, exchange, routing_key, mandatory, immediate, deadline)
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when the broker has what was published and answered.  May switch.
@@ -289,14 +297,16 @@ class StoreChannel(ChannelLife, Generic[L]):
         Raises:
             NotFound: there is no such queue.
         """
-        name = self.entities.queue_name(plain_text(queue))
+        if queue.__class__ is not str:
+            queue = plain_text(queue)
+        name = self.entities.queue_name(queue)
         delivery = self.connection.subscriptions.get(self, name)
         if delivery is None:
             return None
         if no_ack:
             if delivery.is_held:
                 self.connection.answers.done(delivery)
-        elif self.is_open:
+        elif self.state_of_life is _OPEN:
             self.deliveries.unanswered[delivery.delivery_tag] = delivery
         else:
             self.connection.answers.return_unseen(delivery)

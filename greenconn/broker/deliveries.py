@@ -7,14 +7,18 @@ answer frees it, and lets the channel's consumers have more.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+from gevent import get_hub
 
 from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.life import ChannelLife, ChannelState
 
 __all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
+
+_OPEN: Final = ChannelState.OPEN
 
 
 class DeliveredMessage(Message, Protocol):
@@ -63,11 +67,12 @@ class Deliveries:
         unanswered: delivery tag -> delivery, in the order of delivery.
     """
 
-    __slots__ = ("_acknowledger", "_channel", "_link", "_prefetch", "unanswered")
+    __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unanswered")
 
     def __init__(self, channel: ChannelLife, acknowledger: Acknowledger) -> None:
         self._channel = channel
         self._link = channel.connection
+        self._hub = channel.connection.home.hub
         self._prefetch = channel.prefetch
         self._acknowledger = acknowledger
         self.unanswered: dict[Any, Any] = {}
@@ -91,7 +96,8 @@ class Deliveries:
         if self._link.lost is not None:
             self._acknowledger.done_late(tag)
             return
-        self._channel.check_open()
+        if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
+            self._channel.check_open()
         if multiple:
             self._free(map(self._acked, self._up_to(tag)))
             return

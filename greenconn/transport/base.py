@@ -480,7 +480,10 @@ class Transport(Generic[L]):
 
     def drain_events(self, connection: L, timeout: float | None = None) -> None:
         """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
-        _part(self, connection, "drain_events", "drain")(timeout)
+        drain = getattr(connection, "drain", None) or _part(
+            self, connection, "drain_events", "drain"
+        )
+        drain(timeout)
 
     def heartbeat_check(self, connection: L, rate: int = 2) -> None:
         """Raise if the peer is known to be dead; heartbeats need nobody's help."""

@@ -18,8 +18,9 @@ __all__ = ["Message"]
 class Message(BaseMessage):
     """A delivered message, with tables of its own.
 
-    ``headers``, ``properties``, ``delivery_info`` and ``body`` are made when they are first looked
-    at.  The body is what AMQP makes of it: text where the encoding is one of text, else bytes.
+    ``headers``, ``properties``, ``delivery_info`` and a ``body`` that is not text are made when they
+    are first looked at.  The body is what AMQP makes of it: text where the encoding is one of text,
+    else bytes.
 
     Arguments:
         entry: the message in its queue.
@@ -56,6 +57,9 @@ class Message(BaseMessage):
         self._compression = headers["compression"] if headers and "compression" in headers else None
         if self._compression is None:
             self.errors = []
+            body = envelope["body"]
+            if body.__class__ is str:
+                self.body = body
 
     def __getattr__(self, name: str) -> Any:
         # Only for slots that are not filled yet.

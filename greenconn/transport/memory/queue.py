@@ -142,10 +142,13 @@ class Queue:
 
     def take(self) -> Entry | None:
         """Take the next message out, for ``basic_get``; None when none waits."""
-        self.touch()
-        self._drop_expired()
+        if self.policy.expires is not None:
+            self.touch()
+        if self._may_expire:
+            self._drop_expired()
         entry = self.store.take() if self.store.count else None
-        self._watch_expiry()
+        if self._may_expire:
+            self._watch_expiry()
         return entry
 
     def put_back(self, entries: Iterable[Entry]) -> None:
@@ -181,15 +184,15 @@ class Queue:
     def push(self) -> None:
         """Deliver while something waits and somebody has room."""
         store = self.store
-        if not store.count:
-            return
-        self._drop_expired()
+        if self._may_expire:
+            self._drop_expired()
         while store.count:
             consumer = self._turns.take()
             if consumer is None:
                 return
             self._deliver(consumer, store.take())
-        self._watch_expiry()
+        if self._may_expire:
+            self._watch_expiry()
 
     def _deliver(self, consumer: Consumer, entry: Entry) -> None:
         channel = consumer.channel
@@ -205,9 +208,13 @@ class Queue:
 
     def resume(self, consumer: Consumer) -> None:
         """A consumer that had no room has some again."""
-        if consumer in self.consumers and self._may_serve(consumer):
+        consumers = self.consumers
+        if consumer not in consumers:
+            return
+        if not self.policy.is_single_active or next(iter(consumers)) is consumer:
             self._turns.add(consumer)
-            self.push()
+            if self.store.count:
+                self.push()
 
     def join(self, consumer: Consumer) -> None:
         """Add a consumer."""
@@ -227,9 +234,6 @@ class Queue:
                 self._broker.unused(self)
         elif self.policy.is_single_active:
             next(iter(self.consumers)).wake()
-
-    def _may_serve(self, consumer: Consumer) -> bool:
-        return not self.policy.is_single_active or next(iter(self.consumers)) is consumer
 
     # -- time and length
 

@@ -72,14 +72,8 @@ class _Lane:
         self.fresh: deque[Entry] = deque()
         self.returned: list[tuple[int, Entry]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.returned)
-
     def head(self) -> Entry:
         return self.returned[0][1] if self.returned else self.fresh[0]
-
-    def take(self) -> Entry:
-        return heappop(self.returned)[1] if self.returned else self.fresh.popleft()
 
 
 class Store:
@@ -119,8 +113,9 @@ class Store:
 
     def _take_from(self, priority: int) -> Entry:
         lane = self._lanes[priority]
-        entry = lane.take()
-        if not lane:
+        fresh, returned = lane.fresh, lane.returned
+        entry = heappop(returned)[1] if returned else fresh.popleft()
+        if not (fresh or returned):
             self._filled &= ~(1 << priority)
         self.count -= 1
         self.size -= entry.size

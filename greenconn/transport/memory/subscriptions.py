@@ -71,7 +71,7 @@ class MemorySubscriptions:
         entry = found.take()
         if entry is None:
             return None
-        return Message(channel, next(self._broker.tags), entry, waiting=len(found))
+        return Message(channel, next(self._broker.tags), entry, waiting=found.store.count)
 
 
 def _queue_of(consumer: Consumer) -> Queue:

@@ -159,7 +159,7 @@ class Consumer:
         self.backlog.popleft()
         if self.no_ack:
             self._answer(message)
-        if self.is_parked:
+        if self.is_parked and not self.limit:  # else only an answer makes room
             self.wake()
         if self.callback is not None:
             self.callback(message)

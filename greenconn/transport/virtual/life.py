@@ -60,7 +60,8 @@ def closes_channel(
 
     @wraps(method)
     def checked(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.check_open()
+        if self.state_of_life is not _OPEN or get_hub() is not self.connection.home.hub:
+            self.check_open()
         try:
             return method(self, *args, **kwargs)
         except ChannelError as exc:

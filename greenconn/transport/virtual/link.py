@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from gevent import get_hub
 
 from greenconn.exceptions import (
     ConnectionError,
@@ -74,13 +77,17 @@ class VirtualLink(Link):
 
     def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event; those of consumers that are gone are dropped.  May switch."""
-        deadline = Deadline.of(timeout)
-        self.home.check(self)
+        if get_hub() is not self.home.hub:
+            self.home.check(self)
+        began_at = monotonic()
         while True:
-            self.check_open()
-            function, argument = self.events.get(deadline)
+            if self.lost is not None:
+                self.check_open()
+            function, argument = self.events.get(timeout)
             if function(argument) is not STALE:
                 return
+            if timeout is not None and not isinstance(timeout, Deadline):
+                timeout = Deadline(timeout - (monotonic() - began_at))
 
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's.  Tells nobody; never switches."""

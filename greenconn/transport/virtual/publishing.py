@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import as_text, plain_text
@@ -38,15 +38,18 @@ __all__ = [
 Envelope = dict[str, Any]
 
 
+#: Values that cannot change, and are of no class but these.
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
 def copied(value: Any) -> Any:
     """Return *value* with the tables and lists in it made anew, and its texts of class ``str``."""
-    kind = value.__class__
-    if kind is str:
+    if value.__class__ in _PLAIN:
         return value
     if isinstance(value, dict):
         return {
             name if name.__class__ is str else plain_text(name): each
-            if each.__class__ is str
+            if each.__class__ in _PLAIN
             else copied(each)
             for name, each in value.items()
         }
@@ -108,10 +111,14 @@ def prepared(
         content_encoding = content_encoding or "utf-8"
     elif not isinstance(body, bytes):
         raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
+    if content_encoding.__class__ is not str:
+        content_encoding = plain_text(content_encoding)
+    if content_type.__class__ is not str:
+        content_type = plain_text(content_type)
     return {
         "body": body,
-        "content-encoding": plain_text(content_encoding),
-        "content-type": plain_text(content_type),
+        "content-encoding": content_encoding,
+        "content-type": content_type,
         "headers": copied(headers) if headers else {},
         "properties": own,
     }
