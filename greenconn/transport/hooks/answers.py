@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from greenconn.broker.answers import Answers
 from greenconn.broker.holding import HoldingLink
 from greenconn.broker.port import Settlement
 
 __all__ = ["HookAnswers"]
+
+_DONE: Final = Settlement.DONE
 
 
 class WakingLink(HoldingLink, Protocol):
@@ -34,22 +36,31 @@ class HookAnswers(Answers):
 
     def done(self, delivery: Any) -> None:
         """Tell that a delivery was handled."""
-        self._tell(delivery, Settlement.DONE)
+        try:
+            delivery.settle(_DONE)
+        except Exception:
+            _hold(delivery)
+            raise
 
     def give_back(self, deliveries: Iterable[Any]) -> None:
         """Put *deliveries* back into their queues."""
         for delivery in deliveries:
-            self._tell(delivery, Settlement.BACK)
+            _tell(delivery, Settlement.BACK)
             self._waking.ripen(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""
         for delivery in deliveries:
-            self._tell(delivery, Settlement.REFUSED)
+            _tell(delivery, Settlement.REFUSED)
 
-    def _tell(self, delivery: Any, settlement: Settlement) -> None:
-        try:
-            delivery.settle(settlement)
-        except Exception:
-            delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery
-            raise
+
+def _tell(delivery: Any, settlement: Settlement) -> None:
+    try:
+        delivery.settle(settlement)
+    except Exception:
+        _hold(delivery)
+        raise
+
+
+def _hold(delivery: Any) -> None:
+    delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery

@@ -25,7 +25,7 @@ from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookedLink
 
-__all__ = ["LOOK", "HookStore", "Taken"]
+__all__ = ["LOOK", "PACE", "HookStore", "Taken"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
+from gevent import get_hub
+
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.holding import Disposition
 from greenconn.broker.link import StoreLink
@@ -21,6 +23,7 @@ from greenconn.transport.virtual.arguments import (
 )
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.entities import Entities
+from greenconn.transport.virtual.life import ChannelState
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["HostedChannel"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_OPEN: Final = ChannelState.OPEN
 
 #: What each of kombu's virtual transports does with arguments; a few do more.
 _SUPPORTED: Final = SupportedArguments(message=frozenset({"priority"}))
@@ -56,9 +61,12 @@ def _exclusive(method: F) -> F:
 
     @wraps(method)
     def alone(self: HostedChannel, *args: Any, **kwargs: Any) -> Any:
-        self.connection.home.check(self.connection)
-        with self.connection.lock:
-            self.check_open()
+        home = self.connection.home
+        if get_hub() is not home.hub:
+            home.check(self.connection)
+        with self.lock:
+            if self.state_of_life is not _OPEN:
+                self.check_open()
             try:
                 return method(self, *args, **kwargs)
             except ChannelError as exc:
@@ -77,6 +85,10 @@ class HostedChannel(StoreChannel[StoreLink]):
 
     Arguments:
         connection: the link.
+
+    Attributes:
+        raw: kombu's channel.
+        lock: the link's.
     """
 
     connection: HostedLink
@@ -84,6 +96,7 @@ class HostedChannel(StoreChannel[StoreLink]):
 
     def __init__(self, connection: HostedLink) -> None:
         self.raw = connection.open_channel()
+        self.lock: Final = connection.lock
         self.supported_arguments = _supported_by(type(self.raw))
         super().__init__(connection)
 
@@ -95,7 +108,7 @@ class HostedChannel(StoreChannel[StoreLink]):
             return
         super().close()
         self.connection.flush_answers()
-        with self.connection.lock:
+        with self.lock:
             self.raw.close()
 
     def _release(self, consumers: list[Consumer]) -> None:
@@ -229,11 +242,15 @@ class HostedChannel(StoreChannel[StoreLink]):
         taken = self.raw.basic_get(queue, no_ack=no_ack)
         if taken is None:
             return None
-        message = HostedMessage(taken, queue, self.connection, self.raw)
+        message = HostedMessage(taken, queue, self)
         self.receive_message(message)
         if not no_ack:
             self.deliveries.unanswered[message.delivery_tag] = message
         return message
+
+    def note_settled(self, queue: str) -> None:
+        """Note that a message was answered which ``basic_get`` took from *queue*.  Never switches."""
+        self.connection.ripen(queue)
 
     def receive_message(self, message: HostedMessage) -> None:
         """Take *message* as this channel's.  Never switches."""

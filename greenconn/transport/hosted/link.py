@@ -72,10 +72,10 @@ class HostedLink(HookedLink):
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Look into each queue.  May switch."""
-        for queue, room in list(wanted.items()):
+        for queue in list(wanted):
             reader = self._readers.get(queue)
             if reader is not None:
-                reader.look(room)
+                reader.look(wanted)
 
     def retire(self, feed: Feed) -> None:
         """Forget a feed if nobody uses it any more.  Never switches."""
@@ -87,7 +87,7 @@ class HostedLink(HookedLink):
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""
         assert isinstance(channel, HostedChannel)
-        return HostedPublisher(channel)
+        return HostedPublisher(channel, channel.raw, channel.put_message)
 
     def delivery(self, claimed: Claimed, consumer: Consumer) -> Message:
         """Return the message that *consumer* is given for what was claimed."""

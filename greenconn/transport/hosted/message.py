@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.message import Message
 
 if TYPE_CHECKING:
-    from greenconn.transport.hosted.link import HostedLink
-    from greenconn.transport.hosted.queue import QueueReader
+    from gevent.lock import RLock
+
     from greenconn.transport.virtual.consumer import Consumer
 
 __all__ = ["HostedMessage"]
+
+_DONE: Final = Settlement.DONE
+_BACK: Final = Settlement.BACK
+
+
+class Taker(Protocol):
+    """What has taken messages out, and is told when they were answered.
+
+    Attributes:
+        lock: of kombu's transport.
+        raw: kombu's channel.
+    """
+
+    @property
+    def lock(self) -> RLock: ...
+    @property
+    def raw(self) -> Any: ...
+
+    def note_settled(self, queue: str) -> None:
+        """Note that a message of *queue* was answered.  May switch.  Called with the lock."""
 
 
 class HostedMessage(Message):
@@ -21,22 +41,18 @@ class HostedMessage(Message):
     Arguments:
         taken: kombu's.
         queue: where it was.
-        link: has the lock of kombu's transport.
-        raw: kombu's channel, which is told what becomes of it.
-        reader: counts those that it has taken; None: ``basic_get`` has.
+        taker: has kombu's channel, which is told what becomes of it.
 
     Attributes:
         consumer: who gets it; None for ``basic_get``.
     """
 
-    __slots__ = ("_link", "_raw", "_reader", "_tag", "consumer", "queue")
+    __slots__ = ("_tag", "_taker", "consumer", "queue")
 
     #: Whether its channel holds it until it is answered.
     is_held = True
 
-    def __init__(
-        self, taken: Any, queue: str, link: HostedLink, raw: Any, reader: QueueReader | None = None
-    ) -> None:
+    def __init__(self, taken: Any, queue: str, taker: Taker) -> None:
         super().__init__(
             body=taken.body,
             delivery_tag=taken.delivery_tag,
@@ -49,9 +65,7 @@ class HostedMessage(Message):
         self.errors = list(taken.errors)
         self.queue = queue
         self.consumer: Consumer | None = None
-        self._link = link
-        self._raw = raw
-        self._reader = reader
+        self._taker = taker
         #: What kombu's channel calls it: one message that went to two queues has one tag in both.
         self._tag = taken.delivery_tag
 
@@ -62,13 +76,10 @@ class HostedMessage(Message):
 
     def settle(self, settlement: Settlement) -> None:
         """Tell kombu's channel what becomes of it.  May switch."""
-        with self._link.lock:
-            if settlement is Settlement.DONE:
-                self._raw.basic_ack(self._tag)
+        taker = self._taker
+        with taker.lock:
+            if settlement is _DONE:
+                taker.raw.basic_ack(self._tag)
             else:
-                self._raw.basic_reject(self._tag, requeue=settlement is Settlement.BACK)
-            if self._reader is not None:
-                self._reader.note_settled()
-        feed = self._link.feeds.get(self.queue)
-        if feed is not None and feed.is_dry:
-            feed.ripen()  # a ``QoS`` with a say of its own may want more now
+                taker.raw.basic_reject(self._tag, requeue=settlement is _BACK)
+            taker.note_settled(self.queue)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import plain_text
+from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.publishing import Decided, DecidedPublisher, Envelope, copied
-
-if TYPE_CHECKING:
-    from greenconn.transport.hosted.channel import HostedChannel
 
 __all__ = ["HostedPublisher"]
 
@@ -19,10 +17,17 @@ class HostedPublisher(DecidedPublisher):
     """The publisher of one channel.
 
     Arguments:
-        channel: has one of kombu's.
+        channel: ours.
+        raw: kombu's channel.
+        put: lets it publish a message with an exchange and a routing key.  May switch.
     """
 
-    _channel: HostedChannel
+    def __init__(
+        self, channel: ChannelLife, raw: Any, put: Callable[[Envelope, str, str], object]
+    ) -> None:
+        super().__init__(channel)
+        self._raw = raw
+        self._put = put
 
     def prepare(
         self,
@@ -34,11 +39,11 @@ class HostedPublisher(DecidedPublisher):
         properties: MutableMapping[str, Any] | None,
     ) -> Envelope:
         """Return a message to publish: a snapshot of what may be changed later.  Never switches."""
-        prepared: Envelope = self._channel.raw.prepare_message(
+        prepared: Envelope = self._raw.prepare_message(
             body,
             priority,
-            plain_text(content_type),
-            plain_text(content_encoding),
+            content_type if content_type.__class__ is str else plain_text(content_type),
+            content_encoding if content_encoding.__class__ is str else plain_text(content_encoding),
             copied(headers) if headers else headers,
             copied(properties) if properties else properties,
         )
@@ -54,7 +59,7 @@ class HostedPublisher(DecidedPublisher):
         deadline: DeadlineLike | None,
     ) -> None:
         """Publish *message*; it returns when the transport has it.  May switch."""
-        self._channel.put_message(message, exchange, routing_key)
+        self._put(message, exchange, routing_key)
 
     def begin(
         self,
@@ -66,5 +71,5 @@ class HostedPublisher(DecidedPublisher):
         deadline: DeadlineLike | None,
     ) -> Decided:
         """Publish *message*; it returns when the transport has it.  May switch."""
-        self._channel.put_message(message, exchange, routing_key)
+        self._put(message, exchange, routing_key)
         return Decided(None)

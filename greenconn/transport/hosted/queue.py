@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from greenconn.broker.feed import Feed
 from greenconn.identity import uuid
+from greenconn.transport.hooks.store import PACE, HookStore
 from greenconn.transport.hosted.message import HostedMessage
 
 if TYPE_CHECKING:
-    from greenconn.transport.hosted.link import HostedLink
+    from gevent.lock import RLock
 
 __all__ = ["QueueReader"]
+
+
+class ReaderLink(Protocol):
+    """The link that queues are read on.
+
+    Attributes:
+        lock: held around each call of kombu's transport.
+        raw: kombu's transport.
+    """
+
+    @property
+    def lock(self) -> RLock: ...
+    @property
+    def raw(self) -> Any: ...
+    @property
+    def store(self) -> HookStore: ...
+    @property
+    def feeds(self) -> Mapping[str, Feed]: ...
+
+    def open_channel(self) -> Any:
+        """Open one of kombu's channels.  May switch."""
 
 
 class QueueReader:
@@ -21,38 +46,49 @@ class QueueReader:
 
     Arguments:
         prefetch: of the consumer that is the first one, for a transport that is told of it.
+
+    Attributes:
+        lock: the link's.
+        raw: the channel.
     """
 
-    def __init__(self, link: HostedLink, queue: str, prefetch: int) -> None:
+    def __init__(self, link: ReaderLink, queue: str, prefetch: int) -> None:
         self._link = link
+        self.lock: Final = link.lock
         self._queue = queue
         self._tag = uuid()
         self._unanswered = 0
         self._is_active = True
-        self._raw = link.open_channel()
+        self.raw = link.open_channel()
         try:
-            self._raw.basic_qos(0, prefetch, False)
-            self._raw.basic_consume(queue, False, self._take, self._tag)
+            self.raw.basic_qos(0, prefetch, False)
+            self.raw.basic_consume(queue, False, self._take, self._tag)
         except BaseException:
-            self._raw.close()
+            self.raw.close()
             raise
+        #: The callback of each queue, which kombu's transport has one of.
+        self._callbacks = link.raw._callbacks
         #: What makes a message of what the queue holds, and calls ``_take``.
-        self._receive = link.raw._callbacks[queue]
+        self._receive = self._callbacks[queue]
 
-    def look(self, room: int) -> None:
-        """Take out what there is, once.  May switch.
+    def look(self, wanted: Mapping[str, int]) -> None:
+        """Take out what there is as long as it is wanted, but not for long.  May switch.
 
         Arguments:
-            room: messages that are wanted.
+            wanted: queue -> how many messages there is room for; changes while they come.
         """
-        link = self._link
-        with link.lock:
+        raw, queue = self.raw, self._queue
+        with self.lock:
             if not self._is_active:
                 return
-            self._raw.qos.prefetch_count = self._unanswered + room
-            link.raw._callbacks[self._queue] = self._receive  # a former reader's end removes it
+            raw.qos.prefetch_count = self._unanswered + wanted.get(queue, 0)
+            self._callbacks[queue] = self._receive  # a former reader's end removes it
+            ends_at = monotonic() + PACE
             try:
-                self._raw.drain_events(callback=self._deliver)
+                while queue in wanted:
+                    raw.drain_events(callback=self._deliver)
+                    if monotonic() > ends_at:
+                        break
             except Empty:
                 pass
 
@@ -61,22 +97,25 @@ class QueueReader:
 
     def _take(self, taken: Any) -> None:
         self._unanswered += 1
-        message = HostedMessage(taken, self._queue, self._link, self._raw, self)
-        self._link.store.arrive(message, self._queue)
+        queue = self._queue
+        self._link.store.arrive(HostedMessage(taken, queue, self), queue)
 
-    def note_settled(self) -> None:
-        """One of its messages was answered.  May switch.  Call with the link's lock."""
+    def note_settled(self, queue: str) -> None:
+        """Note that one of its messages was answered.  May switch.  Call with the lock."""
         self._unanswered -= 1
         if not self._is_active:
             self._close_unused()
+        feed = self._link.feeds.get(queue)
+        if feed is not None and feed.is_dry:
+            feed.ripen()  # a ``QoS`` with a say of its own may want more now
 
     def leave(self) -> None:
         """Take no more.  What was taken can still be answered.  May switch."""
-        with self._link.lock:
+        with self.lock:
             self._is_active = False
-            self._raw.basic_cancel(self._tag)
+            self.raw.basic_cancel(self._tag)
             self._close_unused()
 
     def _close_unused(self) -> None:
         if not self._unanswered:
-            self._raw.close()
+            self.raw.close()
