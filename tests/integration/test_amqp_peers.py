@@ -432,7 +432,7 @@ def test_everybody_hears_once_of_a_lost_connection(
 
 
 def test_close_does_not_wait_long_for_a_broker_that_is_silent(
-    link: AmqpLink, end: BrokerEnd
+    link: AmqpLink, end: BrokerEnd, caplog: pytest.LogCaptureFixture
 ) -> None:
     end.ignored = {spec.Connection.Close}
     channel = link.channel()
@@ -443,6 +443,8 @@ def test_close_does_not_wait_long_for_a_broker_that_is_silent(
     assert monotonic() - began < WAIT
     with pytest.raises(RecoverableConnectionError, match="closed"):
         waiting.get(timeout=WAIT)
+    assert caplog.text.count("did not answer within 2 s") == 1
+    assert "without confirms just before may be lost" in caplog.text
 
 
 def test_both_sides_close_at_once(link: AmqpLink, end: BrokerEnd) -> None:

@@ -30,8 +30,7 @@ def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None
         # Its own: on a shared one it would say that it gives back what other tests left.
         arguments.append(request.getfixturevalue("redis_with")().url)
     outcome = run(f"examples/{name}", *arguments)
-    assert outcome.errors == ""
-    assert outcome.code == 0
+    assert (outcome.errors, outcome.code) == ("", 0), outcome.output
     assert f"{broker}://" in outcome.output
 
 

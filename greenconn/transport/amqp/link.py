@@ -444,7 +444,14 @@ class AmqpLink(Link):
                 self.writer.flush()
                 self.write_method(spec.Connection.Close, _GOODBYE)
                 self._closing.wait(deadline)
-            except (TimeoutError, ConnectionError):
+            except TimeoutError:
+                logger.warning(
+                    "%s did not answer within %g s that this connection is closed: messages that were "
+                    "published without confirms just before may be lost",
+                    self.where,
+                    CLOSE_TIMEOUT,
+                )
+            except ConnectionError:
                 pass  # it is over all the same
             finally:
                 self.end(RecoverableConnectionError("connection was closed"), closed=True)
