@@ -148,7 +148,7 @@ class HookLink(HookedLink):
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""
         assert isinstance(channel, Channel)
-        return HookPublisher(channel, self)
+        return HookPublisher(channel, channel.put_message, self.is_confirming)
 
     def delivery(self, claimed: Claimed, consumer: Consumer) -> BaseMessage:
         """Return the message that *consumer* is given for what was claimed."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import PublishResult
 from greenconn.green.deadline import Deadline
+from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.publishing import (
     Decided,
     DecidedPublisher,
@@ -16,10 +17,6 @@ from greenconn.transport.virtual.publishing import (
     unroutable,
 )
 
-if TYPE_CHECKING:
-    from greenconn.transport.hooks.channel import Channel
-    from greenconn.transport.hooks.link import HookLink
-
 __all__ = ["HookPublisher"]
 
 
@@ -27,15 +24,21 @@ class HookPublisher(DecidedPublisher):
     """The publisher of one channel.
 
     Arguments:
-        channel: has the hooks.
-        link: knows whether every publish is to tell what became of it.
+        channel: gets back what reached no queue.
+        put: puts a message where it belongs: an exchange, a routing key and ``mandatory``; False: it
+            reached no queue.  May switch.
+        is_confirming: every publish tells what became of it.
     """
 
-    _channel: Channel
-
-    def __init__(self, channel: Channel, link: HookLink) -> None:
+    def __init__(
+        self,
+        channel: ChannelLife,
+        put: Callable[[Envelope, str, str, bool], bool],
+        is_confirming: bool,
+    ) -> None:
         super().__init__(channel)
-        self._link = link
+        self._put = put
+        self._is_confirming = is_confirming
 
     def publish(
         self,
@@ -47,12 +50,12 @@ class HookPublisher(DecidedPublisher):
         deadline: Deadline | None,
     ) -> None:
         """Publish *message*.  May switch, as the hooks may."""
-        if self._link.is_confirming:
+        if self._is_confirming:
             self.begin(message, exchange, routing_key, mandatory, immediate, deadline).wait()
             return
         if immediate:
             raise no_immediate()
-        if not self._channel.put_message(message, exchange, routing_key, mandatory):
+        if not self._put(message, exchange, routing_key, mandatory):
             return_message(self._channel, message, exchange, routing_key)
 
     def begin(
@@ -67,6 +70,6 @@ class HookPublisher(DecidedPublisher):
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         if immediate:
             raise no_immediate()
-        if self._channel.put_message(message, exchange, routing_key, mandatory):
+        if self._put(message, exchange, routing_key, mandatory):
             return Decided(None)
         return Decided(unroutable(exchange, routing_key))

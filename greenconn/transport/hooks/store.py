@@ -13,17 +13,16 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
+from greenconn.broker.answers import Answers
+from greenconn.broker.feed import Feed
 from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-
-if TYPE_CHECKING:
-    from greenconn.transport.hooks.link import HookedLink
 
 __all__ = ["LOOK", "PACE", "HookStore", "Taken"]
 
@@ -44,6 +43,39 @@ class Taken(Protocol):
 
     def settle(self, settlement: Settlement) -> None:
         """Tell the hooks what becomes of it.  May switch."""
+
+
+class Errors(Protocol):
+    """What knows the errors of a client library."""
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+
+class LookingLink(Protocol):
+    """The link whose channels have the hooks."""
+
+    @property
+    def transport(self) -> Errors: ...
+    @property
+    def feeds(self) -> Mapping[str, Feed]: ...
+    @property
+    def answers(self) -> Answers: ...
+
+    def hooks(self, queue: str) -> Any:
+        """Return a channel whose hooks are called for a queue.
+
+        Raises:
+            RecoverableConnectionError: there is none.
+        """
+
+    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Let the hooks take out what there is, once, for ``arrive``.  May switch.
+
+        Arguments:
+            wanted: queue -> how many messages there is room for; changes while they come.
+            timeout: seconds that the broker may be waited for.
+        """
 
 
 class HookStore(Store):
@@ -68,7 +100,7 @@ class HookStore(Store):
     #: Channels encode by themselves.
     body_encoding = None
 
-    link: HookedLink
+    link: LookingLink
 
     def __init__(
         self, client: Any, wake: Callable[[str | None], None], interval: float | None
