@@ -10,7 +10,7 @@ from greenconn.transport.virtual.consumer import Consumer, Feed
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["ConsumerRegistry", "StoreConsumer", "Subscriptions"]
 
@@ -50,7 +50,7 @@ class Subscriptions(Protocol):
     def serve(self, consumer: Consumer) -> None:
         """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
 
-    def get(self, channel: ChannelLife, queue: str) -> DeliveredMessage | None:
+    def get(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

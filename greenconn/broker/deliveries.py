@@ -14,7 +14,8 @@ from gevent import get_hub
 from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.life import ChannelLife, ChannelState
+from greenconn.transport.virtual.life import ChannelState
+from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
 
@@ -69,7 +70,7 @@ class Deliveries:
 
     __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unanswered")
 
-    def __init__(self, channel: ChannelLife, acknowledger: Acknowledger) -> None:
+    def __init__(self, channel: ChannelPort, acknowledger: Acknowledger) -> None:
         self._channel = channel
         self._link = channel.connection
         self._hub = channel.connection.home.hub

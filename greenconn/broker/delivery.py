@@ -11,7 +11,7 @@ from greenconn.transport.virtual.envelope import Contents, contents_in
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["StoreDelivery"]
 
@@ -28,7 +28,7 @@ class StoreDelivery(Delivery):
 
     def __init__(
         self,
-        channel: ChannelLife,
+        channel: ChannelPort,
         tag: str,
         number: int,
         claimed: Claimed,

@@ -19,9 +19,9 @@ from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
-from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class SharedEntities(Entities):
         channel: of such a link.
     """
 
-    def __init__(self, channel: ChannelLife) -> None:
+    def __init__(self, channel: ChannelPort) -> None:
         super().__init__(channel)
         assert isinstance(channel.connection, SharingLink)
         self._link = channel.connection

@@ -16,7 +16,8 @@ from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.virtual.life import ChannelLife, ChannelState
+from greenconn.transport.virtual.life import ChannelState
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
     Decided,
     Envelope,
@@ -59,7 +60,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
         link: stores the messages.
     """
 
-    def __init__(self, channel: ChannelLife, link: PublishingLink) -> None:
+    def __init__(self, channel: ChannelPort, link: PublishingLink) -> None:
         self._channel = channel
         self.link = link
         self._hub = channel.connection.home.hub

@@ -30,7 +30,7 @@ from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import Envelope, prepared, too_large, undeliverable
 from greenconn.transport.virtual.tags import TagMaker
 
@@ -99,7 +99,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelLife, link: StorePublishingLink) -> None:
+    def __init__(self, channel: ChannelPort, link: StorePublishingLink) -> None:
         super().__init__(channel, link)
         self._link = link
 

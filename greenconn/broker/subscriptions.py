@@ -14,7 +14,7 @@ from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["StoreSubscriptions"]
 
@@ -103,7 +103,7 @@ class StoreSubscriptions:
 
     # -- getting
 
-    def get(self, channel: ChannelLife, queue: str) -> StoreDelivery | None:
+    def get(self, channel: ChannelPort, queue: str) -> StoreDelivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

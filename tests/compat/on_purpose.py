@@ -100,8 +100,6 @@ ON_PURPOSE: Final[Mapping[str, str]] = {
     "transport.virtual*.Transport.channels": DRIVEN,
     "transport.virtual*.Transport.cycle": DRIVEN,
     "transport.virtual*.Transport.on_message_ready": DRIVEN,
-    "transport.virtual*.AbstractChannel": "the hooks stand in Channel itself",
-    "transport.virtual*.Channel": "the hooks stand in Channel itself",
     "transport.virtual*.Channel.basic_publish": "its options are spelled out",
     "transport.virtual*.exchange_types": "headers exchanges are there, too",
     "transport.virtual*.STANDARD_EXCHANGE_TYPES": "headers exchanges are there, too",

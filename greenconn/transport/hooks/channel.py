@@ -19,6 +19,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.encoding import plain_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
+from greenconn.transport.hooks.abstract import AbstractChannel
 from greenconn.transport.hooks.entities import HookedEntities
 from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.hooks.qos import QoS as Unanswered
@@ -48,7 +49,7 @@ class HookConsumer(StoreConsumer):
         return super().has_room() and (not self.channel.asks_qos or self.channel.qos.can_consume())
 
 
-class Channel(StoreChannel[StoreLink]):
+class Channel(AbstractChannel, StoreChannel[StoreLink]):
     """A channel over hooks, which subclasses write.  All hooks may switch.
 
     Its methods take their arguments in the order of kombu's virtual channels, where that is another one
@@ -98,62 +99,7 @@ class Channel(StoreChannel[StoreLink]):
             if name in options:
                 setattr(self, name, options[name])
 
-    # -- what a transport writes
-
-    def _get(self, queue: str, timeout: float | None = None) -> Envelope:
-        """Take the next message of *queue*.
-
-        Raises:
-            Empty: there is none.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no _get")
-
-    def _put(self, queue: str, message: Envelope, **kwargs: Any) -> None:
-        """Append *message* to *queue*."""
-        raise NotImplementedError(f"{type(self).__name__} has no _put")
-
-    def _purge(self, queue: str) -> int | None:
-        """Drop all messages of *queue* and return how many there were, if that is known."""
-        raise NotImplementedError(f"{type(self).__name__} has no _purge")
-
-    def _size(self, queue: str) -> int:
-        """Return the number of messages that wait in *queue*; 0 where nobody can tell."""
-        return 0
-
-    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        """Delete *queue*.
-
-        Arguments:
-            args: exchange, routing key, pattern and queue of a binding, for each that it had.
-        """
-        self._purge(queue)
-
-    def _new_queue(self, queue: str, **kwargs: Any) -> None:
-        """*queue* is declared, with the arguments *kwargs*: make it where that is needed."""
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        """Return whether *queue* exists; True where nobody can tell."""
-        return True
-
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
-        """A queue was bound: note it where bindings are shared.  Asked with ``supports_fanout``."""
-
-    def _put_fanout(
-        self, exchange: str, message: Envelope, routing_key: str, **kwargs: Any
-    ) -> None:
-        """Broadcast *message*.  Asked with ``supports_fanout``."""
-        raise NotImplementedError(f"{type(self).__name__} has no _put_fanout")
-
-    def _get_and_deliver(self, queue: str, callback: Any) -> None:
-        callback(self._get(queue), queue)
-
-    def _poll(self, cycle: FairCycle[str], callback: Any, timeout: float | None = None) -> Any:
-        """Take one message from any of the queues in *cycle*: ``callback(message, queue)``.
-
-        Raises:
-            Empty: none of them has any.
-        """
-        return cycle.get(callback)
+    # -- what a transport may write beside the hooks
 
     def _restore(self, message: StoredMessage) -> None:
         """Put *message* back where it came from."""
@@ -400,7 +346,7 @@ class Channel(StoreChannel[StoreLink]):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Bound what may be unanswered at once; see :class:`~.life.ChannelLife`."""
+        """Bound what may be unanswered at once; see :class:`~.life.ChannelPort`."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         # For transports that take several messages at once and ask how many.
         self.qos.prefetch_count = prefetch_count

@@ -11,8 +11,8 @@ from greenconn.transport.refusal import Method, in_use, no_queue, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.exchange import ExchangeType, Router
-from greenconn.transport.virtual.life import ChannelLife
 from greenconn.transport.virtual.names import generated_name
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.state import Binding, BrokerState
 
 __all__ = ["HookedEntities", "Hooks"]
@@ -30,7 +30,7 @@ class HooksLink(Protocol):
     @property
     def declared(self) -> set[str]: ...
     @property
-    def channels(self) -> Mapping[int, ChannelLife]: ...
+    def channels(self) -> Mapping[int, ChannelPort]: ...
 
 
 class Hooks(Protocol):

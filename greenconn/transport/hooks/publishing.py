@@ -7,7 +7,7 @@ from collections.abc import Callable
 from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import PublishResult
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
     Decided,
     DecidedPublisher,
@@ -32,7 +32,7 @@ class HookPublisher(DecidedPublisher):
 
     def __init__(
         self,
-        channel: ChannelLife,
+        channel: ChannelPort,
         put: Callable[[Envelope, str, str, bool], bool],
         is_confirming: bool,
     ) -> None:

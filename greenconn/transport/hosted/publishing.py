@@ -7,7 +7,7 @@ from typing import Any
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import plain_text
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import Decided, DecidedPublisher, Envelope, copied
 
 __all__ = ["HostedPublisher"]
@@ -23,7 +23,7 @@ class HostedPublisher(DecidedPublisher):
     """
 
     def __init__(
-        self, channel: ChannelLife, raw: Any, put: Callable[[Envelope, str, str], object]
+        self, channel: ChannelPort, raw: Any, put: Callable[[Envelope, str, str], object]
     ) -> None:
         super().__init__(channel)
         self._raw = raw

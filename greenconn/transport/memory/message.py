@@ -10,7 +10,7 @@ from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.consumer import Consumer
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["Message"]
 
@@ -35,7 +35,7 @@ class Message(BaseMessage):
 
     def __init__(
         self,
-        channel: ChannelLife | None,
+        channel: ChannelPort | None,
         delivery_tag: int,
         entry: Entry,
         consumer: Consumer | None = None,

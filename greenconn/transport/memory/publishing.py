@@ -12,7 +12,8 @@ from greenconn.exceptions import ChannelError, PublishNacked
 from greenconn.green.deadline import Deadline
 from greenconn.transport.memory.broker import Outcome
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.life import ChannelLife, ChannelState
+from greenconn.transport.virtual.life import ChannelState
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
     Decided,
     DecidedPublisher,
@@ -43,7 +44,7 @@ class MemoryPublisher(DecidedPublisher):
         link: has the broker.
     """
 
-    def __init__(self, channel: ChannelLife, link: MemoryLink) -> None:
+    def __init__(self, channel: ChannelPort, link: MemoryLink) -> None:
         super().__init__(channel)
         self._broker = link.broker
         self._hub = link.home.hub

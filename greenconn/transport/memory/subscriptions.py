@@ -11,7 +11,7 @@ from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
     from greenconn.transport.memory.link import MemoryLink
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["MemorySubscriptions"]
 
@@ -61,7 +61,7 @@ class MemorySubscriptions:
     def serve(self, consumer: Consumer) -> None:
         """Do nothing: where a consumer has room that is not parked, nothing waits."""
 
-    def get(self, channel: ChannelLife, queue: str) -> Message | None:
+    def get(self, channel: ChannelPort, queue: str) -> Message | None:
         """Take one message for *channel*; None when none waits.
 
         Raises:

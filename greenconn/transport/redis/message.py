@@ -12,7 +12,7 @@ from greenconn.transport.virtual.envelope import Contents, contents_of
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["Delivery"]
 
@@ -33,7 +33,7 @@ class Delivery(delivery.Delivery):
 
     def __init__(
         self,
-        channel: ChannelLife | None,
+        channel: ChannelPort | None,
         field: str,
         number: int,
         raw: bytes,

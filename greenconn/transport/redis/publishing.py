@@ -27,7 +27,7 @@ from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Window
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
     too_large,
     undeliverable,
@@ -106,7 +106,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
     #: Makes a message to publish.
     prepare = Outgoing
 
-    def __init__(self, channel: ChannelLife, link: RedisLink) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink) -> None:
         super().__init__(channel, link)
         self._link = link
         self._pipeline = link.pipeline
@@ -321,7 +321,7 @@ class WindowPublisher(RedisPublisher):
         size: how many.
     """
 
-    def __init__(self, channel: ChannelLife, link: RedisLink, size: int) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink, size: int) -> None:
         super().__init__(channel, link)
         self._window = Window(size, link.transport.unasked)
 

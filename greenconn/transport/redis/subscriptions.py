@@ -18,7 +18,7 @@ from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["RedisSubscriptions"]
 
@@ -100,7 +100,7 @@ class RedisSubscriptions:
 
     # -- getting
 
-    def get(self, channel: ChannelLife, queue: str) -> Delivery | None:
+    def get(self, channel: ChannelPort, queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

@@ -10,7 +10,7 @@ from greenconn.message import Message
 from greenconn.transport.virtual.envelope import Contents
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["Delivery"]
 
@@ -43,7 +43,7 @@ class Delivery(Message):
 
     def __init__(
         self,
-        channel: ChannelLife | None,
+        channel: ChannelPort | None,
         tag: str,
         number: int,
         raw: bytes,

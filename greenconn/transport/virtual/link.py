@@ -19,7 +19,7 @@ from greenconn.transport.base import Link
 from greenconn.transport.virtual.consumer import STALE
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.life import ChannelLife
+    from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["CHANNEL_MAX", "AfterFork", "VirtualLink"]
 
@@ -42,14 +42,14 @@ class VirtualLink(Link):
         super().__init__(client)
         self.home = Home()
         self.is_confirming = is_confirming
-        self.channels: dict[int, ChannelLife] = {}
+        self.channels: dict[int, ChannelPort] = {}
         self._last_id = 0
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__}: {state}, {len(self.channels)} channels>"
 
-    def admit(self, channel: ChannelLife, channel_id: int | None = None) -> int:
+    def admit(self, channel: ChannelPort, channel_id: int | None = None) -> int:
         """Give a new channel its number.
 
         Raises:
@@ -71,7 +71,7 @@ class VirtualLink(Link):
         self.channels[channel_id] = channel
         return channel_id
 
-    def dismiss(self, channel: ChannelLife) -> None:
+    def dismiss(self, channel: ChannelPort) -> None:
         """Forget a channel that ended."""
         self.channels.pop(channel.channel_id, None)
 

@@ -16,7 +16,7 @@ from greenconn.exceptions import (
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.life import ChannelLife
+from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = [
     "Decided",
@@ -81,7 +81,7 @@ class Decided:
 
 
 def warn_of_message(
-    channel: ChannelLife, message: Envelope, exchange: str, routing_key: str
+    channel: ChannelPort, message: Envelope, exchange: str, routing_key: str
 ) -> None:
     """Log what a message has that should count, and does not here.  Never switches."""
     properties, headers = message["properties"], message["headers"] or {}
@@ -134,7 +134,7 @@ class DecidedPublisher:
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelLife) -> None:
+    def __init__(self, channel: ChannelPort) -> None:
         self._channel = channel
 
     def flush(self, timeout: float | None) -> None:
@@ -149,7 +149,7 @@ class DecidedPublisher:
 
 
 def return_message(
-    channel: ChannelLife, message: Envelope, exchange: str, routing_key: str
+    channel: ChannelPort, message: Envelope, exchange: str, routing_key: str
 ) -> None:
     """Let an event give a mandatory message back that reached no queue.  Never switches."""
     channel.connection.put_return(
@@ -160,7 +160,7 @@ def return_message(
     )
 
 
-def _tell_returned(channel: ChannelLife, returned: tuple[Unroutable, str, str, Any]) -> None:
+def _tell_returned(channel: ChannelPort, returned: tuple[Unroutable, str, str, Any]) -> None:
     """Call the handlers of a returned message."""
     exc, exchange, routing_key, envelope = returned
     handlers: list[Callable[..., Any]] = list(channel.events["basic_return"])

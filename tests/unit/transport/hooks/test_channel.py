@@ -643,7 +643,7 @@ def test_paths_of_kombu() -> None:
 
 
 def test_hooks_that_nobody_has_written(link: HookLink) -> None:
-    assert virtual.AbstractChannel is virtual.Channel
+    assert issubclass(virtual.Channel, virtual.AbstractChannel)
     hooks = virtual.Channel(link)
     for call in (
         lambda: hooks._get("q"),
@@ -684,3 +684,17 @@ def test_cycle_is_fair() -> None:
         cycle.get(print)
     assert "FairCycle" in repr(cycle)
     cycle.close()
+
+
+def test_hooks_without_a_connection() -> None:
+    hooks = virtual.AbstractChannel()
+    for call in (
+        lambda: hooks._get("q"),
+        lambda: hooks._put("q", {}),
+        lambda: hooks._purge("q"),
+        lambda: hooks._delete("q"),
+    ):
+        with pytest.raises(NotImplementedError, match="AbstractChannel has no _"):
+            call()
+    hooks._new_queue("q")
+    assert (hooks._size("q"), hooks._has_queue("q")) == (0, True)
