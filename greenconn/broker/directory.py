@@ -25,7 +25,7 @@ from greenconn.transport.virtual.owners import is_lost
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["ConsumedQueue", "Directory", "Rules", "StoreDirectory"]
+__all__ = ["ConsumedQueue", "Directory", "DirectoryLink", "Rules", "StoreDirectory"]
 
 T = TypeVar("T")
 
@@ -47,13 +47,18 @@ class DirectoryLink(Protocol):
 
 
 class Directory:
-    """The queues as one link knows them; transports write how the broker is asked."""
+    """The queues as one link knows them; transports write how the broker is asked.
+
+    Arguments:
+        link: whose queues they are.
+    """
 
     __slots__ = ("_link", "_own")
 
     _link: DirectoryLink
 
-    def __init__(self) -> None:
+    def __init__(self, link: DirectoryLink) -> None:
+        self._link = link
         #: Exclusive queues of this link.
         self._own: set[str] = set()
 
@@ -224,8 +229,7 @@ class StoreDirectory(Directory):
     _link: StoreDirectoryLink
 
     def __init__(self, link: StoreDirectoryLink) -> None:
-        super().__init__()
-        self._link = link
+        super().__init__(link)
         self._known: dict[str, Declaration] = {}
         self._rules: dict[str, Rules] = {}
 

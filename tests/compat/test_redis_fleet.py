@@ -309,7 +309,7 @@ def test_a_foreign_consumer_is_not_starved(ours: Connect, server: Any) -> None:
     )
     assert consumer.wait_ready(SOON)
     foreign = ours().connection  # a BRPOP holds up its own connection
-    waiting = gevent.spawn(foreign.call, pack("BRPOP", "q", 5))
+    waiting = gevent.spawn(foreign.commands.call, pack("BRPOP", "q", 5))
     gevent.sleep(0.1)
     producer = greenconn.Producer(ours())
     for number in range(20):

@@ -192,7 +192,7 @@ def test_dead_letters_of_any_kind(prefixed: Connection, redis_url: str, unique: 
             # What has no routing key that can be read goes where its queue's name leads.
             assert sizes == count
             assert (
-                prefixed.connection.call(
+                prefixed.connection.commands.call(
                     b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n"
                     % (len(f"{unique}.unacked"), f"{unique}.unacked".encode())
                 )

@@ -31,7 +31,7 @@ class Control:
 
     def __call__(self, *command: Any) -> Any:
         """Send a command; its reply.  May switch."""
-        return self._connection.connection.call(pack(*command))
+        return self._connection.connection.commands.call(pack(*command))
 
     def calls(self, *names: str) -> int:
         """How often the server has carried out commands.  May switch."""

@@ -91,7 +91,7 @@ def _folder(
 
 def _redis(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """The key of the queue is something else than a list."""
-    call = channel.connection.call
+    call = channel.connection.commands.call
     call(pack("SET", queue, "no list"))
     return lambda: call(pack("DEL", queue))
 

@@ -26,8 +26,8 @@ def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
     assert found is not None
     with Connection(own_redis.url) as control:
         link = control.connection
-        link.call(pack("FLUSHALL"))
-        link.call(pack(*found[1].split()))
+        link.commands.call(pack("FLUSHALL"))
+        link.commands.call(pack(*found[1].split()))
         options = {"global_keyprefix": "app:", "client_name": "app"}
         url = own_redis.url.replace("//", "//app:password@")
         with Connection(url, transport_options=options) as connection:
@@ -41,7 +41,7 @@ def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
                 queues, lambda body, message: got.append(body), connection=connection
             )
             assert consumer.wait_ready(SOON)
-            assert connection.connection.is_tracking
+            assert connection.connection.commands.is_tracking
             greenconn.publish("plain", 1, connection=connection)
             greenconn.publish(
                 greenconn.Exchange("x", "topic"), 2, routing_key="a.b", connection=connection
@@ -61,4 +61,4 @@ def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
             channel.queue_delete("plain")
             channel.queue_delete("bound")
             channel.exchange_delete("x")
-        link.call(pack("ACL", "DELUSER", "app"))
+        link.commands.call(pack("ACL", "DELUSER", "app"))

@@ -12,6 +12,7 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.topology_port import Row
+from greenconn.transport.redis.channel import Channel
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import pack
@@ -62,7 +63,7 @@ def opened(own_redis: RedisServer, at_server: Control) -> Iterator[Open]:
 
 def channel_of(link: RedisLink) -> Any:
     """A channel with an exchange."""
-    channel = link.transport.create_channel(link)
+    channel = Channel(link)
     channel.exchange_declare("news", "topic")
     return channel
 
@@ -79,7 +80,7 @@ def subscribed(link: RedisLink, name: str = "", **options: Any) -> str:
 def killed(link: RedisLink) -> None:
     """End a link as if its process had been killed: nobody learns of it."""
     link.leases.stop()
-    link.pipeline.close()
+    link.commands.pipeline.close()
     link.collect()
 
 
@@ -122,8 +123,8 @@ def test_queues_of_the_killed_end(
         killed(each)
     # Nobody consumes any more; who publishes finds it out by itself.
     wait_until(lambda: send(sender), 60 * LEASE)
-    lists = [sender.keys.plain(each) for each in queues]
-    assert sender.call(pack("EXISTS", *lists)) == 0 or "arguments" in options
+    lists = [sender.commands.keys.plain(each) for each in queues]
+    assert sender.commands.call(pack("EXISTS", *lists)) == 0 or "arguments" in options
     other = opened()
     subscribed(other, "steady")
     left = {b"greenconn.queue.steady", b"greenconn.consumers.steady", b"greenconn.bound.steady"}
@@ -146,9 +147,9 @@ def test_a_queue_that_ends_just_before_a_publish_gets_nothing(
     assert not send(sender)  # so it knows for a while that the queue is there
     other.channels.clear()
     # As the script that ends a queue, but for the binding: who has just read that publishes now.
-    assert at_server("DEL", sender.keys.queue(queue), *sender.keys.lists(queue))
+    assert at_server("DEL", sender.commands.keys.queue(queue), *sender.commands.keys.lists(queue))
     assert len(send(sender)) == 1
-    assert not at_server("EXISTS", *sender.keys.lists(queue))
+    assert not at_server("EXISTS", *sender.commands.keys.lists(queue))
 
 
 @pytest.mark.parametrize("size", [10, 2_000_000])
@@ -242,11 +243,11 @@ def test_an_auto_delete_queue_takes_all_its_bindings_along(
 def test_an_exchange_that_others_use_stays(opened: Open) -> None:
     first, second = opened(), opened()
     for link, queue in ((first, "one"), (second, "two")):
-        channel = link.transport.create_channel(link)
+        channel = Channel(link)
         channel.exchange_declare("shared", "topic", auto_delete=True)
         channel.queue_declare(queue)
         channel.queue_bind(queue, "shared", "#")
-    channel = first.transport.create_channel(first)
+    channel = Channel(first)
     channel.queue_delete("one")
     channel.basic_publish(channel.prepare_message("x"), "shared", "a")
     found = channel.basic_get("two", no_ack=True)

@@ -58,9 +58,11 @@ def test_living_consumers_keep_what_they_hold(
         with control(stepped_redis.url) as at_server:
             time = pack("ZSCORE", "greenconn.owners", "clock")
             server = connection.connection
-            began = float(server.call(time) or 0)
+            began = float(server.commands.call(time) or 0)
             # They look again and again, for three leases of the time that they count.
-            wait_until(lambda: float(server.call(time) or 0) > began + 3000 * LEASE, 30 * LEASE)
+            wait_until(
+                lambda: float(server.commands.call(time) or 0) > began + 3000 * LEASE, 30 * LEASE
+            )
             assert at_server("ZCARD", "unacked_index") == 10
         assert got == dict.fromkeys(range(10), 1)
         assert [each.restored for each in sweepers] == [0, 0]

@@ -125,7 +125,7 @@ def test_foreign_blocking_consumer_gets_its_share(
 
         def pop() -> None:
             while True:
-                theirs.append(foreign.connection.call(pack("BRPOP", "q", 10)))
+                theirs.append(foreign.connection.commands.call(pack("BRPOP", "q", 10)))
 
         popping = gevent.spawn(pop)
         wait_until(lambda: int(at_server.stat("blocked_clients", "clients")) == 1)

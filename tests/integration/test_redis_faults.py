@@ -129,7 +129,7 @@ def test_unix_socket(redis_with: RedisFactory, tmp_path: Path) -> None:
     there_and_back(f"redis+socket://:secret@{path}?virtual_host=3")
     url = f"redis+socket://:secret@{path}?virtual_host=3&client_name=mine"
     with Connection(url) as connection:
-        described = connection.connection.call(pack("CLIENT", "INFO"))
+        described = connection.connection.commands.call(pack("CLIENT", "INFO"))
         assert b" db=3 " in described
         assert b" name=mine " in described
         assert "secret" not in repr(connection)
@@ -149,7 +149,7 @@ def test_tls(redis_with: RedisFactory) -> None:
     with Connection(server.url) as connection:
         port = free_port()
         try:
-            connection.connection.call(pack("CONFIG", "SET", "tls-port", port))
+            connection.connection.commands.call(pack("CONFIG", "SET", "tls-port", port))
         except exceptions.ResponseError as exc:
             pytest.skip(f"this Redis has no TLS: {exc}")
     there_and_back(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={CERTS / 'ca.pem'}")
@@ -174,7 +174,7 @@ def test_out_of_memory(redis_with: RedisFactory) -> None:
     with Connection(server.url) as connection, Connection(server.url) as other:
         producer = Producer(connection)
         producer.publish("kept", routing_key="q")
-        other.connection.call(pack("CONFIG", "SET", "maxmemory", 1))
+        other.connection.commands.call(pack("CONFIG", "SET", "maxmemory", 1))
         with pytest.raises(exceptions.OutOfMemoryError, match="maxmemory and takes nothing more"):
             producer.publish("x", routing_key="q")
         with pytest.raises(OperationalError, match="maxmemory"):
@@ -183,7 +183,7 @@ def test_out_of_memory(redis_with: RedisFactory) -> None:
         message = connection.default_channel.basic_get("q")
         assert message.payload == "kept"
         message.ack()
-        other.connection.call(pack("CONFIG", "SET", "maxmemory", 0))
+        other.connection.commands.call(pack("CONFIG", "SET", "maxmemory", 0))
         greenconn.publish("q", "x", connection=connection, declare=True)
 
 
@@ -199,15 +199,15 @@ def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
         )
         assert consumer.wait_ready(SOON)
         control = other.connection
-        control.call(pack("CONFIG", "SET", "dir", str(gone)))
+        control.commands.call(pack("CONFIG", "SET", "dir", str(gone)))
         gone.rmdir()
-        control.call(pack("BGSAVE"))
+        control.commands.call(pack("BGSAVE"))
         wait_until(lambda: b"rdb_last_bgsave_status:err" in info(control))
         with pytest.raises(exceptions.ResponseError, match="free its disk"):
             Producer(connection).publish("x", routing_key="q")
         with pytest.raises(OperationalError, match="free its disk"):
             greenconn.publish("q", "x", connection=connection)
-        control.call(pack("CONFIG", "SET", "stop-writes-on-bgsave-error", "no"))
+        control.commands.call(pack("CONFIG", "SET", "stop-writes-on-bgsave-error", "no"))
         greenconn.publish("other", "late", connection=connection)
         wait_until(lambda: got == ["late"])
         assert consumer.stop(SOON)
@@ -216,7 +216,7 @@ def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
 
 
 def info(link: Any) -> bytes:
-    text = link.call(pack("INFO", "persistence"))
+    text = link.commands.call(pack("INFO", "persistence"))
     assert isinstance(text, bytes)
     return text
 
@@ -230,8 +230,8 @@ def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
         )
         assert consumer.wait_ready(SOON)
         control = other.connection
-        control.call(pack("REPLICAOF", "127.0.0.1", elsewhere.port))
-        gevent.spawn_later(0.5, control.call, pack("REPLICAOF", "NO", "ONE"))
+        control.commands.call(pack("REPLICAOF", "127.0.0.1", elsewhere.port))
+        gevent.spawn_later(0.5, control.commands.call, pack("REPLICAOF", "NO", "ONE"))
         # It waits until there is a master again.
         greenconn.publish("q", "x", connection=connection)
         wait_until(lambda: got == ["x"])
@@ -318,15 +318,17 @@ def test_cuts_under_load_lose_nothing(redis_with: RedisFactory, prefetch: int, l
         senders = [gevent.spawn(send, start) for start in range(50)]
         for _ in range(8):
             gevent.sleep(0.05)
-            control.connection.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+            control.connection.commands.call(
+                pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            )
         gevent.joinall(senders, raise_error=True)
         wait_until(lambda: len(set(got)) == number, 60)
         # What was given back by a connection that was cut comes twice, perhaps after all the others;
         # and what a consumer has and did not begin goes back when it stops.
         left = pack("EVAL", "return redis.call('LLEN', 'q') + redis.call('HLEN', 'unacked')", "0")
-        wait_until(lambda: control.connection.call(left) == 0, 60)
+        wait_until(lambda: control.connection.commands.call(left) == 0, 60)
         assert consumer.stop(SOON)
-        assert control.connection.call(left) == 0
+        assert control.connection.commands.call(left) == 0
 
 
 def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
@@ -344,7 +346,7 @@ def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
         gevent.sleep(0.5)
         server.start()
         gevent.joinall(senders, raise_error=True)
-        stats = connection.connection.call(pack("INFO", "stats"))
+        stats = connection.connection.commands.call(pack("INFO", "stats"))
         opened = int(stats.partition(b"total_connections_received:")[2].split()[0])
         assert opened <= 4
 
@@ -381,10 +383,10 @@ def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, re
             for queue in (greenconn.Queue("f", exchange), "plain")
         ]
         assert all(consumer.wait_ready(SOON) for consumer in consumers)
-        listening = connection.connection.fanout.pipeline
+        listening = connection.connection.fanout.socket.pipeline
         gevent.sleep(1.5)
         assert connection.session.generation == 1
-        assert connection.connection.fanout.pipeline is listening
+        assert connection.connection.fanout.socket.pipeline is listening
         Producer(connection, exchange).publish("told")
         greenconn.publish("plain", "queued", connection=connection)
         wait_until(lambda: len(got) == 2)
@@ -439,7 +441,7 @@ def test_fanout_tells_of_gaps(redis_with: RedisFactory) -> None:
         with greenconn.Consumer(
             channel, [queue], callbacks=[lambda body, message: got.append(body)]
         ):
-            control.connection.call(pack("CLIENT", "KILL", "TYPE", "pubsub"))
+            control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "pubsub"))
             with Timeout(SOON):
                 while not told:
                     try:
@@ -466,11 +468,11 @@ def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> 
         assert consumer.wait_ready(SOON)
         control.connect()
         if empties:
-            control.connection.call(pack("FLUSHALL"))
-        control.connection.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
+            control.connection.commands.call(pack("FLUSHALL"))
+        control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
         wait_until(lambda: connection.session.generation == 2)
         assert consumer.wait_ready(SOON)
-        wait_until(lambda: control.connection.call(pack("PUBSUB", "NUMPAT")) == 2)
+        wait_until(lambda: control.connection.commands.call(pack("PUBSUB", "NUMPAT")) == 2)
         Producer(control, fanout).publish("x")
         Producer(control, topic).publish("y", "a.b")
         wait_until(lambda: len(got) == 2)
@@ -481,7 +483,7 @@ def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> 
 def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
     server = redis_with()
     with Connection(server.url) as control:
-        control.connection.call(
+        control.connection.commands.call(
             pack("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all", "-zadd")
         )
         with Connection(server.url.replace("//", "//poor:x@")) as connection:
@@ -493,7 +495,7 @@ def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
                 consumer.wait_ready(SOON)
             with pytest.raises(exceptions.NoPermissionError):
                 consumer.get(timeout=SOON)
-        assert control.connection.call(pack("LLEN", "q")) == 1
+        assert control.connection.commands.call(pack("LLEN", "q")) == 1
 
 
 def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> None:

@@ -95,7 +95,7 @@ def test_killed_consumers_lose_nothing(
     path = tmp_path / "notes"
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
         link = connection.connection
-        link.call(pack("FLUSHALL"))
+        link.commands.call(pack("FLUSHALL"))
         for _ in range(3):
             workers.start()
 
@@ -117,10 +117,10 @@ def test_killed_consumers_lose_nothing(
             gevent.sleep(0.1)
         counts = noted(path)
         assert sorted(counts) == list(range(number))
-        while link.call(pack("HLEN", "unacked")) and monotonic() < end:
+        while link.commands.call(pack("HLEN", "unacked")) and monotonic() < end:
             gevent.sleep(0.1)
-        assert link.call(pack("HLEN", "unacked")) == 0
-        assert link.call(pack("ZCARD", "unacked_index")) == 0
+        assert link.commands.call(pack("HLEN", "unacked")) == 0
+        assert link.commands.call(pack("ZCARD", "unacked_index")) == 0
         # What was handled twice was in the hands of one that was killed.
         twice = sum(count - 1 for count in counts.values())
         assert twice <= 40 * kills
@@ -130,11 +130,13 @@ def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Wo
     """One that was stopped for longer than its lease: others have its messages, and it harms nobody."""
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
         link = connection.connection
-        link.call(pack("FLUSHALL"))
+        link.commands.call(pack("FLUSHALL"))
         connection.default_channel.queue_declare("work", durable=True)
         workers.start()
         wait = monotonic() + 20
-        while not link.call(pack("HLEN", "greenconn.consumers.work")) and monotonic() < wait:
+        while (
+            not link.commands.call(pack("HLEN", "greenconn.consumers.work")) and monotonic() < wait
+        ):
             gevent.sleep(0.05)
         (process,) = workers.processes
         process.send_signal(signal.SIGSTOP)
@@ -147,7 +149,7 @@ def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Wo
         gevent.sleep(0.5)
         message.ack()
         gevent.sleep(0.2)
-        assert link.call(pack("HLEN", "unacked")) == 0
+        assert link.commands.call(pack("HLEN", "unacked")) == 0
 
 
 class Life:
@@ -200,7 +202,7 @@ class Life:
             fate, place = self.rng.random(), self.rng.randrange(6)
             if fate < 0.4:
                 kill = pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                self.control.connection.call(kill)
+                self.control.connection.commands.call(kill)
             elif fate < 0.6:
                 self.consumers[place].kill(block=False)
                 self.consumers[place] = self._consumer(place)
@@ -231,7 +233,7 @@ def test_cuts_kills_stops_and_requeues(own_redis: RedisServer, long: bool) -> No
     seed = random.randrange(1_000_000)
     print("seed", seed)
     life = Life(own_redis.url, random.Random(seed), 3000 if long else 800)
-    life.control.connection.call(pack("FLUSHALL"))
+    life.control.connection.commands.call(pack("FLUSHALL"))
     try:
         running = [gevent.spawn(life.send, each) for each in range(20)]
         life.suffer(100 if long else 12)
@@ -242,9 +244,9 @@ def test_cuts_kills_stops_and_requeues(own_redis: RedisServer, long: bool) -> No
             for consumer in life.consumers:
                 consumer.stop(5)
             link = life.control.connection
-            while link.call(pack("HLEN", "unacked")):
+            while link.commands.call(pack("HLEN", "unacked")):
                 gevent.sleep(0.02)
-        assert link.call(pack("LLEN", "work")) == 0
-        assert link.call(pack("ZCARD", "unacked_index")) == 0
+        assert link.commands.call(pack("LLEN", "work")) == 0
+        assert link.commands.call(pack("ZCARD", "unacked_index")) == 0
     finally:
         life.close()

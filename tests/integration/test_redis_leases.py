@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import owners, pipeline
+from greenconn.transport.redis.channel import Channel
 from greenconn.transport.redis.feed import FeedState
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
@@ -39,15 +40,15 @@ def opened(redis_url: str, unique: str) -> Iterator[Callable[..., RedisLink]]:
     for link in links:
         link.close()
     cleaner = Transport(TinyClient(redis_url)).establish_connection()
-    keys = cleaner.call(pack("KEYS", f"{unique}*"))
+    keys = cleaner.commands.call(pack("KEYS", f"{unique}*"))
     for key in keys:
-        cleaner.call(pack("DEL", key))
+        cleaner.commands.call(pack("DEL", key))
     cleaner.close()
 
 
 def filled(link: RedisLink, count: int, queue: str = "q") -> Any:
     """A channel, and a queue with so many messages."""
-    channel = link.transport.create_channel(link)
+    channel = Channel(link)
     channel.queue_declare(queue)
     for number in range(count):
         channel.basic_publish(channel.prepare_message(str(number)), "", queue)
@@ -61,10 +62,10 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     channel.basic_qos(0, 3, False)
     channel.basic_consume("q", sink=store)
     wait_until(lambda: len(store) == 3)
-    dead.pipeline.stream.close()  # as if it had been killed
+    dead.commands.pipeline.stream.close()  # as if it had been killed
     dead.collect()
     taken = Store()
-    other = alive.transport.create_channel(alive)
+    other = Channel(alive)
     other.basic_consume("q", sink=taken)
     wait_until(lambda: len(taken) == 5, 10 * LEASE)
     assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
@@ -81,9 +82,9 @@ def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
     store = Store()
     channel.basic_consume("q", sink=store)
     wait_until(lambda: store)
-    dead.pipeline.stream.close()  # as if it had been killed
+    dead.commands.pipeline.stream.close()  # as if it had been killed
     dead.collect()
-    busy = alive.transport.create_channel(alive)
+    busy = Channel(alive)
     seen: set[str] = set()
 
     def go_on(message: Any) -> None:
@@ -107,7 +108,7 @@ def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> Non
     store, thief = Store(), Store()
     channel.basic_consume("q", sink=store)
     wait_until(lambda: store)
-    other.transport.create_channel(other).basic_consume("q", sink=thief)
+    Channel(other).basic_consume("q", sink=thief)
     gevent.sleep(3 * LEASE)
     assert not thief
     store[0].ack()
@@ -125,7 +126,7 @@ def test_late_ack_changes_nothing_and_is_reported(
     message = channel.basic_get("q")
     late.leases.stop()  # as if its hub were blocked
     taken = Store()
-    other.transport.create_channel(other).basic_consume("q", sink=taken)
+    Channel(other).basic_consume("q", sink=taken)
     wait_until(lambda: taken, 10 * LEASE)
     message.ack()
     wait_until(lambda: told)
@@ -145,7 +146,7 @@ def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None
     channel.basic_consume("q", sink=store)
     wait_until(lambda: len(store) == 3)
     first.close()
-    other = second.transport.create_channel(second)
+    other = Channel(second)
     found = [other.basic_get("q") for _ in range(3)]
     assert [each and each.body for each in found] == ["0", "1", "2"]
 
@@ -159,7 +160,7 @@ def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
     channel.basic_consume("q", sink=store)
     feed = first.feeds["q"]
     wait_until(lambda: feed.state is FeedState.ARMED)
-    other = second.transport.create_channel(second)
+    other = Channel(second)
     first.waking.stop()  # nothing is told of what comes now
     for number in range(3):
         other.basic_publish(other.prepare_message(str(number)), "", "q")
@@ -178,9 +179,9 @@ def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
     link.end(ConnectionError("cut by the test"))
     late.ack()
     assert lost.body == "2"
-    again = link.transport.establish_connection()
-    assert again.call(pack("ZSCORE", again.keys.owners, link.owner)) is None
-    other = again.transport.create_channel(again)
+    again = cast(Transport, link.transport).establish_connection()
+    assert again.commands.call(pack("ZSCORE", again.commands.keys.owners, link.owner)) is None
+    other = Channel(again)
     found = other.basic_get("q", no_ack=True)
     assert found is not None
     assert (found.body, found.redelivered) == ("2", True)
@@ -198,8 +199,8 @@ def test_next_life_gives_back_more_than_one_reply_may_have(
         channel.basic_publish(channel.prepare_message(f"{number}" * 30_000), routing_key="q")
     held = [channel.basic_get("q") for _ in range(5)]
     link.end(ConnectionError("cut by the test"))
-    again = link.transport.establish_connection()
-    other = again.transport.create_channel(again)
+    again = cast(Transport, link.transport).establish_connection()
+    other = Channel(again)
     found = [other.basic_get("q", no_ack=True) for _ in range(5)]
     assert [each and each.body for each in found] == [each.body for each in held]
     again.close()
@@ -215,55 +216,62 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
         channel.basic_consume(queue, sink=store)
     wait_until(lambda: len(store) == 4)
     dead.leases.stop()  # as if its process were killed
-    dead.pipeline.close()
+    dead.commands.pipeline.close()
     dead.sweeper.stop()
-    alive.call(pack("SET", alive.keys.plain("spoiled"), "something else"))
+    alive.commands.call(pack("SET", alive.commands.keys.plain("spoiled"), "something else"))
     found = Store()
-    alive.transport.create_channel(alive).basic_consume("sound", sink=found)
+    Channel(alive).basic_consume("sound", sink=found)
     wait_until(lambda: len(found) == 2, 30 * LEASE)
     wait_until(lambda: caplog.text.count("stays where it is") == 2, 30 * LEASE)
-    alive.call(pack("DEL", alive.keys.plain("spoiled")))
-    wait_until(lambda: alive.call(pack("LLEN", alive.keys.plain("spoiled"))) == 2, 30 * LEASE)
+    alive.commands.call(pack("DEL", alive.commands.keys.plain("spoiled")))
+    wait_until(
+        lambda: alive.commands.call(pack("LLEN", alive.commands.keys.plain("spoiled"))) == 2,
+        30 * LEASE,
+    )
 
 
 def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisLink]) -> None:
     dead, alive = opened(), opened()
-    dead.transport.create_channel(dead).queue_declare("own", exclusive=True)
+    Channel(dead).queue_declare("own", exclusive=True)
     filled(alive, 0).basic_consume("q", sink=Store())
     dead.collect()
-    key = alive.keys.queue("own")
-    wait_until(lambda: not alive.call(pack("EXISTS", key)), 10 * LEASE)
+    key = alive.commands.keys.queue("own")
+    wait_until(lambda: not alive.commands.call(pack("EXISTS", key)), 10 * LEASE)
 
 
 def test_who_was_slower_to_declare_takes_no_queue_along(opened: Callable[..., RedisLink]) -> None:
     """Its note that the queue is its own is the last one, but the declaration is another's."""
     slower, owner, alive = opened(), opened(), opened()
     slower.keep_alive()
-    owner.transport.create_channel(owner).queue_declare("own", exclusive=True)
-    slower.call(pack("HSET", slower.keys.exclusive, "own", slower.owner))
+    Channel(owner).queue_declare("own", exclusive=True)
+    slower.commands.call(pack("HSET", slower.commands.keys.exclusive, "own", slower.owner))
     slower.collect()
-    named = pack("HGET", alive.keys.exclusive, "own")
+    named = pack("HGET", alive.commands.keys.exclusive, "own")
     filled(alive, 0).basic_consume("q", sink=Store())
-    wait_until(lambda: alive.call(named) == owner.owner.encode(), 10 * LEASE)
-    assert owner.transport.create_channel(owner).queue_declare("own", passive=True).queue == "own"
+    wait_until(lambda: alive.commands.call(named) == owner.owner.encode(), 10 * LEASE)
+    assert Channel(owner).queue_declare("own", passive=True).queue == "own"
 
 
 def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLink]) -> None:
     """A connection may be lost, or a process killed, while it is in the hash."""
     link = opened()
-    unacked, index = link.keys.unacked, link.keys.unacked_index
-    fields = [f"{link.prefix}0", "gc.killed.0"]
+    unacked, index = link.commands.keys.unacked, link.commands.keys.unacked_index
+    fields = [f"{link.commands.prefix}0", "gc.killed.0"]
     for field in fields:
-        link.call(pack("HSET", unacked, field, b'[{}, "", ""]'))
-        link.call(pack("ZADD", index, 1, field))
-    link.permissions.is_trying = True
+        link.commands.call(pack("HSET", unacked, field, b'[{}, "", ""]'))
+        link.commands.call(pack("ZADD", index, 1, field))
+    link.claims.is_trying = True
     link.end(ConnectionError("cut by the test"))
-    again = link.transport.establish_connection()
+    again = cast(Transport, link.transport).establish_connection()
     try:
-        assert again.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
+        assert again.commands.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
         again.sweeper.look()
-        assert again.call(pack("HLEN", unacked)) == again.call(pack("ZCARD", index)) == 0
-        assert again.call(pack("EXISTS", *again.keys.lists(""))) == 0
+        assert (
+            again.commands.call(pack("HLEN", unacked))
+            == again.commands.call(pack("ZCARD", index))
+            == 0
+        )
+        assert again.commands.call(pack("EXISTS", *again.commands.keys.lists(""))) == 0
     finally:
         again.close()
 
@@ -275,16 +283,16 @@ def test_what_a_killed_process_owned_alone_is_free_at_once(
     """Its lease goes on for a minute, but the server knows that the connection is gone."""
     killed, alive = opened(lease=60.0), opened(lease=60.0)
     monkeypatch.setattr(owners, "is_lost", lambda owner: False)  # as in another process
-    theirs, ours = (link.transport.create_channel(link) for link in (killed, alive))
+    theirs, ours = (Channel(link) for link in (killed, alive))
     ours.queue_declare("shared")
     if what == "queue":
         theirs.queue_declare("own", exclusive=True)
     else:
         theirs.basic_consume("shared", exclusive=True, sink=Store())
-    assert owners.is_alive(alive, killed.owner)
+    assert alive.owners.is_alive(killed.owner)
     killed.collect()
     client_id = killed.owner.rpartition("-")[2]
-    wait_until(lambda: not alive.call(pack("CLIENT", "LIST", "ID", client_id)))
+    wait_until(lambda: not alive.commands.call(pack("CLIENT", "LIST", "ID", client_id)))
     if what == "queue":
         assert ours.queue_declare("own", exclusive=True).queue == "own"
     else:
@@ -297,14 +305,14 @@ def test_the_lease_alone_decides_where_clients_may_not_be_listed(
     killed, alive = opened(lease=60.0), opened(lease=60.0)
     monkeypatch.setattr(owners, "is_lost", lambda owner: False)
     killed.keep_alive()
-    killed.call(pack("PING"))
+    killed.commands.call(pack("PING"))
     killed.collect()
-    call = alive.call
+    call = alive.commands.call
 
     def refusing(command: bytes, *args: Any, **kwargs: Any) -> Any:
         if b"LIST" in command:
             raise ResponseError("NOPERM this user has no permissions to run 'client|list'")
         return call(command, *args, **kwargs)
 
-    monkeypatch.setattr(alive, "call", refusing)
-    assert owners.is_alive(alive, killed.owner)
+    monkeypatch.setattr(alive.commands, "call", refusing)
+    assert alive.owners.is_alive(killed.owner)

@@ -115,5 +115,5 @@ def test_publish_to_a_frozen_server(own_redis: RedisServer) -> None:
         own_redis.resume()
         greenconn.publish("frozen", 4, connection=connection, declare=True)
         link = connection.connection
-        assert link.call(pack("LLEN", "frozen")) == 4
-        link.call(pack("DEL", "frozen"))
+        assert link.commands.call(pack("LLEN", "frozen")) == 4
+        link.commands.call(pack("DEL", "frozen"))

@@ -63,7 +63,7 @@ class Group:
 def info(server: RedisServer) -> bytes:
     """What a server says of its replicas."""
     with Connection(server.url) as connection:
-        text = connection.connection.call(pack("INFO", "replication"))
+        text = connection.connection.commands.call(pack("INFO", "replication"))
     assert isinstance(text, bytes)
     return text
 
@@ -125,7 +125,7 @@ def test_failovers(group: Group) -> None:
 
 def master_of(connection: Connection) -> Any:
     """The port of the server that a connection is connected to."""
-    return connection.connected and connection.connection.transport.address.port
+    return connection.connected and connection.connection.transport.server.address.port
 
 
 def replicas_of(sentinel: RedisSentinel) -> Any:

@@ -41,14 +41,14 @@ def connect(redis_url: str, unique: str) -> Iterator[Connect]:
     for each in opened:
         each.close()
     with Connection(redis_url) as cleaner:
-        keys = cleaner.connection.call(pack("KEYS", f"{unique}:*"))
+        keys = cleaner.connection.commands.call(pack("KEYS", f"{unique}:*"))
         if keys:
-            cleaner.connection.call(pack("DEL", *keys))
+            cleaner.connection.commands.call(pack("DEL", *keys))
 
 
 def commands_of(connection: Connection, name: str) -> int:
     """How often the server has carried out a command."""
-    text = connection.connection.call(pack("INFO", "commandstats")).decode()
+    text = connection.connection.commands.call(pack("INFO", "commandstats")).decode()
     for line in text.splitlines():
         if line.startswith(f"cmdstat_{name}:"):
             return int(line.partition("calls=")[2].partition(",")[0])
@@ -99,7 +99,7 @@ def test_one_connection_serves_all(connect: Connect, unique: str) -> None:
         connection.channel().basic_publish(
             connection.default_channel.prepare_message("x"), "", f"other{number}"
         )
-    clients = connection.connection.call(pack("CLIENT", "LIST")).decode()
+    clients = connection.connection.commands.call(pack("CLIENT", "LIST")).decode()
     assert clients.count(f"name={unique} ") == 1
     for each in consumers:
         each.kill()
@@ -137,7 +137,7 @@ def test_window_of_unanswered_publishes(connect: Connect) -> None:
     channel.flush()
     assert other.default_channel.queue_declare("q", passive=True).message_count == 100
     link = other.connection
-    link.call(pack("SET", link.keys.plain("wrong"), "no list"))
+    link.commands.call(pack("SET", link.commands.keys.plain("wrong"), "no list"))
     channel.basic_publish(message, "", "wrong")
     with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
         channel.flush()
@@ -151,8 +151,8 @@ def test_window_of_unanswered_publishes(connect: Connect) -> None:
 def test_message_that_is_no_envelope(connect: Connect) -> None:
     connection = connect()
     link = connection.connection
-    link.call(pack("LPUSH", link.keys.plain("q"), b"\xff no JSON"))
-    link.call(pack("LPUSH", link.keys.plain("q"), b'{"body": "x"}'))
+    link.commands.call(pack("LPUSH", link.commands.keys.plain("q"), b"\xff no JSON"))
+    link.commands.call(pack("LPUSH", link.commands.keys.plain("q"), b'{"body": "x"}'))
     Producer(connection).publish("good", routing_key="q")
     got: list[Any] = []
     bad: list[Any] = []
@@ -170,7 +170,7 @@ def test_message_that_is_no_envelope(connect: Connect) -> None:
     wait_until(lambda: got)
     assert (got, len(bad)) == (["good"], 2)
     assert all(isinstance(each, (DecodeError, ValueError, KeyError)) for each in bad)
-    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     assert consumer.stop(SOON)
 
 
@@ -259,7 +259,7 @@ def test_other_priority_steps(connect: Connect) -> None:
     for priority in (9, 5, 4, 0):
         producer.publish(priority, routing_key="q", priority=priority)
     link = connection.connection
-    assert link.call(pack("LLEN", link.keys.plain("q:5"))) == 2
+    assert link.commands.call(pack("LLEN", link.commands.keys.plain("q:5"))) == 2
     channel = connection.default_channel
     assert [channel.basic_get("q", no_ack=True).payload for _ in range(4)] == [4, 0, 9, 5]
 
@@ -268,7 +268,7 @@ def test_bodies_without_base64(connect: Connect) -> None:
     connection = connect(body_encoding=None)
     Producer(connection).publish({"a": "caf\u00e9"}, routing_key="q")
     link = connection.connection
-    (raw,) = link.call(pack("LRANGE", link.keys.plain("q"), 0, -1))
+    (raw,) = link.commands.call(pack("LRANGE", link.commands.keys.plain("q"), 0, -1))
     assert json.loads(json.loads(raw)["body"]) == {"a": "caf\u00e9"}
     assert connection.default_channel.basic_get("q").payload == {"a": "caf\u00e9"}
 
@@ -279,8 +279,8 @@ def test_queue_that_expires(connect: Connect) -> None:
     queue.declare()
     Producer(connection).publish("x", routing_key="q")
     link = connection.connection
-    assert 0 < link.call(pack("PTTL", link.keys.plain("q"))) <= 100_000
-    assert 0 < link.call(pack("PTTL", link.keys.queue("q"))) <= 100_000
+    assert 0 < link.commands.call(pack("PTTL", link.commands.keys.plain("q"))) <= 100_000
+    assert 0 < link.commands.call(pack("PTTL", link.commands.keys.queue("q"))) <= 100_000
 
 
 def test_use_keeps_a_queue_that_expires_and_its_bindings(
@@ -295,13 +295,15 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
     channel.queue_bind("q", "x", "key")
 
     def shorten() -> None:
-        for key in (link.keys.queue("q"), link.keys.plain("q")):
-            link.call(pack("PEXPIRE", key, 30_000))
-        link.call(pack("ZADD", link.keys.binding_deadlines, 1, "x"))
+        for key in (link.commands.keys.queue("q"), link.commands.keys.plain("q")):
+            link.commands.call(pack("PEXPIRE", key, 30_000))
+        link.commands.call(pack("ZADD", link.commands.keys.binding_deadlines, 1, "x"))
 
     def is_kept() -> bool:
-        left = link.call(pack("PTTL", link.keys.queue("q")))
-        deadline = float(link.call(pack("ZSCORE", link.keys.binding_deadlines, "x")))
+        left = link.commands.call(pack("PTTL", link.commands.keys.queue("q")))
+        deadline = float(
+            link.commands.call(pack("ZSCORE", link.commands.keys.binding_deadlines, "x"))
+        )
         return bool(left > 30_000 and deadline > 1)
 
     uses: list[Callable[[], Any]] = [
@@ -313,7 +315,7 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
         assert not is_kept()
         use()
         assert is_kept()
-    link.call(pack("SCRIPT", "FLUSH"))
+    link.commands.call(pack("SCRIPT", "FLUSH"))
     shorten()
     wait_until(lambda: channel.basic_get("q") is None and is_kept())
     channel.basic_consume("q", sink=Store())
@@ -325,11 +327,11 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
 def test_ready_made_wrong_types_are_named(connect: Connect) -> None:
     connection = connect()
     link = connection.connection
-    link.call(pack("SET", link.keys.unacked, "no hash"))
+    link.commands.call(pack("SET", link.commands.keys.unacked, "no hash"))
     Producer(connection).publish("x", routing_key="q")
     with pytest.raises(exceptions.ResponseError, match="another database"):
         connection.default_channel.basic_get("q")
-    assert link.call(pack("LLEN", link.keys.plain("q"))) == 1
+    assert link.commands.call(pack("LLEN", link.commands.keys.plain("q"))) == 1
 
 
 def test_foreign_messages_are_found_by_a_push(connect: Connect) -> None:
@@ -370,7 +372,7 @@ def test_without_acks(connect: Connect) -> None:
         Producer(connection).publish(number, routing_key="q")
     first, second = channel.basic_get("q"), channel.basic_get("q")
     link = connection.connection
-    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     first.ack()
     second.requeue()
     assert [channel.basic_get("q").payload for _ in range(2)] == [1, 2]
@@ -385,14 +387,14 @@ def test_flushed_scripts(connect: Connect) -> None:
     )
     assert consumer.wait_ready(SOON)
     for number in range(3):
-        other.connection.call(pack("SCRIPT", "FLUSH"))
+        other.connection.commands.call(pack("SCRIPT", "FLUSH"))
         Producer(other).publish(number, routing_key="q")
         wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
         held = connection.default_channel
         other.default_channel.queue_declare("r")
         Producer(other).publish(number, routing_key="r")
         message = held.basic_get("r")
-        other.connection.call(pack("SCRIPT", "FLUSH"))
+        other.connection.commands.call(pack("SCRIPT", "FLUSH"))
         message.requeue()
         wait_until(lambda: other.default_channel.basic_get("r", no_ack=True))
     assert consumer.stop(SOON)
@@ -407,7 +409,7 @@ def test_new_credentials_on_the_open_connection(own_redis: RedisServer) -> None:
 
     provider = Provider()
     with Connection(own_redis.url) as control:
-        call = control.connection.call
+        call = control.connection.commands.call
         call(pack("ACL", "SETUSER", "app", "on", ">one", ">two", ">three", "~*", "&*", "+@all"))
         options = {"reauth_check_interval": 0.05}
         with Connection(
@@ -469,7 +471,7 @@ def test_dead_letters_without_an_exchange(
     Producer(connection).publish("x", routing_key="q")
     channel.basic_get("q").reject()
     link = connection.connection
-    wait_until(lambda: link.call(pack("HLEN", link.keys.unacked)) == 0)
+    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     assert "no exchange 'absent'" in caplog.text
 
 
@@ -487,11 +489,11 @@ def test_held_messages_of_kombu_go_where_their_exchange_leads(connect: Connect, 
         [{"body": "", "headers": {}, "properties": {"delivery_info": {}}}, "y", "key"]
     )
     for tag, text in (("a-tag", held), ("b-tag", lost), ("c-tag", "no JSON")):
-        link.call(pack("HSET", link.keys.unacked, tag, text))
-        link.call(pack("ZADD", link.keys.unacked_index, 1, tag))
+        link.commands.call(pack("HSET", link.commands.keys.unacked, tag, text))
+        link.commands.call(pack("ZADD", link.commands.keys.unacked_index, 1, tag))
     assert link.sweeper.look() == 2
     assert channel.queue_declare("q", passive=True).message_count == 1
-    assert link.call(pack("HKEYS", link.keys.unacked)) == [b"c-tag"]
+    assert link.commands.call(pack("HKEYS", link.commands.keys.unacked)) == [b"c-tag"]
     # What cannot be read is left alone, and harms nobody.
     assert link.sweeper.look() == 0
 
@@ -502,16 +504,16 @@ def test_message_to_no_queue_at_all_leaves_no_key(connect: Connect, window: int)
     keeping = connect(publish_window=window, deadletter_queue="last")
     link = dropping.connection
     Producer(dropping).publish("x", routing_key="")
-    assert link.call(pack("EXISTS", *link.keys.lists(""))) == 0
+    assert link.commands.call(pack("EXISTS", *link.commands.keys.lists(""))) == 0
     with pytest.warns(UserWarning, match="last"):
         Producer(keeping).publish("x", routing_key="")
-    assert link.call(pack("LLEN", link.keys.plain("last"))) == 1
+    assert link.commands.call(pack("LLEN", link.commands.keys.plain("last"))) == 1
 
 
 def test_connections_are_named_after_the_program(connect: Connect) -> None:
     link = connect().connection
     name = program_name()
-    assert f" name={name} " in link.call(pack("CLIENT", "LIST")).decode()
+    assert f" name={name} " in link.commands.call(pack("CLIENT", "LIST")).decode()
 
 
 def test_name_that_redis_would_refuse(connect: Connect) -> None:

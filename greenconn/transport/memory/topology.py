@@ -19,8 +19,7 @@ class MemoryQueues(Directory):
     __slots__ = ("_broker",)
 
     def __init__(self, link: MemoryLink) -> None:
-        super().__init__()
-        self._link = link
+        super().__init__(link)
         self._broker = link.broker
 
     def settle(self) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 from _socket import MSG_PEEK
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
 import redis
@@ -27,6 +28,8 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.dial import dial, dial_unix, numeric
 from greenconn.green.hub import turn
 from greenconn.green.stream import EndOfFile, Stream
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.login import Address, Login, Server
 from greenconn.transport.redis.prefixing import prefixed
 from greenconn.wire.tls import tls_session
 
@@ -37,9 +40,6 @@ except ImportError:  # redis-py before 7
 else:
     #: A server's notice that it will move must not make a connection follow it: its link does not.
     _NO_NOTICES = MaintNotificationsConfig(enabled=False)
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Clients", "LinkedRedis"]
 
@@ -57,12 +57,11 @@ class GreenSocket:
     """What redis-py uses of a socket, over a stream.
 
     Arguments:
-        link: whose server it is connected to.
+        address: of the server.
         deadline: for TCP and TLS.
     """
 
-    def __init__(self, link: RedisLink, deadline: Deadline) -> None:
-        address = link.transport.address
+    def __init__(self, address: Address, deadline: Deadline) -> None:
         tls = tls_session(address.ssl, address.host) if address.ssl else None
         if address.path is not None:
             sock = dial_unix(address.path, deadline)
@@ -187,19 +186,19 @@ class LinkConnection(AbstractConnection):
     """redis-py's connection over a :class:`GreenSocket`.
 
     Arguments:
-        link: whose server it connects to.
+        clients: has the server, and closes the socket with the link.
     """
 
     _sock: Any
 
-    def __init__(self, link: RedisLink, **options: Any) -> None:
-        self._link = link
+    def __init__(self, clients: Clients, **options: Any) -> None:
+        self._clients = clients
         super().__init__(**options)
 
     @property
     def host(self) -> str:
         """For redis-py's records."""
-        return self._link.transport.address.host
+        return self._clients.server.address.host
 
     @host.setter
     def host(self, value: str) -> None:
@@ -208,21 +207,19 @@ class LinkConnection(AbstractConnection):
     @property
     def port(self) -> int:
         """For redis-py's records."""
-        return self._link.transport.address.port
+        return self._clients.server.address.port
 
     def repr_pieces(self) -> list[tuple[str, Any]]:
         """What stands in its ``repr``."""
-        return [("server", self._link.where), ("db", self.db)]
+        return [("server", self._clients.where), ("db", self.db)]
 
     def _connect(self) -> GreenSocket:
-        self._link.check_open()
-        sock = GreenSocket(self._link, Deadline(self._link.transport.connect_timeout))
+        sock = self._clients.open_socket()
         sock.settimeout(self.socket_timeout)
-        self._link.clients.note(sock)
         return sock
 
     def _host_error(self) -> str:
-        return self._link.where
+        return self._clients.where
 
     def can_read(self, timeout: float | None = 0) -> bool:
         """Whether something can be read within *timeout* seconds.  May switch.
@@ -247,7 +244,7 @@ class LinkConnection(AbstractConnection):
             return True
         if sock.lost is not None:
             self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
-            raise redis.ConnectionError(f"{self._link.where}: connection lost: {sock.lost}")
+            raise redis.ConnectionError(f"{self._clients.where}: connection lost: {sock.lost}")
         return False
 
 
@@ -255,20 +252,20 @@ class LinkPool(ConnectionPool):
     """The connections of one client: as many as its greenlets need at a time, within a limit.
 
     Arguments:
-        link: whose server they connect to.
+        clients: has the server.
         limit: connections at most; who needs one more waits.
         timeout: seconds that it waits; None: for ever.
     """
 
-    def __init__(self, link: RedisLink, limit: int, timeout: float | None, **options: Any) -> None:
-        self._link = link
+    def __init__(self, clients: Clients, limit: int, timeout: float | None, **options: Any) -> None:
+        self._clients = clients
         self._limit = limit
         self._wait_timeout = timeout
         self._room = BoundedSemaphore(limit)
         self._lent: set[int] = set()
         if _NO_NOTICES is not None:
             options["maint_notifications_config"] = _NO_NOTICES
-        super().__init__(LinkConnection, link=link, **options)
+        super().__init__(LinkConnection, clients=clients, **options)
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
         """Take a connection that is ready.  May switch.
@@ -277,11 +274,10 @@ class LinkPool(ConnectionPool):
             LinkLost: the link is closed or lost.
             redis.exceptions.ConnectionError: all are in use, and none became free in time.
         """
-        self._link.home.check(self._link)
-        self._link.check_open()
+        self._clients.check()
         if not self._room.acquire(timeout=self._wait_timeout):
             raise redis.exceptions.MaxConnectionsError(
-                f"{self._link.where}: all {self._limit} connections of channel.client are in use for "
+                f"{self._clients.where}: all {self._limit} connections of channel.client are in use for "
                 f"{self._wait_timeout:g} s: end what blocks, or raise max_connections"
             )
         connection = None
@@ -304,11 +300,11 @@ class LinkPool(ConnectionPool):
 class _Credentials(redis.CredentialProvider):
     """Asks for the login at each connect, as links do."""
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    def __init__(self, login: Login) -> None:
+        self._login = login
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        user, password = self._link.transport.login.credentials()
+        user, password = self._login.credentials()
         return (password or "",) if user is None else (user, password or "")
 
 
@@ -406,12 +402,25 @@ class LinkedRedis(_Prefixing, redis.Redis):
 
 
 class Clients:
-    """The redis-py client of one link, made when it is first asked for."""
+    """The redis-py client of one link, made when it is first asked for.
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    Arguments:
+        commands: of the link.
+        server: where it is.
+        check_hub: raises where it is called from another thread.
+    """
+
+    def __init__(self, commands: Commands, server: Server, check_hub: Callable[[], None]) -> None:
+        self._commands = commands
+        self.server = server
+        self._check_hub = check_hub
         self._client: LinkedRedis | None = None
         self._sockets: WeakSet[GreenSocket] = WeakSet()
+
+    @property
+    def where(self) -> str:
+        """The server's URL, password masked."""
+        return self._commands.where
 
     def client(self) -> LinkedRedis:
         """Return the client.  Never switches."""
@@ -420,8 +429,7 @@ class Clients:
         return self._client
 
     def _make(self) -> LinkedRedis:
-        link = self._link
-        options, login = link.options, link.transport.login
+        options, login = self._commands.options, self.server.login
         timeout = options.socket_timeout or options.reply_timeout
         settings: dict[str, Any] = {
             "db": login.database or 0,
@@ -429,15 +437,33 @@ class Clients:
             "socket_timeout": timeout,
         }
         if any(login.credentials()):
-            settings["credential_provider"] = _Credentials(link)
-        if link.protocol == 2:
+            settings["credential_provider"] = _Credentials(login)
+        if self._commands.protocol == 2:
             settings["protocol"] = 2
         limit = options.max_connections or _MOST_SOCKETS
-        return LinkedRedis(LinkPool(link, limit, timeout, **settings), options.global_keyprefix)
+        return LinkedRedis(LinkPool(self, limit, timeout, **settings), options.global_keyprefix)
 
-    def note(self, sock: GreenSocket) -> None:
-        """Close *sock* with the link."""
+    def check(self) -> None:
+        """Raise unless the link can be used here.  Never switches.
+
+        Raises:
+            LinkLost: it is closed or lost.
+            WrongHub: called from another thread.
+        """
+        self._check_hub()
+        self._commands.check_open()
+
+    def open_socket(self) -> GreenSocket:
+        """Return a new socket, which is closed with the link.  May switch.
+
+        Raises:
+            LinkLost: the link is closed or lost.
+            OSError: the server cannot be reached.
+        """
+        self._commands.check_open()
+        sock = GreenSocket(self.server.address, Deadline(self.server.connect_timeout))
         self._sockets.add(sock)
+        return sock
 
     def stop(self) -> None:
         """The link is gone.  Never switches."""

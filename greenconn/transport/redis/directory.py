@@ -12,25 +12,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.broker.directory import MOST_KNOWN, Directory
+from greenconn.broker.directory import MOST_KNOWN, ConsumedQueue, Directory, DirectoryLink
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
-from greenconn.transport.redis.owners import is_alive
+from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["RedisDirectory"]
 
@@ -40,14 +38,47 @@ logger = logging.getLogger("greenconn.transport.redis")
 LEAST_RENEWAL: Final = 0.01
 
 
+class QueueLink(DirectoryLink, Protocol):
+    """The link whose queues they are: does what else begins and ends with a queue."""
+
+    def keep_alive(self) -> None:
+        """See that others know this owner as living from now on.  Never switches."""
+
+    def settle_answers(self, deadline: Deadline) -> None:
+        """Wait until dead letters are stored.  May switch."""
+
+    def queue_expires_messages(self, name: str, seconds: float) -> None:
+        """Messages of a queue live so long.  Never switches."""
+
+    def queue_used(self, name: str, expires_ms: int) -> None:
+        """A queue that expires so long after its last use was used.  Never switches."""
+
+    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
+        """A queue is gone, and *exchanges* have lost a binding by that.  May switch."""
+
+
 class RedisDirectory(Directory):
-    """The queues as one link knows them."""
+    """The queues as one link knows them.
 
-    _link: RedisLink
+    Arguments:
+        link: is told what becomes of them.
+        commands: of the link.
+        owners: of exclusive queues.
+        feeds: queue -> what serves its consumers of this link.
+    """
 
-    def __init__(self, link: RedisLink) -> None:
-        super().__init__()
-        self._link = link
+    def __init__(
+        self,
+        link: QueueLink,
+        commands: Commands,
+        owners: Owners,
+        feeds: Mapping[str, ConsumedQueue],
+    ) -> None:
+        super().__init__(link)
+        self._queue_link = link
+        self._commands = commands
+        self._owners = owners
+        self._feeds = feeds
         self._known: dict[str, Declaration] = {}
         #: The declarations that were read last, whether or not they may have changed since.
         self._last: dict[str, Declaration] = {}
@@ -68,19 +99,19 @@ class RedisDirectory(Directory):
         """What is known of a queue without asking; nothing of one that may have expired."""
         declared = self._known.get(name)
         if name in self.expiring:
-            feed = self._link.feeds.get(name)
+            feed = self._feeds.get(name)
             return declared if feed is not None and feed.consumers else None
         return declared
 
     def trusts(self, name: str) -> bool:
         """Whether a queue is known to exist, without asking.  Never switches."""
-        feed = self._link.feeds.get(name)
+        feed = self._feeds.get(name)
         if feed is not None and feed.consumers:
             return True
         declared = self._known.get(name)
         if declared is None or declared.auto_delete:
             return self._there_until.get(name, 0.0) > monotonic()
-        return name not in self.expiring and self._link.is_tracking
+        return name not in self.expiring and self._commands.is_tracking
 
     def may_end(self, name: str) -> bool:
         """Whether a queue may have ended since it was looked at.  Never switches."""
@@ -104,25 +135,25 @@ class RedisDirectory(Directory):
             return self._existing(queues)
         except ResponseError as exc:
             # Who may only publish may not look: as kombu, which takes all of them to be there.
-            if self._link.lost is not None:
+            if self._commands.lost is not None:
                 raise
-            logger.debug("%s: cannot tell which queues exist: %s", self._link.where, exc)
-            until = monotonic() + self._link.options.lease
+            logger.debug("%s: cannot tell which queues exist: %s", self._commands.where, exc)
+            until = monotonic() + self._commands.options.lease
             self._there_until.update(dict.fromkeys(queues, until))
             return list(queues)
 
     def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
-        link, keys = self._link, self._link.keys
+        commands, keys = self._commands, self._commands.keys
         queues = {name: queues[name] for name in queues if not keys.is_reserved(name)}
-        commands = []
+        asked = []
         for name in queues:
-            commands += [
+            asked += [
                 pack(b"GET", keys.queue(name)),
                 pack(b"EXISTS", *keys.lists(name)),
                 pack(b"HGETALL", keys.bound(name)),
                 pack(b"SISMEMBER", keys.temporary, name),
             ]
-        replies = iter(link.call_all(commands, what="looking for queues"))
+        replies = iter(commands.call_all(asked, what="looking for queues"))
         found = []
         for (name, fields), text, messages, pairs, has_ended in zip(
             queues.items(), replies, replies, replies, replies, strict=True
@@ -150,23 +181,23 @@ class RedisDirectory(Directory):
         Who read the table before a queue of ours ended still has its bindings, which look like kombu's.
         """
         pairs = [each.split(b"\0", 1) for each in fields]
-        tables = self._link.keys.bindings("")
-        commands = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
-        return bool(pairs) and any(self._link.call_all(commands, what="looking for queues"))
+        tables = self._commands.keys.bindings("")
+        asked = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
+        return bool(pairs) and any(self._commands.call_all(asked, what="looking for queues"))
 
     def _is_alive(self, name: str, text: bytes) -> bool:
         """Whether a queue that is declared so has not ended with its owner or consumers."""
-        link = self._link
+        commands = self._commands
         declared = Declaration.read(text)
-        if declared.owner is not None and declared.owner != link.owner:
-            if not is_alive(link, declared.owner):
+        if declared.owner is not None and declared.owner != commands.owner:
+            if not self._owners.is_alive(declared.owner):
                 self.end(name, "gone", text=text)
                 return False
         else:
             self._remember(name, declared)
             if not declared.auto_delete:
                 return True
-            link.sweeper.start()  # somebody must count the time in which leases end
+            self._owners.count_time()  # in which leases end
             if self.end(name, "dead", text=text) is not None:
                 return False
         self._note_there(name)
@@ -178,7 +209,7 @@ class RedisDirectory(Directory):
     def _note_there(self, name: str) -> None:
         if len(self._there_until) >= MOST_KNOWN:
             self._there_until.clear()
-        self._there_until[name] = monotonic() + self._link.sweeper.interval
+        self._there_until[name] = monotonic() + self._owners.interval
 
     def last(self, name: str) -> Declaration:
         """The declaration of a queue as it was read last."""
@@ -192,7 +223,7 @@ class RedisDirectory(Directory):
 
     def delivery_limit(self, name: str) -> int | None:
         """How often a message of a queue may be delivered; None: no limit."""
-        return self.last(name).delivery_limit(self._link.options.delivery_limit)
+        return self.last(name).delivery_limit(self._commands.options.delivery_limit)
 
     # -- looking up
 
@@ -201,18 +232,18 @@ class RedisDirectory(Directory):
 
     def find(self, name: str) -> Declaration | None:
         """Ask the server for a queue; None when there is none.  May switch."""
-        link = self._link
-        key = link.keys.queue(name)
-        text, messages = link.call_all(
-            [pack(b"GET", key), pack(b"EXISTS", *link.keys.lists(name))],
+        commands = self._commands
+        key = commands.keys.queue(name)
+        text, messages = commands.call_all(
+            [pack(b"GET", key), pack(b"EXISTS", *commands.keys.lists(name))],
             what=f"looking for queue {name!r}",
         )
         if text is None and not messages:
             self.forget(name)
             return None
         declared = UNDECLARED if text is None else Declaration.read(text)
-        if declared.owner is not None and declared.owner != link.owner:
-            if not is_alive(link, declared.owner):
+        if declared.owner is not None and declared.owner != commands.owner:
+            if not self._owners.is_alive(declared.owner):
                 self.end(name, "gone", text=text)
                 return None
             return declared  # not remembered: it may go at any time
@@ -228,19 +259,19 @@ class RedisDirectory(Directory):
         if declared.arguments:
             seconds = declared.policy.message_ttl
             if seconds is not None:
-                self._link.expiry.watch(name, seconds)
+                self._queue_link.queue_expires_messages(name, seconds)
         expires_ms = declared.expires_ms if declared.arguments else None
         if expires_ms is not None:
             self.expiring[name] = expires_ms
         else:
             self.expiring.pop(name, None)
-        self._names[self._link.keys.queue(name)] = name
+        self._names[self._commands.keys.queue(name)] = name
 
     def forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
         self._known.pop(name, None)
         self._there_until.pop(name, None)
-        self._names.pop(self._link.keys.queue(name), None)
+        self._names.pop(self._commands.keys.queue(name), None)
 
     # -- declaring
 
@@ -250,19 +281,19 @@ class RedisDirectory(Directory):
         Raises:
             AccessRefused: one of our keys, or of kombu's, has it.
         """
-        if self._link.keys.is_reserved(name):
+        if self._commands.keys.is_reserved(name):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
 
     def _make(self, name: str, declared: Declaration) -> Declaration:
-        link = self._link
-        key = link.keys.queue(name)
+        commands = self._commands
+        key = commands.keys.queue(name)
         if declared.owner is not None:
-            link.keep_alive()
+            self._queue_link.keep_alive()
         expires_ms = declared.expires_ms
         what = f"declaring queue {name!r}"
-        link.run(
+        commands.run(
             DECLARE,
-            (key, link.keys.temporary, link.keys.timed, link.keys.exclusive),
+            (key, commands.keys.temporary, commands.keys.timed, commands.keys.exclusive),
             *(name, declared.text(), "" if expires_ms is None else expires_ms),
             "1" if declared.auto_delete or expires_ms is not None else "",
             "1" if declared.policy.message_ttl is not None else "",
@@ -270,7 +301,7 @@ class RedisDirectory(Directory):
             what=what,
         )
         # Read by a command of its own, so that the server tells when others change it.
-        text = link.call(pack(b"GET", key), what=what)
+        text = commands.call(pack(b"GET", key), what=what)
         kept = declared if text is None else Declaration.read(text)
         self._remember(name, kept)
         return kept
@@ -281,10 +312,10 @@ class RedisDirectory(Directory):
         """A queue was used: its time without use begins anew.  Never switches."""
         milliseconds = self.expiring.get(name)
         if milliseconds is not None:
-            keys = self._link.keys
+            keys = self._commands.keys
             for key in (keys.queue(name), *keys.lists(name)):
-                self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
-            self._link.records.keep(name, milliseconds)
+                self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+            self._queue_link.queue_used(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """A message was sent to a queue that expires: it goes with it.  Never switches.
@@ -292,8 +323,8 @@ class RedisDirectory(Directory):
         To send is no use of a queue, as with RabbitMQ, so its declaration is not renewed.
         """
         milliseconds = self.expiring[name]
-        for key in self._link.keys.lists(name):
-            self._link.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+        for key in self._commands.keys.lists(name):
+            self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
 
     def join(self, name: str, how: str | int) -> bool:
         """Note that this link consumes from a queue; False: it may not.  May switch.
@@ -301,40 +332,46 @@ class RedisDirectory(Directory):
         Arguments:
             how: ``exclusive``, or how many consumers it has now.
         """
-        link = self._link
-        keys = (link.keys.consumers(name), link.keys.owners)
-        reply = link.run(JOIN, keys, link.owner, how, what="consuming")
+        commands = self._commands
+        keys = (commands.keys.consumers(name), commands.keys.owners)
+        reply = commands.run(JOIN, keys, commands.owner, how, what="consuming")
         if reply < 0 and self._forget_dead_consumers(name):
-            reply = link.run(JOIN, keys, link.owner, how, what="consuming")
+            reply = commands.run(JOIN, keys, commands.owner, how, what="consuming")
         if reply >= 0 and name in self.expiring:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
 
     def _forget_dead_consumers(self, name: str) -> bool:
         """Forget those who consume from a queue by their lease alone; whether there were any."""
-        link = self._link
-        key = link.keys.consumers(name)
-        owners = [each.decode() for each in link.call(pack(b"HKEYS", key), what="consuming")]
-        dead = [each for each in owners if each != link.owner and not is_alive(link, each)]
+        commands = self._commands
+        key = commands.keys.consumers(name)
+        owners = [each.decode() for each in commands.call(pack(b"HKEYS", key), what="consuming")]
+        dead = [
+            each for each in owners if each != commands.owner and not self._owners.is_alive(each)
+        ]
         if dead:
-            link.call(pack(b"HDEL", key, *dead), what="consuming")
+            commands.call(pack(b"HDEL", key, *dead), what="consuming")
         return bool(dead)
 
     def counts(self, name: str) -> tuple[int, int]:
         """How many messages wait in a queue, and how many consumers it has.  May switch."""
-        link = self._link
-        keys = (link.keys.consumers(name), link.keys.owners)
+        commands = self._commands
+        keys = (commands.keys.consumers(name), commands.keys.owners)
         what = f"counting queue {name!r}"
-        others = link.run(JOIN, keys, link.owner, "", what=what)
-        sizes = link.call_all([pack(b"LLEN", key) for key in link.keys.lists(name)], what=what)
-        feed = link.feeds.get(name)
+        others = commands.run(JOIN, keys, commands.owner, "", what=what)
+        sizes = commands.call_all(
+            [pack(b"LLEN", key) for key in commands.keys.lists(name)], what=what
+        )
+        feed = self._feeds.get(name)
         return sum(sizes), others + (len(feed.consumers) if feed is not None else 0)
 
     def left(self, name: str, consumers: int) -> None:
         """One consumer of this link has left a queue, others have not.  Never switches."""
-        link = self._link
-        if link.lost is None:
-            link.pipeline.post(pack(b"HSET", link.keys.consumers(name), link.owner, consumers))
+        commands = self._commands
+        if commands.lost is None:
+            commands.pipeline.post(
+                pack(b"HSET", commands.keys.consumers(name), commands.owner, consumers)
+            )
 
     def _tick(self, lag: float) -> None:
         # In the hub.
@@ -352,23 +389,23 @@ class RedisDirectory(Directory):
 
     def unused(self, name: str) -> None:
         """The last consumer of this link has left a queue.  Never switches."""
-        link = self._link
-        if link.lost is not None:
+        commands = self._commands
+        if commands.lost is not None:
             return
         if not self.last(name).auto_delete:
-            link.pipeline.post(pack(b"HDEL", link.keys.consumers(name), link.owner))
+            commands.pipeline.post(pack(b"HDEL", commands.keys.consumers(name), commands.owner))
             return
         self.forget(name)
         self._going += 1
         self._none_goes.clear()
         keys, *args = self._drop_arguments(name, "left")
-        link.post_script(DROP, keys, *args, done=lambda reply: self._left(name, reply))
+        commands.post_script(DROP, keys, *args, done=lambda reply: self._left(name, reply))
 
     def _left(self, name: str, reply: Any) -> None:
         # In the reader.
-        link = self._link
+        commands = self._commands
         if isinstance(reply, ErrorReply):
-            error = link.pipeline.error(reply, f"leaving queue {name!r}")
+            error = commands.pipeline.error(reply, f"leaving queue {name!r}")
             spawn("log", logger.error, "%s", error)
         if isinstance(reply, list) and reply[0] >= 0:
             spawn("ended", self._after_leaving, name, reply)
@@ -393,15 +430,15 @@ class RedisDirectory(Directory):
 
         Or the bindings of a queue of the same name, or an exchange that goes with them, would go too.
         """
-        timeout = self._link.options.reply_timeout
-        self._link.answers.wait_routed(Deadline(timeout))
+        timeout = self._commands.options.reply_timeout
+        self._queue_link.settle_answers(Deadline(timeout))
         if self._going:
             self._none_goes.wait(timeout)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""
-        lists = self._link.keys.lists(name)
-        replies = self._link.call_all(
+        lists = self._commands.keys.lists(name)
+        replies = self._commands.call_all(
             [*(pack(b"LLEN", key) for key in lists), pack(b"DEL", *lists)],
             what=f"purging queue {name!r}",
         )
@@ -427,14 +464,14 @@ class RedisDirectory(Directory):
         # Who publishes until the reply is there must ask, or the message would make a list of its own.
         self._there_until.pop(name, None)
         keys, *args = self._drop_arguments(name, why, text)
-        reply = self._link.run(DROP, keys, *args, what=f"deleting queue {name!r}")
+        reply = self._commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
         if reply[0] < 0:
             return None
         self._ended(name, reply)
         return int(reply[0])
 
     def _drop_arguments(self, name: str, why: str, text: bytes = b"") -> tuple[Any, ...]:
-        keys = self._link.keys
+        keys = self._commands.keys
         names = (
             keys.queue(name),
             keys.consumers(name),
@@ -446,7 +483,7 @@ class RedisDirectory(Directory):
             *keys.lists(name),
         )
         tables = (keys.bindings(""), keys.permanent_bindings(""))
-        return names, name, *tables, why, self._link.owner, text
+        return names, name, *tables, why, self._commands.owner, text
 
     def _ended(self, name: str, reply: Any) -> None:
         """A queue is gone: forget it, and the exchanges that go with it.  May switch."""
@@ -454,18 +491,13 @@ class RedisDirectory(Directory):
         self._last.pop(name, None)
         self.expiring.pop(name, None)
         self._own.discard(name)
-        self._link.expiry.forget(name)
-        link = self._link
-        link.fanout.leave(name)
-        link.records.ended(name)
-        link.state.queue_bindings_delete(name)
-        link.topology.delete_unbound([each.decode() for each in reply[1:]])
+        self._queue_link.queue_ended(name, [each.decode() for each in reply[1:]])
 
     def end_unused(self, names: list[str]) -> None:
         """Delete those of *names* that have expired, or whose consumers are dead.  May switch."""
-        link = self._link
-        texts = link.call_all(
-            [pack(b"GET", link.keys.queue(each)) for each in names], what="sweeping"
+        commands = self._commands
+        texts = commands.call_all(
+            [pack(b"GET", commands.keys.queue(each)) for each in names], what="sweeping"
         )
         for name, text in zip(names, texts, strict=True):
             if text is None:
@@ -480,14 +512,13 @@ class RedisDirectory(Directory):
             if name is None or name in self._own:
                 continue
             self.forget(name)
-            feed = self._link.feeds.get(name)
+            feed = self._feeds.get(name)
             if feed is not None and feed.consumers:
                 spawn("queue-changed", self._verify, name)
 
     def _verify(self, name: str) -> None:
         """A queue that is consumed here has changed: it may be gone."""
-        link = self._link
-        feed = link.feeds.get(name)
+        feed = self._feeds.get(name)
         try:
             if feed is None or self.find(name) is not None:
                 return
@@ -504,6 +535,6 @@ class RedisDirectory(Directory):
 
     def renew(self) -> None:
         """Tell that what is consumed here is in use.  In the hub."""
-        for name, feed in self._link.feeds.items():
+        for name, feed in self._feeds.items():
             if feed.consumers:
                 self.touch(name)

@@ -7,13 +7,11 @@ with what consumers hold and how queues were declared, and says nothing.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["ask_for_policy"]
 
@@ -27,12 +25,12 @@ _SAFE: Final = frozenset({"", "noeviction"})
 _warned: set[tuple[str, str]] = set()
 
 
-def ask_for_policy(link: RedisLink) -> None:
+def ask_for_policy(pipeline: Pipeline) -> None:
     """Ask the server, and log a warning where it evicts keys.  Never switches.
 
     A server that does not say so, or not to this user, is taken for one that evicts nothing.
     """
-    link.pipeline.post(_ASK, lambda reply: _told(link.where, reply))
+    pipeline.post(_ASK, lambda reply: _told(pipeline.where, reply))
 
 
 def _told(where: str, reply: Any) -> None:

@@ -16,21 +16,20 @@ from __future__ import annotations
 import logging
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.clock import mark
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.restoring import carry_out, dead_letter_move
+from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, EXPIRE, entry_suffix
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Expiry"]
 
@@ -42,10 +41,18 @@ LEAST_PAUSE: Final = 0.05
 
 
 class Expiry:
-    """Looks after the queues with a time to live that one link knows of."""
+    """Looks after the queues with a time to live that one link knows of.
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    Arguments:
+        commands: of the link.
+        claims: take what has expired.
+        restorer: makes dead letters of it.
+    """
+
+    def __init__(self, commands: Commands, claims: Claims, restorer: Restorer) -> None:
+        self._commands = commands
+        self._claims = claims
+        self._restorer = restorer
         self._watched: dict[str, _Watch] = {}
 
     def watch(self, queue: str, seconds: float) -> None:
@@ -53,7 +60,8 @@ class Expiry:
         known = self._watched.get(queue)
         if known is None or known.seconds != seconds:
             self.forget(queue)
-            watch = self._watched[queue] = _Watch(self._link, queue, seconds)
+            watch = _Watch(self._commands, self._claims, self._restorer, queue, seconds)
+            self._watched[queue] = watch
             spawn("redis-expiry", self._run, watch)
 
     def watches(self, queue: str) -> bool:
@@ -72,20 +80,23 @@ class Expiry:
             self.forget(queue)
 
     def _run(self, watch: _Watch) -> None:
-        link = self._link
+        commands = self._commands
         has_failed = False
         while not watch.is_over.is_set():
             try:
                 watch.look()
                 has_failed = False
             except ResponseError as exc:
-                if not has_failed and link.lost is None:
+                if not has_failed and commands.lost is None:
                     logger.error(
-                        "%s: messages of queue %r do not expire: %s", link.where, watch.queue, exc
+                        "%s: messages of queue %r do not expire: %s",
+                        commands.where,
+                        watch.queue,
+                        exc,
                     )
                 has_failed = True
             except Exception:
-                if link.lost is not None:
+                if commands.lost is not None:
                     return
                 raise
             watch.is_over.wait(max(watch.seconds / LOOKS, LEAST_PAUSE))
@@ -101,22 +112,30 @@ class _Watch:
         is_over: set when nobody looks after it any more.
     """
 
-    def __init__(self, link: RedisLink, queue: str, seconds: float) -> None:
-        self._link = link
+    def __init__(
+        self,
+        commands: Commands,
+        claims: Claims,
+        restorer: Restorer,
+        queue: str,
+        seconds: float,
+    ) -> None:
+        self._commands = commands
+        self._claims = claims
+        self._restorer = restorer
         self.queue = queue
         self.seconds = seconds
         self.is_over = Event()
         self._suffix = entry_suffix(queue)
         #: For each list when which message was the newest, the oldest note first.
         self._notes: dict[bytes, deque[tuple[float, bytes]]] = {
-            key: deque() for key in link.keys.lists(queue)
+            key: deque() for key in commands.keys.lists(queue)
         }
 
     def look(self) -> None:
         """Note the newest messages, and give up those that have expired.  May switch."""
-        link = self._link
-        link.permissions.check(ENDLESS)
-        newest = link.call_all(
+        self._claims.check(ENDLESS)
+        newest = self._commands.call_all(
             [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for old messages"
         )
         now = monotonic()
@@ -130,23 +149,23 @@ class _Watch:
 
     def _give_up(self, key: bytes, last: bytes) -> int:
         """Give up messages in a list up to *last*, and return how many that were.  May switch."""
-        link = self._link
-        first = link.take_numbers(CLAIM_COUNT)
+        commands, claims = self._commands, self._claims
+        first = claims.take_numbers(CLAIM_COUNT)
         numbers = range(first, first + CLAIM_COUNT)
-        link.gets.update(numbers)  # the next life looks what they hold
+        claims.under_way.update(numbers)  # the next life looks what they hold
         try:
-            raws = link.run(
+            raws = commands.run(
                 EXPIRE,
-                (link.keys.unacked, link.keys.unacked_index, key),
-                *(link.prefix, first, CLAIM_COUNT, CLAIM_BYTES, self._suffix, mark(), last),
+                (commands.keys.unacked, commands.keys.unacked_index, key),
+                *(commands.prefix, first, CLAIM_COUNT, CLAIM_BYTES, self._suffix, mark(), last),
                 what=f"looking for old messages in queue {self.queue!r}",
             )
             moves = []
             for number, raw in zip(numbers, raws, strict=False):
-                message = Delivery(None, f"{link.prefix}{number}", number, raw, self.queue)
-                moves.append(dead_letter_move(link, message, "expired"))
-            carry_out(link, moves)
+                message = Delivery(None, f"{commands.prefix}{number}", number, raw, self.queue)
+                moves.append(self._restorer.dead_letter_move(message, "expired"))
+            self._restorer.carry_out(moves)
         finally:
-            if link.lost is None:
-                link.gets.difference_update(numbers)
+            if commands.lost is None:
+                claims.under_way.difference_update(numbers)
         return len(raws)

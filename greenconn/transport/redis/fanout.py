@@ -13,28 +13,26 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single import SingleFlight
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.login import open_pipeline
+from greenconn.transport.redis.login import Server, Welcome
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.sockets import ExtraSocket
+from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
-from greenconn.transport.virtual.state import Binding
+from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_name", "topic_of"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
-_PING: Final = pack("PING")
 #: For a lost connection of the subscriptions, as long as the link lives.
 LISTENING: Final = RetryPolicy(first=0.1, longest=5.0)
 #: Begins, among the queues that a message goes to, what stands for a channel.
@@ -78,22 +76,46 @@ def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], R
     return partial(BroadcastRouter, exchange)
 
 
-class Fanout:
-    """The subscriptions of one link."""
+class _Feed(Protocol):
+    """What serves the consumers of a queue."""
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        self._pipeline: Pipeline | None = None
-        self._flight = SingleFlight("redis-fanout")
+    @property
+    def consumers(self) -> Collection[Consumer]: ...
+
+    def broadcast(self, raw: bytes, number: int) -> None:
+        """Take a message of fan-out.  In the reader."""
+
+
+class Fanout:
+    """The subscriptions of one link.
+
+    Arguments:
+        commands: of the link.
+        server: where it is.
+        state: the exchanges and bindings that this connection knows.
+        feeds: queue -> what serves its consumers of this link.
+        gap_before: returns the seconds since a queue last listened in a former life, once; None: it
+            did not.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        server: Server,
+        state: BrokerState,
+        feeds: Mapping[str, _Feed],
+        gap_before: Callable[[str], float | None],
+    ) -> None:
+        self._commands = commands
+        self._server = server
+        self._state = state
+        self._feeds = feeds
+        self._gap_before = gap_before
+        self.socket = ExtraSocket(commands, "redis-fanout")
         #: Channel -> the queues that are consumed and listen on it.
         self._listening: dict[bytes, dict[str, None]] = {}
         self._lost_at = 0.0
         self._number = 0
-
-    @property
-    def pipeline(self) -> Pipeline | None:
-        """The socket, if there is one."""
-        return self._pipeline
 
     @property
     def queues(self) -> set[str]:
@@ -104,7 +126,7 @@ class Fanout:
 
     def bound(self, queue: str) -> None:
         """A queue was bound to a fan-out exchange.  May switch, where it is consumed."""
-        feed = self._link.feeds.get(queue)
+        feed = self._feeds.get(queue)
         if feed is not None and feed.consumers:
             self.listen(queue)
 
@@ -115,13 +137,12 @@ class Fanout:
 
     def _topics(self, queue: str) -> list[bytes]:
         """What a queue listens on: the bindings that this connection knows."""
-        link = self._link
-        exchanges = link.state.exchanges
-        if link.options.fanout_lists:
+        exchanges = self._state.exchanges
+        if self._commands.options.fanout_lists:
             return []
         return [
             topic.encode()
-            for exchange, routing_key, _ in link.state.queue_bindings(queue)
+            for exchange, routing_key, _ in self._state.queue_bindings(queue)
             if exchange in exchanges and exchanges[exchange].type == "fanout"
             for topic in self._channels(exchange, routing_key)
         ]
@@ -131,12 +152,12 @@ class Fanout:
 
         A binding without a key takes messages of all keys; one with a key is a pattern, as in kombu.
         """
-        link = self._link
+        commands = self._commands
         keys = [routing_key.replace("#", "*")] if routing_key else ["", "*"]
-        legacy = (False, True) if link.options.sentinel_fanout_compat else (False,)
+        legacy = (False, True) if commands.options.sentinel_fanout_compat else (False,)
         return list(
             dict.fromkeys(
-                link.keys.topic(exchange, key, legacy=each) for key in keys for each in legacy
+                commands.keys.topic(exchange, key, legacy=each) for key in keys for each in legacy
             )
         )
 
@@ -154,12 +175,12 @@ class Fanout:
             return
         for topic in topics:
             self._listening.setdefault(topic, {})[queue] = None
-        pipeline = self._pipeline
+        pipeline = self.socket.pipeline
         if pipeline is None or pipeline.lost is not None:
-            self._flight.run("open", self._open, ENDLESS)
+            self.socket.open(self._connect, self._begin)
         else:
             self._subscribe(pipeline, topics)
-        gap = self._link.transport.former.gap(queue)
+        gap = self._gap_before(queue)
         if gap is not None:
             self._tell_gap([queue], gap)
 
@@ -174,32 +195,24 @@ class Fanout:
             return
         if not queues:
             del self._listening[topic]
-            if self._pipeline is not None:
-                self._pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), _ignore)
-                self._pipeline.post(_PING)  # else it would look like a reply that is late
+            pipeline = self.socket.pipeline
+            if pipeline is not None:
+                pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), _ignore)
+                pipeline.post(PING)  # else it would look like a reply that is late
 
-    def _open(self) -> None:
-        link = self._link
-        transport = link.transport
-        deadline = Deadline(transport.connect_timeout)
-        pipeline, welcome = open_pipeline(
-            transport.address, transport.login, deadline, self._on_push, self._on_lost
-        )
-        try:
-            pipeline.takes_arrays = welcome.protocol == 2
-            link.watch(pipeline)
-            if self._listening:
-                self._subscribe(pipeline, list(self._listening))
-            link.check_open()
-        except BaseException:
-            pipeline.close()
-            raise
-        self._pipeline = pipeline
+    def _connect(self) -> tuple[Pipeline, Welcome]:
+        deadline = Deadline(self._server.connect_timeout)
+        return self._server.open(deadline, self._on_push, self._on_lost)
+
+    def _begin(self, pipeline: Pipeline, welcome: Welcome) -> None:
+        pipeline.takes_arrays = welcome.protocol == 2
+        if self._listening:
+            self._subscribe(pipeline, list(self._listening))
 
     def _subscribe(self, pipeline: Pipeline, topics: list[bytes]) -> None:
         errors: list[Exception] = []
         pipeline.post_quiet(pack(b"PSUBSCRIBE", *topics), errors.append)
-        pipeline.call(_PING)  # a subscription itself has no reply
+        pipeline.call(PING)  # a subscription itself has no reply
         if errors:
             raise pipeline.error(errors[0], "listening to a fan-out exchange")
 
@@ -207,45 +220,33 @@ class Fanout:
 
     def _on_lost(self, exc: LinkLost) -> None:
         # In the reader, or in the hub.
-        if self._link.lost is None and self._listening:
+        if self._commands.lost is None and self._listening:
             self._lost_at = monotonic()
             spawn("redis-fanout-reopen", self._reopen)
 
     def _reopen(self) -> None:
         for attempt in attempts(LISTENING):
-            if self._link.lost is not None or not self._listening:
+            if self._commands.lost is not None or not self._listening:
                 return
             with attempt:
-                self._flight.run("open", self._open, ENDLESS)
+                self.socket.open(self._connect, self._begin)
                 break
-            logger.debug("%s: fan-out: %s", self._link.where, attempt.error)
+            logger.debug("%s: fan-out: %s", self._commands.where, attempt.error)
         self._tell_gap(self.queues, monotonic() - self._lost_at)
 
     def _tell_gap(self, queues: Iterable[str], seconds: float) -> None:
         for queue in queues:
             logger.warning(
                 "%s: queue %r did not listen to its fan-out exchanges for %.1f s: there may be a gap",
-                self._link.where,
+                self._commands.where,
                 queue,
                 seconds,
             )
-            feed = self._link.feeds.get(queue)
+            feed = self._feeds.get(queue)
             channels = {each.channel for each in feed.consumers} if feed is not None else set()
             for channel in channels:
                 for handler in list(channel.events.get("fanout_gap", ())):
                     handler(queue, seconds)
-
-    def stop(self) -> None:
-        """The link is gone.  Never switches."""
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
-            pipeline.close()
-
-    def forget(self) -> None:
-        """In the child of a fork: it is the parent's."""
-        if self._pipeline is not None:
-            self._pipeline.forget()
-            self._pipeline = None
 
     # In the reader: nothing here may switch or run user code.
 
@@ -253,7 +254,7 @@ class Fanout:
         if push[0] != b"pmessage":
             return
         for queue in list(self._listening.get(push[1], ())):
-            feed = self._link.feeds.get(queue)
+            feed = self._feeds.get(queue)
             if feed is not None:
                 self._number += 1
                 feed.broadcast(push[3], self._number)

@@ -124,7 +124,7 @@ class Feed:
         self.queue = queue
         self.coming = 0
         self.consumers: dict[Consumer, None] = {}
-        self.lists = link.keys.lists(queue)
+        self.lists = link.commands.keys.lists(queue)
         self.state: FeedState = _RESTING
         self._turns = Turns()
         self._misses = 0
@@ -137,8 +137,8 @@ class Feed:
         #: Messages of fan-out that nobody has room for.
         self._fanned: deque[Delivery] = deque()
         suffix = entry_suffix(queue)
-        keys = (link.keys.unacked, link.keys.unacked_index, *self.lists)
-        self._front, self._rest = Scripts.claim_frame(keys, link.prefix.encode(), suffix)
+        keys = (link.commands.keys.unacked, link.commands.keys.unacked_index, *self.lists)
+        self._front, self._rest = Scripts.claim_frame(keys, link.commands.prefix.encode(), suffix)
         self._exists = pack(b"EXISTS", *self.lists)
 
     def __repr__(self) -> str:
@@ -265,8 +265,8 @@ class Feed:
         self._reserved_for = consumer.channel
         self._again = False
         self._asked = count
-        self._number = number = self._link.take_numbers(count)
-        self._link.pipeline.post(
+        self._number = number = self._link.claims.take_numbers(count)
+        self._link.commands.pipeline.post(
             b"%b$%d\r\n%d\r\n$%d\r\n%d\r\n%b%b"
             % (
                 self._front,
@@ -288,7 +288,7 @@ class Feed:
 
     def _claimed(self, reply: Any) -> None:
         # In the reader.
-        if self._link.pipeline.lost is not None:
+        if self._link.commands.pipeline.lost is not None:
             return  # it stays under way: the next life looks what it has taken
         channel, self._reserved_for = self._reserved_for, None
         if isinstance(reply, Exception):
@@ -316,7 +316,7 @@ class Feed:
                 channel.serve()
             else:
                 self._claim()
-        elif not self._link.is_tracking:
+        elif not self._link.commands.is_tracking:
             self._wait_for_poll()
         else:
             self._ask()
@@ -326,7 +326,7 @@ class Feed:
     def _deliver(self, raw: bytes, number: int) -> None:
         link = self._link
         consumer = self._turns.take()
-        field = f"{link.prefix}{number}"
+        field = f"{link.commands.prefix}{number}"
         if consumer is None:
             # It was cancelled meanwhile: back to where it was, and nobody has seen it.
             link.answers.return_unseen(Delivery(None, field, number, raw, self.queue))
@@ -347,7 +347,7 @@ class Feed:
 
     def broadcast(self, raw: bytes, number: int) -> None:
         """A message of fan-out came for this queue.  In the reader."""
-        field = f"fanout.{self._link.owner}.{number}"
+        field = f"fanout.{self._link.commands.owner}.{number}"
         message = Delivery(None, field, number, raw, self.queue, is_broadcast=True)
         self._fanned.append(message)
         self._serve_fanned()
@@ -373,7 +373,7 @@ class Feed:
 
     def _ask(self) -> None:
         self._move(_ASKING)
-        self._link.pipeline.post(self._exists, self._told)
+        self._link.commands.pipeline.post(self._exists, self._told)
 
     def _told(self, reply: Any) -> None:
         # In the reader.
@@ -390,7 +390,7 @@ class Feed:
             self.pushed()
 
     def _wait_for_poll(self) -> None:
-        interval = self._link.options.polling_interval
+        interval = self._link.commands.options.polling_interval
         if interval is None:
             interval = self._poll
             self._poll = min(2 * self._poll, LONGEST_POLL)
@@ -399,15 +399,15 @@ class Feed:
     def _failed(self, reply: Exception) -> None:
         """A command failed: the link is gone, or the server refuses."""
         link = self._link
-        if link.pipeline.lost is not None:
+        if link.commands.pipeline.lost is not None:
             return
         self._move(_RESTING)
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
             # Somebody has flushed the scripts: send this one again, with its text.
-            link.scripts.forget()
-            link.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
+            link.commands.scripts.forget()
+            link.commands.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
             return
-        error = link.pipeline.error(reply, f"consuming from queue {self.queue!r}")
+        error = link.commands.pipeline.error(reply, f"consuming from queue {self.queue!r}")
         if link.lost is None:
             link.waking.refused(self, error)
 

@@ -15,12 +15,14 @@ has it any more: it is told again whenever the lease is renewed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from greenconn.broker.holding import Disposition, Done, HeldMessage
 from greenconn.broker.port import Claimed, Settlement
-from greenconn.transport.redis.clock import mark
+from greenconn.transport.redis.claims import Claims
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.moves import (
     move_arguments,
@@ -28,45 +30,81 @@ from greenconn.transport.redis.moves import (
     number_of,
     parted,
 )
-from greenconn.transport.redis.permissions import CANARY_NUMBER
-from greenconn.transport.redis.restoring import restore
+from greenconn.transport.redis.owners import Owners
+from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import MOVE, RENEW
+from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["RedisHolding"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
 
-class RedisHolding:
-    """See :class:`~greenconn.broker.holding.Holding`."""
+class HeldFeed(Protocol):
+    """What serves the consumers of a queue."""
 
-    __slots__ = ("_link",)
+    @property
+    def consumers(self) -> Collection[Consumer]: ...
+
+    def hint(self) -> None:
+        """A message was put into the queue.  Never switches."""
+
+    def broadcast_again(self, message: Delivery) -> None:
+        """A message of fan-out was given back.  Never switches."""
+
+    def claim_under_way(self) -> Iterable[int]:
+        """Return the numbers of the fields that a claim may have filled."""
+
+
+class RedisHolding:
+    """See :class:`~greenconn.broker.holding.Holding`.
+
+    Arguments:
+        commands: of the link.
+        owners: the link is one of them.
+        claims: that are no feed's.
+        directory: the queues.
+        restorer: gives back what former lives held.
+        feeds: queue -> what serves its consumers of this link.
+    """
+
+    __slots__ = ("_claims", "_commands", "_directory", "_feeds", "_owners", "_restorer")
 
     ack_limit = 500
     keeps_unreadable = True
     outlives_link = True
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    def __init__(
+        self,
+        commands: Commands,
+        owners: Owners,
+        claims: Claims,
+        directory: RedisDirectory,
+        restorer: Restorer,
+        feeds: Mapping[str, HeldFeed],
+    ) -> None:
+        self._commands = commands
+        self._owners = owners
+        self._claims = claims
+        self._directory = directory
+        self._restorer = restorer
+        self._feeds = feeds
 
     @property
     def lease(self) -> float:
         """Seconds that a message is held without renewal."""
-        return self._link.options.lease
+        return self._commands.options.lease
 
     @property
     def renewal_interval(self) -> float:
         """Seconds between two renewals."""
-        options = self._link.options
+        options = self._commands.options
         return min(options.lease / 3, options.visibility_timeout / 4)
 
     def ack(self, handles: Sequence[Any], done: Done) -> None:
         """Tell that messages were handled.  Never switches."""
-        pipeline, keys = self._link.pipeline, self._link.keys
+        pipeline, keys = self._commands.pipeline, self._commands.keys
         removed: list[Any] = []
         count = len(handles)
 
@@ -88,69 +126,56 @@ class RedisHolding:
 
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
-        link = self._link
-        moves = [move_of(link, each) for each in dispositions]
+        commands = self._commands
+        moves = [move_of(commands, each) for each in dispositions]
 
         def moved(reply: Any) -> None:
             # In the reader.
-            if link.pipeline.lost is None:
+            if commands.pipeline.lost is None:
                 done(_outcome(reply, len(moves)))
 
-        keys, *args = move_arguments(link, moves)
-        link.post_script(MOVE, keys, *args, done=moved)
+        keys, *args = move_arguments(commands.keys, self._directory, moves)
+        commands.post_script(MOVE, keys, *args, done=moved)
         # What goes back may come here again, where there is room.
         for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
-            feed = link.feeds.get(queue)
+            feed = self._feeds.get(queue)
             if feed is not None:
                 feed.hint()
 
     def return_unheld(self, delivery: Delivery) -> None:
         """Put back a delivery that nobody holds.  Never switches."""
-        link = self._link
+        commands = self._commands
         if delivery.is_broadcast:
-            feed = link.feeds.get(delivery.queue)
+            feed = self._feeds.get(delivery.queue)
             if feed is not None and feed.consumers:
                 feed.broadcast_again(delivery)
             return
-        for key, raw in move_of(link, Disposition(delivery, Settlement.BACK)).copies:
-            link.pipeline.post(pack(b"RPUSH", key, raw))
+        for key, raw in move_of(commands, Disposition(delivery, Settlement.BACK)).copies:
+            commands.pipeline.post(pack(b"RPUSH", key, raw))
 
     def put_off(self, message: HeldMessage) -> None:
         """Leave a message held, until the lease is renewed."""
 
     def renew(self, handles: Sequence[Any], done: Done) -> None:
         """Begin the leases of these messages anew.  Never switches."""
-        link = self._link
+        commands = self._commands
 
         def renewed(reply: Any) -> None:
             # In the reader.
-            if link.pipeline.lost is None:
+            if commands.pipeline.lost is None:
                 done(reply if isinstance(reply, Exception) else None)
 
-        keys, *args = self._renewal(handles)
-        link.post_script(RENEW, keys, *args, done=renewed)
-        link.directory.renew()
-
-    def renewal(self) -> bytes:
-        """Return the command that says that this owner lives."""
-        keys, *args = self._renewal(())
-        return self._link.scripts.call(RENEW, keys, *args)
-
-    def _renewal(self, handles: Sequence[Any]) -> tuple[Any, ...]:
-        """Return keys and arguments of the script that says that this owner lives, and holds these."""
-        link = self._link
-        keys = (link.keys.owners, link.keys.unacked_index)
-        # The time that is counted may be behind by what lies between two looks of the sweepers.
-        lasts_ms = int((link.options.lease + link.sweeper.interval) * 1000)
-        return keys, link.owner, lasts_ms, mark(), *handles
+        keys, *args = self._owners.renewal(handles)
+        commands.post_script(RENEW, keys, *args, done=renewed)
+        self._directory.renew()
 
     def doubtful(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""
-        link = self._link
-        numbers = [*link.gets, *(n for feed in link.feeds.values() for n in feed.claim_under_way())]
-        if link.permissions.is_trying:
-            numbers.append(CANARY_NUMBER)
-        return [Claimed("", None, f"{link.prefix}{number}") for number in numbers]
+        numbers = list(self._claims.doubtful())
+        for feed in self._feeds.values():
+            numbers += feed.claim_under_way()
+        prefix = self._commands.prefix
+        return [Claimed("", None, f"{prefix}{number}") for number in numbers]
 
     def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
         """Give back what former lives held, and what they may have.  May switch.
@@ -158,24 +183,25 @@ class RedisHolding:
         Raises:
             redis.exceptions.ResponseError: the server refuses.
         """
-        link = self._link
-        count = restore(link, [each.handle for each in (*held, *doubtful)])
+        count = self._restorer.restore([each.handle for each in (*held, *doubtful)])
         if count:
             logger.info(
-                "%s: %d messages that the lost connection held were given back", link.where, count
+                "%s: %d messages that the lost connection held were given back",
+                self._commands.where,
+                count,
             )
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
         """Call *callback* when all that can run now has run.  Never switches."""
-        self._link.pipeline.writer.before_flush(callback)
+        self._commands.pipeline.writer.before_flush(callback)
 
     def error(self, outcome: Exception, what: str) -> BaseException:
         """Return the exception for a reply that is one; what ends the link ends it.  Never switches."""
-        return self._link.pipeline.error(outcome, what)
+        return self._commands.pipeline.error(outcome, what)
 
     def interrupted(self, exc: BaseException) -> None:
         """End the link, since nobody can tell what it was told.  Never switches."""
-        self._link.pipeline.interrupted(exc)
+        self._commands.pipeline.interrupted(exc)
 
 
 class _Sized:

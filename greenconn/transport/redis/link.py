@@ -1,21 +1,20 @@
 """One life of a connection to a Redis: one socket for commands, shared by all channels.
 
-The socket is a :class:`~greenconn.transport.redis.pipeline.Pipeline`.  Beside it the link has what
-its channels share: the feeds of the queues that are consumed, what it holds (an *owner* with a
-lease), and what it knows of the queues.  Two more sockets are opened when they are needed: one for
-fan-out, one for bodies above 1 MiB.
+The link makes its parts and lets them know each other.  What nearly all of them use is in
+:class:`~greenconn.transport.redis.commands.Commands`; each has, beside that, just those that it needs.
+Two more sockets are opened when they are needed: one for fan-out, one for bodies above 1 MiB.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-from redis.exceptions import NoScriptError
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
@@ -25,26 +24,28 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.client import Clients
+from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.directory import RedisDirectory
-from greenconn.transport.redis.errors import LinkLost, NotRedis
+from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_name
 from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.holding import RedisHolding
 from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.large import LargeBodies
-from greenconn.transport.redis.login import open_pipeline
+from greenconn.transport.redis.login import Server
 from greenconn.transport.redis.message import Delivery
-from greenconn.transport.redis.owners import owner_of
-from greenconn.transport.redis.permissions import Permissions
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
+from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher, WindowPublisher
-from greenconn.transport.redis.replies import check_reply
-from greenconn.transport.redis.routes import routes_of
-from greenconn.transport.redis.scripts import Script, Scripts
+from greenconn.transport.redis.restoring import Restorer
+from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.secret import Secret
+from greenconn.transport.redis.sent import Unasked
+from greenconn.transport.redis.sockets import LargeBodies
 from greenconn.transport.redis.subscriptions import RedisSubscriptions
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.topology import RedisTopology
@@ -53,13 +54,10 @@ from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.wire.resp import Argument, ErrorReply, pack
+from greenconn.transport.virtual.state import BrokerState
+from greenconn.wire.resp import pack
 
-if TYPE_CHECKING:
-    from greenconn.transport.redis.sentinel import SwitchWatch
-    from greenconn.transport.redis.transport import Transport
-
-__all__ = ["RedisLink"]
+__all__ = ["LinkTransport", "MasterWatch", "RedisLink"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -67,8 +65,51 @@ T = TypeVar("T")
 
 #: Seconds that ``close`` waits for the server.
 CLOSE_TIMEOUT: Final = 2.0
-_PING: Final = pack("PING")
-_TRACK: Final = pack("CLIENT", "TRACKING", "ON")
+
+
+class MasterWatch(Protocol):
+    """Watches whether a server is still the one that is meant."""
+
+    def stop(self) -> None:
+        """End.  Never switches."""
+
+    def forget(self) -> None:
+        """Leave it to the parent process, in the child of a fork."""
+
+
+class LinkTransport(Protocol):
+    """The transport that opens links: what all lives of a connection share.
+
+    Attributes:
+        changing_credentials: the login may be another one when it is asked again.
+        former: the former lives at the same place.
+        handover: what they have left.
+        server: where the next link is opened.
+        state: the exchanges and bindings as this connection knows them.
+        unasked: what became of publishes that nobody has asked for.
+    """
+
+    client: Any
+    keys: Keys
+    server: Server
+
+    @property
+    def options(self) -> RedisOptions: ...
+    @property
+    def state(self) -> BrokerState: ...
+    @property
+    def handover(self) -> Handover: ...
+    @property
+    def former(self) -> FormerOwners: ...
+    @property
+    def unasked(self) -> Unasked: ...
+    @property
+    def changing_credentials(self) -> bool: ...
+
+    def watch_master(
+        self, commands: Commands, end: Callable[[BaseException], None]
+    ) -> MasterWatch | None:
+        """Return what watches whether the server is still the one that is meant; None: nothing."""
 
 
 class RedisLink(BrokerLink):
@@ -78,53 +119,51 @@ class RedisLink(BrokerLink):
         transport: has address, login, options and the exchanges.
 
     Attributes:
+        commands: the socket that its parts share.
+        feeds: queue -> what serves its consumers.
         owner: under which this life holds messages; nobody else has the same.  Known once it is open.
-        pipeline: the socket for commands.
         records: the exchanges and bindings in the server.
-        is_tracking: the server pushes when an idle queue gets a message.
-        protocol: the version of Redis' protocol, 3 or 2.
     """
 
     answers: Answers
     subscriptions: RedisSubscriptions
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: LinkTransport) -> None:
         super().__init__(transport.client)
         self.transport = transport
         self.state = transport.state
         self.options = transport.options
-        self.where = transport.address.where
-        self.keys: Keys = transport.keys
+        self.where = transport.server.address.where
         self.owner = ""
-        self.prefix = ""
-        self.scripts = Scripts()
-        self.directory: RedisDirectory = RedisDirectory(self)
+        self.is_parents = False  #: this process is a child of the one that opened it
+        #: Without ``ack_emulation``: nobody holds what was delivered.
+        self.forgets = not self.options.ack_emulation
+        self.feeds: dict[str, Feed] = {}
+        server, feeds = transport.server, self.feeds
+        self.commands = commands = Commands(
+            self.where, transport.keys, self.options, self._before_call
+        )
+        self.owners = owners = Owners(commands, self._count_time)
         self.records = RedisTopology(self)
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self)
-        self.is_parents = False  #: this process is a child of the one that opened it
-        self.holding = RedisHolding(self)
+        self.fanout = Fanout(commands, server, self.state, feeds, transport.former.gap)
+        self.large = LargeBodies(commands, server)
+        self.directory: RedisDirectory = RedisDirectory(self, commands, owners, feeds)
+        self.routes_to_queues = QueueRoutes(self.routing, self.directory, self.records)
+        dead_letters = partial(dead_letter_entries, self)
+        restorer = Restorer(commands, self.directory, self.routes_to_queues, dead_letters)
+        self.claims = Claims(commands, owners, self.keep_alive)
+        self.expiry = Expiry(commands, self.claims, restorer)
+        self.sweeper = Sweeper(commands, owners, self.directory, restorer, self.expiry)
+        self.holding = RedisHolding(commands, owners, self.claims, self.directory, restorer, feeds)
         self.answers = Answers(self)
-        self.subscriptions = RedisSubscriptions(self)
-        #: Without ``ack_emulation``: nobody holds what was delivered.
-        self.forgets = not self.options.ack_emulation
-        self.waking = Waking(self)
-        self.fanout = Fanout(self)
-        self._large = LargeBodies(self)
-        self.clients = Clients(self)
-        self._master: SwitchWatch | None = None
-        self.secret = Secret(self)
         self.leases = Leases(self)
-        self.permissions = Permissions(self)
-        self.sweeper = Sweeper(self)
-        self.expiry = Expiry(self)
-        self.feeds: dict[str, Feed] = {}
-        self.is_tracking = False
-        self.protocol = 3
-        self.pipeline: Pipeline
-        self._last_number = 0
-        #: Numbers of the fields that gets under way may fill.
-        self.gets: set[int] = set()
+        self.subscriptions = RedisSubscriptions(self)
+        self.waking = Waking(commands, self.directory.changed)
+        self.clients = Clients(commands, server, partial(self.home.check, self))
+        self.secret = Secret(commands, server.login.credentials, self.other_pipelines)
+        self._master: MasterWatch | None = None
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
@@ -136,60 +175,63 @@ class RedisLink(BrokerLink):
         Raises:
             Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
         """
-        transport = self.transport
-        self.pipeline, welcome = open_pipeline(
-            transport.address, transport.login, deadline, self._on_push, self._on_pipeline_lost
-        )
+        transport, commands = self.transport, self.commands
+        pipeline, welcome = transport.server.open(deadline, self._on_push, self._on_pipeline_lost)
         self.owner = owner_of(welcome.client_id)
-        self.prefix = f"gc.{self.owner}."
-        self.protocol = welcome.protocol
         try:
-            if welcome.protocol == 3:
-                # Nothing is registered by this alone; reads are, from now on.
-                self.pipeline.post(_TRACK, self._on_tracking)
-            ask_for_policy(self)
-            self.pipeline.call(_PING, deadline)
-            self.watch(self.pipeline)
-            self._master = transport.watch_master(self)
-            self.secret.watch()
+            commands.begin(pipeline, welcome.protocol, self.owner)
+            ask_for_policy(pipeline)
+            pipeline.call(PING, deadline)
+            commands.watch(pipeline)
+            self._master = transport.watch_master(commands, self.end)
+            if transport.changing_credentials:
+                self.secret.watch()
             self._after_fork = AfterFork(self)
         except BaseException:
-            self.pipeline.close()
+            pipeline.close()
             raise
 
-    def _on_tracking(self, reply: Any) -> None:
-        self.is_tracking = reply == b"OK"
+    # What its parts ask of it
+
+    def _before_call(self) -> None:
+        self.answers.before_call()
+
+    def _count_time(self) -> None:
+        self.sweeper.start()
+
+    def other_pipelines(self) -> list[Pipeline]:
+        """Return the open sockets beside that for commands.  Never switches."""
+        found = (self.fanout.socket.pipeline, self.large.socket.pipeline)
+        return [each for each in found if each is not None and each.lost is None]
+
+    def settle_answers(self, deadline: Deadline) -> None:
+        """Wait until dead letters are stored.  May switch."""
+        self.answers.wait_routed(deadline)
+
+    def queue_expires_messages(self, name: str, seconds: float) -> None:
+        """See that messages of a queue expire after so long.  Never switches."""
+        self.expiry.watch(name, seconds)
+
+    def queue_used(self, name: str, expires_ms: int) -> None:
+        """Renew what goes with a queue that expires so long after its last use.  Never switches."""
+        self.records.keep(name, expires_ms)
+
+    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
+        """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.
+
+        May switch.
+        """
+        self.expiry.forget(name)
+        self.fanout.leave(name)
+        self.records.ended(name)
+        self.state.queue_bindings_delete(name)
+        self.topology.delete_unbound(exchanges)
 
     # Commands
 
-    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
-        """Send a command and return its reply; see :meth:`Pipeline.call`.  May switch."""
-        self.answers.before_call()
-        reply = self.pipeline.call(command, deadline, what)
-        self._check_reply(command, reply)
-        return reply
-
-    def call_all(
-        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
-    ) -> list[Any]:
-        """Send commands and return their replies; see :meth:`Pipeline.call_all`.  May switch."""
-        self.answers.before_call()
-        replies = self.pipeline.call_all(commands, deadline, what)
-        for command, reply in zip(commands, replies, strict=True):
-            self._check_reply(command, reply)
-        return replies
-
-    def _check_reply(self, command: bytes, reply: Any) -> None:
-        try:
-            check_reply(command, reply, self.where)
-        except NotRedis as exc:
-            lost = LinkLost(f"{self.where}: connection lost: {exc}")
-            self.pipeline.end(lost)
-            raise lost from exc
-
     def ping(self) -> None:
         """Ask the server something.  May switch."""
-        self.call(_PING)
+        self.commands.call(PING)
 
     def check_open(self) -> None:
         """Raise unless open.
@@ -197,54 +239,7 @@ class RedisLink(BrokerLink):
         Raises:
             LinkLost: with the reason as ``__cause__``.
         """
-        if self.lost is not None:
-            raise LinkLost(f"connection is closed ({self.lost})") from self.lost
-
-    def large(self) -> Pipeline:
-        """The socket for large bodies.  May switch."""
-        return self._large.pipeline()
-
-    def other_pipelines(self) -> list[Pipeline]:
-        """The open sockets beside that for commands."""
-        found = (self.fanout.pipeline, self._large.current)
-        return [each for each in found if each is not None and each.lost is None]
-
-    def run(self, script: Script, keys: tuple[bytes, ...], *args: Argument, what: str) -> Any:
-        """Run a script and return its reply.  May switch.
-
-        Raises:
-            Exception: as :meth:`call`.
-        """
-        try:
-            return self.call(self.scripts.call(script, keys, *args), what=what)
-        except NoScriptError:
-            # Somebody has flushed the scripts: say it with its text.
-            self.scripts.forget()
-            return self.call(self.scripts.call(script, keys, *args), what=what)
-
-    def post_script(
-        self,
-        script: Script,
-        keys: tuple[bytes, ...],
-        *args: Argument,
-        done: Callable[[Any], object],
-    ) -> None:
-        """Post a script; *done* gets its reply, in the reader.  Never switches."""
-
-        def replied(reply: Any) -> None:
-            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-                self.scripts.forget()  # somebody has flushed them
-                self.post_script(script, keys, *args, done=done)
-            else:
-                done(reply)
-
-        self.pipeline.post(self.scripts.call(script, keys, *args), replied)
-
-    def watch(self, pipeline: Pipeline) -> None:
-        """Watch from now on whether the server answers on *pipeline*."""
-        options = self.options
-        timeout = options.socket_timeout or options.reply_timeout
-        pipeline.watch(timeout, options.health_check_interval)
+        self.commands.check_open()
 
     # Exchanges
 
@@ -269,12 +264,6 @@ class RedisLink(BrokerLink):
         if feed is None:
             feed = self.feeds[queue] = Feed(self, queue)
         return feed
-
-    def take_numbers(self, count: int) -> int:
-        """Reserve numbers for fields; the first of them."""
-        first = self._last_number + 1
-        self._last_number += count
-        return first
 
     def held(self) -> Iterable[Delivery]:
         """All that its channels hold."""
@@ -306,7 +295,7 @@ class RedisLink(BrokerLink):
         """
         if not exchange:
             return self.routing.routes(exchange, routing_key, headers)
-        routes = routes_of(self, exchange, routing_key, headers)
+        routes = self.routes_to_queues.find(exchange, routing_key, headers)
         return [*routes.queues, *(topic_name(*topic) for topic in routes.topics)]
 
     def entries(self, envelope: Envelope, queues: Sequence[str]) -> list[Entry]:
@@ -321,7 +310,9 @@ class RedisLink(BrokerLink):
     def publisher(self, channel: StoreChannel[Any]) -> RedisPublisher:
         """Return what *channel* publishes with."""
         size = self.options.publish_window
-        return WindowPublisher(channel, self, size) if size else RedisPublisher(channel, self)
+        if size:
+            return WindowPublisher(channel, self, size, self.transport.unasked)
+        return RedisPublisher(channel, self)
 
     def flush_answers(self) -> None:
         """Return when all answers have been given to the socket.  May switch.
@@ -337,7 +328,7 @@ class RedisLink(BrokerLink):
             except RecoverableConnectionError:
                 return
             self.answers.flush()
-            self.pipeline.drain()
+            self.commands.pipeline.drain()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all is written, and publishes of a window are answered.  May switch.
@@ -352,14 +343,15 @@ class RedisLink(BrokerLink):
             channel.flush(deadline.left())
         self.answers.wait_routed(deadline)
         self.answers.flush()
-        for pipeline in (self.pipeline, *self.other_pipelines()):
+        commands_pipeline = self.commands.pipeline
+        for pipeline in (commands_pipeline, *self.other_pipelines()):
             pipeline.drain(deadline)
         unasked = self.transport.unasked
         if unasked.awaited:  # of channels that were closed; answers keep their order
-            self.pipeline.call(_PING, deadline)
+            commands_pipeline.call(PING, deadline)
         failures = unasked.failures.take()
         if failures:
-            raise failures.error(self.pipeline)
+            raise failures.error(commands_pipeline)
         self.check_open()
 
     # Ending
@@ -380,8 +372,9 @@ class RedisLink(BrokerLink):
                 self.answers.flush()
                 if self.leases.is_renewing:
                     self.leases.stop()
-                    self.pipeline.post(pack("ZREM", self.keys.owners, self.owner))
-                self.pipeline.call(_PING)
+                    owners_key = self.commands.keys.owners
+                    self.commands.pipeline.post(pack("ZREM", owners_key, self.owner))
+                self.commands.pipeline.call(PING)
         except (OSError, RecoverableConnectionError):
             pass  # it is over all the same; the lease gives back what is held
         finally:
@@ -393,23 +386,26 @@ class RedisLink(BrokerLink):
         if self.lost is not None:
             return
         self.handover.take(self)
-        self.transport.former.add(self)
+        listened = self.fanout.queues
+        self.transport.former.add(self.owner, listened, is_leased=self.leases.is_renewing)
         note_lost(self.owner)
+        self.commands.lost = exc
         super().end(exc, closed=closed)
         self._stop()
         self.answers.stop(LinkLost(f"connection is closed ({exc})"))
-        if hasattr(self, "pipeline"):
+        if hasattr(self.commands, "pipeline"):
             self.answers.flush()
-            self.pipeline.close()
+            self.commands.pipeline.close()
 
     def forget(self, exc: BaseException) -> None:
         """In the child of a fork: it is the parent's."""
+        self.commands.lost = exc
         super().forget(exc)
         self.is_parents = True
         self.answers.stop(exc)
-        self.pipeline.forget()
-        self.fanout.forget()
-        self._large.forget()
+        self.commands.pipeline.forget()
+        self.fanout.socket.forget()
+        self.large.socket.forget()
         if self._master is not None:
             self._master.forget()
         self._stop()
@@ -422,8 +418,8 @@ class RedisLink(BrokerLink):
         self.leases.stop()
         self.waking.stop()
         self.directory.stop()
-        self.fanout.stop()
-        self._large.stop()
+        self.fanout.socket.stop()
+        self.large.socket.stop()
         self.clients.stop()
         self.secret.stop()
         if self._master is not None:

@@ -25,7 +25,7 @@ from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
 
-__all__ = ["Address", "Credentials", "Login", "Welcome", "open_pipeline"]
+__all__ = ["Address", "Credentials", "Login", "Server", "Welcome", "open_pipeline"]
 
 #: User name and password; either may be None.
 Credentials = tuple[str | None, str | None]
@@ -77,6 +77,28 @@ class Welcome:
 
     protocol: int
     client_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A server that a link is connected to.
+
+    Attributes:
+        connect_timeout: seconds for one connection; None waits.
+    """
+
+    address: Address
+    login: Login
+    connect_timeout: float | None
+
+    def open(
+        self,
+        deadline: Deadline,
+        on_push: Callable[[list[Any]], None],
+        on_lost: Callable[[LinkLost], None],
+    ) -> tuple[Pipeline, Welcome]:
+        """Open a socket to it; see :func:`open_pipeline`.  May switch."""
+        return open_pipeline(self.address, self.login, deadline, on_push, on_lost)
 
 
 def open_pipeline(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from greenconn.broker.holding import Disposition
 from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.keys import Keys
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = [
     "HEAD",
@@ -111,23 +110,23 @@ def number_of(field: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def move_of(link: RedisLink, disposition: Disposition) -> Move:
+def move_of(commands: Commands, disposition: Disposition) -> Move:
     """The move that does what becomes of a message; fan-out is published at once.  Never switches."""
     message, settlement, _, entries, is_unseen = disposition
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
     if settlement is not Settlement.BACK:
-        return Move(number, field, "", TAIL, _copies(link, raw, entries))
+        return Move(number, field, "", TAIL, _copies(commands, raw, entries))
     if is_unseen:
         envelope = _read(raw)
     else:
         raw, _, envelope = marked_redelivered(raw)
-    return Move(number, field, queue, HEAD, [(list_of(link.keys, queue, envelope), raw)])
+    return Move(number, field, queue, HEAD, [(list_of(commands.keys, queue, envelope), raw)])
 
 
-def _copies(link: RedisLink, raw: bytes, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
     """The lists that a dead letter goes to, with its text."""
-    keys, text = link.keys, raw
+    keys, text = commands.keys, raw
     copies: list[tuple[bytes, bytes]] = []
     written: Envelope | None = None
     for entry in entries:
@@ -136,7 +135,7 @@ def _copies(link: RedisLink, raw: bytes, entries: Sequence[Entry]) -> list[tuple
             text, written = _written(envelope) or raw, envelope
         topic = topic_of(entry.queue)
         if topic is not None:
-            link.pipeline.post(pack(b"PUBLISH", keys.topic(*topic), text))
+            commands.pipeline.post(pack(b"PUBLISH", keys.topic(*topic), text))
         elif not keys.is_reserved(entry.queue):
             copies.append((list_of(keys, entry.queue, envelope), text))
     return copies
@@ -159,10 +158,20 @@ def _read(raw: bytes) -> Any:
         return None
 
 
-def move_arguments(link: RedisLink, moves: Sequence[Move], dead_owner: str = "") -> tuple[Any, ...]:
+class Declared(Protocol):
+    """What is known of the queues."""
+
+    def last(self, name: str) -> Declaration:
+        """Return the declaration of a queue as it was read last.  Never switches."""
+
+
+def move_arguments(
+    keys: Keys, queues: Declared, moves: Sequence[Move], dead_owner: str = ""
+) -> tuple[Any, ...]:
     """Keys and arguments for the script that carries out *moves*.
 
     Arguments:
+        queues: as they were declared.
         dead_owner: nothing is done if this owner lives.
     """
     lists: list[bytes] = []
@@ -170,11 +179,11 @@ def move_arguments(link: RedisLink, moves: Sequence[Move], dead_owner: str = "")
     args: list[Any] = []
     for move in moves:
         place = 0
-        if move.queue and link.directory.last(move.queue).auto_delete:
+        if move.queue and queues.last(move.queue).auto_delete:
             place = places.setdefault(move.queue, len(places) + 1)
         args += [move.field, place, move.push, len(move.copies)]
         for key, raw in move.copies:
             lists.append(key)
             args.append(raw)
-    held = (link.keys.unacked, link.keys.unacked_index, link.keys.owners)
-    return (*held, *map(link.keys.queue, places), *lists), dead_owner, len(places), *args
+    held = (keys.unacked, keys.unacked_index, keys.owners)
+    return (*held, *map(keys.queue, places), *lists), dead_owner, len(places), *args

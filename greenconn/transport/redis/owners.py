@@ -1,4 +1,4 @@
-"""Whether the owner of something in the server lives.
+"""The owners of what is in a server: whether one lives, and how one says that it does.
 
 An owner is one life of a link.  Its name ends with the number that the server gave to its connection, so
 that others can look whether that connection is still there, as a broker of AMQP knows it: a process
@@ -8,20 +8,23 @@ older than 6.2, or the user may not ask) the lease alone decides.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from greenconn.transport.redis.clock import mark
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.virtual.owners import is_lost, new_owner
 from greenconn.wire.resp import pack
 
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
-
-__all__ = ["is_alive", "owner_of"]
+__all__ = ["FormerOwners", "Owners", "owner_of"]
 
 #: Between the two parts of a name.
 _SEPARATOR: Final = "-"
+#: Looks of the sweepers in one lease.
+LOOKS: Final = 5
 
 
 def owner_of(client_id: int | None) -> str:
@@ -34,21 +37,103 @@ def owner_of(client_id: int | None) -> str:
     return name if client_id is None else f"{name}{_SEPARATOR}{client_id}"
 
 
-def is_alive(link: RedisLink, owner: str) -> bool:
-    """Return whether *owner* may still use what it owns, as far as is known.  May switch."""
-    if is_lost(owner):
-        return False
-    link.sweeper.start()  # somebody must count the time in which its lease ends
-    if link.sweeper.dead([owner]):
-        return False
-    client_id = owner.rpartition(_SEPARATOR)[2] if _SEPARATOR in owner else ""
-    return not client_id.isdecimal() or _is_connected(link, client_id)
+class Owners:
+    """The owners in the server of one link, of which the link is one.
+
+    Arguments:
+        commands: of the link.
+        count_time: sees that somebody counts the time in which leases end.  Never switches.
+    """
+
+    def __init__(self, commands: Commands, count_time: Callable[[], None]) -> None:
+        self._commands = commands
+        self.count_time = count_time
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a sign of life after which what is held is looked at."""
+        options = self._commands.options
+        return min(options.lease, options.visibility_timeout)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks of all sweepers together."""
+        return self.patience / LOOKS
+
+    def is_alive(self, owner: str) -> bool:
+        """Return whether *owner* may still use what it owns, as far as is known.  May switch."""
+        if is_lost(owner):
+            return False
+        self.count_time()
+        if self.dead([owner]):
+            return False
+        client_id = owner.rpartition(_SEPARATOR)[2] if _SEPARATOR in owner else ""
+        return not client_id.isdecimal() or self._is_connected(client_id)
+
+    def _is_connected(self, client_id: str) -> bool:
+        """Return whether the server has a client of this number, or does not say so.  May switch."""
+        command = pack(b"CLIENT", b"LIST", b"ID", client_id)
+        try:
+            clients = self._commands.call(command, what="looking for an owner")
+        except ResponseError:
+            return True
+        return bool(clients)
+
+    def dead(self, owners: Sequence[str]) -> list[str]:
+        """Return those of *owners* whose lease has ended.  May switch."""
+        commands = self._commands
+        now, *expiries = commands.call_all(
+            [pack(b"ZSCORE", commands.keys.owners, each) for each in ("clock", *owners)],
+            what="sweeping",
+        )
+        return [
+            owner
+            for owner, expiry in zip(owners, expiries, strict=True)
+            if owner != commands.owner and (expiry is None or float(expiry) <= float(now or 0))
+        ]
+
+    def renewal(self, handles: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """Return keys and arguments of the script that says that the link lives, and holds these."""
+        commands = self._commands
+        keys = (commands.keys.owners, commands.keys.unacked_index)
+        # The time that is counted may be behind by what lies between two looks of the sweepers.
+        lasts_ms = int((commands.options.lease + self.interval) * 1000)
+        return keys, commands.owner, lasts_ms, mark(), *handles
 
 
-def _is_connected(link: RedisLink, client_id: str) -> bool:
-    """Return whether the server has a client of this number, or does not say so.  May switch."""
-    try:
-        clients = link.call(pack(b"CLIENT", b"LIST", b"ID", client_id), what="looking for an owner")
-    except ResponseError:
-        return True
-    return bool(clients)
+class FormerOwners:
+    """The former lives of a connection to one place: their leases, and what they listened to."""
+
+    __slots__ = ("_leased", "_listened")
+
+    def __init__(self) -> None:
+        #: Those that the server may still take for living.
+        self._leased: list[str] = []
+        #: Queues that listened to fan-out exchanges, and when that ended.
+        self._listened: dict[str, float] = {}
+
+    def add(self, owner: str, listened: Iterable[str], *, is_leased: bool) -> None:
+        """Note that the life of *owner* is over.  Never switches.
+
+        Arguments:
+            listened: queues that listened to fan-out exchanges.
+            is_leased: the server may still take it for living.
+        """
+        self._listened.update(dict.fromkeys(listened, monotonic()))
+        if is_leased:
+            self._leased.append(owner)
+
+    def gap(self, queue: str) -> float | None:
+        """Seconds since a queue last listened in a former life; None: it did not.  Once."""
+        since = self._listened.pop(queue, None)
+        return None if since is None else monotonic() - since
+
+    def end_leases(self, commands: Commands) -> None:
+        """End their leases over a link which has given back what they held.  May switch.
+
+        Who has no lease is nobody's consumer, and others give back what he still holds.
+        """
+        if self._leased:
+            command = pack(b"ZREM", commands.keys.owners, *self._leased)
+            commands.call(command, what="ending leases")
+            self._leased.clear()

@@ -8,23 +8,27 @@ publishes be unanswered, and raises what became of them later.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
+from greenconn.broker.answers import Answers
 from greenconn.broker.port import NoQueue
-from greenconn.broker.publisher import ChannelPublisher
+from greenconn.broker.publisher import ChannelPublisher, PublishingLink
 from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.moves import clamped
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
-from greenconn.transport.redis.routes import routes_of
+from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import PUSH
-from greenconn.transport.redis.sent import Window
+from greenconn.transport.redis.sent import Unasked, Window
+from greenconn.transport.redis.sockets import LargeBodies
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.port import ChannelPort
@@ -34,9 +38,6 @@ from greenconn.transport.virtual.publishing import (
 )
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["RedisPublisher", "WindowPublisher"]
 
@@ -95,24 +96,57 @@ class _Parcel:
             self._slot.offer(self._error or (None if self._is_stored else NoQueue()))
 
 
+class _Feed(Protocol):
+    """What serves the consumers of a queue."""
+
+    def hint(self) -> None:
+        """This connection has just sent a message to the queue.  Never switches."""
+
+
+class RedisPublishingLink(PublishingLink, Protocol):
+    """What all publishers of one link share.
+
+    Attributes:
+        feeds: queue -> what serves its consumers of this link.
+        large: the way of large bodies.
+    """
+
+    @property
+    def commands(self) -> Commands: ...
+    @property
+    def directory(self) -> RedisDirectory: ...
+    @property
+    def routes_to_queues(self) -> QueueRoutes: ...
+    @property
+    def large(self) -> LargeBodies: ...
+    @property
+    def answers(self) -> Answers: ...
+    @property
+    def feeds(self) -> Mapping[str, _Feed]: ...
+
+
 class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
     """What one channel publishes with.
 
     Arguments:
         channel: is closed by what the broker refuses.
-        link: sends the commands.
+        link: has the parts that all its channels share.
     """
 
     #: Makes a message to publish.
     prepare = Outgoing
 
-    def __init__(self, channel: ChannelPort, link: RedisLink) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisPublishingLink) -> None:
         super().__init__(channel, link)
+        commands = link.commands
         self._link = link
-        self._pipeline = link.pipeline
-        self._options = link.options
-        self._limit = link.options.max_message_size
-        self._encoding = link.options.body_encoding
+        self._keys = commands.keys
+        self._pipeline = commands.pipeline
+        self._options = commands.options
+        self._limit = commands.options.max_message_size
+        self._encoding = commands.options.body_encoding
+        self._directory = link.directory
+        self._feeds = link.feeds
         self._tags = TagMaker()
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
 
@@ -140,7 +174,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         if exchange or not routing_key or not is_plain:
             return self._routed(message, exchange, routing_key, mandatory)
         if mandatory:
-            directory = self._link.directory
+            directory = self._directory
             if not directory.is_there(routing_key):
                 return None
             if directory.may_end(routing_key):
@@ -164,8 +198,8 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """The head of the command that appends a message to a queue, and the route in it."""
-        self._refusing(self._link.directory.check_name, queue, Method.BASIC_PUBLISH)
-        key = self._link.keys.list_for(queue, clamped(message.priority))
+        self._refusing(self._directory.check_name, queue, Method.BASIC_PUBLISH)
+        key = self._keys.list_for(queue, clamped(message.priority))
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
         if message.delivery_info is None:
@@ -196,10 +230,9 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _pushed(self, queue: str) -> None:
         """A message was sent to *queue*.  Never switches."""
-        link = self._link
-        if queue in link.directory.expiring:
-            link.directory.pushed(queue)
-        feed = link.feeds.get(queue)
+        if queue in self._directory.expiring:
+            self._directory.pushed(queue)
+        feed = self._feeds.get(queue)
         if feed is not None:
             feed.hint()
 
@@ -209,7 +242,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
     ) -> Routed | None:
         """Return the target of a message that is routed, or large, or has what does not count here."""
-        link = self._link
+        directory = self._directory
         if message.ignored:
             self._channel.warn_of_unsupported(
                 ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
@@ -218,15 +251,15 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             raise too_large(len(message.raw), self._limit)
         queues, topics = self._targets(message, exchange, routing_key)
         if mandatory and exchange == "":
-            queues = [each for each in queues if link.directory.is_there(each)]
+            queues = [each for each in queues if directory.is_there(each)]
         if not queues and not topics:
             return None if mandatory else self._last_resort(message, exchange, routing_key)
         raw = self._envelope(message, exchange, routing_key)
         priority = clamped(message.priority)
-        ending = {each for each in queues if link.directory.may_end(each)}
+        ending = {each for each in queues if directory.may_end(each)}
         commands = [self._append(each, priority, raw, each in ending) for each in queues]
         commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
-        pipeline = link.pipeline if len(raw) <= LARGE else link.large()
+        pipeline = self._pipeline if len(raw) <= LARGE else self._link.large.pipeline()
         self._channel.check_open()
         return Routed(pipeline, commands, queues, bool(ending) and not topics)
 
@@ -241,7 +274,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
         """The command that appends a message to a queue; it needs no script that was sent before."""
-        keys = self._link.keys
+        keys = self._keys
         key = keys.list_for(queue, priority)
         if may_end:
             return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)
@@ -251,18 +284,19 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         self, message: Outgoing, exchange: str, routing_key: str
     ) -> tuple[list[str], list[str]]:
         """The queues and the fan-out channels of a message.  May switch."""
-        link = self._link
         if not exchange:
             keys = [routing_key] if routing_key else []
             for name in ("CC", "BCC"):
                 keys += message.headers.get(name) or ()
             for key in keys:
-                self._refusing(link.directory.check_name, key, Method.BASIC_PUBLISH)
+                self._refusing(self._directory.check_name, key, Method.BASIC_PUBLISH)
             return list(dict.fromkeys(keys)), []
-        routes = self._refusing(routes_of, link, exchange, routing_key, message.headers)
-        topics = [link.keys.topic(name, key) for name, key in routes.topics]
-        if link.options.sentinel_fanout_compat:
-            topics += [link.keys.topic(name, key, legacy=True) for name, key in routes.topics]
+        routes = self._refusing(
+            self._link.routes_to_queues.find, exchange, routing_key, message.headers
+        )
+        topics = [self._keys.topic(name, key) for name, key in routes.topics]
+        if self._options.sentinel_fanout_compat:
+            topics += [self._keys.topic(name, key, legacy=True) for name, key in routes.topics]
         return routes.queues, topics
 
     def _last_resort(self, message: Outgoing, exchange: str, routing_key: str) -> Routed | None:
@@ -311,7 +345,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         if link.lost is None:
             link.answers.wait_routed(deadline)
             link.answers.flush()
-            link.pipeline.drain(deadline)
+            self._pipeline.drain(deadline)
 
 
 class WindowPublisher(RedisPublisher):
@@ -319,11 +353,15 @@ class WindowPublisher(RedisPublisher):
 
     Arguments:
         size: how many.
+        unasked: takes what becomes of those that nobody waits for.
     """
 
-    def __init__(self, channel: ChannelPort, link: RedisLink, size: int) -> None:
+    def __init__(
+        self, channel: ChannelPort, link: RedisPublishingLink, size: int, unasked: Unasked
+    ) -> None:
         super().__init__(channel, link)
-        self._window = Window(size, link.transport.unasked)
+        self._unasked = unasked
+        self._window = Window(size, unasked)
 
     def publish(
         self,
@@ -371,12 +409,12 @@ class WindowPublisher(RedisPublisher):
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
         self._drain(Deadline(timeout))
-        window, unasked = self._window, self._link.transport.unasked
+        window, unasked = self._window, self._unasked
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:
             # Answers keep their order: behind this one's all are there.
             try:
-                self._pipeline.call(pack(b"PING"), Deadline(timeout))
+                self._pipeline.call(PING, Deadline(timeout))
             except Exception as exc:
                 lost = exc
         failures = window.failures.take()

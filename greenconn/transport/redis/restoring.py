@@ -7,15 +7,16 @@ nothing for an entry that is no longer there: two who restore the same message d
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.holding import Disposition
-from greenconn.broker.port import Settlement
+from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.moves import (
@@ -27,15 +28,12 @@ from greenconn.transport.redis.moves import (
     number_of,
     parted,
 )
-from greenconn.transport.redis.routes import bound_queues
+from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
 from greenconn.wire.resp import pack
 
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
-
-__all__ = ["Held", "carry_out", "dead_letter_move", "read_held", "restore"]
+__all__ = ["Held", "Restorer", "read_held"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -86,117 +84,144 @@ def read_held(field: str, value: bytes) -> Held | None:
     return Held(field, raw, exchange, routing_key)
 
 
-def restore(link: RedisLink, fields: Sequence[str], dead_owner: str = "") -> int:
-    """Give back what is held under *fields*, and return how many that were.  May switch.
+class Restorer:
+    """Gives back what is held, for one link.
 
     Arguments:
-        dead_owner: nothing is done if this owner lives.
+        commands: of the link.
+        directory: the queues.
+        routes: where messages go that kombu holds.
+        dead_letters: returns the copies of a message that is given up, and why, for the queues that
+            get it.  May switch.
+
+    Attributes:
+        stuck: fields that stay where they are: nobody can read them, or their queue is no list.
     """
-    restored = 0
-    for start in range(0, len(fields), PAGE):
-        page = fields[start : start + PAGE]
-        # A reply for each: of several large messages one would be above the limit of a reply.
-        held_key = link.keys.unacked
-        values = link.call_all([pack(b"HMGET", held_key, each) for each in page], what="restoring")
-        moves: list[Move] = []
-        found: list[Held] = []
-        for field, (value,) in zip(page, values, strict=True):
-            if value is None:
-                # Somebody was quicker, or died between two commands.
-                link.pipeline.post(pack(b"ZREM", link.keys.unacked_index, field))
-                continue
-            held = read_held(field, value)
-            if held is None or (not held.exchange and link.keys.is_reserved(held.routing_key)):
-                _note_stuck(link, field, "it cannot be read")
-                continue
-            found.append(held)
-        ended = _ended(link, {each.routing_key for each in found if not each.exchange})
-        for held in found:
-            if not held.exchange and held.routing_key in ended:
-                moves.append(Move(held.number, held.field, "", HEAD, []))  # it goes with its queue
+
+    def __init__(
+        self,
+        commands: Commands,
+        directory: RedisDirectory,
+        routes: QueueRoutes,
+        dead_letters: Callable[[Delivery, str], Sequence[Entry]],
+    ) -> None:
+        self._commands = commands
+        self._directory = directory
+        self._routes = routes
+        self._dead_letters = dead_letters
+        self.stuck: set[str] = set()
+
+    def restore(self, fields: Sequence[str], dead_owner: str = "") -> int:
+        """Give back what is held under *fields*, and return how many that were.  May switch.
+
+        Arguments:
+            dead_owner: nothing is done if this owner lives.
+        """
+        commands, keys = self._commands, self._commands.keys
+        restored = 0
+        for start in range(0, len(fields), PAGE):
+            page = fields[start : start + PAGE]
+            # A reply for each: of several large messages one would be above the limit of a reply.
+            asked = [pack(b"HMGET", keys.unacked, each) for each in page]
+            values = commands.call_all(asked, what="restoring")
+            moves: list[Move] = []
+            found: list[Held] = []
+            for field, (value,) in zip(page, values, strict=True):
+                if value is None:
+                    # Somebody was quicker, or died between two commands.
+                    commands.pipeline.post(pack(b"ZREM", keys.unacked_index, field))
+                    continue
+                held = read_held(field, value)
+                if held is None or (not held.exchange and keys.is_reserved(held.routing_key)):
+                    self._note_stuck(field, "it cannot be read")
+                    continue
+                found.append(held)
+            ended = self._ended({each.routing_key for each in found if not each.exchange})
+            for held in found:
+                if not held.exchange and held.routing_key in ended:
+                    # It goes with its queue.
+                    moves.append(Move(held.number, held.field, "", HEAD, []))
+                else:
+                    moves.append(self._way_back(held))
+            moves.sort(key=lambda move: move.number, reverse=True)
+            restored += self.carry_out(moves, dead_owner)
+        return restored
+
+    def _ended(self, queues: set[str]) -> set[str]:
+        """Return those of *queues* that have ended, and were not declared anew.  May switch."""
+        keys, names = self._commands.keys, sorted(queues)
+        asked = [
+            command
+            for name in names
+            for command in (pack(b"ZSCORE", keys.ended, name), pack(b"EXISTS", keys.queue(name)))
+        ]
+        replies = iter(self._commands.call_all(asked, what="restoring"))
+        return {
+            name
+            for name, at, is_declared in zip(names, replies, replies, strict=True)
+            if at is not None and not is_declared
+        }
+
+    def carry_out(self, moves: list[Move], dead_owner: str = "") -> int:
+        """Move messages, and return how many were still held.  May switch.
+
+        One whose list is something else in the server stays where it is, and holds up no other.
+        """
+        keys = self._commands.keys
+        moved = 0
+        for part in parted(moves):
+            args = move_arguments(keys, self._directory, part, dead_owner)
+            try:
+                reply: Any = self._commands.run(MOVE, *args, what="restoring")
+            except ResponseError as exc:
+                if "WRONGTYPE" not in str(exc):
+                    raise
+                if len(part) > 1:
+                    moved += sum(self.carry_out([move], dead_owner) for move in part)
+                else:
+                    self._note_stuck(part[0].field, str(exc))
             else:
-                moves.append(_way_back(link, held))
-        moves.sort(key=lambda move: move.number, reverse=True)
-        restored += carry_out(link, moves, dead_owner)
-    return restored
+                moved += max(reply, 0)
+        return moved
 
+    def dead_letter_move(self, message: Delivery, reason: str) -> Move:
+        """Return the move that makes a dead letter of a message, or drops it.  May switch.
 
-def _ended(link: RedisLink, queues: set[str]) -> set[str]:
-    """Return those of *queues* that have ended, and were not declared anew.  May switch."""
-    keys, names = link.keys, sorted(queues)
-    commands = [
-        command
-        for name in names
-        for command in (pack(b"ZSCORE", keys.ended, name), pack(b"EXISTS", keys.queue(name)))
-    ]
-    replies = iter(link.call_all(commands, what="restoring"))
-    return {
-        name
-        for name, at, is_declared in zip(names, replies, replies, strict=True)
-        if at is not None and not is_declared
-    }
+        Arguments:
+            reason: ``delivery_limit`` or ``expired``.
+        """
+        entries = self._dead_letters(message, reason)
+        return move_of(self._commands, Disposition(message, Settlement.DONE, entries=entries))
 
+    def _note_stuck(self, field: str, why: str) -> None:
+        if field not in self.stuck:
+            self.stuck.add(field)
+            logger.error("%s: %s stays where it is: %s", self._commands.where, field, why)
 
-def carry_out(link: RedisLink, moves: list[Move], dead_owner: str = "") -> int:
-    """Move messages, and return how many were still held.  May switch.
-
-    One whose list is something else in the server stays where it is, and holds up no other.
-    """
-    moved = 0
-    for part in parted(moves):
-        try:
-            reply: Any = link.run(MOVE, *move_arguments(link, part, dead_owner), what="restoring")
-        except ResponseError as exc:
-            if "WRONGTYPE" not in str(exc):
-                raise
-            if len(part) > 1:
-                moved += sum(carry_out(link, [move], dead_owner) for move in part)
-            else:
-                _note_stuck(link, part[0].field, str(exc))
+    def _way_back(self, held: Held) -> Move:
+        if not held.exchange and not held.routing_key:
+            return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
+        commands, directory = self._commands, self._directory
+        raw, deliveries, envelope = marked_redelivered(held.raw)
+        queues = [held.routing_key]
+        if not held.exchange:
+            directory.look(held.routing_key)
+            limit = directory.delivery_limit(held.routing_key)
+            if limit is not None and deliveries >= limit:
+                message = Delivery(None, held.field, held.number, held.raw, held.routing_key)
+                return self.dead_letter_move(message, "delivery_limit")
         else:
-            moved += max(reply, 0)
-    return moved
-
-
-def dead_letter_move(link: RedisLink, message: Delivery, reason: str) -> Move:
-    """Return the move that makes a dead letter of a message, or drops it.  May switch.
-
-    Arguments:
-        reason: ``delivery_limit`` or ``expired``.
-    """
-    entries = dead_letter_entries(link, message, reason)
-    return move_of(link, Disposition(message, Settlement.DONE, entries=entries))
-
-
-def _note_stuck(link: RedisLink, field: str, why: str) -> None:
-    if field not in link.sweeper.stuck:
-        link.sweeper.stuck.add(field)
-        logger.error("%s: %s stays where it is: %s", link.where, field, why)
-
-
-def _way_back(link: RedisLink, held: Held) -> Move:
-    if not held.exchange and not held.routing_key:
-        return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
-    raw, deliveries, envelope = marked_redelivered(held.raw)
-    queues = [held.routing_key]
-    if not held.exchange:
-        link.directory.look(held.routing_key)
-        limit = link.directory.delivery_limit(held.routing_key)
-        if limit is not None and deliveries >= limit:
-            message = Delivery(None, held.field, held.number, held.raw, held.routing_key)
-            return dead_letter_move(link, message, "delivery_limit")
-    else:
-        # Of kombu, which keeps where a message was sent instead of where it was taken.
-        queues = bound_queues(link, held.exchange, held.routing_key)
-        if not queues:
-            last = link.options.deadletter_queue
-            queues = [] if last is None else [last]
-            logger.error(
-                "%s: a held message of exchange %r has no queue to go back to: it %s",
-                link.where,
-                held.exchange,
-                "is dropped" if last is None else f"goes to {last!r}",
-            )
-    copies = [(list_of(link.keys, each, envelope), raw) for each in queues]
-    queue = queues[0] if queues else ""
-    return Move(held.number, held.field, queue, HEAD, copies)
+            # Of kombu, which keeps where a message was sent instead of where it was taken.
+            queues = self._routes.bound_queues(held.exchange, held.routing_key)
+            if not queues:
+                last = commands.options.deadletter_queue
+                queues = [] if last is None else [last]
+                logger.error(
+                    "%s: a held message of exchange %r has no queue to go back to: it %s",
+                    commands.where,
+                    held.exchange,
+                    "is dropped" if last is None else f"goes to {last!r}",
+                )
+        copies = [(list_of(commands.keys, each, envelope), raw) for each in queues]
+        queue = queues[0] if queues else ""
+        return Move(held.number, held.field, queue, HEAD, copies)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from greenconn.broker.routing import Routing
+from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
 
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
-
-__all__ = ["Routes", "bound_queues", "routes_of"]
+__all__ = ["QueueRoutes", "Routes"]
 
 #: For their tables; they need no channel.
 _TYPES: Final[dict[str, ExchangeType]] = {
@@ -40,46 +40,61 @@ class Routes:
                 self.topics.append(topic)
 
 
-def routes_of(
-    link: RedisLink, exchange: str, routing_key: str, headers: Mapping[str, Any]
-) -> Routes:
-    """Return where a message goes.  May switch.
+class QueueRoutes:
+    """Where messages go, as one link knows it, as far as the queues exist.
 
-    A binding may outlive its queue.  Who finds that removes it, and then the exchange may have no
-    binding for the message any more, but an alternate exchange.
-
-    Raises:
-        NotFound: there is no such exchange.
+    Arguments:
+        routing: the exchanges and bindings.
+        directory: the queues.
+        topology: the bindings in the server.
     """
-    gone: set[str] = set()
-    while True:
-        routes = Routes(link.routing.routes(exchange, routing_key, headers))
-        routes.queues = [each for each in routes.queues if each not in gone]
-        there = existing(link, routes.queues)
-        if len(there) == len(routes.queues):
-            return routes
-        gone.update(each for each in routes.queues if each not in there)
 
+    __slots__ = ("_directory", "_routing", "_topology")
 
-def existing(link: RedisLink, queues: list[str]) -> list[str]:
-    """Return those of *queues* that exist.  May switch."""
-    directory, topology = link.directory, link.records
-    doubtful = {
-        each: [topology.bound_field(*binding) for binding in link.routing.rows_to(each)]
-        for each in queues
-        if not directory.trusts(each)
-    }
-    if not doubtful:
-        return queues
-    there = directory.existing(doubtful)
-    return [each for each in queues if each not in doubtful or each in there]
+    def __init__(
+        self, routing: Routing, directory: RedisDirectory, topology: RedisTopology
+    ) -> None:
+        self._routing = routing
+        self._directory = directory
+        self._topology = topology
 
+    def find(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Routes:
+        """Return where a message goes.  May switch.
 
-def bound_queues(link: RedisLink, exchange: str, routing_key: str) -> list[str]:
-    """Return the queues that an exchange leads to by its table alone, fan-out too.  May switch."""
-    known = link.routing.learn(exchange)
-    if known is None:
-        return []
-    kind = _TYPES["fanout" if known.type == "headers" else known.type]
-    queues = sorted(kind.lookup(link.records.table(exchange), exchange, routing_key, None))
-    return existing(link, queues) or queues
+        A binding may outlive its queue.  Who finds that removes it, and then the exchange may have
+        no binding for the message any more, but an alternate exchange.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+        gone: set[str] = set()
+        while True:
+            routes = Routes(self._routing.routes(exchange, routing_key, headers))
+            routes.queues = [each for each in routes.queues if each not in gone]
+            there = self.existing(routes.queues)
+            if len(there) == len(routes.queues):
+                return routes
+            gone.update(each for each in routes.queues if each not in there)
+
+    def existing(self, queues: list[str]) -> list[str]:
+        """Return those of *queues* that exist.  May switch."""
+        directory, topology = self._directory, self._topology
+        doubtful = {
+            each: [topology.bound_field(*binding) for binding in self._routing.rows_to(each)]
+            for each in queues
+            if not directory.trusts(each)
+        }
+        if not doubtful:
+            return queues
+        there = directory.existing(doubtful)
+        return [each for each in queues if each not in doubtful or each in there]
+
+    def bound_queues(self, exchange: str, routing_key: str) -> list[str]:
+        """Return the queues that an exchange leads to by its table alone, fan-out too.  May switch."""
+        known = self._routing.learn(exchange)
+        if known is None:
+            return []
+        kind = _TYPES["fanout" if known.type == "headers" else known.type]
+        table = self._topology.table(exchange)
+        queues = sorted(kind.lookup(table, exchange, routing_key, None))
+        return self.existing(queues) or queues

@@ -7,17 +7,15 @@ A password that is a function, and a credential provider, are asked again every
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.renewal import Renewal
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.login import Credentials
-from greenconn.transport.redis.pipeline import ENDLESS
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Secret"]
 
@@ -25,24 +23,31 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 
 class Secret:
-    """What one link has logged in with."""
+    """What one link has logged in with.
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    Arguments:
+        commands: of the link.
+        credentials: returns the login as it is now.
+        other_pipelines: returns the open sockets beside that for commands.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        credentials: Callable[[], Credentials],
+        other_pipelines: Callable[[], list[Pipeline]],
+    ) -> None:
+        self._commands = commands
+        self._credentials = credentials
+        self._other_pipelines = other_pipelines
         self._told: Credentials | None = None
         self._renewal: Renewal | None = None
 
     def watch(self) -> None:
-        """Ask again now and then, if what is asked may answer something else.  Never switches."""
-        link, client = self._link, self._link.client
-        changes = (
-            callable(client.password)
-            or getattr(client, "credential_provider", None)
-            or link.options.credential_provider
-        )
-        interval = link.options.reauth_check_interval
-        if changes and interval:
-            self._renewal = Renewal(self._renew, logger, link.where, interval)
+        """Ask again every ``reauth_check_interval``, unless that is 0.  Never switches."""
+        interval = self._commands.options.reauth_check_interval
+        if interval:
+            self._renewal = Renewal(self._renew, logger, self._commands.where, interval)
             self._renewal.begin_in(0.0)
 
     def stop(self) -> None:
@@ -51,7 +56,7 @@ class Secret:
             self._renewal.stop()
 
     def _renew(self) -> object:
-        current = self._link.transport.login.credentials()
+        current = self._credentials()
         if self._told is None:
             self._told = current  # that of the opening
         elif current != self._told:
@@ -64,12 +69,11 @@ class Secret:
         Raises:
             redis.exceptions.ResponseError: the server does not take it; the former login stays.
         """
-        link = self._link
         user, password = credentials
         command = pack("AUTH", user or "default", password or "")
-        link.call(command, deadline, "logging in anew")
+        self._commands.call(command, deadline, "logging in anew")
         self._told = credentials
-        for pipeline in link.other_pipelines():
+        for pipeline in self._other_pipelines():
             if pipeline.takes_arrays:
                 # A subscriber of RESP2 cannot: it comes again with the new login.
                 pipeline.end(LinkLost(f"{pipeline.where}: to log in anew"))

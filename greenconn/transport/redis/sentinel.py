@@ -8,14 +8,16 @@ connection to a sentinel and listens to ``+switch-master``, and ends when anothe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Final
 
 from gevent import Greenlet
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
 from greenconn.transport.redis.login import (
     Address,
@@ -25,12 +27,10 @@ from greenconn.transport.redis.login import (
     open_pipeline,
 )
 from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.sockets import ExtraSocket
 from greenconn.transport.redis.transport import Transport
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import ErrorReply, pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["SentinelTransport", "SwitchWatch"]
 
@@ -113,7 +113,7 @@ class SentinelTransport(Transport):
         replies: list[Any] = []
         try:
             pipeline.post(pack("SENTINEL", "MASTER", name), replies.append)
-            pipeline.call(pack("PING"), deadline)
+            pipeline.call(PING, deadline)
         finally:
             pipeline.close()
         (reply,) = replies
@@ -142,9 +142,9 @@ class SentinelTransport(Transport):
             settings=self.options.socket_keepalive_options,
         )
 
-    def watch_master(self, link: RedisLink) -> SwitchWatch:
-        """Watch for another master, as long as *link* lives."""
-        return SwitchWatch(self, link)
+    def watch_master(self, commands: Commands, end: Callable[[BaseException], None]) -> SwitchWatch:
+        """Watch for another master, as long as a link lives."""
+        return SwitchWatch(self, commands, end)
 
 
 class SwitchWatch:
@@ -152,14 +152,21 @@ class SwitchWatch:
 
     Arguments:
         transport: knows the sentinels.
-        link: is ended.
+        commands: of the link.
+        end: ends it.  Never switches.
     """
 
-    def __init__(self, transport: SentinelTransport, link: RedisLink) -> None:
+    def __init__(
+        self,
+        transport: SentinelTransport,
+        commands: Commands,
+        end: Callable[[BaseException], None],
+    ) -> None:
         self._transport = transport
-        self._link = link
-        self._address = transport.address
-        self._pipeline: Pipeline | None = None
+        self._commands = commands
+        self._end = end
+        self._address = transport.server.address
+        self._socket = ExtraSocket(commands, "redis-sentinel-socket")
         self._greenlet: Greenlet[..., Any] | None = spawn("redis-sentinel", self._run)
 
     def stop(self) -> None:
@@ -167,47 +174,36 @@ class SwitchWatch:
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill(block=False)
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
-            pipeline.close()
+        self._socket.stop()
 
     def forget(self) -> None:
         """In the child of a fork: it is the parent's."""
-        if self._pipeline is not None:
-            self._pipeline.forget()
-            self._pipeline = None
+        self._socket.forget()
 
     def _run(self) -> None:
         """Find a sentinel that listens with us; one that is lost is replaced."""
         for _ in attempts(FINDING):
-            if self._link.lost is not None:
+            if self._commands.lost is not None:
                 return
             for sentinel in self._transport.sentinels():
                 try:
-                    self._subscribe(sentinel)
+                    self._socket.open(partial(self._connect, sentinel), self._subscribe)
+                    self._check_master(sentinel)
                     return
                 except (OSError, LinkLost) as exc:
                     logger.debug("%s: %s", sentinel.where, exc)
 
-    def _subscribe(self, sentinel: Address) -> None:
+    def _connect(self, sentinel: Address) -> tuple[Pipeline, Welcome]:
         deadline = Deadline(self._transport.connect_timeout)
-        pipeline, welcome = self._transport.open_sentinel(
-            sentinel, deadline, self._on_push, self._on_lost
-        )
-        try:
-            pipeline.takes_arrays = welcome.protocol == 2
-            errors: list[Exception] = []
-            pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
-            pipeline.call(pack("PING"), deadline)
-            if errors:
-                raise pipeline.error(errors[0], "listening to a sentinel")
-            self._link.check_open()
-            self._link.watch(pipeline)
-        except BaseException:
-            pipeline.close()
-            raise
-        self._pipeline = pipeline
-        self._check_master(sentinel)
+        return self._transport.open_sentinel(sentinel, deadline, self._on_push, self._on_lost)
+
+    def _subscribe(self, pipeline: Pipeline, welcome: Welcome) -> None:
+        pipeline.takes_arrays = welcome.protocol == 2
+        errors: list[Exception] = []
+        pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
+        pipeline.call(PING, Deadline(self._transport.connect_timeout))
+        if errors:
+            raise pipeline.error(errors[0], "listening to a sentinel")
 
     def _check_master(self, sentinel: Address) -> None:
         """It may have changed between the look and the subscription."""
@@ -219,7 +215,7 @@ class SwitchWatch:
     def _named(self, host: str, port: int) -> None:
         address = self._address
         if (host, port) != (address.host, address.port):
-            self._link.end(
+            self._end(
                 ServerNotReady(f"{address.where}: the sentinels name {host}:{port} as master now")
             )
 
@@ -233,8 +229,8 @@ class SwitchWatch:
             self._named(host, int(port))
 
     def _on_lost(self, exc: LinkLost) -> None:
-        if self._link.lost is None and self._pipeline is not None:
-            self._pipeline = None
+        if self._commands.lost is None and self._socket.pipeline is not None:
+            self._socket.pipeline = None
             self._greenlet = spawn("redis-sentinel", self._run)
 
 

@@ -39,7 +39,7 @@ class RedisSubscriptions:
         """
         link = self._link
         link.directory.check(queue, method)
-        link.permissions.check(ENDLESS)
+        link.claims.check(ENDLESS)
         return link.feed(queue)
 
     def start(self, consumer: Consumer) -> None:
@@ -109,18 +109,18 @@ class RedisSubscriptions:
         link = self._link
         link.answers.wait_routed()
         link.directory.check(queue, Method.BASIC_GET)
-        link.permissions.check(ENDLESS)
-        number = link.take_numbers(1)
-        field = f"{link.prefix}{number}"
-        link.gets.add(number)
+        link.claims.check(ENDLESS)
+        number = link.claims.take_numbers(1)
+        field = f"{link.commands.prefix}{number}"
+        link.claims.under_way.add(number)
         try:
             try:
                 raw, waiting = self._take(queue, number, field)
             except NoScriptError:
-                link.scripts.forget()  # somebody has flushed them
+                link.commands.scripts.forget()  # somebody has flushed them
                 raw, waiting = self._take(queue, number, field)
         finally:
-            link.gets.discard(number)
+            link.claims.under_way.discard(number)
         if raw is None:
             return None
         delivery = Delivery(channel, field, number, raw, queue, waiting=waiting)
@@ -131,20 +131,20 @@ class RedisSubscriptions:
     def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
         """Claim one message; the message and how many are left.  May switch."""
         link = self._link
-        pipeline = link.pipeline
+        pipeline = link.commands.pipeline
         if pipeline.writer.gate:
             pipeline.pass_gate(ENDLESS)
         link.answers.before_call()
-        lists = link.keys.lists(queue)
+        lists = link.commands.keys.lists(queue)
         slot: Slot[Any] = Slot()
 
         def put(reply: Any) -> None:
             if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
                 link.answers.return_unseen(Delivery(None, field, number, reply[0], queue))
 
-        keys = (link.keys.unacked, link.keys.unacked_index, *lists)
-        args = (link.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
-        pipeline.post(link.scripts.call(CLAIM, keys, *args), put)
+        keys = (link.commands.keys.unacked, link.commands.keys.unacked_index, *lists)
+        args = (link.commands.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
+        pipeline.post(link.commands.scripts.call(CLAIM, keys, *args), put)
         sizes: list[Any] = []
         for key in lists[:-1]:
             pipeline.post(pack(b"LLEN", key), sizes.append)

@@ -23,26 +23,25 @@ from __future__ import annotations
 import logging
 from random import uniform
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from weakref import ref
 
 import gevent
 from gevent import Greenlet
 
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.restoring import restore
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.directory import RedisDirectory
+from greenconn.transport.redis.expiry import Expiry
+from greenconn.transport.redis.owners import Owners
+from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import ADVANCE
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Sweeper"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
-#: Looks in one lease.
-LOOKS: Final = 5
 #: Leases for which it is remembered that a queue has ended.
 ENDED_LEASES: Final = 10
 #: What names begin with that a client generates.
@@ -54,17 +53,33 @@ PAGE: Final = 500
 class Sweeper:
     """A greenlet that looks for messages that nobody holds any more.
 
+    Arguments:
+        commands: of the link.
+        owners: tell who is dead.
+        directory: ends queues.
+        restorer: gives back what is held.
+        expiry: looks after messages that expire.
+
     Attributes:
         restored: messages that it has given back.
-        stuck: fields that stay where they are: nobody can read them, or their queue is no list.
     """
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    def __init__(
+        self,
+        commands: Commands,
+        owners: Owners,
+        directory: RedisDirectory,
+        restorer: Restorer,
+        expiry: Expiry,
+    ) -> None:
+        self._commands = commands
+        self._owners = owners
+        self._directory = directory
+        self._restorer = restorer
+        self._expiry = expiry
         self._greenlet: Greenlet[..., Any] | None = None
         self._has_failed = False
         self.restored = 0
-        self.stuck: set[str] = set()
         #: The time of the leases as it was read last, and when.
         self._time = b""
         self._read_at = monotonic()
@@ -74,24 +89,13 @@ class Sweeper:
     def start(self) -> None:
         """Begin.  Again: does nothing."""
         if self._greenlet is None:
-            self._greenlet = spawn("redis-sweeper", _run, ref(self), self.interval)
+            self._greenlet = spawn("redis-sweeper", _run, ref(self), self._owners.interval)
 
     def stop(self) -> None:
         """End.  Never switches."""
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill(block=False)
-
-    @property
-    def interval(self) -> float:
-        """Seconds between two looks of all sweepers together."""
-        return self._patience / LOOKS
-
-    @property
-    def _patience(self) -> float:
-        """Seconds without a sign of life after which an entry is looked at."""
-        options = self._link.options
-        return min(options.lease, options.visibility_timeout)
 
     def try_to_look(self) -> None:
         """Look if it is this one's turn, and log the first of several failures.  May switch."""
@@ -100,22 +104,22 @@ class Sweeper:
                 self.look()
             self._has_failed = False
         except Exception as exc:
-            if self._link.lost is None and not self._has_failed:
+            if self._commands.lost is None and not self._has_failed:
                 self._has_failed = True
                 logger.error(
-                    "%s: cannot look for messages of dead consumers: %s", self._link.where, exc
+                    "%s: cannot look for messages of dead consumers: %s", self._commands.where, exc
                 )
 
     @property
     def is_over(self) -> bool:
         """Whether its link has ended."""
-        return self._link.lost is not None
+        return self._commands.lost is not None
 
     def advance(self) -> bool:
         """Advance the time of the leases, unless another one has done so.  May switch."""
-        elapsed_ms = int(min(monotonic() - self._read_at, self.interval) * 1000)
-        keys = (self._link.keys.owners,)
-        has_advanced, self._time = self._link.run(
+        elapsed_ms = int(min(monotonic() - self._read_at, self._owners.interval) * 1000)
+        keys = (self._commands.keys.owners,)
+        has_advanced, self._time = self._commands.run(
             ADVANCE, keys, self._time, elapsed_ms, what="sweeping"
         )
         # As late as can be: what was on its way does not count.
@@ -124,19 +128,19 @@ class Sweeper:
 
     def look(self) -> int:
         """Give back what is due, and return how many messages that were.  May switch."""
-        link = self._link
-        limit = link.options.unacked_restore_limit
+        commands = self._commands
+        limit = commands.options.unacked_restore_limit
         time_now: bytes = self._time or b"0"
-        dead = link.call(
-            pack(b"ZCOUNT", link.keys.owners, b"-inf", b"(" + time_now), what="sweeping"
+        dead = commands.call(
+            pack(b"ZCOUNT", commands.keys.owners, b"-inf", b"(" + time_now), what="sweeping"
         )
         # What the dead held may be marked with any time, so all that is held is looked at.
-        oldest = float("inf") if dead else time() - self._patience
+        oldest = float("inf") if dead else time() - self._owners.patience
         skipped = count = 0
         is_complete = False
         while limit is None or count < limit:
             size = PAGE if limit is None else min(PAGE, limit - count)
-            page = self._page(link.keys.unacked_index, oldest, skipped, size)
+            page = self._page(commands.keys.unacked_index, oldest, skipped, size)
             if not page:
                 is_complete = True
                 break
@@ -146,23 +150,23 @@ class Sweeper:
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
-        self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * link.options.lease)
+        self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * commands.options.lease)
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.
-            link.call(
-                pack(b"ZREMRANGEBYSCORE", link.keys.owners, b"-inf", b"(" + time_now),
+            commands.call(
+                pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", b"(" + time_now),
                 what="sweeping",
             )
         self.restored += count
         if count:
             logger.warning(
-                "%s: %d messages of consumers that are gone were given back", link.where, count
+                "%s: %d messages of consumers that are gone were given back", commands.where, count
             )
         return count
 
     def _page(self, key: bytes, most: float, start: int, size: int) -> list[tuple[str, float]]:
         """Return members of a sorted set whose score is at most *most*, with their scores."""
-        flat = self._link.call(
+        flat = self._commands.call(
             pack(b"ZRANGEBYSCORE", key, b"-inf", most, b"WITHSCORES", b"LIMIT", start, size),
             what="sweeping",
         )
@@ -174,37 +178,24 @@ class Sweeper:
 
     def _restore_page(self, page: list[tuple[str, float]]) -> int:
         """Give back what of *page* is due, and return how many messages that were."""
-        link = self._link
+        commands = self._commands
         by_owner: dict[str, list[str]] = {}
         foreign = []
-        due = time() - link.options.visibility_timeout
+        due = time() - commands.options.visibility_timeout
         for field, marked in page:
             if field.startswith("gc."):
                 by_owner.setdefault(field.split(".")[1], []).append(field)
             elif marked <= due:
                 foreign.append(field)
-        done = restore(link, foreign)
-        for owner in self.dead(list(by_owner)):
-            done += restore(link, by_owner[owner], owner)
+        done = self._restorer.restore(foreign)
+        for owner in self._owners.dead(list(by_owner)):
+            done += self._restorer.restore(by_owner[owner], owner)
         return done
-
-    def dead(self, owners: list[str]) -> list[str]:
-        """Those of *owners* whose lease has ended.  May switch."""
-        link = self._link
-        now, *expiries = link.call_all(
-            [pack(b"ZSCORE", link.keys.owners, each) for each in ("clock", *owners)],
-            what="sweeping",
-        )
-        return [
-            owner
-            for owner, expiry in zip(owners, expiries, strict=True)
-            if owner != link.owner and (expiry is None or float(expiry) <= float(now or 0))
-        ]
 
     def _end_exclusive(self) -> None:
         """Delete the exclusive queues of dead owners."""
-        link = self._link
-        found = link.call(pack(b"HGETALL", link.keys.exclusive), what="sweeping")
+        commands = self._commands
+        found = commands.call(pack(b"HGETALL", commands.keys.exclusive), what="sweeping")
         pairs = (
             found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
         )
@@ -212,31 +203,31 @@ class Sweeper:
             name.decode("utf-8", "replace"): owner.decode("utf-8", "replace")
             for name, owner in pairs.items()
         }
-        dead = set(self.dead(sorted(set(queues.values()))))
+        dead = set(self._owners.dead(sorted(set(queues.values()))))
         for name, owner in queues.items():
             if owner in dead:
                 self._end_exclusive_queue(name)
 
     def _end_exclusive_queue(self, name: str) -> None:
         """Delete a queue of a dead owner, unless another one was quicker to declare it."""
-        link = self._link
-        declared = link.directory.find(name)  # which deletes it where that owner is dead
-        key = link.keys.exclusive
+        commands = self._commands
+        declared = self._directory.find(name)  # which deletes it where that owner is dead
+        key = commands.keys.exclusive
         if declared is None:
-            link.directory.end(name, "expired")
-            link.call(pack(b"HDEL", key, name), what="sweeping")
+            self._directory.end(name, "expired")
+            commands.call(pack(b"HDEL", key, name), what="sweeping")
         elif declared.owner is None:
-            link.call(pack(b"HDEL", key, name), what="sweeping")
+            commands.call(pack(b"HDEL", key, name), what="sweeping")
         else:
-            link.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
+            commands.call(pack(b"HSET", key, name, declared.owner), what="sweeping")
 
     def _end_temporary(self) -> None:
         """Delete queues that have expired, or whose consumers are dead: a page at each look."""
-        link = self._link
-        self._cursor, names = link.call(
-            pack(b"SSCAN", link.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
+        commands = self._commands
+        self._cursor, names = commands.call(
+            pack(b"SSCAN", commands.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
-        link.directory.end_unused([each.decode("utf-8", "replace") for each in names])
+        self._directory.end_unused([each.decode("utf-8", "replace") for each in names])
 
     def _forget_ended(self, until: float) -> None:
         """Forget queues that ended before *until*, in the time of the leases: a page at each look.
@@ -244,24 +235,24 @@ class Sweeper:
         A process that does not use the script for it may have published to one just after its end.
         Nobody asks for such a message of a queue with a generated name, so it expires.
         """
-        link = self._link
-        names = [name for name, _ in self._page(link.keys.ended, until, 0, PAGE)]
+        commands = self._commands
+        names = [name for name, _ in self._page(commands.keys.ended, until, 0, PAGE)]
         if not names:
             return
         generated = [each for each in names if each.startswith(GENERATED)]
-        commands = [pack(b"EXISTS", *link.keys.lists(each)) for each in generated]
-        for name, lists in zip(generated, link.call_all(commands, what="sweeping"), strict=True):
+        asked = [pack(b"EXISTS", *commands.keys.lists(each)) for each in generated]
+        for name, lists in zip(generated, commands.call_all(asked, what="sweeping"), strict=True):
             if lists:
-                link.directory.end(name, "expired")
-        link.call(pack(b"ZREM", link.keys.ended, *names), what="sweeping")
+                self._directory.end(name, "expired")
+        commands.call(pack(b"ZREM", commands.keys.ended, *names), what="sweeping")
 
     def _watch_timed(self) -> None:
         """See that messages expire in queues that only dead programs know of."""
-        link = self._link
-        for each in link.call(pack(b"SMEMBERS", link.keys.timed), what="sweeping"):
+        commands = self._commands
+        for each in commands.call(pack(b"SMEMBERS", commands.keys.timed), what="sweeping"):
             name = each.decode("utf-8", "replace")
-            if not link.expiry.watches(name) and link.directory.find(name) is None:
-                link.call(pack(b"SREM", link.keys.timed, name), what="sweeping")
+            if not self._expiry.watches(name) and self._directory.find(name) is None:
+                commands.call(pack(b"SREM", commands.keys.timed, name), what="sweeping")
 
 
 def _run(reference: ref[Sweeper], interval: float) -> None:

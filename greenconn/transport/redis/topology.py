@@ -14,16 +14,14 @@ from typing import Any, Final, Protocol
 
 from greenconn.broker.routing import Routing
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
-from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.scripts import BIND, Script, Scripts
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.scripts import BIND
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import BrokerState
-from greenconn.wire.resp import Argument, pack
+from greenconn.wire.resp import pack
 
 __all__ = ["RedisTopology", "TopologyLink"]
 
@@ -51,26 +49,13 @@ class _Queues(Protocol):
 class TopologyLink(Protocol):
     """The link that reads the records."""
 
-    keys: Keys
+    commands: Commands
     state: BrokerState
-    scripts: Scripts
-    pipeline: Pipeline
     routing: Routing
 
     @property
     def directory(self) -> _Queues:
         """The queues."""
-
-    def call(self, command: bytes, deadline: Deadline = ..., what: str = "") -> Any:
-        """Send a command and return its reply.  May switch."""
-
-    def call_all(
-        self, commands: Sequence[bytes], deadline: Deadline = ..., what: str = ""
-    ) -> list[Any]:
-        """Send commands and return their replies.  May switch."""
-
-    def run(self, script: Script, keys: tuple[bytes, ...], *args: Argument, what: str) -> Any:
-        """Run a script and return its reply.  May switch."""
 
     def is_broadcast(self, exchange: str) -> bool:
         """Return whether messages to an exchange are published to a channel.  Never switches."""
@@ -89,26 +74,26 @@ class RedisTopology(TopologyStore):
     # -- exchanges
 
     def get(self, exchange: str) -> Facts | None:
-        keys = self._link.keys
+        keys = self._link.commands.keys
         what = f"looking for exchange {exchange!r}"
-        text = self._link.call(pack(b"GET", keys.exchange(exchange)), what=what)
+        text = self._link.commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
         if text is not None:
             facts = _table(text)
             if isinstance(facts.get("type"), str):
                 return facts
-        table = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what=what)
+        table = self._link.commands.call(pack(b"SMEMBERS", keys.bindings(exchange)), what=what)
         if text is None and not table:
             return None
         has_patterns = any(keys.row(each)[1] for each in table)
         return {"type": "topic" if has_patterns else "direct", "is_guess": True}
 
     def put(self, exchange: str, facts: Facts) -> None:
-        command = pack(b"SET", self._link.keys.exchange(exchange), dumps(facts), b"NX")
-        self._link.call(command, what=f"declaring exchange {exchange!r}")
+        command = pack(b"SET", self._link.commands.keys.exchange(exchange), dumps(facts), b"NX")
+        self._link.commands.call(command, what=f"declaring exchange {exchange!r}")
 
     def delete(self, exchange: str) -> None:
-        link, keys = self._link, self._link.keys
-        table = link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        link, keys = self._link, self._link.commands.keys
+        table = link.commands.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
         names = (
             *(keys.exchange(exchange), keys.bindings(exchange)),
             *(keys.permanent_bindings(exchange), keys.onward(exchange)),
@@ -117,28 +102,30 @@ class RedisTopology(TopologyStore):
         for member in table:
             field = keys.bound_field(exchange, member)
             commands.append(pack(b"HDEL", keys.bound(keys.row(member)[2]), field))
-        link.call_all(commands, what=f"deleting exchange {exchange!r}")
+        link.commands.call_all(commands, what=f"deleting exchange {exchange!r}")
         self._read.pop(exchange, None)
 
     # -- bindings
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
-        link, keys = self._link, self._link.keys
+        link, keys = self._link, self._link.commands.keys
         onward = pack(b"SMEMBERS", keys.onward(exchange))
         table: Collection[Any]
         if link.is_broadcast(exchange):
             # Nobody asks for the queues of others: they listen by themselves.
-            others, is_there = link.call_all(
+            others, is_there = link.commands.call_all(
                 [onward, pack(b"EXISTS", keys.exchange(exchange), keys.bindings(exchange))],
                 what="routing",
             )
             table = tuple(link.routing.own_rows(exchange))
         else:
-            others, table = link.call_all(
+            others, table = link.commands.call_all(
                 [onward, pack(b"SMEMBERS", keys.bindings(exchange))], what="routing"
             )
             is_there = others or table or exchange in PREDECLARED
-        if not is_there and not link.call(pack(b"EXISTS", keys.exchange(exchange)), what="routing"):
+        if not is_there and not link.commands.call(
+            pack(b"EXISTS", keys.exchange(exchange)), what="routing"
+        ):
             self._read.pop(exchange, None)
             return None
         what = (table, others)
@@ -150,14 +137,14 @@ class RedisTopology(TopologyStore):
         return known[1]
 
     def has_rows(self, exchange: str) -> bool:
-        keys = self._link.keys
+        keys = self._link.commands.keys
         command = pack(b"EXISTS", keys.bindings(exchange), keys.onward(exchange))
-        return bool(self._link.call(command, what="routing"))
+        return bool(self._link.commands.call(command, what="routing"))
 
     def add(self, exchange: str, row: Row) -> None:
-        link, keys = self._link, self._link.keys
+        link, keys = self._link, self._link.commands.keys
         if row.to_exchange:
-            link.call_all(
+            link.commands.call_all(
                 [
                     pack(b"SADD", keys.onward(exchange), _onward_member(row)),
                     pack(b"SADD", keys.sources(row.queue), exchange),
@@ -169,7 +156,7 @@ class RedisTopology(TopologyStore):
         while True:
             declared = link.directory.check(row.queue, Method.QUEUE_BIND)
             names, args = self._binding(exchange, row, declared)
-            if link.run(BIND, names, *args, what="binding") >= 0:
+            if link.commands.run(BIND, names, *args, what="binding") >= 0:
                 return
             link.directory.forget(row.queue)
 
@@ -177,7 +164,7 @@ class RedisTopology(TopologyStore):
         self, exchange: str, row: Row, declared: Declaration
     ) -> tuple[tuple[bytes, ...], tuple[Any, ...]]:
         """Return keys and arguments of the script that adds a binding of a queue that is declared so."""
-        keys = self._link.keys
+        keys = self._link.commands.keys
         member = self._member(exchange, row)
         expires_ms = declared.expires_ms
         if expires_ms is None:
@@ -190,7 +177,7 @@ class RedisTopology(TopologyStore):
         return names, (member, keys.bound_field(exchange, member), exchange, kept_ms)
 
     def remove(self, exchange: str, row: Row) -> bool:
-        link, keys = self._link, self._link.keys
+        link, keys = self._link, self._link.commands.keys
         if row.to_exchange:
             commands = [pack(b"SREM", keys.onward(exchange), _onward_member(row))]
         else:
@@ -201,27 +188,27 @@ class RedisTopology(TopologyStore):
                 pack(b"SREM", keys.permanent_bindings(exchange), member),
                 pack(b"HDEL", keys.bound(row.queue), field),
             ]
-        return bool(link.call_all(commands, what="unbinding")[0])
+        return bool(link.commands.call_all(commands, what="unbinding")[0])
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         return self._leave_exchanges(destination) if is_exchange else self._leave(destination)
 
     def _leave(self, queue: str) -> Collection[str]:
-        link, keys = self._link, self._link.keys
-        bound = link.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
+        link, keys = self._link, self._link.commands.keys
+        bound = link.commands.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
         pairs = [each.split(b"\0", 1) for each in bound]
         commands = [pack(b"DEL", keys.bound(queue))]
         for exchange, member in pairs:
             commands.append(pack(b"SREM", keys.bindings("") + exchange, member))
             commands.append(pack(b"SREM", keys.permanent_bindings("") + exchange, member))
-        link.call_all(commands, what="unbinding")
+        link.commands.call_all(commands, what="unbinding")
         return [exchange.decode() for exchange, _ in pairs]
 
     def _leave_exchanges(self, destination: str) -> Collection[str]:
-        link, keys = self._link, self._link.keys
-        members = link.call(pack(b"SMEMBERS", keys.sources(destination)), what="routing")
+        link, keys = self._link, self._link.commands.keys
+        members = link.commands.call(pack(b"SMEMBERS", keys.sources(destination)), what="routing")
         sources = [each.decode() for each in members]
-        tables = link.call_all(
+        tables = link.commands.call_all(
             [pack(b"SMEMBERS", keys.onward(each)) for each in sources], what="routing"
         )
         commands = [pack(b"DEL", keys.sources(destination))]
@@ -230,7 +217,7 @@ class RedisTopology(TopologyStore):
             gone = [each for each, row in rows.items() if row and row.queue == destination]
             if gone:
                 commands.append(pack(b"SREM", keys.onward(source), *gone))
-        link.call_all(commands, what="unbinding")
+        link.commands.call_all(commands, what="unbinding")
         return sources
 
     def keep(self, queue: str, expires_ms: int) -> None:
@@ -247,12 +234,12 @@ class RedisTopology(TopologyStore):
         def renewed(reply: Any) -> None:
             if isinstance(reply, Exception):
                 self._renewed.pop(queue, None)
-                link.scripts.forget()  # somebody may have flushed them: with the next use
+                link.commands.scripts.forget()  # somebody may have flushed them: with the next use
 
         declared = link.directory.last(queue)
         for exchange, row in link.routing.rows_to(queue):
             names, args = self._binding(exchange, row, declared)
-            link.pipeline.post(link.scripts.call(BIND, names, *args), renewed)
+            link.commands.pipeline.post(link.commands.scripts.call(BIND, names, *args), renewed)
 
     def ended(self, queue: str) -> None:
         """Forget a queue that is gone.  Never switches."""
@@ -260,13 +247,15 @@ class RedisTopology(TopologyStore):
 
     def table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
-        keys = self._link.keys
-        members = self._link.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        keys = self._link.commands.keys
+        members = self._link.commands.call(
+            pack(b"SMEMBERS", keys.bindings(exchange)), what="routing"
+        )
         return [keys.row(each) for each in members]
 
     def bound_field(self, exchange: str, row: Row) -> bytes:
         """Return the field of a binding among those of its queue.  Never switches."""
-        return self._link.keys.bound_field(exchange, self._member(exchange, row))
+        return self._link.commands.keys.bound_field(exchange, self._member(exchange, row))
 
     def _member(self, exchange: str, row: Row) -> bytes:
         """Return the member of the table that a binding of a queue is."""
@@ -274,11 +263,11 @@ class RedisTopology(TopologyStore):
         pattern = row.pattern
         if known is not None and known.type == "headers":
             pattern = dumps(dict(sorted((row.arguments or {}).items())))
-        return self._link.keys.member(row.routing_key, pattern, row.queue)
+        return self._link.commands.keys.member(row.routing_key, pattern, row.queue)
 
     def _row(self, member: bytes) -> Row:
         """Return the binding that a member of the table is."""
-        key, pattern, queue = self._link.keys.row(member)
+        key, pattern, queue = self._link.commands.keys.row(member)
         # Patterns of kombu's begin with "^".
         return (
             Row(key, "", queue, _table(pattern)) if pattern[:1] == "{" else Row(key, pattern, queue)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import redis
 from redis import exceptions
@@ -27,20 +28,18 @@ from greenconn.options import (
 )
 from greenconn.transport import base
 from greenconn.transport.redis import channel
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.fanout import router_of
-from greenconn.transport.redis.former import FormerOwners
 from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.link import RedisLink
-from greenconn.transport.redis.login import Address, Credentials, Login
+from greenconn.transport.redis.link import MasterWatch, RedisLink
+from greenconn.transport.redis.login import Address, Credentials, Login, Server
 from greenconn.transport.redis.options import RedisOptions, is_client_name
+from greenconn.transport.redis.owners import FormerOwners
 from greenconn.transport.redis.sent import Unasked
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.management import Management
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.url import BrokerURL
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Transport"]
 
@@ -93,8 +92,7 @@ class Transport(base.Transport[RedisLink]):
         self._handover: Handover | None = None
         self._former: FormerOwners | None = None
         self._unasked: Unasked | None = None
-        self.address: Address
-        self.login: Login
+        self.server: Server
         self.keys: Keys
 
     @property
@@ -170,19 +168,21 @@ class Transport(base.Transport[RedisLink]):
             Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
         """
         deadline = (deadline or Deadline()).within(self.connect_timeout)
-        self.address = self._resolve(deadline)
+        address = self._resolve(deadline)
         database = self._database()
         self.keys = Keys(self.options, database)
-        self.login = Login(
+        login = Login(
             credentials=self._credentials,
             database=database,
             client_name=self.client_name,
         )
+        self.server = Server(address=address, login=login, connect_timeout=self.connect_timeout)
         link = RedisLink(self)
         link.open(deadline)
         try:
             self.handover.pass_on(link)
-            self.former.end_leases(link)
+            link.answers.flush()
+            self.former.end_leases(link.commands)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; the lease gives back what is held.
             logger.error("%s: what the lost connection held stays held: %s", link.where, exc)
@@ -205,9 +205,26 @@ class Transport(base.Transport[RedisLink]):
             return given
         return "".join(each if is_client_name(each) else "_" for each in program_name())
 
-    def watch_master(self, link: RedisLink) -> Any:
-        """What watches whether the server is still the one that is meant; None: nothing."""
+    def watch_master(
+        self, commands: Commands, end: Callable[[BaseException], None]
+    ) -> MasterWatch | None:
+        """Return what watches whether the server is still the one that is meant; None: nothing.
+
+        Arguments:
+            commands: of the link.
+            end: ends it.  Never switches.
+        """
         return None
+
+    @property
+    def changing_credentials(self) -> bool:
+        """Whether the login may be another one when it is asked again."""
+        client = self.client
+        return bool(
+            callable(client.password)
+            or getattr(client, "credential_provider", None)
+            or self.options.credential_provider
+        )
 
     def _resolve(self, deadline: Deadline) -> Address:
         """Where the server is now."""

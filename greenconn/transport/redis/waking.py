@@ -11,17 +11,16 @@ ever: every few seconds idle feeds look without being told.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from itertools import islice
 from random import uniform
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.feed import Feed, FeedState
 from greenconn.wire.resp import pack
-
-if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["Waking"]
 
@@ -36,12 +35,17 @@ PAGE: Final = 250
 class Waking:
     """The hints of one link.
 
+    Arguments:
+        commands: of the link.
+        changed: is told of a key that is no list of a feed and has changed; None: all may have.
+
     Attributes:
         found: how often an empty queue turned out not to be empty without a push.
     """
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
+    def __init__(self, commands: Commands, changed: Callable[[bytes | None], None]) -> None:
+        self._commands = commands
+        self._changed = changed
         self.found = 0
         self._feeds: dict[bytes, Feed] = {}
         self._ticker: Ticker | None = None
@@ -52,16 +56,16 @@ class Waking:
         """Pass hints on to *feed*."""
         for key in feed.lists:
             self._feeds[key] = feed
-        if self._ticker is None and self._link.is_tracking:
+        if self._ticker is None and self._commands.is_tracking:
             self._ticker = Ticker(uniform(*SAFETY), self._look, "redis-safety")
             self._ticker.start()
-        if not self._link.is_tracking and not self._has_warned:
+        if not self._commands.is_tracking and not self._has_warned:
             self._has_warned = True
             spawn(
                 "log",
                 logger.warning,
                 "%s cannot tell when messages come (it needs Redis 6 and RESP3): polling",
-                self._link.where,
+                self._commands.where,
             )
 
     def discard(self, feed: Feed) -> None:
@@ -82,14 +86,14 @@ class Waking:
         if keys is None:
             for feed in list(self._feeds.values()):
                 feed.pushed()
-            self._link.directory.changed(None)
+            self._changed(None)
             return
         for key in keys:
             found = self._feeds.get(key)
             if found is not None:
                 found.pushed()
             else:
-                self._link.directory.changed(key)
+                self._changed(key)
 
     def refused(self, feed: Feed, error: BaseException) -> None:
         """The server does not let us consume: the channels of *feed* end with *error*."""
@@ -105,7 +109,7 @@ class Waking:
                 logger.error,
                 "%s: queue %r gets more fan-out messages than its consumers take: the oldest are "
                 "dropped",
-                self._link.where,
+                self._commands.where,
                 queue,
             )
 
@@ -115,7 +119,7 @@ class Waking:
         rest = iter(feeds)
         while page := list(islice(rest, PAGE)):
             keys = [key for feed in page for key in feed.lists]
-            self._link.pipeline.post(
+            self._commands.pipeline.post(
                 pack(b"EXISTS", *keys),
                 lambda reply, page=page: _looked(reply, page),  # type: ignore[misc]
             )

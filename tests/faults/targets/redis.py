@@ -93,7 +93,7 @@ class RedisTarget(Proxied):
 
     def _command(self, *words: str) -> Any:
         with Connection(self.direct_url) as connection:
-            return connection.connection.call(pack(*words))
+            return connection.connection.commands.call(pack(*words))
 
 
 def _started(keeper: Keeper) -> RedisServer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -30,9 +29,7 @@ class Shelf(Directory):
     """A directory whose broker has what somebody else declared a moment ago."""
 
     def __init__(self, quicker: Declaration | None = None) -> None:
-        super().__init__()
-        link: Any = SimpleNamespace(client=None, owner="us")
-        self._link = link
+        super().__init__(SimpleNamespace(client=None, owner="us"))
         self.quicker = quicker
 
     def find(self, name: str) -> Declaration | None:
