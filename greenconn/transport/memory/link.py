@@ -31,10 +31,10 @@ class MemoryLink(BrokerLink):
         self.owner = new_owner()
         self.state = broker.state
         self.topology = None
-        self.directory = MemoryQueues(self)
+        self.directory = MemoryQueues(self, broker)
         self.routing = Routing(self)
         self.answers = Answers(broker)
-        self.subscriptions = MemorySubscriptions(self)
+        self.subscriptions = MemorySubscriptions(broker, self.directory)
         self.feeds = {}  # queues serve their consumers themselves
         broker.links[self] = None
 
@@ -44,7 +44,7 @@ class MemoryLink(BrokerLink):
 
     def publisher(self, channel: StoreChannel[Any]) -> MemoryPublisher:
         """Return what *channel* publishes with."""
-        return MemoryPublisher(channel, self)
+        return MemoryPublisher(channel, self.broker, self.options)
 
     def flush_answers(self) -> None:
         """Do nothing: an answer takes effect at once."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import ChannelError, PublishNacked
 from greenconn.green.deadline import Deadline
-from greenconn.transport.memory.broker import Outcome
+from greenconn.options import MemoryOptions
+from greenconn.transport.memory.broker import Broker, Outcome
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.life import ChannelState
 from greenconn.transport.virtual.port import ChannelPort
@@ -26,9 +27,6 @@ from greenconn.transport.virtual.publishing import (
     warn_of_message,
 )
 
-if TYPE_CHECKING:
-    from greenconn.transport.memory.link import MemoryLink
-
 __all__ = ["MemoryPublisher"]
 
 _OPEN: Final = ChannelState.OPEN
@@ -41,16 +39,17 @@ class MemoryPublisher(DecidedPublisher):
 
     Arguments:
         channel: is closed by what the broker refuses.
-        link: has the broker.
+        broker: has the queues.
+        options: of the link.
     """
 
-    def __init__(self, channel: ChannelPort, link: MemoryLink) -> None:
+    def __init__(self, channel: ChannelPort, broker: Broker, options: MemoryOptions) -> None:
         super().__init__(channel)
-        self._broker = link.broker
-        self._hub = link.home.hub
-        self._is_confirming = link.is_confirming
-        self._max_size = link.options.max_message_size
-        self._last_queue = link.options.deadletter_queue
+        self._broker = broker
+        self._hub = channel.connection.home.hub
+        self._is_confirming = options.confirm_publish
+        self._max_size = options.max_message_size
+        self._last_queue = options.deadletter_queue
 
     def publish(
         self,

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from greenconn.broker.directory import Directory
+from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.message import Message
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
-    from greenconn.transport.memory.link import MemoryLink
     from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["MemorySubscriptions"]
 
 
 class MemorySubscriptions:
-    """See :class:`~greenconn.broker.consumers.Subscriptions`."""
+    """See :class:`~greenconn.broker.consumers.Subscriptions`.
 
-    __slots__ = ("_broker", "_link")
+    Arguments:
+        broker: has the queues.
+        directory: knows which of them the link may use.
+    """
 
-    def __init__(self, link: MemoryLink) -> None:
-        self._link = link
-        self._broker = link.broker
+    __slots__ = ("_broker", "_directory")
+
+    def __init__(self, broker: Broker, directory: Directory) -> None:
+        self._broker = broker
+        self._directory = directory
 
     def feed(self, queue: str, method: Method) -> Queue:
         """Return the queue, which gives its messages to its consumers itself.
@@ -33,7 +39,7 @@ class MemorySubscriptions:
         """
         found = self._broker.queues.get(queue)
         if found is None or found.declared.owner is not None:
-            self._link.directory.check(queue, method)
+            self._directory.check(queue, method)
             found = self._broker.queues[queue]
         return found
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import Directory, DirectoryLink
+from greenconn.transport.memory.broker import Broker
 from greenconn.transport.virtual.declaration import Declaration
-
-if TYPE_CHECKING:
-    from greenconn.transport.memory.link import MemoryLink
 
 __all__ = ["MemoryQueues"]
 
@@ -18,9 +14,9 @@ class MemoryQueues(Directory):
 
     __slots__ = ("_broker",)
 
-    def __init__(self, link: MemoryLink) -> None:
+    def __init__(self, link: DirectoryLink, broker: Broker) -> None:
         super().__init__(link)
-        self._broker = link.broker
+        self._broker = broker
 
     def settle(self) -> None:
         """Do nothing: what a link does counts at once."""
