@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
+from greenconn.broker.isolation import isolated
 from greenconn.broker.port import (
     Answer,
     Claimed,
@@ -240,14 +241,13 @@ class CouchStore(Store):
     def _write(self, docs: Sequence[Document]) -> list[Exception | None]:
         if not docs:
             return []
-        try:
-            marks = [mark for doc in docs if (mark := mark_of(doc)) is not None]
-            results = self._api.write([*docs, *marks])[: len(docs)]
-        except ServerRefuses as exc:
-            if len(docs) == 1:
-                return [DocumentRefused(str(exc))]
-            # One of them is too large, most likely: it must not harm the others.
-            return [outcome for doc in docs for outcome in self._write([doc])]
+        # One may be too large.
+        parts = isolated(docs, self._write_together, _refused, _is_refusal)
+        return [outcome for part in parts for outcome in part]
+
+    def _write_together(self, docs: Sequence[Document]) -> list[Exception | None]:
+        marks = [mark for doc in docs if (mark := mark_of(doc)) is not None]
+        results = self._api.write([*docs, *marks])[: len(docs)]
         outcomes: list[Exception | None] = []
         for doc, result in zip(docs, results, strict=True):
             # A conflict is one with itself: the ids of new messages are nobody else's.
@@ -303,3 +303,11 @@ class CouchStore(Store):
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
         return self._taking.doubtful()
+
+
+def _refused(doc: Document, exc: Exception) -> list[Exception | None]:
+    return [DocumentRefused(str(exc))]
+
+
+def _is_refusal(exc: Exception) -> bool:
+    return isinstance(exc, ServerRefuses)

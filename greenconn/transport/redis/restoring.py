@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from redis.exceptions import ResponseError
 
 from greenconn.broker.holding import Disposition
+from greenconn.broker.isolation import isolated
 from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
@@ -168,21 +169,21 @@ class Restorer:
         One whose list is something else in the server stays where it is, and holds up no other.
         """
         keys = self._commands.keys
-        moved = 0
-        for part in parted(moves):
+
+        def move(part: Sequence[Move]) -> int:
             args = move_arguments(keys, self._directory, part, dead_owner)
-            try:
-                reply: Any = self._commands.run(MOVE, *args, what="restoring")
-            except ResponseError as exc:
-                if "WRONGTYPE" not in str(exc):
-                    raise
-                if len(part) > 1:
-                    moved += sum(self.carry_out([move], dead_owner) for move in part)
-                else:
-                    self._note_stuck(part[0].field, str(exc))
-            else:
-                moved += max(reply, 0)
-        return moved
+            reply: int = self._commands.run(MOVE, *args, what="restoring")
+            return max(reply, 0)
+
+        return sum(
+            moved
+            for part in parted(moves)
+            for moved in isolated(part, move, self._refused, _is_no_list)
+        )
+
+    def _refused(self, move: Move, exc: Exception) -> int:
+        self._note_stuck(move.field, str(exc))
+        return 0
 
     def dead_letter_move(self, message: Delivery, reason: str) -> Move:
         """Return the move that makes a dead letter of a message, or drops it.  May switch.
@@ -225,3 +226,8 @@ class Restorer:
         copies = [(list_of(commands.keys, each, envelope), raw) for each in queues]
         queue = queues[0] if queues else ""
         return Move(held.number, held.field, queue, HEAD, copies)
+
+
+def _is_no_list(exc: Exception) -> bool:
+    """Return whether the key of a queue turned out to be something else."""
+    return isinstance(exc, ResponseError) and "WRONGTYPE" in str(exc)

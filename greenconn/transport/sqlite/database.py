@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from greenconn.broker.isolation import isolated
 from greenconn.exceptions import AMQPError
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
@@ -236,12 +237,14 @@ class Database:
             connection.close()
 
     def _run(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
-        try:
-            return [Outcome(each) for each in self._patiently(jobs)]
-        except Exception as exc:
-            if len(jobs) == 1:
-                return [Outcome(error=self._error(exc))]
-        return [outcome for job in jobs for outcome in self._run([job])]
+        parts = isolated(jobs, self._outcomes, self._refused)
+        return [outcome for part in parts for outcome in part]
+
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return [Outcome(each) for each in self._patiently(jobs)]
+
+    def _refused(self, job: Job, exc: Exception) -> list[Outcome]:
+        return [Outcome(error=self._error(exc))]
 
     def _error(self, exc: Exception) -> Exception:
         error = exc
