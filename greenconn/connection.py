@@ -702,9 +702,13 @@ class Connection:
         Nobody has to: it is for programs built around a loop, which must run in a greenlet.
 
         Arguments:
-            loop: anything with ``add_reader(fd, callback)``.
+            loop: anything with ``add_reader(fd, callback)``, or what a transport that is written to
+                kombu's base contract wants: its ``register_with_event_loop`` is called.
         """
-        EventDescriptor(self, loop)
+        if self.session.broker.has_base_contract:
+            self.transport.register_with_event_loop(self.connection, loop)
+        else:
+            EventDescriptor(self, loop)
 
     def maybe_close_channel(self, channel: Channel) -> None:
         """Close a channel, whatever its broker or connection say to that.  May switch."""

@@ -265,6 +265,11 @@ class Broker:
             self._parameters = self._parameters.replace(**blanks)
 
     @property
+    def has_base_contract(self) -> bool:
+        """Whether the transport is written to kombu's base contract: its links are any objects."""
+        return not _takes_deadline(self.transport.establish_connection)
+
+    @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
         """Errors that mean a lost connection."""
         return tuple(self._of_transport("connection_errors", ()))

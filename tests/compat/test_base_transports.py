@@ -114,6 +114,9 @@ def transport_of(post: Post) -> Any:
         def verify_connection(self, connection: Any) -> bool:
             return connection.number not in post.closed
 
+        def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+            loop.append(connection.number)
+
         def heartbeat_check(self, connection: Any, rate: int = 2) -> None:
             if post.failures:
                 raise Lost("no heartbeat")
@@ -217,3 +220,10 @@ def test_errors_are_told_although_the_transport_cannot_be_made(post: Post) -> No
     connection = post.lib.Connection(transport=Broken)
     assert connection.connection_errors == (Lost,)
     assert connection.channel_errors == ()
+
+
+def test_the_transport_registers_with_an_event_loop(post: Post) -> None:
+    loop: list[int] = []
+    with post.lib.Connection(transport=transport_of(post)) as connection:
+        connection.register_with_event_loop(loop)
+        assert loop == [connection.connection.number]
