@@ -267,22 +267,19 @@ class Producer:
         """
         # The fast path makes no object but the message's own: every microsecond here is paid for
         # each message of a program, and the rest of a publish costs about four.
-        if content_type:
-            if isinstance(body, str):
-                content_encoding = content_encoding or "utf-8"
-                body = body.encode(content_encoding)
-            elif not content_encoding:
-                content_encoding = "binary"
-        else:
-            content_type, content_encoding, body = dumps(body, serializer or self.serializer)
         if compression is None:
             compression = self.compression
         if compression:
             # A copy: the caller may use the dict for the next message, which is not compressed.
             headers = dict(headers or ())
-            body, headers["compression"] = compress(body, compression)
         elif headers is None:
             headers = {}
+        if content_type or compression:
+            body, content_type, content_encoding = self._prepare(
+                body, serializer, content_type, content_encoding, compression, headers
+            )
+        else:
+            content_type, content_encoding, body = dumps(body, serializer or self.serializer)
         default = self.__dict__.get("exchange", _DEFAULT)  # without binding it
         if not exchange:
             exchange, mode = default.name, delivery_mode or default.delivery_mode
@@ -308,6 +305,33 @@ class Producer:
             channel, None, confirm_timeout, exchange, routing_key, mandatory, immediate,
             body, priority, content_type, content_encoding, headers, properties,
         )  # fmt: skip
+
+    def _prepare(
+        self,
+        body: Any,
+        serializer: str | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        compression: str | None = None,
+        headers: dict[str, Any] | None = None,
+    ) -> tuple[Any, str, str]:
+        """Return the body as it is sent, its content type and its encoding.  Never switches.
+
+        Arguments:
+            headers: get the name of the compression.
+        """
+        if not content_type:
+            content_type, content_encoding, body = dumps(body, serializer or self.serializer)
+        elif isinstance(body, str):
+            content_encoding = content_encoding or "utf-8"
+            body = body.encode(content_encoding)
+        elif not content_encoding:
+            content_encoding = "binary"
+        if compression:
+            body, name = compress(body, compression)
+            if headers is not None:
+                headers["compression"] = name
+        return body, content_type, content_encoding
 
     def _is_ready(self, channel: Channel) -> bool:
         """Whether *channel* can be published to without anything before."""

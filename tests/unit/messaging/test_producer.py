@@ -724,3 +724,19 @@ def test_a_killed_publisher_leaves_the_producer_whole(client: FakeClient) -> Non
     go.set()
     producer.publish("2")
     assert channel.methods == ["exchange_declare", "basic_publish"]
+
+
+def test_a_body_is_prepared_apart() -> None:
+    producer = Producer(None, serializer="json")
+    headers: dict[str, Any] = {}
+    body, content_type, encoding = producer._prepare({"a": 1}, compression="zlib", headers=headers)
+    assert (content_type, encoding) == ("application/json", "utf-8")
+    assert json.loads(zlib.decompress(body)) == {"a": 1}
+    assert headers == {"compression": "application/x-gzip"}
+    assert producer._prepare("ä", content_type="text/plain") == (
+        "ä".encode(),
+        "text/plain",
+        "utf-8",
+    )
+    assert producer._prepare(b"x", content_type="own") == (b"x", "own", "binary")
+    assert producer._prepare([1])[1:] == ("application/json", "utf-8")
