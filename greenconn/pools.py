@@ -141,6 +141,14 @@ class ProducerPool(Resource):
         borrowed.lender = borrowed.channel = None
         self.connections.expire(borrowed.__connection__, reason)
 
+    def _release_unlent(self, resource: Any) -> None:
+        # Of create_producer(), with a connection of its own; again: its connection does nothing.
+        connection = getattr(resource, "__connection__", None)
+        if connection is not None:
+            connection.release()
+        if resource is not None:
+            resource.channel = None
+
     def _returned(self, borrowed: Any) -> None:
         borrowed.lender = borrowed.channel = None
         self.connections.returned(borrowed.__connection__)

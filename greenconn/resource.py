@@ -177,6 +177,8 @@ class Resource:
                     self.release_resource(loan.core)
             finally:
                 pool.release(loan.core)
+        else:
+            self._release_unlent(resource)
 
     def replace(self, resource: Any) -> None:
         """Give back one that is defective: it is closed, and another one made when one is needed.
@@ -356,6 +358,9 @@ class Resource:
 
     def _returned(self, borrowed: Any) -> None:
         self.returned(borrowed)
+
+    def _release_unlent(self, resource: Any) -> None:
+        """Called for what is given back and is not out, as what was given back before."""
 
     def _make(self, deadline: Deadline) -> Any:
         with Limit(deadline, f"pool {self._pool.name!r}: making another"):

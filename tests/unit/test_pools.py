@@ -431,6 +431,22 @@ def test_the_class_of_producers_can_be_given(connection: Connection) -> None:
     pool.force_close_all()
 
 
+def test_a_producer_that_was_made_apart_gives_its_connection_back(connection: Connection) -> None:
+    shared = connection.Pool(1)
+    pool = pools.ProducerPool(shared, 1)
+    producer = pool.create_producer()
+    assert shared.stats()["in_use"] == 1
+    for _ in range(2):
+        pool.release(producer)
+        assert shared.stats()["in_use"] == 0
+    assert producer.channel is None
+    with pool.acquire() as borrowed:
+        pool.release(producer)  # it is another's by now
+        assert shared.stats()["in_use"] == 1
+        assert borrowed.channel is not None
+    pool.force_close_all()
+
+
 def test_one_deadline_for_place_and_connection(connection: Connection) -> None:
     shared = connection.Pool(1)
     pool = pools.ProducerPool(shared, limit=2)
