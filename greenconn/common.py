@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
-from uuid import NAMESPACE_OID
+from uuid import NAMESPACE_OID, uuid3, uuid4, uuid5
 
+from gevent import get_hub
 from gevent.lock import RLock
 
 from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.entity.declaration import declaration_cached
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import get_gevent_concurrent_error
-from greenconn.identity import generate_oid, get_node_id, oid_from, uuid
+from greenconn.identity import uuid
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.arrivals import Arrivals
@@ -54,6 +56,36 @@ logger = get_logger("greenconn.common")
 
 #: The largest prefetch that the protocol can say.
 PREFETCH_COUNT_MAX: Final = 0xFFFF
+
+_node_id: int | None = None
+
+
+def get_node_id() -> int:
+    """Return the number of this process's node: random, the same from the first call on."""
+    global _node_id
+    if _node_id is None:
+        _node_id = uuid4().int
+    return _node_id
+
+
+def generate_oid(node_id: int, process_id: int, thread_id: int, instance: object) -> str:
+    """Return the UUID that belongs to an object of one thread of one process of one node."""
+    name = f"{node_id:x}-{process_id:x}-{thread_id:x}-{id(instance):x}"
+    try:
+        return str(uuid3(NAMESPACE_OID, name))
+    except ValueError:  # no MD5 here (FIPS)
+        return str(uuid5(NAMESPACE_OID, name))
+
+
+def oid_from(instance: object, threads: bool = True) -> str:
+    """Return the UUID that belongs to *instance* here.
+
+    Arguments:
+        threads: whether it differs from thread to thread (that is, from hub to hub: greenlets of
+            one hub share it, patched or not).
+    """
+    thread_id = get_hub().thread_ident if threads else 0
+    return generate_oid(get_node_id(), os.getpid(), thread_id, instance)
 
 
 class Broadcast(Queue):
@@ -294,8 +326,11 @@ def _drained(
         for _ in range(limit) if limit else count():
             with suppress(TimeoutError):
                 client.drain_events(timeout=timeout)
-            if arrived:
-                yield arrived.popleft()
+            try:
+                item = arrived.popleft()
+            except IndexError:
+                continue
+            yield item
 
 
 def _needs_no_answer(consumer: Consumer) -> bool:

@@ -40,6 +40,8 @@ class MatcherRegistry:
 
     def __init__(self) -> None:
         self._matchers: dict[str, Matcher] = {}
+        #: The name that None means.
+        self._default = "glob"
 
     def register(self, name: str, matcher: Matcher) -> None:
         """Add a rule, or replace it."""
@@ -71,11 +73,22 @@ class MatcherRegistry:
         Raises:
             MatcherNotInstalled: there is no such rule.
         """
-        function = self._named(matcher or "glob")
+        name = matcher or self._default
+        function = self._named(name)
         texts = [bytes_to_str(data), bytes_to_str(pattern)]
-        if matcher in self.matcher_pattern_first:
+        if name in self.matcher_pattern_first:
             texts.reverse()
         return function(*texts, **(matcher_kwargs or {}))
+
+    # kombu's names; its match() does not look at them.
+
+    @property
+    def _default_matcher(self) -> Matcher:
+        return self._named(self._default)
+
+    def _set_default_matcher(self, name: str) -> None:
+        self._named(name)
+        self._default = name
 
     def _named(self, name: str) -> Matcher:
         try:

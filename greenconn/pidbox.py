@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from greenconn.caching import LRUCache, cached_property, maybe_evaluate
 from greenconn.checks import check_has_run, check_runs
 from greenconn.clocks import LamportClock
+from greenconn.common import oid_from
 from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.exceptions import (
     ChannelError,
@@ -27,7 +28,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
-from greenconn.identity import oid_from, uuid
+from greenconn.identity import uuid
 from greenconn.log import get_logger
 from greenconn.matcher import match
 from greenconn.messaging import Consumer, Producer

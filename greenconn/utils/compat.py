@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
-from importlib.metadata import EntryPoint, entry_points
+from importlib import metadata as importlib_metadata
 from io import UnsupportedOperation
 from multiprocessing.util import register_after_fork
 from typing import Any, Final
@@ -50,9 +50,10 @@ def detect_environment() -> str:
 _detect_environment = detect_environment
 
 
-def entrypoints(namespace: str) -> Iterator[tuple[EntryPoint, Any]]:
+def entrypoints(namespace: str) -> Iterator[tuple[importlib_metadata.EntryPoint, Any]]:
     """Yield the entry points of a group, and what each loads."""
-    return ((point, point.load()) for point in entry_points(group=namespace))
+    points = importlib_metadata.entry_points(group=namespace)
+    return ((point, point.load()) for point in points)
 
 
 def fileno(f: Any) -> int:
@@ -66,7 +67,8 @@ def fileno(f: Any) -> int:
         return f
     if f is None:
         raise ValueError("None has no file descriptor")
-    return int(f.fileno())
+    number: int = f.fileno()
+    return number
 
 
 def maybe_fileno(f: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pprint import pformat
 from tempfile import mkstemp
 from typing import IO, Any
@@ -32,12 +33,12 @@ def emergency_dump_state(
     """
     descriptor, path = mkstemp()
     os.close(descriptor)
-    _tell(f"the state is dumped to {path}", stderr)
+    _tell(f"EMERGENCY DUMP STATE TO FILE -> {path} <-", stderr)
     with open_file(path, "wb" if dump is None else "w") as file:
         try:
             (dump or pickle.dump)(state, file, protocol=0)
         except Exception as exc:
-            _tell(f"the state cannot be dumped so ({exc!r}): it is written as text", stderr)
+            _tell(f"Cannot pickle state. Falling back to pformat. ({exc!r})", stderr)
             _rewind(file)
             text = pformat(state)
             try:
@@ -52,7 +53,9 @@ def _rewind(file: IO[Any]) -> None:
         file.seek(0)
         file.truncate()
     except (OSError, ValueError):
-        pass  # it cannot seek: what was written in part stays before the text
+        # What was written in part stays before the text.
+        with suppress(OSError, ValueError):
+            file.seek(0, os.SEEK_END)
 
 
 def _tell(text: str, stderr: IO[str] | None) -> None:

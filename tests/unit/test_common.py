@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import uuid as standard
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,7 +56,34 @@ def left(connection: Connection, queue: Queue) -> int:
 
 def test_what_is_defined_elsewhere_is_the_same() -> None:
     assert common.maybe_declare is entity.maybe_declare
-    assert (common.uuid, common.oid_from) == (identity.uuid, identity.oid_from)
+    assert common.uuid is identity.uuid
+
+
+def test_node_id_stays() -> None:
+    assert common.get_node_id() == common.get_node_id()
+
+
+def test_oid() -> None:
+    thing, other = object(), object()
+    assert common.oid_from(thing) == common.oid_from(thing)
+    assert common.oid_from(thing) != common.oid_from(other)
+    assert common.oid_from(thing) != common.oid_from(thing, threads=False)
+    assert common.generate_oid(1, 2, 3, thing) != common.generate_oid(1, 2, 4, thing)
+    standard.UUID(common.oid_from(thing))
+
+
+def test_greenlets_of_one_hub_share_the_oid() -> None:
+    thing = object()
+    greenlet = gevent.spawn(common.oid_from, thing)
+    assert greenlet.get(timeout=30) == common.oid_from(thing)
+
+
+def test_oid_without_md5(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> standard.UUID:
+        raise ValueError("no MD5 in FIPS mode")
+
+    monkeypatch.setattr(common, "uuid3", refuse)
+    assert standard.UUID(common.oid_from(object())).version == 5
 
 
 def test_broadcast_queues_have_names_of_their_own() -> None:

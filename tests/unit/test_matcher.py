@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
+
 import pytest
 
 from greenconn import matcher
@@ -30,6 +33,19 @@ def test_rules_can_be_added_and_removed() -> None:
         registry.match("a", "a", "same")
     with pytest.raises(MatcherNotInstalled, match="'same'"):
         registry.unregister("same")
+
+
+def test_another_rule_can_be_meant_by_default() -> None:
+    registry = MatcherRegistry()
+    registry.register("glob", fnmatch)
+    registry.register("pcre", re.match)
+    assert registry.match("ab", "a*")
+    registry._set_default_matcher("pcre")
+    assert registry._default_matcher is re.match
+    assert registry.match("ab", "a.")
+    with pytest.raises(MatcherNotInstalled, match="'sql'"):
+        registry._set_default_matcher("sql")
+    assert registry._default_matcher is re.match
 
 
 def test_an_unknown_rule_is_named_with_the_known_ones() -> None:

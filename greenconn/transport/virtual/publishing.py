@@ -187,8 +187,8 @@ def unroutable(exchange: str, routing_key: str) -> Unroutable:
 def undeliverable(exchange: str, routing_key: str, queue: str) -> UndeliverableWarning:
     """What is said of a message that goes to *queue*, that of last resort."""
     return UndeliverableWarning(
-        f"no queue of exchange {exchange!r} for routing key {routing_key!r}: the message "
-        f"went to {queue!r}"
+        f"Message could not be delivered: no queue of exchange {exchange!r} for routing key "
+        f"{routing_key!r}; it went to {queue!r}"
     )
 
 

@@ -90,6 +90,24 @@ def test_a_state_is_dumped_even_if_it_cannot_be_pickled(tmp_path: Path) -> None:
     path.unlink()
 
 
+def test_a_dump_that_cannot_be_cut_goes_on_behind_what_was_written() -> None:
+    class Tape(io.StringIO):
+        def truncate(self, size: int | None = None) -> int:
+            raise io.UnsupportedOperation("not this one")
+
+        def close(self) -> None:
+            pass
+
+    def fail(state: object, file: Tape, **kwargs: Any) -> None:
+        file.write("a long beginning;")
+        raise TypeError("no")
+
+    tape = Tape()
+    path = Path(div.emergency_dump_state([1], open_file=lambda *_: tape, dump=fail))
+    path.unlink()
+    assert tape.getvalue() == "a long beginning;[1]"
+
+
 def test_calls_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     wrapped = debug.Logwrapped([3, 1], "greenconn.test", "{0!r}.")
     with caplog.at_level(logging.DEBUG, "greenconn.test"):
