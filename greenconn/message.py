@@ -244,7 +244,7 @@ class Message:
         self.channel.basic_reject(self.delivery_tag, requeue)
 
     def _no_channel(self) -> KombuError:
-        return self.MessageStateError("the message has no channel that an answer could go to")
+        return self.MessageStateError("the message cannot be answered: it has no channel")
 
     def _already_answered(self) -> KombuError:
         return self.MessageStateError(

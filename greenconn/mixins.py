@@ -71,7 +71,7 @@ class ConsumerMixin:
             Consumer: makes one on *channel*.
             channel: the connection's default one; others may be used, too.
         """
-        raise NotImplementedError("say in get_consumers() what is to be consumed")
+        raise NotImplementedError("get_consumers() must be defined and return the consumers")
 
     def on_connection_revived(self) -> None:
         """The connection is there (again)."""
@@ -129,7 +129,7 @@ class ConsumerMixin:
                 else:
                     sleep(restart_limit.expected_time(_tokens))
             except (*self.connection_errors, *self.channel_errors):
-                warn("connection to the broker lost, beginning anew", exc_info=True)
+                warn("connection to the broker lost, reconnecting", exc_info=True)
 
     def consume(
         self,

@@ -242,7 +242,7 @@ class Node:
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        logger.error("a command to %s is passed over: %s", self.hostname, why)
+        logger.error("a command to %s is ignored: %s", self.hostname, why)
 
     dispatch_from_message = handle_message
 

@@ -363,7 +363,7 @@ class _RpcClient:
         if reply_channel is None or not reply_channel.channel.is_open:
             reply_channel = self._flight.run("reply-channel", self._make_channel, deadline)
         if deadline.has_ended:
-            raise TimeoutError("no time is left")
+            raise TimeoutError("the timeout has ended")
         return reply_channel
 
     def _make_channel(self) -> _ReplyChannel:

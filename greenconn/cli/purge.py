@@ -48,5 +48,7 @@ def _is_sure(question: str) -> bool:
         return click.confirm(question)
     except click.Abort:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise click.UsageError("nobody answered: give --yes") from None
+            raise click.UsageError(
+                "not confirmed: use --yes to purge without a prompt"
+            ) from None
         raise

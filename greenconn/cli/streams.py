@@ -54,7 +54,7 @@ def check_output() -> None:
         UsageError: there is none.
     """
     if sys.stdout is None:
-        raise click.UsageError("there is no standard output: where shall the messages go?")
+        raise click.UsageError("the standard output is closed: redirect it to a file or a pipe")
 
 
 def write_line(text: str) -> None:

@@ -106,7 +106,7 @@ def _settle(session: Session, deadline: Deadline) -> None:
         try:
             settle(deadline)
         except TimeoutError:
-            logger.warning("%s did not confirm all in time", session.broker.label)
+            logger.warning("%s did not confirm all publishes in time", session.broker.label)
 
 
 def _close_all(sessions: Iterable[Session]) -> None:

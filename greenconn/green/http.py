@@ -291,7 +291,7 @@ class HttpConnection:
     def _take(self, data: bytes) -> None:
         exchange = self._exchange
         if exchange is None:
-            raise OSError(errno.EPROTO, "sent what nobody asked for")
+            raise OSError(errno.EPROTO, "sent data without a request")
         exchange.answer.feed(data)
         if exchange.go_on():
             self._exchange = None

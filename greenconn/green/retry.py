@@ -73,7 +73,7 @@ class RetryPolicy(Record):
         if not 0.0 <= self.jitter <= 1.0:
             raise ValueError(f"jitter must be between 0 and 1: {self!r}")
         if self.immediate < 0 or self.round < 1 or (self.tries is not None and self.tries < 1):
-            raise ValueError(f"immediate, round and tries must count: {self!r}")
+            raise ValueError(f"immediate, round and tries must be at least 0: {self!r}")
 
 
 def _draw() -> float:

@@ -206,7 +206,7 @@ class Publisher:
         if channel is None or not channel.is_open:
             channel = self._flight.run("channel", self._open_shared, deadline)
         if deadline.has_ended:
-            raise TimeoutError("no time is left")
+            raise TimeoutError("the timeout has ended")
         return channel
 
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
@@ -247,7 +247,7 @@ class Publisher:
         try:
             self.ensure_target(message.options, deadline)
             if deadline.has_ended:
-                raise TimeoutError("no time is left")
+                raise TimeoutError("the timeout has ended")
             message.send(channel, deadline)
             is_answered = True
         except (PublishNacked, Unroutable) as exc:

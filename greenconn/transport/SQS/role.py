@@ -92,7 +92,7 @@ class RoleLogin(RenewedLogin):
                 DurationSeconds=self._validity,
             )["Credentials"]
         except (AccessRefused, PreconditionFailed, ServiceBusy) as exc:
-            raise LoginRefused(f"the role is not to be had: {exc}") from exc
+            raise LoginRefused(f"the role cannot be assumed: {exc}") from exc
         finally:
             client.close()
         end = datetime.fromisoformat(own["Expiration"].replace("Z", "+00:00"))

@@ -78,7 +78,7 @@ class Settling:
         try:
             return self._queues.get(name)
         except REFUSED as exc:
-            logger.warning("%s: what was taken from it is not settled", exc)
+            logger.warning("%s: messages received from it are not settled", exc)
             return None
 
     def _refused(self, answer: Answer) -> bool:
@@ -118,7 +118,7 @@ class Settling:
         for error in errors:
             # A lease that has ended is not worth a word: the message is somebody else's by now.
             if error is not None and not isinstance(error, InvalidQueueException):
-                logger.warning("%s: messages come again when their leases end", error)
+                logger.warning("%s: messages are redelivered when their leases end", error)
                 break
         return errors
 

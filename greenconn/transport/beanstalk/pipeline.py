@@ -143,9 +143,7 @@ class Pipeline(PipelineLife):
         try:
             for reply in self.parser.feed(data):
                 if not places:
-                    raise NotBeanstalk(
-                        f"{self.where}: a reply that nobody asked for: {reply!r:.60}"
-                    )
+                    raise NotBeanstalk(f"{self.where}: unexpected reply: {reply!r:.60}")
                 places.popleft()(reply)
                 if self.lost is not None:
                     return

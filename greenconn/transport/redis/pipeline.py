@@ -224,7 +224,7 @@ class Pipeline(PipelineLife):
                     if place is not None:
                         place(reply)
                 else:
-                    raise NotRedis(f"{self.where}: a reply that nobody asked for: {reply!r:.60}")
+                    raise NotRedis(f"{self.where}: unexpected reply: {reply!r:.60}")
                 if self.lost is not None:
                     return
         except ProtocolError as exc:

@@ -57,7 +57,7 @@ def test_a_standard_output_that_is_closed(
     assert command("--version") == Ended(0, "", "")
     ended = command("consume", "q", "--url", "memory://")
     assert ended.code == 2  # and nothing was taken from the queue
-    assert "there is no standard output" in ended.errors
+    assert "standard output is closed" in ended.errors
 
 
 def test_version(command: Command) -> None:
@@ -196,7 +196,7 @@ def test_purge(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"")
     ended = command("purge", "q", "-u", url)
     assert ended.code == 2
-    assert "give --yes" in ended.errors
+    assert "use --yes" in ended.errors
     stdin(b"n\n")
     ended = command("purge", "q", "-u", url)
     assert (ended.code, ended.complaint) == (1, "nothing was purged")
