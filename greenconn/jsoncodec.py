@@ -25,6 +25,7 @@ __all__ = [
     "JSONEncoder",
     "NestedTooDeeply",
     "dumps",
+    "encode",
     "loads",
     "object_hook",
     "register_default_types",
@@ -122,13 +123,14 @@ def _make_encode() -> Callable[[Any], str]:
     )
     join = "".join
 
-    def encode(value: Any) -> str:
+    def encoded(value: Any) -> str:
         return join(chunks(value, 0))
 
-    return encode
+    return encoded
 
 
-_encode: Final = _make_encode()
+#: Return a value as JSON text: :func:`dumps` without its options.
+encode: Final = _make_encode()
 
 
 def dumps(
@@ -150,7 +152,7 @@ def dumps(
         RecursionError: it is nested too deeply, or in a circle.
     """
     if cls is JSONEncoder and _dumps is json.dumps and not kwargs and not default_kwargs:
-        return _encode(s)
+        return encode(s)
     return _dumps(s, cls=cls, **{**(default_kwargs or {}), **kwargs})
 
 

@@ -29,7 +29,7 @@ from greenconn.formats import (
     yaml_dumps,
     yaml_loads,
 )
-from greenconn.jsoncodec import dumps as json_dumps
+from greenconn.jsoncodec import encode as json_encode
 from greenconn.jsoncodec import loads as json_loads
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ unregister = registry.unregister
 
 def register_json() -> None:
     """Register JSON with kombu's typed values; see ``jsoncodec``."""
-    registry.register("json", json_dumps, json_loads, "application/json", "utf-8")
+    registry.register("json", json_encode, json_loads, "application/json", "utf-8")
 
 
 def register_yaml() -> None:

@@ -48,7 +48,5 @@ def _is_sure(question: str) -> bool:
         return click.confirm(question)
     except click.Abort:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise click.UsageError(
-                "not confirmed: use --yes to purge without a prompt"
-            ) from None
+            raise click.UsageError("not confirmed: use --yes to purge without a prompt") from None
         raise

@@ -79,8 +79,17 @@ class Publisher:
         Raises:
             OperationalError: see :func:`greenconn.publish`.
         """
+        failure: Exception | None = None
         try:
-            self.retry(partial(self._publish_once, message, deadline), deadline)
+            try:
+                # Nearly all succeed at once: no function in between, and nothing prepared for more.
+                if (channel := self._channel) is None or not channel.is_open:
+                    self._connect(deadline, reopen=True)
+                self._publish_once(message, deadline)
+            except Exception as exc:
+                failure = exc
+            if failure is not None:
+                self._try_again(partial(self._publish_once, message, deadline), deadline, failure)
         except ConnectionBlocked as exc:
             if not message.maybe_delivered:
                 raise
@@ -105,8 +114,12 @@ class Publisher:
                 self._connect(deadline, reopen=True)
             return function()
         except Exception as exc:
-            again = attempts(PUBLISHING, deadline, self._is_lasting, failure=exc)
-        for attempt in again:
+            failure = exc
+        return self._try_again(function, deadline, failure)
+
+    def _try_again(self, function: Callable[[], T], deadline: Deadline, failure: Exception) -> T:
+        """As :meth:`retry`, after a first attempt that failed."""
+        for attempt in attempts(PUBLISHING, deadline, self._is_lasting, failure=failure):
             with attempt:
                 if (channel := self._channel) is None or not channel.is_open:
                     self._connect(deadline, reopen=False)

@@ -59,6 +59,8 @@ _HEADER_FOLLOWS: Final = 0xCE << 24 | HEADER << 16
 _BODY_FOLLOWS: Final = 0xCE << 24 | BODY << 16
 #: Bytes behind the arguments of a method, at least, if a content of one byte or more follows.
 _SMALLEST_CONTENT: Final = 1 + 22 + 9
+#: Bytes of the smallest message, whose method has no arguments; most answers to calls are smaller.
+_SMALLEST_MESSAGE: Final = 11 + _SMALLEST_CONTENT + 1
 
 #: Bytes of a body frame's payload below which it is gathered with its neighbours: an object of its own
 #: costs more than 30 bytes.
@@ -128,7 +130,7 @@ class FrameParser:
             return self._end_frame(data[taken:])
         is_calm = not self._partial
         methods = self._take(data)
-        if is_calm and self._blocks and not self._partial:
+        if is_calm and self._blocks.free and not self._partial:
             self._blocks.clear()  # no large bodies any more
         return methods
 
@@ -204,7 +206,7 @@ class FrameParser:
         room = min(limit, self.body_limit)
         position, end = 0, len(data)
         need = 8
-        if not partial:
+        if not partial and end >= _SMALLEST_MESSAGE:
             position = _take_whole(data, 0, room, append)
         while end - position >= 8:
             kind, channel, size = unpack(data, position)
@@ -230,7 +232,7 @@ class FrameParser:
                     partial[channel] = _Content(ids, payload if is_kept else b"", is_kept)
                 else:
                     append((channel, ids, payload, None, None))
-                    if not partial:
+                    if not partial and end - position >= _SMALLEST_MESSAGE:
                         position = _take_whole(data, position, room, append)
             elif kind == HEARTBEAT:
                 self.heartbeats += 1

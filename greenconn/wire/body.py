@@ -22,27 +22,28 @@ TAIL: Final = 8
 
 
 class Blocks:
-    """Blocks that nobody uses."""
+    """Blocks that nobody uses.
 
-    __slots__ = ("_free",)
+    Attributes:
+        free: the blocks.
+    """
+
+    __slots__ = ("free",)
 
     def __init__(self) -> None:
-        self._free: list[bytearray] = []
-
-    def __len__(self) -> int:
-        return len(self._free)
+        self.free: list[bytearray] = []
 
     def take(self) -> bytearray:
         """A block, with anything in it."""
-        return self._free.pop() if self._free else bytearray(BLOCK)
+        return self.free.pop() if self.free else bytearray(BLOCK)
 
     def give_back(self, blocks: list[bytearray]) -> None:
         """Nobody uses *blocks* any more."""
-        self._free += blocks[: KEPT - len(self._free)]
+        self.free += blocks[: KEPT - len(self.free)]
 
     def clear(self) -> None:
         """Keep none."""
-        self._free.clear()
+        self.free.clear()
 
 
 class LargeFrame:

@@ -163,7 +163,7 @@ class AmqpLink(Link):
         self._tls = tls
         #: The thread that this connection belongs to.
         self.home = Home()
-        self._parser = FrameParser(options.frame_max or 131072, options.max_message_size)
+        self.parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._intake = _Intake(self)
         self._numbers = _ChannelNumbers()
@@ -222,8 +222,8 @@ class AmqpLink(Link):
         self.heartbeat = agreed.heartbeat
         self.server_version = rabbitmq_version(self.server_properties)
         self.queues = KnownQueues(self.where, self.server_version)
-        self._parser.frame_max = self.frame_max
-        self._parser.channels = self.channels
+        self.parser.frame_max = self.frame_max
+        self.parser.channels = self.channels
         self._heartbeat_timer.start(float(self.heartbeat), self._stream)
         fork.register(self)
 
@@ -482,7 +482,7 @@ class AmqpLink(Link):
         unsent = find_unsent(*self.writer.take_unsent()) if channels else {}
         for channel in channels:
             channel.collect(unsent.get(channel.channel_id, ()), closed)
-        self.channels = self._parser.channels = {}
+        self.channels = self.parser.channels = {}
         self.gate.end()
         if self._closing is not None:
             self._closing.fail(exc)
@@ -504,19 +504,8 @@ class AmqpLink(Link):
 
     # In the reader (or the hub): nothing here may switch or run user code.
 
-    def room(self) -> list[memoryview | bytearray] | None:
-        """Return the buffers in which the stream receives a large body; None: none is due."""
-        return self._parser.room()
-
-    def filled(self, count: int) -> None:
-        """Take what was received there."""
-        self._dispatch(self._parser.filled(count))
-
-    def on_data(self, data: bytes) -> None:
-        """Take what was received elsewhere."""
-        self._dispatch(self._parser.feed(data))
-
-    def _dispatch(self, methods: list[Method]) -> None:
+    def dispatch(self, methods: list[Method]) -> None:
+        """Hand methods that the parser has read to their channels."""
         ids = 0
         try:
             for channel_id, ids, payload, header, body in methods:
@@ -609,19 +598,19 @@ class _Intake:
     def room(self) -> list[memoryview | bytearray] | None:
         """Return the buffers in which the stream receives a large body; None: none is due."""
         link = self.link()
-        return None if link is None else link.room()
+        return None if link is None else link.parser.room()
 
     def filled(self, count: int) -> None:
         """Take what was received there."""
         link = self.link()
         if link is not None:
-            link.filled(count)
+            link.dispatch(link.parser.filled(count))
 
     def take(self, data: bytes) -> None:
         """Take what was received elsewhere."""
         link = self.link()
         if link is not None:
-            link.on_data(data)
+            link.dispatch(link.parser.feed(data))
 
     def lost(self, exc: BaseException) -> None:
         """Take over that the stream has ended by itself."""
