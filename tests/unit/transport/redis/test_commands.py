@@ -1,0 +1,135 @@
+"""The commands of one link, against servers that do what a real one does seldom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from gevent import socket
+from gevent.event import Event
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.dial import dial
+from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.scripts import MOVE
+from greenconn.wire.resp import pack
+from tests.fix_peer import PeerFactory
+from tests.unit.transport.redis.test_pipeline import SOON, answering
+
+Begun = Callable[..., Commands]
+ANSWERS = {
+    b"EVAL": b":7\r\n",
+    b"EVALSHA": b"-NOSCRIPT No matching script.\r\n",
+    b"EXISTS": b":1\r\n",
+    b"GET": b"$1\r\nv\r\n",
+    b"HDEL": b":1\r\n",
+}
+
+
+class Server:
+    """Forgets its scripts after each that it was told the text of, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    def answer(self, command: list[bytes]) -> bytes:
+        self.asked.append(command[0])
+        return ANSWERS.get(command[0], b"+OK\r\n")
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def begun(peer: PeerFactory, server: Server) -> Iterator[Begun]:
+    """Commands of a link to that server."""
+    pipelines: list[Pipeline] = []
+
+    def begin(protocol: int = 2, before_call: Callable[[], None] = lambda: None) -> Commands:
+        handler: Callable[[socket.socket], Any] = answering(server.answer)
+        place = peer(handler)
+        sock = dial(place.host, place.port, Deadline(SOON))
+        ignore: Callable[[Any], None] = lambda what: None  # noqa: E731
+        pipelines.append(Pipeline(sock, "redis://peer", ignore, ignore))
+        options = RedisOptions()
+        commands = Commands("redis://peer", Keys(options), options, before_call)
+        commands.begin(pipelines[-1], protocol, "owner")
+        return commands
+
+    yield begin
+    for each in pipelines:
+        each.close()
+
+
+def test_its_names_are_known_once_it_is_open(begun: Begun) -> None:
+    commands = begun()
+    assert (commands.owner, commands.prefix, commands.protocol) == ("owner", "gc.owner.", 2)
+
+
+@pytest.mark.parametrize(("protocol", "is_tracking"), [(2, False), (3, True)])
+def test_pushes_are_asked_for_where_they_can_come(
+    begun: Begun, server: Server, protocol: int, is_tracking: bool
+) -> None:
+    commands = begun(protocol)
+    commands.call(pack("GET", "k"))
+    assert commands.is_tracking is is_tracking
+    assert server.asked == ([b"CLIENT", b"GET"] if is_tracking else [b"GET"])
+
+
+def test_what_was_told_before_leaves_before_a_call(begun: Begun, server: Server) -> None:
+    def tell() -> None:
+        commands.pipeline.post(pack("HDEL", "k", "f"))
+
+    commands: Commands = begun(before_call=tell)
+    commands.call(pack("GET", "k"))
+    commands.call_all([pack("GET", "k"), pack("EXISTS", "k")])
+    assert server.asked == [b"HDEL", b"GET", b"HDEL", b"GET", b"EXISTS"]
+
+
+def test_a_script_that_the_server_has_forgotten_is_told_again(begun: Begun, server: Server) -> None:
+    commands = begun()
+    results = [commands.run(MOVE, (b"k",) * 3, "", 0, what="testing") for _ in range(2)]
+    assert results == [7, 7]
+    assert server.asked[-2:] == [b"EVALSHA", b"EVAL"]
+
+
+def test_a_posted_script_that_the_server_has_forgotten_is_told_again(
+    begun: Begun, server: Server
+) -> None:
+    commands = begun()
+    replies: list[Any] = []
+    both = Event()
+
+    def done(reply: Any) -> None:
+        replies.append(reply)
+        if len(replies) == 2:
+            both.set()
+
+    for _ in range(2):
+        commands.post_script(MOVE, (b"k",) * 3, "", 0, done=done)
+    assert both.wait(SOON)
+    assert replies == [7, 7]
+
+
+def test_why_it_is_over_is_told(begun: Begun) -> None:
+    commands = begun()
+    commands.check_open()
+    commands.lost = reason = ConnectionError("cut by the test")
+    with pytest.raises(LinkLost, match="cut by the test") as caught:
+        commands.check_open()
+    assert caught.value.__cause__ is reason
+
+
+def test_a_reply_of_another_kind_ends_the_socket(begun: Begun) -> None:
+    commands = begun()
+    with pytest.raises(LinkLost, match="connection lost"):
+        commands.call(pack("LLEN", "k"))
+    with pytest.raises(LinkLost):
+        commands.call(PING)
