@@ -23,6 +23,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 from gevent import get_hub
+from kombu.connection import Connection
 from kombu.message import Message
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -32,10 +33,10 @@ from greenconn.jsoncodec import loads
 from greenconn.transport import redis
 from greenconn.transport.amqp import channel, transport
 from greenconn.transport.amqp.link import AmqpLink as Link
+from greenconn.transport.redis.link import RedisLink
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
-    from greenconn.transport.redis.link import RedisLink
 
 __all__ = ["AmqpTransport", "AmqpsTransport", "RedisTransport", "RedissTransport"]
 
@@ -47,6 +48,14 @@ SCHEMES: Final = {
     "greenconn-rediss": f"{__name__}:RedissTransport",
 }
 
+#: What a transport that is named by its class is in kombu's URLs: what reads them (Flower's page of the
+#: broker) knows protocols, not classes.
+ALIASES: Final = {
+    f"{__name__}:AmqpTransport": "amqp",
+    f"{__name__}:AmqpsTransport": "amqps",
+    f"{__name__}:RedisTransport": "redis",
+    f"{__name__}:RedissTransport": "rediss",
+}
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -178,10 +187,17 @@ class RedisChannel(redis.Channel):
         return _kombus(raw_message, body, self)
 
 
+class HostedRedisLink(RedisLink):
+    """A link that its host may drop without a close, as kombu's own."""
+
+    warns_when_dropped: ClassVar[bool] = False
+
+
 class RedisTransport(redis.Transport):
     """Redis for kombu's ``Connection``."""
 
     Channel = RedisChannel
+    link_cls: ClassVar[type[RedisLink]] = HostedRedisLink
     driver_name = "greenconn"
     #: As for AMQP: kombu's event loop would wait for sockets of its own, and nobody would be driven.
     implements = redis.Transport.implements.extend(asynchronous=False)
@@ -234,3 +250,4 @@ def _kombus(delivery: Any, body: Any, channel: Channel) -> Any:
 
 
 TRANSPORT_ALIASES.update(SCHEMES)
+Connection.resolve_aliases.update(ALIASES)

@@ -27,6 +27,9 @@ __all__ = ["STREAM_MOVES", "EndOfFile", "Room", "Stream", "StreamState", "Tls"]
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
 
+#: Seconds that a thread at its end blocks at least.
+STEP: Final = 0.001
+
 #: Pieces of a large body that are received before the hub has a turn.
 AT_ONCE: Final = 8
 
@@ -209,6 +212,26 @@ class Stream:
             except OSError:
                 pass  # a courtesy: the peer may be gone
         self._tear_down()
+
+    def exchange_blocking(self, is_done: Callable[[], bool], deadline: Deadline) -> None:
+        """Send what is pending, and receive until *is_done()*, the end of the stream or *deadline*.
+
+        Never switches: it blocks, for a thread that ends, in which no greenlet runs any more.
+        """
+        on_data = self._on_data if self._tls is None else self._decrypt
+        self.writer.flush()
+        try:
+            while self._state is not _CLOSED and not is_done() and not deadline.has_ended:
+                self._sock.settimeout(deadline.left() or STEP)
+                if self.writer.is_stalled:
+                    self.writer.resend()
+                    continue
+                data = self._sock.recv(RECEIVE)
+                if not data:
+                    self._end_of_file()
+                on_data(data)
+        except Exception as exc:
+            self._end(exc)
 
     def forget(self) -> None:
         """After a fork, in the child: drop the descriptor without a word to the peer."""

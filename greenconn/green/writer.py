@@ -295,6 +295,10 @@ class Writer:
                 if slot in self._drainers:
                     self._drainers.remove(slot)
 
+    def resend(self) -> None:
+        """Offer what the socket did not take once more, where no hub runs.  Never switches."""
+        self._on_writable()
+
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
 
     def _end_turn(self) -> None:

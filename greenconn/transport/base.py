@@ -25,6 +25,7 @@ from weakref import WeakSet
 from gevent import get_hub
 
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
+from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.green.supervisor import spawn
@@ -321,6 +322,10 @@ class Link:
         """Drop everything at once, without a word to the peer.  Never switches."""
         self.end(RecoverableConnectionError("connection was dropped"), closed=True)
 
+    def end_with_thread(self) -> None:
+        """Close it with the thread that it belongs to.  Never switches; it may block for a moment."""
+        self.collect()
+
 
 #: In the place of the reason why a link is not open: its construction failed.
 _NEVER_BEGUN: Final = RecoverableConnectionError("the connection was never opened")
@@ -340,6 +345,7 @@ def _note_new(link: Link) -> None:
     """
     global _collect_at
     _alive.add(link)
+    thread_end.register(link)
     if len(_alive) > _collect_at:
         gc.collect()
         _collect_at = max(LEAST_ALIVE, 2 * len(_alive))

@@ -468,6 +468,19 @@ class AmqpLink(Link):
         """Drop everything at once, without a word to the peer.  Never switches."""
         self.end(RecoverableConnectionError("connection was dropped"), closed=True)
 
+    def end_with_thread(self) -> None:
+        """Close in good order, blocking at most 2 s.  Never switches.
+
+        A broker whose client is gone before it has answered may forget what it was sent last.
+        """
+        if self.lost is None and self._closing is None and self.handshake.is_done:
+            assert self._stream is not None
+            closing: Slot[None] = Slot()
+            self._closing = closing
+            self.write_method(spec.Connection.Close, _GOODBYE)
+            self._stream.exchange_blocking(lambda: closing.is_filled, Deadline(CLOSE_TIMEOUT))
+        self.collect()
+
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """This life is over: tell everybody who waits.  Never switches."""
         if self.lost is not None:

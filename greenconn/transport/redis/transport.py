@@ -56,6 +56,8 @@ class Transport(base.Transport[RedisLink]):
     """
 
     Channel = channel.Channel
+    #: The class of its connections.
+    link_cls: ClassVar[type[RedisLink]] = RedisLink
     Management = Management
     Options: ClassVar[type[RedisOptions]] = RedisOptions
     driver_type = "redis"
@@ -177,7 +179,7 @@ class Transport(base.Transport[RedisLink]):
             client_name=self.client_name,
         )
         self.server = Server(address=address, login=login, connect_timeout=self.connect_timeout)
-        link = RedisLink(self)
+        link = self.link_cls(self)
         link.open(deadline)
         try:
             self.handover.pass_on(link)
