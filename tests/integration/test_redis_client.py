@@ -14,6 +14,7 @@ from gevent.threadpool import ThreadPool
 from greenconn import Connection
 from greenconn.exceptions import RecoverableConnectionError, WrongHub
 from tests.brokers.redis_server import RedisServer
+from tests.fix_tls import CERTS, TlsFront
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import control, wait_until
 
@@ -36,6 +37,35 @@ def opened(own_redis: RedisServer) -> Iterator[Opened]:
         for connection in connections:
             connection.close()
         at_server("FLUSHALL")
+
+
+def test_over_tls(opened: Opened, own_redis: RedisServer, tls_front: TlsFront) -> None:
+    """Its sockets are encrypted and verified as that of the link; the server wants our certificate."""
+    front = tls_front(("127.0.0.1", own_redis.port), client_authority="ca")
+    ssl = {
+        "ca_certs": str(CERTS / "ca.pem"),
+        "certfile": str(CERTS / "client.pem"),
+        "keyfile": str(CERTS / "client.key"),
+    }
+    with Connection(f"rediss://localhost:{front}/0", ssl=ssl) as connection:
+        client = connection.default_channel.client
+        waiters = [gevent.spawn(client.blpop, f"list-{number}", 9) for number in range(5)]
+        wait_until(lambda: client.info("clients")["blocked_clients"] == 5)
+        large = b"x" * 3_000_000
+        pipe = client.pipeline()
+        for number in range(5):
+            pipe.rpush(f"list-{number}", large)
+        assert pipe.execute() == [1] * 5
+        assert [each.get(timeout=SOON)[1] for each in waiters] == [large] * 5
+        with client.pubsub(ignore_subscribe_messages=True) as listener:
+            listener.subscribe("news")
+            assert listener.get_message(timeout=0.1) is None
+            wait_until(lambda: client.publish("news", large) == 1)
+            got = None
+            with gevent.Timeout(SOON):
+                while got is None:
+                    got = listener.get_message(timeout=1)
+            assert got["data"] == large
 
 
 @pytest.mark.parametrize("prefix", ["", "app:"])

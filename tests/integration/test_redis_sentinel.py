@@ -123,6 +123,25 @@ def test_failovers(group: Group) -> None:
         assert consumer.stop(SOON)
 
 
+def test_channel_client_goes_where_its_link_goes(group: Group) -> None:
+    with Connection(group.url, transport_options=OPTIONS) as connection:
+        client = connection.default_channel.client
+        client.set("place", "before")
+        assert client.info("replication")["role"] == "master"
+        ask(group.sentinels[0], "FAILOVER", "mymaster")
+        wait_until(lambda: not connection.connected, LATE)
+        with pytest.raises(RecoverableConnectionError):
+            client.ping()
+        connection.ensure_connection(timeout=LATE)
+        assert master_of(connection) == group.replica.port
+        successor = connection.default_channel.client
+        assert successor.get("place") == b"before"
+        successor.set("place", "after")
+        assert successor.info("replication")["role"] == "master"
+        with Connection(group.replica.url) as direct:
+            assert direct.default_channel.client.get("place") == b"after"
+
+
 def master_of(connection: Connection) -> Any:
     """The port of the server that a connection is connected to."""
     return connection.connected and connection.connection.transport.server.address.port
