@@ -79,12 +79,19 @@ def _on_current_channel(method: M) -> M:
 
 
 def _sent_at_once(method: M) -> M:
-    """Make an answer to a message be on its way when *method* returns."""
+    """Make an answer to a message be on its way when *method* returns.
+
+    In another thread the one that the link belongs to sends it: those of a prefork worker's pool
+    answer what the worker's own thread consumes.
+    """
 
     @wraps(method)
     def answer(each: channel.Channel | redis.Channel, /, *args: Any, **kwargs: Any) -> None:
-        method(each, *args, **kwargs)
-        each.flush_answers()
+        if _is_here(each.connection):
+            method(each, *args, **kwargs)
+            each.flush_answers()
+        else:
+            _elsewhere(each.connection, partial(answer, each, *args, **kwargs))
 
     return cast(M, answer)
 

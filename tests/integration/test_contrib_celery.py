@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from greenconn.connection import Connection
 from greenconn.identity import uuid
 from tests.integration.processes import Running, run, start
 
@@ -133,6 +134,20 @@ def test_a_worker_without_greenlets_of_its_own_consumes(work: Callable[..., Work
     worker = work(pool="solo", broker="redis")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
+
+
+@pytest.mark.parametrize("broker", ["amqp", pytest.param("redis", marks=pytest.mark.full)])
+def test_a_worker_of_processes(work: Callable[..., Worker], broker: str) -> None:
+    """Threads of Celery's answer there for the thread that consumes."""
+    worker = work("-c", "2", pool="prefork", broker=broker)
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+    worker.running.signal(signal.SIGTERM)
+    worker.wait_for("shut down")
+    assert worker.running.outcome().code == 0
+    with Connection(worker.env["BROKER"]) as connection:
+        declared = connection.default_channel.queue_declare(worker.env["QUEUE"], passive=True)
+        assert declared.message_count == 0
 
 
 @pytest.mark.full
