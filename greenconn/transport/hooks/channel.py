@@ -6,6 +6,7 @@ Messages are stored in kombu's envelope (:mod:`~greenconn.transport.virtual.enve
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from queue import Empty
@@ -23,6 +24,7 @@ from greenconn.transport.hooks.abstract import AbstractChannel
 from greenconn.transport.hooks.entities import HookedEntities
 from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.hooks.qos import QoS as Unanswered
+from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.refusal import Method, no_exchange, no_queue, no_recover_in_place
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer, Feed
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookLink
 
 __all__ = ["Channel"]
+
+logger = logging.getLogger("greenconn.transport.virtual")
 
 
 class HookConsumer(StoreConsumer):
@@ -511,8 +515,15 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             self.connection.subscriptions.left(consumer)
 
     def _restore_all(self, unseen: list[StoredMessage]) -> None:
+        failed = []
         for message in unseen:
-            self._restore_at_beginning(message)
+            try:
+                self._restore_at_beginning(message)
+            except Exception as exc:
+                logger.error("a message could not be put back: %r", exc)
+                failed.append(message)
+        if failed:
+            dump_messages(failed)
         self.qos.restore_unacked_once()
 
     # -- envelopes

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, TextIO
 
-__all__ = ["QoS"]
+from greenconn.dump import emergency_dump_state
+
+__all__ = ["QoS", "dump_messages"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
+
+
+class _Delivered(OrderedDict[Any, Any]):
+    """Delivery tag -> message, the oldest first."""
+
+    #: Whether all was given back, as it is once when a channel closes (kombu's).
+    restored = False
+
+
+def dump_messages(messages: Iterable[Any], stderr: TextIO | None = None) -> None:
+    """Write messages that no queue takes back, and that nobody else has, into a file of this user's.
+
+    The log, or *stderr*, names it; it is no place for bodies.
+    """
+    state = [each.serializable() if hasattr(each, "serializable") else each for each in messages]
+    try:
+        emergency_dump_state(state, stderr=stderr)
+    except Exception:
+        logger.exception("%d message(s) could not be dumped, and are lost", len(state))
 
 
 class _Finalizer:
@@ -33,8 +55,7 @@ class QoS:
     def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
         self.channel = channel
         self.prefetch_count = prefetch_count or 0
-        #: Delivery tag -> message, the oldest first.
-        self._delivered: OrderedDict[Any, Any] = OrderedDict()
+        self._delivered = _Delivered()
         #: kombu's finalizer, which subclasses cancel: here the channel gives back what is left.
         self._on_collect = _Finalizer()
         #: What was answered and is still in there: subclasses look at it after the answer.
@@ -110,16 +131,23 @@ class QoS:
         return failed
 
     def restore_unacked_once(self, stderr: TextIO | None = None) -> None:
-        """Put everything back when the channel closes.  May switch."""
+        """Put everything back when the channel closes.  May switch.
+
+        What cannot be put back is dumped into a file.
+
+        Arguments:
+            stderr: where the file is told; None logs it.
+        """
         if not len(self) or not self.restore_at_shutdown or not self.channel.do_restore:
             return
         logger.info("restoring %d unacknowledged message(s)", len(self))
         failed = self.restore_unacked()
+        self._delivered.restored = True
         if failed:
-            # Never the messages themselves: logs are no place for bodies.
             logger.error(
                 "%d unacknowledged message(s) could not be restored: %r", len(failed), failed[0][0]
             )
+            dump_messages((message for _, message in failed), stderr)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """For brokers with a visibility timeout: give back what others left.  Nothing here."""

@@ -22,6 +22,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 __all__ = ["LOOK", "PACE", "HookStore", "Taken"]
@@ -36,6 +37,10 @@ PACE: Final = 0.005
 
 class Taken(Protocol):
     """A message that was taken out: what claims hand over, and what is settled."""
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether a ``QoS`` has it, which puts it back in the end."""
 
     @property
     def claimed(self) -> Claimed:
@@ -263,6 +268,7 @@ class HookStore(Store):
             except Exception as exc:
                 if isinstance(exc, self.link.transport.connection_errors):
                     raise
-                # Never the message itself: logs are no place for bodies.
                 logger.error("a message could not be put back: %r", exc)
+                if not message.is_noted:
+                    dump_messages([message])
         return 0

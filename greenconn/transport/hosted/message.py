@@ -51,6 +51,8 @@ class HostedMessage(Message):
 
     #: Whether its channel holds it until it is answered.
     is_held = True
+    #: kombu's channel puts it back in the end.
+    is_noted = True
 
     def __init__(self, taken: Any, queue: str, taker: Taker) -> None:
         super().__init__(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -19,6 +21,7 @@ from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,
     PreconditionFailed,
+    RecoverableChannelError,
     RecoverableConnectionError,
     ResourceError,
     Unroutable,
@@ -609,8 +612,21 @@ def test_unanswered_deliveries_are_counted(channel: ShelfChannel) -> None:
     assert virtual.QoS(channel).can_consume_max_estimate() is None
 
 
-def test_what_cannot_be_restored_is_logged(
-    shelf: Shelf, channel: ShelfChannel, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of emergency dumps."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def dumped(folder: Path, channel: ShelfChannel) -> list[Any]:
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    return [channel.message_to_python(each).body for each in pickle.loads(path.read_bytes())]
+
+
+def test_what_cannot_be_restored_is_dumped(
+    shelf: Shelf, channel: ShelfChannel, dumps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     send(channel, "secret")
     assert channel.basic_get("q") is not None
@@ -619,6 +635,32 @@ def test_what_cannot_be_restored_is_logged(
         channel.close()
     assert "1 unacknowledged message(s) could not be restored" in caplog.text
     assert "secret" not in caplog.text
+    assert dumped(dumps, channel) == [b"secret"]
+    assert channel.qos._delivered.restored
+
+
+def test_what_nobody_has_seen_and_no_queue_takes_is_dumped(
+    shelf: Shelf, link: HookLink, channel: ShelfChannel, dumps: Path
+) -> None:
+    for body in "abc":
+        send(channel, body)
+    channel.basic_consume("q", callback=fail)
+    until(lambda: len(link.events) == 3)
+    channel._restore = fail  # type: ignore[method-assign]
+    channel.end(RecoverableChannelError("lost"))
+    until(lambda: any(dumps.iterdir()))
+    assert sorted(dumped(dumps, channel)) == [b"a", b"b", b"c"]
+
+
+def test_a_dump_that_fails_is_logged(
+    shelf: Shelf, channel: ShelfChannel, dumps: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    send(channel, "x")
+    assert channel.basic_get("q") is not None
+    channel._restore = fail  # type: ignore[method-assign]
+    dumps.rmdir()
+    channel.close()
+    assert "1 message(s) could not be dumped, and are lost" in caplog.text
 
 
 def fail(message: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -131,15 +132,23 @@ def test_what_comes_for_nobody_goes_back(
         link._deliver(raw, "")
 
 
-def test_what_cannot_be_put_back_is_logged(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_put_back_is_dumped(
+    shelf: Shelf,
+    link: HookLink,
+    channel: ShelfChannel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     message = channel.message_of({"body": "c2VjcmV0", "properties": {}}, "q")
     channel._restore = fail  # type: ignore[method-assign]
     link.store.settle([Answer(message, Settlement.BACK)])
     assert "a message could not be put back: OSError('gone')" in caplog.text
     assert "secret" not in caplog.text
     assert link.is_open
+    (path,) = tmp_path.iterdir()
+    assert b"c2VjcmV0" in path.read_bytes() or b"secret" in path.read_bytes()
 
 
 def test_an_answer_that_fails_may_be_given_again(
