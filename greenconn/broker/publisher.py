@@ -64,6 +64,8 @@ class ChannelPublisher(ABC, Generic[M, T]):
         self._channel = channel
         self.link = link
         self._hub = channel.connection.home.hub
+        #: Seconds that a publish may take where its caller gives no time; None: no limit.
+        self.confirm_timeout = link.options.confirm_timeout
 
     # -- what each kind of broker writes
 
@@ -111,7 +113,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
         """Return *deadline*, or the connection's ``confirm_timeout`` where it has no end."""
         if deadline is not None and deadline.timeout is not None:
             return deadline
-        limit = self.link.options.confirm_timeout
+        limit = self.confirm_timeout
         return None if limit is None else Deadline(limit)
 
     def publish(
@@ -151,7 +153,9 @@ class ChannelPublisher(ABC, Generic[M, T]):
             channel.check_open()
         if immediate:
             raise no_immediate()
-        target = self._target(message, exchange, routing_key, mandatory, self.limited(deadline))
+        if self.confirm_timeout is not None:
+            deadline = self.limited(deadline)
+        target = self._target(message, exchange, routing_key, mandatory, deadline)
         if target is None:
             return Decided(unroutable(exchange, routing_key) if mandatory else None)
         slot: Slot[Any] = Slot()
@@ -197,11 +201,12 @@ class StoredResult:
         """
         publisher = self._publisher
         # Without an end it waits as long as the link lives, which watches its broker by itself.
-        deadline = publisher.limited(deadline)
+        if publisher.confirm_timeout is not None:
+            deadline = publisher.limited(deadline)
         try:
             outcome = self._slot.wait(deadline or NEVER)  # type: ignore[arg-type]
         except TimeoutError as exc:
-            if deadline is None or not self._slot.has_left:
+            if deadline is None or deadline.timeout is None or not self._slot.has_left:
                 raise
             raise PublishTimeout(
                 f"{publisher.link.where} did not answer a publish to {self._what()} within "
