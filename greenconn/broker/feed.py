@@ -1,143 +1,222 @@
-"""What gives the messages of a queue to its consumers on one link.
+"""What gives the messages of one queue to its consumers on one link.
 
 Theory
 ------
-Each queue has a feed: its consumers, and whose turn it is.  A claimer asks for one or for many queues
-in one call, for as many messages as their consumers have room for, so that whatever comes has a place.
-There is one greenlet, as long as there is something to ask for.
+A feed knows the consumers of a queue and whose turn it is, and has a *source*, which knows how messages
+are taken out of one broker.  Messages are taken by *claims*, one at a time, for as many as the consumers
+have room for, so that what is on its way always has a place::
 
-A store that cannot wait is asked for queues that are not *dry*: a queue is dry when the last claim
-gave less than was wanted, until somebody says that there is more (a publish of this process, an
-answer that gives back, the store's ``wake``).  What is said while a claim is on its way counts for
-the next one, since the claim may have looked before.
+    IDLE      nobody has room, or the broker has refused      (room: a claim is due)
+    DUE       a claim leaves when this turn ends
+    CLAIMING  a claim is on its way
+    DRY       the last claim found less than it asked for      (the source tells when there is more)
 
-A store that can wait is asked for all queues whose consumers have room, and is interrupted when a
-queue comes that it was not asked for.
+A claim leaves when all that can run now has run: what is answered in one turn makes room for one
+claim.  The source calls ``begin`` then, ``offer`` for each message that came, and ``free`` and
+``ended`` when the claim is over.  It calls ``ripen`` when there may be messages; what is said while a
+claim is on its way counts when it is over, since the claim may have looked before.
 
-No queue starves: one that was asked for goes behind the others, and what a claim may take goes to
-those in front first (where it waits, each queue may have as much, or those left out would wait for its
-end).  A limit of a whole channel is divided among the queues that its consumers wait for; where it is
-less than one each, a claim does not wait long, and those left out come first then.
+Where a limit holds for a whole channel, each claim reserves its places under it.
+
+Nothing here switches; it runs in readers, in the hub, in greenlets of links and of users.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from greenconn.broker.port import Claimed
-from greenconn.green.hub import turn
+from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
+from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.turns import Turns
 
-if TYPE_CHECKING:
-    from gevent import Greenlet
-
-    from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.link import StoreLink
-
-__all__ = ["Claimer", "Feed"]
-
-#: Seconds that a claim waits while others may need the room that is reserved for it.
-SHORT_WAIT: Final = 0.5
+__all__ = ["FEED_MOVES", "Feed", "FeedState", "Source"]
 
 
-class Feed:
-    """One queue and its consumers.
+class FeedState(Enum):
+    """See the module's theory."""
 
-    Arguments:
-        link: knows the queue.
-        queue: its name.
-        claimer: takes its messages.
+    IDLE = "idle"
+    DUE = "due"
+    CLAIMING = "claiming"
+    DRY = "dry"
+
+
+_IDLE, _DUE, _CLAIMING, _DRY = FeedState
+
+FEED_MOVES: Final[Mapping[FeedState, frozenset[FeedState]]] = {
+    FeedState.IDLE: frozenset({FeedState.DUE}),
+    FeedState.DUE: frozenset({FeedState.IDLE, FeedState.CLAIMING}),
+    FeedState.CLAIMING: frozenset({FeedState.IDLE, FeedState.DUE, FeedState.DRY}),
+    FeedState.DRY: frozenset({FeedState.IDLE, FeedState.DUE}),
+}
+
+
+M = TypeVar("M")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Source(Protocol[T_contra]):
+    """What takes the messages of one queue out of a broker.  Nothing here switches.
 
     Attributes:
+        is_single_active: only the oldest consumer is served.
+    """
+
+    @property
+    def is_single_active(self) -> bool: ...
+
+    def schedule(self) -> None:
+        """Call the feed's ``begin`` when all that can run now has run, and claim as many as it says."""
+
+    def watch(self) -> None:
+        """Call the feed's ``ripen`` when there may be messages: the last claim found too few.
+
+        Until :meth:`schedule` or :meth:`retire` is called.
+        """
+
+    def retire(self) -> None:
+        """Forget the feed, unless a claim is on its way whose messages it must take."""
+
+    def delivery(self, message: T_contra, consumer: Consumer) -> Message:
+        """Return what *consumer* is given for a message that was offered."""
+
+
+S = TypeVar("S", bound=Source[Any], covariant=True)
+
+
+class Feed(Generic[M, S]):
+    """One queue and its consumers.
+
+    *M* is what its source offers, *S* the source.
+
+    Arguments:
+        queue: its name.
+        make_source: returns the source of a feed.
+
+    Attributes:
+        arrived: messages that came without a claim, and wait until a consumer has room.
         coming: consumers that are about to be.
         consumers: in the order in which they came.
-        is_dry: there was less than was wanted, and nobody has said since that there is more.
     """
 
     __slots__ = (
-        "_claimer",
-        "_link",
+        "_again",
         "_reserved",
         "_turns",
+        "arrived",
         "coming",
         "consumers",
-        "is_dry",
         "queue",
+        "source",
+        "state",
     )
 
-    def __init__(self, link: StoreLink, queue: str, claimer: Claimer) -> None:
-        self._link = link
-        self._claimer = claimer
+    def __init__(self, queue: str, make_source: Callable[[Feed[M, S]], S]) -> None:
         self.queue = queue
         self.coming = 0
         self.consumers: dict[Consumer, None] = {}
-        self.is_dry = False
+        self.arrived: deque[M] = deque()
+        self.state: FeedState = _IDLE
         self._turns = Turns()
+        #: Something came while a claim was on its way: do not believe that there is nothing.
+        self._again = False
         #: Places under the limits of channels that a claim under way may fill.
-        self._reserved: list[tuple[StoreChannel[Any], int]] = []
+        self._reserved: list[tuple[Any, int]] = []
+        self.source = make_source(self)
 
     def __repr__(self) -> str:
-        state = "dry" if self.is_dry else "wet"
-        return f"<Feed {self.queue!r}: {state}, {len(self.consumers)} consumers>"
+        return f"<Feed {self.queue!r}: {self.state.value}, {len(self.consumers)} consumers>"
+
+    def _move(self, state: FeedState) -> None:
+        self.state = moved(self.state, state, FEED_MOVES, "a feed")
+
+    # -- consumers
 
     @property
     def is_used(self) -> bool:
         """Whether somebody consumes, or is about to."""
         return bool(self.consumers or self.coming)
 
-    # -- consumers
+    @property
+    def has_room(self) -> bool:
+        """Whether a consumer waits for messages."""
+        return bool(self._turns)
 
     def join(self, consumer: Consumer) -> None:
-        """Add a consumer.  Never switches."""
+        """Add a consumer."""
+        if self.state is _DRY and not self.consumers:
+            self._move(_IDLE)  # what it was when nobody listened says nothing
         self.consumers[consumer] = None
-        # What it was when nobody listened says nothing.
-        self.is_dry = False
         consumer.wake()
 
     def leave(self, consumer: Consumer) -> None:
-        """Remove a consumer: the next one may become the single active one.  Never switches."""
+        """Remove a consumer: the next one may become the single active one."""
         self.consumers.pop(consumer, None)
         self._turns.discard(consumer)
         if self.consumers:
             next(iter(self.consumers)).wake()
 
     def resume(self, consumer: Consumer) -> None:
-        """A consumer that had no room has some again.  Never switches."""
-        if consumer in self.consumers and self._may_serve(consumer):
-            self._turns.add(consumer)
-            self._claimer.want(self)
-
-    def _may_serve(self, consumer: Consumer) -> bool:
-        return next(iter(self.consumers)) is consumer or not self._link.directory.is_single_active(
-            self.queue
-        )
+        """A consumer that had no room has some again."""
+        consumers = self.consumers
+        if consumer not in consumers:
+            return
+        if self.source.is_single_active and next(iter(consumers)) is not consumer:
+            return
+        self._turns.add(consumer)
+        if self.arrived:
+            self._serve_arrived()
+        if self.state is _IDLE:
+            self._due()
 
     def serve(self) -> None:
-        """There may be room again under the limit of a channel.  Never switches."""
-        self._claimer.want(self)
+        """There may be room again for consumers that are in, under the limit of a channel."""
+        if self.state is _IDLE:
+            self._due()
 
     def ripen(self) -> None:
-        """There may be messages.  Never switches."""
-        self.is_dry = False
-        self._claimer.want(self)
+        """There may be messages."""
+        state = self.state
+        if state is _DRY:
+            self._due()
+        elif state is _CLAIMING:
+            self._again = True
 
-    # -- messages
+    # -- claims
+
+    def _due(self) -> None:
+        self._move(_DUE)
+        self.source.schedule()
 
     @property
     def has_rivals(self) -> bool:
         """Whether the room reserved here may be missing elsewhere."""
         return any(len(channel.consumers) > 1 for channel, _ in self._reserved)
 
-    def reserve(self, most: int, others: int = 0) -> int:
-        """Reserve room for messages and return for how many.  Never switches.
+    def begin(self, most: int, others: int = 0) -> int:
+        """Begin a claim: reserve room, and return for how many messages; 0: there is no claim.
 
         Arguments:
+            most: messages that one claim may take.
             others: queues that are still to come, and may need room on the same channels.
         """
+        count = self._reserve(most, others)
+        if count > 0:
+            self._again = False
+            self._move(_CLAIMING)
+        else:
+            self._reserved.clear()
+            self._move(_IDLE)
+        return count
+
+    def _reserve(self, most: int, others: int) -> int:
+        if self._turns.first() is None:
+            return 0
         room = 0
         for consumer in self._turns.ready():
             own = min(consumer.room, most - room)
@@ -152,163 +231,67 @@ class Feed:
                 break
         return room
 
-    def release(self) -> set[StoreChannel[Any]]:
-        """The claim is over; returns the channels that have more room now.  Never switches."""
-        reserved, self._reserved = self._reserved, []
-        for channel, count in reserved:
-            channel.prefetch.release(count)
-        return {channel for channel, count in reserved if count}
+    def free(self) -> None:
+        """Give back the room that the claim had reserved; others are served first."""
+        if self._reserved:
+            reserved, self._reserved = self._reserved, []
+            for channel, count in reserved:
+                channel.prefetch.release(count)
+            for channel in {channel for channel, count in reserved if count}:
+                channel.serve()
 
-    def deliver(self, claimed: Claimed) -> None:
-        """Hand over what was claimed.  Never switches."""
-        link = self._link
-        limit = link.directory.delivery_limit(self.queue)
-        if limit is not None and claimed.deliveries >= limit:
-            link.answers.give_up(claimed, "delivery_limit")
-            return
-        if not self.offer(claimed):
-            # Its consumer was cancelled meanwhile, and nobody has seen this.
-            link.answers.return_unseen(claimed)
+    def ended(self, is_dry: bool) -> None:
+        """Note that the claim is over.
 
-    def offer(self, claimed: Claimed) -> bool:
-        """Hand over what was claimed; False: no consumer has room.  Never switches."""
+        Arguments:
+            is_dry: it found less than it asked for.
+        """
+        if not self.is_used:
+            self._move(_IDLE)
+            self.source.retire()
+        elif is_dry and not self._again:
+            self._move(_DRY)
+            self.source.watch()
+        elif self._turns:
+            self._due()
+        else:
+            self._move(_IDLE)
+
+    def refuse(self, error: BaseException) -> None:
+        """End the channels of the consumers, since the broker refuses."""
+        self.free()
+        self._move(_IDLE)
+        for consumer in list(self.consumers):
+            spawn("refused", consumer.channel.refuse, consumer, error)
+
+    # -- messages
+
+    def offer(self, message: M) -> bool:
+        """Hand over what was claimed; False: no consumer has room."""
         consumer = self._turns.take()
         if consumer is None:
             return False
-        delivery = self._link.delivery(claimed, consumer)
+        delivery = self.source.delivery(message, consumer)
         consumer.channel.deliveries.hold(consumer, delivery)
         consumer.hand_over(delivery, delivery)
         if consumer.is_parked and consumer.has_room():
             self._turns.add(consumer)
         return True
 
+    def arrive(self, message: M) -> None:
+        """Hand over a message that came without a claim as soon as a consumer has room."""
+        self.arrived.append(message)
+        self._serve_arrived()
 
-class Claimer:
-    """Takes the messages of some queues, all together."""
+    def arrive_again(self, message: M) -> None:
+        """Make a message that came without a claim, and was given back, the next again."""
+        self.arrived.appendleft(message)
+        self._serve_arrived()
 
-    __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_left_out", "_link", "_wait")
-
-    def __init__(self, link: StoreLink) -> None:
-        self._link = link
-        self._wait = link.store.claim_wait
-        #: Those that may have messages and consumers with room, the next in front.
-        self._feeds: dict[Feed, None] = {}
-        #: What the claim that is on its way asked for.
-        self._asked: dict[str, int] = {}
-        #: Somebody has no room because others have it.
-        self._left_out = False
-        self._greenlet: Greenlet[..., Any] | None = None
-        self._is_stopped = False
-
-    def want(self, feed: Feed) -> None:
-        """A queue may have messages, and its consumers room.  Never switches."""
-        if self._is_stopped or (feed.is_dry and not self._wait):
-            return
-        self._feeds[feed] = None
-        if self._greenlet is None:
-            self._greenlet = spawn("claim", self._run)
-        elif self._wait and self._asked and feed.queue not in self._asked:
-            self._link.store.interrupt()
-
-    def stop(self) -> None:
-        """Ask no more.  Never switches."""
-        self._is_stopped = True
-        self._feeds.clear()
-        store = self._link.store
-        if not (self._asked and self._wait):
-            return
-        if not store.claims_each_queue:
-            store.interrupt()
-            return
-        for queue in self._asked:
-            store.abandon(queue)
-
-    @property
-    def greenlet(self) -> Greenlet[..., Any] | None:
-        """What asks now; None: nobody."""
-        return self._greenlet
-
-    def _run(self) -> None:
-        try:
-            while feeds := self._reserve():
-                self._claim(feeds)
-        finally:
-            self._greenlet = None
-
-    def _claim(self, feeds: list[Feed]) -> None:
-        claimed: Sequence[Claimed] = ()
-        is_shared = any(each.has_rivals for each in feeds)
-        # Claimers of other queues cannot say that they were left out.
-        is_short = is_shared and (self._left_out or self._link.store.claims_each_queue)
-        wait = min(self._wait, SHORT_WAIT) if is_short else self._wait
-        try:
-            claimed = self._link.store.claim(dict(self._asked), wait)
-        except BaseException as exc:
-            self._failed(exc, feeds)
-            if not isinstance(exc, Exception):
-                raise
-        finally:
-            asked, self._asked = self._asked, {}
-            freed = {channel for feed in feeds for channel in feed.release()}
-        if self._link.lost is not None:
-            for each in claimed:
-                self._link.answers.return_unseen(each)
-            return
-        again = self._hand_over(feeds, asked, claimed)
-        for channel in freed:
-            channel.serve()
-        if is_shared:
-            for feed in again:
-                self._feeds.pop(feed, None)
-            turn()
-        for feed in again:
-            self.want(feed)
-
-    def _reserve(self) -> list[Feed]:
-        """Reserve room for the next claim, and return the queues that it is for."""
-        left = self._link.store.claim_limit
-        chosen: list[Feed] = []
-        feeds = list(self._feeds)
-        self._left_out = False
-        for others, feed in zip(range(len(feeds) - 1, -1, -1), feeds, strict=True):
-            del self._feeds[feed]
-            room = feed.reserve(left, others)
-            if room <= 0:
-                self._left_out = True
-                feed.release()
-                continue  # it comes back when there is room
-            self._asked[feed.queue] = room
-            chosen.append(feed)
-            if not self._wait:
-                left -= room
-            if left <= 0:
-                break
-        return chosen
-
-    def _hand_over(
-        self, feeds: list[Feed], asked: dict[str, int], claimed: Sequence[Claimed]
-    ) -> list[Feed]:
-        """Hand over what came, and return the queues that are to be asked for again."""
-        link = self._link
-        found = Counter(each.queue for each in claimed if each.dead is None)
-        for feed in feeds:
-            # Not if somebody said meanwhile that there is more: the claim may have looked before.
-            feed.is_dry = found[feed.queue] < asked[feed.queue] and feed not in self._feeds
-        for each in claimed:
-            taker = link.feeds.get(each.queue)
-            if each.dead is not None:
-                link.answers.give_up(each, each.dead)
-            elif taker is None:
-                link.answers.return_unseen(each)
-            else:
-                taker.deliver(each)
-        return [each for each in feeds if link.feeds.get(each.queue) is each]
-
-    def _failed(self, exc: BaseException, feeds: list[Feed]) -> None:
-        link = self._link
-        error = link.failed(exc, "claiming messages")
-        if link.lost is None and isinstance(exc, Exception):
-            # The broker refuses: so it tells those who asked.
-            for feed in feeds:
-                for consumer in list(feed.consumers):
-                    consumer.channel.refuse(consumer, error)
+    def _serve_arrived(self) -> None:
+        arrived = self.arrived
+        while arrived:
+            message = arrived.popleft()
+            if not self.offer(message):
+                arrived.appendleft(message)
+                return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import gevent
@@ -16,9 +17,10 @@ from gevent import Greenlet
 from greenconn.broker.answers import Answers
 from greenconn.broker.blocking import StoreHolding
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
+from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
 from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.directory import StoreDirectory
-from greenconn.broker.feed import Claimer, Feed
+from greenconn.broker.feed import Feed
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
@@ -64,7 +66,7 @@ class StoreLink(BrokerLink):
     """
 
     answers: Answers
-    subscriptions: StoreSubscriptions
+    subscriptions: StoreSubscriptions[Claimed, StoreSource]
 
     def __init__(self, transport: StoreTransport) -> None:
         # Wrong options and addresses are told before there is a link that would have to be closed.
@@ -87,9 +89,9 @@ class StoreLink(BrokerLink):
         self.putting = Putting(self)
         self.holding = StoreHolding(self)
         self.answers = Answers(self)
-        self.subscriptions = StoreSubscriptions(self)
+        self.subscriptions = StoreSubscriptions(StoreConsuming(self))
         self.leases = Leases(self)
-        self.feeds: dict[str, Feed] = {}
+        self.feeds: dict[str, StoreFeed] = {}
         #: Those that ask the store for messages: one, or one for each queue.
         self._claimers: dict[str, Claimer] = {}
         #: Calls on their way, and who waits for them.
@@ -327,9 +329,20 @@ class StoreLink(BrokerLink):
             entries.append(Entry(queue, envelope, level, delay, lifetime))
         return entries
 
+    def is_alive(self, claimed: Claimed) -> bool:
+        """Whether a message is to be delivered; what is not is given up.  Never switches."""
+        if claimed.dead is not None:
+            self.answers.give_up(claimed, claimed.dead)
+            return False
+        limit = self.directory.delivery_limit(claimed.queue)
+        if limit is not None and claimed.deliveries >= limit:
+            self.answers.give_up(claimed, "delivery_limit")
+            return False
+        return True
+
     # -- consuming
 
-    def feed(self, queue: str) -> Feed:
+    def feed(self, queue: str) -> StoreFeed:
         """What gives the messages of *queue* to the consumers of this link."""
         feed = self.feeds.get(queue)
         if feed is None:
@@ -337,10 +350,10 @@ class StoreLink(BrokerLink):
             claimer = self._claimers.get(key)
             if claimer is None:
                 claimer = self._claimers[key] = Claimer(self)
-            feed = self.feeds[queue] = Feed(self, queue, claimer)
+            feed = self.feeds[queue] = Feed(queue, partial(StoreSource, self, claimer))
         return feed
 
-    def retire(self, feed: Feed) -> None:
+    def retire(self, feed: StoreFeed) -> None:
         """Forget a feed if nobody uses it any more.  Never switches."""
         if feed.is_used or self.feeds.get(feed.queue) is not feed:
             return

@@ -22,7 +22,7 @@ from greenconn.exceptions import (
 )
 from greenconn.messaging import Producer
 from greenconn.transport.redis import waking
-from greenconn.transport.redis.feed import FeedState
+from greenconn.transport.redis.source import WatchState
 from greenconn.wire.resp import pack
 from tests.faults.kinds import Direction, Fault, Kind
 from tests.faults.proxied import ProxyProcess
@@ -407,7 +407,7 @@ def test_what_no_push_tells_of_is_found(
         assert consumer.wait_ready(SOON)
         feed = connection.connection.feeds[unique]
         for number in range(3):
-            wait_until(lambda: feed.state is FeedState.ARMED)
+            wait_until(lambda: feed.source.state is WatchState.ARMED)
             greenconn.publish(unique, number, connection=other)
             wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert connection.connection.waking.found >= 3

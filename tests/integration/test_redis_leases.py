@@ -10,11 +10,12 @@ import gevent
 import pytest
 from redis.exceptions import ResponseError
 
+from greenconn.broker.feed import FeedState
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import owners, pipeline
 from greenconn.transport.redis.channel import Channel
-from greenconn.transport.redis.feed import FeedState
 from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.source import WatchState
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import RespParser, pack
 from tests.integration.contract import Store
@@ -159,12 +160,13 @@ def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
     store = Store()
     channel.basic_consume("q", sink=store)
     feed = first.feeds["q"]
-    wait_until(lambda: feed.state is FeedState.ARMED)
+    wait_until(lambda: feed.source.state is WatchState.ARMED)
     other = Channel(second)
     first.waking.stop()  # nothing is told of what comes now
     for number in range(3):
         other.basic_publish(other.prepare_message(str(number)), "", "q")
-    feed.hint()
+    feed.ripen()
+    first.commands.pipeline.writer.flush()  # the claim leaves when the turn ends
     assert feed.state is FeedState.CLAIMING
     first.close()
     found = [other.basic_get("q") for _ in range(3)]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.feed import Feed
+from greenconn.broker.claiming import StoreFeed
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
@@ -59,7 +59,7 @@ class HookedLink(StoreLink):
         """
         raise NotImplementedError
 
-    def retire(self, feed: Feed) -> None:
+    def retire(self, feed: StoreFeed) -> None:
         """Forget a feed if nobody uses it any more.  Never switches."""
         super().retire(feed)
         if feed.queue not in self.feeds:

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 from greenconn.broker.answers import Answers
-from greenconn.broker.feed import Feed
+from greenconn.broker.feed import Feed, Source
 from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -63,7 +63,7 @@ class LookingLink(Protocol):
     @property
     def transport(self) -> Errors: ...
     @property
-    def feeds(self) -> Mapping[str, Feed]: ...
+    def feeds(self) -> Mapping[str, Feed[Claimed, Source[Claimed]]]: ...
     @property
     def answers(self) -> Answers: ...
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gevent.lock import RLock
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.feed import Feed
+from greenconn.broker.claiming import StoreFeed
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
@@ -77,7 +77,7 @@ class HostedLink(HookedLink):
             if reader is not None:
                 reader.look(wanted)
 
-    def retire(self, feed: Feed) -> None:
+    def retire(self, feed: StoreFeed) -> None:
         """Forget a feed if nobody uses it any more.  Never switches."""
         super().retire(feed)
         reader = None if feed.queue in self.feeds else self._readers.pop(feed.queue, None)

@@ -7,7 +7,8 @@ from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from greenconn.broker.feed import Feed
+from greenconn.broker.feed import Feed, FeedState, Source
+from greenconn.broker.port import Claimed
 from greenconn.identity import uuid
 from greenconn.transport.hooks.store import PACE, HookStore
 from greenconn.transport.hosted.message import HostedMessage
@@ -33,7 +34,7 @@ class ReaderLink(Protocol):
     @property
     def store(self) -> HookStore: ...
     @property
-    def feeds(self) -> Mapping[str, Feed]: ...
+    def feeds(self) -> Mapping[str, Feed[Claimed, Source[Claimed]]]: ...
 
     def open_channel(self) -> Any:
         """Open one of kombu's channels.  May switch."""
@@ -106,7 +107,7 @@ class QueueReader:
         if not self._is_active:
             self._close_unused()
         feed = self._link.feeds.get(queue)
-        if feed is not None and feed.is_dry:
+        if feed is not None and feed.state is FeedState.DRY:
             feed.ripen()  # a ``QoS`` with a say of its own may want more now
 
     def leave(self) -> None:

@@ -76,14 +76,20 @@ def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], R
     return partial(BroadcastRouter, exchange)
 
 
+class _Source(Protocol):
+    """What takes the messages of a queue out of the server."""
+
+    def broadcast(self, raw: bytes, number: int) -> None:
+        """Take a message of fan-out.  In the reader."""
+
+
 class _Feed(Protocol):
     """What serves the consumers of a queue."""
 
     @property
     def consumers(self) -> Collection[Consumer]: ...
-
-    def broadcast(self, raw: bytes, number: int) -> None:
-        """Take a message of fan-out.  In the reader."""
+    @property
+    def source(self) -> _Source: ...
 
 
 class Fanout:
@@ -257,7 +263,7 @@ class Fanout:
             feed = self._feeds.get(queue)
             if feed is not None:
                 self._number += 1
-                feed.broadcast(push[3], self._number)
+                feed.source.broadcast(push[3], self._number)
 
 
 def _ignore(reply: Exception) -> None:

@@ -41,20 +41,26 @@ __all__ = ["RedisHolding"]
 logger = logging.getLogger("greenconn.transport.redis")
 
 
+class HeldSource(Protocol):
+    """What takes the messages of a queue out of the server."""
+
+    def broadcast_again(self, message: Delivery) -> None:
+        """A message of fan-out was given back.  Never switches."""
+
+    def under_way(self) -> Iterable[int]:
+        """Return the numbers of the fields that a claim may have filled."""
+
+
 class HeldFeed(Protocol):
     """What serves the consumers of a queue."""
 
     @property
     def consumers(self) -> Collection[Consumer]: ...
+    @property
+    def source(self) -> HeldSource: ...
 
-    def hint(self) -> None:
+    def ripen(self) -> None:
         """A message was put into the queue.  Never switches."""
-
-    def broadcast_again(self, message: Delivery) -> None:
-        """A message of fan-out was given back.  Never switches."""
-
-    def claim_under_way(self) -> Iterable[int]:
-        """Return the numbers of the fields that a claim may have filled."""
 
 
 class RedisHolding:
@@ -140,7 +146,7 @@ class RedisHolding:
         for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
             feed = self._feeds.get(queue)
             if feed is not None:
-                feed.hint()
+                feed.ripen()
 
     def return_unheld(self, delivery: Delivery) -> None:
         """Put back a delivery that nobody holds.  Never switches."""
@@ -148,7 +154,7 @@ class RedisHolding:
         if delivery.is_broadcast:
             feed = self._feeds.get(delivery.queue)
             if feed is not None and feed.consumers:
-                feed.broadcast_again(delivery)
+                feed.source.broadcast_again(delivery)
             return
         for key, raw in move_of(commands, Disposition(delivery, Settlement.BACK)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
@@ -173,7 +179,7 @@ class RedisHolding:
         """Return what claims may have taken whose answers never came.  Never switches."""
         numbers = list(self._claims.doubtful())
         for feed in self._feeds.values():
-            numbers += feed.claim_under_way()
+            numbers += feed.source.under_way()
         prefix = self._commands.prefix
         return [Claimed("", None, f"{prefix}{number}") for number in numbers]
 

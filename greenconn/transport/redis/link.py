@@ -15,10 +15,12 @@ from typing import Any, Final, Protocol, TypeVar
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
+from greenconn.broker.feed import Feed
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
+from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -27,12 +29,12 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.consuming import RedisConsuming
 from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_name
-from greenconn.transport.redis.feed import Feed
 from greenconn.transport.redis.holding import RedisHolding
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.login import Server
@@ -46,7 +48,7 @@ from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sent import Unasked
 from greenconn.transport.redis.sockets import LargeBodies
-from greenconn.transport.redis.subscriptions import RedisSubscriptions
+from greenconn.transport.redis.source import RedisFeed, RedisSource
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
@@ -126,7 +128,7 @@ class RedisLink(BrokerLink):
     """
 
     answers: Answers
-    subscriptions: RedisSubscriptions
+    subscriptions: StoreSubscriptions[Delivery, RedisSource]
 
     def __init__(self, transport: LinkTransport) -> None:
         super().__init__(transport.client)
@@ -138,7 +140,7 @@ class RedisLink(BrokerLink):
         self.is_parents = False  #: this process is a child of the one that opened it
         #: Without ``ack_emulation``: nobody holds what was delivered.
         self.forgets = not self.options.ack_emulation
-        self.feeds: dict[str, Feed] = {}
+        self.feeds: dict[str, RedisFeed] = {}
         server, feeds = transport.server, self.feeds
         self.commands = commands = Commands(
             self.where, transport.keys, self.options, self._before_call
@@ -159,7 +161,7 @@ class RedisLink(BrokerLink):
         self.holding = RedisHolding(commands, owners, self.claims, self.directory, restorer, feeds)
         self.answers = Answers(self)
         self.leases = Leases(self)
-        self.subscriptions = RedisSubscriptions(self)
+        self.subscriptions = StoreSubscriptions(RedisConsuming(self))
         self.waking = Waking(commands, self.directory.changed)
         self.clients = Clients(commands, server, partial(self.home.check, self))
         self.secret = Secret(commands, server.login.credentials, self.other_pipelines)
@@ -258,12 +260,17 @@ class RedisLink(BrokerLink):
 
     # Consuming
 
-    def feed(self, queue: str) -> Feed:
+    def feed(self, queue: str) -> RedisFeed:
         """What gives the messages of *queue* to the consumers of this link."""
         feed = self.feeds.get(queue)
         if feed is None:
-            feed = self.feeds[queue] = Feed(self, queue)
+            feed = self.feeds[queue] = Feed(queue, partial(RedisSource, self))
         return feed
+
+    def retire(self, feed: RedisFeed) -> None:
+        """Forget a feed if nobody uses it any more.  Never switches."""
+        if not feed.is_used and self.feeds.get(feed.queue) is feed:
+            del self.feeds[feed.queue]
 
     def held(self) -> Iterable[Delivery]:
         """All that its channels hold."""
@@ -425,7 +432,8 @@ class RedisLink(BrokerLink):
         if self._master is not None:
             self._master.stop()
         for feed in list(self.feeds.values()):
-            feed.stop()
+            feed.source.stop()
+            feed.consumers.clear()
 
     # In the reader: nothing here may switch or run user code.
 

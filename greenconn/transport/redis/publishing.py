@@ -99,7 +99,7 @@ class _Parcel:
 class _Feed(Protocol):
     """What serves the consumers of a queue."""
 
-    def hint(self) -> None:
+    def ripen(self) -> None:
         """This connection has just sent a message to the queue.  Never switches."""
 
 
@@ -234,7 +234,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             self._directory.pushed(queue)
         feed = self._feeds.get(queue)
         if feed is not None:
-            feed.hint()
+            feed.ripen()
 
     # -- what is not the usual case
 

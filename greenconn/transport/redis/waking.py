@@ -1,11 +1,11 @@
-"""Who is told when something comes: invalidations, the safety look, and refusals.
+"""Who is told when something comes: invalidations and the safety look.
 
 An invalidation names a key that somebody changed after we had read it.  For the lists of a queue that
-is a hint to its feed; for the declaration of a queue, to the directory.  Keys have no database in
+is a hint to its source; for the declaration of a queue, to the directory.  Keys have no database in
 them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
 
 However a push may get lost (a server's limit of tracked keys, a proxy in between), nothing waits for
-ever: every few seconds idle feeds look without being told.
+ever: every few seconds sources of empty queues look without being told.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.feed import Feed, FeedState
+from greenconn.transport.redis.source import RedisSource, WatchState
 from greenconn.wire.resp import pack
 
 __all__ = ["Waking"]
@@ -47,15 +47,15 @@ class Waking:
         self._commands = commands
         self._changed = changed
         self.found = 0
-        self._feeds: dict[bytes, Feed] = {}
+        self._sources: dict[bytes, RedisSource] = {}
         self._ticker: Ticker | None = None
         self._has_warned = False
         self._overflowed: set[str] = set()
 
-    def add(self, feed: Feed) -> None:
-        """Pass hints on to *feed*."""
-        for key in feed.lists:
-            self._feeds[key] = feed
+    def add(self, source: RedisSource) -> None:
+        """Pass hints on to *source*."""
+        for key in source.lists:
+            self._sources[key] = source
         if self._ticker is None and self._commands.is_tracking:
             self._ticker = Ticker(uniform(*SAFETY), self._look, "redis-safety")
             self._ticker.start()
@@ -68,15 +68,15 @@ class Waking:
                 self._commands.where,
             )
 
-    def discard(self, feed: Feed) -> None:
-        """Pass on no more; those of the queue's next feed stay."""
-        for key in feed.lists:
-            if self._feeds.get(key) is feed:
-                del self._feeds[key]
+    def discard(self, source: RedisSource) -> None:
+        """Pass on no more; those of the queue's next source stay."""
+        for key in source.lists:
+            if self._sources.get(key) is source:
+                del self._sources[key]
 
     def stop(self) -> None:
         """The link is gone."""
-        self._feeds.clear()
+        self._sources.clear()
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
@@ -84,21 +84,16 @@ class Waking:
     def invalidated(self, keys: list[bytes] | None) -> None:
         """The server says that *keys* have changed; None: all may have.  In the reader."""
         if keys is None:
-            for feed in list(self._feeds.values()):
-                feed.pushed()
+            for source in list(self._sources.values()):
+                source.pushed()
             self._changed(None)
             return
         for key in keys:
-            found = self._feeds.get(key)
+            found = self._sources.get(key)
             if found is not None:
                 found.pushed()
             else:
                 self._changed(key)
-
-    def refused(self, feed: Feed, error: BaseException) -> None:
-        """The server does not let us consume: the channels of *feed* end with *error*."""
-        for consumer in list(feed.consumers):
-            spawn("refused", consumer.channel.refuse, consumer, error)
 
     def overflowed(self, queue: str) -> None:
         """A message of fan-out was dropped, since nobody took it.  In the reader."""
@@ -115,18 +110,18 @@ class Waking:
 
     def _look(self, lag: float) -> None:
         # In the hub.
-        feeds = {feed for feed in self._feeds.values() if feed.state is FeedState.ARMED}
-        rest = iter(feeds)
+        armed = {each for each in self._sources.values() if each.state is WatchState.ARMED}
+        rest = iter(armed)
         while page := list(islice(rest, PAGE)):
-            keys = [key for feed in page for key in feed.lists]
+            keys = [key for each in page for key in each.lists]
             self._commands.pipeline.post(
                 pack(b"EXISTS", *keys),
                 lambda reply, page=page: _looked(reply, page),  # type: ignore[misc]
             )
 
 
-def _looked(reply: Any, page: list[Feed]) -> None:
+def _looked(reply: Any, page: list[RedisSource]) -> None:
     # In the reader.
     if isinstance(reply, int) and reply:
-        for feed in page:
-            feed.look()
+        for source in page:
+            source.look()

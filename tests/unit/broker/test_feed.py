@@ -1,380 +1,243 @@
-"""Feeds and their claims: what the store is asked for, and whose turn it is."""
+"""Feeds by themselves: their states, room and turns, over a source that does what a test says."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import gevent
 import pytest
-from gevent.event import Event
 
-from greenconn.broker import feed
-from greenconn.broker.channel import StoreChannel
-from greenconn.broker.link import StoreLink
-from greenconn.exceptions import ChannelError
+from greenconn.broker.feed import Feed, FeedState
+from greenconn.transport.virtual.consumer import WINDOW, Consumer
+from greenconn.transport.virtual.prefetch import Prefetch
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, FakeStore, WaitingStore, World
 from tests.unit.broker.sink import Sink
-from tests.unit.broker.test_publishing import channel_to, publish
 
 
-def consume(channel: StoreChannel[StoreLink], sink: Sink, queue: str = "q", **options: Any) -> str:
-    return channel.basic_consume(queue, sink=sink, **options)
+class Source:
+    """A source that notes what it is asked."""
+
+    def __init__(self, feed: Feed[Any, Source]) -> None:
+        self.feed = feed
+        self.is_single_active = False
+        self.calls: list[str] = []
+
+    def schedule(self) -> None:
+        self.calls.append("schedule")
+
+    def watch(self) -> None:
+        self.calls.append("watch")
+
+    def retire(self) -> None:
+        self.calls.append("retire")
+
+    def delivery(self, message: Any, consumer: Consumer) -> Any:
+        consumer.unacked += not consumer.no_ack
+        return message
 
 
-def test_order_is_kept(connect: Opener, kind: type[FakeStore]) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    sink = Sink(lambda message: message.ack())
-    consume(channel, sink)
-    for n in range(200):
-        publish(channel, str(n))
-    sink.wait_for(200)
-    assert sink.bodies == [str(n) for n in range(200)]
+class Channel:
+    """A channel that holds nothing."""
+
+    def __init__(self) -> None:
+        self.prefetch = Prefetch()
+        self.consumers: dict[str, Consumer] = {}
+        self.deliveries = self
+        self.refused: list[BaseException] = []
+
+    def hold(self, consumer: Consumer, delivery: Any) -> None:
+        if not consumer.no_ack:
+            self.prefetch.in_flight += 1
+
+    def serve(self) -> None:
+        for each in self.consumers.values():
+            each.wake() if each.is_parked else each.feed.serve()  # type: ignore[attr-defined]
+
+    def refuse(self, consumer: Consumer, error: BaseException) -> None:
+        self.refused.append(error)
 
 
-def test_prefetch_bounds_what_is_claimed(
-    connect: Opener, world: World, kind: type[FakeStore]
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for n in range(20):
-        publish(channel, str(n))
-    channel.basic_qos(0, 3)
-    sinks = [Sink(), Sink()]
-    for sink in sinks:
-        consume(channel, sink)
-    for sink in sinks:
-        sink.wait_for(3)
-    gevent.sleep(0.02)
-    assert [len(sink) for sink in sinks] == [3, 3]
-    assert sum(1 for item in world.items["q"] if item.claim) == 6
-    sinks[0][0].ack()
-    sinks[0].wait_for(4)
-    assert world.bodies("q")[0] != b"0"
+@pytest.fixture
+def feed() -> Feed[Any, Source]:
+    return Feed("q", Source)
 
 
-def test_many_consumers(connect: Opener, world: World, kind: type[FakeStore], long: bool) -> None:
-    count = 1000 if long else 200
-    link = connect(kind)
-    channels = [link.transport.create_channel(link) for _ in range(count // 50)]
-    sink = Sink(lambda message: message.ack())
-    for n in range(count):
-        channel = channels[n // 50]
-        channel.queue_declare(f"q{n}")
-        consume(channel, sink, f"q{n}")
-    world.calls.clear()
-    for n in range(count):
-        publish(channels[0], str(n), f"q{n}")
-    sink.wait_for(count)
-    assert {int(body) for body in sink.bodies} == set(range(count))
-
-
-def test_idle_consumers_cost_nothing(connect: Opener, world: World) -> None:
-    link = connect()
-    channel = link.transport.create_channel(link)
-    for n in range(100):
-        channel.queue_declare(f"q{n}")
-        consume(channel, Sink(), f"q{n}")
-    gevent.sleep(0.02)
-    world.calls.clear()
-    gevent.sleep(0.1)
-    assert world.calls == []
-
-
-def test_message_of_another_process(connect: Opener, kind: type[FakeStore]) -> None:
-    consumer, publisher = channel_to(connect, kind), channel_to(connect, kind)
-    consumer.queue_declare("q")
-    sink = Sink(lambda message: message.ack())
-    consume(consumer, sink)
-    gevent.sleep(0.01)
-    for n in range(3):
-        publish(publisher, str(n))
-        sink.wait_for(n + 1)
-
-
-def test_what_was_not_answered_comes_back_when_the_channel_closes(
-    connect: Opener, world: World, kind: type[FakeStore]
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for n in range(3):
-        publish(channel, str(n))
+def join(
+    feed: Feed[Any, Source], channel: Channel | None = None, limit: int = 10, **options: Any
+) -> Consumer:
+    """Return a new consumer of the feed."""
+    channel = channel or Channel()
     sink = Sink()
-    consume(channel, sink)
-    sink.wait_for(3)
-    sink[1].ack()
-    channel.close()
-    other = channel_to(connect, kind)
-    got = [other.basic_get("q"), other.basic_get("q"), other.basic_get("q")]
-    assert [None if each is None else (each.body, each.redelivered) for each in got] == [
-        ("0", True),
-        ("2", True),
-        None,
-    ]
+    tag = f"c{len(channel.consumers)}"
+    consumer = Consumer(channel, feed, tag, feed.queue, sink=sink, limit=limit, **options)
+    channel.consumers[tag] = consumer
+    feed.join(consumer)
+    return consumer
 
 
-def test_cancelled_consumer_gives_back_unseen(
-    connect: Opener, world: World, kind: type[FakeStore]
+def ack(consumer: Consumer, count: int = 1) -> None:
+    """Free the room of messages."""
+    consumer.unacked -= count
+    consumer.prefetch.in_flight -= count
+    consumer.wake()
+
+
+def got(consumer: Consumer) -> list[Any]:
+    """Return what a consumer was given."""
+    assert isinstance(consumer.sink, Sink)
+    return list(consumer.sink)
+
+
+def claim(feed: Feed[Any, Source], *messages: Any, most: int = 100) -> int:
+    """Let a claim bring *messages*; return for how many it was."""
+    count = feed.begin(most)
+    for each in messages:
+        feed.offer(each)
+    feed.free()
+    feed.ended(len(messages) < count)
+    return count
+
+
+def test_what_a_turn_frees_is_claimed_together(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    assert (feed.state, feed.source.calls) == (FeedState.DUE, ["schedule"])
+    assert claim(feed, *range(10)) == 10
+    assert (feed.state, feed.source.calls) == (FeedState.IDLE, ["schedule"])
+    for _ in range(3):
+        ack(consumer)
+    assert (feed.state, feed.source.calls) == (FeedState.DUE, ["schedule"] * 2)
+    assert claim(feed, 10, 11, 12) == 3
+    assert got(consumer) == list(range(13))
+
+
+def test_an_unbounded_consumer_is_served_by_windows(feed: Feed[Any, Source]) -> None:
+    join(feed, limit=0)
+    assert feed.begin(1000) == WINDOW
+
+
+def test_a_claim_that_nobody_has_room_for_is_none(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    feed.leave(consumer)
+    assert (feed.begin(100), feed.state) == (0, FeedState.IDLE)
+
+
+def test_a_dry_queue_is_watched_until_there_may_be_more(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    claim(feed, 0)
+    assert (feed.state, feed.source.calls[-1]) == (FeedState.DRY, "watch")
+    ack(consumer)
+    assert feed.state is FeedState.DRY
+    feed.ripen()
+    assert (feed.state, feed.source.calls[-1]) == (FeedState.DUE, "schedule")
+
+
+def test_what_is_said_while_a_claim_is_on_its_way_counts(feed: Feed[Any, Source]) -> None:
+    join(feed)
+    count = feed.begin(100)
+    feed.ripen()
+    feed.ended(count > 0)
+    states = [feed.state]
+    claim(feed)
+    states.append(feed.state)
+    assert states == [FeedState.DUE, FeedState.DRY]
+
+
+def test_room_that_comes_while_a_claim_is_on_its_way_waits_for_its_end(
+    feed: Feed[Any, Source],
 ) -> None:
-    """A claim that comes back after the consumer left is undone, as if it had never been."""
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    tag = ""
-
-    def after(method: str, argument: Any) -> None:
-        if method == "claim" and argument:
-            channel.basic_cancel(tag)
-
-    world.after = after
-    sink = Sink()
-    tag = consume(channel, sink)
-    publish(channel, "x")
-    with gevent.Timeout(10):
-        while not world.count("settle"):
-            gevent.sleep(0.001)
-    assert sink == []
-    world.after = lambda method, argument: None
-    message = channel.basic_get("q")
-    assert message is not None
-    assert not message.redelivered
+    join(feed, limit=1)
+    assert feed.begin(100) == 1
+    join(feed, limit=5)
+    assert feed.source.calls == ["schedule"]
+    feed.offer(0)
+    feed.ended(False)
+    assert (feed.state, feed.begin(100)) == (FeedState.DUE, 5)
 
 
-def claims(world: World) -> list[dict[str, int]]:
-    """Return what each claim wanted."""
-    return [argument for method, argument in world.calls if method == "claim"]
+def test_who_comes_first_does_not_believe_that_there_is_nothing(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    claim(feed)
+    feed.coming += 1
+    feed.leave(consumer)
+    states = [feed.state]
+    join(feed)
+    states.append(feed.state)
+    assert states == [FeedState.DRY, FeedState.DUE]
 
 
-def test_a_claim_is_for_all_that_there_is_room_for(connect: Opener, world: World) -> None:
-    channel = channel_to(connect)
-    for queue, prefetch in (("p", 3), ("q", 5)):
-        channel.queue_declare(queue)
-        channel.basic_qos(0, prefetch)
-        consume(channel, Sink(), queue)
-    feeds = channel.connection.feeds
-    until(lambda: all(each.is_dry for each in feeds.values()))
-    world.calls.clear()
-    channel.connection.store.wake(None)
-    until(lambda: claims(world))
-    assert claims(world) == [{"p": 3, "q": 5}]
-    world.calls.clear()
-    publish(channel, "x", "p")
-    until(lambda: claims(world))
-    assert claims(world)[0] == {"p": 3}
-    assert repr(feeds["p"]) == "<Feed 'p': dry, 1 consumers>"
-    world.calls.clear()
-    publish(channel, "x", "p")
-    until(lambda: claims(world))
-    assert claims(world)[0] == {"p": 2}
+def test_a_claim_that_nobody_waits_for_retires_the_feed(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    feed.begin(100)
+    feed.leave(consumer)
+    assert not feed.offer("x")
+    feed.ended(True)
+    assert (feed.state, feed.source.calls) == (FeedState.IDLE, ["schedule", "retire"])
+    assert got(consumer) == []
 
 
-@pytest.mark.parametrize(("kind", "most"), [(FakeStore, 100), (EachStore, 10)])
-def test_a_claim_is_bounded(
-    connect: Opener, world: World, kind: type[FakeStore], most: int
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for number in range(most + 5):
-        publish(channel, f"{number}")
-    sinks = [Sink(), Sink()]
-    for sink in sinks:
-        consume(channel, sink)
-    until(lambda: sum(map(len, sinks)) == most + 5)
-    assert all(each == {"q": most} for each in claims(world))
+def test_consumers_take_turns_by_priority(feed: Feed[Any, Source]) -> None:
+    low, other = join(feed, limit=3), join(feed, limit=3)
+    high = join(feed, limit=1, arguments={"x-priority": 1})
+    assert claim(feed, *range(5)) == 7
+    assert (got(high), got(low), got(other)) == ([0], [1, 3], [2, 4])
 
 
-def test_all_queues_share_the_bound_of_a_claim(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(FakeStore, "claim_limit", 5)
-    channel = channel_to(connect)
-    channel.basic_qos(0, 3)
-    for queue in ("a", "b", "c"):
-        channel.queue_declare(queue)
-        consume(channel, Sink(), queue)
-    until(lambda: all(each.is_dry for each in channel.connection.feeds.values()))
-    world.calls.clear()
-    channel.connection.store.wake(None)
-    until(lambda: len(claims(world)) == 2)
-    assert claims(world) == [{"a": 3, "b": 2}, {"c": 3}]
+def test_only_the_oldest_is_served_where_one_is_active(feed: Feed[Any, Source]) -> None:
+    feed.source.is_single_active = True
+    first, second = join(feed, limit=3), join(feed, limit=3)
+    assert claim(feed, 0) == 3
+    feed.leave(first)
+    feed.ripen()
+    assert claim(feed, 1) == 3
+    assert (got(first), got(second)) == ([0], [1])
 
 
-def test_a_queue_whose_claim_found_enough_is_asked_again(connect: Opener, world: World) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    for number in range(4):
-        publish(channel, f"{number}")
-    channel.basic_qos(0, 2)
-    sink = Sink(lambda message: message.ack())
-    consume(channel, sink)
-    sink.wait_for(4)
-    channel.connection.catch_up()
-    until(lambda: channel.connection.feeds["q"].is_dry)
-    assert sink.bodies == ["0", "1", "2", "3"]
+def test_a_claim_reserves_the_places_of_a_channel(feed: Feed[Any, Source]) -> None:
+    channel, other = Channel(), Feed("p", Source)
+    channel.prefetch.limit = 4
+    one, two = join(feed, channel), join(other, channel)
+    assert feed.begin(100) == 4
+    assert feed.has_rivals
+    assert (other.begin(100), other.state) == (0, FeedState.IDLE)
+    feed.offer("x")
+    feed.free()
+    assert (feed.has_rivals, other.state) == (False, FeedState.DUE)
+    feed.ended(True)
+    assert other.begin(100) == 3
+    assert (got(one), got(two)) == (["x"], [])
 
 
-def test_what_is_said_while_a_claim_is_on_its_way_counts(connect: Opener, world: World) -> None:
-    """The claim may have looked before."""
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    said: list[str] = []
-
-    def after(method: str, argument: Any) -> None:
-        if method == "claim" and not said:
-            said.append("more")
-            channel.connection.store.wake("q")
-
-    world.after = after
-    consume(channel, Sink())
-    until(lambda: len(claims(world)) == 2)
-    until(lambda: channel.connection.feeds["q"].is_dry)
-    assert len(claims(world)) == 2
+def test_the_places_of_a_channel_are_divided_among_queues(feed: Feed[Any, Source]) -> None:
+    channel, other = Channel(), Feed("p", Source)
+    channel.prefetch.limit = 5
+    join(feed, channel)
+    join(other, channel)
+    assert (feed.begin(100, 1), other.begin(100)) == (3, 2)
 
 
-def test_only_the_oldest_consumer_is_served(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q", arguments={"x-single-active-consumer": True})
-    sinks = [Sink(lambda message: message.ack()) for _ in range(3)]
-    tags = [consume(channel, sink) for sink in sinks]
+def test_a_channel_that_does_not_flow_is_not_claimed_for(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    consumer.prefetch.is_flowing = False
+    assert feed.begin(100) == 0
+    consumer.prefetch.is_flowing = True
+    consumer.wake()
+    assert feed.begin(100) == 10
+
+
+def test_a_refusal_ends_the_channels_of_the_consumers(feed: Feed[Any, Source]) -> None:
+    consumer, error = join(feed), ValueError("you may not")
+    consumer.prefetch.limit = 3
+    assert feed.begin(100) == 3
+    feed.refuse(error)
+    assert (feed.state, consumer.prefetch.reserved) == (FeedState.IDLE, 0)
+    until(lambda: consumer.channel.refused)
+    assert consumer.channel.refused == [error]
+
+
+def test_what_comes_without_a_claim_waits_for_room(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed, limit=2)
     for number in range(3):
-        publish(channel, f"{number}")
-    sinks[0].wait_for(3)
-    assert [len(sink) for sink in sinks] == [3, 0, 0]
-    channel.basic_cancel(tags[0])
-    publish(channel, "more")
-    sinks[1].wait_for(1)
-    assert [len(sink) for sink in sinks] == [3, 1, 0]
-
-
-def test_a_consumer_of_higher_priority_is_served_first(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    channel.basic_qos(0, 2)
-    low, high = Sink(), Sink()
-    consume(channel, low)
-    consume(channel, high, arguments={"x-priority": 1})
-    for number in range(3):
-        publish(channel, f"{number}")
-    low.wait_for(1)
-    assert (high.bodies, low.bodies) == (["0", "1"], ["2"])
-
-
-def test_a_refused_claim_ends_the_channels_of_its_consumers(connect: Opener, world: World) -> None:
-    channel = channel_to(connect)
-    link = channel.connection
-    other = link.transport.create_channel(link)
-    channel.queue_declare("q")
-    channel.queue_declare("p")
-    consume(other, spared := Sink(), "p")
-    until(lambda: link.feeds["p"].is_dry)
-    error = ChannelError("you may not")
-
-    def refuse(method: str, argument: Any) -> None:
-        if method == "claim" and "q" in argument:
-            raise error
-
-    world.before = refuse
-    consume(channel, sink := Sink())
-    sink.wait_lost()
-    assert sink.lost == [error]
-    assert (channel.is_open, other.is_open, link.lost) == (False, True, None)
-    publish(other, "x", "p")
-    spared.wait_for(1)
-
-
-def test_a_claim_that_loses_the_connection_ends_the_link(connect: Opener, world: World) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-
-    def cut(method: str, argument: Any) -> None:
-        if method == "claim":
-            raise ConnectionResetError("cut")
-
-    world.before = cut
-    consume(channel, sink := Sink())
-    sink.wait_lost()
-    assert channel.connection.lost is not None
-
-
-def test_the_dead_are_given_up_and_do_not_count(connect: Opener, world: World) -> None:
-    channel = channel_to(connect, dead_letter_queue="dead")
-    for queue in ("q", "dead"):
-        channel.queue_declare(queue)
-    for number in range(2):
-        publish(channel, f"{number}")
-    world.items["q"][0].dies_at = 0.0
-    channel.basic_qos(0, 2)
-    consume(channel, sink := Sink())
-    sink.wait_for(1)
-    channel.connection.catch_up()
-    assert sink.bodies == ["1"]
-    assert world.bodies("dead") == [b"0"]
-    until(lambda: channel.connection.feeds["q"].is_dry)
-
-
-@pytest.mark.parametrize(("deliveries", "is_delivered"), [(2, True), (3, False), (4, False)])
-def test_what_was_delivered_too_often_is_given_up(
-    connect: Opener, world: World, deliveries: int, is_delivered: bool
-) -> None:
-    channel = channel_to(connect, delivery_limit=3)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    world.items["q"][0].deliveries = deliveries
-    consume(channel, sink := Sink())
-    until(lambda: sink or not world.bodies("q"))
-    assert bool(sink) is is_delivered
-
-
-def test_a_waiting_claim_is_interrupted_for_another_queue(connect: Opener, world: World) -> None:
-    channel = channel_to(connect, WaitingStore)
-    for queue in ("p", "q"):
-        channel.queue_declare(queue)
-    consume(channel, Sink(), "p")
-    until(lambda: claims(world))
-    consume(channel, sink := Sink(), "q")
-    until(lambda: len(claims(world)) == 2)
-    assert set(claims(world)[1]) == {"p", "q"}
-    publish(channel, "x")
-    sink.wait_for(1)
-
-
-def test_no_queue_starves_under_the_limit_of_a_channel(
-    connect: Opener, world: World, kind: type[FakeStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is one place for two queues; the one that waits has no messages."""
-    monkeypatch.setattr(feed, "SHORT_WAIT", 0.02)
-    channel = channel_to(connect, kind)
-    channel.basic_qos(0, 1, True)
-    sinks = {}
-    for queue in ("empty", "full"):
-        channel.queue_declare(queue)
-        sinks[queue] = Sink(lambda message: message.ack())
-        consume(channel, sinks[queue], queue)
-    for number in range(5):
-        publish(channel, f"{number}", "full")
-    sinks["full"].wait_for(5)
-    publish(channel, "x", "empty")
-    sinks["empty"].wait_for(1)
-    channel.connection.catch_up()
-    assert channel.prefetch.in_flight == 0
-
-
-def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
-    connect: Opener, world: World
-) -> None:
-    channel = channel_to(connect)
-    for queue in ("p", "q"):
-        channel.queue_declare(queue)
-    publish(channel, "x")
-    may_go = Event()
-    consume(channel, Sink(), "p")
-    until(lambda: channel.connection.feeds["p"].is_dry)
-    world.after = lambda method, argument: method == "claim" and may_go.wait()
-    tag = consume(channel, gone := Sink())
-    until(lambda: world.items["q"][0].claim)
-    channel.basic_cancel(tag)
-    may_go.set()
-    until(lambda: not world.items["q"][0].claim)
-    assert (gone.bodies, world.items["q"][0].deliveries) == ([], 0)
-    assert list(channel.connection.feeds) == ["p"]
+        feed.arrive(number)
+    assert (got(consumer), list(feed.arrived)) == ([0, 1], [2])
+    feed.arrive_again(-1)
+    ack(consumer, 2)
+    assert (got(consumer), list(feed.arrived)) == ([0, 1, -1, 2], [])

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
@@ -289,9 +290,9 @@ def test_the_store_wakes_who_listens(connect: Opener, world: World) -> None:
     feeds = [link.feed(name) for name in ("p", "q")]
 
     def dry() -> list[bool]:
-        found = [feed.is_dry for feed in feeds]
+        found = [feed.state is FeedState.DRY for feed in feeds]
         for feed in feeds:
-            feed.is_dry = True
+            feed.state = FeedState.DRY
         return found
 
     dry()

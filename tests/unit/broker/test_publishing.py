@@ -10,6 +10,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.publishing import OVERHEAD
 from greenconn.exceptions import (
@@ -359,11 +360,11 @@ def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(
 def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, world: World) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
-    channel.connection.feed("q").is_dry = True
+    channel.connection.feed("q").state = FeedState.DRY
     channel.basic_publish(channel.prepare_message("x", headers={"x-delay": 9e6}), "", "q")
-    assert channel.connection.feed("q").is_dry
+    assert channel.connection.feed("q").state is FeedState.DRY
     publish(channel, "x")
-    assert not channel.connection.feed("q").is_dry
+    assert channel.connection.feed("q").state is not FeedState.DRY
 
 
 def test_a_killed_publisher_is_the_last_one(connect: Opener, world: World) -> None:

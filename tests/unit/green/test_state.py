@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from greenconn.broker.feed import FEED_MOVES
 from greenconn.connection import LOAN_MOVES
 from greenconn.green.pool import POOL_MOVES
 from greenconn.green.state import moved
@@ -15,7 +16,7 @@ from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
-from greenconn.transport.redis.feed import FEED_MOVES
+from greenconn.transport.redis.source import WATCH_MOVES
 from greenconn.transport.virtual.life import CHANNEL_MOVES
 
 Table = Mapping[Any, frozenset[Any]]
@@ -27,7 +28,8 @@ TABLES: dict[str, Table] = {
     "stream": STREAM_MOVES,
     "channel": CHANNEL_MOVES,
     "consumer of AMQP": CONSUMER_MOVES,
-    "feed of Redis": FEED_MOVES,
+    "feed": FEED_MOVES,
+    "watch of Redis": WATCH_MOVES,
 }
 
 

@@ -1,106 +1,90 @@
-"""The queues that the channels of one link consume from, and messages that are taken by hand."""
+"""What one link asks Redis of the queues that it consumes, and messages that are taken by hand."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import NoScriptError
 
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.clock import mark
-from greenconn.transport.redis.feed import Feed
+from greenconn.transport.redis.directory import RedisDirectory
+from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix
-from greenconn.transport.refusal import Method, refused
-from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.redis.source import RedisFeed, SourceLink
+from greenconn.transport.redis.waking import Waking
+from greenconn.transport.refusal import Method
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.redis.link import RedisLink
     from greenconn.transport.virtual.port import ChannelPort
 
-__all__ = ["RedisSubscriptions"]
+__all__ = ["RedisConsuming"]
 
 
-class RedisSubscriptions:
-    """See :class:`~greenconn.broker.consumers.Subscriptions`."""
+class ConsumingLink(SourceLink, Protocol):
+    """The link whose channels consume."""
+
+    @property
+    def directory(self) -> RedisDirectory: ...
+    @property
+    def fanout(self) -> Fanout: ...
+    @property
+    def waking(self) -> Waking: ...
+
+    def feed(self, queue: str) -> RedisFeed:
+        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
+
+
+class RedisConsuming:
+    """See :class:`~greenconn.broker.subscriptions.Consuming`."""
 
     __slots__ = ("_link",)
 
-    def __init__(self, link: RedisLink) -> None:
+    def __init__(self, link: ConsumingLink) -> None:
         self._link = link
 
-    def feed(self, queue: str, method: Method) -> Feed:
-        """Return what gives the messages of a queue to consumers.  May switch.
+    def check(self, queue: str, method: Method) -> None:
+        """See that a queue may be consumed.  May switch.
 
         Raises:
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
+        self._link.directory.check(queue, method)
+        self._link.claims.check(ENDLESS)
+
+    def feed(self, queue: str) -> RedisFeed:
+        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
+        return self._link.feed(queue)
+
+    def enrol(self, feed: RedisFeed, *, exclusive: bool) -> bool:
+        """Tell the server how many consumers there are; False: others consume.  May switch."""
         link = self._link
-        link.directory.check(queue, method)
-        link.claims.check(ENDLESS)
-        return link.feed(queue)
-
-    def start(self, consumer: Consumer) -> None:
-        """Let *consumer* have messages.  May switch.
-
-        Raises:
-            AccessRefused: it may not consume beside another one.
-        """
-        link = self._link
-        # From now on the feed stays, whoever leaves it while the server is asked.
-        feed = consumer.feed = link.feed(consumer.queue)
-        feed.coming += 1
-        try:
-            self._join(consumer, feed)
-        finally:
-            feed.coming -= 1
-            if not feed.is_used:
-                link.fanout.leave(feed.queue)
-                link.directory.unused(feed.queue)
-                feed.retire()
-
-    def _join(self, consumer: Consumer, feed: Feed) -> None:
-        link, channel = self._link, consumer.channel
-        others = feed.consumers
-        may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
-        how = "exclusive" if consumer.exclusive else len(others) + 1
         link.fanout.listen(feed.queue)
-        if not may or not link.directory.join(feed.queue, how):
-            raise refused(
-                f"queue '{feed.queue}' in vhost '{channel.virtual_host}' in exclusive use",
-                Method.BASIC_CONSUME,
-            )
-        channel.check_open()  # it may have been closed meanwhile
-        link.waking.add(feed)
-        feed.join(consumer)
+        how = "exclusive" if exclusive else len(feed.consumers) + feed.coming
+        if not link.directory.join(feed.queue, how):
+            return False
+        link.waking.add(feed.source)
+        return True
 
-    def left(self, consumer: Consumer) -> None:
-        """Forget a consumer: its queue may be of no use any more.  Never switches."""
-        link, feed = self._link, _feed_of(consumer)
-        feed.leave(consumer)
+    def left(self, feed: RedisFeed) -> None:
+        """Tell the server that a consumer has left.  Never switches."""
+        link = self._link
         if feed.is_used:
             link.directory.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
-            link.waking.discard(feed)
+            link.waking.discard(feed.source)
             link.fanout.leave(feed.queue)
             link.directory.unused(feed.queue)
 
-    def ended(self, consumer: Consumer) -> None:
-        """Forget a consumer whose queue is gone.  Never switches."""
-        feed = _feed_of(consumer)
-        feed.leave(consumer)
+    def ended(self, feed: RedisFeed) -> None:
+        """Note that a consumer has left a queue that is gone.  Never switches."""
         if not feed.is_used:
-            self._link.waking.discard(feed)
+            self._link.waking.discard(feed.source)
 
-    def serve(self, consumer: Consumer) -> None:
-        """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
-        _feed_of(consumer).serve()
-
-    # -- getting
-
-    def get(self, channel: ChannelPort, queue: str) -> Delivery | None:
+    def take(self, channel: ChannelPort, queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:
@@ -163,8 +147,3 @@ class RedisSubscriptions:
         if isinstance(reply, Exception):
             raise pipeline.error(reply, f"taking from queue {queue!r}")
         return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
-
-
-def _feed_of(consumer: Consumer) -> Feed:
-    assert isinstance(consumer.feed, Feed)
-    return consumer.feed

@@ -1,0 +1,283 @@
+"""What takes messages out of a store whose calls wait.
+
+A claimer asks for one or for many queues in one call.  There is one greenlet, as long as there is
+something to ask for; it runs behind all that can run when the first claim is due.
+
+A store that cannot wait is asked for queues that are not dry.  A store that can wait is asked for all
+queues whose consumers have room, and is interrupted when a queue comes that it was not asked for.
+
+No queue starves: one that was asked for goes behind the others, and what a claim may take goes to
+those in front first (where it waits, each queue may have as much, or those left out would wait for its
+end).  A limit of a whole channel is divided among the queues that its consumers wait for; where it is
+less than one each, a claim does not wait long, and those left out come first then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.broker.delivery import StoreDelivery
+from greenconn.broker.feed import Feed
+from greenconn.broker.port import Claimed
+from greenconn.green.hub import turn
+from greenconn.green.supervisor import spawn
+from greenconn.message import Message
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.consumer import Consumer
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
+
+    from greenconn.broker.link import StoreLink
+    from greenconn.transport.virtual.port import ChannelPort
+
+__all__ = ["Claimer", "StoreConsuming", "StoreFeed", "StoreSource"]
+
+#: Seconds that a claim waits while others may need the room that is reserved for it.
+SHORT_WAIT: Final = 0.5
+
+
+class StoreSource:
+    """See :class:`~greenconn.broker.feed.Source`.
+
+    Arguments:
+        claimer: asks for its queue.
+
+    Attributes:
+        delivery: returns what a consumer is given for what was claimed.
+    """
+
+    __slots__ = ("_claimer", "_feed", "_link", "delivery")
+
+    def __init__(self, link: StoreLink, claimer: Claimer, feed: StoreFeed) -> None:
+        self._link = link
+        self._claimer = claimer
+        self._feed = feed
+        self.delivery: Callable[[Claimed, Consumer], Message] = link.delivery
+
+    @property
+    def is_single_active(self) -> bool:
+        """Whether only the oldest consumer is served."""
+        return self._link.directory.is_single_active(self._feed.queue)
+
+    def schedule(self) -> None:
+        """Let the claimer ask for the queue.  Never switches."""
+        self._claimer.want(self._feed)
+
+    def watch(self) -> None:
+        """Do nothing: the store calls ``wake``."""
+
+    def retire(self) -> None:
+        """Forget the feed: what a claim brings is given to its successor, or back.  Never switches."""
+        self._link.retire(self._feed)
+
+
+StoreFeed = Feed[Claimed, StoreSource]
+
+
+class Claimer:
+    """Takes the messages of some queues, all together."""
+
+    __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_left_out", "_link", "_wait")
+
+    def __init__(self, link: StoreLink) -> None:
+        self._link = link
+        self._wait = link.store.claim_wait
+        #: Those whose claims are due, the next in front.
+        self._feeds: dict[StoreFeed, None] = {}
+        #: What the claim that is on its way asked for.
+        self._asked: dict[str, int] = {}
+        #: Somebody has no room because others have it.
+        self._left_out = False
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._is_stopped = False
+
+    def want(self, feed: StoreFeed) -> None:
+        """A claim is due.  Never switches."""
+        if self._is_stopped:
+            return
+        self._feeds[feed] = None
+        if self._greenlet is None:
+            self._greenlet = spawn("claim", self._run)
+        elif self._wait and self._asked and feed.queue not in self._asked:
+            self._link.store.interrupt()
+
+    def stop(self) -> None:
+        """Ask no more.  Never switches."""
+        self._is_stopped = True
+        self._feeds.clear()
+        store = self._link.store
+        if not (self._asked and self._wait):
+            return
+        if not store.claims_each_queue:
+            store.interrupt()
+            return
+        for queue in self._asked:
+            store.abandon(queue)
+
+    @property
+    def greenlet(self) -> Greenlet[..., Any] | None:
+        """What asks now; None: nobody."""
+        return self._greenlet
+
+    def _run(self) -> None:
+        try:
+            while feeds := self._begin():
+                self._claim(feeds)
+        finally:
+            self._greenlet = None
+
+    def _begin(self) -> list[StoreFeed]:
+        """Reserve room for the next claim, and return the queues that it is for."""
+        left = self._link.store.claim_limit
+        chosen: list[StoreFeed] = []
+        feeds = list(self._feeds)
+        self._left_out = False
+        for others, feed in zip(range(len(feeds) - 1, -1, -1), feeds, strict=True):
+            del self._feeds[feed]
+            count = feed.begin(left, others)
+            if not count:
+                self._left_out = True
+                continue  # it comes back when there is room
+            self._asked[feed.queue] = count
+            chosen.append(feed)
+            if not self._wait:
+                left -= count
+            if left <= 0:
+                break
+        return chosen
+
+    def _claim(self, feeds: list[StoreFeed]) -> None:
+        link = self._link
+        is_shared = any(each.has_rivals for each in feeds)
+        # Claimers of other queues cannot say that they were left out.
+        is_short = is_shared and (self._left_out or link.store.claims_each_queue)
+        wait = min(self._wait, SHORT_WAIT) if is_short else self._wait
+        asked = self._asked
+        try:
+            claimed = link.store.claim(dict(asked), wait)
+        except BaseException as exc:
+            self._asked = {}
+            self._failed(exc, feeds)
+            if not isinstance(exc, Exception):
+                raise
+            return
+        self._asked = {}
+        if link.lost is not None:
+            for each in claimed:
+                link.answers.return_unseen(each)
+            return
+        self._hand_over(claimed)
+        for feed in feeds:
+            feed.free()
+        if is_shared:
+            turn()  # who was left out is served before those who come again
+        found = Counter(each.queue for each in claimed if each.dead is None)
+        for feed in feeds:
+            feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])
+
+    def _hand_over(self, claimed: Sequence[Claimed]) -> None:
+        link = self._link
+        for each in claimed:
+            if not link.is_alive(each):
+                continue
+            feed = link.feeds.get(each.queue)
+            if feed is None or not feed.offer(each):
+                # Its consumer was cancelled meanwhile, and nobody has seen this.
+                link.answers.return_unseen(each)
+
+    def _failed(self, exc: BaseException, feeds: list[StoreFeed]) -> None:
+        link = self._link
+        error = link.failed(exc, "claiming messages")
+        if link.lost is None and isinstance(exc, Exception):
+            # The broker refuses: so it tells those who asked.
+            for feed in feeds:
+                feed.refuse(error)
+
+
+class StoreConsuming:
+    """See :class:`~greenconn.broker.subscriptions.Consuming`."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: StoreLink) -> None:
+        self._link = link
+
+    def check(self, queue: str, method: Method) -> None:
+        """See that a queue may be consumed.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        link = self._link
+        link.catch_up()
+        link.directory.check(queue, method)
+        link.directory.rules(queue)
+
+    def feed(self, queue: str) -> StoreFeed:
+        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
+        return self._link.feed(queue)
+
+    def enrol(self, feed: StoreFeed, *, exclusive: bool) -> bool:
+        """Tell the store how many consumers there are; False: others consume.  May switch."""
+        link = self._link
+        count = len(feed.consumers) + feed.coming
+        return link.ask(
+            "consuming", partial(link.store.enrol, feed.queue, count, exclusive=exclusive)
+        )
+
+    def left(self, feed: StoreFeed) -> None:
+        """Tell the store that a consumer has left.  Never switches."""
+        link = self._link
+        if link.lost is not None:
+            return
+        if feed.is_used:
+            count = len(feed.consumers) + feed.coming
+            link.later("leaving a queue", partial(link.store.enrol, feed.queue, count))
+        else:
+            link.later("leaving a queue", partial(_leave, link, feed.queue))
+
+    def ended(self, feed: StoreFeed) -> None:
+        """Tell the store that a consumer has left a queue that is gone.  Never switches."""
+        self.left(feed)
+
+    def take(self, channel: ChannelPort, queue: str) -> StoreDelivery | None:
+        """Take one message for *channel*; None when none waits.  May switch.
+
+        Raises:
+            NotFound: there is no such queue.
+        """
+        link = self._link
+        link.catch_up()
+        while True:
+            found = link.ask(
+                "taking a message",
+                link.store.claim,
+                {queue: 1},
+                0.0,
+                on_abandoned=self._give_unseen_back,
+            )
+            alive = [each for each in found if link.is_alive(each)]
+            if alive:
+                break
+            if not found:
+                link.directory.check(queue, Method.BASIC_GET)
+                return None
+        self._give_unseen_back(alive[1:])
+        number = link.take_number()
+        return StoreDelivery(channel, link.tag(number), number, alive[0])
+
+    def _give_unseen_back(self, found: Sequence[Claimed]) -> None:
+        for each in found:
+            self._link.answers.return_unseen(each)
+
+
+def _leave(link: StoreLink, queue: str) -> None:
+    """Leave *queue*, which nobody consumes from on this link any more: an auto-delete queue may go."""
+    link.store.enrol(queue, 0)
+    declared = link.directory.look(queue)
+    if declared.auto_delete and queue not in link.feeds and not link.store.others(queue):
+        link.directory.drop(queue)

@@ -1,0 +1,357 @@
+"""What takes the messages of one queue out of Redis.
+
+Theory
+------
+A claim is a script (see ``scripts``).  When one found less than it asked for, the queue is empty, and
+the source asks the server to tell it when that changes: ``EXISTS`` of the queue's lists registers it
+with client tracking, for one push.  If they exist by then it claims again.
+
+::
+
+    OFF       nobody waits for messages
+    ASKING    EXISTS is on its way
+    ARMED     the queue was empty; the server will push         (push: claim)
+    WAITING   backing off before a claim, not registered        (timer: claim)
+
+Many processes may wait for one queue, and a push wakes them all.  Each claim that finds nothing makes
+a source wait longer before its next one, each that finds something less long, so a few of them settle
+on taking most of what comes and the others stay out of the way.  Nobody leads.
+
+Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
+is on its way, which will see it.
+
+Where the server cannot push, a source that found nothing waits for an interval, and claims again.
+
+Nothing here switches; it runs in the reader, in the hub, and in greenlets of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from random import uniform
+from typing import Any, Final, Protocol
+
+from gevent import get_hub
+
+from greenconn.broker.answers import Answers
+from greenconn.broker.feed import Feed
+from greenconn.green.state import moved
+from greenconn.transport.redis.claims import Claims
+from greenconn.transport.redis.clock import packed_mark
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, CLAIM_COUNT, Scripts, entry_suffix
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.wire.resp import ErrorReply, pack
+
+__all__ = ["WATCH_MOVES", "RedisFeed", "RedisSource", "WatchState"]
+
+#: Seconds of back-off after the first claim that found nothing; doubled by each, up to the limit.
+FIRST_WAIT: Final = 0.001
+LONGEST_WAIT: Final = 0.1
+#: Claims without a message that count.
+MOST_MISSES: Final = 8
+#: Messages of fan-out that wait for a consumer of one queue; then the oldest are dropped.
+FANNED: Final = 10_000
+#: Seconds between two looks where the server cannot push.
+FIRST_POLL: Final = 0.01
+LONGEST_POLL: Final = 1.0
+
+
+class WatchState(Enum):
+    """See the module's theory."""
+
+    OFF = "off"
+    ASKING = "asking"
+    ARMED = "armed"
+    WAITING = "waiting"
+
+
+_OFF, _ASKING, _ARMED, _WAITING = WatchState
+
+WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
+    WatchState.OFF: frozenset({WatchState.ASKING, WatchState.WAITING}),
+    WatchState.ASKING: frozenset({WatchState.OFF, WatchState.ARMED}),
+    WatchState.ARMED: frozenset({WatchState.OFF, WatchState.ASKING, WatchState.WAITING}),
+    WatchState.WAITING: frozenset({WatchState.OFF}),
+}
+
+
+class SourceWaking(Protocol):
+    """What counts and logs for the sources of a link.
+
+    Attributes:
+        found: how often an empty queue turned out not to be empty without a push.
+    """
+
+    found: int
+
+    def overflowed(self, queue: str) -> None:
+        """A message of fan-out was dropped, since nobody took it.  In the reader."""
+
+
+class SourceLink(Protocol):
+    """The link whose queue it is.
+
+    Attributes:
+        claims: give numbers to the fields under which messages are held.
+        commands: the socket, the keys and the options.
+        forgets: nobody holds what was delivered.
+    """
+
+    @property
+    def answers(self) -> Answers: ...
+    @property
+    def claims(self) -> Claims: ...
+    @property
+    def commands(self) -> Commands: ...
+    @property
+    def forgets(self) -> bool: ...
+    @property
+    def waking(self) -> SourceWaking: ...
+
+    def retire(self, feed: RedisFeed) -> None:
+        """Forget a feed if nobody uses it any more.  Never switches."""
+
+
+class RedisSource:
+    """See :class:`~greenconn.broker.feed.Source`.
+
+    Arguments:
+        link: whose queue it is.
+        feed: has the consumers.
+
+    Attributes:
+        lists: the keys of the queue's lists, the one that is served first in front.
+    """
+
+    __slots__ = (
+        "_commands",
+        "_count",
+        "_exists",
+        "_feed",
+        "_front",
+        "_link",
+        "_misses",
+        "_number",
+        "_poll",
+        "_rest",
+        "_timer",
+        "lists",
+        "state",
+    )
+
+    is_single_active = False
+
+    def __init__(self, link: SourceLink, feed: RedisFeed) -> None:
+        self._link = link
+        self._commands = commands = link.commands
+        self._feed = feed
+        self.lists = commands.keys.lists(feed.queue)
+        self.state: WatchState = _OFF
+        self._misses = 0
+        #: The fields that the claim under way may fill: the number of the first, and how many.
+        self._number = self._count = 0
+        self._poll = FIRST_POLL
+        self._timer: Any = None
+        keys = (commands.keys.unacked, commands.keys.unacked_index, *self.lists)
+        suffix = entry_suffix(feed.queue)
+        self._front, self._rest = Scripts.claim_frame(keys, commands.prefix.encode(), suffix)
+        self._exists = pack(b"EXISTS", *self.lists)
+
+    def _move(self, state: WatchState) -> None:
+        self.state = moved(self.state, state, WATCH_MOVES, "a watch")
+
+    # -- see :class:`~greenconn.broker.feed.Source`
+
+    def schedule(self) -> None:
+        """Claim when the turn ends."""
+        self.stop()
+        commands = self._commands
+        if commands.lost is None:
+            commands.pipeline.writer.before_flush(self._begin)
+
+    def watch(self) -> None:
+        """Ask the server to tell when the queue is not empty any more, or look again soon."""
+        if self._commands.is_tracking:
+            self._ask()
+        else:
+            self._wait_for_poll()
+
+    def retire(self) -> None:
+        """Forget the feed, unless a claim is on its way."""
+        if not self._count:
+            self.stop()
+            self._link.retire(self._feed)
+
+    def delivery(self, message: Delivery, consumer: Consumer) -> Delivery:
+        """Return *message*, which is the consumer's now."""
+        if message.is_broadcast:
+            return message.given_to(consumer)
+        message.channel = consumer.channel
+        message.consumer = consumer
+        if self._link.forgets:
+            self._link.answers.forget(message)
+        return message
+
+    # -- watching
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self.state is not _OFF:
+            timer, self._timer = self._timer, None
+            if timer is not None:
+                timer.stop()
+                timer.close()
+            self._move(_OFF)
+
+    def pushed(self) -> None:
+        """The server says that something happened to the queue."""
+        if self.state is _ARMED:
+            if self._misses and self._feed.has_room:
+                self._wait(min(LONGEST_WAIT, FIRST_WAIT * (1 << self._misses)))
+            else:
+                self._feed.ripen()
+
+    def look(self) -> None:
+        """Ask whether there is something, although nothing was pushed."""
+        if self.state is _ARMED:
+            self._ask()
+
+    def _wait(self, seconds: float) -> None:
+        self._move(_WAITING)
+        self._timer = get_hub().loop.timer(uniform(seconds / 2, seconds), ref=False)
+        self._timer.start(self._on_time, update=True)
+
+    def _on_time(self) -> None:
+        # In the hub.
+        self.stop()
+        if self._commands.lost is None:
+            self._feed.ripen()
+
+    def _wait_for_poll(self) -> None:
+        interval = self._commands.options.polling_interval
+        if interval is None:
+            interval = self._poll
+            self._poll = min(2 * self._poll, LONGEST_POLL)
+        self._wait(interval)
+
+    def _ask(self) -> None:
+        self._move(_ASKING)
+        self._commands.pipeline.post(self._exists, self._told)
+
+    def _told(self, reply: Any) -> None:
+        # In the reader.
+        if self.state is not _ASKING or self._commands.pipeline.lost is not None:
+            return
+        if isinstance(reply, Exception):
+            self.stop()
+            self._refused(reply)
+            return
+        self._move(_ARMED)
+        if reply:
+            self._link.waking.found += 1
+            self.pushed()
+
+    # -- claiming
+
+    def under_way(self) -> range:
+        """Numbers of the fields that a claim may have filled whose reply has not come."""
+        return range(self._number, self._number + self._count)
+
+    def _begin(self) -> None:
+        # When the turn ends.
+        count = self._feed.begin(CLAIM_COUNT)
+        if count:
+            self._count = count
+            self._number = self._link.claims.take_numbers(count)
+            self._claim()
+
+    def _claim(self) -> None:
+        number, count = b"%d" % self._number, b"%d" % self._count
+        self._commands.pipeline.post(
+            b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b"
+            % (
+                self._front,
+                len(number),
+                number,
+                len(count),
+                count,
+                self._rest,
+                packed_mark(),
+            ),
+            self._claimed,
+        )
+
+    def _claimed(self, reply: Any) -> None:
+        # In the reader.
+        link, commands = self._link, self._commands
+        if commands.pipeline.lost is not None:
+            return  # it stays under way: the next life looks what it has taken
+        if isinstance(reply, Exception):
+            self._failed(reply)
+            return
+        feed, number, size = self._feed, self._number, 0
+        count, self._count = self._count, 0
+        for raw in reply:
+            size += len(raw)
+            message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
+            if not feed.offer(message):
+                # It was cancelled meanwhile: back to where it was, and nobody has seen it.
+                link.answers.return_unseen(message)
+            number += 1
+        found = len(reply)
+        if found:
+            self._misses = max(0, self._misses - 2)
+            self._poll = FIRST_POLL
+        else:
+            self._misses = min(self._misses + 1, MOST_MISSES)
+        feed.free()
+        feed.ended(found < count and size < CLAIM_BYTES)
+
+    def _failed(self, reply: Exception) -> None:
+        commands = self._commands
+        if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+            # Somebody has flushed the scripts: send this one again, with its text.
+            commands.scripts.forget()
+            commands.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
+        else:
+            self._count = 0
+            self._refused(reply)
+
+    def _loaded(self, reply: Any) -> None:
+        # In the reader.
+        if self._commands.pipeline.lost is not None:
+            return
+        if isinstance(reply, Exception):
+            self._count = 0
+            self._refused(reply)
+        else:
+            self._claim()
+
+    def _refused(self, reply: Exception) -> None:
+        """Tell the consumers that the server refuses; what ends the link ends it."""
+        commands = self._commands
+        error = commands.pipeline.error(reply, f"consuming from queue {self._feed.queue!r}")
+        if commands.lost is None:
+            self._feed.refuse(error)
+
+    # -- fan-out
+
+    def broadcast(self, raw: bytes, number: int) -> None:
+        """A message of fan-out came for this queue.  In the reader."""
+        link, feed = self._link, self._feed
+        field = f"fanout.{self._commands.owner}.{number}"
+        feed.arrive(Delivery(None, field, number, raw, feed.queue, is_broadcast=True))
+        if len(feed.arrived) > FANNED:
+            feed.arrived.popleft()
+            link.waking.overflowed(feed.queue)
+
+    def broadcast_again(self, message: Delivery) -> None:
+        """A message of fan-out was given back: it is next again."""
+        message.is_repeated = True
+        self._feed.arrive_again(message)
+
+
+RedisFeed = Feed[Delivery, RedisSource]
