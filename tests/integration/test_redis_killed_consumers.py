@@ -234,6 +234,7 @@ def test_cuts_kills_stops_and_requeues(own_redis: RedisServer, long: bool) -> No
     print("seed", seed)
     life = Life(own_redis.url, random.Random(seed), 3000 if long else 800)
     life.control.connection.commands.call(pack("FLUSHALL"))
+    life.control.default_channel.queue_declare("work", durable=True)  # before it is asked for
     try:
         running = [gevent.spawn(life.send, each) for each in range(20)]
         life.suffer(100 if long else 12)
