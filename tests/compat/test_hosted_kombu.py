@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -20,6 +21,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.transport.hosted import queue as queue_module
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
@@ -96,6 +98,31 @@ def test_exchanges(connection: Connection, kind: str, key: str, binding: str) ->
         connection.drain_events(timeout=30)
         connection.drain_events(timeout=30)
     assert got == ["hello", "hello"]
+
+
+def test_a_full_queue_is_left_for_others_after_a_while(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["full", "other"]
+    with connection.Producer() as producer:
+        for name in names:
+            for number in range(3):
+                producer.publish(number, routing_key=name, declare=[Queue(name)])
+    seconds = count()  # pass with each message that is taken out
+    monkeypatch.setattr(queue_module, "monotonic", lambda: next(seconds))
+    got: list[str] = []
+
+    def note(message: Any) -> None:
+        got.append(message.delivery_info["routing_key"])
+        message.ack()
+
+    channel = connection.channel()
+    channel.flow(False)  # until both are consumed from
+    with Consumer(channel, [Queue(name) for name in names], on_message=note):
+        channel.flow(True)
+        for _ in range(6):
+            connection.drain_events(timeout=30)
+    assert sorted(got[:2]) == sorted(got[2:4]) == sorted(got[4:]) == names
 
 
 def test_prefetch_is_each_consumers_own(connection: Connection) -> None:
