@@ -443,6 +443,10 @@ class Connection:
             )
         return self
 
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        # kombu's name, which programs call: the same, and returns the transport's own object.
+        return self.ensure_connection(*args, **kwargs).session.link()
+
     @property
     def connected(self) -> bool:
         """Whether the connection is open."""

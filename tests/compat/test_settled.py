@@ -219,3 +219,10 @@ def test_the_version_is_semantic() -> None:
     major, minor, micro = greenconn.VERSION[:3]
     assert greenconn.__version__.startswith(f"{major}.{minor}.{micro}")
     assert sys.version_info >= (3, 10)
+
+
+def test_kombus_name_of_ensure_connection(url: str) -> None:
+    with Connection(url) as connection:
+        link = connection._ensure_connection(max_retries=0, reraise_as_library_errors=True)
+        assert link is connection.connection
+        assert connection._ensure_connection() is link
