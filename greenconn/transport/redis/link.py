@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol, TypeVar
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
-from greenconn.broker.feed import Feed
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
@@ -138,8 +137,6 @@ class RedisLink(BrokerLink):
         self.where = transport.server.address.where
         self.owner = ""
         self.is_parents = False  #: this process is a child of the one that opened it
-        #: Without ``ack_emulation``: nobody holds what was delivered.
-        self.forgets = not self.options.ack_emulation
         self.feeds: dict[str, RedisFeed] = {}
         server, feeds = transport.server, self.feeds
         self.commands = commands = Commands(
@@ -161,8 +158,11 @@ class RedisLink(BrokerLink):
         self.holding = RedisHolding(commands, owners, self.claims, self.directory, restorer, feeds)
         self.answers = Answers(self)
         self.leases = Leases(self)
-        self.subscriptions = StoreSubscriptions(RedisConsuming(self))
         self.waking = Waking(commands, self.directory.changed)
+        consuming = RedisConsuming(
+            commands, self.claims, self.answers, self.directory, self.fanout, self.waking, feeds
+        )
+        self.subscriptions = StoreSubscriptions(consuming)
         self.clients = Clients(commands, server, partial(self.home.check, self))
         self.secret = Secret(commands, server.login.credentials, self.other_pipelines)
         self._master: MasterWatch | None = None
@@ -259,18 +259,6 @@ class RedisLink(BrokerLink):
         return router_of(self.options, exchange, type)
 
     # Consuming
-
-    def feed(self, queue: str) -> RedisFeed:
-        """What gives the messages of *queue* to the consumers of this link."""
-        feed = self.feeds.get(queue)
-        if feed is None:
-            feed = self.feeds[queue] = Feed(queue, partial(RedisSource, self))
-        return feed
-
-    def retire(self, feed: RedisFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
-        if not feed.is_used and self.feeds.get(feed.queue) is feed:
-            del self.feeds[feed.queue]
 
     def held(self) -> Iterable[Delivery]:
         """All that its channels hold."""

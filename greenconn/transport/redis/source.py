@@ -27,7 +27,7 @@ Nothing here switches; it runs in the reader, in the hub, and in greenlets of us
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from random import uniform
 from typing import Any, Final, Protocol
@@ -91,35 +91,15 @@ class SourceWaking(Protocol):
         """A message of fan-out was dropped, since nobody took it.  In the reader."""
 
 
-class SourceLink(Protocol):
-    """The link whose queue it is.
-
-    Attributes:
-        claims: give numbers to the fields under which messages are held.
-        commands: the socket, the keys and the options.
-        forgets: nobody holds what was delivered.
-    """
-
-    @property
-    def answers(self) -> Answers: ...
-    @property
-    def claims(self) -> Claims: ...
-    @property
-    def commands(self) -> Commands: ...
-    @property
-    def forgets(self) -> bool: ...
-    @property
-    def waking(self) -> SourceWaking: ...
-
-    def retire(self, feed: RedisFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
-
-
 class RedisSource:
     """See :class:`~greenconn.broker.feed.Source`.
 
     Arguments:
-        link: whose queue it is.
+        commands: of the link.
+        claims: give numbers to the fields under which messages are held.
+        answers: give back what nobody takes.
+        waking: counts and logs.
+        retire: forgets a feed if nobody uses it any more.  Never switches.
         feed: has the consumers.
 
     Attributes:
@@ -127,26 +107,40 @@ class RedisSource:
     """
 
     __slots__ = (
+        "_answers",
+        "_claims",
         "_commands",
         "_count",
         "_exists",
         "_feed",
         "_front",
-        "_link",
         "_misses",
         "_number",
         "_poll",
         "_rest",
+        "_retire",
         "_timer",
+        "_waking",
         "lists",
         "state",
     )
 
     is_single_active = False
 
-    def __init__(self, link: SourceLink, feed: RedisFeed) -> None:
-        self._link = link
-        self._commands = commands = link.commands
+    def __init__(
+        self,
+        commands: Commands,
+        claims: Claims,
+        answers: Answers,
+        waking: SourceWaking,
+        retire: Callable[[RedisFeed], None],
+        feed: RedisFeed,
+    ) -> None:
+        self._commands = commands
+        self._claims = claims
+        self._answers = answers
+        self._waking = waking
+        self._retire = retire
         self._feed = feed
         self.lists = commands.keys.lists(feed.queue)
         self.state: WatchState = _OFF
@@ -183,7 +177,7 @@ class RedisSource:
         """Forget the feed, unless a claim is on its way."""
         if not self._count:
             self.stop()
-            self._link.retire(self._feed)
+            self._retire(self._feed)
 
     def delivery(self, message: Delivery, consumer: Consumer) -> Delivery:
         """Return *message*, which is the consumer's now."""
@@ -191,8 +185,8 @@ class RedisSource:
             return message.given_to(consumer)
         message.channel = consumer.channel
         message.consumer = consumer
-        if self._link.forgets:
-            self._link.answers.forget(message)
+        if not self._commands.options.ack_emulation:
+            self._answers.forget(message)  # nobody holds what was delivered
         return message
 
     # -- watching
@@ -251,7 +245,7 @@ class RedisSource:
             return
         self._move(_ARMED)
         if reply:
-            self._link.waking.found += 1
+            self._waking.found += 1
             self.pushed()
 
     # -- claiming
@@ -265,7 +259,7 @@ class RedisSource:
         count = self._feed.begin(CLAIM_COUNT)
         if count:
             self._count = count
-            self._number = self._link.claims.take_numbers(count)
+            self._number = self._claims.take_numbers(count)
             self._claim()
 
     def _claim(self) -> None:
@@ -286,7 +280,7 @@ class RedisSource:
 
     def _claimed(self, reply: Any) -> None:
         # In the reader.
-        link, commands = self._link, self._commands
+        commands = self._commands
         if commands.pipeline.lost is not None:
             return  # it stays under way: the next life looks what it has taken
         if isinstance(reply, Exception):
@@ -299,7 +293,7 @@ class RedisSource:
             message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
             if not feed.offer(message):
                 # It was cancelled meanwhile: back to where it was, and nobody has seen it.
-                link.answers.return_unseen(message)
+                self._answers.return_unseen(message)
             number += 1
         found = len(reply)
         if found:
@@ -341,12 +335,12 @@ class RedisSource:
 
     def broadcast(self, raw: bytes, number: int) -> None:
         """A message of fan-out came for this queue.  In the reader."""
-        link, feed = self._link, self._feed
+        feed = self._feed
         field = f"fanout.{self._commands.owner}.{number}"
         feed.arrive(Delivery(None, field, number, raw, feed.queue, is_broadcast=True))
         if len(feed.arrived) > FANNED:
             feed.arrived.popleft()
-            link.waking.overflowed(feed.queue)
+            self._waking.overflowed(feed.queue)
 
     def broadcast_again(self, message: Delivery) -> None:
         """A message of fan-out was given back: it is next again."""
