@@ -14,10 +14,9 @@ from typing import Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.single import SingleFlight
-from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.owners import Owners
-from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW
+from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW, mark
 from greenconn.wire.resp import pack
 
 __all__ = ["Claims"]

@@ -10,13 +10,12 @@ from greenconn.broker.answers import Answers
 from greenconn.broker.feed import Feed
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claims import Claims
-from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix
+from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix, mark
 from greenconn.transport.redis.source import RedisFeed, RedisSource
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.refusal import Method

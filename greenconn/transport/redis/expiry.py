@@ -23,12 +23,11 @@ from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claims import Claims
-from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.restoring import Restorer
-from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, EXPIRE, entry_suffix
+from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, EXPIRE, entry_suffix, mark
 from greenconn.wire.resp import pack
 
 __all__ = ["Expiry"]

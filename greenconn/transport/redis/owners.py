@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from greenconn.transport.redis.clock import mark
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.scripts import mark
 from greenconn.transport.virtual.owners import is_lost, new_owner
 from greenconn.wire.resp import pack
 

@@ -20,6 +20,7 @@ its digest.
 from __future__ import annotations
 
 from hashlib import sha1
+from time import time
 from typing import Final
 
 from greenconn.jsoncodec import dumps
@@ -42,6 +43,8 @@ __all__ = [
     "Script",
     "Scripts",
     "entry_suffix",
+    "mark",
+    "packed_mark",
 ]
 
 #: Messages and bytes that one claim takes at most (one message always).
@@ -346,6 +349,17 @@ return 0
 def entry_suffix(queue: str) -> bytes:
     """What follows a message in its entry: exchange and routing key, as kombu reads them."""
     return f', "", {dumps(queue)}]'.encode()
+
+
+def mark() -> bytes:
+    """Return the time now, in seconds since 1970, as a score of ``unacked_index`` (kombu's way)."""
+    return b"%.6f" % time()
+
+
+def packed_mark() -> bytes:
+    """Return the same as the last argument of a command."""
+    # It has 17 characters from 2001 to 2286.
+    return b"$17\r\n%.6f\r\n" % time()
 
 
 class Scripts:

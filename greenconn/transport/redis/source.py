@@ -38,10 +38,16 @@ from greenconn.broker.answers import Answers
 from greenconn.broker.feed import Feed
 from greenconn.green.state import moved
 from greenconn.transport.redis.claims import Claims
-from greenconn.transport.redis.clock import packed_mark
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.message import Delivery
-from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, CLAIM_COUNT, Scripts, entry_suffix
+from greenconn.transport.redis.scripts import (
+    CLAIM,
+    CLAIM_BYTES,
+    CLAIM_COUNT,
+    Scripts,
+    entry_suffix,
+    packed_mark,
+)
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import ErrorReply, pack
 
