@@ -26,7 +26,7 @@ from greenconn.transport.virtual.publishing import (
     unroutable,
 )
 
-__all__ = ["ChannelPublisher", "PublishingLink", "StoredResult"]
+__all__ = ["ChannelPublisher", "CopyOutcomes", "PublishingLink", "StoredResult"]
 
 _OPEN = ChannelState.OPEN
 
@@ -161,6 +161,39 @@ class ChannelPublisher(ABC, Generic[M, T]):
         slot: Slot[Any] = Slot()
         self._send(target, routing_key, slot)
         return StoredResult(self, slot, exchange, routing_key, mandatory)
+
+
+class CopyOutcomes:
+    """What becomes of the copies of one message, one for each queue that it goes to.
+
+    Arguments:
+        count: copies.
+        slot: gets None, or why the message is not stored.
+
+    Attributes:
+        is_begun: one of them is on its way.
+    """
+
+    __slots__ = ("_error", "_is_stored", "_left", "is_begun", "slot")
+
+    def __init__(self, count: int, slot: Slot[Any]) -> None:
+        self.slot = slot
+        self.is_begun = False
+        self._left = count
+        self._is_stored = False
+        self._error: Exception | None = None
+
+    def note(self, error: Exception | None) -> None:
+        """Note why one copy is not stored; None: it is.  Never switches."""
+        self._left -= 1
+        if error is None:
+            self._is_stored = True
+        elif self._error is None or isinstance(self._error, NoQueue):
+            self._error = error
+        if not self._left:
+            error = self._error
+            # Where others have it, it does not matter that one queue is not there.
+            self.slot.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
 
 
 class StoredResult:

@@ -20,7 +20,7 @@ from greenconn.abc import DeadlineLike
 from greenconn.broker.directory import StoreDirectory
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Entry, NoQueue, Store
-from greenconn.broker.publisher import ChannelPublisher, PublishingLink
+from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, PublishingLink
 from greenconn.broker.routing import Routing
 from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import NEVER, Deadline
@@ -235,37 +235,6 @@ def _as_bytes(text: str, encoding: str | None) -> bytes:
         return text.encode()
 
 
-class _Parcel:
-    """The entries of one publish, and who waits for what becomes of them.
-
-    Arguments:
-        slot: gets None, or why it was not stored.
-    """
-
-    __slots__ = ("errors", "is_begun", "left", "slot")
-
-    def __init__(self, count: int, slot: Slot[Any]) -> None:
-        self.slot = slot
-        self.left = count
-        self.errors: list[Exception] = []
-        self.is_begun = False
-
-    def answer(self, count: int, error: Exception | None) -> None:
-        """One of its entries was stored, or not."""
-        self.left -= 1
-        if error is not None:
-            self.errors.append(error)
-        if not self.left:
-            self.slot.offer(self._outcome(count))
-
-    def _outcome(self, count: int) -> Exception | None:
-        for error in self.errors:
-            if not isinstance(error, NoQueue):
-                return error
-        # Where others have it, it was not in vain.
-        return self.errors[0] if len(self.errors) == count else None
-
-
 class Putting:
     """What the channels of one link publish."""
 
@@ -273,16 +242,16 @@ class Putting:
 
     def __init__(self, link: PuttingLink) -> None:
         self._link = link
-        self._pending: deque[tuple[_Parcel, Entry, int]] = deque()
+        self._pending: deque[tuple[CopyOutcomes, Entry]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()
         #: What is being stored, one list for each greenlet.
-        self._batches: list[list[tuple[_Parcel, Entry, int]]] = []
+        self._batches: list[list[tuple[CopyOutcomes, Entry]]] = []
 
     def put(self, entries: Sequence[Entry], slot: Slot[Any]) -> None:
         """Store the entries of one message; *slot* gets None, or why it is not.  Never switches."""
-        parcel = _Parcel(len(entries), slot)
+        outcomes = CopyOutcomes(len(entries), slot)
         for entry in entries:
-            self._pending.append((parcel, entry, len(entries)))
+            self._pending.append((outcomes, entry))
         if len(self._greenlets) < self._link.store.put_calls:
             self._greenlets.add(spawn("put", self._run))
 
@@ -295,24 +264,24 @@ class Putting:
         """The link is gone: nobody's message is stored any more.  Never switches."""
         pending, self._pending = self._pending, deque()
         for batch in (*self._batches, pending):
-            for parcel, _, _ in batch:
-                parcel.slot.fail(exc)
+            for outcomes, _ in batch:
+                outcomes.slot.fail(exc)
         end_all(self._greenlets)
 
-    def _take(self) -> list[tuple[_Parcel, Entry, int]]:
+    def _take(self) -> list[tuple[CopyOutcomes, Entry]]:
         """Take what one call may store; a publisher that has left wants nothing any more."""
         store, pending = self._link.store, self._pending
-        batch: list[tuple[_Parcel, Entry, int]] = []
+        batch: list[tuple[CopyOutcomes, Entry]] = []
         size = 0
         while pending and len(batch) < store.put_limit:
-            parcel, entry, _ = pending[0]
-            if parcel.slot.has_left and not parcel.is_begun:
+            outcomes, entry = pending[0]
+            if outcomes.slot.has_left and not outcomes.is_begun:
                 pending.popleft()
                 continue
             size += len(entry.envelope["body"]) + OVERHEAD
             if batch and size > store.put_bytes:
                 break
-            parcel.is_begun = True
+            outcomes.is_begun = True
             batch.append(pending.popleft())
         return batch
 
@@ -323,16 +292,16 @@ class Putting:
         finally:
             self._greenlets.discard(current())
 
-    def _store(self, batch: list[tuple[_Parcel, Entry, int]]) -> None:
+    def _store(self, batch: list[tuple[CopyOutcomes, Entry]]) -> None:
         link = self._link
         watch = self._watch()
         self._batches.append(batch)
         try:
-            outcomes = link.store.put([entry for _, entry, _ in batch])
+            errors = link.store.put([entry for _, entry in batch])
         except BaseException as exc:
             failure = link.failed(exc, "storing messages", is_told=True)
-            for parcel, _, _ in batch:
-                parcel.slot.fail(failure)
+            for outcomes, _ in batch:
+                outcomes.slot.fail(failure)
             if not isinstance(exc, Exception):
                 raise
             return
@@ -340,8 +309,8 @@ class Putting:
             self._batches.remove(batch)
             if watch is not None:
                 watch.close()
-        for (parcel, entry, count), error in zip(batch, outcomes, strict=True):
-            parcel.answer(count, error)
+        for (outcomes, entry), error in zip(batch, errors, strict=True):
+            outcomes.note(error)
             if error is None:
                 if not entry.delay:
                     link.ripen(entry.queue)

@@ -16,7 +16,7 @@ from gevent import get_hub
 from greenconn.abc import DeadlineLike
 from greenconn.broker.answers import Answers
 from greenconn.broker.port import NoQueue
-from greenconn.broker.publisher import ChannelPublisher, PublishingLink
+from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, PublishingLink
 from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -68,32 +68,17 @@ class Routed:
 
     def send(self, slot: Slot[Any]) -> None:
         """Send the commands; *slot* gets what became of them all.  Never switches."""
-        parcel = _Parcel(len(self.commands), self.may_end, slot)
+        outcomes = CopyOutcomes(len(self.commands), slot)
+
+        def take(reply: Any) -> None:
+            # In the reader.
+            if isinstance(reply, Exception):
+                outcomes.note(reply)
+            else:
+                outcomes.note(None if reply or not self.may_end else NoQueue())
+
         for command in self.commands:
-            self.pipeline.post(command, parcel.take)
-
-
-class _Parcel:
-    """The replies to the commands of one message."""
-
-    __slots__ = ("_error", "_is_stored", "_left", "_may_end", "_slot")
-
-    def __init__(self, count: int, may_end: bool, slot: Slot[Any]) -> None:
-        self._left = count
-        self._may_end = may_end
-        self._slot = slot
-        self._is_stored = False
-        self._error: Exception | None = None
-
-    def take(self, reply: Any) -> None:
-        """Take one of them.  In the reader."""
-        self._left -= 1
-        if isinstance(reply, Exception):
-            self._error = self._error or reply
-        elif reply or not self._may_end:
-            self._is_stored = True
-        if not self._left:
-            self._slot.offer(self._error or (None if self._is_stored else NoQueue()))
+            self.pipeline.post(command, take)
 
 
 class _Feed(Protocol):

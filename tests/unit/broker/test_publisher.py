@@ -8,7 +8,7 @@ import pytest
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.port import NoQueue, QueueFull
-from greenconn.broker.publisher import ChannelPublisher, StoredResult
+from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, StoredResult
 from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -117,3 +117,30 @@ def test_mandatory_message_comes_back(publisher: Publisher, message: str, outcom
 def test_who_asks_for_no_confirm_is_not_told_of_a_full_queue(publisher: Publisher) -> None:
     publisher.outcome = QueueFull()
     publisher.publish("x", "", "key", False, False, None)
+
+
+_ABSENT, _FULL, _OTHER = NoQueue(), QueueFull(), ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("errors", "outcome"),
+    [
+        ([None], None),
+        ([_ABSENT], _ABSENT),
+        ([None, _ABSENT], None),
+        ([_ABSENT, None], None),
+        ([_ABSENT, _ABSENT], _ABSENT),
+        ([_ABSENT, _FULL, None], _FULL),
+        ([_OTHER, _FULL], _OTHER),
+        ([None, _OTHER, _ABSENT], _OTHER),
+    ],
+)
+def test_a_message_is_stored_when_some_queue_has_it_and_none_refuses(
+    errors: list[Exception | None], outcome: Exception | None
+) -> None:
+    slot: Slot[Any] = Slot()
+    outcomes = CopyOutcomes(len(errors), slot)
+    for each in errors:
+        assert not slot.is_filled
+        outcomes.note(each)
+    assert slot.value is outcome
