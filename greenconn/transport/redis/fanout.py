@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
@@ -24,7 +24,7 @@ from greenconn.transport.redis.login import Server, Welcome
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.sockets import ExtraSocket
-from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.redis.source import RedisFeed
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
@@ -76,22 +76,6 @@ def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], R
     return partial(BroadcastRouter, exchange)
 
 
-class _Source(Protocol):
-    """What takes the messages of a queue out of the server."""
-
-    def broadcast(self, raw: bytes, number: int) -> None:
-        """Take a message of fan-out.  In the reader."""
-
-
-class _Feed(Protocol):
-    """What serves the consumers of a queue."""
-
-    @property
-    def consumers(self) -> Collection[Consumer]: ...
-    @property
-    def source(self) -> _Source: ...
-
-
 class Fanout:
     """The subscriptions of one link.
 
@@ -109,7 +93,7 @@ class Fanout:
         commands: Commands,
         server: Server,
         state: BrokerState,
-        feeds: Mapping[str, _Feed],
+        feeds: Mapping[str, RedisFeed],
         gap_before: Callable[[str], float | None],
     ) -> None:
         self._commands = commands

@@ -15,8 +15,8 @@ has it any more: it is told again whenever the lease is renewed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from greenconn.broker.holding import Disposition, Done, HeldMessage
 from greenconn.broker.port import Claimed, Settlement
@@ -33,34 +33,12 @@ from greenconn.transport.redis.moves import (
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import MOVE, RENEW
-from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.redis.source import RedisFeed
 from greenconn.wire.resp import pack
 
 __all__ = ["RedisHolding"]
 
 logger = logging.getLogger("greenconn.transport.redis")
-
-
-class HeldSource(Protocol):
-    """What takes the messages of a queue out of the server."""
-
-    def broadcast_again(self, message: Delivery) -> None:
-        """A message of fan-out was given back.  Never switches."""
-
-    def under_way(self) -> Iterable[int]:
-        """Return the numbers of the fields that a claim may have filled."""
-
-
-class HeldFeed(Protocol):
-    """What serves the consumers of a queue."""
-
-    @property
-    def consumers(self) -> Collection[Consumer]: ...
-    @property
-    def source(self) -> HeldSource: ...
-
-    def ripen(self) -> None:
-        """A message was put into the queue.  Never switches."""
 
 
 class RedisHolding:
@@ -88,7 +66,7 @@ class RedisHolding:
         claims: Claims,
         directory: RedisDirectory,
         restorer: Restorer,
-        feeds: Mapping[str, HeldFeed],
+        feeds: Mapping[str, RedisFeed],
     ) -> None:
         self._commands = commands
         self._owners = owners

@@ -29,6 +29,7 @@ from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Unasked, Window
 from greenconn.transport.redis.sockets import LargeBodies
+from greenconn.transport.redis.source import RedisFeed
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.port import ChannelPort
@@ -81,13 +82,6 @@ class Routed:
             self.pipeline.post(command, take)
 
 
-class _Feed(Protocol):
-    """What serves the consumers of a queue."""
-
-    def ripen(self) -> None:
-        """This connection has just sent a message to the queue.  Never switches."""
-
-
 class RedisPublishingLink(PublishingLink, Protocol):
     """What all publishers of one link share.
 
@@ -107,7 +101,7 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def answers(self) -> Answers: ...
     @property
-    def feeds(self) -> Mapping[str, _Feed]: ...
+    def feeds(self) -> Mapping[str, RedisFeed]: ...
 
 
 class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
