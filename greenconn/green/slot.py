@@ -158,7 +158,5 @@ def _own(exc: BaseException) -> BaseException:
     except Exception:
         return exc
     own.args = exc.args  # amqp's errors are built with other arguments than they keep
-    own.__cause__ = exc.__cause__
-    own.__context__ = None
-    own.__traceback__ = None
+    own.__cause__ = exc.__cause__  # a copy has neither context nor traceback
     return own

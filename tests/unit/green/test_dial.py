@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import _socket
 import errno
+import os
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -14,7 +17,7 @@ from gevent import socket
 
 from greenconn.green import dial as dial_module
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import KEEPALIVE, dial
+from greenconn.green.dial import KEEPALIVE, dial, dial_unix
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
@@ -81,6 +84,24 @@ def test_where_nothing_listens_the_error_names_the_place() -> None:
     with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}") as caught:
         dial("127.0.0.1", port, LONG)
     assert caught.value.errno == errno.ECONNREFUSED
+
+
+def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.sock")
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError, match=f"cannot connect to {path}") as caught:
+        dial_unix(path, LONG)
+    # While the traceback still holds what the attempt had opened.
+    assert {each for each in os.listdir("/proc/self/fd") if is_socket(each)} <= before
+    assert caught.value.errno == errno.ENOENT
+
+
+def is_socket(number: str) -> bool:
+    """Return whether a descriptor of this process is an open socket."""
+    try:
+        return stat.S_ISSOCK(os.fstat(int(number)).st_mode)
+    except OSError:
+        return False
 
 
 def test_a_name_that_nobody_knows() -> None:

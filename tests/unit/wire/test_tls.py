@@ -129,6 +129,14 @@ def test_closing_before_the_handshake_is_over() -> None:
     assert client.close_notify() == b""
 
 
+def test_closing_after_a_broken_record_says_nothing() -> None:
+    pair = Pair().connect()
+    with pytest.raises(TlsError):
+        pair.client.feed(b"AMQP\x00\x00\x09\x01" * 4)
+    pair.client.take_output()
+    assert pair.client.close_notify() == b""
+
+
 def test_an_end_without_close_notify_is_an_error() -> None:
     pair = Pair().connect()
     with pytest.raises(TlsError, match="'localhost' closed the connection without close_notify"):
