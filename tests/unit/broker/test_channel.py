@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -110,6 +111,17 @@ def test_a_publish_that_is_waited_for_later(channel: StoreChannel[StoreLink], wo
         channel.begin_publish(message, "", "absent", mandatory=True).wait()
     channel.begin_publish(message, "", "absent").wait()
     channel.confirm_select()
+
+
+def test_a_routing_key_may_be_an_enum(channel: StoreChannel[StoreLink], world: World) -> None:
+    class Key(str, Enum):
+        QUEUE = "q"
+
+    message = channel.prepare_message("x")
+    channel.begin_publish(message, "", Key.QUEUE).wait(Deadline(10))
+    channel.basic_publish(message, "", Key.QUEUE)
+    channel.basic_publish_confirm(message, "", Key.QUEUE)
+    assert world.bodies("q") == [b"x"] * 3
 
 
 def test_a_mandatory_message_comes_back(channel: StoreChannel[StoreLink]) -> None:

@@ -161,10 +161,10 @@ def test_deadline_covers_the_routing(connect: Opener, world: World) -> None:
 
 
 def test_store_without_answer_ends_the_link(connect: Opener, world: World) -> None:
-    channel = channel_to(connect, reply_timeout=0.01)
+    channel = channel_to(connect, reply_timeout=0.2)
     channel.queue_declare("q")
     world.before = lambda method, argument: method == "put" and Event().wait()
-    with pytest.raises(RecoverableConnectionError, match=r"no answer within 0\.01 s"):
+    with pytest.raises(RecoverableConnectionError, match=r"no answer within 0\.2 s"):
         publish(channel, "x")
     assert channel.connection.lost is not None
 

@@ -160,6 +160,20 @@ def test_a_connection_that_is_not_to_be_kept(server: Start, web: Make, text: byt
     assert peer.accepted == 2
 
 
+@pytest.mark.parametrize(("seconds", "connections"), [(1, 2), (100, 1)])
+def test_a_server_says_how_long_a_connection_may_be_idle(
+    server: Start, web: Make, seconds: int, connections: int
+) -> None:
+    """It is used for a second less than that, since its end takes time to arrive."""
+    peer = server(
+        b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=%d\r\nContent-Length: 5\r\n\r\nhello" % seconds
+    )
+    mine = web(peer)
+    for _ in range(2):
+        assert ask(mine).body == b"hello"
+    assert peer.accepted == connections
+
+
 def test_an_answer_has_no_body_where_there_is_none(server: Start, web: Make) -> None:
     peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n")
     mine = web(peer)
@@ -567,6 +581,19 @@ def test_a_line_has_a_limit(server: Start, web: Make) -> None:
         with pytest.raises(OSError, match="a line above 100000 bytes"):
             feed.line(Deadline(WAIT))
     assert gone(peer)
+
+
+def test_a_line_may_be_as_long_as_the_limit(server: Start, web: Make) -> None:
+    may_end = Event()
+
+    def reply(client: socket.socket, request: bytes) -> None:
+        client.sendall(CHUNKED + b"64\r\n" + b"x" * 100 + b"\r\n")
+        assert may_end.wait(WAIT)
+        client.sendall(b"1\r\n\n\r\n0\r\n\r\n")
+
+    with lines(web(server(reply)), limit=100) as feed:
+        may_end.set()
+        assert feed.line(Deadline(WAIT)) == b"x" * 100
 
 
 def test_who_waits_for_a_line_may_be_killed(server: Start, web: Make) -> None:

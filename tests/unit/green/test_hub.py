@@ -47,6 +47,16 @@ def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
     assert greenlet.dead
 
 
+def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
+    loop = get_hub().loop
+    gevent.sleep(0.001)  # timers of others that were due
+    before = loop.activecnt
+    stay_awake()
+    assert loop.activecnt == before + 1
+    turn()
+    assert loop.activecnt == before
+
+
 def test_gevents_error() -> None:
     assert get_gevent_concurrent_error() is ConcurrentObjectUseError
 

@@ -75,6 +75,25 @@ def test_one_that_cannot_be_made_leaves_nothing(
         assert not os.path.samestat(os.fstat(opened[0]), status[0])
 
 
+def test_nothing_stays_open(tmp_path: Path, ear: Ear) -> None:
+    fifo = WakeupPipe(str(tmp_path / "pipe"), ear.words.extend)
+    pipe = os.stat(fifo.path)
+    assert len(opened_of(pipe)) == 2
+    fifo.close()
+    gevent.sleep(0.01)  # a patched process closes at its next turn
+    assert opened_of(pipe) == []
+
+
+def opened_of(pipe: os.stat_result) -> list[str]:
+    """Return the descriptors of this process that lead to *pipe*."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(int(number)), pipe):
+                found.append(number)
+    return found
+
+
 def test_words_of_another_process(fifo: WakeupPipe, ear: Ear) -> None:
     assert holds_in_child(lambda: wake_process(fifo.path, [b"hello"]))
     assert ear.wait_for(1) == [b"hello"]
