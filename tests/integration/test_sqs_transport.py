@@ -257,6 +257,26 @@ def test_topics_reach_other_processes(connect: Connect, unique: str) -> None:
     channel.exchange_delete(unique)
 
 
+def test_topic_that_was_deleted_elsewhere_is_made_again(
+    connect: Connect, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = Exchange(unique, "fanout")
+    connection, other = connect(), connect()
+    queues = [declared(connection, f"{unique}-{n}", exchange=exchange) for n in range(3)]
+    producer = connection.Producer()
+    producer.publish("before", exchange=exchange, declare=[exchange])
+    store_of(other).queues.get(queues[2].name).call("DeleteQueue")
+    store_of(other).topics.drop(unique)
+    producer.publish("after", exchange=exchange)
+    for queue in queues[:2]:
+        got = [queue.get(no_ack=True) for _ in range(2)]
+        assert sorted(each.payload for each in got if each is not None) == ["after", "before"]
+    assert caplog.text.count("was deleted elsewhere") == 1
+    for queue in queues[:2]:
+        queue.delete()
+    connection.default_channel.exchange_delete(unique)
+
+
 def test_policy_of_a_queue_names_all_its_topics(connect: Connect, unique: str) -> None:
     connection = connect()
     exchanges = [Exchange(f"{unique}-{n}", "fanout") for n in range(2)]

@@ -251,9 +251,31 @@ class Topics:
     def publish(self, exchange: str, batch: Sequence[Mapping[str, Any]]) -> list[Exception | None]:
         """Publish up to ten messages; return for each why it failed.  May switch.
 
+        A topic that was deleted elsewhere is made again, with the subscriptions that were made here.
+
         Arguments:
             batch: fields of entries as SQS takes them.
         """
+        try:
+            return self._publish(exchange, batch)
+        except DoesNotExistQueueException:
+            if self._options.predefined_exchanges:
+                raise
+        self._make_again(exchange)
+        return self._publish(exchange, batch)
+
+    def _make_again(self, exchange: str) -> None:
+        """Make a topic that is gone, and subscribe the queues that were subscribed here."""
+        logger.warning("topic %r was deleted elsewhere: it is made again", exchange)
+        self._arns.pop(exchange, None)
+        for name, known in list(self._subscriptions.items()):
+            if known.pop(exchange, None) is not None:
+                try:
+                    self.subscribe(exchange, name)
+                except DoesNotExistQueueException:
+                    pass  # the queue is gone, too
+
+    def _publish(self, exchange: str, batch: Sequence[Mapping[str, Any]]) -> list[Exception | None]:
         service, topic = self._service(exchange), self.arn(exchange)
         fields = []
         for each in batch:
