@@ -262,7 +262,10 @@ def test_connections_without_end(url: str, unique: str, long: bool, patched: boo
     )
     assert outcome.code == 0, outcome.errors
     assert outcome.errors.count(WARNING) == 1
-    assert int(outcome.output) < 64
+    descriptors, greenlets, growth = map(int, outcome.output.split())
+    assert descriptors < 64
+    assert greenlets < 64
+    assert growth < 16_384, "KiB of memory"
 
 
 def test_connections_without_end_to_a_file(
@@ -296,14 +299,25 @@ def request(number):
         while message is None:
             message = Queue(queue)(connection).get(no_ack=True)
 
+import gc
+
+def greenlets():
+    return sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
+
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = 0
 for number in range(int(count)):
     gevent.spawn(request, number).get()
-import gc
+    if number == 100:
+        before = memory()  # by now the collector has come for the first ones
+growth = memory() - before
 for _ in range(200):
     gc.collect()
     gevent.sleep(0.01)
     if len(os.listdir("/proc/self/fd")) < 30:
         break
 Queue(queue)(Connection(url)).delete()
-print(len(os.listdir("/proc/self/fd")))
+print(len(os.listdir("/proc/self/fd")), greenlets(), growth)
 """
