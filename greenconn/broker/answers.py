@@ -31,7 +31,7 @@ logger = logging.getLogger("greenconn.broker")
 
 
 class Answers:
-    """What the channels of one link have answered and the broker was not told yet.
+    """The answers of one link's channels that the broker has not been sent yet.
 
     Arguments:
         link: has the ``holding`` that is told.
@@ -83,7 +83,7 @@ class Answers:
 
     @property
     def refused(self) -> int:
-        """How many answers the broker has refused, and will be told again."""
+        """The number of answers that the broker has refused, and that are sent again."""
         return len(self._refused_acks) + len(self._refused_dispositions) + len(self._put_off)
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`

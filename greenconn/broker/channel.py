@@ -66,7 +66,7 @@ M = TypeVar("M")
 
 
 class Publisher(Protocol[M]):
-    """What one channel publishes with; *M* is what it prepares."""
+    """The publisher of one channel; *M* is the type of its prepared messages."""
 
     def prepare(
         self,
@@ -278,7 +278,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self.state_of_life = moved(self.state_of_life, state, CHANNEL_MOVES, "a channel")
 
     def forget(self, exc: BaseException) -> None:
-        """In the child of a fork: it is the parent's.  Tells nobody; never switches."""
+        """Forget it in the child of a fork: the parent owns it.  Tells nobody; never switches."""
         self._move(ChannelState.CLOSED)
         self.cause = exc
         for consumer in self.consumers.values():
@@ -344,7 +344,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
         Raises:
             PreconditionFailed: *if_unused*, and something is bound to it.
-            AccessRefused: it is one of the ready-made exchanges.
+            AccessRefused: the exchange is predeclared.
         """
         self.entities.delete_exchange(plain_text(exchange), if_unused)
 

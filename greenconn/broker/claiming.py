@@ -1,4 +1,4 @@
-"""What takes messages out of a store whose calls wait.
+"""Claims of messages from a store whose calls wait.
 
 A claimer asks for one or for many queues in one call.  There is one greenlet, as long as there is
 something to ask for; it runs behind all that can run when the first claim is due.
@@ -120,7 +120,7 @@ class Claimer:
 
     @property
     def greenlet(self) -> Greenlet[..., Any] | None:
-        """What asks now; None: nobody."""
+        """The greenlet that claims now; None: there is none."""
         return self._greenlet
 
     def _run(self) -> None:

@@ -81,7 +81,7 @@ class ConsumerRegistry:
         return True
 
     def others(self, queue: str, owner: str) -> int:
-        """How many consumers of a queue other links have."""
+        """Return the number of consumers that other links have."""
         owners = self._queues.get(queue, {})
         return sum(count for name, (count, _) in owners.items() if name != owner)
 

@@ -41,7 +41,7 @@ def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
 
 
 class DeadLetterTarget(NamedTuple):
-    """Where the dead letters of a queue go.
+    """The target of a queue's dead letters.
 
     Attributes:
         routing_key: None keeps the message's own.

@@ -27,7 +27,7 @@ class DeliveredMessage(Message, Protocol):
 
     @property
     def consumer(self) -> Consumer | None:
-        """Who got it; None: it was taken by ``basic_get``."""
+        """The consumer that got it; None: ``basic_get`` took it."""
 
     @property
     def is_held(self) -> bool:
@@ -39,7 +39,7 @@ class DeliveredMessage(Message, Protocol):
 
 
 class Acknowledger(Protocol):
-    """Where the answers of one link go.  Nothing here switches, unless it says so."""
+    """The sender of one link's answers.  Nothing here switches, unless it says so."""
 
     def done(self, delivery: Any) -> None:
         """Tell the broker that a delivery was handled."""
@@ -58,7 +58,7 @@ class Acknowledger(Protocol):
 
 
 class Deliveries:
-    """What one channel was delivered and has not answered.
+    """The deliveries of one channel that are not answered.
 
     Arguments:
         channel: whose prefetch they count for.

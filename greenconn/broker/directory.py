@@ -1,4 +1,4 @@
-"""What is known of the queues that a broker keeps for several processes.
+"""A directory of the queues that a broker keeps for several processes.
 
 Where it matters that a queue is there, the broker is asked; what does not change as long as it is there
 (its arguments) is remembered.
@@ -85,7 +85,7 @@ class Directory:
         raise NotImplementedError
 
     def counts(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consumers it has.  May switch."""
+        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
         raise NotImplementedError
 
     def touch(self, name: str) -> None:
@@ -180,7 +180,7 @@ class Directory:
 
 
 class Rules(NamedTuple):
-    """What counts at each publish and delivery.
+    """The rules of a queue that count at each publish and delivery.
 
     Attributes:
         message_ttl: seconds that a message may wait; None: for ever.
@@ -196,7 +196,7 @@ class Rules(NamedTuple):
 
 
 class ConsumedQueue(Protocol):
-    """What serves the consumers of one queue."""
+    """The feed of one queue, as the directory sees it."""
 
     @property
     def consumers(self) -> Collection[Consumer]: ...
@@ -234,7 +234,7 @@ class StoreDirectory(Directory):
         self._rules: dict[str, Rules] = {}
 
     def look(self, name: str) -> Declaration:
-        """How a queue was declared, as it was read last; read now if it never was.  May switch."""
+        """Return the declaration of a queue as it was read last, or read it now.  May switch."""
         declared = self._known.get(name)
         if declared is None:
             declared = self.find(name)
@@ -265,7 +265,7 @@ class StoreDirectory(Directory):
         return rules
 
     def delivery_limit(self, name: str) -> int | None:
-        """How often a message of a queue may be delivered, as far as is known.  Never switches."""
+        """Return the delivery limit of a queue, as far as it is known.  Never switches."""
         rules = self._rules.get(name)
         return self._link.options.delivery_limit if rules is None else rules.delivery_limit
 
@@ -285,7 +285,7 @@ class StoreDirectory(Directory):
         link = self._link
         declared: Declaration | None = link.ask("looking for a queue", link.store.find_queue, name)
         if declared is not None and is_lost(declared.owner):
-            self.drop(name)  # nobody need wait for the end of a lease that was ours
+            self.drop(name)  # its lease was ours, and is not waited for
             declared = None
         if declared is None:
             self.forget(name)
@@ -327,7 +327,7 @@ class StoreDirectory(Directory):
     # -- use and its end
 
     def counts(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consumers it has.  May switch."""
+        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
         link = self._link
         size = link.ask("counting messages", link.store.size, name)
         others = link.ask("counting consumers", link.store.others, name)

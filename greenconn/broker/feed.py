@@ -1,4 +1,4 @@
-"""What gives the messages of one queue to its consumers on one link.
+"""The feed of one queue to its consumers on one link.
 
 Theory
 ------
@@ -61,7 +61,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Source(Protocol[T_contra]):
-    """What takes the messages of one queue out of a broker.  Nothing here switches.
+    """The source of one queue's messages in a broker.  Nothing here switches.
 
     Attributes:
         is_single_active: only the oldest consumer is served.

@@ -1,4 +1,4 @@
-"""What one life of a connection leaves to the next.
+"""Hand-over of unsettled messages from one life of a connection to the next.
 
 A connection may be lost between an answer and the broker's word, between a claim and the messages that
 it brings, and with messages in the hands of handlers.  What was answered is answered again in the

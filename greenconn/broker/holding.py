@@ -68,7 +68,7 @@ class HeldDelivery(HeldMessage, Protocol):
 
 
 class Disposition(NamedTuple):
-    """What becomes of one held message.
+    """The disposition of one held message.
 
     Attributes:
         delay: seconds before it may be claimed again, for BACK.
@@ -90,7 +90,7 @@ Done = Callable[[Any], object]
 
 
 class Holding(Protocol):
-    """What one link tells its broker.
+    """The commands of one link about messages that it holds.
 
     Nothing here switches but :meth:`reclaim`.  *done* is called once, for acks in the order in which
     they were told; not when the broker is lost: what it was told then is told again by the next life,
@@ -159,7 +159,7 @@ class Holding(Protocol):
 
 
 class Successor(Protocol):
-    """What takes the answers that come when the life of a link is over.  Nothing here switches."""
+    """The receiver of answers that come after the life of a link.  Nothing here switches."""
 
     def ack(self, tag: Any) -> None:
         """Note that a message of a former life was handled after all."""
@@ -171,7 +171,7 @@ class Successor(Protocol):
 
 
 class QueueFacts(Protocol):
-    """What a link knows of queues."""
+    """The facts about queues that a link knows."""
 
     def look(self, name: str) -> Declaration:
         """Return how a queue was declared, as it was read last.  May switch if it never was."""
@@ -188,7 +188,7 @@ class DeadLetterOptions(Protocol):
 
 
 class LinkAnswers(Protocol):
-    """What a link was answered.  Nothing here switches."""
+    """The answers to one link.  Nothing here switches."""
 
     def unsettled(self) -> tuple[list[Any], list[Disposition]]:
         """Return what nobody knows to have reached the broker: handles of acks, and the rest."""

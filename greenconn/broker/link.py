@@ -80,7 +80,7 @@ class StoreLink(BrokerLink):
         self.store = transport.make_store(self._wake)
         self.store.owner = self.owner
         self.topology = self.store.topology
-        self.store.roster = transport.roster
+        self.store.registry = transport.registry
         self.store.gone = self._gone
         self.store.lost = self.end
         self.store.died = self._died
@@ -233,7 +233,7 @@ class StoreLink(BrokerLink):
 
     @property
     def handover(self) -> Handover:
-        """What takes answers that come when this life is over."""
+        """The receiver of answers that come after this life."""
         return self.transport.handover
 
     def note_late(self, count: int) -> None:
@@ -343,7 +343,7 @@ class StoreLink(BrokerLink):
     # -- consuming
 
     def feed(self, queue: str) -> StoreFeed:
-        """What gives the messages of *queue* to the consumers of this link."""
+        """Return the feed of *queue* on this link."""
         feed = self.feeds.get(queue)
         if feed is None:
             key = queue if self.store.claims_each_queue else ""
@@ -431,7 +431,7 @@ class StoreLink(BrokerLink):
         self.store.drop()
 
     def forget(self, exc: BaseException) -> None:
-        """In the child of a fork: it is the parent's."""
+        """Forget it in the child of a fork: the parent owns it."""
         super().forget(exc)
         self.is_parents = True
         # Its greenlets are copied too: none may go on reading what the parent waits for.
@@ -454,7 +454,7 @@ class StoreLink(BrokerLink):
             claimer.stop()
             if claimer.greenlet is not None:
                 end_all([claimer.greenlet])
-        self.store.roster.leave(self.owner)
+        self.store.registry.leave(self.owner)
         self.feeds.clear()
         calls, self._calls = self._calls, {}
         for slot in calls.values():

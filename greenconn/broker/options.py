@@ -9,7 +9,7 @@ __all__ = ["StoreOptions"]
 
 
 class StoreOptions(Record):
-    """How a connection works, whatever its store is."""
+    """The options of a connection to any store."""
 
     lease: float = 30.0
     """Seconds without a sign of life after which what a consumer holds is given back.  A living one

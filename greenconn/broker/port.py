@@ -1,4 +1,4 @@
-"""What a broker must be able to do, for the channels of this room to do all the rest.
+"""The port between the channels of this room and a broker: what a store must implement.
 
 A *store* keeps queues of messages in the world outside, for many processes.  Whoever wants a message
 *claims* it: it stays in the store, nobody else gets it, and it comes back by itself when its lease
@@ -111,7 +111,7 @@ class Claimed(NamedTuple):
 
 
 class Settlement(Enum):
-    """What becomes of a claimed message."""
+    """The settlement of a claimed message."""
 
     DONE = "it was handled, or is of no use any more"
     BACK = "others may have it"
@@ -119,7 +119,7 @@ class Settlement(Enum):
 
 
 class Answer(NamedTuple):
-    """What is to be done with one claimed message.
+    """The answer to one claimed message.
 
     Attributes:
         delay: seconds before it may be claimed again, for BACK.
@@ -149,7 +149,7 @@ class Store(ABC):
         owner: of exclusive queues, as declarations name it: this link, and nobody else.
         lost: to be called when the broker was lost while nobody asked for anything, with the error.
             Never switches.
-        roster: who consumes in this process.
+        registry: the consumers of this process.
         gone: to be called when a queue that others may consume from here turned out to be deleted,
             with its name.  Never switches.
         died: to be called with messages that the store has claimed because they are to be given up
@@ -182,7 +182,7 @@ class Store(ABC):
         self.client = client
         self.wake = wake
         self.owner = ""
-        self.roster = ConsumerRegistry()
+        self.registry = ConsumerRegistry()
         self.gone: Callable[[str], object] = _nothing
         self.lost: Callable[[BaseException], object] = _nothing
         self.died: Callable[[Sequence[Claimed]], object] = _nothing
@@ -228,11 +228,11 @@ class Store(ABC):
             Whether it may; False: others consume exclusively, or they consume and it wants to.  By
             default, and as with :meth:`others`, only the links of this process are known.
         """
-        return self.roster.enrol(name, self.owner, consumers, exclusive)
+        return self.registry.enrol(name, self.owner, consumers, exclusive)
 
     def others(self, name: str) -> int:
-        """How many consumers of a queue other links have, as far as the store knows."""
-        return self.roster.others(name, self.owner)
+        """Return the number of consumers that other links have, as far as the store knows."""
+        return self.registry.others(name, self.owner)
 
     @abstractmethod
     def purge(self, name: str) -> int:
@@ -240,7 +240,7 @@ class Store(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """How many messages wait in a queue, perhaps about."""
+        """Return the number of messages that wait in a queue, perhaps approximately."""
 
     # -- messages
 
@@ -273,7 +273,7 @@ class Store(ABC):
         """
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
-        """What claims may have taken whose answers never came: queue and handle.  Never switches.
+        """Return queue and handle of messages that claims without an answer may have taken.
 
         Asked for when the link ends.  The next life of the connection gives them back, as such that
         nobody has seen; so nobody waits for the ends of their leases.

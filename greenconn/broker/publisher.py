@@ -53,7 +53,7 @@ class PublishingLink(Protocol):
 
 
 class ChannelPublisher(ABC, Generic[M, T]):
-    """What one channel publishes with: messages of the form *M*, to targets of the form *T*.
+    """The publisher of one channel: messages of the type *M*, to targets of the type *T*.
 
     Arguments:
         channel: is closed by what the broker refuses.
@@ -164,7 +164,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
 
 
 class CopyOutcomes:
-    """What becomes of the copies of one message, one for each queue that it goes to.
+    """The outcomes of the copies of one message, one for each queue that it goes to.
 
     Arguments:
         count: copies.

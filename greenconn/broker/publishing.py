@@ -89,7 +89,7 @@ class PuttingLink(Protocol):
 
 
 class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
-    """What one channel to a store publishes with.
+    """The publisher of one channel to a store.
 
     Arguments:
         channel: is closed by what the broker refuses.
@@ -236,7 +236,7 @@ def _as_bytes(text: str, encoding: str | None) -> bytes:
 
 
 class Putting:
-    """What the channels of one link publish."""
+    """The messages that the channels of one link publish."""
 
     __slots__ = ("_batches", "_greenlets", "_link", "_pending")
 

@@ -1,4 +1,4 @@
-"""Where a message goes: the exchanges and bindings as one link knows them.
+"""Routing of messages by the exchanges and bindings that one link knows.
 
 Where no other process shares them, all connections of this one to a broker know what one of them has
 declared.  Where others do, the rows of an exchange are asked for at each publish, and taken over into

@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Source[Any])
 
 
 class Consuming(Protocol[M, S]):
-    """What one link asks its broker of the queues that it consumes."""
+    """The commands of one link about the queues that it consumes."""
 
     def check(self, queue: str, method: Method) -> None:
         """See that a queue may be consumed.  May switch.

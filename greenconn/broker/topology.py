@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Topology(ABC):
-    """What is done to the records of one broker.  All methods may switch."""
+    """The exchanges and bindings of one broker.  All methods may switch."""
 
     @abstractmethod
     def _read(self, function: Callable[..., T], *args: Any) -> T:
@@ -139,7 +139,7 @@ def _delete_unbound(store: TopologyStore, names: Iterable[str]) -> None:
 
 
 def _exchange(name: str, facts: Facts | None) -> Exchange | None:
-    """What was declared; None: there is no exchange, or its type is unknown here."""
+    """Return the exchange; None: there is none, or its type is unknown here."""
     kind = None if facts is None else facts.get("type")
     if facts is None or not isinstance(kind, str) or kind not in ROUTERS:
         return None

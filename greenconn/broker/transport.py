@@ -43,7 +43,7 @@ class _Shared:
     """The exchanges and consumers that are known here."""
 
     def __init__(self) -> None:
-        self.roster = ConsumerRegistry()
+        self.registry = ConsumerRegistry()
         self.state = BrokerState()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
@@ -96,7 +96,7 @@ class StoreTransport(base.Transport[StoreLink]):
         """
 
     def place(self) -> str:
-        """What is the same for connections to the same messages."""
+        """Return a key that is equal for connections to the same messages."""
         client = self.client
         return f"{client.hostname}:{client.port}/{client.virtual_host}"
 
@@ -106,9 +106,9 @@ class StoreTransport(base.Transport[StoreLink]):
         return self._share().state
 
     @property
-    def roster(self) -> ConsumerRegistry:
-        """Who consumes in this process."""
-        return self._share().roster
+    def registry(self) -> ConsumerRegistry:
+        """The consumers of this process."""
+        return self._share().registry
 
     def _share(self) -> _Shared:
         known, key = _shared.get(), (type(self), self.place())
@@ -119,7 +119,7 @@ class StoreTransport(base.Transport[StoreLink]):
 
     @property
     def handover(self) -> Handover:
-        """What former lives of this connection have left at the same place."""
+        """The hand-over from former lives of this connection to the same broker."""
         return self.kept(Handover)
 
     def kept(self, kind: Callable[[], T]) -> T:

@@ -37,7 +37,7 @@ STEP: Final = 0.002
 
 
 class Member(Protocol):
-    """What may be registered: hashable, and referred to weakly."""
+    """An object that may be registered: hashable, and referred to weakly."""
 
     def end_with_thread(self) -> None:
         """Close it, in its thread, whose greenlets run no more.  Never switches; it may block."""

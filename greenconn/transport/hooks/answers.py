@@ -22,7 +22,7 @@ class WakingLink(HoldingLink, Protocol):
 
 
 class HookAnswers(Answers):
-    """What the channels of one link answer.
+    """The answers of one link's channels.
 
     It may switch, as the hooks may, and raises what they raise: the delivery is unanswered then.  Only
     what nobody has seen is put back by a greenlet, as in the base class.

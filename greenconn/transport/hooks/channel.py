@@ -342,7 +342,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
 
     @property
     def qos(self) -> Unanswered:
-        """What was delivered and not answered."""
+        """The deliveries that are not answered."""
         if self._qos is None:
             self._qos = self.QoS(self)
         return self._qos
@@ -384,7 +384,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
 
     @property
     def _tag_to_queue(self) -> dict[str, str]:
-        """Whose consumers they are (kombu's name, which transports use)."""
+        """The queues of consumer tags (kombu's name, which transports use)."""
         return {tag: consumer.queue for tag, consumer in self.consumers.items()}
 
     @property

@@ -73,7 +73,7 @@ class Message(BaseMessage):
 
     @property
     def claimed(self) -> Claimed:
-        """What the store's claims give."""
+        """The claim of the store."""
         return Claimed(self.queue or "", None, self)
 
     def settle(self, settlement: Settlement) -> None:

@@ -1,4 +1,4 @@
-"""What a channel over hooks delivered and nobody has answered yet."""
+"""The unanswered deliveries of a channel over hooks, as kombu's ``QoS``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class QoS:
         return not self.prefetch_count or len(self) < self.prefetch_count
 
     def can_consume_max_estimate(self) -> int | None:
-        """How many more may be delivered; None: no limit."""
+        """Return the number of messages that may still be delivered; None: no limit."""
         if not self.prefetch_count:
             return None
         return max(self.prefetch_count - len(self), 0)

@@ -44,14 +44,14 @@ class Taken(Protocol):
 
     @property
     def claimed(self) -> Claimed:
-        """What the store's claims give."""
+        """The claim of the store."""
 
     def settle(self, settlement: Settlement) -> None:
         """Tell the hooks what becomes of it.  May switch."""
 
 
 class Errors(Protocol):
-    """What knows the errors of a client library."""
+    """The errors of a client library."""
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]: ...

@@ -50,13 +50,13 @@ class HookedTransport(StoreTransport):
         self._state = state
 
     @property
-    def roster(self) -> ConsumerRegistry:
-        """Who consumes, as far as one connection knows."""
+    def registry(self) -> ConsumerRegistry:
+        """The consumers that one connection knows."""
         return ConsumerRegistry()
 
     @property
     def options(self) -> StoreOptions:
-        """What all transports over a store have."""
+        """The options that all transports over a store have."""
         return _OPTIONS
 
     def make_store(self, wake: Callable[[str | None], None]) -> HookStore:

@@ -19,7 +19,7 @@ _BACK: Final = Settlement.BACK
 
 
 class Taker(Protocol):
-    """What has taken messages out, and is told when they were answered.
+    """The receiver of messages that were taken out; it is notified of their answers.
 
     Attributes:
         lock: of kombu's transport.
@@ -73,7 +73,7 @@ class HostedMessage(Message):
 
     @property
     def claimed(self) -> Claimed:
-        """What the store's claims give."""
+        """The claim of the store."""
         return Claimed(self.queue, None, self)
 
     def settle(self, settlement: Settlement) -> None:

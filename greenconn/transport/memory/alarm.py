@@ -12,7 +12,7 @@ __all__ = ["Alarm", "Clock", "HubClock"]
 
 
 class Clock(Protocol):
-    """What tells the time and wakes at a time.  (Tests have one that they move.)"""
+    """A clock with alarms.  (Tests set it themselves.)"""
 
     def now(self) -> float:
         """Seconds; never goes back."""

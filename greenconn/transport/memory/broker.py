@@ -45,7 +45,7 @@ PACE = 0.005
 
 
 class Outcome(Enum):
-    """What became of a published message."""
+    """The outcome of a published message."""
 
     ROUTED = "routed"
     UNROUTED = "no queue for it"

@@ -29,7 +29,7 @@ EXPIRED_A_TURN = 1000
 
 
 class QueueKeeper(Protocol):
-    """What a queue asks of its broker.
+    """The broker as a queue sees it.
 
     Attributes:
         tags: numbers for deliveries.
@@ -88,7 +88,7 @@ class Queue:
         return f"<Queue: {self.name!r}, {len(self)} waiting, {len(self.consumers)} consumers>"
 
     def __len__(self) -> int:
-        """How many messages wait."""
+        """Return the number of messages that wait."""
         return self.store.count
 
     @property

@@ -35,7 +35,7 @@ class MemoryQueues(Directory):
         self._broker.queues[name].touch()
 
     def counts(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consumers it has."""
+        """Return the numbers of a queue's waiting messages and consumers."""
         queue = self._broker.queues[name]
         return len(queue), len(queue.consumers)
 

@@ -21,7 +21,7 @@ __all__ = ["Channel"]
 
 
 class RedisPrefetchView(PrefetchView):
-    """What kombu's programs ask of the ``qos`` of a channel to Redis."""
+    """The ``qos`` of a channel to Redis, as kombu's programs use it."""
 
     def __init__(self, prefetch: Prefetch, sweeper: Sweeper) -> None:
         super().__init__(prefetch)

@@ -54,7 +54,7 @@ _CHANNELS: Final = frozenset({"SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBS
 
 
 class GreenSocket:
-    """What redis-py uses of a socket, over a stream.
+    """The part of a socket that redis-py uses, over a stream.
 
     Arguments:
         address: of the server.
@@ -210,7 +210,7 @@ class LinkConnection(AbstractConnection):
         return self._clients.server.address.port
 
     def repr_pieces(self) -> list[tuple[str, Any]]:
-        """What stands in its ``repr``."""
+        """Return the parts of its ``repr``."""
         return [("server", self._clients.where), ("db", self.db)]
 
     def _connect(self) -> GreenSocket:

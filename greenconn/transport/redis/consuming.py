@@ -1,4 +1,4 @@
-"""What one link asks Redis of the queues that it consumes, and messages that are taken by hand."""
+"""The commands of one link about the queues that it consumes, and ``basic_get``."""
 
 from __future__ import annotations
 

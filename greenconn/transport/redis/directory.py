@@ -1,4 +1,4 @@
-"""What is known of the queues: their declarations, kept in the server for all programs of ours.
+"""The directory of queues: their declarations, kept in the server for all programs of ours.
 
 kombu's queues are lists, and an empty list does not exist, so Redis alone cannot tell a declared queue
 from one that never was.  A declaration is kept under ``greenconn.queue.<name>``; a queue that has
@@ -96,7 +96,7 @@ class RedisDirectory(Directory):
         self._none_goes = Event()
 
     def known(self, name: str) -> Declaration | None:
-        """What is known of a queue without asking; nothing of one that may have expired."""
+        """Return the cached declaration of a queue; None for one that may have expired."""
         declared = self._known.get(name)
         if name in self.expiring:
             feed = self._feeds.get(name)
@@ -222,7 +222,7 @@ class RedisDirectory(Directory):
         return self.last(name)
 
     def delivery_limit(self, name: str) -> int | None:
-        """How often a message of a queue may be delivered; None: no limit."""
+        """Return the delivery limit of a queue; None: no limit."""
         return self.last(name).delivery_limit(self._commands.options.delivery_limit)
 
     # -- looking up
@@ -354,7 +354,7 @@ class RedisDirectory(Directory):
         return bool(dead)
 
     def counts(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consumers it has.  May switch."""
+        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
         commands = self._commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
         what = f"counting queue {name!r}"

@@ -74,7 +74,7 @@ class NoSuchDatabase(_Both, NotAllowed, redis.ResponseError):  # type: ignore[mi
 
 
 class NotRedis(_Both, FrameError, redis.InvalidResponse):  # type: ignore[misc]
-    """What answers does not speak Redis' protocol."""
+    """The server does not speak Redis' protocol."""
 
 
 #: First words of error replies after which the connection is of no use, and why: another server is the

@@ -45,7 +45,7 @@ def topic_name(exchange: str, routing_key: str) -> str:
 
 
 def topic_of(name: str) -> tuple[str, str] | None:
-    """Return the exchange and the routing key that *name* stands for; None: it is a queue's."""
+    """Return the exchange and the routing key that *name* stands for; None: *name* is a queue's."""
     if not name.startswith(_TOPIC):
         return None
     exchange, _, routing_key = name[len(_TOPIC) :].partition("\0")
@@ -126,7 +126,7 @@ class Fanout:
             self._leave(queue, topic.encode())
 
     def _topics(self, queue: str) -> list[bytes]:
-        """What a queue listens on: the bindings that this connection knows."""
+        """Return the channels that a queue subscribes to, by the bindings that this connection knows."""
         exchanges = self._state.exchanges
         if self._commands.options.fanout_lists:
             return []

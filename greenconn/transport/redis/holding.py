@@ -1,4 +1,4 @@
-"""What one link tells the server of the messages that it holds.
+"""The commands of one link about messages that it holds.
 
 Each life of a connection is an *owner*.  With each renewal it tells the server that it lives:
 ``greenconn.owners`` gets the time at which its lease ends (the time that the sweepers count, see

@@ -136,7 +136,7 @@ class Keys:
         return parts[0], parts[1], self.sep.join(parts[2:])
 
     def queue(self, name: str) -> bytes:
-        """Where the declaration of a queue is kept."""
+        """Return the key of a queue's declaration."""
         return f"{self.prefix}greenconn.queue.{name}".encode()
 
     def consumers(self, name: str) -> bytes:
@@ -152,7 +152,7 @@ class Keys:
         return b"%b\0%b" % (exchange.encode(), member)
 
     def exchange(self, name: str) -> bytes:
-        """Where the declaration of an exchange is kept."""
+        """Return the key of an exchange's declaration."""
         return f"{self.prefix}greenconn.exchange.{name}".encode()
 
     def onward(self, exchange: str) -> bytes:

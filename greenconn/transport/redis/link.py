@@ -268,7 +268,7 @@ class RedisLink(BrokerLink):
 
     @property
     def handover(self) -> Handover:
-        """What takes answers that come when this life is over."""
+        """The receiver of answers that come after this life."""
         return self.transport.handover
 
     def note_late(self, count: int) -> None:
@@ -393,7 +393,7 @@ class RedisLink(BrokerLink):
             self.commands.pipeline.close()
 
     def forget(self, exc: BaseException) -> None:
-        """In the child of a fork: it is the parent's."""
+        """Forget it in the child of a fork: the parent owns it."""
         self.commands.lost = exc
         super().forget(exc)
         self.is_parents = True

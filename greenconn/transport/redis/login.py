@@ -33,7 +33,7 @@ Credentials = tuple[str | None, str | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where a server is.
+    """The address of a server.
 
     Attributes:
         path: of a UNIX socket; None for TCP.
@@ -52,7 +52,7 @@ class Address:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Login:
-    """How to log in there.
+    """The credentials and options of a login.
 
     Attributes:
         credentials: asked at each connect; a password may have changed.
@@ -68,7 +68,7 @@ class Login:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Welcome:
-    """What a server told at the login.
+    """The server's reply to the login.
 
     Attributes:
         protocol: the version of the protocol: 3, or 2 where the server knows no other.

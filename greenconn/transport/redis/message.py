@@ -63,7 +63,7 @@ class Delivery(delivery.Delivery):
 
     @property
     def claimed(self) -> Claimed:
-        """What stays of it when its link is gone."""
+        """Return the claim, which outlives the link."""
         return Claimed(self.queue, None, self.handle)
 
     @property
@@ -77,7 +77,7 @@ class Delivery(delivery.Delivery):
 
     @property
     def deliveries(self) -> int:
-        """How often it was delivered before, as far as it tells."""
+        """Return the number of earlier deliveries, as far as the message tells."""
         known = self.headers.get(DELIVERY_COUNT)
         return known if isinstance(known, int) and known > 0 else 0
 

@@ -1,4 +1,4 @@
-"""Where a held message goes when it is given back or given up."""
+"""Moves of held messages that are given back or given up."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Move(NamedTuple):
 
 
 class Sized(Protocol):
-    """What has a size in bytes."""
+    """An object with a size in bytes."""
 
     @property
     def size(self) -> int: ...
@@ -159,7 +159,7 @@ def _read(raw: bytes) -> Any:
 
 
 class Declared(Protocol):
-    """What is known of the queues."""
+    """The queues that are known."""
 
     def last(self, name: str) -> Declaration:
         """Return the declaration of a queue as it was read last.  Never switches."""

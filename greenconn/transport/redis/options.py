@@ -20,7 +20,7 @@ def is_client_name(text: str) -> bool:
 
 
 class RedisOptions(Record):
-    """How a connection to Redis works."""
+    """The options of a connection to Redis."""
 
     # -- keys, which all programs on one server must agree on
 

@@ -1,4 +1,4 @@
-"""Where the keys of Redis' commands stand, to put a prefix before them."""
+"""Key prefixes: the positions of keys in Redis' commands."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Routed:
 
 
 class RedisPublishingLink(PublishingLink, Protocol):
-    """What all publishers of one link share.
+    """The parts that all publishers of one link share.
 
     Attributes:
         feeds: queue -> what serves its consumers of this link.
@@ -105,7 +105,7 @@ class RedisPublishingLink(PublishingLink, Protocol):
 
 
 class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
-    """What one channel publishes with.
+    """The publisher of one channel.
 
     Arguments:
         channel: is closed by what the broker refuses.

@@ -1,4 +1,4 @@
-"""What the server replies to our commands: a reply of another form ends the connection.
+"""Checks of the server's replies: one of another form ends the connection.
 
 It would be taken for what it is not, in some greenlet that did nothing wrong: bytes were spoiled, or
 what answers is no Redis.  Only the commands whose replies are looked at are named here.
@@ -32,7 +32,7 @@ def _are_members(reply: Any) -> bool:
 
 
 def _is_page(reply: Any) -> bool:
-    """Where to go on, and what was found."""
+    """Return whether the reply is a cursor with a page of results."""
     return (
         isinstance(reply, list)
         and len(reply) == 2

@@ -41,7 +41,7 @@ class Routes:
 
 
 class QueueRoutes:
-    """Where messages go, as one link knows it, as far as the queues exist.
+    """The routes of messages, as one link knows them, to queues that exist.
 
     Arguments:
         routing: the exchanges and bindings.

@@ -347,7 +347,7 @@ return 0
 
 
 def entry_suffix(queue: str) -> bytes:
-    """What follows a message in its entry: exchange and routing key, as kombu reads them."""
+    """Return the end of a message's entry: exchange and routing key, as kombu reads them."""
     return f', "", {dumps(queue)}]'.encode()
 
 
@@ -383,7 +383,7 @@ class Scripts:
 
     @staticmethod
     def claim_frame(keys: tuple[bytes, ...], prefix: bytes, suffix: bytes) -> tuple[bytes, bytes]:
-        """What stands before and behind the number and the count of a claim of always the same keys.
+        """Return the bytes around number and count of a claim with fixed keys.
 
         The client's time comes last, behind both.
         The script must have been called on this connection before.

@@ -23,7 +23,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 
 class Secret:
-    """What one link has logged in with.
+    """The credentials that one link has logged in with.
 
     Arguments:
         commands: of the link.

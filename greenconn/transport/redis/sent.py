@@ -1,4 +1,4 @@
-"""What was published and is not waited for (``publish_window``)."""
+"""Publishes that nobody waits for (``publish_window``)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Failures:
         self.uncertain += other.uncertain
 
     def text(self, where: str) -> str:
-        """What became of them, for people."""
+        """Return the outcomes as a text."""
         parts = []
         if self.refused:
             parts.append(
@@ -85,7 +85,7 @@ class Failures:
 
 
 class Unasked:
-    """What became of publishes whose channel ended before anybody asked; outlives all links.
+    """The outcomes of publishes whose channel ended before anybody asked; outlives all links.
 
     Attributes:
         awaited: publishes of such channels that are not answered yet.

@@ -177,7 +177,7 @@ class SwitchWatch:
         self._socket.stop()
 
     def forget(self) -> None:
-        """In the child of a fork: it is the parent's."""
+        """Forget it in the child of a fork: the parent owns it."""
         self._socket.forget()
 
     def _run(self) -> None:
@@ -241,7 +241,7 @@ def _pairs(reply: Any) -> dict[bytes, bytes]:
 
 
 def _tls_of(given: Mapping[str, Any]) -> Any:
-    """What redis-py's names in ``sentinel_kwargs`` say of TLS."""
+    """Return the TLS options of redis-py's names in ``sentinel_kwargs``."""
     options = {
         name.removeprefix("ssl_"): value for name, value in given.items() if name.startswith("ssl_")
     }

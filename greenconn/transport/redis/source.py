@@ -1,4 +1,4 @@
-"""What takes the messages of one queue out of Redis.
+"""The source of one queue's messages in Redis.
 
 Theory
 ------
@@ -85,7 +85,7 @@ WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
 
 
 class SourceWaking(Protocol):
-    """What counts and logs for the sources of a link.
+    """The counters and logs for the sources of a link.
 
     Attributes:
         found: how often an empty queue turned out not to be empty without a push.

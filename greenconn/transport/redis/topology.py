@@ -34,7 +34,7 @@ RENEWALS: Final = 3
 
 
 class _Queues(Protocol):
-    """What is known of the queues."""
+    """The queues that are known."""
 
     def check(self, name: str, method: Method) -> Declaration:
         """Return how a queue was declared; it must exist.  May switch."""
@@ -275,7 +275,7 @@ class RedisTopology(TopologyStore):
 
 
 def _kept_ms(expires_ms: int) -> int:
-    """How long a table stays that only queues of this expiry are bound in."""
+    """Return the lifetime of a table in which only queues of this expiry are bound."""
     return max(expires_ms * EXPIRY_FACTOR, LEAST_EXPIRY_MS)
 
 

@@ -99,7 +99,7 @@ class Transport(base.Transport[RedisLink]):
 
     @property
     def handover(self) -> Handover:
-        """What former lives of this connection have left at the same place."""
+        """The hand-over from former lives of this connection to the same broker."""
         if self._handover is None:
             self._handover = self.kept_state.get(Handover, self._place())
         return self._handover
@@ -123,13 +123,13 @@ class Transport(base.Transport[RedisLink]):
 
     @property
     def unasked(self) -> Unasked:
-        """What became of publishes of this connection that nobody has asked for, in all its lives."""
+        """The outcomes of publishes of this connection that nobody has asked for, in all its lives."""
         if self._unasked is None:
             self._unasked = self.kept_state.get(Unasked, "", self.client.as_uri())
         return self._unasked
 
     def _place(self) -> str:
-        """What is the same for servers with the same data."""
+        """Return a key that is equal for servers with the same data."""
         client = self.client
         return f"{client.hostname}:{client.port}/{client.virtual_host}"
 
@@ -229,7 +229,7 @@ class Transport(base.Transport[RedisLink]):
         )
 
     def _resolve(self, deadline: Deadline) -> Address:
-        """Where the server is now."""
+        """Return the current address of the server."""
         client, options = self.client, self.options
         socket_url = self._socket_url()
         return Address(

@@ -1,4 +1,4 @@
-"""Who is told when something comes: invalidations and the safety look.
+"""Wake-ups of sources: invalidations and the safety poll.
 
 An invalidation names a key that somebody changed after we had read it.  For the lists of a queue that
 is a hint to its source; for the declaration of a queue, to the directory.  Keys have no database in

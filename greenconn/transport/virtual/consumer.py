@@ -28,7 +28,7 @@ STALE: Final = object()
 
 
 class Feed(Protocol):
-    """Where a consumer's messages come from."""
+    """The source of a consumer's messages."""
 
     def resume(self, consumer: Consumer) -> None:
         """A consumer that had no room has some again.  Never switches."""
@@ -128,7 +128,7 @@ class Consumer:
 
     @property
     def room(self) -> int:
-        """How many messages it may be given, if nothing else than itself bounds it."""
+        """Return the number of messages that its own limit leaves room for."""
         if self.limit:
             return self.limit - self.unacked
         return WINDOW - max(self.ahead, len(self.backlog))
@@ -173,10 +173,10 @@ class Consumer:
             self.wake()
 
     def _answer(self, message: Message) -> None:
-        """What needs no answer of its program was taken.  Never switches."""
+        """Acknowledge a delivery that needs no answer of its program.  Never switches."""
 
     def forget_backlog(self) -> None:
-        """What nobody has seen yet is given back: its events will do nothing."""
+        """Give back the deliveries that nobody has seen yet; their events do nothing."""
         self.stale += len(self.backlog)
         self.backlog.clear()
 

@@ -1,4 +1,4 @@
-"""How a queue was declared, as the server keeps it for all programs of ours."""
+"""Declarations of queues, as the server keeps them for all programs of ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["UNDECLARED", "Declaration"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declaration:
-    """How a queue was declared.
+    """The declaration of a queue.
 
     Attributes:
         owner: the link that it is exclusive to; None for all.
@@ -55,14 +55,14 @@ class Declaration:
 
     @property
     def policy(self) -> QueuePolicy:
-        """What its arguments ask for; those of foreign programs may be of any kind."""
+        """The policy of its arguments; those of foreign programs may be of any kind."""
         try:
             return QueuePolicy.of(self.arguments)
         except (ValueError, OverflowError):
             return QueuePolicy()
 
     def delivery_limit(self, otherwise: int | None) -> int | None:
-        """How often a message may be delivered; None: no limit.
+        """The delivery limit; None: no limit.
 
         Arguments:
             otherwise: what counts where it does not say, or nothing that can be.

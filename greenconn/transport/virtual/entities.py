@@ -34,7 +34,7 @@ PREDECLARED: Mapping[str, str] = {
 
 
 class _Channel(Protocol):
-    """What is asked of the channel."""
+    """The channel, as these entities use it."""
 
     @property
     def virtual_host(self) -> str: ...

@@ -21,7 +21,7 @@ WHAT = "out of its envelope"
 
 
 class Contents(NamedTuple):
-    """What is in an envelope, as far as the library looks at it: these are of these types."""
+    """The fields of an envelope that the library reads, with their types."""
 
     properties: dict[str, Any]
     headers: dict[str, Any]

@@ -143,7 +143,7 @@ class TableRouter(FanoutRouter):
 
 
 class ExchangeType:
-    """What makes exchanges of one type (kombu's base class).
+    """An exchange type (kombu's base class).
 
     Arguments:
         channel: its ``_lookup``, ``_put`` and, with fan-out, ``_put_fanout`` are used by ``deliver``.

@@ -90,7 +90,7 @@ class VirtualLink(Link):
                 timeout = Deadline(timeout - (monotonic() - began_at))
 
     def forget(self, exc: BaseException) -> None:
-        """In the child of a fork: it is the parent's.  Tells nobody; never switches."""
+        """Forget it in the child of a fork: the parent owns it.  Tells nobody; never switches."""
         self.lost = exc
         self.events.clear()
         for channel in self.channels.values():

@@ -1,4 +1,4 @@
-"""What a transport of this layer can tell about its broker."""
+"""The management interface of this layer's transports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a message's routing key or headers are matched against bindings.
+"""Matching of routing keys and headers against bindings.
 
 Topic patterns are words between dots: ``*`` stands for exactly one word, which may be empty, and
 ``#`` for any number of words, none included.  An empty key has no words at all, so ``*`` does not

@@ -1,7 +1,7 @@
 """The names under which links own exclusive queues and consumers, and which of them are over.
 
 What a broker keeps for a link is marked with its owner, and the lease of that owner says how long others
-must take it for alive.  Where the link was lost in this very process nobody need wait for that.
+must take it for alive.  Where the link was lost in this very process that is not waited for.
 """
 
 from __future__ import annotations

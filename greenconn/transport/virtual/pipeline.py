@@ -92,7 +92,7 @@ class PipelineLife(ABC):
         self.end(error)
 
     def forget(self) -> None:
-        """In the child of a fork: it is the parent's.  The stream forgets itself."""
+        """Forget it in the child of a fork: the parent owns it.  The stream forgets itself."""
         self.lost = self.lost_error(f"{self.where}: the connection was the parent process's")
         self._places.clear()
         if self._ticker is not None:

@@ -1,4 +1,4 @@
-"""What the declare arguments of a queue ask for."""
+"""The policy that the arguments of a queue ask for."""
 
 from __future__ import annotations
 

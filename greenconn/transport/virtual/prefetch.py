@@ -43,7 +43,7 @@ class Prefetch:
 
 
 class PrefetchView:
-    """What a channel that counts its deliveries itself tells under the name of kombu's ``QoS``.
+    """A view of a channel's deliveries under the name of kombu's ``QoS``.
 
     Arguments:
         prefetch: of the channel.

@@ -1,4 +1,4 @@
-"""What the channels of this layer do around a publish: confirms and returns."""
+"""Confirms and returns for the channels of this layer."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def unroutable(exchange: str, routing_key: str) -> Unroutable:
 
 
 def undeliverable(exchange: str, routing_key: str, queue: str) -> UndeliverableWarning:
-    """What is said of a message that goes to *queue*, that of last resort."""
+    """Return the warning for a message that goes to *queue*, that of last resort."""
     return UndeliverableWarning(
         f"Message could not be delivered: no queue of exchange {exchange!r} for routing key "
         f"{routing_key!r}; it went to {queue!r}"

@@ -32,7 +32,7 @@ NO_HEADERS: dict[str, Any] = {}
 
 
 class binding_key_t(NamedTuple):  # noqa: N801  (kombu's name)
-    """What kombu calls a binding by."""
+    """The key of a binding in kombu."""
 
     queue: str
     exchange: str

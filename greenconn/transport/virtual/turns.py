@@ -1,4 +1,4 @@
-"""Whose turn it is among the consumers of a queue."""
+"""Turns of the consumers of a queue."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_by_default_nothing_is_lost_and_nothing_doubtful(store: FakeStore) -> No
 
 def test_consumers_are_known_for_the_links_of_this_process(store: FakeStore, world: World) -> None:
     other = FakeStore(store.client, store.wake, world)
-    other.roster = store.roster
+    other.registry = store.registry
     store.owner, other.owner = "one", "other"
     assert store.enrol("q", 2)
     assert (store.others("q"), other.others("q")) == (0, 2)

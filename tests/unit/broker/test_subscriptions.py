@@ -103,7 +103,7 @@ def test_a_channel_that_is_closed_meanwhile_has_no_consumer(connect: Opener, wor
         consuming.get(timeout=10)
     link.catch_up()
     assert link.feeds == {}
-    assert link.store.roster.others("q", "") == 0
+    assert link.store.registry.others("q", "") == 0
 
 
 def test_get(connect: Opener, world: World) -> None:

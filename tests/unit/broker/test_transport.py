@@ -57,10 +57,10 @@ def test_connections_to_one_place_share_what_is_known(world: World) -> None:
     ]
     assert one.place() == "host:1/place"
     assert one.state is same.state
-    assert one.roster is same.roster
+    assert one.registry is same.registry
     for other in elsewhere:
         assert other.state is not one.state
-        assert other.roster is not one.roster
+        assert other.registry is not one.registry
     assert one.state.exchanges["amq.topic"].durable
 
 
