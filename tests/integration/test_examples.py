@@ -103,6 +103,5 @@ def test_a_transport_of_ones_own(line: str, tmp_path: Path) -> None:
     program = tmp_path / OWN_TRANSPORT
     program.write_text(text.replace(original, line))
     outcome = run(str(program), f"folder://{tmp_path}/letters", env={"PYTHONPATH": str(ROOT)})
-    assert outcome.errors == ""
-    assert outcome.code == 0
+    assert (outcome.errors, outcome.code) == ("", 0), outcome.output
     assert "100 letters went through folder:///" in outcome.output
