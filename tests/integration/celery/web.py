@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import django
@@ -31,4 +32,6 @@ if not settings.configured:
 application = get_wsgi_application()
 
 if __name__ == "__main__":
+    # A shell that starts something in the background has it ignore SIGINT, and its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     execute_from_command_line(sys.argv)
