@@ -22,7 +22,7 @@ class Handover:
     __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor")
 
     def __init__(self) -> None:
-        #: The life that was begun last.
+        #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
         self._successor: HoldingLink | None = None
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
@@ -33,6 +33,8 @@ class Handover:
 
     def take(self, link: HoldingLink) -> None:
         """Take what the life of *link*, which is over, has left.  Never switches."""
+        if self._successor is link:
+            self._successor = None
         if not link.holding.outlives_link:
             return
         acks, dispositions = link.answers.unsettled()
@@ -56,7 +58,7 @@ class Handover:
         if link.is_parents or not link.holding.outlives_link:
             return
         successor = self._successor
-        if successor is not None and successor.lost is None:
+        if successor is not None:
             successor.answers.take_over(acks, dispositions)
         else:
             self._acks += acks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,18 @@ def lost_with_a_claim(connect: Opener) -> tuple[StoreLink, Claimed]:
     (claimed,) = link.store.claim({"q": 1}, 0.0)
     link.end(RecoverableConnectionError("it is gone"))
     return link, claimed
+
+
+def test_a_life_that_is_over_is_not_kept(connect: Opener, heir: Heir) -> None:
+    link = channel_to(connect).connection
+    handover = link.transport.handover
+    assert link in gc.get_referents(handover)
+    link.end(RecoverableConnectionError("it is gone"))
+    assert link not in gc.get_referents(handover)
+    successor = heir(link)
+    assert successor in gc.get_referents(handover)
+    successor.close()
+    assert successor not in gc.get_referents(handover)
 
 
 def got(link: StoreLink) -> list[tuple[str, bool]]:
