@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import gevent
 import pytest
@@ -14,27 +15,40 @@ from greenconn.green import thread_end
 
 _start = get_original("_thread", "start_new_thread")
 _get_ident = get_original("_thread", "get_ident")
+_get_native_id = get_original("_thread", "get_native_id")
 _lock = get_original("_thread", "allocate_lock")
+_sleep = get_original("time", "sleep")
+#: Seconds that a thread may take.
+WAIT = 30.0
 
 
 def in_native_thread(function: Callable[[], object]) -> None:
     """Call *function* in a thread of its own and wait for its end, also in a patched process."""
-    ended = _lock()
-    ended.acquire()
+    wait_for_end(started(function))
 
-    class Last:
-        """Goes behind all other values of the thread."""
 
-        def __del__(self) -> None:
-            ended.release()
+def started(function: Callable[[], object]) -> int:
+    """Call *function* in a thread of its own and return its number in the system."""
+    numbers: list[int] = []
+    has_begun = _lock()
+    has_begun.acquire()
 
     def run() -> None:
+        numbers.append(_get_native_id())
+        has_begun.release()
         function()
-        last.value = Last()
 
-    last = get_original("threading", "local")()
     _start(run, ())
-    assert ended.acquire(timeout=30)
+    assert has_begun.acquire(timeout=WAIT)
+    return numbers[0]
+
+
+def wait_for_end(number: int) -> None:
+    """Wait until the system knows a thread no more: then all its values are dropped."""
+    end = monotonic() + WAIT
+    while Path(f"/proc/self/task/{number}").exists():
+        assert monotonic() < end, "the thread did not end"
+        _sleep(0.001)
 
 
 def descriptors() -> int:
@@ -113,21 +127,20 @@ def test_in_the_main_thread_nothing_is_noted() -> None:
 
 def test_the_child_of_a_fork_leaves_the_threads_of_its_parent_alone() -> None:
     made: list[Member] = []
-    ready, go, ended = _lock(), _lock(), _lock()
-    for each in (ready, go, ended):
-        each.acquire()
+    ready, go = _lock(), _lock()
+    ready.acquire()
+    go.acquire()
 
     def use() -> None:
         made.append(Member())
         ready.release()
         go.acquire()
-        ended.release()
 
-    _start(use, ())
-    assert ready.acquire(timeout=30)
+    thread = started(use)
+    assert ready.acquire(timeout=WAIT)
     pid = os.fork()
     if not pid:
         os._exit(len(made[0].ended_in))  # the child has no other threads: their values are dropped
     assert os.waitpid(pid, 0)[1] == 0
     go.release()
-    assert ended.acquire(timeout=30)
+    wait_for_end(thread)
