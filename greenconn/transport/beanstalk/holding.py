@@ -11,6 +11,7 @@ from typing import Final
 
 from greenconn.green.ticker import Ticker
 from greenconn.transport.beanstalk.commands import Job
+from greenconn.transport.beanstalk.pipeline import ignore_reply
 from greenconn.wire.beanstalk import line
 
 __all__ = ["Holding"]
@@ -51,7 +52,8 @@ class Holding:
     def touch(self) -> None:
         """Renew all reservations."""
         for job in self._jobs:
-            job.post(line(b"touch", job.number), _nothing)
+            # A lost one shows when it is settled.
+            job.post(line(b"touch", job.number), ignore_reply)
 
     def stop(self) -> None:
         """Stop renewing those with a short time to run."""
@@ -65,8 +67,4 @@ class Holding:
         if not short:
             self.stop()
         for job in short:
-            job.post(line(b"touch", job.number), _nothing)
-
-
-def _nothing(reply: object) -> None:
-    """Ignore a reply: a lost job shows when it is settled."""
+            job.post(line(b"touch", job.number), ignore_reply)

@@ -25,7 +25,7 @@ from greenconn.transport.beanstalk.errors import LinkLost, NotBeanstalk, refusal
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.beanstalk import BeanstalkParser, ProtocolError, Reply
 
-__all__ = ["Pipeline", "Place"]
+__all__ = ["Pipeline", "Place", "ignore_reply"]
 
 #: Takes a reply, or the exception that came instead.
 Place = Callable[[Reply | BaseException], object]
@@ -157,3 +157,7 @@ class Pipeline(PipelineLife):
         silent = min(now - self.stream.received_at, now - self._waits_since)
         if silent > self._reply_timeout + self.patience:
             self.end(LinkLost(f"{self.where} did not answer within {self._reply_timeout:g} s"))
+
+
+def ignore_reply(reply: object) -> None:
+    """Take a reply that changes nothing.  Never switches."""

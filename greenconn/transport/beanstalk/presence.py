@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from greenconn.transport.beanstalk.commands import CommandConnection, number_of
+from greenconn.transport.beanstalk.pipeline import ignore_reply
 from greenconn.wire.beanstalk import line, tube_of
 
 __all__ = ["Presence"]
@@ -77,8 +78,4 @@ class Presence:
         for tube in tubes:
             if tube in self._watched:
                 self._watched.discard(tube)
-                self._server.pipeline.post(line(b"ignore", tube), _nothing)
-
-
-def _nothing(reply: object) -> None:
-    """Ignore a reply."""
+                self._server.pipeline.post(line(b"ignore", tube), ignore_reply)

@@ -31,6 +31,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.beanstalk.commands import CommandConnection, number_of
 from greenconn.transport.beanstalk.errors import RecordTooBig
+from greenconn.transport.beanstalk.pipeline import ignore_reply
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import (
     LONGEST_TUBE,
@@ -240,7 +241,7 @@ class Records:
             content = {**content, "version": version}
             body = self._body(content, tube)
         except BaseException:
-            self._server.pipeline.post(release, _nothing)
+            self._server.pipeline.post(release, ignore_reply)
             raise
         written = self._write(tube, body, version, newest, old)
         if written is None:
@@ -321,7 +322,3 @@ def parsed(body: bytes) -> Content:
 def _version(content: Content) -> int:
     version = content.get("version")
     return version if isinstance(version, int) else 0
-
-
-def _nothing(reply: object) -> None:
-    """Ignore a reply."""

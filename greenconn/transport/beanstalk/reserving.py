@@ -18,7 +18,7 @@ from typing import Final
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.beanstalk.commands import DEFAULT, CommandConnection, whole_seconds
-from greenconn.transport.beanstalk.pipeline import Pipeline, Place
+from greenconn.transport.beanstalk.pipeline import Pipeline, Place, ignore_reply
 from greenconn.wire.beanstalk import Reply, line, put
 
 __all__ = ["ReserveConnection"]
@@ -67,7 +67,7 @@ class ReserveConnection:
         *_, made, reserved = self.pipeline.ask(commands, deadline)
         if made.word == b"INSERTED" and reserved.word == b"RESERVED":
             self._wakeup_job = reserved.number
-            self.pipeline.post(line(b"bury", reserved.number, 0), _nothing)
+            self.pipeline.post(line(b"bury", reserved.number, 0), ignore_reply)
         self._clear()
 
     def _clear(self) -> None:
@@ -88,7 +88,7 @@ class ReserveConnection:
         """Close the connection, and delete the wake-up job.  Never switches."""
         self.pipeline.close()
         if self._wakeup_job is not None:
-            self._server.pipeline.post(line(b"delete", self._wakeup_job), _nothing)
+            self._server.pipeline.post(line(b"delete", self._wakeup_job), ignore_reply)
             self._wakeup_job = None
 
     def watch(self, tubes: Iterable[bytes]) -> None:
@@ -98,13 +98,13 @@ class ReserveConnection:
         commands += [line(b"ignore", each) for each in self._watched - wanted]
         self._watched = wanted
         if commands:
-            self.pipeline.post(b"".join(commands), *[_nothing] * len(commands))
+            self.pipeline.post(b"".join(commands), *[ignore_reply] * len(commands))
 
     def ignore(self, tube: bytes) -> None:
         """Stop watching this one.  Never switches."""
         if tube in self._watched:
             self._watched.discard(tube)
-            self.post(line(b"ignore", tube), _nothing)
+            self.post(line(b"ignore", tube), ignore_reply)
 
     def reserve(self, seconds: float) -> Reply | None:
         """Reserve one job of the tubes that are watched.  May switch.
@@ -132,7 +132,7 @@ class ReserveConnection:
                 return reply
             else:
                 self._is_woken = False
-                self.pipeline.post(line(b"bury", reply.number, 0), _nothing)
+                self.pipeline.post(line(b"bury", reply.number, 0), ignore_reply)
                 if wait:
                     return None
 
@@ -177,7 +177,3 @@ class ReserveConnection:
             # Somebody has deleted it: waits are short from now on.
             self._wakeup_job = None
             self._is_woken = False
-
-
-def _nothing(reply: object) -> None:
-    """Ignore a reply."""
