@@ -21,6 +21,7 @@ from gevent import socket
 from gevent.pool import Pool
 
 from tests.brokers.ports import free_ports
+from tests.integration.processes import HELD_UP
 
 __all__ = ["ROOT", "SOON", "Load", "Server", "serving", "until"]
 
@@ -34,8 +35,7 @@ _KNOWN = re.compile(
     r"^.*\[ERROR\] Socket error processing request.\n"
     r"Traceback.*\n( .*\n)+OSError: \[Errno 9\] Bad file descriptor\n"
     r"|^.*MonkeyPatchWarning: .*\n  monkey.patch_all\(\)\n"
-    # On a busy machine a worker is held up by others, whatever its handlers do.
-    r"|^handler .* had the hub for .*\n",
+    rf"|{HELD_UP.pattern}",
     re.MULTILINE,
 )
 _BOOTED = re.compile(r"Booting worker with pid: (\d+)")

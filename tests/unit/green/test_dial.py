@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -20,6 +18,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.dial import KEEPALIVE, dial, dial_unix
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
+from tests.fix_leaks import open_sockets
 from tests.fix_peer import PeerFactory
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
@@ -88,20 +87,12 @@ def test_where_nothing_listens_the_error_names_the_place() -> None:
 
 def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) -> None:
     path = str(tmp_path / "none.sock")
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_sockets()
     with pytest.raises(FileNotFoundError, match=f"cannot connect to {path}") as caught:
         dial_unix(path, LONG)
     # While the traceback still holds what the attempt had opened.
-    assert {each for each in os.listdir("/proc/self/fd") if is_socket(each)} <= before
+    assert open_sockets().keys() <= before.keys()
     assert caught.value.errno == errno.ENOENT
-
-
-def is_socket(number: str) -> bool:
-    """Return whether a descriptor of this process is an open socket."""
-    try:
-        return stat.S_ISSOCK(os.fstat(int(number)).st_mode)
-    except OSError:
-        return False
 
 
 def test_a_name_that_nobody_knows() -> None:
