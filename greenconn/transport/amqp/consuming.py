@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 from amqp.serialization import dumps
 
-from greenconn.exceptions import AMQPNotImplementedError, ConsumerCancelled, FrameError
+from greenconn.exceptions import (
+    AMQPNotImplementedError,
+    ConsumerCancelled,
+    FrameError,
+    raise_error,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
@@ -218,7 +223,7 @@ class ChannelConsumer:
         elif cancelled and self.on_cancel is not None:
             self.link.events.put((self.on_cancel, self.tag))
         elif cancelled:
-            self.link.events.put((_raise, exc))
+            self.link.events.put((raise_error, exc))
 
     # In the greenlet that drains.
 
@@ -242,10 +247,6 @@ def cancelled_error(tag: str) -> ConsumerCancelled:
         f"the broker cancelled consumer {tag!r}: its queue was deleted or is not there at the moment, "
         f"or a message of a quorum queue was not answered within its consumer timeout (RabbitMQ 4.3)"
     )
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc
 
 
 class Consumers:
@@ -496,19 +497,15 @@ class Consumers:
 
         Never switches.
         """
-        dropped = 0
-        for event in self._link.events.clear():
-            if getattr(event[0], "__self__", None) is consumer and isinstance(event[1], Delivery):
-                consumer.drop_event(event[1])
-                dropped += 1
-            else:
-                self._link.events.put(event)
+        dropped = _take_events(self._link, lambda of, message: of is consumer)
+        for _, _, message in dropped:
+            consumer.drop_event(message)
         if dropped:
             logger.warning(
                 "%s: %d message(s) of queue %r, which need no answer (no_ack), had not been handed out "
                 "yet when their consumer was cancelled: they are dropped",
                 self._link.where,
-                dropped,
+                len(dropped),
                 consumer.queue,
             )
 
@@ -662,18 +659,31 @@ class Consumers:
 
 def give_back_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
     """Put back those deliveries among the events of *link* that are meant.  Never switches."""
+    found = _take_events(
+        link, lambda consumer, message: not consumer.no_ack and is_meant(consumer, message)
+    )
+    for function, consumer, message in found:
+        consumer.give_back_event(function, message)
+
+
+def _take_events(
+    link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]
+) -> list[tuple[Callable[[Any], Any], ChannelConsumer, Delivery]]:
+    """Take those deliveries out of the events of *link* that are meant.  Never switches.
+
+    Returns:
+        for each the function that would have handed it out, its consumer, and it.
+    """
+    taken = []
     for event in link.events.clear():
-        consumer, message = _delivery_of(*event)
-        if consumer is None or message is None or not is_meant(consumer, message):
-            link.events.put(event)
+        function, message = event
+        consumer = getattr(function, "__self__", None)
+        if (
+            isinstance(consumer, ChannelConsumer)
+            and isinstance(message, Delivery)
+            and is_meant(consumer, message)
+        ):
+            taken.append((function, consumer, message))
         else:
-            consumer.give_back_event(event[0], message)
-
-
-def _delivery_of(
-    function: Callable[[Any], Any], argument: Any
-) -> tuple[ChannelConsumer | None, Delivery | None]:
-    consumer = getattr(function, "__self__", None)
-    if not isinstance(consumer, ChannelConsumer) or consumer.no_ack:
-        return None, None
-    return consumer, argument if isinstance(argument, Delivery) else None
+            link.events.put(event)
+    return taken
