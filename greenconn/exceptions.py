@@ -122,6 +122,11 @@ _UNAVAILABLE: Final = (
 )
 
 
+def raise_error(exc: BaseException) -> None:
+    """Raise *exc*: for an event whose drainer is to get it."""
+    raise exc
+
+
 def is_unavailable(exc: BaseException) -> bool:
     """Whether the queue of a 404 or a 406 is there, but cannot be used now (RabbitMQ's words)."""
     text = str(exc)

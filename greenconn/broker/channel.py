@@ -18,7 +18,7 @@ from greenconn.broker.consumers import StoreConsumer, Subscriptions
 from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
 from greenconn.broker.entities import SharedEntities, SharingLink
 from greenconn.encoding import plain_text
-from greenconn.exceptions import AMQPNotImplementedError, RecoverableChannelError
+from greenconn.exceptions import AMQPNotImplementedError, RecoverableChannelError, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.state import moved
 from greenconn.transport.base import StdChannel
@@ -272,7 +272,7 @@ class StoreChannel(StdChannel, Generic[L]):
         if is_drained:
             told = RecoverableChannelError(f"channel {self.channel_id} is closed ({exc})")
             told.__cause__ = exc
-            self.connection.events.put((_raise, told))
+            self.connection.events.put((raise_error, told))
 
     def _move(self, state: ChannelState) -> None:
         self.state_of_life = moved(self.state_of_life, state, CHANNEL_MOVES, "a channel")
@@ -861,7 +861,3 @@ def _deadline(timeout: float | None, confirm_timeout: float | None) -> Deadline 
     if confirm_timeout is None:
         return None if timeout is None else Deadline(timeout)
     return (NEVER if timeout is None else Deadline(timeout)).within(confirm_timeout)
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc

@@ -11,7 +11,7 @@ from gevent import Greenlet
 from greenlet import getcurrent
 
 from greenconn.abc import Recoverable
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
@@ -120,7 +120,7 @@ class Members:
         if not _tell(member, exc):
             events = getattr(life.link, "events", None)
             if events is not None:
-                events.put((_raise, exc))
+                events.put((raise_error, exc))
 
     def _retry_apart(self, life: Life, member: Recoverable, failure: Exception) -> None:
         greenlet = spawn("restore-again", self._retry, life, member, failure)
@@ -227,7 +227,3 @@ def _tell(member: Recoverable, exc: BaseException) -> bool:
     except Exception:
         logger.exception("%r did not take its failure", member)
     return True
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc

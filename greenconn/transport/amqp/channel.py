@@ -25,6 +25,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    raise_error,
 )
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.identity import uuid
@@ -304,7 +305,7 @@ class Channel(DeclaringChannel):
         owned = self.publisher.fail(cause, blamed) or owned
         if self.consumers.end(cause, closed=closed) and self.connection.lost is None:
             # Whoever drains must learn that nothing will come from here any more.
-            self.connection.events.put((_raise, self._lost_consumers(cause)))
+            self.connection.events.put((raise_error, self._lost_consumers(cause)))
         return owned
 
     def _lost_consumers(self, cause: BaseException) -> RecoverableChannelError:
@@ -718,7 +719,7 @@ class Channel(DeclaringChannel):
     def basic_recover(self, requeue: bool = False) -> None:
         """Have all unanswered deliveries of this channel delivered again.  May switch.
 
-        Answers given before the broker's reply are dropped, since their messages come again.
+        Answers given before the broker's reply are dropped, since their messages are redelivered.
 
         Raises:
             AMQPNotImplementedError: *requeue* is false, and this is a RabbitMQ, which would end the
@@ -870,10 +871,6 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
         give_back_events(link, lambda consumer, message: message.channel in channels)
     for channel in channels:
         channel.acks.finish_returns(rejects_rest=not channel.streams)
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc
 
 
 def _unknown_tag(tag: int) -> PreconditionFailed:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.abc import Sink
-from greenconn.exceptions import ConsumerCancelled
+from greenconn.exceptions import ConsumerCancelled, raise_error
 from greenconn.transport.virtual.prefetch import Prefetch
 
 if TYPE_CHECKING:
@@ -202,8 +202,4 @@ class Consumer:
         elif self.on_cancel is not None:
             self.channel.connection.events.put((self.on_cancel, self.tag))
         else:
-            self.channel.connection.events.put((_raise, exc))
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc
+            self.channel.connection.events.put((raise_error, exc))
