@@ -118,7 +118,7 @@ def check_has_run(name: str, result: object) -> None:
     """Refuse the result of a call that ran nothing, where :func:`check_runs` could not see that.
 
     Raises:
-        TypeError: it is a coroutine, a generator or an async generator.
+        TypeError: *result* is a coroutine, a generator or an async generator.
     """
     if isinstance(result, _UNRUN):
         if not isinstance(result, AsyncGeneratorType):

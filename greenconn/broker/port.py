@@ -291,7 +291,7 @@ class Store(ABC):
     def unless_refused(self, answer: Answer, outcomes: Sequence[Exception | None]) -> Answer:
         """Return *answer* where its copies are stored, else one that gives the message back.
 
-        It comes again, and is rejected again, after a lease.  A queue that does not exist takes no
+        It is redelivered, and rejected again, after a lease.  A queue that does not exist takes no
         copy, as no message that is published to it.
 
         Arguments:

@@ -117,7 +117,7 @@ class AmqpChannel(channel.Channel):
     """A channel that hands out kombu's messages.
 
     As with kombu, what is published or answered is on its way when the call returns: a task that is
-    acknowledged early does not come again if its process dies or blocks the hub, and a program that is
+    acknowledged early is not redelivered if its process dies or blocks the hub, and a program that is
     not monkey-patched may wait for something else (a result in Redis) at once.
     """
 

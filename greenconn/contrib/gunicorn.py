@@ -11,7 +11,7 @@ the servers stop; then what publishes gets its confirms, and all connections are
 publish last.  All of it ends before the arbiter would kill the worker.
 
 Nothing here is needed to be safe: after a fork the library forgets what it inherits by itself, and what
-a worker that dies has not acknowledged comes again.
+a worker that dies has not acknowledged is redelivered.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def check_scheme(scheme: str, address: str = "") -> str:
         address: the URL, for the message.
 
     Raises:
-        ValueError: it is an import path, or empty.
+        ValueError: *scheme* is an import path, or empty.
     """
     address = address or f"{scheme}://"
     if "." in scheme or ":" in scheme:

@@ -1,7 +1,7 @@
 """The delivery for which a broker has waited in vain, when it says so and when it does not.
 
 RabbitMQ waits for the answer to a delivery no longer than its consumer timeout (30 min), and does not
-say which delivery it was: it is the one that has waited longest.  Up to 4.2 it closes the channel.
+say which delivery it was: the one that has waited longest.  Up to 4.2 it closes the channel.
 4.3 has the timeout for quorum queues only: it cancels the consumer, without a reason, and puts back
 what that has not answered.
 """

@@ -93,7 +93,7 @@ class SqsQueue:
             try:
                 self._redrives = "RedrivePolicy" in self.attributes("RedrivePolicy")
             except (AccessDeniedQueueException, ServiceBusy) as exc:
-                # What is deleted is gone, what is left comes again: the safe way is to leave it.
+                # What is deleted is gone, what is left is redelivered: the safe way is to leave it.
                 logger.warning("rejected messages stay in the queue: %s", exc)
                 self._redrives = True
             self._redrives_until = monotonic() + REDRIVE_KEPT

@@ -64,7 +64,7 @@ class Settling:
         returned: list[tuple[Held, int]] = []
         for answer in answers:
             if answer.entries and self._refused(answer):
-                continue  # it comes again when its lease ends
+                continue  # it is redelivered when its lease ends
             delay = _delay_of(answer, queue)
             if delay is None:
                 deleted.append(answer.handle)
@@ -146,7 +146,7 @@ class Settling:
 
 
 def _delay_of(answer: Answer, queue: SqsQueue) -> int | None:
-    """Seconds after which a message comes again; None: never; -1: when its lease ends.  May switch."""
+    """Return the seconds until a redelivery; None: never; -1: when the lease ends.  May switch."""
     if answer.settlement is Settlement.DONE:
         return None
     held: Held = answer.handle

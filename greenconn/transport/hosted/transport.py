@@ -26,7 +26,7 @@ def hosted(cls: Any) -> Any:
     """Return what runs *cls* if it is one of kombu's virtual transports, else *cls* itself.
 
     Raises:
-        TypeError: it is one of kombu's that is not virtual: kombu's event loop would have to drive it.
+        TypeError: *cls* is one of kombu's that is not virtual, and needs kombu's event loop.
     """
     kombu: Any = sys.modules.get("kombu.transport.base")
     if kombu is None or kombu is base or not isinstance(cls, type):
