@@ -87,8 +87,8 @@ _UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 #: Flags of a function's code (those of ``inspect``, which takes milliseconds to import) -> its kind.
 _KINDS: Final = ((0x80, "async def"), (0x200, "an async generator"), (0x20, "a generator"))
 _REMEDY: Final = (
-    "greenconn calls plain functions, in greenlets, where what waits lets others run: write def and "
-    "return, without async, await and yield"
+    "greenconn calls plain functions in greenlets, where waiting never blocks the others: use "
+    "def and return, without async, await and yield"
 )
 
 
@@ -111,7 +111,7 @@ def check_runs(name: str, function: object) -> None:
         flags = getattr(getattr(each, "__code__", None), "co_flags", 0)
         for flag, kind in _KINDS:
             if isinstance(flags, int) and flags & flag:
-                raise TypeError(f"{name}={function!r} is {kind}, which nobody would run: {_REMEDY}")
+                raise TypeError(f"{name}={function!r} is {kind}, which would never run: {_REMEDY}")
 
 
 def check_has_run(name: str, result: object) -> None:
@@ -124,4 +124,4 @@ def check_has_run(name: str, result: object) -> None:
         if not isinstance(result, AsyncGeneratorType):
             result.close()  # it has not begun; else Python would warn that nobody awaited it
         kind = type(result).__name__.replace("_", " ")
-        raise TypeError(f"{name} returned the {kind} {result!r}, which nobody runs: {_REMEDY}")
+        raise TypeError(f"{name} returned the {kind} {result!r}, which never runs: {_REMEDY}")

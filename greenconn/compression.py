@@ -150,7 +150,7 @@ class _StreamDecoder:
             while not inflater.eof and left >= 0:
                 piece = octets[at : at + _FEED] if inflater.needs_input else b""
                 if not piece and inflater.needs_input:
-                    raise DecodeError(f"a body compressed as {self.content_type} is cut off")
+                    raise DecodeError(f"a body compressed as {self.content_type} is truncated")
                 # One byte more than allowed tells "too much" from "just enough".
                 part = inflater.decompress(piece, min(left + 1, _PIECE))
                 at += len(piece)
@@ -304,7 +304,7 @@ def get_decoder(t: str) -> Decoder:
 def _unknown(name: object) -> str:
     extra = _EXTRAS.get(str(name).rpartition("/")[2])
     remedy = f"; pip install 'greenconn[{extra}]'" if extra else ""
-    return f"no compression {name!r} here: there are {', '.join(sorted(_encoders))}{remedy}"
+    return f"unknown compression {name!r}; known: {', '.join(sorted(_encoders))}{remedy}"
 
 
 def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:

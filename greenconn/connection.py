@@ -993,8 +993,8 @@ class PooledConnection(Connection):
         if place not in _late_uses and len(_late_uses) < LATE_USES:
             _late_uses.add(place)
             logger.warning(
-                "%s: used after its release at %s; it may be another holder's by now: use it before it "
-                "is released, or hold a connection of your own",
+                "%s: used after its release at %s; another holder may have it now: use it before "
+                "it is released, or use a connection of your own",
                 self._core,
                 place,
             )

@@ -84,7 +84,7 @@ def _yaml_loader() -> Any:
             if self.depth:  # it is on its way into another one
                 self.merged += len(node.value)
                 if self.merged > YAML_MERGED:
-                    raise ValueError("too much is merged")
+                    raise ValueError("too many keys are merged")
 
     return Loader
 

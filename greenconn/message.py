@@ -244,11 +244,14 @@ class Message:
         self.channel.basic_reject(self.delivery_tag, requeue)
 
     def _no_channel(self) -> KombuError:
-        return self.MessageStateError("the message cannot be answered: it has no channel")
+        return self.MessageStateError(
+            "the message cannot be acknowledged or rejected: it has no channel"
+        )
 
     def _already_answered(self) -> KombuError:
         return self.MessageStateError(
-            f"message {self.delivery_tag!r} was answered before: its state is {self._state}"
+            f"message {self.delivery_tag!r} is already acknowledged or rejected: its state is "
+            f"{self._state}"
         )
 
     def ack_log_error(

@@ -210,7 +210,7 @@ class AmqpOptions(Record):
         check_count(self, "channel_max", most=65535)
         check_count(self, "frame_max")
         if self.frame_max and self.frame_max < 4096:
-            raise invalid(self, "frame_max", "at least 4096 bytes, or 0 for what the broker allows")
+            raise invalid(self, "frame_max", "at least 4096 bytes, or 0 for the broker's limit")
         check_callable(self, "on_open", "on_blocked", "on_unblocked", "on_tune_ok")
 
 
@@ -271,8 +271,8 @@ class Retry(Record):
                 raise invalid(
                     self,
                     name,
-                    f"at most {LONGEST_RETRY_DELAY} s, since the message stays unacked meanwhile (for "
-                    f"more, reject it to a dead-letter queue with a TTL)",
+                    f"at most {LONGEST_RETRY_DELAY} s, as the message stays unacked meanwhile "
+                    f"(for longer delays reject it to a dead-letter queue with a TTL)",
                 )
 
     @classmethod
@@ -378,7 +378,7 @@ def _unknown_option(name: str, where: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown option {name!r} {where}: {hint}known are {', '.join(sorted(known))}"
+    return f"unknown option {name!r} {where}: {hint}known: {', '.join(sorted(known))}"
 
 
 def _typed(name: str, text: str, kinds: tuple[Any, ...]) -> Any:

@@ -55,7 +55,7 @@ LATEST: Final = 1 << 62
 _UNSENT: Final = (ChannelError, SerializationError, SerializerNotInstalled, TypeError, ValueError)
 
 W_PIDBOX_IN_USE: Final = (
-    "A node named {node.hostname} is already using this process mailbox: shut the other one down, "
+    "A node named {node.hostname} is already using this process mailbox: shut down the other one, "
     "or give each node a name of its own."
 )
 
@@ -231,18 +231,18 @@ class Node:
         if message:
             self.adjust_clock(clock_of(message))
         if not _is_command(body):
-            self._refuse("it is none")
+            self._refuse("it has not the form of a command")
             return None
         try:
             is_meant = self._is_meant(body)
         except Exception as exc:  # of a matcher, which anybody may register
-            self._refuse(f"its pattern cannot be used: {exc!r}")
+            self._refuse(f"its pattern is invalid: {exc!r}")
             return None
         return self.dispatch(**body) if is_meant else None
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        logger.error("a command to %s is ignored: %s", self.hostname, why)
+        logger.error("%s ignores a command: %s", self.hostname, why)
 
     dispatch_from_message = handle_message
 

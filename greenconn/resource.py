@@ -189,7 +189,7 @@ class Resource:
         loan = self._loans.end(resource)
         if loan is not None:
             try:
-                self._expire(resource, "it was given back to its pool as defective")
+                self._expire(resource, "it was released to its pool as defective")
             finally:
                 self._pool.remove(loan.core)
 
@@ -302,7 +302,7 @@ class Resource:
 
     def returned(self, borrowed: Any) -> None:
         """End a facade that was given back.  Never switches."""
-        self.expire(borrowed, "it was given back to its pool")
+        self.expire(borrowed, "it was released to its pool")
 
     def evict(self, reason: str) -> None:
         """End all that was acquired here or from a sub-pool: using it raises.  Never switches."""
@@ -363,7 +363,7 @@ class Resource:
         """Called for what is given back and is not out, as what was given back before."""
 
     def _make(self, deadline: Deadline) -> Any:
-        with Limit(deadline, f"pool {self._pool.name!r}: making another"):
+        with Limit(deadline, f"pool {self._pool.name!r}: creating another"):
             return self.new()
 
     def _preloaded(self) -> Any:
@@ -389,7 +389,9 @@ class Resource:
                     self.collect_resource(core)
             except Exception:
                 # It was not wanted any more.
-                logger.debug("pool %r: collecting failed", self._pool.name, exc_info=True)
+                logger.debug(
+                    "pool %r: closing an idle resource failed", self._pool.name, exc_info=True
+                )
 
 
 class ConnectionPool(Resource):
@@ -628,7 +630,7 @@ class Facade:
 
     @__class__.setter
     def __class__(self, value: type) -> None:
-        raise TypeError("the class of what a pool lent cannot be changed")
+        raise TypeError("the class of a pooled resource cannot be changed")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_live(self), name)

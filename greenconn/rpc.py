@@ -57,7 +57,7 @@ ERROR_HEADER: Final = "greenconn-error"
 ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data"})
 #: Seconds that a server takes to send a reply.
 REPLY_TIMEOUT: Final = 30.0
-#: Options of ``spawn_consumer`` that a server has no use for: each call has one answer.
+#: Options of ``spawn_consumer`` that a server has no use for: each call has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
 
 
@@ -85,11 +85,11 @@ def call(
 
     Raises:
         RemoteError: the server's function raised; has the name of the class and the text.
-        ReplyTimeout: no reply in time; the call may have been carried out.  (The request itself is not
+        ReplyTimeout: no reply in time; the call may have been executed.  (The request itself is not
             confirmed: also when a full queue refused it.)
         Unroutable: the queue does not exist.
         PublishTimeout, ConnectionBlocked: the request was not sent.
-        OperationalError: the connection was lost before the reply came; it may have been carried out.
+        OperationalError: the connection was lost before the reply came; it may have been executed.
         ContentDisallowed: the reply is of another content type than *accept* has.
 
     Example::
@@ -102,7 +102,7 @@ def call(
         raise TypeError(f"queue must be the name of a queue, or a Queue, got {queue!r}")
     for name in ("correlation_id", "reply_to"):
         if name in options:
-            raise TypeError(f"call has no option {name!r}: it is how replies find their caller")
+            raise TypeError(f"call has no option {name!r}: replies are correlated by it")
     message = PublishOptions.of(queue, options, TRANSIENT).message(body)
     reply = _client_of(publishing_connection(connection)).call(message, deadline)
     reply.accept = accepted
@@ -140,7 +140,7 @@ def spawn_server(
     """
     for name in options:
         if name in NOT_FOR_SERVERS:
-            raise TypeError(f"spawn_server has no option {name!r}: each call has one answer")
+            raise TypeError(f"spawn_server has no option {name!r}: each call has one reply")
     if not callable(function):
         raise TypeError(f"function must be a callable, got {function!r}")
     check_runs("function", function)
@@ -172,7 +172,7 @@ class _Server:
             result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
-            logger.exception("function %s of queue %r failed", *self._where(message))
+            logger.exception("RPC function %s of queue %r failed", *self._where(message))
             self._reply_error(message, exc)
             return
         except (Timeout, Interrupted) as exc:
@@ -182,7 +182,7 @@ class _Server:
             self._reply(message, result, None, self._serializer)
         except (SerializationError, SerializerNotInstalled) as exc:
             logger.exception(
-                "the result of function %s of queue %r cannot be sent", *self._where(message)
+                "the result of RPC function %s of queue %r cannot be sent", *self._where(message)
             )
             self._reply_error(message, exc)
 
@@ -246,7 +246,7 @@ class _Replies:
         """Tell a caller that no queue took its request."""
         slot = self._slot_of(message)
         if slot is not None:
-            text = f"{exc}: no queue takes a call to {routing_key!r}"
+            text = f"{exc}: a call with routing key {routing_key!r} reached no queue"
             slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
 
     def _slot_of(self, message: Message) -> Slot[Any] | None:
@@ -260,7 +260,7 @@ class _Replies:
     def cancelled(self, exc: BaseException) -> None:
         """Fail those who wait: no more replies will come."""
         waiting, self.waiting = self.waiting, {}
-        error = OperationalError(f"the reply is lost, the call may have been carried out: {exc}")
+        error = OperationalError(f"the reply is lost, the call may have been executed: {exc}")
         error.__cause__ = exc
         for slot in waiting.values():
             slot.fail(error)
@@ -336,10 +336,10 @@ class _RpcClient:
             if slot.has_left and isinstance(exc, TimeoutError):
                 raise ReplyTimeout(
                     f"no reply from {message.options} of {self._publisher.label} within "
-                    f"{deadline.timeout:g} s: the call may have been carried out"
+                    f"{deadline.timeout:g} s: the call may have been executed"
                 ) from exc
             raise OperationalError(
-                f"a call to {message.options} failed, it may have been carried out: {exc}"
+                f"a call to {message.options} failed, it may have been executed: {exc}"
             ) from exc
         finally:
             waiting.pop(correlation_id, None)
@@ -363,7 +363,7 @@ class _RpcClient:
         if reply_channel is None or not reply_channel.channel.is_open:
             reply_channel = self._flight.run("reply-channel", self._make_channel, deadline)
         if deadline.has_ended:
-            raise TimeoutError("the timeout has ended")
+            raise TimeoutError("the timeout has expired")
         return reply_channel
 
     def _make_channel(self) -> _ReplyChannel:

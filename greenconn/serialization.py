@@ -175,7 +175,7 @@ class SerializerRegistry:
 
     def _unknown(self, name: object) -> str:
         known = ", ".join(sorted(str(each) for each in self.name_to_type if each is not None))
-        return f"no serializer {name!r} here: there are {known}"
+        return f"unknown serializer {name!r}; known: {known}"
 
     def _look_for_plugins(self) -> None:
         """Register what installed packages offer; once, when a name is not known."""
@@ -257,7 +257,7 @@ class SerializerRegistry:
         elif content_type.__class__ is not str:
             content_type = bytes_to_str(content_type)
             if not isinstance(content_type, str):
-                raise DecodeError(f"a content type is text, not {type(content_type).__name__}")
+                raise DecodeError(f"content_type must be text, got {type(content_type).__name__}")
         if accept is not None:
             if content_type not in accept and content_type not in _trusted_content:
                 raise self._refusal(content_type, "untrusted")

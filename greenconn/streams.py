@@ -39,7 +39,7 @@ def check_offset(offset: Any) -> None:
         is_offset = isinstance(offset, datetime)
     if not is_offset:
         raise ValueError(
-            f"offset must be 'first', 'last', 'next', a number from 0 up, a datetime, or an interval "
+            f"offset must be 'first', 'last', 'next', an integer from 0, a datetime, or an interval "
             f"such as '7D', '1h' or '30s', got {offset!r}"
         )
 

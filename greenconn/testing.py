@@ -61,9 +61,7 @@ class ManualClock:
             ValueError: back in time.
         """
         if seconds < 0:
-            raise ValueError(
-                f"seconds must be at least 0, as time does not go back, got {seconds!r}"
-            )
+            raise ValueError(f"seconds must be at least 0, got {seconds!r}")
         end = self._now + seconds
         while True:
             due = [(at, key) for key, (at, _) in self._timers.items() if at <= end]
@@ -133,7 +131,7 @@ class MemoryBroker:
         """
         if queue not in self._broker.queues:
             known = sorted(self._broker.queues)
-            raise KeyError(f"there is no queue {queue!r}; there are {known}")
+            raise KeyError(f"queue {queue!r} does not exist; known: {known}")
         return [DeliveredMessage(None, 0, entry) for entry in self._broker.queues[queue].store]
 
     def bodies(self, queue: str) -> list[Any]:

@@ -52,7 +52,7 @@ _SECRET_OPTION: Final = r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*"
 _PATH_SAFE: Final = "/!$&'()*+,:=@~"
 
 _HOW_TO_QUOTE: Final = (
-    "percent-encode what is special in user name, password and virtual host "
+    "percent-encode special characters in user name, password and virtual host "
     "(/ %2F, : %3A, @ %40, # %23, ? %3F, ; %3B, % %25, blank %20)"
 )
 

@@ -213,7 +213,12 @@ class Answers:
         error = self._holding.error(outcome, "answering")
         if self._link.lost is None:
             spawn(
-                "log", logger.error, "%s: %d answers must wait: %s", self._link.where, count, error
+                "log",
+                logger.error,
+                "%s: %d acks or rejects are sent again later: %s",
+                self._link.where,
+                count,
+                error,
             )
         return True
 
@@ -259,7 +264,7 @@ class Answers:
         try:
             entries = dead_letter_entries(self._link, message, reason)
         except Exception as exc:
-            self._link.failed(exc, "moving a dead letter")
+            self._link.failed(exc, "dead-lettering a message")
             return self._holding.put_off(message)
         if entries:
             return Disposition(message, Settlement.DONE, entries=entries)

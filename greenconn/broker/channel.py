@@ -708,7 +708,7 @@ class StoreChannel(StdChannel, Generic[L]):
             AMQPNotImplementedError: a limit in bytes.
         """
         if prefetch_size:
-            raise AMQPNotImplementedError("NOT_IMPLEMENTED - prefetch_size is not 0", (60, 10))
+            raise AMQPNotImplementedError("NOT_IMPLEMENTED - prefetch_size must be 0", (60, 10))
         if not apply_global:
             self.prefetch.count = prefetch_count
             return

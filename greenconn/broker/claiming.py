@@ -236,9 +236,9 @@ class StoreConsuming:
             return
         if feed.is_used:
             count = len(feed.consumers) + feed.coming
-            link.later("leaving a queue", partial(link.store.enrol, feed.queue, count))
+            link.later("cancelling a consumer", partial(link.store.enrol, feed.queue, count))
         else:
-            link.later("leaving a queue", partial(_leave, link, feed.queue))
+            link.later("cancelling a consumer", partial(_leave, link, feed.queue))
 
     def ended(self, feed: StoreFeed) -> None:
         """Tell the store that a consumer has left a queue that is gone.  Never switches."""
@@ -254,7 +254,7 @@ class StoreConsuming:
         link.catch_up()
         while True:
             found = link.ask(
-                "taking a message",
+                "getting a message",
                 link.store.claim,
                 {queue: 1},
                 0.0,

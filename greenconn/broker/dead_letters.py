@@ -184,7 +184,7 @@ def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) ->
         queues = link.routes(target.exchange, key, headers)
     except NotFound:
         logger.error(
-            "%s: dead letters of queue %r are dropped: there is no exchange %r",
+            "%s: dead letters of queue %r are dropped: exchange %r does not exist",
             link.where,
             queue,
             target.exchange,

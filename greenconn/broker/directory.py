@@ -283,7 +283,7 @@ class StoreDirectory(Directory):
     def find(self, name: str) -> Declaration | None:
         """Ask the store for a queue; None when there is none.  May switch."""
         link = self._link
-        declared: Declaration | None = link.ask("looking for a queue", link.store.find_queue, name)
+        declared: Declaration | None = link.ask("looking up a queue", link.store.find_queue, name)
         if declared is not None and is_lost(declared.owner):
             self.drop(name)  # its lease was ours, and is not waited for
             declared = None

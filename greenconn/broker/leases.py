@@ -96,7 +96,7 @@ class Leases:
 
     def note_late(self, late: int) -> None:
         """Note that so many answers came too late.  Never switches."""
-        self._note(late, "when it was answered")
+        self._note(late, "before they were acknowledged")
 
     def _note(self, late: int, when: str) -> None:
         self.lost += late
@@ -105,8 +105,8 @@ class Leases:
     def _tell(self, late: int, when: str) -> None:
         link = self._link
         logger.warning(
-            "%s: the lease of %g s of %d messages had ended %s (the process was stopped or busy for "
-            "that long): they are or will be handled once more (lease_lost)",
+            "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "
+            "for longer: they are redelivered (lease_lost)",
             link.where,
             link.holding.lease or 0.0,
             late,

@@ -114,7 +114,7 @@ class StoreLink(BrokerLink):
             self.handover.pass_on(self)
         except BaseException as exc:
             if self.lost is None:
-                lost = RecoverableConnectionError(f"it was not opened ({exc!r})")
+                lost = RecoverableConnectionError(f"opening the connection failed ({exc!r})")
                 self.end(lost, closed=True)
             raise
 
@@ -215,7 +215,7 @@ class StoreLink(BrokerLink):
         try:
             self._tell_answers(deadline.within(self.options.reply_timeout))
         except TimeoutError as exc:
-            raise TimeoutError(f"{self.where} did not take all answers in time") from exc
+            raise TimeoutError(f"{self.where} did not take all acks and rejects in time") from exc
 
     def flush_answers(self) -> None:
         """Return when the store was told all answers.  May switch.

@@ -113,7 +113,7 @@ class Claimed(NamedTuple):
 class Settlement(Enum):
     """The settlement of a claimed message."""
 
-    DONE = "it was handled, or is of no use any more"
+    DONE = "it was handled, or is not needed any more"
     BACK = "others may have it"
     REFUSED = "it was rejected, and no dead-letter exchange wants it"
 
@@ -307,7 +307,7 @@ class Store(ABC):
     def tell_of_refusal(self, queue: str, error: Exception) -> None:
         """Log that a dead letter for *queue* was not stored."""
         logger.error(
-            "%s: a dead letter for queue %r is not stored, and stays where it was for another %g s: %s",
+            "%s: a dead letter for queue %r could not be stored, and is tried again in %g s: %s",
             self.client.as_uri(),
             queue,
             self.lease or 0.0,

@@ -242,8 +242,8 @@ class StoredResult:
             if deadline is None or deadline.timeout is None or not self._slot.has_left:
                 raise
             raise PublishTimeout(
-                f"{publisher.link.where} did not answer a publish to {self._what()} within "
-                f"{deadline.timeout:g} s: it may have it",
+                f"{publisher.link.where} did not confirm a publish to {self._what()} within "
+                f"{deadline.timeout:g} s: it may have the message",
                 maybe_delivered=True,
             ) from exc
         if not isinstance(outcome, Exception):

@@ -139,7 +139,7 @@ class StoreTransport(base.Transport[StoreLink]):
             ignored = sorted(set(unknown) - _COMMON)
             if ignored:
                 logger.warning(
-                    "%s: transport options %s mean nothing here", self.client.as_uri(), ignored
+                    "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
                 )
         return self._options
 

@@ -22,11 +22,11 @@ INTERRUPTED: Final = 130
 
 #: Command -> what it does.  Each is in the module of its name, imported when it is asked for.
 COMMANDS: Final = {
-    "demo": "Run consumers and publishers, and show live what happens.",
+    "demo": "Run consumers and publishers, and show live figures.",
     "ping": "Connect to a broker, and measure round trips.",
     "publish": "Publish messages to a queue.",
     "consume": "Print the messages of a queue.",
-    "purge": "Throw the messages of a queue away.",
+    "purge": "Delete all ready messages of a queue.",
 }
 
 
@@ -50,8 +50,8 @@ class _Commands(click.Group):
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], list(COMMANDS), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-            ctx.fail(f"no command {args[0]!r}: {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
+            ctx.fail(f"unknown command {args[0]!r}: {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

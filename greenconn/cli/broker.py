@@ -43,6 +43,8 @@ def tell_losses(connection: Connection) -> None:
     where = connection.as_uri()
     session = connection.session
     session.on_connection_lost.append(
-        lambda exc: click.echo(f"greenconn: connection lost, trying again: {exc}", err=True)
+        lambda exc: click.echo(f"greenconn: connection lost, reconnecting: {exc}", err=True)
     )
-    session.on_recovered.append(lambda: click.echo(f"greenconn: {where} is back", err=True))
+    session.on_recovered.append(
+        lambda: click.echo(f"greenconn: connected to {where} again", err=True)
+    )

@@ -33,12 +33,12 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (AccessRefused, "check user, password and permissions in the URL"),
     (NotAllowed, "check that the virtual host in the URL exists and the user may use it"),
     (NotFound, "check the name, or publish to it first with --declare"),
-    (PreconditionFailed, "it exists with other arguments: use those, or delete it"),
-    (ResourceLocked, "another connection has it for itself"),
-    (Unroutable, "check the name of the queue, or make it with --declare"),
+    (PreconditionFailed, "it exists with other arguments: use those, or delete it first"),
+    (ResourceLocked, "another connection uses it exclusively"),
+    (Unroutable, "check the name of the queue, or declare it with --declare"),
     (ConnectionBlocked, "look at the broker's memory and disk alarms"),
-    (ConnectionForced, "the broker was stopped: start it again"),
-    (ConnectionResetError, "the broker went away: look at its log"),
+    (ConnectionForced, "the broker was shut down: start it again"),
+    (ConnectionResetError, "the broker closed the connection: look at its log"),
     (ContentTooLarge, "split it, or raise the broker's max_message_size"),
     (FrameError, "check that the port is the broker's AMQP port"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
@@ -55,7 +55,7 @@ def complaint(exc: BaseException) -> tuple[str, int]:
         return text, WRONG_USAGE
     if not isinstance(exc, (OSError, AMQPError, KombuError)):
         name = type(exc).__name__
-        return f"unexpected {name}: {text}: this is a bug, --verbose shows where", FAILED
+        return f"unexpected {name}: {text}: this is a bug; --verbose shows the traceback", FAILED
     cause: BaseException | None = exc
     while cause is not None and not getattr(cause, "has_remedy", False):
         for kind, remedy in _REMEDIES:

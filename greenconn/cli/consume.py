@@ -21,14 +21,14 @@ PREFETCH: Final = 100
 @click.command("consume")
 @click.argument("queue")
 @url_option
-@click.option("-n", "--count", type=click.IntRange(min=1), help="End after that many messages.")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after this many messages.")
 @click.option(
     "-w",
     "--wait",
     type=click.FloatRange(min=0.01),
-    help="End when none came for that many seconds.",
+    help="Stop when no message arrived for this many seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print each body as JSON, text too.")
+@click.option("--json", "as_json", is_flag=True, help="Print each body as JSON, including text.")
 @click.option("--accept", multiple=True, help="Serializer or content type to accept; repeatable.")
 @timeout_option
 def command(

@@ -27,16 +27,18 @@ def _number(name: str, help_text: str, default: int, least: int = 1) -> Decorato
     "--url",
     default=_DEFAULT.url,
     show_default=True,
-    help="Where the broker is; any transport.",
+    help="URL of the broker, of any transport.",
 )
-@_number("--messages", "Messages to publish and handle.", _DEFAULT.messages)
-@_number("--consumers", "Greenlets made by spawn_consumer.", _DEFAULT.consumers)
-@_number("--queues", "Queues that they share.", _DEFAULT.queues)
-@_number("--publishers", "Greenlets that publish.", _DEFAULT.publishers)
-@_number("--pool", "Connections that the publishers share.", _DEFAULT.connections)
-@_number("--burst", "Messages that a publisher sends each time it has one.", _DEFAULT.burst)
+@_number("--messages", "Number of messages to publish and handle.", _DEFAULT.messages)
+@_number("--consumers", "Number of consumers (spawn_consumer).", _DEFAULT.consumers)
+@_number("--queues", "Number of queues that the consumers share.", _DEFAULT.queues)
+@_number("--publishers", "Number of greenlets that publish.", _DEFAULT.publishers)
+@_number("--pool", "Size of the connection pool of the publishers.", _DEFAULT.connections)
+@_number(
+    "--burst", "Messages that a publisher sends each time it acquires a connection.", _DEFAULT.burst
+)
 @_number("--size", "Bytes of padding in each body.", _DEFAULT.size, 0)
-@click.option("--plain", is_flag=True, help="Plain lines, even in a terminal.")
+@click.option("--plain", is_flag=True, help="Print plain lines, even in a terminal.")
 def command(
     url: str,
     messages: int,

@@ -39,7 +39,7 @@ url_option: Decorator = click.option(
     "--url",
     metavar="URL",
     callback=_default_url,
-    help=f"Where the broker is  [default: ${URL_VARIABLE} or {DEFAULT_URL}]",
+    help=f"URL of the broker  [default: ${URL_VARIABLE} or {DEFAULT_URL}]",
 )
 url_argument: Decorator = click.argument("url", required=False, callback=_default_url)
 timeout_option: Decorator = click.option(

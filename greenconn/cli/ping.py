@@ -24,7 +24,7 @@ __all__ = ["command"]
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Round trips to measure.",
+    help="Number of round trips to measure.",
 )
 @timeout_option
 def command(url: str, count: int, timeout: float) -> None:

@@ -21,8 +21,10 @@ __all__ = ["command"]
 @click.argument("queue")
 @click.argument("bodies", nargs=-1, metavar="[BODY]...")
 @url_option
-@click.option("--json", "as_json", is_flag=True, help="Each BODY is JSON; else it is text.")
-@click.option("--binary", is_flag=True, help="The whole standard input is one message, as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Parse each BODY as JSON instead of text.")
+@click.option(
+    "--binary", is_flag=True, help="Publish the whole standard input, unchanged, as one message."
+)
 @click.option("--declare", is_flag=True, help="Declare QUEUE (durable) if it does not exist.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
 @timeout_option
@@ -49,7 +51,9 @@ def command(
       greenconn publish images --binary < cat.png
     """
     if binary and (bodies or as_json):
-        raise click.UsageError("--binary takes the standard input as it is: no BODY, no --json")
+        raise click.UsageError(
+            "--binary publishes the standard input unchanged: it cannot be combined with BODY or --json"
+        )
     parsed = dict(_header(each) for each in headers)
     given = [[_body(each, as_json, "BODY") for each in bodies]] if bodies else None
 
@@ -92,7 +96,7 @@ def _from_input(as_json: bool, binary: bool) -> Iterator[list[Any]]:
         yield [whole_input()]
         return
     if sys.stdin is not None and sys.stdin.isatty():
-        click.echo("a body on each line; Ctrl-D ends", err=True)
+        click.echo("one body a line; end with Ctrl-D", err=True)
     number = 0
     for batch in lines():
         bodies = []
@@ -108,7 +112,7 @@ def _text(line: bytes, number: int) -> str:
     except UnicodeDecodeError as exc:
         raise click.UsageError(
             f"line {number} of the standard input is not UTF-8 text ({exc.reason}): "
-            f"--binary publishes all of it as one message"
+            f"use --binary to publish the whole input as one message"
         ) from None
 
 

@@ -14,7 +14,7 @@ __all__ = ["command"]
 @click.command("purge")
 @click.argument("queue")
 @url_option
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @timeout_option
 def command(queue: str, url: str, yes: bool, timeout: float) -> int:
     """Throw the messages of QUEUE away; those that a consumer has taken already stay.
@@ -33,7 +33,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
         with interruptible():
             connection.connect()
             waiting = connection.default_channel.queue_declare(queue, passive=True).message_count
-            if not yes and not _is_sure(f"Throw {waiting} messages of {queue} away?"):
+            if not yes and not _is_sure(f"Purge {waiting} messages of {queue}?"):
                 click.echo("nothing was purged", err=True)
                 return 1
             gone = connection.default_channel.queue_purge(queue)

@@ -105,4 +105,4 @@ def _descriptor(stream: object) -> int | None:
 
 def _check(size: int, what: str) -> None:
     if size > LIMIT:
-        raise click.UsageError(f"{what} is longer than {LIMIT >> 20} MiB: no broker takes that")
+        raise click.UsageError(f"{what} is longer than {LIMIT >> 20} MiB: no broker accepts that")

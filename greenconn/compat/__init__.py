@@ -217,7 +217,7 @@ class Consumer(Fetching, messaging.Consumer):
             NotImplementedError: a *filterfunc* is given; brokers discard all or nothing.
         """
         if filterfunc is not None:
-            raise NotImplementedError("discard_all discards all: filterfunc cannot be heeded")
+            raise NotImplementedError("discard_all() purges the queues: filterfunc must be None")
         return self.purge()
 
     def iterconsume(self, limit: int | None = None, no_ack: bool | None = None) -> Iterator[Any]:

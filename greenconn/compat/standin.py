@@ -73,8 +73,8 @@ class StandIn(MetaPathFinder, Loader):
         spec = self._their_spec(fullname) if self._is_completed else None
         if spec is None:
             raise ModuleNotFoundError(
-                f"{self.package}, which stands in for {self.name} here, has no counterpart of "
-                f"{fullname}" + (f", and {self.name} is not installed" * self._is_completed),
+                f"{self.package}, which replaces {self.name} here, has no module for {fullname}"
+                + (f", and {self.name} is not installed" * self._is_completed),
                 name=fullname,
             )
         return spec

@@ -83,8 +83,8 @@ class Departure:
 def _stop(consumers: list[ConsumerGreenlet], deadline: Deadline) -> None:
     if not stop_all(consumers, deadline):
         logger.warning(
-            "handlers had not ended in time for the worker's end: they were interrupted, and their "
-            "messages given back"
+            "handlers had not ended when the worker stopped: they were interrupted, and their "
+            "messages requeued"
         )
 
 

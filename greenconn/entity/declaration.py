@@ -61,7 +61,7 @@ def maybe_declare(
 def _check_connected(entity: Any, channel: Channel) -> None:
     if getattr(channel, "connection", None) is None:
         raise RecoverableConnectionError(
-            f"cannot declare {entity!r}: its channel has no connection any more"
+            f"cannot declare {entity!r}: its channel has lost its connection"
         )
 
 

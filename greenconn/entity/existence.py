@@ -243,8 +243,8 @@ def wait_declared(session: Session, name: str, deadline: Deadline) -> None:
         awaited.settled.wait(deadline)
     except TimeoutError:
         raise TimeoutError(
-            f"queue {name!r} does not exist, and the consumer of this program that is about to "
-            f"declare it has not done so"
+            f"queue {name!r} does not exist, and the consumer of this program that declares it "
+            f"has not done so yet"
         ) from None
 
 

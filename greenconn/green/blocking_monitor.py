@@ -91,8 +91,8 @@ def tell_blocked(logger: Logger, where: str, lag: float, interval: float) -> Non
     spawn(
         "log",
         logger.warning,
-        "the hub was blocked for %.1f s, %s could not be served; %s: let long computations yield, or "
-        "run them in a thread pool",
+        "the hub was blocked for %.1f s, %s had to wait; %s: let long computations yield with "
+        "gevent.sleep(0), or run them in a thread pool",
         lag,
         where,
         f"the last handler called was {handler}" if handler else "no handler was called",

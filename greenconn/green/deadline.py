@@ -34,12 +34,12 @@ class Deadline:
                 is_number = -_FAR < timeout < _FAR
             except TypeError:
                 raise TypeError(
-                    f"timeout must be a number of seconds, or None to wait without an end, got "
+                    f"timeout must be a number of seconds, or None to wait without limit, got "
                     f"{timeout!r}"
                 ) from None
             if not is_number:
                 raise ValueError(
-                    f"timeout must be a finite number of seconds, or None to wait without an end, got "
+                    f"timeout must be a finite number of seconds, or None to wait without limit, got "
                     f"{timeout!r}"
                 )
             self.at = monotonic() + timeout

@@ -258,7 +258,7 @@ class HttpConnection:
             self.stream.handshake(deadline)
         except TimeoutError:
             self.close()
-            raise TimeoutError(f"{where}: no TLS within {deadline.timeout:g} s") from None
+            raise TimeoutError(f"{where}: no TLS session within {deadline.timeout:g} s") from None
         except BaseException:
             self.close()
             raise
@@ -286,7 +286,9 @@ class HttpConnection:
     def close(self) -> None:
         """A request that is on its way ends with an error.  Never switches."""
         self.stream.close()
-        self._lost(ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed here"))
+        self._lost(
+            ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed by this program")
+        )
 
     def _take(self, data: bytes) -> None:
         exchange = self._exchange

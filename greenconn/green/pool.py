@@ -661,7 +661,10 @@ class FairPool(Generic[T]):
                 where = (
                     "" if place is None else "; it was acquired here:\n" + "".join(place.format())
                 )
-                text = "pool %r: what was %s was collected, never released: it is taken back%s"
+                text = (
+                    "pool %r: an object %s was garbage-collected without being released: "
+                    "the pool takes it back%s"
+                )
                 spawn("log", logger.warning, text, self.name, by, where)
 
     def _warn(self) -> None:

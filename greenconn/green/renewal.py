@@ -118,7 +118,7 @@ class Renewal:
                 self._backoff = Backoff(RENEWING)
             pause = max(next(self._backoff), LEAST_PAUSE)
             self._logger.warning(
-                "%s: the login could not be renewed, it is tried again in %.1f s: %s: %s",
+                "%s: the credentials could not be renewed, next attempt in %.1f s: %s: %s",
                 self._where,
                 pause,
                 type(exc).__name__,

@@ -140,6 +140,6 @@ def _check_circle(key: Hashable, flight: _Flight, mine: _Flight) -> None:
     while seen is not None:
         if seen is mine:
             raise RuntimeError(
-                f"the execution for {key!r} waits for itself: it was asked for again from within"
+                f"the execution for {key!r} would wait for itself: it was started again from within"
             )
         seen = seen.waits_for

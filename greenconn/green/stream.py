@@ -257,7 +257,7 @@ class Stream:
         # Who owns this refers to it: let go of the owner, so that no collector is needed.
         self._on_data, self._room = _nobody_takes, None
         if self._shaken is not None:
-            self._shaken.fail(ConnectionAbortedError(errno.ECONNABORTED, "stream was closed"))
+            self._shaken.fail(ConnectionAbortedError(errno.ECONNABORTED, "the stream was closed"))
         if getcurrent() is not self._reader:
             # It waits in one place only and ends by itself: to kill it would cost ten times as much.
             self._hub.loop.run_callback(self._reader.switch)

@@ -46,7 +46,7 @@ def _guarded(
     try:
         return function(*args, **kwargs)
     except Exception:
-        logger.exception("greenlet %r ended with an error", name)
+        logger.exception("greenlet %r failed", name)
         return None
 
 

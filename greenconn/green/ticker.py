@@ -96,4 +96,8 @@ class Ticker:
 
 
 def _log(name: str, exc: Exception) -> None:
-    logger.error("ticker %r: its function failed, it is called again", name, exc_info=exc)
+    logger.error(
+        "ticker %r: its function failed, and is called again at the next interval",
+        name,
+        exc_info=exc,
+    )

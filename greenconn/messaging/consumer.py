@@ -287,7 +287,7 @@ class Consumer:
         channel = self.channel
         if channel is None:
             if self._queues:
-                raise NotBoundError("this consumer has no channel: revive it with one first")
+                raise NotBoundError("this consumer has no channel: call revive(channel) first")
             return
         no_ack = self.no_ack if no_ack is None else no_ack
         subscriptions = self._subscriptions
@@ -342,7 +342,7 @@ class Consumer:
         """
         if not self.callbacks:
             raise NotImplementedError(
-                "this consumer has nobody to give messages to: register a callback or set on_message"
+                "this consumer has no callback: call register_callback() or set on_message"
             )
         for callback in self.callbacks:
             if HANDLERS.handler is not callback:

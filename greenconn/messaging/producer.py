@@ -157,7 +157,8 @@ class Producer:
         old = self._channel
         if old is None:
             raise NotBoundError(
-                "this producer has no channel: it was released, or made without one (revive it first)"
+                "this producer has no channel: it was released, or created without one: call "
+                "revive(channel) first"
             )
         channel = current_channel(old, self.__connection__)
         if channel is not old and self._channel is old:

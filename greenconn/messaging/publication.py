@@ -153,7 +153,11 @@ class Publication:
             self._timer.close()
 
     def _too_late(self) -> PublishTimeout:
-        fate = "the broker may have it" if self._maybe_delivered else "it was not sent"
+        fate = (
+            "the broker may have the message"
+            if self._maybe_delivered
+            else "the message was not sent"
+        )
         exchange, routing_key = self._message[:2]
         return PublishTimeout(
             f"publish to exchange {exchange!r} with routing key {routing_key!r}: not done within "

@@ -127,7 +127,9 @@ class Recovery:
                 consumer._settle(channel, lambda: self._declare(session, within))
             except NotFound as exc:
                 if self._has_declared and consumer.auto_declare:
-                    raise RecoverableChannelError(f"it went while it was restored: {exc}") from exc
+                    raise RecoverableChannelError(
+                        f"the channel was closed during its recovery: {exc}"
+                    ) from exc
                 raise
         self._has_failed = False
         if self._session is not None:

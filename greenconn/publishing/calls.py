@@ -115,7 +115,7 @@ def publish_many(
     failed = batch.failed
     if failed:
         first = min(failed)
-        end = ", the rest was not looked at" if batch.is_given_up else ""
+        end = ", the others were not checked" if batch.is_given_up else ""
         raise BatchPublishError(
             f"{len(failed)} of {batch.taken} messages were not published{end}; "
             f"the first, number {first}: {failed[first]}",

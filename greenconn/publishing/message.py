@@ -45,10 +45,10 @@ OPTIONS: Final = frozenset(
 )
 #: What ``Producer.publish`` takes and this does not, and what to do instead.
 ELSEWHERE: Final = {
-    "exchange": "give the Exchange as target",
-    "queue": "give the queue as target",
-    "retry": "it retries by itself until the timeout",
-    "retry_policy": "it retries by itself until the timeout",
+    "exchange": "pass the Exchange as target",
+    "queue": "pass the queue as target",
+    "retry": "publish retries by itself until the timeout",
+    "retry_policy": "publish retries by itself until the timeout",
 }
 #: Bytes that AMQP has room for in a name or a property (0-9-1, 4.2.5.3).
 SHORT: Final = 255
@@ -285,8 +285,8 @@ class PublishOptions:
         if isinstance(body, (bytes, bytearray, memoryview)):
             return self.content_type, encoding or "binary", bytes(body)
         raise TypeError(
-            f"content_type={self.content_type!r} says that the body is serialised already, but it is "
-            f"of type {type(body).__name__}: give text or bytes, or a serializer instead"
+            f"content_type={self.content_type!r} says that the body is already serialized: it "
+            f"must be text or bytes, got {type(body).__name__} (or pass a serializer instead)"
         )
 
     def __str__(self) -> str:
@@ -304,7 +304,7 @@ def _address(target: Target, routing_key: Any) -> tuple[str, str]:
             f"target must be the name of a queue, a Queue or an Exchange, got {target!r}"
         )
     if not name:
-        raise ValueError(f"target must not be empty, as a queue needs a name, got {target!r}")
+        raise ValueError(f"target must have a name, got {target!r}")
     if routing_key is not None:
         raise ValueError(
             f"routing_key must be None for a message to queue {name!r}, whose name it is (or give the "
@@ -318,7 +318,7 @@ def _name(option: str, value: Any) -> str:
         raise TypeError(f"{option} must be text, got {value!r}")
     if len(value) * 3 > SHORT and len(value.encode("utf-8", "surrogatepass")) > SHORT:
         raise ValueError(
-            f"{option} must have at most {SHORT} bytes, as AMQP allows no more, got {value[:40]!r}..."
+            f"{option} must have at most {SHORT} bytes (limit of AMQP), got {value[:40]!r}..."
         )
     return value if value.__class__ is str else plain_text(value)
 
@@ -328,8 +328,8 @@ def _declare(value: Any, target: Target) -> bool | None:
         raise TypeError(f"declare must be True, False or None, got {value!r}")
     if value is False and not isinstance(target, str):
         raise ValueError(
-            f"declare must not be False for {target!r}, which is declared as it is more than a name: "
-            f"give its name, or make it with no_declare=True"
+            f"declare must not be False for {target!r}, which is declared as it is an entity: "
+            f"pass its name, or create it with no_declare=True"
         )
     return None if value is None else bool(value)
 
@@ -355,7 +355,7 @@ def _priority(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or not 0 <= value <= 255:
-        raise ValueError(f"priority must be a whole number from 0 to 255, got {value!r}")
+        raise ValueError(f"priority must be an integer from 0 to 255, got {value!r}")
     return int(value)
 
 
@@ -373,7 +373,7 @@ def _delivery_mode(value: Any) -> int:
 
 def _milliseconds(seconds: Any) -> str:
     if not is_number(seconds) or seconds < 0:
-        raise ValueError(f"expiration must be a number of seconds from 0 up, got {seconds!r}")
+        raise ValueError(f"expiration must be a number of seconds, at least 0, got {seconds!r}")
     return str(int(seconds * 1000))
 
 
@@ -390,7 +390,7 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
         known = PROPERTIES | OPTIONS
         hint = f": {ELSEWHERE[name]}" if name in ELSEWHERE else _hint(name, known)
         raise TypeError(
-            f"publish has no option {name!r}{hint or '; known: ' + ', '.join(sorted(known))}"
+            f"publish() has no option {name!r}{hint or '; known: ' + ', '.join(sorted(known))}"
         )
 
 

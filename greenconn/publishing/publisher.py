@@ -104,7 +104,7 @@ class Publisher:
         """Return what *function* returns, called again after each loss of the connection.  May switch.
 
         Raises:
-            OperationalError: the broker refuses the login, or the connection was closed meanwhile.
+            OperationalError: the broker refused the login, or the connection was closed meanwhile.
             Exception: one of :attr:`lasting_errors`, the last one when the deadline ended; or another
                 that *function* raised.
         """
@@ -132,7 +132,7 @@ class Publisher:
             return False
         if self._session.is_closed:
             raise OperationalError(
-                f"the connection to {self.label} was closed meanwhile: {exc}"
+                f"the connection to {self.label} was closed during the call: {exc}"
             ) from exc
         return True
 
@@ -141,7 +141,7 @@ class Publisher:
     ) -> PublishTimeout:
         """The error of a publish whose deadline ended, because of *exc*."""
         within = "in time" if deadline.timeout is None else f"within {deadline.timeout:g} s"
-        fate = "it may have it" if message.maybe_delivered else "nothing was sent"
+        fate = "the broker may have it" if message.maybe_delivered else "nothing was sent"
         return PublishTimeout(
             f"{self.label} did not take a message to {message.options} {within}, {fate}: {exc}",
             maybe_delivered=message.maybe_delivered,
@@ -203,9 +203,9 @@ class Publisher:
             if is_unavailable(exc):
                 raise
             raise Unroutable(
-                f"queue {name!r} does not exist at {self.label}, and to publish by a name declares "
-                f"nothing: start its consumer first, publish to a Queue with the arguments that its "
-                f"consumer has, or say declare=True",
+                f"queue {name!r} does not exist at {self.label}, and publish() by name does not "
+                f"declare it: start its consumer first, publish to a Queue with the arguments of "
+                f"its consumer, or pass declare=True",
                 routing_key=name,
             ) from exc
 
@@ -219,7 +219,7 @@ class Publisher:
         if channel is None or not channel.is_open:
             channel = self._flight.run("channel", self._open_shared, deadline)
         if deadline.has_ended:
-            raise TimeoutError("the timeout has ended")
+            raise TimeoutError("the timeout has expired")
         return channel
 
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
@@ -232,7 +232,7 @@ class Publisher:
         try:
             self._session.link(deadline, reopen=reopen)
         except (AccessRefused, NotAllowed) as exc:
-            raise OperationalError(f"{self.label} refuses the login: {exc}") from exc
+            raise OperationalError(f"{self.label} refused the login: {exc}") from exc
 
     def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
         if not message.is_isolated:
@@ -260,7 +260,7 @@ class Publisher:
         try:
             self.ensure_target(message.options, deadline)
             if deadline.has_ended:
-                raise TimeoutError("the timeout has ended")
+                raise TimeoutError("the timeout has expired")
             message.send(channel, deadline)
             is_answered = True
         except (PublishNacked, Unroutable) as exc:

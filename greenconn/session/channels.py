@@ -126,7 +126,9 @@ class Channels:
                 if tries_left and not deadline.has_ended:
                     continue
                 label = self._session.broker.label
-                raise RecoverableConnectionError(f"connection to {label} was lost meanwhile")
+                raise RecoverableConnectionError(
+                    f"connection to {label} was lost while a channel was opened"
+                )
             channel = find(life)
             if channel is not None and is_open(channel):
                 return channel

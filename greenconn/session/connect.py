@@ -187,7 +187,7 @@ class Attempt:
             if isinstance(exc, TimeoutError) and deadline.has_ended:
                 return None
             if len(self._waiters) == 1 and self.outcome is None:
-                nobody = RecoverableConnectionError("nobody waits for the connection any more")
+                nobody = RecoverableConnectionError("the connection is not needed any more")
                 self._stop(AttemptState.ABANDONED, nobody)
             raise
         finally:

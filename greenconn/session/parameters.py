@@ -264,11 +264,10 @@ def check_scheme(scheme: str, address: str = "") -> str:
     if "." in scheme or ":" in scheme:
         raise ValueError(
             f"Invalid transport scheme in broker URL {mask_secrets(address)!r}: an import path is "
-            f"no scheme; give it as the transport argument instead"
+            f"no scheme; pass it as the transport argument instead"
         )
     if not scheme:
         raise ValueError(
-            f"broker URL {mask_secrets(address)!r}: it names no transport; write it as in "
-            f"amqp://localhost//"
+            f"broker URL {mask_secrets(address)!r}: it must begin with a transport, as in amqp://localhost//"
         )
     return scheme

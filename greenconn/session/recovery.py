@@ -99,7 +99,7 @@ class Members:
                     return  # lost again: it stays due
                 self._due.pop(key, None)
                 if self._is_transient(exc):
-                    logger.info("restoring %r failed and is tried again: %s", member, exc)
+                    logger.info("recovery of %r failed, and is tried again: %s", member, exc)
                     self._retry_apart(life, member, exc)
                 else:
                     self.fail(life, member, exc)
@@ -115,7 +115,7 @@ class Members:
 
     def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
         """Part with a member that cannot be restored.  May switch."""
-        logger.error("%r cannot be restored: %s", member, exc)
+        logger.error("%r cannot be recovered: %s", member, exc)
         self.discard(member)
         if not _tell(member, exc):
             events = getattr(life.link, "events", None)
@@ -137,9 +137,9 @@ class Members:
                     return
                 with attempt:
                     member.recover(Deadline(RESTORE_TIMEOUT))
-                    logger.info("%r was restored", member)
+                    logger.info("%r was recovered", member)
                     return
-                logger.debug("restoring %r failed again: %s", member, attempt.error)
+                logger.debug("recovery of %r failed again: %s", member, attempt.error)
         except Exception as exc:
             if not life.is_over:
                 self.fail(life, member, exc)
@@ -225,5 +225,5 @@ def _tell(member: Recoverable, exc: BaseException) -> bool:
     try:
         failed(exc)
     except Exception:
-        logger.exception("%r did not take its failure", member)
+        logger.exception("the failure callback of %r failed", member)
     return True

@@ -420,7 +420,10 @@ class Session:
         self.topology.stop()
         self._members.mark_due()
         logger.info(
-            "connection to %s lost: %s; %d to restore", self.broker.label, exc, len(self._members)
+            "connection to %s lost: %s; %d objects to recover",
+            self.broker.label,
+            exc,
+            len(self._members),
         )
         if self._members.are_due:
             self._begin_recovery()
@@ -446,7 +449,7 @@ class Session:
         self._move(state)
         self._changed.wake_all(error)
         if error is not None:
-            logger.error("connection to %s: recovery given up: %s", self.broker.label, error)
+            logger.error("connection to %s: recovery failed: %s", self.broker.label, error)
             self._members.fail_all(error)
         elif self.life.is_open:
             logger.warning("connection to %s recovered after %.1f s", self.broker.label, seconds)

@@ -395,7 +395,7 @@ class Topology:
                         locked.add((True, record.name))
                 except TimeoutError as exc:
                     # Its leader may be away.  That must not keep all from the link.
-                    logger.warning("%r is not declared again yet: %s", record, exc)
+                    logger.warning("%r could not be declared again yet: %s", record, exc)
                     later += records[number:]
                     channels.drop()
                     break
@@ -457,11 +457,11 @@ class Topology:
             try:
                 records = self._declare(records, open_channel)
             except Exception as exc:
-                logger.debug("declaring %d entities again was given up: %s", len(records), exc)
+                logger.debug("%d entities could not be declared again: %s", len(records), exc)
                 return  # the link was lost: all is declared on the next one
             if not records:
                 return
-        logger.warning("still locked by another connection, so not declared again: %r", records)
+        logger.warning("locked by another connection, so not declared again: %r", records)
 
     def _has(self, record: Declared) -> bool:
         return any(each is record for each in self._all())

@@ -272,8 +272,8 @@ class Link:
             self.events.put((self._tell_returned, (tell, returned, size)))
         elif not self._has_dropped_returns:
             self._has_dropped_returns = True
-            why = "nobody drains this connection" if is_heard else "there is no on_return"
-            text = "%s: mandatory messages that no queue takes come back, and %s: they are dropped"
+            why = "drain_events() is not called" if is_heard else "on_return is not set"
+            text = "%s: mandatory messages were returned as unroutable, and %s: they are dropped"
             spawn("log", logger.warning, text, self.client.as_uri(), why)
 
     def _tell_returned(self, event: tuple[Callable[[Any], object], Any, int]) -> None:
@@ -374,7 +374,7 @@ def _close_and_tell(link: Link) -> None:
         logger.debug("%s: a connection was dropped without close(), and is closed now", where)
     else:
         _dropped[where] = now, 0
-        more = f" ({count} more since this was said last)" if count else ""
+        more = f" ({count} more since the last warning)" if count else ""
         logger.warning(
             "%s: a connection was dropped without close(), and is closed now%s: close it, or share "
             "one connection",
@@ -399,7 +399,7 @@ class Management:
 
     def get_bindings(self) -> Any:
         """All bindings of the virtual host."""
-        raise NotImplementedError(f"{type(self.transport).__name__} has no management interface")
+        raise NotImplementedError(f"{type(self.transport).__name__} has no management API")
 
 
 class TransportState:

@@ -143,8 +143,8 @@ def bind_queue_to_native_delayed_delivery_exchange(
         for exchange, key, arguments in _bindings_of(queue):
             if exchange.type == "direct":
                 logger.warning(
-                    "exchange %r is a direct exchange: delayed messages for queue %r cannot pass "
-                    "through it, make it a topic exchange",
+                    "exchange %r is a direct exchange: delayed messages for queue %r cannot be "
+                    "routed through it: use a topic exchange",
                     exchange.name,
                     queue.name,
                 )
@@ -184,6 +184,6 @@ def calculate_routing_key(countdown: int, routing_key: str) -> str:
     delayed = f"{'.'.join(f'{countdown:0{MAX_NUMBER_OF_BITS_TO_USE}b}')}.{key}"
     if len(delayed.encode()) > _LONGEST_KEY:
         raise ValueError(
-            f"routing_key={key!r}: with a delay in front it has more than {_LONGEST_KEY} bytes"
+            f"routing_key={key!r}: with the delay as prefix it has more than {_LONGEST_KEY} bytes"
         )
     return delayed

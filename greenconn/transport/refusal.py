@@ -144,7 +144,7 @@ def check_equivalent(
             raise NotEquivalentError(
                 f"PRECONDITION_FAILED - inequivalent arg '{field}' for {kind} '{name}' in vhost "
                 f"'{vhost}': received {_shown(new)} but current is {_shown(old)} (it exists with "
-                f"other arguments: use those, or delete it)",
+                f"other arguments: use those, or delete it first)",
                 method.value,
             )
 

@@ -226,7 +226,7 @@ class FrameParser:
                     raise FrameError(f"method frame of {size} bytes has no method")
                 ids = _ids.unpack_from(payload)[0]
                 if channel in partial:
-                    raise UnexpectedFrame(f"method frame amid the content of channel {channel}")
+                    raise UnexpectedFrame(f"method frame within the content of channel {channel}")
                 if ids in _WITH_CONTENT:
                     is_kept = self.channels is None or channel in self.channels
                     partial[channel] = _Content(ids, payload if is_kept else b"", is_kept)
@@ -288,9 +288,9 @@ class FrameParser:
             version = ".".join(str(part) for part in data[5:8])
             raise FrameError(f"the server speaks AMQP {version}, not 0-9-1")
         if data[:4] == b"HTTP":
-            raise FrameError("the server answered in HTTP: this is not an AMQP port")
+            raise FrameError("the server speaks HTTP: this is not an AMQP port")
         if data[:1] == b"\x15" or data[:2] == b"\x16\x03":
-            raise FrameError("the server answered in TLS: use amqps:// or ssl=True")
+            raise FrameError("the server speaks TLS: use amqps:// or ssl=True")
         self._began = True
         return True
 

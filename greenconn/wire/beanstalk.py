@@ -117,7 +117,7 @@ class BeanstalkParser:
         end = buffer.find(b"\r\n", start, start + LONGEST_LINE)
         if end < 0:
             if len(buffer) - start >= LONGEST_LINE:
-                raise ProtocolError(f"a line without an end: {bytes(buffer[start : start + 40])!r}")
+                raise ProtocolError(f"a line without end: {bytes(buffer[start : start + 40])!r}")
             self._needed = 0
             return None
         words = bytes(buffer[start:end]).split(b" ")
@@ -138,7 +138,7 @@ class BeanstalkParser:
             return None
         # A job that was deleted while the server wrote it ends as it likes (beanstalkd 1.12 and 1.13).
         if words[0] != b"FOUND" and buffer[body_end : body_end + 2] != b"\r\n":
-            raise ProtocolError("a body does not end where it should")
+            raise ProtocolError("a body does not end where announced")
         return Reply(words[0], number, bytes(buffer[end + 2 : body_end])), body_end + 2
 
 

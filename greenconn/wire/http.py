@@ -172,7 +172,7 @@ class Answer:
         known = len(head)
         head += data[position:] if position else data
         if not head.startswith(_BEGIN[: len(head)]):
-            _refuse("what answers does not speak HTTP/1.1")
+            _refuse("the server does not answer in HTTP/1.1")
         end = head.find(_END, max(0, known - len(_END) + 1))
         if self._head_size + (len(head) if end < 0 else end) > HEAD_LIMIT:
             _refuse(f"an answer with a head above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)

@@ -113,7 +113,9 @@ class RespParser:
                     self._unfinished = 0
                     yield reply
             except (TypeError, MemoryError) as exc:
-                raise ProtocolError(f"a reply cannot be made: {exc or type(exc).__name__}") from exc
+                raise ProtocolError(
+                    f"a reply cannot be decoded: {exc or type(exc).__name__}"
+                ) from exc
             if self._reader.has_data() or not piece.endswith(b"\n"):
                 self._look_at_string(piece)
             elif self._before:

@@ -32,14 +32,17 @@ _REMEDIES: Final = {
     "WRONG_VERSION_NUMBER": "the peer does not speak TLS: is this its plain port?",
     "PACKET_LENGTH_TOO_LONG": "the peer does not speak TLS: is this its plain port?",
     "UNSUPPORTED_PROTOCOL": "the peer offers only versions below TLS 1.2",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "the peer accepts none of our TLS versions",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer found no common cipher, or wants a certificate of "
-    "ours: give ssl={'certfile': ..., 'keyfile': ...}",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate of ours: give "
-    "ssl={'certfile': ..., 'keyfile': ...}",
-    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority that signed our certificate",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer did not accept our certificate",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate has expired",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the peer accepts none of the TLS versions offered",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (
+        "the peer found no common cipher, or needs a client certificate: pass ssl={'certfile': "
+        "..., 'keyfile': ...}"
+    ),
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (
+        "the peer needs a client certificate: pass ssl={'certfile': ..., 'keyfile': ...}"
+    ),
+    "TLSV1_ALERT_UNKNOWN_CA": "the peer does not know the authority that signed the client certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the peer did not accept the client certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the client certificate has expired",
 }
 
 
@@ -224,12 +227,12 @@ class TlsSession:
     def _remedy(self, code: int) -> str:
         if code in _NOT_FOR_THIS_NAME:
             return (
-                "connect by a name that it is made for, or give that name as "
+                "connect by a name that it is valid for, or pass that name as "
                 "ssl={'server_hostname': ...}"
             )
         if code in _OUT_OF_DATE:
-            return "renew it on the broker, and look at the clocks of both machines"
-        return "give the file of the authority that signed it as ssl={'ca_certs': ...}"
+            return "renew it on the broker, and check the clocks of both machines"
+        return "pass the file of the authority that signed it as ssl={'ca_certs': ...}"
 
 
 def tls_session(option: TlsOption, hostname: str | None) -> TlsSession:

@@ -60,7 +60,9 @@ def tls_context(option: TlsOption, hostname: str | None = None) -> ssl.SSLContex
     if _is_context(given):
         others = values.keys() - {"server_hostname"}
         if others:
-            raise ValueError(f"ssl option 'context' goes with no other, not {min(others)!r}")
+            raise ValueError(
+                f"ssl option 'context' cannot be combined with others, got {min(others)!r}"
+            )
         return given
     if given is not None:
         values = {**named_options(given, hostname), **values}

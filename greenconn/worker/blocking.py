@@ -100,14 +100,15 @@ class BlockingMonitor:
 def _tell(name: str, queue: str, seconds: float) -> None:
     if is_module_patched("time") and is_module_patched("socket"):
         cause = (
-            "it is, so this computes, or calls what gevent does not know: use gevent's threadpool"
+            "It is, so the handler computes, or calls a library that gevent does not know: run that in "
+            "gevent's threadpool"
         )
     else:
-        cause = "it is not: call gevent.monkey.patch_all() first, or use gevent.sleep and the like"
+        cause = "It is not: call gevent.monkey.patch_all() first, or use gevent.sleep and the like"
     logger.warning(
-        "handler %s of queue %r had the hub for %.1f s without a switch, with one message or several in "
-        "a row: nothing else ran, no other handler, request or heartbeat. Is the process "
-        "monkey-patched? %s (this is said once for each handler)",
+        "handler %s of queue %r blocked the hub for %.1f s (with one message or several in a "
+        "row): no other handler, request or heartbeat could run. Is the process monkey-patched? "
+        "%s (logged once for each handler)",
         name,
         queue,
         seconds,

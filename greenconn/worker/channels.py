@@ -354,7 +354,7 @@ class Subscription:
             self._position.note_begin()
         if sink.lost is not None:
             raise RecoverableChannelError(
-                f"consumer {self.tag!r} was lost as soon as it was there: {sink.lost}"
+                f"consumer {self.tag!r} was lost as soon as it was started: {sink.lost}"
             ) from sink.lost
 
     def _abandon(self, channel: Channel) -> None:

@@ -41,7 +41,8 @@ GRACE: Final = 2.0
 FAILURES_KEPT: Final = 100
 #: The remedy for a call from another thread.
 REMEDY: Final = (
-    "let that thread do it, as by gevent.get_hub().loop.run_callback_threadsafe() of its hub"
+    "do it in that thread, for example with gevent.get_hub().loop.run_callback_threadsafe() of "
+    "its hub"
 )
 
 

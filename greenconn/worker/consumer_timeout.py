@@ -45,8 +45,7 @@ class OverdueDelivery(NamedTuple):
     def log(self) -> None:
         """Log whose it was.  May switch."""
         logger.error(
-            "delivery %s of queue %r %s for longer than the broker waits for an answer (its consumer "
-            "timeout); %s",
+            "delivery %s of queue %r %s for longer than the broker's consumer timeout; %s",
             self.delivery_tag,
             self.queue,
             f"was in its handler {self.handler}"
@@ -73,8 +72,7 @@ def find_overdue(
     for message, is_handled in dispatcher.unanswered():
         if message.delivery_tag == oldest and _is_of(message, tag, channel):
             outcome = (
-                "its channel was closed with all consumers on it, and the message comes again: "
-                f"{exc}"
+                f"its channel was closed with all consumers, and the message is redelivered: {exc}"
             )
             return OverdueDelivery(queue, oldest, is_handled, handler, outcome)
     return None
@@ -123,8 +121,8 @@ class CancelledConsumer:
         if not unanswered:
             return None
         outcome = (
-            "the broker cancelled the consumer and took back what it had not answered, which comes "
-            "again to a new one: answer sooner, lower the prefetch_count, or raise consumer_timeout "
+            "the broker cancelled the consumer and requeued its unacked messages, which a new "
+            "one gets: ack sooner, lower the prefetch_count, or raise consumer_timeout "
             "or the queue's x-consumer-timeout"
         )
         return OverdueDelivery(self._queue, *min(unanswered), self._handling.name, outcome)
@@ -147,7 +145,7 @@ class CancelledConsumer:
         except NotFound as exc:
             return bool(is_unavailable(exc))
         except Exception as exc:
-            logger.debug("looking for queue %r: %s", self._queue, exc)
+            logger.debug("checking queue %r: %s", self._queue, exc)
         return True
 
     def give_back(self) -> None:

@@ -483,7 +483,7 @@ class Worker:
                     return
         except Timeout:
             # Of a handler that started one and left it running.
-            logger.warning("a gevent.Timeout of a handler went off after the handler had ended")
+            logger.warning("a gevent.Timeout of a handler expired after the handler had returned")
         finally:
             dispatcher, self.dispatcher = self.dispatcher, None
             if dispatcher is not None:

@@ -157,14 +157,14 @@ class Handling:
         self.failed += 1
         if not self._no_ack and not self._needs_answer(message):
             self._delays.pop(message, None)
-            self._log_failure(message, exc, "the message needs no answer any more")
+            self._log_failure(message, exc, "the message is already settled")
             return
         delay = self._next_delay(message, exc)
         if delay is None:
             self._log_failure(message, exc, f"on_error is {self._on_error!r}")
             self._give_up(message, exc)
         elif self.is_ending:
-            self._log_failure(message, exc, "the message is given back")
+            self._log_failure(message, exc, "the message is requeued")
             self.give_back(message)
         else:
             self._log_failure(message, exc, f"it is called again in {delay:.1f} s", is_final=False)
@@ -264,8 +264,8 @@ class Handling:
         ):
             self._has_warned = True
             logger.warning(
-                "messages of queue %r that are rejected go to its dead-letter exchange; without one "
-                "they are gone (this is said once)",
+                "rejected messages of queue %r go to its dead-letter exchange; without one they "
+                "are lost (logged once)",
                 self._queue_of(message),
             )
         self._answer(message, requeue=False)
@@ -287,7 +287,8 @@ class Handling:
 
     def _log_unanswered(self, message: Message, exc: Exception) -> None:
         logger.info(
-            "delivery %s of queue %r could not be answered, the broker delivers it again: %s",
+            "delivery %s of queue %r could not be acknowledged or rejected, so the broker "
+            "redelivers it: %s",
             message.delivery_tag,
             self._queue_of(message),
             exc,
@@ -387,7 +388,7 @@ class BatchHandling(Handling):
             # What the handler answered itself is left alone.
             batch.messages = [each for each in batch.messages if self._needs_answer(each)]
         if not batch.messages:
-            self._log_failure(first, exc, "its messages need no answer any more")
+            self._log_failure(first, exc, "its messages are already settled")
             return
         delay = self._next_delay(batch, exc)
         if delay is None:
@@ -395,7 +396,7 @@ class BatchHandling(Handling):
             for message in batch.messages:
                 self._give_up(message, exc)
         elif self.is_ending:
-            self._log_failure(first, exc, "its messages are given back")
+            self._log_failure(first, exc, "its messages are requeued")
             self._give_all_back(batch.messages)
         else:
             self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)

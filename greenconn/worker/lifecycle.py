@@ -42,8 +42,8 @@ logger = logging.getLogger("greenconn.worker")
 CANCEL_TIMEOUT: Final = 2.0
 #: The remedy for a queue that exists with other arguments than its consumer has.
 MIGRATION: Final = (
-    "; to consume the queue as it is, give its name instead of a Queue; to change it, consume from a "
-    "queue of another name, or empty and delete this one while nobody publishes to it, and start again"
+    "; to consume the queue as it is, pass its name instead of a Queue; to change it, consume from a "
+    "queue of another name, or delete this one while nothing publishes to it, and start again"
 )
 _ENDLESS: Final = Deadline()
 
@@ -234,7 +234,7 @@ class ConsumerLifecycle:
         if self.error is None and self._target < TargetState.STOPPED:
             self.error = exc
             logger.error(
-                "consumer of queue %s ends: %s: %s%s",
+                "consumer of queue %s failed: %s: %s%s",
                 self.options.name,
                 type(exc).__name__,
                 exc,
@@ -318,9 +318,9 @@ class ConsumerLifecycle:
         if overdue is not None:
             overdue.log()
         if isinstance(loss, ConsumerCancelled):
-            logger.warning("consumer of queue %s is started again: %s", self.options.name, loss)
+            logger.warning("consumer of queue %s is restarted: %s", self.options.name, loss)
         elif loss is not None:
-            logger.info("consumer of queue %s is started again: %s", self.options.name, loss)
+            logger.info("consumer of queue %s is restarted: %s", self.options.name, loss)
         while self._cancelled:
             self._cancelled[0].resolve(self._session)
             del self._cancelled[0]
@@ -386,7 +386,7 @@ class ConsumerLifecycle:
                 self.changed.wait(_ENDLESS)
         if self.handling.dropped:
             logger.warning(
-                "consumer of queue %s dropped %d messages: they needed no ack, so they are gone",
+                "consumer of queue %s dropped %d messages: they needed no ack, so they are lost",
                 self.options.name,
                 self.handling.dropped,
             )

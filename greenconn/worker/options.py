@@ -150,7 +150,7 @@ class ConsumerOptions:
             )
         if self.no_ack and self.retry is not None:
             raise ValueError(
-                f"retry must be None with no_ack, as the broker has forgotten the message already, "
+                f"retry must be None with no_ack, as the broker has already deleted the message, "
                 f"got {self.retry!r}"
             )
         if self.no_ack and self.on_error == "requeue":
@@ -175,7 +175,7 @@ class ConsumerOptions:
             )
         if self.on_error == "requeue":
             raise ValueError(
-                "on_error must not be 'requeue' for a stream, which takes nothing back: use retry"
+                "on_error must not be 'requeue' for a stream, which cannot requeue: use retry"
             )
 
     def _check_prefetch(self) -> None:
@@ -190,7 +190,7 @@ class ConsumerOptions:
         if self.batch_size is not None and prefetch < self.batch_size * self.concurrency:
             raise ValueError(
                 f"prefetch_count must be at least batch_size x concurrency = "
-                f"{self.batch_size * self.concurrency}, or no batch would be full, got {prefetch}"
+                f"{self.batch_size * self.concurrency}, for full batches, got {prefetch}"
             )
 
     @property
@@ -314,7 +314,7 @@ def _checked(queue: object) -> QueueLike:
         raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
     if not queue:
         raise ValueError(
-            "queue must not be empty: give a Queue where the broker is to choose the name"
+            "queue must not be empty: pass a Queue if the broker is to choose the name"
         )
     return queue
 

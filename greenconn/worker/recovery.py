@@ -149,7 +149,7 @@ class ConsumerRecovery:
             level = logging.WARNING
         logger.log(
             level,
-            "consumer of queue %r is not there yet, it is tried again: %s: %s",
+            "consumer of queue %r cannot start yet, trying again: %s: %s",
             ", ".join(each.name for each in self._subscriptions if not each.is_confirmed),
             type(exc).__name__,
             exc,

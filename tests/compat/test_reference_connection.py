@@ -443,7 +443,7 @@ def test_management(connection: Connection, queue: Queue, unique: str) -> None:
         assert connection.manager.get_bindings() == [binding]
         assert connection.get_manager().get_bindings() == [binding]
     else:
-        with pytest.raises(exceptions.OperationalError, match="needs its plugin"):
+        with pytest.raises(exceptions.OperationalError, match="needs the plugin"):
             connection.get_manager(port=1).get_bindings()
 
 

@@ -73,16 +73,16 @@ def test_what_nobody_has_says_so() -> None:
             print(exc)
     """)
     first, second = printed.splitlines()
-    assert first.startswith("kombu.nonsense greenconn, which stands in for kombu here")
+    assert first.startswith("kombu.nonsense greenconn, which replaces kombu here")
     assert "nonsense" in second
 
 
 def test_without_kombu_what_we_have_not_says_so() -> None:
     outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu.asynchronous.timer")
     assert outcome.code == 1
-    assert "no counterpart of kombu.asynchronous, and kombu is not installed" in outcome.errors
+    assert "no module for kombu.asynchronous, and kombu is not installed" in outcome.errors
     outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu; kombu.Connection('consul://')")
-    assert "no counterpart of kombu.transport.consul, and kombu is not" in outcome.errors
+    assert "no module for kombu.transport.consul, and kombu is not" in outcome.errors
 
 
 #: As if kombu were not installed: its folder is not found.

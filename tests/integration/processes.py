@@ -18,7 +18,7 @@ __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 150.0
 #: On a busy machine a process is held up by others, whatever its handlers do.
-HELD_UP = re.compile(r"^handler .* had the hub for .*\n", re.MULTILINE)
+HELD_UP = re.compile(r"^handler .* blocked the hub for .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)

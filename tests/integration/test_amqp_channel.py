@@ -514,7 +514,7 @@ def test_what_recover_without_waiting_brings_back_is_answered_by_its_new_tag(
     channel.basic_recover_async(requeue=True)
     before[0].ack()  # too late: it comes again
     until(lambda: counts(channel, queue) == (2, 0))
-    with pytest.raises(PreconditionFailed, match="answered before"):
+    with pytest.raises(PreconditionFailed, match="already acknowledged"):
         before[1].ack()
     for _ in range(2):
         channel.basic_get(queue).ack()
@@ -757,7 +757,7 @@ def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
         assert len(amqp_link.events) == 10
         while len(returned) < number:
             amqp_link.drain(Deadline(WAIT))
-    until(lambda: "there is no on_return" in caplog.text)
+    until(lambda: "on_return is not set" in caplog.text)
 
 
 def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(
@@ -873,7 +873,7 @@ def test_nothing_is_handed_out_after_a_cancel_without_acks(
         amqp_link.drain(Deadline(0))
     assert len(got) == 1
     assert amqp_link.budget.held == 0
-    (told,) = (each.getMessage() for each in caplog.records if "dropped" in each.getMessage())
+    (told,) = (each.getMessage() for each in caplog.records if "they are lost" in each.getMessage())
     assert f"49 message(s) of queue {queue!r}" in told
 
 

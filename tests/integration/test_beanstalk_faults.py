@@ -262,7 +262,7 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
 
         consumer = greenconn.spawn_consumer(queue, refuse, connection=connection)
         wait_until(lambda: set(seen) == numbers)
-        told = f"a dead letter for queue {dead.name!r} is not stored"
+        told = f"a dead letter for queue {dead.name!r} could not be stored"
         wait_until(lambda: caplog.text.count(told) >= len(numbers))
         assert "drain mode" in caplog.text
         server.stop()  # which ends that mode

@@ -147,7 +147,7 @@ def test_maker_that_dies_before_the_kick(beanstalk_url: str, unique: str) -> Non
 def test_tables_that_are_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     with store_at(beanstalk_with("-z", "2000").url) as store:
         store.topology.declare(exchange("x"))
-        with pytest.raises(RecordTooBig, match=r"takes at most 2000 a job: start beanstalkd with"):
+        with pytest.raises(RecordTooBig, match=r"must have at most 2000 bytes"):
             for number in range(100):
                 store.topology.bind("x", Row(f"key{number}", "", "q" * 50))
         rows = store.topology.rows("x")
@@ -206,7 +206,7 @@ def test_names(beanstalk_url: str, unique: str) -> None:
             assert one.drop_queue(name) == 0
         with pytest.raises(PreconditionFailed, match="from 1 to 200"):
             one.make_queue("x" * 201, PLAIN)
-        with pytest.raises(PreconditionFailed, match="may take 193"):
+        with pytest.raises(PreconditionFailed, match="must take at most 193"):
             one.make_queue("x" * 194, PLAIN)
         (error,) = one.put([entry("x" * 300)])
         assert isinstance(error, PreconditionFailed)
@@ -313,7 +313,7 @@ def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
         outcomes = store.put([entry(unique, body) for body in ("a", "x" * 70_000, "b")])
         assert (outcomes[0], outcomes[2]) == (None, None)
         assert isinstance(outcomes[1], JobTooBig)
-        assert "at most 65535 a job" in str(outcomes[1])
+        assert "at most 65535 bytes" in str(outcomes[1])
         assert "start beanstalkd with a larger limit, as -z 131070" in str(outcomes[1])
         assert store.size(unique) == 2
 

@@ -94,7 +94,7 @@ def test_others_of_the_channel_go_on_and_the_culprit_is_told(
     pair = Pair(connection, unique, **options)
     pair.publish(pair.quick_name, 1)
     pair.publish(pair.slow_name, "long")
-    until(lambda: "for longer than the broker waits for an answer" in caplog.text)
+    until(lambda: "for longer than the broker's consumer timeout" in caplog.text)
     (record,) = [each for each in caplog.records if "longer than" in each.msg]
     assert pair.slow_name in record.getMessage()
     assert "was in its handler" in record.getMessage()
@@ -109,7 +109,7 @@ def test_others_of_the_channel_go_on_and_the_culprit_is_told(
     until(lambda: len(pair.seen) == 2)  # the message came again
     (error,) = pair.errors  # and its first handler was told that its answer is too late
     assert isinstance(error, RecoverableChannelError)
-    assert "answer sooner" in str(error)
+    assert "ack sooner" in str(error)
     pair.end()
 
 
@@ -123,8 +123,8 @@ def test_the_next_time_nobody_else_suffers(
     assert slow.wait_ready(CAME)
     assert quick.wait_ready(CAME)
     connection.Producer().publish("long", routing_key=name)
-    until(lambda: caplog.text.count("longer than the broker waits") == 2)
-    again = [each.getMessage() for each in caplog.records if "is started again" in each.msg]
+    until(lambda: caplog.text.count("longer than the broker's consumer timeout") == 2)
+    again = [each.getMessage() for each in caplog.records if "is restarted" in each.msg]
     assert sum(f"{unique}-quick" in each for each in again) <= 1
     slow.kill()
     assert quick.stop(CAME)
@@ -144,6 +144,6 @@ def test_a_message_that_waits_for_a_handler_counts_too(
     assert consumer.wait_ready(CAME)
     for body in range(4):
         connection.Producer().publish(body, routing_key=unique)
-    until(lambda: "longer than the broker waits" in caplog.text)
+    until(lambda: "longer than the broker's consumer timeout" in caplog.text)
     assert connection.session.generation == 1
     consumer.kill()

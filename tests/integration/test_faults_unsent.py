@@ -231,7 +231,7 @@ def test_a_close_that_has_to_leave_some_behind_says_so(
     stall(Producer(connection).publish, unique)
     connection.close()
     gevent.sleep(0.01)
-    assert "messages that were published without confirm had not left" in caplog.text
+    assert "messages that were published without confirm had not been sent" in caplog.text
     relay.is_passing.set()
 
 

@@ -171,13 +171,13 @@ def test_a_broker_without_the_plugin_is_told(amqp_url: str) -> None:
     with Connection(amqp_url, transport_options={"manager_port": 1}) as connection:
         manager = connection.get_manager()
         assert not manager.is_alive()
-        with pytest.raises(OperationalError, match="needs its plugin rabbitmq_management"):
+        with pytest.raises(OperationalError, match="needs the plugin rabbitmq_management"):
             manager.get_overview()
     port = urlsplit(amqp_url).port
     assert port is not None
     with (
         Connection(amqp_url) as connection,
-        pytest.raises(OperationalError, match=r"does not speak HTTP.*rabbitmq_management"),
+        pytest.raises(OperationalError, match=r"does not answer in HTTP.*rabbitmq_management"),
     ):
         connection.get_manager(port=port).get_queues()
 

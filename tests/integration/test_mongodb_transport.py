@@ -139,7 +139,7 @@ def test_lone_server_is_polled_and_that_is_said_once(
         greenconn.publish("q", 1, connection=other)
         until(lambda: got == [1])
         assert consumer.stop(SOON)
-    said = [each.getMessage() for each in caplog.records if "looked at again" in each.getMessage()]
+    said = [each.getMessage() for each in caplog.records if "are polled every" in each.getMessage()]
     assert len(said) == 1
 
 

@@ -89,7 +89,7 @@ def program(code: str, url: str, name: str, patched: bool) -> tuple[str, ...]:
 def own_errors(outcome: Outcome) -> str:
     """What a program wrote to standard error, but for what it found of those of other tests."""
     lines = outcome.errors.splitlines(keepends=True)
-    return "".join(each for each in lines if "consumers that are gone were given back" not in each)
+    return "".join(each for each in lines if "dead consumers were requeued" not in each)
 
 
 def take_all(url: str, queue: str, count: int, more: int = 0) -> list[Any]:

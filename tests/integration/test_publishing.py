@@ -464,7 +464,7 @@ def test_a_batch_of_unroutable_messages_fails_one_by_one(
 
 def test_a_batch_to_nowhere_is_given_up(connection: Connection) -> None:
     target = Exchange("greenconn-test-nowhere", passive=True)
-    with pytest.raises(BatchPublishError, match="the rest was not looked at") as caught:
+    with pytest.raises(BatchPublishError, match="the others were not checked") as caught:
         greenconn.publish_many(target, iter(range(5000)), connection=connection, declare=True)
     assert caught.value.taken == len(caught.value.failed) < 5000
     with pytest.raises(BatchPublishError) as listed:

@@ -226,7 +226,7 @@ def test_a_consumer_that_never_declares_is_not_waited_for(
 def test_waiting_ends_with_the_deadline(unique: str) -> None:
     with Connection(f"memory:///{unique}") as connection:
         expectation = existence.expect_queue(connection.session, unique)
-        with pytest.raises(PublishTimeout, match="about to declare it has not done so") as caught:
+        with pytest.raises(PublishTimeout, match="declares it has not done so yet") as caught:
             greenconn.publish(unique, 1, connection=connection, timeout=0.05)
         assert caught.value.maybe_delivered is False
         waiting = gevent.spawn(greenconn.publish, unique, 1, connection=connection)

@@ -333,7 +333,7 @@ def test_dead_letter_that_cannot_be_stored_leaves_the_original(
         message = channel.basic_get(queue)
         message.reject()
         # Redis keeps the answer, and says again what was refused.
-        words = "1 answers must wait" if side.kind == "redis" else dead
+        words = "1 acks or rejects are sent again later" if side.kind == "redis" else dead
         wait_until(lambda: any(words in each for each in errors_of(caplog)))
     if side.kind == "memory":
         return  # as RabbitMQ, it drops what a full queue refuses; but not without a word

@@ -94,9 +94,9 @@ def test_frames_that_are_too_small(amqp_peers: AmqpPeers) -> None:
 @pytest.mark.parametrize(
     ("frame_max", "password", "words"),
     [
-        (4096, "secret-word", "frame_max is 4096, and RabbitMQ 4.1 and later ask for 8192"),
-        (0, "secret-word" * 900, "our login of"),
-        (0, "secret-word", "is there one of that name"),
+        (4096, "secret-word", "frame_max is 4096, and RabbitMQ 4.1 and later need at least 8192"),
+        (0, "secret-word" * 900, "the login of"),
+        (0, "secret-word", "does it exist, and may the user access it"),
     ],
     ids=["frame_max", "password", "virtual host"],
 )
@@ -237,10 +237,10 @@ def test_a_prefetch_for_the_channel_becomes_one_for_each_consumer(
         for _ in range(2):
             channel.basic_qos(0, 5, True)
             assert amqp_peer.end.expect(spec.Basic.Qos)[2] == b"\0\0\0\0\0\5\0"
-        assert caplog.text.count("knows no prefetch for a whole channel") == 1
+        assert caplog.text.count("does not support a prefetch for a whole channel") == 1
         channel.basic_qos(0, 5, False)
         channel.basic_qos(0, 0, True)  # no limit is none
-    assert caplog.text.count("knows no prefetch for a whole channel") == 1
+    assert caplog.text.count("does not support a prefetch for a whole channel") == 1
 
 
 def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:
@@ -257,7 +257,7 @@ def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:
         (DENIED.format("queue_master_locator"), "x-queue-master-locator"),
         ("queue 'q' in vhost '/' does not support global qos", "apply_global"),
         ("basic.nack and basic.reject not supported by stream queues", "offset"),
-        ("PRECONDITION_FAILED - delivery acknowledgement on channel 3 timed out", "answer sooner"),
+        ("PRECONDITION_FAILED - delivery acknowledgement on channel 3 timed out", "ack sooner"),
         ("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.", "password"),
         ("NOT_ALLOWED - vhost none not found", "two slashes at the end"),
         ("NOT_ALLOWED - access to vhost 'v' refused for user 'u'", "set_permissions"),

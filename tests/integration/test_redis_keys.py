@@ -45,7 +45,7 @@ def test_no_queue_has_the_name_of_a_key(
 
         def refused(method: str, *args: Any, **kwargs: Any) -> None:
             channel = connection.channel()
-            with pytest.raises(AccessRefused, match="give the queue another name"):
+            with pytest.raises(AccessRefused, match="choose another name for the queue"):
                 getattr(channel, method)(*args, **kwargs)
             assert not channel.is_open
 
@@ -82,7 +82,7 @@ def test_a_name_that_only_looks_like_one_is_a_queues(
 @pytest.mark.parametrize("option", ["dead_letter_queue", "deadletter_queue"])
 def test_no_option_names_a_key(option: str) -> None:
     options: dict[str, Any] = {option: "unacked"}
-    with pytest.raises(ValueError, match="give the queue another name"):
+    with pytest.raises(ValueError, match="choose another name for the queue"):
         Keys(RedisOptions(**options))
 
 

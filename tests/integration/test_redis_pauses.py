@@ -193,4 +193,4 @@ def test_server_that_takes_nobody_from_elsewhere_says_so(peer: PeerFactory) -> N
     connection = Connection(f"redis://127.0.0.1:{server.port}/0")
     with connection, pytest.raises(AccessRefused, match="protected mode") as caught:
         connection.connect()
-    assert "wants no password" not in str(caught.value)
+    assert "has no password" not in str(caught.value)

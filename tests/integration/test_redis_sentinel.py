@@ -156,7 +156,7 @@ def test_what_sentinels_do_not_know(group: Group) -> None:
         connection.connect()
     for options, why in (
         ({"master_name": "other"}, "no sentinel names a master 'other'"),
-        ({**OPTIONS, "min_other_sentinels": 3}, "2 others only"),
+        ({**OPTIONS, "min_other_sentinels": 3}, "knows only 2 others"),
     ):
         connection = Connection(group.url, transport_options=options)
         with connection, pytest.raises(RecoverableConnectionError, match=why):

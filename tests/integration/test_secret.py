@@ -207,7 +207,7 @@ def test_an_issuer_that_is_away_is_asked_again(
         connection.connect()
         provider.failures = 3
         assert said(taking.end)[0] == "token-2"
-        assert caplog.text.count("the login could not be renewed") == 3
+        assert caplog.text.count("the credentials could not be renewed") == 3
         assert "token-" not in caplog.text
         assert connection.session.generation == 1
 

@@ -71,7 +71,7 @@ def database(path: str, **options: Any) -> Database:
         ("sqlite:///", "names no SQLite file; write sqlite:///relative.db"),
         ("sqlite://host/x.db", "has no host 'host'; write sqlite:///relative.db"),
         ("sqlite:///:memory:", "use memory://"),
-        ("sqlite:///a%00b", "no zero byte"),
+        ("sqlite:///a%00b", "must not contain a zero byte"),
         ("sqlite:///x.db?synchronous=OFF", "synchronous must be one of NORMAL, FULL, got 'OFF'"),
         ("sqlite:///x.db?busy_timeout=-1", "busy_timeout"),
         ("sqlite:///x.db?look_interval=0", "above 0"),
@@ -120,13 +120,13 @@ def refusal(path: object) -> str:
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert f"there is no folder {tmp_path}/absent; make it first" in refusal(
+    assert f"directory {tmp_path}/absent does not exist; create it first" in refusal(
         tmp_path / "absent/x.db"
     )
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert f"SQLite file {tmp_path} must be a file, and is a folder" in refusal(tmp_path)
+    assert f"SQLite file {tmp_path} must be a file, got a directory" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files")
@@ -137,7 +137,7 @@ def test_folder_that_takes_no_files() -> None:
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a database, " * 100)
-    assert "name a file that does not exist, or one made by this transport" in refusal(
+    assert "name a file that does not exist, or one created by this transport" in refusal(
         tmp_path / "notes.txt"
     )
     assert (tmp_path / "notes.txt").read_text().startswith("not a database")
@@ -157,7 +157,7 @@ def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:
     later = sqlite3.connect(path)
     later.execute("PRAGMA user_version = 1000")
     later.close()
-    assert "made by a later version of greenconn" in refusal(path)
+    assert "created by a later version of greenconn" in refusal(path)
 
 
 # -- links that are taken for dead
@@ -267,7 +267,7 @@ def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
         shared = database(path)
         (pages,) = shared.read(lambda db: db.execute("PRAGMA page_count").fetchone())
         shared.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
-        with pytest.raises(PublishRefused, match="free some space; nothing of this was stored"):
+        with pytest.raises(PublishRefused, match="free some space; nothing was stored"):
             greenconn.publish("q", "x" * 100_000, connection=connection, declare=True)
         shared.read(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone())
         greenconn.publish("q", "later", connection=connection, declare=True)
@@ -397,7 +397,7 @@ def test_full_disk_does_not_keep_from_closing(
     ("reason", "text"),
     [
         ("disk I/O error", "look at the disk, its quota, and the limits of this process"),
-        ("unable to open database file", "may this process make files in that folder"),
+        ("unable to open database file", "may this process create files in that directory"),
         ("database or disk is full", "free some space"),
     ],
 )
@@ -604,8 +604,8 @@ def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) ->
     code, text = command("ping", f"sqlite:///{tmp_path}/absent/x.db")
     assert code == 1
     assert text == (
-        f"greenconn: SQLite file {tmp_path}/absent/x.db: there is no folder {tmp_path}/absent; make "
-        "it first\n"
+        f"greenconn: SQLite file {tmp_path}/absent/x.db: directory {tmp_path}/absent does not "
+        "exist; create it first\n"
     )
 
 

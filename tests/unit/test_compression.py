@@ -71,7 +71,7 @@ def test_aliases() -> None:
 
 def test_unknown() -> None:
     for call in (get_encoder, get_decoder):
-        with pytest.raises(KeyError, match="no compression 'nope' here: there are application/"):
+        with pytest.raises(KeyError, match="unknown compression 'nope'; known: application/"):
             call("nope")
     with pytest.raises(KeyError):
         compress(b"", "nope")
@@ -149,7 +149,7 @@ def test_streams_one_after_the_other(pack: object) -> None:
 
 def test_second_stream_cut_off() -> None:
     first, second = bz2.compress(b"a"), bz2.compress(Random(1).randbytes(1_000_000))
-    with pytest.raises(DecodeError, match="cut off"):
+    with pytest.raises(DecodeError, match="truncated"):
         decompress(first + second[:-100_000], "bzip2")
 
 
@@ -203,7 +203,7 @@ def test_noise_is_refused_or_decoded(noise: bytes, kind: str) -> None:
 
 @pytest.mark.parametrize("name", [5, [], {}, True, b"zlib", ("zlib",), "no-such"])
 def test_a_header_may_name_anything(name: Any) -> None:
-    with pytest.raises(DecodeError, match="no compression"):
+    with pytest.raises(DecodeError, match="unknown compression"):
         decompress(b"x", name)
 
 

@@ -93,7 +93,8 @@ def test_second_answer_is_refused(channel: ScriptedChannel, first: str, second: 
     getattr(message, first)()
     assert message._state in ACK_STATES
     with pytest.raises(
-        MessageStateError, match=r"message 7 was answered before: .*" + message._state
+        MessageStateError,
+        match=r"message 7 is already acknowledged or rejected: .*" + message._state,
     ):
         getattr(message, second)()
     assert len(channel.answers) == 1

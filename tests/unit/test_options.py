@@ -215,9 +215,9 @@ def test_text_and_none() -> None:
         ({"channel_max": "1.5"}, "channel_max must be an integer, or none, got '1.5'$"),
         (
             {"heartbeet": "10"},
-            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\? known are ",
+            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\? known: ",
         ),
-        ({"zzz": "1"}, r"\(zzz=1\) in the URL: known are .*heartbeat.*ssl"),
+        ({"zzz": "1"}, r"\(zzz=1\) in the URL: known: .*heartbeat.*ssl"),
     ],
 )
 def test_query_that_is_refused(query: dict[str, str], said: str) -> None:

@@ -154,7 +154,9 @@ def test_a_former_holder_cannot_use_what_is_the_next_ones(pool: Boxes) -> None:
         lambda: delattr(first, "size"),
         lambda: first.close(),
     ):
-        with pytest.raises(OperationalError, match="<box 1> cannot be used any more: it was given"):
+        with pytest.raises(
+            OperationalError, match="<box 1> cannot be used any more: it was released"
+        ):
             use()
     assert isinstance(first, Box)
     assert repr(first) == "<box 1>"
@@ -338,7 +340,7 @@ def test_a_blocking_acquire_is_served(pool: Boxes) -> None:
 def test_the_deadline_covers_the_making(pool: Boxes) -> None:
     pool.go.clear()
     with pytest.raises(
-        TimeoutError, match=r"pool 'Boxes': making another: not done within 0\.02 s"
+        TimeoutError, match=r"pool 'Boxes': creating another: not done within 0\.02 s"
     ):
         pool.acquire(timeout=0.02)
     pool.go.set()
@@ -479,7 +481,10 @@ def test_one_that_is_dropped_comes_back(pool: Boxes, caplog: pytest.LogCaptureFi
     settle()
     assert pool.stats()["in_use"] == 0
     assert pool.stats()["idle"] == 1
-    assert "'Boxes': what was held by 'main' for 0.0 s was collected, never released" in caplog.text
+    assert (
+        "'Boxes': an object held by 'main' for 0.0 s was garbage-collected without being released"
+        in caplog.text
+    )
     assert "acquired here" not in caplog.text
 
 

@@ -23,7 +23,7 @@ from greenconn.mixins import ConsumerMixin
 from greenconn.pidbox import Mailbox
 from greenconn.testing import MemoryBroker
 
-SAYS = "which nobody would run: greenconn calls plain functions"
+SAYS = "which would never run: greenconn calls plain functions"
 
 
 async def coroutine(*args: Any) -> None:
@@ -175,7 +175,7 @@ def test_what_turns_out_not_to_have_run_is_no_success(
     assert failed.wait(30)
     assert consumer.get(timeout=30)["handled"] == 0
     assert broker.bodies("q") == [1]
-    assert "which nobody runs: greenconn calls plain functions" in str(errors[0])
+    assert "which never runs: greenconn calls plain functions" in str(errors[0])
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -186,7 +186,7 @@ def test_who_drains_hears_of_a_callback_that_did_not_run(name: str, broker: Memo
         with broker.connection() as connection:
             consumer = connection.Consumer(Queue("q"), **{option: given})
             consumer.consume()
-            with pytest.raises(TypeError, match="which nobody runs"):
+            with pytest.raises(TypeError, match="which never runs"):
                 connection.drain_events(timeout=10)
         assert broker.bodies("q") == [1]
         Queue("q")(broker.connection().default_channel).purge()

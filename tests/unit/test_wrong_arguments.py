@@ -198,7 +198,7 @@ def test_a_failed_rpc_function_is_named(
     with pytest.raises(RemoteError):
         greenconn.rpc.call("sums", 1, timeout=10)
     (line,) = [each.getMessage() for each in caplog.records if each.name == "greenconn.rpc"]
-    assert re.fullmatch(r"function \S+fails of queue 'sums' failed", line)
+    assert re.fullmatch(r"RPC function \S+fails of queue 'sums' failed", line)
 
 
 def test_only_a_queue_without_dead_letters_is_warned_about(
@@ -218,7 +218,7 @@ def test_only_a_queue_without_dead_letters_is_warned_about(
                 gevent.sleep(0.01)
         consumer.stop(10)
     said = "\n".join(each.getMessage() for each in caplog.records)
-    assert re.findall(r"messages of queue '([\w-]+)' that are rejected", said) == [
+    assert re.findall(r"rejected messages of queue '([\w-]+)'", said) == [
         "plain",
         "by-name",
     ]

@@ -189,7 +189,7 @@ class Accounts:
             return Keys(client.userid, password, self._options.session_token)
         if client.userid or password:
             raise ValueError(
-                "the URL of SQS has an access key and a secret key, or neither: "
+                "the URL of SQS must have both an access key and a secret key, or neither: "
                 "sqs://key:secret@, percent-encoded"
             )
         return None

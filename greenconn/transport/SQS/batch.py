@@ -82,7 +82,7 @@ def in_batches(
 
 def _failure(where: str, action: str, failure: Mapping[str, Any] | None) -> Exception:
     if failure is None:
-        return ServiceBusy(f"{where}: {action}: the answer says nothing of this message")
+        return ServiceBusy(f"{where}: {action}: the response has no result for this message")
     code, message = str(failure.get("Code") or ""), str(failure.get("Message") or "")
     if not failure.get("SenderFault"):
         return ServiceBusy(f"{where}: {action}: {code}: {message[:200]}")

@@ -97,15 +97,14 @@ class SqsEntities(SharedEntities):
         if self.has_topic(name):
             return
         try:
-            self._ask("making a topic", self._topics.arn, name)
+            self._ask("creating a topic", self._topics.arn, name)
         except REFUSED as exc:
             if self._options.supports_fanout:
                 if name not in PREDECLARED:
                     self.state.delete(name)
                 raise
             logger.warning(
-                "exchange %r is no topic of SNS: it reaches only queues that this process binds to "
-                "it (%s)",
+                "exchange %r has no SNS topic: it reaches only queues that this process binds (%s)",
                 name,
                 exc,
             )
@@ -124,7 +123,7 @@ class SqsEntities(SharedEntities):
             super().delete_exchange(exchange, if_unused)
             return
         topics = self._topics
-        if if_unused and self._ask("looking for subscribers", topics.count, exchange):
+        if if_unused and self._ask("listing subscriptions", topics.count, exchange):
             raise in_use("exchange", exchange, self._channel.virtual_host, Method.EXCHANGE_DELETE)
         super().delete_exchange(exchange, False)
         self._ask("deleting a topic", topics.drop, exchange)
@@ -206,7 +205,7 @@ class Channel(StoreChannel[StoreLink]):
         """End the subscriptions of queues that are gone; return how many (kombu's).  May switch."""
         if not self.entities.has_topic(exchange_name):
             return 0
-        return self.connection.ask("cleaning a topic", self._store.topics.clean, exchange_name)
+        return self.connection.ask("cleaning up a topic", self._store.topics.clean, exchange_name)
 
 
 def _topic_of(exchange: str) -> Binding:

@@ -106,17 +106,17 @@ _CLASSES: Final[dict[str, tuple[type[Exception], str]]] = {
     ),
     "AuthorizationError": (AccessDeniedQueueException, "the policy of the account must allow it"),
     "KmsAccessDenied": (AccessDeniedQueueException, "the key of the queue must be usable"),
-    "ExpiredToken": (LoginRefused, "the temporary credentials have ended"),
-    "ExpiredTokenException": (LoginRefused, "the temporary credentials have ended"),
+    "ExpiredToken": (LoginRefused, "the temporary credentials have expired"),
+    "ExpiredTokenException": (LoginRefused, "the temporary credentials have expired"),
     "InvalidClientTokenId": (LoginRefused, "the access key or session token is not valid"),
-    "UnrecognizedClientException": (LoginRefused, "the access key is not known"),
-    "InvalidSecurity": (LoginRefused, "the credentials do not fit the request"),
-    "InvalidAccessKeyId": (LoginRefused, "the access key is not known"),
+    "UnrecognizedClientException": (LoginRefused, "the access key is unknown"),
+    "InvalidSecurity": (LoginRefused, "the signature does not match the request"),
+    "InvalidAccessKeyId": (LoginRefused, "the access key is unknown"),
     "InvalidSignatureException": (LoginRefused, "the secret key is wrong, or the clock"),
     "SignatureDoesNotMatch": (LoginRefused, "the secret key is wrong, or the clock"),
     "MissingAuthenticationToken": (LoginRefused, "no credentials were sent"),
     "RequestExpired": (LoginRefused, "the clock is wrong"),
-    "QueueDeletedRecently": (QueueDeletedRecently, "SQS wants 60 s before it is made again"),
+    "QueueDeletedRecently": (QueueDeletedRecently, "wait 60 s before it is created again"),
 }
 
 #: Ends of error codes that mean: later, perhaps.

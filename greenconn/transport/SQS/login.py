@@ -172,7 +172,7 @@ def _find() -> Keys:
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise LoginRefused(
-            "no credentials for AWS: give them in the URL (sqs://key:secret@), in the environment "
+            "no credentials for AWS: pass them in the URL (sqs://key:secret@), in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or in AWS' files"
         )
     frozen = found.get_frozen_credentials()

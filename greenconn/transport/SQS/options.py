@@ -150,13 +150,11 @@ class SQSOptions(StoreOptions):
 
     def _check_limits(self) -> None:
         if self.wait_time_seconds > LONGEST_POLL:
-            raise invalid(
-                self, "wait_time_seconds", f"at most {LONGEST_POLL} s, as SQS's waits are"
-            )
+            raise invalid(self, "wait_time_seconds", f"at most {LONGEST_POLL} s (limit of SQS)")
         for name in ("lease", "visibility_timeout"):
             value = getattr(self, name)
             if value is not None and value > LONGEST_VISIBILITY:
-                wanted = f"at most {LONGEST_VISIBILITY} s, for which SQS can hide a message"
+                wanted = f"at most {LONGEST_VISIBILITY} s (limit of SQS)"
                 raise invalid(self, name, wanted)
         if self.lease < 1:
             raise invalid(self, "lease", "at least 1 s, as SQS counts in whole seconds")

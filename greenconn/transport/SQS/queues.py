@@ -217,7 +217,7 @@ class Queues:
         settings = predefined.get(name) or predefined.get(aws)
         if settings is None:
             raise UndefinedQueueException(
-                f"queue {name!r} is none of the predefined_queues: "
+                f"queue {name!r} is not in predefined_queues: "
                 f"{', '.join(sorted(predefined)) or 'there are none'}"
             )
         return self._note(name, aws, settings["url"], self._service_of(settings), settings)

@@ -100,7 +100,7 @@ class Sending:
         limit = self._options.max_message_size
         if ready.size > limit:
             raise ContentTooLarge(
-                f"queue {entry.queue!r}: a message of {ready.size} bytes, as it is sent, is above "
+                f"queue {entry.queue!r}: a message of {ready.size} bytes, as encoded for SQS, is above "
                 f"max_message_size ({limit} bytes)"
             )
         return ready

@@ -78,7 +78,7 @@ class Settling:
         try:
             return self._queues.get(name)
         except REFUSED as exc:
-            logger.warning("%s: messages received from it are not settled", exc)
+            logger.warning("%s: messages received from it cannot be acknowledged", exc)
             return None
 
     def _refused(self, answer: Answer) -> bool:
@@ -118,7 +118,9 @@ class Settling:
         for error in errors:
             # A lease that has ended is not worth a word: the message is somebody else's by now.
             if error is not None and not isinstance(error, InvalidQueueException):
-                logger.warning("%s: messages are redelivered when their leases end", error)
+                logger.warning(
+                    "%s: messages are redelivered when their visibility timeout ends", error
+                )
                 break
         return errors
 

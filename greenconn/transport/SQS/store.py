@@ -225,7 +225,7 @@ class SqsStore(Store):
         except (DoesNotExistQueueException, UndefinedQueueException):
             self.gone(name)
         except ServiceBusy as exc:
-            logger.warning("%s; trying on", exc)
+            logger.warning("%s; trying again", exc)
         return ()
 
     def _poll(self, queue: SqsQueue, count: int, wait: float) -> Sequence[Claimed]:

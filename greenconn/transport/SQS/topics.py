@@ -83,8 +83,8 @@ class Topics:
         """
         if self._options.supports_fanout is False:
             raise NotAllowed(
-                "supports_fanout is False: there are no fan-out exchanges; without it, or with "
-                "True, they are topics of SNS"
+                "fan-out exchanges need the transport option supports_fanout=True (SNS topics), "
+                "got False"
             )
 
     def arn(self, exchange: str) -> str:
@@ -104,7 +104,7 @@ class Topics:
         if predefined:
             if exchange not in predefined:
                 raise UndefinedExchangeException(
-                    f"exchange {exchange!r} is none of the predefined_exchanges: "
+                    f"exchange {exchange!r} is not in predefined_exchanges: "
                     f"{', '.join(sorted(predefined))}"
                 )
             return str(predefined[exchange]["arn"])
@@ -266,7 +266,7 @@ class Topics:
 
     def _make_again(self, exchange: str) -> None:
         """Make a topic that is gone, and subscribe the queues that were subscribed here."""
-        logger.warning("topic %r was deleted elsewhere: it is made again", exchange)
+        logger.warning("topic %r was deleted elsewhere: creating it again", exchange)
         self._arns.pop(exchange, None)
         for name, known in list(self._subscriptions.items()):
             if known.pop(exchange, None) is not None:

@@ -67,7 +67,7 @@ class Transport(StoreTransport):
         ignored = sorted(set(unknown) - set(ConnectOptions.fields))
         if ignored:
             logger.warning(
-                "%s: transport options %s mean nothing to SQS", self.client.as_uri(), ignored
+                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
             )
         return options
 

@@ -264,7 +264,7 @@ class Calls:
         if len(arguments) + 4 > self.room:
             # The broker would close the whole connection.
             raise ContentTooLarge(
-                f"arguments of {len(arguments)} bytes do not fit into a frame", sig
+                f"arguments of {len(arguments)} bytes do not fit into one frame", sig
             )
         return arguments
 

@@ -133,7 +133,7 @@ class Channel(DeclaringChannel):
         if self.connection.lost is not None:
             hint = self.publisher.unsent.hint
             raise RecoverableConnectionError(
-                f"this channel belonged to a connection that is gone: {cause}{hint}"
+                f"this channel belonged to a connection that was closed: {cause}{hint}"
             ) from cause
         raise RecoverableChannelError(f"channel {self.channel_id} is closed: {cause}") from cause
 
@@ -159,7 +159,7 @@ class Channel(DeclaringChannel):
         self.is_open = True
 
     def _undo_open(self, reply: Reply) -> None:
-        self._close_late("its opening was given up")
+        self._close_late("opening was aborted")
 
     def flow(self, active: bool) -> Any:
         """Have the broker stop or go on with deliveries.  May switch.
@@ -207,7 +207,7 @@ class Channel(DeclaringChannel):
             except (TimeoutError, ConnectionError, ChannelError):
                 pass  # it is closed all the same
             except BaseException:
-                self._close_late("its closing was given up")
+                self._close_late("closing was aborted")
                 raise
             if not self.is_open:
                 return  # it was lost meanwhile
@@ -259,7 +259,7 @@ class Channel(DeclaringChannel):
         self.abort(
             RecoverableChannelError(
                 f"channel {self.channel_id} was closed because {what} was interrupted by {exc!r}: "
-                f"nobody can tell what the broker has of it"
+                f"the broker may have executed it or not"
             )
         )
 
@@ -603,7 +603,9 @@ class Channel(DeclaringChannel):
                 consumers run here; or a stream without acks.  Nothing was sent.
         """
         if nowait and not consumer_tag:
-            raise ValueError("nowait needs a consumer_tag: the broker would choose one unheard")
+            raise ValueError(
+                "nowait needs a consumer_tag, as the broker's choice would not be known"
+            )
         queue, tag = plain_text(queue), plain_text(consumer_tag) or f"greenconn-{uuid()}"
         self.consumers.prepare(queue, tag, no_ack, arguments)
         packed = self.calls.pack(
@@ -875,7 +877,8 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
 
 def _unknown_tag(tag: int) -> PreconditionFailed:
     return PreconditionFailed(
-        f"unknown delivery tag {tag!r}: it was answered before, or is not of this channel",
+        f"unknown delivery tag {tag!r}: it was already acknowledged or rejected, or belongs to "
+        f"another channel",
         spec.Basic.Ack,
         reply_code=406,
     )

@@ -244,8 +244,8 @@ class ChannelConsumer:
 def cancelled_error(tag: str) -> ConsumerCancelled:
     """Return the error for a consumer that the broker cancelled."""
     return ConsumerCancelled(
-        f"the broker cancelled consumer {tag!r}: its queue was deleted or is not there at the moment, "
-        f"or a message of a quorum queue was not answered within its consumer timeout (RabbitMQ 4.3)"
+        f"the broker cancelled consumer {tag!r}: its queue was deleted or is unavailable at the moment, "
+        f"or a message of a quorum queue was not acknowledged within its consumer timeout (RabbitMQ 4.3)"
     )
 
 
@@ -328,8 +328,9 @@ class Consumers:
         if self.by_tag:
             # They were started without a limit of their own.
             raise AMQPNotImplementedError(
-                f"queue {queue!r} knows no prefetch for a whole channel, and other consumers of this "
-                f"channel run under one: set it without apply_global, or use another channel",
+                f"queue {queue!r} does not support a prefetch for a whole channel, which other "
+                f"consumers of this channel use: set it without apply_global, or use another "
+                f"channel",
                 spec.Basic.Consume,
             )
         wanted = self.qos
@@ -356,7 +357,7 @@ class Consumers:
         if is_stream:
             if no_ack:
                 raise AMQPNotImplementedError(
-                    f"queue {queue!r} is a stream, whose consumers must acknowledge",
+                    f"queue {queue!r} is a stream: no_ack must be False",
                     spec.Basic.Consume,
                 )
             if arguments and OFFSET in arguments:
@@ -502,8 +503,8 @@ class Consumers:
             consumer.drop_event(message)
         if dropped:
             logger.warning(
-                "%s: %d message(s) of queue %r, which need no answer (no_ack), had not been handed out "
-                "yet when their consumer was cancelled: they are dropped",
+                "%s: %d message(s) of queue %r, which need no ack (no_ack), had not been handed "
+                "out when their consumer was cancelled: they are lost",
                 self._link.where,
                 len(dropped),
                 consumer.queue,
@@ -610,8 +611,8 @@ class Consumers:
             outstanding[tag] = None
             if len(outstanding) > self._most:
                 raise FrameError(
-                    f"the broker does not keep to the prefetch of channel {self._number}: "
-                    f"{len(outstanding)} deliveries wait for an answer"
+                    f"the broker exceeded the prefetch of channel {self._number}: "
+                    f"{len(outstanding)} deliveries are unacknowledged"
                 )
         message = Delivery(self._channel, tag, payload, header, body, consumer.tag)
         if payload[end + 8]:

@@ -26,7 +26,7 @@ _REMEDIES: Final = (
     ),
     (
         "connection limit (",
-        "close some, or have the limit raised: rabbitmqctl set_vhost_limits and set_user_limits",
+        "close some, or raise the limit: rabbitmqctl set_vhost_limits and set_user_limits",
     ),
     (
         "NOT_ALLOWED - vhost",
@@ -40,19 +40,19 @@ _REMEDIES: Final = (
     ),
     (
         " refused for user ",
-        "rabbitmqctl list_user_permissions says what that user may configure, write and read",
+        "rabbitmqctl list_user_permissions lists what that user may configure, write and read",
     ),
     ("inequivalent arg", "it exists with other arguments: use those, or delete it"),
     (
         "`transient_nonexcl_queues`",
         "this RabbitMQ does not permit queues that are neither durable nor exclusive: declare it with "
-        "durable=True, and expires=... if it shall go by itself, or with exclusive=True",
+        "durable=True, and expires=... if it should be deleted when unused, or with exclusive=True",
     ),
     (
         "`global_qos`",
         "this RabbitMQ does not permit a prefetch for a whole channel: set it without apply_global",
     ),
-    ("`queue_master_locator`", "leave the queue argument x-queue-master-locator out"),
+    ("`queue_master_locator`", "leave out the queue argument x-queue-master-locator"),
     (
         "does not support global qos",
         "set the prefetch without apply_global; where the queue is declared on the same connection "
@@ -65,10 +65,10 @@ _REMEDIES: Final = (
     ),
     (
         "delivery acknowledgement on channel",
-        "a message was not answered for longer than the broker's consumer timeout: answer sooner, "
+        "a message was not acknowledged within the broker's consumer timeout: ack sooner, "
         "lower the prefetch_count, or raise consumer_timeout",
     ),
-    ("frame_max =", "RabbitMQ 4.1 and later ask for 8192 at least: raise the option frame_max"),
+    ("frame_max =", "RabbitMQ 4.1 and later need at least 8192: raise the option frame_max"),
 )
 
 

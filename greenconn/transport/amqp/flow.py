@@ -109,7 +109,11 @@ class PublishGate:
                 if self.writer.gate:  # those before us may have filled it
                     self.writer.pass_gate(limit)
         except TimeoutError:
-            why = "takes nothing more" if self.blocked is None else f"blocked us ({self.blocked})"
+            why = (
+                "does not read"
+                if self.blocked is None
+                else f"blocked this connection ({self.blocked})"
+            )
             raise ConnectionBlocked(
                 f"{self._where} {why}; waited {limit.timeout:g} s, nothing was sent: "
                 f"look at the broker's memory and disk alarms"
@@ -179,9 +183,9 @@ class PublishGate:
             spawn("log", self._log, self.blocked, unlogged)
 
     def _log(self, blocked: str | None, unlogged: int) -> None:
-        more = f" ({unlogged} changes more in {LOG_INTERVAL:g} s)" if unlogged else ""
+        more = f" ({unlogged} more changes in {LOG_INTERVAL:g} s)" if unlogged else ""
         if blocked is None:
-            logger.info("%s takes messages again%s", self._where, more)
+            logger.info("%s unblocked publishing%s", self._where, more)
         else:
             logger.warning("%s blocked publishing: %s%s", self._where, blocked, more)
 

@@ -54,8 +54,8 @@ FRAME_MAX_WANTED: Final = 8192
 #: What we said last -> what the end of the connection may mean then, with brokers that do not say it
 #: (those without the capability ``authentication_failure_close``).
 _HINTS: Final[dict[tuple[int, int] | None, str]] = {
-    spec.Connection.StartOk: ", at our login: are user name and password right?",
-    spec.Connection.Open: ", at the virtual host: is there one of that name, and may we use it?",
+    spec.Connection.StartOk: ", at the login: are user name and password right?",
+    spec.Connection.Open: ", at the virtual host: does it exist, and may the user access it?",
 }
 
 
@@ -190,7 +190,7 @@ class Handshake:
             FrameError: more came than any broker says in a handshake.
         """
         if len(self._methods) >= _WAITING:
-            raise FrameError(f"more than {_WAITING} methods amid the handshake")
+            raise FrameError(f"more than {_WAITING} methods during the handshake")
         self._methods.put((ids, payload))
 
     def fail(self, exc: BaseException) -> None:
@@ -225,14 +225,15 @@ class Handshake:
         """Return what it may mean when the broker ends the connection now without a word."""
         if self._said == spec.Connection.StartOk and self._login_size > FIRST_FRAME_MAX:
             return (
-                f", at our login of {self._login_size} bytes: a broker takes {FIRST_FRAME_MAX} to 8192 "
+                f", at the login of {self._login_size} bytes: a broker accepts {FIRST_FRAME_MAX} "
+                f"to 8192 "
                 f"before a frame size is agreed on (RabbitMQ's initial_frame_max); is the password or "
                 f"token too long?"
             )
         if self._said == spec.Connection.Open and 0 < self.frame_max < FRAME_MAX_WANTED:
             return (
-                f", at the virtual host: frame_max is {self.frame_max}, and RabbitMQ 4.1 and later ask "
-                f"for {FRAME_MAX_WANTED} at least: raise the option frame_max"
+                f", at the virtual host: frame_max is {self.frame_max}, and RabbitMQ 4.1 and later need "
+                f"at least {FRAME_MAX_WANTED}: raise the option frame_max"
             )
         return _HINTS.get(self._said, "")
 
@@ -244,7 +245,7 @@ class Handshake:
             link.on_method(ids, payload, None, None)
             return
         if ids not in _NEXT[self._heard]:
-            raise FrameError(f"method {name_of(ids)} amid the handshake")
+            raise FrameError(f"method {name_of(ids)} during the handshake")
         if link.lost is not None:
             raise link.lost  # nothing can be answered any more
         self._heard = ids
@@ -274,8 +275,8 @@ class Handshake:
         else:
             ours = b", ".join(each.mechanism for each in self._mechanisms if each.mechanism)
             raise ConnectionError(
-                f"no login mechanism that both sides know: we know {ours.decode()}, "
-                f"the broker {b', '.join(self.offered).decode()}"
+                f"no common login mechanism: greenconn has {ours.decode()}, the broker "
+                f"{b', '.join(self.offered).decode()}"
             )
         login = dumps("sSs", (each.mechanism, response, self._locale))
         self._login_size = self._say(spec.Connection.StartOk, _packed_table(properties) + login)
@@ -283,7 +284,9 @@ class Handshake:
     def _tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """Agree on the smaller of both sides' limits, of which 0 is none, and open the virtual host."""
         if 0 < frame_max < FRAME_MIN:
-            raise FrameError(f"frames of {frame_max} bytes offered; AMQP asks for {FRAME_MIN}")
+            raise FrameError(
+                f"frames of {frame_max} bytes offered; AMQP needs at least {FRAME_MIN}"
+            )
         self.channel_max = min(channel_max or _SHORT_MAX, self.channel_max)
         self.frame_max = _smaller(frame_max, self.frame_max)
         if self._takes_brokers_heartbeat:

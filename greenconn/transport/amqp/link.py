@@ -372,9 +372,9 @@ class AmqpLink(Link):
         if not self._has_warned_of_qos:
             self._has_warned_of_qos = True
             logger.warning(
-                "%s: RabbitMQ %d.%d knows no prefetch for a whole channel (apply_global=True): "
-                "prefetch_count=%d holds for each consumer that is started from now on (this is said "
-                "once)",
+                "%s: RabbitMQ %d.%d does not support a prefetch for a whole channel "
+                "(apply_global=True): prefetch_count=%d holds for each consumer started from now "
+                "on (logged once)",
                 self.where,
                 *version,
                 prefetch_count,
@@ -424,7 +424,8 @@ class AmqpLink(Link):
             writer.drain(deadline)
         except TimeoutError:
             raise TimeoutError(
-                f"{self.where} took too little for {deadline.timeout:g} s: {writer.pending} bytes wait"
+                f"{self.where} did not read fast enough for {deadline.timeout:g} s: "
+                f"{writer.pending} bytes are waiting"
             ) from None
 
     # Ending
@@ -446,7 +447,7 @@ class AmqpLink(Link):
                 self._closing.wait(deadline)
             except TimeoutError:
                 logger.warning(
-                    "%s did not answer within %g s that this connection is closed: messages that were "
+                    "%s did not confirm within %g s that this connection is closed: messages "
                     "published without confirms just before may be lost",
                     self.where,
                     CLOSE_TIMEOUT,
@@ -535,8 +536,8 @@ class AmqpLink(Link):
         if self.budget.is_exceeded:
             self.end(
                 RecoverableConnectionError(
-                    f"more than {HARD_LIMIT >> 20} MiB wait in the inboxes of consumers without "
-                    f"acknowledgements or prefetch: set prefetch_count"
+                    f"more than {HARD_LIMIT >> 20} MiB of deliveries are waiting for consumers "
+                    f"without acks or prefetch: set prefetch_count"
                 )
             )
 

@@ -74,7 +74,7 @@ class ManagementApi:
             return json.loads(answer.body)
         except ValueError as exc:
             raise ManagementError(
-                answer.status, f"{self.url} does not answer as RabbitMQ's management API does"
+                answer.status, f"{self.url} is not RabbitMQ's management API"
             ) from exc
 
     def _ask(self, method: str, target: str, body: bytes) -> Reply:
@@ -96,8 +96,8 @@ class ManagementApi:
                 )
         except OSError as exc:
             raise OperationalError(
-                f"no management API at {self.url} ({exc}): the broker needs its plugin "
-                f"rabbitmq_management; where it listens is told by the transport options "
+                f"no management API at {self.url} ({exc}): the broker needs the plugin "
+                f"rabbitmq_management; set its address with the transport options "
                 f"manager_hostname, manager_port and manager_ssl"
             ) from exc
 

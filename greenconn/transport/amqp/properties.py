@@ -153,7 +153,7 @@ def _bad_header(headers: Any) -> str:
             dumps("F", ({key: value},))
         except (ValueError, OverflowError, TypeError, FrameSyntaxError, error):
             kind = type(value).__name__
-            inside = "" if not isinstance(value, (Mapping, list, tuple)) else ", or what is in it,"
+            inside = "" if not isinstance(value, (Mapping, list, tuple)) else ", or in it,"
             return (
                 f"header {key!r}: a value of type {kind}{inside} cannot be sent in an AMQP header"
             )

@@ -105,7 +105,7 @@ class PendingConfirm(Outstanding):
         if self.returned is not None:
             code, text = self.returned
             raise Unroutable(
-                f"{text}: no queue takes {self._what()}",
+                f"{text}: {self._what()} reached no queue",
                 code=code,
                 exchange=self.exchange,
                 routing_key=self.routing_key,
@@ -219,9 +219,7 @@ class Publisher:
                 raise TypeError(f"{name} must be text, got {value!r}")
             raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
             if len(raw) > 255:
-                raise ValueError(
-                    f"{name} must have at most 255 bytes, as in all of AMQP, got {len(value)} characters"
-                )
+                raise ValueError(f"{name} must have at most 255 bytes, got {len(value)} characters")
         head = method_frame(
             self._number,
             spec.Basic.Publish,
@@ -307,7 +305,7 @@ class Publisher:
                 self._channel.abort(
                     RecoverableChannelError(
                         f"the broker confirmed publish {tag} of channel {self._number}, where "
-                        f"{confirms.last} were sent: confirms cannot be told apart any more"
+                        f"{confirms.last} were sent: confirms cannot be matched to publishes any more"
                     )
                 )
                 return

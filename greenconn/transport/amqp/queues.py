@@ -81,10 +81,9 @@ class KnownQueues:
         spawn(
             "log",
             logger.warning,
-            "%s: a message of queue %r was delivered %d times before; a quorum queue drops a message "
-            "that was delivered more than %d times and not acknowledged, unless it has a dead-letter "
-            "exchange, and this one was not declared with one here: set x-dead-letter-exchange, or "
-            "raise x-delivery-limit (this is said once)",
+            "%s: a message of queue %r was delivered %d times before; without a dead-letter "
+            "exchange a quorum queue drops a message that was delivered more than %d times "
+            "without an ack: set x-dead-letter-exchange, or raise x-delivery-limit (logged once)",
             self._where,
             queue,
             count,

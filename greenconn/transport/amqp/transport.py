@@ -167,7 +167,7 @@ class Transport(base.Transport[AmqpLink]):
         ignored = sorted(set(unknown) - _COMMON)
         if ignored and warns:
             logger.warning(
-                "%s: transport options %s mean nothing to AMQP", self.client.as_uri(), ignored
+                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
             )
         return options
 

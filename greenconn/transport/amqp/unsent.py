@@ -97,8 +97,8 @@ class Unsent:
         """Return the error for the next publish; None: there is none."""
         if self.refusal is not None:
             error: Exception = RecoverableChannelError(
-                f"{where}: a message that was published without confirm is lost, and those behind it, "
-                f"since the broker closed the channel for it: {self.refusal}"
+                f"{where}: a message published without confirm is lost, and those after it, since "
+                f"the broker closed the channel because of it: {self.refusal}"
             )
             error.__cause__ = self.refusal
         elif self.count:
@@ -118,7 +118,7 @@ class Unsent:
 def sentence(count: int) -> str:
     """Return the text about *count* lost messages."""
     which = "1 message that was" if count == 1 else f"{count} messages that were"
-    return f"{which} published without confirm had not left when the connection ended"
+    return f"{which} published without confirm had not been sent when the connection was lost"
 
 
 class Resending:

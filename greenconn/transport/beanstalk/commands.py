@@ -80,7 +80,7 @@ class CommandConnection:
         """
         (reply,) = self.pipeline.ask([line(b"stats")], deadline)
         if reply.word != b"OK":
-            raise self.refused(reply, "asking for its limits")
+            raise self.refused(reply, "reading its limits")
         limit = statistics(reply.body).get(b"max-job-size", b"")
         if limit.isdigit():
             self.longest_job = int(limit)
@@ -151,7 +151,7 @@ class CommandConnection:
             if told.word != b"OK":
                 if told.word == b"NOT_FOUND":
                     continue
-                raise self.refused(told, "asking about a job")
+                raise self.refused(told, "reading the statistics of a job")
             facts = statistics(told.body)
             if facts.get(b"state") == b"reserved":
                 job = Job(reply.number, post, number_of(facts, b"pri"), number_of(facts, b"ttr"))

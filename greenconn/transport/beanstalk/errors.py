@@ -48,18 +48,18 @@ class ServerRefuses(PublishNacked):
 _OUT_OF_STEP: Final = frozenset({b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"})
 
 _REMEDIES: Final[dict[bytes, str]] = {
-    b"DRAINING": "it is in drain mode (SIGUSR1) and takes no new messages: restart it to end that",
-    b"OUT_OF_MEMORY": "it has no memory left: consume, or give it more",
-    b"BURIED": "it has no memory left: consume, or give it more",
-    b"INTERNAL_ERROR": "its log says why",
+    b"DRAINING": "the server is in drain mode (SIGUSR1) and accepts no new messages: restart it",
+    b"OUT_OF_MEMORY": "the server is out of memory: consume, or give it more",
+    b"BURIED": "the server is out of memory: consume, or give it more",
+    b"INTERNAL_ERROR": "look at the server's log",
 }
 
 
 def too_big(size: int, limit: int, where: str) -> str:
     """Return the message of the error for a body that is too large."""
     return (
-        f"{where}: the message has {size} bytes in its envelope, and the server takes at most {limit} "
-        f"a job: send less, or start beanstalkd with a larger limit, as -z {max(size, 2 * limit)}"
+        f"{where}: a message must have at most {limit} bytes with its envelope, got {size}: send "
+        f"less, or start beanstalkd with a larger limit, as -z {max(size, 2 * limit)}"
     )
 
 
@@ -72,8 +72,8 @@ def refusal(reply: Reply, where: str, what: str) -> Exception:
     word = reply.word.decode()
     if reply.word in _OUT_OF_STEP:
         return LinkLost(
-            f"{where}: {what}: {word} (the command was changed on its way, or this server is "
-            f"older than beanstalkd 1.10)"
+            f"{where}: {what}: {word} (the command was damaged on its way, or the server is older "
+            f"than beanstalkd 1.10)"
         )
     remedy = _REMEDIES.get(reply.word)
     if remedy is None:

@@ -116,13 +116,13 @@ class Pipeline(PipelineLife):
         """Let others run, or wait for a slow server, where that is due.  May switch.
 
         Raises:
-            LinkLost: it is lost, or the server took nothing for too long.
+            LinkLost: it is lost, or the server read nothing for too long.
         """
         if self.writer.gate:
             try:
                 self.writer.pass_gate(Deadline(self._reply_timeout or None))
             except TimeoutError:
-                self.end(LinkLost(f"{self.where} took nothing for {self._reply_timeout:g} s"))
+                self.end(LinkLost(f"{self.where} read nothing for {self._reply_timeout:g} s"))
         self.check()
 
     def refused(self, reply: Reply, what: str) -> Exception:

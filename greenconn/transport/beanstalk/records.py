@@ -99,8 +99,8 @@ class Records:
             raise invalid_argument(str(exc), method) from exc
         if len(tube) > LONGEST_TUBE:
             raise invalid_argument(
-                f"name {name!r} takes {len(tube) - len(kind)} bytes as a tube's, and may take "
-                f"{LONGEST_TUBE - len(kind)}",
+                f"name {name!r} takes {len(tube) - len(kind)} bytes as a tube's name, and must "
+                f"take at most {LONGEST_TUBE - len(kind)}",
                 method,
             )
         return tube
@@ -154,8 +154,8 @@ class Records:
     def _check(self, tube: bytes, deadline: Deadline) -> None:
         if deadline.has_ended:
             raise TimeoutError(
-                f"{self._server.where}: {queue_of(tube)} was being changed for more than "
-                f"{self._timeout:g} s"
+                f"{self._server.where}: {queue_of(tube)} could not be changed within "
+                f"{self._timeout:g} s, as others change it"
             )
 
     # -- making and deleting
@@ -283,8 +283,8 @@ class Records:
         limit = self._server.longest_job
         if len(body) > limit:
             raise RecordTooBig(
-                f"{self._server.where}: the record {queue_of(tube)} would have {len(body)} bytes, "
-                f"and the server takes at most {limit} a job: start beanstalkd with a larger limit, as "
+                f"{self._server.where}: record {queue_of(tube)} must have at most {limit} bytes, "
+                f"got {len(body)}: start beanstalkd with a larger limit, as "
                 f"-z {2 * len(body)}"
             )
         return body

@@ -70,12 +70,12 @@ class CouchApi:
             if status not in (201, 202, 412):  # 412: somebody was quicker
                 if status in (400, 401, 403):
                     raise NoSuchDatabase(str(refusal(status, made, self.where, "making it")))
-                raise refusal(status, made, self.where, "making the database")
+                raise refusal(status, made, self.where, "creating the database")
             status, found = self._ask("GET", "", deadline=deadline)
         if status != 200:
             raise refusal(status, found, self.where, "opening the database")
         if not isinstance(found, dict) or "update_seq" not in found:
-            raise NotCouch(f"{self.where}: what answers is no CouchDB")
+            raise NotCouch(f"{self.where}: the server is not CouchDB")
         return _sequence(found["update_seq"])
 
     def get(self, doc_id: str) -> Document | None:
@@ -105,12 +105,12 @@ class CouchApi:
         status, answer = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
         results = self._good(status, answer, "storing documents")
         if not isinstance(results, list):
-            raise NotCouch(f"{self.where}: no list of what became of the documents")
+            raise NotCouch(f"{self.where}: the response has no list of results")
         found = {each.get("id"): each for each in results if isinstance(each, dict)}
         try:
             return [found[doc["_id"]] for doc in docs]
         except KeyError as exc:
-            raise NotCouch(f"{self.where}: no answer for document {exc}") from None
+            raise NotCouch(f"{self.where}: no result for document {exc}") from None
 
     def rows(self, within: Range, limit: int = PAGE, has_docs: bool = False) -> list[Document]:
         """The first rows of a range of ids.  May switch."""
@@ -159,7 +159,7 @@ class CouchApi:
         )
         if lines.status != 200:
             lines.close()
-            raise self._lost(refusal(lines.status, None, self.where, "asking for changes"))
+            raise self._lost(refusal(lines.status, None, self.where, "reading changes"))
         return lines
 
     def _ask(
@@ -188,7 +188,7 @@ class CouchApi:
         except ValueError:
             if reply.status >= 400:
                 return None  # a proxy's page, perhaps
-            raise NotCouch(f"{self.where}: the answer is not JSON: is this a CouchDB?") from None
+            raise NotCouch(f"{self.where}: the response is not JSON: is this a CouchDB?") from None
 
     def _good(self, status: int, answer: Any, what: str) -> Any:
         if status in (200, 201, 202):

@@ -50,8 +50,10 @@ class DocumentRefused(PublishRefused):
 
 _REMEDIES: Final[dict[int, str]] = {
     401: "wrong user name or password",
-    403: "the user may not do this: it must be a member of the database, or an administrator to "
-    "make one",
+    403: (
+        "the user may not do this: it must be a member of the database, or an administrator to "
+        "create one"
+    ),
     413: "send less, or raise max_document_size or max_http_request_size in CouchDB's settings",
 }
 

@@ -103,7 +103,7 @@ class ChangesFeed:
             revisions = [each["rev"] for each in change["changes"]]
             since = change["seq"]
         except (ValueError, KeyError, TypeError) as exc:
-            raise NotCouch(f"{self._api.where}: a change that cannot be read: {exc!r}") from exc
+            raise NotCouch(f"{self._api.where}: a change cannot be read: {exc!r}") from exc
         if revisions:
             self._on_change(doc_id, revisions[0], is_deleted)
         self._since = since if isinstance(since, str) else json.dumps(since)

@@ -520,7 +520,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             try:
                 self._restore_at_beginning(message)
             except Exception as exc:
-                logger.error("a message could not be put back: %r", exc)
+                logger.error("a message could not be requeued: %r", exc)
                 failed.append(message)
         if failed:
             dump_messages(failed)

@@ -74,7 +74,7 @@ class HookedLink(StoreLink):
 
     def _stop_claiming(self) -> None:
         # A hook that waits for longer than it was told is not waited for: it ends with the link.
-        with suppress(TimeoutError), Limit(Deadline(LOOK), "the last look"):
+        with suppress(TimeoutError), Limit(Deadline(LOOK), "the last poll"):
             super()._stop_claiming()
 
 
@@ -128,7 +128,7 @@ class HookLink(HookedLink):
         channels = [each for each in self.channels.values() if isinstance(each, Channel)]
         channel = channels[0] if channels else self._asked
         if channel is None:
-            raise RecoverableConnectionError(f"there is no channel for queue {queue!r}")
+            raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
         return channel
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
@@ -156,5 +156,5 @@ class HookLink(HookedLink):
         try:
             consumer.channel.receive_message(message, consumer)
         except Exception as exc:  # a ``QoS`` of somebody's
-            self.failed(exc, "noting a delivery")
+            self.failed(exc, "recording a delivery")
         return message

@@ -268,7 +268,7 @@ class HookStore(Store):
             except Exception as exc:
                 if isinstance(exc, self.link.transport.connection_errors):
                     raise
-                logger.error("a message could not be put back: %r", exc)
+                logger.error("a message could not be requeued: %r", exc)
                 if not message.is_noted:
                     dump_messages([message])
         return 0

@@ -57,7 +57,7 @@ class HostedLink(HookedLink):
         for channel in self.channels.values():
             if isinstance(channel, HostedChannel):
                 return channel.raw
-        raise RecoverableConnectionError(f"there is no channel for queue {queue!r}")
+        raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
 
     def read(self, queue: str, prefetch: int) -> None:
         """Begin to take messages out of a queue; again: does nothing.  May switch."""
@@ -82,7 +82,7 @@ class HostedLink(HookedLink):
         super().retire(feed)
         reader = None if feed.queue in self.feeds else self._readers.pop(feed.queue, None)
         if reader is not None and self.lost is None:
-            self.later("leaving a queue", reader.leave)
+            self.later("cancelling a consumer", reader.leave)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""

@@ -36,8 +36,8 @@ def hosted(cls: Any) -> Any:
     virtual: Any = sys.modules.get("kombu.transport.virtual.base")
     if virtual is None or not issubclass(cls, virtual.Transport):
         raise TypeError(
-            f"transport {cls.__module__}:{cls.__qualname__} is kombu's own and not a virtual one: it "
-            "cannot be hosted"
+            f"transport {cls.__module__}:{cls.__qualname__} is kombu's own, and only kombu's "
+            f"virtual transports can be hosted"
         )
     if cls not in _made:
         _made[cls] = _make(cls)

@@ -48,7 +48,7 @@ class Outcome(Enum):
     """The outcome of a published message."""
 
     ROUTED = "routed"
-    UNROUTED = "no queue for it"
+    UNROUTED = "it reached no queue"
     REFUSED = "a queue refused it"
 
 
@@ -226,7 +226,7 @@ class Broker:
             if not each.accept(letter, target.exchange, key):
                 # As RabbitMQ does, whose dead letters are published without a confirm.
                 logger.warning(
-                    "memory broker: a dead letter is dropped: queue %r is full and refuses it",
+                    "memory broker: a dead letter is dropped: queue %r is full and rejects it",
                     each.name,
                 )
 
@@ -244,7 +244,7 @@ class Broker:
         for queue in self.queues.values():
             queue.close()
         self.queues.clear()
-        exc = RecoverableConnectionError("the connection was the parent process's")
+        exc = RecoverableConnectionError("the connection was opened before a fork")
         for link in list(self.links):
             link.forget(exc)
         self.links.clear()

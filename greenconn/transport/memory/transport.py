@@ -45,7 +45,7 @@ def broker_of(virtual_host: str = "/", clock: Clock | None = None) -> Broker:
     # After a fork the child begins with an empty one: the parent's messages are the parent's.
     if broker is None or broker.pid != os.getpid() or broker.home.hub.dead:
         broker = _brokers[name] = Broker(name, clock)
-    broker.home.check(broker, "give each thread a virtual host of its own")
+    broker.home.check(broker, "use another virtual host in each thread")
     return broker
 
 
@@ -109,7 +109,7 @@ class Transport(base.Transport[MemoryLink]):
         )
         ignored = sorted(set(unknown) - COMMON_OPTIONS)
         if ignored:
-            logger.warning("transport options %s mean nothing to the memory broker", ignored)
+            logger.warning("memory broker: unknown transport options are ignored: %s", ignored)
         return MemoryLink(self.client, broker_of(self.client.virtual_host), options)
 
     def create_channel(self, connection: MemoryLink) -> channel.Channel:

@@ -115,7 +115,7 @@ def _tls(given: Any) -> dict[str, Any]:
         key = given.get("keyfile") or given.get("ssl_keyfile")
         if key and key != certificate:
             raise ValueError(
-                "MongoDB's driver wants certificate and key in one file: name it as certfile"
+                "MongoDB's driver needs certificate and key in one file: pass it as certfile"
             )
         if certificate:
             settings["tlsCertificateKeyFile"] = str(certificate)

@@ -222,7 +222,7 @@ class Broadcast:
                 listener.copies.popleft()
                 if not self.dropped:
                     logger.warning(
-                        "%s: queue %r has %d messages of fan-out exchanges that nobody takes: the "
+                        "%s: queue %r has %d unconsumed messages of fan-out exchanges: the "
                         "oldest are dropped from now on",
                         self._client.where,
                         queue,

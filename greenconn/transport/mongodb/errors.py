@@ -51,7 +51,7 @@ def ours_for(exc: errors.PyMongoError, where: str) -> Exception | None:
         where: the server's URL, password masked.
     """
     if isinstance(exc, (errors.NetworkTimeout, errors.ExecutionTimeout)):
-        return ReplyLate(f"{where}: no answer in time ({_text(exc)})")
+        return ReplyLate(f"{where}: no reply in time ({_text(exc)})")
     if isinstance(exc, errors.ConnectionFailure):
         cause = exc.__cause__
         if isinstance(cause, errors.OperationFailure):

@@ -172,7 +172,7 @@ class MongoStore(Store):
             self._claims.give_back(claims)
         except (LinkLost, PyMongoError) as exc:
             self._unheard |= claims
-            logger.debug("%s: giving back: %s", self._servers.where, exc)
+            logger.debug("%s: requeueing messages: %s", self._servers.where, exc)
         else:
             self._unheard -= claims
 
@@ -382,6 +382,6 @@ def _insert(collection: Any, documents: list[Document]) -> dict[int, Exception]:
 
 def _too_large(size: int) -> Exception:
     error: Exception = ContentTooLarge(
-        f"a message of {size} bytes is too large: a document of MongoDB has at most {LARGEST} bytes"
+        f"a message must have at most {LARGEST} bytes (a document of MongoDB), got {size}"
     )
     return error

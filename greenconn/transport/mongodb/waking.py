@@ -162,7 +162,7 @@ class Waking:
             due = self._sweep(self._looks < IN_VAIN)
         except (LinkLost, PyMongoError) as exc:
             # The next claim meets the same, and ends the connection if it must.
-            logger.debug("%s: looking for messages: %s", self._client.where, exc)
+            logger.debug("%s: polling: %s", self._client.where, exc)
             self._wake(None)
             return
         if due is not None:
@@ -175,9 +175,9 @@ class Waking:
             self._follow()
         except (OperationFailure, LoginRefused) as exc:
             self._can_stream = False
-            self._tell(f"does not let us see changes ({exc})")
+            self._tell(f"does not permit a change stream ({exc})")
         except (LinkLost, PyMongoError) as exc:
-            logger.debug("%s: watching changes: %s", self._client.where, exc)
+            logger.debug("%s: change stream: %s", self._client.where, exc)
             gevent.sleep(LONGEST)
         finally:
             self._is_streaming = False
@@ -202,14 +202,14 @@ class Waking:
     def tell_of_polling(self) -> None:
         """Say once that the server cannot tell of changes.  Never switches."""
         if not self._can_stream:
-            self._tell("is no member of a replica set and cannot tell of changes")
+            self._tell("is no member of a replica set and has no change streams")
 
     def _tell(self, why: str) -> None:
         if _TOLD not in self._client.notes:
             self._client.notes[_TOLD] = True
             pause = "up to 1 s" if self._interval is None else f"{self._interval:g} s"
             logger.info(
-                "%s %s: empty queues are looked at again after %s (polling_interval)",
+                "%s %s: empty queues are polled every %s (polling_interval)",
                 self._client.where,
                 why,
                 pause,

@@ -130,7 +130,7 @@ class GreenSocket:
         peeks = bool(flags & MSG_PEEK)
         if not self._pieces and self.lost is None:
             if self._timeout == 0 or peeks:
-                raise BlockingIOError(errno.EAGAIN, "nothing to receive")
+                raise BlockingIOError(errno.EAGAIN, "no data to receive")
             if not self._has_come.wait(self._timeout):
                 raise TimeoutError("timed out")
         if not self._pieces:
@@ -277,8 +277,9 @@ class LinkPool(ConnectionPool):
         self._clients.check()
         if not self._room.acquire(timeout=self._wait_timeout):
             raise redis.exceptions.MaxConnectionsError(
-                f"{self._clients.where}: all {self._limit} connections of channel.client are in use for "
-                f"{self._wait_timeout:g} s: end what blocks, or raise max_connections"
+                f"{self._clients.where}: all {self._limit} connections of channel.client were in "
+                f"use for {self._wait_timeout:g} s: end blocking commands, or raise "
+                f"max_connections"
             )
         connection = None
         try:

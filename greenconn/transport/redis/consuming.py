@@ -168,5 +168,5 @@ class RedisConsuming:
                 slot.fail(TimeoutError("nobody waits"))
             raise
         if isinstance(reply, Exception):
-            raise pipeline.error(reply, f"taking from queue {queue!r}")
+            raise pipeline.error(reply, f"getting from queue {queue!r}")
         return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))

@@ -137,7 +137,7 @@ class RedisDirectory(Directory):
             # Who may only publish may not look: as kombu, which takes all of them to be there.
             if self._commands.lost is not None:
                 raise
-            logger.debug("%s: cannot tell which queues exist: %s", self._commands.where, exc)
+            logger.debug("%s: cannot check which queues exist: %s", self._commands.where, exc)
             until = monotonic() + self._commands.options.lease
             self._there_until.update(dict.fromkeys(queues, until))
             return list(queues)
@@ -153,7 +153,7 @@ class RedisDirectory(Directory):
                 pack(b"HGETALL", keys.bound(name)),
                 pack(b"SISMEMBER", keys.temporary, name),
             ]
-        replies = iter(commands.call_all(asked, what="looking for queues"))
+        replies = iter(commands.call_all(asked, what="checking queues"))
         found = []
         for (name, fields), text, messages, pairs, has_ended in zip(
             queues.items(), replies, replies, replies, replies, strict=True
@@ -183,7 +183,7 @@ class RedisDirectory(Directory):
         pairs = [each.split(b"\0", 1) for each in fields]
         tables = self._commands.keys.bindings("")
         asked = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
-        return bool(pairs) and any(self._commands.call_all(asked, what="looking for queues"))
+        return bool(pairs) and any(self._commands.call_all(asked, what="checking queues"))
 
     def _is_alive(self, name: str, text: bytes) -> bool:
         """Whether a queue that is declared so has not ended with its owner or consumers."""
@@ -236,7 +236,7 @@ class RedisDirectory(Directory):
         key = commands.keys.queue(name)
         text, messages = commands.call_all(
             [pack(b"GET", key), pack(b"EXISTS", *commands.keys.lists(name))],
-            what=f"looking for queue {name!r}",
+            what=f"looking up queue {name!r}",
         )
         if text is None and not messages:
             self.forget(name)
@@ -357,7 +357,7 @@ class RedisDirectory(Directory):
         """Return the numbers of a queue's waiting messages and consumers.  May switch."""
         commands = self._commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
-        what = f"counting queue {name!r}"
+        what = f"counting messages of queue {name!r}"
         others = commands.run(JOIN, keys, commands.owner, "", what=what)
         sizes = commands.call_all(
             [pack(b"LLEN", key) for key in commands.keys.lists(name)], what=what
@@ -405,7 +405,7 @@ class RedisDirectory(Directory):
         # In the reader.
         commands = self._commands
         if isinstance(reply, ErrorReply):
-            error = commands.pipeline.error(reply, f"leaving queue {name!r}")
+            error = commands.pipeline.error(reply, f"cancelling the consumer of queue {name!r}")
             spawn("log", logger.error, "%s", error)
         if isinstance(reply, list) and reply[0] >= 0:
             spawn("ended", self._after_leaving, name, reply)

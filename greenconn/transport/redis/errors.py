@@ -80,10 +80,10 @@ class NotRedis(_Both, FrameError, redis.InvalidResponse):  # type: ignore[misc]
 #: First words of error replies after which the connection is of no use, and why: another server is the
 #: master, or this one will do nothing for a while.  What was under way is asked anew in the next life.
 ENDS_THE_LINK: Final[dict[str, str]] = {
-    "READONLY": "this server is no master",
-    "LOADING": "this server is not ready yet",
-    "MASTERDOWN": "this server is no master that is ready",
-    "BUSY": "this server does nothing else until that script ends, or is killed with SCRIPT KILL",
+    "READONLY": "the server is no master",
+    "LOADING": "the server is not ready yet",
+    "MASTERDOWN": "the server has no ready master",
+    "BUSY": "the server executes nothing else until that script ends, or is killed with SCRIPT KILL",
 }
 
 #: How a server before version 7 wraps the error of a command in a script.
@@ -100,11 +100,11 @@ PROTOCOL_ERROR: Final = "ERR Protocol error"
 _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     "OOM": (
         redis.OutOfMemoryError,
-        "the server has reached maxmemory and takes nothing more: consume, or raise maxmemory",
+        "the server has reached maxmemory and refuses writes: consume, or raise maxmemory",
     ),
     "MISCONF": (
         redis.ResponseError,
-        "the server cannot write to its disk and takes nothing more: free its disk, or set "
+        "the server cannot write to its disk and refuses writes: free disk space, or set "
         "stop-writes-on-bgsave-error to no",
     ),
     "NOPERM": (
@@ -113,11 +113,11 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     ),
     "NOREPLICAS": (
         redis.ResponseError,
-        "too few replicas follow the master (min-replicas-to-write): it takes nothing more",
+        "too few replicas follow the master (min-replicas-to-write): it refuses writes",
     ),
     "WRONGTYPE": (
         redis.ResponseError,
-        "a key that we need holds something else: use another database, or a global_keyprefix",
+        "a key of greenconn has another type: use another database, or a global_keyprefix",
     ),
     "NOSCRIPT": (redis.NoScriptError, ""),
     "CROSSSLOT": (
@@ -127,7 +127,7 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     ),
     "MOVED": (
         redis.ResponseError,
-        "this is a node of a cluster, and the key is on the one that is named: clusters are not "
+        "this is a node of a cluster, and the key is on the named one: clusters are not "
         "supported, but with a hash tag as global_keyprefix, as '{app}', connect to that node",
     ),
     "CLUSTERDOWN": (
@@ -158,6 +158,6 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     if code in ENDS_THE_LINK:
         return ServerNotReady(f"{text} ({ENDS_THE_LINK[code]})")
     if code == "ERR" and str(reply).startswith(PROTOCOL_ERROR):
-        return LinkLost(f"{text} (what we sent did not arrive as we sent it)")
+        return LinkLost(f"{text} (the command was damaged on its way)")
     cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))
     return cls(f"{text} ({remedy})" if remedy else text)

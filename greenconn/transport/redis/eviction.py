@@ -45,8 +45,8 @@ def _told(where: str, reply: Any) -> None:
     spawn(
         "log",
         logger.warning,
-        "%s: its maxmemory-policy is %s: when its memory is full it deletes %s with their messages, and "
-        "nobody is told; set maxmemory-policy to noeviction",
+        "%s: its maxmemory-policy is %s: when its memory is full it silently deletes %s with "
+        "their messages; set maxmemory-policy to noeviction",
         where,
         policy,
         what,

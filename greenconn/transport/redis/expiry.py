@@ -135,7 +135,7 @@ class _Watch:
         """Note the newest messages, and give up those that have expired.  May switch."""
         self._claims.check(ENDLESS)
         newest = self._commands.call_all(
-            [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for old messages"
+            [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for expired messages"
         )
         now = monotonic()
         for (key, notes), raw in zip(self._notes.items(), newest, strict=True):
@@ -157,7 +157,7 @@ class _Watch:
                 EXPIRE,
                 (commands.keys.unacked, commands.keys.unacked_index, key),
                 *(commands.prefix, first, CLAIM_COUNT, CLAIM_BYTES, self._suffix, mark(), last),
-                what=f"looking for old messages in queue {self.queue!r}",
+                what=f"looking for expired messages in queue {self.queue!r}",
             )
             moves = []
             for number, raw in zip(numbers, raws, strict=False):

@@ -204,7 +204,7 @@ class Fanout:
         pipeline.post_quiet(pack(b"PSUBSCRIBE", *topics), errors.append)
         pipeline.call(PING)  # a subscription itself has no reply
         if errors:
-            raise pipeline.error(errors[0], "listening to a fan-out exchange")
+            raise pipeline.error(errors[0], "subscribing to a fan-out exchange")
 
     # -- loss
 
@@ -227,7 +227,8 @@ class Fanout:
     def _tell_gap(self, queues: Iterable[str], seconds: float) -> None:
         for queue in queues:
             logger.warning(
-                "%s: queue %r did not listen to its fan-out exchanges for %.1f s: there may be a gap",
+                "%s: queue %r was not subscribed to its fan-out exchanges for %.1f s: messages "
+                "may be missing",
                 self._commands.where,
                 queue,
                 seconds,

@@ -170,7 +170,7 @@ class RedisHolding:
         count = self._restorer.restore([each.handle for each in (*held, *doubtful)])
         if count:
             logger.info(
-                "%s: %d messages that the lost connection held were given back",
+                "%s: %d messages that the lost connection held were requeued",
                 self._commands.where,
                 count,
             )

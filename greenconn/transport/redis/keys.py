@@ -35,9 +35,7 @@ from greenconn.transport.redis.options import RedisOptions
 __all__ = ["RESERVED", "Keys"]
 
 #: Why a queue may not have a name.
-RESERVED: Final = (
-    "greenconn or kombu keeps a key of this name beside the queues: give the queue another name"
-)
+RESERVED: Final = "greenconn or kombu uses a key of this name: choose another name for the queue"
 #: What our keys and kombu's are, or begin with, beside those that options name.
 _OURS: Final = (
     "greenconn.owners",

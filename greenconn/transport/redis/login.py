@@ -186,8 +186,8 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> Welcome:
         if chosen.code in ("NOAUTH", "NOPERM"):
             raise _login_error(chosen, where, password is not None)
         raise NoSuchDatabase(
-            f"{where}: database {login.database}: {chosen} (the setting 'databases' says how many "
-            f"there are, from 0 on)"
+            f"{where}: database {login.database}: {chosen} (the server's setting 'databases' is "
+            f"their number, from 0)"
         )
     _check_role(role, where, login.must_be_master)
     return welcome
@@ -237,16 +237,16 @@ def _login_error(reply: ErrorReply, where: str, has_password: bool) -> Exception
         return LoginRefused(f"{where}: {text}")
     if reply.code in ("WRONGPASS", "NOAUTH") or "password" in text.lower():
         if "without any password configured" in text or "no password is set" in text:
-            remedy = "this server wants no password: leave it out of the URL"
+            remedy = "the server has no password: leave it out of the URL"
         elif has_password:
             remedy = "the user name or the password is wrong"
         else:
-            remedy = "this server wants a password: redis://:password@host/0"
+            remedy = "the server needs a password: redis://:password@host/0"
         return LoginRefused(f"{where}: {text} ({remedy})")
     if reply.code == "NOPERM":
         return LoginRefused(str(as_error(reply, where, "login")))
     if "max number of clients" in text:
-        return ServerNotReady(f"{where}: {text} (the setting 'maxclients' says how many it takes)")
+        return ServerNotReady(f"{where}: {text} (raise the server's setting 'maxclients')")
     return as_error(reply, where, "login")
 
 

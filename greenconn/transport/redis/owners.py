@@ -74,7 +74,7 @@ class Owners:
         """Return whether the server has a client of this number, or does not say so.  May switch."""
         command = pack(b"CLIENT", b"LIST", b"ID", client_id)
         try:
-            clients = self._commands.call(command, what="looking for an owner")
+            clients = self._commands.call(command, what="looking up an owner")
         except ResponseError:
             return True
         return bool(clients)

@@ -231,7 +231,7 @@ class Pipeline(PipelineLife):
             raise NotRedis(f"{self.where} does not speak Redis' protocol: {exc}") from exc
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
             # Who got it has taken it for what the command's reply must be.
-            raise NotRedis(f"{self.where}: a reply is not what it must be: {exc}") from exc
+            raise NotRedis(f"{self.where}: unexpected reply: {exc}") from exc
 
     def _tick(self, lag: float) -> None:
         now = monotonic()

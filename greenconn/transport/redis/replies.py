@@ -141,6 +141,4 @@ def check_reply(command: bytes, reply: Any, where: str) -> None:
     if is_right and name == b"HMGET":  # a value for each field: all but the command and its key
         is_right = len(reply) == int(count[1:]) - 2
     if not is_right:
-        raise NotRedis(
-            f"{where}: the reply to {name.decode()} is not what it must be: {reply!r:.60}"
-        )
+        raise NotRedis(f"{where}: the reply to {name.decode()} is not as expected: {reply!r:.60}")

@@ -134,7 +134,7 @@ class Restorer:
                     continue
                 held = read_held(field, value)
                 if held is None or (not held.exchange and keys.is_reserved(held.routing_key)):
-                    self._note_stuck(field, "it cannot be read")
+                    self._note_stuck(field, "it cannot be decoded")
                     continue
                 found.append(held)
             ended = self._ended({each.routing_key for each in found if not each.exchange})
@@ -197,7 +197,7 @@ class Restorer:
     def _note_stuck(self, field: str, why: str) -> None:
         if field not in self.stuck:
             self.stuck.add(field)
-            logger.error("%s: %s stays where it is: %s", self._commands.where, field, why)
+            logger.error("%s: %s is left where it is: %s", self._commands.where, field, why)
 
     def _way_back(self, held: Held) -> Move:
         if not held.exchange and not held.routing_key:
@@ -218,7 +218,8 @@ class Restorer:
                 last = commands.options.deadletter_queue
                 queues = [] if last is None else [last]
                 logger.error(
-                    "%s: a held message of exchange %r has no queue to go back to: it %s",
+                    "%s: an unacked message of exchange %r cannot be requeued, as its queue is "
+                    "gone: it %s",
                     commands.where,
                     held.exchange,
                     "is dropped" if last is None else f"goes to {last!r}",

@@ -71,11 +71,11 @@ class Secret:
         """
         user, password = credentials
         command = pack("AUTH", user or "default", password or "")
-        self._commands.call(command, deadline, "logging in anew")
+        self._commands.call(command, deadline, "logging in again")
         self._told = credentials
         for pipeline in self._other_pipelines():
             if pipeline.takes_arrays:
                 # A subscriber of RESP2 cannot: it comes again with the new login.
-                pipeline.end(LinkLost(f"{pipeline.where}: to log in anew"))
+                pipeline.end(LinkLost(f"{pipeline.where}: logging in again"))
             else:
                 pipeline.post(command)

@@ -69,7 +69,7 @@ class Failures:
         if self.uncertain:
             parts.append(
                 f"{self.uncertain} publishes of a publish_window were not answered before the "
-                f"connection was lost: the server may have them or not"
+                f"connection was lost: the server may have them"
             )
         return f"{where}: {'; '.join(parts)}"
 

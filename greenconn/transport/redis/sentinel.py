@@ -122,7 +122,7 @@ class SentinelTransport(Transport):
         try:
             return self._named(_pairs(reply), name)
         except (ValueError, TypeError, LookupError, AttributeError) as exc:
-            return f"it answers what no sentinel does: {exc}"
+            return f"it does not answer as a sentinel: {exc}"
 
     def _named(self, pairs: Mapping[bytes, bytes], name: str) -> Address | str:
         """The same, out of what a sentinel says of a master."""
@@ -132,7 +132,7 @@ class SentinelTransport(Transport):
             return f"it is {state['flags']}"
         others = int(state["num-other-sentinels"])
         if others < self.options.min_other_sentinels:
-            return f"this sentinel knows of {others} others only"
+            return f"this sentinel knows only {others} others"
         host, port = state["ip"], int(state["port"])
         return Address(
             host=host,
@@ -203,7 +203,7 @@ class SwitchWatch:
         pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
         pipeline.call(PING, Deadline(self._transport.connect_timeout))
         if errors:
-            raise pipeline.error(errors[0], "listening to a sentinel")
+            raise pipeline.error(errors[0], "subscribing to a sentinel")
 
     def _check_master(self, sentinel: Address) -> None:
         """It may have changed between the look and the subscription."""

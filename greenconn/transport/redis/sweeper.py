@@ -107,7 +107,7 @@ class Sweeper:
             if self._commands.lost is None and not self._has_failed:
                 self._has_failed = True
                 logger.error(
-                    "%s: cannot look for messages of dead consumers: %s", self._commands.where, exc
+                    "%s: cannot check for messages of dead consumers: %s", self._commands.where, exc
                 )
 
     @property
@@ -159,9 +159,7 @@ class Sweeper:
             )
         self.restored += count
         if count:
-            logger.warning(
-                "%s: %d messages of consumers that are gone were given back", commands.where, count
-            )
+            logger.warning("%s: %d messages of dead consumers were requeued", commands.where, count)
         return count
 
     def _page(self, key: bytes, most: float, start: int, size: int) -> list[tuple[str, float]]:

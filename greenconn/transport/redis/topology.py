@@ -75,7 +75,7 @@ class RedisTopology(TopologyStore):
 
     def get(self, exchange: str) -> Facts | None:
         keys = self._link.commands.keys
-        what = f"looking for exchange {exchange!r}"
+        what = f"looking up exchange {exchange!r}"
         text = self._link.commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
         if text is not None:
             facts = _table(text)

@@ -156,7 +156,7 @@ class Transport(base.Transport[RedisLink]):
         ignored = sorted(set(unknown) - _COMMON)
         if ignored:
             logger.warning(
-                "%s: transport options %s mean nothing to Redis", self.client.as_uri(), ignored
+                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
             )
         return options
 
@@ -187,7 +187,11 @@ class Transport(base.Transport[RedisLink]):
             self.former.end_leases(link.commands)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; the lease gives back what is held.
-            logger.error("%s: what the lost connection held stays held: %s", link.where, exc)
+            logger.error(
+                "%s: the messages that the lost connection held could not be requeued: %s",
+                link.where,
+                exc,
+            )
         except BaseException:
             link.collect()
             raise

@@ -64,7 +64,7 @@ class Waking:
             spawn(
                 "log",
                 logger.warning,
-                "%s cannot tell when messages come (it needs Redis 6 and RESP3): polling",
+                "%s cannot notify of new messages (this needs Redis 6 and RESP3): polling",
                 self._commands.where,
             )
 
@@ -102,8 +102,8 @@ class Waking:
             spawn(
                 "log",
                 logger.error,
-                "%s: queue %r gets more fan-out messages than its consumers take: the oldest are "
-                "dropped",
+                "%s: queue %r gets more fan-out messages than its consumers handle: the oldest "
+                "are dropped",
                 self._commands.where,
                 queue,
             )

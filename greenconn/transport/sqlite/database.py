@@ -152,14 +152,16 @@ class Database:
         folder = os.path.dirname(path)
         if os.path.isdir(path):
             raise CannotOpen(
-                f"SQLite file {path} must be a file, and is a folder: name a file in it"
+                f"SQLite file {path} must be a file, got a directory: name a file in it"
             )
         if not os.path.isdir(folder):
-            raise CannotOpen(f"SQLite file {path}: there is no folder {folder}; make it first")
+            raise CannotOpen(
+                f"SQLite file {path}: directory {folder} does not exist; create it first"
+            )
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CannotOpen(
-                f"SQLite file {path}: this process may not write in folder {folder}, where SQLite "
-                f"keeps its log beside the file"
+                f"SQLite file {path}: this process may not write in directory {folder}, where "
+                f"SQLite keeps its write-ahead log"
             )
         # Without its own waiting: a fork must not wait for that.
         connection = sqlite3.connect(
@@ -194,7 +196,7 @@ class Database:
                 )
         elif version > VERSION:
             raise CannotOpen(
-                f"SQLite file {self.path}: it was made by a later version of greenconn (tables "
+                f"SQLite file {self.path}: it was created by a later version of greenconn (tables "
                 f"{version}, known here up to {VERSION})"
             )
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -307,13 +309,13 @@ class Database:
             return [job.function(connection, *job.args) for job in jobs]  # it opens
         if _identity(self.path) != self._identity:
             raise DatabaseLost(
-                f"SQLite file {self.path}: somebody has removed or replaced it; what was in it is gone"
+                f"SQLite file {self.path}: the file was removed or replaced; its messages are gone"
             )
         if any(job.grows for job in jobs) and not self._has_room(connection):
             raise DiskFull(
                 f"SQLite file {self.path}: the disk has no room beside the reserve of "
                 f"{self._options.reserve} bytes for consuming: free some space, or set another "
-                f"reserve; nothing of this was stored"
+                f"reserve; nothing was stored"
             )
         connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
         try:

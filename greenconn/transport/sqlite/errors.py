@@ -82,16 +82,18 @@ def as_error(exc: sqlite3.Error, path: str) -> Exception:
         return DatabaseBusy(f"{text}: other processes kept it locked; raise busy_timeout")
     reason = str(exc)
     if "full" in reason:
-        return DiskFull(f"{text}: free some space; nothing of this was stored")
+        return DiskFull(f"{text}: free some space; nothing was stored")
     if getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN:  # from Python 3.11 on
-        return DiskFull(f"{text}: {_LOOK}; nothing of this was stored")
+        return DiskFull(f"{text}: {_LOOK}; nothing was stored")
     if "readonly" in reason:
-        return CannotOpen(f"{text}: this process may not write the file or its folder")
+        return CannotOpen(f"{text}: this process may not write the file or its directory")
     if "not a database" in reason or "encrypted" in reason:
-        return CannotOpen(f"{text}: name a file that does not exist, or one made by this transport")
+        return CannotOpen(
+            f"{text}: name a file that does not exist, or one created by this transport"
+        )
     if "unable to open" in reason:
         return DatabaseLost(
-            f"{text}: may this process make files in that folder, and open any more?"
+            f"{text}: may this process create files in that directory, and open more files?"
         )
     if "I/O" in reason:
         return DatabaseLost(f"{text}: {_LOOK}")

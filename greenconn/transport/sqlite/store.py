@@ -129,8 +129,8 @@ class SqliteStore(Store):
                 self._fifo = WakeupPipe(self._pipe(self.owner), self._heard)
             except OSError as exc:
                 raise CannotOpen(
-                    f"SQLite file {self.path}: no named pipe can be made beside it ({exc}), by which "
-                    f"processes wake each other; put the file into another folder"
+                    f"SQLite file {self.path}: no named pipe can be created beside it ({exc}), by "
+                    f"which processes wake each other; use another directory"
                 ) from exc
         self._database.write(maintenance.register, self.owner, self.lease)
         self._is_registered = True

@@ -66,10 +66,11 @@ class Transport(StoreTransport):
             raise ValueError(f"{client.as_uri()}: it names no SQLite file; {_FORM}")
         if path == ":memory:":
             raise ValueError(
-                f"{client.as_uri()}: nobody could share it; use memory:// for a broker in this process"
+                f"{client.as_uri()}: an in-memory database cannot be shared; use memory:// for a "
+                f"broker in this process"
             )
         if "\0" in path:
-            raise ValueError(f"{client.as_uri()}: a path has no zero byte; {_FORM}")
+            raise ValueError(f"{client.as_uri()}: a path must not contain a zero byte; {_FORM}")
         return os.path.abspath(path)
 
     def place(self) -> str:

@@ -152,7 +152,7 @@ def warn_of_unsupported(
     due = [each for each in missing if told.note(where, kind, key, each)]
     if due:
         logger.warning(
-            "%s: %s %r: not implemented by this transport, and without effect: %s "
+            "%s: %s %r: arguments that this transport does not implement are ignored: %s "
             '(docs/transports.rst, "Arguments")',
             where,
             kind.value,

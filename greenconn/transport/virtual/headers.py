@@ -33,7 +33,7 @@ def unsendable(headers: Mapping[str, Any] | None, properties: Mapping[str, Any])
                 dumps({key: value})
             except UNSENDABLE:
                 kind = type(value).__name__
-                inside = ", or what is in it," if isinstance(value, (Mapping, list, tuple)) else ""
+                inside = ", or in it," if isinstance(value, (Mapping, list, tuple)) else ""
                 return ValueError(
                     f"{what} {key!r}: a value of type {kind}{inside} cannot be sent as JSON"
                 )

@@ -115,4 +115,4 @@ class AfterFork:
 
     def forget(self) -> None:
         """See :class:`greenconn.green.fork.Forgetful`."""
-        self._link.forget(RecoverableConnectionError("the connection was the parent process's"))
+        self._link.forget(RecoverableConnectionError("the connection was opened before a fork"))

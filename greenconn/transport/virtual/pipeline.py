@@ -93,7 +93,7 @@ class PipelineLife(ABC):
 
     def forget(self) -> None:
         """Forget it in the child of a fork: the parent owns it.  The stream forgets itself."""
-        self.lost = self.lost_error(f"{self.where}: the connection was the parent process's")
+        self.lost = self.lost_error(f"{self.where}: the connection was opened before a fork")
         self._places.clear()
         if self._ticker is not None:
             self._ticker.stop()

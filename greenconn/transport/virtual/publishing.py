@@ -178,7 +178,7 @@ def _tell_returned(channel: ChannelPort, returned: tuple[Unroutable, str, str, A
 
 def unroutable(exchange: str, routing_key: str) -> Unroutable:
     return Unroutable(
-        f"NO_ROUTE - no queue for exchange {exchange!r} and routing key {routing_key!r}",
+        f"NO_ROUTE - no queue is bound to exchange {exchange!r} for routing key {routing_key!r}",
         exchange=exchange,
         routing_key=routing_key,
     )

@@ -62,7 +62,7 @@ def test_what_is_refused_is_told_again(link: Link, caplog: pytest.LogCaptureFixt
         done(ValueError("no room"))
     assert link.answers.refused == 3
     gevent.sleep(0)
-    assert "2 answers must wait: no room" in caplog.text
+    assert "2 acks or rejects are sent again later: no room" in caplog.text
     link.holding.acks.clear()
     link.holding.settled.clear()
     link.answers.repeat()

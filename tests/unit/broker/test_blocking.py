@@ -149,7 +149,7 @@ def test_dead_letters_without_their_exchange_are_dropped(
     assert world.bodies("q") == []
     texts = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert len(texts) == 1
-    assert "dead letters of queue 'q' are dropped: there is no exchange 'x'" in texts[0]
+    assert "dead letters of queue 'q' are dropped: exchange 'x' does not exist" in texts[0]
 
 
 def test_a_dead_letter_that_fails_is_tried_after_a_lease(connect: Opener, world: World) -> None:

@@ -74,7 +74,7 @@ def test_both_timeouts_bound_a_publish(
     may_go = Event()
     world.before = lambda method, argument: method == "put" and may_go.wait()
     message = channel.prepare_message("x")
-    with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have it"):
+    with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have the message"):
         getattr(channel, method)(message, "", "q", **timeouts)
     may_go.set()
     channel.basic_publish(message, "", "q", confirm_timeout=20)
@@ -91,7 +91,7 @@ def test_the_option_bounds_a_publish_without_a_time(
     channel = channel_to(connect, confirm_timeout=0.01)
     message = channel.prepare_message("x")
     publish = getattr(channel, method)
-    with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have it"):
+    with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have the message"):
         publish(message, "", "q")
     with pytest.raises(PublishTimeout, match=r"within 0\.02 s"):
         publish(message, "", "q", timeout=0.02)

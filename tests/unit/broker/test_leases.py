@@ -164,13 +164,13 @@ def test_all_that_were_lost_are_counted(
     assert (told, link.leases.lost) == ([2, 2], 2)
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
     text = record.getMessage()
-    assert "the lease of 30 s of 2 messages had ended before it was renewed" in text
+    assert "the lease (30 s) of 2 messages expired before it was renewed" in text
     assert "(lease_lost)" in text
     assert not any(each.is_held for each in sink[1:3])
     link.leases.note_late(1)
     gevent.sleep(0)
     assert (told, link.leases.lost) == ([2, 2, 1, 1], 3)
-    assert "when it was answered" in caplog.records[-1].getMessage()
+    assert "before they were acknowledged" in caplog.records[-1].getMessage()
 
 
 def test_what_is_answered_while_it_is_renewed_is_not_lost(connect: Opener, world: World) -> None:

@@ -48,8 +48,8 @@ def test_a_message_whose_copy_is_refused_comes_again_later(
         given = store.unless_refused(answer, [None, outcome])
     assert given == Answer("handle", Settlement.BACK, delay=30.0)
     (record,) = caplog.records
-    assert "a dead letter for queue 'dead' is not stored" in record.getMessage()
-    assert f"for another 30 s: {why}" in record.getMessage()
+    assert "a dead letter for queue 'dead' could not be stored" in record.getMessage()
+    assert f"is tried again in 30 s: {why}" in record.getMessage()
 
 
 def test_without_leases_it_comes_again_at_once(store: FakeStore) -> None:

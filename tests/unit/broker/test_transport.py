@@ -23,7 +23,7 @@ def test_options_are_read_once(world: World, caplog: pytest.LogCaptureFixture) -
     assert made.options.lease == 5
     assert made.options is made.options
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
-    assert "transport options ['another', 'unknown'] mean nothing here" in record.getMessage()
+    assert "unknown transport options are ignored: ['another', 'unknown']" in record.getMessage()
 
 
 def test_common_options_are_not_complained_about(

@@ -489,7 +489,7 @@ def test_tls_is_verified(server: Start, web: Make, tls_front: TlsFront) -> None:
 
 def test_a_server_that_speaks_no_tls(peer: PeerFactory, web: Make) -> None:
     silent = peer(lambda client: gevent.sleep(WAIT))
-    with pytest.raises(TimeoutError, match=r"no TLS within 0\.1 s"):
+    with pytest.raises(TimeoutError, match=r"no TLS session within 0\.1 s"):
         ask(web(silent, ssl=True), timeout=0.1)
     plain = peer(lambda client: client.sendall(OK))
     with pytest.raises(OSError, match="does not speak TLS"):

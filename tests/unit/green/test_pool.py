@@ -497,7 +497,7 @@ def test_one_that_was_lost_comes_back_by_the_next_acquire(
     assert pool.acquire(block=False) is thing
     assert not caplog.records  # that is left to a greenlet
     settle()
-    assert "'amqp://h/v': what was held by 'main' for 0.0 s was collected" in caplog.text
+    assert "'amqp://h/v': an object held by 'main' for 0.0 s was garbage-collected" in caplog.text
 
 
 def test_one_that_was_lost_comes_back_by_the_hub(

@@ -75,7 +75,7 @@ def test_a_failure_is_told_and_repeated(caplog: pytest.LogCaptureFixture) -> Non
     login = Login(OSError("away"), OSError("away"))
     login.renewal.begin_in(0.0)
     assert login.has_no_more.wait(CAME)
-    assert caplog.text.count("amqp://host: the login could not be renewed") == 2
+    assert caplog.text.count("amqp://host: the credentials could not be renewed") == 2
     assert login.asked == 3
     login.renewal.stop()
 

@@ -671,7 +671,7 @@ def test_the_timeout_covers_connecting() -> None:
             never.wait(5.0)
             raise AssertionError
 
-    with pytest.raises(PublishTimeout, match=r"within 0.05 s; it was not sent") as caught:
+    with pytest.raises(PublishTimeout, match=r"within 0.05 s; the message was not sent") as caught:
         Producer(Away()).publish("1", "key", timeout=0.05)
     assert not caught.value.maybe_delivered
 
@@ -698,7 +698,7 @@ def test_the_timeout_covers_the_retries() -> None:
 
     client = Slow()
     lose_once(client.default_channel)
-    with pytest.raises(PublishTimeout, match="the broker may have it") as caught:
+    with pytest.raises(PublishTimeout, match="the broker may have the message") as caught:
         Producer(client).publish("2", retry=True, timeout=0.05)
     assert caught.value.maybe_delivered
 

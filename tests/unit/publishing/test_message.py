@@ -52,8 +52,8 @@ def test_where_a_message_goes(target: Any, options: Any, address: tuple[str, str
 @pytest.mark.parametrize(
     ("target", "kind", "text"),
     [
-        ("", ValueError, "a queue needs a name"),
-        (Queue(), ValueError, "a queue needs a name"),
+        ("", ValueError, "must have a name"),
+        (Queue(), ValueError, "must have a name"),
         (b"mail", TypeError, "target must be the name of a queue"),
         (None, TypeError, "target must be the name of a queue"),
         (5, TypeError, "target must be the name of a queue"),
@@ -76,16 +76,16 @@ def test_names_may_have_255_bytes() -> None:
     [
         ("prority", 1, TypeError, "did you mean 'priority'"),
         ("xyz", 1, TypeError, "known: app_id"),
-        ("exchange", "x", TypeError, "give the Exchange as target"),
-        ("retry", True, TypeError, "it retries by itself"),
+        ("exchange", "x", TypeError, "pass the Exchange as target"),
+        ("retry", True, TypeError, "publish retries by itself"),
         ("routing_key", "k", ValueError, "must be None .* whose name it is .* got 'k'"),
         ("priority", 256, ValueError, "0 to 255"),
         ("priority", "high", ValueError, "0 to 255"),
         ("delivery_mode", "persitent", ValueError, "did you mean 'persistent'"),
         ("delivery_mode", 3, ValueError, "1 or 'transient'"),
-        ("expiration", -1, ValueError, "seconds from 0 up"),
-        ("expiration", "10", ValueError, "seconds from 0 up"),
-        ("expiration", float("nan"), ValueError, "seconds from 0 up"),
+        ("expiration", -1, ValueError, "seconds, at least 0"),
+        ("expiration", "10", ValueError, "seconds, at least 0"),
+        ("expiration", float("nan"), ValueError, "seconds, at least 0"),
         ("headers", ["a"], TypeError, "a mapping with text as keys"),
         ("headers", {1: 2}, TypeError, "a mapping with text as keys"),
         ("content_type", 5, TypeError, "content_type must be text, got 5"),
@@ -165,7 +165,7 @@ def test_content_types(body: Any, options: Any, content: tuple[str, str]) -> Non
 
 
 def test_a_body_that_is_said_to_be_serialised_must_be() -> None:
-    with pytest.raises(TypeError, match="of type dict"):
+    with pytest.raises(TypeError, match="got dict"):
         publish_options(content_type="application/json").message({})
 
 

@@ -288,7 +288,7 @@ def test_an_announced_body_above_the_limit_is_refused() -> None:
         (frame(1, 1, b"abc"), FrameError, "3 bytes has no method"),
         (frame(1, 1, b""), FrameError, "0 bytes has no method"),
         (method_frame(1, DELIVER) + frame(3, 1, b"x"), UnexpectedFrame, "type 3 on channel 1"),
-        (method_frame(1, DELIVER) * 2, UnexpectedFrame, "amid the content of channel 1"),
+        (method_frame(1, DELIVER) * 2, UnexpectedFrame, "within the content of channel 1"),
         (method_frame(1, DELIVER) + method_frame(1, ACK), UnexpectedFrame, "channel 1"),
         (method_frame(1, DELIVER) + header(1, 5) * 2, UnexpectedFrame, "type 2 on channel 1"),
         (method_frame(1, DELIVER) + frame(2, 1, bytes(11)), FrameError, "11 bytes is too short"),

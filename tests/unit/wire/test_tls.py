@@ -211,7 +211,7 @@ def test_a_missing_client_certificate_names_the_remedy() -> None:
         pair.server.feed(pair.client.start())
         pair.client.feed(pair.server.take_output())
         pair.server.feed(pair.client.take_output())
-    with pytest.raises(TlsError, match=r"wants a certificate of ours: give ssl=\{'certfile'"):
+    with pytest.raises(TlsError, match=r"needs a client certificate: pass ssl=\{'certfile'"):
         pair.client.feed(pair.server.take_output())
 
 

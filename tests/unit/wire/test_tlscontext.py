@@ -89,7 +89,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ssl_version": "TLSv1"}, "TLS 1.2 and later"),
     ({"ssl_version": ssl.PROTOCOL_TLSv1_1}, "TLS 1.2 and later"),
     ({"ciphers": "NONSENSE"}, "'ciphers'"),
-    ({"context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "ca_certs": CA}, "goes with no other"),
+    (
+        {"context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "ca_certs": CA},
+        "cannot be combined with others",
+    ),
 ]
 
 

@@ -37,7 +37,7 @@ def broker() -> Iterator[MemoryBroker]:
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was said of handlers that block."""
     texts = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
-    return [text for text in texts if "without a switch" in text]
+    return [text for text in texts if "blocked the hub for" in text]
 
 
 def handled(count: int, consumer: Any) -> None:
@@ -72,10 +72,12 @@ def test_each_handler_that_blocks_is_named_once(
     assert (
         "test_each_handler_that_blocks_is_named_once.<locals>.computes of queue 'computes'" in first
     )
-    assert "in_the_middle of queue 'in_the_middle' had the hub for " in second
+    assert "in_the_middle of queue 'in_the_middle' blocked the hub for " in second
     for line in (first, second):
         assert "Is the process monkey-patched? " in line
-        assert ("it is, so this computes" if patched else "it is not: call gevent.monkey") in line
+        assert (
+            "It is, so the handler computes" if patched else "It is not: call gevent.monkey"
+        ) in line
 
 
 def test_the_threshold_is_an_option(broker: MemoryBroker, caplog: pytest.LogCaptureFixture) -> None:
@@ -121,7 +123,7 @@ def test_only_a_late_look_is_a_block(
         monitor._look(lambda: True)
         gevent.sleep(0)
         (line,) = lines(caplog)
-        assert "handler builtins.print of queue 'q' had the hub for 0.9 s" in line
+        assert "handler builtins.print of queue 'q' blocked the hub for 0.9 s" in line
     finally:
         monitor.stop()
 

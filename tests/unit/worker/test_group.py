@@ -98,7 +98,7 @@ def test_a_task_that_fails_is_over_too(caplog: pytest.LogCaptureFixture) -> None
     tasks.submit(fail, log.note("over"))
     tasks.submit(log.note("next"), log.note("next over"))
     until(lambda: len(log) == 3)
-    assert "ended with an error" in caplog.text
+    assert "failed" in caplog.text
 
 
 def test_the_table_of_moves_of_a_task_is_whole() -> None:

@@ -96,7 +96,7 @@ def test_each_failure_is_logged_once_and_the_danger_of_rejecting_once(
     consumer = spawn_consumer("q", seen, connection=connection)
     count(consumer, rejected=5)
     assert len([each for each in failures if each.exc_info]) == 5
-    assert len(of(failures, "dead-letter exchange; without one they are gone")) == 1
+    assert len(of(failures, "dead-letter exchange; without one they are lost")) == 1
 
 
 def test_requeue(connection: Connection, desk: Desk) -> None:
@@ -379,7 +379,7 @@ def test_a_timeout_that_a_handler_left_running_ends_nothing(
 
     desk.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection)
-    until(lambda: of(failures, "went off after the handler had ended"))
+    until(lambda: of(failures, "expired after the handler had returned"))
     desk.publish("q", "y")
     count(consumer, handled=2)
 

@@ -146,7 +146,7 @@ def test_a_deleted_queue_is_declared_again(
     until(lambda: len(seen.done) == 3)
     assert desk.consumers("one") == 1
     assert neighbour.state is ConsumerState.RUNNING
-    assert caplog.text.count("is started again") == 3
+    assert caplog.text.count("is restarted") == 3
 
 
 def exists(desk: Desk, name: str) -> bool:
@@ -357,7 +357,7 @@ def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
         is_refusing = False
         assert all(each.wait_ready(CAME) for each in consumers)
         assert stop_consumers(CAME)
-    told = [each for each in caplog.records if "tried again" in each.getMessage()]
+    told = [each for each in caplog.records if "trying again" in each.getMessage()]
     assert sum(each.levelno == logging.WARNING for each in told) == 3  # once by each consumer
     memory.reset(unique)
 

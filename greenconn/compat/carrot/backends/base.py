@@ -107,7 +107,7 @@ class BaseBackend:
         """Declare a queue.  May switch."""
         if warn_if_exists and self.queue_exists(queue):
             warnings.warn(
-                QueueAlreadyExistsWarning(f"queue {queue!r} exists: its settings stay as they are"),
+                QueueAlreadyExistsWarning(f"queue {queue!r} exists: its settings are not changed"),
                 stacklevel=3,
             )
         return self.channel.queue_declare(

@@ -230,9 +230,7 @@ class Consumer(Fetching, Receiver):
         if filterfunc is None:
             return int(self.backend.queue_purge(self.queue))
         if self.no_ack or self.auto_ack:
-            raise ValueError(
-                "discard_all: a filter needs messages that can go back; turn no_ack off"
-            )
+            raise ValueError("discard_all() with a filter requeues messages: no_ack must be False")
         discarded, kept = 0, []
         try:
             while (message := self.fetch()) is not None:

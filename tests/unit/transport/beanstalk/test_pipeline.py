@@ -195,7 +195,7 @@ def test_refusals() -> None:
 
     kind, text = kind_of(b"OUT_OF_MEMORY")
     assert kind is ServerRefuses
-    assert "beanstalk://h: storing: OUT_OF_MEMORY (it has no memory left" in text
+    assert "beanstalk://h: storing: OUT_OF_MEMORY (the server is out of memory" in text
     assert kind_of(b"DRAINING")[0] is ServerRefuses
     assert kind_of(b"INTERNAL_ERROR")[0].__name__ == "ResourceError"
     for word in (b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"):

@@ -104,7 +104,7 @@ def test_answers_to_questions(server: Server, status: int, text: str, error: Any
 
 
 def test_a_result_that_is_missing(server: Server) -> None:
-    with pytest.raises(NotCouch, match="no answer for document"):
+    with pytest.raises(NotCouch, match="no result for document"):
         server.says((201, '[{"id": "a", "rev": "1-x"}, 7]')).write([{"_id": "a"}, {"_id": "b"}])
 
 

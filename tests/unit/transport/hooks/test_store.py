@@ -144,7 +144,7 @@ def test_what_cannot_be_put_back_is_dumped(
     message = channel.message_of({"body": "c2VjcmV0", "properties": {}}, "q")
     channel._restore = fail  # type: ignore[method-assign]
     link.store.settle([Answer(message, Settlement.BACK)])
-    assert "a message could not be put back: OSError('gone')" in caplog.text
+    assert "a message could not be requeued: OSError('gone')" in caplog.text
     assert "secret" not in caplog.text
     assert link.is_open
     (path,) = tmp_path.iterdir()

@@ -46,7 +46,7 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         (f"{IN_SCRIPT} -READONLY You can't write.", errors.ServerNotReady, "no master"),
         (f"{IN_SCRIPT} WRONGTYPE Operation", exceptions.ResponseError, "another database"),
         ("OOM command not allowed", exceptions.OutOfMemoryError, "raise maxmemory"),
-        ("MISCONF Redis is configured to save", exceptions.ResponseError, "free its disk"),
+        ("MISCONF Redis is configured to save", exceptions.ResponseError, "free disk space"),
         ("NOPERM no permissions", errors.CommandRefused, "docs/redis.rst"),
         ("WRONGTYPE Operation", exceptions.ResponseError, "another database"),
         ("ERR The user executing the script can't", errors.CommandRefused, "commands"),
@@ -58,7 +58,7 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         ("CLUSTERDOWN Hash slot not served", exceptions.ResponseError, "CLUSTER INFO"),
         ("CROSSSLOT Keys in request", exceptions.ResponseError, "global_keyprefix"),
         ("MOVED 3999 127.0.0.1:6381", exceptions.ResponseError, "connect to that node"),
-        ("ERR Protocol error: invalid bulk length", errors.LinkLost, "did not arrive"),
+        ("ERR Protocol error: invalid bulk length", errors.LinkLost, "was damaged"),
         ("ERR something", exceptions.ResponseError, ""),
     ],
 )

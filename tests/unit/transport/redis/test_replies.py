@@ -69,5 +69,5 @@ def test_what_a_redis_replies(command: tuple[Any, ...], reply: Any) -> None:
 
 @pytest.mark.parametrize(("command", "reply"), WRONG)
 def test_what_no_redis_replies(command: tuple[Any, ...], reply: Any) -> None:
-    with pytest.raises(NotRedis, match=r"redis://h: the reply to \w+ is not what it must be"):
+    with pytest.raises(NotRedis, match=r"redis://h: the reply to \w+ is not as expected"):
         check_reply(pack(*command), reply, "redis://h")

@@ -56,10 +56,13 @@ def test_each_is_named_once(client: TinyClient, caplog: pytest.LogCaptureFixture
     warn("q", x_max_length=6, x_message_ttl=7)
     warn("other", x_max_length=5)
     first, second, third = texts(caplog)
-    assert first.startswith(f"{client.as_uri()}: queue 'q': not implemented by this transport")
+    where = f"{client.as_uri()}: queue 'q'"
+    assert first.startswith(
+        f"{where}: arguments that this transport does not implement are ignored"
+    )
     assert "x-max-length=5, x-overflow='drop-head' (" in first
     assert "x-expires" not in first
-    assert "effect: x-message-ttl=7 (" in second
+    assert "ignored: x-message-ttl=7 (" in second
     assert "queue 'other'" in third
 
 
