@@ -411,7 +411,7 @@ class Lender(Protocol):
         ...
 
     def replace(self, resource: Any) -> None:
-        """The same for one that shall not be lent again: it is closed.  Never switches."""
+        """The same for one that must not be used again: it is closed.  Never switches."""
         ...
 
 

@@ -420,7 +420,7 @@ def collect_replies(
 
 
 class QoS:
-    """A prefetch that changes now and then, and is told to the broker when its owner finds time.
+    """A prefetch that changes now and then; its owner sends it to the broker later.
 
     :meth:`increment_eventually` and :meth:`decrement_eventually` may be called from anywhere;
     :meth:`update` by who may talk to the broker.
@@ -432,7 +432,7 @@ class QoS:
 
     Attributes:
         value: the wanted limit.
-        prev: the limit that the broker was told last.
+        prev: the limit that was last sent to the broker.
     """
 
     prev: int | None = None
@@ -448,7 +448,7 @@ class QoS:
         self.max_prefetch = max_prefetch
         #: Held for no longer than it takes to count, so that nobody waits for the broker here.
         self._counting = RLock()
-        #: Held while the broker is told, so that ``prev`` is what it heard last.
+        #: Held while it is sent, so that ``prev`` is what the broker has.
         self._telling = RLock()
 
     def increment_eventually(self, n: int = 1) -> int:

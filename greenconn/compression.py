@@ -399,7 +399,7 @@ def _register_standard() -> None:
 
 def _register_optional() -> None:
     brotli = _optional("brotli", "brotlicffi")
-    # An older one cannot be told when to stop: it counts as not installed.
+    # An older one has no limit of the output: it counts as not installed.
     if brotli is not None and hasattr(brotli.Decompressor, "can_accept_more_data"):
         _register_stream(
             brotli.compress,

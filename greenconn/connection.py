@@ -333,7 +333,7 @@ class Connection:
         """Return another connection with the same parameters.  Opens nothing.
 
         Arguments:
-            kwargs: arguments of the constructor that shall differ.
+            kwargs: arguments of the constructor that differ.
         """
         broker = self.session.broker
         twin = self._family(**{**broker.info(resolve=False), **kwargs})

@@ -178,7 +178,7 @@ def configure(
 
 
 def declare_by_name() -> bool | None:
-    """Return what :func:`configure` was told by that name.  Never switches."""
+    """Return the argument of :func:`configure` by that name.  Never switches."""
     return _choice.declare_by_name
 
 

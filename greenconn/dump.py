@@ -28,7 +28,7 @@ def emergency_dump_state(
         open_file: called as ``open_file(path, mode)``.
         dump: called as ``dump(state, file, protocol=0)`` with a text file; None pickles into a
             binary one.
-        stderr: where the path is told; None logs it.
+        stderr: where the path is written to; None logs it.
     """
     descriptor, path = mkstemp()
     os.close(descriptor)

@@ -102,7 +102,7 @@ def check(timeout: float = 0.0) -> Health:
     """Look at the connections and consumers of this thread.
 
     Arguments:
-        timeout: seconds to wait for what starts or comes back.  0: it is told how it is now, without
+        timeout: seconds to wait for what starts or comes back.  0: report how it is now, without
             a switch.  Else may switch.
     """
     deadline = Deadline(timeout)
@@ -141,7 +141,7 @@ def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
         if consumer.state in _STARTING:
             consumer.wait_ready(deadline.left())
     except Exception as exc:
-        if exc is not consumer.lifecycle.error:  # which is told
+        if exc is not consumer.lifecycle.error:  # which is reported
             raise
 
 

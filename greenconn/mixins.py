@@ -1,4 +1,4 @@
-"""Programs that consume until they are told to stop (kombu 5.7, ``kombu.mixins``)."""
+"""Programs that consume until they are stopped (kombu 5.7, ``kombu.mixins``)."""
 
 from __future__ import annotations
 

@@ -312,7 +312,7 @@ class Mailbox:
         reply_queue_ttl, reply_queue_expires: of the queue of replies.
 
     Raises:
-        ValueError: the queues shall be exclusive and durable.
+        ValueError: the queues are to be exclusive and durable.
     """
 
     node_cls: ClassVar[type[Node]] = Node

@@ -486,7 +486,7 @@ class ConnectionPool(Resource):
 class ChannelPool(Resource):
     """Channels of one connection.
 
-    It follows the connection over a reconnect: a channel that is closed is not lent again, a new one
+    It follows the connection over a reconnect: a channel that is closed is not used again, a new one
     is opened in its place.
 
     Arguments:
@@ -689,7 +689,7 @@ def _expire_facade(facade: Any, reason: str) -> None:
 
 
 def _is_facade(borrowed: Any) -> bool:
-    """Return whether it is one of these: ``isinstance`` is told the class below."""
+    """Return whether it is one of these: ``isinstance`` sees the class below."""
     return issubclass(type(borrowed), Facade)
 
 

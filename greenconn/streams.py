@@ -55,7 +55,7 @@ def offset_of(queue: Any) -> Offset | None:
 class StreamPosition:
     """The position in one stream.
 
-    A stream keeps what was acknowledged, and takes nothing back: a consumer that comes again says
+    A stream keeps what was acknowledged, and takes nothing back: a consumer that reconnects says
     where to begin.  That is the first message that was not answered, or was given back; what came
     after it may be handled twice.
 

@@ -48,7 +48,7 @@ _NOT_IN_HOST: Final = re.compile(r"[\s\\^`{}|<>\"'/?@]")
 _NEXT_URL: Final = r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)"
 _SECRET_OPTION: Final = r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*"
 
-#: What a path may hold as it is; anything else could not be told from the rest of the URL.
+#: What a path may hold as it is; anything else could not be distinguished from the rest of the URL.
 _PATH_SAFE: Final = "/!$&'()*+,:=@~"
 
 _HOW_TO_QUOTE: Final = (

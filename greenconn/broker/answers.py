@@ -1,10 +1,10 @@
-"""Acks and rejects: kept until the turn of the hub ends, then told the broker together.
+"""Acks and rejects: kept until the turn of the hub ends, then sent to the broker together.
 
-What becomes a dead letter is routed here, in a greenlet, so that whoever rejects never waits, and is
-not interrupted half-way.
+Dead letters are routed here, in a greenlet, so that a reject never waits and is not interrupted
+half-way.
 
 What the broker refuses without giving the messages back (Redis cannot write to its disk, a right was
-taken away) is told again whenever the leases are renewed.
+taken away) is sent again whenever the leases are renewed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Answers:
     """The answers of one link's channels that the broker has not been sent yet.
 
     Arguments:
-        link: has the ``holding`` that is told.
+        link: has the ``holding`` that the answers go to.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Answers:
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
         self._is_due = False
-        #: What the broker was told and has not answered: handles in order, dispositions by number.
+        #: What was sent and has no reply yet: handles in order, dispositions by number.
         self._sent_acks: deque[Sequence[Any]] = deque()
         self._sent_dispositions: dict[int, Sequence[Disposition]] = {}
         self._part = 0
@@ -206,7 +206,7 @@ class Answers:
         del self._sent_dispositions[part]
 
     def _is_refused(self, outcome: Any, count: int) -> bool:
-        """Whether what was told must be told again."""
+        """Whether what was sent must be sent again."""
         if not isinstance(outcome, Exception):
             self._link.note_late(outcome)
             return False
@@ -271,7 +271,7 @@ class Answers:
         return Disposition(message, Settlement.REFUSED)
 
     def wait_routed(self, deadline: Deadline = NEVER) -> None:
-        """Wait until what was given up by now is told as well.  May switch.
+        """Wait until what was given up by now has left as well.  May switch.
 
         Raises:
             TimeoutError: it was not before the deadline.

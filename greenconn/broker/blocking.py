@@ -1,7 +1,7 @@
 """A store whose calls wait, behind the part of the port that does not.
 
 A greenlet tells the store what was answered.  It runs behind all that can run when the first answer of a
-turn comes, so that what these greenlets answer is told with it, in one call.
+turn comes, so that the answers of these greenlets go with it, in one call.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BlockingLink(Protocol):
 
 
 class _Part:
-    """Answers that were told together: how many the store has not got yet, and who is called then."""
+    """Answers that leave together: how many the store has not got yet, and the callbacks for then."""
 
     __slots__ = ("done", "late", "left")
 
@@ -73,12 +73,12 @@ class StoreHolding:
         self._store = link.store
         #: To be called when the turn ends.
         self._due: list[Callable[[], None]] = []
-        #: Answers, the queues that may have messages then, and with what they were told, in order;
-        #: what is being told stays in front until it was told.
+        #: Answers, the queues that may have messages then, and their group, in order;
+        #: what is on its way stays in front until it has arrived.
         self._pending: deque[tuple[Answer, Iterable[str], _Part]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
         self._settled = 0
-        #: So many in front were refused together: they are told one by one.
+        #: So many in front were refused together: they are sent one by one.
         self._alone = 0
         #: (how many must be settled, who waits for it), in order.
         self._waiters: deque[tuple[int, Slot[None]]] = deque()
@@ -174,7 +174,7 @@ class StoreHolding:
     # -- the store's side
 
     def wait(self, deadline: Deadline = NEVER) -> None:
-        """Wait until the store was told all that it is to be told by now.  May switch.
+        """Wait until the store has all answers given up to now.  May switch.
 
         Raises:
             TimeoutError: it was not before the deadline.
@@ -196,7 +196,7 @@ class StoreHolding:
 
     def _begin(self) -> None:
         if self._greenlet is None:
-            # It runs behind all that can run now: what they answer is told with this.
+            # It runs behind all that can run now: what they answer leaves with this.
             self._greenlet = spawn("settle", self._run)
 
     def _run(self) -> None:

@@ -649,7 +649,7 @@ class StoreChannel(StdChannel, Generic[L]):
     # -- answers
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        """Say that a delivery is done.  Never switches: the broker is told when this turn ends.
+        """Acknowledge a delivery.  Never switches: the answer leaves when this turn ends.
 
         For a delivery of a connection that is gone it counts until the connection is there again,
         and does nothing afterwards: the message is back in its queue.

@@ -174,7 +174,7 @@ class Claimer:
         for feed in feeds:
             feed.free()
         if is_shared:
-            turn()  # who was left out is served before those who come again
+            turn()  # those that were left out are served before those that ask again
         found = Counter(each.queue for each in claimed if each.dead is None)
         for feed in feeds:
             feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])

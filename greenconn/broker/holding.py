@@ -1,7 +1,7 @@
-"""The messages that a broker holds for one link, and what it is told of them.
+"""The messages that a broker holds for one link, and the answers to them.
 
-A message is held from its claim until it is answered.  What is told here is not waited for: whoever
-tells it is called when the broker has it.  The parts that are the same for all brokers (answers, leases,
+A message is held from its claim until it is answered.  No answer is waited for: a callback runs
+when the broker has it.  The parts that are the same for all brokers (answers, leases,
 dead letters, the hand-over to the next life) know a broker as a :class:`Holding`, and a link as a
 :class:`HoldingLink`.
 """
@@ -84,7 +84,7 @@ class Disposition(NamedTuple):
     is_unseen: bool = False
 
 
-#: Takes what the broker made of what it was told: None, the number of messages that it did not hold any
+#: Takes the broker's reply to an answer: None, the number of messages that it did not hold any
 #: more, or an Exception.  Never switches.
 Done = Callable[[Any], object]
 
@@ -93,7 +93,7 @@ class Holding(Protocol):
     """The commands of one link about messages that it holds.
 
     Nothing here switches but :meth:`reclaim`.  *done* is called once, for acks in the order in which
-    they were told; not when the broker is lost: what it was told then is told again by the next life,
+    they were given; not when the broker is lost: what was sent then is sent again by the next life,
     which changes nothing where it had arrived.
 
     Attributes:
@@ -155,7 +155,7 @@ class Holding(Protocol):
         """Return the exception that an outcome stands for; what ends the link ends it."""
 
     def interrupted(self, exc: BaseException) -> None:
-        """End the link, since nobody can tell what it was told."""
+        """End the link, since the outcome of what was sent is unknown."""
 
 
 class Successor(Protocol):

@@ -1,4 +1,4 @@
-"""Isolation of culprits: what is refused together is told one by one, so that one harms no other."""
+"""Isolation of culprits: what is refused together is sent one by one, so that one harms no other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def isolated(
         items: at least one.
         tell: tells them; either all of them count then, or none.
         refused: returns what becomes of one that is refused by itself.
-        is_refusal: whether an error is for what was told, as each is by default; others are raised.
+        is_refusal: whether an error is for what was sent, as each is by default; others are raised.
     """
     try:
         return [tell(items)]

@@ -1,7 +1,7 @@
 """Leases: what a link holds is kept from coming back as long as it lives.
 
-Every third of a lease the broker is told what is held.  Nothing else keeps a message from being given
-to somebody else, so a handler may run for as long as it likes.
+What is held is renewed at the broker every third of a lease.  Nothing else keeps a message from being
+redelivered, so a handler may run for as long as it likes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Leases:
 
     @property
     def is_renewing(self) -> bool:
-        """Whether the broker is told that this link lives."""
+        """Whether the lease of this link is renewed."""
         return self._ticker is not None
 
     def start(self) -> None:

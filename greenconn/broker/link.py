@@ -69,7 +69,7 @@ class StoreLink(BrokerLink):
     subscriptions: StoreSubscriptions[Claimed, StoreSource]
 
     def __init__(self, transport: StoreTransport) -> None:
-        # Wrong options and addresses are told before there is a link that would have to be closed.
+        # Wrong options and addresses are refused before there is a link to close.
         self.options = transport.options
         transport.place()
         super().__init__(transport.client)
@@ -186,7 +186,7 @@ class StoreLink(BrokerLink):
     def catch_up(self) -> None:
         """Wait until the store knows what was answered and left.  May switch.
 
-        Whoever asks something shall see what he did before.
+        A call must see the effect of those before it.
         """
         deadline = Deadline(self.options.reply_timeout)
         for greenlet, slot in list(self._calls.items()):
@@ -198,13 +198,13 @@ class StoreLink(BrokerLink):
             raise self.no_answer("answering") from exc
 
     def _tell_answers(self, deadline: Deadline) -> None:
-        """Return when the store was told all that was answered by now.  May switch."""
+        """Return when the store has all answers up to now.  May switch."""
         self.answers.wait_routed(deadline)
         self.answers.flush()
         self.holding.wait(deadline)
 
     def flush(self, deadline: Deadline) -> None:
-        """Return when the store was told what was answered.  May switch.
+        """Return when the store has the answers.  May switch.
 
         Raises:
             TimeoutError: it was not before the deadline, or within ``reply_timeout``.
@@ -218,7 +218,7 @@ class StoreLink(BrokerLink):
             raise TimeoutError(f"{self.where} did not take all acks and rejects in time") from exc
 
     def flush_answers(self) -> None:
-        """Return when the store was told all answers.  May switch.
+        """Return when the store has all answers.  May switch.
 
         Where the connection is lost it does nothing: the next one tells them.
 
@@ -259,7 +259,7 @@ class StoreLink(BrokerLink):
             is_told: somebody gets the error.
 
         Returns:
-            what those who wait for it shall get.
+            the error for those who wait for it.
         """
         if self.lost is not None:
             return self._gone_error(self.lost)

@@ -130,7 +130,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
         try:
             result.wait(deadline)
         except PublishNacked:
-            pass  # only who asks for a confirm is told
+            pass  # only a caller that asks for a confirm gets it
         except Unroutable:
             return_message(self._channel, self._shown(message), exchange, routing_key)
 

@@ -65,7 +65,7 @@ class StorePublishingLink(PublishingLink, Protocol):
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
 
     def flush(self, deadline: Deadline) -> None:
-        """Return when the store was told what was answered.  May switch."""
+        """Return when the store has the answers.  May switch."""
 
 
 class PuttingLink(Protocol):
@@ -79,7 +79,7 @@ class PuttingLink(Protocol):
     def directory(self) -> StoreDirectory: ...
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
-        """Return what those who wait shall get for *exc*; what ends the link ends it."""
+        """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
 
     def no_answer(self, what: str) -> BaseException:
         """End the link, since the store did not answer.  Never switches."""
@@ -104,7 +104,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
         self._link = link
 
     def flush(self, timeout: float | None) -> None:
-        """Return when the store was told all answers.  (A publish returns when it has the message.)
+        """Return when the store has all answers.  (A publish returns when it has the message.)
 
         May switch.
         """

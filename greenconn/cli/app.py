@@ -83,7 +83,7 @@ def cli(verbose: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         logger.setLevel(logging.DEBUG)
     else:
-        # What matters to the user is told by the command itself.
+        # The command itself says what matters to the user.
         handler = logging.NullHandler()
     logger.addHandler(handler)
 

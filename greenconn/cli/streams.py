@@ -48,7 +48,7 @@ def whole_input() -> bytes:
 
 
 def check_output() -> None:
-    """Find out whether there is a standard output, before anything is taken that shall go there.
+    """Find out whether there is a standard output, before anything is taken that is to go there.
 
     Raises:
         UsageError: there is none.

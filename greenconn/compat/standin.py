@@ -114,7 +114,7 @@ class StandIn(MetaPathFinder, Loader):
 
 
 class _Package(ModuleType):
-    """The package itself: what it is told to have, and else what ours has."""
+    """The package itself: the given names, and else those of ours."""
 
     def __init__(self, name: str, package: str, attributes: dict[str, Any]) -> None:
         ours = importlib.import_module(package)

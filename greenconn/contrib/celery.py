@@ -156,7 +156,7 @@ class AmqpTransport(transport.Transport):
 
     Connection: ClassVar[type[Link]] = AmqpLink
     driver_name = "greenconn"
-    #: Nobody needs to drive it.  Kombu's event loop is not used, and heartbeats are sent and checked by
+    #: No event loop drives it.  Kombu's event loop is not used, and heartbeats are sent and checked by
     #: the hub: where Celery cares for them, each turn of its gevent worker's loop takes 0.1 s.
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 

@@ -4,11 +4,11 @@ In ``gunicorn.conf.py``::
 
     from greenconn.contrib.gunicorn import post_fork, post_worker_init, worker_exit, worker_int
 
-When a worker is told to go, its consumers take nothing more from that moment on, while its requests go
-on and may publish and call; servers of ``rpc`` go on with them, since a request may wait for their
-answer.  When the requests have ended, or their time is up, the handlers that still run may finish and
-the servers stop; then what publishes gets its confirms, and all connections are closed, those that
-publish last.  All of it ends before the arbiter would kill the worker.
+When a worker is asked to stop, its consumers stop taking messages at once.  Its requests continue, and
+may publish and call; servers of ``rpc`` continue, too, since a request may wait for their reply.  When
+the requests have ended, or their time is up, running handlers finish and the servers stop.  Then
+publishes get their confirms, and all connections are closed, those that publish last.  All of it ends
+before the arbiter would kill the worker.
 
 Nothing here is needed to be safe: after a fork the library forgets what it inherits by itself, and what
 a worker that dies has not acknowledged is redelivered.
@@ -143,7 +143,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Have the consumers stop taking as soon as the worker is told to go (TERM, QUIT, INT)."""
+    """Have the consumers stop taking as soon as the worker gets TERM, QUIT or INT."""
     departure = _departure_of(worker)
     for number in SIGNALS:
         _chain(number, departure)
@@ -164,7 +164,7 @@ def _chain(number: int, departure: Departure) -> None:
 
 
 def worker_int(worker: Any) -> None:
-    """Have the consumers stop taking: the worker is told to go at once (INT or QUIT)."""
+    """Have the consumers stop taking: the worker is to end at once (INT or QUIT)."""
     _departure_of(worker).begin()
 
 

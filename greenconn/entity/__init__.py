@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings, as they shall be declared."""
+"""Exchanges, queues and bindings, as they are to be declared."""
 
 from greenconn.entity.binding import binding, pretty_bindings
 from greenconn.entity.declaration import maybe_declare

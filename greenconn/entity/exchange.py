@@ -48,7 +48,7 @@ def maybe_delivery_mode(
 
 
 class Exchange(MaybeChannelBound):
-    """An exchange, as it shall be declared.
+    """An exchange, as it is to be declared.
 
     Arguments:
         name: '' is the default exchange, which exists on every broker.

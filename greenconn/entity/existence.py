@@ -1,9 +1,9 @@
 """Existence at the broker of what a program names, ensured once in the life of a connection.
 
-A queue that is known only by its name is looked up and used as it is.  If it does not exist, nobody who
-knows only the name may make what a ``Queue`` of that name contradicts: while a consumer of this thread
-is about to declare it, with the arguments that it knows, that is waited for.  Then those declare it who
-were told to.
+A queue that is known only by its name is looked up and used as it is.  If it does not exist, whoever
+knows only the name must not declare what a ``Queue`` of that name contradicts.  So a consumer of this
+thread that is about to declare it, with its arguments, is waited for.  After that, the queue is declared
+only by callers that asked for it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["Queue"]
 
 
 class Queue(MaybeChannelBound):
-    """A queue, as it shall be declared, with its bindings.
+    """A queue, as it is to be declared, with its bindings.
 
     Arguments:
         name: '' lets the broker choose one: it stands in ``name`` once the queue was declared, and

@@ -369,7 +369,7 @@ class Lines(Exchange):
             if self._ahead < AHEAD // 2 and self._connection.stream.is_paused:
                 self._connection.stream.resume()
             return ready
-        self._ready.put(ready)  # whoever asks again is told the same
+        self._ready.put(ready)  # the next call gets it, too
         if ready is not None:
             raise ready
         return None

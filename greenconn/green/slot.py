@@ -152,7 +152,7 @@ class Slot(Generic[T]):
 
 
 def _own(exc: BaseException) -> BaseException:
-    """A copy of *exc* for one greenlet: many may be told of one error, each with its own traceback."""
+    """Return a copy of *exc* for one greenlet: many may get one error, each with its own traceback."""
     try:
         own = copy(exc)
     except Exception:

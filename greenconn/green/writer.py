@@ -399,7 +399,7 @@ class Writer:
         return sent
 
     def _fail(self, exc: OSError) -> None:
-        # Whoever is told wakes others, and this may be the end of the hub's turn.
+        # The callback wakes others, and this may be the end of the hub's turn.
         stay_awake()
         self._on_error(exc)
 

@@ -34,7 +34,7 @@ class Arrivals:
     def __init__(self, consumer: Consumer, no_ack: bool) -> None:
         self.inbox: Inbox[Any] = Inbox()
         self.taken: Callable[[Any], None] | None = None
-        #: Why no more will come, until somebody was told.
+        #: Why no more will come, until it was raised.
         self.over: BaseException | None = None
         self._consumer = consumer
         self._no_ack = no_ack

@@ -55,7 +55,7 @@ class Consumer:
         tag_prefix: begins the consumer tags.
 
     Attributes:
-        sink: takes the messages instead of the callbacks, and nobody needs to drain.
+        sink: takes the messages instead of the callbacks, without ``drain_events``.
     """
 
     ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed

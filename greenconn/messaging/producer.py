@@ -435,7 +435,7 @@ class Producer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What a pool lent and an error has broken is not lent again.  (Being killed breaks nothing.)
+        # A channel of a pool that an error has broken is not used again.  (Being killed breaks nothing.)
         if isinstance(exc, Exception):
             replace = getattr(self.__connection__, "replace", None)
             if replace is not None and not self._is_connected():

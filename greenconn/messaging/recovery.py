@@ -115,7 +115,7 @@ class Recovery:
         if session is None:
             return
         if not self._has_failed and _ended_by_itself(old):
-            # The program closed it, or it was told why it was closed: there is nothing to bring back.
+            # The program closed it, or got the error that closed it: there is nothing to recover.
             self.leave()
             return
         self._has_failed = True

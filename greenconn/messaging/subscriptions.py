@@ -1,6 +1,6 @@
 """The queues of a consumer, and the channels on which they are consumed.
 
-*What* is kept apart from *where*.  A tag says that a queue shall be consumed from, and stays the same
+*What* is kept apart from *where*.  A tag says that a queue is to be consumed from, and stays the same
 over all lives of a connection; ``placed`` says on which channel the broker has been asked to.  So
 recovery, ``revive()`` and ``consume()`` may come in any order or at the same time: each does what is
 missing, and what one has done the next one finds done.
@@ -147,7 +147,7 @@ class Subscriptions:
     def cancel(self, names: Iterable[str]) -> None:
         """Want no more messages of the queues *names*, and tell the broker.  May switch.
 
-        Nothing needs to be told where the channel is gone.
+        Nothing is sent where the channel is gone.
         """
         ends = []
         for name in names:
@@ -170,7 +170,7 @@ class Subscriptions:
                 if isinstance(exc, Exception) and not is_open(channel):
                     continue  # it was lost, and the consumer with it
                 for other, other_tag in ends:
-                    # Killed, or refused: what is left is told without waiting for answers.
+                    # Killed, or refused: what is left is sent without waiting for answers.
                     with suppress(Exception):
                         other.basic_cancel(other_tag, nowait=True)
                 raise

@@ -51,7 +51,7 @@ def publish(
             the broker is there; then the connection's own ``confirm_timeout``, ``blocked_timeout``
             and ``reply_timeout`` hold (30 s each).
         options: ``declare`` (of a queue by its name that does not exist: True declares a durable queue,
-            False is ``Unroutable``; None, the default, is what :func:`greenconn.configure` was told,
+            False is ``Unroutable``; None, the default, is the argument of :func:`greenconn.configure`,
             else False), ``routing_key`` (of an Exchange), ``mandatory=True``,
             ``delivery_mode='persistent'``, ``serializer``, ``compression``, ``content_type`` (of a
             body that is serialised already), ``content_encoding``, ``headers``, ``priority`` (0 to

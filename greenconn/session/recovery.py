@@ -32,11 +32,10 @@ class Members:
     """Objects with ``recover(deadline)``, kept by strong reference in the order of registration.
 
     When a life ends all of them are *due*: they have to be restored on the next one.  A member whose
-    restoring fails for a reason that may pass (an exclusive queue that the broker still holds for
-    the old connection, a reply that did not come) is tried again apart, with back-off, as long as
-    the life lasts, so that one does not hold up the others.  One that cannot be restored is told by
-    ``member.failed(exc)``, if it has that, else whoever drains the connection gets the error; it is
-    no member any more.
+    restoring fails for a temporary reason (an exclusive queue that the broker still holds for the
+    old connection, a reply that did not come) is tried again by itself, with back-off, as long as
+    the life lasts, so that it does not delay the others.  A member that cannot be restored is
+    removed: its ``failed(exc)`` is called, if it has one, else ``drain_events`` raises the error.
 
     Arguments:
         is_transient: whether an error of ``recover`` may pass.
@@ -109,7 +108,7 @@ class Members:
                     self._due.pop(key, None)
 
     def fail_all(self, exc: BaseException) -> None:
-        """Tell those who can be told that recovery was given up; they stay members."""
+        """Tell the members that have ``failed`` that recovery was given up; they stay members."""
         for member in list(self._due.values()):
             _tell(member, exc)
 

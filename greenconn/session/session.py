@@ -8,9 +8,9 @@ A session has at most one link at a time.  Rules that hold:
 - With members registered, a lost link is replaced in the background until ``close()``, and they are
   restored on it in the order of their registration.  Without members the next use opens a link.
 - What was declared is declared again on a new link before anybody has that.
-- When every broker of the list refuses us in turn (wrong password, no such virtual host) recovery ends
-  with that error.  Those who wait get it, members that have a method ``failed(exc)`` are told, and
-  restored if a later explicit use succeeds.
+- When every broker of the list refuses the login in turn (wrong password, no such virtual host)
+  recovery ends with that error.  All waiters get it, and members with a method ``failed(exc)`` do, too.
+  They are restored if a later explicit use succeeds.
 - Nothing switches while the state is half changed: decide first, wait after.
 
 All attributes belong to the session's hub; none is touched from a hub callback.

@@ -7,7 +7,7 @@ bindings are not recorded.  The transport's channels call ``exchange_declared`` 
 that switches.
 
 Before anybody else has a new link, all is declared on it in the order exchanges, queues, bindings.
-What is refused is told in the log and kept for the next link.  The broker may still hold the dead
+What is refused is logged and kept for the next link.  The broker may still hold the dead
 connection.  An exclusive queue that it holds for that (405) is tried again in the background.  An
 auto-delete queue that has consumers may go with them, and take exchanges along: then all is declared
 once more a little later.

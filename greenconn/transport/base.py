@@ -264,7 +264,7 @@ class Link:
 
         Arguments:
             size: bytes of its body.
-            is_heard: somebody has asked to be told.
+            is_heard: somebody has asked for it.
         """
         size += RETURN_OVERHEAD
         if is_heard and self._returned_bytes + size <= RETURNS_LIMIT:

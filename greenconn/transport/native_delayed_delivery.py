@@ -166,7 +166,7 @@ def calculate_routing_key(countdown: int, routing_key: str) -> str:
 
     Arguments:
         countdown: seconds of delay, from 1 up to 2^28 - 1.
-        routing_key: what the message shall have at the end.  Digits of an earlier delay, which a
+        routing_key: what the message has at the end.  Digits of an earlier delay, which a
             message that is delayed again may carry, are taken off first.
 
     Raises:

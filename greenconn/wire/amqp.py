@@ -135,7 +135,7 @@ class FrameParser:
         return methods
 
     def room(self) -> list[memoryview | bytearray] | None:
-        """Buffers to receive into, one after the other; None while ``feed`` shall get what comes.
+        """Buffers to receive into, one after the other; None while ``feed`` is to get what comes.
 
         For a large body: what is received there is not copied until the body is whole.
         """

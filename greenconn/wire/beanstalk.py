@@ -28,7 +28,7 @@ __all__ = [
 LONGEST_TUBE: Final = 200
 #: Bytes of a reply's line: the longest has a tube's name.
 LONGEST_LINE: Final = 256
-#: Bytes of a body, unless the parser is told something else.
+#: Bytes of a body, unless the parser is given another limit.
 LONGEST_BODY: Final = 1024 * 1024
 #: Digits of the largest number (64 bits).
 DIGITS: Final = 20

@@ -29,7 +29,7 @@ class Verdict(Flag):
 
 
 class Heartbeat:
-    """The heartbeat of one life of a connection.  It reads no clock: each call is told the time.
+    """The heartbeat of one life of a connection.  It reads no clock: each call gets the time.
 
     Arguments:
         interval: seconds as negotiated; 0 is off: every verdict is NOTHING.

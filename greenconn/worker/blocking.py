@@ -24,14 +24,14 @@ __all__ = ["THRESHOLD", "BlockingMonitor"]
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Seconds that a handler may run without a switch before it is told of.
+#: Seconds that a handler may run without a switch before a warning.
 THRESHOLD: Final = 0.5
 #: Seconds between two looks.  A block is measured too short by this at most.
 INTERVAL: Final = 0.1
-#: Handlers that are told of in the life of a process.
+#: Handlers that are warned of in the life of a process, at most.
 LIMIT: Final = 1000
 
-#: Names of handlers that were told of.
+#: Names of handlers that were warned of.
 _told: Final[set[str]] = set()
 
 

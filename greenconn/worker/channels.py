@@ -155,7 +155,7 @@ class Sink:
 
 
 class CountedSink(Sink):
-    """A sink that is told when a message is taken out: see :func:`release`."""
+    """A sink that is called when a message is taken out: see :func:`release`."""
 
     __slots__ = ("_put",)
 
@@ -173,7 +173,7 @@ class Subscription:
 
     Arguments:
         options: the consumer's.
-        queue: a name, or what shall be declared.
+        queue: a name, or a ``Queue`` to declare.
         prefetch: messages that may be unanswered; 0 is no limit.
         dispatcher: where messages go.
         on_change: called with this, its channel and the reason when it is lost.  Must not switch.
@@ -344,7 +344,7 @@ class Subscription:
             )
         except BaseException as exc:
             # The channel undoes what the broker does of it after all; not here: RabbitMQ 3.10 ends the
-            # connection when it is told to cancel a consumer that it has not confirmed yet.
+            # connection when it is asked to cancel a consumer that it has not confirmed yet.
             sink.lost = exc
             self._sink = None
             self.tag = self._new_tag()

@@ -54,7 +54,7 @@ class ConsumerGreenlet(_Greenlet):
     what the broker refused it for.  ``kill()`` loses nothing that needs an ack: handlers are
     interrupted and their messages go back to the queue; with ``no_ack`` what waits is dropped.
 
-    When its connection is closed it stops: running handlers finish, the rest comes again.
+    When its connection is closed it stops: running handlers finish, the rest is redelivered.
 
     All methods belong to the thread that spawned it; in another one they raise
     :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
@@ -121,7 +121,7 @@ class ConsumerGreenlet(_Greenlet):
     def stop(self, timeout: float | None = None) -> bool:
         """End the consumer in good order.  May switch.
 
-        The broker is told to send no more; what no handler has begun is given back at once; running
+        The broker is asked to send no more; what no handler has begun is given back at once; running
         handlers finish.  With ``no_ack`` nothing can be given back: what was received is handled.
         Called by one of its own handlers it returns at once, since that has to finish first.
 
@@ -344,7 +344,7 @@ def spawn_consumer(
     into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so, stop the consumer and end the
     program.  Handlers may publish, declare, spawn consumers, and stop their own.
 
-    Messages that are handled when the connection is lost come again: handlers must bear being
+    Messages that are handled when the connection is lost are redelivered: handlers must bear being
     called twice with one message.
 
     Arguments:

@@ -1,11 +1,11 @@
 """The life of a consumer: its states, and what it does about its queues and its handlers.
 
-It is run by the consumer's greenlet, which runs no handler and asks nothing of the broker itself, so
-that it can always be told something: it waits for changes, and has one background task at a time get
-the queues confirmed or give them up.  While nothing changes a consumer is one greenlet that waits.
+The consumer's greenlet runs it.  That greenlet runs no handler and waits for no reply of the broker, so
+it can always react: it waits for changes, and leaves consuming and cancelling to one background task at
+a time.  While nothing changes a consumer is one greenlet that waits.
 
-Whatever ends it, a last task gives back what the consumer holds; it goes on even if the consumer's
-greenlet is killed once more meanwhile.
+Whatever ends it, a last task gives back what the consumer holds, even if the consumer's greenlet is
+killed again meanwhile.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class ConsumerLifecycle:
         changed: wakes those who wait for a change.
         state: the consumer's.
         error: the broker's refusal that ends it; None before.
-        is_withdrawn: the broker was told to send no more, and what no handler began was given back.
+        is_withdrawn: the broker was asked to send no more, and what no handler began was given back.
     """
 
     __slots__ = (

@@ -41,7 +41,7 @@ class Endpoint(NamedTuple):
 
     Attributes:
         service: ``sqs``, ``sns`` or ``sts``.
-        user_agent: what it is told of the program.
+        user_agent: what it learns of the program.
     """
 
     service: str

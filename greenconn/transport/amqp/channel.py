@@ -241,7 +241,7 @@ class Channel(DeclaringChannel):
         return call
 
     def abort(self, cause: BaseException) -> None:
-        """Close the channel, since the two sides do not count alike: all who use it are told.
+        """Close the channel, since the two sides do not count alike: all its users get the error.
 
         Never switches.  Again: does nothing.
         """
@@ -319,7 +319,7 @@ class Channel(DeclaringChannel):
     def take_over(self, old: Channel) -> None:
         """Become what *old*, a channel of a former life, was: its qos and its mode.  May switch.
 
-        What had not left of its unconfirmed messages is sent, or told of.
+        What had not left of its unconfirmed messages is sent, or reported.
         """
         if old.consumers.qos is not None:
             self.consumers.limit(*old.consumers.qos)
@@ -401,7 +401,7 @@ class Channel(DeclaringChannel):
     ) -> None:
         """Send a message whose sender learns by an answer what became of it.  May switch, as above.
 
-        If the broker returns it, ``return_sink`` is told; it is not counted among the lost ones.
+        If the broker returns it, ``return_sink`` gets it; it is not counted among the lost ones.
 
         Arguments:
             deadline: for the wait while the broker takes nothing.
@@ -629,7 +629,7 @@ class Channel(DeclaringChannel):
         """End a consumer.  May switch.  An unknown tag: does nothing.
 
         One that the broker has not confirmed yet is waited for: RabbitMQ 3.10 ends the connection when
-        it is told to cancel such a one.  Deliveries that came before the broker's reply are handed
+        it is asked to cancel such a one.  Deliveries that came before the broker's reply are handed
         over to a sink as any other, while a callback gets no more: they go back to the queue, save
         those without acks.  With *nowait* all go back from now on.
         """

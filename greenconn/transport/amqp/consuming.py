@@ -126,7 +126,7 @@ class ChannelConsumer:
         self.on_cancel = on_cancel
         self.sink = sink
         self.state: ConsumerState = ConsumerState.STARTING
-        #: The broker was told to end it.
+        #: The broker was asked to end it.
         self.is_ending = False
         #: Those who wait until it is no longer starting, or until it has ended.
         self.watchers: list[Slot[None]] = []
@@ -217,7 +217,7 @@ class ChannelConsumer:
         """
         self.tell_watchers()
         if self.state is not ConsumerState.RUNNING:
-            return  # the caller of ``basic_consume`` is told, or nobody cares
+            return  # the caller of ``basic_consume`` gets the error, if it still waits
         if self.sink is not None:
             self.sink.cancelled(exc)
         elif cancelled and self.on_cancel is not None:

@@ -25,7 +25,7 @@ __all__ = ["HARD_LIMIT", "PAUSE_ABOVE", "RESUME_BELOW", "InboxBudget", "PublishG
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
-#: Seconds in which so many changes are logged as they come; what else there were is told at their end.
+#: Seconds in which LOGGED changes are logged as they come; at their end, the number of the others is.
 LOG_INTERVAL: Final = 10.0
 LOGGED: Final = 4
 #: Events for the hooks that wait for somebody who drains, at most.

@@ -116,7 +116,7 @@ class Handshake:
     Arguments:
         mechanisms: of the login; the first that the broker knows is used.
         virtual_host: of the broker.
-        properties: what the broker is told of us.
+        properties: what the broker learns of this client.
         capabilities: extensions of the protocol, and whether they are wanted where the broker has them.
         locale: language of the broker's texts.
         channel_max: channels that we want at most; None or 0 is the broker's limit.

@@ -92,7 +92,7 @@ class AmqpLink(Link):
         host: of the broker, with the port.
     """
 
-    #: What the broker is told of us, beside the option ``client_properties``.
+    #: What the broker learns of this client, beside the option ``client_properties``.
     library_properties: ClassVar[Mapping[str, Any]] = {
         "product": "greenconn",
         "product_version": __version__,
@@ -252,7 +252,7 @@ class AmqpLink(Link):
 
     @property
     def client_properties(self) -> dict[str, Any]:
-        """Properties of this client, as the broker was told."""
+        """Properties of this client, as sent to the broker."""
         return self.handshake.client_properties
 
     @property

@@ -62,7 +62,7 @@ class LinkPort(Protocol):
     confirm_publish: bool
     #: Why the link is no longer open; None while it is.
     lost: BaseException | None
-    #: What is told of exchanges, queues and bindings that were made or deleted; None: nobody is.
+    #: Called for exchanges, queues and bindings that were made or deleted; None: nothing is called.
     topology: Any
     client: Any
 

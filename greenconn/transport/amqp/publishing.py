@@ -71,7 +71,7 @@ class PendingConfirm(Outstanding):
             routing_key = text_of(routing_key)
         super().__init__(exchange, routing_key, mandatory, properties, body)
         self.link = link
-        #: Whether anybody is told by ``wait`` what became of it.
+        #: Whether a caller gets the outcome from ``wait``.
         self.is_awaited = True
         #: Filled with True for an ack, False for a nack.
         self.slot: Slot[bool] = Slot()
@@ -278,7 +278,7 @@ class Publisher:
         is_clear = confirms is not None and confirms.all_are_awaited
         left = [] if confirms is None else confirms.give_up()
         if blamed == _PUBLISH and not (left and is_clear and all(each.is_awaited for each in left)):
-            # It may be one that nobody awaits: the next publish is told, or else the log.
+            # It may be one that nobody awaits: the next publish gets it, or else the log.
             self.unsent.refusal = cause
             spawn("log", logger.warning, "%s", self.unsent.error(self._link.where))
         # Alone, it is the one that the broker means; among others nobody can tell which it was.

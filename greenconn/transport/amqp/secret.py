@@ -42,7 +42,7 @@ class Secret:
     __slots__ = ("__weakref__", "_ask", "_link", "_renewal", "_waiters")
 
     def __init__(self, link: AmqpLink) -> None:
-        #: It refers to this object: its memory shall not wait for the collector.
+        #: It refers to this object: its memory must not wait for the collector.
         self._link = ref(link)
         self._waiters: deque[Slot[None]] = deque()
         self._ask: Callable[[], Any] | None = None

@@ -1,6 +1,6 @@
 """Exchanges, queues and bindings, as a channel declares and deletes them.
 
-What the broker has done is told to the connection's ``topology``, by the reader as soon as the reply
+What the broker has done is noted in the connection's ``topology``, by the reader as soon as the reply
 comes: also for a caller that was killed, or did not want to wait.
 
 ``nowait`` means that the caller does not wait.  The broker is asked for the reply all the same: it tells

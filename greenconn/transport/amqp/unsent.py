@@ -1,11 +1,11 @@
 """Messages that nobody confirms and that had not left when their connection was lost.
 
 A publish without confirm returns when its message was written; until the socket has taken it, it waits
-in this process.  Nothing is noted of it, so that this costs nothing: when the connection is lost, the
-messages are read from the bytes that have not left.  A mark behind its bytes tells two kinds from the
-others: whose caller is told anyhow (it awaits the confirm), and whose caller asked for retries.  The
-latter are sent again, in their order, on the channel that takes their channel's place, before anybody
-else gets that; of the others the next publish there is told.
+in this process.  No record is kept of it, so that this costs nothing: when the connection is lost, the
+messages are parsed from the bytes that were not sent.  A mark behind a message distinguishes two kinds:
+those whose caller awaits the confirm and so gets an error, and those whose caller asked for retries.
+The latter are sent again, in order, on the channel that replaces theirs, before it can be used
+otherwise.  For all others the next publish on the channel raises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser
 
 __all__ = ["AGAIN", "AWAITED", "Found", "Resending", "Unsent", "find_unsent", "sentence"]
 
-#: Marks behind a message: send it again; its caller is told of its fate.
+#: Marks behind a message: send it again; its caller gets the outcome.
 AGAIN: Final = memoryview(b"")
 AWAITED: Final = memoryview(b"")
 
@@ -84,7 +84,7 @@ class Unsent:
                 self.count += 1
 
     def forgive_last(self) -> None:
-        """Forget the last one: its caller is told by an error, and it has no mark yet."""
+        """Forget the last one: its caller gets an error, and it has no mark yet."""
         self.count = max(self.count - 1, 0)
 
     @property

@@ -176,7 +176,7 @@ class BeanstalkStore(Store):
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if not consumers:
-            # Who is told that nobody consumes here any more can rely on it: no claim takes anything.
+            # The reply that nothing consumes here any more can be relied on: no claim takes anything.
             if self._waiting is not None:
                 self._waiting.ignore(queue_tube(name))
             self.interrupt()

@@ -124,7 +124,7 @@ class Claims:
             except Exception:
                 if not dead:
                     raise
-                found = []  # the next claim is told the same
+                found = []  # the next claim gets the same error
             self._set_alarm()
         found = dead + found
         self._taking.handed_over(found)
@@ -160,7 +160,7 @@ class Claims:
                     self._pending_of(queue).start_over()
                     self._pending_of(queue).used({})
                 if taken and isinstance(exc, Exception):
-                    return taken  # the next claim is told the same
+                    return taken  # the next claim gets the same error
                 raise
             left = {queue: most for queue, most in left.items() if most > 0 and seen[queue]}
         return taken

@@ -39,7 +39,7 @@ class PendingIndex:
         self._returned: set[str] = set()
         #: When it is due, and the id.
         self._later: list[tuple[float, str]] = []
-        #: While a read is on its way: id -> the newest generation that the feed told of.
+        #: While a read is on its way: id -> the newest generation that the feed has shown.
         self._meanwhile: dict[str, int] | None = None
 
     @property

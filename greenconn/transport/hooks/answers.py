@@ -15,7 +15,7 @@ _DONE: Final = Settlement.DONE
 
 
 class WakingLink(HoldingLink, Protocol):
-    """A link that is told when there may be messages."""
+    """A link that is woken when there may be messages."""
 
     def ripen(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""

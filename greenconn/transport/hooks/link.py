@@ -73,7 +73,7 @@ class HookedLink(StoreLink):
         super().close()
 
     def _stop_claiming(self) -> None:
-        # A hook that waits for longer than it was told is not waited for: it ends with the link.
+        # A hook that waits for longer than asked is not waited for: it ends with the link.
         with suppress(TimeoutError), Limit(Deadline(LOOK), "the last poll"):
             super()._stop_claiming()
 

@@ -27,7 +27,7 @@ class Message(BaseMessage):
 
     Attributes:
         consumer: who gets it; None for ``basic_get``.
-        is_noted: the channel's ``QoS`` was told of it, and is told what becomes of it.
+        is_noted: the channel's ``QoS`` has noted it, and gets its outcome.
     """
 
     __slots__ = ("_raw", "consumer", "is_noted", "queue")

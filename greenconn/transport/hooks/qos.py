@@ -136,7 +136,7 @@ class QoS:
         What cannot be put back is dumped into a file.
 
         Arguments:
-            stderr: where the file is told; None logs it.
+            stderr: where the path is written to; None logs it.
         """
         if not len(self) or not self.restore_at_shutdown or not self.channel.do_restore:
             return

@@ -199,7 +199,7 @@ class HookStore(Store):
         return found
 
     def _look(self, wanted: Mapping[str, int]) -> bool:
-        """Look until nothing comes, or others shall have their turn; False: nothing came at all."""
+        """Look until nothing comes or it is the others' turn; False: nothing came at all."""
         if monotonic() - self._turned_at > PACE:
             turn()
             self._turned_at = monotonic()

@@ -259,5 +259,5 @@ class HostedChannel(StoreChannel[StoreLink]):
             message.delivery_tag = uuid()  # it went to two queues, with one tag in both
 
     def after_reply_message_received(self, queue: str) -> None:
-        """Delete a reply queue that nobody needs any more."""
+        """Delete a reply queue that is not needed any more."""
         self.raw.after_reply_message_received(queue)

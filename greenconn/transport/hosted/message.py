@@ -41,7 +41,7 @@ class HostedMessage(Message):
     Arguments:
         taken: kombu's.
         queue: where it was.
-        taker: has kombu's channel, which is told what becomes of it.
+        taker: has kombu's channel, which gets the outcome.
 
     Attributes:
         consumer: who gets it; None for ``basic_get``.

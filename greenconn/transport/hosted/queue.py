@@ -46,7 +46,7 @@ class QueueReader:
     So its prefetch is what its consumers have room for.
 
     Arguments:
-        prefetch: of the consumer that is the first one, for a transport that is told of it.
+        prefetch: of the consumer that is the first one, for a transport that takes it.
 
     Attributes:
         lock: the link's.

@@ -69,7 +69,7 @@ class Broker:
         self.pid = os.getpid()
         self.state = BrokerState()
         self.queues: dict[str, Queue] = {}
-        #: Numbers for deliveries: none comes again.
+        #: Numbers for deliveries: none is used twice.
         self.tags: Iterator[int] = count(1)
         #: Links that are open.
         #: In the order of their opening.  Not kept alive: one that its program drops closes.

@@ -30,7 +30,7 @@ from greenconn.transport.virtual.publishing import (
 __all__ = ["MemoryPublisher"]
 
 _OPEN: Final = ChannelState.OPEN
-#: What became of a message that nobody has to be told of.
+#: The outcome of a message that needs no report.
 _DONE: Final = Decided(None)
 
 

@@ -56,7 +56,7 @@ class _Listener:
 
     Attributes:
         exchanges: their names.
-        users: those who are told of new messages, by connection.
+        users: those to wake for new messages, by connection.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Broadcast:
         return None if found is None else found["_id"]
 
     def is_heard(self, queue: str, user: object) -> bool:
-        """Whether *user* is told what comes for *queue*."""
+        """Whether *user* is woken for *queue*."""
         listener = self._listeners.get(queue)
         return listener is not None and user in listener.users
 

@@ -119,7 +119,7 @@ class Client:
             LoginRefused: the login was refused.
         """
         left = deadline.left()
-        # pymongo shall be the first to give up: it knows what each server has answered.
+        # pymongo must be the first to give up: it knows what each server has answered.
         answer = self.call(_hello, self._mongo, None if left is None else left * GREETING)
         self._read_clock(answer)
         self.is_set = "setName" in answer or answer.get("msg") == "isdbgrid"

@@ -67,9 +67,9 @@ class Waking:
         collection: the name of the collection of messages.
         interval: seconds between two looks; None adapts.
         wake: has the queues that are consumed looked at.  Never switches.
-        sweep: brings back what nobody renews or was delayed, takes what has expired if it is told
-            that somebody claims here, and returns in how many seconds something else is due; None:
-            it does not know of anything.  May switch.
+        sweep: brings back what nobody renews or was delayed, takes what has expired if its
+            argument says that claims are made here, and returns the seconds until something else
+            is due; None: nothing is known to be.  May switch.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ class Commands:
 
     Arguments:
         where: the server's URL, password masked, for messages.
-        before_call: runs before each call, so that what is asked sees what was told before.  It must
-            not switch.
+        before_call: runs before each call, so that a call sees the effect of what was sent before.  It
+            must not switch.
 
     Attributes:
         is_tracking: the server pushes when an idle queue gets a message.

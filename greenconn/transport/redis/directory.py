@@ -61,7 +61,7 @@ class RedisDirectory(Directory):
     """The queues as one link knows them.
 
     Arguments:
-        link: is told what becomes of them.
+        link: gets the outcome of each.
         commands: of the link.
         owners: of exclusive queues.
         feeds: queue -> what serves its consumers of this link.

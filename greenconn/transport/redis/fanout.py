@@ -1,9 +1,9 @@
-"""Fan-out over pub/sub: what is published reaches those who listen at that moment.
+"""Fan-out over pub/sub: a message reaches the queues that are subscribed when it is published.
 
-A queue that is bound to a fan-out exchange listens on the exchange's channel while it is consumed.  This
-has a socket of its own, opened when it is needed: a server cuts a subscriber that is slow to read, and
-that must not hit the claims.  While it is lost it is opened again and again, and whoever listens is told
-that there may be a gap: the event ``fanout_gap`` calls the channel's handlers with ``(queue,
+A queue that is bound to a fan-out exchange is subscribed to the exchange's channel while it is consumed.
+The subscription has a socket of its own, opened when it is needed: the server disconnects a subscriber
+that reads slowly, and that must not affect the claims.  A lost one is opened again until it succeeds.
+Messages may be missing then: the event ``fanout_gap`` calls the channel's handlers with ``(queue,
 seconds)``, and the log has a line.  (``fanout_lists`` has no gaps: it uses lists.)
 """
 

@@ -8,8 +8,8 @@ consumers too.
 What goes back in one turn goes back in the order in which it was taken, so that the oldest is next
 again, whatever the order of the calls was.
 
-What the server refuses (it cannot write to its disk, a right was taken away) stays held, though nobody
-has it any more: it is told again whenever the lease is renewed.
+What the server refuses (it cannot write to its disk, a right was taken away) stays held, though no
+consumer has it any more: the answer is sent again whenever the lease is renewed.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class RedisHolding:
         return self._commands.pipeline.error(outcome, what)
 
     def interrupted(self, exc: BaseException) -> None:
-        """End the link, since nobody can tell what it was told.  Never switches."""
+        """End the link, since the outcome of what was sent is unknown.  Never switches."""
         self._commands.pipeline.interrupted(exc)
 
 

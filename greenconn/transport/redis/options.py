@@ -141,7 +141,7 @@ class RedisOptions(Record):
 
     reauth_check_interval: float = 10.0
     """Seconds between two questions to a credential provider (or a password that is a function) for
-    new credentials, which are told the server; 0: only at each connect (kombu's)."""
+    new credentials, which are sent to the server; 0: only at each connect (kombu's)."""
 
     client_name: str | None = None
     """Name in the server's list of clients; None: program, host and process, as ``app.py@host:1234``;

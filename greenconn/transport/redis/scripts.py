@@ -212,7 +212,7 @@ return {1, redis.call('ZINCRBY', KEYS[1], ARGV[2], 'clock')}
 
 #: Notes that an owner consumes from a queue, and returns how many consumers others have there; -1: it
 #: may not, since one of them wants to be alone.  Dead ones are forgotten by who joins only: an
-#: auto-delete queue all of whose consumers are dead is told from one that never had any.
+#: auto-delete queue all of whose consumers are dead differs from one that never had any.
 #:
 #: Keys: who consumes from it, all owners.  Arguments: the owner, and ``exclusive``, or how many
 #: consumers it has now, or nothing: it only asks.

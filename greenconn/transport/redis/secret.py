@@ -75,7 +75,7 @@ class Secret:
         self._told = credentials
         for pipeline in self._other_pipelines():
             if pipeline.takes_arrays:
-                # A subscriber of RESP2 cannot: it comes again with the new login.
+                # A subscriber of RESP2 cannot: it reconnects with the new login.
                 pipeline.end(LinkLost(f"{pipeline.where}: logging in again"))
             else:
                 pipeline.post(command)

@@ -115,7 +115,7 @@ class Unasked:
         self._tell_soon()
 
     def _tell_soon(self) -> None:
-        # Those that fail together are told together.
+        # Those that fail together get their errors together.
         if not self._is_telling:
             self._is_telling = True
             spawn("log", self.tell)

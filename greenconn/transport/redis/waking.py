@@ -4,8 +4,8 @@ An invalidation names a key that somebody changed after we had read it.  For the
 is a hint to its source; for the declaration of a queue, to the directory.  Keys have no database in
 them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
 
-However a push may get lost (a server's limit of tracked keys, a proxy in between), nothing waits for
-ever: every few seconds sources of empty queues look without being told.
+A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
+sources of empty queues also look every few seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Waking:
 
     Arguments:
         commands: of the link.
-        changed: is told of a key that is no list of a feed and has changed; None: all may have.
+        changed: called with a key that is no list of a feed and has changed; None: all may have.
 
     Attributes:
         found: how often an empty queue turned out not to be empty without a push.

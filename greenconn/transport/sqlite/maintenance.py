@@ -31,7 +31,7 @@ class Seen(NamedTuple):
         ripe: consumed queues that have messages.
         gone: consumed queues that are deleted.
         dead: messages that had grown too old.
-        pipes: who is to be told, and of which queues; 0: that some are deleted.
+        pipes: those to wake, and for which queues; 0: that some are deleted.
         orphans: links of dead processes.
         overdue: links whose leases have ended, where time alone does not say that they are dead.
         next_at: when the next look is due.

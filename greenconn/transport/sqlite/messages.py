@@ -77,7 +77,7 @@ class Put(NamedTuple):
 
     Attributes:
         outcomes: for each entry.
-        pipes: who is to be told, and of which queues.
+        pipes: those to wake, and for which queues.
         dead: what became too many.
         next_at: when the next of them may be delivered, or dies.
         late: answers that came too late.
@@ -98,7 +98,7 @@ class Taken(NamedTuple):
     Attributes:
         dead: what had grown too old.
         due: queues of which something may be delivered again.
-        pipes: who is to be told, and of which queues.
+        pipes: those to wake, and for which queues.
         next_at: when something may be delivered that cannot be now.
     """
 

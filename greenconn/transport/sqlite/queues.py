@@ -168,7 +168,7 @@ class Queues:
         """Note how many consumers a link has.
 
         Returns:
-            the queue's number, 0 for none, who is to be told, and until when it may be unused; None:
+            the queue's number, 0 for none, those to wake, and until when it may be unused; None:
             it may not.
 
         Raises:

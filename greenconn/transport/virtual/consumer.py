@@ -40,7 +40,7 @@ class Consumer:
 
     Arguments:
         channel: has ``connection`` and ``prefetch``.
-        feed: is told when a parked consumer has room again.
+        feed: woken when a parked consumer has room again.
         limit: unanswered deliveries at once; 0 is no limit.
     """
 

@@ -66,7 +66,7 @@ class PipelineLife(ABC):
             raise self._own(self.lost)
 
     def _own(self, exc: BaseException) -> BaseException:
-        """One for each who is told: a traceback belongs to one greenlet."""
+        """Return one for each waiter: a traceback belongs to one greenlet."""
         if not isinstance(exc, self.lost_error):
             return exc
         own: BaseException = type(exc)(*exc.args)
