@@ -6,7 +6,8 @@ answer frees it, and lets the channel's consumers have more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from gevent import get_hub
@@ -100,7 +101,7 @@ class Deliveries:
         if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
             self._channel.check_open()
         if multiple:
-            self._free(map(self._acked, self._up_to(tag)))
+            self._free(self._acked_each(self._up_to(tag)))
             return
         delivery = self.unanswered.pop(tag, None)
         if delivery is None:
@@ -165,26 +166,44 @@ class Deliveries:
             self._acknowledger.done(delivery)
         return delivery
 
+    def _acked_each(self, deliveries: Iterable[Any]) -> Iterator[Any]:
+        """Ack each, and yield it then; where one fails, it and the rest stay unanswered."""
+        left = deque(deliveries)
+        try:
+            while left:
+                self._acked(left[0])
+                yield left.popleft()
+        finally:
+            for each in left:
+                self.unanswered[each.delivery_tag] = each
+
     def _refuse(self, deliveries: list[Any], requeue: bool) -> None:
-        if requeue:
-            self._acknowledger.give_back(deliveries)
-        else:
-            self._acknowledger.dead_letter(deliveries, "rejected")
+        try:
+            if requeue:
+                self._acknowledger.give_back(deliveries)
+            else:
+                self._acknowledger.dead_letter(deliveries, "rejected")
+        except BaseException:
+            # What was not told is held again; the rest takes no room any more.
+            self._free([each for each in deliveries if each.delivery_tag not in self.unanswered])
+            raise
         self._free(deliveries)
 
     def _free(self, deliveries: Iterable[Any]) -> None:
         """Free the room that *deliveries* took, and let their consumers have more."""
         freed: dict[Consumer, None] = {}
-        for delivery in deliveries:
-            consumer = delivery.consumer
-            if consumer is not None and not consumer.no_ack:
-                consumer.unacked -= 1
-                self._prefetch.in_flight -= 1
-                freed[consumer] = None
-        if self._prefetch.limit:
-            self._channel.serve()
-        for consumer in freed:
-            consumer.wake()
+        try:
+            for delivery in deliveries:
+                consumer = delivery.consumer
+                if consumer is not None and not consumer.no_ack:
+                    consumer.unacked -= 1
+                    self._prefetch.in_flight -= 1
+                    freed[consumer] = None
+        finally:
+            if self._prefetch.limit:
+                self._channel.serve()
+            for consumer in freed:
+                consumer.wake()
 
     def _up_to(self, tag: Any) -> list[Any]:
         """Take out all deliveries up to *tag*, or all for tag 0; not those that need no answer."""
@@ -208,7 +227,7 @@ class Deliveries:
 
     def drop(self, consumer: Consumer) -> None:
         """Stop a consumer whose queue is gone, and what nobody has seen with it.  Never switches."""
-        self._free(map(self._acked, self._unseen(consumer)))
+        self._free(self._acked_each(self._unseen(consumer)))
 
     def _unseen(self, consumer: Consumer) -> list[Any]:
         """Stop a consumer, and take back what became events that nobody has drained."""

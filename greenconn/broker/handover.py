@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from greenconn.broker.holding import Disposition, HeldMessage, HoldingLink
+from greenconn.broker.port import Settlement
 
 __all__ = ["Handover"]
 
@@ -63,6 +64,11 @@ class Handover:
         else:
             self._acks += acks
             self._dispositions += dispositions
+
+    def left(self) -> list[HeldMessage]:
+        """Return what is to be given back by the next life.  Never switches."""
+        back = [each.message for each in self._dispositions if each.settlement is Settlement.BACK]
+        return [*back, *self._held.values(), *self._doubtful]
 
     def pass_on(self, link: HoldingLink) -> None:
         """Let *link* answer and give back everything.  May switch.

@@ -22,6 +22,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.transport.hosted import queue as queue_module
+from greenconn.transport.hosted.message import HostedMessage
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
@@ -275,3 +276,43 @@ def test_classes_are_told_apart() -> None:
     assert resolve_transport(MEMORY).__module__.startswith("greenconn.")
     with pytest.raises(TypeError, match="only kombu's virtual transports can be hosted"):
         resolve_transport(KombuBase)
+
+
+def test_what_a_lost_connection_held_goes_back(connection: Connection) -> None:
+    got: list[Any] = []
+    Queue("kept")(connection.channel()).declare()
+    connection.Producer().publish("x", routing_key="kept")
+    with connection.Consumer([Queue("kept")], on_message=got.append):
+        connection.drain_events(timeout=30)
+        connection.session.life.link.end(RecoverableConnectionError("lost"))
+    with gevent.Timeout(30):
+        while (found := connection.default_channel.basic_get("kept")) is None:
+            gevent.sleep(0.01)
+    assert [each.payload for each in (*got, found)] == ["x", "x"]
+    found.ack()
+
+
+def test_what_no_handler_saw_and_cannot_be_put_back_goes_back_later(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel: Any = connection.channel()
+    Queue("unseen")(channel).declare()
+    connection.Producer().publish("x", routing_key="unseen")
+    link = connection.session.life.link
+    raw = link.hooks("unseen")
+    message = HostedMessage(raw.basic_get("unseen"), "unseen", channel)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RecoverableConnectionError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(raw), "_put", fail)
+        link.answers.return_unseen(message.claimed)
+        with gevent.Timeout(30):
+            while link.is_open:
+                gevent.sleep(0.01)
+    with gevent.Timeout(30):
+        while (found := connection.default_channel.basic_get("unseen")) is None:
+            gevent.sleep(0.01)
+    assert found.payload == "x"
+    found.ack()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from greenconn.broker.answers import Answers
-from greenconn.broker.holding import HoldingLink
+from greenconn.broker.holding import Disposition, HoldingLink
 from greenconn.broker.port import Settlement
 
 __all__ = ["HookAnswers"]
@@ -38,29 +39,36 @@ class HookAnswers(Answers):
         """Tell that a delivery was handled."""
         try:
             delivery.settle(_DONE)
-        except Exception:
-            _hold(delivery)
+        except BaseException:
+            self._hold(delivery)
             raise
 
     def give_back(self, deliveries: Iterable[Any]) -> None:
         """Put *deliveries* back into their queues."""
-        for delivery in deliveries:
-            _tell(delivery, Settlement.BACK)
+        for delivery in self._told(deliveries, Settlement.BACK):
             self._waking.ripen(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""
-        for delivery in deliveries:
-            _tell(delivery, Settlement.REFUSED)
+        for _ in self._told(deliveries, Settlement.REFUSED):
+            pass
 
+    def _told(self, deliveries: Iterable[Any], settlement: Settlement) -> Iterator[Any]:
+        """Tell what becomes of each, and yield it then; those that were not told are held again."""
+        left = deque(deliveries)
+        try:
+            while left:
+                left[0].settle(settlement)
+                yield left.popleft()
+        finally:
+            for each in left:
+                self._hold(each)
 
-def _tell(delivery: Any, settlement: Settlement) -> None:
-    try:
-        delivery.settle(settlement)
-    except Exception:
-        _hold(delivery)
-        raise
-
-
-def _hold(delivery: Any) -> None:
-    delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery
+    def _hold(self, delivery: Any) -> None:
+        """Hold a delivery again whose answer was not told."""
+        link = self._waking
+        if link.lost is None:
+            delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery
+        else:
+            back = Disposition(delivery.claimed, Settlement.BACK)
+            link.handover.add(link, (), [back])

@@ -499,7 +499,10 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         """Close it: consumers end, and what was not answered is given back.  May switch."""
         if self.is_open:
             for tag in list(self.consumers):
-                self.basic_cancel(tag)
+                try:
+                    self.basic_cancel(tag)
+                except Exception as exc:  # what could not be put back is held still
+                    self.connection.failed(exc, "cancelling a consumer")
             self.qos.restore_unacked_once()
         super().close()
 

@@ -18,7 +18,7 @@ from greenconn.transport.hooks.answers import HookAnswers
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
 from greenconn.transport.hooks.publishing import HookPublisher
-from greenconn.transport.hooks.store import LOOK, HookStore
+from greenconn.transport.hooks.store import LOOK, HookStore, Taken
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -48,6 +48,10 @@ class HookedLink(StoreLink):
         Raises:
             RecoverableConnectionError: there is none.
         """
+        raise NotImplementedError
+
+    def put_back(self, message: Taken) -> None:
+        """Put a message back that a former life has taken out.  May switch."""
         raise NotImplementedError
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
@@ -130,6 +134,17 @@ class HookLink(HookedLink):
         if channel is None:
             raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
         return channel
+
+    def put_back(self, message: Taken) -> None:
+        """Put a message back that a former life has taken out.  May switch."""
+        channel = self.transport.create_channel(self)
+        assert isinstance(channel, Channel)
+        assert isinstance(message, Message)
+        try:
+            channel._restore_at_beginning(message)
+        finally:
+            channel.close()
+        self.store.wake(message.queue)
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Look through each channel that has consumers with room.  May switch."""

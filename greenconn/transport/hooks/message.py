@@ -8,6 +8,7 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
 from greenconn.message import Message as BaseMessage
+from greenconn.transport.hooks.qos import keeps_only_here
 from greenconn.transport.virtual.envelope import WHAT, checked
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -75,6 +76,17 @@ class Message(BaseMessage):
     def claimed(self) -> Claimed:
         """The claim of the store."""
         return Claimed(self.queue or "", None, self)
+
+    @property
+    def link(self) -> Any:
+        """The link that took it out."""
+        return self.channel.connection
+
+    @property
+    def is_gone_from_broker(self) -> bool:
+        """Whether nobody else gives it back: neither the broker nor a ``QoS`` of its own."""
+        channel = self.channel
+        return bool(channel.do_restore) and (not self.is_noted or keeps_only_here(channel.qos))
 
     def settle(self, settlement: Settlement) -> None:
         """Tell the ``QoS`` what becomes of it; one that it does not know is put back.  May switch."""

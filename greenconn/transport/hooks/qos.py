@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from greenconn.dump import emergency_dump_state
 
-__all__ = ["QoS", "dump_messages"]
+__all__ = ["QoS", "dump_messages", "keeps_only_here"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
+
+#: Modules of the ``QoS`` that keep deliveries in a dict: ours, and kombu's.
+_KEEP_HERE: Final = frozenset({__name__, "kombu.transport.virtual.base"})
 
 
 class _Delivered(OrderedDict[Any, Any]):
@@ -31,6 +34,14 @@ def dump_messages(messages: Iterable[Any], stderr: TextIO | None = None) -> None
         emergency_dump_state(state, stderr=stderr)
     except Exception:
         logger.exception("%d message(s) could not be dumped, and are lost", len(state))
+
+
+def keeps_only_here(qos: Any) -> bool:
+    """Return whether the deliveries that a ``QoS`` has are in this process, and nowhere else.
+
+    One that keeps them at its broker overrides ``append``.
+    """
+    return bool(qos.restore_at_shutdown) and type(qos).append.__module__ in _KEEP_HERE
 
 
 class _Finalizer:

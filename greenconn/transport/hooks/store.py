@@ -24,6 +24,7 @@ from greenconn.green.hub import turn
 from greenconn.green.ticker import Ticker
 from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["LOOK", "PACE", "HookStore", "Taken"]
 
@@ -45,6 +46,21 @@ class Taken(Protocol):
     @property
     def claimed(self) -> Claimed:
         """The claim of the store."""
+
+    @property
+    def link(self) -> object:
+        """The link that took it out."""
+
+    @property
+    def is_gone_from_broker(self) -> bool:
+        """Whether nobody else gives it back."""
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that it was taken out of."""
+
+    def serializable(self) -> Envelope:
+        """Return the envelope with which it can be put back."""
 
     def settle(self, settlement: Settlement) -> None:
         """Tell the hooks what becomes of it.  May switch."""
@@ -74,6 +90,9 @@ class LookingLink(Protocol):
             RecoverableConnectionError: there is none.
         """
 
+    def put_back(self, message: Taken) -> None:
+        """Put a message back that a former life has taken out.  May switch."""
+
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Let the hooks take out what there is, once, for ``arrive``.  May switch.
 
@@ -97,7 +116,6 @@ class HookStore(Store):
     """
 
     lease = None
-    outlives_link: ClassVar[bool] = False
     #: All queues are looked for together; a look takes what the hooks give.
     claim_limit: ClassVar[int] = 1_000_000
     #: One that finds the broker lost must not be repeated with others.
@@ -259,16 +277,24 @@ class HookStore(Store):
         for message in self._arrived.pop(queue, ()):
             self.link.answers.return_unseen(message.claimed)
 
+    def doubtful(self) -> Sequence[tuple[str, Any]]:
+        """Return queue and message of what was taken out when no consumer had room."""
+        return [(queue, each) for queue, found in self._arrived.items() for each in found]
+
     def settle(self, answers: Sequence[Answer]) -> int:
-        """Put messages back that nobody has seen, or whose channel has ended."""
+        """Put messages back that nobody has seen, whose channel has ended, or of a former life."""
         for answer in answers:
             message: Taken = answer.handle
+            is_former = message.link is not self.link
             try:
-                message.settle(answer.settlement)
+                if not is_former:
+                    message.settle(answer.settlement)
+                elif answer.settlement is Settlement.BACK and message.is_gone_from_broker:
+                    self.link.put_back(message)
             except Exception as exc:
-                if isinstance(exc, self.link.transport.connection_errors):
-                    raise
+                if not is_former and isinstance(exc, self.link.transport.connection_errors):
+                    raise  # the next life tries once more
                 logger.error("a message could not be requeued: %r", exc)
-                if not message.is_noted:
+                if is_former or not message.is_noted:
                     dump_messages([message])
         return 0

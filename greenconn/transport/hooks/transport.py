@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from greenconn.broker.consumers import ConsumerRegistry
+from greenconn.broker.handover import Handover
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
@@ -14,6 +15,7 @@ from greenconn.transport import base
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.hooks.store import HookStore
+from greenconn.transport.hooks.unreturned import UnreturnedMessages
 from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import CHANNEL_MAX
@@ -53,6 +55,13 @@ class HookedTransport(StoreTransport):
     def registry(self) -> ConsumerRegistry:
         """The consumers that one connection knows."""
         return ConsumerRegistry()
+
+    @property
+    def handover(self) -> Handover:
+        """The hand-over from former lives of this connection."""
+        handover = super().handover
+        self.kept_state.get(UnreturnedMessages, self.place(), handover)
+        return handover
 
     @property
     def options(self) -> StoreOptions:

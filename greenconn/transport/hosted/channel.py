@@ -116,7 +116,8 @@ class HostedChannel(StoreChannel[StoreLink]):
             consumer.stop()
         held = list(self.deliveries.unanswered.values())
         self.deliveries.unanswered.clear()
-        if self.raw.do_restore:  # else the broker itself gives back what is not answered
+        # Else the broker itself gives back what is not answered, or the next life does.
+        if self.raw.do_restore and self.connection.lost is None:
             for message in held:
                 back = Disposition(message.claimed, Settlement.BACK)
                 self.connection.answers.settle(back)

@@ -13,6 +13,7 @@ from greenconn.broker.port import Claimed
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookedLink
+from greenconn.transport.hooks.store import Taken
 from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.message import HostedMessage
 from greenconn.transport.hosted.publishing import HostedPublisher
@@ -58,6 +59,16 @@ class HostedLink(HookedLink):
             if isinstance(channel, HostedChannel):
                 return channel.raw
         raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
+
+    def put_back(self, message: Taken) -> None:
+        """Put a message back that a former life has taken out.  May switch."""
+        with self.lock:
+            raw = self.open_channel()
+            try:
+                raw._put(message.queue, message.serializable() | {"redelivered": True})
+            finally:
+                raw.close()
+        self.store.wake(message.queue)
 
     def read(self, queue: str, prefetch: int) -> None:
         """Begin to take messages out of a queue; again: does nothing.  May switch."""

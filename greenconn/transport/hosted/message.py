@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.message import Message
+from greenconn.transport.hooks.qos import keeps_only_here
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from gevent.lock import RLock
@@ -22,10 +24,13 @@ class Taker(Protocol):
     """The receiver of messages that were taken out; it is notified of their answers.
 
     Attributes:
+        connection: the link.
         lock: of kombu's transport.
         raw: kombu's channel.
     """
 
+    @property
+    def connection(self) -> object: ...
     @property
     def lock(self) -> RLock: ...
     @property
@@ -47,7 +52,7 @@ class HostedMessage(Message):
         consumer: who gets it; None for ``basic_get``.
     """
 
-    __slots__ = ("_tag", "_taker", "consumer", "queue")
+    __slots__ = ("_tag", "_taken", "_taker", "consumer", "queue")
 
     #: Whether its channel holds it until it is answered.
     is_held = True
@@ -67,6 +72,7 @@ class HostedMessage(Message):
         self.errors = list(taken.errors)
         self.queue = queue
         self.consumer: Consumer | None = None
+        self._taken = taken
         self._taker = taker
         #: What kombu's channel calls it: one message that went to two queues has one tag in both.
         self._tag = taken.delivery_tag
@@ -75,6 +81,22 @@ class HostedMessage(Message):
     def claimed(self) -> Claimed:
         """The claim of the store."""
         return Claimed(self.queue, None, self)
+
+    @property
+    def link(self) -> object:
+        """The link that took it out."""
+        return self._taker.connection
+
+    @property
+    def is_gone_from_broker(self) -> bool:
+        """Whether nobody else gives it back: neither the broker nor a ``QoS`` of its own."""
+        raw = self._taker.raw
+        return bool(raw.do_restore) and keeps_only_here(raw.qos)
+
+    def serializable(self) -> Envelope:
+        """Return the envelope with which it can be put back."""
+        stored: Envelope = self._taken.serializable()
+        return stored
 
     def settle(self, settlement: Settlement) -> None:
         """Tell kombu's channel what becomes of it.  May switch."""

@@ -49,12 +49,13 @@ class QueueReader:
         prefetch: of the consumer that is the first one, for a transport that takes it.
 
     Attributes:
+        connection: the link.
         lock: the link's.
         raw: the channel.
     """
 
     def __init__(self, link: ReaderLink, queue: str, prefetch: int) -> None:
-        self._link = link
+        self.connection: Final = link
         self.lock: Final = link.lock
         self._queue = queue
         self._tag = uuid()
@@ -99,14 +100,14 @@ class QueueReader:
     def _take(self, taken: Any) -> None:
         self._unanswered += 1
         queue = self._queue
-        self._link.store.arrive(HostedMessage(taken, queue, self), queue)
+        self.connection.store.arrive(HostedMessage(taken, queue, self), queue)
 
     def note_settled(self, queue: str) -> None:
         """Note that one of its messages was answered.  May switch.  Call with the lock."""
         self._unanswered -= 1
         if not self._is_active:
             self._close_unused()
-        feed = self._link.feeds.get(queue)
+        feed = self.connection.feeds.get(queue)
         if feed is not None and feed.state is FeedState.DRY:
             feed.ripen()  # a ``QoS`` with a say of its own may want more now
 

@@ -1,0 +1,258 @@
+"""Messages that a hook has taken out outlive the connection: the next one puts them back."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greenconn.broker.port import Answer, Settlement
+from greenconn.exceptions import RecoverableConnectionError
+from greenconn.message import Message
+from greenconn.transport.hooks.link import HookLink
+from tests.forked import holds_in_child
+from tests.tiny_client import TinyClient
+from tests.unit.transport.hooks.test_channel import (
+    Shelf,
+    ShelfChannel,
+    ShelfTransport,
+    bodies,
+    drain,
+    opened,
+    send,
+    until,
+)
+
+
+class BrokenShelf(Shelf):
+    """A shelf that takes nothing while ``put_error`` is set."""
+
+    put_error: Exception | None = None
+
+
+class BrokenChannel(ShelfChannel):
+    """A channel whose puts may fail."""
+
+    shelf: BrokenShelf
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if self.shelf.put_error is not None:
+            raise self.shelf.put_error
+        super()._put(queue, message, **kwargs)
+
+
+@pytest.fixture
+def shelf() -> BrokenShelf:
+    """The broker."""
+    return BrokenShelf()
+
+
+@pytest.fixture
+def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of emergency dumps."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def transport(shelf: BrokenShelf, dumps: Path) -> ShelfTransport:
+    """A transport to ``shelf``, whose links are lives of one connection."""
+
+    class Channel(BrokenChannel):
+        pass
+
+    class Transport(ShelfTransport):
+        connection_errors = (*ShelfTransport.connection_errors, OSError)
+
+    Channel.shelf = shelf
+    Transport.Channel = Channel
+    return Transport(TinyClient("shelf://"))
+
+
+@pytest.fixture
+def link(transport: ShelfTransport, shelf: BrokenShelf) -> Iterator[HookLink]:
+    """The first life."""
+    link = transport.establish_connection()
+    yield link
+    shelf.put_error = None
+    link.close()
+
+
+@pytest.fixture
+def channel(link: HookLink) -> ShelfChannel:
+    """A channel with a queue ``q``."""
+    made = opened(link)
+    made.queue_declare("q")
+    return made
+
+
+def came_back(shelf: Shelf, channel: ShelfChannel, *wanted: str) -> None:
+    until(lambda: sorted(bodies(shelf, channel)) == sorted(wanted))
+    assert all(json.loads(each)["redelivered"] for each in shelf.queues["q"])
+
+
+def dumped(folder: Path, channel: ShelfChannel) -> list[Any]:
+    (path,) = folder.iterdir()
+    return [channel.message_to_python(each).body for each in pickle.loads(path.read_bytes())]
+
+
+def test_a_message_that_nobody_has_seen_and_that_cannot_be_put_back(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+) -> None:
+    send(channel, "x")
+    raw = json.loads(shelf.queues["q"].popleft())
+    shelf.put_error = OSError("cut")
+    link._deliver(raw, "q")  # for a consumer that is gone
+    until(lambda: not link.is_open)
+    shelf.put_error = None
+    successor = link.transport.establish_connection()
+    came_back(shelf, channel, "x")
+    successor.close()
+    assert list(dumps.iterdir()) == []
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_a_rejected_message_that_cannot_be_put_back(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, multiple: bool
+) -> None:
+    got: list[Message] = []
+    channel.basic_qos(0, 3, False)
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"abc")
+    drain(link, got, 3)
+    shelf.put_error = OSError("cut")
+    for message in got[-1:] if multiple else got:
+        with pytest.raises(OSError, match="cut"):
+            channel.basic_nack(message.delivery_tag, multiple=multiple, requeue=True)
+    assert len(channel.deliveries.unanswered) == channel.prefetch.in_flight == 3
+    link.end(RecoverableConnectionError("lost"))
+    shelf.put_error = None
+    successor = link.transport.establish_connection()
+    came_back(shelf, channel, "a", "b", "c")
+    successor.close()
+
+
+def test_what_went_back_before_the_failure_takes_no_room(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"abc")
+    drain(link, got, 3)
+    channel.flow(False)
+
+    def restore(message: Any, put: Any = channel._restore) -> None:
+        if message is got[1]:
+            raise OSError("cut")
+        put(message)
+
+    channel._restore = restore  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="cut"):
+        channel.basic_nack(got[2].delivery_tag, multiple=True, requeue=True)
+    assert bodies(shelf, channel) == ["a"]
+    assert set(channel.deliveries.unanswered) == {each.delivery_tag for each in got[1:]}
+    assert channel.prefetch.in_flight == 2
+
+
+def test_an_ack_that_fails_leaves_the_later_ones_unanswered(
+    link: HookLink, channel: ShelfChannel
+) -> None:
+    got: list[Message] = []
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"abc")
+    drain(link, got, 3)
+
+    def ack(tag: Any, known: Any = channel.qos.ack) -> None:
+        if tag == got[1].delivery_tag:
+            raise OSError("cut")
+        known(tag)
+
+    channel.qos.ack = ack  # type: ignore[method-assign, assignment]
+    with pytest.raises(OSError, match="cut"):
+        channel.basic_ack(got[2].delivery_tag, multiple=True)
+    assert set(channel.deliveries.unanswered) == {each.delivery_tag for each in got[1:]}
+    assert channel.prefetch.in_flight == 2
+
+
+def test_what_a_lost_connection_held_is_put_back(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel
+) -> None:
+    got: list[Message] = []
+    channel.basic_qos(0, 2, False)
+    channel.basic_consume("q", callback=got.append)
+    send(channel, *"ab")
+    drain(link, got, 2)
+    link.end(RecoverableConnectionError("lost"))
+    got[0].ack()
+    successor = link.transport.establish_connection()
+    came_back(shelf, channel, "b")
+    got[1].ack()  # too late: does nothing
+    successor.close()
+
+
+def test_what_two_connections_cannot_put_back_is_dumped(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+) -> None:
+    send(channel, "x")
+    assert channel.basic_get("q") is not None
+    link.end(RecoverableConnectionError("lost"))
+    shelf.put_error = OSError("no room")
+    successor = link.transport.establish_connection()
+    until(lambda: list(dumps.iterdir()))
+    assert dumped(dumps, channel) == [b"x"]
+    assert successor.is_open
+    successor.close()
+
+
+def test_what_no_connection_puts_back_is_dumped_in_the_end(
+    shelf: BrokenShelf, dumps: Path, transport: ShelfTransport
+) -> None:
+    link = transport.establish_connection()
+    channel = opened(link)
+    channel.queue_declare("q")
+    send(channel, *"xy")
+    assert channel.basic_get("q") is not None
+    (message,) = [channel.message_of(json.loads(shelf.queues["q"].popleft()), "q")]
+    link.end(RecoverableConnectionError("lost"))
+    link.answers.return_unseen(message.claimed)
+
+    def ends() -> bool:
+        transport.kept_state._kept.clear()  # type: ignore[attr-defined]
+        return not list(dumps.iterdir())
+
+    assert holds_in_child(ends)
+    transport.kept_state._kept.clear()  # type: ignore[attr-defined]
+    gc.collect()
+    assert sorted(dumped(dumps, channel)) == [b"x", b"y"]
+
+
+def test_what_the_broker_gives_back_by_itself_is_left_to_it(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+) -> None:
+    type(channel).do_restore = False
+    send(channel, "x")
+    message = channel.basic_get("q")
+    assert message is not None
+    link.end(RecoverableConnectionError("lost"))
+    successor = link.transport.establish_connection()
+    successor.store.settle([Answer(message, Settlement.BACK)])
+    successor.close()
+    assert bodies(shelf, channel) == []
+    assert list(dumps.iterdir()) == []
+
+
+def test_a_channel_closes_that_cannot_put_back_what_it_has(
+    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+) -> None:
+    channel.basic_consume("q", callback=print)
+    send(channel, *"ab")
+    until(lambda: len(link.events) == 2)
+    shelf.put_error = ValueError("no")
+    channel.close()
+    assert sorted(dumped(dumps, channel)) == [b"a", b"b"]
+    assert not channel.is_open
