@@ -160,7 +160,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
             return Decided(unroutable(exchange, routing_key) if mandatory else None)
         slot: Slot[Any] = Slot()
         self._send(target, routing_key, slot)
-        return StoredResult(self, slot, exchange, routing_key, mandatory)
+        return StoredResult(self, slot, exchange, routing_key, mandatory, deadline)
 
 
 class CopyOutcomes:
@@ -201,9 +201,10 @@ class StoredResult:
 
     Arguments:
         slot: gets the outcome.
+        limit: of the publish; a wait without an end ends then.  None: it has none.
     """
 
-    __slots__ = ("_exchange", "_mandatory", "_publisher", "_routing_key", "_slot")
+    __slots__ = ("_exchange", "_limit", "_mandatory", "_publisher", "_routing_key", "_slot")
 
     def __init__(
         self,
@@ -212,8 +213,10 @@ class StoredResult:
         exchange: str,
         routing_key: str,
         mandatory: bool,
+        limit: DeadlineLike | None,
     ) -> None:
         self._publisher = publisher
+        self._limit = limit
         self._slot = slot
         self._exchange = exchange
         self._routing_key = routing_key
@@ -223,7 +226,8 @@ class StoredResult:
         """Return when the broker has the message.  May switch.
 
         Arguments:
-            deadline: None, or one without an end, is the connection's ``confirm_timeout``.
+            deadline: None, or one without an end, is that of the publish: the connection's
+                ``confirm_timeout`` from its beginning, where its caller gave no time either.
 
         Raises:
             Unroutable: it was mandatory, and reached no queue.
@@ -234,8 +238,8 @@ class StoredResult:
         """
         publisher = self._publisher
         # Without an end it waits as long as the link lives, which watches its broker by itself.
-        if publisher.confirm_timeout is not None:
-            deadline = publisher.limited(deadline)
+        if deadline is None or deadline.timeout is None:
+            deadline = self._limit
         try:
             outcome = self._slot.wait(deadline or NEVER)  # type: ignore[arg-type]
         except TimeoutError as exc:

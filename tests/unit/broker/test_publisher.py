@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gevent
 import pytest
 
 from greenconn.abc import DeadlineLike
@@ -30,6 +31,9 @@ class Publisher(ChannelPublisher[str, str]):
         mandatory: bool,
         deadline: DeadlineLike | None,
     ) -> str | None:
+        if message == "slow":
+            assert isinstance(deadline, Deadline)
+            deadline.at = 0.0  # to find out where it goes took all the time
         return None if message == "nowhere" else str(message)
 
     def _send(self, target: str, routing_key: str, slot: Slot[Any]) -> None:
@@ -99,6 +103,19 @@ def test_deadline_of_who_waits(publisher: Publisher) -> None:
     with pytest.raises(PublishTimeout, match="exchange 'x', routing key 'key'") as caught:
         begin(publisher, exchange="x").wait(Deadline(0.01))
     assert caught.value.maybe_delivered
+
+
+@pytest.mark.parametrize("timeout", [None, 3600.0])
+def test_a_publish_has_one_deadline_for_all_of_it(
+    publisher: Publisher, timeout: float | None
+) -> None:
+    publisher.is_answered = False
+    publisher.confirm_timeout = 3600.0
+    deadline = None if timeout is None else Deadline(timeout)
+    with gevent.Timeout(30), pytest.raises(PublishTimeout):
+        publisher.publish("slow", "", "key", False, False, deadline)
+    with gevent.Timeout(30), pytest.raises(PublishTimeout):
+        publisher.begin("slow", "", "key", False, False, deadline).wait(Deadline())
 
 
 @pytest.mark.parametrize(("message", "outcome"), [("nowhere", None), ("x", NoQueue())])
