@@ -1,16 +1,14 @@
-"""A directory of the queues that a broker keeps for several processes.
+"""The directory of the queues of one link: who may use them, and which declarations are the same.
 
-Where it matters that a queue is there, the broker is asked; what does not change as long as it is there
-(its arguments) is remembered.
+How a broker is asked for its queues is written in an adapter,
+:class:`~greenconn.broker.queue_port.QueueStore`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol
 
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.port import Store
+from greenconn.broker.queue_port import KnownQueues, QueueStore, Rules
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -19,18 +17,10 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
-from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.owners import is_lost
 from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
-from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["ConsumedQueue", "Directory", "DirectoryLink", "Rules", "StoreDirectory"]
-
-T = TypeVar("T")
-
-#: Queues that a link remembers.
-MOST_KNOWN: Final = 100_000
+__all__ = ["Directory", "DirectoryLink"]
 
 
 class DirectoryLink(Protocol):
@@ -47,59 +37,104 @@ class DirectoryLink(Protocol):
 
 
 class Directory:
-    """The queues as one link knows them; transports write how the broker is asked.
+    """The queues as one link knows them.
 
     Arguments:
         link: whose queues they are.
+        queues: asks the broker.
+        known: what was read of them; filled by *queues*.
+        delivery_limit: of queues that do not say; None: no limit.
     """
 
-    __slots__ = ("_link", "_own")
+    __slots__ = ("_declared", "_delivery_limit", "_known", "_link", "_own", "_queues", "_rules")
 
-    _link: DirectoryLink
-
-    def __init__(self, link: DirectoryLink) -> None:
+    def __init__(
+        self,
+        link: DirectoryLink,
+        queues: QueueStore,
+        known: KnownQueues,
+        delivery_limit: int | None = None,
+    ) -> None:
         self._link = link
-        #: Exclusive queues of this link.
+        self._queues = queues
+        self._known = known
+        self._declared = known.declared
+        self._rules = known.rules
+        self._delivery_limit = delivery_limit
+        #: Exclusive queues of this link, which it must delete.
         self._own: set[str] = set()
 
     @property
     def _vhost(self) -> str:
         return getattr(self._link.client, "virtual_host", None) or "/"
 
-    # -- what a transport writes
+    # -- what is known
+
+    def is_known(self, name: str) -> bool:
+        """Return whether nothing need be asked to publish to a queue.  Never switches."""
+        return name in self._declared
+
+    def is_there(self, name: str) -> bool:
+        """Return whether a queue exists, as far as is known here; else ask.  May switch."""
+        return self._queues.is_there(name)
+
+    def last(self, name: str) -> Declaration:
+        """Return the declaration of a queue as it was read last.  Never switches."""
+        return self._known.last(name)
+
+    def look(self, name: str) -> Declaration:
+        """Return the declaration of a queue as it is known, or read it now.  May switch."""
+        declared = self._declared.get(name)
+        if declared is None:
+            declared = self.find(name)
+        return UNDECLARED if declared is None else declared
+
+    def rules(self, name: str) -> Rules:
+        """Return the rules of a queue.  May switch where they are not known."""
+        rules = self._rules.get(name)
+        if rules is None:
+            declared = self.look(name)
+            policy = declared.policy
+            rules = Rules(
+                policy.message_ttl,
+                policy.max_priority,
+                declared.delivery_limit(self._delivery_limit),
+                policy.is_single_active,
+            )
+            if name in self._declared:
+                self._rules[name] = rules
+        return rules
+
+    def delivery_limit(self, name: str) -> int | None:
+        """Return the delivery limit of a queue, as far as it is known.  Never switches."""
+        rules = self._rules.get(name)
+        if rules is None:
+            return self._known.last(name).delivery_limit(self._delivery_limit)
+        return rules.delivery_limit
+
+    def is_single_active(self, name: str) -> bool:
+        """Return whether only the oldest consumer of a queue is served.  Never switches."""
+        rules = self._rules.get(name)
+        return rules is not None and rules.is_single_active
+
+    def forget(self, name: str) -> None:
+        """Note that a queue may have changed: ask when it is next needed.  Never switches."""
+        self._known.forget(name)
+
+    def ended(self, name: str) -> None:
+        """Note that a queue is gone.  Never switches."""
+        self._known.ended(name)
+        self._own.discard(name)
+
+    # -- looking up and declaring
 
     def settle(self) -> None:
         """Wait until what this link did before counts for whoever asks now.  May switch."""
-        raise NotImplementedError
+        self._queues.settle()
 
     def find(self, name: str) -> Declaration | None:
         """Ask the broker for a queue; None when there is none.  May switch."""
-        raise NotImplementedError
-
-    def _current(self, name: str) -> Declaration | None:
-        """A queue as it may be taken to be now; None when there is none.  May switch."""
-        return self.find(name)
-
-    def _make(self, name: str, declared: Declaration) -> Declaration:
-        """Let the broker keep *declared* unless somebody was quicker; what it keeps.  May switch."""
-        raise NotImplementedError
-
-    def counts(self, name: str) -> tuple[int, int]:
-        """Return the numbers of a queue's waiting messages and consumers.  May switch."""
-        raise NotImplementedError
-
-    def touch(self, name: str) -> None:
-        """A queue was declared: its time without use begins anew.  Never switches."""
-
-    def purge(self, name: str) -> int:
-        """Drop the messages that wait in a queue, and return how many there were.  May switch."""
-        raise NotImplementedError
-
-    def drop(self, name: str) -> int:
-        """Delete a queue, and return how many messages it had.  May switch."""
-        raise NotImplementedError
-
-    # -- looking up and declaring
+        return self._queues.find(name)
 
     def check_name(self, name: str, method: Method) -> None:
         """See that a queue may have this name.  Never switches.
@@ -107,6 +142,14 @@ class Directory:
         Raises:
             AccessRefused: it is reserved.
         """
+        self._queues.check_name(name, method)
+
+    def _current(self, name: str) -> Declaration | None:
+        """Return a queue as it may be taken to be now; None when there is none.  May switch."""
+        declared = self._declared.get(name)
+        if declared is not None and self._queues.is_current(name):
+            return declared
+        return self._queues.find(name)
 
     def check(self, name: str, method: Method) -> Declaration:
         """See that a queue exists and may be used here.  May switch where that is not known.
@@ -116,7 +159,7 @@ class Directory:
             ResourceLocked: it is exclusive to another connection.
             AccessRefused: the name is reserved.
         """
-        self.check_name(name, method)
+        self._queues.check_name(name, method)
         declared = self._current(name)
         if declared is None:
             raise no_queue(name, self._vhost, method)
@@ -131,7 +174,7 @@ class Directory:
             NotFound, ResourceLocked, AccessRefused: as :meth:`check`.
         """
         self.check(name, Method.QUEUE_DECLARE)
-        self.touch(name)
+        self._queues.touch(name)
 
     def declare(self, name: str, declared: Declaration) -> None:
         """Make a queue, or check that the existing one is the same.  May switch.
@@ -142,7 +185,7 @@ class Directory:
             AccessRefused: the name is reserved.
         """
         method = Method.QUEUE_DECLARE
-        self.check_name(name, method)
+        self._queues.check_name(name, method)
         try:
             QueuePolicy.of(declared.arguments)
         except ValueError as exc:
@@ -152,9 +195,9 @@ class Directory:
         if current is None and name.startswith("amq.") and not name.startswith("amq.gen-"):
             raise reserved_name("queue", name, method)
         if current is None or current is UNDECLARED:
-            if declared.owner is not None:
+            if declared.owner is not None and not self._queues.ends_exclusive:
                 self._own.add(name)
-            current = self._make(name, declared)
+            current = self._queues.make(name, declared)
         if current.owner != declared.owner:
             if declared.owner is not None:
                 self._own.discard(name)  # somebody was quicker: it is not for this link to delete
@@ -171,179 +214,27 @@ class Directory:
             arguments=(declared.arguments, current.arguments),
             compared=COMPARED_ARGUMENTS,
         )
-        self.touch(name)
-
-    def close(self) -> None:
-        """Delete the exclusive queues of this link.  May switch."""
-        for name in list(self._own):
-            self.drop(name)
-
-
-class Rules(NamedTuple):
-    """The rules of a queue that count at each publish and delivery.
-
-    Attributes:
-        message_ttl: seconds that a message may wait; None: for ever.
-        max_priority: the highest; None: all count.
-        delivery_limit: how often a message may be delivered; None: no limit.
-        is_single_active: only the oldest consumer is served.
-    """
-
-    message_ttl: float | None
-    max_priority: int | None
-    delivery_limit: int | None
-    is_single_active: bool
-
-
-class ConsumedQueue(Protocol):
-    """The feed of one queue, as the directory sees it."""
-
-    @property
-    def consumers(self) -> Collection[Consumer]: ...
-
-
-class StoreDirectoryLink(DirectoryLink, Protocol):
-    """The link to a store."""
-
-    @property
-    def options(self) -> StoreOptions: ...
-    @property
-    def store(self) -> Store: ...
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def feeds(self) -> Mapping[str, ConsumedQueue]: ...
-
-    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
-        """Return what a method of the store returns.  May switch."""
-
-    def catch_up(self) -> None:
-        """Wait until the store knows what was answered and left.  May switch."""
-
-
-class StoreDirectory(Directory):
-    """The queues of a store."""
-
-    __slots__ = ("_known", "_rules")
-
-    _link: StoreDirectoryLink
-
-    def __init__(self, link: StoreDirectoryLink) -> None:
-        super().__init__(link)
-        self._known: dict[str, Declaration] = {}
-        self._rules: dict[str, Rules] = {}
-
-    def look(self, name: str) -> Declaration:
-        """Return the declaration of a queue as it was read last, or read it now.  May switch."""
-        declared = self._known.get(name)
-        if declared is None:
-            declared = self.find(name)
-        return UNDECLARED if declared is None else declared
-
-    def is_known(self, name: str) -> bool:
-        """Whether nothing need be asked to publish to a queue.  Never switches."""
-        return name in self._rules
-
-    def is_there(self, name: str) -> bool:
-        """Whether a queue exists, as far as is known here; else the store says.  May switch."""
-        return name in self._known or self.find(name) is not None
-
-    def rules(self, name: str) -> Rules:
-        """The rules of a queue.  May switch where they are not known."""
-        rules = self._rules.get(name)
-        if rules is None:
-            declared = self.look(name)
-            policy = declared.policy
-            rules = Rules(
-                policy.message_ttl,
-                policy.max_priority,
-                declared.delivery_limit(self._link.options.delivery_limit),
-                policy.is_single_active,
-            )
-            if name in self._known:
-                self._rules[name] = rules
-        return rules
-
-    def delivery_limit(self, name: str) -> int | None:
-        """Return the delivery limit of a queue, as far as it is known.  Never switches."""
-        rules = self._rules.get(name)
-        return self._link.options.delivery_limit if rules is None else rules.delivery_limit
-
-    def is_single_active(self, name: str) -> bool:
-        """Whether only the oldest consumer of a queue is served.  Never switches."""
-        rules = self._rules.get(name)
-        return rules is not None and rules.is_single_active
-
-    # -- looking up
-
-    def settle(self) -> None:
-        """Wait until what this link did before counts for whoever asks now.  May switch."""
-        self._link.catch_up()
-
-    def find(self, name: str) -> Declaration | None:
-        """Ask the store for a queue; None when there is none.  May switch."""
-        link = self._link
-        declared: Declaration | None = link.ask("looking up a queue", link.store.find_queue, name)
-        if declared is not None and is_lost(declared.owner):
-            self.drop(name)  # its lease was ours, and is not waited for
-            declared = None
-        if declared is None:
-            self.forget(name)
-        else:
-            self._remember(name, declared)
-        return declared
-
-    def _remember(self, name: str, declared: Declaration) -> None:
-        if self._known.get(name) == declared:
-            return
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-            self._rules.clear()
-        self._known[name] = declared
-        self._rules.pop(name, None)
-
-    def forget(self, name: str) -> None:
-        """Ask again when it is next needed.  Never switches."""
-        self._known.pop(name, None)
-        self._rules.pop(name, None)
-
-    # -- declaring
-
-    def _make(self, name: str, declared: Declaration) -> Declaration:
-        link = self._link
-        kept: Declaration = link.ask("declaring a queue", link.store.make_queue, name, declared)
-        self._remember(name, kept)
-        return kept
-
-    def declare(self, name: str, declared: Declaration) -> None:
-        """Make a queue, or check that the existing one is the same.  May switch.
-
-        Raises:
-            ChannelError: see the base class.
-        """
-        super().declare(name, declared)
-        self.rules(name)
+        self._queues.touch(name)
 
     # -- use and its end
 
     def counts(self, name: str) -> tuple[int, int]:
         """Return the numbers of a queue's waiting messages and consumers.  May switch."""
-        link = self._link
-        size = link.ask("counting messages", link.store.size, name)
-        others = link.ask("counting consumers", link.store.others, name)
-        feed = link.feeds.get(name)
-        return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
+        return self._queues.counts(name)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""
-        return int(self._link.ask("purging a queue", self._link.store.purge, name))
+        return self._queues.purge(name)
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
-        link = self._link
+        self._queues.check_name(name, Method.QUEUE_DELETE)
         self.forget(name)
-        self._own.discard(name)
-        link.state.queue_bindings_delete(name)
-        count = link.ask("deleting a queue", link.store.drop_queue, name)
-        self.forget(name)
-        return int(count)
+        count = self._queues.drop(name)
+        self.ended(name)  # somebody may have looked for it meanwhile
+        return count
+
+    def close(self) -> None:
+        """Delete the exclusive queues of this link.  May switch."""
+        for name in list(self._own):
+            self.drop(name)

@@ -19,12 +19,14 @@ from greenconn.broker.blocking import StoreHolding
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
 from greenconn.broker.delivery import StoreDelivery
-from greenconn.broker.directory import StoreDirectory
+from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import Putting
+from greenconn.broker.queue_port import KnownQueues
+from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
@@ -84,7 +86,10 @@ class StoreLink(BrokerLink):
         self.store.gone = self._gone
         self.store.lost = self.end
         self.store.died = self._died
-        self.directory: StoreDirectory = StoreDirectory(self)
+        known = KnownQueues()
+        self.directory = Directory(
+            self, StoredQueues(self, known), known, self.options.delivery_limit
+        )
         self.routing: Routing = Routing(self)
         self.putting = Putting(self)
         self.holding = StoreHolding(self)

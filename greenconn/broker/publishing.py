@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.broker.directory import StoreDirectory
+from greenconn.broker.directory import Directory
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Entry, NoQueue, Store
 from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, PublishingLink
@@ -51,7 +51,7 @@ class StorePublishingLink(PublishingLink, Protocol):
     @property
     def store(self) -> Store: ...
     @property
-    def directory(self) -> StoreDirectory: ...
+    def directory(self) -> Directory: ...
     @property
     def routing(self) -> Routing: ...
     @property
@@ -76,7 +76,7 @@ class PuttingLink(Protocol):
     @property
     def store(self) -> Store: ...
     @property
-    def directory(self) -> StoreDirectory: ...
+    def directory(self) -> Directory: ...
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""

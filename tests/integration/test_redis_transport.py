@@ -320,7 +320,7 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
     wait_until(lambda: channel.basic_get("q") is None and is_kept())
     channel.basic_consume("q", sink=Store())
     shorten()
-    link.directory.renew()  # as a clock does while it is consumed
+    link.queues.renew()  # as a clock does while it is consumed
     assert is_kept()
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.directory import Directory
+from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.answers import Answers
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.publishing import MemoryPublisher
+from greenconn.transport.memory.queues import MemoryQueues
 from greenconn.transport.memory.subscriptions import MemorySubscriptions
-from greenconn.transport.memory.topology import MemoryQueues
 from greenconn.transport.virtual.owners import new_owner
 
 __all__ = ["MemoryLink"]
@@ -31,7 +33,7 @@ class MemoryLink(BrokerLink):
         self.owner = new_owner()
         self.state = broker.state
         self.topology = None
-        self.directory = MemoryQueues(self, broker)
+        self.directory = Directory(self, MemoryQueues(broker), KnownQueues())
         self.routing = Routing(self)
         self.answers = Answers(broker)
         self.subscriptions = MemorySubscriptions(broker, self.directory)

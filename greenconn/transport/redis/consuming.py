@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError
 
 from greenconn.broker.answers import Answers
+from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix, mark
 from greenconn.transport.redis.source import RedisFeed, RedisSource
 from greenconn.transport.redis.waking import Waking
@@ -34,20 +35,31 @@ class RedisConsuming:
         commands: of the link.
         claims: take messages.
         answers: give back what nobody takes.
-        directory: the queues.
+        directory: says which queues may be used.
+        queues: the queues in the server.
         fanout: has what is published to fan-out exchanges.
         waking: tells when messages come.
         feeds: queue -> what serves its consumers of this link; filled here.
     """
 
-    __slots__ = ("_answers", "_claims", "_commands", "_directory", "_fanout", "_feeds", "_waking")
+    __slots__ = (
+        "_answers",
+        "_claims",
+        "_commands",
+        "_directory",
+        "_fanout",
+        "_feeds",
+        "_queues",
+        "_waking",
+    )
 
     def __init__(
         self,
         commands: Commands,
         claims: Claims,
         answers: Answers,
-        directory: RedisDirectory,
+        directory: Directory,
+        queues: RedisQueues,
         fanout: Fanout,
         waking: Waking,
         feeds: dict[str, RedisFeed],
@@ -56,6 +68,7 @@ class RedisConsuming:
         self._claims = claims
         self._answers = answers
         self._directory = directory
+        self._queues = queues
         self._fanout = fanout
         self._waking = waking
         self._feeds = feeds
@@ -90,7 +103,7 @@ class RedisConsuming:
         """Tell the server how many consumers there are; False: others consume.  May switch."""
         self._fanout.listen(feed.queue)
         how = "exclusive" if exclusive else len(feed.consumers) + feed.coming
-        if not self._directory.join(feed.queue, how):
+        if not self._queues.join(feed.queue, how):
             return False
         self._waking.add(feed.source)
         return True
@@ -98,11 +111,11 @@ class RedisConsuming:
     def left(self, feed: RedisFeed) -> None:
         """Tell the server that a consumer has left.  Never switches."""
         if feed.is_used:
-            self._directory.left(feed.queue, len(feed.consumers) + feed.coming)
+            self._queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
             self._waking.discard(feed.source)
             self._fanout.leave(feed.queue)
-            self._directory.unused(feed.queue)
+            self._queues.unused(feed.queue)
 
     def ended(self, feed: RedisFeed) -> None:
         """Note that a consumer has left a queue that is gone.  Never switches."""
@@ -157,7 +170,7 @@ class RedisConsuming:
             pipeline.post(pack(b"LLEN", key), sizes.append)
         last: Slot[Any] = Slot()
         pipeline.post(pack(b"LLEN", lists[-1]), last.offer)
-        self._directory.touch(queue)
+        self._queues.touch(queue)
         try:
             sizes.append(last.wait(ENDLESS))
             reply = slot.wait(ENDLESS)

@@ -18,11 +18,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from greenconn.broker.directory import Directory
 from greenconn.broker.holding import Disposition, Done, HeldMessage
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.moves import (
     move_arguments,
@@ -31,6 +31,7 @@ from greenconn.transport.redis.moves import (
     parted,
 )
 from greenconn.transport.redis.owners import Owners
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import MOVE, RENEW
 from greenconn.transport.redis.source import RedisFeed
@@ -48,12 +49,13 @@ class RedisHolding:
         commands: of the link.
         owners: the link is one of them.
         claims: that are no feed's.
-        directory: the queues.
+        directory: the queues as they are known.
+        queues: the queues in the server.
         restorer: gives back what former lives held.
         feeds: queue -> what serves its consumers of this link.
     """
 
-    __slots__ = ("_claims", "_commands", "_directory", "_feeds", "_owners", "_restorer")
+    __slots__ = ("_claims", "_commands", "_directory", "_feeds", "_owners", "_queues", "_restorer")
 
     ack_limit = 500
     keeps_unreadable = True
@@ -64,7 +66,8 @@ class RedisHolding:
         commands: Commands,
         owners: Owners,
         claims: Claims,
-        directory: RedisDirectory,
+        directory: Directory,
+        queues: RedisQueues,
         restorer: Restorer,
         feeds: Mapping[str, RedisFeed],
     ) -> None:
@@ -72,6 +75,7 @@ class RedisHolding:
         self._owners = owners
         self._claims = claims
         self._directory = directory
+        self._queues = queues
         self._restorer = restorer
         self._feeds = feeds
 
@@ -151,7 +155,7 @@ class RedisHolding:
 
         keys, *args = self._owners.renewal(handles)
         commands.post_script(RENEW, keys, *args, done=renewed)
-        self._directory.renew()
+        self._queues.renew()
 
     def doubtful(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""

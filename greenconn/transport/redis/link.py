@@ -15,9 +15,11 @@ from typing import Any, Final, Protocol, TypeVar
 from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
+from greenconn.broker.directory import Directory
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
+from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
@@ -29,7 +31,6 @@ from greenconn.transport.redis.claims import Claims
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.consuming import RedisConsuming
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
@@ -42,6 +43,7 @@ from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher, WindowPublisher
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.secret import Secret
@@ -148,19 +150,30 @@ class RedisLink(BrokerLink):
         self.routing: Routing = Routing(self)
         self.fanout = Fanout(commands, server, self.state, feeds, transport.former.gap)
         self.large = LargeBodies(commands, server)
-        self.directory: RedisDirectory = RedisDirectory(self, commands, owners, feeds)
-        self.routes_to_queues = QueueRoutes(self.routing, self.directory, self.records)
+        known = KnownQueues()
+        self.queues = queues = RedisQueues(self, known, commands, owners, feeds)
+        self.directory = Directory(self, queues, known, self.options.delivery_limit)
+        self.routes_to_queues = QueueRoutes(self.routing, queues, self.records)
         dead_letters = partial(dead_letter_entries, self)
         restorer = Restorer(commands, self.directory, self.routes_to_queues, dead_letters)
         self.claims = Claims(commands, owners, self.keep_alive)
         self.expiry = Expiry(commands, self.claims, restorer)
-        self.sweeper = Sweeper(commands, owners, self.directory, restorer, self.expiry)
-        self.holding = RedisHolding(commands, owners, self.claims, self.directory, restorer, feeds)
+        self.sweeper = Sweeper(commands, owners, queues, restorer, self.expiry)
+        self.holding = RedisHolding(
+            commands, owners, self.claims, self.directory, queues, restorer, feeds
+        )
         self.answers = Answers(self)
         self.leases = Leases(self)
-        self.waking = Waking(commands, self.directory.changed)
+        self.waking = Waking(commands, queues.changed)
         consuming = RedisConsuming(
-            commands, self.claims, self.answers, self.directory, self.fanout, self.waking, feeds
+            commands,
+            self.claims,
+            self.answers,
+            self.directory,
+            queues,
+            self.fanout,
+            self.waking,
+            feeds,
         )
         self.subscriptions = StoreSubscriptions(consuming)
         self.clients = Clients(commands, server, partial(self.home.check, self))
@@ -223,6 +236,7 @@ class RedisLink(BrokerLink):
 
         May switch.
         """
+        self.directory.ended(name)
         self.expiry.forget(name)
         self.fanout.leave(name)
         self.records.ended(name)
@@ -412,7 +426,7 @@ class RedisLink(BrokerLink):
         self.expiry.stop()
         self.leases.stop()
         self.waking.stop()
-        self.directory.stop()
+        self.queues.stop()
         self.fanout.socket.stop()
         self.large.socket.stop()
         self.clients.stop()

@@ -21,10 +21,10 @@ from greenconn.exceptions import ChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.commands import PING, Commands
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.moves import clamped
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Unasked, Window
@@ -93,7 +93,7 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def commands(self) -> Commands: ...
     @property
-    def directory(self) -> RedisDirectory: ...
+    def queues(self) -> RedisQueues: ...
     @property
     def routes_to_queues(self) -> QueueRoutes: ...
     @property
@@ -124,7 +124,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         self._options = commands.options
         self._limit = commands.options.max_message_size
         self._encoding = commands.options.body_encoding
-        self._directory = link.directory
+        self._queues = link.queues
         self._feeds = link.feeds
         self._tags = TagMaker()
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
@@ -153,10 +153,10 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         if exchange or not routing_key or not is_plain:
             return self._routed(message, exchange, routing_key, mandatory)
         if mandatory:
-            directory = self._directory
-            if not directory.is_there(routing_key):
+            queues = self._queues
+            if not queues.is_there(routing_key):
                 return None
-            if directory.may_end(routing_key):
+            if queues.may_end(routing_key):
                 return self._routed(message, "", routing_key, mandatory)
         priority = message.priority
         found = None
@@ -177,7 +177,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """The head of the command that appends a message to a queue, and the route in it."""
-        self._refusing(self._directory.check_name, queue, Method.BASIC_PUBLISH)
+        self._refusing(self._queues.check_name, queue, Method.BASIC_PUBLISH)
         key = self._keys.list_for(queue, clamped(message.priority))
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
@@ -209,8 +209,8 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _pushed(self, queue: str) -> None:
         """A message was sent to *queue*.  Never switches."""
-        if queue in self._directory.expiring:
-            self._directory.pushed(queue)
+        if queue in self._queues.expiring:
+            self._queues.pushed(queue)
         feed = self._feeds.get(queue)
         if feed is not None:
             feed.ripen()
@@ -221,7 +221,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
     ) -> Routed | None:
         """Return the target of a message that is routed, or large, or has what does not count here."""
-        directory = self._directory
+        known = self._queues
         if message.ignored:
             self._channel.warn_of_unsupported(
                 ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
@@ -230,12 +230,12 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             raise too_large(len(message.raw), self._limit)
         queues, topics = self._targets(message, exchange, routing_key)
         if mandatory and exchange == "":
-            queues = [each for each in queues if directory.is_there(each)]
+            queues = [each for each in queues if known.is_there(each)]
         if not queues and not topics:
             return None if mandatory else self._last_resort(message, exchange, routing_key)
         raw = self._envelope(message, exchange, routing_key)
         priority = clamped(message.priority)
-        ending = {each for each in queues if directory.may_end(each)}
+        ending = {each for each in queues if known.may_end(each)}
         commands = [self._append(each, priority, raw, each in ending) for each in queues]
         commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
         pipeline = self._pipeline if len(raw) <= LARGE else self._link.large.pipeline()
@@ -268,7 +268,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             for name in ("CC", "BCC"):
                 keys += message.headers.get(name) or ()
             for key in keys:
-                self._refusing(self._directory.check_name, key, Method.BASIC_PUBLISH)
+                self._refusing(self._queues.check_name, key, Method.BASIC_PUBLISH)
             return list(dict.fromkeys(keys)), []
         routes = self._refusing(
             self._link.routes_to_queues.find, exchange, routing_key, message.headers

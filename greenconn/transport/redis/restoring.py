@@ -12,12 +12,12 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
+from greenconn.broker.directory import Directory
 from greenconn.broker.holding import Disposition
 from greenconn.broker.isolation import isolated
 from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.moves import (
@@ -102,7 +102,7 @@ class Restorer:
     def __init__(
         self,
         commands: Commands,
-        directory: RedisDirectory,
+        directory: Directory,
         routes: QueueRoutes,
         dead_letters: Callable[[Delivery, str], Sequence[Entry]],
     ) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from greenconn.broker.routing import Routing
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
 
@@ -45,17 +45,15 @@ class QueueRoutes:
 
     Arguments:
         routing: the exchanges and bindings.
-        directory: the queues.
+        queues: the queues.
         topology: the bindings in the server.
     """
 
-    __slots__ = ("_directory", "_routing", "_topology")
+    __slots__ = ("_queues", "_routing", "_topology")
 
-    def __init__(
-        self, routing: Routing, directory: RedisDirectory, topology: RedisTopology
-    ) -> None:
+    def __init__(self, routing: Routing, queues: RedisQueues, topology: RedisTopology) -> None:
         self._routing = routing
-        self._directory = directory
+        self._queues = queues
         self._topology = topology
 
     def find(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Routes:
@@ -78,15 +76,15 @@ class QueueRoutes:
 
     def existing(self, queues: list[str]) -> list[str]:
         """Return those of *queues* that exist.  May switch."""
-        directory, topology = self._directory, self._topology
+        topology = self._topology
         doubtful = {
             each: [topology.bound_field(*binding) for binding in self._routing.rows_to(each)]
             for each in queues
-            if not directory.trusts(each)
+            if not self._queues.trusts(each)
         }
         if not doubtful:
             return queues
-        there = directory.existing(doubtful)
+        there = self._queues.existing(doubtful)
         return [each for each in queues if each not in doubtful or each in there]
 
     def bound_queues(self, exchange: str, routing_key: str) -> list[str]:

@@ -31,9 +31,9 @@ from gevent import Greenlet
 
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.directory import RedisDirectory
 from greenconn.transport.redis.expiry import Expiry
 from greenconn.transport.redis.owners import Owners
+from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.restoring import Restorer
 from greenconn.transport.redis.scripts import ADVANCE
 from greenconn.wire.resp import pack
@@ -56,7 +56,7 @@ class Sweeper:
     Arguments:
         commands: of the link.
         owners: tell who is dead.
-        directory: ends queues.
+        queues: ends queues.
         restorer: gives back what is held.
         expiry: looks after messages that expire.
 
@@ -68,13 +68,13 @@ class Sweeper:
         self,
         commands: Commands,
         owners: Owners,
-        directory: RedisDirectory,
+        queues: RedisQueues,
         restorer: Restorer,
         expiry: Expiry,
     ) -> None:
         self._commands = commands
         self._owners = owners
-        self._directory = directory
+        self._queues = queues
         self._restorer = restorer
         self._expiry = expiry
         self._greenlet: Greenlet[..., Any] | None = None
@@ -209,10 +209,10 @@ class Sweeper:
     def _end_exclusive_queue(self, name: str) -> None:
         """Delete a queue of a dead owner, unless another one was quicker to declare it."""
         commands = self._commands
-        declared = self._directory.find(name)  # which deletes it where that owner is dead
+        declared = self._queues.find(name)  # which deletes it where that owner is dead
         key = commands.keys.exclusive
         if declared is None:
-            self._directory.end(name, "expired")
+            self._queues.end(name, "expired")
             commands.call(pack(b"HDEL", key, name), what="sweeping")
         elif declared.owner is None:
             commands.call(pack(b"HDEL", key, name), what="sweeping")
@@ -225,7 +225,7 @@ class Sweeper:
         self._cursor, names = commands.call(
             pack(b"SSCAN", commands.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
-        self._directory.end_unused([each.decode("utf-8", "replace") for each in names])
+        self._queues.end_unused([each.decode("utf-8", "replace") for each in names])
 
     def _forget_ended(self, until: float) -> None:
         """Forget queues that ended before *until*, in the time of the leases: a page at each look.
@@ -241,7 +241,7 @@ class Sweeper:
         asked = [pack(b"EXISTS", *commands.keys.lists(each)) for each in generated]
         for name, lists in zip(generated, commands.call_all(asked, what="sweeping"), strict=True):
             if lists:
-                self._directory.end(name, "expired")
+                self._queues.end(name, "expired")
         commands.call(pack(b"ZREM", commands.keys.ended, *names), what="sweeping")
 
     def _watch_timed(self) -> None:
@@ -249,7 +249,7 @@ class Sweeper:
         commands = self._commands
         for each in commands.call(pack(b"SMEMBERS", commands.keys.timed), what="sweeping"):
             name = each.decode("utf-8", "replace")
-            if not self._expiry.watches(name) and self._directory.find(name) is None:
+            if not self._expiry.watches(name) and self._queues.find(name) is None:
                 commands.call(pack(b"SREM", commands.keys.timed, name), what="sweeping")
 
 

@@ -1,8 +1,8 @@
 """Wake-ups of sources: invalidations and the safety poll.
 
 An invalidation names a key that somebody changed after we had read it.  For the lists of a queue that
-is a hint to its source; for the declaration of a queue, to the directory.  Keys have no database in
-them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
+is a hint to its source; for the declaration of a queue, to what is known of it.  Keys have no database
+in them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
 
 A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
 sources of empty queues also look every few seconds.

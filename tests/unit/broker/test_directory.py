@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from greenconn.broker import directory as module
-from greenconn.broker.directory import Directory, Rules, StoreDirectory
-from greenconn.exceptions import NotFound, PreconditionFailed, ResourceLocked
-from greenconn.transport.refusal import Method
+from greenconn.broker import queue_port as module
+from greenconn.broker.directory import Directory
+from greenconn.broker.queue_port import KnownQueues, QueueStore, Rules
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
+from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from tests.unit.broker.conftest import Opener
@@ -25,23 +26,72 @@ ARGUMENTS = {
 }
 
 
-class Shelf(Directory):
-    """A directory whose broker has what somebody else declared a moment ago."""
+class Queues(QueueStore):
+    """The queues of a broker that has what somebody else declared a moment ago.
 
-    def __init__(self, quicker: Declaration | None = None) -> None:
-        super().__init__(SimpleNamespace(client=None, owner="us"))
+    Attributes:
+        calls: what it was asked to do.
+        fails: declaring a queue is interrupted, though it may have been made.
+        is_believed: what is known is not asked for again.
+        queues: queue -> how it was declared.
+    """
+
+    def __init__(self, known: KnownQueues, quicker: Declaration | None = None) -> None:
+        self.known = known
         self.quicker = quicker
+        self.queues: dict[str, Declaration] = {}
+        self.calls: list[str] = []
+        self.fails = False
+        self.is_believed = False
+
+    def check_name(self, name: str, method: Method) -> None:
+        if name == "reserved":
+            raise refused("queue name 'reserved' is reserved", method)
 
     def find(self, name: str) -> Declaration | None:
-        return None
+        self.calls.append(f"find {name}")
+        declared = self.queues.get(name)
+        if declared is not None:
+            self.known.remember(name, declared)
+        return declared
 
-    def _make(self, name: str, declared: Declaration) -> Declaration:
-        assert name in self.own  # whatever ends this call, the queue may have been made
-        return self.quicker or declared
+    def is_current(self, name: str) -> bool:
+        return self.is_believed
 
-    @property
-    def own(self) -> set[str]:
-        return self._own
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        self.calls.append(f"make {name}")
+        if self.fails:
+            raise TimeoutError("nobody answered")
+        self.queues[name] = kept = self.quicker or declared
+        self.known.remember(name, kept)
+        return kept
+
+    def counts(self, name: str) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def touch(self, name: str) -> None:
+        self.calls.append(f"touch {name}")
+
+    def purge(self, name: str) -> int:
+        raise NotImplementedError
+
+    def drop(self, name: str) -> int:
+        self.calls.append(f"drop {name}")
+        self.queues.pop(name, None)
+        return 3
+
+
+class Shelf(Directory):
+    """A directory over such queues.
+
+    Attributes:
+        queues: in the broker.
+    """
+
+    def __init__(self, quicker: Declaration | None = None) -> None:
+        known = KnownQueues()
+        self.queues = Queues(known, quicker)
+        super().__init__(SimpleNamespace(client=None, owner="us"), self.queues, known)
 
 
 def test_no_name_asks_for_the_queue_that_was_declared_last(connect: Opener) -> None:
@@ -56,7 +106,39 @@ def test_no_name_asks_for_the_queue_that_was_declared_last(connect: Opener) -> N
 def test_exclusive_queue_is_deleted_with_its_link() -> None:
     shelf = Shelf()
     shelf.declare("q", Declaration(owner="us"))
-    assert shelf.own == {"q"}
+    shelf.declare("p", Declaration())
+    shelf.close()
+    assert list(shelf.queues.queues) == ["p"]
+    shelf.close()
+    assert shelf.queues.calls.count("drop q") == 1
+
+
+def test_exclusive_queue_that_may_have_been_made_is_deleted_with_its_link() -> None:
+    shelf = Shelf()
+    shelf.queues.fails = True
+    with pytest.raises(TimeoutError):
+        shelf.declare("q", Declaration(owner="us"))
+    shelf.close()
+    assert shelf.queues.calls[-1] == "drop q"
+
+
+def test_exclusive_queue_that_ended_is_not_deleted_with_its_link() -> None:
+    shelf = Shelf()
+    for name in ("p", "q"):
+        shelf.declare(name, Declaration(owner="us"))
+    shelf.ended("p")
+    assert shelf.drop("q") == 3
+    shelf.queues.calls.clear()
+    shelf.close()
+    assert not shelf.queues.calls
+
+
+def test_broker_that_deletes_exclusive_queues_itself_is_not_asked_to() -> None:
+    shelf = Shelf()
+    shelf.queues.ends_exclusive = True  # type: ignore[misc]
+    shelf.declare("q", Declaration(owner="us"))
+    shelf.close()
+    assert list(shelf.queues.queues) == ["q"]
 
 
 @pytest.mark.parametrize("owner", [None, "them"])
@@ -64,11 +146,65 @@ def test_queue_that_another_link_declared_first_is_left_to_it(owner: str | None)
     shelf = Shelf(Declaration(owner=owner))
     with pytest.raises(ResourceLocked):
         shelf.declare("q", Declaration(owner="us"))
-    assert not shelf.own
+    shelf.close()
+    assert list(shelf.queues.queues) == ["q"]
+
+
+def test_what_is_believed_is_not_asked_for() -> None:
+    shelf = Shelf()
+    shelf.declare("q", Declaration())
+    shelf.queues.calls.clear()
+    shelf.declare_passively("q")
+    assert shelf.queues.calls == ["find q", "touch q"]
+    shelf.queues.is_believed = True
+    shelf.queues.calls.clear()
+    shelf.check("q", Method.BASIC_CONSUME)
+    shelf.declare("q", Declaration())
+    assert shelf.queues.calls == ["touch q"]
+    shelf.forget("q")
+    shelf.check("q", Method.BASIC_CONSUME)
+    assert shelf.queues.calls == ["touch q", "find q"]
+
+
+def test_what_was_read_last_is_kept_until_the_queue_has_ended() -> None:
+    shelf = Shelf()
+    declared = Declaration(auto_delete=True, arguments={"x-delivery-limit": 2})
+    shelf.declare("q", declared)
+    shelf.forget("q")
+    assert (shelf.last("q"), shelf.delivery_limit("q")) == (declared, 2)
+    assert not shelf.is_known("q")
+    shelf.ended("q")
+    assert (shelf.last("q"), shelf.delivery_limit("q")) == (UNDECLARED, None)
+
+
+def test_queue_of_which_nothing_was_known_is_declared_once() -> None:
+    shelf = Shelf()
+    shelf.queues.queues["q"] = UNDECLARED  # it has messages of a program that declares nothing
+    shelf.check("q", Method.BASIC_CONSUME)
+    shelf.queues.is_believed = True
+    for _ in range(2):
+        shelf.declare("q", Declaration())
+    assert shelf.queues.calls.count("make q") == 1
+    shelf.queues.queues["q"] = UNDECLARED
+    shelf.find("q")
+    shelf.declare("q", Declaration())
+    assert shelf.queues.calls.count("make q") == 2
+
+
+def test_reserved_name_is_refused_before_anything_is_asked() -> None:
+    shelf = Shelf()
+    for ask in (
+        lambda: shelf.check("reserved", Method.BASIC_CONSUME),
+        lambda: shelf.declare("reserved", Declaration()),
+        lambda: shelf.drop("reserved"),
+    ):
+        with pytest.raises(AccessRefused):
+            ask()
+    assert not shelf.queues.calls
 
 
 @pytest.fixture
-def directory(connect: Opener) -> StoreDirectory:
+def directory(connect: Opener) -> Directory:
     """The queues as one link knows them, whose messages may be delivered seven times."""
     return connect(delivery_limit=7).directory
 
@@ -80,7 +216,7 @@ def asked(world: World) -> int:
     return count
 
 
-def test_a_queue_that_is_there_is_asked_for_once(directory: StoreDirectory, world: World) -> None:
+def test_a_queue_that_is_there_is_asked_for_once(directory: Directory, world: World) -> None:
     world.queues["q"] = declared = Declaration(durable=True)
     assert not directory.is_known("q")
     assert directory.look("q") == declared
@@ -95,7 +231,7 @@ def test_a_queue_that_is_there_is_asked_for_once(directory: StoreDirectory, worl
 
 
 def test_a_queue_that_is_not_there_is_asked_for_each_time(
-    directory: StoreDirectory, world: World
+    directory: Directory, world: World
 ) -> None:
     assert directory.look("q") is UNDECLARED
     assert not directory.is_there("q")
@@ -107,7 +243,7 @@ def test_a_queue_that_is_not_there_is_asked_for_each_time(
         directory.check("q", Method.BASIC_CONSUME)
 
 
-def test_rules_are_those_of_the_declaration(directory: StoreDirectory, world: World) -> None:
+def test_rules_are_those_of_the_declaration(directory: Directory, world: World) -> None:
     world.queues["q"] = Declaration(arguments=ARGUMENTS)
     world.queues["p"] = Declaration()
     assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (7, False)
@@ -120,16 +256,13 @@ def test_rules_are_those_of_the_declaration(directory: StoreDirectory, world: Wo
     assert asked(world) == 2
 
 
-def test_a_queue_that_was_declared_anew_has_new_rules(
-    directory: StoreDirectory, world: World
-) -> None:
+def test_a_queue_that_was_declared_anew_has_new_rules(directory: Directory, world: World) -> None:
     world.queues["q"] = Declaration(arguments=ARGUMENTS)
     assert directory.rules("q").message_ttl == 1.5
     directory.find("q")
     assert directory.is_known("q")
     world.queues["q"] = Declaration()
     directory.find("q")
-    assert not directory.is_known("q")
     assert directory.rules("q").message_ttl is None
     del world.queues["q"]
     directory.find("q")
@@ -137,7 +270,7 @@ def test_a_queue_that_was_declared_anew_has_new_rules(
 
 
 def test_what_is_known_is_bounded(
-    directory: StoreDirectory, world: World, monkeypatch: pytest.MonkeyPatch
+    directory: Directory, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_KNOWN", 2)
     for name in ("a", "b"):
@@ -154,7 +287,7 @@ def test_what_is_known_is_bounded(
     assert asked(world) == 1
 
 
-def test_declaring_makes_a_queue_and_knows_it(directory: StoreDirectory, world: World) -> None:
+def test_declaring_makes_a_queue_and_knows_it(directory: Directory, world: World) -> None:
     directory.declare("q", Declaration(durable=True, arguments=ARGUMENTS))
     assert world.queues["q"] == Declaration(durable=True, arguments=ARGUMENTS)
     assert directory.is_known("q")
@@ -180,7 +313,7 @@ def test_exclusive_queues_go_with_the_link(connect: Opener, world: World) -> Non
     assert not world.calls
 
 
-def test_a_queue_of_a_link_that_is_lost_goes_now(directory: StoreDirectory, world: World) -> None:
+def test_a_queue_of_a_link_that_is_lost_goes_now(directory: Directory, world: World) -> None:
     owner = new_owner()
     world.queues["q"] = Declaration(owner=owner)
     assert directory.find("q") is not None

@@ -1,10 +1,11 @@
-"""The directory of queues: their declarations, kept in the server for all programs of ours.
+"""Queues in a server: their declarations, which are kept there for all programs of ours.
 
 kombu's queues are lists, and an empty list does not exist, so Redis alone cannot tell a declared queue
 from one that never was.  A declaration is kept under ``greenconn.queue.<name>``; a queue that has
 messages exists without one, too, since a program of kombu may have sent them.
 
-What was read is remembered; the server's invalidations tell when it has changed.
+What was read is remembered; the server's invalidations tell when it has changed.  Who may use a queue is
+decided by the directory of all brokers (``broker.directory``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final, Protocol
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.broker.directory import MOST_KNOWN, ConsumedQueue, Directory, DirectoryLink
+from greenconn.broker.queue_port import MOST_KNOWN, ConsumedQueue, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -30,7 +31,7 @@ from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["RedisDirectory"]
+__all__ = ["RedisQueues"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -38,7 +39,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 LEAST_RENEWAL: Final = 0.01
 
 
-class QueueLink(DirectoryLink, Protocol):
+class QueueLink(Protocol):
     """The link whose queues they are: does what else begins and ends with a queue."""
 
     def keep_alive(self) -> None:
@@ -57,35 +58,34 @@ class QueueLink(DirectoryLink, Protocol):
         """A queue is gone, and *exchanges* have lost a binding by that.  May switch."""
 
 
-class RedisDirectory(Directory):
-    """The queues as one link knows them.
+class RedisQueues(QueueStore):
+    """The queues of a server, as one link asks for them.
 
     Arguments:
-        link: gets the outcome of each.
+        link: does what else begins and ends with a queue.
+        known: gets what was read.
         commands: of the link.
         owners: of exclusive queues.
         feeds: queue -> what serves its consumers of this link.
+
+    Attributes:
+        expiring: queues that expire when they are not used, after so many milliseconds.
     """
 
     def __init__(
         self,
         link: QueueLink,
+        known: KnownQueues,
         commands: Commands,
         owners: Owners,
         feeds: Mapping[str, ConsumedQueue],
     ) -> None:
-        super().__init__(link)
-        self._queue_link = link
+        self._link = link
+        self._known = known
         self._commands = commands
         self._owners = owners
         self._feeds = feeds
-        self._known: dict[str, Declaration] = {}
-        #: The declarations that were read last, whether or not they may have changed since.
-        self._last: dict[str, Declaration] = {}
-        #: Queues that expire when they are not used, after so many milliseconds.
         self.expiring: dict[str, int] = {}
-        #: Keys of declarations -> names of queues.
-        self._names: dict[bytes, str] = {}
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
         self._there_until: dict[str, float] = {}
@@ -95,20 +95,19 @@ class RedisDirectory(Directory):
         self._going = 0
         self._none_goes = Event()
 
-    def known(self, name: str) -> Declaration | None:
-        """Return the cached declaration of a queue; None for one that may have expired."""
-        declared = self._known.get(name)
-        if name in self.expiring:
-            feed = self._feeds.get(name)
-            return declared if feed is not None and feed.consumers else None
-        return declared
+    def is_current(self, name: str) -> bool:
+        """Whether a queue has not changed unless the server says so; one in use does not expire."""
+        if name not in self.expiring:
+            return True
+        feed = self._feeds.get(name)
+        return feed is not None and bool(feed.consumers)
 
     def trusts(self, name: str) -> bool:
         """Whether a queue is known to exist, without asking.  Never switches."""
         feed = self._feeds.get(name)
         if feed is not None and feed.consumers:
             return True
-        declared = self._known.get(name)
+        declared = self._known.declared.get(name)
         if declared is None or declared.auto_delete:
             return self._there_until.get(name, 0.0) > monotonic()
         return name not in self.expiring and self._commands.is_tracking
@@ -211,24 +210,7 @@ class RedisDirectory(Directory):
             self._there_until.clear()
         self._there_until[name] = monotonic() + self._owners.interval
 
-    def last(self, name: str) -> Declaration:
-        """The declaration of a queue as it was read last."""
-        return self._last.get(name, UNDECLARED)
-
-    def look(self, name: str) -> Declaration:
-        """The same, read now if it never was.  May switch."""
-        if name not in self._last:
-            self.find(name)
-        return self.last(name)
-
-    def delivery_limit(self, name: str) -> int | None:
-        """Return the delivery limit of a queue; None: no limit."""
-        return self.last(name).delivery_limit(self._commands.options.delivery_limit)
-
     # -- looking up
-
-    def _current(self, name: str) -> Declaration | None:
-        return self.known(name) or self.find(name)
 
     def find(self, name: str) -> Declaration | None:
         """Ask the server for a queue; None when there is none.  May switch."""
@@ -239,7 +221,7 @@ class RedisDirectory(Directory):
             what=f"looking up queue {name!r}",
         )
         if text is None and not messages:
-            self.forget(name)
+            self._forget(name)
             return None
         declared = UNDECLARED if text is None else Declaration.read(text)
         if declared.owner is not None and declared.owner != commands.owner:
@@ -251,27 +233,24 @@ class RedisDirectory(Directory):
         return declared
 
     def _remember(self, name: str, declared: Declaration) -> None:
-        if len(self._known) >= MOST_KNOWN:
-            for each in (self._known, self._names, self._last, self.expiring, self._there_until):
-                each.clear()
-        self._known[name] = declared
-        self._last[name] = declared
+        if len(self.expiring) >= MOST_KNOWN:
+            self._known.clear()
+            self.expiring.clear()
+        self._known.remember(name, declared)
         if declared.arguments:
             seconds = declared.policy.message_ttl
             if seconds is not None:
-                self._queue_link.queue_expires_messages(name, seconds)
+                self._link.queue_expires_messages(name, seconds)
         expires_ms = declared.expires_ms if declared.arguments else None
         if expires_ms is not None:
             self.expiring[name] = expires_ms
         else:
             self.expiring.pop(name, None)
-        self._names[self._commands.keys.queue(name)] = name
 
-    def forget(self, name: str) -> None:
+    def _forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
-        self._known.pop(name, None)
+        self._known.forget(name)
         self._there_until.pop(name, None)
-        self._names.pop(self._commands.keys.queue(name), None)
 
     # -- declaring
 
@@ -284,11 +263,12 @@ class RedisDirectory(Directory):
         if self._commands.keys.is_reserved(name):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
 
-    def _make(self, name: str, declared: Declaration) -> Declaration:
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        """Let the server keep *declared* unless somebody was quicker; return what it keeps."""
         commands = self._commands
         key = commands.keys.queue(name)
         if declared.owner is not None:
-            self._queue_link.keep_alive()
+            self._link.keep_alive()
         expires_ms = declared.expires_ms
         what = f"declaring queue {name!r}"
         commands.run(
@@ -315,7 +295,7 @@ class RedisDirectory(Directory):
             keys = self._commands.keys
             for key in (keys.queue(name), *keys.lists(name)):
                 self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
-            self._queue_link.queue_used(name, milliseconds)
+            self._link.queue_used(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """A message was sent to a queue that expires: it goes with it.  Never switches.
@@ -392,10 +372,10 @@ class RedisDirectory(Directory):
         commands = self._commands
         if commands.lost is not None:
             return
-        if not self.last(name).auto_delete:
+        if not self._known.last(name).auto_delete:
             commands.pipeline.post(pack(b"HDEL", commands.keys.consumers(name), commands.owner))
             return
-        self.forget(name)
+        self._forget(name)
         self._going += 1
         self._none_goes.clear()
         keys, *args = self._drop_arguments(name, "left")
@@ -431,7 +411,7 @@ class RedisDirectory(Directory):
         Or the bindings of a queue of the same name, or an exchange that goes with them, would go too.
         """
         timeout = self._commands.options.reply_timeout
-        self._queue_link.settle_answers(Deadline(timeout))
+        self._link.settle_answers(Deadline(timeout))
         if self._going:
             self._none_goes.wait(timeout)
 
@@ -446,11 +426,7 @@ class RedisDirectory(Directory):
 
     def drop(self, name: str) -> int:
         """Delete a queue, and return how many messages it had.  May switch."""
-        self.check_name(name, Method.QUEUE_DELETE)
-        self.forget(name)
-        messages = self.end(name, "")
-        self.forget(name)
-        return messages or 0
+        return self.end(name, "") or 0
 
     def end(self, name: str, why: str, *, text: bytes = b"") -> int | None:
         """Delete a queue and its bindings, and return how many messages it had.  May switch.
@@ -487,11 +463,9 @@ class RedisDirectory(Directory):
 
     def _ended(self, name: str, reply: Any) -> None:
         """A queue is gone: forget it, and the exchanges that go with it.  May switch."""
-        self.forget(name)
-        self._last.pop(name, None)
+        self._there_until.pop(name, None)
         self.expiring.pop(name, None)
-        self._own.discard(name)
-        self._queue_link.queue_ended(name, [each.decode() for each in reply[1:]])
+        self._link.queue_ended(name, [each.decode() for each in reply[1:]])
 
     def end_unused(self, names: list[str]) -> None:
         """Delete those of *names* that have expired, or whose consumers are dead.  May switch."""
@@ -507,11 +481,19 @@ class RedisDirectory(Directory):
 
     def changed(self, key: bytes | None) -> None:
         """A key was changed, or all may have been.  In the reader; never switches."""
-        names = list(self._names.values()) if key is None else [self._names.get(key)]
+        known = self._known.declared
+        prefix = self._commands.keys.queue("")
+        if key is None:
+            names = list(known)
+        elif key.startswith(prefix):
+            names = [key[len(prefix) :].decode("utf-8", "replace")]
+        else:
+            return
         for name in names:
-            if name is None or name in self._own:
-                continue
-            self.forget(name)
+            declared = known.get(name)
+            if declared is None or declared.owner is not None:
+                continue  # nobody else changes what is exclusive to this link
+            self._forget(name)
             feed = self._feeds.get(name)
             if feed is not None and feed.consumers:
                 spawn("queue-changed", self._verify, name)
