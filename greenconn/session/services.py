@@ -15,7 +15,7 @@ __all__ = ["OWN_CONNECTION", "ConsumerGroup", "Publisher", "RpcClient", "Session
 
 
 class ConsumerGroup(Protocol):
-    """The consumers of a session (``worker.group``)."""
+    """The consumers of a session (``worker.lifecycle``)."""
 
     def __len__(self) -> int:
         """Return the number of consumers that have not ended."""

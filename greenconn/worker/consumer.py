@@ -20,8 +20,8 @@ from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetS
 from greenconn.worker.options import ConsumerOptions, Handler, OnError, QueueLike, checked_options
 
 __all__ = [
+    "ConsumerFailure",
     "ConsumerGreenlet",
-    "Failure",
     "failures",
     "forget_failures",
     "running_consumers",
@@ -76,7 +76,7 @@ class ConsumerGreenlet(_Greenlet):
         lifecycle = self.lifecycle
         lifecycle.run()
         if lifecycle.error is not None:
-            raise _as_told(lifecycle.error)
+            raise _without_our_frames(lifecycle.error)
         return self.stats()
 
     @property
@@ -107,7 +107,7 @@ class ConsumerGreenlet(_Greenlet):
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
         while not lifecycle.is_confirmed:
             if lifecycle.error is not None:
-                raise _as_told(lifecycle.error)
+                raise _without_our_frames(lifecycle.error)
             if self.ready():
                 return False
             try:
@@ -158,14 +158,14 @@ class ConsumerGreenlet(_Greenlet):
         self._home.check(self, REMEDY)
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
         lifecycle.request(TargetState.PAUSED)
-        while lifecycle.is_pausing and not lifecycle.is_withdrawn and not self.ready():
+        while lifecycle.is_pausing and not lifecycle.is_cancelled and not self.ready():
             try:
                 lifecycle.changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
                     raise  # somebody else's
                 return False
-        return lifecycle.is_pausing and lifecycle.is_withdrawn and not self.ready()
+        return lifecycle.is_pausing and lifecycle.is_cancelled and not self.ready()
 
     def interrupt(self, message_id: str) -> bool:
         """Interrupt the handler of one message.  Never switches.
@@ -242,7 +242,7 @@ class ConsumerGreenlet(_Greenlet):
         }
 
 
-def _as_told(error: BaseException) -> BaseException:
+def _without_our_frames(error: BaseException) -> BaseException:
     """Remove our own frames where the text says all: gevent and callers of get() print it."""
     is_foreseen = isinstance(error, (OSError, AMQPError, KombuError, ImportError))
     return error.with_traceback(None) if is_foreseen else error
@@ -253,7 +253,7 @@ def _on_end(consumer: ConsumerGreenlet) -> None:
     consumer.lifecycle.note_end()
 
 
-class Failure:
+class ConsumerFailure:
     """A consumer that the broker refused for good.
 
     Attributes:
@@ -278,7 +278,7 @@ class _Registry:
     def __init__(self) -> None:
         self.running: set[ConsumerGreenlet] = set()
         #: By the name of the consumer.
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[str, ConsumerFailure] = {}
 
     def note_end(self, consumer: ConsumerGreenlet) -> None:
         # In the hub.
@@ -286,7 +286,7 @@ class _Registry:
         lifecycle = consumer.lifecycle
         if lifecycle.state is ConsumerState.FAILED:
             error = lifecycle.error
-            self.failures[lifecycle.options.name or ""] = Failure(
+            self.failures[lifecycle.options.name or ""] = ConsumerFailure(
                 f"{type(error).__name__}: {error}", consumer.stats(), lifecycle.addresses
             )
             while len(self.failures) > FAILURES_KEPT:
@@ -309,7 +309,7 @@ def running_consumers() -> list[ConsumerGreenlet]:
     return list(_registry.get().running)
 
 
-def failures() -> dict[str, Failure]:
+def failures() -> dict[str, ConsumerFailure]:
     """Return the consumers of this thread that the broker refused for good, by name.  Never switches."""
     return dict(_registry.get().failures)
 

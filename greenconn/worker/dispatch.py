@@ -1,4 +1,4 @@
-"""The way of a message from the reader to a handler: a queue, and the greenlets that run handlers.
+"""Dispatch of messages to handlers: a queue for each consumer, and the greenlets that run handlers.
 
 The reader appends a message to its consumer's dispatcher and, if fewer handlers run than may, calls for
 a worker.  A worker takes messages until there are none.  Before it runs a handler it calls for one more,
@@ -10,6 +10,12 @@ queue, and a worker serves them one after the other.  Only one worker is woken a
 begins with a dispatcher it wakes the next, if more of them wait and none is on its way.  So a thousand
 dispatchers that get a message each cost one switch if no handler waits, and as many as there are
 handlers that do.
+
+In a handler that computes, or that waits in a library which gevent does not know, nothing else of the
+process runs: no other handler, no request, no heartbeat.  To read the clock for each message would cost
+more than may be spent on it, so the hub is sampled: while a worker has something to do, a timer measures
+its own delay.  What caused it were the handlers that were called meanwhile, or the one that was called
+last before (see :mod:`greenconn.green.blocking_monitor`).  While no worker has work there is no timer.
 """
 
 from __future__ import annotations
@@ -21,16 +27,25 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Greenlet, GreenletExit, Timeout, get_hub
+from gevent.monkey import is_module_patched
 
+from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.hub import turn
 from greenconn.green.supervisor import spawn
-from greenconn.worker.blocking import BlockingMonitor
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
 
-__all__ = ["Batch", "BatchDispatcher", "Dispatcher", "Interrupted", "Worker", "WorkerPool"]
+__all__ = [
+    "BatchDispatcher",
+    "BlockingMonitor",
+    "Dispatcher",
+    "Interrupted",
+    "MessageBatch",
+    "Worker",
+    "WorkerPool",
+]
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -41,6 +56,13 @@ PACE: Final = 0.005
 EARLY: Final = 0.001
 #: Idle workers that are kept, however few handlers may run at once.
 KEPT: Final = 16
+#: Seconds between two samples of the hub.  A block is measured too short by this at most.
+SAMPLING_INTERVAL: Final = 0.1
+#: Handlers that are logged in the life of a process because they block the hub.
+LOGGED_HANDLERS: Final = 1000
+
+#: Names of handlers that were logged.
+_logged: Final[set[str]] = set()
 
 
 class Interrupted(GreenletExit):
@@ -287,7 +309,7 @@ def _interrupt_handler(worker: Worker, load: Any, message_id: str) -> None:
         worker.greenlet.throw(Interrupted(f"message {message_id!r} was cancelled"))
 
 
-class Batch:
+class MessageBatch:
     """Messages that are handled, answered and handled again as one.
 
     Attributes:
@@ -327,7 +349,7 @@ class BatchDispatcher(Dispatcher):
         #: When each message of the inbox came.
         self._arrivals: deque[float] = deque()
         #: Batches that are due to be handled again.
-        self._ready: deque[Batch] = deque()
+        self._ready: deque[MessageBatch] = deque()
         self._timer: Any = None
 
     def put(self, message: Any) -> None:
@@ -375,7 +397,7 @@ class BatchDispatcher(Dispatcher):
         if self._ready:
             return self._ready.popleft()
         count = min(len(self.inbox), self._size_of_batch)
-        batch = Batch([self.inbox.popleft() for _ in range(count)])
+        batch = MessageBatch([self.inbox.popleft() for _ in range(count)])
         for _ in range(count):
             self._arrivals.popleft()
         self._stop_timer()
@@ -387,13 +409,13 @@ class BatchDispatcher(Dispatcher):
         for batch in self._ready:
             yield from ((message, True) for message in batch.messages)
 
-    def _messages_of(self, load: Batch) -> list[Any]:
+    def _messages_of(self, load: MessageBatch) -> list[Any]:
         return load.messages
 
-    def _size(self, load: Batch) -> int:
+    def _size(self, load: MessageBatch) -> int:
         return len(load.messages)
 
-    def _put_first(self, load: Batch) -> None:
+    def _put_first(self, load: MessageBatch) -> None:
         self._ready.append(load)
 
     def stop_batching(self) -> None:
@@ -594,3 +616,89 @@ class WorkerPool:
         excess, self._idle = self._idle[self.limit :], self._idle[: self.limit]
         for worker in excess:
             get_hub().loop.run_callback(worker.greenlet.switch)  # it finds no place to park
+
+
+class BlockingMonitor:
+    """Finds the handlers of one connection that block the hub.
+
+    Attributes:
+        is_running: whether it samples the hub.
+    """
+
+    __slots__ = ("_sampled_at", "_thresholds", "_timer", "is_running")
+
+    def __init__(self) -> None:
+        #: Handlers by their names -> seconds, and the queue.
+        self._thresholds: dict[str, tuple[float, str]] = {}
+        self._timer: Any = None
+        self._sampled_at = 0.0
+        self.is_running = False
+
+    def watch(self, handler: object, threshold: float | None, queue: str) -> None:
+        """Watch a handler.  Never switches.
+
+        Arguments:
+            threshold: seconds; None ends that.
+            queue: for the log.
+        """
+        if threshold is None:
+            self._thresholds.pop(name_of(handler), None)
+        else:
+            self._thresholds[name_of(handler)] = (threshold, queue)
+
+    def start(self, has_work: Callable[[], bool]) -> None:
+        """Sample the hub until *has_work* returns False.  Never switches."""
+        if not self._thresholds:
+            return
+        self.is_running = True
+        self._sampled_at = monotonic()
+        self._timer = get_hub().loop.timer(SAMPLING_INTERVAL, SAMPLING_INTERVAL, ref=False)
+        self._timer.start(self._sample, has_work)
+
+    def stop(self) -> None:
+        """Stop sampling.  Never switches.  Again: does nothing."""
+        self.is_running = False
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _sample(self, has_work: Callable[[], bool]) -> None:
+        # In the hub.
+        before, self._sampled_at = self._sampled_at, monotonic()
+        blocked = self._sampled_at - before - SAMPLING_INTERVAL
+        if blocked >= SAMPLING_INTERVAL:
+            self._report(self._sampled_at - blocked)
+        if not has_work():
+            self.stop()
+
+    def _report(self, since: float) -> None:
+        for name, seconds in HANDLERS.shares_within(since, self._sampled_at).items():
+            threshold, queue = self._thresholds.get(name, (None, ""))
+            if (
+                threshold is None
+                or seconds < threshold
+                or name in _logged
+                or len(_logged) >= LOGGED_HANDLERS
+            ):
+                continue
+            _logged.add(name)
+            spawn("log", _log_blocking, name, queue, seconds)
+
+
+def _log_blocking(name: str, queue: str, seconds: float) -> None:
+    if is_module_patched("time") and is_module_patched("socket"):
+        cause = (
+            "It is, so the handler computes, or calls a library that gevent does not know: run that in "
+            "gevent's threadpool"
+        )
+    else:
+        cause = "It is not: call gevent.monkey.patch_all() first, or use gevent.sleep and the like"
+    logger.warning(
+        "handler %s of queue %r blocked the hub for %.1f s (with one message or several in a "
+        "row): no other handler, request or heartbeat could run. Is the process monkey-patched? "
+        "%s (logged once for each handler)",
+        name,
+        queue,
+        seconds,
+        cause,
+    )

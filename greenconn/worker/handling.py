@@ -14,7 +14,7 @@ from greenconn.exceptions import MessageStateError
 from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
-from greenconn.worker.dispatch import Batch, Interrupted
+from greenconn.worker.dispatch import Interrupted, MessageBatch
 from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Handling:
         "_on_decode_error",
         "_on_error",
         "_queue_of",
-        "_retry",
+        "_retry_policy",
         "_timeout",
         "dropped",
         "failed",
@@ -78,7 +78,7 @@ class Handling:
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
         self._on_error = options.on_error
         self._on_decode_error = options.on_decode_error
-        self._retry: RetryPolicy | None = options.policy
+        self._retry_policy: RetryPolicy | None = options.policy
         self._timeout = options.handler_timeout
         self._no_ack = options.no_ack
         self._is_counted = options.is_unbounded
@@ -88,9 +88,9 @@ class Handling:
         #: Of what failed before: the delays that are left.
         self._delays: dict[Any, Iterator[float]] = {}
         self._has_warned = False
-        self.retry_later: Callable[[Any, float], None] = _nowhere
-        self.on_exit: Callable[[], None] = _nobody
-        self.has_dead_letters: Callable[[Any], bool] = _unknown
+        self.retry_later: Callable[[Any, float], None] = _no_dispatcher
+        self.on_exit: Callable[[], None] = _do_nothing
+        self.has_dead_letters: Callable[[Any], bool] = _has_none
         self.is_ending = False
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
@@ -119,7 +119,7 @@ class Handling:
             try:
                 body = message.decode()
             except Exception as exc:
-                self._undecodable(message, exc)
+                self._refuse_undecodable(message, exc)
                 return
             try:
                 self._call(body, message)
@@ -133,7 +133,7 @@ class Handling:
                 self._ack(message)
         except BaseException as exc:
             self._note_exit(exc)
-            self.give_back(message)
+            self.requeue(message)
             raise
 
     def _note_exit(self, exc: BaseException) -> None:
@@ -155,7 +155,7 @@ class Handling:
 
     def _failed(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
-        if not self._no_ack and not self._needs_answer(message):
+        if not self._no_ack and not self._is_unsettled(message):
             self._delays.pop(message, None)
             self._log_failure(message, exc, "the message is already settled")
             return
@@ -165,29 +165,29 @@ class Handling:
             self._give_up(message, exc)
         elif self.is_ending:
             self._log_failure(message, exc, "the message is requeued")
-            self.give_back(message)
+            self.requeue(message)
         else:
             self._log_failure(message, exc, f"it is called again in {delay:.1f} s", is_final=False)
-            self._again(message, delay)
+            self._retry(message, delay)
 
-    def _needs_answer(self, message: Message) -> bool:
-        """Whether it was not answered and can be: with its channel gone it is redelivered."""
+    def _is_unsettled(self, message: Message) -> bool:
+        """Whether it is unacked and can be settled; with its channel gone it is redelivered."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
     def _next_delay(self, load: Any, exc: BaseException) -> float | None:
         """Return the seconds until *load* is handled again; None if it is not."""
-        if self._retry is None or isinstance(exc, Interrupted):
+        if self._retry_policy is None or isinstance(exc, Interrupted):
             self._delays.pop(load, None)
             return None
         delays = self._delays.get(load)
         if delays is None:
-            delays = self._delays[load] = Backoff(self._retry)
+            delays = self._delays[load] = Backoff(self._retry_policy)
         delay = next(delays, None)
         if delay is None:
             del self._delays[load]
         return delay
 
-    def _again(self, message: Message, delay: float) -> None:
+    def _retry(self, message: Message, delay: float) -> None:
         """Have *message* handled again in *delay* seconds."""
         self.retried += 1
         message._decoded_cache = None  # the handler may have changed it
@@ -209,13 +209,13 @@ class Handling:
     def _give_up(self, message: Message, exc: BaseException) -> None:
         """Do what ``on_error`` says, after all retries failed."""
         if self._on_error == "requeue":
-            self._answer(message, requeue=True)
+            self._settle(message, requeue=True)
         elif callable(self._on_error):
-            self._ask(self._on_error, message, exc)
+            self._decide(self._on_error, message, exc)
         else:
             self._reject(message)
 
-    def _undecodable(self, message: Message, exc: Exception) -> None:
+    def _refuse_undecodable(self, message: Message, exc: Exception) -> None:
         self.failed += 1
         logger.error(
             "message %s of queue %r (%s) cannot be decoded: %s: %s",
@@ -228,24 +228,26 @@ class Handling:
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
         if self._on_decode_error is not None:
-            self._ask(self._on_decode_error, message, exc)
+            self._decide(self._on_decode_error, message, exc)
         else:
             self._reject(message)
 
-    def _ask(self, judge: Callable[[Any, Any], Any], message: Message, exc: BaseException) -> None:
-        """Call *judge*, and reject *message* unless that has answered it."""
+    def _decide(
+        self, function: Callable[[Any, Any], Any], message: Message, exc: BaseException
+    ) -> None:
+        """Call *function*, and reject *message* unless that has settled it."""
         try:
-            judge(message, exc)
+            function(message, exc)
         except FAILURES:
             logger.exception(
                 "%s of queue %r failed on delivery %s",
-                _name_of(judge),
+                _name_of(function),
                 self._queue_of(message),
                 message.delivery_tag,
             )
         self._reject(message)
 
-    # Answering
+    # Acks and rejects
 
     def _ack(self, message: Message) -> None:
         try:
@@ -253,7 +255,7 @@ class Handling:
         except MessageStateError:
             pass
         except Exception as exc:
-            self._log_unanswered(message, exc)
+            self._log_unacked(message, exc)
 
     def _reject(self, message: Message) -> None:
         if (
@@ -268,9 +270,9 @@ class Handling:
                 "are lost (logged once)",
                 self._queue_of(message),
             )
-        self._answer(message, requeue=False)
+        self._settle(message, requeue=False)
 
-    def _answer(self, message: Message, *, requeue: bool) -> None:
+    def _settle(self, message: Message, *, requeue: bool) -> None:
         if self._no_ack or message.acknowledged:
             return
         try:
@@ -278,14 +280,14 @@ class Handling:
         except MessageStateError:
             return
         except Exception as exc:
-            self._log_unanswered(message, exc)
+            self._log_unacked(message, exc)
             return
         if requeue:
             self.requeued += 1
         else:
             self.rejected += 1
 
-    def _log_unanswered(self, message: Message, exc: Exception) -> None:
+    def _log_unacked(self, message: Message, exc: Exception) -> None:
         logger.info(
             "delivery %s of queue %r could not be acknowledged or rejected, so the broker "
             "redelivers it: %s",
@@ -300,8 +302,8 @@ class Handling:
         if self._is_counted:
             release(message)
 
-    def give_back(self, message: Message, *, has_begun: bool = True) -> None:
-        """Put a message back into its queue, whatever happens to this greenlet.  May switch.
+    def requeue(self, message: Message, *, has_begun: bool = True) -> None:
+        """Requeue a message, whatever happens to this greenlet.  May switch.
 
         Arguments:
             has_begun: a handler has begun with it, so that this delivery of it counts.
@@ -312,7 +314,7 @@ class Handling:
         if self._no_ack:
             self.dropped += 1
             return
-        answer = self._requeue if has_begun else self._put_back
+        answer = self._requeue if has_begun else self._requeue_unbegun
         try:
             answer(message)
         except BaseException:
@@ -321,15 +323,15 @@ class Handling:
             raise
 
     def _requeue(self, message: Message) -> None:
-        self._answer(message, requeue=True)
+        self._settle(message, requeue=True)
 
-    def _put_back(self, message: Message) -> None:
+    def _requeue_unbegun(self, message: Message) -> None:
         if message.acknowledged:
             return
         try:
             message.put_back()
         except Exception as exc:
-            self._log_unanswered(message, exc)
+            self._log_unacked(message, exc)
             return
         self.requeued += 1
 
@@ -340,12 +342,12 @@ class BatchHandling(Handling):
     __slots__ = ()
 
     def run(self, message: Any) -> None:
-        """Handle one :class:`Batch`.  May switch.
+        """Handle one :class:`MessageBatch`.  May switch.
 
         Raises:
             BaseException: what ends the greenlet; the messages were given back.
         """
-        batch: Batch = message
+        batch: MessageBatch = message
         try:
             bodies = self._decoded(batch)
             if not bodies:
@@ -361,10 +363,10 @@ class BatchHandling(Handling):
                     self._ack(each)
         except BaseException as exc:
             self._note_exit(exc)
-            self._give_all_back(batch.messages)
+            self._requeue_all(batch.messages)
             raise
 
-    def _decoded(self, batch: Batch) -> list[Any]:
+    def _decoded(self, batch: MessageBatch) -> list[Any]:
         """Return the bodies; messages that cannot be decoded leave the batch."""
         bodies, good = [], []
         for message in batch.messages:
@@ -375,18 +377,18 @@ class BatchHandling(Handling):
             try:
                 bodies.append(message.decode())
             except Exception as exc:
-                self._undecodable(message, exc)
+                self._refuse_undecodable(message, exc)
             else:
                 good.append(message)
         batch.messages = good
         return bodies
 
-    def _batch_failed(self, batch: Batch, exc: BaseException) -> None:
+    def _batch_failed(self, batch: MessageBatch, exc: BaseException) -> None:
         self.failed += len(batch.messages)
         first = batch.messages[0]
         if not self._no_ack:
             # What the handler answered itself is left alone.
-            batch.messages = [each for each in batch.messages if self._needs_answer(each)]
+            batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
         if not batch.messages:
             self._log_failure(first, exc, "its messages are already settled")
             return
@@ -397,30 +399,30 @@ class BatchHandling(Handling):
                 self._give_up(message, exc)
         elif self.is_ending:
             self._log_failure(first, exc, "its messages are requeued")
-            self._give_all_back(batch.messages)
+            self._requeue_all(batch.messages)
         else:
             self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)
-            self._again_together(batch, delay)
+            self._retry_batch(batch, delay)
 
-    def _next_delay(self, load: Batch, exc: BaseException) -> float | None:
-        if self._retry is None or isinstance(exc, Interrupted):
+    def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:
+        if self._retry_policy is None or isinstance(exc, Interrupted):
             return None
         if load.delays is None:
-            load.delays = Backoff(self._retry)
+            load.delays = Backoff(self._retry_policy)
         return next(load.delays, None)
 
-    def _again_together(self, load: Batch, delay: float) -> None:
+    def _retry_batch(self, load: MessageBatch, delay: float) -> None:
         self.retried += len(load.messages)
         for message in load.messages:
             message._decoded_cache = None
         self.retry_later(load, delay)
 
-    def _give_all_back(self, messages: list[Any]) -> None:
+    def _requeue_all(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):
             try:
-                self.give_back(message)
+                self.requeue(message)
             except BaseException:
-                spawn("give-back", self._give_all_back, messages[position + 1 :])
+                spawn("give-back", self._requeue_all, messages[position + 1 :])
                 raise
 
 
@@ -431,15 +433,15 @@ def release(message: Message) -> None:
         sink.taken(message)
 
 
-def _unknown(message: Message) -> bool:
+def _has_none(message: Message) -> bool:
     return False
 
 
-def _nobody() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def _nowhere(load: Any, delay: float) -> None:
+def _no_dispatcher(load: Any, delay: float) -> None:
     raise AssertionError("no dispatcher")
 
 

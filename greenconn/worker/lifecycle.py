@@ -1,45 +1,75 @@
-"""The life of a consumer: its states, and what it does about its queues and its handlers.
+"""The life of a consumer, and of the group of consumers of its connection.
 
-The consumer's greenlet runs it.  That greenlet runs no handler and waits for no reply of the broker, so
-it can always react: it waits for changes, and leaves consuming and cancelling to one background task at
-a time.  While nothing changes a consumer is one greenlet that waits.
+The consumer's greenlet runs no handler and waits for no reply of the broker, so it can always react to
+a change of the state that is asked for (run, pause, stop, abort): it waits for changes, and leaves
+consuming and cancelling to one background task at a time.  While nothing changes a consumer is one
+greenlet that waits.
 
-Whatever ends it, a last task gives back what the consumer holds, even if the consumer's greenlet is
-killed again meanwhile.
+Whatever ends it, a last task requeues what the consumer holds, even if the consumer's greenlet is killed
+again meanwhile.
+
+The consumers of a connection share its channels, its background tasks and the greenlets that run their
+handlers, and are recovered and closed together with it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from gevent import Greenlet, getcurrent
+
+from greenconn.abc import DeadlineLike
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
+from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
-from greenconn.worker.channels import Subscription
-from greenconn.worker.consumer_timeout import CancelledConsumer, OverdueDelivery, find_overdue
+from greenconn.session.connect import is_lockout
+from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
-from greenconn.worker.group import BackgroundTask, group_of
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.options import ConsumerOptions
-from greenconn.worker.recovery import ConsumerRecovery, Outcome
+from greenconn.worker.recovery import (
+    CancelledConsumer,
+    ConsumerRecovery,
+    OverdueDelivery,
+    RecoveryOutcome,
+    find_overdue,
+)
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import Connection
     from greenconn.message import Message
+    from greenconn.session.session import Session
 
-__all__ = ["ENDS", "MOVES", "ConsumerLifecycle", "ConsumerState", "TargetState"]
+__all__ = [
+    "ENDS",
+    "MOVES",
+    "TASK_MOVES",
+    "BackgroundTask",
+    "BackgroundTasks",
+    "ConsumerGroup",
+    "ConsumerLifecycle",
+    "ConsumerState",
+    "TargetState",
+    "TaskState",
+    "group_of",
+]
 
 logger = logging.getLogger("greenconn.worker")
 
 #: Seconds that a consumer that is killed waits for the broker.
 CANCEL_TIMEOUT: Final = 2.0
+#: Background tasks of one connection under way at once.  They wait for one broker, so more are not
+#: quicker; and a thousand consumers that begin together need not have a thousand greenlets more.
+TASKS_AT_ONCE: Final = 32
 #: The remedy for a queue that exists with other arguments than its consumer has.
 MIGRATION: Final = (
     "; to consume the queue as it is, pass its name instead of a Queue; to change it, consume from a "
@@ -55,13 +85,13 @@ class ConsumerState(Enum):
     STARTING = "starting"
     #: The broker has confirmed it, on all its queues.
     RUNNING = "running"
-    #: A queue, a channel or the connection was lost; it is being brought back.
+    #: A queue, a channel or the connection was lost; it is being recovered.
     RECOVERING = "recovering"
     #: Cancelled by ``pause()``; running handlers go on.
     PAUSED = "paused"
     #: Cancelled for good; running handlers finish.
     STOPPING = "stopping"
-    #: Ended in good order.
+    #: Ended gracefully.
     STOPPED = "stopped"
     #: Ended because the broker refuses it for good.
     FAILED = "failed"
@@ -112,14 +142,14 @@ class ConsumerLifecycle:
         changed: wakes those who wait for a change.
         state: the consumer's.
         error: the broker's refusal that ends it; None before.
-        is_withdrawn: the broker was asked to send no more, and what no handler began was given back.
+        is_cancelled: the broker has cancelled the consumer, and what no handler had begun was requeued.
     """
 
     __slots__ = (
         "_cancelled",
         "_group",
         "_is_forgotten",
-        "_is_restoring",
+        "_is_starting",
         "_loss",
         "_overdue",
         "_own_connection",
@@ -133,7 +163,7 @@ class ConsumerLifecycle:
         "dispatcher",
         "error",
         "handling",
-        "is_withdrawn",
+        "is_cancelled",
         "options",
         "state",
     )
@@ -163,16 +193,16 @@ class ConsumerLifecycle:
         self._recovery = ConsumerRecovery(self._session, group.channels, self._subscriptions)
         self.state = ConsumerState.STARTING
         self.error: BaseException | None = None
-        self.is_withdrawn = False
+        self.is_cancelled = False
         self._target = TargetState.RUNNING
         self._loss: BaseException | None = None
         self._overdue: OverdueDelivery | None = None
         #: Those that the broker has cancelled, until it is clear why.
         self._cancelled: list[CancelledConsumer] = []
         self._task: BackgroundTask | None = None
-        self._is_restoring = self._is_forgotten = False
+        self._is_starting = self._is_forgotten = False
         self._expect_queues()
-        group.pool.monitor.know(options.handler, options.blocking_threshold, options.name or "")
+        group.pool.monitor.watch(options.handler, options.blocking_threshold, options.name or "")
         group.add(self)
 
     @property
@@ -210,7 +240,7 @@ class ConsumerLifecycle:
         elif target is TargetState.STOPPED:
             self._move(ConsumerState.STOPPING)
             if self.options.no_ack:
-                self.is_withdrawn = False  # what a pause has kept is handled now
+                self.is_cancelled = False  # what a pause has held back is handled now
         self.changed.wake_all()
 
     def resume(self) -> None:
@@ -243,11 +273,11 @@ class ConsumerLifecycle:
         self.request(TargetState.STOPPED)
 
     def shut_down(self) -> None:
-        """Stop in good order: the program has closed the connection, or is about to end."""
+        """Shut down gracefully: the program has closed the connection, or is about to end."""
         self.request(TargetState.STOPPED)
 
     def forget(self) -> None:
-        """End without a word after a fork, in the child: the consumer is the parent's."""
+        """End silently after a fork, in the child: the consumer is the parent's."""
         self._is_forgotten = True
         self._stop_expecting()
         self.dispatcher.forget()
@@ -266,7 +296,7 @@ class ConsumerLifecycle:
             is_abrupt = end is ConsumerState.KILLED or self._target is TargetState.ABORTED
             try:
                 if not self._is_forgotten:
-                    spawn("consumer-end", self._clear_up, is_abrupt).join()
+                    spawn("consumer-end", self._clean_up, is_abrupt).join()
             finally:
                 self._move(end)
 
@@ -274,7 +304,7 @@ class ConsumerLifecycle:
         while self._target is not TargetState.ABORTED:
             deadline, task = _ENDLESS, self._task
             if task is not None:
-                if self._is_restoring and self._target is not TargetState.RUNNING:
+                if self._is_starting and self._target is not TargetState.RUNNING:
                     task.cancel()
                     if task.has_ended:
                         continue  # it had not begun
@@ -285,13 +315,13 @@ class ConsumerLifecycle:
                     if pause:
                         deadline = Deadline(pause)
                     else:
-                        self._is_restoring = True
-                        submit = self._group.restoring.submit
-                        self._task = submit(self._restore, self._on_task_end)
-            elif not self.is_withdrawn:
-                self._is_restoring = False
-                submit = self._group.withdrawing.submit
-                self._task = submit(self._withdraw, self._on_task_end)
+                        self._is_starting = True
+                        submit = self._group.start_tasks.submit
+                        self._task = submit(self._start, self._on_task_end)
+            elif not self.is_cancelled:
+                self._is_starting = False
+                submit = self._group.cancel_tasks.submit
+                self._task = submit(self._cancel_and_requeue, self._on_task_end)
             elif self._target is TargetState.STOPPED and self.dispatcher.is_idle:
                 return
             try:
@@ -302,7 +332,7 @@ class ConsumerLifecycle:
     def _unpause(self) -> None:
         """Let handlers begin again after a pause."""
         if self.dispatcher.is_held:
-            self.is_withdrawn = self.handling.is_ending = self.dispatcher.is_held = False
+            self.is_cancelled = self.handling.is_ending = self.dispatcher.is_held = False
             self.dispatcher.call_worker()
 
     def _on_task_end(self) -> None:
@@ -311,8 +341,8 @@ class ConsumerLifecycle:
 
     # Background tasks
 
-    def _restore(self) -> None:
-        """Get all queues confirmed."""
+    def _start(self) -> None:
+        """Start the consumer on each queue that is not confirmed."""
         loss, self._loss = self._loss, None
         overdue, self._overdue = self._overdue, None
         if overdue is not None:
@@ -325,7 +355,7 @@ class ConsumerLifecycle:
             self._cancelled[0].resolve(self._session)
             del self._cancelled[0]
         outcome = self._recovery.attempt()
-        if outcome is Outcome.CLOSED:
+        if outcome is RecoveryOutcome.CLOSED:
             self.shut_down()
         elif isinstance(outcome, Exception):
             self.fail(outcome)
@@ -333,16 +363,16 @@ class ConsumerLifecycle:
             self._group.join_recovery()
             self._move(ConsumerState.RUNNING)
 
-    def _withdraw(self) -> None:
-        """Have the broker send no more, and give back what no handler has begun."""
+    def _cancel_and_requeue(self) -> None:
+        """Cancel the consumer, and requeue what no handler has begun."""
         self._cancel()
         if not self.options.no_ack:
-            self._give_back()
+            self._requeue_all()
         elif self._target is TargetState.STOPPED:
             self.dispatcher.is_held = False
             self.dispatcher.stop_batching()
             self.dispatcher.call_worker()
-        self.is_withdrawn = True
+        self.is_cancelled = True
 
     def _cancel(self, *, nowait: bool = False) -> None:
         for subscription in self._subscriptions:
@@ -360,28 +390,28 @@ class ConsumerLifecycle:
             logger.debug("consumer of queue %s: %s", self.options.name, exc)
             self._cancel(nowait=True)
 
-    def _give_back(self) -> None:
+    def _requeue_all(self) -> None:
         while self._cancelled:
-            self._cancelled.pop(0).give_back()
+            self._cancelled.pop(0).requeue()
         for message, has_begun in self.dispatcher.take_all():
-            self.handling.give_back(message, has_begun=has_begun)
+            self.handling.requeue(message, has_begun=has_begun)
 
     def _on_closing(self, channel: Channel) -> None:
-        """Give back what came on *channel*, which the program closes."""
+        """Requeue what came on *channel*, which the program closes."""
         for message, has_begun in self.dispatcher.drop(channel):
-            self.handling.give_back(message, has_begun=has_begun)
+            self.handling.requeue(message, has_begun=has_begun)
 
-    def _clear_up(self, is_abrupt: bool) -> None:
-        """Give up all that the consumer holds, at its end."""
+    def _clean_up(self, is_abrupt: bool) -> None:
+        """Release all that the consumer holds, at its end."""
         if is_abrupt:
             self.dispatcher.is_held = self.handling.is_ending = True
             self.dispatcher.on_idle = self.changed.wake_all
             self._cancel_task()
-            # First of all, so that what is given back does not come here again.
+            # First of all, so that what is requeued is not redelivered here.
             cancelling = spawn("consumer-cancel", self._cancel_soon)
             self.dispatcher.interrupt()
             cancelling.join()
-            self._give_back()
+            self._requeue_all()
             while not self.dispatcher.is_idle:
                 self.changed.wait(_ENDLESS)
         if self.handling.dropped:
@@ -472,7 +502,7 @@ class ConsumerLifecycle:
             self.state = moved(self.state, state, MOVES, "a consumer")
             self.changed.wake_all()
 
-    def wait_restored(self, deadline: Deadline) -> None:
+    def wait_recovered(self, deadline: Deadline) -> None:
         """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
 
         Raises:
@@ -485,6 +515,217 @@ class ConsumerLifecycle:
             and not self._recovery.pause
         ):
             self.changed.wait(deadline)
+
+
+class TaskState(Enum):
+    """A task's life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    #: Its greenlet is being killed.
+    CANCELLED = "cancelled"
+    ENDED = "ended"
+
+
+TASK_MOVES: Final[Mapping[TaskState, frozenset[TaskState]]] = {
+    TaskState.WAITING: frozenset({TaskState.RUNNING, TaskState.ENDED}),
+    TaskState.RUNNING: frozenset({TaskState.CANCELLED, TaskState.ENDED}),
+    TaskState.CANCELLED: frozenset({TaskState.ENDED}),
+    TaskState.ENDED: frozenset(),
+}
+
+
+class BackgroundTask:
+    """A short task that waits for the broker.  Nothing here switches.
+
+    Arguments:
+        function: called in a greenlet; may switch, and may be interrupted.
+        on_end: called when the task has ended, however.  Must not switch.
+
+    Attributes:
+        greenlet: set while the task runs.
+        state: the task's.
+    """
+
+    __slots__ = ("_on_end", "function", "greenlet", "state")
+
+    def __init__(self, function: Callable[[], object], on_end: Callable[[], None]) -> None:
+        self.function = function
+        self._on_end = on_end
+        self.greenlet: Greenlet[..., Any] | None = None
+        self.state = TaskState.WAITING
+
+    def __repr__(self) -> str:
+        return f"<BackgroundTask {self.function!r}: {self.state.value}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was done, or has ended in another way."""
+        return self.state is TaskState.ENDED
+
+    def start(self, greenlet: Greenlet[..., Any]) -> None:
+        """Note that *greenlet* runs it."""
+        self._move(TaskState.RUNNING)
+        self.greenlet = greenlet
+
+    def cancel(self) -> None:
+        """End it soon; ``on_end`` is called all the same.  Again: does nothing."""
+        if self.state is TaskState.WAITING:
+            self.end()
+        elif self.state is TaskState.RUNNING:
+            assert self.greenlet is not None
+            self._move(TaskState.CANCELLED)
+            self.greenlet.kill(block=False)
+
+    def end(self) -> None:
+        """Note that it has ended.  Again: does nothing."""
+        if self.state is not TaskState.ENDED:
+            self._move(TaskState.ENDED)
+            self.greenlet = None
+            self._on_end()
+
+    def _move(self, state: TaskState) -> None:
+        self.state = moved(self.state, state, TASK_MOVES, "a task")
+
+
+class BackgroundTasks:
+    """A queue of tasks, run in their order, at most :data:`TASKS_AT_ONCE` at once."""
+
+    __slots__ = ("_running", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: deque[BackgroundTask] = deque()
+        #: Greenlets, with the task of each; None when it is about to take the next one.
+        self._running: dict[Greenlet[..., Any], BackgroundTask | None] = {}
+
+    def submit(self, function: Callable[[], object], on_end: Callable[[], None]) -> BackgroundTask:
+        """Queue a task and return it; see :class:`BackgroundTask`.  Never switches."""
+        task = BackgroundTask(function, on_end)
+        self._waiting.append(task)
+        self._fill()
+        return task
+
+    def _fill(self) -> None:
+        if self._waiting and len(self._running) < TASKS_AT_ONCE:
+            greenlet = spawn("consumer-task", self._run)
+            self._running[greenlet] = None
+            greenlet.rawlink(self._on_greenlet_end)
+
+    def _run(self) -> None:
+        greenlet = getcurrent()
+        assert isinstance(greenlet, Greenlet)
+        while self._waiting:
+            task = self._waiting.popleft()
+            if task.has_ended:
+                continue
+            self._running[greenlet] = task
+            task.start(greenlet)
+            task.function()
+            self._running[greenlet] = None
+            is_cancelled = task.state is TaskState.CANCELLED
+            task.end()
+            if is_cancelled:
+                return  # the kill is on its way, and not meant for the next one
+
+    def _on_greenlet_end(self, greenlet: Greenlet[..., Any]) -> None:
+        # In the hub: it found nothing more to do, or its task was cancelled.
+        task = self._running.pop(greenlet, None)
+        if task is not None:
+            task.end()
+        self._fill()
+
+
+class ConsumerGroup:
+    """The consumers of one session: a member of it, which is recovered after each reconnect.
+
+    Arguments:
+        session: of their connection.
+
+    Attributes:
+        channels: the channels that they share.
+        start_tasks, cancel_tasks: requests to the broker; apart, so that consumers that wait for an
+            unavailable broker do not hold up those that end.
+        pool: the greenlets that run their handlers.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.channels = SharedChannels()
+        self.start_tasks = BackgroundTasks()
+        self.cancel_tasks = BackgroundTasks()
+        self.pool = WorkerPool()
+        #: In the order in which they were added.
+        self._consumers: dict[ConsumerLifecycle, None] = {}
+        fork.register(self)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._consumers)} consumers of {self.session.broker.label}>"
+
+    def __len__(self) -> int:
+        return len(self._consumers)
+
+    def add(self, consumer: ConsumerLifecycle) -> None:
+        """Add *consumer*.  Never switches."""
+        if not self._consumers:
+            self.session.on_closed.append(self._on_closed)
+        self.join_recovery()
+        self._consumers[consumer] = None
+        self.pool.resize(max(self.pool.limit, consumer.options.concurrency))
+
+    def join_recovery(self) -> None:
+        """Have the consumers recovered after reconnects, also when the session was closed meanwhile.
+
+        Never switches.
+        """
+        self.session.add(self)
+
+    def remove(self, consumer: ConsumerLifecycle) -> None:
+        """Remove *consumer*, which has ended.  Never switches.  Again: does nothing."""
+        if consumer not in self._consumers:
+            return
+        del self._consumers[consumer]
+        if not self._consumers:
+            self.session.discard(self)
+            self.session.on_closed.remove(self._on_closed)
+            self.pool.resize(0)
+
+    def recover(self, deadline: DeadlineLike) -> None:
+        """Wait until all are recovered that can be recovered now.  May switch.
+
+        Each consumer recovers and retries by itself.
+        """
+        until = Deadline(deadline.left())
+        for consumer in list(self._consumers):
+            try:
+                consumer.wait_recovered(until)
+            except TimeoutError:
+                return
+
+    def failed(self, exc: BaseException) -> None:
+        """End the consumers since recovery was given up; after a lockout each goes on retrying."""
+        if not is_lockout(exc):
+            for consumer in list(self._consumers):
+                consumer.fail(exc)
+
+    def _on_closed(self) -> None:
+        self.channels.clear()
+        for consumer in list(self._consumers):
+            consumer.shut_down()
+
+    def forget(self) -> None:
+        """Drop all after a fork, in the child: consumers and their messages are the parent's."""
+        self.pool.monitor.stop()
+        consumers, self._consumers = self._consumers, {}
+        for consumer in consumers:
+            consumer.forget()
+
+
+def group_of(session: Session) -> ConsumerGroup:
+    """Return the consumers of a session; one group for as long as it lives.  Never switches."""
+    group = session.services.consumers
+    if not isinstance(group, ConsumerGroup):
+        group = session.services.consumers = ConsumerGroup(session)
+    return group
 
 
 def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handling) -> Dispatcher:

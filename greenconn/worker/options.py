@@ -22,7 +22,6 @@ from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, check_offset, offset_of
-from greenconn.worker.blocking import THRESHOLD
 
 __all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
 
@@ -99,7 +98,7 @@ class ConsumerOptions:
     handler_timeout: float | None = None
     """Seconds after which a handler is interrupted, which counts as a failure."""
 
-    blocking_threshold: float | None = THRESHOLD
+    blocking_threshold: float | None = 0.5
     """Seconds that a handler may run without a switch before that is logged, once; None: never."""
 
     batch_size: int | None = None

@@ -667,7 +667,7 @@ def test_what_came_from_a_queue_that_was_deleted_is_handled(
     until(lambda: not consumer.lifecycle.is_confirmed)
     if ends:
         stopping = gevent.spawn(consumer.stop, SOON)
-        until(lambda: consumer.lifecycle.is_withdrawn)
+        until(lambda: consumer.lifecycle.is_cancelled)
         go_on.set()
         assert stopping.get()
         assert consumer.stats()["handled"] + consumer.stats()["requeued"] == 3

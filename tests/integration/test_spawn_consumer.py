@@ -43,7 +43,7 @@ def until(condition: Callable[[], object], timeout: float = CAME) -> None:
         gevent.sleep(0.005)
 
 
-class Desk:
+class Broker:
     """What a test does to the broker, through a connection of its own."""
 
     def __init__(self, url: str) -> None:
@@ -117,46 +117,46 @@ def connection(url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def desk(url: str) -> Iterator[Desk]:
+def broker(url: str) -> Iterator[Broker]:
     """The broker, as others see it."""
-    desk = Desk(url)
-    yield desk
-    desk.close()
+    broker = Broker(url)
+    yield broker
+    broker.close()
 
 
 @pytest.fixture
-def q(desk: Desk, unique: str) -> str:
+def q(broker: Broker, unique: str) -> str:
     """A durable queue."""
-    return desk.queue(unique)
+    return broker.queue(unique)
 
 
-def test_messages_are_handled_and_gone(connection: Connection, desk: Desk, q: str) -> None:
+def test_messages_are_handled_and_gone(connection: Connection, broker: Broker, q: str) -> None:
     done: list[int] = []
     consumer = spawn_consumer(q, lambda body, message: done.append(body), connection=connection)
-    desk.publish(q, *range(500))
+    broker.publish(q, *range(500))
     until(lambda: len(done) == 500)
     assert done == list(range(500))
     assert consumer.stop(CAME)
-    assert desk.counts(q) == (0, 0)
+    assert broker.counts(q) == (0, 0)
     assert consumer.get()["handled"] == 500
 
 
 def test_a_name_is_looked_up_before_it_is_declared(
-    connection: Connection, desk: Desk, unique: str
+    connection: Connection, broker: Broker, unique: str
 ) -> None:
-    odd = desk.queue(f"{unique}-odd", **{"x-max-length": 7})
-    new = desk.will_be(f"{unique}-new")
+    odd = broker.queue(f"{unique}-odd", **{"x-max-length": 7})
+    new = broker.will_be(f"{unique}-new")
     consumers = [
         spawn_consumer(name, print, connection=connection) for name in (odd, new, odd, new)
     ]
     assert all(each.wait_ready(CAME) for each in consumers)
-    assert desk.counts(odd) == (0, 2)
-    desk.queue(new)  # with the same arguments, or it would be refused
+    assert broker.counts(odd) == (0, 2)
+    broker.queue(new)  # with the same arguments, or it would be refused
     assert stop_consumers(CAME)
 
 
-def test_refusals(connection: Connection, desk: Desk, unique: str) -> None:
-    q = desk.queue(unique, **{"x-max-length": 7})
+def test_refusals(connection: Connection, broker: Broker, unique: str) -> None:
+    q = broker.queue(unique, **{"x-max-length": 7})
     neighbour = spawn_consumer(q, print, connection=connection)
     assert neighbour.wait_ready(CAME)
     absent = spawn_consumer(f"{unique}-absent", print, connection=connection, passive=True)
@@ -172,14 +172,14 @@ def test_refusals(connection: Connection, desk: Desk, unique: str) -> None:
         with pytest.raises((NotFound, PreconditionFailed, AccessRefused)):
             each.get(timeout=CAME)
     assert neighbour.state is ConsumerState.RUNNING
-    assert desk.counts(q) == (0, 1)
+    assert broker.counts(q) == (0, 1)
 
 
 def test_a_handler_publishes_declares_gets_and_consumes(
-    connection: Connection, desk: Desk, q: str, unique: str
+    connection: Connection, broker: Broker, q: str, unique: str
 ) -> None:
     done: list[Any] = []
-    names = [desk.will_be(f"{unique}-{each}") for each in ("next", "declared")]
+    names = [broker.will_be(f"{unique}-{each}") for each in ("next", "declared")]
 
     def handler(body: Any, message: Any) -> None:
         publish(names[0], body, connection=connection, declare=True)
@@ -191,18 +191,18 @@ def test_a_handler_publishes_declares_gets_and_consumes(
         ).wait_ready(CAME)
         consumer.stop()
 
-    desk.publish(q, "x")
+    broker.publish(q, "x")
     consumer = spawn_consumer(q, handler, connection=connection, prefetch_count=1)
     assert consumer.get(timeout=CAME)["handled"] == 1
     until(lambda: done == ["x"])
 
 
 def test_prefetch_over_several_queues_is_never_exceeded(
-    connection: Connection, desk: Desk, unique: str
+    connection: Connection, broker: Broker, unique: str
 ) -> None:
-    names = [desk.queue(f"{unique}-{number}") for number in range(3)]
+    names = [broker.queue(f"{unique}-{number}") for number in range(3)]
     for name in names:
-        desk.publish(name, *range(20))
+        broker.publish(name, *range(20))
     gate = gevent.event.Event()
     consumer = spawn_consumer(
         names, lambda body, message: gate.wait(), connection=connection, prefetch_count=7
@@ -210,16 +210,16 @@ def test_prefetch_over_several_queues_is_never_exceeded(
     until(lambda: consumer.stats()["received"] == 7)
     gevent.sleep(0.1)
     assert consumer.stats()["received"] == 7
-    assert [20 - desk.counts(name)[0] for name in names] == [3, 2, 2]
+    assert [20 - broker.counts(name)[0] for name in names] == [3, 2, 2]
     gate.set()
     until(lambda: consumer.stats()["handled"] == 60)
 
 
 def test_failures_retries_and_the_dead_letter_queue(
-    connection: Connection, desk: Desk, unique: str
+    connection: Connection, broker: Broker, unique: str
 ) -> None:
-    dead = desk.queue(f"{unique}-dead")
-    q = desk.queue(unique, **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    dead = broker.queue(f"{unique}-dead")
+    q = broker.queue(unique, **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
     calls: Counter[int] = Counter()
 
     def handler(body: int, message: Any) -> None:
@@ -227,20 +227,20 @@ def test_failures_retries_and_the_dead_letter_queue(
         if body % 2:
             raise ValueError(body)
 
-    desk.publish(q, *range(20))
+    broker.publish(q, *range(20))
     retry = Retry(tries=3, delay=0.01)
     consumer = spawn_consumer(q, handler, connection=connection, retry=retry, concurrency=3)
-    until(lambda: desk.counts(dead)[0] == 10)
+    until(lambda: broker.counts(dead)[0] == 10)
     assert calls == {number: 3 if number % 2 else 1 for number in range(20)}
     assert consumer.stop(CAME)
     assert consumer.get()["retried"] == 20
-    assert sorted(desk.drained(dead)) == list(range(1, 20, 2))
-    assert desk.counts(q) == (0, 0)
+    assert sorted(broker.drained(dead)) == list(range(1, 20, 2))
+    assert broker.counts(q) == (0, 0)
 
 
 @pytest.mark.parametrize("how", ["stop", "stop_now", "pause", "kill", "killall"])
 def test_ending_under_load_loses_nothing(
-    connection: Connection, desk: Desk, q: str, long: bool, how: str
+    connection: Connection, broker: Broker, q: str, long: bool, how: str
 ) -> None:
     total = 400
     done: list[int] = []
@@ -256,7 +256,7 @@ def test_ending_under_load_loses_nothing(
     for round_ in range(40 if long else 8):
         done.clear()
         failed: set[int] = set()
-        desk.publish(q, *range(total))
+        broker.publish(q, *range(total))
         consumer = spawn_consumer(
             q,
             handler,
@@ -280,34 +280,34 @@ def test_ending_under_load_loses_nothing(
             consumer.stop(CAME if how == "stop" else 0)
         assert consumer.dead
         # Nothing is held by anybody: on RabbitMQ what was given back is soon there.
-        until(lambda: len(set(done)) + desk.counts(q)[0] >= total)
-        left = desk.drained(q)
+        until(lambda: len(set(done)) + broker.counts(q)[0] >= total)
+        left = broker.drained(q)
         twice = [number for number, times in Counter([*done, *left]).items() if times > 1]
         assert set(done) | set(left) == set(range(total))
         assert twice == []
-        assert desk.counts(q) == (0, 0)
+        assert broker.counts(q) == (0, 0)
 
 
 def test_kills_while_it_begins_leave_no_consumer(
-    connection: Connection, desk: Desk, q: str, long: bool
+    connection: Connection, broker: Broker, q: str, long: bool
 ) -> None:
-    desk.publish(q, *range(30))
+    broker.publish(q, *range(30))
     for turns in range(120 if long else 40):
         consumer = spawn_consumer(q, lambda body, message: gevent.sleep(1), connection=connection)
         for _ in range(turns):
             turn()
         consumer.kill(timeout=CAME)
         assert consumer.dead
-    until(lambda: desk.counts(q) == (30, 0))
+    until(lambda: broker.counts(q) == (30, 0))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_lives(
-    connection: Connection, desk: Desk, unique: str, long: bool, seed: int
+    connection: Connection, broker: Broker, unique: str, long: bool, seed: int
 ) -> None:
     """Consumers come and go on the same channels, are paused and killed, and so are their parts."""
     rng = random.Random(seed)
-    names = [desk.queue(f"{unique}-{number}") for number in range(4)]
+    names = [broker.queue(f"{unique}-{number}") for number in range(4)]
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
@@ -350,19 +350,19 @@ def test_random_lives(
             disturb(rng.choice(consumers))
         if rng.random() < 0.1:
             count = rng.randrange(100)
-            desk.publish(rng.choice(names), *range(total, total + count))
+            broker.publish(rng.choice(names), *range(total, total + count))
             total += count
         for _ in range(rng.randrange(10)):
             turn()
     assert stop_consumers(CAME)
-    until(lambda: len(done) + sum(desk.counts(name)[0] for name in names) >= total)
-    left = [body for name in names for body in desk.drained(name)]
+    until(lambda: len(done) + sum(broker.counts(name)[0] for name in names) >= total)
+    left = [body for name in names for body in broker.drained(name)]
     assert sorted([*done, *left]) == list(range(total))
-    assert [desk.counts(name) for name in names] == [(0, 0)] * len(names)
+    assert [broker.counts(name) for name in names] == [(0, 0)] * len(names)
     assert connection.session.generation == 1
 
 
-def test_pause_and_resume_under_load(connection: Connection, desk: Desk, q: str) -> None:
+def test_pause_and_resume_under_load(connection: Connection, broker: Broker, q: str) -> None:
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
@@ -370,7 +370,7 @@ def test_pause_and_resume_under_load(connection: Connection, desk: Desk, q: str)
         done.append(body)
 
     consumer = spawn_consumer(q, handler, connection=connection, concurrency=2)
-    desk.publish(q, *range(300))
+    broker.publish(q, *range(300))
     for round_ in range(6):
         for _ in range(round_ * 4):
             turn()
@@ -378,17 +378,19 @@ def test_pause_and_resume_under_load(connection: Connection, desk: Desk, q: str)
         number = len(done)
         gevent.sleep(0.01)
         assert len(done) <= number + 2
-        assert desk.counts(q)[1] == 0
+        assert broker.counts(q)[1] == 0
         consumer.resume()
     until(lambda: len(done) == 300)
     assert sorted(done) == list(range(300))
 
 
-def test_a_thousand_consumers(connection: Connection, desk: Desk, unique: str, long: bool) -> None:
+def test_a_thousand_consumers(
+    connection: Connection, broker: Broker, unique: str, long: bool
+) -> None:
     number = 1000 if long else 200
-    names = [desk.will_be(f"{unique}-{each}") for each in range(number)]
+    names = [broker.will_be(f"{unique}-{each}") for each in range(number)]
     done: list[Any] = []
-    assert desk.channel.is_open
+    assert broker.channel.is_open
     threads, sockets = len(native_threads()), len(open_sockets())
     began = monotonic()
     consumers = [
@@ -407,7 +409,7 @@ def test_a_thousand_consumers(connection: Connection, desk: Desk, unique: str, l
     switches = switches_while_idle(0.5)
     assert switches < 50
     for name in names:
-        publish(name, name, connection=desk.connection)
+        publish(name, name, connection=broker.connection)
     until(lambda: len(done) == number)
     assert stop_consumers(CAME)
 
@@ -467,7 +469,7 @@ def memory_of_consumers(url: str, prefix: str, number: int) -> float:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_an_idle_consumer_is_small(url: str, desk: Desk, q: str) -> None:
+def test_an_idle_consumer_is_small(url: str, broker: Broker, q: str) -> None:
     if url.startswith("memory"):
         pytest.skip("there the broker is in the process, too")
     assert memory_of_consumers(url, q, 1000) <= 14.0
@@ -475,8 +477,8 @@ def test_an_idle_consumer_is_small(url: str, desk: Desk, q: str) -> None:
 
 def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool) -> None:
     """Messages of 8 KiB that nobody handles: the connection stops reading, the process stays small."""
-    desk = Desk(amqp_url)
-    q = desk.queue(unique)
+    broker = Broker(amqp_url)
+    q = broker.queue(unique)
     number = 100_000 if long else 20_000
     body = b"x" * 8192
     done = 0
@@ -494,7 +496,7 @@ def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool)
         consumer = spawn_consumer(q, handler, connection=connection, no_ack=True)
         assert consumer.wait_ready(CAME)
         for _ in range(number // 1000):
-            publish_many(q, [body] * 1000, connection=desk.connection, delivery_mode=1)
+            publish_many(q, [body] * 1000, connection=broker.connection, delivery_mode=1)
         # It pauses above 64 MiB, headers and what Python takes for a message included.
         until(lambda: consumer.stats()["received"] * 8192 > 55 * 2**20)
         assert resident() - before < 200 * 2**20
@@ -504,7 +506,7 @@ def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool)
         until(lambda: done == number, timeout=120)
         assert consumer.stop(CAME)
         assert resident() - before < 200 * 2**20
-    desk.close()
+    broker.close()
 
 
 def resident() -> int:
@@ -515,8 +517,8 @@ def resident() -> int:
 
 def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool) -> None:
     number = 1000 if long else 120
-    desk = Desk(own_rabbitmq.url)
-    names = [desk.will_be(f"{unique}-{each}") for each in range(number)]
+    broker = Broker(own_rabbitmq.url)
+    names = [broker.will_be(f"{unique}-{each}") for each in range(number)]
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
@@ -528,7 +530,7 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool
         several = spawn_consumer(names[:5], handler, connection=connection)
         assert all(each.wait_ready(CAME) for each in [*consumers, several])
         for position, name in enumerate(names):
-            desk.publish(name, position)
+            broker.publish(name, position)
         until(lambda: len(done) == number)
         own_rabbitmq.stop_app()
         until(lambda: not connection.connected)
@@ -545,22 +547,22 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool
         assert [int(listed[name]) for name in names[:5]] == [2] * 5
         assert [int(listed[name]) for name in names[5:]] == [1] * (number - 5)
         for position, name in enumerate(names):
-            desk.publish(name, number + position)
+            broker.publish(name, number + position)
         until(lambda: len(set(done)) == 2 * number)
         assert stop_consumers(CAME)
-    desk.close()
+    broker.close()
 
 
 def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
-    desk = Desk(own_rabbitmq.url)
-    q = desk.queue(unique)
+    broker = Broker(own_rabbitmq.url)
+    q = broker.queue(unique)
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
         gevent.sleep(0.001)
         done.append(body)
 
-    desk.publish(q, *range(1500))
+    broker.publish(q, *range(1500))
     with Connection(own_rabbitmq.url) as connection:
         consumer = spawn_consumer(q, handler, connection=connection, concurrency=5)
         until(lambda: len(done) > 100)
@@ -571,8 +573,8 @@ def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
         assert len(done) - 1500 <= 10
         assert consumer.stats()["failed"] == 0
         assert consumer.stop(CAME)
-        assert desk.counts(q) == (0, 0)
-    desk.close()
+        assert broker.counts(q) == (0, 0)
+    broker.close()
 
 
 def test_a_broker_that_does_not_answer_holds_nobody_up(own_rabbitmq: RabbitMQ, unique: str) -> None:
@@ -601,9 +603,9 @@ def test_a_broker_that_does_not_answer_holds_nobody_up(own_rabbitmq: RabbitMQ, u
 
 
 def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
-    connection: Connection, desk: Desk, unique: str
+    connection: Connection, broker: Broker, unique: str
 ) -> None:
-    names = [desk.queue(f"{unique}-{each}") for each in range(20)]
+    names = [broker.queue(f"{unique}-{each}") for each in range(20)]
     done: list[str] = []
     consumers = [
         spawn_consumer(name, lambda body, message: done.append(body), connection=connection)
@@ -611,8 +613,8 @@ def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
     ]
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names[:3]:
-        desk.channel.queue_delete(name)
-    until(lambda: all(desk.consumers_of(name) == 1 for name in names[:3]))
+        broker.channel.queue_delete(name)
+    until(lambda: all(broker.consumers_of(name) == 1 for name in names[:3]))
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names:
         publish(name, name, connection=connection)
@@ -620,8 +622,8 @@ def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
 
 
 def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, unique: str) -> None:
-    desk = Desk(amqp_url)
-    names = [desk.queue(f"{unique}-{each}") for each in range(60)]
+    broker = Broker(amqp_url)
+    names = [broker.queue(f"{unique}-{each}") for each in range(60)]
     with Connection(amqp_url) as connection:
         consumers = [spawn_consumer(name, print, connection=connection) for name in names]
         assert all(each.wait_ready(CAME) for each in consumers)
@@ -634,9 +636,9 @@ def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, uniqu
         others = [each for each in consumers if each not in on_it]
         assert {each.state for each in others} == {ConsumerState.RUNNING}
         assert all(each.wait_ready(CAME) for each in consumers)
-        assert [desk.counts(name)[1] for name in names] == [1] * 60
+        assert [broker.counts(name)[1] for name in names] == [1] * 60
         assert connection.session.generation == 1
-    desk.close()
+    broker.close()
 
 
 def _channel_of(consumer: Any) -> Any:
@@ -644,9 +646,9 @@ def _channel_of(consumer: Any) -> Any:
 
 
 def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:
-    desk = Desk(amqp_url)
-    q = desk.queue(unique, **{"x-queue-type": "stream"})
-    desk.publish(q, *range(50))
+    broker = Broker(amqp_url)
+    q = broker.queue(unique, **{"x-queue-type": "stream"})
+    broker.publish(q, *range(50))
     done: list[int] = []
     with Connection(amqp_url) as connection:
         consumer = spawn_consumer(
@@ -654,7 +656,7 @@ def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:
         )
         until(lambda: len(done) == 50)
         assert consumer.pause(CAME)
-        desk.publish(q, *range(50, 80))
+        broker.publish(q, *range(50, 80))
         consumer.resume()
         until(lambda: len(done) == 80)
         assert done == list(range(80))
@@ -663,7 +665,7 @@ def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:
         spawn_consumer(q, lambda body, message: late.append(body), connection=connection, offset=70)
         until(lambda: len(late) == 10)
         assert stop_consumers(CAME)
-    desk.close()
+    broker.close()
 
 
 def test_a_wrong_password_ends_it(amqp_url: str) -> None:

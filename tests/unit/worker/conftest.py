@@ -15,7 +15,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport import memory
 from greenconn.worker import stop_consumers
 
-__all__ = ["CAME", "Desk", "Seen", "until"]
+__all__ = ["CAME", "Broker", "RecordingHandler", "until"]
 
 #: Seconds in which what must come comes.
 CAME = 5.0
@@ -25,12 +25,12 @@ def until(condition: Callable[[], object], timeout: float = CAME) -> None:
     """Let others run until *condition* holds."""
     deadline = Deadline(timeout)
     while not condition():
-        assert not deadline.has_ended, "it did not come"
+        assert not deadline.has_ended, "it did not happen in time"
         gevent.sleep(0.002)
 
 
-class Desk:
-    """What a test does to the broker, through a channel of its own connection."""
+class Broker:
+    """The broker as another program sees it, through a connection of its own."""
 
     def __init__(self, url: str) -> None:
         self.connection = Connection(url)
@@ -45,27 +45,27 @@ class Desk:
         self.channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
 
     def publish(self, queue: str, *bodies: Any) -> None:
-        """Put messages into a queue."""
+        """Publish messages to a queue."""
         producer = self.connection.Producer()
         for body in bodies:
             producer.publish(body, routing_key=queue)
 
     def ready(self, queue: str) -> int:
-        """How many messages wait in a queue for a consumer."""
+        """Return the number of ready messages of a queue."""
         return int(self.channel.queue_declare(queue, passive=True).message_count)
 
     def consumers(self, queue: str) -> int:
-        """How many consumers a queue has."""
+        """Return the number of consumers of a queue."""
         return int(self.channel.queue_declare(queue, passive=True).consumer_count)
 
     def get(self, queue: str) -> Any:
-        """The body of the next message, which is gone then; None if there is none."""
+        """Take the next message and return its body; None if there is none."""
         message = self.channel.basic_get(queue, no_ack=True)
         return None if message is None else message.payload
 
 
-class Seen:
-    """A handler: it keeps what it is given, and does what the test says.
+class RecordingHandler:
+    """A handler that records its messages, and can be made to wait or fail.
 
     Attributes:
         bodies: in the order in which handlers began.
@@ -119,14 +119,14 @@ def connection(url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def desk(url: str) -> Iterator[Desk]:
-    """The broker, as others see it."""
-    desk = Desk(url)
-    yield desk
-    desk.connection.close()
+def broker(url: str) -> Iterator[Broker]:
+    """The broker, over a connection of its own."""
+    broker = Broker(url)
+    yield broker
+    broker.connection.close()
 
 
 @pytest.fixture
-def seen() -> Seen:
+def seen() -> RecordingHandler:
     """A handler."""
-    return Seen()
+    return RecordingHandler()

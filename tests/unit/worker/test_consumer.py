@@ -20,23 +20,25 @@ from greenconn.exceptions import (
 )
 from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
-from tests.unit.worker.conftest import CAME, Desk, Seen, until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
 
 
-def test_a_message_is_handled_and_acked(connection: Connection, desk: Desk, seen: Seen) -> None:
-    desk.declare("mail")
-    desk.publish("mail", {"to": "you"})
+def test_a_message_is_handled_and_acked(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    broker.declare("mail")
+    broker.publish("mail", {"to": "you"})
     consumer = spawn_consumer("mail", seen, connection=connection)
     seen.wait(1)
     assert seen.bodies == [{"to": "you"}]
     assert seen.messages[0].acknowledged
     assert seen.messages[0].delivery_info["routing_key"] == "mail"
     assert consumer.stop(CAME)
-    assert desk.ready("mail") == 0
+    assert broker.ready("mail") == 0
 
 
 def test_it_returns_at_once_and_tells_when_it_is_ready(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     consumer = spawn_consumer("mail", seen, connection=connection)
     assert not connection.connected
@@ -44,10 +46,10 @@ def test_it_returns_at_once_and_tells_when_it_is_ready(
     assert consumer.wait_ready(CAME) is True
     assert consumer.state.value == "running"
     assert consumer.wait_ready(0) is True
-    assert desk.consumers("mail") == 1
+    assert broker.consumers("mail") == 1
 
 
-def test_it_is_a_greenlet(connection: Connection, seen: Seen) -> None:
+def test_it_is_a_greenlet(connection: Connection, seen: RecordingHandler) -> None:
     consumer = spawn_consumer("mail", seen, connection=connection, name="postman")
     assert isinstance(consumer, gevent.Greenlet)
     assert isinstance(consumer, ConsumerGreenlet)
@@ -63,8 +65,8 @@ def test_it_is_a_greenlet(connection: Connection, seen: Seen) -> None:
     until(lambda: linked == [consumer])
 
 
-def test_numbers(connection: Connection, desk: Desk, seen: Seen) -> None:
-    desk.declare("mail")
+def test_numbers(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
+    broker.declare("mail")
     consumer = spawn_consumer("mail", seen, connection=connection, concurrency=2)
     assert consumer.stats() == {
         "state": "starting",
@@ -81,7 +83,7 @@ def test_numbers(connection: Connection, desk: Desk, seen: Seen) -> None:
         "last_delivery_age": None,
     }
     seen.gate.clear()
-    desk.publish("mail", *range(5))
+    broker.publish("mail", *range(5))
     seen.wait(2)
     numbers = consumer.stats()
     assert (numbers["received"], numbers["handled"], numbers["in_flight"]) == (5, 0, 2)
@@ -92,42 +94,44 @@ def test_numbers(connection: Connection, desk: Desk, seen: Seen) -> None:
 
 
 def test_a_queue_that_does_not_exist_is_declared_durable(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     assert spawn_consumer("new", seen, connection=connection).wait_ready(CAME)
-    desk.declare("new")  # with other arguments this would be refused
+    broker.declare("new")  # with other arguments this would be refused
 
 
 def test_a_queue_that_exists_is_used_as_it_is(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("odd", **{"x-max-length": 7})
+    broker.declare("odd", **{"x-max-length": 7})
     assert spawn_consumer("odd", seen, connection=connection).wait_ready(CAME)
 
 
 def test_a_queue_object_is_declared_with_its_bindings(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     queue = Queue("video", Exchange("media", "topic"), "video.#")
     assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
-    desk.connection.Producer().publish("x", exchange="media", routing_key="video.short")
+    broker.connection.Producer().publish("x", exchange="media", routing_key="video.short")
     seen.wait(1)
 
 
-def test_a_queue_that_the_broker_names(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_queue_that_the_broker_names(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     names: list[str] = []
     queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
     assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
     assert len(names) == 1
     assert queue.name == ""
-    desk.publish(names[0], "x")
+    broker.publish(names[0], "x")
     seen.wait(1)
 
 
 def test_a_queue_with_other_arguments_is_refused_for_good(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q", **{"x-max-length": 7})
+    broker.declare("q", **{"x-max-length": 7})
     consumer = spawn_consumer(Queue("q", max_length=8), seen, connection=connection)
     with pytest.raises(PreconditionFailed, match="x-max-length"):
         consumer.wait_ready(CAME)
@@ -136,7 +140,9 @@ def test_a_queue_with_other_arguments_is_refused_for_good(
     assert consumer.state is ConsumerState.FAILED
 
 
-def test_a_refusal_is_told_without_our_own_frames(connection: Connection, seen: Seen) -> None:
+def test_a_refusal_is_told_without_our_own_frames(
+    connection: Connection, seen: RecordingHandler
+) -> None:
     consumer = spawn_consumer("missing", seen, connection=connection, passive=True)
     for ask in (consumer.wait_ready, consumer.get):
         with pytest.raises(NotFound, match="no queue 'missing'") as info:
@@ -148,7 +154,7 @@ def test_a_refusal_is_told_without_our_own_frames(connection: Connection, seen: 
 
 @pytest.mark.parametrize("queue", ["absent", Queue("absent"), Queue("absent", no_declare=True)])
 def test_a_passive_queue_that_does_not_exist(
-    connection: Connection, seen: Seen, queue: Any
+    connection: Connection, seen: RecordingHandler, queue: Any
 ) -> None:
     options: dict[str, Any] = {"passive": True}
     if isinstance(queue, Queue) and queue.no_declare:
@@ -163,7 +169,7 @@ def test_a_passive_queue_that_does_not_exist(
 
 
 def test_an_exclusive_consumer_beside_another_one(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     assert spawn_consumer("q", seen, connection=connection, exclusive=True).wait_ready(CAME)
     neighbours = [spawn_consumer(f"n{number}", seen, connection=connection) for number in range(5)]
@@ -177,12 +183,12 @@ def test_an_exclusive_consumer_beside_another_one(
 
 
 def test_several_queues_share_handlers_and_prefetch(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     names = ["a", "b", "c"]
     for name in names:
-        desk.declare(name)
-        desk.publish(name, *[f"{name}{number}" for number in range(8)])
+        broker.declare(name)
+        broker.publish(name, *[f"{name}{number}" for number in range(8)])
     seen.gate.clear()
     consumer = spawn_consumer(
         [*names[:2], Queue("c")], seen, connection=connection, concurrency=2, prefetch_count=7
@@ -191,7 +197,7 @@ def test_several_queues_share_handlers_and_prefetch(
     until(lambda: consumer.stats()["received"] == 7)
     gevent.sleep(0.02)
     assert consumer.stats()["received"] == 7
-    assert [8 - desk.ready(name) for name in names] == [3, 2, 2]
+    assert [8 - broker.ready(name) for name in names] == [3, 2, 2]
     seen.gate.set()
     until(lambda: len(seen.done) == 24)
     assert seen.peak == 2
@@ -199,10 +205,10 @@ def test_several_queues_share_handlers_and_prefetch(
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 def test_as_many_handlers_run_as_may(
-    connection: Connection, desk: Desk, seen: Seen, concurrency: int
+    connection: Connection, broker: Broker, seen: RecordingHandler, concurrency: int
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(20))
+    broker.declare("q")
+    broker.publish("q", *range(20))
     seen.gate.clear()
     spawn_consumer("q", seen, connection=connection, concurrency=concurrency, prefetch_count=20)
     seen.wait(concurrency)
@@ -215,29 +221,31 @@ def test_as_many_handlers_run_as_may(
 
 
 def test_one_handler_at_a_time_keeps_the_order(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(200))
+    broker.declare("q")
+    broker.publish("q", *range(200))
     spawn_consumer("q", seen, connection=connection)
     until(lambda: len(seen.done) == 200)
     assert seen.bodies == list(range(200))
 
 
 def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     spawn_consumer("q", seen, connection=connection, concurrency=3).wait_ready(CAME)
     for number in range(300):
-        desk.publish("q", number)
+        broker.publish("q", number)
         if number % 3 == 0:
             gevent.sleep(0)
     until(lambda: len(seen.done) == 300)
 
 
-def test_a_handler_may_do_what_it_likes(connection: Connection, desk: Desk, seen: Seen) -> None:
-    desk.declare("more")
-    desk.publish("more", "waiting")
+def test_a_handler_may_do_what_it_likes(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    broker.declare("more")
+    broker.publish("more", "waiting")
     done = Event()
 
     def handler(body: Any, message: Any) -> None:
@@ -254,7 +262,7 @@ def test_a_handler_may_do_what_it_likes(connection: Connection, desk: Desk, seen
     seen.wait(2)
 
 
-def test_the_default_connection(url: str, desk: Desk, seen: Seen) -> None:
+def test_the_default_connection(url: str, broker: Broker, seen: RecordingHandler) -> None:
     configure(url)
     consumer = spawn_consumer("q", seen)
     assert consumer.wait_ready(CAME)
@@ -265,13 +273,13 @@ def test_the_default_connection(url: str, desk: Desk, seen: Seen) -> None:
     assert default_connection("consume").connected
 
 
-def test_a_url(url: str, desk: Desk, seen: Seen) -> None:
+def test_a_url(url: str, broker: Broker, seen: RecordingHandler) -> None:
     spawn_consumer("q", seen, connection=url).wait_ready(CAME)
     publish("q", "hello", connection=url)
     seen.wait(1)
 
 
-def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, desk: Desk) -> None:
+def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, broker: Broker) -> None:
     request: ContextVar[Any] = ContextVar("request", default="none")
     found: list[Any] = []
 
@@ -283,31 +291,33 @@ def test_what_one_handler_sets_is_not_the_next_ones(connection: Connection, desk
 
     request.set("of the program")
     spawn_consumer("q", handler, connection=connection).wait_ready(CAME)
-    desk.publish("q", *range(5))
+    broker.publish("q", *range(5))
     until(lambda: len(found) == 5)
     assert found == ["of the program"] * 5
 
 
 def test_priority_and_arguments_reach_the_broker(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     low = spawn_consumer("q", seen, connection=connection, tag_prefix="low.")
-    other = Seen()
+    other = RecordingHandler()
     high = spawn_consumer("q", other, connection=connection, priority=9)
     assert low.wait_ready(CAME)
     assert high.wait_ready(CAME)
-    desk.publish("q", *range(10))
+    broker.publish("q", *range(10))
     until(lambda: len(other.done) == 10)
     assert not seen.done
     high.stop(CAME)
-    desk.publish("q", 10)
+    broker.publish("q", 10)
     seen.wait(1)
     assert seen.messages[0].delivery_info["consumer_tag"].startswith("low.")
 
 
-def test_a_message_without_need_of_an_ack(connection: Connection, desk: Desk, seen: Seen) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(1000))
+def test_a_message_without_need_of_an_ack(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    broker.declare("q")
+    broker.publish("q", *range(1000))
     consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
     until(lambda: len(seen.done) == 1000)
     assert not seen.messages[0].acknowledged
@@ -318,24 +328,24 @@ def test_a_message_without_need_of_an_ack(connection: Connection, desk: Desk, se
 
 
 def test_no_prefetch_has_a_connection_of_its_own_too(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(1000))
+    broker.declare("q")
+    broker.publish("q", *range(1000))
     consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=0)
     until(lambda: len(seen.done) == 1000)
     assert not connection.connected
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
     assert not connection.session.on_closed
 
 
 @pytest.mark.parametrize("options", [{}, {"no_ack": True}, {"prefetch_count": 0}])
 def test_closing_the_connection_stops_its_consumers(
-    url: str, desk: Desk, seen: Seen, options: dict[str, Any]
+    url: str, broker: Broker, seen: RecordingHandler, options: dict[str, Any]
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     seen.gate.clear()
     with Connection(url) as connection:
         consumer = spawn_consumer("q", seen, connection=connection, **options)
@@ -352,7 +362,7 @@ def test_closing_the_connection_stops_its_consumers(
     assert consumer.get(block=False)["state"] == "stopped"
 
 
-def test_closing_at_once(url: str, seen: Seen) -> None:
+def test_closing_at_once(url: str, seen: RecordingHandler) -> None:
     with Connection(url) as connection:
         consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.wait_ready(CAME) is False
@@ -361,7 +371,7 @@ def test_closing_at_once(url: str, seen: Seen) -> None:
     assert not connection.connected
 
 
-def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: Seen) -> None:
+def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: RecordingHandler) -> None:
     connection = Connection(url)
     connection.connect()
     connection.close()
@@ -373,7 +383,7 @@ def test_spawning_on_a_closed_connection_opens_it_again(url: str, seen: Seen) ->
 
 
 def test_the_loop_of_a_busy_handler_lets_others_run(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     ticks: list[int] = []
 
@@ -389,8 +399,8 @@ def test_the_loop_of_a_busy_handler_lets_others_run(
         for _ in range(2000):
             pass
 
-    desk.declare("q")
-    desk.publish("q", *range(2000))
+    broker.declare("q")
+    broker.publish("q", *range(2000))
     ticking = gevent.spawn(tick)
     spawn_consumer("q", handler, connection=connection, prefetch_count=2000).wait_ready(CAME)
     until(lambda: len(handled) == 2000)
@@ -398,7 +408,9 @@ def test_the_loop_of_a_busy_handler_lets_others_run(
     assert len({each for each in ticks if 0 < each < 2000}) >= 3
 
 
-def test_a_broker_that_refuses_the_login(seen: Seen, scripted_refusal: Connection) -> None:
+def test_a_broker_that_refuses_the_login(
+    seen: RecordingHandler, scripted_refusal: Connection
+) -> None:
     consumer = spawn_consumer("q", seen, connection=scripted_refusal)
     with pytest.raises(AccessRefused, match="nobody"):
         consumer.wait_ready(CAME)
@@ -418,7 +430,7 @@ def scripted_refusal(unique: str) -> Connection:
     return Connection("memory://", transport=Refusing)
 
 
-def test_a_broker_that_is_away_is_waited_for(seen: Seen, unique: str) -> None:
+def test_a_broker_that_is_away_is_waited_for(seen: RecordingHandler, unique: str) -> None:
     from greenconn.transport.memory import Transport
 
     is_there = Event()
@@ -438,7 +450,7 @@ def test_a_broker_that_is_away_is_waited_for(seen: Seen, unique: str) -> None:
         assert consumer.stop(CAME)
 
 
-def test_stopping_while_the_broker_is_away(seen: Seen) -> None:
+def test_stopping_while_the_broker_is_away(seen: RecordingHandler) -> None:
     from greenconn.transport.memory import Transport
 
     class Away(Transport):

@@ -12,14 +12,14 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
-from tests.unit.worker.conftest import CAME, Desk, until
+from tests.unit.worker.conftest import CAME, Broker, until
 
 
 @pytest.fixture(autouse=True)
-def queues(desk: Desk) -> None:
+def queues(broker: Broker) -> None:
     """``q`` with a dead-letter queue ``dead``."""
-    desk.declare("dead")
-    desk.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+    broker.declare("dead")
+    broker.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
 
 
 class Batches:
@@ -54,33 +54,35 @@ def batches() -> Batches:
     return Batches()
 
 
-def test_full_batches_come_at_once(connection: Connection, desk: Desk, batches: Batches) -> None:
-    desk.publish("q", *range(30))
+def test_full_batches_come_at_once(
+    connection: Connection, broker: Broker, batches: Batches
+) -> None:
+    broker.publish("q", *range(30))
     consumer = spawn_consumer("q", batches, connection=connection, batch_size=10, batch_interval=30)
     until(lambda: len(batches.all) == 3)
     assert batches.all == [list(range(10)), list(range(10, 20)), list(range(20, 30))]
     assert all(each.acknowledged for messages in batches.messages for each in messages)
     until(lambda: consumer.stats()["handled"] == 30)
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
 def test_what_does_not_fill_a_batch_waits_for_the_interval(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
     began = monotonic()
-    desk.publish("q", *range(13))
+    broker.publish("q", *range(13))
     spawn_consumer("q", batches, connection=connection, batch_size=10, batch_interval=0.05)
     until(lambda: len(batches.all) == 2)
     assert batches.all[1] == [10, 11, 12]
     assert batches.at[1] - began >= 0.045
-    desk.publish("q", 13)
+    broker.publish("q", 13)
     until(lambda: len(batches.all) == 3)
     assert batches.all[2] == [13]
 
 
 def test_the_interval_counts_from_the_oldest_message(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
     consumer = spawn_consumer(
         "q", batches, connection=connection, batch_size=100, batch_interval=0.1
@@ -88,7 +90,7 @@ def test_the_interval_counts_from_the_oldest_message(
     assert consumer.wait_ready(CAME)
     began = monotonic()
     for number in range(8):
-        desk.publish("q", number)
+        broker.publish("q", number)
         gevent.sleep(0.02)
     until(lambda: len(batches.flat) == 8)
     assert batches.at[0] - began >= 0.09
@@ -96,10 +98,10 @@ def test_the_interval_counts_from_the_oldest_message(
 
 
 def test_what_waited_longer_than_the_interval_behind_a_handler_goes_at_once(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
     batches.gate.clear()
-    desk.publish("q", *range(3))
+    broker.publish("q", *range(3))
     spawn_consumer(
         "q", batches, connection=connection, batch_size=2, batch_interval=0.05, prefetch_count=10
     )
@@ -110,9 +112,9 @@ def test_what_waited_longer_than_the_interval_behind_a_handler_goes_at_once(
     assert batches.all[1] == [2]
 
 
-def test_batches_run_at_once(connection: Connection, desk: Desk, batches: Batches) -> None:
+def test_batches_run_at_once(connection: Connection, broker: Broker, batches: Batches) -> None:
     batches.gate.clear()
-    desk.publish("q", *range(12))
+    broker.publish("q", *range(12))
     spawn_consumer(
         "q", batches, connection=connection, batch_size=4, concurrency=3, batch_interval=30
     )
@@ -120,18 +122,20 @@ def test_batches_run_at_once(connection: Connection, desk: Desk, batches: Batche
     batches.gate.set()
 
 
-def test_a_batch_fails_as_one(connection: Connection, desk: Desk, batches: Batches) -> None:
+def test_a_batch_fails_as_one(connection: Connection, broker: Broker, batches: Batches) -> None:
     batches.failures = 1
-    desk.publish("q", *range(4))
+    broker.publish("q", *range(4))
     consumer = spawn_consumer("q", batches, connection=connection, batch_size=4)
-    until(lambda: desk.ready("dead") == 4)
+    until(lambda: broker.ready("dead") == 4)
     assert consumer.stats()["failed"] == 4
     assert consumer.stats()["rejected"] == 4
 
 
-def test_a_batch_is_retried_as_one(connection: Connection, desk: Desk, batches: Batches) -> None:
+def test_a_batch_is_retried_as_one(
+    connection: Connection, broker: Broker, batches: Batches
+) -> None:
     batches.failures = 2
-    desk.publish("q", *range(4))
+    broker.publish("q", *range(4))
     consumer = spawn_consumer(
         "q", batches, connection=connection, batch_size=4, retry=Retry(delay=0.01)
     )
@@ -139,10 +143,10 @@ def test_a_batch_is_retried_as_one(connection: Connection, desk: Desk, batches: 
     assert batches.all == [[0, 1, 2, 3]] * 3
     assert consumer.stats()["retried"] == 8
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
-def test_a_batch_is_interrupted_as_one(connection: Connection, desk: Desk) -> None:
+def test_a_batch_is_interrupted_as_one(connection: Connection, broker: Broker) -> None:
     begun = Event()
 
     def handler(bodies: list[Any], messages: list[Any]) -> None:
@@ -150,18 +154,18 @@ def test_a_batch_is_interrupted_as_one(connection: Connection, desk: Desk) -> No
         Event().wait()
 
     for number in range(4):
-        desk.connection.Producer().publish(number, routing_key="q", message_id=f"m{number}")
+        broker.connection.Producer().publish(number, routing_key="q", message_id=f"m{number}")
     consumer = spawn_consumer(
         "q", handler, connection=connection, batch_size=4, retry=Retry(delay=60.0)
     )
     assert begun.wait(CAME)
     assert consumer.interrupt("m2")
-    until(lambda: desk.ready("dead") == 4)
+    until(lambda: broker.ready("dead") == 4)
     stats = consumer.stats()
     assert (stats["failed"], stats["rejected"], stats["retried"]) == (4, 4, 0)
 
 
-def test_what_a_handler_answered_leaves_its_batch(connection: Connection, desk: Desk) -> None:
+def test_what_a_handler_answered_leaves_its_batch(connection: Connection, broker: Broker) -> None:
     calls: list[list[Any]] = []
 
     def handler(bodies: list[Any], messages: list[Any]) -> None:
@@ -170,17 +174,19 @@ def test_what_a_handler_answered_leaves_its_batch(connection: Connection, desk: 
         if len(calls) < 3:
             raise ValueError
 
-    desk.publish("q", *range(4))
+    broker.publish("q", *range(4))
     consumer = spawn_consumer(
         "q", handler, connection=connection, batch_size=4, retry=Retry(delay=0.01)
     )
     until(lambda: len(calls) == 3)
     assert calls == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
-def test_the_judge_gets_each_message(connection: Connection, desk: Desk, batches: Batches) -> None:
+def test_the_judge_gets_each_message(
+    connection: Connection, broker: Broker, batches: Batches
+) -> None:
     judged: list[Any] = []
 
     def judge(message: Any, exc: BaseException) -> None:
@@ -189,36 +195,38 @@ def test_the_judge_gets_each_message(connection: Connection, desk: Desk, batches
             message.ack()
 
     batches.failures = 1
-    desk.publish("q", *range(4))
+    broker.publish("q", *range(4))
     spawn_consumer("q", batches, connection=connection, batch_size=4, on_error=judge)
     until(lambda: judged == [0, 1, 2, 3])
-    until(lambda: desk.ready("dead") == 2)
+    until(lambda: broker.ready("dead") == 2)
 
 
 def test_what_cannot_be_decoded_leaves_its_batch(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
-    desk.publish("q", 0, 1)
-    desk.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
-    desk.publish("q", 3)
+    broker.publish("q", 0, 1)
+    broker.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
+    broker.publish("q", 3)
     spawn_consumer("q", batches, connection=connection, batch_size=4, batch_interval=30)
     until(lambda: batches.all == [[0, 1, 3]])
-    until(lambda: desk.ready("dead") == 1)
+    until(lambda: broker.ready("dead") == 1)
 
 
-def test_nothing_that_can_be_decoded(connection: Connection, desk: Desk, batches: Batches) -> None:
+def test_nothing_that_can_be_decoded(
+    connection: Connection, broker: Broker, batches: Batches
+) -> None:
     for _ in range(2):
-        desk.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
+        broker.connection.Producer().publish(b"{", routing_key="q", content_type="application/json")
     spawn_consumer("q", batches, connection=connection, batch_size=2)
-    until(lambda: desk.ready("dead") == 2)
+    until(lambda: broker.ready("dead") == 2)
     assert not batches.all
 
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
 def test_what_is_gathered_is_given_back(
-    connection: Connection, desk: Desk, batches: Batches, how: str
+    connection: Connection, broker: Broker, batches: Batches, how: str
 ) -> None:
-    desk.publish("q", *range(7))
+    broker.publish("q", *range(7))
     batches.gate.clear()
     consumer = spawn_consumer(
         "q", batches, connection=connection, batch_size=5, batch_interval=30, prefetch_count=20
@@ -226,7 +234,7 @@ def test_what_is_gathered_is_given_back(
     until(lambda: len(batches.all) == 1)
     assert consumer.stats()["in_flight"] == 5
     ending = gevent.spawn(getattr(consumer, how))
-    until(lambda: desk.ready("q") == (7 if how == "kill" else 2))
+    until(lambda: broker.ready("q") == (7 if how == "kill" else 2))
     batches.gate.set()
     ending.join(CAME)
     assert batches.all == [[0, 1, 2, 3, 4]]
@@ -234,27 +242,27 @@ def test_what_is_gathered_is_given_back(
         consumer.resume()
         until(lambda: consumer.stats()["received"] == 9)
         assert consumer.stop(CAME)
-        assert desk.ready("q") == 2
+        assert broker.ready("q") == 2
 
 
 def test_a_batch_that_waits_for_its_retry_is_given_back(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
     batches.failures = 1
-    desk.publish("q", *range(4))
+    broker.publish("q", *range(4))
     consumer = spawn_consumer(
         "q", batches, connection=connection, batch_size=4, retry=Retry(delay=30)
     )
     until(lambda: consumer.stats()["retried"] == 4)
     assert consumer.stats()["in_flight"] == 4
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 4
+    assert broker.ready("q") == 4
 
 
 def test_without_ack_stop_does_not_wait_for_a_full_batch(
-    connection: Connection, desk: Desk, batches: Batches
+    connection: Connection, broker: Broker, batches: Batches
 ) -> None:
-    desk.publish("q", *range(7))
+    broker.publish("q", *range(7))
     consumer = spawn_consumer(
         "q", batches, connection=connection, batch_size=5, batch_interval=30, no_ack=True
     )
@@ -263,7 +271,7 @@ def test_without_ack_stop_does_not_wait_for_a_full_batch(
     assert batches.all == [[0, 1, 2, 3, 4], [5, 6]]
 
 
-def test_an_exit_puts_the_batch_back(connection: Connection, desk: Desk) -> None:
+def test_an_exit_puts_the_batch_back(connection: Connection, broker: Broker) -> None:
     calls: list[Any] = []
 
     def handler(bodies: list[Any], messages: list[Any]) -> None:
@@ -272,7 +280,7 @@ def test_an_exit_puts_the_batch_back(connection: Connection, desk: Desk) -> None
             messages[1].ack()
             raise gevent.GreenletExit
 
-    desk.publish("q", *range(3))
+    broker.publish("q", *range(3))
     consumer = spawn_consumer(
         "q", handler, connection=connection, batch_size=3, batch_interval=0.05
     )

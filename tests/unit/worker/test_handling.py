@@ -17,7 +17,7 @@ from greenconn.exceptions import ContentDisallowed, DecodeError
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
 from tests.fix_leaks import HubErrors
-from tests.unit.worker.conftest import CAME, Desk, Seen, until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
 
 
 class Boom(Exception):
@@ -25,10 +25,10 @@ class Boom(Exception):
 
 
 @pytest.fixture(autouse=True)
-def queues(desk: Desk) -> None:
+def queues(broker: Broker) -> None:
     """``q`` with a dead-letter queue ``dead``."""
-    desk.declare("dead")
-    desk.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
+    broker.declare("dead")
+    broker.declare("q", **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"})
 
 
 class Records(logging.Handler):
@@ -68,16 +68,16 @@ def count(consumer: ConsumerGreenlet, **expected: int) -> None:
 @pytest.mark.parametrize("error", [Boom("no"), gevent.Timeout(3)])
 def test_a_failure_rejects(
     connection: Connection,
-    desk: Desk,
-    seen: Seen,
+    broker: Broker,
+    seen: RecordingHandler,
     failures: list[logging.LogRecord],
     error: BaseException,
 ) -> None:
     seen.error = error
-    desk.publish("q", "secret body")
+    broker.publish("q", "secret body")
     consumer = spawn_consumer("q", seen, connection=connection)
     count(consumer, failed=1, rejected=1, handled=0, requeued=0)
-    assert desk.get("dead") == "secret body"
+    assert broker.get("dead") == "secret body"
     assert consumer.state is ConsumerState.RUNNING
     record = next(each for each in failures if each.exc_info)
     assert record.levelno == logging.ERROR
@@ -89,17 +89,20 @@ def test_a_failure_rejects(
 
 
 def test_each_failure_is_logged_once_and_the_danger_of_rejecting_once(
-    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
 ) -> None:
     seen.error = Boom()
-    desk.publish("q", *range(5))
+    broker.publish("q", *range(5))
     consumer = spawn_consumer("q", seen, connection=connection)
     count(consumer, rejected=5)
     assert len([each for each in failures if each.exc_info]) == 5
     assert len(of(failures, "dead-letter exchange; without one they are lost")) == 1
 
 
-def test_requeue(connection: Connection, desk: Desk) -> None:
+def test_requeue(connection: Connection, broker: Broker) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -107,13 +110,13 @@ def test_requeue(connection: Connection, desk: Desk) -> None:
         if len(calls) < 3:
             raise Boom
 
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection, on_error="requeue")
     count(consumer, failed=2, requeued=2, handled=1, received=3)
     assert calls == [False, True, True]
 
 
-def test_a_judge_may_answer(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_judge_may_answer(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
     judged: list[Any] = []
 
     def judge(message: Any, exc: BaseException) -> None:
@@ -121,19 +124,19 @@ def test_a_judge_may_answer(connection: Connection, desk: Desk, seen: Seen) -> N
         message.ack()
 
     seen.error = Boom()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
     count(consumer, failed=1, rejected=0)
     until(lambda: judged == [("x", seen.error)])
     assert consumer.stop(CAME)
-    assert (desk.ready("q"), desk.ready("dead")) == (0, 0)
+    assert (broker.ready("q"), broker.ready("dead")) == (0, 0)
 
 
 @pytest.mark.parametrize("raises", [False, True, "timeout"])
 def test_what_a_judge_leaves_is_rejected(
     connection: Connection,
-    desk: Desk,
-    seen: Seen,
+    broker: Broker,
+    seen: RecordingHandler,
     failures: list[logging.LogRecord],
     raises: Any,
 ) -> None:
@@ -142,16 +145,16 @@ def test_what_a_judge_leaves_is_rejected(
             raise gevent.Timeout(1) if raises == "timeout" else KeyError("judge")
 
     seen.error = Boom()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, on_error=judge)
     count(consumer, failed=1, rejected=1)
-    assert desk.ready("dead") == 1
+    assert broker.ready("dead") == 1
     assert len([each for each in failures if each.exc_info]) == 1 + bool(raises)
 
 
 @pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
 def test_a_handler_that_answered_is_left_alone(
-    connection: Connection, desk: Desk, answer: str
+    connection: Connection, broker: Broker, answer: str
 ) -> None:
     calls: list[Any] = []
 
@@ -161,25 +164,25 @@ def test_a_handler_that_answered_is_left_alone(
         if len(calls) == 1:
             raise Boom
 
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection, retry=Retry(tries=5, delay=0))
     until(lambda: len(calls) >= (2 if answer == "requeue" else 1))
     count(consumer, failed=1, retried=0, rejected=0, requeued=0)
     calls.append(None)
     assert consumer.stop(CAME)
-    assert desk.ready("dead") == (answer == "reject")
+    assert broker.ready("dead") == (answer == "reject")
 
 
-def test_a_handler_may_ack_itself(connection: Connection, desk: Desk) -> None:
+def test_a_handler_may_ack_itself(connection: Connection, broker: Broker) -> None:
     def handler(body: Any, message: Any) -> None:
         message.ack()
 
-    desk.publish("q", *range(3))
+    broker.publish("q", *range(3))
     consumer = spawn_consumer("q", handler, connection=connection)
     count(consumer, handled=3, failed=0)
 
 
-def test_retries(connection: Connection, desk: Desk, failures: list[logging.LogRecord]) -> None:
+def test_retries(connection: Connection, broker: Broker, failures: list[logging.LogRecord]) -> None:
     calls: list[float] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -188,7 +191,7 @@ def test_retries(connection: Connection, desk: Desk, failures: list[logging.LogR
         assert body == ["x", "touched"]
         raise Boom
 
-    desk.publish("q", ["x"])
+    broker.publish("q", ["x"])
     retry = Retry(tries=4, delay=0.02, backoff=2.0, jitter=False)
     consumer = spawn_consumer("q", handler, connection=connection, retry=retry)
     count(consumer, failed=4, retried=3, rejected=1)
@@ -199,10 +202,10 @@ def test_retries(connection: Connection, desk: Desk, failures: list[logging.LogR
     assert pauses[2] >= 0.079
     levels = [each.levelname for each in failures if each.exc_info]
     assert levels == ["WARNING"] * 3 + ["ERROR"]
-    assert desk.ready("dead") == 1
+    assert broker.ready("dead") == 1
 
 
-def test_a_retry_that_succeeds(connection: Connection, desk: Desk) -> None:
+def test_a_retry_that_succeeds(connection: Connection, broker: Broker) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -210,16 +213,16 @@ def test_a_retry_that_succeeds(connection: Connection, desk: Desk) -> None:
         if calls.count(body) < 2:
             raise Boom
 
-    desk.publish("q", "a", "b")
+    broker.publish("q", "a", "b")
     consumer = spawn_consumer("q", handler, connection=connection, retry={"delay": 0.01})
     count(consumer, failed=2, retried=2, handled=2, rejected=0, received=2)
     assert not consumer.lifecycle.handling._delays
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
 def test_while_a_message_waits_for_its_retry_the_place_is_free(
-    connection: Connection, desk: Desk
+    connection: Connection, broker: Broker
 ) -> None:
     calls: list[Any] = []
 
@@ -228,7 +231,7 @@ def test_while_a_message_waits_for_its_retry_the_place_is_free(
         if body == "bad":
             raise Boom
 
-    desk.publish("q", "bad", *range(5))
+    broker.publish("q", "bad", *range(5))
     consumer = spawn_consumer(
         "q", handler, connection=connection, retry={"delay": 30}, prefetch_count=3
     )
@@ -236,50 +239,53 @@ def test_while_a_message_waits_for_its_retry_the_place_is_free(
     assert calls == ["bad", 0, 1, 2, 3, 4]
     # It waits here, unacked.
     assert consumer.stats()["in_flight"] == 1
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 1
+    assert broker.ready("q") == 1
     assert consumer.get()["requeued"] == 1
 
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
 def test_a_failure_while_the_consumer_ends_is_given_back_for_another_try(
-    connection: Connection, desk: Desk, seen: Seen, how: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, how: str
 ) -> None:
     seen.gate.clear()
     seen.error = Boom()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
     seen.wait(1)
     ending = gevent.spawn(getattr(consumer, how))
     gevent.sleep(0.01)
     seen.gate.set()
     ending.join(CAME)
-    until(lambda: desk.ready("q") == 1)
+    until(lambda: broker.ready("q") == 1)
     assert consumer.stats()["requeued"] == 1
-    assert desk.ready("dead") == 0
+    assert broker.ready("dead") == 0
 
 
 def test_the_last_try_while_the_consumer_ends_is_the_last(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     seen.gate.clear()
     seen.error = Boom()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(tries=1))
     seen.wait(1)
     ending = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
     seen.gate.set()
     ending.join(CAME)
-    assert desk.ready("dead") == 1
+    assert broker.ready("dead") == 1
 
 
 def test_a_handler_that_takes_too_long(
-    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
 ) -> None:
     seen.gate.clear()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, handler_timeout=0.02)
     count(consumer, failed=1, rejected=1)
     assert seen.running == 0
@@ -288,17 +294,20 @@ def test_a_handler_that_takes_too_long(
     assert "0.02 seconds" in str(record.exc_info[1])
 
 
-def send(desk: Desk, *names: str) -> None:
+def send(broker: Broker, *names: str) -> None:
     """Publish messages whose id is their body."""
     for name in names:
-        desk.connection.Producer().publish(name, routing_key="q", message_id=name)
+        broker.connection.Producer().publish(name, routing_key="q", message_id=name)
 
 
 def test_one_handler_is_interrupted_by_the_id_of_its_message(
-    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
 ) -> None:
     seen.gate.clear()
-    send(desk, "x", "y", "z")
+    send(broker, "x", "y", "z")
     consumer = spawn_consumer(
         "q", seen, connection=connection, concurrency=2, retry=Retry(tries=3, delay=60.0)
     )
@@ -309,14 +318,14 @@ def test_one_handler_is_interrupted_by_the_id_of_its_message(
     seen.wait(3)
     seen.gate.set()
     count(consumer, handled=2, failed=1, rejected=1, retried=0, requeued=0)
-    assert desk.get("dead") == "y"
+    assert broker.get("dead") == "y"
     assert sorted(seen.done) == ["x", "z"]
     assert of(failures, "on_error is 'reject'")
     assert not consumer.interrupt("x")  # it has ended
 
 
 def test_an_interrupted_handler_cannot_take_it_for_an_error(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     """And it is not retried, although it was before; the program decides."""
     judged: list[BaseException] = []
@@ -334,7 +343,7 @@ def test_an_interrupted_handler_cannot_take_it_for_an_error(
         finally:
             cleaned.set()
 
-    send(desk, "x")
+    send(broker, "x")
     consumer = spawn_consumer(
         "q",
         handler,
@@ -352,7 +361,7 @@ def test_an_interrupted_handler_cannot_take_it_for_an_error(
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_an_interrupt_that_comes_too_late_hits_no_other_message(
-    connection: Connection, desk: Desk, concurrency: int
+    connection: Connection, broker: Broker, concurrency: int
 ) -> None:
     """The handler ends in the turn in which it is to be interrupted; its greenlet goes on at once."""
     done: list[Any] = []
@@ -365,26 +374,29 @@ def test_an_interrupt_that_comes_too_late_hits_no_other_message(
             gevent.sleep(0.001)
         done.append(body)
 
-    send(desk, "x", "y", "z")
+    send(broker, "x", "y", "z")
     consumers.append(spawn_consumer("q", handler, connection=connection, concurrency=concurrency))
     count(consumers[0], handled=3, failed=0)
     assert sorted(done) == ["x", "y", "z"]
 
 
 def test_a_timeout_that_a_handler_left_running_ends_nothing(
-    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
 ) -> None:
     def handler(body: Any, message: Any) -> None:
         gevent.Timeout.start_new(0.02)
 
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection)
     until(lambda: of(failures, "expired after the handler had returned"))
-    desk.publish("q", "y")
+    broker.publish("q", "y")
     count(consumer, handled=2)
 
 
-def test_an_exit_puts_the_message_back(connection: Connection, desk: Desk) -> None:
+def test_an_exit_puts_the_message_back(connection: Connection, broker: Broker) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -392,12 +404,14 @@ def test_an_exit_puts_the_message_back(connection: Connection, desk: Desk) -> No
         if len(calls) == 1:
             raise gevent.GreenletExit
 
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection, retry=Retry())
     count(consumer, requeued=1, handled=1, failed=0)
 
 
-def test_a_handlers_greenlet_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_handlers_greenlet_may_be_killed(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     greenlets: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
@@ -405,7 +419,7 @@ def test_a_handlers_greenlet_may_be_killed(connection: Connection, desk: Desk, s
         seen(body, message)
 
     seen.gate.clear()
-    desk.publish("q", "x", "y")
+    broker.publish("q", "x", "y")
     consumer = spawn_consumer("q", handler, connection=connection)
     seen.wait(1)
     greenlets[0].kill()
@@ -417,45 +431,48 @@ def test_a_handlers_greenlet_may_be_killed(connection: Connection, desk: Desk, s
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
 def test_the_end_of_the_program_puts_the_message_back_and_goes_on(
     connection: Connection,
-    desk: Desk,
-    seen: Seen,
+    broker: Broker,
+    seen: RecordingHandler,
     kind: type[BaseException],
     hub_errors: HubErrors,
 ) -> None:
     seen.error = kind()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer("q", seen, connection=connection, on_error="reject")
     with pytest.raises(kind):  # in the main greenlet
         Event().wait(CAME)
     consumer.join(CAME)
     assert consumer.state is ConsumerState.STOPPED
     assert len(seen.bodies) == 1
-    assert desk.ready("q") == 1
+    assert broker.ready("q") == 1
     hub_errors.clear()
 
 
 def test_a_body_that_cannot_be_decoded(
-    connection: Connection, desk: Desk, seen: Seen, failures: list[logging.LogRecord]
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
 ) -> None:
-    desk.connection.Producer().publish(
+    broker.connection.Producer().publish(
         b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry())
     count(consumer, failed=1, rejected=1, retried=0)
     assert not seen.bodies
     assert len([each for each in failures if each.exc_info]) == 1
-    assert desk.channel.basic_get("dead", no_ack=True).body in ("{broken", b"{broken")
+    assert broker.channel.basic_get("dead", no_ack=True).body in ("{broken", b"{broken")
 
 
 def test_what_cannot_be_decoded_is_told_in_a_line(
     connection: Connection,
-    desk: Desk,
-    seen: Seen,
+    broker: Broker,
+    seen: RecordingHandler,
     failures: list[logging.LogRecord],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "greenconn.worker")
-    desk.connection.Producer().publish(
+    broker.connection.Producer().publish(
         b"{broken", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
     consumer = spawn_consumer("q", seen, connection=connection)
@@ -466,14 +483,16 @@ def test_what_cannot_be_decoded_is_told_in_a_line(
     assert "JSONDecodeError at character 1" in text
 
 
-def test_a_type_that_is_not_accepted(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_type_that_is_not_accepted(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     told: list[Any] = []
 
     def decide(message: Any, exc: Exception) -> None:
         told.append(exc)
         message.ack()
 
-    producer = desk.connection.Producer()
+    producer = broker.connection.Producer()
     producer.publish({"a": 1}, routing_key="q", serializer="json")
     producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
     consumer = spawn_consumer(
@@ -485,9 +504,9 @@ def test_a_type_that_is_not_accepted(connection: Connection, desk: Desk, seen: S
 
 
 def test_text_and_bytes_are_accepted_and_pickle_is_not(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    producer = desk.connection.Producer()
+    producer = broker.connection.Producer()
     producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
     producer.publish(b"\0\1", routing_key="q")
     producer.publish({"a": 1}, routing_key="q", serializer="pickle")
@@ -498,24 +517,24 @@ def test_text_and_bytes_are_accepted_and_pickle_is_not(
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_on_decode_error_leaves_is_rejected(
-    connection: Connection, desk: Desk, seen: Seen, raises: bool
+    connection: Connection, broker: Broker, seen: RecordingHandler, raises: bool
 ) -> None:
     def decide(message: Any, exc: Exception) -> None:
         if raises:
             raise Boom
 
-    desk.connection.Producer().publish({"a": 1}, routing_key="q", serializer="pickle")
+    broker.connection.Producer().publish({"a": 1}, routing_key="q", serializer="pickle")
     consumer = spawn_consumer("q", seen, connection=connection, on_decode_error=decide)
     count(consumer, failed=1, rejected=1)
-    assert desk.ready("dead") == 1
+    assert broker.ready("dead") == 1
 
 
 def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     judged: list[Any] = []
     seen.error = Boom()
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     consumer = spawn_consumer(
         "q",
         seen,
@@ -525,12 +544,12 @@ def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
     )
     count(consumer, failed=1, rejected=0)
     until(lambda: judged == [seen.error])
-    assert desk.ready("dead") == 0
+    assert broker.ready("dead") == 0
 
 
-def test_decode_errors_are_the_librarys(connection: Connection, desk: Desk) -> None:
+def test_decode_errors_are_the_librarys(connection: Connection, broker: Broker) -> None:
     told: list[Any] = []
-    desk.connection.Producer().publish(
+    broker.connection.Producer().publish(
         b"\xff", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
     spawn_consumer(

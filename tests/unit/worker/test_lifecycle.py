@@ -15,7 +15,7 @@ from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, st
 from greenconn.worker.lifecycle import ENDS, MOVES
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
-from tests.unit.worker.conftest import CAME, Desk, Seen, until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
 
 
 def test_the_table_of_moves_is_whole() -> None:
@@ -24,11 +24,16 @@ def test_the_table_of_moves_is_whole() -> None:
 
 
 def begun(
-    connection: Connection, desk: Desk, seen: Seen, *, messages: int = 6, **options: Any
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    *,
+    messages: int = 6,
+    **options: Any,
 ) -> ConsumerGreenlet:
     """A consumer with one running handler and further messages in its inbox."""
-    desk.declare("q")
-    desk.publish("q", *range(messages))
+    broker.declare("q")
+    broker.publish("q", *range(messages))
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection, **options)
     seen.wait(1)
@@ -37,54 +42,56 @@ def begun(
 
 
 def test_stop_gives_back_and_lets_handlers_finish(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen)
+    consumer = begun(connection, broker, seen)
     stopping = gevent.spawn(consumer.stop)
-    until(lambda: desk.ready("q") == 5)  # at once, while the handler runs
-    assert desk.consumers("q") == 0
+    until(lambda: broker.ready("q") == 5)  # at once, while the handler runs
+    assert broker.consumers("q") == 0
     assert consumer.state is ConsumerState.STOPPING
     assert not stopping.ready()
     seen.gate.set()
     assert stopping.get(timeout=CAME) is True
     assert seen.done == [0]
-    assert desk.ready("q") == 5
+    assert broker.ready("q") == 5
     numbers = consumer.get(block=False)
     assert numbers["state"] == "stopped"
     assert (numbers["handled"], numbers["requeued"], numbers["in_flight"]) == (1, 5, 0)
 
 
 def test_what_was_given_back_keeps_its_order(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen)
+    consumer = begun(connection, broker, seen)
     seen.gate.set()
     assert consumer.stop(CAME)
-    left = [desk.get("q") for _ in range(desk.ready("q"))]
+    left = [broker.get("q") for _ in range(broker.ready("q"))]
     assert seen.done + left == list(range(6))
 
 
 def test_stop_interrupts_what_takes_too_long(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen, concurrency=2)
+    consumer = begun(connection, broker, seen, concurrency=2)
     assert consumer.stop(0.02) is False
     assert consumer.ready()
     assert consumer.get(block=False)["state"] == "stopped"
     assert consumer.get(block=False)["requeued"] == 6
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
     assert seen.running == 0
 
 
-def test_stop_without_time(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_stop_without_time(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
+    consumer = begun(connection, broker, seen)
     assert consumer.stop(0) is False
     assert consumer.ready()
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
 
 
-def test_stopping_twice_and_what_is_stopped(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_stopping_twice_and_what_is_stopped(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
     first, second = gevent.spawn(consumer.stop), gevent.spawn(consumer.stop, CAME)
     gevent.sleep(0.01)
     seen.gate.set()
@@ -97,71 +104,73 @@ def test_stopping_twice_and_what_is_stopped(connection: Connection, desk: Desk, 
     assert consumer.state is ConsumerState.STOPPED
 
 
-def test_a_handler_may_stop_its_own_consumer(connection: Connection, desk: Desk) -> None:
+def test_a_handler_may_stop_its_own_consumer(connection: Connection, broker: Broker) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
         answers.append(consumer.stop())
         gevent.sleep(0.01)
 
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     consumer = spawn_consumer("q", handler, connection=connection)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
-    assert desk.ready("q") == 2
+    assert broker.ready("q") == 2
 
 
-def test_a_handler_may_stop_all_consumers(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_handler_may_stop_all_consumers(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
         answers.append(stop_consumers(CAME))
 
     other = spawn_consumer("other", seen, connection=connection)
-    desk.declare("q")
-    desk.publish("q", 1)
+    broker.declare("q")
+    broker.publish("q", 1)
     consumer = spawn_consumer("q", handler, connection=connection)
     assert consumer.get(timeout=CAME)["handled"] == 1
     assert answers == [True]
     assert other.ready()
 
 
-def test_a_handler_may_kill_its_own_consumer(connection: Connection, desk: Desk) -> None:
+def test_a_handler_may_kill_its_own_consumer(connection: Connection, broker: Broker) -> None:
     def handler(body: Any, message: Any) -> None:
         consumer.kill()
 
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     consumer = spawn_consumer("q", handler, connection=connection)
     consumer.join(CAME)
     assert consumer.state is ConsumerState.KILLED
-    assert desk.ready("q") == 3
+    assert broker.ready("q") == 3
 
 
-def test_a_handler_may_pause_its_own_consumer(connection: Connection, desk: Desk) -> None:
+def test_a_handler_may_pause_its_own_consumer(connection: Connection, broker: Broker) -> None:
     answers: list[bool] = []
 
     def handler(body: Any, message: Any) -> None:
         answers.append(consumer.pause())
 
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     consumer = spawn_consumer("q", handler, connection=connection)
     until(lambda: answers == [True])
-    assert desk.ready("q") == 2
+    assert broker.ready("q") == 2
     assert consumer.stop(CAME)
 
 
-def test_pause_and_resume(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_pause_and_resume(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
+    consumer = begun(connection, broker, seen)
     assert consumer.pause(CAME) is True
     assert consumer.state.value == "paused"
-    assert (desk.ready("q"), desk.consumers("q")) == (5, 0)
+    assert (broker.ready("q"), broker.consumers("q")) == (5, 0)
     assert consumer.wait_ready(0.01) is False
     seen.gate.set()
     until(lambda: seen.done == [0])
-    desk.publish("q", 6)
+    broker.publish("q", 6)
     gevent.sleep(0.02)
     assert seen.bodies == [0]
     assert consumer.pause() is True
@@ -171,8 +180,10 @@ def test_pause_and_resume(connection: Connection, desk: Desk, seen: Seen) -> Non
     assert consumer.state.value == "running"
 
 
-def test_pause_and_resume_at_once(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_pause_and_resume_at_once(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
     for _ in range(5):
         pausing = gevent.spawn(consumer.pause)
         gevent.sleep(0)
@@ -183,57 +194,67 @@ def test_pause_and_resume_at_once(connection: Connection, desk: Desk, seen: Seen
     until(lambda: sorted(seen.done) == list(range(6)))
 
 
-def test_stopping_what_is_paused(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_stopping_what_is_paused(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
     assert consumer.pause(CAME)
     seen.gate.set()
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 5
+    assert broker.ready("q") == 5
 
 
-def test_pausing_before_it_is_there(connection: Connection, desk: Desk, seen: Seen) -> None:
-    desk.declare("q")
-    desk.publish("q", 1)
+def test_pausing_before_it_is_there(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    broker.declare("q")
+    broker.publish("q", 1)
     consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.pause(CAME)
-    assert desk.consumers("q") == 0
+    assert broker.consumers("q") == 0
     consumer.resume()
     seen.wait(1)
 
 
-def test_a_kill_gives_all_back(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen, concurrency=2)
+def test_a_kill_gives_all_back(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen, concurrency=2)
     consumer.kill(timeout=CAME)
     assert consumer.dead
     assert consumer.successful()
     assert isinstance(consumer.get(), gevent.GreenletExit)
     assert consumer.state is ConsumerState.KILLED
-    assert (desk.ready("q"), desk.consumers("q")) == (6, 0)
+    assert (broker.ready("q"), broker.consumers("q")) == (6, 0)
     assert seen.running == 0
     assert consumer.stats()["requeued"] == 6
 
 
 def test_what_was_killed_while_it_was_paused_stays_dead(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen)
+    consumer = begun(connection, broker, seen)
     assert consumer.pause(CAME)
     consumer.kill(timeout=CAME)
     consumer.resume()
     assert consumer.pause() is False
     assert consumer.state is ConsumerState.KILLED
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
 
 
-def test_a_kill_with_another_error(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_a_kill_with_another_error(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
     consumer.kill(KeyError("mine"), timeout=CAME)
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
     with pytest.raises(KeyError):
         consumer.get()
 
 
-def test_a_kill_before_it_began(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_a_kill_before_it_began(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     consumer = spawn_consumer("q", seen, connection=connection)
     waiting = gevent.spawn(consumer.wait_ready)
     consumer.kill()
@@ -242,26 +263,28 @@ def test_a_kill_before_it_began(connection: Connection, desk: Desk, seen: Seen) 
     until(lambda: not connection.session.on_closed)
 
 
-def test_killall(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_killall(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
     consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(20)]
     assert all(each.wait_ready(CAME) for each in consumers[:10])
     gevent.killall(consumers, timeout=CAME)
     assert all(each.dead for each in consumers)
-    assert desk.consumers("q0") == 0
+    assert broker.consumers("q0") == 0
     assert stop_consumers(0)
 
 
-def test_a_kill_while_it_stops(connection: Connection, desk: Desk, seen: Seen) -> None:
-    consumer = begun(connection, desk, seen)
+def test_a_kill_while_it_stops(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
     stopping = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
     consumer.kill(timeout=CAME)
     assert stopping.get(timeout=CAME) is True
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
 
 
 def test_a_handler_that_does_not_let_itself_be_killed(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     def handler(body: Any, message: Any) -> None:
         try:
@@ -269,24 +292,24 @@ def test_a_handler_that_does_not_let_itself_be_killed(
         except gevent.GreenletExit:
             gevent.sleep(0.05)
 
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     seen.gate.clear()
     consumer = spawn_consumer("q", handler, connection=connection)
     seen.wait(1)
     consumer.kill(timeout=CAME)
     assert consumer.dead
     assert consumer.stats()["handled"] == 1
-    assert desk.ready("q") == 2
+    assert broker.ready("q") == 2
 
 
 def test_without_ack_stop_handles_what_was_received(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen, no_ack=True)
+    consumer = begun(connection, broker, seen, no_ack=True)
     stopping = gevent.spawn(consumer.stop)
     gevent.sleep(0.01)
-    assert desk.consumers("q") == 0
+    assert broker.consumers("q") == 0
     seen.gate.set()
     assert stopping.get(timeout=CAME)
     assert seen.done == list(range(6))
@@ -294,13 +317,13 @@ def test_without_ack_stop_handles_what_was_received(
 
 
 def test_without_ack_pause_keeps_what_was_received(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen, no_ack=True)
+    consumer = begun(connection, broker, seen, no_ack=True)
     assert consumer.pause(CAME)
     seen.gate.set()
     until(lambda: seen.done == [0])
-    desk.publish("q", 6)
+    broker.publish("q", 6)
     gevent.sleep(0.01)
     assert seen.bodies == [0]
     consumer.resume()
@@ -310,9 +333,9 @@ def test_without_ack_pause_keeps_what_was_received(
 
 
 def test_without_ack_stopping_what_is_paused_handles_it(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    consumer = begun(connection, desk, seen, no_ack=True)
+    consumer = begun(connection, broker, seen, no_ack=True)
     assert consumer.pause(CAME)
     seen.gate.set()
     assert consumer.stop(CAME)
@@ -321,9 +344,13 @@ def test_without_ack_stopping_what_is_paused_handles_it(
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_without_ack_what_is_dropped_is_counted(
-    connection: Connection, desk: Desk, seen: Seen, caplog: pytest.LogCaptureFixture, how: str
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
 ) -> None:
-    consumer = begun(connection, desk, seen, no_ack=True)
+    consumer = begun(connection, broker, seen, no_ack=True)
     if how == "kill":
         consumer.kill(timeout=CAME)
     else:
@@ -332,10 +359,10 @@ def test_without_ack_what_is_dropped_is_counted(
     assert "dropped 6 messages" in caplog.text
 
 
-def test_all_at_once(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_all_at_once(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
     consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
-    desk.declare("q0")
-    desk.publish("q0", 1)
+    broker.declare("q0")
+    broker.publish("q0", 1)
     seen.wait(1)
     assert stop_consumers(CAME)
     assert all(each.get(block=False)["state"] == "stopped" for each in consumers)
@@ -343,28 +370,28 @@ def test_all_at_once(connection: Connection, desk: Desk, seen: Seen) -> None:
 
 
 def test_all_at_once_with_one_that_takes_too_long(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     spawn_consumer("other", seen, connection=connection)
-    consumer = begun(connection, desk, seen)
+    consumer = begun(connection, broker, seen)
     assert stop_consumers(0.05) is False
     assert consumer.ready()
-    assert desk.ready("q") == 6
+    assert broker.ready("q") == 6
 
 
-def accounted(desk: Desk, handled: list[Any], total: int) -> None:
+def accounted(broker: Broker, handled: list[Any], total: int) -> None:
     """Every message was handled, or waits in the queue; none is still held by anybody."""
-    until(lambda: len(set(handled)) + desk.ready("q") >= total)
-    assert desk.consumers("q") == 0
-    left = [desk.get("q") for _ in range(desk.ready("q"))]
+    until(lambda: len(set(handled)) + broker.ready("q") >= total)
+    assert broker.consumers("q") == 0
+    left = [broker.get("q") for _ in range(broker.ready("q"))]
     assert sorted([*handled, *left]) == list(range(total))
 
 
 @pytest.mark.parametrize("how", ["stop", "stop_now", "kill", "pause"])
 def test_ending_under_load_loses_nothing(
-    connection: Connection, desk: Desk, long: bool, how: str
+    connection: Connection, broker: Broker, long: bool, how: str
 ) -> None:
-    desk.declare("q")
+    broker.declare("q")
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
@@ -378,7 +405,7 @@ def test_ending_under_load_loses_nothing(
     for round_ in range(40 if long else 12):
         done.clear()
         failed: set[int] = set()
-        desk.publish("q", *range(200))
+        broker.publish("q", *range(200))
         consumer = spawn_consumer(
             "q",
             handler,
@@ -396,13 +423,13 @@ def test_ending_under_load_loses_nothing(
         else:
             consumer.stop(CAME if how == "stop" else 0)
         assert consumer.dead
-        accounted(desk, done, 200)
+        accounted(broker, done, 200)
 
 
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_a_kill_at_every_step_of_its_life(
-    connection: Connection, desk: Desk, turns: int, concurrency: int
+    connection: Connection, broker: Broker, turns: int, concurrency: int
 ) -> None:
     done: list[int] = []
 
@@ -410,18 +437,18 @@ def test_a_kill_at_every_step_of_its_life(
         turn()
         done.append(body)
 
-    desk.declare("q")
-    desk.publish("q", *range(10))
+    broker.declare("q")
+    broker.publish("q", *range(10))
     consumer = spawn_consumer("q", handler, connection=connection, concurrency=concurrency)
     for _ in range(turns):
         gevent.sleep(0)
     consumer.kill(timeout=CAME)
-    accounted(desk, done, 10)
+    accounted(broker, done, 10)
 
 
-def test_whoever_asks_may_be_killed(connection: Connection, desk: Desk) -> None:
+def test_whoever_asks_may_be_killed(connection: Connection, broker: Broker) -> None:
     """The callers of the methods, interrupted at each of their switches."""
-    desk.declare("q")
+    broker.declare("q")
 
     def handler(body: Any, message: Any) -> None:
         turn()
@@ -444,10 +471,12 @@ def test_whoever_asks_may_be_killed(connection: Connection, desk: Desk) -> None:
 
         for _ in interruptions(scene):
             assert consumers.pop().stop(CAME)
-        assert desk.consumers("q") == 0
+        assert broker.consumers("q") == 0
 
 
-def test_background_tasks_may_be_killed(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_background_tasks_may_be_killed(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     """What asks the broker on behalf of a consumer, killed again and again."""
     consumer = spawn_consumer("q", seen, connection=connection)
     killed = 0
@@ -460,18 +489,20 @@ def test_background_tasks_may_be_killed(connection: Connection, desk: Desk, seen
                 break
         gevent.sleep(0)
     assert consumer.wait_ready(CAME)
-    desk.publish("q", 1)
+    broker.publish("q", 1)
     seen.wait(1)
-    assert desk.consumers("q") == 1
+    assert broker.consumers("q") == 1
 
 
-def test_an_idle_consumer_is_one_greenlet(connection: Connection, desk: Desk, seen: Seen) -> None:
+def test_an_idle_consumer_is_one_greenlet(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     before = live_greenlets()
     names = [f"q{number}" for number in range(60)]
     consumers = [spawn_consumer(each, seen, connection=connection) for each in names]
     assert all(each.wait_ready(CAME) for each in consumers)
     for name in names:
-        desk.publish(name, 1)
+        broker.publish(name, 1)
     until(lambda: len(seen.done) == 60)
     gevent.sleep(0.01)
     # A few idle workers are kept for all of them together.

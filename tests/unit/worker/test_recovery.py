@@ -20,7 +20,7 @@ from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.channels import Subscription
-from tests.unit.worker.conftest import CAME, Desk, Seen, until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
 
 
 def channels_of(connection: Connection) -> dict[int, Any]:
@@ -40,7 +40,7 @@ def recovered(connection: Connection, generation: int) -> None:
 
 
 def test_all_come_back_after_a_restart(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
     names = [f"q{number}" for number in range(120)]
     consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
@@ -50,18 +50,18 @@ def test_all_come_back_after_a_restart(
         memory.restart(unique)
         recovered(connection, life)
         assert all(each.state is ConsumerState.RUNNING for each in consumers)
-        assert [desk.consumers(name) for name in names] == [1] * 120
+        assert [broker.consumers(name) for name in names] == [1] * 120
         for name in names:
-            desk.publish(name, life)
+            broker.publish(name, life)
         until(lambda expected=120 * (life - 1): len(seen.done) == expected)  # type: ignore[misc]
     assert [each.lifecycle._subscriptions[0].tag for each in consumers] == tags
 
 
 def test_what_was_not_begun_comes_once(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(5))
+    broker.declare("q")
+    broker.publish("q", *range(5))
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection)
     until(lambda: consumer.stats()["received"] == 5)
@@ -74,14 +74,14 @@ def test_what_was_not_begun_comes_once(
     assert seen.done == [0, 0, 1, 2, 3, 4]
     assert consumer.stats()["failed"] == 0
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
 def test_a_failure_in_a_former_life_is_not_retried(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", "x")
+    broker.declare("q")
+    broker.publish("q", "x")
     seen.gate.clear()
     seen.error = ValueError("no")
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=0.01))
@@ -94,14 +94,14 @@ def test_a_failure_in_a_former_life_is_not_retried(
     until(lambda: seen.done)
     assert not first.acknowledged or first._state == "ACK"
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
 def test_a_retry_that_waits_is_dropped_with_its_life(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", "x")
+    broker.declare("q")
+    broker.publish("q", "x")
     seen.error = ValueError("no")
     consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=30))
     until(lambda: consumer.stats()["retried"] == 1)
@@ -111,26 +111,26 @@ def test_a_retry_that_waits_is_dropped_with_its_life(
     assert consumer.stats()["in_flight"] == 0
     assert not consumer.lifecycle.handling._delays
     assert consumer.stop(CAME)
-    assert desk.ready("q") == 0
+    assert broker.ready("q") == 0
 
 
 def test_without_ack_what_was_received_is_handled_after_a_loss(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(5))
+    broker.declare("q")
+    broker.publish("q", *range(5))
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
     until(lambda: consumer.stats()["received"] == 5)
     memory.restart(unique)
-    desk.publish("q", 5)
+    broker.publish("q", 5)
     seen.gate.set()
     until(lambda: len(seen.done) == 6)
     assert seen.done == list(range(6))
 
 
 def test_a_deleted_queue_is_declared_again(
-    connection: Connection, desk: Desk, seen: Seen, caplog: pytest.LogCaptureFixture
+    connection: Connection, broker: Broker, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     neighbour = spawn_consumer("other", seen, connection=connection)
     consumers = [
@@ -140,33 +140,33 @@ def test_a_deleted_queue_is_declared_again(
     ]
     assert all(each.wait_ready(CAME) for each in [neighbour, *consumers])
     for name in ("plain", "object", "two"):
-        desk.channel.queue_delete(name)
-        until(lambda: desk.consumers(name) == 1 if exists(desk, name) else False)  # noqa: B023
-        desk.publish(name, name)
+        broker.channel.queue_delete(name)
+        until(lambda: broker.consumers(name) == 1 if exists(broker, name) else False)  # noqa: B023
+        broker.publish(name, name)
     until(lambda: len(seen.done) == 3)
-    assert desk.consumers("one") == 1
+    assert broker.consumers("one") == 1
     assert neighbour.state is ConsumerState.RUNNING
     assert caplog.text.count("is restarted") == 3
 
 
-def exists(desk: Desk, name: str) -> bool:
+def exists(broker: Broker, name: str) -> bool:
     """Whether there is a queue of that name."""
     try:
-        desk.channel.queue_declare(name, passive=True)
+        broker.channel.queue_declare(name, passive=True)
     except NotFound:
         return False
     return True
 
 
 def test_running_handlers_go_on_when_their_queue_is_deleted(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", "x")
+    broker.declare("q")
+    broker.publish("q", "x")
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection)
     seen.wait(1)
-    desk.channel.queue_delete("q")
+    broker.channel.queue_delete("q")
     assert consumer.wait_ready(CAME)
     seen.gate.set()
     until(lambda: seen.done == ["x"])
@@ -174,13 +174,13 @@ def test_running_handlers_go_on_when_their_queue_is_deleted(
 
 
 def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.wait_ready(CAME)
     pauses = []
     for _ in range(4):
-        desk.channel.queue_delete("q")
+        broker.channel.queue_delete("q")
         pauses.append(consumer.lifecycle._recovery.pause)
         assert consumer.wait_ready(CAME)
     assert pauses[0] == 0.0
@@ -189,32 +189,32 @@ def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
 
 
 def test_a_passive_queue_that_is_deleted_ends_its_consumer(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
+    broker.declare("q")
     consumer = spawn_consumer("q", seen, connection=connection, passive=True)
     assert consumer.wait_ready(CAME)
-    desk.channel.queue_delete("q")
+    broker.channel.queue_delete("q")
     with pytest.raises(NotFound):
         consumer.get(timeout=CAME)
     assert consumer.state is ConsumerState.FAILED
 
 
 def test_a_queue_that_was_deleted_since_it_was_seen(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     for queue in ("plain", Queue("object")):
         name = queue if isinstance(queue, str) else queue.name
         first = spawn_consumer(queue, seen, connection=connection)
         assert first.wait_ready(CAME)
         assert first.stop(CAME)
-        desk.channel.queue_delete(name)
+        broker.channel.queue_delete(name)
         second = spawn_consumer(queue, seen, connection=connection)
         assert second.wait_ready(CAME)
-        assert desk.consumers(name) == 1
+        assert broker.consumers(name) == 1
 
 
-def test_an_exchange_that_does_not_exist(connection: Connection, seen: Seen) -> None:
+def test_an_exchange_that_does_not_exist(connection: Connection, seen: RecordingHandler) -> None:
     queue = Queue("q", Exchange("absent", passive=True), "key")
     consumer = spawn_consumer(queue, seen, connection=connection)
     with pytest.raises(NotFound):
@@ -224,11 +224,11 @@ def test_an_exchange_that_does_not_exist(connection: Connection, seen: Seen) -> 
 
 
 def test_a_channel_error_hits_only_its_own_channel(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     names = [f"q{number}" for number in range(120)]
     for name in names:
-        desk.declare(name)
+        broker.declare(name)
     consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
     assert all(each.wait_ready(CAME) for each in consumers)
     shared = {each.lifecycle._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
@@ -245,15 +245,15 @@ def test_a_channel_error_hits_only_its_own_channel(
     states = [each.state for each in consumers]
     assert states.count(ConsumerState.RECOVERING) == len(on_it)
     assert all(each.wait_ready(CAME) for each in consumers)
-    assert [desk.consumers(name) for name in names] == [1] * 120
+    assert [broker.consumers(name) for name in names] == [1] * 120
     assert connection.session.generation == 1
 
 
 def test_an_ack_on_a_channel_that_was_closed_means_nothing(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", "x")
+    broker.declare("q")
+    broker.publish("q", "x")
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection)
     seen.wait(1)
@@ -266,7 +266,7 @@ def test_an_ack_on_a_channel_that_was_closed_means_nothing(
 
 
 def test_an_exclusive_queue_comes_back(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
     names: list[str] = []
     queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
@@ -276,12 +276,12 @@ def test_an_exclusive_queue_comes_back(
     recovered(connection, 2)
     assert consumer.wait_ready(CAME)
     assert len(names) == 2
-    desk.publish(names[-1], "x")
+    broker.publish(names[-1], "x")
     seen.wait(1)
 
 
 def test_a_paused_consumer_stays_paused(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
     spawn_consumer("other", seen, connection=connection).wait_ready(CAME)
     consumer = spawn_consumer("q", seen, connection=connection)
@@ -290,13 +290,13 @@ def test_a_paused_consumer_stays_paused(
     memory.restart(unique)
     recovered(connection, 2)
     assert consumer.state.value == "paused"
-    assert desk.consumers("q") == 0
+    assert broker.consumers("q") == 0
     consumer.resume()
     assert consumer.wait_ready(CAME)
 
 
 def test_stopping_and_killing_during_a_restart(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
     for turns in range(8):
         consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(4)]
@@ -309,12 +309,12 @@ def test_stopping_and_killing_during_a_restart(
         assert consumers[1].dead
         assert consumers[2].wait_ready(CAME)
         assert consumers[3].wait_ready(CAME)
-        assert [desk.consumers(f"q{each}") for each in range(4)] == [0, 0, 1, 1]
+        assert [broker.consumers(f"q{each}") for each in range(4)] == [0, 0, 1, 1]
         assert stop_consumers(CAME)
 
 
 def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_consumer(
-    connection: Connection, desk: Desk, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, broker: Broker, seen: RecordingHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ 3.10 ends a connection that consumes from a stream which is just being made."""
     consumer = spawn_consumer("q", seen, connection=connection)
@@ -328,14 +328,14 @@ def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_con
         start(subscription, *args)
 
     monkeypatch.setattr(Subscription, "start", refused)
-    desk.channel.queue_delete("q")
+    broker.channel.queue_delete("q")
     assert consumer.wait_ready(CAME)
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     seen.wait(1)
 
 
 def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
-    unique: str, seen: Seen, caplog: pytest.LogCaptureFixture
+    unique: str, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused: list[float] = []
     is_refusing = False
@@ -363,14 +363,14 @@ def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
 
 
 def test_a_dropped_connection_comes_back(
-    connection: Connection, desk: Desk, seen: Seen, unique: str
+    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
 ) -> None:
     """``collect`` forgets what a session restores; consumers see to themselves."""
     consumer = spawn_consumer("q", seen, connection=connection)
     assert consumer.wait_ready(CAME)
     connection.collect()
     assert consumer.wait_ready(CAME)
-    desk.publish("q", "x")
+    broker.publish("q", "x")
     seen.wait(1)
     memory.restart(unique)
     recovered(connection, 3)
@@ -378,7 +378,7 @@ def test_a_dropped_connection_comes_back(
 
 
 def test_the_log_says_little(
-    connection: Connection, seen: Seen, unique: str, caplog: pytest.LogCaptureFixture
+    connection: Connection, seen: RecordingHandler, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "greenconn.worker")
     consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
@@ -391,10 +391,10 @@ def test_the_log_says_little(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_child_of_a_fork_handles_nothing(
-    connection: Connection, desk: Desk, seen: Seen
+    connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    desk.declare("q")
-    desk.publish("q", *range(3))
+    broker.declare("q")
+    broker.publish("q", *range(3))
     seen.gate.clear()
     consumer = spawn_consumer("q", seen, connection=connection, prefetch_count=10)
     until(lambda: consumer.stats()["received"] == 3)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed
-from greenconn.worker.consumer_timeout import CancelledConsumer, find_overdue
 from greenconn.worker.dispatch import Dispatcher, WorkerPool
+from greenconn.worker.recovery import CancelledConsumer, find_overdue
 
 TIMED_OUT = PreconditionFailed("delivery acknowledgement on channel 1 timed out")
 
@@ -23,7 +23,7 @@ class Given:
         self.is_no_ack = is_no_ack
         self.back: list[Any] = []
 
-    def give_back(self, message: Any, *, has_begun: bool = True) -> None:
+    def requeue(self, message: Any, *, has_begun: bool = True) -> None:
         """Note it."""
         assert not has_begun
         self.back.append(message)
@@ -83,15 +83,15 @@ def test_a_cancelled_consumer_puts_back_what_no_handler_has_begun() -> None:
     dispatcher = dispatcher_of(mine, other)
     cancelled = CancelledConsumer(dispatcher, handling, "q", "tag", used)  # type: ignore[arg-type]
     assert list(dispatcher.inbox) == [other]
-    cancelled.give_back()
-    cancelled.give_back()
+    cancelled.requeue()
+    cancelled.requeue()
     assert handling.back == [mine]
 
 
 def test_messages_without_acks_stay() -> None:
     used, handling = channel(), Given(is_no_ack=True)
     dispatcher = dispatcher_of(message(1, used))
-    CancelledConsumer(dispatcher, handling, "q", "tag", used).give_back()  # type: ignore[arg-type]
+    CancelledConsumer(dispatcher, handling, "q", "tag", used).requeue()  # type: ignore[arg-type]
     assert len(dispatcher.inbox) == 1
     assert handling.back == []
 
@@ -106,9 +106,7 @@ def test_only_a_broker_with_that_timeout_is_blamed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(
-        "greenconn.worker.consumer_timeout.ensure_queue_exists", lambda *a, **k: None
-    )
+    monkeypatch.setattr("greenconn.worker.recovery.ensure_queue_exists", lambda *a, **k: None)
     used, handling = channel(version), Given()
     answered = message(1, used, acknowledged=True)
     dispatcher = dispatcher_of(answered, message(2, used), message(3, used))
@@ -122,7 +120,7 @@ def test_the_last_copies_of_a_deleted_queue_are_handled(monkeypatch: pytest.Monk
     def gone(*arguments: Any, **options: Any) -> None:
         raise NotFound("no queue 'q'")
 
-    monkeypatch.setattr("greenconn.worker.consumer_timeout.ensure_queue_exists", gone)
+    monkeypatch.setattr("greenconn.worker.recovery.ensure_queue_exists", gone)
     used, handling, deleted = channel(), Given(), list[str]()
     mine = message(1, used)
     dispatcher = dispatcher_of(mine)

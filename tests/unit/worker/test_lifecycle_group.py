@@ -8,7 +8,13 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.worker.group import LIMIT, TASK_MOVES, BackgroundTask, BackgroundTasks, TaskState
+from greenconn.worker.lifecycle import (
+    TASK_MOVES,
+    TASKS_AT_ONCE,
+    BackgroundTask,
+    BackgroundTasks,
+    TaskState,
+)
 from tests.unit.worker.conftest import until
 
 
@@ -32,18 +38,20 @@ def test_tasks_run_in_their_order_a_few_at_a_time() -> None:
         running -= 1
         log.append(str(number))
 
-    for number in range(3 * LIMIT):
+    for number in range(3 * TASKS_AT_ONCE):
         tasks.submit(lambda number=number: task(number), log.note("over"))  # type: ignore[misc]
-    until(lambda: running == LIMIT)
+    until(lambda: running == TASKS_AT_ONCE)
     gate.set()
-    until(lambda: len(log) == 6 * LIMIT)
-    assert peak == LIMIT
-    assert [each for each in log if each != "over"] == [str(each) for each in range(3 * LIMIT)]
+    until(lambda: len(log) == 6 * TASKS_AT_ONCE)
+    assert peak == TASKS_AT_ONCE
+    assert [each for each in log if each != "over"] == [
+        str(each) for each in range(3 * TASKS_AT_ONCE)
+    ]
 
 
 def blocked(tasks: BackgroundTasks, gate: Event) -> list[BackgroundTask]:
     """Tasks that take all places until *gate* is set."""
-    made = [tasks.submit(gate.wait, lambda: None) for _ in range(LIMIT)]
+    made = [tasks.submit(gate.wait, lambda: None) for _ in range(TASKS_AT_ONCE)]
     until(lambda: all(each.greenlet for each in made))
     return made
 

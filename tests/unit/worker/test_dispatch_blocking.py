@@ -1,4 +1,4 @@
-"""Handlers that block the hub are told of, once each, and while nothing runs nobody looks."""
+"""Handlers that block the hub are logged once each; the hub is sampled only while a handler runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import greenconn
 from greenconn.green import blocking_monitor
 from greenconn.green.blocking_monitor import HandlerHistory
 from greenconn.testing import MemoryBroker
-from greenconn.worker import blocking
-from greenconn.worker.blocking import INTERVAL, BlockingMonitor
-from greenconn.worker.group import group_of
+from greenconn.worker import dispatch
+from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
+from greenconn.worker.lifecycle import group_of
 
 CAME = 10.0
 #: Blocks in a patched process, too.
@@ -25,7 +25,7 @@ sleep: Callable[[float], None] = get_original("time", "sleep")
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocking, "_told", set())
+    monkeypatch.setattr(dispatch, "_logged", set())
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def broker() -> Iterator[MemoryBroker]:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of handlers that block."""
+    """Return the log lines about handlers that block."""
     texts = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     return [text for text in texts if "blocked the hub for" in text]
 
@@ -97,30 +97,30 @@ def test_the_threshold_is_an_option(broker: MemoryBroker, caplog: pytest.LogCapt
         greenconn.spawn_consumer("q", print, blocking_threshold=0)
 
 
-def test_only_a_late_look_is_a_block(
+def test_only_a_late_sample_is_a_block(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    for module in (blocking, blocking_monitor):
+    for module in (dispatch, blocking_monitor):
         monkeypatch.setattr(module, "monotonic", lambda: now)
     noted = HandlerHistory()
-    monkeypatch.setattr(blocking, "HANDLERS", noted)
+    monkeypatch.setattr(dispatch, "HANDLERS", noted)
     monitor = BlockingMonitor()
-    monitor.know(print, 0.5, "q")
+    monitor.watch(print, 0.5, "q")
     monitor.start(lambda: True)
     try:
         noted.change(print)
         for _ in range(20):  # it waits, and the hub turns
-            now += INTERVAL
-            monitor._look(lambda: True)
+            now += SAMPLING_INTERVAL
+            monitor._sample(lambda: True)
         now += 0.5
-        monitor._look(lambda: True)  # 0.4 s late
+        monitor._sample(lambda: True)  # 0.4 s late
         gevent.sleep(0)
         assert not lines(caplog)
         now += 1.0
         noted.change(len)
         now += 0.2
-        monitor._look(lambda: True)
+        monitor._sample(lambda: True)
         gevent.sleep(0)
         (line,) = lines(caplog)
         assert "handler builtins.print of queue 'q' blocked the hub for 0.9 s" in line
@@ -128,7 +128,7 @@ def test_only_a_late_look_is_a_block(
         monitor.stop()
 
 
-def test_nobody_looks_while_no_handler_runs(broker: MemoryBroker) -> None:
+def test_the_hub_is_not_sampled_while_no_handler_runs(broker: MemoryBroker) -> None:
     consumer = greenconn.spawn_consumer("q", lambda body, message: None)
     assert consumer.wait_ready(CAME)
     monitor = group_of(consumer.lifecycle._session).pool.monitor
