@@ -1,8 +1,8 @@
-"""Pools that a program shares: one of connections and one of producers for each broker.
+"""Pools shared by the whole program: for each broker one of connections and one of producers.
 
-``pools.connections[connection]`` is the pool for whatever equals *connection*, and
-``pools.producers[connection]`` one of producers above it.  Each hub (each thread) has pools of its
-own.  Keys hold no password.
+``pools.connections[connection]`` is the pool of all connections equal to *connection*, and
+``pools.producers[connection]`` the pool of producers on top of it.  Each hub (each thread) has pools of
+its own.  Keys hold no password.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ use_global_limit: Final = object()
 
 
 class ProducerPool(Resource):
-    """Producers on the connections of a pool.
+    """A pool of producers on the connections of another pool.
 
-    A producer that is acquired holds a place here and a connection there; giving it back gives back
-    both.  It is a new object each time, and so is the connection that it shows, so that a late use of
-    them touches nobody else's.
+    An acquired producer counts in this pool and holds a connection of the other; its release releases
+    both.  The producer and its connection are new objects each time, so that their use after the
+    release does not affect the next holder.
 
-    Place and connection are one thing here: a connection that was taken stays in its place while
-    nobody uses it, as this pool's resource, and goes back when the pool of connections asks for it
-    (see :mod:`greenconn.green.pool`).  So a loan costs one pool's work, not two.
+    The resources of this pool are connections.  An idle one stays here until the pool of connections
+    needs it (see :mod:`greenconn.green.pool`), so that acquiring a producer costs the work of one pool,
+    not of two.
 
     Arguments:
         connections: a pool of connections.
@@ -73,11 +73,11 @@ class ProducerPool(Resource):
         super().__init__(*args, **kwargs)
 
     def new(self) -> Any:
-        """A connection of the pool, for a producer that is made when it is lent.  May switch."""
+        """Return a connection of the pool; the producer is made by ``acquire``.  May switch."""
         return self._make(NEVER)
 
     def create_producer(self) -> _Producer:
-        """Make a producer on a connection of the pool, which it keeps.  May switch."""
+        """Return a new producer that keeps a connection of the pool.  May switch."""
         connection = self._acquire_connection()
         try:
             return self.Producer(connection)
@@ -89,14 +89,14 @@ class ProducerPool(Resource):
         return self.connections.acquire(block=True)
 
     def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
-        """Borrow a producer.  May switch.
+        """Acquire a producer.  May switch.
 
         Arguments:
-            block: wait for a place and for a connection.
-            timeout: seconds for all of it, or a deadline; None waits.
+            block: wait until this pool and the pool of connections have a free one.
+            timeout: seconds for all of it, or a deadline; None waits for ever.
 
         Raises:
-            LimitExceeded: no place or no connection was free (in time).
+            LimitExceeded: no producer or no connection was free in time.
         """
         if not block:
             deadline: Deadline | None = Deadline(0.0)
@@ -105,7 +105,7 @@ class ProducerPool(Resource):
         core = self._pool.acquire(block, deadline)
         try:
             producer: Any = self.Producer(self.connections.facade(core, self._lender))
-            if self._prepares:
+            if self._has_prepare_hook:
                 producer = self.prepare(producer)
             self._loans.lend(producer, core, traced=self.trace_acquire)
             producer.lender = self
@@ -115,7 +115,7 @@ class ProducerPool(Resource):
         return producer
 
     def collect_resource(self, resource: Any) -> None:
-        """Give the connection back: it belongs to its pool."""
+        """Release the connection to its own pool, which closes it."""
         self.connections.take_back(resource)
 
     # Within
@@ -133,16 +133,16 @@ class ProducerPool(Resource):
         return f"producers of {self.connections!r}"
 
     def _producer_on(self, connection: Connection) -> Any:
-        """The producer that is out with *connection*, None if there is none."""
-        out = self._loans.out()
-        return next((each for each in out if each.__connection__ is connection), None)
+        """Return the producer in use on *connection*; None if there is none."""
+        producers = self._loans.facades()
+        return next((each for each in producers if each.__connection__ is connection), None)
 
     def _expire(self, borrowed: Any, reason: str) -> None:
         borrowed.lender = borrowed.channel = None
         self.connections.expire(borrowed.__connection__, reason)
 
     def _release_unlent(self, resource: Any) -> None:
-        # Of create_producer(), with a connection of its own; again: its connection does nothing.
+        # From create_producer(), with a connection of its own, whose second release does nothing.
         connection = getattr(resource, "__connection__", None)
         if connection is not None:
             connection.release()
@@ -155,7 +155,7 @@ class ProducerPool(Resource):
 
 
 class _Lender:
-    """The lender of a borrowed producer's connection, which takes the producer back with it."""
+    """The lender of a producer's connection: a release of the connection is one of the producer."""
 
     def __init__(self, pool: ProducerPool) -> None:
         self._pool = weakref.ref(pool)
@@ -167,12 +167,12 @@ class _Lender:
         return None if pool is None else pool.limit
 
     def release(self, connection: Connection) -> None:
-        """Give back the producer that is out with *connection*.  Never switches."""
+        """Release the producer in use on *connection*.  Never switches."""
         if (pool := self._pool()) is not None:
             pool.release(pool._producer_on(connection))
 
     def replace(self, connection: Connection) -> None:
-        """The same, and the connection is defective.  Never switches."""
+        """Release the producer in use on *connection*, which is defective.  Never switches."""
         if (pool := self._pool()) is not None:
             pool.replace(pool._producer_on(connection))
 
@@ -183,27 +183,27 @@ _SECRET: Final = os.urandom(16)
 
 
 def _key(connection: object) -> Any:
-    """Return the key that equal connections share; it does not hold what they are made of."""
+    """Return the key of all connections equal to *connection*; it contains no password."""
     found = eqhash(connection)
     if isinstance(found, (list, tuple)):
-        # kombu's own connections: all of their parameters, the password too.
+        # kombu's own connections: all of their parameters, the password included.
         text = repr(HashedSeq(*found)).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, digest_size=16, key=_SECRET).hexdigest()
     return found
 
 
 class _Pools(dict[Any, Any]):
-    """The pools of one group in one hub, and the global limit that they have."""
+    """The pools of one group in one hub, and the global limit when they were made."""
 
     limit: int = 0
 
 
 class PoolGroup(MutableMapping[Any, Any]):
-    """Pools by what they are for; one that is not there is made.
+    """A mapping of connections to pools; a missing pool is made.
 
     Arguments:
         limit: of each pool; :data:`use_global_limit`, or None or 0 for unlimited.
-        close_after_fork: kept for kombu's sake: pools forget by themselves in the child of a fork.
+        close_after_fork: accepted as kombu does; pools always forget their resources after a fork.
     """
 
     def __init__(self, limit: Any = None, close_after_fork: bool = True) -> None:
@@ -212,7 +212,7 @@ class PoolGroup(MutableMapping[Any, Any]):
         self._by_hub: PerHub[_Pools] = PerHub(_Pools)
 
     def create(self, resource: Any, limit: int | None) -> Any:
-        """Make the pool for *resource*."""
+        """Return a new pool for *resource*."""
         raise NotImplementedError(f"{type(self).__name__} does not define create()")
 
     def __missing__(self, resource: Any) -> Any:
@@ -240,22 +240,22 @@ class PoolGroup(MutableMapping[Any, Any]):
         return len(self._pools())
 
     def get(self, resource: Any, default: Any = None) -> Any:
-        """The pool for *resource* if there is one."""
+        """Return the pool for *resource* if there is one, else *default*."""
         return self._pools().get(_key(resource), default)
 
     def values(self) -> Any:
-        """The pools of this hub."""
+        """Return the pools of this hub."""
         return self._pools().values()
 
     def items(self) -> Any:
-        """The keys and pools of this hub."""
+        """Return the keys and pools of this hub."""
         return self._pools().items()
 
     def clear(self) -> None:
         """Forget the pools of this hub; nothing is closed."""
         self._pools().clear()
 
-    # Groups that hold the same, such as nothing, are not the same group.
+    # Two groups are never equal, even with equal pools, as all empty groups have.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -265,7 +265,7 @@ class PoolGroup(MutableMapping[Any, Any]):
     def _pools(self) -> _Pools:
         pools = self._by_hub.get()
         if self.limit is use_global_limit and pools.limit != _limit[0]:
-            # It was changed, perhaps by another thread, which could not touch ours.
+            # It was changed, perhaps by another thread, which could not resize the pools of this one.
             for pool in pools.values():
                 pool.resize(_limit[0], ignore_errors=True)
             pools.limit = _limit[0]
@@ -276,7 +276,7 @@ class Connections(PoolGroup):
     """Pools of connections."""
 
     def create(self, connection: Connection, limit: int | None) -> Any:
-        """``connection.Pool``."""
+        """Return ``connection.Pool(limit)``."""
         return connection.Pool(limit=limit)
 
 
@@ -284,7 +284,7 @@ class Producers(PoolGroup):
     """Pools of producers, on the pools in :data:`connections`."""
 
     def create(self, connection: Connection, limit: int | None) -> ProducerPool:
-        """On the pool of connections for *connection*."""
+        """Return a pool on top of the pool of connections for *connection*."""
         return ProducerPool(connections[connection], limit=limit)
 
 
@@ -295,7 +295,7 @@ G = TypeVar("G", bound=PoolGroup)
 
 
 def register_group(group: G) -> G:
-    """Let :func:`set_limit` and :func:`reset` know *group*, and return it."""
+    """Add *group* to those of :func:`set_limit` and :func:`reset`, and return it."""
     _groups.append(group)
     return group
 
@@ -305,7 +305,7 @@ producers: Final = register_group(Producers(limit=use_global_limit))
 
 
 def get_limit() -> int:
-    """The limit of pools in groups that have none of their own; 0 is unlimited."""
+    """Return the global limit, for groups without one of their own; 0 is unlimited."""
     return _limit[0]
 
 
@@ -315,18 +315,18 @@ def set_limit(
     reset_after: bool = False,
     ignore_errors: bool = False,
 ) -> int:
-    """Change the global limit, and with it that of all pools.  May switch if it closes resources.
+    """Change the global limit and resize all pools that have it.  May switch if it closes resources.
 
-    Pools of other threads follow when they are used next.
+    Pools of other threads are resized when they are next used.
 
     Arguments:
         limit: None or 0 is unlimited.
         force: shrink pools in use by closing all of their resources.
         reset_after: close all resources.
-        ignore_errors: shrink pools in use as their resources are given back.
+        ignore_errors: shrink pools in use as their resources are released.
 
     Raises:
-        RuntimeError: a pool is in use and would shrink, which it does not; all else is done.
+        RuntimeError: a pool in use cannot shrink; all other pools are resized.
     """
     if isinstance(limit, bool):
         raise TypeError("the limit must be an int, not bool")
@@ -349,17 +349,17 @@ def set_limit(
 
 
 def reset(*args: Any, **kwargs: Any) -> None:
-    """Close all pools of this hub, with what is in use, and forget them.  May switch.
+    """Close all pools of this hub, with the resources in use, and forget them.  May switch.
 
-    One that cannot be closed holds up no other; the log says so.
+    A pool that cannot be closed is logged and does not keep the others from closing.
     """
     for group in reversed(_groups):
         pools = group._by_hub.get() if isinstance(group, PoolGroup) else group
         while pools:
-            # One that was forgotten is closed, and one that is not closed is not forgotten.
-            # Apart: who is interrupted meanwhile hears of it, and leaves it to close.
+            # In a greenlet of its own, which goes on closing when the caller is interrupted: a pool is
+            # forgotten only when it is closed.
             spawn("pool-close", _close, pools.popitem()[1]).join()
-        group.clear()  # a program's own may have more to forget
+        group.clear()  # a program's own group may have more to forget
 
 
 def _close(pool: Any) -> None:

@@ -1,9 +1,10 @@
 """Pools of connections, of channels, and of whatever else a subclass makes (``kombu.resource``).
 
-What a pool lends is a *facade*: it is what is below it, until it is given back.  The class is kept by
-``__class__``, so ``isinstance`` holds; equality, hash and text are those of what is below, also later.
-Methods that Python looks up on the class (``len(x)``, ``x[0]``) are forwarded by a class made for each
-class below, once.  A connection lends a facade of its own (``connection.PooledConnection``).
+``acquire`` returns a *facade* over a resource of the pool, which forwards everything to the resource
+until it is released.  A facade has the resource's ``__class__``, so ``isinstance`` holds, and the
+resource's equality, hash and text, also after the release.  Methods that Python looks up on the class
+(``len(x)``, ``x[0]``) are forwarded by a class that is made once for each class of resources.
+Connections have a facade of their own (``connection.PooledConnection``).
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ DEPTH: Final = 12
 
 
 class Resource:
-    """Resources that are made by a subclass and lent to one holder at a time.
+    """A pool of resources, each of which has one holder at a time.
 
-    Any number of greenlets may acquire; they are served in the order in which they came.
+    Any number of greenlets may acquire; they are served in the order of arrival.
 
-    :meth:`acquire` lends a facade over a resource that the pool keeps: it has the resource's class and
-    equality, and it ends when it is given back, by ``release()``, the end of a ``with`` block, or
-    because nobody refers to it any more.  So a former holder cannot touch what is the next one's.
+    :meth:`acquire` returns a facade over a resource of the pool.  The facade ends when it is released:
+    by ``release()``, by the end of a ``with`` block, or when the last reference to it goes.  So a
+    former holder cannot use a resource that belongs to the next one.
 
     A subclass defines ``new`` and may define the other hooks: ``setup`` (called when the pool is made
     or resized), ``prepare``, ``is_alive``, ``release_resource``, ``close_resource``,
@@ -96,7 +97,7 @@ class Resource:
             parent=self._parent(),
         )
         self._note_hooks()
-        self._resource = _Shelf(self._pool, self.new)
+        self._resource = _IdleQueue(self._pool, self.new)
         self._loans = _Loans(self._pool.note_lost)
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
@@ -106,7 +107,7 @@ class Resource:
             for _ in range(min(self.preload, limit or self.preload)):
                 self._pool.add(self._preloaded())
         except BaseException:
-            # Nobody will ever have this pool, so nobody could close what is in it.
+            # The caller does not get this pool, so it could not close its resources.
             self._abandon()
             raise
 
@@ -119,11 +120,11 @@ class Resource:
         """Called when the pool was made or resized; does nothing."""
 
     def new(self) -> Any:
-        """Make a resource, or a :class:`~greenconn.caching.lazy` one.  May switch."""
+        """Return a new resource, or a :class:`~greenconn.caching.lazy` one.  May switch."""
         raise NotImplementedError(f"{type(self).__name__} does not define new()")
 
     def prepare(self, resource: Any) -> Any:
-        """Make *resource* ready to be used; return it, or what takes its place.  May switch."""
+        """Make *resource* ready for use; return it, or one that replaces it.  May switch."""
         return resource() if isinstance(resource, lazy) else resource
 
     def is_alive(self, resource: Any) -> bool:
@@ -131,27 +132,28 @@ class Resource:
         return True
 
     def release_resource(self, resource: Any) -> None:
-        """Called when *resource* is given back.  Must not switch."""
+        """Called when *resource* is released.  Must not switch."""
 
     def close_resource(self, resource: Any) -> None:
-        """Close one that is not used any more; called in a greenlet of its own.  May switch."""
+        """Close a resource that is out of use; called in a greenlet of its own.  May switch."""
         resource.close()
 
     def collect_resource(self, resource: Any) -> None:
-        """Close one that may be in use; called by :meth:`force_close_all`.  May switch."""
+        """Close a resource that may be in use; called by :meth:`force_close_all`.  May switch."""
 
     # Use
 
     def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
-        """Borrow a resource.  May switch.
+        """Acquire a resource.  May switch.
 
         Arguments:
             block: wait when none is free, in the order of arrival; if False, let the hub turn once
-                and look again.
-            timeout: seconds for the wait and the making together, or a deadline; None waits.
+                and try again.
+            timeout: seconds for the wait and for making a resource together, or a deadline; None
+                waits for ever.
 
         Raises:
-            LimitExceeded: none was free (in time); says who holds what, and for how long.
+            LimitExceeded: none was free in time; names the holders, and for how long they have held.
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
@@ -165,7 +167,7 @@ class Resource:
         return borrowed
 
     def release(self, resource: Any) -> None:
-        """Give back what :meth:`acquire` gave.  Never switches.  Again: does nothing."""
+        """Release a resource that was acquired.  A second call does nothing.  Never switches."""
         pool = self._pool
         if get_hub() is not pool.hub:
             pool.check_hub()
@@ -173,7 +175,7 @@ class Resource:
         if loan is not None:
             try:
                 self._returned(resource)
-                if self._is_told:
+                if self._has_release_hook:
                     self.release_resource(loan.core)
             finally:
                 pool.release(loan.core)
@@ -181,9 +183,9 @@ class Resource:
             self._release_unlent(resource)
 
     def replace(self, resource: Any) -> None:
-        """Give back one that is defective: it is closed, and another one made when one is needed.
+        """Release a defective resource: it is closed, and a new one is made when one is needed.
 
-        Never switches.  Again: does nothing.
+        A second call does nothing.  Never switches.
         """
         self._pool.check_hub()
         loan = self._loans.end(resource)
@@ -197,7 +199,8 @@ class Resource:
         """Close all resources, also those in use.  May switch.
 
         Arguments:
-            close_pool: nothing can be acquired any more, and who waits gets a RuntimeError.
+            close_pool: close the pool, too: all waiting and future calls of :meth:`acquire` raise
+                RuntimeError.
 
         Raises:
             WrongHub: the pool belongs to another thread.
@@ -221,11 +224,11 @@ class Resource:
         Arguments:
             limit: resources at most; None or 0 is unlimited.
             force: to shrink a pool that is in use, close all of its resources.
-            ignore_errors: shrink a pool that is in use as its resources are given back.
+            ignore_errors: shrink a pool that is in use as its resources are released.
             reset: close all resources first.
 
         Raises:
-            RuntimeError: the pool is in use, and would shrink by neither of these.
+            RuntimeError: the pool is in use and would shrink, and neither was asked for.
             WrongHub: the pool belongs to another thread.
         """
         limit = _checked(limit)
@@ -254,16 +257,16 @@ class Resource:
         self.resize(limit)
 
     def stats(self) -> PoolStats:
-        """Numbers of now and since the beginning: ``limit``, ``in_use``, ``idle``, ``waiting``,
-        ``created``, ``discarded``, ``timeouts``."""
+        """Return ``limit``, ``in_use``, ``idle`` and ``waiting`` as of now, and the totals ``created``,
+        ``discarded`` and ``timeouts``."""
         return self._pool.stats()
 
     def holders(self) -> list[tuple[str, float]]:
-        """Return who holds a resource, by the name of the greenlet, and for how many seconds."""
+        """Return for each holder of a resource the name of its greenlet, and for how many seconds."""
         return self._pool.holders()
 
     def forget(self) -> None:
-        """In the child of a fork: begin anew, empty.  Never switches."""
+        """In the child of a fork: forget all resources.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, "it was acquired before a fork")
         for sub_pool in list(self._sub_pools):
@@ -272,13 +275,13 @@ class Resource:
 
     @property
     def _dirty(self) -> list[Any]:
-        # kombu's name for what is lent, which monitors count.
-        return self._loans.out()
+        # kombu's name for the resources in use, which monitors count.
+        return self._loans.facades()
 
-    # For a pool above this one, which lends what it takes here
+    # For a pool on top of this one
 
     def lend_to_pool(self, sub_pool: Resource, block: bool, deadline: Deadline | None) -> Any:
-        """Take a resource for *sub_pool*, which keeps it until it is asked for it.  May switch.
+        """Acquire a resource for *sub_pool*, which keeps it until this pool needs it.  May switch.
 
         Raises:
             LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
@@ -289,23 +292,23 @@ class Resource:
         return core
 
     def take_back(self, core: Any) -> None:
-        """Take back what a sub-pool does not want any more.  Never switches."""
+        """Release a resource that a sub-pool does not need any more.  Never switches."""
         self._pool.release(core)
 
     def facade(self, core: Any, lender: Any) -> Any:
-        """A facade over *core*, which *lender* lends.  Never switches."""
+        """Return a facade over *core*, whose ``release`` calls that of *lender*.  Never switches."""
         return _facade_over(core, lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
-        """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
+        """End a facade: from now on its use raises, naming the *reason*.  Never switches."""
         _expire_facade(borrowed, reason)
 
     def returned(self, borrowed: Any) -> None:
-        """End a facade that was given back.  Never switches."""
+        """End a facade that was released.  Never switches."""
         self.expire(borrowed, "it was released to its pool")
 
     def evict(self, reason: str) -> None:
-        """End all that was acquired here or from a sub-pool: using it raises.  Never switches."""
+        """End all facades acquired here or from a sub-pool: their use raises.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, reason)
         for sub_pool in list(self._sub_pools):
@@ -315,11 +318,11 @@ class Resource:
     # Within
 
     def _note_hooks(self) -> None:
-        # These are called for each loan, so only where there is something to ask or to tell.
-        self._is_told = self._has_own("release_resource")
-        self._prepares = self._has_own("prepare")
-        self._pool.wants_back = self._is_told or self._prepares
-        self._pool.on_returned = self.release_resource if self._is_told else None
+        # Acquire and release are hot: hooks are only called where a subclass defines them.
+        self._has_release_hook = self._has_own("release_resource")
+        self._has_prepare_hook = self._has_own("prepare")
+        self._pool.wants_back = self._has_release_hook or self._has_prepare_hook
+        self._pool.on_returned = self.release_resource if self._has_release_hook else None
 
     def _has_own(self, hook: str) -> bool:
         return hook in self.__dict__ or getattr(type(self), hook) is not getattr(Resource, hook)
@@ -340,7 +343,7 @@ class Resource:
     def _take(self, block: bool, deadline: Deadline | None) -> Any:
         pool = self._pool
         core = pool.acquire(block, deadline)
-        if self._prepares or isinstance(core, lazy):
+        if self._has_prepare_hook or isinstance(core, lazy):
             try:
                 ready = self.prepare(core)
             except BaseException:
@@ -360,7 +363,7 @@ class Resource:
         self.returned(borrowed)
 
     def _release_unlent(self, resource: Any) -> None:
-        """Called for what is given back and is not out, as what was given back before."""
+        """Called for a facade that is not acquired, such as one that was released before."""
 
     def _make(self, deadline: Deadline) -> Any:
         with Limit(deadline, f"pool {self._pool.name!r}: creating another"):
@@ -377,9 +380,9 @@ class Resource:
         spawn("pool-collect", self._collect_each, self._pool.close())
 
     def _collect(self, cores: list[Any]) -> None:
-        """Close them, whatever becomes of the caller.  May switch."""
+        """Close them, even if the caller is killed meanwhile.  May switch."""
         if cores:
-            # Who is interrupted while they close leaves them to it, and hears of it.
+            # A greenlet of its own goes on closing when the caller is interrupted.
             spawn("pool-collect", self._collect_each, cores).join()
 
     def _collect_each(self, cores: list[Any]) -> None:
@@ -395,14 +398,14 @@ class Resource:
 
 
 class ConnectionPool(Resource):
-    """Connections like a given one.
+    """A pool of connections, clones of a given one.
 
-    What is acquired is a ``PooledConnection`` over one that the pool keeps open: of the same class
-    and equal, and with the same channels below.  It knows connections by protocol only
-    (:class:`~greenconn.abc.Lendable`); it makes them by ``connection.clone()``, which opens nothing.
+    ``acquire`` returns a ``PooledConnection`` over a connection that the pool keeps open: of the same
+    class and equal, with the same channels.  The pool knows connections by protocol only
+    (:class:`~greenconn.abc.Lendable`).
 
     Arguments:
-        connection: what the others are made like; it is not itself in the pool.
+        connection: cloned for each connection of the pool; not in the pool itself.
         limit: connections at most, those being opened included; None or 0 is unlimited.
         preload: connections to open at once (may switch).
     """
@@ -415,7 +418,7 @@ class ConnectionPool(Resource):
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
     def new(self) -> Any:
-        """Return a connection like ours, not opened yet."""
+        """Return a clone of the connection, not opened yet."""
         return self.connection.clone()
 
     def is_alive(self, resource: Any) -> bool:
@@ -427,7 +430,7 @@ class ConnectionPool(Resource):
         return is_alive
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
-        """Close the connection: what was published leaves first, within the 2 s that a close takes."""
+        """Close the connection; its unsent publishes are sent first, within 2 s."""
         if isinstance(resource, lazy):
             return  # it was never made
         try:
@@ -436,14 +439,14 @@ class ConnectionPool(Resource):
             resource.collect(socket_timeout)
 
     def _collect(self, cores: list[Any]) -> None:
-        # All at once, and each by itself: one may have nobody at its other end.
+        # All at once: the peer of one may not answer.
         gevent.joinall([spawn("pool-collect", self._collect_each, [core]) for core in cores])
 
     @contextmanager
     def acquire_channel(
         self, block: bool = False, timeout: float | Deadline | None = None
     ) -> Iterator[tuple[Any, Any]]:
-        """Borrow a connection for a ``with`` block: gives ``(connection, its default channel)``."""
+        """Acquire a connection for a ``with`` block: yields ``(connection, its default channel)``."""
         with self.acquire(block=block, timeout=timeout) as connection:
             yield connection, connection.default_channel
 
@@ -460,14 +463,13 @@ class ConnectionPool(Resource):
         return connection
 
     def facade(self, core: Any, lender: Any) -> Any:
-        """A facade over *core*, which *lender* lends.  Never switches."""
+        """Return a facade over *core*, whose ``release`` calls that of *lender*.  Never switches."""
         lend = getattr(core, "lend", None)
         return super().facade(core, lender) if lend is None else lend(lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
-        """End such a facade: from now on it raises, naming the *reason*.  Never switches."""
-        # Looked up on the class: of a connection that lends no facade of its own we made a general
-        # one, which has no such method and would forward to what is below.
+        """End a facade: from now on its use raises, naming the *reason*.  Never switches."""
+        # Looked up on the class: a general facade has no such method and would forward to its resource.
         expire = getattr(type(borrowed), "expire", None)
         if expire is None:
             super().expire(borrowed, reason)
@@ -475,7 +477,7 @@ class ConnectionPool(Resource):
             expire(borrowed, reason)
 
     def returned(self, borrowed: Any) -> None:
-        """Note that it was given back: later uses are logged.  Never switches."""
+        """Note that a facade was released: later uses are logged.  Never switches."""
         mark_released = getattr(type(borrowed), "mark_released", None)
         if mark_released is None:
             super().returned(borrowed)
@@ -484,13 +486,12 @@ class ConnectionPool(Resource):
 
 
 class ChannelPool(Resource):
-    """Channels of one connection.
+    """A pool of channels of one connection.
 
-    It follows the connection over a reconnect: a channel that is closed is not used again, a new one
-    is opened in its place.
+    It survives reconnects: a closed channel is replaced by a new one when it is next needed.
 
     Arguments:
-        connection: whose channels.
+        connection: the connection on which the channels are opened.
         limit: channels at most, those being opened included; None or 0 is unlimited.
         preload: channels to open at once (may switch).
     """
@@ -518,8 +519,8 @@ class ChannelPool(Resource):
         return f"channels of {self.connection.as_uri()}"
 
 
-class _Shelf:
-    """kombu's name for what is idle: ``setup`` of a subclass may put something there, monitors count."""
+class _IdleQueue:
+    """The idle resources under kombu's name: a subclass's ``setup`` may fill it, monitors count it."""
 
     def __init__(self, pool: FairPool[Any], make: Callable[[], Any]) -> None:
         self.put_nowait = pool.add
@@ -527,23 +528,24 @@ class _Shelf:
         self._make = make
 
     def qsize(self) -> int:
-        """Return the number of resources that can be lent at once, those not made yet included."""
+        """Return the number of resources that can be acquired now, those not made yet included."""
         stats = self._pool.stats()
         limit = stats["limit"]
         return stats["idle"] if limit is None else max(limit - stats["in_use"], 0)
 
     @property
     def queue(self) -> list[Any]:
-        """These resources, those not made yet as lazy ones; the one that is lent next comes last."""
+        """These resources, those not made yet as lazy ones; the next to be acquired comes last."""
         idle = self._pool.idle()
         return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
 
 class _Loan(weakref.ref[Any]):
-    """A facade that is out; the reference is weak, so that it can get lost.
+    """A weak reference to a facade in use, which may be collected without a release.
 
     Attributes:
-        core: what the facade stands for.
+        core: the resource below the facade.
+        place: the stack where it was acquired; None unless that is traced.
     """
 
     __slots__ = ("core", "key", "place")
@@ -554,54 +556,54 @@ class _Loan(weakref.ref[Any]):
 
 
 class _Loans:
-    """Facades by identity, since they may be equal or not hashable.
+    """The facades in use, by identity, since they may be equal or not hashable.
 
     Arguments:
-        on_lost: called with what was below a facade that was collected, and the place where it was
-            acquired if that was traced.  It is called by the garbage collector, in any thread, in the
-            middle of anything: it must only take a note.
+        on_lost: called with the resource of a facade that was collected without a release, and the
+            stack where it was acquired, if that is traced.  The garbage collector calls it, in any
+            thread, between any two instructions: it must only record.
     """
 
-    __slots__ = ("__weakref__", "_lost", "_out")
+    __slots__ = ("__weakref__", "_by_id", "_lost")
 
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
-        out: dict[int, _Loan] = {}
+        by_id: dict[int, _Loan] = {}
 
         def lost(loan: weakref.ref[Any]) -> None:
             assert isinstance(loan, _Loan)
-            if out.get(loan.key) is loan and not sys.is_finalizing():
-                del out[loan.key]
+            if by_id.get(loan.key) is loan and not sys.is_finalizing():
+                del by_id[loan.key]
                 on_lost(loan.core, loan.place)
 
-        self._out = out
+        self._by_id = by_id
         self._lost = lost
 
     def lend(self, facade: Any, core: Any, *, traced: bool = False) -> _Loan:
-        """Note that *facade* stands for *core*."""
+        """Record that *facade* is in use, over *core*."""
         loan = _Loan(facade, self._lost)
         loan.core = core
         loan.key = key = id(facade)
         loan.place = _place() if traced else None
-        self._out[key] = loan
+        self._by_id[key] = loan
         return loan
 
     def end(self, facade: Any) -> _Loan | None:
-        """End the loan of *facade* and return it; None when that is not out any more."""
-        return self._out.pop(id(facade), None)
+        """End the loan of *facade* and return it; None if it is not in use."""
+        return self._by_id.pop(id(facade), None)
 
-    def out(self) -> list[Any]:
-        """Return all facades that are out."""
-        return [facade for loan in list(self._out.values()) if (facade := loan()) is not None]
+    def facades(self) -> list[Any]:
+        """Return all facades in use."""
+        return [facade for loan in list(self._by_id.values()) if (facade := loan()) is not None]
 
     def end_all(self) -> list[Any]:
         """End all loans, and return their facades."""
-        facades = self.out()
-        self._out.clear()
+        facades = self.facades()
+        self._by_id.clear()
         return facades
 
 
 class Facade:
-    """A loan of something that has no facade of its own; see :func:`_facade_over`."""
+    """The facade of a resource whose class has none of its own; see :func:`_facade_over`."""
 
     __slots__ = ("__core", "__pool", "__reason", "__weakref__")
 
@@ -611,14 +613,14 @@ class Facade:
         object.__setattr__(self, "_Facade__reason", None)
 
     def release(self) -> None:
-        """Give back.  Again: does nothing."""
+        """Release the resource to its pool.  A second call does nothing."""
         self.__pool.release(self)
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, exc_type: object, *_: object) -> None:
-        # In what state an error left it nobody knows.
+        # After an error the state of the resource is unknown.
         if exc_type is None:
             self.__pool.release(self)
         else:
@@ -664,14 +666,14 @@ class Facade:
         return _live(self).__reduce_ex__(protocol)
 
 
-#: Class of what a pool keeps -> class of its facades.
+#: Class of resources -> class of their facades.
 _classes: WeakKeyDictionary[type, type[Facade]] = WeakKeyDictionary()
 
 
 def _facade_over(core: Any, pool: Lender) -> Any:
-    """Lend *core*: a facade that forwards everything, and whose ``release`` gives it back to *pool*.
+    """Return a facade that forwards everything to *core*, and whose ``release`` is that of *pool*.
 
-    The end of a ``with`` block gives it back too; after an error it is replaced.
+    The end of a ``with`` block releases it, too; after an error it is replaced.
     """
     kind = type(core)
     made = _classes.get(kind)
@@ -684,12 +686,12 @@ def _facade_over(core: Any, pool: Lender) -> Any:
 
 
 def _expire_facade(facade: Any, reason: str) -> None:
-    """From now on *facade* raises, naming the *reason*, whatever is asked of it."""
+    """Make every use of *facade* raise from now on, naming the *reason*."""
     object.__setattr__(facade, "_Facade__reason", reason)
 
 
 def _is_facade(borrowed: Any) -> bool:
-    """Return whether it is one of these: ``isinstance`` sees the class below."""
+    """Return whether it is a facade; ``isinstance`` would see the class of the resource."""
     return issubclass(type(borrowed), Facade)
 
 
@@ -710,8 +712,8 @@ def _forwarder(name: str) -> Callable[..., Any]:
 
 
 def _place() -> StackSummary:
-    # Without this frame, lend() and, unless a greenlet runs just that, acquire().  The lines are read
-    # when somebody wants to see them.
+    # Leave out this frame, lend() and, unless it is the greenlet's first, acquire().  The source lines
+    # are read only when the summary is printed.
     frame = sys._getframe(2)
     frame = frame.f_back or frame
     summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
