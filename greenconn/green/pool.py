@@ -1,21 +1,21 @@
-"""A bounded pool that is fair: who comes first is served first, and nobody is skipped.
+"""A bounded, fair pool: greenlets get resources in the order in which they asked.
 
-Theory.  A place in the pool is idle (a resource waits to be used), held (somebody uses it, or it is
-on its way to a waiter) or reserved (somebody may create a resource).  The rules:
+Theory.  A slot of the pool is idle (its resource is not in use), held (a greenlet uses the resource, or
+was just given it) or reserved (a greenlet is creating the resource).  The rules:
 
-- held + idle + reserved never exceeds the limit; a place is reserved before anything switches.
-- There are waiters only while nothing is idle and no place is free: every change ends with
-  :meth:`FairPool._serve`, which hands what there is to the waiters in the order of arrival.  So a
-  newcomer that sees waiters queues up behind them, and one that sees none overtakes nobody.
-- A hand-off is accepted or it did not happen: ``offer`` is False for a waiter that has left.  One
-  that is killed between the hand-off and its wake-up passes on what it was given.
-- A sub-pool takes what it lends from its parent, and keeps it while nobody uses it.  To the parent that
-  counts as held, since giving it back and taking it again is half of the cost of a loan.  But before
-  anybody waits, or another is made, the sub-pools give up what nobody uses.
-- Idle resources are used last in, first out; dead ones are dropped when they are looked at, and what
-  takes long (creating, closing) happens outside of all this.
+- held + idle + reserved never exceeds the limit.  A slot is reserved before anything switches.
+- Greenlets wait only while nothing is idle and no slot is free.  Every change ends with
+  :meth:`FairPool._serve`, which assigns what is free to the waiters in the order of arrival.  So a new
+  caller that sees waiters queues behind them, and one that sees none overtakes nobody.
+- An assignment is accepted or it did not happen: ``offer`` returns None when the waiter has left.  A
+  waiter that is killed between the assignment and its wake-up passes the resource on.
+- A sub-pool acquires its resources from its parent, and keeps idle ones.  The parent counts these as
+  held, since releasing and acquiring them each time would double the cost.  Before a greenlet has to
+  wait, or a resource is created, the sub-pools give up their idle ones.
+- Idle resources are reused last in, first out.  Dead ones are discarded when they are about to be
+  reused.  Slow work (creating, closing) happens outside of these rules.
 
-Cost: taking and giving back without contention touches one list and one dict.
+Cost: an uncontended acquire and release touch one list and one dict.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NAMED: Final = 10
 
 
 class _Permit(Enum):
-    """The right to create a resource, given to a waiter instead of one."""
+    """The right to create a resource, assigned to a waiter in place of a resource."""
 
     PERMIT = "permit"
 
@@ -61,7 +61,7 @@ class PoolState(Enum):
     """The stages of a pool's life."""
 
     OPEN = "open"
-    #: Nothing can be acquired any more; what is given back is disposed of.
+    #: Nothing can be acquired any more; what is released is disposed of.
     CLOSED = "closed"
 
 
@@ -69,7 +69,7 @@ POOL_MOVES: Final[Mapping[PoolState, frozenset[PoolState]]] = {
     PoolState.OPEN: frozenset({PoolState.CLOSED}),
     PoolState.CLOSED: frozenset(),
 }
-#: Asked for at each release, and members of an Enum are not looked up for nothing.
+#: Used by each release: looking up a member of an Enum has a cost.
 _CLOSED: Final = PoolState.CLOSED
 
 
@@ -77,7 +77,7 @@ class PoolStats(TypedDict):
     """The numbers of a pool."""
 
     limit: int | None
-    in_use: int  #: held, being created or being handed over
+    in_use: int  #: held or being created
     idle: int
     waiting: int
     created: int  #: since the beginning
@@ -86,18 +86,18 @@ class PoolStats(TypedDict):
 
 
 class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
-    """Things by identity (they may be equal, or not hashable), with their holder and the time.
+    """The held items, by identity (they may be equal, or not hashable), with holder and time.
 
-    A greenlet is referred to weakly: one that nothing else refers to may still be collected.
+    Greenlets are referred to weakly, so that a greenlet without another reference can be collected.
     """
 
     def hold(self, item: T, holder: weakref.ref[greenlet] | None = None) -> T:
-        """Note that *holder*, by default the caller's greenlet, has *item* from now on."""
+        """Record that *holder*, by default the current greenlet, holds *item* from now on."""
         self[id(item)] = (item, holder or weakref.ref(getcurrent()), monotonic())
         return item
 
     def exchange(self, item: T, other: T) -> bool:
-        """Take it that the holder of *item* has had *other* all the time; False when nobody has it."""
+        """Record *other* in place of *item*, with its holder and time; False if *item* is not held."""
         entry = self.pop(id(item), None)
         if entry is None:
             return False
@@ -105,33 +105,33 @@ class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
         return True
 
     def held(self) -> list[T]:
-        """All things held."""
+        """Return all items held."""
         return [item for item, _, _ in self.values()]
 
     def oldest_first(self) -> list[tuple[str, float]]:
-        """The names of the holders, and for how many seconds they have been."""
+        """Return the names of the holders, and for how many seconds they have held."""
         now = monotonic()
         found = [(_name(holder()), now - since) for _, holder, since in self.values()]
         return sorted(found, key=lambda entry: -entry[1])
 
     def of(self, item: T) -> list[tuple[str, float]]:
-        """The name of the holder of *item*, and for how many seconds it has been; empty for none."""
+        """Return the name of the holder of *item*, and for how many seconds; empty if not held."""
         entry = self.get(id(item))
         return [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
 
 
 class SubPool(Protocol):
-    """A pool that takes what it lends from another pool, its parent."""
+    """A pool whose resources are those of another pool, its parent."""
 
     @property
     def kept(self) -> int:
-        """The number of items that it took and nobody uses."""
+        """The number of its idle items."""
 
     def give_up(self) -> bool:
-        """Give back one of these; False when there is none.  Never switches."""
+        """Release one of these to the parent; False when there is none.  Never switches."""
 
     def holders(self) -> list[tuple[str, float]]:
-        """Return who uses the others, by name, and for how many seconds."""
+        """Return the names of the holders of the others, and for how many seconds."""
 
 
 class SubPoolRef(weakref.ref[Any]):
@@ -146,9 +146,9 @@ class SubPools:
     """The sub-pools of one pool.
 
     Arguments:
-        held: what the pool has lent.
-        on_left: called with what a sub-pool held that was collected.  It is called by the garbage
-            collector, in any thread: it must only take a note.
+        held: the items in use of the pool.
+        on_left: called with an item whose sub-pool was garbage-collected.  The garbage collector
+            calls it, in any thread: it must only record.
     """
 
     __slots__ = ("__weakref__", "_held", "_left", "_sub_pools")
@@ -163,7 +163,7 @@ class SubPools:
         self._sub_pools: list[weakref.ref[Any]] = []
 
     def assign(self, item: Any, sub_pool: SubPool) -> None:
-        """Make *sub_pool* the holder of *item*, whoever had it."""
+        """Make *sub_pool* the holder of *item*."""
         held_by = SubPoolRef(sub_pool, self._left)
         held_by.item = item
         self._held[id(item)] = (item, held_by, monotonic())
@@ -171,24 +171,24 @@ class SubPools:
             self._sub_pools = [weakref.ref(each) for each in (*self.all(), sub_pool)]
 
     def all(self) -> list[Any]:
-        """Return those that there are."""
+        """Return the sub-pools that are alive."""
         return [sub_pool for each in self._sub_pools if (sub_pool := each()) is not None]
 
     def has(self, item: Any) -> bool:
-        """Return whether a sub-pool has *item*, or had it when it was collected."""
+        """Return whether a sub-pool holds *item*, or did when it was garbage-collected."""
         entry = self._held.get(id(item))
         return entry is not None and type(entry[1]) is SubPoolRef
 
     def kept(self) -> int:
-        """Return the number of items that nobody uses."""
+        """Return the number of idle items in all sub-pools."""
         return sum(sub_pool.kept for sub_pool in self.all())
 
     def reclaim(self) -> bool:
-        """Have one of them given back; False when there is none.  Never switches."""
+        """Have a sub-pool give up an idle item; False when there is none.  Never switches."""
         return any(sub_pool.give_up() for sub_pool in self.all())
 
     def holders(self) -> list[tuple[str, float]]:
-        """Return who uses an item of the pool or of a sub-pool, and for how long; the longest first."""
+        """Return the holders of items of the pool and of its sub-pools, with seconds; longest first."""
         own = {key: entry for key, entry in self._held.items() if type(entry[1]) is not SubPoolRef}
         found = Holders(own).oldest_first()
         for sub_pool in self.all():
@@ -196,63 +196,67 @@ class SubPools:
         return sorted(found, key=lambda entry: -entry[1])
 
 
-#: A greenlet that waits, and since when if it does so without a timeout.
+#: A waiting greenlet, and since when if it has no timeout.
 Waiter = tuple[weakref.ref[greenlet], float | None]
 
 
-class WaitingLine(Generic[T]):
-    """Those who wait for an item of a pool, in the order of their arrival.
+class WaitQueue(Generic[T]):
+    """The greenlets that wait for an item of a pool, in the order of arrival.
 
     Arguments:
-        patience: seconds; when somebody without a timeout has waited for so long,
-        ring: is called in the hub, once until nobody waits any more.  It must not switch.
+        warn_after: seconds after which a wait without a timeout is too long.
+        warn: called in the hub when a wait is too long, once until nothing waits any more.  It must
+            not switch.
     """
 
-    __slots__ = ("_has_rung", "_patience", "_ring", "_timer", "waiters")
+    __slots__ = ("_has_warned", "_timer", "_warn", "_warn_after", "waiters")
 
-    def __init__(self, patience: float, ring: Callable[[], object]) -> None:
-        #: In the order in which they came.  Who leaves, leaves at once.
+    def __init__(self, warn_after: float, warn: Callable[[], object]) -> None:
+        #: In the order of arrival.
         self.waiters: OrderedDict[Slot[T], Waiter] = OrderedDict()
-        self._patience = patience
-        self._ring = ring
+        self._warn_after = warn_after
+        self._warn = warn
         self._timer: Any = None
-        self._has_rung = False
+        self._has_warned = False
 
     def enter(self, is_endless: bool) -> Slot[T]:
-        """Stand at the end.  The caller's greenlet waits on what is returned, and then leaves.
+        """Append the current greenlet.  It must wait on the slot returned, and then ``leave``.
 
         Arguments:
-            is_endless: it will wait without a timeout.
+            is_endless: it waits without a timeout.
         """
         slot: Slot[T] = Slot()
         self.waiters[slot] = (weakref.ref(getcurrent()), monotonic() if is_endless else None)
-        if is_endless and self._timer is None and not self._has_rung:
-            self._start(self._patience)
+        if is_endless and self._timer is None and not self._has_warned:
+            self._start(self._warn_after)
         return slot
 
     def leave(self, slot: Slot[T]) -> None:
-        """Nobody waits on it any more, whatever became of it."""
+        """Remove the waiter of *slot*, if it is still there."""
         self.waiters.pop(slot, None)
         if not self.waiters:
-            self.rest()
+            self.stop_timer()
 
-    def offer(self, thing: T) -> weakref.ref[greenlet] | None:
-        """Give *thing* to the first who takes it and return that one; None: nobody.  Never switches."""
+    def offer(self, item: T) -> weakref.ref[greenlet] | None:
+        """Assign *item* to the first waiter that takes it, and return that; None: none did.
+
+        Never switches.
+        """
         waiters = self.waiters
         while waiters:
             slot, waiter = waiters.popitem(False)
-            if slot.offer(thing):
+            if slot.offer(item):
                 return waiter[0]
         return None
 
     def fail(self, exc: BaseException) -> None:
-        """Raise *exc* in all who wait.  Never switches."""
+        """Raise *exc* in all waiters.  Never switches."""
         while self.waiters:
             self.waiters.popitem(last=False)[0].fail(exc)
 
-    def rest(self) -> None:
-        """Nobody waits any more: stop the clock."""
-        self._has_rung = False
+    def stop_timer(self) -> None:
+        """Stop the timer of the warning, as nothing waits any more."""
+        self._has_warned = False
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.stop()
@@ -260,34 +264,34 @@ class WaitingLine(Generic[T]):
 
     def _start(self, seconds: float) -> None:
         self._timer = get_hub().loop.timer(seconds, ref=False)
-        self._timer.start(self._look)
+        self._timer.start(self._check)
 
-    def _look(self) -> None:
-        # In the hub.  Those with a timeout get an error soon enough.
-        self.rest()
+    def _check(self) -> None:
+        # In the hub.  Waiters with a timeout get an error soon enough.
+        self.stop_timer()
         since = next((since for _, since in self.waiters.values() if since is not None), None)
         if since is None:
             return
-        left = since + self._patience - monotonic()
+        left = since + self._warn_after - monotonic()
         if left > 0.001:
             self._start(left)
         else:
-            self._has_rung = True
-            self._ring()
+            self._has_warned = True
+            self._warn()
 
 
 class FairPool(Generic[T]):
-    """Resources of one kind, at most *limit* of them, for any number of greenlets.
+    """A pool of at most *limit* resources for any number of greenlets.
 
     Arguments:
-        create: makes a resource; gets the deadline of the caller.  May switch.
-        dispose: ends a resource that is not used any more; called in a greenlet of its own.
-        is_alive: whether an idle resource can still be used.  Must not switch.
+        create: returns a new resource; gets the deadline of the caller.  May switch.
+        dispose: closes a resource that is out of use; called in a greenlet of its own.
+        is_alive: returns whether an idle resource can still be used.  Must not switch.
         limit: resources at most, those being created included; None is unlimited.
-        describe: gives the pool's name for messages (no secret in it).
+        describe: returns the pool's name for messages (without secrets).
         error: class of the error when nothing is free.
-        warn_after: seconds after which a wait without a timeout is logged, once until nobody waits.
-        parent: the pool whose resources *create* takes, and to which they are given back.
+        warn_after: seconds after which a wait without a timeout is logged, once until nothing waits.
+        parent: the pool from which *create* acquires, and to which resources are released.
     """
 
     def __init__(
@@ -313,23 +317,24 @@ class FairPool(Generic[T]):
         self._parent = parent
         self._created = self._discarded = self._timeouts = 0
         self._state = PoolState.OPEN
-        #: Whether sub-pools may keep nothing.
+        #: Whether sub-pools must release their items at once, instead of keeping idle ones.
         self.wants_back = False
-        #: Called with what a sub-pool gives back.  Must not switch.
+        #: Called with each item that a sub-pool releases.  Must not switch.
         self.on_returned: Callable[[T], object] | None = None
         self._begin()
 
     def _begin(self) -> None:
-        # All of this belongs to the greenlets of one hub and is changed without a switch.  A fork
-        # begins anew: who finds another line than the one it knew was begun by the parent.
+        # All of this belongs to the greenlets of one hub and is changed without a switch.  In the
+        # child of a fork it is made anew; a call that finds another queue of waiters than before was
+        # begun by the parent process.
         self._home: Home | None = None
-        #: That of the first use; who finds another one here asks :meth:`check_hub`.
+        #: The hub of the first use; None before.  See :meth:`check_hub`.
         self.hub: Any = None
         self._idle: list[T] = []
         self._held: Holders[T] = Holders()
         self._reserved = 0
-        self._line: WaitingLine[T | _Permit] = WaitingLine(self._warn_after, self._warn)
-        self._waiters = self._line.waiters
+        self._queue: WaitQueue[T | _Permit] = WaitQueue(self._warn_after, self._warn)
+        self._waiters = self._queue.waiters
         self.sub_pools = SubPools(self._held, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
         self._lost: deque[tuple[T, StackSummary | None]] = deque()
@@ -350,18 +355,18 @@ class FairPool(Generic[T]):
 
     @property
     def kept(self) -> int:
-        """The number of items that it could give back to its parent."""
+        """The number of idle items, which it can release to its parent."""
         return len(self._idle)
 
     def give_up(self) -> bool:
-        """Give the least recently used item back to the parent; False for nothing.  Never switches."""
+        """Release the least recently used idle item to the parent; False if none.  Never switches."""
         if self._parent is None or not self._idle:
             return False
         self._return(self._idle.pop(0))
         return True
 
     def stats(self) -> PoolStats:
-        """Numbers of now and since the beginning."""
+        """Return the current numbers and the totals."""
         kept = self.sub_pools.kept()
         return {
             "limit": self._limit,
@@ -374,32 +379,32 @@ class FairPool(Generic[T]):
         }
 
     def idle(self) -> list[T]:
-        """Return the idle items that are here; the one that is lent next comes last."""
+        """Return the idle items of this pool; the next to be acquired comes last."""
         return list(self._idle)
 
     def holders(self) -> list[tuple[str, float]]:
-        """Return who holds a resource, by the greenlet's name, and for how many seconds."""
+        """Return for each holder the name of its greenlet, and for how many seconds."""
         return self.sub_pools.holders()
 
     def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:
-        """Take a resource.  May switch.
+        """Acquire a resource.  May switch.
 
         Arguments:
-            block: wait for one; if False, let the hub turn once and look again.
+            block: wait for one; if False, let the hub turn once and try again.
             deadline: seconds or a deadline, for the wait and the creation together.
 
         Raises:
-            LimitExceeded: none was free in time; says who holds what, and for how long.
+            LimitExceeded: none was free in time; names the holders, and for how long they have held.
             RuntimeError: the pool is closed.
             WrongHub: used from another thread than before.
-            BaseException: what *create* raised; the place goes to the next waiter.
+            BaseException: the error of *create*; the slot goes to the next waiter.
         """
         if get_hub() is not self.hub:
             self.check_hub()
         if self._lost:
             self._take_back()
         if not self._waiters:
-            # The common case, in one piece: nobody waits and one is idle.
+            # The common case, in one piece: nothing waits, and a resource is idle.
             idle = self._idle
             while idle:
                 item = idle.pop()
@@ -410,9 +415,10 @@ class FairPool(Generic[T]):
         return self._acquire_slowly(block, Deadline.of(deadline))
 
     def release(self, item: T) -> bool:
-        """Give back.  Never switches.
+        """Release a resource, once for each acquire.  Never switches.
 
-        Exactly once for each acquire; False when *item* is not held: nothing was done.
+        Returns:
+            False when *item* is not held: nothing was done.
         """
         if get_hub() is not self.hub:
             self.check_hub()
@@ -429,9 +435,9 @@ class FairPool(Generic[T]):
         elif not self._waiters:
             self._idle.append(item)
         elif (self._is_alive is None or self._is_alive(item)) and (
-            holder := self._line.offer(item)
+            holder := self._queue.offer(item)
         ):
-            # Straight from hand to hand: while somebody waits nothing is idle.
+            # Directly to the next holder: while a greenlet waits nothing is idle.
             held[id(item)] = (item, holder, monotonic())
         else:
             self._idle.append(item)
@@ -439,7 +445,7 @@ class FairPool(Generic[T]):
         return True
 
     def remove(self, item: T) -> bool:
-        """Give back something that is of no use any more: it is disposed of.  Never switches."""
+        """Release a defective resource, which is disposed of.  Never switches."""
         self.check_hub()
         if self._held.pop(id(item), None) is None:
             return False
@@ -452,11 +458,11 @@ class FairPool(Generic[T]):
         return True
 
     def exchange(self, item: T, other: T) -> bool:
-        """The holder of *item* holds *other* in its place; False when *item* is not held any more."""
+        """Replace *item* by *other* for its holder; False when *item* is not held any more."""
         return self._held.exchange(item, other)
 
     def add(self, item: T) -> bool:
-        """Put in a resource that was made elsewhere; False when there is no room."""
+        """Add a resource that was made elsewhere; False when there is no room."""
         if self._state is _CLOSED or not self._has_room():
             return False
         self._created += 1
@@ -465,9 +471,9 @@ class FairPool(Generic[T]):
         return True
 
     def note_lost(self, item: T, place: StackSummary | None = None) -> None:
-        """The holder of *item* was collected without giving it back.  From anywhere, at any time.
+        """Record that *item* was garbage-collected without a release.  May be called at any time.
 
-        It is only noted; the hub or the next acquire gives it back, and it is logged.
+        The hub or the next acquire releases the item and logs that.
 
         Arguments:
             place: where it was acquired, if that was traced.
@@ -480,12 +486,12 @@ class FairPool(Generic[T]):
     def resize(self, limit: int | None) -> None:
         """Change the limit.  Never switches.
 
-        What is idle beyond it goes at once, the least recently used first; what is held, when it is
-        given back.
+        Idle resources above it are discarded at once, the least recently used first, and those in use
+        when they are released.
         """
         self._limit = limit
         while self.sub_pools.reclaim():
-            pass  # those that nobody uses can go at once
+            pass  # idle ones can go at once
         if limit is not None:
             beyond = len(self._idle) + len(self._held) + self._reserved - limit
             for item in self._idle[: max(0, beyond)]:
@@ -494,9 +500,9 @@ class FairPool(Generic[T]):
         self._serve()
 
     def clear(self) -> list[T]:
-        """Let go of all resources, also those in use, and return them.  Never switches.
+        """Remove all resources, also those in use, and return them.  Never switches.
 
-        Giving them back later does nothing.
+        Releasing them later does nothing.
         """
         items = self._held.held() + self._idle
         self._held.clear()
@@ -506,15 +512,15 @@ class FairPool(Generic[T]):
         return items
 
     def close(self) -> list[T]:
-        """As :meth:`clear`, and nothing can be acquired any more; who waits gets a RuntimeError."""
+        """Close the pool and return its resources; waiting and future acquires raise RuntimeError."""
         self._state = moved(self._state, _CLOSED, POOL_MOVES, "a pool")
-        self._line.fail(self._closed_error())
+        self._queue.fail(self._closed_error())
         return self.clear()
 
     def forget(self) -> list[T]:
-        """In the child of a fork: begin anew, empty.  Returns what the parent's pool had."""
+        """In the child of a fork: remove all resources, which are the parent's, and return them."""
         items = self._held.held() + self._idle
-        self._line.rest()
+        self._queue.stop_timer()
         self._begin()
         return items
 
@@ -526,7 +532,7 @@ class FairPool(Generic[T]):
         self._home.check(self)
 
     def check_hub_of_items(self) -> None:
-        """Raise WrongHub if what is in it belongs to another hub; an empty pool is anybody's."""
+        """Raise WrongHub if its resources belong to another hub; any hub may use an empty pool."""
         if self._held or self._idle or self._reserved:
             self.check_hub()
 
@@ -543,32 +549,32 @@ class FairPool(Generic[T]):
         return True
 
     def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
-        # Nothing was idle, or somebody waits already.
+        # Nothing was idle, or a greenlet waits already.
         if self.sub_pools.reclaim():
             return self.acquire(block, deadline)
         if not self._waiters and self._reserve():
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
             return self._acquire_now(deadline, block)
-        line = self._line
-        slot = line.enter(deadline.at is None)
+        queue = self._queue
+        slot = queue.enter(deadline.at is None)
         try:
             given = slot.wait(deadline)
         except BaseException as exc:
-            line.leave(slot)
-            if slot.has_value and line is self._line:
+            queue.leave(slot)
+            if slot.has_value and queue is self._queue:
                 self._pass_on(slot.value)
             if not isinstance(exc, TimeoutError):
                 raise
             self._timeouts += 1
             raise self._error(self._complaint(deadline.timeout)) from None
-        if not line.waiters:
-            line.rest()
-        if line is not self._line:
+        if not queue.waiters:
+            queue.stop_timer()
+        if queue is not self._queue:
             raise self._forked_error()
         if given is not _Permit.PERMIT:
             if self._held.get(id(given)) is None:
-                # The pool was cleared or closed while this was on its way to us.
+                # The pool was cleared or closed before this greenlet ran.
                 return self.acquire(block, deadline)
             if self._is_alive is None or self._is_alive(given):
                 return given
@@ -581,7 +587,7 @@ class FairPool(Generic[T]):
         return self._open(deadline)
 
     def _acquire_now(self, deadline: Deadline, block: bool) -> T:
-        # There is no time to wait.
+        # Without a wait.
         turn()
         if self._idle and not self._waiters:
             return self.acquire(block, deadline)
@@ -591,16 +597,16 @@ class FairPool(Generic[T]):
         raise self._error(self._complaint(deadline.timeout if block else None))
 
     def _open(self, deadline: Deadline) -> T:
-        # The place is reserved.
-        line = self._line
+        # The slot is reserved.
+        queue = self._queue
         try:
             item = self._create(deadline)
         except BaseException:
-            if line is self._line:
+            if queue is self._queue:
                 self._reserved -= 1
                 self._serve()
             raise
-        if line is not self._line:
+        if queue is not self._queue:
             raise self._forked_error()
         self._reserved -= 1
         self._created += 1
@@ -616,18 +622,18 @@ class FairPool(Generic[T]):
                 item = idle.pop()
                 if self._is_alive is not None and not self._is_alive(item):
                     self._discard(item)
-                elif holder := self._line.offer(item):
+                elif holder := self._queue.offer(item):
                     self._held.hold(item, holder)
                 else:
                     idle.append(item)
             elif self._has_room():
-                if self._line.offer(_Permit.PERMIT):
+                if self._queue.offer(_Permit.PERMIT):
                     self._reserved += 1
             else:
                 return
 
     def _pass_on(self, given: T | _Permit) -> None:
-        """Take back what a waiter was given and does not take."""
+        """Pass on what was assigned to a waiter that has left."""
         if given is not _Permit.PERMIT:
             self.release(given)
         else:
@@ -642,7 +648,7 @@ class FairPool(Generic[T]):
             spawn("pool-discard", self._dispose, item)
 
     def _return(self, item: T) -> None:
-        """Give back to the parent."""
+        """Release *item* to the parent."""
         parent = self._parent
         assert parent is not None
         try:
@@ -668,7 +674,7 @@ class FairPool(Generic[T]):
                 spawn("log", logger.warning, text, self.name, by, where)
 
     def _warn(self) -> None:
-        # In the hub, where a log handler must not run.  The text is of now.
+        # In the hub, where a log handler must not run.  The text is made here, of the current state.
         complaint = self._complaint(self._warn_after)
         spawn("log", logger.warning, "%s; still waiting", complaint)
 
@@ -691,7 +697,7 @@ class FairPool(Generic[T]):
 
 
 def _sentence(entries: list[tuple[str, float]]) -> str:
-    """``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held."""
+    """Return ``held by 'a' for 3.1 s, 'b' for 0.2 s``; empty when nothing is held."""
     if not entries:
         return ""
     named = [f"{name!r} for {age:.1f} s" for name, age in entries[:NAMED]]
