@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-from greenconn.abc import DeadlineLike
 from greenconn.encoding import plain_text
 from greenconn.transport.virtual.port import ChannelPort
-from greenconn.transport.virtual.publishing import Decided, DecidedPublisher, Envelope, copied
+from greenconn.transport.virtual.publishing import DecidedPublisher, Envelope, copied
 
 __all__ = ["HostedPublisher"]
 
@@ -49,27 +48,7 @@ class HostedPublisher(DecidedPublisher):
         )
         return prepared
 
-    def publish(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: DeadlineLike | None,
+    def _decide(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool, immediate: bool
     ) -> None:
-        """Publish *message*; it returns when the transport has it.  May switch."""
         self._put(message, exchange, routing_key)
-
-    def begin(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: DeadlineLike | None,
-    ) -> Decided:
-        """Publish *message*; it returns when the transport has it.  May switch."""
-        self._put(message, exchange, routing_key)
-        return Decided(None)

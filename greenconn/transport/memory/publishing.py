@@ -7,20 +7,17 @@ from typing import Final
 
 from gevent import get_hub
 
-from greenconn.abc import DeadlineLike
-from greenconn.exceptions import ChannelError, PublishNacked
-from greenconn.green.deadline import Deadline
+from greenconn.exceptions import ChannelError
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import Broker, Outcome
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.life import ChannelState
 from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
-    Decided,
     DecidedPublisher,
     Envelope,
     no_immediate,
-    return_message,
+    queue_full,
     too_large,
     undeliverable,
     unroutable,
@@ -30,8 +27,6 @@ from greenconn.transport.virtual.publishing import (
 __all__ = ["MemoryPublisher"]
 
 _OPEN: Final = ChannelState.OPEN
-#: The outcome of a message that needs no report.
-_DONE: Final = Decided(None)
 
 
 class MemoryPublisher(DecidedPublisher):
@@ -44,54 +39,15 @@ class MemoryPublisher(DecidedPublisher):
     """
 
     def __init__(self, channel: ChannelPort, broker: Broker, options: MemoryOptions) -> None:
-        super().__init__(channel)
+        super().__init__(channel, options.confirm_publish)
         self._broker = broker
         self._hub = channel.connection.home.hub
-        self._is_confirming = options.confirm_publish
         self._max_size = options.max_message_size
         self._last_queue = options.deadletter_queue
 
-    def publish(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: Deadline | None,
-    ) -> None:
-        """Publish *message*.  May switch, before anything is published."""
-        if self._is_confirming:
-            self.begin(message, exchange, routing_key, mandatory, immediate, deadline).wait()
-            return
-        outcome = self._put(message, exchange, routing_key, immediate)
-        if mandatory and outcome is Outcome.UNROUTED:
-            return_message(self._channel, message, exchange, routing_key)
-
-    def begin(
-        self,
-        message: Envelope,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: DeadlineLike | None,
-    ) -> Decided:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
-        outcome = self._put(message, exchange, routing_key, immediate)
-        if outcome is Outcome.REFUSED:
-            return Decided(
-                PublishNacked(
-                    f"a queue is full and refused the message (exchange {exchange!r}, "
-                    f"routing key {routing_key!r})"
-                )
-            )
-        if mandatory and outcome is Outcome.UNROUTED:
-            return Decided(unroutable(exchange, routing_key))
-        return _DONE
-
-    def _put(self, message: Envelope, exchange: str, routing_key: str, immediate: bool) -> Outcome:
-        """Put *message* into its queues, and tell what became of it.  May switch before that."""
+    def _decide(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+    ) -> Exception | None:
         if immediate:
             raise no_immediate()
         self._broker.breathe()
@@ -108,8 +64,12 @@ class MemoryPublisher(DecidedPublisher):
             self._channel.fail(exc)
             raise
         if outcome is Outcome.UNROUTED and self._last_queue:
-            return self._last_resort(message, exchange, routing_key, self._last_queue)
-        return outcome
+            outcome = self._last_resort(message, exchange, routing_key, self._last_queue)
+        if outcome is Outcome.REFUSED:
+            return queue_full(exchange, routing_key)
+        if mandatory and outcome is Outcome.UNROUTED:
+            return unroutable(exchange, routing_key)
+        return None
 
     def _last_resort(
         self, message: Envelope, exchange: str, routing_key: str, queue: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Final
@@ -11,8 +12,10 @@ from greenconn.encoding import as_text, plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     ContentTooLarge,
+    PublishNacked,
     Unroutable,
 )
+from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
@@ -26,7 +29,9 @@ __all__ = [
     "copied",
     "no_immediate",
     "prepared",
+    "queue_full",
     "return_message",
+    "route_text",
     "too_large",
     "undeliverable",
     "unroutable",
@@ -124,18 +129,63 @@ def prepared(
     }
 
 
-class DecidedPublisher:
-    """The part of a publisher whose publishes are decided when they return.
+_DONE: Final = Decided(None)
+
+
+class DecidedPublisher(ABC):
+    """The publisher of one channel whose publishes are decided when they return.
 
     Arguments:
         channel: of the publisher.
+        is_confirming: every publish tells what became of it.
     """
 
     #: Makes a message to publish.
-    prepare = staticmethod(prepared)
+    prepare: Callable[..., Envelope] = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelPort) -> None:
+    def __init__(self, channel: ChannelPort, is_confirming: bool = False) -> None:
         self._channel = channel
+        self._is_confirming = is_confirming
+
+    @abstractmethod
+    def _decide(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+    ) -> Exception | None:
+        """Publish *message*, and return why the broker does not have it; None: it has.  May switch.
+
+        Raises:
+            ChannelError: the broker refuses.
+        """
+
+    def publish(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline | None,
+    ) -> None:
+        """Publish *message*.  May switch, before anything is published."""
+        error = self._decide(message, exchange, routing_key, mandatory, immediate)
+        if error is not None:
+            if self._is_confirming:
+                raise error
+            if isinstance(error, Unroutable):
+                return_message(self._channel, message, exchange, routing_key)
+
+    def begin(
+        self,
+        message: Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+    ) -> Decided:
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        error = self._decide(message, exchange, routing_key, mandatory, immediate)
+        return _DONE if error is None else Decided(error)
 
     def flush(self, timeout: float | None) -> None:
         """Raise unless the channel can be used: the broker has all that was published.
@@ -144,7 +194,7 @@ class DecidedPublisher:
         """
         self._channel.check_open()
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027
         """Note that the channel has ended: nothing was begun that it would have to finish."""
 
 
@@ -182,6 +232,16 @@ def unroutable(exchange: str, routing_key: str) -> Unroutable:
         exchange=exchange,
         routing_key=routing_key,
     )
+
+
+def route_text(exchange: str, routing_key: str) -> str:
+    """Return where a message was to go, for messages."""
+    return f"exchange {exchange!r}, routing key {routing_key!r}" if exchange else routing_key
+
+
+def queue_full(exchange: str, routing_key: str) -> PublishNacked:
+    text = route_text(exchange, routing_key)
+    return PublishNacked(f"a queue is full and refused the message ({text})")
 
 
 def undeliverable(exchange: str, routing_key: str, queue: str) -> UndeliverableWarning:
