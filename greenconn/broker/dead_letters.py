@@ -181,7 +181,7 @@ def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) ->
     else:
         return ()
     try:
-        queues = link.routes(target.exchange, key, headers)
+        queues = link.routing.routes(target.exchange, key, headers)
     except NotFound:
         logger.error(
             "%s: dead letters of queue %r are dropped: exchange %r does not exist",

@@ -6,7 +6,7 @@ their bindings.  Both ask the broker where that is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
@@ -57,6 +57,11 @@ class SharingLink(VirtualLink):
     def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
         """Return what makes the router of an exchange; None: the usual one of its type."""
         return None
+
+    def existing(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return those of *queues* that exist.  May switch where that is not known."""
+        is_there = self.directory.is_there
+        return [each for each in queues if is_there(each)]
 
 
 class SharedEntities(Entities):

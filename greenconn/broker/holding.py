@@ -180,6 +180,17 @@ class QueueFacts(Protocol):
         """Return how often a message of a queue may be delivered; None: no limit.  Never switches."""
 
 
+class Routes(Protocol):
+    """The routes that a link knows."""
+
+    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Sequence[str]:
+        """Return where a dead letter goes.  May switch.
+
+        Raises:
+            NotFound: there is no such exchange.
+        """
+
+
 class DeadLetterOptions(Protocol):
     """The options that dead letters depend on."""
 
@@ -232,17 +243,12 @@ class HoldingLink(Protocol):
     @property
     def directory(self) -> QueueFacts: ...
     @property
+    def routing(self) -> Routes: ...
+    @property
     def options(self) -> DeadLetterOptions: ...
 
     def held(self) -> Iterable[HeldDelivery]:
         """Return all that its channels hold.  Never switches."""
-
-    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
-        """Return where a dead letter goes.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange.
-        """
 
     def entries(self, envelope: Envelope, queues: Sequence[str]) -> Sequence[Entry]:
         """Return a message on its way into *queues*.  May switch where a queue is not known."""

@@ -7,7 +7,7 @@ them with a deadline, and may be killed at any time without any harm to a call t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -244,14 +244,6 @@ class StoreLink(BrokerLink):
     def note_late(self, count: int) -> None:
         """Note that so many messages were answered too late.  Never switches."""
         self.leases.note_late(count)
-
-    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
-        """Return the queues that a message goes to.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange.
-        """
-        return self.routing.routes(exchange, routing_key, headers)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""

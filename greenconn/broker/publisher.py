@@ -1,34 +1,51 @@
 """Publishing over one channel: a target, a message that goes there, and a result that waits.
 
-Where a message goes, and how it gets there, is written for each kind of broker; what is the same for all
-of them is here.
+Where a message goes and what becomes of it is decided here for all brokers; the form of its target, and
+how it gets there, is written for each kind of them.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
+from greenconn.broker.dead_letters import carbon_copies
+from greenconn.broker.directory import Directory
 from greenconn.broker.port import NoQueue, QueueFull
-from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
+from greenconn.broker.routing import Routing
+from greenconn.exceptions import (
+    ChannelError,
+    ContentTooLarge,
+    PublishNacked,
+    PublishTimeout,
+    Unroutable,
+)
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
+from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.life import ChannelState
 from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
-    Decided,
     Envelope,
     no_immediate,
+    queue_full,
     return_message,
+    route_text,
+    too_large,
+    undeliverable,
     unroutable,
 )
 
-__all__ = ["ChannelPublisher", "CopyOutcomes", "PublishingLink", "StoredResult"]
+__all__ = ["ChannelPublisher", "Completion", "CopyOutcomes", "PublishingLink", "StoredResult"]
 
 _OPEN = ChannelState.OPEN
+_NO_QUEUE = NoQueue()
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -39,6 +56,10 @@ class PublishingOptions(Protocol):
 
     @property
     def confirm_timeout(self) -> float | None: ...
+    @property
+    def max_message_size(self) -> int: ...
+    @property
+    def deadletter_queue(self) -> str | None: ...
 
 
 class PublishingLink(Protocol):
@@ -47,9 +68,27 @@ class PublishingLink(Protocol):
     @property
     def options(self) -> PublishingOptions: ...
     @property
+    def directory(self) -> Directory: ...
+    @property
+    def routing(self) -> Routing: ...
+    @property
     def where(self) -> str: ...
     @property
     def lost(self) -> BaseException | None: ...
+
+
+class Completion(Protocol):
+    """The receiver of the outcome of a message."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nobody wants the message stored any more, if it is not on its way."""
+
+    def offer(self, value: Any) -> bool:
+        """Take an Exception, or something else when the broker has the message.  Never switches.
+
+        :class:`NoQueue` and :class:`QueueFull` are understood.
+        """
 
 
 class ChannelPublisher(ABC, Generic[M, T]):
@@ -66,6 +105,8 @@ class ChannelPublisher(ABC, Generic[M, T]):
         self._hub = channel.connection.home.hub
         #: Seconds that a publish may take where its caller gives no time; None: no limit.
         self.confirm_timeout = link.options.confirm_timeout
+        #: Bytes of a body, at most.
+        self._limit = link.options.max_message_size
 
     # -- what each kind of broker writes
 
@@ -80,28 +121,41 @@ class ChannelPublisher(ABC, Generic[M, T]):
     ) -> T | None:
         """Return where a message goes, and in which form; None: nowhere.  May switch.
 
+        What is not plain is left to :meth:`_routed`.
+
         Raises:
-            ChannelError: the broker refuses; the channel is closed.
+            ChannelError: the broker refuses.
         """
 
     @abstractmethod
-    def _send(self, target: T, routing_key: str, slot: Slot[Any]) -> None:
-        """Send a message; *slot* gets an Exception, or something else when the broker has it.
+    def _addressed(self, message: M, exchange: str, routing_key: str, queues: Sequence[str]) -> T:
+        """Return the target that stores a message in *queues*.  May switch.
 
-        :class:`NoQueue` and :class:`QueueFull` are understood.  May switch for a large one.
+        Raises:
+            ChannelError: the broker refuses.
         """
 
     @abstractmethod
-    def error(self, outcome: Exception, what: str) -> BaseException:
-        """Return the exception that an outcome stands for; what ends the link ends it."""
+    def _put(self, target: T, queue: str, done: Completion) -> None:
+        """Send a message; *done* gets the outcome.  May switch for a large one.
+
+        Arguments:
+            queue: where a plain message goes.
+        """
 
     @abstractmethod
     def flush(self, timeout: float | None) -> None:
         """Return when the broker has all that was published and answered.  May switch."""
 
-    @abstractmethod
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
+
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return the exception that an outcome stands for; what ends the link ends it."""
+        return outcome
+
+    def _begin_last_resort(self, queue: str) -> None:
+        """See that the queue for messages without another one exists.  May switch."""
 
     def _shown(self, message: M | Envelope) -> Envelope:
         """Return kombu's form of a message that comes back."""
@@ -142,8 +196,13 @@ class ChannelPublisher(ABC, Generic[M, T]):
         mandatory: bool,
         immediate: bool,
         deadline: DeadlineLike | None,
-    ) -> StoredResult | Decided:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        done: Completion | None = None,
+    ) -> StoredResult:
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
+
+        Arguments:
+            done: gets the outcome; None: the result does.
+        """
         channel = self._channel
         if (
             get_hub() is not self._hub
@@ -155,12 +214,59 @@ class ChannelPublisher(ABC, Generic[M, T]):
             raise no_immediate()
         if self.confirm_timeout is not None:
             deadline = self.limited(deadline)
-        target = self._target(message, exchange, routing_key, mandatory, deadline)
-        if target is None:
-            return Decided(unroutable(exchange, routing_key) if mandatory else None)
+        try:
+            target = self._target(message, exchange, routing_key, mandatory, deadline)
+        except ContentTooLarge:
+            raise  # nobody was asked
+        except ChannelError as exc:
+            channel.fail(exc)
+            raise
         slot: Slot[Any] = Slot()
-        self._send(target, routing_key, slot)
+        if target is None:
+            slot.offer(_NO_QUEUE)
+        else:
+            self._put(target, routing_key, done or slot)
         return StoredResult(self, slot, exchange, routing_key, mandatory, deadline)
+
+    def _routed(
+        self,
+        message: M,
+        size: int,
+        headers: Mapping[str, Any],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: DeadlineLike | None,
+    ) -> T | None:
+        """Return the target of a message that is not plain; None: it goes nowhere.  May switch.
+
+        Arguments:
+            size: of the body, in bytes.
+
+        Raises:
+            ContentTooLarge: the body is above ``max_message_size``.
+            ChannelError: the broker refuses.
+            TimeoutError: the broker was asked, and did not answer before the deadline.
+        """
+        if size > self._limit:
+            raise too_large(size, self._limit)
+        link = self.link
+        if not exchange:
+            for key in (routing_key, *carbon_copies(headers, "CC", "BCC")):
+                link.directory.check_name(key, Method.BASIC_PUBLISH)
+        within: Deadline = deadline or NEVER  # type: ignore[assignment]
+        with Limit(within, f"publishing to {link.where}"):
+            queues = link.routing.routes(exchange, routing_key, headers, mandatory)
+            if not queues:
+                last = link.options.deadletter_queue
+                if mandatory or last is None:
+                    return None
+                warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=5)
+                self._begin_last_resort(last)
+                queues = (last,)
+            target = self._addressed(message, exchange, routing_key, queues)
+        self._channel.check_open()  # it may have been closed meanwhile
+        return target
 
 
 class CopyOutcomes:
@@ -168,16 +274,16 @@ class CopyOutcomes:
 
     Arguments:
         count: copies.
-        slot: gets None, or why the message is not stored.
+        done: gets None, or why the message is not stored.
 
     Attributes:
         is_begun: one of them is on its way.
     """
 
-    __slots__ = ("_error", "_is_stored", "_left", "is_begun", "slot")
+    __slots__ = ("_error", "_is_stored", "_left", "done", "is_begun")
 
-    def __init__(self, count: int, slot: Slot[Any]) -> None:
-        self.slot = slot
+    def __init__(self, count: int, done: Completion) -> None:
+        self.done = done
         self.is_begun = False
         self._left = count
         self._is_stored = False
@@ -193,7 +299,7 @@ class CopyOutcomes:
         if not self._left:
             error = self._error
             # Where others have it, it does not matter that one queue is not there.
-            self.slot.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
+            self.done.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
 
 
 class StoredResult:
@@ -256,11 +362,9 @@ class StoredResult:
             if self._mandatory:
                 raise unroutable(self._exchange, self._routing_key)
         elif isinstance(outcome, QueueFull):
-            raise PublishNacked(f"a queue is full and refused the message ({self._what()})")
+            raise queue_full(self._exchange, self._routing_key)
         else:
             raise publisher.error(outcome, f"publishing to {self._what()}")
 
     def _what(self) -> str:
-        if not self._exchange:
-            return self._routing_key
-        return f"exchange {self._exchange!r}, routing key {self._routing_key!r}"
+        return route_text(self._exchange, self._routing_key)

@@ -8,7 +8,6 @@ told.
 
 from __future__ import annotations
 
-import warnings
 from binascii import b2a_base64
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,18 +19,19 @@ from greenconn.abc import DeadlineLike
 from greenconn.broker.directory import Directory
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Entry, NoQueue, Store
-from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, PublishingLink
-from greenconn.broker.routing import Routing
-from greenconn.exceptions import ChannelError
-from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.limit import Limit
-from greenconn.green.slot import Slot
+from greenconn.broker.publisher import (
+    ChannelPublisher,
+    Completion,
+    CopyOutcomes,
+    PublishingLink,
+)
+from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.port import ChannelPort
-from greenconn.transport.virtual.publishing import Envelope, prepared, too_large, undeliverable
+from greenconn.transport.virtual.publishing import Envelope, prepared
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ class StorePublishingLink(PublishingLink, Protocol):
     def store(self) -> Store: ...
     @property
     def directory(self) -> Directory: ...
-    @property
-    def routing(self) -> Routing: ...
     @property
     def putting(self) -> Putting: ...
     @property
@@ -111,15 +109,8 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
         self._channel.check_open()
         self._link.flush(Deadline(timeout))
 
-    def end(self) -> None:
-        """Note that the channel has ended: nothing was begun that it would have to finish."""
-
-    def error(self, outcome: Exception, what: str) -> BaseException:
-        """Return why a message was not stored."""
-        return outcome
-
-    def _send(self, target: Sequence[Entry], routing_key: str, slot: Slot[Any]) -> None:
-        self._link.putting.put(target, slot)
+    def _put(self, target: Sequence[Entry], queue: str, done: Completion) -> None:
+        self._link.putting.put(target, done)
 
     def _target(
         self,
@@ -129,58 +120,34 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
         mandatory: bool,
         deadline: DeadlineLike | None,
     ) -> Sequence[Entry] | None:
-        link = self._link
-        limit = link.options.max_message_size
-        if len(message["body"]) > limit:
-            raise too_large(len(message["body"]), limit)
-        headers = message["headers"]
+        size, headers = len(message["body"]), message["headers"]
         if headers:
             check_headers(headers)  # here, since the store takes those of others along
-        try:
-            if (
-                exchange
-                or not link.directory.is_known(routing_key)
-                or (headers and ("CC" in headers or "BCC" in headers))
-            ):
-                # The store is asked something first.
-                within: Deadline = deadline or NEVER  # type: ignore[assignment]
-                with Limit(within, f"publishing to {link.where}"):
-                    entries = self._routed(message, exchange, routing_key, mandatory)
-                self._channel.check_open()  # it may have been closed meanwhile
-            else:
-                entries = self._routed(message, exchange, routing_key, mandatory)
-        except ChannelError as exc:
-            self._channel.fail(exc)
-            raise
-        return entries or None
+        if (
+            exchange
+            or size > self._limit
+            or not self._link.directory.is_known(routing_key)
+            or (headers and ("CC" in headers or "BCC" in headers))
+        ):
+            return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
+        return self._addressed(message, "", routing_key, (routing_key,))
 
-    def _routed(
-        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
+    def _addressed(
+        self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]
     ) -> Sequence[Entry]:
-        """A message for each queue that it goes to."""
-        link, headers = self._link, message["headers"]
-        queues = link.routing.routes(exchange, routing_key, headers)
-        if mandatory:
-            queues = [each for each in queues if link.directory.is_there(each)]
-        if not queues:
-            if mandatory or link.options.deadletter_queue is None:
-                return []
-            queues = [self._last_resort(exchange, routing_key, link.options.deadletter_queue)]
-        envelope, delay = self._envelope(message, exchange, routing_key), _delay(headers)
+        envelope = self._envelope(message, exchange, routing_key)
+        delay = _delay(message["headers"])
         try:
-            return link.entries(envelope, queues, delay)
+            return self._link.entries(envelope, queues, delay)
         except ValueError:
             expiration = envelope["properties"].get("expiration")
             raise invalid_argument(
                 f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH
             ) from None
 
-    def _last_resort(self, exchange: str, routing_key: str, queue: str) -> str:
-        """A message has no queue to go to but that one: see that it is there.  May switch."""
-        warnings.warn(undeliverable(exchange, routing_key, queue), stacklevel=6)
+    def _begin_last_resort(self, queue: str) -> None:
         if not self._link.directory.is_there(queue):
             self._link.directory.declare(queue, Declaration(durable=True))
-        return queue
 
     def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
         """The stored form of a message."""
@@ -247,9 +214,9 @@ class Putting:
         #: What is being stored, one list for each greenlet.
         self._batches: list[list[tuple[CopyOutcomes, Entry]]] = []
 
-    def put(self, entries: Sequence[Entry], slot: Slot[Any]) -> None:
-        """Store the entries of one message; *slot* gets None, or why it is not.  Never switches."""
-        outcomes = CopyOutcomes(len(entries), slot)
+    def put(self, entries: Sequence[Entry], done: Completion) -> None:
+        """Store the entries of one message; *done* gets None, or why it is not.  Never switches."""
+        outcomes = CopyOutcomes(len(entries), done)
         for entry in entries:
             self._pending.append((outcomes, entry))
         if len(self._greenlets) < self._link.store.put_calls:
@@ -265,7 +232,7 @@ class Putting:
         pending, self._pending = self._pending, deque()
         for batch in (*self._batches, pending):
             for outcomes, _ in batch:
-                outcomes.slot.fail(exc)
+                outcomes.done.offer(exc)
         end_all(self._greenlets)
 
     def _take(self) -> list[tuple[CopyOutcomes, Entry]]:
@@ -275,7 +242,7 @@ class Putting:
         size = 0
         while pending and len(batch) < store.put_limit:
             outcomes, entry = pending[0]
-            if outcomes.slot.has_left and not outcomes.is_begun:
+            if outcomes.done.has_left and not outcomes.is_begun:
                 pending.popleft()
                 continue
             size += len(entry.envelope["body"]) + OVERHEAD
@@ -301,7 +268,7 @@ class Putting:
         except BaseException as exc:
             failure = link.failed(exc, "storing messages", is_told=True)
             for outcomes, _ in batch:
-                outcomes.slot.fail(failure)
+                outcomes.done.offer(failure)
             if not isinstance(exc, Exception):
                 raise
             return

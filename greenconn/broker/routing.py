@@ -49,14 +49,22 @@ class RoutingLink(Protocol):
     def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
         """Return what makes the router of an exchange; None: the usual one of its type."""
 
+    def existing(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return those of *queues* that exist.  May switch where that is not known."""
+
 
 class Routing:
-    """The routes of one link."""
+    """The routes of one link.
 
-    __slots__ = ("_link", "_state")
+    Arguments:
+        checks_queues: a binding may outlive its queue, so a link looks for those that it leads to.
+    """
 
-    def __init__(self, link: RoutingLink) -> None:
+    __slots__ = ("_checks_queues", "_link", "_state")
+
+    def __init__(self, link: RoutingLink, *, checks_queues: bool = False) -> None:
         self._link = link
+        self._checks_queues = checks_queues
         self._state: BrokerState = link.state
 
     @property
@@ -191,22 +199,39 @@ class Routing:
 
     # -- messages
 
-    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
+    def routes(
+        self, exchange: str, routing_key: str, headers: Mapping[str, Any], mandatory: bool = False
+    ) -> Sequence[str]:
         """Return the queues that a message goes to, each once.  May switch.
+
+        Whoever finds that a binding has outlived its queue removes it, and then the exchange may have no
+        binding for the message any more, but an alternate exchange.
+
+        Arguments:
+            mandatory: only queues that exist count.
 
         Raises:
             NotFound: there is no such exchange.
         """
-        keys = (routing_key, *carbon_copies(headers, "CC", "BCC"))
+        link, keys = self._link, (routing_key, *carbon_copies(headers, "CC", "BCC"))
         if not exchange:
-            return list(dict.fromkeys(keys))
-        if self._learn_all(exchange) is None:
-            vhost = getattr(self._link.client, "virtual_host", None) or "/"
-            raise no_exchange(exchange, vhost, Method.BASIC_PUBLISH)
-        queues: dict[str, None] = {}
-        for key in keys:
-            queues.update(dict.fromkeys(self._state.route(exchange, key, headers)))
-        return list(queues)
+            names = list(dict.fromkeys(filter(None, keys)))
+            return link.existing(names) if mandatory else names
+        gone: set[str] = set()
+        while True:
+            if self._learn_all(exchange) is None:
+                vhost = getattr(link.client, "virtual_host", None) or "/"
+                raise no_exchange(exchange, vhost, Method.BASIC_PUBLISH)
+            queues: dict[str, None] = {}
+            for key in keys:
+                queues.update(dict.fromkeys(self._state.route(exchange, key, headers)))
+            if not (mandatory or self._checks_queues):
+                return list(queues)
+            wanted = [each for each in queues if each not in gone]
+            there = link.existing(wanted)
+            if len(there) == len(wanted):
+                return there
+            gone.update(each for each in wanted if each not in there)
 
     def _learn_all(self, name: str) -> Exchange | None:
         """Learn an exchange, and those that it leads to."""

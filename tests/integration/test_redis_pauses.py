@@ -87,6 +87,25 @@ def test_a_server_that_runs_a_script_is_waited_for(slow_server: RedisServer) -> 
         assert later.stop(SOON)
 
 
+def test_timeout_of_a_publish_bounds_the_look_for_its_route(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    with Connection(server.url) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("x")
+        server.pause()
+        try:
+            with pytest.raises(TimeoutError, match=r"publishing.*0\.05 s"):
+                channel.basic_publish(channel.prepare_message("1"), "x", "key", timeout=0.05)
+        finally:
+            server.resume()
+        channel.queue_declare("q")
+        channel.queue_bind("q", "x", "key")
+        channel.basic_publish(channel.prepare_message("2"), "x", "key", timeout=SOON)
+        message = channel.basic_get("q", no_ack=True)
+        assert message is not None
+        assert message.body == "2"
+
+
 def test_answers_to_a_server_that_runs_a_script_count(slow_server: RedisServer) -> None:
     with Connection(slow_server.url) as connection, control(slow_server.url) as at_server:
         queue = Queue("q")(connection.default_channel)

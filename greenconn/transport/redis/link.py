@@ -8,7 +8,7 @@ Two more sockets are opened when they are needed: one for fan-out, one for bodie
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ from greenconn.transport.redis.consuming import RedisConsuming
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.eviction import ask_for_policy
 from greenconn.transport.redis.expiry import Expiry
-from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_name
+from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
 from greenconn.transport.redis.holding import RedisHolding
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.login import Server
@@ -45,7 +45,6 @@ from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher, WindowPublisher
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.restoring import Restorer
-from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.secret import Secret
 from greenconn.transport.redis.sent import Unasked
 from greenconn.transport.redis.sockets import LargeBodies
@@ -53,7 +52,7 @@ from greenconn.transport.redis.source import RedisFeed, RedisSource
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
-from greenconn.transport.virtual.exchange import Router
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import note_lost
 from greenconn.transport.virtual.publishing import Envelope
@@ -147,15 +146,14 @@ class RedisLink(BrokerLink):
         self.owners = owners = Owners(commands, self._count_time)
         self.records = RedisTopology(self)
         self.topology: Topology = DirectTopology(self.records)
-        self.routing: Routing = Routing(self)
+        self.routing: Routing = Routing(self, checks_queues=True)
         self.fanout = Fanout(commands, server, self.state, feeds, transport.former.gap)
         self.large = LargeBodies(commands, server)
         known = KnownQueues()
         self.queues = queues = RedisQueues(self, known, commands, owners, feeds)
         self.directory = Directory(self, queues, known, self.options.delivery_limit)
-        self.routes_to_queues = QueueRoutes(self.routing, queues, self.records)
         dead_letters = partial(dead_letter_entries, self)
-        restorer = Restorer(commands, self.directory, self.routes_to_queues, dead_letters)
+        restorer = Restorer(commands, self.directory, self.bound_queues, dead_letters)
         self.claims = Claims(commands, owners, self.keep_alive)
         self.expiry = Expiry(commands, self.claims, restorer)
         self.sweeper = Sweeper(commands, owners, queues, restorer, self.expiry)
@@ -272,6 +270,28 @@ class RedisLink(BrokerLink):
         """Return what makes the router of an exchange; None: the usual one of its type."""
         return router_of(self.options, exchange, type)
 
+    def existing(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return those of *queues* that exist, and what stands for channels.  May switch."""
+        trusts, field = self.queues.trusts, self.records.bound_field
+        doubtful = {
+            each: [field(*binding) for binding in self.routing.rows_to(each)]
+            for each in queues
+            if not trusts(each) and topic_of(each) is None
+        }
+        if not doubtful:
+            return queues
+        there = self.queues.existing(doubtful)
+        return [each for each in queues if each not in doubtful or each in there]
+
+    def bound_queues(self, exchange: str, routing_key: str) -> Sequence[str]:
+        """Return the queues that an exchange leads to by its table alone, fan-out too.  May switch."""
+        known = self.routing.learn(exchange)
+        if known is None:
+            return ()
+        kind = STANDARD_EXCHANGE_TYPES["fanout" if known.type == "headers" else known.type](None)
+        queues = sorted(kind.lookup(self.records.table(exchange), exchange, routing_key, None))
+        return self.existing(queues) or queues
+
     # Consuming
 
     def held(self) -> Iterable[Delivery]:
@@ -295,17 +315,6 @@ class RedisLink(BrokerLink):
             self.leases.start()
             self.leases.renew()
             self.sweeper.start()
-
-    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> list[str]:
-        """Return the queues, and what stands for channels, that a dead letter goes to.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange.
-        """
-        if not exchange:
-            return self.routing.routes(exchange, routing_key, headers)
-        routes = self.routes_to_queues.find(exchange, routing_key, headers)
-        return [*routes.queues, *(topic_name(*topic) for topic in routes.topics)]
 
     def entries(self, envelope: Envelope, queues: Sequence[str]) -> list[Entry]:
         """Return a message on its way into *queues*."""
@@ -331,13 +340,17 @@ class RedisLink(BrokerLink):
         Raises:
             TimeoutError: the server took too little within its ``reply_timeout``.
         """
+        try:
+            self.tell_answers(Deadline(self.options.reply_timeout))
+        except RecoverableConnectionError:
+            pass
+
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when all answers have been given to the socket, if it is there.  May switch."""
         if self.lost is None:
-            try:
-                self.answers.wait_routed(Deadline(self.options.reply_timeout))
-            except RecoverableConnectionError:
-                return
+            self.answers.wait_routed(deadline)
             self.answers.flush()
-            self.commands.pipeline.drain()
+            self.commands.pipeline.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all is written, and publishes of a window are answered.  May switch.
@@ -350,17 +363,15 @@ class RedisLink(BrokerLink):
         self.check_open()
         for channel in list(self.channels.values()):
             channel.flush(deadline.left())
-        self.answers.wait_routed(deadline)
-        self.answers.flush()
-        commands_pipeline = self.commands.pipeline
-        for pipeline in (commands_pipeline, *self.other_pipelines()):
+        self.tell_answers(deadline)
+        for pipeline in self.other_pipelines():
             pipeline.drain(deadline)
         unasked = self.transport.unasked
         if unasked.awaited:  # of channels that were closed; answers keep their order
-            commands_pipeline.call(PING, deadline)
+            self.commands.pipeline.call(PING, deadline)
         failures = unasked.failures.take()
         if failures:
-            raise failures.error(commands_pipeline)
+            raise failures.error(self.commands.pipeline)
         self.check_open()
 
     # Ending

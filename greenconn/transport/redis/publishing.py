@@ -7,25 +7,25 @@ publishes be unanswered, and raises what became of them later.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Final, ParamSpec, Protocol, TypeVar
-
-from gevent import get_hub
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from greenconn.abc import DeadlineLike
-from greenconn.broker.answers import Answers
 from greenconn.broker.port import NoQueue
-from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, PublishingLink
-from greenconn.exceptions import ChannelError
+from greenconn.broker.publisher import (
+    ChannelPublisher,
+    Completion,
+    CopyOutcomes,
+    PublishingLink,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.envelope import LARGE, Outgoing
+from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.moves import clamped
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.queues import RedisQueues
-from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.sent import Unasked, Window
 from greenconn.transport.redis.sockets import LargeBodies
@@ -33,17 +33,10 @@ from greenconn.transport.redis.source import RedisFeed
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.port import ChannelPort
-from greenconn.transport.virtual.publishing import (
-    too_large,
-    undeliverable,
-)
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 __all__ = ["RedisPublisher", "WindowPublisher"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
@@ -67,9 +60,9 @@ class Routed:
         self.queues = queues
         self.may_end = may_end
 
-    def send(self, slot: Slot[Any]) -> None:
-        """Send the commands; *slot* gets what became of them all.  Never switches."""
-        outcomes = CopyOutcomes(len(self.commands), slot)
+    def send(self, done: Completion) -> None:
+        """Send the commands; *done* gets their outcome.  Never switches."""
+        outcomes = CopyOutcomes(len(self.commands), done)
 
         def take(reply: Any) -> None:
             # In the reader.
@@ -95,13 +88,12 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def queues(self) -> RedisQueues: ...
     @property
-    def routes_to_queues(self) -> QueueRoutes: ...
-    @property
     def large(self) -> LargeBodies: ...
     @property
-    def answers(self) -> Answers: ...
-    @property
     def feeds(self) -> Mapping[str, RedisFeed]: ...
+
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when all answers have been given to the socket, if it is there.  May switch."""
 
 
 class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
@@ -122,7 +114,6 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         self._keys = commands.keys
         self._pipeline = commands.pipeline
         self._options = commands.options
-        self._limit = commands.options.max_message_size
         self._encoding = commands.options.body_encoding
         self._queues = link.queues
         self._feeds = link.feeds
@@ -149,15 +140,19 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             pipeline.pass_gate(deadline or ENDLESS)  # type: ignore[arg-type]
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        is_plain = message.is_plain and len(message.raw) <= self._limit
-        if exchange or not routing_key or not is_plain:
-            return self._routed(message, exchange, routing_key, mandatory)
-        if mandatory:
-            queues = self._queues
-            if not queues.is_there(routing_key):
-                return None
-            if queues.may_end(routing_key):
-                return self._routed(message, "", routing_key, mandatory)
+        size = len(message.raw)
+        if (
+            exchange
+            or not (routing_key and message.is_plain and size <= self._limit)
+            or (mandatory and not self._queues.stays(routing_key))
+        ):
+            if message.ignored:
+                self._channel.warn_of_unsupported(
+                    ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
+                )
+            return self._routed(
+                message, size, message.headers, exchange, routing_key, mandatory, deadline
+            )
         priority = message.priority
         found = None
         if message.delivery_info is None:
@@ -177,7 +172,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """The head of the command that appends a message to a queue, and the route in it."""
-        self._refusing(self._queues.check_name, queue, Method.BASIC_PUBLISH)
+        self._queues.check_name(queue, Method.BASIC_PUBLISH)
         key = self._keys.list_for(queue, clamped(message.priority))
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
@@ -187,25 +182,17 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             self._heads[queue, message.priority] = head, route
         return head, route
 
-    def _send(self, target: bytes | Routed, routing_key: str, slot: Slot[Any]) -> None:
+    def _put(self, target: bytes | Routed, queue: str, done: Completion) -> None:
         if isinstance(target, bytes):
-            self._pipeline.post(target, slot.offer)
-            self._pushed(routing_key)
+            self._pipeline.post(target, done.offer)
+            self._pushed(queue)
             return
         if target.pipeline is not self._pipeline:
-            self._wait_for_large(target, slot)
+            self._wait_for_large(target, done)
         else:
-            target.send(slot)
-        for queue in target.queues:
-            self._pushed(queue)
-
-    def _refusing(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call *function*, and close the channel when the broker refuses what it asks for."""
-        try:
-            return function(*args, **kwargs)
-        except ChannelError as exc:
-            self._channel.fail(exc)
-            raise
+            target.send(done)
+        for each in target.queues:
+            self._pushed(each)
 
     def _pushed(self, queue: str) -> None:
         """A message was sent to *queue*.  Never switches."""
@@ -217,39 +204,39 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     # -- what is not the usual case
 
-    def _routed(
-        self, message: Outgoing, exchange: str, routing_key: str, mandatory: bool
-    ) -> Routed | None:
-        """Return the target of a message that is routed, or large, or has what does not count here."""
-        known = self._queues
-        if message.ignored:
-            self._channel.warn_of_unsupported(
-                ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
-            )
-        if len(message.raw) > self._limit:
-            raise too_large(len(message.raw), self._limit)
-        queues, topics = self._targets(message, exchange, routing_key)
-        if mandatory and exchange == "":
-            queues = [each for each in queues if known.is_there(each)]
-        if not queues and not topics:
-            return None if mandatory else self._last_resort(message, exchange, routing_key)
+    def _addressed(
+        self,
+        message: Outgoing | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        queues: Sequence[str],
+    ) -> Routed:
+        message = Outgoing.of(message)
         raw = self._envelope(message, exchange, routing_key)
         priority = clamped(message.priority)
-        ending = {each for each in queues if known.may_end(each)}
-        commands = [self._append(each, priority, raw, each in ending) for each in queues]
-        commands += [pack(b"PUBLISH", topic, raw) for topic in topics]
+        commands, lists, is_ending = [], [], False
+        for name in queues:
+            topic = topic_of(name)
+            if topic is None:
+                may_end = self._queues.may_end(name)
+                is_ending = is_ending or may_end
+                commands.append(self._append(name, priority, raw, may_end))
+                lists.append(name)
+                continue
+            commands.append(pack(b"PUBLISH", self._keys.topic(*topic), raw))
+            if self._options.sentinel_fanout_compat:
+                commands.append(pack(b"PUBLISH", self._keys.topic(*topic, legacy=True), raw))
         pipeline = self._pipeline if len(raw) <= LARGE else self._link.large.pipeline()
-        self._channel.check_open()
-        return Routed(pipeline, commands, queues, bool(ending) and not topics)
+        return Routed(pipeline, commands, lists, is_ending and len(lists) == len(commands))
 
-    def _wait_for_large(self, target: Routed, slot: Slot[Any]) -> None:
+    def _wait_for_large(self, target: Routed, done: Completion) -> None:
         """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
         own: Slot[Any] = Slot()
         target.send(own)
         outcome = own.wait(ENDLESS)
         if isinstance(outcome, ErrorReply):
             outcome = target.pipeline.error(outcome, "publishing")
-        slot.offer(outcome)
+        done.offer(outcome)
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
         """The command that appends a message to a queue; it needs no script that was sent before."""
@@ -258,36 +245,6 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
         if may_end:
             return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)
         return pack(b"LPUSH", key, raw)
-
-    def _targets(
-        self, message: Outgoing, exchange: str, routing_key: str
-    ) -> tuple[list[str], list[str]]:
-        """The queues and the fan-out channels of a message.  May switch."""
-        if not exchange:
-            keys = [routing_key] if routing_key else []
-            for name in ("CC", "BCC"):
-                keys += message.headers.get(name) or ()
-            for key in keys:
-                self._refusing(self._queues.check_name, key, Method.BASIC_PUBLISH)
-            return list(dict.fromkeys(keys)), []
-        routes = self._refusing(
-            self._link.routes_to_queues.find, exchange, routing_key, message.headers
-        )
-        topics = [self._keys.topic(name, key) for name, key in routes.topics]
-        if self._options.sentinel_fanout_compat:
-            topics += [self._keys.topic(name, key, legacy=True) for name, key in routes.topics]
-        return routes.queues, topics
-
-    def _last_resort(self, message: Outgoing, exchange: str, routing_key: str) -> Routed | None:
-        """Return the target of a message that has no queue to go to."""
-        last = self._options.deadletter_queue
-        if last is None:
-            return None
-        warnings.warn(undeliverable(exchange, routing_key, last), stacklevel=6)
-        raw = self._envelope(message, exchange, routing_key)
-        return Routed(
-            self._pipeline, [self._append(last, clamped(message.priority), raw, False)], []
-        )
 
     def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
         middle = message.middle
@@ -307,24 +264,14 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
 
     # -- the end
 
-    def end(self) -> None:
-        """Note that the channel has ended: nothing was begun that it would have to finish."""
-
     def flush(self, timeout: float | None) -> None:
         """Return when acks have left.  (A publish returns when the server has it.)  May switch.
 
         Raises:
             TimeoutError: the server took too little within *timeout* seconds.
         """
-        self._drain(Deadline(timeout))
+        self._link.tell_answers(Deadline(timeout))
         self._channel.check_open()
-
-    def _drain(self, deadline: Deadline) -> None:
-        link = self._link
-        if link.lost is None:
-            link.answers.wait_routed(deadline)
-            link.answers.flush()
-            self._pipeline.drain(deadline)
 
 
 class WindowPublisher(RedisPublisher):
@@ -361,16 +308,11 @@ class WindowPublisher(RedisPublisher):
         if window.failures:
             raise window.failures.take().error(self._pipeline)
         message = Outgoing.of(message)
-        if exchange or not routing_key or mandatory or immediate or not message.is_plain:
+        if exchange or not routing_key or mandatory or not message.is_plain:
             super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
-        if get_hub() is not self._hub or not self._channel.is_open:
-            self._channel.check_open()
-        command = self._target(message, "", routing_key, False, deadline)
-        assert isinstance(command, bytes)
+        self.begin(message, "", routing_key, False, immediate, deadline, window)
         window.unanswered += 1
-        self._pipeline.post(command, window.take)
-        self._pushed(routing_key)
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
@@ -387,7 +329,7 @@ class WindowPublisher(RedisPublisher):
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        self._drain(Deadline(timeout))
+        self._link.tell_answers(Deadline(timeout))
         window, unasked = self._window, self._unasked
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:

@@ -112,6 +112,10 @@ class RedisQueues(QueueStore):
             return self._there_until.get(name, 0.0) > monotonic()
         return name not in self.expiring and self._commands.is_tracking
 
+    def stays(self, name: str) -> bool:
+        """Whether a queue is known to exist, and cannot have ended since.  Never switches."""
+        return self.trusts(name) and name not in self._may_end
+
     def may_end(self, name: str) -> bool:
         """Whether a queue may have ended since it was looked at.  Never switches."""
         return name in self._may_end

@@ -29,7 +29,6 @@ from greenconn.transport.redis.moves import (
     number_of,
     parted,
 )
-from greenconn.transport.redis.routes import QueueRoutes
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
 from greenconn.wire.resp import pack
@@ -91,7 +90,8 @@ class Restorer:
     Arguments:
         commands: of the link.
         directory: the queues.
-        routes: where messages go that kombu holds.
+        bound_queues: returns the queues that an exchange leads to by its table alone, for messages
+            that kombu holds.  May switch.
         dead_letters: returns the copies of a message that is given up, and why, for the queues that
             get it.  May switch.
 
@@ -103,12 +103,12 @@ class Restorer:
         self,
         commands: Commands,
         directory: Directory,
-        routes: QueueRoutes,
+        bound_queues: Callable[[str, str], Sequence[str]],
         dead_letters: Callable[[Delivery, str], Sequence[Entry]],
     ) -> None:
         self._commands = commands
         self._directory = directory
-        self._routes = routes
+        self._bound_queues = bound_queues
         self._dead_letters = dead_letters
         self.stuck: set[str] = set()
 
@@ -204,7 +204,7 @@ class Restorer:
             return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
         commands, directory = self._commands, self._directory
         raw, deliveries, envelope = marked_redelivered(held.raw)
-        queues = [held.routing_key]
+        queues: Sequence[str] = [held.routing_key]
         if not held.exchange:
             directory.look(held.routing_key)
             limit = directory.delivery_limit(held.routing_key)
@@ -213,7 +213,7 @@ class Restorer:
                 return self.dead_letter_move(message, "delivery_limit")
         else:
             # Of kombu, which keeps where a message was sent instead of where it was taken.
-            queues = self._routes.bound_queues(held.exchange, held.routing_key)
+            queues = self._bound_queues(held.exchange, held.routing_key)
             if not queues:
                 last = commands.options.deadletter_queue
                 queues = [] if last is None else [last]

@@ -152,8 +152,13 @@ class Window:
         self.failures = Failures()
         self._has_room = Condition()
 
-    def take(self, reply: Any) -> None:
-        """One is answered.  In the reader."""
+    @property
+    def has_left(self) -> bool:
+        """Whether nobody wants a publish any more: none is dropped."""
+        return False
+
+    def offer(self, reply: Any) -> bool:
+        """Take the answer to one.  In the reader."""
         self.unanswered -= 1
         if self._has_ended:
             self._unasked.awaited -= 1
@@ -162,6 +167,7 @@ class Window:
         # Half of it at a time, so that a publisher is woken once for many.
         if self._has_room and self.unanswered <= self._size // 2:
             self._has_room.wake_all()
+        return True
 
     def end(self) -> None:
         """The channel has ended.  Never switches."""

@@ -117,6 +117,7 @@ class Link:
         self.unanswered: list[Held] = []
         self.handover = Successor()
         self.directory = Queues()
+        self.routing = self
         self.options = Options()
         self.failures: list[BaseException] = []
         self.route: Callable[[], list[str]] = lambda: ["dead"]

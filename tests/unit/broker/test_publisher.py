@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
@@ -9,7 +10,7 @@ import pytest
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.port import NoQueue, QueueFull
-from greenconn.broker.publisher import ChannelPublisher, CopyOutcomes, StoredResult
+from greenconn.broker.publisher import ChannelPublisher, Completion, CopyOutcomes, StoredResult
 from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -36,9 +37,18 @@ class Publisher(ChannelPublisher[str, str]):
             deadline.at = 0.0  # to find out where it goes took all the time
         return None if message == "nowhere" else str(message)
 
-    def _send(self, target: str, routing_key: str, slot: Slot[Any]) -> None:
+    def _addressed(
+        self,
+        message: str | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        queues: Sequence[str],
+    ) -> str:
+        return f"{message}:{exchange}:{','.join(queues)}"
+
+    def _put(self, target: str, queue: str, done: Completion) -> None:
         if self.is_answered:
-            slot.offer(self.outcome)
+            done.offer(self.outcome)
 
     def _shown(self, message: str | dict[str, Any]) -> dict[str, Any]:
         return {
@@ -53,7 +63,6 @@ class Publisher(ChannelPublisher[str, str]):
         return ValueError(f"{what}: {outcome}")
 
     def flush(self, timeout: float | None) -> None: ...
-    def end(self) -> None: ...
 
 
 @pytest.fixture

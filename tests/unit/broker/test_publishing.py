@@ -337,6 +337,9 @@ def test_what_no_queue_takes_goes_to_the_last_resort(connect: Opener, world: Wor
     with pytest.raises(Unroutable):
         channel.begin_publish(message, "x", "key", mandatory=True).wait()
     assert len(world.bodies("lost")) == 2
+    with pytest.warns(match="lost"):
+        channel.basic_publish(message)  # to no queue at all
+    assert len(world.bodies("lost")) == 3
 
 
 def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(

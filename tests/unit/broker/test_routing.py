@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,17 +20,24 @@ class Process:
 
     client = None
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, **options: bool) -> None:
+        self.gone: set[str] = set()
         self.state = BrokerState()
         self.topology = DirectTopology(FakeTopology(world, lambda method, argument: None))
         link: Any = self
-        self.routing = Routing(link)
+        self.routing = Routing(link, **options)
 
     def ask(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
     def router_of(self, exchange: str, type: str) -> None:
         return None
+
+    def existing(self, queues: Sequence[str]) -> list[str]:
+        """Find out which of *queues* exist, and remove the bindings of the others."""
+        for each in self.gone.intersection(queues):
+            self.routing.forget_queue(each)
+        return [each for each in queues if each not in self.gone]
 
     def declare(self, name: str, kind: str = "direct", **options: Any) -> None:
         self.routing.learn(name)
@@ -113,6 +120,27 @@ def test_alternate_exchange_that_is_declared_later(one: Process, other: Process)
     assert other.routes("top") == ["q"]
     one.bind("top", "p")
     assert other.routes("top") == ["p"]
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+@pytest.mark.parametrize("mandatory", [False, True])
+def test_binding_that_has_outlived_its_queue(
+    one: Process, world: World, is_checked: bool, mandatory: bool
+) -> None:
+    one.declare("top", arguments={"alternate-exchange": "x"})
+    one.bind("top", "p")
+    process = Process(world, checks_queues=is_checked)
+    process.gone = {"p"}
+    found = process.routing.routes("top", "key", {}, mandatory)
+    assert found == (["q"] if is_checked or mandatory else ["p"])
+
+
+def test_queues_of_the_default_exchange(one: Process) -> None:
+    one.gone = {"p"}
+    headers = {"CC": ["p", "q"], "BCC": ["r"]}
+    assert one.routing.routes("", "q", headers) == ["q", "p", "r"]
+    assert one.routing.routes("", "q", headers, mandatory=True) == ["q", "r"]
+    assert one.routing.routes("", "", {}) == []
 
 
 def test_exchange_of_a_foreign_program(one: Process, other: Process, world: World) -> None:
