@@ -10,7 +10,7 @@ from tests.integration.processes import Outcome, run, start
 
 pytest.importorskip("kombu")
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 FOLDER = Path(__file__).with_name("examples")
 PROGRAMS = ["hello", "task_queue", "drain_loop", "pubsub"]
@@ -31,7 +31,7 @@ def printed(outcome: Outcome, library: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "broker",
-    ["amqp", *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis"))],
+    ["amqp", "memory", "redis"],
 )
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_it_runs_alike(

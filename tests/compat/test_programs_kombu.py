@@ -195,6 +195,7 @@ def test_on_rabbitmq(program: Program, amqp_url: str) -> None:
     assert run(program, GREENCONN, amqp_url) == kombus(program, amqp_url)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "program", [each for each in PROGRAMS if each not in ONLY_AMQP], ids=name_of
 )

@@ -16,6 +16,8 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
 
+pytestmark = pytest.mark.full
+
 kombu: Any = pytest.importorskip("kombu")
 
 SERIALIZERS = ["json", "pickle", "yaml", "msgpack"]

@@ -18,6 +18,8 @@ from tests.compat.programs.library import GREENCONN, KOMBU, Library, Raised, dra
 from tests.compat.third_party import Shelf
 from tests.integration.processes import run
 
+pytestmark = pytest.mark.full
+
 pytest.importorskip("kombu")
 
 Shape = Callable[[Library, Shelf], Any]

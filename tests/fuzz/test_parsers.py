@@ -18,6 +18,7 @@ def test_corpus(target: Target) -> None:
         target.check(case)
 
 
+@pytest.mark.full
 @each_target
 def test_fuzz(target: Target) -> None:
     @settings(

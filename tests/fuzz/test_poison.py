@@ -20,6 +20,8 @@ from tests.fix_wires import until
 from tests.fuzz.poison import GOOD, poison
 from tests.integration.redis_clients import control
 
+pytestmark = pytest.mark.full
+
 SOON = 30.0
 
 

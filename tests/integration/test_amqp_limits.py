@@ -27,6 +27,8 @@ from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.full
+
 SOON = 30.0
 MIB = 1 << 20
 

@@ -63,6 +63,7 @@ def test_options_of_the_socket(amqp_url: str) -> None:
         assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE) == 7
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(_socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
 def test_a_broker_that_blocks_may_take_nothing_for_longer_than_the_user_timeout(
     amqp_peer: AmqpPeer,
@@ -87,6 +88,7 @@ def test_a_broker_that_blocks_may_take_nothing_for_longer_than_the_user_timeout(
     links.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("is_refused", [True, False])
 def test_several_addresses_of_both_families_are_tried_in_turn(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch, is_refused: bool
@@ -236,6 +238,7 @@ def test_a_password_that_is_no_text_is_an_error_of_the_program(password: Any) ->
         connection.connect()
 
 
+@pytest.mark.full
 def test_a_refused_login_is_final_and_a_full_virtual_host_is_waited_for(
     rabbitmq: RabbitMQHandle, unique: str
 ) -> None:
@@ -331,6 +334,7 @@ def over_tls(broker: Any, login: str = "guest:guest@", **options: Any) -> Connec
 OURS = {"certfile": str(CERTS / "client.pem"), "keyfile": str(CERTS / "client.key")}
 
 
+@pytest.mark.full
 def test_tls_of_the_broker(tls_rabbitmq: RabbitMQ, unique: str) -> None:
     with over_tls(tls_rabbitmq) as connection:
         queue = connection.SimpleQueue(unique)
@@ -348,6 +352,7 @@ def test_tls_of_the_broker(tls_rabbitmq: RabbitMQ, unique: str) -> None:
         connection.connect()
 
 
+@pytest.mark.full
 def test_a_login_by_certificate(tls_rabbitmq: RabbitMQ, unique: str) -> None:
     tls = {"ca_certs": str(CERTS / "ca.pem"), **OURS}
     with over_tls(tls_rabbitmq, "", ssl=tls, login_method="EXTERNAL") as connection:
@@ -379,6 +384,7 @@ def test_the_tls_handshake_has_the_deadline(peer: PeerFactory) -> None:
 # What both sides agree on, and what the broker shows.
 
 
+@pytest.mark.full
 def test_frames_without_a_limit_and_as_small_as_can_be(
     tls_rabbitmq: RabbitMQ, amqp_url: str, unique: str
 ) -> None:
@@ -412,6 +418,7 @@ def shown(broker: RabbitMQHandle) -> list[str]:
     return broker.ctl("list_connections", "client_properties").splitlines()
 
 
+@pytest.mark.full
 def test_names_and_properties_are_shown_by_the_broker(
     rabbitmq: RabbitMQHandle, amqp_url: str, unique: str
 ) -> None:

@@ -50,6 +50,8 @@ from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.full
+
 native_sleep = get_original("time", "sleep")
 
 WAIT = 20.0

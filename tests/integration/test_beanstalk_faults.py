@@ -22,6 +22,8 @@ from tests.integration.beanstalk_clients import SOON, raw_to
 from tests.integration.processes import start
 from tests.integration.redis_clients import wait_until
 
+pytestmark = pytest.mark.full
+
 #: Consumes from the queue, prints what it gets, and keeps it.
 HOLDER = """
 import sys

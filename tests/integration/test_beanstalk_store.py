@@ -117,6 +117,7 @@ def test_writer_that_dies_between_two_versions(beanstalk_url: str, unique: str) 
         store.topology.delete(unique)
 
 
+@pytest.mark.full
 def test_writer_that_was_stopped_too_long_changes_nothing(beanstalk_url: str, unique: str) -> None:
     """Its version came second: the first of two counts, and the next change removes the other."""
     tube = f"$exchange.{unique}"
@@ -350,6 +351,7 @@ def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) 
         store.drop_queue(unique)
 
 
+@pytest.mark.full
 def test_wakeup_jobs_of_killed_processes_are_deleted(beanstalk_url: str, unique: str) -> None:
     with raw_to(beanstalk_url) as raw:
         with store_at(beanstalk_url, f"{unique}killed") as store:
@@ -381,6 +383,7 @@ def test_without_a_wakeup_job_waits_are_short(beanstalk_url: str, unique: str) -
         store.drop_queue(unique)
 
 
+@pytest.mark.full
 def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: str) -> None:
     server = beanstalk_with()
     with store_at(server.url) as store, raw_to(server.url) as raw:
@@ -403,6 +406,7 @@ def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: st
         assert got == ["a", "b", "c"]
 
 
+@pytest.mark.full
 def test_jobs_with_little_time_are_touched_in_time(beanstalk_url: str, unique: str) -> None:
     with stores_at(beanstalk_url, 2) as (holder, other), raw_to(beanstalk_url) as raw:
         raw.put(unique, b"{}", time_to_run=1)
@@ -442,6 +446,7 @@ def test_what_a_lost_connection_held_is_back_at_once(beanstalk_url: str, unique:
 # -- turns
 
 
+@pytest.mark.full
 def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str) -> None:
     many, few = f"{unique}.many", f"{unique}.few"
     with store_at(beanstalk_url) as store:
@@ -472,6 +477,7 @@ def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str)
             store.drop_queue(name)
 
 
+@pytest.mark.full
 def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
     names = [f"{unique}.{number}" for number in range(100)]
     with stores_at(beanstalk_url, 2) as (consumer, producer), raw_to(beanstalk_url) as raw:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.boards import BOARDS, RABBITMQ, Board
 from tests.integration.processes import Outcome, run
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: Measured always; the others with ``--long``.  (kombu needs a minute for a thousand Redis queues.)
 ALWAYS = {
@@ -69,7 +69,6 @@ def outcome(
     return outcomes[broker]
 
 
-@pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("broker", BOARDS)
 def test_nothing_fails(outcome: Outcome) -> None:
@@ -77,7 +76,6 @@ def test_nothing_fails(outcome: Outcome) -> None:
     assert json.loads(outcome.output)["failures"] == {}
 
 
-@pytest.mark.full
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("broker", "rival"), PAIRS)
@@ -107,7 +105,6 @@ def test_the_table_is_printed(amqp_url: str) -> None:
     assert "greenconn" in outcome.errors  # the machine and the versions
 
 
-@pytest.mark.full
 def test_the_profile_names_modules(amqp_url: str) -> None:
     outcome = benchmarks(RABBITMQ, amqp_url, "--profile=import")
     assert outcome.code == 0, outcome.errors

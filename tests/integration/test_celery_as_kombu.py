@@ -14,7 +14,7 @@ from tests.integration.processes import Running, run, start
 
 pytest.importorskip("celery")
 
-pytestmark = [pytest.mark.programs, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(180)]
 
 AS_KOMBU = ("-W", "ignore", "-m", "tests.integration.celery.as_kombu")
 WORKER = (
@@ -37,7 +37,7 @@ EXPECTED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["amqp", pytest.param("redis", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=["amqp", "redis"])
 def worker(
     request: pytest.FixtureRequest, amqp_url: str, redis_url: str
 ) -> Iterator[tuple[Running, dict[str, str]]]:

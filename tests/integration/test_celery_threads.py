@@ -21,7 +21,7 @@ from tests.integration.processes import start
 pytest.importorskip("celery")
 pytest.importorskip("django")
 
-pytestmark = [pytest.mark.programs, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(180)]
 
 #: Requests, short and long.
 MANY = {False: 100, True: 1500}
@@ -29,7 +29,7 @@ MANY = {False: 100, True: 1500}
 FEW = 150
 
 
-@pytest.fixture(params=["amqp", pytest.param("redis", marks=pytest.mark.full)])
+@pytest.fixture(params=["amqp", "redis"])
 def env(
     request: pytest.FixtureRequest, amqp_url: str, redis_url: str, unique: str
 ) -> Iterator[dict[str, str]]:

@@ -97,6 +97,7 @@ def test_nobody_listens() -> None:
         assert "Traceback" not in outcome.errors
 
 
+@pytest.mark.full
 def test_a_wrong_password(amqp_url: str) -> None:
     outcome = greenconn("ping", amqp_url.replace("guest:guest", "guest:wrong-secret"))
     assert outcome.code == 1
@@ -104,6 +105,7 @@ def test_a_wrong_password(amqp_url: str) -> None:
     assert "wrong-secret" not in outcome.errors + outcome.output
 
 
+@pytest.mark.full
 def test_a_virtual_host_that_does_not_exist(amqp_url: str) -> None:
     base = amqp_url.rpartition("/")[0]
     for command in (["ping"], ["consume", "q", "-u"], ["demo", "--url"]):
@@ -112,12 +114,14 @@ def test_a_virtual_host_that_does_not_exist(amqp_url: str) -> None:
         assert "virtual host" in only_line(outcome)
 
 
+@pytest.mark.full
 def test_a_host_that_does_not_exist() -> None:
     outcome = greenconn("ping", "amqp://nosuchhost.invalid//", "-t", "5")
     assert outcome.code == 1
     assert "nosuchhost.invalid" in only_line(outcome)
 
 
+@pytest.mark.full
 def test_a_web_server(peer: PeerFactory) -> None:
     def serve(client: socket.socket) -> None:
         client.recv(100)
@@ -129,6 +133,7 @@ def test_a_web_server(peer: PeerFactory) -> None:
     assert "HTTP" in only_line(outcome)
 
 
+@pytest.mark.full
 def test_a_server_that_says_nothing(peer: PeerFactory) -> None:
     server = peer(lambda client: client.recv(100) and client.recv(100))
     outcome = greenconn("ping", f"amqp://127.0.0.1:{server.port}//", "-t", "0.5")
@@ -136,6 +141,7 @@ def test_a_server_that_says_nothing(peer: PeerFactory) -> None:
     assert "check host, port and firewall" in only_line(outcome)
 
 
+@pytest.mark.full
 def test_tls_where_there_is_none(amqp_url: str) -> None:
     outcome = greenconn("ping", amqp_url.replace("amqp://", "amqps://"))
     assert outcome.code == 1
@@ -165,12 +171,14 @@ def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
     assert greenconn("purge", queue, "-y", env=env).output == f"0 messages of {queue} purged\n"
 
 
+@pytest.mark.full
 def test_a_huge_body(amqp_url: str, queue: str) -> None:
     body = os.urandom(20 * 2**20)
     outcome = greenconn("publish", queue, "--declare", "--binary", "-u", amqp_url, input=body)
     assert (outcome.code, only_line(outcome)) == (0, f"1 published to {queue}")
 
 
+@pytest.mark.full
 def test_lines_are_published_as_they_come(amqp_url: str, queue: str, starting: Start) -> None:
     publishing = starting("publish", queue, "--declare", "-u", amqp_url)
     consuming = starting("consume", queue, "-u", amqp_url)
@@ -205,6 +213,7 @@ def read_line(program: Running) -> bytes:
     return line
 
 
+@pytest.mark.full
 def test_a_reader_that_goes_takes_only_what_it_read(
     amqp_url: str, queue: str, starting: Start
 ) -> None:
@@ -226,6 +235,7 @@ def test_a_reader_that_goes_takes_only_what_it_read(
     assert left == [*map(str, range(taken, 1000)), "one more"]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
     assert greenconn("publish", queue, "--declare", "kept", "-u", amqp_url).code == 0
@@ -241,6 +251,7 @@ def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
     assert greenconn("consume", queue, "-n", "1", "-u", amqp_url).output == "kept\n"
 
 
+@pytest.mark.full
 def test_no_standard_input(amqp_url: str) -> None:
     program = (
         "import os, sys; os.close(0)\n"
@@ -252,6 +263,7 @@ def test_no_standard_input(amqp_url: str) -> None:
     assert "no standard input" in only_line(outcome)
 
 
+@pytest.mark.full
 def test_a_queue_that_is_deleted_ends_its_consumer(
     amqp_url: str, queue: str, starting: Start
 ) -> None:
@@ -271,6 +283,7 @@ def test_a_queue_that_is_deleted_ends_its_consumer(
 # Ctrl-C
 
 
+@pytest.mark.full
 def test_ctrl_c_while_it_waits_for_input(amqp_url: str, queue: str, starting: Start) -> None:
     publishing = starting("publish", queue, "--declare", "-u", amqp_url)
     consuming = None
@@ -290,6 +303,7 @@ def test_ctrl_c_while_it_waits_for_input(amqp_url: str, queue: str, starting: St
     )
 
 
+@pytest.mark.full
 def test_ctrl_c_while_it_connects(peer: PeerFactory, starting: Start) -> None:
     server = peer(lambda client: client.recv(100) and client.recv(100))
     pinging = starting("ping", f"amqp://127.0.0.1:{server.port}//")
@@ -305,7 +319,10 @@ def test_ctrl_c_while_it_connects(peer: PeerFactory, starting: Start) -> None:
 QUICK = ("--messages", "20000", "--consumers", "100", "--queues", "20", "--publishers", "50")
 
 
-@pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
+@pytest.mark.parametrize(
+    "broker",
+    ["memory", *(pytest.param(name, marks=pytest.mark.full) for name in ("amqp", "redis"))],
+)
 def test_the_demo_loses_nothing(broker: str, request: pytest.FixtureRequest, long: bool) -> None:
     url = "memory://" if broker == "memory" else request.getfixturevalue(f"{broker}_url")
     outcome = greenconn("demo", "--url", url, *(() if long else QUICK))
@@ -328,6 +345,7 @@ def summary(output: str) -> dict[str, str]:
     return figures
 
 
+@pytest.mark.full
 def test_the_demo_cleans_up(amqp_url: str, starting: Start) -> None:
     from tests.brokers.environment import AMQP_CTL
     from tests.brokers.rabbitmq import RabbitMQHandle
@@ -358,6 +376,7 @@ def wait_for(program: Running, text: bytes) -> None:
         seen += line
 
 
+@pytest.mark.full
 def test_a_broker_that_dies_ends_the_demo(own_rabbitmq: RabbitMQ, starting: Start) -> None:
     demo = starting("demo", "--url", own_rabbitmq.url, *QUICK, "--messages", "10000000")
     wait_for(demo, b"messages/s")
@@ -368,6 +387,7 @@ def test_a_broker_that_dies_ends_the_demo(own_rabbitmq: RabbitMQ, starting: Star
     assert summary(outcome.output)["lost"] == "0"
 
 
+@pytest.mark.full
 def test_the_demo_in_a_terminal() -> None:
     ours, its = pty.openpty()
     os.set_blocking(ours, False)
@@ -393,6 +413,7 @@ def test_the_demo_in_a_terminal() -> None:
         assert text in seen
 
 
+@pytest.mark.full
 def test_a_demo_whose_reader_goes(starting: Start) -> None:
     demo = starting("demo", *QUICK, "--messages", "10000000")
     wait_for(demo, b"messages/s")

@@ -14,6 +14,8 @@ from greenconn.green.deadline import Deadline
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 
+pytestmark = pytest.mark.full
+
 CAME = 30.0
 #: Milliseconds.
 TIMEOUT = 500

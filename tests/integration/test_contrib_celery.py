@@ -15,7 +15,7 @@ from tests.integration.processes import Running, run, start
 
 pytest.importorskip("celery")
 
-pytestmark = [pytest.mark.programs, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(180)]
 
 WORKER = [
     *("-W", "ignore", "-m", "celery", "-A", "tests.integration.celery.app:app", "worker"),
@@ -129,14 +129,13 @@ def test_a_warm_shutdown_lets_tasks_end(work: Callable[..., Worker]) -> None:
     assert worker.running.outcome().code == 0
 
 
-@pytest.mark.full
 def test_a_worker_without_greenlets_of_its_own_consumes(work: Callable[..., Worker]) -> None:
     worker = work(pool="solo", broker="redis")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
-@pytest.mark.parametrize("broker", ["amqp", pytest.param("redis", marks=pytest.mark.full)])
+@pytest.mark.parametrize("broker", ["amqp", "redis"])
 def test_a_worker_of_processes(work: Callable[..., Worker], broker: str) -> None:
     """Threads of Celery's answer there for the thread that consumes."""
     worker = work("-c", "2", pool="prefork", broker=broker)
@@ -150,7 +149,6 @@ def test_a_worker_of_processes(work: Callable[..., Worker], broker: str) -> None
         assert declared.message_count == 0
 
 
-@pytest.mark.full
 def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
     work: Callable[..., Worker],
 ) -> None:
@@ -162,21 +160,18 @@ def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
     other.wait_for("unlucky ended")
 
 
-@pytest.mark.full
 def test_a_worker_without_what_it_needs_not(work: Callable[..., Worker]) -> None:
     worker = work("--without-heartbeat", "--without-gossip", SCHEME="greenconn-amqp")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
-@pytest.mark.full
 def test_quorum_queues(work: Callable[..., Worker]) -> None:
     worker = work(QUORUM="1")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 
 
-@pytest.mark.full
 def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Worker]) -> None:
     worker = work()
     program = (
@@ -186,7 +181,6 @@ def test_a_process_that_is_not_patched_may_send_and_wait(work: Callable[..., Wor
     assert outcome.output == "23\n", outcome.errors
 
 
-@pytest.mark.full
 def test_connections_to_redis_that_were_killed(work: Callable[..., Worker]) -> None:
     """The first task of the client is sent all the same, and the worker's remote control comes back."""
     worker = work(broker="redis")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.processes import run, start
 
+pytestmark = pytest.mark.full
+
 pytest.importorskip("kombu")
 
 _PROGRAM = """

@@ -19,6 +19,8 @@ from tests.fix_relay import RelayFactory
 from tests.integration.couchdb_clients import SOON, raw_to, until
 from tests.integration.processes import Running, start
 
+pytestmark = pytest.mark.full
+
 #: Seconds.
 LEASE = 1.0
 #: Messages that one holds.

@@ -21,6 +21,8 @@ from tests.tiny_client import TinyClient
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import publish
 
+pytestmark = pytest.mark.full
+
 PLAIN = Declaration()
 #: Options of a link that falls silent.
 SILENT: dict[str, Any] = {"lease": 0.3}

@@ -110,6 +110,7 @@ def test_what_is_told_by_the_feed_is_found(couchdb_new_url: str) -> None:
         assert bodies(other.claim({"q": 9, "none": 9}, 0)) == ["0"]
 
 
+@pytest.mark.full
 def test_claims_of_many_at_once_are_one_each(couchdb_new_url: str, long: bool) -> None:
     number = 500 if long else 100
     with store_at(couchdb_new_url) as first:
@@ -145,6 +146,7 @@ def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
             until(lambda: store.size("q") == 3)
 
 
+@pytest.mark.full
 def test_large_messages_are_read_in_smaller_pages(
     couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_expired_messages_are_dead_wherever_they_are(couchdb_new_url: str) -> No
 # -- signs of life
 
 
+@pytest.mark.full
 def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
     options: dict[str, Any] = {"lease": 6.0, "feed_heartbeat": 1.0}
     with (
@@ -291,6 +294,7 @@ def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
         gevent.killall(beats)
 
 
+@pytest.mark.full
 def test_the_time_of_the_deaf_does_not_count(couchdb_new_url: str) -> None:
     options: dict[str, Any] = {"lease": 0.5}
     with store_at(couchdb_new_url, **options) as one, store_at(couchdb_new_url, **options) as two:
@@ -363,6 +367,7 @@ def test_logins(pouchdb_with: PouchFactory) -> None:
         assert "se" not in repr(connection)
 
 
+@pytest.mark.full
 def test_over_tls(couchdb_new_url: str, tls_front: TlsFront) -> None:
     parts = Connection(couchdb_new_url)
     port = tls_front((str(parts.hostname), int(parts.port or 0)))
@@ -385,6 +390,7 @@ def test_over_tls(couchdb_new_url: str, tls_front: TlsFront) -> None:
         connection.ensure_connection(max_retries=1, interval_start=0)
 
 
+@pytest.mark.full
 def test_a_message_that_is_too_large_harms_no_other(
     couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_messages_come_when_they_are_due(
     consumer.stop()
 
 
+@pytest.mark.full
 def test_a_delayed_message_may_be_delayed_again(connection: Connection, unique: str) -> None:
     declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
     tasks = Queue("tasks", Exchange("tasks", "topic"), "mail.#")
@@ -105,6 +106,7 @@ def test_a_delayed_message_may_be_delayed_again(connection: Connection, unique: 
     consumer.stop()
 
 
+@pytest.mark.full
 def test_the_layout_is_kombus(
     connection: Connection, vhost: str, rabbitmq: RabbitMQHandle, unique: str
 ) -> None:
@@ -140,12 +142,14 @@ def test_the_layout_is_kombus(
         assert len(mine) >= 28
 
 
+@pytest.mark.full
 def test_another_queue_type_is_refused(connection: Connection) -> None:
     declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
     with pytest.raises(PreconditionFailed, match="x-queue-type"):
         declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
 
 
+@pytest.mark.full
 def test_a_direct_exchange_is_left_out_and_told(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

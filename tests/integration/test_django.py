@@ -18,7 +18,7 @@ from tests.integration.processes import run
 pytest.importorskip("gunicorn")
 pytest.importorskip("django")
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 PROJECT = ROOT / "tests" / "integration" / "django_project"
 LETTERS = 30
@@ -44,7 +44,7 @@ def env(amqp_url: str, unique: str, tmp_path: Path) -> Iterator[dict[str, str]]:
             connection.default_channel.exchange_delete(f"{unique}-{name}")
 
 
-@pytest.mark.parametrize("settings", ["parts", pytest.param("url", marks=pytest.mark.full)])
+@pytest.mark.parametrize("settings", ["parts", "url"])
 def test_a_project(env: dict[str, str], settings: str, amqp_url: str) -> None:
     env["LETTERS_SETTINGS"] = settings
     arguments = ("-c", "gunicorn.conf.py", "wsgi:application")

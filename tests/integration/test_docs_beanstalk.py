@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
+
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "beanstalk.rst").read_text()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from greenconn.transport.couchdb.options import CouchOptions
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
+
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "couchdb.rst").read_text()
 

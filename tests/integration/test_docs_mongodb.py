@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
+
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "mongodb.rst").read_text()
 

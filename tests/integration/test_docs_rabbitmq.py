@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.pages import run_blocks
 from tests.unit.test_docs import ROOT
+
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "rabbitmq.rst").read_text()
 

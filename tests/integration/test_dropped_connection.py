@@ -195,6 +195,7 @@ def test_whoever_waits_on_a_connection_keeps_it(
     assert_closed(links_before)
 
 
+@pytest.mark.full
 def test_whatever_is_left_of_a_connection_keeps_it(
     url: str, unique: str, links_before: set[int]
 ) -> None:
@@ -242,6 +243,7 @@ def test_consumer_keeps_its_connection(url: str, unique: str, links_before: set[
         Queue(unique)(connection).delete()
 
 
+@pytest.mark.full
 def test_collector_of_another_thread_closes_nothing_itself(
     amqp_url: str, links_before: set[int]
 ) -> None:
@@ -254,6 +256,7 @@ def test_collector_of_another_thread_closes_nothing_itself(
     assert_closed(links_before)
 
 
+@pytest.mark.full
 def test_connections_without_end(url: str, unique: str, long: bool, patched: bool) -> None:
     if url.startswith("memory"):
         pytest.skip("it has no descriptors")
@@ -268,6 +271,7 @@ def test_connections_without_end(url: str, unique: str, long: bool, patched: boo
     assert growth < 16_384, "KiB of memory"
 
 
+@pytest.mark.full
 def test_connections_without_end_to_a_file(
     tmp_path: Path, unique: str, long: bool, patched: bool
 ) -> None:

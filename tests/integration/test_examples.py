@@ -20,7 +20,10 @@ OWN_STORE = "folder_broker.py"
 OWN = {OWN_TRANSPORT, OWN_STORE}
 
 
-@pytest.mark.parametrize("broker", ["memory", "amqp", "redis"])
+@pytest.mark.parametrize(
+    "broker",
+    ["amqp", *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis"))],
+)
 @pytest.mark.parametrize("name", [path.name for path in EXAMPLES if path.name not in OWN])
 def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None:
     arguments = []
@@ -40,6 +43,7 @@ def test_it_says_how_to_run_it(path: object) -> None:
     assert f"python examples/{getattr(path, 'name', path)} [URL]``" in text
 
 
+@pytest.mark.full
 def test_a_web_worker_and_a_consumer(tmp_path: Path) -> None:
     """Also when the consumer is killed in the middle of its work."""
     folder = ROOT / "examples" / "web_and_consumer"

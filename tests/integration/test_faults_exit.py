@@ -15,6 +15,8 @@ from greenconn.connection import Connection
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.full
+
 COUNT = 200
 Runs = Callable[..., float]
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.forking import SCENARIOS
 
+pytestmark = pytest.mark.full
+
 HOWS = ("os", "gevent", "multiprocessing")
 TIMEOUT = 150.0
 

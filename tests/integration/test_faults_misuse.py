@@ -44,6 +44,8 @@ from tests.fix_relay import Relay, RelayFactory
 from tests.fix_wires import until
 from tests.texts import MARK, MARKS, reprs, texts_of
 
+pytestmark = pytest.mark.full
+
 SOON = 30.0
 
 native_sleep = get_original("time", "sleep")

@@ -21,6 +21,8 @@ from greenconn.pools import ProducerPool
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.full
+
 SOON = 30.0
 LIMIT = 10
 

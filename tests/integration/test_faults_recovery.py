@@ -337,6 +337,7 @@ def test_all_goes_on(fault: str, own_rabbitmq: RabbitMQ, unique: str) -> None:
                     greenlet.get()
 
 
+@pytest.mark.full
 def test_a_thousand_greenlets_that_find_the_connection_dead_cause_one_reconnect(
     relay: Relay, unique: str
 ) -> None:
@@ -449,10 +450,9 @@ def test_what_was_declared_is_known_for_one_life(relay: Relay, unique: str) -> N
         exchange(connection).delete()
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in (2, 3))]
-)
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_link_that_is_cut_again_and_again(
     relay: Relay, unique: str, seed: int, long: bool
 ) -> None:
@@ -533,6 +533,7 @@ def test_a_link_that_is_cut_again_and_again(
         queue(connection).delete()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["close", "collect", "lost"])
 def test_nobody_is_left_waiting(relay: Relay, unique: str, how: str) -> None:
     """Whoever waits for a broker that is silent is told when the connection ends, at once."""

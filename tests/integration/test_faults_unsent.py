@@ -15,6 +15,8 @@ from greenconn.messaging import Producer
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
+pytestmark = pytest.mark.full
+
 SOON = 30.0
 PADDING = "x" * 50_000
 

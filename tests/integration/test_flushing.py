@@ -21,6 +21,8 @@ from tests.fix_wires import until
 from tests.integration.processes import Outcome, start
 from tests.integration.redis_clients import control
 
+pytestmark = pytest.mark.full
+
 PRELUDE = """
 import os, signal, sys
 {patch}

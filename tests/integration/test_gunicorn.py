@@ -21,7 +21,7 @@ from tests.integration.gunicorn import ROOT, SOON, Load, Server, serving, until
 pytest.importorskip("gunicorn")
 pytest.importorskip("flask")
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 EXAMPLE = ROOT / "examples" / "flask_app"
 #: Variants of the example, for programs that do not begin as it does.
@@ -153,7 +153,6 @@ def test_a_worker_told_to_go_takes_nothing_more_while_its_requests_publish(ledge
         assert server.complaints == [], server.log
 
 
-@pytest.mark.full
 def test_preloading_and_restarts_after_so_many_requests(ledger: Ledger, long: bool) -> None:
     """What was opened before the fork is the arbiter's alone."""
     few = ("--max-requests=60", "--max-requests-jitter=10")
@@ -178,7 +177,6 @@ def test_preloading_and_restarts_after_so_many_requests(ledger: Ledger, long: bo
         assert ledger.hands <= {*server.booted}
 
 
-@pytest.mark.full
 def test_workers_that_hang_or_are_killed(ledger: Ledger) -> None:
     """What they had not acknowledged is shipped by others."""
     env = {**ledger.env, "SHOP_WORK": "0.3"}
@@ -201,7 +199,6 @@ def test_workers_that_hang_or_are_killed(ledger: Ledger) -> None:
         assert server.wait() == 0
 
 
-@pytest.mark.full
 def test_the_hook_at_fork_is_enough(ledger: Ledger, long: bool) -> None:
     """Without any hook of gunicorn's nothing is lost either."""
     arguments = ("--graceful-timeout=20", "unhooked:application")

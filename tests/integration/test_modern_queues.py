@@ -188,6 +188,7 @@ def test_a_limit_for_the_channel_becomes_one_for_each_consumer(
     channel.close()
 
 
+@pytest.mark.full
 def test_a_limit_under_which_others_run_is_not_changed(
     connection: Connection, declare: Declare
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_limit_under_which_others_run_is_not_changed(
     channel.close()
 
 
+@pytest.mark.full
 def test_what_the_broker_ends_the_connection_for_says_what_to_do(
     connection: Connection, declare: Declare, amqp_url: str
 ) -> None:
@@ -226,6 +228,7 @@ def test_what_the_broker_ends_the_connection_for_says_what_to_do(
         assert stranger.session.generation == 2 + has_limits
 
 
+@pytest.mark.full
 def test_a_killed_change_of_the_limit_is_done_again(
     connection: Connection, declare: Declare
 ) -> None:
@@ -241,6 +244,7 @@ def test_a_killed_change_of_the_limit_is_done_again(
     assert connection.session.generation == 1
 
 
+@pytest.mark.full
 def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique: str) -> None:
     channel = connection.default_channel
     channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
@@ -256,6 +260,7 @@ def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique
     channel.queue_delete(unique)
 
 
+@pytest.mark.full
 def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
     queue = Queue(unique, queue_arguments=QUORUM)
     with Connection(own_rabbitmq.url) as connection:
@@ -338,6 +343,7 @@ def test_a_message_expires(connection: Connection, declare: Declare) -> None:
     assert message.headers["x-first-death-queue"] == queue.name
 
 
+@pytest.mark.full
 def test_a_queue_lets_messages_expire_and_expires(
     connection: Connection, declare: Declare, unique: str
 ) -> None:
@@ -410,6 +416,7 @@ def test_a_full_queue_refuses(connection: Connection, declare: Declare, kind: st
     channel.close()
 
 
+@pytest.mark.full
 def test_what_a_quorum_queue_cannot_be(connection: Connection, unique: str) -> None:
     for options in ({"durable": False}, {"auto_delete": True}, {"max_priority": 5}):
         with pytest.raises(PreconditionFailed, match="invalid"):

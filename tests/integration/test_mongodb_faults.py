@@ -25,6 +25,8 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import start
 
+pytestmark = pytest.mark.full
+
 LEASE = 0.6
 HELD = 5
 

@@ -17,7 +17,7 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: Does with kombu what it is told, a line of JSON at a time, and answers with one.
 PROGRAM = """

@@ -26,7 +26,7 @@ from tests.integration.processes import Outcome, Running, run, start
 
 SOON = 30.0
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(params=["amqp", "redis"])

@@ -569,6 +569,7 @@ def test_nothing_that_was_published_is_lost_when_the_broker_restarts(
     own.default_channel.queue_delete(unique)
 
 
+@pytest.mark.full
 def test_a_batch_survives_a_restart(own: Connection, own_rabbitmq: RabbitMQ, unique: str) -> None:
     def bodies() -> Iterator[int]:
         for number in range(6000):
@@ -611,6 +612,7 @@ def test_a_memory_alarm_blocks_until_it_is_over(
     own.default_channel.queue_delete(unique)
 
 
+@pytest.mark.full
 def test_a_login_that_is_refused_is_told_at_once(own_rabbitmq: RabbitMQ) -> None:
     url = own_rabbitmq.url.replace("guest:guest", "guest:wrong-secret")
     with gevent.Timeout(5.0), Connection(url) as connection:

@@ -68,6 +68,7 @@ def bodies(connection: Connection, queue: str) -> list[Any]:
 # Many
 
 
+@pytest.mark.full
 def test_a_hundred_channels(
     relay: Relay, connection: Connection, other: Connection, rabbitmq: RabbitMQHandle, unique: str
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_hundred_channels(
     assert rabbitmq.ctl("list_channels", "consumer_count").splitlines().count("1") >= 100
 
 
+@pytest.mark.full
 def test_as_many_channels_as_the_broker_allows(
     relay: Relay, other: Connection, unique: str
 ) -> None:
@@ -297,6 +299,7 @@ def test_the_prefetch_of_a_channel_comes_back(
 # Publishing meanwhile
 
 
+@pytest.mark.full
 def test_publishing_from_a_hundred_greenlets(
     relay: Relay, other: Connection, unique: str, long: bool
 ) -> None:

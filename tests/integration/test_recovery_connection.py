@@ -123,6 +123,7 @@ def bytes_of_a_recovery(relay: Relay, connection: Connection) -> int:
     return relay.passed - before
 
 
+@pytest.mark.full
 def test_a_peer_that_is_silent_while_it_is_restored(
     relay: Relay, other: Connection, unique: str
 ) -> None:
@@ -287,6 +288,7 @@ def test_the_first_of_several_hosts_is_dead(relay: Relay, other: Connection, uni
         assert relay.accepted == 4
 
 
+@pytest.mark.full
 def test_hosts_take_turns(
     relay_to: RelayFactory, amqp_url: str, other: Connection, unique: str
 ) -> None:
@@ -307,6 +309,7 @@ def test_hosts_take_turns(
             assert consumers_of(other, unique) == 1
 
 
+@pytest.mark.full
 def test_a_host_that_takes_connections_and_says_nothing(
     relay_to: RelayFactory, amqp_url: str, other: Connection, unique: str
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_host_that_takes_connections_and_says_nothing(
 # Refusals
 
 
+@pytest.mark.full
 def test_a_virtual_host_that_is_gone(rabbitmq: RabbitMQHandle, unique: str) -> None:
     """Nobody is let in any more: it is told, and not tried for ever."""
     url = rabbitmq.add_vhost(unique)
@@ -360,6 +364,7 @@ def test_a_virtual_host_that_is_gone(rabbitmq: RabbitMQHandle, unique: str) -> N
 # Blocked
 
 
+@pytest.mark.full
 def test_blocked_over_a_loss(own_rabbitmq: RabbitMQ, relay_to: RelayFactory, unique: str) -> None:
     """The broker blocks publishing, the connection is lost, the broker still blocks."""
     relay = relay_to(own_rabbitmq.url)
@@ -397,6 +402,7 @@ def test_blocked_over_a_loss(own_rabbitmq: RabbitMQ, relay_to: RelayFactory, uni
 # In the middle of work
 
 
+@pytest.mark.full
 def test_a_thousand_waiting_publishers(relay: Relay, other: Connection, unique: str) -> None:
     """The broker goes while they wait, and comes back once they wait for it."""
     with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:

@@ -77,6 +77,7 @@ def left(connection: Connection, queue: str) -> int:
 # All come back, once
 
 
+@pytest.mark.full
 def test_one_consumer_after_each_of_many_losses(
     relay: Relay,
     connection: Connection,
@@ -131,6 +132,7 @@ def test_many_consumers_of_one_queue(
     assert len(consumers) == number
 
 
+@pytest.mark.full
 def test_many_queues(
     relay: Relay, connection: Connection, other: Connection, unique: str, long: bool
 ) -> None:
@@ -371,6 +373,7 @@ def test_messages_that_need_no_answer(
 # Who cannot come back
 
 
+@pytest.mark.full
 def test_a_queue_that_is_still_locked(
     relay: Relay,
     connection: Connection,
@@ -403,6 +406,7 @@ def test_a_queue_that_is_still_locked(
     assert len(draining) == 1  # nobody heard more than that the connection was lost
 
 
+@pytest.mark.full
 def test_an_exclusive_consumer_whose_place_is_still_taken(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -555,6 +559,7 @@ def test_a_queue_that_deletes_itself_and_has_others(
         settled(other, queue.name, 2)
 
 
+@pytest.mark.full
 def test_entities_that_delete_themselves_one_after_the_other(
     relay: Relay,
     connection: Connection,
@@ -692,6 +697,7 @@ def test_a_deleted_queue_that_must_not_be_declared_ends_its_consumer(
         consumer.get(timeout=SOON)
 
 
+@pytest.mark.full
 def test_a_queue_that_is_deleted_for_ever_makes_nobody_spin(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -721,6 +727,7 @@ def test_a_queue_that_is_deleted_for_ever_makes_nobody_spin(
 # More than once at the same time
 
 
+@pytest.mark.full
 def test_lost_again_while_it_is_restored(
     relay: Relay,
     connection: Connection,

@@ -31,6 +31,8 @@ from tests.integration.recovering import (
     send,
 )
 
+pytestmark = pytest.mark.full
+
 POLICY: dict[str, Any] = {"interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.5}
 
 

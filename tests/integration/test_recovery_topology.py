@@ -80,6 +80,7 @@ def test_a_chain_of_exchanges(
         theirs.exchange_delete(name)
 
 
+@pytest.mark.full
 def test_a_restart_of_the_broker_with_what_does_not_outlive_it(
     own_rabbitmq: RabbitMQ, unique: str
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_channel_that_was_closed_takes_nothing_along(
 # Many
 
 
+@pytest.mark.full
 def test_many_queues(
     relay: Relay, connection: Connection, other: Connection, unique: str, long: bool
 ) -> None:
@@ -243,6 +245,7 @@ def test_many_queues(
     theirs.exchange_delete(unique)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["queues", "unbound", "deleted", "exchanges unbound", "exchanges"])
 def test_what_comes_and_goes_leaves_no_record(
     relay: Relay, connection: Connection, other: Connection, unique: str, kind: str, long: bool
@@ -277,6 +280,7 @@ def test_what_comes_and_goes_leaves_no_record(
 # Names that the broker gives
 
 
+@pytest.mark.full
 def test_names_of_the_broker_over_many_lives(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -326,6 +330,7 @@ def test_a_queue_that_is_used_before_its_consumer_is_back(
 # Over several brokers
 
 
+@pytest.mark.full
 def test_the_next_broker_knows_nothing_yet(
     own_rabbitmq: RabbitMQ,
     relay_to: RelayFactory,

@@ -18,6 +18,8 @@ from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control, wait_until
 from tests.unit.test_docs import ROOT
 
+pytestmark = pytest.mark.full
+
 PAGE = ROOT / "docs" / "redis.rst"
 #: Refused without harm: a replica is noticed later, queues are polled, nobody flushes scripts, and what
 #: a killed process owned alone is free later; bindings of queues that are gone count, and what was in a

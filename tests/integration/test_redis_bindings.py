@@ -111,6 +111,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", KINDS)
 def test_queues_of_the_killed_end(
     opened: Open, at_server: Control, options: dict[str, Any]
@@ -182,6 +183,7 @@ def test_what_came_to_a_queue_after_its_end_expires(opened: Open, at_server: Con
     assert 0 < at_server("PTTL", queue) <= 60_000
 
 
+@pytest.mark.full
 def test_processes_that_are_killed_leave_nothing(
     own_redis: RedisServer, at_server: Control
 ) -> None:
@@ -267,6 +269,7 @@ def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: C
     assert not at_server("EXISTS", "greenconn.queue.q")
 
 
+@pytest.mark.full
 def test_nothing_stays_of_many_clients(opened: Open, at_server: Control, long: bool) -> None:
     steady = opened()
     subscribed(steady, "steady")
@@ -288,6 +291,7 @@ def test_nothing_stays_of_many_clients(opened: Open, at_server: Control, long: b
     wait_until(lambda: at_server("ZCARD", "greenconn.owners") <= 2)
 
 
+@pytest.mark.full
 def test_queues_of_programs_of_kombu_get_their_messages(
     own_redis: RedisServer, opened: Open, at_server: Control
 ) -> None:
@@ -319,6 +323,7 @@ def test_queues_of_programs_of_kombu_get_their_messages(
         assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
 
 
+@pytest.mark.full
 def test_who_may_only_publish_publishes(redis_with: Callable[..., RedisServer]) -> None:
     """Without the rights to look which queues there are, all bindings count, as in kombu."""
     server = redis_with()

@@ -19,6 +19,8 @@ from tests.integration.processes import start
 from tests.integration.redis_clients import control, wait_until
 from tests.integration.test_redis_kills import HOLDER
 
+pytestmark = pytest.mark.full
+
 #: Without types.
 kombu: Any = pytest.importorskip("kombu")
 

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 import gevent
+import pytest
 
 import greenconn
 from greenconn import Connection
@@ -14,6 +15,8 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control, wait_until
+
+pytestmark = pytest.mark.full
 
 
 def test_ping_asks_the_server(own_redis: RedisServer, at_server: Control) -> None:

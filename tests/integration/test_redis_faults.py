@@ -82,6 +82,7 @@ def test_database_that_is_not_there(redis_url: str) -> None:
         connection.connect()
 
 
+@pytest.mark.full
 def test_what_is_not_redis(amqp_url: str) -> None:
     address = amqp_url.rpartition("@")[2].partition("/")[0]
     with Connection(f"redis://{address}/0", connect_timeout=5) as connection:
@@ -101,6 +102,7 @@ def test_nobody_listens() -> None:
 # -- other ways to connect
 
 
+@pytest.mark.full
 def test_server_that_knows_no_hello(
     redis_with: RedisFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,6 +111,7 @@ def test_server_that_knows_no_hello(
     assert "polling" in caplog.text
 
 
+@pytest.mark.full
 def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
     server = redis_with("--rename-command", "HELLO", "")
     got: list[Any] = []
@@ -187,6 +190,7 @@ def test_out_of_memory(redis_with: RedisFactory) -> None:
         greenconn.publish("q", "x", connection=connection, declare=True)
 
 
+@pytest.mark.full
 def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
     server = redis_with("--save", "3600 100000", "--enable-protected-configs", "yes")
     gone = tmp_path / "gone"
@@ -221,6 +225,7 @@ def info(link: Any) -> bytes:
     return text
 
 
+@pytest.mark.full
 def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
     server, elsewhere = redis_with(), redis_with()
     got: list[Any] = []
@@ -271,6 +276,7 @@ def test_restart(redis_with: RedisFactory) -> None:
         assert all(each.stop(SOON) for each in consumers)
 
 
+@pytest.mark.full
 def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -> None:
     server = redis_with()
     got: list[Any] = []
@@ -331,6 +337,7 @@ def test_cuts_under_load_lose_nothing(redis_with: RedisFactory, prefetch: int, l
         assert control.connection.commands.call(left) == 0
 
 
+@pytest.mark.full
 def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
     server = redis_with()
     with Connection(server.url) as connection:
@@ -368,6 +375,7 @@ def test_silent_server(redis_with: RedisFactory) -> None:
         producer.publish("z", routing_key="q")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("resp", [3, 2])
 def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, resp: int) -> None:
     """The time for an answer is not one for the next message, and what is idle is kept alive."""
@@ -416,6 +424,7 @@ def test_what_no_push_tells_of_is_found(
     assert got == [0, 1, 2]
 
 
+@pytest.mark.full
 def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:
     server = redis_with()
     connection = Connection(server.url)
@@ -498,6 +507,7 @@ def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
         assert control.connection.commands.call(pack("LLEN", "q")) == 1
 
 
+@pytest.mark.full
 def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> None:
     """The server says that they are none, and ends the connection: who consumes goes on."""
     server = redis_with()

@@ -21,7 +21,7 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.integration.processes import ROOT
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: Seconds.
 LEASE = 2.0

@@ -18,6 +18,8 @@ from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
 from tests.integration.redis_clients import Control, wait_until
 
+pytestmark = pytest.mark.full
+
 #: Seconds.
 LEASE = 1.0
 #: Messages that one holds.

@@ -75,6 +75,7 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     wait_until(lambda: alive.sweeper.restored == 3)
 
 
+@pytest.mark.full
 def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
     opened: Callable[..., RedisLink],
 ) -> None:
@@ -191,6 +192,7 @@ def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
     again.close()
 
 
+@pytest.mark.full
 def test_next_life_gives_back_more_than_one_reply_may_have(
     opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +280,7 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
         again.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["queue", "consumer"])
 def test_what_a_killed_process_owned_alone_is_free_at_once(
     opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch, what: str
@@ -301,6 +304,7 @@ def test_what_a_killed_process_owned_alone_is_free_at_once(
         ours.basic_consume("shared", exclusive=True, sink=Store())
 
 
+@pytest.mark.full
 def test_the_lease_alone_decides_where_clients_may_not_be_listed(
     opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from tests.fix_relay import RelayFactory
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import control, wait_until
 
+pytestmark = pytest.mark.full
+
 #: Options of a server that has everything again when it is back.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 

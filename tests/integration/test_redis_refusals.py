@@ -50,6 +50,7 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
     assert monotonic() - began < AT_ONCE
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("taken", "given", "told"),
     [
@@ -251,6 +252,7 @@ def control_of_replica(url: str) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port))
 
 
+@pytest.mark.full
 def test_loading_is_waited_for(redis_with: RedisFactory) -> None:
     server = redis_with(
         "--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024"
@@ -284,6 +286,7 @@ def loading_error(url: str) -> bool:
     raise AssertionError("it was ready too soon")
 
 
+@pytest.mark.full
 def test_memory_that_is_full_loses_nothing(redis_with: RedisFactory) -> None:
     server = redis_with("--maxmemory-policy", "noeviction")
     got: list[int] = []
@@ -310,6 +313,7 @@ def test_memory_that_is_full_loses_nothing(redis_with: RedisFactory) -> None:
     assert isinstance(refused[0], Connection(server.url).channel_errors)
 
 
+@pytest.mark.full
 def test_disk_that_cannot_be_written_loses_nothing(redis_with: RedisFactory, tmp_path: Any) -> None:
     server = redis_with("--save", "3600 1000000", "--enable-protected-configs", "yes")
     gone = tmp_path / "gone"

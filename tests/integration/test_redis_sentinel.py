@@ -123,6 +123,7 @@ def test_failovers(group: Group) -> None:
         assert consumer.stop(SOON)
 
 
+@pytest.mark.full
 def test_channel_client_goes_where_its_link_goes(group: Group) -> None:
     with Connection(group.url, transport_options=OPTIONS) as connection:
         client = connection.default_channel.client
@@ -151,6 +152,7 @@ def replicas_of(sentinel: RedisSentinel) -> Any:
     return ask(sentinel, "MASTER", "mymaster")[b"num-slaves"]
 
 
+@pytest.mark.full
 def test_what_sentinels_do_not_know(group: Group) -> None:
     with Connection(group.url) as connection, pytest.raises(ValueError, match="master_name"):
         connection.connect()

@@ -402,6 +402,7 @@ def test_a_server_needs_a_function() -> None:
         rpc.spawn_server("q", None, connection="memory://")  # type: ignore[arg-type]
 
 
+@pytest.mark.full
 def test_servers_and_callers_survive_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
     with Connection(own_rabbitmq.url) as connection:
         server = rpc.spawn_server(unique, double, connection=connection, concurrency=5)

@@ -118,6 +118,7 @@ def test_a_refused_secret_costs_the_connection(amqp_peer: AmqpPeer) -> None:
         assert connection.password == "secret-word"
 
 
+@pytest.mark.full
 def test_a_silent_broker_is_waited_for_no_longer_than_asked(amqp_peer: AmqpPeer) -> None:
     with Connection(amqp_peer.url) as connection:
         connection.connect()
@@ -145,6 +146,7 @@ def test_a_lost_connection_wakes_who_waits(amqp_peer: AmqpPeer) -> None:
             caller.get(timeout=CAME)
 
 
+@pytest.mark.full
 def test_the_next_connection_uses_the_new_secret(taking: AmqpPeer) -> None:
     with Connection(taking.url) as connection:
         connection.update_secret("first-word")  # not open: kept for later
@@ -199,6 +201,7 @@ def test_one_that_does_not_end_is_never_renewed(quick: None, taking: AmqpPeer) -
         assert provider.given == 2
 
 
+@pytest.mark.full
 def test_an_issuer_that_is_away_is_asked_again(
     quick: None, taking: AmqpPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,6 +215,7 @@ def test_an_issuer_that_is_away_is_asked_again(
         assert connection.session.generation == 1
 
 
+@pytest.mark.full
 def test_a_token_that_the_broker_refuses_is_asked_for_again(
     quick: None, amqp_peer: AmqpPeer
 ) -> None:
@@ -241,6 +245,7 @@ def test_closing_ends_a_renewal_under_way(quick: None, taking: AmqpPeer) -> None
     # The leak check finds the greenlet if it is still there.
 
 
+@pytest.mark.full
 def test_it_may_be_interrupted_at_any_switch(taking: AmqpPeer) -> None:
     with Connection(taking.url) as connection:
         connection.connect()

@@ -80,6 +80,7 @@ def test_a_callback_may_publish_declare_and_get_on_its_own_channel(
     assert deepest == 1
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_no_ack_consumer_may_declare_and_publish_for_each_message(
     connection: Connection, queue: Queue, unique: str, long: bool
@@ -156,6 +157,7 @@ def test_a_loop_that_only_publishes_lets_others_run(amqp_url: str, unique: str, 
     assert delivered > 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_answers_and_kills_over_shared_channels_agree_with_the_broker(
     url: str, unique: str, seed: int, long: bool
@@ -258,6 +260,7 @@ def test_all_may_be_done_on_a_connection_that_another_greenlet_drains(
     assert got == Counter(range(3 * each))
 
 
+@pytest.mark.full
 def test_large_bodies_over_a_slow_line_stay_whole(
     relay: Relay, amqp_url: str, unique: str, long: bool
 ) -> None:

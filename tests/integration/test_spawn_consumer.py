@@ -384,6 +384,7 @@ def test_pause_and_resume_under_load(connection: Connection, broker: Broker, q: 
     assert sorted(done) == list(range(300))
 
 
+@pytest.mark.full
 def test_a_thousand_consumers(
     connection: Connection, broker: Broker, unique: str, long: bool
 ) -> None:
@@ -468,6 +469,7 @@ def memory_of_consumers(url: str, prefix: str, number: int) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_an_idle_consumer_is_small(url: str, broker: Broker, q: str) -> None:
     if url.startswith("memory"):
@@ -475,6 +477,7 @@ def test_an_idle_consumer_is_small(url: str, broker: Broker, q: str) -> None:
     assert memory_of_consumers(url, q, 1000) <= 14.0
 
 
+@pytest.mark.full
 def test_a_flood_without_acks_is_bounded(amqp_url: str, unique: str, long: bool) -> None:
     """Messages of 8 KiB that nobody handles: the connection stops reading, the process stays small."""
     broker = Broker(amqp_url)
@@ -553,6 +556,7 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool
     broker.close()
 
 
+@pytest.mark.full
 def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
     broker = Broker(own_rabbitmq.url)
     q = broker.queue(unique)
@@ -577,6 +581,7 @@ def test_a_restart_under_load(own_rabbitmq: RabbitMQ, unique: str) -> None:
     broker.close()
 
 
+@pytest.mark.full
 def test_a_broker_that_does_not_answer_holds_nobody_up(own_rabbitmq: RabbitMQ, unique: str) -> None:
     with Connection(own_rabbitmq.url) as connection:
         channel = connection.default_channel
@@ -677,6 +682,7 @@ def test_a_wrong_password_ends_it(amqp_url: str) -> None:
             consumer.get(timeout=CAME)
 
 
+@pytest.mark.full
 def test_a_broker_that_is_away_is_waited_for(own_rabbitmq: RabbitMQ, unique: str) -> None:
     own_rabbitmq.stop_app()
     done: list[Any] = []

@@ -22,7 +22,7 @@ from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
 from tests.integration.redis_clients import wait_until
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: Seconds.
 LEASE = 1.0

@@ -261,6 +261,7 @@ def test_exclusive_queue_of_the_dead_can_be_declared_again(sqlite_url: str, path
 # -- faults
 
 
+@pytest.mark.full
 def test_full_disk_refuses_and_recovers(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
         greenconn.publish("q", "fits", connection=connection, declare=True)
@@ -315,6 +316,7 @@ os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
 def test_full_disk_is_drained(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
@@ -447,6 +449,7 @@ def test_lock_of_others_is_waited_for(sqlite_url: str, path: str) -> None:
         publisher.get(timeout=SOON)
 
 
+@pytest.mark.full
 def test_lock_that_never_ends_is_told(sqlite_url: str, path: str) -> None:
     with Connection(f"{sqlite_url}?busy_timeout=0.05") as connection:
         channel = connection.default_channel

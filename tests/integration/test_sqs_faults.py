@@ -28,6 +28,8 @@ from tests.integration.processes import start
 from tests.integration.redis_clients import wait_until
 from tests.integration.sqs_peer import Asked, Scripted, error
 
+pytestmark = pytest.mark.full
+
 #: Takes a message, and keeps it until it is killed.
 HOLDER = """
 import sys

@@ -12,7 +12,7 @@ from greenconn import Connection, Exchange, Queue
 from tests.integration.contract import SOON
 from tests.integration.processes import run, start
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: What kombu's programs begin with; ``sys.argv`` has the URL and a name.
 HEAD = """

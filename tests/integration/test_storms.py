@@ -81,6 +81,7 @@ def test_the_ledger_balances_after_a_storm(broker: str, patched: bool) -> None:
     assert outcome.faults
 
 
+@pytest.mark.full
 def test_the_ledger_balances_after_a_storm_on_rabbitmq(
     own_rabbitmq: RabbitMQ, patched: bool
 ) -> None:
@@ -99,11 +100,12 @@ def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) 
     assert Kind.FLAP in outcome.faults
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "kinds",
     [
         {Kind.KILL_CLIENT},
-        pytest.param({Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT}, marks=pytest.mark.full),
+        {Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT},
     ],
 )
 def test_processes_that_share_a_file_are_killed(kinds: set[Kind], patched: bool) -> None:
@@ -192,6 +194,7 @@ def test_crowds_of_all_sizes_for_minutes(broker: str, greenlets: int) -> None:
     )
 
 
+@pytest.mark.full
 def test_the_command_prints_the_seed_and_a_table(patched: bool) -> None:
     how = ("-m", "gevent.monkey", "--module") if patched else ("-m",)
     short = ("--seconds", "0.5", "--greenlets", "5", "--seed", "42")

@@ -94,6 +94,7 @@ def test_where_to_begin(connection: Connection, stream: Queue, offset: Any, firs
     reader.stop()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("by_name", [True, False], ids=["name", "Queue"])
 def test_next_is_what_comes_from_now_on(
     connection: Connection, stream: Queue, by_name: bool
@@ -106,6 +107,7 @@ def test_next_is_what_comes_from_now_on(
     reader.stop()
 
 
+@pytest.mark.full
 def test_last_is_the_last_piece(connection: Connection, stream: Queue) -> None:
     reader = Reader(stream, connection, offset="last")
     until(lambda: reader.handled and reader.handled[-1] == 9)
@@ -128,6 +130,7 @@ def test_what_is_no_offset_never_reaches_the_broker(
     assert connection.session.generation == 1
 
 
+@pytest.mark.full
 def test_two_read_the_same(connection: Connection, stream: Queue) -> None:
     readers = [Reader(stream, connection, offset="first") for _ in range(2)]
     for reader in readers:
@@ -161,6 +164,7 @@ def test_what_fails_is_gone_on_behind(connection: Connection, stream: Queue) -> 
     assert connection.session.generation == 1
 
 
+@pytest.mark.full
 def test_what_fails_may_be_tried_again(connection: Connection, stream: Queue) -> None:
     seen: list[int] = []
 
@@ -175,6 +179,7 @@ def test_what_fails_may_be_tried_again(connection: Connection, stream: Queue) ->
     reader.stop()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", ["stop", "kill", "pause"])
 def test_an_end_amid_messages_costs_no_connection(
     connection: Connection, stream: Queue, end: str
@@ -223,6 +228,7 @@ def test_a_stream_demands_acks_and_a_prefetch(connection: Connection, stream: Qu
     assert connection.session.generation == 1
 
 
+@pytest.mark.full
 def test_kombus_consumer_reads_streams(connection: Connection, stream: Queue) -> None:
     seen: list[int] = []
     stream.consumer_arguments = {"x-stream-offset": 2}
@@ -278,6 +284,7 @@ def test_a_reader_goes_on_where_it_was(
     connection.default_channel.queue_delete(empty.name)
 
 
+@pytest.mark.full
 def test_a_reader_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
     options = {"confirm_publish": True}
     with Connection(own_rabbitmq.url, transport_options=options) as connection:
@@ -297,6 +304,7 @@ def test_a_reader_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> Non
         reader.stop()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("by_name", [False, True], ids=["Queue", "name"])
 def test_a_stream_that_is_made_again_is_read_from_its_beginning(
     connection: Connection, stream: Queue, by_name: bool, caplog: pytest.LogCaptureFixture
@@ -325,6 +333,7 @@ def test_a_stream_that_is_made_again_is_read_from_its_beginning(
     reader.stop()
 
 
+@pytest.mark.full
 def test_a_stream_that_is_not_there_is_not_made_a_queue(
     connection: Connection, unique: str
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.programs
+
 AUDIT = Path(__file__).resolve().parents[2] / ".ci" / "audit"
 KNOWN = {"id": "PYSEC-2026-1", "fix_versions": ["99.0"]}
 

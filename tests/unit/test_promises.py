@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("docs/promises.rst", "docs/security.rst")
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}

@@ -10,6 +10,8 @@ import pytest
 
 import greenconn
 
+pytestmark = pytest.mark.programs
+
 PACKAGE = Path(greenconn.__file__).resolve().parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

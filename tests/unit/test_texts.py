@@ -9,6 +9,8 @@ from pathlib import Path
 import docutils.core
 import pytest
 
+pytestmark = pytest.mark.programs
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHANGELOG = ROOT / "changelog"
 FRAGMENT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\.(feature|bugfix|removal|doc)\.rst")

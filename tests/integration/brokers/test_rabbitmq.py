@@ -7,6 +7,8 @@ from gevent import socket
 
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 
+pytestmark = pytest.mark.full
+
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
@@ -35,7 +37,6 @@ def test_the_shared_one_answers(rabbitmq: RabbitMQHandle) -> None:
     assert '"/"' in vhosts(rabbitmq)
 
 
-@pytest.mark.full
 def test_the_app_stops_and_starts(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.stop_app()
     assert not greets(own_rabbitmq)
@@ -43,7 +44,6 @@ def test_the_app_stops_and_starts(own_rabbitmq: RabbitMQ) -> None:
     assert greets(own_rabbitmq)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill])
 def test_its_data_stay(own_rabbitmq: RabbitMQ, unique: str, end: object) -> None:
     url = own_rabbitmq.add_vhost(unique)
@@ -57,7 +57,6 @@ def test_its_data_stay(own_rabbitmq: RabbitMQ, unique: str, end: object) -> None
     assert unique in vhosts(own_rabbitmq)
 
 
-@pytest.mark.full
 def test_a_paused_one_is_silent(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.pause()
     assert not greets(own_rabbitmq, timeout=0.3)
@@ -65,7 +64,6 @@ def test_a_paused_one_is_silent(own_rabbitmq: RabbitMQ) -> None:
     assert greets(own_rabbitmq)
 
 
-@pytest.mark.full
 def test_the_memory_alarm(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_memory_alarm(True)
     assert "resource_limit" in alarms(own_rabbitmq)
@@ -81,7 +79,6 @@ def test_the_disk_alarm(own_rabbitmq: RabbitMQ) -> None:
     assert alarms(own_rabbitmq) == "[]"
 
 
-@pytest.mark.full
 def test_mending_undoes_everything(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.set_memory_alarm(True)
     own_rabbitmq.stop_app()

@@ -11,6 +11,8 @@ import pytest
 from tests.brokers import packages
 from tests.brokers.packages import NoBroker, Programs, find_pouchdb, find_rabbitmq, find_redis
 
+pytestmark = pytest.mark.programs
+
 APT = """#!/bin/sh
 echo "$@" >> {calls}
 case "$1" in

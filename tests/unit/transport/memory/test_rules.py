@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -217,7 +218,7 @@ def test_refusal_is_one_for_all_queues(broker: Broker, channel: Channel) -> None
 
 
 def test_a_long_line_of_dead_letter_queues_does_not_nest(broker: Broker, channel: Channel) -> None:
-    count = 3000
+    count = sys.getrecursionlimit() + 100
     for n in range(count):
         declare(
             channel,
