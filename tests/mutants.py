@@ -8,7 +8,8 @@ tests of ``greenconn/<room>/<module>.py`` are ``tests/unit/<room>/test_<module>.
 A change swaps an operator, changes a number, turns a condition around, returns None, or removes a
 statement.  No file is changed: the process that runs the tests loads this module as a plug-in of pytest,
 and compiles the changed module in place of the one on the disk.  Limits at the top of a module, texts,
-annotations and assertions are left alone.  Programs that a test starts run the module as it is.
+annotations, protocols and assertions are left alone.  Programs that a test starts run the module as it
+is.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def changes(tree: ast.Module) -> Iterator[Change]:
 
 
 def _within(node: ast.AST) -> Iterator[Change]:
-    if isinstance(node, (ast.Assert, ast.JoinedStr)):
+    if isinstance(node, (ast.Assert, ast.JoinedStr)) or _is_protocol(node):
         return
     yield from _of(node)
     for name, value in ast.iter_fields(node):
@@ -110,6 +111,13 @@ def _within(node: ast.AST) -> Iterator[Change]:
             if isinstance(value, list) and isinstance(each, ast.stmt) and _may_go(each):
                 yield _removal(value, number, each)
             yield from _within(each)
+
+
+def _is_protocol(node: ast.AST) -> bool:
+    """Return whether *node* only says what others have."""
+    return isinstance(node, ast.ClassDef) and any(
+        _text(base).partition("[")[0] == "Protocol" for base in node.bases
+    )
 
 
 def _of(node: Any) -> Iterator[Change]:

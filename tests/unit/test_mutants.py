@@ -11,6 +11,8 @@ import pytest
 
 from tests.mutants import ROOMS, ROOT, changes, main, modules_below, mutants_of, own_tests
 
+pytestmark = pytest.mark.programs
+
 SOURCE = '''
 LIMIT = 3
 
@@ -29,6 +31,10 @@ class Queue:
         while not self.ready:
             wait("text", 0.5)
         return self.size if item else name
+
+
+class Sink(Protocol[T]):
+    def put(self, item: T, force: bool = False) -> bool: ...
 '''
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.broker.port import Settlement
 from greenconn.green.deadline import Deadline
+from tests.fix_wires import until
 from tests.unit.broker.fake_holding import Held, Link
 from tests.unit.broker.sink import SOON
 
@@ -157,3 +162,18 @@ def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) ->
 def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
     link.answers.done_late("tag")
     assert (link.handover.acks, link.holding.acks) == (["tag"], [])
+
+
+def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> None:
+    may_go = Event()
+    routes: list[Callable[[], Any]] = [may_go.wait, list]
+    link.route = lambda: routes.pop()() or ["dead"]
+    for name in "ab":
+        link.answers.dead_letter([Held(name)], "rejected")
+    waiting = gevent.spawn(link.answers.wait_routed, Deadline(SOON))
+    until(lambda: link.answers._routed == 1)
+    gevent.sleep(0)
+    assert not waiting.ready()
+    may_go.set()
+    waiting.get(timeout=SOON)
+    assert link.answers._routed == 2

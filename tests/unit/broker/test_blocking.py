@@ -369,3 +369,8 @@ def test_acks_of_a_turn_leave_together(connect: Opener, world: World) -> None:
         message.ack()
     channel.connection.catch_up()
     assert [len(argument) for method, argument in world.calls if method == "settle"] == [50]
+
+
+def test_an_error_stays_what_it_is(connect: Opener) -> None:
+    exc = ValueError("refused")
+    assert connect().holding.error(exc, "answering") is exc

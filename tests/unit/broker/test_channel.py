@@ -119,6 +119,9 @@ def test_a_routing_key_may_be_an_enum(channel: StoreChannel[StoreLink], world: W
 
     message = channel.prepare_message("x")
     channel.begin_publish(message, "", Key.QUEUE).wait(Deadline(10))
+    (item,) = world.items["q"]
+    stored = item.entry.envelope["properties"]["delivery_info"]["routing_key"]
+    assert (stored, type(stored)) == ("q", str)
     channel.basic_publish(message, "", Key.QUEUE)
     channel.basic_publish_confirm(message, "", Key.QUEUE)
     assert world.bodies("q") == [b"x"] * 3
@@ -302,3 +305,10 @@ def test_by_default_a_message_need_not_arrive(channel: StoreChannel[StoreLink]) 
     with pytest.raises(TimeoutError):
         channel.connection.drain(0)
     assert returned == []
+
+
+def test_by_default_a_consumer_answers(channel: StoreChannel[StoreLink]) -> None:
+    channel.basic_publish(channel.prepare_message("x"), "", "q")
+    channel.basic_consume("q", callback=lambda message: None, sink=(sink := Sink()))
+    sink.wait_for(1)
+    assert list(channel.deliveries.unanswered) == [sink[0].delivery_tag]

@@ -379,3 +379,22 @@ def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
     until(lambda: not world.items["q"][0].claim)
     assert (gone.bodies, world.items["q"][0].deliveries) == ([], 0)
     assert list(channel.connection.feeds) == ["p"]
+
+
+def test_a_consumer_is_told_of_a_loss_and_not_of_a_refusal(
+    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    refused: list[BaseException] = []
+
+    def cut(method: str, argument: Any) -> None:
+        if method == "claim":
+            monkeypatch.setattr(channel.connection.feeds["q"], "refuse", refused.append)
+            raise ConnectionResetError("cut")
+
+    world.before = cut
+    consume(channel, sink := Sink())
+    sink.wait_lost()
+    gevent.sleep(0.01)
+    assert refused == []

@@ -12,10 +12,13 @@ from greenconn.broker.dead_letters import (
     DeadLetterTarget,
     carbon_copies,
     dead_letter,
+    dead_letter_entries,
     is_cycle,
     target_of,
 )
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
+from tests.unit.broker.fake_holding import Held, Link
 
 
 def envelope(headers: dict[str, Any] | None = None, **properties: Any) -> dict[str, Any]:
@@ -131,3 +134,12 @@ def test_copies_are_told_by_headers() -> None:
 )
 def test_a_cycle_has_no_reject_on_its_way(deaths: list[tuple[str, str]], is_one: bool) -> None:
     assert is_cycle("q", [{"queue": q, "reason": reason} for q, reason in deaths]) is is_one
+
+
+def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None:
+    link = Link()
+    given_up: Any = Held("a")
+    (entry,) = dead_letter_entries(link, given_up, "rejected")
+    assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
+    link.directory.look = lambda name: Declaration()  # type: ignore[method-assign]
+    assert dead_letter_entries(link, given_up, "rejected") == ()

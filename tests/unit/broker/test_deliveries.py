@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
@@ -16,6 +17,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    WrongHub,
 )
 from greenconn.transport.virtual.consumer import Consumer
 from tests.unit.broker.conftest import Opener
@@ -219,3 +221,15 @@ def test_prefetch_of_a_channel_is_shared_and_reserved(bench: Bench) -> None:
     assert prefetch.reserve(9) == 6
     prefetch.release(100)
     assert prefetch.reserved == 0
+
+
+def test_another_thread_takes_no_part_in_it(bench: Bench) -> None:
+    def answer() -> BaseException | None:
+        try:
+            bench.deliveries.ack("a", False)
+        except WrongHub as exc:
+            return exc
+        return None
+
+    assert isinstance(gevent.get_hub().threadpool.apply(answer), WrongHub)
+    assert (bench.told.answers, bench.held) == ([], "abc")

@@ -150,8 +150,12 @@ def test_an_exchange_in_use_may_be_spared(
     channel.exchange_declare("x")
     channel.queue_declare("q")
     channel.queue_bind("q", "x", "key")
+    other = channel_to(connect)
+    other.exchange_declare("x", passive=True)
+    other.state.exchanges["x"].bindings.clear()  # as in a process that was not told of it
     with pytest.raises(PreconditionFailed):
-        channel_to(connect).exchange_delete("x", if_unused=True)
+        other.exchange_delete("x", if_unused=True)
+    assert "x" in world.exchanges
     channel.exchange_delete("x")
     channel.exchange_delete("x")  # again: no error
     channel.exchange_delete("x", if_unused=True)

@@ -399,3 +399,9 @@ def test_a_claim_that_does_not_return_is_ended_with_the_link(connect: Opener, wo
     assert claimer.greenlet is not None
     channel.connection.end(RecoverableConnectionError("cut"))
     until(lambda: claimer.greenlet is None)
+
+
+def test_links_of_a_process_count_each_others_consumers(connect: Opener) -> None:
+    one, other = connect(), connect()
+    assert one.store.registry is other.store.registry
+    assert one.store.registry is one.transport.registry

@@ -152,12 +152,13 @@ def test_deadline_says_what_may_be(connect: Opener, world: World) -> None:
 def test_deadline_covers_the_routing(connect: Opener, world: World) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x")
-    world.before = lambda method, argument: Event().wait() if method == "find_queue" else None
+    may_go = Event()
+    world.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
     with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
         publish(channel, "x", "unknown", timeout=0.01)
     assert world.count("put") == 0
-    world.before = lambda method, argument: None
     assert channel.is_open
+    may_go.set()
 
 
 def test_store_without_answer_ends_the_link(connect: Opener, world: World) -> None:
@@ -410,13 +411,14 @@ def test_one_call_stores_so_many_bytes(
 def test_deadline_covers_the_queues_of_copies(connect: Opener, world: World, header: str) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
-    world.before = lambda method, argument: Event().wait() if method == "find_queue" else None
+    may_go = Event()
+    world.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
     message = channel.prepare_message("x", headers={header: ["unknown"]})
     with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
         channel.basic_publish(message, "", "q", timeout=0.01)
     assert world.count("put") == 0
-    world.before = lambda method, argument: None
     assert channel.is_open
+    may_go.set()
 
 
 def test_a_queue_that_went_is_asked_for_again(connect: Opener, world: World) -> None:

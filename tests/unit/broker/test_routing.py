@@ -173,3 +173,17 @@ def test_process_that_shares_nothing(world: World) -> None:
     assert alone.routes("x") == []
     alone.routing.note(Exchange("y", "direct", ROUTERS["direct"]()))
     assert not world.exchanges
+
+
+def test_exchange_that_nobody_has(one: Process) -> None:
+    assert one.routing.find("none") is None
+    assert "none" not in one.state.exchanges
+
+
+def test_unbinding_learns_what_the_exchange_is_now(one: Process, other: Process) -> None:
+    other.routing.drop("x")
+    other.declare("x", "headers")
+    other.bind("x", "q")
+    one.unbind("x", "q")
+    assert one.state.exchanges["x"].type == "headers"
+    assert other.routes("x") == []

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
+import gevent
 import pytest
 
 from greenconn.green import atexit as green_exit
+from greenconn.green.deadline import Deadline
 
 
 class Writer:
@@ -77,3 +80,28 @@ def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
     assert took < 20.0
     if left:
         assert took > 2.0
+
+
+@pytest.mark.parametrize(("steps", "left"), [(3, 0), (10**9, 10**9)], ids=["soon", "never"])
+def test_what_is_pending_is_waited_for_up_to_the_deadline(
+    steps: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Writer):
+        pending = steps
+
+        def flush(self) -> None:
+            self.drainer = gevent.spawn(self.drain)
+
+        def drain(self) -> None:
+            while self.pending:
+                self.pending -= 1
+                gevent.sleep(0.001)
+
+    deadline = Deadline(0.05 if left else 100.0)
+    monkeypatch.setattr(green_exit, "_deadline", deadline)
+    monkeypatch.setattr(green_exit, "_members", weakref.WeakKeyDictionary())
+    writer = Slow()
+    green_exit.register(writer)
+    green_exit._flush_all()
+    writer.drainer.kill()
+    assert (writer.pending > 0, deadline.has_ended) == (bool(left), bool(left))

@@ -160,6 +160,12 @@ def test_a_connection_that_is_not_to_be_kept(server: Start, web: Make, text: byt
     assert peer.accepted == 2
 
 
+def test_the_server_is_told_that_a_connection_is_not_kept(server: Start, web: Make) -> None:
+    peer = server(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+    assert ask(web(peer)).body == b"hello"
+    assert gone(peer)  # though the server itself closes nothing
+
+
 @pytest.mark.parametrize(("seconds", "connections"), [(1, 2), (100, 1)])
 def test_a_server_says_how_long_a_connection_may_be_idle(
     server: Start, web: Make, seconds: int, connections: int

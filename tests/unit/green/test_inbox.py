@@ -12,9 +12,10 @@ from gevent import get_hub
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greenconn.green import inbox as inbox_module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
-from greenconn.green.inbox import Inbox
+from greenconn.green.inbox import PACE, STREAK, Inbox
 from tests.fix_interrupts import interruptions
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
@@ -98,6 +99,19 @@ def test_one_who_always_finds_an_item_lets_the_others_run() -> None:
         inbox.get(LONG)
     looker.kill()
     assert len(stamps) > 5
+
+
+def test_the_others_run_no_more_often_than_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    turns: list[float] = []
+    monkeypatch.setattr(inbox_module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(inbox_module, "turn", lambda: turns.append(clock[0]))
+    inbox: Inbox[int] = Inbox()
+    for clock[0] in (1000.0, 1000.0 + PACE / 2, 1000.0 + PACE * 2):
+        for _ in range(3 * STREAK):
+            inbox.put(1)
+            inbox.get(LONG)
+    assert turns == [1000.0, 1000.0 + PACE * 2]
 
 
 def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:

@@ -40,6 +40,11 @@ def test_exponential() -> None:
     assert list(islice(backoff, 5)) == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
+def test_the_defaults() -> None:
+    backoff = Backoff(RetryPolicy(), lambda: 0.0)
+    assert list(islice(backoff, 8)) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
 def test_some_repetitions_are_immediate() -> None:
     backoff = Backoff(policy(first=0.5, factor=2.0, immediate=2))
     assert list(islice(backoff, 4)) == [0.0, 0.0, 0.5, 1.0]

@@ -99,6 +99,13 @@ def test_words_of_another_process(fifo: WakeupPipe, ear: Ear) -> None:
     assert ear.wait_for(1) == [b"hello"]
 
 
+def test_what_is_no_pipe_is_not_written_to(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"kept")
+    assert wake_process(str(file), [b"hello"]) is False
+    assert file.read_bytes() == b"kept"
+
+
 def test_many_words_leave_in_pieces(fifo: WakeupPipe, ear: Ear) -> None:
     words = [b"%d" % n for n in range(1000)]
     assert wake_process(fifo.path, words)
