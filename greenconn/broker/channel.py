@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
@@ -40,6 +41,7 @@ __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel
 
 #: Asked for with each call, and to look up a member of an Enum costs more than all else in check_open.
 _OPEN: Final = ChannelState.OPEN
+_TURN: Final = attrgetter("turn")
 
 
 class PublishResult(Protocol):
@@ -824,8 +826,8 @@ class StoreChannel(StdChannel, Generic[L]):
                 self.connection.subscriptions.serve(consumer)
 
     def _in_order(self) -> list[Consumer]:
-        """Return its consumers, those that are served first in front."""
-        return list(self.consumers.values())
+        """Return its consumers, those that are served first in front: those that had least."""
+        return sorted(self.consumers.values(), key=_TURN)
 
     def _cancelled(self, consumer: Consumer) -> None:
         self.deliveries.stop(consumer)

@@ -6,10 +6,9 @@ something to ask for; it runs behind all that can run when the first claim is du
 A store that cannot wait is asked for queues that are not dry.  A store that can wait is asked for all
 queues whose consumers have room, and is interrupted when a queue comes that it was not asked for.
 
-No queue starves: one that was asked for goes behind the others, and what a claim may take goes to
-those in front first (where it waits, each queue may have as much, or those left out would wait for its
-end).  A limit of a whole channel is divided among the queues that its consumers wait for; where it is
-less than one each, a claim does not wait long, and those left out come first then.
+No queue starves (see :class:`~greenconn.broker.due.DueFeeds`).  Where a claim waits, each queue may have
+as much as a claim may take, or those left out would wait for its end; and where the limit of a channel
+is less than one each, it does not wait long.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker.delivery import StoreDelivery
+from greenconn.broker.due import DueFeeds
 from greenconn.broker.feed import Feed
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import turn
@@ -81,17 +81,14 @@ StoreFeed = Feed[Claimed, StoreSource]
 class Claimer:
     """Takes the messages of some queues, all together."""
 
-    __slots__ = ("_asked", "_feeds", "_greenlet", "_is_stopped", "_left_out", "_link", "_wait")
+    __slots__ = ("_asked", "_due", "_greenlet", "_is_stopped", "_link", "_wait")
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._wait = link.store.claim_wait
-        #: Those whose claims are due, the next in front.
-        self._feeds: dict[StoreFeed, None] = {}
+        self._due: DueFeeds[StoreFeed] = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
-        #: Somebody has no room because others have it.
-        self._left_out = False
         self._greenlet: Greenlet[..., Any] | None = None
         self._is_stopped = False
 
@@ -99,7 +96,7 @@ class Claimer:
         """A claim is due.  Never switches."""
         if self._is_stopped:
             return
-        self._feeds[feed] = None
+        self._due.add(feed)
         if self._greenlet is None:
             self._greenlet = spawn("claim", self._run)
         elif self._wait and self._asked and feed.queue not in self._asked:
@@ -108,7 +105,7 @@ class Claimer:
     def stop(self) -> None:
         """Ask no more.  Never switches."""
         self._is_stopped = True
-        self._feeds.clear()
+        self._due.feeds.clear()
         store = self._link.store
         if not (self._asked and self._wait):
             return
@@ -132,29 +129,16 @@ class Claimer:
 
     def _begin(self) -> list[StoreFeed]:
         """Reserve room for the next claim, and return the queues that it is for."""
-        left = self._link.store.claim_limit
-        chosen: list[StoreFeed] = []
-        feeds = list(self._feeds)
-        self._left_out = False
-        for others, feed in zip(range(len(feeds) - 1, -1, -1), feeds, strict=True):
-            del self._feeds[feed]
-            count = feed.begin(left, others)
-            if not count:
-                self._left_out = True
-                continue  # it comes back when there is room
-            self._asked[feed.queue] = count
-            chosen.append(feed)
-            if not self._wait:
-                left -= count
-            if left <= 0:
-                break
-        return chosen
+        limit = self._link.store.claim_limit
+        begun = self._due.begin(limit, together=not self._wait)
+        self._asked.update((feed.queue, count) for feed, count in begun)
+        return [feed for feed, _ in begun]
 
     def _claim(self, feeds: list[StoreFeed]) -> None:
         link = self._link
         is_shared = any(each.has_rivals for each in feeds)
         # Claimers of other queues cannot say that they were left out.
-        is_short = is_shared and (self._left_out or link.store.claims_each_queue)
+        is_short = is_shared and (self._due.is_left_out or link.store.claims_each_queue)
         wait = min(self._wait, SHORT_WAIT) if is_short else self._wait
         asked = self._asked
         try:
@@ -176,7 +160,8 @@ class Claimer:
         if is_shared:
             turn()  # those that were left out are served before those that ask again
         found = Counter(each.queue for each in claimed if each.dead is None)
-        for feed in feeds:
+        # Those that had least come first.
+        for feed in sorted(feeds, key=lambda each: asked[each.queue]):
             feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])
 
     def _hand_over(self, claimed: Sequence[Claimed]) -> None:

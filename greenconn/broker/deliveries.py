@@ -84,7 +84,10 @@ class Deliveries:
         self.unanswered[delivery.delivery_tag] = delivery
         if not consumer.no_ack:
             consumer.unacked += 1
-            self._prefetch.in_flight += 1
+            prefetch = self._prefetch
+            prefetch.in_flight += 1
+            if prefetch.limit:
+                consumer.turn = prefetch.next_turn(consumer.turn)
 
     # -- answers
 

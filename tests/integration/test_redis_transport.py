@@ -191,11 +191,12 @@ def test_poison_becomes_a_dead_letter(connect: Connect) -> None:
     assert letter.headers["x-death"][0]["queue"] == "q"
 
 
+@pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [("sorted", ["a", "b", "c"]), ("priority", ["c", "a", "b"])],
 )
-def test_order_of_queues(connect: Connect, strategy: str, expected: list[str]) -> None:
+def test_order_of_queues(connect: Connect, strategy: str, expected: list[str], limit: int) -> None:
     connection = connect(queue_order_strategy=strategy)
     channel = connection.channel()
     for name in "cab":
@@ -204,7 +205,7 @@ def test_order_of_queues(connect: Connect, strategy: str, expected: list[str]) -
             Producer(connection).publish(f"{name}{number}", routing_key=name)
     got: list[str] = []
     channel.flow(False)
-    channel.basic_qos(0, 1, True)
+    channel.basic_qos(0, limit, True)
 
     def take(message: Any) -> None:
         got.append(message.payload)
@@ -216,6 +217,30 @@ def test_order_of_queues(connect: Connect, strategy: str, expected: list[str]) -
     while len(got) < 9:
         connection.drain_events(timeout=SOON)
     assert got == [f"{name}{number}" for name in expected for number in range(3)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 10])
+def test_full_queues_get_as_much_of_the_limit_of_a_channel(connect: Connect, limit: int) -> None:
+    connection = connect()
+    channel = connection.channel()
+    count = 60
+    for name in "abc":
+        channel.queue_declare(name)
+        for _ in range(count):
+            Producer(connection).publish(name, routing_key=name)
+    got: list[str] = []
+    channel.basic_qos(0, limit, True)
+
+    def take(message: Any) -> None:
+        got.append(message.payload)
+        message.ack()
+
+    for name in "abc":
+        channel.basic_consume(name, callback=take)
+    while len(got) < count:
+        connection.drain_events(timeout=SOON)
+    shares = [got[:count].count(name) for name in "abc"]
+    assert max(shares) - min(shares) <= limit + 1, shares
 
 
 def test_a_get_whose_channel_is_closed_gives_its_message_back(connect: Connect) -> None:

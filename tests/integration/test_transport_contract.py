@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import gevent
@@ -502,6 +503,28 @@ def test_global_prefetch_bounds_the_channel(side: Side) -> None:
         expected = min(answered + 3, 8)
         side.drain(channel.connection, lambda expected=expected: len(got) == expected)  # type: ignore[misc]
     assert sorted(each.body for each in got) == [str(n) for n in range(8)]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_queues_share_the_limit_of_a_channel(side: Side, limit: int) -> None:
+    count = 30
+    keeper = side.channel()
+    queues = [side.queue(keeper) for _ in range(3)]
+    for queue in queues:
+        for n in range(count):
+            side.send(keeper, str(n), "", queue)
+    channel = side.channel(keeper.connection)
+    channel.basic_qos(0, limit, True)
+    got: list[str] = []
+
+    def take(queue: str, message: Message) -> None:
+        got.append(queue)
+        message.ack()
+
+    for queue in queues:
+        channel.basic_consume(queue, callback=partial(take, queue))
+    side.drain(channel.connection, lambda: len(got) >= count)
+    assert set(got[:count]) == set(queues)  # none is empty yet; RabbitMQ chooses at random
 
 
 def test_consumers_of_a_queue_take_turns(side: Side) -> None:

@@ -80,8 +80,8 @@ class Channel(StoreChannel[RedisLink]):
 
     def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)
-        #: The place of the consumer that is served first, with ``round_robin``.
-        self._first = 0
+        self._order = connection.options.queue_order_strategy
+        self.prefetch.is_divided = self._order == "round_robin"
 
     @property
     def qos(self) -> RedisPrefetchView:
@@ -112,13 +112,11 @@ class Channel(StoreChannel[RedisLink]):
         yield client or self.client
 
     def _in_order(self) -> list[Consumer]:
-        consumers = super()._in_order()
-        strategy = self.connection.options.queue_order_strategy
-        if strategy == "sorted":
+        if self._order == "round_robin":
+            return super()._in_order()
+        consumers = list(self.consumers.values())
+        if self._order == "sorted":
             consumers.sort(key=_queue_of)
-        elif strategy == "round_robin" and consumers:
-            self._first = (self._first + 1) % len(consumers)
-            consumers = consumers[self._first :] + consumers[: self._first]
         return consumers
 
 

@@ -17,7 +17,7 @@ from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, entry_suffix, mark
-from greenconn.transport.redis.source import RedisFeed, RedisSource
+from greenconn.transport.redis.source import DueClaims, RedisFeed, RedisSource
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.refusal import Method
 from greenconn.wire.resp import pack
@@ -47,6 +47,7 @@ class RedisConsuming:
         "_claims",
         "_commands",
         "_directory",
+        "_due",
         "_fanout",
         "_feeds",
         "_queues",
@@ -66,6 +67,7 @@ class RedisConsuming:
     ) -> None:
         self._commands = commands
         self._claims = claims
+        self._due = DueClaims(commands)
         self._answers = answers
         self._directory = directory
         self._queues = queues
@@ -91,7 +93,13 @@ class RedisConsuming:
 
     def _source(self, feed: RedisFeed) -> RedisSource:
         return RedisSource(
-            self._commands, self._claims, self._answers, self._waking, self._retire, feed
+            self._commands,
+            self._claims,
+            self._due,
+            self._answers,
+            self._waking,
+            self._retire,
+            feed,
         )
 
     def _retire(self, feed: RedisFeed) -> None:

@@ -35,6 +35,7 @@ from typing import Any, Final, Protocol
 from gevent import get_hub
 
 from greenconn.broker.answers import Answers
+from greenconn.broker.due import DueFeeds
 from greenconn.broker.feed import Feed
 from greenconn.green.state import moved
 from greenconn.transport.redis.claims import Claims
@@ -51,7 +52,7 @@ from greenconn.transport.redis.scripts import (
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["WATCH_MOVES", "RedisFeed", "RedisSource", "WatchState"]
+__all__ = ["WATCH_MOVES", "DueClaims", "RedisFeed", "RedisSource", "WatchState"]
 
 #: Seconds of back-off after the first claim that found nothing; doubled by each, up to the limit.
 FIRST_WAIT: Final = 0.001
@@ -103,6 +104,7 @@ class RedisSource:
     Arguments:
         commands: of the link.
         claims: give numbers to the fields under which messages are held.
+        due: claims that leave when the turn ends.
         answers: give back what nobody takes.
         waking: counts and logs.
         retire: forgets a feed if nobody uses it any more.  Never switches.
@@ -117,6 +119,7 @@ class RedisSource:
         "_claims",
         "_commands",
         "_count",
+        "_due",
         "_exists",
         "_feed",
         "_front",
@@ -137,6 +140,7 @@ class RedisSource:
         self,
         commands: Commands,
         claims: Claims,
+        due: DueClaims,
         answers: Answers,
         waking: SourceWaking,
         retire: Callable[[RedisFeed], None],
@@ -144,6 +148,7 @@ class RedisSource:
     ) -> None:
         self._commands = commands
         self._claims = claims
+        self._due = due
         self._answers = answers
         self._waking = waking
         self._retire = retire
@@ -168,9 +173,8 @@ class RedisSource:
     def schedule(self) -> None:
         """Claim when the turn ends."""
         self.stop()
-        commands = self._commands
-        if commands.lost is None:
-            commands.pipeline.writer.before_flush(self._begin)
+        if self._commands.lost is None:
+            self._due.add(self._feed)
 
     def watch(self) -> None:
         """Ask the server to tell when the queue is not empty any more, or look again soon."""
@@ -260,13 +264,11 @@ class RedisSource:
         """Numbers of the fields that a claim may have filled whose reply has not come."""
         return range(self._number, self._number + self._count)
 
-    def _begin(self) -> None:
-        # When the turn ends.
-        count = self._feed.begin(CLAIM_COUNT)
-        if count:
-            self._count = count
-            self._number = self._claims.take_numbers(count)
-            self._claim()
+    def claim(self, count: int) -> None:
+        """Claim so many messages: the feed has begun."""
+        self._count = count
+        self._number = self._claims.take_numbers(count)
+        self._claim()
 
     def _claim(self) -> None:
         number, count = b"%d" % self._number, b"%d" % self._count
@@ -355,3 +357,28 @@ class RedisSource:
 
 
 RedisFeed = Feed[Delivery, RedisSource]
+
+
+class DueClaims:
+    """The claims of one link that leave when the turn ends.
+
+    Arguments:
+        commands: of the link.
+    """
+
+    __slots__ = ("_commands", "_due")
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._due: DueFeeds[RedisFeed] = DueFeeds()
+
+    def add(self, feed: RedisFeed) -> None:
+        """Let a claim for *feed* leave when the turn ends."""
+        if not self._due.feeds:
+            self._commands.pipeline.writer.before_flush(self._begin)
+        self._due.add(feed)
+
+    def _begin(self) -> None:
+        # When the turn ends.
+        for feed, count in self._due.begin(CLAIM_COUNT, together=False):
+            feed.source.claim(count)

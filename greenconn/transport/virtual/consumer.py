@@ -42,6 +42,10 @@ class Consumer:
         channel: has ``connection`` and ``prefetch``.
         feed: woken when a parked consumer has room again.
         limit: unanswered deliveries at once; 0 is no limit.
+
+    Attributes:
+        turn: the lower, the sooner it is served among the consumers of a channel whose limit has not
+            room for all; see :meth:`~greenconn.transport.virtual.prefetch.Prefetch.next_turn`.
     """
 
     __slots__ = (
@@ -63,6 +67,7 @@ class Consumer:
         "sink",
         "stale",
         "tag",
+        "turn",
         "unacked",
     )
 
@@ -97,6 +102,7 @@ class Consumer:
         self.priority = int((arguments or {}).get("x-priority") or 0)
         #: Deliveries that were not answered.
         self.unacked = 0
+        self.turn = 0
         #: Handed to the sink of an unbounded consumer, and not yet taken from it.
         self.ahead = 0
         #: What became an event that nobody has drained yet, in order.

@@ -15,12 +15,24 @@ class Prefetch:
         limit: unanswered deliveries for all consumers of the channel; 0 is no limit.
         in_flight: unanswered deliveries of all its consumers now.
         reserved: places under ``limit`` that claims under way may fill.
+        is_divided: a claim leaves places under ``limit`` to the other queues of the channel.
         is_flowing: deliveries have not been stopped by ``flow(False)``.
     """
 
-    __slots__ = ("count", "in_flight", "is_flowing", "limit", "reserved")
+    __slots__ = (
+        "_last_turn",
+        "count",
+        "in_flight",
+        "is_divided",
+        "is_flowing",
+        "limit",
+        "reserved",
+    )
 
     def __init__(self) -> None:
+        #: The highest turn of its consumers.
+        self._last_turn = 0
+        self.is_divided = True
         self.count = self.limit = self.in_flight = self.reserved = 0
         self.is_flowing = True
 
@@ -34,7 +46,18 @@ class Prefetch:
     def share(self, others: int) -> int:
         """Return the places for one consumer where *others* of its channel come behind it."""
         free = self.limit - self.in_flight - self.reserved
-        return max(-(-free // (others + 1)), 0)
+        return max(-(-free // (others + 1)) if self.is_divided else free, 0)
+
+    def next_turn(self, turn: int) -> int:
+        """Return the turn of a consumer that is given one more message under the limit.
+
+        The consumer with the lowest turn is served next.  A turn counts messages, so that all get as
+        many; but one whose queue was empty for long is at most a whole limit behind, or it would have
+        all places until it has caught up.
+        """
+        turn = max(turn, self._last_turn - self.limit) + 1
+        self._last_turn = max(self._last_turn, turn)
+        return turn
 
     def release(self, count: int) -> None:
         """End a claim for *count* messages.  Never switches."""

@@ -170,6 +170,30 @@ def test_a_claim_is_for_all_that_there_is_room_for(connect: Opener, world: World
     assert claims(world)[0] == {"p": 2}
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 10])
+def test_full_queues_get_as_much_of_the_limit_of_a_channel(connect: Opener, limit: int) -> None:
+    count = 60
+    channel = channel_to(connect)
+    channel.basic_qos(0, limit, True)
+    got: list[str] = []
+
+    def take(message: Any) -> None:
+        got.append(message.delivery_info["routing_key"])
+        message.ack()
+
+    for queue in ("a", "b", "c"):
+        channel.queue_declare(queue)
+        for number in range(count):
+            publish(channel, f"{number}", queue)
+    channel.flow(False)
+    for queue in ("a", "b", "c"):
+        consume(channel, Sink(take), queue)
+    channel.flow(True)
+    until(lambda: len(got) >= count)
+    shares = [got[:count].count(queue) for queue in ("a", "b", "c")]
+    assert max(shares) - min(shares) <= limit + 1, shares
+
+
 @pytest.mark.parametrize(("kind", "most"), [(FakeStore, 100), (EachStore, 10)])
 def test_a_claim_is_bounded(
     connect: Opener, world: World, kind: type[FakeStore], most: int

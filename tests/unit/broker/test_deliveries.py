@@ -20,6 +20,7 @@ from greenconn.exceptions import (
     WrongHub,
 )
 from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.prefetch import Prefetch
 from tests.unit.broker.conftest import Opener
 
 
@@ -233,3 +234,23 @@ def test_another_thread_takes_no_part_in_it(bench: Bench) -> None:
 
     assert isinstance(gevent.get_hub().threadpool.apply(answer), WrongHub)
     assert (bench.told.answers, bench.held) == ([], "abc")
+
+
+def test_limit_of_a_channel_may_be_kept_together(bench: Bench) -> None:
+    prefetch = bench.channel.prefetch
+    prefetch.limit = 10
+    prefetch.is_divided = False
+    assert (prefetch.share(0), prefetch.share(9)) == (7, 7)
+    assert prefetch.reserve(9) == 7
+    assert prefetch.share(1) == 0
+
+
+def test_turns_count_messages_under_the_limit_of_a_channel() -> None:
+    prefetch = Prefetch()
+    prefetch.limit = 3
+    assert [prefetch.next_turn(turn) for turn in (0, 1, 0)] == [1, 2, 1]
+    for turn in range(2, 50):
+        prefetch.next_turn(turn)
+    # Its queue was empty meanwhile.
+    assert prefetch.next_turn(1) == 48
+    assert prefetch.next_turn(50) == 51
