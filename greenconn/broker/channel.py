@@ -19,7 +19,12 @@ from greenconn.broker.consumers import StoreConsumer, Subscriptions
 from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
 from greenconn.broker.entities import SharedEntities, SharingLink
 from greenconn.encoding import plain_text
-from greenconn.exceptions import AMQPNotImplementedError, RecoverableChannelError, raise_error
+from greenconn.exceptions import (
+    AMQPNotImplementedError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+    raise_error,
+)
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.state import moved
 from greenconn.transport.base import StdChannel
@@ -125,6 +130,15 @@ class BrokerLink(SharingLink):
         """Return what *channel* publishes with."""
         raise NotImplementedError
 
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when the broker has all answers up to now, or they are on their way.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link is lost.
+        """
+        raise NotImplementedError
+
     def flush_answers(self) -> None:
         """Return when all answers are on their way.  May switch.
 
@@ -133,7 +147,12 @@ class BrokerLink(SharingLink):
         Raises:
             TimeoutError: the broker took too little within ``reply_timeout``.
         """
-        raise NotImplementedError
+        if self.lost is None:
+            self.home.check(self)
+            try:
+                self.tell_answers(NEVER)
+            except RecoverableConnectionError:
+                pass
 
 
 L = TypeVar("L", bound=BrokerLink)

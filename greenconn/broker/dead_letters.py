@@ -40,6 +40,13 @@ def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
     return [key for name in names for key in headers.get(name) or ()]
 
 
+def visible_headers(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers that a consumer gets: all but ``BCC``."""
+    if "BCC" not in headers:
+        return headers
+    return {name: each for name, each in headers.items() if name != "BCC"}
+
+
 class DeadLetterTarget(NamedTuple):
     """The target of a queue's dead letters.
 

@@ -30,7 +30,7 @@ from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -198,43 +198,34 @@ class StoreLink(BrokerLink):
             if slot is None:
                 greenlet.join(deadline.left())
         try:
-            self._tell_answers(deadline)
+            self.tell_answers(deadline)
         except TimeoutError as exc:
             raise self.no_answer("answering") from exc
 
-    def _tell_answers(self, deadline: Deadline) -> None:
-        """Return when the store has all answers up to now.  May switch."""
-        self.answers.wait_routed(deadline)
-        self.answers.flush()
-        self.holding.wait(deadline)
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when the store has all answers up to now.  May switch.
+
+        Raises:
+            TimeoutError: it had not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link is lost.
+        """
+        deadline = deadline.within(self.options.reply_timeout)
+        try:
+            self.answers.wait_routed(deadline)
+            self.answers.flush()
+            self.holding.wait(deadline)
+        except TimeoutError as exc:
+            raise TimeoutError(f"{self.where} did not take all acks and rejects in time") from exc
 
     def flush(self, deadline: Deadline) -> None:
         """Return when the store has the answers.  May switch.
 
         Raises:
-            TimeoutError: it was not before the deadline, or within ``reply_timeout``.
-            RecoverableConnectionError: the link is lost.
+            As :meth:`tell_answers`.
         """
         self.home.check(self)
         self.check_open()
-        try:
-            self._tell_answers(deadline.within(self.options.reply_timeout))
-        except TimeoutError as exc:
-            raise TimeoutError(f"{self.where} did not take all acks and rejects in time") from exc
-
-    def flush_answers(self) -> None:
-        """Return when the store has all answers.  May switch.
-
-        Where the connection is lost it does nothing: the next one tells them.
-
-        Raises:
-            TimeoutError: it was not within ``reply_timeout``.
-        """
-        if self.lost is None:
-            try:
-                self.flush(NEVER)
-            except RecoverableConnectionError:
-                pass
+        self.tell_answers(deadline)
 
     @property
     def handover(self) -> Handover:

@@ -76,6 +76,12 @@ class PublishingLink(Protocol):
     @property
     def lost(self) -> BaseException | None: ...
 
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when the broker has all answers up to now, or they are on their way.  May switch."""
+
+
+L = TypeVar("L", bound=PublishingLink)
+
 
 class Completion(Protocol):
     """The receiver of the outcome of a message."""
@@ -91,7 +97,7 @@ class Completion(Protocol):
         """
 
 
-class ChannelPublisher(ABC, Generic[M, T]):
+class ChannelPublisher(ABC, Generic[L, M, T]):
     """The publisher of one channel: messages of the type *M*, to targets of the type *T*.
 
     Arguments:
@@ -99,7 +105,7 @@ class ChannelPublisher(ABC, Generic[M, T]):
         link: stores the messages.
     """
 
-    def __init__(self, channel: ChannelPort, link: PublishingLink) -> None:
+    def __init__(self, channel: ChannelPort, link: L) -> None:
         self._channel = channel
         self.link = link
         self._hub = channel.connection.home.hub
@@ -143,9 +149,16 @@ class ChannelPublisher(ABC, Generic[M, T]):
             queue: where a plain message goes.
         """
 
-    @abstractmethod
     def flush(self, timeout: float | None) -> None:
-        """Return when the broker has all that was published and answered.  May switch."""
+        """Return when the broker has the answers.  (A publish returns when it has the message.)
+
+        May switch.
+
+        Raises:
+            TimeoutError: it was not within *timeout* seconds, or ``reply_timeout``.
+        """
+        self._channel.check_open()
+        self.link.tell_answers(Deadline(timeout))
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
@@ -314,7 +327,7 @@ class StoredResult:
 
     def __init__(
         self,
-        publisher: ChannelPublisher[Any, Any],
+        publisher: ChannelPublisher[Any, Any, Any],
         slot: Slot[Any],
         exchange: str,
         routing_key: str,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
-from greenconn.broker.directory import Directory
+from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Entry, NoQueue, Store
 from greenconn.broker.publisher import (
@@ -25,13 +25,11 @@ from greenconn.broker.publisher import (
     CopyOutcomes,
     PublishingLink,
 )
-from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
-from greenconn.transport.virtual.port import ChannelPort
-from greenconn.transport.virtual.publishing import Envelope, prepared
+from greenconn.transport.virtual.publishing import Envelope, encoded, prepared
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
@@ -44,14 +42,12 @@ OVERHEAD: Final = 256
 
 
 class StorePublishingLink(PublishingLink, Protocol):
-    """The link of such a publisher."""
+    """The link of what publishes to a store."""
 
     @property
     def options(self) -> StoreOptions: ...
     @property
     def store(self) -> Store: ...
-    @property
-    def directory(self) -> Directory: ...
     @property
     def putting(self) -> Putting: ...
     @property
@@ -61,20 +57,6 @@ class StorePublishingLink(PublishingLink, Protocol):
         self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0
     ) -> Sequence[Entry]:
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
-
-    def flush(self, deadline: Deadline) -> None:
-        """Return when the store has the answers.  May switch."""
-
-
-class PuttingLink(Protocol):
-    """The link of what stores messages."""
-
-    @property
-    def options(self) -> StoreOptions: ...
-    @property
-    def store(self) -> Store: ...
-    @property
-    def directory(self) -> Directory: ...
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
@@ -86,31 +68,14 @@ class PuttingLink(Protocol):
         """Note that a queue may have messages.  Never switches."""
 
 
-class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
-    """The publisher of one channel to a store.
-
-    Arguments:
-        channel: is closed by what the broker refuses.
-        link: stores the messages.
-    """
+class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[Entry]]):
+    """The publisher of one channel to a store."""
 
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelPort, link: StorePublishingLink) -> None:
-        super().__init__(channel, link)
-        self._link = link
-
-    def flush(self, timeout: float | None) -> None:
-        """Return when the store has all answers.  (A publish returns when it has the message.)
-
-        May switch.
-        """
-        self._channel.check_open()
-        self._link.flush(Deadline(timeout))
-
     def _put(self, target: Sequence[Entry], queue: str, done: Completion) -> None:
-        self._link.putting.put(target, done)
+        self.link.putting.put(target, done)
 
     def _target(
         self,
@@ -126,7 +91,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
         if (
             exchange
             or size > self._limit
-            or not self._link.directory.is_known(routing_key)
+            or not self.link.directory.is_known(routing_key)
             or (headers and ("CC" in headers or "BCC" in headers))
         ):
             return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
@@ -136,9 +101,10 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]
     ) -> Sequence[Entry]:
         envelope = self._envelope(message, exchange, routing_key)
-        delay = _delay(message["headers"])
+        headers = message["headers"]
+        delay = _delay(headers) if headers else 0.0
         try:
-            return self._link.entries(envelope, queues, delay)
+            return self.link.entries(envelope, queues, delay)
         except ValueError:
             expiration = envelope["properties"].get("expiration")
             raise invalid_argument(
@@ -146,18 +112,15 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
             ) from None
 
     def _begin_last_resort(self, queue: str) -> None:
-        if not self._link.directory.is_there(queue):
-            self._link.directory.declare(queue, Declaration(durable=True))
+        if not self.link.directory.is_there(queue):
+            self.link.directory.declare(queue, Declaration(durable=True))
 
     def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
         """The stored form of a message."""
-        headers = message["headers"]
-        if "BCC" in headers:
-            headers = {name: each for name, each in headers.items() if name != "BCC"}
-        body = message["body"]
-        link = self._link
+        body, headers = message["body"], message["headers"]
+        link = self.link
         encoding = link.store.body_encoding
-        raw = _as_bytes(body, message["content-encoding"]) if isinstance(body, str) else body
+        raw = encoded(body, message["content-encoding"]) if isinstance(body, str) else body
         properties = message["properties"]
         info = {
             **(properties.get("delivery_info") or {}),
@@ -168,7 +131,7 @@ class StorePublisher(ChannelPublisher[Envelope, Sequence[Entry]]):
             "body": b2a_base64(raw, newline=False).decode() if encoding else raw,
             "content-encoding": message["content-encoding"],
             "content-type": message["content-type"],
-            "headers": headers,
+            "headers": visible_headers(headers) if headers else headers,
             "properties": {
                 **properties,
                 "body_encoding": encoding,
@@ -184,7 +147,7 @@ def _delay(headers: Mapping[str, Any]) -> float:
     Raises:
         ValueError: it is no number.
     """
-    given = headers.get("x-delay") if headers else None
+    given = headers.get("x-delay")
     if given is None:
         return 0.0
     try:
@@ -195,19 +158,12 @@ def _delay(headers: Mapping[str, Any]) -> float:
         ) from None
 
 
-def _as_bytes(text: str, encoding: str | None) -> bytes:
-    try:
-        return text.encode(encoding or "utf-8")
-    except LookupError:
-        return text.encode()
-
-
 class Putting:
     """The messages that the channels of one link publish."""
 
     __slots__ = ("_batches", "_greenlets", "_link", "_pending")
 
-    def __init__(self, link: PuttingLink) -> None:
+    def __init__(self, link: StorePublishingLink) -> None:
         self._link = link
         self._pending: deque[tuple[CopyOutcomes, Entry]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()

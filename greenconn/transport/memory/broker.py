@@ -19,7 +19,13 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 
-from greenconn.broker.dead_letters import carbon_copies, dead_letter, is_cycle, target_of
+from greenconn.broker.dead_letters import (
+    carbon_copies,
+    dead_letter,
+    is_cycle,
+    target_of,
+    visible_headers,
+)
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
@@ -167,9 +173,7 @@ class Broker:
             return [self.queues[each] for each in names], envelope
         keys = [routing_key, *carbon_copies(headers, "CC", "BCC")]
         found = dict.fromkeys(name for key in keys for name in self._names(exchange, key, headers))
-        if "BCC" in headers:
-            shown = {name: value for name, value in headers.items() if name != "BCC"}
-            envelope = {**envelope, "headers": shown}
+        envelope = {**envelope, "headers": visible_headers(headers)}
         return [self.queues[each] for each in found], envelope
 
     def _names(

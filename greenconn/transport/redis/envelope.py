@@ -17,7 +17,7 @@ from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
-from greenconn.transport.virtual.publishing import copied
+from greenconn.transport.virtual.publishing import copied, encoded
 
 __all__ = ["LARGE", "Outgoing", "marked_redelivered"]
 
@@ -68,7 +68,7 @@ class Outgoing(Prepared):
     ) -> None:
         if body.__class__ is str:
             content_encoding = content_encoding or "utf-8"
-            self.raw = _encoded(body, content_encoding)
+            self.raw = encoded(body, content_encoding)
         elif body.__class__ is bytes:
             self.raw = body
         elif isinstance(body, (bytearray, memoryview)):
@@ -168,13 +168,6 @@ class Outgoing(Prepared):
             "headers": copied(self.headers),
             "properties": {**self.properties, "priority": self.priority},
         }
-
-
-def _encoded(text: str, encoding: str) -> bytes:
-    try:
-        return text.encode(encoding)
-    except LookupError:
-        return text.encode()
 
 
 def marked_redelivered(raw: bytes) -> tuple[bytes, int, dict[str, Any] | None]:

@@ -332,22 +332,14 @@ class RedisLink(BrokerLink):
             return WindowPublisher(channel, self, size, self.transport.unasked)
         return RedisPublisher(channel, self)
 
-    def flush_answers(self) -> None:
-        """Return when all answers have been given to the socket.  May switch.
-
-        Where the connection is gone it does nothing.
+    def tell_answers(self, deadline: Deadline) -> None:
+        """Return when all answers have been given to the socket, if it is there.  May switch.
 
         Raises:
-            TimeoutError: the server took too little within its ``reply_timeout``.
+            TimeoutError: the server took too little before the deadline, or within ``reply_timeout``.
         """
-        try:
-            self.tell_answers(Deadline(self.options.reply_timeout))
-        except RecoverableConnectionError:
-            pass
-
-    def tell_answers(self, deadline: Deadline) -> None:
-        """Return when all answers have been given to the socket, if it is there.  May switch."""
         if self.lost is None:
+            deadline = deadline.within(self.options.reply_timeout)
             self.answers.wait_routed(deadline)
             self.answers.flush()
             self.commands.pipeline.drain(deadline)

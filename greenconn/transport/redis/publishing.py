@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from greenconn.abc import DeadlineLike
+from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.port import NoQueue
 from greenconn.broker.publisher import (
     ChannelPublisher,
@@ -92,11 +93,8 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def feeds(self) -> Mapping[str, RedisFeed]: ...
 
-    def tell_answers(self, deadline: Deadline) -> None:
-        """Return when all answers have been given to the socket, if it is there.  May switch."""
 
-
-class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
+class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Routed"]):
     """The publisher of one channel.
 
     Arguments:
@@ -110,7 +108,6 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
     def __init__(self, channel: ChannelPort, link: RedisPublishingLink) -> None:
         super().__init__(channel, link)
         commands = link.commands
-        self._link = link
         self._keys = commands.keys
         self._pipeline = commands.pipeline
         self._options = commands.options
@@ -226,7 +223,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
             commands.append(pack(b"PUBLISH", self._keys.topic(*topic), raw))
             if self._options.sentinel_fanout_compat:
                 commands.append(pack(b"PUBLISH", self._keys.topic(*topic, legacy=True), raw))
-        pipeline = self._pipeline if len(raw) <= LARGE else self._link.large.pipeline()
+        pipeline = self._pipeline if len(raw) <= LARGE else self.link.large.pipeline()
         return Routed(pipeline, commands, lists, is_ending and len(lists) == len(commands))
 
     def _wait_for_large(self, target: Routed, done: Completion) -> None:
@@ -249,8 +246,7 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
     def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
         middle = message.middle
         if "BCC" in message.headers:
-            shown = {name: each for name, each in message.headers.items() if name != "BCC"}
-            middle = message.with_headers(shown)
+            middle = message.with_headers(visible_headers(message.headers))
         return b"".join(
             (
                 b'{"body": ',
@@ -261,17 +257,6 @@ class RedisPublisher(ChannelPublisher[Outgoing, "bytes | Routed"]):
                 b'"}}',
             )
         )
-
-    # -- the end
-
-    def flush(self, timeout: float | None) -> None:
-        """Return when acks have left.  (A publish returns when the server has it.)  May switch.
-
-        Raises:
-            TimeoutError: the server took too little within *timeout* seconds.
-        """
-        self._link.tell_answers(Deadline(timeout))
-        self._channel.check_open()
 
 
 class WindowPublisher(RedisPublisher):
@@ -329,7 +314,7 @@ class WindowPublisher(RedisPublisher):
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        self._link.tell_answers(Deadline(timeout))
+        self.link.tell_answers(Deadline(timeout))
         window, unasked = self._window, self._unasked
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:

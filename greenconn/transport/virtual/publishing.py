@@ -27,6 +27,7 @@ __all__ = [
     "Envelope",
     "UndeliverableWarning",
     "copied",
+    "encoded",
     "no_immediate",
     "prepared",
     "queue_full",
@@ -61,6 +62,14 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [copied(each) for each in value]
     return plain_text(value)
+
+
+def encoded(text: str, encoding: str | None) -> bytes:
+    """Return a body of text as bytes: UTF-8 where no codec has the name *encoding*."""
+    try:
+        return text.encode(encoding or "utf-8")
+    except LookupError:
+        return text.encode()
 
 
 class UndeliverableWarning(UserWarning):

@@ -15,6 +15,7 @@ from greenconn.broker.dead_letters import (
     dead_letter_entries,
     is_cycle,
     target_of,
+    visible_headers,
 )
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
@@ -119,6 +120,8 @@ def test_copies_are_told_by_headers() -> None:
     headers = {"CC": ["a"], "BCC": ["b", "c"], "other": ["d"]}
     assert carbon_copies(headers, "CC", "BCC") == ["a", "b", "c"]
     assert carbon_copies({"CC": None}, "CC", "BCC") == []
+    assert visible_headers(headers) == {"CC": ["a"], "other": ["d"]}
+    assert visible_headers({"CC": None}) == {"CC": None}
 
 
 @pytest.mark.parametrize(

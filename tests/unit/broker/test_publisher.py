@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from greenconn.abc import DeadlineLike
+from greenconn.broker.link import StoreLink
 from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.broker.publisher import ChannelPublisher, Completion, CopyOutcomes, StoredResult
 from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
@@ -18,7 +19,7 @@ from tests.unit.broker.conftest import Opener
 from tests.unit.broker.test_publishing import channel_to
 
 
-class Publisher(ChannelPublisher[str, str]):
+class Publisher(ChannelPublisher[StoreLink, str, str]):
     """Sends a message nowhere, and has the outcome that the test wants."""
 
     outcome: object = None
@@ -61,8 +62,6 @@ class Publisher(ChannelPublisher[str, str]):
 
     def error(self, outcome: Exception, what: str) -> BaseException:
         return ValueError(f"{what}: {outcome}")
-
-    def flush(self, timeout: float | None) -> None: ...
 
 
 @pytest.fixture
