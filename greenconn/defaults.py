@@ -70,29 +70,27 @@ class _Choice:
         return Connection(self._url, **self.options)
 
 
-class _Pair:
-    """A connection for consuming and the one for publishing beside it."""
+class _Pair(dict[str, Connection]):
+    """A connection for consuming and the one for publishing, by kind; each is made when it is needed.
 
-    __slots__ = ("_make", "_of_kind")
+    Arguments:
+        make: returns the first of the two.
+    """
+
+    __slots__ = ("_make",)
 
     def __init__(self, make: Callable[[], Connection]) -> None:
+        super().__init__()
         self._make = make
-        self._of_kind: dict[str, Connection] = {}
 
-    def of(self, kind: str) -> Connection:
-        """The connection for *kind*.  Never switches."""
-        connection = self._of_kind.get(kind)
-        if connection is None:
-            if not self._of_kind:
-                connection = self._make()
-            else:
-                connection = _beside(next(iter(self._of_kind.values())))
-            self._of_kind[kind] = connection
+    def __missing__(self, kind: str) -> Connection:
+        connection = self[kind] = _beside(next(iter(self.values()))) if self else self._make()
         return connection
 
     def take(self) -> Iterator[Connection]:
-        """Take both out, the one that publishes first."""
-        connections, self._of_kind = self._of_kind, {}
+        """Remove both, and yield the one that publishes first."""
+        connections = self.copy()
+        self.clear()
         in_order = [connections[kind] for kind in reversed(KINDS) if kind in connections]
         yield from {id(each): each for each in in_order}.values()
 
@@ -112,7 +110,7 @@ class _Kept:
         """Return the default connection for *kind*.  May switch when ``configure`` was called since."""
         if self.choice is not _choice:
             self.renew()
-        return self.default.of(kind)
+        return self.default[kind]
 
     def pair(self, url: str) -> _Pair:
         """Return the pair for *url*.  Never switches."""
@@ -204,7 +202,7 @@ def consuming_connection(connection: Connection | str | None = None) -> Connecti
         return connection
     if connection is None:
         return default_connection("consume")
-    return _kept.get().pair(_checked(connection)).of("consume")
+    return _kept.get().pair(_checked(connection))["consume"]
 
 
 def publishing_connection(connection: Connection | str | None = None) -> Connection:
@@ -227,7 +225,7 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
         return publisher if isinstance(publisher, Connection) else connection
     if connection is None:
         return _kept.get().connection("publish")
-    return _kept.get().pair(_checked(connection)).of("publish")
+    return _kept.get().pair(_checked(connection))["publish"]
 
 
 def _choose_publisher(connection: Connection) -> None:

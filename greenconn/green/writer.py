@@ -356,7 +356,9 @@ class Writer:
             self.pending -= sent
             if self.pending:
                 self._keep(buffers, sent)
-            self._note_left(sent)
+                self._note_left(sent)
+            else:
+                self._offered = ()
         except BaseException as exc:
             self._interrupted(exc)
             raise

@@ -604,15 +604,12 @@ class _Intake:
         link: that link.
     """
 
-    __slots__ = ("link",)
+    __slots__ = ("link", "room")
 
     def __init__(self, link: AmqpLink) -> None:
         self.link = ref(link)
-
-    def room(self) -> list[memoryview | bytearray] | None:
-        """Return the buffers in which the stream receives a large body; None: none is due."""
-        link = self.link()
-        return None if link is None else link.parser.room()
+        #: Returns the buffers in which the stream receives a large body; None: none is due.
+        self.room = link.parser.room
 
     def filled(self, count: int) -> None:
         """Take what was received there."""
