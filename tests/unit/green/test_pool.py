@@ -268,8 +268,9 @@ def test_at_most_ten_holders_are_named(factory: Factory) -> None:
     pool = factory.pool(12)
     for _ in range(12):
         pool.acquire()
-    with pytest.raises(LimitExceeded, match=r"'main' for 0\.0 s and 2 more$"):
+    with pytest.raises(LimitExceeded, match=r"'main' for \d+\.\d s and 2 more$") as caught:
         pool.acquire(block=False)
+    assert str(caught.value).count("'main' for") == 10
     assert len(pool.holders()) == 12
 
 
@@ -497,7 +498,8 @@ def test_one_that_was_lost_comes_back_by_the_next_acquire(
     assert pool.acquire(block=False) is thing
     assert not caplog.records  # that is left to a greenlet
     settle()
-    assert "'amqp://h/v': an object held by 'main' for 0.0 s was garbage-collected" in caplog.text
+    told = r"'amqp://h/v': an object held by 'main' for \d+\.\d s was garbage-collected"
+    assert re.search(told, caplog.text)
 
 
 def test_one_that_was_lost_comes_back_by_the_hub(
