@@ -186,16 +186,6 @@ def test_declarations_are_forgotten_with_a_life(connection: Connection) -> None:
     assert maybe_declare(exchange, connection) is False
 
 
-def test_a_mandatory_message_comes_back(connection: Connection) -> None:
-    returned: list[Any] = []
-    producer = Producer(connection, on_return=lambda *details: returned.append(details))
-    producer.publish("1", "nowhere", mandatory=True)
-    connection.drain_events(timeout=1.0)
-    [(exc, exchange, routing_key, _)] = returned
-    assert (exchange, routing_key) == ("", "nowhere")
-    assert isinstance(exc, Exception)
-
-
 def test_channels_make_producers_and_consumers(connection: Connection) -> None:
     got = Receiver()
     channel = connection.channel()

@@ -24,7 +24,6 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
     ResourceError,
-    Unroutable,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
@@ -451,51 +450,6 @@ def test_get(shelf: Shelf, channel: ShelfChannel) -> None:
     assert bodies(shelf, channel) == ["2", "1"]
     with pytest.raises(PreconditionFailed):
         channel.basic_ack("unknown")
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "matches"),
-    [
-        ("direct", "a.b", {"a.b": True, "a.c": False}),
-        ("topic", "a.#", {"a": True, "a.b": True, "b": False}),
-        ("fanout", "", {"any": True}),
-    ],
-)
-def test_routing(
-    shelf: Shelf, channel: ShelfChannel, kind: str, key: str, matches: dict[str, bool]
-) -> None:
-    channel.exchange_declare("x", kind)
-    channel.queue_bind("q", "x", key)
-    for sent, expected in matches.items():
-        send(channel, sent, queue=sent, exchange="x")
-        assert bodies(shelf, channel) == ([sent] if expected else [])
-        channel.queue_purge("q")
-
-
-def test_routing_by_headers(shelf: Shelf, channel: ShelfChannel) -> None:
-    channel.exchange_declare("x", "headers")
-    channel.queue_bind("q", "x", "", arguments={"h": 1})
-    send(channel, "x", exchange="x")
-    assert bodies(shelf, channel) == ["x"]
-    channel.queue_unbind("q", "x", "", arguments={"h": 1})
-    send(channel, "x", exchange="x")
-    assert bodies(shelf, channel) == ["x"]
-
-
-def test_mandatory(shelf: Shelf, channel: ShelfChannel) -> None:
-    returned: list[Any] = []
-    message = channel.prepare_message("x")
-    with pytest.raises(Unroutable):
-        channel.basic_publish_confirm(message, "amq.direct", "nowhere", mandatory=True)
-    with pytest.raises(Unroutable):
-        channel.basic_publish_confirm(message, "", "nowhere", mandatory=True)
-    channel.events["basic_return"].add(lambda *args: returned.append(args))
-    channel.basic_publish(message, "amq.direct", "nowhere", mandatory=True)
-    channel.connection.drain(NOW)
-    assert returned[0][3].body == "x"
-    with pytest.raises(NotFound):
-        channel.basic_publish(message, "absent", "key")
-    assert not channel.is_open
 
 
 def test_queue_of_last_resort(shelf: Shelf, link: HookLink) -> None:

@@ -181,21 +181,6 @@ def test_length_counts_only_what_waits(broker: Broker, channel: Channel) -> None
     assert bodies(broker) == []
 
 
-def test_overflow_may_refuse_and_bury(broker: Broker, channel: Channel) -> None:
-    declare(channel, "dead")
-    declare(
-        channel,
-        x_max_length=1,
-        x_overflow="reject-publish-dlx",
-        x_dead_letter_exchange="",
-        x_dead_letter_routing_key="dead",
-    )
-    send(channel, 0)
-    with pytest.raises(PublishNacked):
-        send(channel, 1)
-    assert (bodies(broker), bodies(broker, "dead")) == ([0], [1])
-
-
 def test_no_room_at_all(broker: Broker, channel: Channel) -> None:
     declare(channel, x_max_length=0)
     send(channel, "dropped")
