@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -471,3 +472,23 @@ def is_connection(obj: object) -> TypeIs[Connection]:
 def maybe_channel(channel: ChannelOrConnection) -> Channel:
     """Return the default channel of a connection, and anything else as it is.  May switch."""
     return channel.default_channel if is_connection(channel) else channel
+
+
+#: Former names -> the present ones.
+_RENAMED = {
+    "ChannelLike": "Channel",
+    "ClientLike": "Connection",
+    "LinkLike": "Link",
+    "MessageLike": "Message",
+    "TransportLike": "Transport",
+}
+
+if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = _RENAMED[name]
+        text = f"{__name__}.{name} is renamed to {__name__}.{new}"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return globals()[new]

@@ -21,7 +21,7 @@ from greenconn.green.hub import get_gevent_concurrent_error
 from greenconn.identity import uuid
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
-from greenconn.messaging.arrivals import Arrivals
+from greenconn.messaging.inbox import ConsumerInbox
 from greenconn.serialization import registry as serializers
 from greenconn.transport.base import Link
 
@@ -303,7 +303,7 @@ def drain_consumer(
         yield from _drained(consumer, arrived, limit, timeout)
         return
     session = consumer.channel.connection.client.session
-    arrivals = consumer.sink = Arrivals(consumer, _needs_no_answer(consumer))
+    arrivals = consumer.sink = ConsumerInbox(consumer, _needs_no_answer(consumer))
     try:
         with consumer:
             for _ in range(limit) if limit else count():
@@ -340,13 +340,13 @@ def _needs_no_answer(consumer: Consumer) -> bool:
 
 
 def _has_arrived(
-    arrived: deque[tuple[Any, Any]], arrivals: Arrivals, session: Session, deadline: Deadline
+    arrived: deque[tuple[Any, Any]], arrivals: ConsumerInbox, session: Session, deadline: Deadline
 ) -> bool:
     """Wait until a message has *arrived*; whether one has before the deadline.  May switch."""
     while not arrived:
         arrivals.check()
         try:
-            handle = arrivals.next_event(session.whole(deadline).link, deadline)
+            handle = arrivals.next_event(session.wait_ready(deadline).link, deadline)
         except TimeoutError:
             if not deadline.has_ended:
                 raise

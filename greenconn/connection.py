@@ -661,10 +661,10 @@ class Connection:
             Exception: what a callback raised.
         """
         session = self.session
-        life = session.settled
+        life = session.ready_life
         if life is None:
             deadline = Deadline(timeout)
-            life = session.whole(deadline)
+            life = session.wait_ready(deadline)
             timeout = deadline.left()
         try:
             return session.broker.transport.drain_events(life.link, timeout=timeout, **kwargs)
@@ -741,7 +741,7 @@ class Connection:
         """
         session, deadline = self.session, Deadline(timeout)
         session.check_hub()
-        life = session.whole(deadline) if session.is_lost else session.life
+        life = session.wait_ready(deadline) if session.is_lost else session.life
         if life.is_open and isinstance(life.link, Link):
             life.link.flush(deadline)
 

@@ -128,7 +128,7 @@ def check(timeout: float = 0.0) -> Health:
 
 def _await_session(session: Session, deadline: Deadline) -> None:
     try:
-        session.settle(deadline)
+        session.wait_settled(deadline)
     except RecoverableConnectionError:
         pass  # closed meanwhile
     except TimeoutError:

@@ -33,7 +33,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
 from greenconn.publishing.calls import publisher_of

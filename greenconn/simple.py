@@ -19,9 +19,9 @@ from greenconn.entity import Exchange, Queue
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.messaging import Consumer, Producer
-from greenconn.messaging.arrivals import Arrivals
+from greenconn.messaging.inbox import ConsumerInbox
 from greenconn.session.session import Session
 from greenconn.transport.base import Link
 
@@ -64,11 +64,11 @@ class SimpleBase:
         self.no_ack = no_ack
         self.buffer: deque[Any] = deque()
         self._flight = SingleFlight("simple-queue")
-        self._arrivals: Arrivals | None = None
+        self._arrivals: ConsumerInbox | None = None
         fork.register(self)
         self.consumer.register_callback(self._receive)
         if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
-            self._arrivals = consumer.sink = Arrivals(consumer, no_ack)
+            self._arrivals = consumer.sink = ConsumerInbox(consumer, no_ack)
 
     @property
     def channel(self) -> Any:
@@ -193,7 +193,7 @@ class SimpleBase:
         while not subscriptions.are_placed_on(consumer._channel):
             if isinstance(session, Session) and not session.is_closed:
                 # A broker that is away is waited for as long as the caller does.
-                session.whole(deadline)
+                session.wait_ready(deadline)
                 if subscriptions.are_placed_on(consumer._channel):
                     return
             self._flight.run("consume", partial(consumer.consume, no_ack=self.no_ack), deadline)

@@ -10,7 +10,7 @@ import logging
 from typing import Any, Final
 
 from greenconn.broker.holding import HoldingLink
-from greenconn.green.blocking_monitor import tell_blocked
+from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 
@@ -61,7 +61,7 @@ class Leases:
         assert self._ticker is not None
         link, interval = self._link, self._ticker.interval
         if lag > interval:
-            tell_blocked(logger, link.where, lag, interval)
+            log_blocked(logger, link.where, lag, interval)
         if not self._under_way:
             self.renew()
         link.answers.repeat()

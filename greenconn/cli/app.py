@@ -124,11 +124,11 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         _drop_output()
         return 0
     except Exception as exc:
-        from greenconn.cli.complaint import complaint
+        from greenconn.cli.errors import error_text
 
         if is_verbose:
             logging.getLogger("greenconn.cli").exception("the command failed")
-        text, code = complaint(exc)
+        text, code = error_text(exc)
         click.echo(f"greenconn: {text}", err=True)
         return code
     return result if isinstance(result, int) else 0

@@ -8,7 +8,7 @@ import gevent
 from greenconn.connection import Connection
 from greenconn.url import maybe_sanitize_url
 
-__all__ = ["connection_to", "tell_losses"]
+__all__ = ["connection_to", "report_losses"]
 
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
@@ -38,7 +38,7 @@ def is_verbose() -> bool:
     return bool(context is not None and context.find_root().params.get("verbose"))
 
 
-def tell_losses(connection: Connection) -> None:
+def report_losses(connection: Connection) -> None:
     """Tell the user when *connection* is lost, and when it is back."""
     where = connection.as_uri()
     session = connection.session

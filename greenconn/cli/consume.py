@@ -49,40 +49,40 @@ def command(
       greenconn consume mail --count 10
       greenconn consume mail --wait 1 --json > mail.jsonl
     """
-    from greenconn.cli.broker import connection_to, tell_losses
+    from greenconn.cli.broker import connection_to, report_losses
     from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.printer import MessagePrinter
     from greenconn.cli.streams import check_output
-    from greenconn.cli.tally import Tally
     from greenconn.worker import spawn_consumer
 
     check_output()
     connection = connection_to(url, timeout)
     is_whole = False
-    tally = Tally(count, lambda body: _shown(body, as_json))
+    printer = MessagePrinter(count, lambda body: _shown(body, as_json))
     try:
         with interruptible():
             connection.connect()
-            tell_losses(connection)
+            report_losses(connection)
             consumer = spawn_consumer(
                 queue,
-                tally.take,
+                printer.handle,
                 connection=connection,
                 prefetch_count=min(count or PREFETCH, PREFETCH),
                 accept=["json", "text/plain", "application/data", *accept],
-                on_decode_error=tally.refuse,
+                on_decode_error=printer.refuse,
                 on_error="requeue",
                 passive=True,
             )
             try:
                 _check_ready(consumer, queue, timeout)
-                tally.wait(consumer, wait)
+                printer.wait(consumer, wait)
             finally:
                 consumer.stop(timeout)
         is_whole = True
     finally:
         connection.close()
-        if is_whole or tally.taken:
-            click.echo(f"{tally.taken} consumed from {queue}", err=True)
+        if is_whole or printer.handled:
+            click.echo(f"{printer.handled} consumed from {queue}", err=True)
 
 
 def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None:

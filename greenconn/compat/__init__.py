@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn import messaging
 from greenconn.compat.fetching import Fetching
-from greenconn.compat.standin import install_as_carrot, install_as_kombu
+from greenconn.compat.import_alias import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
 if TYPE_CHECKING:

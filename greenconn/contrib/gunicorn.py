@@ -39,7 +39,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 MARGIN: Final = 2.0
 
 
-class Departure:
+class WorkerShutdown:
     """The end of one worker.
 
     Arguments:
@@ -113,14 +113,14 @@ def _close_all(sessions: Iterable[Session]) -> None:
     gevent.joinall([spawn("gunicorn-close", each.close) for each in sessions])
 
 
-_departure: Departure | None = None
+_shutdown: WorkerShutdown | None = None
 
 
-def _departure_of(worker: Any) -> Departure:
-    global _departure
-    if _departure is None:
-        _departure = Departure(worker)
-    return _departure
+def _shutdown_of(worker: Any) -> WorkerShutdown:
+    global _shutdown
+    if _shutdown is None:
+        _shutdown = WorkerShutdown(worker)
+    return _shutdown
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -129,8 +129,8 @@ def post_fork(server: Any, worker: Any) -> None:
     Consumers that an application started before the fork (``--preload``) do not run in the workers;
     that is said in gunicorn's log.
     """
-    global _departure
-    _departure = None
+    global _shutdown
+    _shutdown = None
     inherited = [each.lifecycle.options.name for each in running_consumers()]
     if inherited:
         server.log.warning(
@@ -144,18 +144,18 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Have the consumers stop taking as soon as the worker gets TERM, QUIT or INT."""
-    departure = _departure_of(worker)
+    shutdown = _shutdown_of(worker)
     for number in SIGNALS:
-        _chain(number, departure)
+        _chain(number, shutdown)
 
 
-def _chain(number: int, departure: Departure) -> None:
+def _chain(number: int, shutdown: WorkerShutdown) -> None:
     previous = signal.getsignal(number)
     if not callable(previous):
         return
 
     def told_to_go(signum: int, frame: Any) -> None:
-        departure.begin()
+        shutdown.begin()
         previous(signum, frame)
 
     signal.signal(number, told_to_go)
@@ -165,7 +165,7 @@ def _chain(number: int, departure: Departure) -> None:
 
 def worker_int(worker: Any) -> None:
     """Have the consumers stop taking: the worker is to end at once (INT or QUIT)."""
-    _departure_of(worker).begin()
+    _shutdown_of(worker).begin()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -174,4 +174,4 @@ def worker_exit(server: Any, worker: Any) -> None:
     It takes no longer than what is left of ``graceful_timeout``, or than ``timeout``.
     """
     if worker.pid == os.getpid():  # gunicorn calls it in the arbiter too, for a worker that is gone
-        _departure_of(worker).finish()
+        _shutdown_of(worker).finish()

@@ -10,7 +10,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection

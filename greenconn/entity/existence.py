@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Expectation",
-    "await_queue",
     "ensure_declared",
     "ensure_queue_exists",
     "existence_key",
@@ -39,6 +38,7 @@ __all__ = [
     "is_defined_by_consumer",
     "is_expected",
     "wait_declared",
+    "wait_for_queue",
 ]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
@@ -47,7 +47,7 @@ TRIES: Final = 5
 _Key: TypeAlias = "tuple[Hashable, str]"
 
 
-def await_queue(session: Session, name: str, deadline: Deadline, *, declare: bool) -> None:
+def wait_for_queue(session: Session, name: str, deadline: Deadline, *, declare: bool) -> None:
     """Ensure that a queue that is to be published to exists.  May switch.
 
     Arguments:

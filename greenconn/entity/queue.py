@@ -237,7 +237,7 @@ class Queue(MaybeChannelBound):
         link = channel.connection
         if self._named_on is not None and self._named_on is not link:
             topology = getattr(link, "topology", None)
-            present = "" if topology is None else topology.present_name(self.name)
+            present = "" if topology is None else topology.current_name(self.name)
             if present:
                 self.name, self._named_on = present, link
         return self.name

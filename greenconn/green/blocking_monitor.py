@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
 
-__all__ = ["HANDLERS", "HandlerHistory", "name_of", "tell_blocked"]
+__all__ = ["HANDLERS", "HandlerHistory", "log_blocked", "name_of"]
 
 #: Changes that are remembered: as many as may follow a block before the hub's timers run.
 REMEMBERED: Final = 64
@@ -78,7 +78,7 @@ class HandlerHistory:
 HANDLERS: Final = HandlerHistory()
 
 
-def tell_blocked(logger: Logger, where: str, lag: float, interval: float) -> None:
+def log_blocked(logger: Logger, where: str, lag: float, interval: float) -> None:
     """Have it logged that the hub was blocked, and in which handler.  In the hub; never switches.
 
     Arguments:

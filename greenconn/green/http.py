@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green import fork
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.green.inbox import Inbox
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.slot import Slot
@@ -40,7 +40,7 @@ from greenconn.wire.tlscontext import TlsOption
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["HttpClient", "Lines", "Reply"]
+__all__ = ["HttpClient", "HttpResponse", "ResponseLines"]
 
 #: Bytes of an answer, or of one line of it, that are taken.
 LIMIT: Final = 64 * 1024 * 1024
@@ -57,7 +57,7 @@ IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
 
-class Reply(NamedTuple):
+class HttpResponse(NamedTuple):
     """The reply of a server.
 
     Attributes:
@@ -135,7 +135,7 @@ class HttpClient:
         body: bytes = b"",
         may_repeat: bool | None = None,
         limit: int = LIMIT,
-    ) -> Reply:
+    ) -> HttpResponse:
         """Send a request and return the answer, whatever its status.  May switch.
 
         Arguments:
@@ -157,7 +157,7 @@ class HttpClient:
         while True:
             connection = self._acquire(deadline)
             is_kept, answer = connection.was_used, Answer(method, limit)
-            exchange = Exchange(answer)
+            exchange = HttpExchange(answer)
             try:
                 connection.ask(head, body, exchange, deadline)
             except ConnectionError:
@@ -170,7 +170,7 @@ class HttpClient:
                 else:
                     connection.close()
                     self._pool.remove(connection)
-            return Reply(answer.status, answer.headers, answer.take(), answer.reason)
+            return HttpResponse(answer.status, answer.headers, answer.take(), answer.reason)
 
     def lines(
         self,
@@ -181,7 +181,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         limit: int = LIMIT,
-    ) -> Lines:
+    ) -> ResponseLines:
         """Send a request whose answer is read line by line, over a connection of its own.  May switch.
 
         Arguments:
@@ -193,7 +193,7 @@ class HttpClient:
         """
         head = self._head(method, target, headers or {}, body)
         connection = self._connect(deadline)
-        lines = Lines(connection, Answer(method, limit + AHEAD), limit)
+        lines = ResponseLines(connection, Answer(method, limit + AHEAD), limit)
         try:
             connection.ask(head, body, lines, deadline)
         except BaseException:
@@ -217,7 +217,7 @@ class HttpClient:
             raise TimeoutError(str(exc)) from None
 
     def _connect(self, deadline: Deadline) -> HttpConnection:
-        sock = dial(self._host, self._port, deadline)
+        sock = connect_tcp(self._host, self._port, deadline)
         return HttpConnection(sock, self.where, self._tls() if self._tls else None, deadline)
 
     def _head(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -227,7 +227,7 @@ class HttpClient:
             raise ValueError(f"{self.where}: {exc}") from None
 
 
-class Exchange:
+class HttpExchange:
     """A request on its way and its answer.  Called by the reader of the stream."""
 
     def __init__(self, answer: Answer) -> None:
@@ -251,7 +251,7 @@ class HttpConnection:
     def __init__(self, sock: Any, where: str, tls: Any, deadline: Deadline) -> None:
         self.where = where
         self.was_used = False
-        self._exchange: Exchange | None = None
+        self._exchange: HttpExchange | None = None
         self._expires_at = 0.0
         self.stream = Stream(sock, self._take, self._lost, where, tls)
         try:
@@ -267,7 +267,7 @@ class HttpConnection:
         """Whether another request may be sent.  Never switches."""
         return self.stream.is_open and self._exchange is None and monotonic() < self._expires_at
 
-    def ask(self, head: bytes, body: bytes, exchange: Exchange, deadline: Deadline) -> None:
+    def ask(self, head: bytes, body: bytes, exchange: HttpExchange, deadline: Deadline) -> None:
         """Send a request and wait until *exchange* is filled.  May switch."""
         if not self.stream.is_open:
             raise ConnectionResetError(errno.ECONNRESET, f"{self.where}: closed before a request")
@@ -320,7 +320,7 @@ class HttpConnection:
         exchange.fail(exc)
 
 
-class Lines(Exchange):
+class ResponseLines(HttpExchange):
     """An answer that is read line by line, as it comes.  A context manager: its end closes it."""
 
     def __init__(self, connection: HttpConnection, answer: Answer, limit: int) -> None:
@@ -331,7 +331,7 @@ class Lines(Exchange):
         self._ready: Inbox[bytes | BaseException | None] = Inbox()
         self._ahead = 0
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> ResponseLines:
         return self
 
     def __exit__(

@@ -567,7 +567,7 @@ class FairPool(Generic[T]):
             if not isinstance(exc, TimeoutError):
                 raise
             self._timeouts += 1
-            raise self._error(self._complaint(deadline.timeout)) from None
+            raise self._error(self._timeout_text(deadline.timeout)) from None
         if not queue.waiters:
             queue.stop_timer()
         if queue is not self._queue:
@@ -594,7 +594,7 @@ class FairPool(Generic[T]):
         if self._reserve():
             return self._open(deadline)
         self._timeouts += 1
-        raise self._error(self._complaint(deadline.timeout if block else None))
+        raise self._error(self._timeout_text(deadline.timeout if block else None))
 
     def _open(self, deadline: Deadline) -> T:
         # The slot is reserved.
@@ -675,8 +675,8 @@ class FairPool(Generic[T]):
 
     def _warn(self) -> None:
         # In the hub, where a log handler must not run.  The text is made here, of the current state.
-        complaint = self._complaint(self._warn_after)
-        spawn("log", logger.warning, "%s; still waiting", complaint)
+        text = self._timeout_text(self._warn_after)
+        spawn("log", logger.warning, "%s; still waiting", text)
 
     def _closed_error(self) -> RuntimeError:
         return RuntimeError(f"pool {self.name!r}: acquire on a closed pool")
@@ -689,7 +689,7 @@ class FairPool(Generic[T]):
         in_use = len(self._held) + self._reserved - self.sub_pools.kept()
         return f"{in_use} of {limit} in use, {len(self._waiters)} waiting"
 
-    def _complaint(self, timeout: float | None) -> str:
+    def _timeout_text(self, timeout: float | None) -> str:
         within = "" if timeout is None else f" within {timeout:.1f} s"
         text = f"pool {self.name!r}: none free{within} ({self._usage()})"
         held_by = _sentence(self.holders())

@@ -2,7 +2,7 @@
 
 It is also where one is ended, by who began it.  Code of ours may be ended wherever it switches; a
 library that was written for threads is not made for that, and would leave, for one, a socket that is
-just being connected to the garbage collector.  So calls of such are *sheltered*: the end comes when
+just being connected to the garbage collector.  So calls of such are *shielded*: the end comes when
 they have returned.
 """
 
@@ -16,7 +16,7 @@ from gevent import Greenlet, GreenletExit, getcurrent
 
 from greenconn.green import fork
 
-__all__ = ["current", "end", "end_all", "sheltered", "spawn"]
+__all__ = ["current", "end", "end_all", "shielded", "spawn"]
 
 T = TypeVar("T")
 
@@ -50,8 +50,8 @@ def _guarded(
         return None
 
 
-class _Shelter:
-    """The greenlets that are within a sheltered call, and whether they are to end behind it."""
+class _Shield:
+    """The greenlets that are within a shielded call, and whether they are to end behind it."""
 
     def __init__(self) -> None:
         self.inside: dict[Any, bool] = {}
@@ -62,18 +62,18 @@ class _Shelter:
         self.inside.clear()
 
 
-_shelter: Final = _Shelter()
+_shield: Final = _Shield()
 
 
-def sheltered(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def shielded(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call *function*, and let :func:`end` wait for its end.  May switch.
 
     For calls that end by themselves before long, in a greenlet of the library.
     """
-    if not _shelter.is_registered:
-        _shelter.is_registered = True
-        fork.register(_shelter)
-    inside, current = _shelter.inside, getcurrent()
+    if not _shield.is_registered:
+        _shield.is_registered = True
+        fork.register(_shield)
+    inside, current = _shield.inside, getcurrent()
     inside[current] = False
     try:
         return function(*args, **kwargs)
@@ -83,8 +83,8 @@ def sheltered(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def end(greenlet: Greenlet[..., Any]) -> None:
-    """Kill a greenlet of the library, or let it go when its sheltered call returns.  Never switches."""
-    inside = _shelter.inside
+    """Kill a greenlet of the library, or let it go when its shielded call returns.  Never switches."""
+    inside = _shield.inside
     if greenlet in inside:
         inside[greenlet] = True
     else:

@@ -2,7 +2,7 @@
 
 Who calls waits as for anything else, and the hub turns meanwhile.  A caller that is killed leaves
 its call to its own end; what it returns is dropped.  In a process that is monkey-patched such a
-library is green by itself, and its calls are made where they stand, sheltered (see ``supervisor``).
+library is green by itself, and its calls are made where they stand, shielded (see ``supervisor``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gevent import get_hub, getcurrent, killall
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
 
-from greenconn.green.supervisor import sheltered
+from greenconn.green.supervisor import shielded
 
 __all__ = ["CallPool", "are_sockets_green", "in_threadpool"]
 
@@ -50,7 +50,7 @@ class CallPool:
             current = getcurrent()
             self._callers.add(current)
             try:
-                return sheltered(function, *args, **kwargs)
+                return shielded(function, *args, **kwargs)
             finally:
                 self._callers.discard(current)
         value: T = _unpacked(self._pool.spawn(_outcome, function, args, kwargs).get())

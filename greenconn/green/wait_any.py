@@ -15,7 +15,7 @@ __all__ = ["take_any"]
 Taken = tuple[Inbox[Any], Any]
 
 
-class _Door:
+class _Waiter:
     """Stands in the line of takers of one inbox for a slot that stands in several lines."""
 
     __slots__ = ("_inbox", "_slot")
@@ -55,7 +55,7 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
                 return inbox, inbox.get(deadline)
         raise TimeoutError("timed out")
     slot: Slot[Taken] = Slot()
-    doors = {inbox: _Door(inbox, slot) for inbox in inboxes}
+    doors = {inbox: _Waiter(inbox, slot) for inbox in inboxes}
     for inbox, door in doors.items():
         inbox.line_up(door)
     try:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from greenconn.abc import Channel
 
-__all__ = ["Batch", "BatchState", "PublishBatch"]
+__all__ = ["BatchState", "ChannelBatch", "ProducerBatch"]
 
 
-class PublishBatch(Protocol):
+class ChannelBatch(Protocol):
     """Messages that a channel holds back: what its ``create_publish_batch(max_size=...)`` returns."""
 
     channel: Any
@@ -53,7 +53,7 @@ class BatchState:
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
-        self._channel_batch: PublishBatch | None = None
+        self._channel_batch: ChannelBatch | None = None
         self._is_immediate = False
         self._is_aborted = False
 
@@ -69,7 +69,7 @@ class BatchState:
             return channel.basic_publish(message, **kwargs)
         return batch.publish(message, **kwargs)
 
-    def _batch_of(self, channel: Channel) -> PublishBatch | None:
+    def _batch_of(self, channel: Channel) -> ChannelBatch | None:
         batch = self._channel_batch
         if batch is None and not self._is_immediate:
             create = getattr(channel, "create_publish_batch", None)
@@ -124,7 +124,7 @@ def _call_each(steps: list[Callable[[], None]]) -> None:
         _call_each(steps[1:])
 
 
-class Batch:
+class ProducerBatch:
     """The context that ``Producer.batch()`` returns.
 
     Channels of greenconn hold nothing back.  One of another kind that has ``create_publish_batch``

@@ -22,7 +22,7 @@ from greenconn.exceptions import (
 from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.hub import check_hub
 from greenconn.message import Message
-from greenconn.messaging.recovery import Recovery
+from greenconn.messaging.recovery import ConsumerRecovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
 from greenconn.serialization import prepare_accept_content
 
@@ -91,7 +91,7 @@ class Consumer:
         tag_prefix: str | None = None,
     ) -> None:
         self._subscriptions = Subscriptions()
-        self._recovery = Recovery(self)
+        self._recovery = ConsumerRecovery(self)
         #: By name; those without one by identity, until the broker has named them.
         self._queues: dict[Any, Any] = {}
         self.queues = _listed(queues)

@@ -14,7 +14,7 @@ from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.compression import compress
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
-from greenconn.messaging.batch import Batch, BatchState
+from greenconn.messaging.batch import BatchState, ProducerBatch
 from greenconn.messaging.publication import Publication
 from greenconn.serialization import dumps
 
@@ -411,7 +411,7 @@ class Producer:
         implements = getattr(getattr(self.connection, "transport", None), "implements", None)
         return bool(getattr(implements, "batch_publish", False))
 
-    def batch(self, max_size: int = DEFAULT_BATCH_SIZE) -> Batch:
+    def batch(self, max_size: int = DEFAULT_BATCH_SIZE) -> ProducerBatch:
         """Return a context for many calls of :meth:`publish`.
 
         Each message leaves at once: what greenlets write in one turn of the hub shares a send anyway.
@@ -424,7 +424,7 @@ class Producer:
         Raises:
             ValueError: *max_size* is no such number.
         """
-        return Batch(self, max_size)
+        return ProducerBatch(self, max_size)
 
     def __enter__(self) -> Self:
         return self

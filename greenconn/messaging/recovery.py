@@ -1,9 +1,9 @@
 """Recovery of a consumer by its session.
 
-The broker may hear of the new connection before it has buried the old one, and what went with that one
-goes while it is declared again: a queue that deletes itself with its last consumer, an exchange with its
-last binding.  So declarations are repeated here where the program, which sees one connection after the
-other, would not have to.
+The broker may accept the new connection before it has closed the old one, and what is deleted with the
+old one is deleted while it is declared again: an auto-delete queue with its last consumer, an exchange
+with its last binding.  So declarations are repeated here where a program, which sees one connection
+after the other, would not have to.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from greenconn.messaging.consumer import Consumer
     from greenconn.session.session import Session
 
-__all__ = ["Recovery"]
+__all__ = ["ConsumerRecovery"]
 
-#: Seconds after the first look that consumers of the former life are waited for, and between looks.
-BURIAL_TIMEOUT: Final = 1.0
-LOOK_INTERVAL: Final = 0.02
+#: Seconds that consumers of the former connection are waited for, and seconds between two checks.
+FORMER_TIMEOUT: Final = 1.0
+CHECK_INTERVAL: Final = 0.02
 
 #: When the waiting ends, by link: all that is restored on one shares it.
-_burials: Final[WeakKeyDictionary[Any, Deadline]] = WeakKeyDictionary()
+_former_deadlines: Final[WeakKeyDictionary[Any, Deadline]] = WeakKeyDictionary()
 
 
-class Recovery:
+class ConsumerRecovery:
     """A consumer's place among the members of its session.
 
     It is not the consumer itself, whose ``recover()`` is AMQP's ``basic.recover``.
 
     Arguments:
-        consumer: who is restored.
+        consumer: the consumer to recover.
     """
 
     def __init__(self, consumer: Consumer) -> None:
@@ -60,7 +60,7 @@ class Recovery:
         return f"<recovery of {self._consumer!r}>"
 
     def join(self, channel: Channel) -> None:
-        """Be restored when the connection of *channel* is lost, if it has a session."""
+        """Register for recovery after the loss of the connection of *channel*, if it has a session."""
         session = _session_of(channel)
         if session is not self._session:
             self.leave()
@@ -75,18 +75,18 @@ class Recovery:
         A program that rebuilds itself may be as quick as recovery, and so meet what is about to go.
         """
         consumer, session = self._consumer, _session_of(channel)
-        # One that consumes has been through that, or moves, and its own consumer is not to be buried.
+        # One that consumes has been through that, or moves, and its own consumer is not a former one.
         consumes = any(map(is_open, consumer._subscriptions.placed.values()))
         generation = getattr(session, "generation", 0)
         is_later = isinstance(generation, int) and generation > 1  # programs' tests have stand-ins
         if is_later and not consumes:
-            _wait_for_burials(consumer.queues, channel)
+            _wait_for_former_consumers(consumer.queues, channel)
             if consumer._channel is not channel:
                 return  # moved on: who moved it declares
         consumer.declare()
 
     def leave(self) -> None:
-        """Be restored no more."""
+        """Unregister."""
         session, self._session = self._session, None
         self._restored_on = None
         if session is not None:
@@ -120,7 +120,7 @@ class Recovery:
             return
         self._has_failed = True
         within = Deadline(deadline.left())
-        with Limit(within, f"restoring {consumer!r}"):
+        with Limit(within, f"recovering {consumer!r}"):
             channel = session.successor(old)
             self._has_declared = False
             try:
@@ -153,21 +153,21 @@ class Recovery:
             for queue in consumer.queues:
                 queue.queue_declare(passive=True, channel=channel)
             return
-        _wait_for_burials(consumer.queues, channel)
+        _wait_for_former_consumers(consumer.queues, channel)
         consumer._declare_through(channel)
 
 
-def _wait_for_burials(queues: Iterable[Any], channel: Channel) -> None:
-    """Wait until no queue is left to go with the former connection's consumers.  May switch.
+def _wait_for_former_consumers(queues: Iterable[Any], channel: Channel) -> None:
+    """Wait until the former connection's consumers have left the auto-delete queues.  May switch.
 
-    Those that have consumers of somebody else are waited for a moment, once for each link.
+    Queues that others consume from are waited for only once for each link.
     """
     for queue in queues:
         if not queue.name or not queue.auto_delete or queue.exclusive or queue.no_declare:
             continue
-        deadline = _burials.setdefault(channel.connection, Deadline(BURIAL_TIMEOUT))
+        deadline = _former_deadlines.setdefault(channel.connection, Deadline(FORMER_TIMEOUT))
         while queue.queue_declare(channel=channel)[2] and not deadline.has_ended:
-            gevent.sleep(LOOK_INTERVAL)
+            gevent.sleep(CHECK_INTERVAL)
 
 
 def _session_of(channel: Channel) -> Any:

@@ -25,7 +25,7 @@ from greenconn.session.session import Session
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["Batch"]
+__all__ = ["PublishBatch"]
 
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000
@@ -36,7 +36,7 @@ _OF_ONE: Final = (PublishNacked, PublishRefused, Unroutable)
 _ENDED: Final = Deadline(0.0)
 
 
-class Batch:
+class PublishBatch:
     """The messages of one ``publish_many``.
 
     Arguments:

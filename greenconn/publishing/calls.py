@@ -21,7 +21,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import BatchPublishError
 from greenconn.green.deadline import Deadline
-from greenconn.publishing.batch import Batch
+from greenconn.publishing.batch import PublishBatch
 from greenconn.publishing.message import PublishOptions, Target
 from greenconn.publishing.publisher import Publisher
 
@@ -110,7 +110,7 @@ def publish_many(
     deadline = Deadline(timeout)
     common = PublishOptions(target, options)
     publisher = publishing_connection(connection)
-    batch = Batch(publisher_of(publisher), publisher.session, common, deadline)
+    batch = PublishBatch(publisher_of(publisher), publisher.session, common, deadline)
     batch.publish(bodies)
     failed = batch.failed
     if failed:

@@ -7,7 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from greenconn.defaults import declare_by_name
-from greenconn.entity.existence import await_queue, ensure_declared, forget_existence, is_expected
+from greenconn.entity.existence import (
+    ensure_declared,
+    forget_existence,
+    is_expected,
+    wait_for_queue,
+)
 from greenconn.exceptions import (
     NEVER_REPEATED,
     AccessRefused,
@@ -26,7 +31,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.session.session import Session
 
@@ -198,7 +203,7 @@ class Publisher:
         if not (options.mandatory or declare or is_expected(session, name)):
             return  # whoever sends it does not mind that nobody takes it
         try:
-            await_queue(session, name, deadline, declare=bool(declare))
+            wait_for_queue(session, name, deadline, declare=bool(declare))
         except NotFound as exc:
             if is_unavailable(exc):
                 raise

@@ -38,7 +38,7 @@ class _SessionLike(Protocol):
     def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
 
 
-class _Line:
+class _Successors:
     """A channel, the one that replaced it, the one after that: all stand for the latest."""
 
     __slots__ = ("__weakref__", "latest")
@@ -60,9 +60,9 @@ class Channels:
     def __init__(self, session: _SessionLike) -> None:
         self._session = session
         #: The lines of dead channels.
-        self._lines: WeakKeyDictionary[Any, _Line] = WeakKeyDictionary()
+        self._lines: WeakKeyDictionary[Any, _Successors] = WeakKeyDictionary()
         #: The lines of those that are the latest; a line refers to its latest, so they are weak.
-        self._ends: WeakKeyDictionary[Any, ref[_Line]] = WeakKeyDictionary()
+        self._ends: WeakKeyDictionary[Any, ref[_Successors]] = WeakKeyDictionary()
         #: All that are or were the default channel, and the latest of them.
         self._defaults: WeakSet[Any] = WeakSet()
         self._latest_default: Any = None
@@ -170,12 +170,12 @@ class Channels:
                 raise
         return channel
 
-    def _line(self, channel: Channel) -> _Line:
+    def _line(self, channel: Channel) -> _Successors:
         """The line that *channel* belongs to; its latest may be dead, too."""
         line = self._lines.get(channel)
         if line is None and (end := self._ends.get(channel)) is not None:
             line = end()
-        return _Line(channel) if line is None else line
+        return _Successors(channel) if line is None else line
 
 
 class UtilityChannels:

@@ -33,8 +33,8 @@ __all__ = [
     "Attempt",
     "AttemptState",
     "ConnectBackoff",
+    "ConnectOutcome",
     "Connector",
-    "Outcome",
     "is_lockout",
     "is_refusal",
 ]
@@ -66,7 +66,7 @@ def is_lockout(exc: BaseException) -> bool:
     return is_refusal(exc) and not is_gone
 
 
-class Outcome:
+class ConnectOutcome:
     """The end of an attempt: a link, or the error that all who waited for it get.
 
     Attributes:
@@ -149,7 +149,7 @@ class Attempt:
     def __init__(
         self, connect: Callable[[], Any], settle: Callable[[Attempt], None], start_at: float
     ) -> None:
-        self.outcome: Outcome | None = None
+        self.outcome: ConnectOutcome | None = None
         self._state = AttemptState.SCHEDULED
         self._connect = connect
         self._settle = settle
@@ -173,7 +173,7 @@ class Attempt:
             if self._hurried is not None:
                 self._hurried.set()
 
-    def wait(self, deadline: Deadline) -> Outcome | None:
+    def wait(self, deadline: Deadline) -> ConnectOutcome | None:
         """Wait for the outcome; None when the deadline ended first.  May switch.
 
         Raises:
@@ -208,7 +208,7 @@ class Attempt:
 
     def _stop(self, state: AttemptState, exc: BaseException) -> None:
         if self._state not in _ENDS:
-            self._end(state, Outcome(None, exc))
+            self._end(state, ConnectOutcome(None, exc))
             self._greenlet.kill(block=False)
 
     def _run(self) -> None:
@@ -222,13 +222,13 @@ class Attempt:
         except (GreenletExit, SystemExit, KeyboardInterrupt) as exc:
             # These are for the greenlet that they hit, not for those who wait for it.
             interrupted = RecoverableConnectionError(f"connecting was interrupted ({exc!r})")
-            self._end(AttemptState.ABORTED, Outcome(None, interrupted))
+            self._end(AttemptState.ABORTED, ConnectOutcome(None, interrupted))
             raise
         except BaseException as exc:
             error = exc
         if self._state not in _ENDS:
             state = AttemptState.OPENED if error is None else AttemptState.FAILED
-            self._end(state, Outcome(link, error))
+            self._end(state, ConnectOutcome(link, error))
         elif link is not None:
             # Ended while the link was already on its way to us.
             drop(link)
@@ -238,7 +238,7 @@ class Attempt:
             self._hurried = Event()
             self._hurried.wait(left)
 
-    def _end(self, state: AttemptState, outcome: Outcome) -> None:
+    def _end(self, state: AttemptState, outcome: ConnectOutcome) -> None:
         if self._state in _ENDS:
             return
         self._move(state)
@@ -330,7 +330,7 @@ class Connector:
         """Whether there is an attempt, running or waiting for its time."""
         return self._attempt is not None
 
-    def join(self, deadline: Deadline, interval: float | None) -> Outcome:
+    def join(self, deadline: Deadline, interval: float | None) -> ConnectOutcome:
         """Return the outcome of the attempt under way, or of a new one.  May switch.
 
         Raises:

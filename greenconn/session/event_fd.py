@@ -81,7 +81,7 @@ class EventDescriptor:
     def _watch(self) -> None:
         while True:
             try:
-                events = self._session.whole(Deadline()).link.events
+                events = self._session.wait_ready(Deadline()).link.events
                 events.put_back(events.get(Deadline()))
             except (OperationalError, RecoverableConnectionError, OSError) as exc:
                 logger.debug("no event: %s", exc)

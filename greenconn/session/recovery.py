@@ -15,10 +15,10 @@ from greenconn.exceptions import RecoverableConnectionError, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.session.connect import Outcome
+from greenconn.session.connect import ConnectOutcome
 from greenconn.session.state import Life
 
-__all__ = ["RESTORE_TIMEOUT", "Members", "Recovery"]
+__all__ = ["RESTORE_TIMEOUT", "Members", "SessionRecovery"]
 
 logger = logging.getLogger("greenconn.session")
 
@@ -87,7 +87,7 @@ class Members:
         """After a fork, in the child: members are the parent's."""
         self.clear()
 
-    def restore(self, life: Life) -> None:
+    def recover(self, life: Life) -> None:
         """Restore all that are due, in order, while *life* lasts.  May switch."""
         while self._due and life.is_open:
             key, member = next(iter(self._due.items()))
@@ -110,13 +110,13 @@ class Members:
     def fail_all(self, exc: BaseException) -> None:
         """Tell the members that have ``failed`` that recovery was given up; they stay members."""
         for member in list(self._due.values()):
-            _tell(member, exc)
+            _notify_failure(member, exc)
 
     def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
         """Part with a member that cannot be restored.  May switch."""
         logger.error("%r cannot be recovered: %s", member, exc)
         self.discard(member)
-        if not _tell(member, exc):
+        if not _notify_failure(member, exc):
             events = getattr(life.link, "events", None)
             if events is not None:
                 events.put((raise_error, exc))
@@ -148,14 +148,14 @@ class _SessionLike(Protocol):
     @property
     def life(self) -> Life: ...
 
-    def attempt(self) -> Outcome: ...
+    def attempt(self) -> ConnectOutcome: ...
 
     def is_final(self, exc: BaseException) -> bool: ...
 
     def notice_loss(self) -> None: ...
 
 
-class Recovery:
+class SessionRecovery:
     """A greenlet that opens links and restores members on them, until none is due.
 
     Arguments:
@@ -190,7 +190,7 @@ class Recovery:
         began = monotonic()
         error: BaseException | None = None
         try:
-            error = self._restore_all()
+            error = self._recover_all()
         except Exception as exc:
             logger.exception("recovery failed")
             error = exc
@@ -203,12 +203,12 @@ class Recovery:
                 self._greenlet = None
                 self._finish(error, monotonic() - began)
 
-    def _restore_all(self) -> BaseException | None:
+    def _recover_all(self) -> BaseException | None:
         """Open links and restore members until none is due; the error if that is of no use."""
         session, members = self._session, self._members
         while members.are_due:
             if session.life.is_open:
-                members.restore(session.life)
+                members.recover(session.life)
                 session.notice_loss()
                 continue
             outcome = session.attempt()
@@ -217,7 +217,7 @@ class Recovery:
         return None
 
 
-def _tell(member: Recoverable, exc: BaseException) -> bool:
+def _notify_failure(member: Recoverable, exc: BaseException) -> bool:
     failed = getattr(member, "failed", None)
     if failed is None:
         return False

@@ -35,8 +35,8 @@ from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels
-from greenconn.session.connect import Connector, Outcome
-from greenconn.session.recovery import Members, Recovery
+from greenconn.session.connect import Connector, ConnectOutcome
+from greenconn.session.recovery import Members, SessionRecovery
 from greenconn.session.services import SessionServices
 from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
@@ -113,7 +113,7 @@ class Session:
         self._channels = Channels(self)
         self.utility = UtilityChannels(self)
         self.services = SessionServices()
-        self._recovery = Recovery(self, self._members, self._end_recovery)
+        self._recovery = SessionRecovery(self, self._members, self._end_recovery)
         self._changed = Condition()
 
     def __repr__(self) -> str:
@@ -149,7 +149,7 @@ class Session:
     ) -> Any:
         """Return the open link, or open one.  May switch.
 
-        It does not wait until members are restored; see :meth:`whole`.
+        It does not wait until members are restored; see :meth:`wait_ready`.
 
         Arguments:
             deadline: for the walk over all brokers; without an end it is ``connect_timeout`` for
@@ -170,7 +170,7 @@ class Session:
             return life.link
         deadline, rounds = self._connector.patience(deadline, rounds)
         failures = 0
-        last: Outcome | None = None
+        last: ConnectOutcome | None = None
         while True:
             try:
                 outcome = self.attempt(deadline, reopen=reopen, interval=interval)
@@ -191,7 +191,7 @@ class Session:
         *,
         reopen: bool = False,
         interval: float | None = None,
-    ) -> Outcome:
+    ) -> ConnectOutcome:
         """Return the open link, or the outcome of the next attempt to open one.  May switch.
 
         Arguments:
@@ -206,7 +206,7 @@ class Session:
         """
         self._check_home()
         if self.life.is_open:
-            return Outcome(self.life.link)
+            return ConnectOutcome(self.life.link)
         self.notice_loss()
         if self.is_closed and not reopen:
             raise self._closed_error()
@@ -215,7 +215,7 @@ class Session:
         return self._connector.join(deadline or Deadline(), interval)
 
     @property
-    def settled(self) -> Life | None:
+    def ready_life(self) -> Life | None:
         """The current life if all that belongs on it is there, else None.  Never switches."""
         life = self.life
         if self._state is _OPEN and life.is_open:
@@ -224,7 +224,7 @@ class Session:
             return life
         return None
 
-    def whole(self, deadline: Deadline) -> Life:
+    def wait_ready(self, deadline: Deadline) -> Life:
         """Return the current life once its members are restored.  May switch.
 
         Raises:
@@ -233,7 +233,7 @@ class Session:
             Exception: there is nothing to restore, and opening a link failed.
         """
         while True:
-            life = self.settled
+            life = self.ready_life
             if life is not None:
                 return life
             self._check_home()
@@ -245,7 +245,7 @@ class Session:
             elif not self.is_open:
                 self.link(deadline)
 
-    def settle(self, deadline: Deadline) -> None:
+    def wait_settled(self, deadline: Deadline) -> None:
         """Wait while it is on its way (back), whatever comes of it.  May switch.
 
         Raises:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 
 __all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 

@@ -108,9 +108,9 @@ class DeclaredExchange(Declared):
 
 
 class DeclaredQueue(Declared):
-    """A queue; *is_servers*: the broker has chosen its name, and chooses a new one."""
+    """A queue; *is_server_named*: the broker has chosen its name, and chooses a new one."""
 
-    __slots__ = ("auto_delete", "consumers", "durable", "exclusive", "is_servers", "name")
+    __slots__ = ("auto_delete", "consumers", "durable", "exclusive", "is_server_named", "name")
 
     def __init__(
         self,
@@ -119,14 +119,14 @@ class DeclaredQueue(Declared):
         exclusive: bool,
         auto_delete: bool,
         arguments: Any,
-        is_servers: bool,
+        is_server_named: bool,
     ) -> None:
         super().__init__(arguments)
         self.name = name
         self.durable = durable
         self.exclusive = exclusive
         self.auto_delete = auto_delete
-        self.is_servers = is_servers
+        self.is_server_named = is_server_named
         #: How many it had when it was declared again.
         self.consumers = 0
 
@@ -135,7 +135,7 @@ class DeclaredQueue(Declared):
 
     def declare(self, channel: Channel) -> str:
         reply = channel.queue_declare(
-            queue="" if self.is_servers else self.name,
+            queue="" if self.is_server_named else self.name,
             durable=self.durable,
             exclusive=self.exclusive,
             auto_delete=self.auto_delete,
@@ -148,25 +148,25 @@ class DeclaredQueue(Declared):
 class DeclaredBinding(Declared):
     """A binding of a queue, or else of an exchange, to the exchange *source*."""
 
-    __slots__ = ("destination", "is_queues", "routing_key", "source")
+    __slots__ = ("destination", "routing_key", "source", "to_queue")
 
     def __init__(
-        self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
+        self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
         super().__init__(arguments)
-        self.is_queues = is_queues
+        self.to_queue = to_queue
         self.destination = destination
         self.source = source
         self.routing_key = routing_key
 
     def __repr__(self) -> str:
-        kind = "queue" if self.is_queues else "exchange"
+        kind = "queue" if self.to_queue else "exchange"
         return f"<binding of {kind} {self.destination!r} to {self.source!r}: {self.routing_key!r}>"
 
     @property
     def place(self) -> tuple[bool, str]:
         """Its destination among both kinds."""
-        return self.is_queues, self.destination
+        return self.to_queue, self.destination
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -175,7 +175,7 @@ class DeclaredBinding(Declared):
         return self.source, self.routing_key, arguments
 
     def declare(self, channel: Channel) -> str:
-        if self.is_queues:
+        if self.to_queue:
             channel.queue_bind(
                 queue=self.destination,
                 exchange=self.source,
@@ -221,7 +221,7 @@ class Topology:
     def __len__(self) -> int:
         return len(self._exchanges) + len(self._queues) + self._count
 
-    def present_name(self, name: str) -> str:
+    def current_name(self, name: str) -> str:
         """The name that a queue once called *name* by the broker has now; '' if it is not known."""
         return self._names.get(name, "")
 
@@ -233,7 +233,7 @@ class Topology:
         """An exchange is there because of us."""
         if name and not name.startswith("amq."):
             self._exchanges[name] = DeclaredExchange(name, type, durable, auto_delete, arguments)
-            self._stay_bounded()
+            self._drop_oldest()
 
     def exchange_deleted(self, name: str) -> None:
         """It is gone, and its bindings with it."""
@@ -251,15 +251,15 @@ class Topology:
         exclusive: bool,
         auto_delete: bool,
         arguments: Any,
-        is_servers: bool,
+        is_server_named: bool,
     ) -> None:
-        """A queue is there because of us; *is_servers*: the broker has named it."""
-        if not is_servers and (known := self._queues.get(name)) is not None:
-            is_servers = known.is_servers
+        """A queue is there because of us; *is_server_named*: the broker has named it."""
+        if not is_server_named and (known := self._queues.get(name)) is not None:
+            is_server_named = known.is_server_named
         self._queues[name] = DeclaredQueue(
-            name, durable, exclusive, auto_delete, arguments, is_servers
+            name, durable, exclusive, auto_delete, arguments, is_server_named
         )
-        self._stay_bounded()
+        self._drop_oldest()
 
     def queue_deleted(self, name: str) -> None:
         """It is gone, and its bindings with it."""
@@ -278,23 +278,23 @@ class Topology:
         return known is not None and known.auto_delete
 
     def bound(
-        self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
+        self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
         """A queue, or else an exchange, is bound to the exchange *source*."""
         if source:
-            made = DeclaredBinding(is_queues, destination, source, routing_key, arguments)
+            made = DeclaredBinding(to_queue, destination, source, routing_key, arguments)
             group = self._bindings.setdefault(made.place, {})
             if made.key not in group:
                 self._bound_to[source] += 1
                 self._count += 1
             group[made.key] = made
-            self._stay_bounded()
+            self._drop_oldest()
 
     def unbound(
-        self, is_queues: bool, destination: str, source: str, routing_key: str, arguments: Any
+        self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
         """Forget that binding: it is no more."""
-        gone = DeclaredBinding(is_queues, destination, source, routing_key, arguments)
+        gone = DeclaredBinding(to_queue, destination, source, routing_key, arguments)
         known = self._bindings.get(gone.place, {}).get(gone.key)
         if known is not None:
             self._unbind(known)
@@ -309,8 +309,8 @@ class Topology:
         self._count = 0
         self._names.clear()
 
-    def _forget_destination(self, is_queues: bool, name: str) -> None:
-        for each in list(self._bindings.get((is_queues, name), {}).values()):
+    def _forget_destination(self, to_queue: bool, name: str) -> None:
+        for each in list(self._bindings.get((to_queue, name), {}).values()):
             self._unbind(each)
 
     def _unbind(self, binding: DeclaredBinding) -> None:
@@ -329,7 +329,7 @@ class Topology:
                 # The broker deletes it when the last binding to it is gone.
                 self.exchange_deleted(source)
 
-    def _stay_bounded(self) -> None:
+    def _drop_oldest(self) -> None:
         if len(self) <= LIMIT:
             return
         if not self._has_warned:
@@ -360,7 +360,7 @@ class Topology:
         try:
             self._later = self._declare(list(self._all()), open_channel)
             if any(each.auto_delete and each.consumers for each in self._queues.values()):
-                self._later = [each for each in self._all() if not _is_servers(each)]
+                self._later = [each for each in self._all() if not _is_server_named(each)]
         except BaseException:
             link.collect()
             raise
@@ -375,7 +375,7 @@ class Topology:
             link.topology = self
             later, self._later = self._later, []
             if later:
-                self._retry = spawn("declare-again", self._insist, later, open_channel)
+                self._retry = spawn("declare-again", self._retry_declaring, later, open_channel)
 
     def _declare(self, records: list[Declared], open_channel: Callable[[], Any]) -> list[Declared]:
         channels = _Channels(open_channel)
@@ -402,7 +402,7 @@ class Topology:
                 except (ChannelError, IrrecoverableConnectionError) as exc:
                     self._note_refusal(record, exc)
                 else:
-                    if _is_servers(record):
+                    if _is_server_named(record):
                         renamed[record.name] = name
                         self._move_bindings(record.name, name)
         finally:
@@ -418,7 +418,7 @@ class Topology:
             if record.strikes >= STRIKES:
                 self._forget(record)  # it would end each link
             raise exc
-        if _is_servers(record):
+        if _is_server_named(record):
             self._forget(record)  # it has no name any more
 
     def _declare_one(self, record: Declared, channels: _Channels) -> str:
@@ -440,9 +440,9 @@ class Topology:
         if not isinstance(record, DeclaredBinding):
             return []
         others: Mapping[str, DeclaredExchange | DeclaredQueue]
-        others = self._queues if record.is_queues else self._exchanges
+        others = self._queues if record.to_queue else self._exchanges
         found = (self._exchanges.get(record.source), others.get(record.destination))
-        return [each for each in found if each is not None and not _is_servers(each)]
+        return [each for each in found if each is not None and not _is_server_named(each)]
 
     def stop(self) -> None:
         """Give up what is tried again: the link is gone.  Never switches."""
@@ -450,7 +450,7 @@ class Topology:
         if greenlet is not None and greenlet is not gevent.getcurrent():
             greenlet.kill(block=False)
 
-    def _insist(self, records: list[Declared], open_channel: Callable[[], Any]) -> None:
+    def _retry_declaring(self, records: list[Declared], open_channel: Callable[[], Any]) -> None:
         for interval in Backoff(DECLARING):
             gevent.sleep(interval)
             records = [record for record in records if self._has(record)]
@@ -531,9 +531,9 @@ class _Channels:
             self._channel.close()
 
 
-def _is_servers(record: Declared) -> TypeGuard[DeclaredQueue]:
+def _is_server_named(record: Declared) -> TypeGuard[DeclaredQueue]:
     """Return whether to declare it again would make another one."""
-    return isinstance(record, DeclaredQueue) and record.is_servers
+    return isinstance(record, DeclaredQueue) and record.is_server_named
 
 
 def _records_topology(link: object) -> TypeGuard[RecordingLink]:

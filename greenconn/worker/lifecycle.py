@@ -37,9 +37,9 @@ from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.recovery import (
     CancelledConsumer,
-    ConsumerRecovery,
     OverdueDelivery,
     RecoveryOutcome,
+    SubscriptionRecovery,
     find_overdue,
 )
 
@@ -190,7 +190,7 @@ class ConsumerLifecycle:
             Subscription(options, queue, share, self.dispatcher, self._on_lost, self._on_closing)
             for queue, share in zip(options.queues, options.shares(), strict=True)
         )
-        self._recovery = ConsumerRecovery(self._session, group.channels, self._subscriptions)
+        self._recovery = SubscriptionRecovery(self._session, group.channels, self._subscriptions)
         self.state = ConsumerState.STARTING
         self.error: BaseException | None = None
         self.is_cancelled = False

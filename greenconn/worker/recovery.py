@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CancelledConsumer",
-    "ConsumerRecovery",
     "OverdueDelivery",
     "RecoveryOutcome",
+    "SubscriptionRecovery",
     "find_overdue",
 ]
 
@@ -73,7 +73,7 @@ class RecoveryOutcome(Enum):
     CLOSED = "closed"
 
 
-class ConsumerRecovery:
+class SubscriptionRecovery:
     """The start of those subscriptions of one consumer that are not confirmed.
 
     A broker that is away is waited for.  What may pass is retried with back-off, and so is a

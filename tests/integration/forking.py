@@ -378,7 +378,7 @@ def connecting() -> None:
     parent.close()
 
 
-def dialling() -> None:
+def connecting_socket() -> None:
     """A socket whose connecting is under way: the child says nothing on it when it gets there."""
     parent = Parent()
     broker = parent.connection.session.life.link.stream.peer_address()[1]
@@ -620,7 +620,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         consuming,
         pending_output,
         connecting,
-        dialling,
+        connecting_socket,
         declaring,
         simple_queue,
         spawned,

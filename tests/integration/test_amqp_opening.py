@@ -23,8 +23,8 @@ from greenconn.exceptions import (
     InternalError,
     NotAllowed,
 )
-from greenconn.green import dial as dial_module
-from greenconn.green.dial import KEEPALIVE
+from greenconn.green import connect as connect_module
+from greenconn.green.connect import KEEPALIVE
 from greenconn.green.ticker import Ticker
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
@@ -111,7 +111,7 @@ def test_several_addresses_of_both_families_are_tried_in_turn(
         (_socket.AF_INET, kind, 6, "", ("127.0.0.1", port)),
         (_socket.AF_INET, kind, 6, "", (parts.hostname, parts.port)),
     ]
-    monkeypatch.setattr(dial_module, "_look_up", lambda *_: found)
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: found)
     name = parts.clone(hostname="broker.example")
     began = monotonic()
     with name.clone(connect_timeout=3.0) as connection:

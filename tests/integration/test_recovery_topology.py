@@ -311,7 +311,7 @@ def test_a_queue_that_is_used_before_its_consumer_is_back(
     for number in range(3):
         former = bound.name
         relay.cut()
-        until(lambda former=former: connection.session.topology.present_name(former))  # type: ignore[misc]
+        until(lambda former=former: connection.session.topology.current_name(former))  # type: ignore[misc]
         bound.queue_declare(passive=True)
         assert bound.name != former
         settled(connection, bound.name)

@@ -205,12 +205,12 @@ def test_a_queue_that_the_broker_names_has_its_new_name_everywhere(
         for life in range(1, 3):
             lose()
             with gevent.Timeout(SOON):
-                connection.session.whole(Deadline(SOON))
+                connection.session.wait_ready(Deadline(SOON))
             bound.queue_declare()
             now = {
                 consumer.queues[0].name,
                 bound.name,
-                connection.session.topology.present_name(hand),
+                connection.session.topology.current_name(hand),
             }
             assert len(now) == 3
             assert not now & names

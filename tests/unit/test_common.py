@@ -295,13 +295,13 @@ def test_errors_are_ignored_in_a_call() -> None:
 
 
 def test_errors_are_looked_up_when_there_is_one() -> None:
-    class StandIn:
+    class ImportAlias:
         connection_errors: Any = None  # as in the tests of a program
         channel_errors: Any = None
 
-    with ignore_errors(StandIn()):
+    with ignore_errors(ImportAlias()):
         pass
-    assert ignore_errors(StandIn(), lambda: 7) == 7
+    assert ignore_errors(ImportAlias(), lambda: 7) == 7
 
 
 def test_errors_are_ignored_in_a_block() -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.transport.SQS.endpoints import find_endpoint
 from greenconn.transport.SQS.login import FoundLogin, GivenLogin, Keys, Login
 from greenconn.transport.SQS.options import SQSOptions

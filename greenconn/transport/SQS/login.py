@@ -13,7 +13,7 @@ from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import in_threadpool
 from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused

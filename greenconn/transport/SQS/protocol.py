@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 from xml.etree import ElementTree
 
-from greenconn.green.http import Reply
+from greenconn.green.http import HttpResponse
 
 __all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtocol"]
 
@@ -26,7 +26,7 @@ class Refusal(Exception):
         self.message = message
 
 
-def _unreadable(reply: Reply) -> Refusal:
+def _unreadable(reply: HttpResponse) -> Refusal:
     # A page of somebody in between, or half of an answer: not SQS' last word.
     text = reply.body[:100].decode(errors="replace")
     return Refusal(max(reply.status, 500), "ServiceUnavailable", f"not an answer: {text!r}")
@@ -39,7 +39,7 @@ class WireProtocol(Protocol):
         """Return headers and body of a request."""
         ...
 
-    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """Return what a reply says.
 
         Raises:
@@ -66,7 +66,7 @@ class JsonProtocol:
         }
         return headers, dumps(parameters).encode()
 
-    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """See :class:`WireProtocol`."""
         try:
             said = loads(reply.body) if reply.body else {}
@@ -115,7 +115,7 @@ class QueryProtocol:
         else:
             form[path] = str(value).lower() if isinstance(value, bool) else str(value)
 
-    def answer(self, action: str, reply: Reply) -> dict[str, Any]:
+    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """See :class:`WireProtocol`."""
         try:
             read = _read(ElementTree.fromstring(reply.body))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.acks import Acks
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["Call", "CallLine", "Calls", "OnReply", "Undo"]
+__all__ = ["Call", "Calls", "OnReply", "PendingCalls", "Undo"]
 
 #: Called with a reply that nobody waits for any more, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
@@ -96,7 +96,7 @@ class Call:
             pass
 
 
-class CallLine:
+class PendingCalls:
     """The calls of one channel that have not been answered, oldest first."""
 
     __slots__ = ("_calls",)
@@ -188,7 +188,7 @@ class Calls:
     __slots__ = ("_acks", "_channel", "_hub", "_link", "_number", "_writer", "line", "room")
 
     def __init__(self, channel: ChannelPort, link: LinkPort, acks: Acks) -> None:
-        self.line = CallLine()
+        self.line = PendingCalls()
         self.room = (link.frame_max or 0xFFFFFFFF) - 8
         self._channel = channel
         self._number = channel.channel_id

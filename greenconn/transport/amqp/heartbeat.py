@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
-from greenconn.green.blocking_monitor import tell_blocked
+from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame
@@ -78,7 +78,7 @@ class HeartbeatTimer:
             clockwork.note_received(stream.received_at)
         verdict = clockwork.tick(now, lag)
         if lag > clockwork.interval:
-            tell_blocked(logger, self._where, lag, clockwork.tick_interval)
+            log_blocked(logger, self._where, lag, clockwork.tick_interval)
         if Verdict.SEND in verdict and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
         if Verdict.DEAD in verdict:

@@ -29,8 +29,8 @@ from greenconn.exceptions import (
     ResourceError,
 )
 from greenconn.green import fork
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.green.hub import Home
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
@@ -193,7 +193,7 @@ class AmqpLink(Link):
         """
         step = "connecting"
         try:
-            sock = dial(*self._address, deadline, self.options.socket_settings)
+            sock = connect_tcp(*self._address, deadline, self.options.socket_settings)
             intake = self._intake
             self._stream = Stream(sock, intake.take, intake.lost, self.where, self._tls, intake)
             self.gate.writer = self._stream.writer

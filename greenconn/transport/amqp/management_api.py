@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from greenconn.exceptions import ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
-from greenconn.green.http import HttpClient, Reply
+from greenconn.green.http import HttpClient, HttpResponse
 
 __all__ = ["Json", "ManagementApi"]
 
@@ -77,7 +77,7 @@ class ManagementApi:
                 answer.status, f"{self.url} is not RabbitMQ's management API"
             ) from exc
 
-    def _ask(self, method: str, target: str, body: bytes) -> Reply:
+    def _ask(self, method: str, target: str, body: bytes) -> HttpResponse:
         pair = ":".join(part or "" for part in self._login()).encode()
         # No Accept: what answers with nothing refuses to do that as JSON.
         headers = {"Authorization": f"Basic {b64encode(pair).decode()}", "Connection": "close"}
@@ -101,7 +101,7 @@ class ManagementApi:
                 f"manager_hostname, manager_port and manager_ssl"
             ) from exc
 
-    def _refused(self, method: str, target: str, answer: Reply) -> ManagementError:
+    def _refused(self, method: str, target: str, answer: HttpResponse) -> ManagementError:
         reason = answer.reason
         try:
             said = json.loads(answer.body)

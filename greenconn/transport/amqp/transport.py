@@ -14,8 +14,8 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.green.connect import numeric
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import numeric
 from greenconn.options import BROKER_HEARTBEAT, AmqpOptions, from_transport_options
 from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel

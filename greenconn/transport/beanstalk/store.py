@@ -15,8 +15,8 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
 from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
 from greenconn.transport.beanstalk.claiming import Claiming
@@ -92,7 +92,7 @@ class BeanstalkStore(Store):
         client = self.client
         host = client.hostname or "localhost"
         host = "127.0.0.1" if host == "localhost" else host
-        sock = dial(host, int(client.port or DEFAULT_PORT), deadline)
+        sock = connect_tcp(host, int(client.port or DEFAULT_PORT), deadline)
         tls = tls_session(client.ssl, host) if client.ssl else None
         pipeline = Pipeline(sock, self._where, self._on_lost, tls)
         self._pipelines.append(pipeline)

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlencode
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.http import HttpClient, Lines, Reply
+from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
 from greenconn.transport.couchdb.errors import (
     LinkLost,
     LoginRefused,
@@ -142,7 +142,7 @@ class CouchApi:
         rows = self._rows(status, answer)
         return {row["id"]: row["doc"] for row in rows if row.get("doc")}
 
-    def changes(self, since: str, heartbeat: float, deadline: Deadline) -> Lines:
+    def changes(self, since: str, heartbeat: float, deadline: Deadline) -> ResponseLines:
         """Return the feed of changes from now on, line by line.  May switch.
 
         An empty line comes each *heartbeat* seconds."""
@@ -182,7 +182,7 @@ class CouchApi:
         )
         return reply.status, self._content(reply)
 
-    def _content(self, reply: Reply) -> Any:
+    def _content(self, reply: HttpResponse) -> Any:
         try:
             return json.loads(reply.body)
         except ValueError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.scripts import CANARY, CLAIM, MOVE, RENEW, mark

@@ -24,8 +24,8 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from redis.connection import AbstractConnection, ConnectionPool
 
+from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial, dial_unix, numeric
 from greenconn.green.hub import turn
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.transport.redis.commands import Commands
@@ -64,9 +64,9 @@ class GreenSocket:
     def __init__(self, address: Address, deadline: Deadline) -> None:
         tls = tls_session(address.ssl, address.host) if address.ssl else None
         if address.path is not None:
-            sock = dial_unix(address.path, deadline)
+            sock = connect_unix(address.path, deadline)
         else:
-            sock = dial(numeric(address.host), address.port, deadline, address.settings)
+            sock = connect_tcp(numeric(address.host), address.port, deadline, address.settings)
         self._pieces: deque[bytes] = deque()
         self._unread = 0
         self._has_come = Event()

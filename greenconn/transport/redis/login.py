@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial, dial_unix, numeric
 from greenconn.transport.redis.errors import (
     ENDS_THE_LINK,
     LinkLost,
@@ -126,9 +126,9 @@ def open_pipeline(
         # Before there is a connection: what is wrong with our own files needs none.
         tls = tls_session(address.ssl, address.host) if address.ssl else None
         if address.path is not None:
-            sock = dial_unix(address.path, deadline)
+            sock = connect_unix(address.path, deadline)
         else:
-            sock = dial(numeric(address.host), address.port, deadline, address.settings)
+            sock = connect_tcp(numeric(address.host), address.port, deadline, address.settings)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
         step = "the TLS handshake"
         pipeline.stream.handshake(deadline)

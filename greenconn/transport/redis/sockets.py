@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.single import SingleFlight
+from greenconn.green.single_flight import SingleFlight
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.login import Server, Welcome

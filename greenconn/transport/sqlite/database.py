@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 from greenconn.broker.isolation import isolated
 from greenconn.exceptions import AMQPError
 from greenconn.green.deadline import Deadline
+from greenconn.green.native_thread import CallOutcome, NativeThread, ThreadClosed
 from greenconn.green.perhub import PerHub
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.worker import Outcome, Worker, WorkerClosed
 from greenconn.transport.sqlite.errors import (
     CannotOpen,
     DatabaseLost,
@@ -77,7 +77,7 @@ class Database:
         self._options = options
         self._reserve = Reserve(path, options.reserve)
         self._pid = os.getpid()
-        self._worker: Worker[Job] = Worker(self._run)
+        self._worker: NativeThread[Job] = NativeThread(self._run)
         self._connection: sqlite3.Connection | None = None
         #: Of the file that was opened.
         self._identity: tuple[int, int] | None = None
@@ -113,7 +113,7 @@ class Database:
     def _ask(self, job: Job, on_left: Callable[[Any], object] | None = None) -> Any:
         try:
             return self._worker.call(job, on_left)
-        except WorkerClosed as exc:
+        except ThreadClosed as exc:
             raise DatabaseLost(f"SQLite file {self.path}: it was closed meanwhile") from exc
 
     def open(self) -> None:
@@ -238,15 +238,15 @@ class Database:
         if connection is not None:
             connection.close()
 
-    def _run(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
+    def _run(self, jobs: Sequence[Job]) -> Sequence[CallOutcome]:
         parts = isolated(jobs, self._outcomes, self._refused)
         return [outcome for part in parts for outcome in part]
 
-    def _outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
-        return [Outcome(each) for each in self._patiently(jobs)]
+    def _outcomes(self, jobs: Sequence[Job]) -> list[CallOutcome]:
+        return [CallOutcome(each) for each in self._patiently(jobs)]
 
-    def _refused(self, job: Job, exc: Exception) -> list[Outcome]:
-        return [Outcome(error=self._error(exc))]
+    def _refused(self, job: Job, exc: Exception) -> list[CallOutcome]:
+        return [CallOutcome(error=self._error(exc))]
 
     def _error(self, exc: Exception) -> Exception:
         error = exc

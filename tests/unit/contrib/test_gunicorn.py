@@ -44,9 +44,9 @@ def signals() -> Iterator[list[int]]:
     before = {number: signal.getsignal(number) for number in gunicorn.SIGNALS}
     for number in before:
         signal.signal(number, lambda signum, frame: came.append(signum))
-    gunicorn._departure = None
+    gunicorn._shutdown = None
     yield came
-    gunicorn._departure = None
+    gunicorn._shutdown = None
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from greenconn.green import http
 from greenconn.green.deadline import Deadline
-from greenconn.green.http import HttpClient, Lines, Reply
+from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
 from greenconn.wire.tls import CertificateRejected
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
@@ -80,7 +80,7 @@ def web() -> Iterator[Make]:
     gevent.sleep(0)
 
 
-def ask(web: HttpClient, method: str = "GET", target: str = "/", **options: Any) -> Reply:
+def ask(web: HttpClient, method: str = "GET", target: str = "/", **options: Any) -> HttpResponse:
     return web.request(method, target, deadline=Deadline(options.pop("timeout", WAIT)), **options)
 
 
@@ -505,7 +505,7 @@ def test_a_server_that_speaks_no_tls(peer: PeerFactory, web: Make) -> None:
 # -- line by line
 
 
-def lines(web: HttpClient, **options: Any) -> Lines:
+def lines(web: HttpClient, **options: Any) -> ResponseLines:
     return web.lines("GET", "/", deadline=Deadline(WAIT), **options)
 
 

@@ -9,7 +9,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green import supervisor
-from greenconn.green.supervisor import current, end, end_all, sheltered, spawn
+from greenconn.green.supervisor import current, end, end_all, shielded, spawn
 from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
@@ -80,12 +80,12 @@ class Call:
 
     def run(self) -> str:
         """What a greenlet does that makes it."""
-        result = sheltered(self)
+        result = shielded(self)
         self.has_gone_on = True
         return result
 
 
-def test_end_waits_for_a_sheltered_call() -> None:
+def test_end_waits_for_a_shielded_call() -> None:
     call = Call()
     greenlet = spawn("caller", call.run)
     assert call.has_begun.wait(30)
@@ -101,17 +101,17 @@ def test_end_waits_for_a_sheltered_call() -> None:
     assert isinstance(greenlet.value, gevent.GreenletExit)
 
 
-def test_sheltered_call_that_fails() -> None:
+def test_shielded_call_that_fails() -> None:
     def fail() -> bool:
         with pytest.raises(ZeroDivisionError):
-            sheltered(divmod, 1, 0)
+            shielded(divmod, 1, 0)
         return True
 
     assert spawn("caller", fail).get(timeout=30)
-    assert not supervisor._shelter.inside
+    assert not supervisor._shield.inside
 
 
-def test_end_of_one_that_is_not_sheltered() -> None:
+def test_end_of_one_that_is_not_shielded() -> None:
     before = spawn("before", gevent.sleep, 1000)
     end(before)
     call = Call()
@@ -147,7 +147,7 @@ def test_child_of_a_fork_ends_them_at_once() -> None:
     call = Call()
     greenlet = spawn("caller", call.run)
     assert call.has_begun.wait(30)
-    supervisor._shelter.forget()
+    supervisor._shield.forget()
     end(greenlet)
     greenlet.join(30)
     assert greenlet.dead
@@ -156,11 +156,11 @@ def test_child_of_a_fork_ends_them_at_once() -> None:
 
 def test_a_child_of_a_fork_waits_for_nobody_of_the_parent() -> None:
     go_on = Event()
-    inside = spawn("inside", sheltered, go_on.wait)
+    inside = spawn("inside", shielded, go_on.wait)
     gevent.sleep(0)
-    assert inside in supervisor._shelter.inside
-    assert holds_in_child(lambda: not supervisor._shelter.inside)
-    assert inside in supervisor._shelter.inside
+    assert inside in supervisor._shield.inside
+    assert holds_in_child(lambda: not supervisor._shield.inside)
+    assert inside in supervisor._shield.inside
     go_on.set()
     inside.join(30)
-    assert not supervisor._shelter.inside
+    assert not supervisor._shield.inside

@@ -791,7 +791,7 @@ def test_recovery_keeps_to_its_deadline(client: FakeClient, channel: FakeChannel
     successor = client.session.successor(channel)
     client.session.utility.channel.script["queue_declare"] = lambda: go.wait(30.0)
     [member] = client.session.members
-    with pytest.raises(TimeoutError, match="restoring"):
+    with pytest.raises(TimeoutError, match="recovering"):
         member.recover(Deadline(0.02))
     go.set()
     member.recover(Deadline(5.0))

@@ -87,9 +87,9 @@ def exchange(topology: Topology, name: str, auto_delete: bool = False) -> None:
 
 
 def queue(
-    topology: Topology, name: str, auto_delete: bool = False, is_servers: bool = False
+    topology: Topology, name: str, auto_delete: bool = False, is_server_named: bool = False
 ) -> None:
-    topology.queue_declared(name, True, False, auto_delete, {"x-max-length": 3}, is_servers)
+    topology.queue_declared(name, True, False, auto_delete, {"x-max-length": 3}, is_server_named)
 
 
 def bind(topology: Topology, name: str, source: str, key: str = "", arguments: Any = None) -> None:
@@ -176,7 +176,7 @@ def test_an_auto_delete_exchange_goes_with_its_last_binding(topology: Topology, 
 
 def test_a_queue_that_the_broker_names_gets_another_name_in_each_life(topology: Topology) -> None:
     first = "amq.gen-first"
-    queue(topology, first, is_servers=True)
+    queue(topology, first, is_server_named=True)
     queue(topology, "other")
     queue(topology, first)  # declared again by its name
     bind(topology, first, "x", first)
@@ -192,10 +192,10 @@ def test_a_queue_that_the_broker_names_gets_another_name_in_each_life(topology: 
             ("bind", "x", first, names[-1]),
         ] or done[2:] == [("bind", "x", first, names[-1]), ("bind", "x", "", "other")]
     assert len(set(names)) == 4
-    assert {topology.present_name(each) for each in names[:-1]} == {names[-1]}
-    assert topology.present_name("other") == ""
+    assert {topology.current_name(each) for each in names[:-1]} == {names[-1]}
+    assert topology.current_name("other") == ""
     topology.queue_deleted(names[-1])
-    assert topology.present_name(first) == ""
+    assert topology.current_name(first) == ""
     assert restored(topology) == [("queue", "other"), ("bind", "x", "", "other")]
 
 
@@ -232,7 +232,7 @@ def test_a_queue_that_is_still_locked_is_tried_again_with_its_bindings(topology:
 def test_what_may_go_with_the_dead_connection_is_declared_once_more(topology: Topology) -> None:
     exchange(topology, "x", auto_delete=True)
     queue(topology, "q", auto_delete=True)
-    queue(topology, "amq.gen-1", is_servers=True)
+    queue(topology, "amq.gen-1", is_server_named=True)
     bind(topology, "q", "x")
     link = Link()
     link.consumers = 1  # of the dead connection: they will go, and the queue with them
@@ -299,14 +299,14 @@ def test_what_is_not_answered_in_time_and_all_behind_it_come_later(topology: Top
 
 
 def test_a_link_that_is_lost_meanwhile_is_dropped(topology: Topology) -> None:
-    queue(topology, "q", is_servers=True)
+    queue(topology, "q", is_server_named=True)
     queue(topology, "r")
     link = Link()
     link.errors["r"] = [RecoverableConnectionError("gone")]
     with pytest.raises(ConnectionError, match="gone"):
         topology.restore(link, link.channel)
     assert link.is_dropped
-    assert topology.present_name("q") == link.done[0][-1]  # as far as it came
+    assert topology.current_name("q") == link.done[0][-1]  # as far as it came
     assert len(restored(topology)) == 2
 
 

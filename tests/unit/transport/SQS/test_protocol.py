@@ -10,15 +10,15 @@ import botocore.session
 import pytest
 from botocore.serialize import create_serializer
 
-from greenconn.green.http import Reply
+from greenconn.green.http import HttpResponse
 from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal
 
 SNS = PROTOCOLS["sns"]
 SQS = PROTOCOLS["sqs"]
 
 
-def reply(body: bytes, status: int = 200) -> Reply:
-    return Reply(status, {}, body)
+def reply(body: bytes, status: int = 200) -> HttpResponse:
+    return HttpResponse(status, {}, body)
 
 
 @pytest.mark.parametrize(

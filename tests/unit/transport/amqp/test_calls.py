@@ -6,7 +6,7 @@ import pytest
 
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp.calls import Call, CallLine
+from greenconn.transport.amqp.calls import Call, PendingCalls
 from greenconn.transport.amqp.methods import Reply
 
 DECLARE, DECLARE_OK = 50 << 16 | 10, 50 << 16 | 11
@@ -25,9 +25,9 @@ def reply(ids: int, tag: bytes = b"") -> Reply:
     return ids, b"\0\0\0\0" + bytes((len(tag),)) + tag, None, None
 
 
-def line(*calls: Call) -> CallLine:
+def line(*calls: Call) -> PendingCalls:
     """A line of calls."""
-    made = CallLine()
+    made = PendingCalls()
     for each in calls:
         made.append(each)
     return made

@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.transport.beanstalk.errors import LinkLost, ServerRefuses, refusal
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.pipeline import Pipeline
@@ -61,7 +61,7 @@ def opened(peer: PeerFactory, losses: list[LinkLost]) -> Iterator[Opened]:
 
     def connect(handler: Callable[[socket.socket], Any]) -> Pipeline:
         server: Peer = peer(handler)
-        sock = dial(server.host, server.port, Deadline(SOON))
+        sock = connect_tcp(server.host, server.port, Deadline(SOON))
         made.append(Pipeline(sock, "beanstalk://peer", losses.append))
         return made[-1]
 

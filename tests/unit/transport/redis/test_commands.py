@@ -9,8 +9,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import Keys
@@ -55,7 +55,7 @@ def begun(peer: PeerFactory, server: Server) -> Iterator[Begun]:
     def begin(protocol: int = 2, before_call: Callable[[], None] = lambda: None) -> Commands:
         handler: Callable[[socket.socket], Any] = answering(server.answer)
         place = peer(handler)
-        sock = dial(place.host, place.port, Deadline(SOON))
+        sock = connect_tcp(place.host, place.port, Deadline(SOON))
         ignore: Callable[[Any], None] = lambda what: None  # noqa: E731
         pipelines.append(Pipeline(sock, "redis://peer", ignore, ignore))
         options = RedisOptions()

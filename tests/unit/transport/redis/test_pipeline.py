@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 from redis import exceptions
 
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.transport.redis.errors import (
     LinkLost,
     LoginRefused,
@@ -68,7 +68,7 @@ def opened(peer: PeerFactory, losses: Losses) -> Iterator[Opened]:
 
     def connect(handler: Callable[[socket.socket], Any]) -> Pipeline:
         server: Peer = peer(handler)
-        sock = dial(server.host, server.port, Deadline(SOON))
+        sock = connect_tcp(server.host, server.port, Deadline(SOON))
         pushes: list[Any] = []
         made.append(Pipeline(sock, "redis://peer", pushes.append, losses.append))
         made[-1].pushes = pushes  # type: ignore[attr-defined]

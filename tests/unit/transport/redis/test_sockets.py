@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
+from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import dial
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import Keys
@@ -42,7 +42,7 @@ class Place:
     def connect(self) -> tuple[Pipeline, Welcome]:
         self.asked.set()
         assert self.may_open.wait(SOON)
-        sock = dial(self._peer.host, self._peer.port, Deadline(SOON))
+        sock = connect_tcp(self._peer.host, self._peer.port, Deadline(SOON))
         ignore: Callable[[Any], None] = lambda what: None  # noqa: E731
         self.opened.append(Pipeline(sock, "redis://peer", ignore, ignore))
         return self.opened[-1], Welcome(protocol=3)

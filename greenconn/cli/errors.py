@@ -22,7 +22,7 @@ from greenconn.exceptions import (
 )
 from greenconn.url import maybe_sanitize_url
 
-__all__ = ["complaint"]
+__all__ = ["error_text"]
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -48,7 +48,7 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 _NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
 
 
-def complaint(exc: BaseException) -> tuple[str, int]:
+def error_text(exc: BaseException) -> tuple[str, int]:
     """One line for the user, and the exit code."""
     text = _text_of(exc)
     if isinstance(exc, (ValueError, KeyError, TypeError, ImportError)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.complaint import complaint
+from greenconn.cli.errors import error_text
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionBlocked,
@@ -58,7 +58,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
     ],
 )
 def test_complaints(error: BaseException, text: str, code: int) -> None:
-    line, found = complaint(error)
+    line, found = error_text(error)
     assert text in line
     assert "\n" not in line
     assert not line.startswith(("[", "(", "None"))
@@ -67,8 +67,8 @@ def test_complaints(error: BaseException, text: str, code: int) -> None:
 
 def test_a_remedy_is_not_said_twice() -> None:
     remedy = "check host, port and firewall"
-    assert complaint(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
+    assert error_text(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
 
 
 def test_passwords_are_masked() -> None:
-    assert "secret" not in complaint(OSError("amqp://guest:secret@host// is away"))[0]
+    assert "secret" not in error_text(OSError("amqp://guest:secret@host// is away"))[0]

@@ -13,10 +13,10 @@ from greenconn.cli.streams import write_line
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["Tally"]
+__all__ = ["MessagePrinter"]
 
 
-class Tally:
+class MessagePrinter:
     """Prints and counts messages.
 
     Arguments:
@@ -24,18 +24,18 @@ class Tally:
         show: makes the line of a body.
 
     Attributes:
-        taken: how many were printed and acknowledged.
+        handled: how many were printed and acknowledged.
     """
 
     def __init__(self, wanted: int | None, show: Callable[[Any], str]) -> None:
-        self.taken = 0
+        self.handled = 0
         self._wanted = wanted
         self._show = show
         self._error: Exception | None = None
         self._came = Event()
         self._is_over = Event()
 
-    def take(self, body: Any, message: Message) -> None:
+    def handle(self, body: Any, message: Message) -> None:
         """Print one message, then acknowledge it.  May switch."""
         if self._is_over.is_set():
             message.requeue()
@@ -46,9 +46,9 @@ class Tally:
             self._fail(message, exc)
             return
         message.ack()
-        self.taken += 1
+        self.handled += 1
         self._came.set()
-        if self.taken == self._wanted:
+        if self.handled == self._wanted:
             self._is_over.set()
 
     def refuse(self, message: Message, exc: Exception) -> None:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from greenconn.messaging.consumer import Consumer
     from greenconn.transport.base import Link
 
-__all__ = ["Arrivals"]
+__all__ = ["ConsumerInbox"]
 
 
-class Arrivals:
+class ConsumerInbox:
     """The messages that were delivered and not taken yet (a :class:`~greenconn.abc.Sink`).
 
     Deliveries come straight here, not by way of ``drain_events``, so that no other greenlet which

@@ -23,7 +23,7 @@ from greenconn.green.deadline import NEVER
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 
-__all__ = ["Outcome", "Worker", "WorkerClosed"]
+__all__ = ["CallOutcome", "NativeThread", "ThreadClosed"]
 
 J = TypeVar("J")
 
@@ -32,11 +32,11 @@ _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 _sleep: Callable[[float], None] = get_original("time", "sleep")
 
 
-class WorkerClosed(RuntimeError):
+class ThreadClosed(RuntimeError):
     """Nothing is done any more."""
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """The outcome of one call."""
 
     value: Any = None
@@ -55,7 +55,7 @@ class _Call(Generic[J]):
         self._slot = slot
         self._otherwise = otherwise
 
-    def tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: CallOutcome) -> None:
         # In the hub.
         slot, otherwise = self._slot, self._otherwise
         if outcome.error is not None:
@@ -65,7 +65,7 @@ class _Call(Generic[J]):
             otherwise(outcome.value)
 
 
-class Worker(Generic[J]):
+class NativeThread(Generic[J]):
     """One native thread.
 
     Arguments:
@@ -76,7 +76,7 @@ class Worker(Generic[J]):
         gate: a native lock.
     """
 
-    def __init__(self, run: Callable[[Sequence[J]], Sequence[Outcome]]) -> None:
+    def __init__(self, run: Callable[[Sequence[J]], Sequence[CallOutcome]]) -> None:
         self._run = run
         self.gate = _allocate_lock()
         self._pool: ThreadPool | None = ThreadPool(1)
@@ -96,11 +96,11 @@ class Worker(Generic[J]):
                 returned.  Must not switch.
 
         Raises:
-            WorkerClosed: what it says.
+            ThreadClosed: what it says.
             BaseException: what it raised.
         """
         if self._pool is None or self._last is not None:
-            raise WorkerClosed("the worker is closed")
+            raise ThreadClosed("the worker is closed")
         slot: Slot[Any] = Slot()
         self._add(_Call(job, slot, on_left))
         try:
@@ -162,12 +162,12 @@ class Worker(Generic[J]):
         result: AsyncResult[Any] = self._pool.spawn(self._work, [call.job for call in calls])
         result.rawlink(lambda done: self._done(calls, done))
 
-    def _work(self, jobs: list[J]) -> Sequence[Outcome]:
+    def _work(self, jobs: list[J]) -> Sequence[CallOutcome]:
         # In the thread.
         try:
             return self._run(jobs)
         except BaseException as exc:
-            return [Outcome(error=exc) for _ in jobs]
+            return [CallOutcome(error=exc) for _ in jobs]
 
     def _done(self, calls: list[_Call[J]], done: AsyncResult[Any]) -> None:
         if self._pool is None:
@@ -204,10 +204,10 @@ class Worker(Generic[J]):
                 return
 
 
-_workers: weakref.WeakValueDictionary[int, Worker[Any]] = weakref.WeakValueDictionary()
+_workers: weakref.WeakValueDictionary[int, NativeThread[Any]] = weakref.WeakValueDictionary()
 _is_installed = False
 #: Those whose gates are held while the process forks.
-_held: list[Worker[Any]] = []
+_held: list[NativeThread[Any]] = []
 
 
 def _install() -> None:

@@ -16,7 +16,7 @@ from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 
-__all__ = ["dial", "dial_unix", "numeric"]
+__all__ = ["connect_tcp", "connect_unix", "numeric"]
 
 Address = tuple[int, int, int, Any]
 
@@ -34,7 +34,7 @@ KEEPALIVE: Final[dict[str | int, int | bytes]] = {
 
 
 def numeric(host: str) -> str:
-    """Return what to dial for *host*: an address for ``localhost``, else what it is.
+    """Return the address to connect to for *host*: an address for ``localhost``, else what it is.
 
     As kombu: no lookup, and never a broker that only has IPv6.  A certificate is still checked
     against the name.
@@ -42,7 +42,7 @@ def numeric(host: str) -> str:
     return "127.0.0.1" if host == "localhost" else host
 
 
-def dial(
+def connect_tcp(
     host: str,
     port: int,
     deadline: Deadline,
@@ -83,7 +83,7 @@ def dial(
     raise type(error)(error.errno, f"cannot connect to {where}: {error.strerror}") from error
 
 
-def dial_unix(path: str, deadline: Deadline) -> RawSocket:
+def connect_unix(path: str, deadline: Deadline) -> RawSocket:
     """Connect to a UNIX socket.  May switch, where its line of callers is full.
 
     Returns:
@@ -209,7 +209,7 @@ def configure(sock: RawSocket, settings: Mapping[str | int, int | bytes]) -> Non
         sock.setsockopt(_socket.IPPROTO_TCP, option, value)
 
 
-class _Dialling:
+class _Connecting:
     """A socket on its way.  In the child of a fork it is closed, or both would talk on it."""
 
     __slots__ = ("__weakref__", "_sock", "_watcher")
@@ -227,8 +227,8 @@ class _Dialling:
 def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
     hub = get_hub()
     watcher = hub.loop.io(sock.fileno(), 2)
-    dialling = _Dialling(sock, watcher)
-    fork.register(dialling)
+    connecting = _Connecting(sock, watcher)
+    fork.register(connecting)
     timeout = gevent.Timeout(deadline.left())
     try:
         with timeout:

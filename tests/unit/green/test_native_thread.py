@@ -12,7 +12,7 @@ import gevent
 import pytest
 from gevent.monkey import get_original
 
-from greenconn.green.worker import Outcome, Worker
+from greenconn.green.native_thread import CallOutcome, NativeThread
 from tests.forked import holds_in_child
 
 Job = Callable[[], Any]
@@ -25,17 +25,17 @@ class Work:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.worker: Worker[Job] = Worker(self.run)
+        self.worker: NativeThread[Job] = NativeThread(self.run)
 
-    def run(self, jobs: Sequence[Job]) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Sequence[CallOutcome]:
         self.sizes.append(len(jobs))
         outcomes = []
         with self.worker.gate:
             for job in jobs:
                 try:
-                    outcomes.append(Outcome(job()))
+                    outcomes.append(CallOutcome(job()))
                 except Exception as exc:
-                    outcomes.append(Outcome(error=exc))
+                    outcomes.append(CallOutcome(error=exc))
         return outcomes
 
 
@@ -161,7 +161,7 @@ def test_its_time_is_not_the_callers(work: Work) -> None:
 
 def test_a_pause_takes_its_time() -> None:
     began = monotonic()
-    Worker.pause(0.02)
+    NativeThread.pause(0.02)
     assert monotonic() - began >= 0.02
 
 

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from greenconn._version import version_info_t
 
-__all__ = ["StandIn", "install_as_carrot", "install_as_kombu"]
+__all__ = ["ImportAlias", "install_as_carrot", "install_as_kombu"]
 
 #: The version of kombu whose API ours is.
 KOMBU_VERSION: Final = version_info_t(5, 7, 0)
 
 
-class StandIn(MetaPathFinder, Loader):
+class ImportAlias(MetaPathFinder, Loader):
     """Imports the modules of *package* for those of the same paths below *name*.
 
     They are the same objects, not copies: a class is the same by either path.  Only the package
@@ -141,15 +141,15 @@ def _is_there(module: str) -> bool:
 def _find_elsewhere(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     """Find a module as if nothing stood in for its package."""
     for finder in sys.meta_path:
-        find = None if isinstance(finder, StandIn) else getattr(finder, "find_spec", None)
+        find = None if isinstance(finder, ImportAlias) else getattr(finder, "find_spec", None)
         spec: ModuleSpec | None = find(name, path, None) if find is not None else None
         if spec is not None:
             return spec
     return None
 
 
-def _is_same(finder: object, other: StandIn) -> bool:
-    return isinstance(finder, StandIn) and (finder.name, finder.package) == (
+def _is_same(finder: object, other: ImportAlias) -> bool:
+    return isinstance(finder, ImportAlias) and (finder.name, finder.package) == (
         other.name,
         other.package,
     )
@@ -177,7 +177,7 @@ def install_as_kombu() -> None:
     version = KOMBU_VERSION
     text = f"{version.major}.{version.minor}.{version.micro}"
     attributes = {"VERSION": version, "version_info": version, "__version__": text}
-    StandIn("kombu", "greenconn", attributes, is_completed=True).install()
+    ImportAlias("kombu", "greenconn", attributes, is_completed=True).install()
 
 
 def install_as_carrot() -> None:
@@ -191,4 +191,4 @@ def install_as_carrot() -> None:
     """
     ours = importlib.import_module("greenconn.compat.carrot")
     attributes = {"VERSION": ours.VERSION, "__version__": ours.__version__}
-    StandIn("carrot", ours.__name__, attributes).install()
+    ImportAlias("carrot", ours.__name__, attributes).install()

@@ -1,4 +1,4 @@
-"""Dialling: one deadline for the name and all its addresses, and no descriptor left behind."""
+"""Connecting: one deadline for the name and all its addresses, and no descriptor left behind."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import gevent
 import pytest
 from gevent import socket
 
-from greenconn.green import dial as dial_module
+from greenconn.green import connect as connect_module
+from greenconn.green.connect import KEEPALIVE, connect_tcp, connect_unix
 from greenconn.green.deadline import Deadline
-from greenconn.green.dial import KEEPALIVE, dial, dial_unix
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import open_sockets
@@ -51,9 +51,9 @@ def silent_port() -> Iterator[int]:
 def test_a_number_is_dialled_without_a_lookup(
     peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial_module, "_look_up", None)
+    monkeypatch.setattr(connect_module, "_look_up", None)
     server = peer(lambda client: client.sendall(client.recv(10)))
-    sock = dial(server.host, server.port, LONG)
+    sock = connect_tcp(server.host, server.port, LONG)
     try:
         assert sock.getpeername() == server.address
         assert sock.gettimeout() == 0.0
@@ -73,7 +73,7 @@ def test_a_number_is_dialled_without_a_lookup(
 
 def test_a_name_is_looked_up(peer: PeerFactory) -> None:
     server = peer(lambda client: client.recv(1))
-    sock = dial("localhost", server.port, LONG)
+    sock = connect_tcp("localhost", server.port, LONG)
     assert sock.getpeername()[1] == server.port
     sock.close()
 
@@ -81,7 +81,7 @@ def test_a_name_is_looked_up(peer: PeerFactory) -> None:
 def test_where_nothing_listens_the_error_names_the_place() -> None:
     port = free_ports(1)[0]
     with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}") as caught:
-        dial("127.0.0.1", port, LONG)
+        connect_tcp("127.0.0.1", port, LONG)
     assert caught.value.errno == errno.ECONNREFUSED
 
 
@@ -89,7 +89,7 @@ def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) ->
     path = str(tmp_path / "none.sock")
     before = open_sockets()
     with pytest.raises(FileNotFoundError, match=f"cannot connect to {path}") as caught:
-        dial_unix(path, LONG)
+        connect_unix(path, LONG)
     # While the traceback still holds what the attempt had opened.
     assert open_sockets().keys() <= before.keys()
     assert caught.value.errno == errno.ENOENT
@@ -97,14 +97,14 @@ def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) ->
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(socket.gaierror, match=r"nobody\.invalid") as caught:
-        dial("nobody.invalid", 5672, LONG)
+        connect_tcp("nobody.invalid", 5672, LONG)
     assert caught.value.errno
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "two..dots", ".", "\udcff"])
 def test_what_cannot_be_a_name_is_an_unknown_name(host: str) -> None:
     with pytest.raises(socket.gaierror, match="cannot find host"):
-        dial(host, 5672, LONG)
+        connect_tcp(host, 5672, LONG)
 
 
 def test_an_address_that_does_not_answer_takes_no_longer_than_the_deadline(
@@ -112,13 +112,13 @@ def test_an_address_that_does_not_answer_takes_no_longer_than_the_deadline(
 ) -> None:
     began = monotonic()
     with pytest.raises(TimeoutError, match=f"127.0.0.1:{silent_port} took longer than 0.1 s"):
-        dial("127.0.0.1", silent_port, Deadline(0.1))
+        connect_tcp("127.0.0.1", silent_port, Deadline(0.1))
     assert 0.1 <= monotonic() - began < 10
 
 
 def test_without_any_time_nothing_is_waited_for(silent_port: int) -> None:
     with pytest.raises(TimeoutError):
-        dial("127.0.0.1", silent_port, Deadline(0))
+        connect_tcp("127.0.0.1", silent_port, Deadline(0))
 
 
 def found(*places: tuple[str, int]) -> Any:
@@ -135,8 +135,8 @@ def test_the_next_address_is_tried_when_one_refuses(
 ) -> None:
     server = peer(lambda client: client.recv(1))
     refusing = ("127.0.0.1", free_ports(1)[0])
-    monkeypatch.setattr(dial_module, "_look_up", found(refusing, server.address))
-    sock = dial("broker.example", 5672, LONG)
+    monkeypatch.setattr(connect_module, "_look_up", found(refusing, server.address))
+    sock = connect_tcp("broker.example", 5672, LONG)
     assert sock.getpeername() == server.address
     sock.close()
 
@@ -146,9 +146,9 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
 ) -> None:
     server = peer(lambda client: client.recv(1))
     silent = ("127.0.0.1", silent_port)
-    monkeypatch.setattr(dial_module, "_look_up", found(silent, silent, server.address))
+    monkeypatch.setattr(connect_module, "_look_up", found(silent, silent, server.address))
     began = monotonic()
-    sock = dial("broker.example", 5672, Deadline(2))
+    sock = connect_tcp("broker.example", 5672, Deadline(2))
     assert sock.getpeername() == server.address
     assert 1.4 <= monotonic() - began < 10
     sock.close()
@@ -156,33 +156,33 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
 
 def test_when_all_refuse_the_last_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = free_ports(2)
-    monkeypatch.setattr(dial_module, "_look_up", found(*(("127.0.0.1", p) for p in ports)))
+    monkeypatch.setattr(connect_module, "_look_up", found(*(("127.0.0.1", p) for p in ports)))
     with pytest.raises(ConnectionRefusedError, match=r"broker\.example:5672"):
-        dial("broker.example", 5672, LONG)
+        connect_tcp("broker.example", 5672, LONG)
 
 
 def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_module, "_look_up", lambda *_: gevent.sleep(30))
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
-        dial("broker.example", 5672, Deadline(0.02))
+        connect_tcp("broker.example", 5672, Deadline(0.02))
 
 
 def test_a_timeout_of_the_user_is_not_taken_for_ours(
     monkeypatch: pytest.MonkeyPatch, silent_port: int
 ) -> None:
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
-        dial("127.0.0.1", silent_port, LONG)
+        connect_tcp("127.0.0.1", silent_port, LONG)
     assert caught.value is timeout
-    monkeypatch.setattr(dial_module, "_look_up", lambda *_: gevent.sleep(30))
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
-        dial("broker.example", 5672, LONG)
+        connect_tcp("broker.example", 5672, LONG)
     assert caught.value is timeout
 
 
 def test_settings_by_name_and_by_number(peer: PeerFactory) -> None:
     server = peer(lambda client: client.recv(1))
     settings: dict[str | int, int | bytes] = {"TCP_KEEPIDLE": 33, _socket.TCP_KEEPCNT: 3}
-    sock = dial(server.host, server.port, LONG, settings)
+    sock = connect_tcp(server.host, server.port, LONG, settings)
     assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE) == 33
     assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPCNT) == 3
     sock.close()
@@ -190,13 +190,13 @@ def test_settings_by_name_and_by_number(peer: PeerFactory) -> None:
 
 def test_a_setting_that_the_platform_does_not_know() -> None:
     with pytest.raises(ValueError, match="TCP_TELEPATHY"):
-        dial("127.0.0.1", 1, LONG, {"TCP_TELEPATHY": 1})
+        connect_tcp("127.0.0.1", 1, LONG, {"TCP_TELEPATHY": 1})
 
 
 def test_each_switch_may_be_the_last(silent_port: int) -> None:
     def connect() -> None:
         with pytest.raises(TimeoutError):
-            dial("127.0.0.1", silent_port, Deadline(0.01))
+            connect_tcp("127.0.0.1", silent_port, Deadline(0.01))
 
     ends = {run.raised is None for run in interruptions(connect, delays=(0, 1))}
     assert ends == {True, False}
@@ -211,8 +211,8 @@ def test_the_other_family_is_tried_when_one_refuses(
         (_socket.AF_INET6, _socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
         (_socket.AF_INET, _socket.SOCK_STREAM, 6, "", server.address),
     ]
-    monkeypatch.setattr(dial_module, "_look_up", lambda *_: places)
-    sock = dial("broker.example", 5672, LONG)
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: places)
+    sock = connect_tcp("broker.example", 5672, LONG)
     assert sock.family == _socket.AF_INET
     assert sock.getpeername() == server.address
     sock.close()
@@ -226,7 +226,7 @@ def test_an_ipv6_number() -> None:
         except OSError:
             pytest.skip("no IPv6 here")
         listener.listen(1)
-        sock = dial("::1", listener.getsockname()[1], LONG)
+        sock = connect_tcp("::1", listener.getsockname()[1], LONG)
         assert sock.getpeername()[:2] == listener.getsockname()[:2]
         sock.close()
     finally:
@@ -235,7 +235,7 @@ def test_an_ipv6_number() -> None:
 
 def test_what_is_set_on_each_socket(peer: PeerFactory) -> None:
     server = peer(lambda client: client.recv(1))
-    sock = dial(server.host, server.port, LONG)
+    sock = connect_tcp(server.host, server.port, LONG)
     assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY)
     assert sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE)
     for name, value in KEEPALIVE.items():
