@@ -139,7 +139,7 @@ class Writer:
         self._flush()
         # What follows before the turn ends is gathered again, not sent piece by piece.
         self._turn_began = monotonic()
-        self._yield_due = self.gate = True
+        self._yield_due = self.gate = not self._closed  # a send that failed may have closed it
 
     def mark(self, mark: memoryview) -> None:
         """Put *mark* behind what was written last, if that is pending.  Never switches.

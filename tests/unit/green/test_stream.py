@@ -22,7 +22,7 @@ from greenconn.green import stream
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.stream import Stream
-from greenconn.green.writer import HIGH_WATER
+from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import Wire, until
@@ -382,6 +382,15 @@ def test_close_to_a_peer_that_is_gone_is_no_loss(owner: Owner) -> None:
     owner.stream.close()
     owner.check_ended()
     assert not owner.lost
+
+
+def test_the_gate_is_open_after_an_early_flush_that_failed(owner: Owner) -> None:
+    turn()
+    owner.writer.write(b"it comes")
+    owner.wire.reset()
+    owner.writer.write(bytes(EARLY_FLUSH))
+    owner.stream.close()
+    owner.check_ended()
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "kill"])
