@@ -38,7 +38,7 @@ from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.owners import new_owner, note_lost
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
 from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ logger = logging.getLogger("greenconn.broker")
 
 T = TypeVar("T")
 
+#: The highest priority that there is.
+HIGHEST: Final = 255
 #: Seconds that ``close`` waits for the store.
 CLOSE_TIMEOUT: Final = 5.0
 
@@ -305,8 +307,9 @@ class StoreLink(BrokerLink):
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
         """A message on its way into *queues*.  May switch where a queue is not known."""
         properties = envelope["properties"]
-        priority = _priority(properties.get("priority"))
-        own = _seconds(properties.get("expiration"))
+        priority = level_of(properties.get("priority"), HIGHEST)
+        expiration = properties.get("expiration")
+        own = None if expiration is None else lifetime_of(expiration)
         entries = []
         for queue in queues:
             rules = self.directory.rules(queue)
@@ -449,18 +452,3 @@ class StoreLink(BrokerLink):
             if slot is not None:
                 slot.fail(gone)
         end_all(calls)
-
-
-def _priority(given: Any) -> int:
-    """A priority as a number from 0 to 255; 0 for what is none (kombu's reading)."""
-    try:
-        return max(0, min(int(given), 255))
-    except (TypeError, ValueError):
-        return 0
-
-
-def _seconds(expiration: Any) -> float | None:
-    """The time to live of a message, which stands in its properties in milliseconds as text."""
-    if expiration is None or expiration == "":
-        return None
-    return max(float(expiration), 0.0) / 1000

@@ -26,7 +26,6 @@ from greenconn.broker.publisher import (
     PublishingLink,
 )
 from greenconn.green.supervisor import current, end_all, spawn
-from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.headers import check_headers
 from greenconn.transport.virtual.publishing import Envelope, encoded, prepared
@@ -100,16 +99,9 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
     def _addressed(
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]
     ) -> Sequence[Entry]:
-        envelope = self._envelope(message, exchange, routing_key)
         headers = message["headers"]
         delay = _delay(headers) if headers else 0.0
-        try:
-            return self.link.entries(envelope, queues, delay)
-        except ValueError:
-            expiration = envelope["properties"].get("expiration")
-            raise invalid_argument(
-                f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH
-            ) from None
+        return self.link.entries(self._envelope(message, exchange, routing_key), queues, delay)
 
     def _begin_last_resort(self, queue: str) -> None:
         if not self.link.directory.is_there(queue):

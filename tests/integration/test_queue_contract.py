@@ -177,9 +177,10 @@ def test_message_may_expire_by_itself(side: Side) -> None:
     message = channel.basic_get(queue, no_ack=True)
     assert message.body == "stays"
     assert letter_of(side, channel, dead).body == "goes"
-    channel = side.channel()
-    with pytest.raises(PreconditionFailed):
-        side.send(channel, "x", "", queue, expiration="soon")
+    for wrong in ("soon", "-1", "1.5"):
+        channel = side.channel()
+        with pytest.raises(PreconditionFailed):
+            side.send(channel, "x", "", queue, expiration=wrong)
 
 
 @needs(Can.IMMEDIATE)

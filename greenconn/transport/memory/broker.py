@@ -32,10 +32,10 @@ from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.store import Entry
-from greenconn.transport.refusal import Method, invalid_argument, no_exchange
+from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.publishing import Envelope, lifetime_of
 from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Broker:
             PreconditionFailed: its ``expiration`` is not a number of milliseconds.
         """
         expiration = envelope["properties"].get("expiration")
-        ttl = None if expiration is None else _seconds(expiration)
+        ttl = None if expiration is None else lifetime_of(expiration)
         if not exchange and "CC" not in envelope["headers"] and "BCC" not in envelope["headers"]:
             queue = self.queues.get(routing_key)
             if queue is None:
@@ -297,14 +297,3 @@ class Queues(Mapping[str, Queue]):
         """Delete all queues, their bindings and their consumers."""
         for name in list(self):
             self._broker.delete_queue(name)
-
-
-def _seconds(expiration: Any) -> float:
-    """Read the ``expiration`` property, which is milliseconds as text."""
-    try:
-        milliseconds = int(expiration)
-    except (TypeError, ValueError):
-        milliseconds = -1
-    if milliseconds < 0:
-        raise invalid_argument(f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH)
-    return milliseconds / 1000

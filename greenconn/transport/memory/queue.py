@@ -9,7 +9,7 @@ Nothing here switches greenlets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from greenconn.transport.memory.alarm import Alarm
 from greenconn.transport.memory.message import Message
@@ -17,10 +17,8 @@ from greenconn.transport.memory.store import Entry, Store, size_of
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.transport.virtual.turns import Turns
-
-if TYPE_CHECKING:
-    from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["Queue", "QueueKeeper"]
 
@@ -119,8 +117,7 @@ class Queue:
                     self._broker.dead_letter(entry, "maxlen")
                 return False
         if policy.max_priority:
-            given = envelope["properties"].get("priority") or 0
-            entry.priority = min(max(int(given), 0), policy.max_priority)
+            entry.priority = level_of(envelope["properties"].get("priority"), policy.max_priority)
         if not self.store.count:
             consumer = self._turns.take()
             if consumer is not None:

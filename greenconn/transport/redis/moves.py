@@ -13,14 +13,14 @@ from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
 
 __all__ = [
     "HEAD",
+    "HIGHEST",
     "TAIL",
     "Move",
-    "clamped",
     "list_of",
     "move_arguments",
     "move_of",
@@ -32,6 +32,8 @@ __all__ = [
 #: Where a message goes in its list: to be next, or to be last.
 HEAD: Final = b"RPUSH"
 TAIL: Final = b"LPUSH"
+#: The highest priority that has a list (kombu's).
+HIGHEST: Final = 9
 #: Messages, or bytes of them, in one call of the script.
 MOVES: Final = 50
 MOVED_BYTES: Final = 256 * 1024
@@ -83,18 +85,10 @@ def parted(moves: Iterable[S]) -> list[list[S]]:
     return parts
 
 
-def clamped(priority: Any) -> int:
-    """A priority as a number from 0 to 9; 0 for what is none (kombu's reading)."""
-    try:
-        return max(0, min(int(priority), 9))
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
 def priority_of(envelope: Any) -> int:
     """The priority of a message, from 0 to 9."""
     try:
-        return clamped(envelope["properties"]["priority"])
+        return level_of(envelope["properties"]["priority"], HIGHEST)
     except (TypeError, LookupError):
         return 0
 

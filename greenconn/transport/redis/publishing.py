@@ -24,7 +24,7 @@ from greenconn.green.slot import Slot
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.moves import clamped
+from greenconn.transport.redis.moves import HIGHEST
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import PUSH
@@ -34,6 +34,7 @@ from greenconn.transport.redis.source import RedisFeed
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.publishing import level_of
 from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
@@ -170,7 +171,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """The head of the command that appends a message to a queue, and the route in it."""
         self._queues.check_name(queue, Method.BASIC_PUBLISH)
-        key = self._keys.list_for(queue, clamped(message.priority))
+        key = self._keys.list_for(queue, level_of(message.priority, HIGHEST))
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
         if message.delivery_info is None:
@@ -210,7 +211,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     ) -> Routed:
         message = Outgoing.of(message)
         raw = self._envelope(message, exchange, routing_key)
-        priority = clamped(message.priority)
+        priority = level_of(message.priority, HIGHEST)
         commands, lists, is_ending = [], [], False
         for name in queues:
             topic = topic_of(name)

@@ -17,7 +17,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
-from greenconn.transport.refusal import Method
+from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.port import ChannelPort
 
@@ -28,6 +28,8 @@ __all__ = [
     "UndeliverableWarning",
     "copied",
     "encoded",
+    "level_of",
+    "lifetime_of",
     "no_immediate",
     "prepared",
     "queue_full",
@@ -246,6 +248,29 @@ def unroutable(exchange: str, routing_key: str) -> Unroutable:
 def route_text(exchange: str, routing_key: str) -> str:
     """Return where a message was to go, for messages."""
     return f"exchange {exchange!r}, routing key {routing_key!r}" if exchange else routing_key
+
+
+def lifetime_of(expiration: Any) -> float:
+    """Return the seconds that the property ``expiration`` lets a message wait.
+
+    Raises:
+        PreconditionFailed: it is no number of milliseconds from 0 up.
+    """
+    try:
+        milliseconds = int(expiration)
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = -1
+    if milliseconds < 0:
+        raise invalid_argument(f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH)
+    return milliseconds / 1000
+
+
+def level_of(priority: Any, highest: int) -> int:
+    """Return a priority as a number from 0 to *highest*; 0 for what is none (kombu's reading)."""
+    try:
+        return max(0, min(int(priority), highest))
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def queue_full(exchange: str, routing_key: str) -> PublishNacked:

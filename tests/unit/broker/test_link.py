@@ -13,7 +13,7 @@ from gevent.event import Event
 from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
-from greenconn.exceptions import ChannelError, RecoverableConnectionError
+from greenconn.exceptions import ChannelError, PreconditionFailed, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.owners import is_lost
 from tests.fix_wires import until
@@ -242,12 +242,14 @@ def test_entries(link: StoreLink) -> None:
         ("plain", 3, 1.5, 9.0),
         ("rules", 3, 1.5, 2.0),
     ]
-    assert entries(priority=999, expiration="-1")[0] == ("plain", 255, 1.5, 0.0)
-    assert entries(priority=-1, expiration="")[0] == ("plain", 0, 1.5, None)
-    assert entries(priority="high")[0] == ("plain", 0, 1.5, None)
+    assert entries(priority=999, expiration="0")[0] == ("plain", 255, 1.5, 0.0)
+    assert entries(priority=-1)[0] == ("plain", 0, 1.5, None)
+    for none in ("high", float("inf"), None):
+        assert entries(priority=none)[0] == ("plain", 0, 1.5, None)
     assert link.entries({"body": b"x", "properties": {}}, ["plain"])[0].delay == 0.0
-    with pytest.raises(ValueError):
-        entries(expiration="soon")
+    for wrong in ("soon", "-1", "", float("inf")):
+        with pytest.raises(PreconditionFailed, match=f"invalid expiration {wrong!r}"):
+            entries(expiration=wrong)
 
 
 def test_what_is_held(connect: Opener) -> None:

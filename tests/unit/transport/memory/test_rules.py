@@ -257,9 +257,9 @@ def test_deaths_that_cannot_be_are_none(broker: Broker, channel: Channel, deaths
 
 def test_priority_is_lowered_to_the_highest(broker: Broker, channel: Channel) -> None:
     declare(channel, x_max_priority=2)
-    for n, priority in enumerate([None, 200, -3, 1]):
+    for n, priority in enumerate([None, 200, -3, 1, "high"]):
         send(channel, n, priority=priority)
-    assert bodies(broker) == [1, 3, 0, 2]
+    assert bodies(broker) == [1, 3, 0, 2, 4]
 
 
 @pytest.mark.parametrize(
