@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakSet
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green import fork
@@ -105,6 +106,8 @@ class HttpClient:
             limit,
             lambda: f"http{'s' if ssl else ''}://{self.where}",
         )
+        #: Those of answers that are read line by line, which are in no pool.
+        self._reading: WeakSet[HttpConnection] = WeakSet()
         fork.register(self)
 
     def __repr__(self) -> str:
@@ -193,6 +196,7 @@ class HttpClient:
         """
         head = self._head(method, target, headers or {}, body)
         connection = self._connect(deadline)
+        self._reading.add(connection)
         lines = ResponseLines(connection, Answer(method, limit + AHEAD), limit)
         try:
             connection.ask(head, body, lines, deadline)
@@ -203,7 +207,7 @@ class HttpClient:
 
     def close(self) -> None:
         """Close all connections, also under requests, and make no more.  Never switches."""
-        for connection in self._pool.close():
+        for connection in (*self._pool.close(), *self._reading):
             connection.close()
 
     def forget(self) -> None:

@@ -19,6 +19,7 @@ from gevent.event import AsyncResult, Event
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
+from greenconn.green import thread_end
 from greenconn.green.deadline import NEVER
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -80,13 +81,18 @@ class NativeThread(Generic[J]):
         self._run = run
         self.gate = _allocate_lock()
         self._pool: ThreadPool | None = ThreadPool(1)
+        #: It, while the last call is under way.
+        self._ending: ThreadPool | None = None
         #: Calls, who waits for each, and who else wants to know.
         self._pending: deque[_Call[J]] = deque()
         self._is_busy = False
         self._last: Callable[[], object] | None = None
         self._ended = Event()
+        #: Whether the thread that it belongs to ends: its hub runs no more.
+        self._is_alone = False
         _workers[id(self)] = self
         _install()
+        thread_end.register_pool(self)
 
     def call(self, job: J, on_left: Callable[[Any], object] | None = None) -> Any:
         """Have *job* done, and return what it returned.  May switch.
@@ -137,8 +143,18 @@ class NativeThread(Generic[J]):
         if self._pool is None or self._last is not None:
             return
         self._last = last
-        if not self._is_busy:
+        if self._is_alone:
+            self._end_here()
+        elif not self._is_busy:
             self._end()
+
+    def release_threads(self) -> ThreadPool | None:
+        """Do the rest without the hub; return the pool of the thread.  Never switches; it may block."""
+        self._is_alone = True
+        pool = self._ending if self._pool is None else self._pool
+        if self._last is not None and not self._ended.is_set():
+            self._end_here()
+        return pool
 
     def forget(self) -> None:
         """In the child of a fork, where the thread does not exist.  Never switches."""
@@ -185,7 +201,21 @@ class NativeThread(Generic[J]):
         pool, self._pool = self._pool, None
         _workers.pop(id(self), None)
         assert pool is not None
+        self._ending = pool
         spawn("worker", self._finish, pool)
+
+    def _end_here(self) -> None:
+        """End it in the thread that it belongs to, where nothing else runs any more."""
+        pool, self._pool = self._pool, None
+        if self._is_busy and pool is not None:
+            queue = pool.task_queue
+            if not thread_end.wait_natively(lambda: not queue.unfinished_tasks):
+                return  # what its thread is at takes too long
+        if self._pending:
+            self._work([call.job for call in self._pending])
+            self._pending.clear()
+        self._close()
+        self._ended.set()
 
     def _finish(self, pool: ThreadPool) -> None:
         try:
@@ -193,6 +223,7 @@ class NativeThread(Generic[J]):
         finally:
             self._ended.set()
             pool.kill()
+            self._ending = None
 
     def _close(self) -> None:
         # In the thread.

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -20,10 +21,11 @@ from gevent import get_hub
 from gevent._hub_local import set_hub
 from gevent.hub import Hub
 from gevent.monkey import get_original
+from gevent.threadpool import ThreadPool
 
 from greenconn.green.perhub import PerHub
 
-__all__ = ["Member", "register"]
+__all__ = ["Member", "PoolOwner", "register", "register_pool", "wait_natively"]
 
 logger = logging.getLogger("greenconn.green")
 
@@ -31,7 +33,7 @@ logger = logging.getLogger("greenconn.green")
 _get_ident: Final = get_original("_thread", "get_ident")
 _sleep: Final = get_original("time", "sleep")
 
-#: Seconds that the threads of the hub's own pool (it looks up names in them) have for their end.
+#: Seconds that the threads of the hub's pools (its own one looks up names) have for their end.
 POOL_TIMEOUT: Final = 0.2
 STEP: Final = 0.002
 
@@ -44,11 +46,23 @@ class Member(Protocol):
         ...
 
 
+class PoolOwner(Protocol):
+    """An object with native threads that may be registered."""
+
+    def release_threads(self) -> ThreadPool | None:
+        """Return the pool of its threads, if there is one, and rely on the hub no more.
+
+        Called before anything is closed.  Never switches; it may block.
+        """
+        ...
+
+
 class _ThreadEnd:
     """The value that goes with a thread."""
 
     def __init__(self) -> None:
         self.members: WeakSet[Member] = WeakSet()
+        self.pool_owners: WeakSet[PoolOwner] = WeakSet()
         self._hub: Hub = get_hub()
         self._pid = os.getpid()
 
@@ -64,12 +78,13 @@ class _ThreadEnd:
             return
         # gevent's own variable may be gone already: nothing here may make another hub.
         set_hub(hub)
+        owned = [each.release_threads() for each in list(self.pool_owners)]
         for member in list(self.members):
             try:
                 member.end_with_thread()
             except Exception:
                 logger.exception("closing %r at the end of its thread", member)
-        _destroy(hub)
+        _destroy(hub, [hub.threadpool, *(pool for pool in owned if pool is not None)])
 
 
 def register(member: Member) -> None:
@@ -82,14 +97,31 @@ def register(member: Member) -> None:
         _ends.get().members.add(member)
 
 
-def _destroy(hub: Hub) -> None:
-    """Give back the descriptors of the hub of this thread.  Never switches."""
-    pool = hub.threadpool
-    pool.maxsize = 0  # its threads end as soon as they have nothing to do
+def register_pool(owner: PoolOwner) -> None:
+    """Let the threads of *owner* end with this thread, after its members.  Never switches."""
+    if not get_hub().main_hub:
+        _ends.get().pool_owners.add(owner)
+
+
+def wait_natively(is_true: Callable[[], bool]) -> bool:
+    """Block this thread, which ends, until *is_true*, but not for long; return whether it is."""
     ends_at = time.monotonic() + POOL_TIMEOUT
-    while pool.size and time.monotonic() < ends_at:
+    while not is_true():
+        if time.monotonic() > ends_at:
+            return False
         _sleep(STEP)
-    if not pool.size:  # else the hub would wait for them, in greenlets
+    return True
+
+
+def _destroy(hub: Hub, pools: Iterable[ThreadPool]) -> None:
+    """Give back the threads and descriptors of the hub of this thread.  Never switches."""
+    for pool in pools:
+        # A thread ends with this, behind what waits; ``maxsize = 0`` would begin a greenlet, which never
+        # runs.
+        for _ in range(pool.size):
+            pool.task_queue.put(None)  # type: ignore[arg-type]  # the stubs lack it
+    # Else the hub would wait for them, in greenlets, and they would tell it what they have done.
+    if wait_natively(lambda: not any(pool.size for pool in pools)):
         hub.destroy(destroy_loop=True)
 
 

@@ -14,6 +14,7 @@ from gevent import get_hub, getcurrent, killall
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
 
+from greenconn.green import thread_end
 from greenconn.green.supervisor import shielded
 
 __all__ = ["CallPool", "are_sockets_green", "in_threadpool"]
@@ -36,13 +37,18 @@ class CallPool:
         threads: how many at once; more wait for their turn.  None: none, calls are made directly.
     """
 
-    __slots__ = ("_callers", "_pool")
+    __slots__ = ("__weakref__", "_callers", "_pool")
 
     def __init__(self, threads: int | None) -> None:
         #: Makes its threads when they are first needed.
         self._pool = None if threads is None else ThreadPool(threads)
         #: Without threads: those who are within a call.
         self._callers: set[Any] = set()
+        thread_end.register_pool(self)
+
+    def release_threads(self) -> ThreadPool | None:
+        """Return the pool of its threads.  Never switches."""
+        return self._pool
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call *function* and return what it returns.  May switch."""

@@ -19,7 +19,7 @@ import gevent
 import pymongo
 from pymongo import errors
 
-from greenconn.green import fork
+from greenconn.green import fork, thread_end
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
@@ -82,6 +82,14 @@ class Client:
             self._aside.close()
             raise
         self.database: Any = self._mongo[address.database]
+        thread_end.register(self)
+
+    def end_with_thread(self) -> None:
+        """Close it with the thread that it belongs to.  Never switches; it blocks for a moment."""
+        try:
+            _close(self._mongo)
+        except errors.PyMongoError:
+            pass  # the server was not there to hear it
 
     @property
     def is_parents(self) -> bool:

@@ -627,3 +627,16 @@ def test_a_client_may_be_used_with_with() -> None:
     client = HttpClient("127.0.0.1", 1)
     with client as entered:
         assert entered is client
+
+
+def test_lines_end_when_their_client_is_closed(server: Start, web: Make) -> None:
+    def reply(peer: socket.socket, request: bytes) -> bool:
+        peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        peer.recv(1)
+        return False
+
+    client = web(server(reply))
+    with lines(client) as feed:
+        client.close()
+        with pytest.raises(ConnectionAbortedError):
+            feed.line(Deadline(WAIT))

@@ -12,12 +12,15 @@ import gevent
 import pytest
 from gevent.monkey import get_original
 
+from greenconn.green import thread_end
 from greenconn.green.native_thread import CallOutcome, NativeThread
 from tests.forked import holds_in_child
+from tests.unit.green.test_thread_end import in_native_thread, wait_for_end
 
 Job = Callable[[], Any]
 sleep: Callable[[float], None] = get_original("time", "sleep")
 get_ident: Callable[[], int] = get_original("_thread", "get_ident")
+get_native_id: Callable[[], int] = get_original("_thread", "get_native_id")
 
 
 class Work:
@@ -211,3 +214,49 @@ def test_who_is_told_may_post_more_although_it_closes(work: Work) -> None:
     assert len(done) == 6
     work.worker.post(lambda: "late", done.append)
     assert done[-1] == "closed"
+
+
+def test_a_thread_that_ends_has_its_work_done() -> None:
+    done: list[str] = []
+    numbers: list[int] = []
+    kept: list[Any] = []
+
+    class Owner:
+        def __init__(self, worker: NativeThread[Job]) -> None:
+            self.worker = worker
+            thread_end.register(self)
+
+        def end_with_thread(self) -> None:
+            self.worker.post(partial(done.append, "later"), print)
+            self.worker.close(partial(done.append, "closed"))
+
+    def use() -> None:
+        work = Work()
+        numbers.append(work.worker.call(get_native_id))
+        work.worker.post(partial(done.append, "posted"), print)  # begun, and not told
+        kept.extend((work, Owner(work.worker)))
+
+    in_native_thread(use)
+    wait_for_end(numbers[0])
+    kept.clear()
+    assert done == ["posted", "later", "closed"]
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_worker_that_closes_ends_with_its_thread(is_busy: bool) -> None:
+    done: list[str] = []
+    numbers: list[int] = []
+    kept: list[Any] = []
+
+    def use() -> None:
+        work = Work()
+        kept.append(work)
+        numbers.append(work.worker.call(get_native_id))
+        if is_busy:
+            work.worker.post(partial(done.append, "posted"), print)
+        work.worker.close(partial(done.append, "closed"))
+
+    in_native_thread(use)
+    wait_for_end(numbers[0])
+    kept.clear()
+    assert done == [*(["posted"] if is_busy else []), "closed"]
