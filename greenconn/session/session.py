@@ -1,13 +1,14 @@
-"""The life of one logical connection, through as many links as it takes.
+"""A session: one logical connection, which survives the loss of its links.
 
-A session has at most one link at a time.  Rules that hold:
+A session has at most one link (one open socket and its state) at a time.  The time of one link is a
+*life*.  These rules hold:
 
-- Opening is single-flight: whoever finds no link joins the attempt under way or begins one.  A
-  thousand greenlets that find the connection dead cause one walk over the failover list.
-- A life is replaced as a whole; what comes late from a former one is dropped (identity tells).
-- With members registered, a lost link is replaced in the background until ``close()``, and they are
-  restored on it in the order of their registration.  Without members the next use opens a link.
-- What was declared is declared again on a new link before anybody has that.
+- Opening is single-flight: a greenlet that finds no link joins the attempt under way, or begins one.
+  A thousand greenlets that find the connection dead cause one pass through the failover list.
+- A life is replaced as a whole.  Late events of a former life are dropped, by its identity.
+- A session with members (consumers, say) replaces a lost link in the background until ``close()``, and
+  restores its members in the order of registration.  Without members the next use opens a link.
+- What was declared is declared again on a new link before the link is used.
 - When every broker of the list refuses the login in turn (wrong password, no such virtual host)
   recovery ends with that error.  All waiters get it, and members with a method ``failed(exc)`` do, too.
   They are restored if a later explicit use succeeds.
@@ -49,12 +50,12 @@ __all__ = ["Listeners", "Session", "sessions_in_use"]
 logger = logging.getLogger("greenconn.session")
 
 
-#: Asked for with each event that is drained, and members of an Enum are not looked up for nothing.
+#: Used for each event that is drained: looking up a member of an Enum has a cost.
 _OPEN: Final = SessionState.OPEN
 
 
 class Listeners(list[Callable[..., Any]]):
-    """A list of functions; what one raises keeps nothing from the others."""
+    """A list of callbacks; an error of one does not keep the others from being called."""
 
     def tell(self, *args: Any) -> None:
         """Call each in a greenlet of its own.  Never switches."""
@@ -62,10 +63,10 @@ class Listeners(list[Callable[..., Any]]):
             spawn("listener", self._call, listener, args)
 
     def call(self, *args: Any) -> None:
-        """Call each here, one after the other, to the last.  May switch.
+        """Call each in this greenlet, to the last.  May switch.
 
         Raises:
-            BaseException: the first thing that was raised, or thrown in, meanwhile.
+            BaseException: the first error that a callback raised, or that was thrown in meanwhile.
         """
         first: BaseException | None = None
         for listener in list(self):
@@ -88,11 +89,11 @@ class Session:
 
     Attributes:
         life: the current life; between two lives one that is not open.
-        generation: how many links there have been.
-        lost: why the last life ended by itself; None before, and while a link is open.
-        services: what others keep for all lives of this connection.
-        utility: channels for what may fail and so cost its channel.
-        topology: what was declared, and is declared again on the next link.
+        generation: the number of links so far.
+        lost: the error that ended the last life; None before, and while a link is open.
+        services: objects of other modules that live as long as this session.
+        utility: channels for calls that may fail and so close their channel.
+        topology: the declarations, which are repeated on the next link.
         on_connection_lost, on_recovered: see ``Connection``.
         on_closed: called without arguments at the end of ``close``, in its greenlet.
     """
@@ -131,12 +132,12 @@ class Session:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the last link ended by itself, and there is no other yet."""
+        """Whether the last link was lost and is not replaced yet."""
         return self.lost is not None or (self.life.link is not None and self.life.is_over)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed and not used since."""
+        """Whether it was closed and has not been used since."""
         return self._state is SessionState.CLOSED
 
     def link(
@@ -152,17 +153,16 @@ class Session:
         It does not wait until members are restored; see :meth:`wait_ready`.
 
         Arguments:
-            deadline: for the walk over all brokers; without an end it is ``connect_timeout`` for
-                each of them.
+            deadline: for trying all brokers; without an end it is ``connect_timeout`` for each.
             reopen: open a closed session again.
-            rounds: failed rounds over the failover list after which to give up, whatever the
+            rounds: failed rounds through the failover list after which to give up, even before the
                 deadline.
-            interval: seconds between rounds, where that is shorter than the session's own pace.
+            interval: seconds between rounds, if that is shorter than the session's own back-off.
 
         Raises:
             TimeoutError: no attempt ended before the deadline.
-            RecoverableConnectionError: closed, before or meanwhile.
-            Exception: why the last attempt failed.
+            RecoverableConnectionError: the session was closed, before or meanwhile.
+            Exception: the error of the last attempt.
         """
         life = self.life
         if life.is_open:
@@ -177,7 +177,7 @@ class Session:
             except TimeoutError:
                 if last is None or not deadline.has_ended:
                     raise
-                return last.result()  # which tells more
+                return last.result()  # its error says more than a timeout
             last = outcome
             if outcome.error is None or self.is_final(outcome.error) or deadline.has_ended:
                 return outcome.result()
@@ -197,8 +197,8 @@ class Session:
         Arguments:
             deadline: how long to wait for that attempt.
             reopen: open a closed session again.
-            interval: seconds after the last failure that suit the caller, where that is shorter
-                than the session's own pace.
+            interval: seconds to wait after the last failure, if that is shorter than the session's
+                own back-off.
 
         Raises:
             TimeoutError: the attempt did not end before the deadline; it goes on.
@@ -216,7 +216,7 @@ class Session:
 
     @property
     def ready_life(self) -> Life | None:
-        """The current life if all that belongs on it is there, else None.  Never switches."""
+        """The current life if its members are restored, else None.  Never switches."""
         life = self.life
         if self._state is _OPEN and life.is_open:
             if self._home is not None:
@@ -229,8 +229,8 @@ class Session:
 
         Raises:
             TimeoutError: recovery was still under way at the deadline.
-            RecoverableConnectionError: closed, before or meanwhile.
-            Exception: there is nothing to restore, and opening a link failed.
+            RecoverableConnectionError: the session was closed, before or meanwhile.
+            Exception: the error of opening a link, where there is no member to restore.
         """
         while True:
             life = self.ready_life
@@ -238,7 +238,7 @@ class Session:
                 return life
             self._check_home()
             if deadline.has_ended or self.is_closed:
-                turn()  # a program may poll, or ignore the error, and others must run all the same
+                turn()  # the caller may poll, or ignore the error, and other greenlets must run
             self.notice_loss()
             if self._state is SessionState.RECOVERING:
                 self._changed.wait(deadline)
@@ -246,11 +246,11 @@ class Session:
                 self.link(deadline)
 
     def wait_settled(self, deadline: Deadline) -> None:
-        """Wait while it is on its way (back), whatever comes of it.  May switch.
+        """Wait until no opening or recovery is under way, whatever its outcome.  May switch.
 
         Raises:
-            TimeoutError: it was still on its way at the deadline.
-            RecoverableConnectionError: closed meanwhile.
+            TimeoutError: it was still under way at the deadline.
+            RecoverableConnectionError: the session was closed meanwhile.
         """
         while self._state is SessionState.OPENING:
             self.attempt(deadline)
@@ -261,7 +261,7 @@ class Session:
         """Wait until there is a link, but not longer than *seconds*.  May switch.
 
         Raises:
-            RecoverableConnectionError: closed meanwhile.
+            RecoverableConnectionError: the session was closed meanwhile.
         """
         deadline = Deadline(seconds)
         while not self.is_open and not deadline.has_ended:
@@ -269,10 +269,10 @@ class Session:
                 self._changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
-                    raise  # somebody else's
+                    raise  # a timeout of the caller's, around this call
 
     def is_final(self, exc: BaseException) -> bool:
-        """Return whether to try again would be of no use after this outcome of an attempt."""
+        """Return whether another attempt would be useless after this error."""
         return self._connector.is_final(exc)
 
     def add(self, member: Recoverable) -> None:
@@ -280,14 +280,14 @@ class Session:
         self._members.add(member)
 
     def discard(self, member: Recoverable) -> None:
-        """Restore *member* no more."""
+        """Do not restore *member* any more."""
         self._members.discard(member)
 
     def default_channel(self, deadline: Deadline | None = None, *, reopen: bool = False) -> Any:
-        """Return the channel that all share, opened anew if it is not open.  May switch.
+        """Return the shared default channel, opened if it is not open.  May switch.
 
         Raises:
-            Exception: what :meth:`link` or the transport raises.
+            Exception: as :meth:`link`, or an error of the transport.
         """
         channel = self.life.default_channel
         if channel is not None and is_open(channel) and self.life.is_open:
@@ -303,15 +303,15 @@ class Session:
         return self._channels.adopt(channel)
 
     def successor(self, old_channel: Any, deadline: Deadline | None = None) -> Any:
-        """Return the channel that stands for *old_channel*.  May switch.
+        """Return the channel that replaces *old_channel*.  May switch.
 
-        That is itself while it is open, the default channel if it was that, else one that was or
-        is now opened in its place, with the same prefetch and confirm mode.  Raises as :meth:`link`.
+        That is itself while it is open, the default channel if it was that, else one opened in its
+        place, with the same prefetch and confirm mode.  Raises as :meth:`link`.
         """
         return self._channels.successor(old_channel, deadline or Deadline())
 
     def close(self) -> None:
-        """End this life and recovery for good; whoever waits gets an error.  May switch.
+        """Close the link and end recovery; all waiters get an error.  May switch.
 
         Explicit use (``link(reopen=True)``) opens the session again, without its former members.
         """
@@ -326,19 +326,16 @@ class Session:
             self.on_closed.call()
 
     def collect(self) -> None:
-        """Drop everything at once, without a word to the broker; later use begins anew.
+        """Drop the link at once, without a close on the wire; the next use opens a new one.
 
         Raises:
-            WrongHub: it belongs to another thread.
+            WrongHub: the session belongs to another thread.
         """
         self.check_hub()
         self._drop(SessionState.CLOSED if self.is_closed else SessionState.IDLE)
 
     def restart(self) -> None:
-        """After a close: another broker is meant from now on.
-
-        What somebody has opened since leads to the former one, and is dropped.
-        """
+        """Drop a link that was opened since a close, as another broker was chosen after it."""
         self._drop(SessionState.IDLE)
 
     def _drop(self, state: SessionState) -> None:
@@ -353,9 +350,9 @@ class Session:
             self.broker.close(link)  # only its transport knows how
 
     def forget(self) -> None:
-        """After a fork, in the child: begin anew.  Never switches.
+        """Forget all state in the child of a fork.  Never switches.
 
-        Descriptors are dropped by their own hook.
+        Descriptors are closed by a hook of their own.
         """
         self.life.forget()
         self._connector.forget()
@@ -396,13 +393,16 @@ class Session:
             self._move(SessionState.IDLE)
 
     def notice_loss(self) -> None:
-        """Act on a link that is gone before its own notice has come."""
+        """End the life of a link that is lost, if its callback has not come yet."""
         life = self.life
         if life.link is not None and not life.is_open:
             self._end_life(life, getattr(life.link, "lost", None) or self._closed_error())
 
     def note_error(self, exc: BaseException) -> None:
-        """Take a link that cannot tell for lost after an error that means so.  Never switches."""
+        """End the life of a link without callbacks, after an error that means its loss.
+
+        Never switches.
+        """
         life = self.life
         if life.link is None or life.can_tell or isinstance(exc, TimeoutError):
             return
@@ -456,7 +456,7 @@ class Session:
             self.on_recovered.tell()
 
     def _end(self, state: SessionState) -> Life:
-        """Leave the current life without a switch, and return it."""
+        """End the current life without a switch, and return it."""
         exc = self._closed_error()
         life, self.life = self.life, Life()
         self._move(state)
@@ -479,7 +479,7 @@ class Session:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")
 
     def check_hub(self) -> None:
-        """Raise unless it is unused or belongs to the caller's thread.  Never switches.
+        """Raise if it is in use by another thread.  Never switches.
 
         Raises:
             WrongHub: names both threads and the remedy.
