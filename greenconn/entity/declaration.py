@@ -1,4 +1,8 @@
-"""Declaring an entity once in the life of a connection."""
+"""Declaration of an entity, once in the life of a connection.
+
+What was declared is noted in the connection's ``declared_entities``, which a new link begins empty.
+Many greenlets that publish to the same exchange at first declare it once: the others wait for that.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +106,7 @@ def _declare_once(entity: Any, channel: Channel) -> bool:
 
 
 class _Declaration:
-    """One greenlet's wish to have an entity declared in the life of *channel*."""
+    """A declaration of an entity for one greenlet, in the life of *channel*."""
 
     __slots__ = ("_channel", "_declared", "_entity", "_ident", "_link", "has_begun")
 

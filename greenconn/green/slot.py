@@ -1,4 +1,9 @@
-"""A slot that one greenlet waits on and anybody fills, once."""
+"""A slot: the result that one greenlet waits for and any other provides, once.
+
+It is what a request leaves with the reader.  Whoever fills it never switches, so the reader and hub
+callbacks may.  Delivery is accepted or it did not happen: ``offer`` returns False when the waiter has
+left (it was killed, or its deadline ended), and the caller then keeps or passes on the value.
+"""
 
 from __future__ import annotations
 

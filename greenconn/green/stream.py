@@ -1,4 +1,14 @@
-"""A green byte stream: one greenlet reads, anyone writes, an error reaches everybody once."""
+"""A byte stream over a socket: one greenlet reads, any greenlet writes.
+
+The reader only receives, decrypts, parses (``on_data``) and hands over.  It waits in one place, for the
+socket to be readable, and runs no user code, so replies reach their waiters even while handlers are
+busy. Writing is left to ``writer``, which never switches.
+
+A stream ends once: by ``close``, or by a fault (end of file, an error of the socket, an exception of
+``on_data``, a killed reader), which ``on_lost`` gets.  Watchers are closed before their descriptor,
+since libev aborts the process on a closed one.  With TLS the same bytes go through a session without
+I/O: what the session wants to send goes to the writer.
+"""
 
 from __future__ import annotations
 

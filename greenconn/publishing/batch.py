@@ -1,4 +1,12 @@
-"""Many messages, published in their order and pipelined."""
+"""The messages of one ``publish_many``, published in their order and pipelined.
+
+Bodies are serialized and sent in windows, limited in number and bytes: all messages of a window are
+sent before the first confirm is waited for.  Each message ends in one of three ways: confirmed, failed
+with an error of its own, or left over because the channel or the connection was lost.  What is left
+over is sent again; after an error that closed the channel, one message at a time, since any of them may
+have caused it.  A failed message does not stop the others; a deadline or a broker that is unavailable
+does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""The publisher of a connection: what all greenlets that publish over it share."""
+"""The publisher of a connection, which all greenlets that publish over it share.
+
+All publish over one channel with confirms, so a publish costs no channel and waits for its confirm
+only. The channel is opened by the first that needs it; a lost one is replaced by the next publish.
+
+A publish returns when the broker has confirmed the message, and is retried until its deadline for
+whatever may pass: a lost connection, a broker that is unavailable or blocks.  A message that was sent
+may then be published twice; ``maybe_delivered`` of the error tells.
+
+A message that the broker refuses costs the channel, and with it the confirms of all others on it, which
+cannot know whose fault it was.  They are sent again one at a time on a channel of their own
+(*isolated*), so that the refusal meets its own message only.
+"""
 
 from __future__ import annotations
 

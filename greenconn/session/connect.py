@@ -1,4 +1,17 @@
-"""Connecting: one walk over the failover list at a time, one attempt for all who wait for it."""
+"""Connecting: one attempt at a time for all that wait for a link, along the failover list.
+
+Many greenlets may want a link at the same moment, and a broker that just came back must not get a
+thousand logins.  So callers join one *attempt*: it runs in a greenlet of its own, connects to one
+broker, and gives its outcome to all that wait.  A caller whose deadline ends leaves it, and it goes on;
+when its last caller is killed it is abandoned.
+
+A failed attempt makes the next broker of the list the next one to try.  Within a round over the list
+the next attempt starts at once; after each round that failed there is a pause, which grows and has
+jitter.  A caller may ask for an earlier start, never for a later one.
+
+An error is final when every broker of the list has refused the login in turn, or when neither the
+network nor a broker raised it (a wrong argument, a missing library).  Any other error may pass.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Bringing a lost connection back in the background, with what it had."""
+"""Recovery of a lost connection in the background, with all members of its session.
+
+After a loss one greenlet opens links until one stays open, and recovers the members on it in the order
+of their registration: consumers declare and consume again, for example.  If that link is lost
+meanwhile, all members are due again on the next one.
+
+A member that fails for a reason that may pass is retried by a greenlet of its own, so that one
+exclusive queue that the broker still holds does not delay a thousand consumers.  Recovery ends when no
+member is due, when the session is closed, or when an error is final (see ``connect``).
+"""
 
 from __future__ import annotations
 
@@ -122,7 +131,7 @@ class Members:
                 events.put((raise_error, exc))
 
     def _retry_apart(self, life: Life, member: Recoverable, failure: Exception) -> None:
-        greenlet = spawn("restore-again", self._retry, life, member, failure)
+        greenlet = spawn("recover-again", self._retry, life, member, failure)
         self._retries.add(greenlet)
         greenlet.rawlink(self._retries.discard)
 

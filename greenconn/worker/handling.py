@@ -1,4 +1,13 @@
-"""Handling of a message: decode it, call the handler, ack it; retry or reject it when that fails."""
+"""Handling of a message: decode it, call the handler, ack it; retry or reject it when that fails.
+
+A message is settled once, by the handler itself or here.  After a handler that returned it is acked.
+After one that failed it is handled again after the delays of ``retry``; then ``on_error`` decides: it
+is rejected, requeued, or passed to a function.  A body that cannot be decoded never reaches the
+handler.
+
+A message whose channel was closed cannot be settled, and the broker redelivers it.  So an ack that
+fails is logged and ends nothing.
+"""
 
 from __future__ import annotations
 
