@@ -1,4 +1,4 @@
-"""A world of stored messages, and transports to it."""
+"""A fake broker of stored messages, and transports to it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from greenconn.broker.link import StoreLink
 from tests.tiny_client import TinyClient
 from tests.unit.broker.fake_store import (
     EachStore,
+    FakeBroker,
     FakeStore,
     FakeTransport,
     WaitingStore,
-    World,
 )
 
 Opener = Callable[..., StoreLink]
 
 
 @pytest.fixture
-def world() -> World:
-    """What is stored."""
-    return World()
+def fake_broker() -> FakeBroker:
+    """Return a broker that keeps its messages in this process."""
+    return FakeBroker()
 
 
 @pytest.fixture(params=[FakeStore, WaitingStore, EachStore], ids=["wakes", "waits", "each"])
@@ -34,12 +34,12 @@ def kind(request: pytest.FixtureRequest) -> type[FakeStore]:
 
 
 @pytest.fixture
-def connect(world: World, unique: str) -> Iterator[Opener]:
+def connect(fake_broker: FakeBroker, unique: str) -> Iterator[Opener]:
     """Open a link: ``connect(kind, **options)``; closed after the test."""
     links: list[StoreLink] = []
 
     def open_link(kind: type[FakeStore] = FakeStore, **options: Any) -> StoreLink:
-        transport = FakeTransport(TinyClient(f"fake:///{unique}", **options), world, kind)
+        transport = FakeTransport(TinyClient(f"fake:///{unique}", **options), fake_broker, kind)
         links.append(transport.establish_connection())
         return links[-1]
 

@@ -25,11 +25,11 @@ from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 
-__all__ = ["FakeStore", "FakeTransport", "World"]
+__all__ = ["FakeBroker", "FakeStore", "FakeTransport"]
 
 
 class Item:
-    """A message in the world."""
+    """A message of the fake broker."""
 
     def __init__(self, entry: Entry, number: int) -> None:
         self.entry = entry
@@ -46,8 +46,8 @@ class Item:
         return (-self.entry.priority, self.number)
 
 
-class World:
-    """What all stores of one place share."""
+class FakeBroker:
+    """A broker in this process: the messages that all its stores share."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
@@ -67,7 +67,7 @@ class World:
         return self.number
 
     def count(self, method: str) -> int:
-        """How often a method was called."""
+        """Return the number of calls of a method."""
         return sum(1 for name, _ in self.calls if name == method)
 
     def bodies(self, queue: str) -> list[bytes]:
@@ -88,10 +88,10 @@ class World:
 
 
 class FakeTopology(TopologyStore):
-    """The exchanges and bindings of a :class:`World`."""
+    """The exchanges and bindings of a :class:`FakeBroker`."""
 
-    def __init__(self, world: World, call: Callable[[str, Any], None]) -> None:
-        self._world = world
+    def __init__(self, fake_broker: FakeBroker, call: Callable[[str, Any], None]) -> None:
+        self._world = fake_broker
         self._call = call
 
     def get(self, exchange: str) -> Facts | None:
@@ -140,25 +140,27 @@ class FakeTopology(TopologyStore):
 
 
 class FakeStore(Store):
-    """A store over a :class:`World`."""
+    """A store over a :class:`FakeBroker`."""
 
     body_encoding = None
     topology: Topology
 
-    def __init__(self, client: Any, wake: Callable[[str | None], None], world: World) -> None:
+    def __init__(
+        self, client: Any, wake: Callable[[str | None], None], fake_broker: FakeBroker
+    ) -> None:
         super().__init__(client, wake)
-        self.world = world
-        self.topology = DirectTopology(FakeTopology(world, self._call))
+        self.fake_broker = fake_broker
+        self.topology = DirectTopology(FakeTopology(fake_broker, self._call))
         self.is_open = False
         self.bell = Event()
 
     def _call(self, method: str, argument: Any = None) -> None:
-        self.world.calls.append((method, argument))
-        self.world.before(method, argument)
+        self.fake_broker.calls.append((method, argument))
+        self.fake_broker.before(method, argument)
 
     def open(self, deadline: Deadline) -> None:
         self._call("open")
-        self.world.stores.append(self)
+        self.fake_broker.stores.append(self)
         self.is_open = True
 
     def close(self) -> None:
@@ -166,61 +168,61 @@ class FakeStore(Store):
 
     def drop(self) -> None:
         self.is_open = False
-        if self in self.world.stores:
-            self.world.stores.remove(self)
+        if self in self.fake_broker.stores:
+            self.fake_broker.stores.remove(self)
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         self._call("make_queue", name)
-        return self.world.queues.setdefault(name, declaration)
+        return self.fake_broker.queues.setdefault(name, declaration)
 
     def find_queue(self, name: str) -> Declaration | None:
         self._call("find_queue", name)
-        return self.world.queues.get(name)
+        return self.fake_broker.queues.get(name)
 
     def drop_queue(self, name: str) -> int:
         self._call("drop_queue", name)
-        world = self.world
-        world.queues.pop(name, None)
+        fake_broker = self.fake_broker
+        fake_broker.queues.pop(name, None)
         self.topology.forget_queue(name)
-        for store in world.stores:
+        for store in fake_broker.stores:
             if store is not self:
                 store.gone(name)
-        return sum(1 for item in world.items.pop(name, ()) if not item.claim)
+        return sum(1 for item in fake_broker.items.pop(name, ()) if not item.claim)
 
     def purge(self, name: str) -> int:
         self._call("purge", name)
-        items = self.world.items.get(name, [])
+        items = self.fake_broker.items.get(name, [])
         kept = [item for item in items if item.claim]
-        self.world.items[name] = kept
+        self.fake_broker.items[name] = kept
         return len(items) - len(kept)
 
     def size(self, name: str) -> int:
         self._call("size", name)
-        return sum(1 for item in self.world.items.get(name, ()) if not item.claim)
+        return sum(1 for item in self.fake_broker.items.get(name, ()) if not item.claim)
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         self._call("put", list(entries))
         outcomes: list[Exception | None] = []
-        world = self.world
+        fake_broker = self.fake_broker
         for entry in entries:
-            declared = world.queues.get(entry.queue)
+            declared = fake_broker.queues.get(entry.queue)
             if declared is None:
                 outcomes.append(NoQueue(entry.queue))
                 continue
-            items = world.items.setdefault(entry.queue, [])
+            items = fake_broker.items.setdefault(entry.queue, [])
             most = declared.policy.max_length
             if most is not None and len(items) >= most:
                 outcomes.append(QueueFull(entry.queue))
                 continue
-            items.append(Item(entry, world.next()))
+            items.append(Item(entry, fake_broker.next()))
             outcomes.append(None)
-        self.world.after("put", list(entries))
+        self.fake_broker.after("put", list(entries))
         for queue in {entry.queue for entry in entries}:
             self._wake_others(queue)
         return outcomes
 
     def _wake_others(self, queue: str) -> None:
-        for store in list(self.world.stores):
+        for store in list(self.fake_broker.stores):
             if store is not self:
                 store.wake(queue)
             store.bell.set()
@@ -239,7 +241,7 @@ class FakeStore(Store):
             if self.bell.wait(deadline.left()):
                 found = self._take(wanted)
                 break
-        self.world.after("claim", found)
+        self.fake_broker.after("claim", found)
         return found
 
     def _take(self, wanted: Mapping[str, int]) -> list[Claimed]:
@@ -247,12 +249,12 @@ class FakeStore(Store):
         now = monotonic()
         for queue, most in wanted.items():
             taken = 0
-            for item in sorted(self.world.items.get(queue, ()), key=lambda item: item.order):
+            for item in sorted(self.fake_broker.items.get(queue, ()), key=lambda item: item.order):
                 if taken >= most:
                     break
                 if item.claim or item.ready_at > now:
                     continue
-                item.claim = self.world.next()
+                item.claim = self.fake_broker.next()
                 handle = [queue, item.number, item.claim]  # of a kind that cannot be hashed
                 dead = "expired" if item.dies_at is not None and item.dies_at <= now else None
                 waiting = self.size(queue)
@@ -281,19 +283,21 @@ class FakeStore(Store):
                 continue
             queue = answer.handle[0]
             for entry in answer.entries:
-                self.world.items.setdefault(entry.queue, []).append(Item(entry, self.world.next()))
+                self.fake_broker.items.setdefault(entry.queue, []).append(
+                    Item(entry, self.fake_broker.next())
+                )
             if answer.settlement is Settlement.BACK:
                 item.claim = 0
                 item.deliveries -= answer.is_unseen
                 self._wake_others(queue)
             else:
-                self.world.items[queue].remove(item)
-        self.world.after("settle", list(answers))
+                self.fake_broker.items[queue].remove(item)
+        self.fake_broker.after("settle", list(answers))
         return None
 
     def _held(self, handle: Any) -> Item | None:
         queue, number, claim = handle
-        for item in self.world.items.get(queue, ()):
+        for item in self.fake_broker.items.get(queue, ()):
             if item.number == number and item.claim == claim:
                 return item
         return None
@@ -319,7 +323,7 @@ class EachStore(WaitingStore):
 
 
 class FakeTransport(StoreTransport):
-    """A transport over a world.
+    """A transport to a fake broker.
 
     Arguments:
         kind: what makes the stores.
@@ -329,12 +333,14 @@ class FakeTransport(StoreTransport):
     driver_type = "fake"
     driver_name = "fake"
 
-    def __init__(self, client: Any, world: World, kind: type[FakeStore] = FakeStore) -> None:
+    def __init__(
+        self, client: Any, fake_broker: FakeBroker, kind: type[FakeStore] = FakeStore
+    ) -> None:
         super().__init__(client)
-        self.world = world
+        self.fake_broker = fake_broker
         self.kind = kind
         self.made: list[FakeStore] = []
 
     def make_store(self, wake: Callable[[str | None], None]) -> FakeStore:
-        self.made.append(self.kind(self.client, wake, self.world))
+        self.made.append(self.kind(self.client, wake, self.fake_broker))
         return self.made[-1]

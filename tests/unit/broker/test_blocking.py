@@ -16,14 +16,14 @@ from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
-def settled(world: World) -> list[list[Answer]]:
+def settled(fake_broker: FakeBroker) -> list[list[Answer]]:
     """Return the answers of each call."""
-    return [argument for method, argument in world.calls if method == "settle"]
+    return [argument for method, argument in fake_broker.calls if method == "settle"]
 
 
 def taken(connect: Opener, count: int, **queue: Any) -> tuple[StoreChannel[StoreLink], list[Any]]:
@@ -36,44 +36,46 @@ def taken(connect: Opener, count: int, **queue: Any) -> tuple[StoreChannel[Store
 
 
 def test_one_call_tells_so_many(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "settle_limit", 2)
     channel, got = taken(connect, 5)
     for each in got:
         each.ack()
     channel.connection.catch_up()
-    assert [len(each) for each in settled(world)] == [2, 2, 1]
-    told = [answer.handle for each in settled(world) for answer in each]
+    assert [len(each) for each in settled(fake_broker)] == [2, 2, 1]
+    told = [answer.handle for each in settled(fake_broker) for answer in each]
     assert told == [each.handle for each in got]
-    assert {answer.settlement for each in settled(world) for answer in each} == {Settlement.DONE}
+    assert {answer.settlement for each in settled(fake_broker) for answer in each} == {
+        Settlement.DONE
+    }
 
 
-def test_after_a_refusal_each_is_told_alone(connect: Opener, world: World) -> None:
+def test_after_a_refusal_each_is_told_alone(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 4)
-    bad = world.items["q"][1].number
+    bad = fake_broker.items["q"][1].number
 
     def refuse(method: str, argument: Any) -> None:
         if method == "settle" and any(answer.handle[1] == bad for answer in argument):
             raise ChannelError("not this one")
 
-    world.before = refuse
+    fake_broker.before = refuse
     for each in got[:3]:
         each.ack()
     gevent.sleep(0)
     got[3].ack()
     channel.connection.catch_up()
-    assert [len(each) for each in settled(world)] == [3, 1, 1, 1, 1]
+    assert [len(each) for each in settled(fake_broker)] == [3, 1, 1, 1, 1]
     for _ in range(2):
         publish(channel, "more")
     for each in [channel.basic_get("q") for _ in range(2)]:
         assert each is not None
         each.ack()
     channel.connection.catch_up()
-    assert [len(each) for each in settled(world)][5:] == [2]
+    assert [len(each) for each in settled(fake_broker)][5:] == [2]
 
 
-def test_what_is_given_back_is_delivered_again(connect: Opener, world: World) -> None:
+def test_what_is_given_back_is_delivered_again(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     sink = Sink()
     channel.basic_consume("q", sink=sink)
@@ -86,7 +88,7 @@ def test_what_is_given_back_is_delivered_again(connect: Opener, world: World) ->
 
 
 def test_answers_that_come_too_late_are_counted(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, got = taken(connect, 1)
     told: list[int] = []
@@ -99,16 +101,18 @@ def test_answers_that_come_too_late_are_counted(
 
 @pytest.mark.parametrize(("limit", "stays"), [(None, True), (2, True), (1, False)])
 def test_a_delivery_limit_ends_what_is_given_back(
-    connect: Opener, world: World, limit: int | None, stays: bool
+    connect: Opener, fake_broker: FakeBroker, limit: int | None, stays: bool
 ) -> None:
     arguments = {} if limit is None else {"x-delivery-limit": limit}
     channel, got = taken(connect, 1, arguments=arguments)
     got[0].requeue()
     channel.connection.catch_up()
-    assert world.bodies("q") == ([b"0"] if stays else [])
+    assert fake_broker.bodies("q") == ([b"0"] if stays else [])
 
 
-def test_what_the_store_does_not_hold_needs_no_answer(connect: Opener, world: World) -> None:
+def test_what_the_store_does_not_hold_needs_no_answer(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel, got = taken(connect, 3)
     for each in got:
         each.is_held = False
@@ -116,13 +120,13 @@ def test_what_the_store_does_not_hold_needs_no_answer(connect: Opener, world: Wo
     got[1].reject()
     got[2].ack()
     channel.connection.catch_up()
-    assert settled(world) == []
+    assert settled(fake_broker) == []
 
 
 DEAD = {"x-dead-letter-exchange": "x"}
 
 
-def test_dead_letters_go_through_an_exchange(connect: Opener, world: World) -> None:
+def test_dead_letters_go_through_an_exchange(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x", "fanout")
     for name in ("a", "b"):
@@ -136,23 +140,25 @@ def test_dead_letters_go_through_an_exchange(connect: Opener, world: World) -> N
     assert message is not None
     message.reject()
     sink.wait_for(1)  # without another word
-    assert (world.bodies("q"), world.bodies("a")) == ([], [b"0"])
+    assert (fake_broker.bodies("q"), fake_broker.bodies("a")) == ([], [b"0"])
     assert sink[0].headers["x-death"][0]["reason"] == "rejected"
 
 
 def test_dead_letters_without_their_exchange_are_dropped(
-    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel, got = taken(connect, 1, arguments=DEAD)
     got[0].reject()
     channel.connection.catch_up()
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
     texts = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert len(texts) == 1
     assert "dead letters of queue 'q' are dropped: exchange 'x' does not exist" in texts[0]
 
 
-def test_a_dead_letter_that_fails_is_tried_after_a_lease(connect: Opener, world: World) -> None:
+def test_a_dead_letter_that_fails_is_tried_after_a_lease(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
     channel, got = taken(connect, 1, arguments=arguments)
 
@@ -160,21 +166,21 @@ def test_a_dead_letter_that_fails_is_tried_after_a_lease(connect: Opener, world:
         if method == "find_queue" and argument == "dead":
             raise ChannelError("you may not look at it")
 
-    world.before = refuse
+    fake_broker.before = refuse
     got[0].reject()
     channel.connection.catch_up()
-    ((answer,),) = settled(world)
+    ((answer,),) = settled(fake_broker)
     assert answer == Answer(got[0].handle, Settlement.BACK, delay=30.0)
 
 
-def test_who_waits_is_told_when_his_are(connect: Opener, world: World) -> None:
+def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     link = channel.connection
     link.holding.wait(Deadline(0))  # there is nothing to wait for
     may_go = Event()
-    world.before = lambda method, argument: method == "settle" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     got[0].ack()
-    until(lambda: settled(world))
+    until(lambda: settled(fake_broker))
     first = gevent.spawn(link.holding.wait, Deadline(10))
     gevent.sleep(0)
     got[1].ack()
@@ -183,7 +189,7 @@ def test_who_waits_is_told_when_his_are(connect: Opener, world: World) -> None:
     gevent.sleep(0)
     with pytest.raises(TimeoutError):
         link.holding.wait(Deadline(0.01))
-    world.before = lambda method, argument: method == "settle" and Event().wait()
+    fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     may_go.set()
     first.get(timeout=10)
     assert not second.ready()
@@ -195,7 +201,7 @@ def test_who_waits_is_told_when_his_are(connect: Opener, world: World) -> None:
 
 
 def test_each_part_is_told_once_it_is_whole(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one call to the store holds less, or more."""
     channel, got = taken(connect, 4)
@@ -216,7 +222,7 @@ def test_each_part_is_told_once_it_is_whole(
         each.is_held = False
 
 
-def test_a_lost_connection_ends_the_link(connect: Opener, world: World) -> None:
+def test_a_lost_connection_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     link = channel.connection
 
@@ -224,35 +230,37 @@ def test_a_lost_connection_ends_the_link(connect: Opener, world: World) -> None:
         if method == "settle":
             raise ConnectionResetError("cut")
 
-    world.before = cut
+    fake_broker.before = cut
     got[0].ack()
     until(lambda: link.lost is not None)
-    world.before = lambda method, argument: None
+    fake_broker.before = lambda method, argument: None
     again = link.transport.establish_connection()
     again.catch_up()
-    assert [(item.number, item.claim) for item in world.items["q"]] == [(2, 0)]
+    assert [(item.number, item.claim) for item in fake_broker.items["q"]] == [(2, 0)]
     again.close()
 
 
-def test_renewals_are_told_one_after_the_other(connect: Opener, world: World) -> None:
+def test_renewals_are_told_one_after_the_other(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     holding = channel.connection.holding
     gone: list[Any] = []
     may_go = Event()
-    world.before = lambda method, argument: method == "renew" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "renew" and may_go.wait()
     handles = [each.handle for each in got]
     for handle in handles:
         holding.renew([handle], gone.append)
-    until(lambda: world.count("renew"))
+    until(lambda: fake_broker.count("renew"))
     gevent.sleep(0)
-    assert world.count("renew") == 1
-    world.expire_leases()
+    assert fake_broker.count("renew") == 1
+    fake_broker.expire_leases()
     may_go.set()
     until(lambda: len(gone) == 2)
     assert gone == [[handles[0]], [handles[1]]]
 
 
-def test_a_renewal_that_is_refused_has_lost_nothing(connect: Opener, world: World) -> None:
+def test_a_renewal_that_is_refused_has_lost_nothing(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel, got = taken(connect, 1)
     holding = channel.connection.holding
     gone: list[Any] = []
@@ -261,7 +269,7 @@ def test_a_renewal_that_is_refused_has_lost_nothing(connect: Opener, world: Worl
         if method == "renew":
             raise ChannelError("not now")
 
-    world.before = refuse
+    fake_broker.before = refuse
     holding.renew([got[0].handle], gone.append)
     until(lambda: gone)
     assert [list(each) for each in gone] == [[]]
@@ -277,7 +285,7 @@ def test_what_the_store_says_of_leases(connect: Opener) -> None:
     assert link.holding.ack_limit == 100
 
 
-def test_a_grave_that_cannot_be_looked_at(connect: Opener, world: World) -> None:
+def test_a_grave_that_cannot_be_looked_at(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare(
         "q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -289,7 +297,7 @@ def test_a_grave_that_cannot_be_looked_at(connect: Opener, world: World) -> None
         if method == "find_queue" and argument == "dead":
             raise ChannelError("you may not look at it")
 
-    world.before = refuse
+    fake_broker.before = refuse
     got = [channel.basic_get("q") for _ in range(3)]
     assert all(got)
     for each in got:
@@ -300,39 +308,39 @@ def test_a_grave_that_cannot_be_looked_at(connect: Opener, world: World) -> None
             each.ack()
     channel.connection.catch_up()
     assert channel.connection.lost is None
-    assert world.bodies("q") == [b"1"]
+    assert fake_broker.bodies("q") == [b"1"]
 
 
 @pytest.mark.parametrize("refused", [0, 1, 2])
-def test_an_answer_that_is_refused(connect: Opener, world: World, refused: int) -> None:
+def test_an_answer_that_is_refused(connect: Opener, fake_broker: FakeBroker, refused: int) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for number in range(3):
         publish(channel, f"{number}")
     got = [channel.basic_get("q") for _ in range(3)]
-    held = world.items["q"][refused].number
+    held = fake_broker.items["q"][refused].number
 
     def refuse(method: str, argument: Any) -> None:
         if method == "settle" and any(answer.handle[1] == held for answer in argument):
             raise ChannelError("not this one")
 
-    world.before = refuse
+    fake_broker.before = refuse
     for each in got:
         assert each is not None
         each.ack()
     channel.connection.catch_up()
     assert channel.connection.lost is None
-    assert world.bodies("q") == [str(refused).encode()]
-    world.before = lambda method, argument: None
+    assert fake_broker.bodies("q") == [str(refused).encode()]
+    fake_broker.before = lambda method, argument: None
     publish(channel, "more")
     more = channel.basic_get("q", no_ack=True)
     assert more is not None
     channel.connection.catch_up()
-    assert world.bodies("q") == [str(refused).encode()]
+    assert fake_broker.bodies("q") == [str(refused).encode()]
 
 
 def test_delivery_limit_and_dead_letters(
-    connect: Opener, world: World, kind: type[FakeStore]
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("dead")
@@ -353,10 +361,10 @@ def test_delivery_limit_and_dead_letters(
     grave.wait_for(1)
     assert len(sink) == 2
     assert grave[0].headers["x-death"][0]["reason"] == "delivery_limit"
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
 
 
-def test_acks_of_a_turn_leave_together(connect: Opener, world: World) -> None:
+def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for n in range(50):
@@ -364,11 +372,11 @@ def test_acks_of_a_turn_leave_together(connect: Opener, world: World) -> None:
     sink = Sink()
     channel.basic_consume("q", sink=sink)
     sink.wait_for(50)
-    world.calls.clear()
+    fake_broker.calls.clear()
     for message in sink:
         message.ack()
     channel.connection.catch_up()
-    assert [len(argument) for method, argument in world.calls if method == "settle"] == [50]
+    assert [len(argument) for method, argument in fake_broker.calls if method == "settle"] == [50]
 
 
 def test_an_error_stays_what_it_is(connect: Opener) -> None:

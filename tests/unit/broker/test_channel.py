@@ -24,7 +24,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import NEVER, Deadline
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import World
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -69,25 +69,28 @@ def test_a_message_as_it_was_published(channel: StoreChannel[StoreLink]) -> None
 )
 @pytest.mark.parametrize("method", ["basic_publish", "basic_publish_confirm"])
 def test_both_timeouts_bound_a_publish(
-    channel: StoreChannel[StoreLink], world: World, method: str, timeouts: dict[str, float]
+    channel: StoreChannel[StoreLink],
+    fake_broker: FakeBroker,
+    method: str,
+    timeouts: dict[str, float],
 ) -> None:
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     message = channel.prepare_message("x")
     with pytest.raises(PublishTimeout, match=r"within 0\.01 s: it may have the message"):
         getattr(channel, method)(message, "", "q", **timeouts)
     may_go.set()
     channel.basic_publish(message, "", "q", confirm_timeout=20)
     # On a busy machine the first one's time may be up before the store was asked to take it.
-    assert world.bodies("q") in ([b"x"], [b"x", b"x"])
+    assert fake_broker.bodies("q") in ([b"x"], [b"x", b"x"])
 
 
 @pytest.mark.parametrize("method", ["basic_publish", "basic_publish_confirm"])
 def test_the_option_bounds_a_publish_without_a_time(
-    connect: Opener, world: World, method: str
+    connect: Opener, fake_broker: FakeBroker, method: str
 ) -> None:
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     channel = channel_to(connect, confirm_timeout=0.01)
     message = channel.prepare_message("x")
     publish = getattr(channel, method)
@@ -101,30 +104,34 @@ def test_the_option_bounds_a_publish_without_a_time(
     publish(message, "", "q", timeout=20)
 
 
-def test_a_publish_that_is_waited_for_later(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_a_publish_that_is_waited_for_later(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     message = channel.prepare_message("x")
     begun = channel.begin_publish(message, "", "q", deadline=Deadline(10))
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
     begun.wait(Deadline(10))
-    assert world.bodies("q") == [b"x"]
+    assert fake_broker.bodies("q") == [b"x"]
     with pytest.raises(Unroutable):
         channel.begin_publish(message, "", "absent", mandatory=True).wait()
     channel.begin_publish(message, "", "absent").wait()
     channel.confirm_select()
 
 
-def test_a_routing_key_may_be_an_enum(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_a_routing_key_may_be_an_enum(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     class Key(str, Enum):
         QUEUE = "q"
 
     message = channel.prepare_message("x")
     channel.begin_publish(message, "", Key.QUEUE).wait(Deadline(10))
-    (item,) = world.items["q"]
+    (item,) = fake_broker.items["q"]
     stored = item.entry.envelope["properties"]["delivery_info"]["routing_key"]
     assert (stored, type(stored)) == ("q", str)
     channel.basic_publish(message, "", Key.QUEUE)
     channel.basic_publish_confirm(message, "", Key.QUEUE)
-    assert world.bodies("q") == [b"x"] * 3
+    assert fake_broker.bodies("q") == [b"x"] * 3
 
 
 def test_a_mandatory_message_comes_back(channel: StoreChannel[StoreLink]) -> None:
@@ -137,30 +144,34 @@ def test_a_mandatory_message_comes_back(channel: StoreChannel[StoreLink]) -> Non
     assert (exchange, routing_key) == ("", "absent")
 
 
-def test_what_cannot_be_published(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_what_cannot_be_published(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     with pytest.raises(AMQPNotImplementedError):
         channel.basic_publish(channel.prepare_message("x"), "", "q", immediate=True)
     publish(channel, "x" * 1000)
     with pytest.raises(ContentTooLarge):
         publish(channel, "x" * 1001)
-    assert len(world.bodies("q")) == 1
+    assert len(fake_broker.bodies("q")) == 1
 
 
-def test_get_with_and_without_answer(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_get_with_and_without_answer(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     publish(channel, "0")
     publish(channel, "1")
     assert get(channel, no_ack=True).body == "0"
     channel.connection.catch_up()
-    assert world.bodies("q") == [b"1"]
+    assert fake_broker.bodies("q") == [b"1"]
     message = get(channel)
     assert list(channel.deliveries.unanswered) == [message.delivery_tag]
     channel.basic_ack(message.delivery_tag)
     channel.flush(10)
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
 
 
 def test_what_is_got_while_the_channel_closes_goes_back(
-    channel: StoreChannel[StoreLink], world: World
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     publish(channel, "x")
 
@@ -168,15 +179,15 @@ def test_what_is_got_while_the_channel_closes_goes_back(
         if method == "claim":
             channel.close()
 
-    world.after = close
+    fake_broker.after = close
     with pytest.raises(RecoverableChannelError):
         channel.basic_get("q")
-    world.after = lambda method, argument: None
+    fake_broker.after = lambda method, argument: None
     channel.connection.catch_up()
-    assert [(item.claim, item.deliveries) for item in world.items["q"]] == [(0, 0)]
+    assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 0)]
 
 
-def test_answers(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_answers(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     for number in range(6):
         publish(channel, f"{number}")
     tags = [get(channel).delivery_tag for _ in range(6)]
@@ -185,14 +196,14 @@ def test_answers(channel: StoreChannel[StoreLink], world: World) -> None:
     channel.basic_reject(tags[3], requeue=True)
     channel.basic_nack(tags[5], multiple=True)
     channel.flush_answers()
-    assert [item.claim for item in world.items["q"]] == [0, 0, 0]
-    assert world.bodies("q") == [b"3", b"4", b"5"]
+    assert [item.claim for item in fake_broker.items["q"]] == [0, 0, 0]
+    assert fake_broker.bodies("q") == [b"3", b"4", b"5"]
     channel.basic_nack(get(channel).delivery_tag, requeue=False)
     get(channel)
     channel.basic_recover(requeue=True)
     channel.flush_answers()
-    assert world.bodies("q") == [b"4", b"5"]
-    assert not any(item.claim for item in world.items["q"])
+    assert fake_broker.bodies("q") == [b"4", b"5"]
+    assert not any(item.claim for item in fake_broker.items["q"])
     with pytest.raises(PreconditionFailed):
         channel.basic_ack("unknown")
 
@@ -245,7 +256,7 @@ def test_a_consumer_whose_queue_others_delete(
         channel.basic_consume("q", sink=sink)
 
 
-def test_a_closed_channel(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_a_closed_channel(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     publish(channel, "x")
     get(channel)
     sink = Sink()
@@ -254,7 +265,7 @@ def test_a_closed_channel(channel: StoreChannel[StoreLink], world: World) -> Non
     channel.close()
     assert isinstance(sink.lost[0], RecoverableChannelError)
     channel.connection.catch_up()
-    assert [item.claim for item in world.items["q"]] == [0]
+    assert [item.claim for item in fake_broker.items["q"]] == [0]
     for call in (
         lambda: publish(channel, "x"),
         lambda: channel.basic_get("q"),

@@ -15,7 +15,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.exceptions import ChannelError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, FakeStore, WaitingStore, World
+from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore, WaitingStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -36,7 +36,7 @@ def test_order_is_kept(connect: Opener, kind: type[FakeStore]) -> None:
 
 
 def test_prefetch_bounds_what_is_claimed(
-    connect: Opener, world: World, kind: type[FakeStore]
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -50,13 +50,15 @@ def test_prefetch_bounds_what_is_claimed(
         sink.wait_for(3)
     gevent.sleep(0.02)
     assert [len(sink) for sink in sinks] == [3, 3]
-    assert sum(1 for item in world.items["q"] if item.claim) == 6
+    assert sum(1 for item in fake_broker.items["q"] if item.claim) == 6
     sinks[0][0].ack()
     sinks[0].wait_for(4)
-    assert world.bodies("q")[0] != b"0"
+    assert fake_broker.bodies("q")[0] != b"0"
 
 
-def test_many_consumers(connect: Opener, world: World, kind: type[FakeStore], long: bool) -> None:
+def test_many_consumers(
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], long: bool
+) -> None:
     count = 1000 if long else 200
     link = connect(kind)
     channels = [link.transport.create_channel(link) for _ in range(count // 50)]
@@ -65,23 +67,23 @@ def test_many_consumers(connect: Opener, world: World, kind: type[FakeStore], lo
         channel = channels[n // 50]
         channel.queue_declare(f"q{n}")
         consume(channel, sink, f"q{n}")
-    world.calls.clear()
+    fake_broker.calls.clear()
     for n in range(count):
         publish(channels[0], str(n), f"q{n}")
     sink.wait_for(count)
     assert {int(body) for body in sink.bodies} == set(range(count))
 
 
-def test_idle_consumers_cost_nothing(connect: Opener, world: World) -> None:
+def test_idle_consumers_cost_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
     link = connect()
     channel = link.transport.create_channel(link)
     for n in range(100):
         channel.queue_declare(f"q{n}")
         consume(channel, Sink(), f"q{n}")
     gevent.sleep(0.02)
-    world.calls.clear()
+    fake_broker.calls.clear()
     gevent.sleep(0.1)
-    assert world.calls == []
+    assert fake_broker.calls == []
 
 
 def test_message_of_another_process(connect: Opener, kind: type[FakeStore]) -> None:
@@ -96,7 +98,7 @@ def test_message_of_another_process(connect: Opener, kind: type[FakeStore]) -> N
 
 
 def test_what_was_not_answered_comes_back_when_the_channel_closes(
-    connect: Opener, world: World, kind: type[FakeStore]
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -117,7 +119,7 @@ def test_what_was_not_answered_comes_back_when_the_channel_closes(
 
 
 def test_cancelled_consumer_gives_back_unseen(
-    connect: Opener, world: World, kind: type[FakeStore]
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     """A claim that comes back after the consumer left is undone, as if it had never been."""
     channel = channel_to(connect, kind)
@@ -128,26 +130,28 @@ def test_cancelled_consumer_gives_back_unseen(
         if method == "claim" and argument:
             channel.basic_cancel(tag)
 
-    world.after = after
+    fake_broker.after = after
     sink = Sink()
     tag = consume(channel, sink)
     publish(channel, "x")
     with gevent.Timeout(10):
-        while not world.count("settle"):
+        while not fake_broker.count("settle"):
             gevent.sleep(0.001)
     assert sink == []
-    world.after = lambda method, argument: None
+    fake_broker.after = lambda method, argument: None
     message = channel.basic_get("q")
     assert message is not None
     assert not message.redelivered
 
 
-def claims(world: World) -> list[dict[str, int]]:
+def claims(fake_broker: FakeBroker) -> list[dict[str, int]]:
     """Return what each claim wanted."""
-    return [argument for method, argument in world.calls if method == "claim"]
+    return [argument for method, argument in fake_broker.calls if method == "claim"]
 
 
-def test_a_claim_is_for_all_that_there_is_room_for(connect: Opener, world: World) -> None:
+def test_a_claim_is_for_all_that_there_is_room_for(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     for queue, prefetch in (("p", 3), ("q", 5)):
         channel.queue_declare(queue)
@@ -155,19 +159,19 @@ def test_a_claim_is_for_all_that_there_is_room_for(connect: Opener, world: World
         consume(channel, Sink(), queue)
     feeds = channel.connection.feeds
     until(lambda: all(each.state is FeedState.DRY for each in feeds.values()))
-    world.calls.clear()
+    fake_broker.calls.clear()
     channel.connection.store.wake(None)
-    until(lambda: claims(world))
-    assert claims(world) == [{"p": 3, "q": 5}]
-    world.calls.clear()
+    until(lambda: claims(fake_broker))
+    assert claims(fake_broker) == [{"p": 3, "q": 5}]
+    fake_broker.calls.clear()
     publish(channel, "x", "p")
-    until(lambda: claims(world))
-    assert claims(world)[0] == {"p": 3}
+    until(lambda: claims(fake_broker))
+    assert claims(fake_broker)[0] == {"p": 3}
     assert repr(feeds["p"]) == "<Feed 'p': dry, 1 consumers>"
-    world.calls.clear()
+    fake_broker.calls.clear()
     publish(channel, "x", "p")
-    until(lambda: claims(world))
-    assert claims(world)[0] == {"p": 2}
+    until(lambda: claims(fake_broker))
+    assert claims(fake_broker)[0] == {"p": 2}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 10])
@@ -196,7 +200,7 @@ def test_full_queues_get_as_much_of_the_limit_of_a_channel(connect: Opener, limi
 
 @pytest.mark.parametrize(("kind", "most"), [(FakeStore, 100), (EachStore, 10)])
 def test_a_claim_is_bounded(
-    connect: Opener, world: World, kind: type[FakeStore], most: int
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], most: int
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -206,11 +210,11 @@ def test_a_claim_is_bounded(
     for sink in sinks:
         consume(channel, sink)
     until(lambda: sum(map(len, sinks)) == most + 5)
-    assert all(each == {"q": most} for each in claims(world))
+    assert all(each == {"q": most} for each in claims(fake_broker))
 
 
 def test_all_queues_share_the_bound_of_a_claim(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "claim_limit", 5)
     channel = channel_to(connect)
@@ -219,13 +223,15 @@ def test_all_queues_share_the_bound_of_a_claim(
         channel.queue_declare(queue)
         consume(channel, Sink(), queue)
     until(lambda: all(each.state is FeedState.DRY for each in channel.connection.feeds.values()))
-    world.calls.clear()
+    fake_broker.calls.clear()
     channel.connection.store.wake(None)
-    until(lambda: len(claims(world)) == 2)
-    assert claims(world) == [{"a": 3, "b": 2}, {"c": 3}]
+    until(lambda: len(claims(fake_broker)) == 2)
+    assert claims(fake_broker) == [{"a": 3, "b": 2}, {"c": 3}]
 
 
-def test_a_queue_whose_claim_found_enough_is_asked_again(connect: Opener, world: World) -> None:
+def test_a_queue_whose_claim_found_enough_is_asked_again(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for number in range(4):
@@ -239,7 +245,9 @@ def test_a_queue_whose_claim_found_enough_is_asked_again(connect: Opener, world:
     assert sink.bodies == ["0", "1", "2", "3"]
 
 
-def test_what_is_said_while_a_claim_is_on_its_way_counts(connect: Opener, world: World) -> None:
+def test_what_is_said_while_a_claim_is_on_its_way_counts(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     """The claim may have looked before."""
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -250,11 +258,11 @@ def test_what_is_said_while_a_claim_is_on_its_way_counts(connect: Opener, world:
             said.append("more")
             channel.connection.store.wake("q")
 
-    world.after = after
+    fake_broker.after = after
     consume(channel, Sink())
-    until(lambda: len(claims(world)) == 2)
+    until(lambda: len(claims(fake_broker)) == 2)
     until(lambda: channel.connection.feeds["q"].state is FeedState.DRY)
-    assert len(claims(world)) == 2
+    assert len(claims(fake_broker)) == 2
 
 
 def test_only_the_oldest_consumer_is_served(connect: Opener) -> None:
@@ -285,7 +293,9 @@ def test_a_consumer_of_higher_priority_is_served_first(connect: Opener) -> None:
     assert (high.bodies, low.bodies) == (["0", "1"], ["2"])
 
 
-def test_a_refused_claim_ends_the_channels_of_its_consumers(connect: Opener, world: World) -> None:
+def test_a_refused_claim_ends_the_channels_of_its_consumers(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     link = channel.connection
     other = link.transport.create_channel(link)
@@ -299,7 +309,7 @@ def test_a_refused_claim_ends_the_channels_of_its_consumers(connect: Opener, wor
         if method == "claim" and "q" in argument:
             raise error
 
-    world.before = refuse
+    fake_broker.before = refuse
     consume(channel, sink := Sink())
     sink.wait_lost()
     assert sink.lost == [error]
@@ -308,7 +318,9 @@ def test_a_refused_claim_ends_the_channels_of_its_consumers(connect: Opener, wor
     spared.wait_for(1)
 
 
-def test_a_claim_that_loses_the_connection_ends_the_link(connect: Opener, world: World) -> None:
+def test_a_claim_that_loses_the_connection_ends_the_link(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
 
@@ -316,56 +328,58 @@ def test_a_claim_that_loses_the_connection_ends_the_link(connect: Opener, world:
         if method == "claim":
             raise ConnectionResetError("cut")
 
-    world.before = cut
+    fake_broker.before = cut
     consume(channel, sink := Sink())
     sink.wait_lost()
     assert channel.connection.lost is not None
 
 
-def test_the_dead_are_given_up_and_do_not_count(connect: Opener, world: World) -> None:
+def test_the_dead_are_given_up_and_do_not_count(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, dead_letter_queue="dead")
     for queue in ("q", "dead"):
         channel.queue_declare(queue)
     for number in range(2):
         publish(channel, f"{number}")
-    world.items["q"][0].dies_at = 0.0
+    fake_broker.items["q"][0].dies_at = 0.0
     channel.basic_qos(0, 2)
     consume(channel, sink := Sink())
     sink.wait_for(1)
     channel.connection.catch_up()
     assert sink.bodies == ["1"]
-    assert world.bodies("dead") == [b"0"]
+    assert fake_broker.bodies("dead") == [b"0"]
     until(lambda: channel.connection.feeds["q"].state is FeedState.DRY)
 
 
 @pytest.mark.parametrize(("deliveries", "is_delivered"), [(2, True), (3, False), (4, False)])
 def test_what_was_delivered_too_often_is_given_up(
-    connect: Opener, world: World, deliveries: int, is_delivered: bool
+    connect: Opener, fake_broker: FakeBroker, deliveries: int, is_delivered: bool
 ) -> None:
     channel = channel_to(connect, delivery_limit=3)
     channel.queue_declare("q")
     publish(channel, "x")
-    world.items["q"][0].deliveries = deliveries
+    fake_broker.items["q"][0].deliveries = deliveries
     consume(channel, sink := Sink())
-    until(lambda: sink or not world.bodies("q"))
+    until(lambda: sink or not fake_broker.bodies("q"))
     assert bool(sink) is is_delivered
 
 
-def test_a_waiting_claim_is_interrupted_for_another_queue(connect: Opener, world: World) -> None:
+def test_a_waiting_claim_is_interrupted_for_another_queue(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect, WaitingStore)
     for queue in ("p", "q"):
         channel.queue_declare(queue)
     consume(channel, Sink(), "p")
-    until(lambda: claims(world))
+    until(lambda: claims(fake_broker))
     consume(channel, sink := Sink(), "q")
-    until(lambda: len(claims(world)) == 2)
-    assert set(claims(world)[1]) == {"p", "q"}
+    until(lambda: len(claims(fake_broker)) == 2)
+    assert set(claims(fake_broker)[1]) == {"p", "q"}
     publish(channel, "x")
     sink.wait_for(1)
 
 
 def test_no_queue_starves_under_the_limit_of_a_channel(
-    connect: Opener, world: World, kind: type[FakeStore], monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is one place for two queues; the one that waits has no messages."""
     monkeypatch.setattr(claiming, "SHORT_WAIT", 0.02)
@@ -386,7 +400,7 @@ def test_no_queue_starves_under_the_limit_of_a_channel(
 
 
 def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
-    connect: Opener, world: World
+    connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel = channel_to(connect)
     for queue in ("p", "q"):
@@ -395,18 +409,18 @@ def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
     may_go = Event()
     consume(channel, Sink(), "p")
     until(lambda: channel.connection.feeds["p"].state is FeedState.DRY)
-    world.after = lambda method, argument: method == "claim" and may_go.wait()
+    fake_broker.after = lambda method, argument: method == "claim" and may_go.wait()
     tag = consume(channel, gone := Sink())
-    until(lambda: world.items["q"][0].claim)
+    until(lambda: fake_broker.items["q"][0].claim)
     channel.basic_cancel(tag)
     may_go.set()
-    until(lambda: not world.items["q"][0].claim)
-    assert (gone.bodies, world.items["q"][0].deliveries) == ([], 0)
+    until(lambda: not fake_broker.items["q"][0].claim)
+    assert (gone.bodies, fake_broker.items["q"][0].deliveries) == ([], 0)
     assert list(channel.connection.feeds) == ["p"]
 
 
 def test_a_consumer_is_told_of_a_loss_and_not_of_a_refusal(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -417,7 +431,7 @@ def test_a_consumer_is_told_of_a_loss_and_not_of_a_refusal(
             monkeypatch.setattr(channel.connection.feeds["q"], "refuse", refused.append)
             raise ConnectionResetError("cut")
 
-    world.before = cut
+    fake_broker.before = cut
     consume(channel, sink := Sink())
     sink.wait_lost()
     gevent.sleep(0.01)

@@ -9,7 +9,7 @@ import pytest
 from greenconn.broker.consumers import ConsumerRegistry
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import World
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -59,7 +59,7 @@ def test_a_link_that_is_gone(registry: ConsumerRegistry) -> None:
 
 
 @pytest.mark.parametrize("no_ack", [True, False])
-def test_an_event_that_was_drained(connect: Opener, world: World, no_ack: bool) -> None:
+def test_an_event_that_was_drained(connect: Opener, fake_broker: FakeBroker, no_ack: bool) -> None:
     """Without acks it is done then, and not before."""
     channel = channel_to(connect)
     link = channel.connection
@@ -69,15 +69,15 @@ def test_an_event_that_was_drained(connect: Opener, world: World, no_ack: bool) 
     channel.basic_consume("q", no_ack=no_ack, callback=got.append)
     until(lambda: len(link.events))
     link.catch_up()
-    assert world.bodies("q") == [b"x"]
+    assert fake_broker.bodies("q") == [b"x"]
     link.drain(10)
     link.catch_up()
     assert [each.body for each in got] == ["x"]
-    assert world.bodies("q") == ([] if no_ack else [b"x"])
+    assert fake_broker.bodies("q") == ([] if no_ack else [b"x"])
     assert len(channel.deliveries.unanswered) == (not no_ack)
 
 
-def test_an_event_of_a_consumer_that_left(connect: Opener, world: World) -> None:
+def test_an_event_of_a_consumer_that_left(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")
@@ -88,10 +88,10 @@ def test_an_event_of_a_consumer_that_left(connect: Opener, world: World) -> None
     with pytest.raises(TimeoutError):
         link.drain(0)
     link.catch_up()
-    assert [item.claim for item in world.items["q"]] == [0]
+    assert [item.claim for item in fake_broker.items["q"]] == [0]
 
 
-def test_a_sink_takes_what_needs_no_answer(connect: Opener, world: World) -> None:
+def test_a_sink_takes_what_needs_no_answer(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")
@@ -99,14 +99,14 @@ def test_a_sink_takes_what_needs_no_answer(connect: Opener, world: World) -> Non
     channel.basic_consume("q", no_ack=True, sink=sink)
     sink.wait_for(1)
     channel.connection.catch_up()
-    assert world.bodies("q") == [b"x"]
+    assert fake_broker.bodies("q") == [b"x"]
     assert sink.taken is not None
     sink.taken(sink[0])
     channel.connection.catch_up()
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
 
 
-def test_a_sink_that_is_not_bound_gets_so_many(connect: Opener, world: World) -> None:
+def test_a_sink_that_is_not_bound_gets_so_many(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for number in range(300):

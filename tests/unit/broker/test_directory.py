@@ -14,7 +14,7 @@ from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import World
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -209,43 +209,45 @@ def directory(connect: Opener) -> Directory:
     return connect(delivery_limit=7).directory
 
 
-def asked(world: World) -> int:
+def asked(fake_broker: FakeBroker) -> int:
     """Return how often the store was asked for a queue since the last time."""
-    count = world.count("find_queue")
-    world.calls.clear()
+    count = fake_broker.count("find_queue")
+    fake_broker.calls.clear()
     return count
 
 
-def test_a_queue_that_is_there_is_asked_for_once(directory: Directory, world: World) -> None:
-    world.queues["q"] = declared = Declaration(durable=True)
+def test_a_queue_that_is_there_is_asked_for_once(
+    directory: Directory, fake_broker: FakeBroker
+) -> None:
+    fake_broker.queues["q"] = declared = Declaration(durable=True)
     assert not directory.is_known("q")
     assert directory.look("q") == declared
     assert directory.look("q") == declared
     assert directory.is_there("q")
-    assert asked(world) == 1
+    assert asked(fake_broker) == 1
     assert directory.find("q") == declared
-    assert asked(world) == 1
+    assert asked(fake_broker) == 1
     directory.forget("q")
     assert directory.is_there("q")
-    assert asked(world) == 1
+    assert asked(fake_broker) == 1
 
 
 def test_a_queue_that_is_not_there_is_asked_for_each_time(
-    directory: Directory, world: World
+    directory: Directory, fake_broker: FakeBroker
 ) -> None:
     assert directory.look("q") is UNDECLARED
     assert not directory.is_there("q")
     assert directory.find("q") is None
     assert directory.rules("q") == Rules(None, None, 7, False)
     assert not directory.is_known("q")
-    assert asked(world) == 4
+    assert asked(fake_broker) == 4
     with pytest.raises(NotFound):
         directory.check("q", Method.BASIC_CONSUME)
 
 
-def test_rules_are_those_of_the_declaration(directory: Directory, world: World) -> None:
-    world.queues["q"] = Declaration(arguments=ARGUMENTS)
-    world.queues["p"] = Declaration()
+def test_rules_are_those_of_the_declaration(directory: Directory, fake_broker: FakeBroker) -> None:
+    fake_broker.queues["q"] = Declaration(arguments=ARGUMENTS)
+    fake_broker.queues["p"] = Declaration()
     assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (7, False)
     assert directory.rules("q") == Rules(1.5, 9, 4, True)
     assert directory.rules("p") == Rules(None, None, 7, False)
@@ -253,50 +255,54 @@ def test_rules_are_those_of_the_declaration(directory: Directory, world: World) 
     assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (4, True)
     assert (directory.delivery_limit("p"), directory.is_single_active("p")) == (7, False)
     assert directory.rules("q").max_priority == 9
-    assert asked(world) == 2
+    assert asked(fake_broker) == 2
 
 
-def test_a_queue_that_was_declared_anew_has_new_rules(directory: Directory, world: World) -> None:
-    world.queues["q"] = Declaration(arguments=ARGUMENTS)
+def test_a_queue_that_was_declared_anew_has_new_rules(
+    directory: Directory, fake_broker: FakeBroker
+) -> None:
+    fake_broker.queues["q"] = Declaration(arguments=ARGUMENTS)
     assert directory.rules("q").message_ttl == 1.5
     directory.find("q")
     assert directory.is_known("q")
-    world.queues["q"] = Declaration()
+    fake_broker.queues["q"] = Declaration()
     directory.find("q")
     assert directory.rules("q").message_ttl is None
-    del world.queues["q"]
+    del fake_broker.queues["q"]
     directory.find("q")
     assert not directory.is_known("q")
 
 
 def test_what_is_known_is_bounded(
-    directory: Directory, world: World, monkeypatch: pytest.MonkeyPatch
+    directory: Directory, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_KNOWN", 2)
     for name in ("a", "b"):
-        world.queues[name] = Declaration()
+        fake_broker.queues[name] = Declaration()
         directory.rules(name)
     assert (directory.is_known("a"), directory.is_known("b")) == (True, True)
-    world.queues["c"] = Declaration()
+    fake_broker.queues["c"] = Declaration()
     directory.rules("c")
     known = [directory.is_known(name) for name in ("a", "b", "c")]
     assert known == [False, False, True]
-    asked(world)
+    asked(fake_broker)
     directory.look("c")
     directory.look("a")
-    assert asked(world) == 1
+    assert asked(fake_broker) == 1
 
 
-def test_declaring_makes_a_queue_and_knows_it(directory: Directory, world: World) -> None:
+def test_declaring_makes_a_queue_and_knows_it(
+    directory: Directory, fake_broker: FakeBroker
+) -> None:
     directory.declare("q", Declaration(durable=True, arguments=ARGUMENTS))
-    assert world.queues["q"] == Declaration(durable=True, arguments=ARGUMENTS)
+    assert fake_broker.queues["q"] == Declaration(durable=True, arguments=ARGUMENTS)
     assert directory.is_known("q")
     assert directory.rules("q").delivery_limit == 4
     with pytest.raises(PreconditionFailed):
         directory.declare("q", Declaration())
 
 
-def test_exclusive_queues_go_with_the_link(connect: Opener, world: World) -> None:
+def test_exclusive_queues_go_with_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
     link, other = connect(), connect()
     link.directory.declare("mine", Declaration(owner=link.owner))
     link.directory.declare("all", Declaration())
@@ -305,21 +311,23 @@ def test_exclusive_queues_go_with_the_link(connect: Opener, world: World) -> Non
     with pytest.raises(ResourceLocked):
         other.directory.check("mine", Method.BASIC_CONSUME)
     other.directory.close()
-    assert set(world.queues) == {"mine", "all"}
+    assert set(fake_broker.queues) == {"mine", "all"}
     link.directory.close()
-    assert set(world.queues) == {"all"}
-    world.calls.clear()
+    assert set(fake_broker.queues) == {"all"}
+    fake_broker.calls.clear()
     link.directory.close()
-    assert not world.calls
+    assert not fake_broker.calls
 
 
-def test_a_queue_of_a_link_that_is_lost_goes_now(directory: Directory, world: World) -> None:
+def test_a_queue_of_a_link_that_is_lost_goes_now(
+    directory: Directory, fake_broker: FakeBroker
+) -> None:
     owner = new_owner()
-    world.queues["q"] = Declaration(owner=owner)
+    fake_broker.queues["q"] = Declaration(owner=owner)
     assert directory.find("q") is not None
     note_lost(owner)
     assert directory.find("q") is None
-    assert world.queues == {}
+    assert fake_broker.queues == {}
 
 
 def test_counts(connect: Opener) -> None:
@@ -339,7 +347,7 @@ def test_counts(connect: Opener) -> None:
     assert other.connection.directory.counts("q")[1] == 2
 
 
-def test_purge_and_drop(connect: Opener, world: World) -> None:
+def test_purge_and_drop(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x")
     channel.queue_declare("q")
@@ -348,15 +356,15 @@ def test_purge_and_drop(connect: Opener, world: World) -> None:
     for number in range(3):
         publish(channel, f"{number}")
     assert directory.purge("q") == 3
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
     publish(channel, "x")
     assert directory.drop("q") == 1
-    assert world.queues == {}
+    assert fake_broker.queues == {}
     assert not directory.is_known("q")
     assert list(channel.list_bindings()) == []
 
 
-def test_what_was_done_before_counts(connect: Opener, world: World) -> None:
+def test_what_was_done_before_counts(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")

@@ -12,7 +12,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
 from greenconn.transport.virtual.declaration import Declaration
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import World
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -28,11 +28,13 @@ def anew(channel: StoreChannel[StoreLink]) -> StoreChannel[StoreLink]:
     return channel.connection.transport.create_channel(channel.connection)
 
 
-def test_a_queue_is_declared_as_it_was_said(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_a_queue_is_declared_as_it_was_said(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     arguments = {"x-message-ttl": 5}
     assert channel.queue_declare("q", durable=True, arguments=arguments) == ("q", 0, 0)
     assert channel.queue_declare("mine", exclusive=True, auto_delete=True) == ("mine", 0, 0)
-    assert world.queues == {
+    assert fake_broker.queues == {
         "q": Declaration(durable=True, arguments=arguments),
         "mine": Declaration(auto_delete=True, owner=channel.connection.owner),
     }
@@ -41,10 +43,12 @@ def test_a_queue_is_declared_as_it_was_said(channel: StoreChannel[StoreLink], wo
     assert channel.queue_declare("q", durable=True, arguments=arguments) == ("q", 1, 0)
 
 
-def test_a_queue_without_a_name_gets_one(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_a_queue_without_a_name_gets_one(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     name = channel.queue_declare().queue
     assert name.startswith("amq.gen-")
-    assert list(world.queues) == [name]
+    assert list(fake_broker.queues) == [name]
     assert channel.queue_declare().queue != name
     channel.queue_declare(name)
     channel.queue_bind("", "amq.direct", "key")  # the last one that was declared
@@ -52,13 +56,13 @@ def test_a_queue_without_a_name_gets_one(channel: StoreChannel[StoreLink], world
 
 
 def test_a_passive_declaration_makes_nothing(
-    channel: StoreChannel[StoreLink], world: World
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     with pytest.raises(NotFound):
         channel.queue_declare("q", passive=True)
     with pytest.raises(NotFound):
         anew(channel).exchange_declare("x", passive=True)
-    assert (world.queues, world.exchanges) == ({}, {})
+    assert (fake_broker.queues, fake_broker.exchanges) == ({}, {})
 
 
 def test_what_was_answered_before_is_counted(channel: StoreChannel[StoreLink]) -> None:
@@ -82,11 +86,11 @@ def test_what_was_answered_before_is_counted(channel: StoreChannel[StoreLink]) -
 
 
 def test_an_exchange_is_known_to_others(
-    channel: StoreChannel[StoreLink], connect: Opener, world: World
+    channel: StoreChannel[StoreLink], connect: Opener, fake_broker: FakeBroker
 ) -> None:
     other = channel_to(connect)
     channel.exchange_declare("x", "topic", durable=True, auto_delete=True)
-    assert world.exchanges["x"] == {
+    assert fake_broker.exchanges["x"] == {
         "type": "topic",
         "durable": True,
         "auto_delete": True,
@@ -99,30 +103,32 @@ def test_an_exchange_is_known_to_others(
 
 
 def test_an_exchange_that_the_broker_has_lost_is_declared_again(
-    channel: StoreChannel[StoreLink], world: World
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     channel.exchange_declare("x")
     channel.queue_declare("q")
     channel.queue_bind("q", "x", "key")
-    world.exchanges.clear()
-    world.rows.clear()
+    fake_broker.exchanges.clear()
+    fake_broker.rows.clear()
     channel.exchange_declare("x")
     channel.queue_bind("q", "x", "key")
-    assert set(world.exchanges) == {"x"}
-    assert [row.queue for row in world.rows["x"]] == ["q"]
+    assert set(fake_broker.exchanges) == {"x"}
+    assert [row.queue for row in fake_broker.rows["x"]] == ["q"]
 
 
 def test_who_declares_an_exchange_of_a_foreign_program_says_what_it_is(
-    channel: StoreChannel[StoreLink], world: World
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
-    world.exchanges["x"] = {"type": "direct", "is_guess": True}
-    world.rows["x"] = ()
+    fake_broker.exchanges["x"] = {"type": "direct", "is_guess": True}
+    fake_broker.rows["x"] = ()
     channel.exchange_declare("x", passive=True)
     channel.exchange_declare("x", "topic")
     assert channel.state.exchanges["x"].type == "topic"
 
 
-def test_bindings_need_their_ends(channel: StoreChannel[StoreLink], world: World) -> None:
+def test_bindings_need_their_ends(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
     channel.exchange_declare("x")
     channel.queue_declare("q")
     calls: list[Callable[[StoreChannel[StoreLink]], Any]] = [
@@ -134,18 +140,18 @@ def test_bindings_need_their_ends(channel: StoreChannel[StoreLink], world: World
     for bind in calls:
         with pytest.raises(NotFound):
             bind(anew(channel))
-    assert not world.rows["x"]
+    assert not fake_broker.rows["x"]
     channel.queue_bind("q", "x", "key")
     channel.exchange_bind("x", "amq.topic", "key")
-    assert [row.queue for row in world.rows["x"]] == ["q"]
+    assert [row.queue for row in fake_broker.rows["x"]] == ["q"]
     channel.queue_unbind("q", "x", "key")
-    assert world.rows["x"] == ()
+    assert fake_broker.rows["x"] == ()
     channel.exchange_unbind("x", "amq.topic", "key")
-    assert world.rows["amq.topic"] == ()
+    assert fake_broker.rows["amq.topic"] == ()
 
 
 def test_an_exchange_in_use_may_be_spared(
-    channel: StoreChannel[StoreLink], connect: Opener, world: World
+    channel: StoreChannel[StoreLink], connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel.exchange_declare("x")
     channel.queue_declare("q")
@@ -155,17 +161,17 @@ def test_an_exchange_in_use_may_be_spared(
     other.state.exchanges["x"].bindings.clear()  # as in a process that was not told of it
     with pytest.raises(PreconditionFailed):
         other.exchange_delete("x", if_unused=True)
-    assert "x" in world.exchanges
+    assert "x" in fake_broker.exchanges
     channel.exchange_delete("x")
     channel.exchange_delete("x")  # again: no error
     channel.exchange_delete("x", if_unused=True)
-    assert world.exchanges == {}
+    assert fake_broker.exchanges == {}
     with pytest.raises(NotFound):
         channel.exchange_declare("x", passive=True)
     channel = anew(channel)
     channel.exchange_declare("y")
     channel.exchange_delete("y", if_unused=True)
-    assert world.exchanges == {}
+    assert fake_broker.exchanges == {}
     with pytest.raises(AccessRefused):
         channel.exchange_delete("amq.direct", if_unused=True)
 
@@ -187,7 +193,7 @@ def test_a_queue_in_use_may_be_spared(channel: StoreChannel[StoreLink], connect:
 
 
 def test_a_queue_of_another_connection_is_left_alone(
-    channel: StoreChannel[StoreLink], connect: Opener, world: World
+    channel: StoreChannel[StoreLink], connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel.queue_declare("q", exclusive=True)
     other = channel_to(connect)
@@ -200,16 +206,16 @@ def test_a_queue_of_another_connection_is_left_alone(
     for call in calls:
         with pytest.raises(ResourceLocked):
             call(anew(other))
-    assert set(world.queues) == {"q"}
+    assert set(fake_broker.queues) == {"q"}
 
 
 def test_the_bindings_of_a_queue_that_is_gone_go(
-    channel: StoreChannel[StoreLink], world: World
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     channel.exchange_declare("x")
     channel.queue_declare("q")
     channel.queue_bind("q", "x", "key")
-    del world.queues["q"]
+    del fake_broker.queues["q"]
     assert channel.queue_delete("q") == 0
-    assert world.rows["x"] == ()
+    assert fake_broker.rows["x"] == ()
     assert list(channel.list_bindings()) == []

@@ -16,11 +16,11 @@ from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import SOON, Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
-#: The leases of a :class:`World` never end by themselves.
+#: The leases of a :class:`FakeBroker` never end by themselves.
 Heir = Callable[[StoreLink], StoreLink]
 
 
@@ -36,15 +36,15 @@ def heir(request: pytest.FixtureRequest) -> Heir:
     return open_next
 
 
-def ended_by(world: World, method: str, link: StoreLink) -> None:
+def ended_by(fake_broker: FakeBroker, method: str, link: StoreLink) -> None:
     """Let a link be lost as soon as a method has done its work."""
 
     def after(name: str, argument: Any) -> None:
         if name == method and argument:
-            world.after = lambda name, argument: None
+            fake_broker.after = lambda name, argument: None
             link.end(RecoverableConnectionError("it is gone"))
 
-    world.after = after
+    fake_broker.after = after
 
 
 def lost_with_a_claim(connect: Opener) -> tuple[StoreLink, Claimed]:
@@ -80,14 +80,14 @@ def got(link: StoreLink) -> list[tuple[str, bool]]:
 
 
 def test_a_claim_that_comes_too_late_is_given_back(
-    connect: Opener, world: World, kind: type[FakeStore], heir: Heir
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], heir: Heir
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     for number in range(3):
         publish(channel, f"{number}")
     sink = Sink()
-    ended_by(world, "claim", channel.connection)
+    ended_by(fake_broker, "claim", channel.connection)
     channel.basic_consume("q", sink=sink)
     sink.wait_lost()
     assert not sink
@@ -95,19 +95,19 @@ def test_a_claim_that_comes_too_late_is_given_back(
 
 
 def test_a_message_that_is_got_too_late_is_given_back(
-    connect: Opener, world: World, kind: type[FakeStore], heir: Heir
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], heir: Heir
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     publish(channel, "x")
-    ended_by(world, "claim", channel.connection)
+    ended_by(fake_broker, "claim", channel.connection)
     with pytest.raises(RecoverableConnectionError):
         channel.basic_get("q")
     assert got(heir(channel.connection)) == [("x", False)]
 
 
 def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
-    connect: Opener, world: World, heir: Heir
+    connect: Opener, fake_broker: FakeBroker, heir: Heir
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     following = heir(link)
@@ -116,13 +116,17 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
     assert got(following) == [("x", False)]
 
 
-def test_what_would_be_buried_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
+def test_what_would_be_buried_is_given_back(
+    connect: Opener, fake_broker: FakeBroker, heir: Heir
+) -> None:
     link, claimed = lost_with_a_claim(connect)
     link.answers.give_up(claimed, "expired")
     assert got(heir(link)) == [("x", True)]
 
 
-def test_the_child_of_a_fork_gives_nothing_back(connect: Opener, world: World, heir: Heir) -> None:
+def test_the_child_of_a_fork_gives_nothing_back(
+    connect: Opener, fake_broker: FakeBroker, heir: Heir
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")
@@ -137,7 +141,7 @@ def test_the_child_of_a_fork_gives_nothing_back(connect: Opener, world: World, h
 
 
 def test_closing_waits_for_what_nobody_waits_for(
-    connect: Opener, world: World, kind: type[FakeStore]
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -149,7 +153,7 @@ def test_closing_waits_for_what_nobody_waits_for(
             claims.set()
             assert may_go.wait(SOON)
 
-    world.before = before
+    fake_broker.before = before
     getting = gevent.spawn(channel.basic_get, "q")
     assert claims.wait(SOON)
     getting.kill()
@@ -157,11 +161,11 @@ def test_closing_waits_for_what_nobody_waits_for(
     gevent.sleep(0)
     may_go.set()
     closing.get(timeout=SOON)
-    world.before = lambda method, argument: None
+    fake_broker.before = lambda method, argument: None
     assert got(connect(kind)) == [("x", False)]
 
 
-def test_lost_link_leaves_to_the_next(connect: Opener, world: World) -> None:
+def test_lost_link_leaves_to_the_next(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for n in range(3):
@@ -174,11 +178,11 @@ def test_lost_link_leaves_to_the_next(connect: Opener, world: World) -> None:
     link.end(ConnectionResetError("cut"))
     sink[1].ack()  # and this comes later
     assert sink.lost
-    assert sorted(world.bodies("q")) == [b"0", b"1", b"2"]
+    assert sorted(fake_broker.bodies("q")) == [b"0", b"1", b"2"]
     again = link.transport.establish_connection()
     try:
         again.catch_up()
-        assert world.bodies("q") == [b"2"]
+        assert fake_broker.bodies("q") == [b"2"]
         other = link.transport.create_channel(again)
         message = other.basic_get("q", no_ack=True)
         assert message is not None
@@ -187,7 +191,7 @@ def test_lost_link_leaves_to_the_next(connect: Opener, world: World) -> None:
         again.close()
 
 
-def test_what_came_when_the_link_was_over(connect: Opener, world: World) -> None:
+def test_what_came_when_the_link_was_over(connect: Opener, fake_broker: FakeBroker) -> None:
     """The next life gives it back at once, as if nobody had claimed it."""
     link = connect()
     channel = link.transport.create_channel(link)
@@ -195,23 +199,23 @@ def test_what_came_when_the_link_was_over(connect: Opener, world: World) -> None
 
     def cut(method: str, argument: object) -> None:
         if method == "claim":
-            world.after = lambda method, argument: None
+            fake_broker.after = lambda method, argument: None
             link.end(RecoverableConnectionError("cut by the test"))
 
     publish(channel, "x")
-    world.after = cut
+    fake_broker.after = cut
     channel.basic_consume("q", sink=(sink := Sink()))
-    until(lambda: any(item.claim for item in world.items["q"]))
+    until(lambda: any(item.claim for item in fake_broker.items["q"]))
     until(lambda: link.lost is not None)
     again = link.transport.establish_connection()
     again.catch_up()
-    assert [(item.claim, item.deliveries) for item in world.items["q"]] == [(0, 0)]
+    assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 0)]
     assert not sink.bodies
     again.close()
 
 
 def test_claims_that_end_with_the_connection_are_nobodys(
-    connect: Opener, world: World, heir: Heir, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, heir: Heir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "outlives_link", False)
     channel = channel_to(connect)
@@ -223,13 +227,13 @@ def test_claims_that_end_with_the_connection_are_nobodys(
     link.end(RecoverableConnectionError("it is gone"))
     held[0].ack()
     link.answers.give_back([held[0]])
-    world.calls.clear()
+    fake_broker.calls.clear()
     heir(link).catch_up()
-    assert world.count("settle") == 0
+    assert fake_broker.count("settle") == 0
 
 
 def test_what_may_have_been_claimed_goes_back_as_unseen(
-    connect: Opener, world: World, heir: Heir, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, heir: Heir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -241,7 +245,9 @@ def test_what_may_have_been_claimed_goes_back_as_unseen(
     assert got(heir(link)) == [("x", False)]
 
 
-def test_only_what_was_held_is_given_back(connect: Opener, world: World, heir: Heir) -> None:
+def test_only_what_was_held_is_given_back(
+    connect: Opener, fake_broker: FakeBroker, heir: Heir
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for number in range(3):
@@ -253,15 +259,15 @@ def test_only_what_was_held_is_given_back(connect: Opener, world: World, heir: H
     link.transport.handover.ack("unknown")
     taken[1].ack()
     link.transport.handover.ack(taken[1].delivery_tag)  # again: changes nothing
-    world.calls.clear()
+    fake_broker.calls.clear()
     following = heir(link)
     following.catch_up()
-    (answers,) = (argument for method, argument in world.calls if method == "settle")
+    (answers,) = (argument for method, argument in fake_broker.calls if method == "settle")
     assert len(answers) == 2
-    assert world.bodies("q") == [b"0", b"2"]
-    assert [item.claim > 0 for item in world.items["q"]] == [True, False]
+    assert fake_broker.bodies("q") == [b"0", b"2"]
+    assert [item.claim > 0 for item in fake_broker.items["q"]] == [True, False]
     # What the next life was left is not left to a third one.
     following.end(RecoverableConnectionError("it is gone too"))
-    world.calls.clear()
+    fake_broker.calls.clear()
     heir(following).catch_up()
-    assert world.count("settle") == 0
+    assert fake_broker.count("settle") == 0

@@ -13,19 +13,19 @@ from greenconn.broker.link import StoreLink
 from greenconn.green.hub import turn
 from tests.fix_interrupts import interruptions
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
 @pytest.fixture
-def world(world: World) -> World:
+def fake_broker(fake_broker: FakeBroker) -> FakeBroker:
     """Each call to the store switches, before and after it does anything."""
-    world.before = world.after = lambda method, argument: turn()
-    return world
+    fake_broker.before = fake_broker.after = lambda method, argument: turn()
+    return fake_broker
 
 
-def settle(channel: StoreChannel[StoreLink], world: World) -> None:
+def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     """Let all that is on its way come to its end."""
     link = channel.connection
     with gevent.Timeout(10):
@@ -36,10 +36,10 @@ def settle(channel: StoreChannel[StoreLink], world: World) -> None:
     link.catch_up()
 
 
-def check_whole(channel: StoreChannel[StoreLink], world: World) -> None:
+def check_whole(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     """The link is open and works, and holds nothing."""
     assert channel.connection.lost is None
-    settle(channel, world)
+    settle(channel, fake_broker)
     assert channel.deliveries.unanswered == {}
     other = channel.connection.transport.create_channel(channel.connection)
     other.queue_declare("whole")
@@ -51,23 +51,23 @@ def check_whole(channel: StoreChannel[StoreLink], world: World) -> None:
     assert channel.is_open
 
 
-def test_publish(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+def test_publish(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     published = 0
     for run in interruptions(lambda: publish(channel, "x", mandatory=True)):
-        settle(channel, world)
-        count = len(world.bodies("q"))
+        settle(channel, fake_broker)
+        count = len(fake_broker.bodies("q"))
         if run.raised is None:
             assert count == published + 1
         else:
             assert run.raised is run.error
             assert count in (published, published + 1)
         published = count
-    check_whole(channel, world)
+    check_whole(channel, fake_broker)
 
 
-def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+def test_get_loses_nothing(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     publish(channel, "x")
@@ -82,10 +82,10 @@ def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore])
             run.result.requeue()
         else:
             assert run.raised is run.error
-        settle(channel, world)
+        settle(channel, fake_broker)
         assert channel.deliveries.unanswered == {}
-        assert [item.claim for item in world.items["q"]] == [0]
-    check_whole(channel, world)
+        assert [item.claim for item in fake_broker.items["q"]] == [0]
+    check_whole(channel, fake_broker)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_get_loses_nothing(connect: Opener, world: World, kind: type[FakeStore])
     ],
 )
 def test_entities(
-    connect: Opener, world: World, call: Callable[[StoreChannel[StoreLink]], Any]
+    connect: Opener, fake_broker: FakeBroker, call: Callable[[StoreChannel[StoreLink]], Any]
 ) -> None:
     channel = channel_to(connect)
     for name in ("q", "empty", "spare"):
@@ -124,12 +124,14 @@ def test_entities(
     channel.queue_bind("q", "bound", "key")
     for run in interruptions(lambda: call(channel)):
         assert run.raised in (None, run.error)
-        settle(channel, world)
-    check_whole(channel, world)
+        settle(channel, fake_broker)
+    check_whole(channel, fake_broker)
     call(channel)  # to the end
 
 
-def test_consume_and_cancel(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+def test_consume_and_cancel(
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
+) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     for n in range(3):
@@ -147,21 +149,21 @@ def test_consume_and_cancel(connect: Opener, world: World, kind: type[FakeStore]
         assert run.raised in (None, run.error)
         # What a cancelled consumer has is its channel's, as in AMQP.
         channel.basic_recover(requeue=True)
-        settle(channel, world)
+        settle(channel, fake_broker)
         assert channel.consumers == {}
         with gevent.Timeout(10):
-            while any(item.claim for item in world.items["q"]):
+            while any(item.claim for item in fake_broker.items["q"]):
                 turn()
                 channel.connection.catch_up()
         assert channel.connection.feeds == {}
         assert channel.connection.store.others("q") == 0
-    check_whole(channel, world)
+    check_whole(channel, fake_broker)
     other = channel_to(connect, kind)
     bodies = [message.body for message in iter(lambda: other.basic_get("q", no_ack=True), None)]
     assert bodies == ["0", "1", "2"]
 
 
-def test_close_of_a_link(connect: Opener, world: World, kind: type[FakeStore]) -> None:
+def test_close_of_a_link(connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]) -> None:
     def use() -> None:
         channel = channel_to(connect, kind)
         channel.queue_declare("q")
@@ -173,9 +175,9 @@ def test_close_of_a_link(connect: Opener, world: World, kind: type[FakeStore]) -
 
     for run in interruptions(use, delays=(0, 1)):
         assert run.raised in (None, run.error)
-    for store in list(world.stores):
+    for store in list(fake_broker.stores):
         # Those whose user was killed before he closed them.
         assert store.is_open
     channel = channel_to(connect, kind)
-    world.expire_leases()
-    check_whole(channel, world)
+    fake_broker.expire_leases()
+    check_whole(channel, fake_broker)

@@ -16,7 +16,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import World
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -33,9 +33,9 @@ def holding(connect: Opener, count: int) -> tuple[StoreChannel[StoreLink], Sink]
     return channel, sink
 
 
-def renewals(world: World) -> list[int]:
+def renewals(fake_broker: FakeBroker) -> list[int]:
     """Return the number of leases in each call."""
-    return [len(argument) for method, argument in world.calls if method == "renew"]
+    return [len(argument) for method, argument in fake_broker.calls if method == "renew"]
 
 
 def renew(link: StoreLink) -> None:
@@ -45,7 +45,7 @@ def renew(link: StoreLink) -> None:
     gevent.sleep(0)  # whoever is told has a greenlet
 
 
-def test_lease_is_renewed(connect: Opener, world: World) -> None:
+def test_lease_is_renewed(connect: Opener, fake_broker: FakeBroker) -> None:
     link = connect()
     link.leases.stop()
     link.store.lease = 0.03
@@ -57,13 +57,13 @@ def test_lease_is_renewed(connect: Opener, world: World) -> None:
     channel.basic_consume("q", sink=sink)
     sink.wait_for(1)
     with gevent.Timeout(10):
-        while world.count("renew") < 3:
+        while fake_broker.count("renew") < 3:
             gevent.sleep(0.005)
-    assert [argument for method, argument in world.calls if method == "renew"][-1] != []
+    assert [argument for method, argument in fake_broker.calls if method == "renew"][-1] != []
 
 
 def test_lost_lease_is_told_once(
-    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     link = connect()
     channel = link.transport.create_channel(link)
@@ -75,7 +75,7 @@ def test_lost_lease_is_told_once(
     channel.basic_qos(0, 1)
     channel.basic_consume("q", sink=sink)
     sink.wait_for(1)
-    world.expire_leases()
+    fake_broker.expire_leases()
     other = channel_to(connect).basic_get("q")
     assert other is not None
     assert other.redelivered
@@ -87,24 +87,24 @@ def test_lost_lease_is_told_once(
     assert len(caplog.records) == 1
     sink[0].ack()  # too late: changes nothing
     link.catch_up()
-    assert world.bodies("q") == [b"x"]
+    assert fake_broker.bodies("q") == [b"x"]
     other.ack()
     other.channel.connection.catch_up()
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
 
 
-def test_the_store_is_asked_once_at_a_time(connect: Opener, world: World) -> None:
+def test_the_store_is_asked_once_at_a_time(connect: Opener, fake_broker: FakeBroker) -> None:
     link = connect()
     may_go = Event()
-    world.before = lambda method, argument: method == "renew" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "renew" and may_go.wait()
     for _ in range(3):
         link.leases._tick(0.0)
         gevent.sleep(0)
-    assert renewals(world) == [0]
+    assert renewals(fake_broker) == [0]
     may_go.set()
     until(lambda: not link.leases._under_way)
     link.leases._tick(0.0)
-    until(lambda: renewals(world) == [0, 0])
+    until(lambda: renewals(fake_broker) == [0, 0])
 
 
 def test_what_was_refused_is_told_again_with_each_renewal(
@@ -131,25 +131,27 @@ def test_starting_again_changes_nothing(connect: Opener) -> None:
     link.end(RecoverableConnectionError("cut"))
 
 
-def test_a_link_that_holds_nothing_says_that_it_lives(connect: Opener, world: World) -> None:
+def test_a_link_that_holds_nothing_says_that_it_lives(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     renew(connect())
-    assert renewals(world) == [0]
+    assert renewals(fake_broker) == [0]
 
 
 def test_many_are_renewed_page_by_page(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, sink = holding(connect, 5)
     monkeypatch.setattr(leases, "RENEWALS", 2)
     sink[1].ack()
     renew(channel.connection)
-    assert renewals(world) == [2, 2]
-    renewed = [handle for method, each in world.calls if method == "renew" for handle in each]
+    assert renewals(fake_broker) == [2, 2]
+    renewed = [handle for method, each in fake_broker.calls if method == "renew" for handle in each]
     assert renewed == [each.handle for each in sink if each is not sink[1]]
 
 
 def test_all_that_were_lost_are_counted(
-    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel, sink = holding(connect, 3)
     link = channel.connection
@@ -159,7 +161,7 @@ def test_all_that_were_lost_are_counted(
         each.events["lease_lost"].add(told.append)
     sink[0].ack()
     link.catch_up()
-    world.expire_leases()
+    fake_broker.expire_leases()
     renew(link)
     assert (told, link.leases.lost) == ([2, 2], 2)
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
@@ -173,22 +175,24 @@ def test_all_that_were_lost_are_counted(
     assert "before they were acknowledged" in caplog.records[-1].getMessage()
 
 
-def test_what_is_answered_while_it_is_renewed_is_not_lost(connect: Opener, world: World) -> None:
+def test_what_is_answered_while_it_is_renewed_is_not_lost(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel, sink = holding(connect, 2)
 
     def before(method: str, argument: Any) -> None:
         if method == "renew":
-            world.expire_leases()
+            fake_broker.expire_leases()
             sink[0].ack()
 
-    world.before = before
+    fake_broker.before = before
     renew(channel.connection)
     assert channel.connection.leases.lost == 1
     assert [each.is_held for each in sink[:2]] == [True, False]
 
 
 def test_a_refusal_is_logged_and_tried_again(
-    connect: Opener, world: World, caplog: pytest.LogCaptureFixture
+    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     link = connect()
 
@@ -196,23 +200,23 @@ def test_a_refusal_is_logged_and_tried_again(
         if method == "renew":
             raise ChannelError("not now")
 
-    world.before = refuse
+    fake_broker.before = refuse
     for _ in range(2):
         link.leases._tick(0.0)
         until(lambda: not link.leases._under_way)
-    assert len(renewals(world)) == 2
+    assert len(renewals(fake_broker)) == 2
     assert link.lost is None
     until(lambda: any("renewing leases" in each.getMessage() for each in caplog.records))
 
 
-def test_a_lost_connection_ends_the_link(connect: Opener, world: World) -> None:
+def test_a_lost_connection_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
     link = connect()
 
     def cut(method: str, argument: Any) -> None:
         if method == "renew":
             raise ConnectionResetError("cut")
 
-    world.before = cut
+    fake_broker.before = cut
     link.leases._tick(0.0)
     until(lambda: link.lost is not None)
 

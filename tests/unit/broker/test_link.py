@@ -19,7 +19,7 @@ from greenconn.transport.virtual.owners import is_lost
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, FakeStore, FakeTransport, World
+from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore, FakeTransport
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -54,8 +54,8 @@ def raising(exc: BaseException) -> Any:
     return function
 
 
-def test_opening(link: StoreLink, world: World) -> None:
-    assert [method for method, _ in world.calls] == ["open"]
+def test_opening(link: StoreLink, fake_broker: FakeBroker) -> None:
+    assert [method for method, _ in fake_broker.calls] == ["open"]
     assert link.is_open
     assert repr(link) == f"<connection {link.where} (open, 0 channels)>"
     link.transport.create_channel(link)
@@ -64,19 +64,19 @@ def test_opening(link: StoreLink, world: World) -> None:
     assert link.where == link.transport.client.as_uri()
 
 
-def test_an_opening_that_fails_leaves_nothing(connect: Opener, world: World) -> None:
+def test_an_opening_that_fails_leaves_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
     def refuse(method: str, argument: Any) -> None:
         raise ConnectionRefusedError("nobody is there")
 
-    world.before = refuse
+    fake_broker.before = refuse
     with pytest.raises(ConnectionRefusedError):
         connect()
-    world.before = lambda method, argument: method == "open" and Event().wait()
-    transport = FakeTransport(TinyClient("fake:///late"), world)
+    fake_broker.before = lambda method, argument: method == "open" and Event().wait()
+    transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
     with pytest.raises(TimeoutError, match=r"no answer within 0\.02 s \(connecting\)"):
         transport.establish_connection(Deadline(0.02))
     assert not transport.made[0].is_open
-    assert world.stores == []
+    assert fake_broker.stores == []
 
 
 def test_asking(link: StoreLink) -> None:
@@ -172,7 +172,7 @@ def test_what_is_left_for_later_is_waited_for(link: StoreLink) -> None:
 
 
 def test_flushing(
-    connect: Opener, world: World, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)
     link = channel.connection
@@ -181,7 +181,7 @@ def test_flushing(
     message = channel.basic_get("q")
     assert message is not None
     may_go = Event()
-    world.before = lambda method, argument: method == "settle" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     message.ack()
     with pytest.raises(TimeoutError, match="did not take all acks and rejects in time"):
         link.flush(Deadline(0.01))
@@ -192,7 +192,7 @@ def test_flushing(
     monkeypatch.undo()
     may_go.set()
     link.flush(Deadline(10))
-    assert world.bodies("q") == []
+    assert fake_broker.bodies("q") == []
     link.end(RecoverableConnectionError("cut"))
     link.flush_answers()
     with pytest.raises(RecoverableConnectionError):
@@ -200,14 +200,14 @@ def test_flushing(
 
 
 def test_answers_that_the_store_does_not_take_end_the_link(
-    connect: Opener, world: World, impatient: Impatient
+    connect: Opener, fake_broker: FakeBroker, impatient: Impatient
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")
     message = channel.basic_get("q")
     assert message is not None
-    world.before = lambda method, argument: method == "settle" and Event().wait()
+    fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     message.ack()
     impatient(channel.connection)
     with pytest.raises(RecoverableConnectionError, match="answering: no answer"):
@@ -287,7 +287,7 @@ def test_claimers(connect: Opener, kind: type[FakeStore], count: int) -> None:
     assert len(link._claimers) == count
 
 
-def test_the_store_wakes_who_listens(connect: Opener, world: World) -> None:
+def test_the_store_wakes_who_listens(connect: Opener, fake_broker: FakeBroker) -> None:
     link = connect()
     feeds = [link.feed(name) for name in ("p", "q")]
 
@@ -310,7 +310,7 @@ def test_the_store_wakes_who_listens(connect: Opener, world: World) -> None:
     assert dry() == [True, True]
 
 
-def test_messages_that_the_store_gives_up(connect: Opener, world: World) -> None:
+def test_messages_that_the_store_gives_up(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, dead_letter_queue="dead")
     link = channel.connection
     for name in ("q", "dead"):
@@ -334,7 +334,7 @@ def test_a_queue_that_others_delete_is_forgotten(connect: Opener) -> None:
     assert not link.directory.is_known("q")
 
 
-def test_closing_gives_back_and_tells_the_store(connect: Opener, world: World) -> None:
+def test_closing_gives_back_and_tells_the_store(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")
@@ -343,31 +343,33 @@ def test_closing_gives_back_and_tells_the_store(connect: Opener, world: World) -
     channel.basic_consume("q", sink=(sink := Sink()))
     sink.wait_for(1)
     link.close()
-    assert [item.claim for item in world.items["q"]] == [0]
-    assert set(world.queues) == {"q"}
-    assert [method for method, _ in world.calls][-1] == "close"
+    assert [item.claim for item in fake_broker.items["q"]] == [0]
+    assert set(fake_broker.queues) == {"q"}
+    assert [method for method, _ in fake_broker.calls][-1] == "close"
     assert not link.store.is_open  # type: ignore[attr-defined]
     assert not channel.is_open
-    calls = len(world.calls)
+    calls = len(fake_broker.calls)
     link.close()
-    assert len(world.calls) == calls
+    assert len(fake_broker.calls) == calls
 
 
 @pytest.mark.parametrize("exc", [ConnectionResetError("cut"), RecoverableConnectionError("cut")])
-def test_a_closing_that_fails_is_over(connect: Opener, world: World, exc: Exception) -> None:
+def test_a_closing_that_fails_is_over(
+    connect: Opener, fake_broker: FakeBroker, exc: Exception
+) -> None:
     link = connect()
 
     def fail(method: str, argument: Any) -> None:
         if method == "close":
             raise exc
 
-    world.before = fail
+    fake_broker.before = fail
     link.close()
     assert not link.is_open
-    assert world.stores == []
+    assert fake_broker.stores == []
 
 
-def test_an_end_is_for_all(connect: Opener, world: World) -> None:
+def test_an_end_is_for_all(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")
@@ -381,22 +383,26 @@ def test_an_end_is_for_all(connect: Opener, world: World) -> None:
     assert (link.feeds, link.store.registry.others("q", "")) == ({}, 0)
 
 
-def test_a_claim_ends_with_the_link(connect: Opener, kind: type[FakeStore], world: World) -> None:
+def test_a_claim_ends_with_the_link(
+    connect: Opener, kind: type[FakeStore], fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
     channel.basic_consume("q", sink=Sink())
     claimers = list(channel.connection._claimers.values())
-    until(lambda: world.count("claim"))
+    until(lambda: fake_broker.count("claim"))
     channel.connection.end(RecoverableConnectionError("cut"))
     until(lambda: all(each.greenlet is None for each in claimers))
 
 
-def test_a_claim_that_does_not_return_is_ended_with_the_link(connect: Opener, world: World) -> None:
+def test_a_claim_that_does_not_return_is_ended_with_the_link(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
-    world.before = lambda method, argument: method == "claim" and Event().wait()
+    fake_broker.before = lambda method, argument: method == "claim" and Event().wait()
     channel.basic_consume("q", sink=Sink())
-    until(lambda: world.count("claim"))
+    until(lambda: fake_broker.count("claim"))
     (claimer,) = channel.connection._claimers.values()
     assert claimer.greenlet is not None
     channel.connection.end(RecoverableConnectionError("cut"))

@@ -18,15 +18,15 @@ from greenconn.broker.port import (
 )
 from greenconn.exceptions import RecoverableConnectionError
 from tests.tiny_client import TinyClient
-from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 
 ENTRY = Entry("dead", {"body": b"x"})
 
 
 @pytest.fixture
-def store(world: World) -> FakeStore:
+def store(fake_broker: FakeBroker) -> FakeStore:
     """A store that is not open."""
-    return FakeStore(TinyClient("fake:///port"), lambda queue: None, world)
+    return FakeStore(TinyClient("fake:///port"), lambda queue: None, fake_broker)
 
 
 @pytest.mark.parametrize("outcome", [None, NoQueue("dead")])
@@ -71,8 +71,10 @@ def test_by_default_nothing_is_lost_and_nothing_doubtful(store: FakeStore) -> No
     store.died([Claimed("q", None, "handle")])
 
 
-def test_consumers_are_known_for_the_links_of_this_process(store: FakeStore, world: World) -> None:
-    other = FakeStore(store.client, store.wake, world)
+def test_consumers_are_known_for_the_links_of_this_process(
+    store: FakeStore, fake_broker: FakeBroker
+) -> None:
+    other = FakeStore(store.client, store.wake, fake_broker)
     other.registry = store.registry
     store.owner, other.owner = "one", "other"
     assert store.enrol("q", 2)

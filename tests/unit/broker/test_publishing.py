@@ -23,7 +23,7 @@ from greenconn.exceptions import (
 )
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, FakeStore, World
+from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore
 
 
 def channel_to(
@@ -49,11 +49,11 @@ def outcome(
     return None
 
 
-def test_what_comes_meanwhile_leaves_together(connect: Opener, world: World) -> None:
+def test_what_comes_meanwhile_leaves_together(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     first = gevent.spawn(publish, channel, "0")
     gevent.sleep(0)
     gevent.sleep(0)
@@ -61,11 +61,11 @@ def test_what_comes_meanwhile_leaves_together(connect: Opener, world: World) -> 
     gevent.sleep(0)
     may_go.set()
     gevent.joinall([first, *others], raise_error=True)
-    assert [len(argument) for method, argument in world.calls if method == "put"] == [1, 50]
-    assert world.bodies("q") == [str(n).encode() for n in range(51)]
+    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == [1, 50]
+    assert fake_broker.bodies("q") == [str(n).encode() for n in range(51)]
 
 
-def test_limits_of_a_call(connect: Opener, world: World) -> None:
+def test_limits_of_a_call(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, EachStore)
     channel.queue_declare("q")
     calls = []
@@ -79,17 +79,17 @@ def test_limits_of_a_call(connect: Opener, world: World) -> None:
             gevent.sleep(0)
             now -= 1
 
-    world.before = before
+    fake_broker.before = before
     gevent.joinall([gevent.spawn(publish, channel, str(n)) for n in range(65)], raise_error=True)
     assert max(size for size, _ in calls) == 10  # put_limit
     assert max(at_once for _, at_once in calls) <= 4  # put_calls
-    world.calls.clear()
+    fake_broker.calls.clear()
     big = "x" * (EachStore.put_bytes // 2)
     gevent.joinall([gevent.spawn(publish, channel, big) for _ in range(3)], raise_error=True)
-    assert [len(argument) for method, argument in world.calls if method == "put"] == [1, 1, 1]
+    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == [1, 1, 1]
 
 
-def test_each_gets_its_own_outcome(connect: Opener, world: World) -> None:
+def test_each_gets_its_own_outcome(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     channel.queue_declare("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
@@ -105,10 +105,10 @@ def test_each_gets_its_own_outcome(connect: Opener, world: World) -> None:
     assert kinds == [type(None), PublishNacked, type(None), Unroutable]
 
 
-def test_queue_that_went_is_no_route(connect: Opener, world: World) -> None:
+def test_queue_that_went_is_no_route(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
-    del world.queues["q"]  # somebody else
+    del fake_broker.queues["q"]  # somebody else
     with pytest.raises(Unroutable):
         publish(channel, "x", mandatory=True)
     publish(channel, "x")
@@ -121,11 +121,11 @@ def test_no_such_exchange(connect: Opener) -> None:
     assert not channel.is_open
 
 
-def test_killed_publisher_leaves_nothing(connect: Opener, world: World) -> None:
+def test_killed_publisher_leaves_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     first = gevent.spawn(outcome, channel, "on its way")
     gevent.sleep(0)
     gevent.sleep(0)
@@ -134,44 +134,46 @@ def test_killed_publisher_leaves_nothing(connect: Opener, world: World) -> None:
     gevent.killall([first, waiting])
     may_go.set()
     publish(channel, "next")
-    assert world.bodies("q") == [b"on its way", b"next"]
+    assert fake_broker.bodies("q") == [b"on its way", b"next"]
     assert not channel.connection.putting.is_busy
 
 
-def test_deadline_says_what_may_be(connect: Opener, world: World) -> None:
+def test_deadline_says_what_may_be(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     with pytest.raises(PublishTimeout) as caught:
         publish(channel, "x", timeout=0.01)
     assert caught.value.maybe_delivered
     may_go.set()
 
 
-def test_deadline_covers_the_routing(connect: Opener, world: World) -> None:
+def test_deadline_covers_the_routing(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x")
     may_go = Event()
-    world.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
+    fake_broker.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
     with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
         publish(channel, "x", "unknown", timeout=0.01)
-    assert world.count("put") == 0
+    assert fake_broker.count("put") == 0
     assert channel.is_open
     may_go.set()
 
 
-def test_store_without_answer_ends_the_link(connect: Opener, world: World) -> None:
+def test_store_without_answer_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, reply_timeout=0.2)
     channel.queue_declare("q")
-    world.before = lambda method, argument: method == "put" and Event().wait()
+    fake_broker.before = lambda method, argument: method == "put" and Event().wait()
     with pytest.raises(RecoverableConnectionError, match=r"no answer within 0\.2 s"):
         publish(channel, "x")
     assert channel.connection.lost is not None
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), ZeroDivisionError("a bug")])
-def test_store_that_fails_ends_the_link(connect: Opener, world: World, error: Exception) -> None:
+def test_store_that_fails_ends_the_link(
+    connect: Opener, fake_broker: FakeBroker, error: Exception
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
@@ -181,7 +183,7 @@ def test_store_that_fails_ends_the_link(connect: Opener, world: World, error: Ex
             may_go.wait()
             raise error
 
-    world.before = before
+    fake_broker.before = before
     publishers = [gevent.spawn(outcome, channel, str(n)) for n in range(3)]
     gevent.sleep(0)
     gevent.sleep(0)
@@ -194,7 +196,9 @@ def test_store_that_fails_ends_the_link(connect: Opener, world: World, error: Ex
         assert isinstance(each.value, (OSError, RecoverableConnectionError))
 
 
-def test_refusal_of_one_store_call_is_its_publishers(connect: Opener, world: World) -> None:
+def test_refusal_of_one_store_call_is_its_publishers(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
 
@@ -211,12 +215,12 @@ def test_refusal_of_one_store_call_is_its_publishers(connect: Opener, world: Wor
     assert channel.is_open
 
 
-def put(world: World) -> list[Any]:
+def put(fake_broker: FakeBroker) -> list[Any]:
     """Return all entries that were stored, in order."""
-    return [entry for method, each in world.calls if method == "put" for entry in each]
+    return [entry for method, each in fake_broker.calls if method == "put" for entry in each]
 
 
-def test_what_is_stored(connect: Opener, world: World) -> None:
+def test_what_is_stored(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x", "topic")
     channel.queue_declare("q")
@@ -230,7 +234,7 @@ def test_what_is_stored(connect: Opener, world: World) -> None:
     )
     for _ in range(2):
         channel.basic_publish(message, "x", "key")
-    first, second = put(world)
+    first, second = put(fake_broker)
     assert first.envelope["body"] == b"t\xe9xt"
     assert first.envelope["headers"] == {"h": 1, "CC": ["q"]}
     assert (first.envelope["content-type"], first.envelope["content-encoding"]) == (
@@ -244,24 +248,28 @@ def test_what_is_stored(connect: Opener, world: World) -> None:
     assert message["headers"]["BCC"] == ["bcc"]
 
 
-def test_bodies_as_text(connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_as_text(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FakeStore, "body_encoding", "base64")
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")
     message = channel.prepare_message("\xe9", content_encoding="no-such-encoding")
     channel.basic_publish(message, "", "q")
-    bodies = [entry.envelope["body"] for entry in put(world)]
+    bodies = [entry.envelope["body"] for entry in put(fake_broker)]
     assert bodies == ["eA==", "w6k="]
-    assert put(world)[0].envelope["properties"]["body_encoding"] == "base64"
+    assert put(fake_broker)[0].envelope["properties"]["body_encoding"] == "base64"
 
 
 @pytest.mark.parametrize(("given", "delay"), [(1500, 1.5), ("20", 0.02), (-5, 0.0), (None, 0.0)])
-def test_a_delay_is_milliseconds(connect: Opener, world: World, given: Any, delay: float) -> None:
+def test_a_delay_is_milliseconds(
+    connect: Opener, fake_broker: FakeBroker, given: Any, delay: float
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     channel.basic_publish(channel.prepare_message("x", headers={"x-delay": given}), "", "q")
-    assert [entry.delay for entry in put(world)] == [delay]
+    assert [entry.delay for entry in put(fake_broker)] == [delay]
 
 
 def test_a_delay_that_is_none(connect: Opener) -> None:
@@ -282,18 +290,18 @@ def test_an_expiration_that_is_none_closes_the_channel(connect: Opener) -> None:
     assert not channel.is_open
 
 
-def test_copies_go_to_the_queues_of_the_headers(connect: Opener, world: World) -> None:
+def test_copies_go_to_the_queues_of_the_headers(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     for name in ("q", "cc", "bcc"):
         channel.queue_declare(name)
     for header, queue in (("CC", "cc"), ("BCC", "bcc")):
         message = channel.prepare_message("x", headers={header: [queue, "q"]})
         channel.basic_publish(message, "", "q")
-        assert (len(world.bodies("q")), world.bodies(queue)) == (1, [b"x"])
-        world.items.clear()
+        assert (len(fake_broker.bodies("q")), fake_broker.bodies(queue)) == (1, [b"x"])
+        fake_broker.items.clear()
 
 
-def test_a_message_for_several_queues(connect: Opener, world: World) -> None:
+def test_a_message_for_several_queues(connect: Opener, fake_broker: FakeBroker) -> None:
     """It is stored where it can be; one queue that is full refuses it, absent ones do not."""
     channel = channel_to(connect)
     channel.exchange_declare("x", "fanout")
@@ -302,16 +310,16 @@ def test_a_message_for_several_queues(connect: Opener, world: World) -> None:
         channel.queue_bind(name, "x")
     message = channel.prepare_message("x")
     for name in ("c", "b"):
-        del world.queues[name]
+        del fake_broker.queues[name]
         channel.begin_publish(message, "x").wait()
-    assert [len(world.bodies(name)) for name in ("a", "b", "c")] == [2, 1, 0]
-    del world.queues["a"]
+    assert [len(fake_broker.bodies(name)) for name in ("a", "b", "c")] == [2, 1, 0]
+    del fake_broker.queues["a"]
     channel.begin_publish(message, "x").wait()
     with pytest.raises(Unroutable):
         channel.begin_publish(message, "x", mandatory=True).wait()
 
 
-def test_one_full_queue_of_several_refuses(connect: Opener, world: World) -> None:
+def test_one_full_queue_of_several_refuses(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.exchange_declare("x", "fanout")
     full = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -323,28 +331,30 @@ def test_one_full_queue_of_several_refuses(connect: Opener, world: World) -> Non
     with pytest.raises(PublishNacked, match="a queue is full and refused the message"):
         channel.begin_publish(message, "x").wait()
     channel.basic_publish(message, "x")  # nobody wants to know
-    assert [len(world.bodies(name)) for name in ("free", "full")] == [3, 1]
+    assert [len(fake_broker.bodies(name)) for name in ("free", "full")] == [3, 1]
 
 
-def test_what_no_queue_takes_goes_to_the_last_resort(connect: Opener, world: World) -> None:
+def test_what_no_queue_takes_goes_to_the_last_resort(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect, deadletter_queue="lost")
     channel.exchange_declare("x")
     message = channel.prepare_message("x")
     for _ in range(2):
         with pytest.warns(match="lost"):
             channel.basic_publish(message, "x", "key")
-    assert world.queues["lost"].durable
-    assert world.bodies("lost") == [b"x", b"x"]
+    assert fake_broker.queues["lost"].durable
+    assert fake_broker.bodies("lost") == [b"x", b"x"]
     with pytest.raises(Unroutable):
         channel.begin_publish(message, "x", "key", mandatory=True).wait()
-    assert len(world.bodies("lost")) == 2
+    assert len(fake_broker.bodies("lost")) == 2
     with pytest.warns(match="lost"):
         channel.basic_publish(message)  # to no queue at all
-    assert len(world.bodies("lost")) == 3
+    assert len(fake_broker.bodies("lost")) == 3
 
 
 def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(
-    connect: Opener, world: World
+    connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -354,14 +364,14 @@ def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(
         if method == "find_queue":
             channel.close()
 
-    world.before = close
+    fake_broker.before = close
     with pytest.raises(ChannelError):
         publish(channel, "x")
-    world.before = lambda method, argument: None
-    assert world.bodies("q") == []
+    fake_broker.before = lambda method, argument: None
+    assert fake_broker.bodies("q") == []
 
 
-def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, world: World) -> None:
+def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     channel.connection.feed("q").state = FeedState.DRY
@@ -371,11 +381,11 @@ def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, world: World)
     assert channel.connection.feed("q").state is not FeedState.DRY
 
 
-def test_a_killed_publisher_is_the_last_one(connect: Opener, world: World) -> None:
+def test_a_killed_publisher_is_the_last_one(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     first = gevent.spawn(outcome, channel, "on its way")
     gevent.sleep(0)
     gevent.sleep(0)
@@ -385,18 +395,22 @@ def test_a_killed_publisher_is_the_last_one(connect: Opener, world: World) -> No
     may_go.set()
     assert first.get(timeout=10) is None
     until(lambda: not channel.connection.putting.is_busy)
-    assert world.count("put") == 1
+    assert fake_broker.count("put") == 1
 
 
 @pytest.mark.parametrize(("more", "sizes"), [(0, [1, 2, 1]), (1, [1, 1, 1, 1])])
 def test_one_call_stores_so_many_bytes(
-    connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch, more: int, sizes: list[int]
+    connect: Opener,
+    fake_broker: FakeBroker,
+    monkeypatch: pytest.MonkeyPatch,
+    more: int,
+    sizes: list[int],
 ) -> None:
     monkeypatch.setattr(FakeStore, "put_bytes", 2 * (1000 + OVERHEAD))
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: method == "put" and may_go.wait()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
     first = gevent.spawn(publish, channel, "0")
     gevent.sleep(0)
     gevent.sleep(0)
@@ -404,26 +418,28 @@ def test_one_call_stores_so_many_bytes(
     gevent.sleep(0)
     may_go.set()
     gevent.joinall([first, *others], raise_error=True)
-    assert [len(argument) for method, argument in world.calls if method == "put"] == sizes
+    assert [len(argument) for method, argument in fake_broker.calls if method == "put"] == sizes
 
 
 @pytest.mark.parametrize("header", ["CC", "BCC"])
-def test_deadline_covers_the_queues_of_copies(connect: Opener, world: World, header: str) -> None:
+def test_deadline_covers_the_queues_of_copies(
+    connect: Opener, fake_broker: FakeBroker, header: str
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     may_go = Event()
-    world.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
+    fake_broker.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
     message = channel.prepare_message("x", headers={header: ["unknown"]})
     with pytest.raises(TimeoutError, match=r"not done within 0\.01 s"):
         channel.basic_publish(message, "", "q", timeout=0.01)
-    assert world.count("put") == 0
+    assert fake_broker.count("put") == 0
     assert channel.is_open
     may_go.set()
 
 
-def test_a_queue_that_went_is_asked_for_again(connect: Opener, world: World) -> None:
+def test_a_queue_that_went_is_asked_for_again(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
-    del world.queues["q"]  # somebody else
+    del fake_broker.queues["q"]  # somebody else
     publish(channel, "x")
     assert not channel.connection.directory.is_known("q")

@@ -13,7 +13,7 @@ from greenconn.broker.queues import StoredQueues
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.owners import new_owner, note_lost
 from greenconn.transport.virtual.state import Binding, BrokerState
-from tests.unit.broker.fake_store import FakeStore, World
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 
 DURABLE = Declaration(durable=True)
 
@@ -44,10 +44,10 @@ class Link:
 
 
 @pytest.fixture
-def link(world: World) -> Link:
+def link(fake_broker: FakeBroker) -> Link:
     """A link whose store is open."""
-    store = FakeStore(None, lambda queue: None, world)
-    world.stores.append(store)
+    store = FakeStore(None, lambda queue: None, fake_broker)
+    fake_broker.stores.append(store)
     return Link(store)
 
 
@@ -64,52 +64,54 @@ def queues(link: Link, known: KnownQueues) -> StoredQueues:
 
 
 def test_what_is_made_is_remembered(
-    queues: StoredQueues, known: KnownQueues, world: World, link: Link
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker, link: Link
 ) -> None:
     assert queues.make("q", DURABLE) is DURABLE
-    assert world.queues == known.declared == {"q": DURABLE}
+    assert fake_broker.queues == known.declared == {"q": DURABLE}
     assert queues.make("q", Declaration()) is DURABLE  # somebody was quicker
     assert known.declared == {"q": DURABLE}
     assert link.asked == ["declaring a queue"] * 2
 
 
 def test_what_is_found_is_remembered_and_what_is_not_there_forgotten(
-    queues: StoredQueues, known: KnownQueues, world: World
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker
 ) -> None:
     assert queues.find("q") is None
-    world.queues["q"] = DURABLE
+    fake_broker.queues["q"] = DURABLE
     assert queues.find("q") is DURABLE
     assert known.declared == {"q": DURABLE}
-    del world.queues["q"]
+    del fake_broker.queues["q"]
     assert queues.find("q") is None
     assert known.declared == {}
 
 
 def test_a_queue_whose_owner_is_gone_is_dropped(
-    queues: StoredQueues, known: KnownQueues, world: World, link: Link
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker, link: Link
 ) -> None:
     owner = new_owner()
     mine = queues.make("mine", Declaration(owner=owner))
     assert queues.find("mine") is mine
     note_lost(owner)
     assert queues.find("mine") is None
-    assert (world.queues, known.declared) == ({}, {})
+    assert (fake_broker.queues, known.declared) == ({}, {})
     assert link.asked[-1] == "deleting a queue"
 
 
 def test_a_queue_that_is_remembered_is_not_asked_for(
-    queues: StoredQueues, known: KnownQueues, world: World
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker
 ) -> None:
     assert not queues.is_there("q")
-    world.queues["q"] = DURABLE
+    fake_broker.queues["q"] = DURABLE
     assert queues.is_there("q")
-    del world.queues["q"]  # by somebody else
+    del fake_broker.queues["q"]  # by somebody else
     assert queues.is_there("q")
     known.forget("q")
     assert not queues.is_there("q")
 
 
-def test_messages_and_consumers_are_counted(queues: StoredQueues, world: World, link: Link) -> None:
+def test_messages_and_consumers_are_counted(
+    queues: StoredQueues, fake_broker: FakeBroker, link: Link
+) -> None:
     queues.make("q", DURABLE)
     link.store.put([Entry("q", {"body": b"x"})] * 3)
     link.store.registry.enrol("q", "another", 2, False)
@@ -120,13 +122,15 @@ def test_messages_and_consumers_are_counted(queues: StoredQueues, world: World, 
     assert queues.counts("q") == (0, 6)
 
 
-def test_a_queue_goes_with_its_bindings(queues: StoredQueues, world: World, link: Link) -> None:
+def test_a_queue_goes_with_its_bindings(
+    queues: StoredQueues, fake_broker: FakeBroker, link: Link
+) -> None:
     queues.make("q", DURABLE)
     link.state.declare("x", "direct")
     link.state.bind(Binding("x", "q", "key"))
     link.store.put([Entry("q", {"body": b"x"})])
     assert queues.drop("q") == 1
-    assert (world.queues, list(link.state.exchanges["x"].bindings)) == ({}, [])
+    assert (fake_broker.queues, list(link.state.exchanges["x"].bindings)) == ({}, [])
 
 
 def test_what_was_answered_counts_for_who_asks_next(queues: StoredQueues, link: Link) -> None:

@@ -12,7 +12,7 @@ from greenconn.broker.topology import DirectTopology
 from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
-from tests.unit.broker.fake_store import FakeTopology, World
+from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
 class Process:
@@ -20,10 +20,10 @@ class Process:
 
     client = None
 
-    def __init__(self, world: World, **options: bool) -> None:
+    def __init__(self, fake_broker: FakeBroker, **options: bool) -> None:
         self.gone: set[str] = set()
         self.state = BrokerState()
-        self.topology = DirectTopology(FakeTopology(world, lambda method, argument: None))
+        self.topology = DirectTopology(FakeTopology(fake_broker, lambda method, argument: None))
         link: Any = self
         self.routing = Routing(link, **options)
 
@@ -57,18 +57,18 @@ class Process:
 
 
 @pytest.fixture
-def one(world: World) -> Process:
+def one(fake_broker: FakeBroker) -> Process:
     """A process that has declared an exchange and bound a queue."""
-    process = Process(world)
+    process = Process(fake_broker)
     process.declare("x")
     process.bind("x", "q")
     return process
 
 
 @pytest.fixture
-def other(world: World) -> Process:
+def other(fake_broker: FakeBroker) -> Process:
     """Another process."""
-    return Process(world)
+    return Process(fake_broker)
 
 
 def test_what_another_has_unbound_before_the_first_message(one: Process, other: Process) -> None:
@@ -125,11 +125,11 @@ def test_alternate_exchange_that_is_declared_later(one: Process, other: Process)
 @pytest.mark.parametrize("is_checked", [False, True])
 @pytest.mark.parametrize("mandatory", [False, True])
 def test_binding_that_has_outlived_its_queue(
-    one: Process, world: World, is_checked: bool, mandatory: bool
+    one: Process, fake_broker: FakeBroker, is_checked: bool, mandatory: bool
 ) -> None:
     one.declare("top", arguments={"alternate-exchange": "x"})
     one.bind("top", "p")
-    process = Process(world, checks_queues=is_checked)
+    process = Process(fake_broker, checks_queues=is_checked)
     process.gone = {"p"}
     found = process.routing.routes("top", "key", {}, mandatory)
     assert found == (["q"] if is_checked or mandatory else ["p"])
@@ -143,11 +143,13 @@ def test_queues_of_the_default_exchange(one: Process) -> None:
     assert one.routing.routes("", "", {}) == []
 
 
-def test_exchange_of_a_foreign_program(one: Process, other: Process, world: World) -> None:
-    world.exchanges["x"] = {"type": "direct", "is_guess": True}
+def test_exchange_of_a_foreign_program(
+    one: Process, other: Process, fake_broker: FakeBroker
+) -> None:
+    fake_broker.exchanges["x"] = {"type": "direct", "is_guess": True}
     assert other.routes("x") == ["q"]
     assert other.state.exchanges["x"].is_guess
-    world.exchanges["x"] = {"type": "topic"}
+    fake_broker.exchanges["x"] = {"type": "topic"}
     assert other.routes("x") == ["q"]
     found = other.state.exchanges["x"]
     assert (found.type, found.is_guess) == ("topic", False)
@@ -162,8 +164,8 @@ def test_rows_as_they_are_known_here(one: Process) -> None:
     assert one.routing.own_rows("none") == []
 
 
-def test_process_that_shares_nothing(world: World) -> None:
-    alone = Process(world)
+def test_process_that_shares_nothing(fake_broker: FakeBroker) -> None:
+    alone = Process(fake_broker)
     alone.topology = None  # type: ignore[assignment]
     alone.state.declare("x", "direct")
     alone.bind("x", "q")
@@ -172,7 +174,7 @@ def test_process_that_shares_nothing(world: World) -> None:
     alone.routing.forget_queue("q")
     assert alone.routes("x") == []
     alone.routing.note(Exchange("y", "direct", ROUTERS["direct"]()))
-    assert not world.exchanges
+    assert not fake_broker.exchanges
 
 
 def test_exchange_that_nobody_has(one: Process) -> None:

@@ -11,7 +11,7 @@ from gevent.event import Event
 from greenconn.exceptions import AccessRefused, NotFound, RecoverableChannelError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, World
+from tests.unit.broker.fake_store import EachStore, FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -56,7 +56,7 @@ def test_the_store_knows_how_many_there_are(connect: Opener) -> None:
 
 @pytest.mark.parametrize("is_auto_delete", [True, False])
 def test_an_auto_delete_queue_goes_with_its_last_consumer(
-    connect: Opener, world: World, is_auto_delete: bool
+    connect: Opener, fake_broker: FakeBroker, is_auto_delete: bool
 ) -> None:
     channel, other = channel_to(connect), channel_to(connect)
     channel.queue_declare("q", auto_delete=is_auto_delete)
@@ -65,23 +65,27 @@ def test_an_auto_delete_queue_goes_with_its_last_consumer(
     for tag in tags:
         channel.basic_cancel(tag)
         channel.connection.catch_up()
-        assert "q" in world.queues
+        assert "q" in fake_broker.queues
     other.basic_cancel(others)
     other.connection.catch_up()
-    assert ("q" in world.queues) is not is_auto_delete
+    assert ("q" in fake_broker.queues) is not is_auto_delete
 
 
-def test_a_queue_that_is_consumed_again_meanwhile_stays(connect: Opener, world: World) -> None:
+def test_a_queue_that_is_consumed_again_meanwhile_stays(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q", auto_delete=True)
     tag = channel.basic_consume("q", sink=Sink())
     channel.basic_cancel(tag)
     channel.connection.feed("q").coming += 1  # before the store was told
     channel.connection.catch_up()
-    assert "q" in world.queues
+    assert "q" in fake_broker.queues
 
 
-def test_a_channel_that_is_closed_meanwhile_has_no_consumer(connect: Opener, world: World) -> None:
+def test_a_channel_that_is_closed_meanwhile_has_no_consumer(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")
@@ -106,7 +110,7 @@ def test_a_channel_that_is_closed_meanwhile_has_no_consumer(connect: Opener, wor
     assert link.store.registry.others("q", "") == 0
 
 
-def test_get(connect: Opener, world: World) -> None:
+def test_get(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     with pytest.raises(NotFound):
         channel.basic_get("q")
@@ -126,14 +130,14 @@ def test_get(connect: Opener, world: World) -> None:
     assert channel.basic_get("q") is None
 
 
-def test_get_passes_over_what_is_dead(connect: Opener, world: World) -> None:
+def test_get_passes_over_what_is_dead(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, delivery_limit=2, dead_letter_queue="dead")
     for name in ("q", "dead"):
         channel.queue_declare(name)
     for number in range(3):
         publish(channel, f"{number}")
-    world.items["q"][0].dies_at = 0.0
-    world.items["q"][1].deliveries = 2
+    fake_broker.items["q"][0].dies_at = 0.0
+    fake_broker.items["q"][1].deliveries = 2
     message = channel.basic_get("q")
     assert message is not None
     assert message.body == "2"
@@ -144,7 +148,9 @@ def test_get_passes_over_what_is_dead(connect: Opener, world: World) -> None:
     ] == [("0", "expired"), ("1", "delivery_limit")]
 
 
-def test_get_takes_one(connect: Opener, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_takes_one(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where a store gives more than it was asked for."""
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -157,23 +163,23 @@ def test_get_takes_one(connect: Opener, world: World, monkeypatch: pytest.Monkey
     assert message is not None
     assert message.body == "0"
     channel.connection.catch_up()
-    assert [(item.claim > 0, item.deliveries) for item in world.items["q"]] == [
+    assert [(item.claim > 0, item.deliveries) for item in fake_broker.items["q"]] == [
         (True, 1),
         (False, 0),
         (False, 0),
     ]
 
 
-def test_who_leaves_is_not_asked_for_again(connect: Opener, world: World) -> None:
+def test_who_leaves_is_not_asked_for_again(connect: Opener, fake_broker: FakeBroker) -> None:
     """Where each queue has a claim of its own, it ends with its last consumer."""
     channel = channel_to(connect, EachStore)
     channel.queue_declare("q")
     tag = channel.basic_consume("q", sink=Sink())
-    until(lambda: world.count("claim"))
+    until(lambda: fake_broker.count("claim"))
     channel.basic_cancel(tag)
     channel.connection.catch_up()
     claimers = channel.connection._claimers
     assert not claimers
-    world.calls.clear()
+    fake_broker.calls.clear()
     publish(channel, "x")
-    assert world.count("claim") == 0
+    assert fake_broker.count("claim") == 0

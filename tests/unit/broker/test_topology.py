@@ -10,13 +10,13 @@ from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.broker.topology_port import Row
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
-from tests.unit.broker.fake_store import FakeTopology, World
+from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
 @pytest.fixture
-def topology(world: World) -> Topology:
-    """The exchanges and bindings of the world."""
-    return DirectTopology(FakeTopology(world, lambda method, argument: None))
+def topology(fake_broker: FakeBroker) -> Topology:
+    """The exchanges and bindings of the fake broker."""
+    return DirectTopology(FakeTopology(fake_broker, lambda method, argument: None))
 
 
 def declare(topology: Topology, name: str, **options: Any) -> None:
@@ -52,12 +52,14 @@ def test_ready_made_exchange_needs_no_record(topology: Topology) -> None:
 @pytest.mark.parametrize(
     "facts", [{}, {"type": "x-unknown"}, {"type": "direct", "arguments": "none"}], ids=repr
 )
-def test_record_of_a_stranger(topology: Topology, world: World, facts: dict[str, Any]) -> None:
-    world.exchanges["x"], world.rows["x"] = facts, ()
+def test_record_of_a_stranger(
+    topology: Topology, fake_broker: FakeBroker, facts: dict[str, Any]
+) -> None:
+    fake_broker.exchanges["x"], fake_broker.rows["x"] = facts, ()
     found = topology.find("x")
     assert (None if found is None else found.arguments) == ({} if len(facts) == 2 else None)
     topology.delete("x")
-    assert not world.exchanges
+    assert not fake_broker.exchanges
 
 
 def test_rows_stay_the_same_object(topology: Topology) -> None:
@@ -97,7 +99,7 @@ def test_auto_delete_exchange_that_was_never_bound_stays(topology: Topology) -> 
     assert topology.find("x") is not None
 
 
-def test_chain_of_auto_delete_exchanges_goes(topology: Topology, world: World) -> None:
+def test_chain_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: FakeBroker) -> None:
     for name in ("x", "y", "z"):
         declare(topology, name, auto_delete=True)
     topology.bind("x", to_exchange("y"))
@@ -105,16 +107,16 @@ def test_chain_of_auto_delete_exchanges_goes(topology: Topology, world: World) -
     topology.bind("z", to_exchange("x"))
     topology.bind("z", to_queue("q"))
     topology.forget_queue("q")
-    assert set(world.exchanges) == {"x", "y", "z"}
+    assert set(fake_broker.exchanges) == {"x", "y", "z"}
     topology.unbind("z", to_exchange("x"))
-    assert not world.exchanges
-    assert not any(world.rows.values())
+    assert not fake_broker.exchanges
+    assert not any(fake_broker.rows.values())
 
 
-def test_circle_of_auto_delete_exchanges_goes(topology: Topology, world: World) -> None:
+def test_circle_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: FakeBroker) -> None:
     for name in ("x", "y"):
         declare(topology, name, auto_delete=True)
     topology.bind("x", to_exchange("y"))
     topology.bind("y", to_exchange("x"))
     topology.delete("x")
-    assert not world.exchanges
+    assert not fake_broker.exchanges

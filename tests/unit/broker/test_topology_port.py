@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from greenconn.broker.topology_port import Row
-from tests.unit.broker.fake_store import FakeTopology, World
+from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
-def test_an_exchange_has_rows_or_none(world: World) -> None:
-    records = FakeTopology(world, lambda method, argument: None)
+def test_an_exchange_has_rows_or_none(fake_broker: FakeBroker) -> None:
+    records = FakeTopology(fake_broker, lambda method, argument: None)
     assert records.has_rows("x") is False
     records.put("x", {"type": "direct"})
     assert records.has_rows("x") is False

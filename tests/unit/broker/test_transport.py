@@ -11,15 +11,17 @@ from greenconn.broker.handover import Handover
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from tests.tiny_client import TinyClient
-from tests.unit.broker.fake_store import FakeTransport, World
+from tests.unit.broker.fake_store import FakeBroker, FakeTransport
 
 
-def transport(world: World, url: str = "fake://host:1/place", **options: Any) -> FakeTransport:
-    return FakeTransport(TinyClient(url, **options), world)
+def transport(
+    fake_broker: FakeBroker, url: str = "fake://host:1/place", **options: Any
+) -> FakeTransport:
+    return FakeTransport(TinyClient(url, **options), fake_broker)
 
 
-def test_options_are_read_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    made = transport(world, lease=5, unknown=1, another=2, max_retries=3)
+def test_options_are_read_once(fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    made = transport(fake_broker, lease=5, unknown=1, another=2, max_retries=3)
     assert made.options.lease == 5
     assert made.options is made.options
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
@@ -27,33 +29,33 @@ def test_options_are_read_once(world: World, caplog: pytest.LogCaptureFixture) -
 
 
 def test_common_options_are_not_complained_about(
-    world: World, caplog: pytest.LogCaptureFixture
+    fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = transport(world, max_retries=3)
+    made = transport(fake_broker, max_retries=3)
     assert made.options.lease == 30.0
     assert not [each for each in caplog.records if each.levelno == logging.WARNING]
     client: Any = TinyClient("fake://host:1/place")
     client.transport_options = None
-    assert FakeTransport(client, world).options.lease == 30.0
+    assert FakeTransport(client, fake_broker).options.lease == 30.0
 
 
-def test_wrong_options_are_told_before_anything_is_opened(world: World) -> None:
-    made = transport(world, lease=0)
+def test_wrong_options_are_told_before_anything_is_opened(fake_broker: FakeBroker) -> None:
+    made = transport(fake_broker, lease=0)
     with pytest.raises(ValueError, match=r"StoreOptions\.lease must be"):
         made.establish_connection()
     assert made.made == []
 
 
-def test_connections_to_one_place_share_what_is_known(world: World) -> None:
+def test_connections_to_one_place_share_what_is_known(fake_broker: FakeBroker) -> None:
     class Other(FakeTransport):
         pass
 
-    one, same = transport(world), transport(world)
+    one, same = transport(fake_broker), transport(fake_broker)
     elsewhere = [
-        transport(world, "fake://host:1/other"),
-        transport(world, "fake://host:2/place"),
-        transport(world, "fake://other:1/place"),
-        Other(one.client, world),
+        transport(fake_broker, "fake://host:1/other"),
+        transport(fake_broker, "fake://host:2/place"),
+        transport(fake_broker, "fake://other:1/place"),
+        Other(one.client, fake_broker),
     ]
     assert one.place() == "host:1/place"
     assert one.state is same.state
@@ -64,19 +66,19 @@ def test_connections_to_one_place_share_what_is_known(world: World) -> None:
     assert one.state.exchanges["amq.topic"].durable
 
 
-def test_the_lives_of_one_connection_share_what_they_leave(world: World) -> None:
-    made = transport(world)
+def test_the_lives_of_one_connection_share_what_they_leave(fake_broker: FakeBroker) -> None:
+    made = transport(fake_broker)
     assert made.handover is made.handover
     assert isinstance(made.handover, Handover)
-    assert transport(world).handover is not made.handover
+    assert transport(fake_broker).handover is not made.handover
     kept = made.handover
     made.client.virtual_host = "other"
     assert made.handover is not kept
 
 
-def test_both_timeouts_bound_an_opening(world: World) -> None:
+def test_both_timeouts_bound_an_opening(fake_broker: FakeBroker) -> None:
     seen: list[float | None] = []
-    made = transport(world)
+    made = transport(fake_broker)
     made.client.connect_timeout = 3.0
 
     def open_store(deadline: Deadline) -> None:
@@ -96,8 +98,8 @@ def test_both_timeouts_bound_an_opening(world: World) -> None:
     assert left == [3, 1, 3]
 
 
-def test_what_it_says_of_itself(world: World) -> None:
-    made = transport(world)
+def test_what_it_says_of_itself(fake_broker: FakeBroker) -> None:
+    made = transport(fake_broker)
     assert made.default_connection_params["hostname"] == "localhost"
     assert made.implements.asynchronous
     assert not made.implements.heartbeats

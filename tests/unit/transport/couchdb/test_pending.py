@@ -12,7 +12,7 @@ from greenconn.transport.couchdb.names import generation, is_waiting, message_id
 from greenconn.transport.couchdb.pending import PendingIndex
 
 
-class World:
+class FakeDatabase:
     """A server with one queue, and a feed whose news may be late."""
 
     def __init__(self, chance: Random) -> None:
@@ -62,19 +62,21 @@ class World:
             self.chance.choice(happens)()
 
 
-def claim(world: World, pending: PendingIndex, limit: int, pause: Callable[[], None]) -> int:
-    """What the claims of a link do, with the world going on in between."""
+def claim(
+    database: FakeDatabase, pending: PendingIndex, limit: int, pause: Callable[[], None]
+) -> int:
+    """What the claims of a link do while the database changes in between."""
     pending.watch()
     seen: dict[str, int] = {}
     ids = pending.take_returned(limit)
     if ids:
         pause()
-        seen = {doc_id: world.docs[doc_id] for doc_id in ids if doc_id in world.docs}
+        seen = {doc_id: database.docs[doc_id] for doc_id in ids if doc_id in database.docs}
         pause()
     elif not pending.is_done:
         pause()
-        rows = sorted(doc_id for doc_id in world.docs if doc_id >= pending.rest.start)[:limit]
-        seen = {doc_id: world.docs[doc_id] for doc_id in rows}
+        rows = sorted(doc_id for doc_id in database.docs if doc_id >= pending.rest.start)[:limit]
+        seen = {doc_id: database.docs[doc_id] for doc_id in rows}
         pause()
         pending.passed(rows, is_last=len(rows) < limit)
     known: dict[str, int] = {}
@@ -83,15 +85,15 @@ def claim(world: World, pending: PendingIndex, limit: int, pause: Callable[[], N
     results = {}
     for doc_id, number in candidates.items():
         known[doc_id] = number
-        if world.docs.get(doc_id) == number:  # no conflict
-            world.change(doc_id, number + 1)
+        if database.docs.get(doc_id) == number:  # no conflict
+            database.change(doc_id, number + 1)
             results[doc_id] = number + 1
     pause()
     for doc_id, number in results.items():
         known[doc_id] = number
         taken += 1
-        if world.docs.get(doc_id) == number:
-            del world.docs[doc_id]  # handled
+        if database.docs.get(doc_id) == number:
+            del database.docs[doc_id]  # handled
     pending.used(known)
     return taken
 
@@ -103,15 +105,16 @@ def test_whatever_waits_is_found(
     monkeypatch.setattr(module, "REMEMBERED", remembered)
     for seed in range(5000 if long else 400):
         chance = Random(seed)
-        world, pending = World(chance), PendingIndex("q")
+        database, pending = FakeDatabase(chance), PendingIndex("q")
         for _ in range(chance.randrange(40)):
-            world.step(pending)
-            claim(world, pending, chance.randrange(1, 5), lambda w=world, s=pending: w.step(s))  # type: ignore[misc]
+            database.step(pending)
+            limit = chance.randrange(1, 5)
+            claim(database, pending, limit, lambda d=database, s=pending: d.step(s))  # type: ignore[misc]
         # Now it becomes quiet, and all news arrive.
-        while world.news or pending.may_have_messages:
-            world.tell(pending, chance.randrange(1, 4))
-            claim(world, pending, 3, lambda: None)
-        assert [doc_id for doc_id, number in world.docs.items() if number % 2] == [], seed
+        while database.news or pending.may_have_messages:
+            database.tell(pending, chance.randrange(1, 4))
+            claim(database, pending, 3, lambda: None)
+        assert [doc_id for doc_id, number in database.docs.items() if number % 2] == [], seed
 
 
 def test_what_is_due_later_is_brought_forward() -> None:
