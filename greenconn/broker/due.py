@@ -41,10 +41,11 @@ class DueFeeds(Generic[F]):
             together: all are one claim; what it has no place for stays due.
         """
         begun: list[tuple[F, int]] = []
-        feeds = list(self.feeds)
         self.is_left_out = False
-        for others, feed in zip(range(len(feeds) - 1, -1, -1), feeds, strict=True):
+        others = len(self.feeds)
+        for feed in list(self.feeds):
             del self.feeds[feed]
+            others -= 1
             count = feed.begin(most, others)
             if not count:
                 self.is_left_out = True

@@ -64,7 +64,7 @@ class KnownQueues:
         """Note the declaration of a queue."""
         if self.declared.get(name) != declared:
             self.rules.pop(name, None)
-            if len(self._last) >= MOST_KNOWN:
+            if name not in self._last and len(self._last) >= MOST_KNOWN:
                 self.clear()
         self.declared[name] = self._last[name] = declared
 

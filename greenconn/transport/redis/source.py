@@ -374,9 +374,10 @@ class DueClaims:
 
     def add(self, feed: RedisFeed) -> None:
         """Let a claim for *feed* leave when the turn ends."""
-        if not self._due.feeds:
+        feeds = self._due.feeds
+        if not feeds:
             self._commands.pipeline.writer.before_flush(self._begin)
-        self._due.add(feed)
+        feeds[feed] = None  # as ``add``, one call less for each message at a prefetch of 1
 
     def _begin(self) -> None:
         # When the turn ends.

@@ -72,6 +72,22 @@ def test_so_many_are_remembered(known: KnownQueues, monkeypatch: pytest.MonkeyPa
     assert (set(known.declared), known.rules, known.last("q")) == ({"r"}, {}, UNDECLARED)
 
 
+def test_queue_that_has_changed_is_no_further_one(
+    known: KnownQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_port, "MOST_KNOWN", 2)
+    known.remember("p", ONE)
+    known.remember("p", OTHER)
+    assert known.declared == {"q": ONE, "p": OTHER}
+
+
+def test_queue_that_says_nothing_is_not_one_that_was_declared_so(known: KnownQueues) -> None:
+    known.remember("p", Declaration())
+    known.remember("p", UNDECLARED)
+    assert known.declared["p"] is UNDECLARED
+    assert known.last("p") is UNDECLARED
+
+
 def test_by_default_the_broker_is_asked_each_time() -> None:
     queues = Queues()
     assert not queues.is_current("q")
