@@ -436,3 +436,18 @@ def test_a_consumer_is_told_of_a_loss_and_not_of_a_refusal(
     sink.wait_lost()
     gevent.sleep(0.01)
     assert refused == []
+
+
+@pytest.mark.parametrize("is_auto_delete", [True, False])
+def test_an_auto_delete_queue_goes_with_the_last_consumer_of_all(
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], is_auto_delete: bool
+) -> None:
+    one, other = channel_to(connect, kind), channel_to(connect, kind)
+    one.queue_declare("q", auto_delete=is_auto_delete)
+    tags = [consume(one, Sink()), consume(one, Sink())]
+    last = consume(other, Sink())
+    one.basic_cancel(tags[0])
+    one.basic_cancel(tags[1])
+    assert "q" in fake_broker.queues
+    other.basic_cancel(last)
+    until(lambda: ("q" in fake_broker.queues) is not is_auto_delete)

@@ -56,3 +56,9 @@ def test_the_earlier_of_two_counts() -> None:
 
 def test_what_is_left_can_be_seen() -> None:
     assert repr(Deadline(0)) == "<Deadline: 0.000 s left>"
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Deadline(timeout)
