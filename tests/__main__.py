@@ -40,6 +40,7 @@ from tests.shares import (
     NOBODY,
     SHARE,
     Costs,
+    apportion,
     chosen_files,
     divide,
     is_core,
@@ -57,7 +58,8 @@ LONG_RUN_TIMEOUT = 4 * 3600.0
 #: Seconds that pytest has after Ctrl-C to say what it was doing.
 INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
-#: Processes of each kind.  The tests wait more than they compute, so there are more than cores.
+#: Processes of each kind, were they equally busy.  The tests wait more than they compute, so there are
+#: more than cores.
 PROCESSES = 3
 #: Seconds that are worth a process.
 WORTH = 60.0
@@ -118,7 +120,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         type=int,
         choices=range(1, DATABASES // len(COMMANDS)),
         default=PROCESSES,
-        help=f"processes of each kind; {PROCESSES}, or fewer for few tests",
+        help=f"processes of each kind; {PROCESSES}, or fewer for few tests, and more of the busier kind",
     )
     add("--durations", type=int, default=0, help="the slowest tests to show, and the slowest files")
     add("--learn", action="store_true", help="note what each file takes, for later runs")
@@ -205,21 +207,32 @@ class Run:
         kinds = [kind for kind in COMMANDS if not getattr(options, f"{other_of(kind)}_only")]
         # The patched processes repeat the core of what the plain ones run.
         repeats_core = not options.full and len(kinds) > 1
+        files = {
+            kind: self._files(options.core or (repeats_core and kind == "patched"))
+            for kind in kinds
+        }
+        costs = {kind: known_costs(kind, options.full) for kind in kinds}
+        seconds = {kind: seconds_of(files[kind], costs[kind]) for kind in kinds}
+        processes = apportion(seconds, options.processes)
         parts = [
             part
             for kind in kinds
-            for part in self._divide(kind, options.core or (repeats_core and kind == "patched"))
+            for part in self._divide(
+                kind, files[kind], costs[kind], min(processes[kind], 1 + int(seconds[kind] / WORTH))
+            )
         ]
         self._environments: dict[Part, dict[str, str]] = {part: {} for part in parts}
         self._rabbitmq: RabbitMQ | None = None
 
-    def _divide(self, kind: str, is_core_only: bool) -> list[Part]:
-        """Write down which of the *kind*'s processes runs which files."""
-        chosen, costs = chosen_files(self._rest), known_costs(kind, self._options.full)
-        files = [file for file in chosen if is_core(file)] if is_core_only else chosen
-        worth = 1 + int(seconds_of(files, costs) / WORTH)
-        count = min(self._options.processes, worth, len(files))
-        numbers = dict.fromkeys(chosen, NOBODY) | divide(files, costs, count)
+    def _files(self, is_core_only: bool) -> list[str]:
+        """Return the files that the processes of a kind run together."""
+        chosen = chosen_files(self._rest)
+        return [file for file in chosen if is_core(file)] if is_core_only else chosen
+
+    def _divide(self, kind: str, files: list[str], costs: Costs, most: int) -> list[Part]:
+        """Write down which of the *kind*'s processes, *most* at most, runs which files."""
+        count = min(most, len(files))
+        numbers = dict.fromkeys(chosen_files(self._rest), NOBODY) | divide(files, costs, count)
         self._shares(kind).write_text(json.dumps(numbers))
         return [Part(kind, number, count) for number in range(count)]
 

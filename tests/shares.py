@@ -18,6 +18,7 @@ __all__ = [
     "NOBODY",
     "SHARE",
     "Share",
+    "apportion",
     "chosen_files",
     "divide",
     "is_core",
@@ -110,6 +111,13 @@ def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
         numbers[file] = number
         heapq.heappush(shares, (cost + costs.get(file, UNKNOWN), number))
     return numbers
+
+
+def apportion(seconds: Mapping[str, float], each: int) -> dict[str, int]:
+    """Give each kind of process its part of *each* times as many processes, by what its files take."""
+    total = max(sum(seconds.values()), 1.0)
+    count = each * len(seconds)
+    return {kind: max(1, round(count * took / total)) for kind, took in seconds.items()}
 
 
 def seconds_of(files: Iterable[str], costs: Costs) -> float:

@@ -14,6 +14,7 @@ from tests.shares import (
     NOBODY,
     SHARE,
     Share,
+    apportion,
     chosen_files,
     divide,
     is_core,
@@ -99,3 +100,18 @@ def test_the_first_share_has_what_nobody_knew(
         has.append([share.has(file) for file in known])
     assert has == [[True, False, True, False], [False, True, False, False]]
     assert Share.taken() is None  # who is started from here runs what it is told
+
+
+@pytest.mark.parametrize(
+    ("plain", "patched", "wanted"),
+    [(300.0, 300.0, (3, 3)), (400.0, 200.0, (4, 2)), (600.0, 1.0, (6, 1)), (0.0, 0.0, (1, 1))],
+)
+def test_the_busier_kind_has_more_processes(
+    plain: float, patched: float, wanted: tuple[int, int]
+) -> None:
+    found = apportion({"plain": plain, "patched": patched}, 3)
+    assert (found["plain"], found["patched"]) == wanted
+
+
+def test_a_kind_alone_has_all() -> None:
+    assert apportion({"plain": 700.0}, 3) == {"plain": 3}
