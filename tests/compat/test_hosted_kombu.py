@@ -21,7 +21,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.transport.hosted import queue as queue_module
+from greenconn.transport.hosted import link
 from greenconn.transport.hosted.message import HostedMessage
 from greenconn.transport.registry import resolve_transport
 
@@ -110,7 +110,7 @@ def test_a_full_queue_is_left_for_others_after_a_while(
             for number in range(3):
                 producer.publish(number, routing_key=name, declare=[Queue(name)])
     seconds = count()  # pass with each message that is taken out
-    monkeypatch.setattr(queue_module, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(link, "monotonic", lambda: next(seconds))
     got: list[str] = []
 
     def note(message: Any) -> None:

@@ -23,7 +23,7 @@ from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.beanstalk import store as beanstalk
-from greenconn.transport.couchdb import letters as couchdb
+from greenconn.transport.couchdb import documents as couchdb
 from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import marked_redelivered

@@ -20,8 +20,8 @@ from greenconn.broker.publishing import StorePublisher
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.account import DEFAULT_REGION
 from greenconn.transport.SQS.exceptions import REFUSED
-from greenconn.transport.SQS.naming import aws_name
 from greenconn.transport.SQS.options import SQSOptions
+from greenconn.transport.SQS.queues import aws_name
 from greenconn.transport.SQS.store import SqsStore
 from greenconn.transport.SQS.topics import exchange_of, topic_entry
 from greenconn.transport.virtual.entities import PREDECLARED

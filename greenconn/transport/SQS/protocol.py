@@ -1,11 +1,18 @@
-"""The two forms in which services of AWS are asked and answer: JSON 1.0 (SQS), and Query (SNS, STS).
+"""Requests to services of AWS and their answers: JSON 1.0 (SQS) or Query (SNS, STS), signed.
 
-Sources: Smithy, "AWS JSON 1.0 protocol" and "AWS Query protocol".
+Sources: Smithy, "AWS JSON 1.0 protocol" and "AWS Query protocol"; AWS, "Signature Version 4 signing
+process" (a POST without a query, all headers signed).
+
+botocore signs too, but at its DEBUG level it writes what it signs to the log, session token and all,
+and it costs four times as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from hmac import digest
 from json import dumps, loads
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -13,7 +20,7 @@ from xml.etree import ElementTree
 
 from greenconn.green.http import HttpResponse
 
-__all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtocol"]
+__all__ = ["PROTOCOLS", "JsonProtocol", "QueryProtocol", "Refusal", "WireProtocol", "signed"]
 
 
 class Refusal(Exception):
@@ -155,3 +162,55 @@ PROTOCOLS: Final[Mapping[str, WireProtocol]] = {
     "sns": QueryProtocol("2010-03-31", {"MessageAttributes": ("Name", "Value")}),
     "sts": QueryProtocol("2011-06-15"),
 }
+
+_ALGORITHM: Final = "AWS4-HMAC-SHA256"
+#: Names what a key derived from a secret is for.
+_KEY_USE: Final = "aws4_request"
+
+
+def signed(
+    credentials: Any,
+    *,
+    service: str,
+    region: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: datetime,
+) -> dict[str, str]:
+    """Return the headers of a POST with those that sign it.
+
+    Arguments:
+        credentials: ``access_key``, ``secret_key`` and perhaps ``token``.
+        path: quoted.
+        headers: what is sent and signed; ``Host`` is among them.
+        now: in UTC; AWS takes what is five minutes off.
+    """
+    stamp = now.strftime("%Y%m%dT%H%M%SZ")
+    sent = {**headers, "X-Amz-Date": stamp}
+    if credentials.token:
+        sent["X-Amz-Security-Token"] = credentials.token
+    lines = sorted((name.lower(), " ".join(value.split())) for name, value in sent.items())
+    names = ";".join(name for name, _ in lines)
+    request = "\n".join(
+        [
+            "POST",
+            path,
+            "",
+            *(f"{name}:{value}" for name, value in lines),
+            "",
+            names,
+            sha256(body).hexdigest(),
+        ]
+    )
+    day = stamp[:8]
+    scope = f"{day}/{region}/{service}/{_KEY_USE}"
+    text = f"{_ALGORITHM}\n{stamp}\n{scope}\n{sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{credentials.secret_key}".encode()
+    for part in (day, region, service, _KEY_USE, text):
+        key = digest(key, part.encode(), "sha256")
+    sent["Authorization"] = (
+        f"{_ALGORITHM} Credential={credentials.access_key}/{scope}, "
+        f"SignedHeaders={names}, Signature={key.hex()}"
+    )
+    return sent

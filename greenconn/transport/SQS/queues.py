@@ -1,9 +1,10 @@
-"""The queues of one link: their URLs at SQS, and what is to be known of them."""
+"""The queues of one link: their names, URLs and attributes at SQS."""
 
 from __future__ import annotations
 
 import json
 import logging
+import string
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -15,14 +16,31 @@ from greenconn.transport.SQS.exceptions import (
     ServiceBusy,
     UndefinedQueueException,
 )
-from greenconn.transport.SQS.naming import FIFO, aws_name
 from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.service import Service
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
-__all__ = ["Queues", "SqsQueue"]
+__all__ = ["FIFO", "Queues", "SqsQueue", "aws_name"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
+
+
+#: The end of the names of FIFO queues and topics.
+FIFO: Final = ".fifo"
+#: What AWS does not take -> what stands for it: kombu's table.
+_TABLE: Final = {ord(each): "_" for each in string.punctuation if each not in "-_."} | {46: "-"}
+
+
+def aws_name(name: str) -> str:
+    """Return the name at AWS of a queue or exchange (kombu's ``entity_name``).
+
+    >>> aws_name("celery@host.example.pidbox"), aws_name("orders.eu.fifo")
+    ('celery_host-example-pidbox', 'orders-eu.fifo')
+    """
+    if name.endswith(FIFO):
+        return name.removesuffix(FIFO).translate(_TABLE) + FIFO
+    return name.translate(_TABLE)
+
 
 #: Seconds for which a redrive policy is remembered (kombu's): one may be added to a live queue.
 REDRIVE_KEPT: Final = 300.0

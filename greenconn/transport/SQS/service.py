@@ -1,7 +1,7 @@
 """One service of AWS at one endpoint: SQS, SNS or STS.
 
-botocore says where it is; the bytes go over :class:`~greenconn.green.http.HttpClient`.  A client of
-botocore's would do all that and the HTTP, at ten times the CPU, with locks and sockets that block.
+botocore finds the endpoint; the requests go over :class:`~greenconn.green.http.HttpClient`.  A client
+of botocore's would do all that and the HTTP, at ten times the CPU, with locks and sockets that block.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from greenconn._version import __version__
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.green.threadpool import in_threadpool
+from greenconn.transport.SQS.credentials import Login
 from greenconn.transport.SQS.exceptions import (
     EXPIRED,
     LinkLost,
@@ -24,13 +31,12 @@ from greenconn.transport.SQS.exceptions import (
     is_busy,
     short,
 )
-from greenconn.transport.SQS.login import Login
-from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal
-from greenconn.transport.SQS.signing import signed
+from greenconn.transport.SQS.protocol import PROTOCOLS, Refusal, signed
 
-__all__ = ["BUSY", "Endpoint", "Service"]
+__all__ = ["BUSY", "Endpoint", "Service", "find_endpoint"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
+
 
 #: For what AWS refuses because it is busy; how often is an option.
 BUSY: Final = RetryPolicy(first=0.1, longest=5.0)
@@ -187,3 +193,47 @@ def _is_passing(exc: Exception) -> bool:
 
 def _plus(timeout: float | None, waiting: float) -> float | None:
     return None if timeout is None else timeout + waiting
+
+
+def find_endpoint(
+    service: str,
+    *,
+    region: str | None,
+    url: str | None,
+    is_secure: bool,
+    config: Mapping[str, Any],
+    default_region: str,
+) -> Endpoint:
+    """Ask botocore.  May switch: it reads large files, in a thread.
+
+    Arguments:
+        region: None: that of the environment or of AWS' files.
+        url: None: what botocore has for the region, unless the environment or AWS' files say other.
+
+    Raises:
+        ValueError: *config* or *region* cannot be.
+    """
+
+    def ask() -> tuple[str, str]:
+        session = botocore.session.Session()
+        named = region or session.get_config_variable("region") or default_region
+        if url is not None:
+            return url, named
+        client = session.create_client(
+            service,
+            region_name=named,
+            use_ssl=is_secure,
+            config=Config(**config),
+            # Any will do: it signs nothing, and must not go and look for credentials.
+            aws_access_key_id="-",
+            aws_secret_access_key="-",
+        )
+        return client.meta.endpoint_url, client.meta.region_name
+
+    try:
+        found, where = in_threadpool(ask)
+    except (BotoCoreError, TypeError) as exc:
+        raise ValueError(f"no endpoint of {service}: {exc}") from None
+    extra = config.get("user_agent_extra")
+    agent = f"greenconn/{__version__}"
+    return Endpoint(service, found, where, f"{agent} {extra}" if extra else agent)

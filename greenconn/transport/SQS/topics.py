@@ -22,9 +22,8 @@ from greenconn.transport.SQS.exceptions import (
     UnableToUnsubscribeQueueFromTopicException,
     UndefinedExchangeException,
 )
-from greenconn.transport.SQS.naming import FIFO, aws_name
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import Queues, SqsQueue
+from greenconn.transport.SQS.queues import FIFO, Queues, SqsQueue, aws_name
 from greenconn.transport.SQS.service import Service
 
 __all__ = ["Topics", "exchange_of", "topic_entry"]

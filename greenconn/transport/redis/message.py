@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
 from greenconn.jsoncodec import loads
-from greenconn.transport.virtual import delivery
+from greenconn.transport.virtual import envelope
 from greenconn.transport.virtual.envelope import Contents, contents_of
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivery"]
 
 
-class Delivery(delivery.Delivery):
+class Delivery(envelope.Delivery):
     """A message as it lies in the list.
 
     Arguments:

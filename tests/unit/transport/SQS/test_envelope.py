@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from greenconn.broker.port import Entry
 from greenconn.transport.SQS.envelope import opened, packed
 from greenconn.transport.SQS.exceptions import InvalidQueueException
-from greenconn.transport.SQS.naming import aws_name
+from greenconn.transport.SQS.queues import aws_name
 
 QUEUE = SimpleNamespace(name="q", url="https://sqs/1/q")
 

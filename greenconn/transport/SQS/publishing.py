@@ -15,9 +15,8 @@ from greenconn.transport.SQS.exceptions import (
     InvalidQueueException,
     UndefinedQueueException,
 )
-from greenconn.transport.SQS.naming import FIFO
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import Queues, SqsQueue
+from greenconn.transport.SQS.queues import FIFO, Queues, SqsQueue
 from greenconn.transport.SQS.topics import Topics, exchange_of
 
 __all__ = ["Sending"]
