@@ -14,7 +14,7 @@ from benchmarks.redis.envelopes import envelope
 from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
-from greenconn.transport.couchdb.names import MESSAGE, QUEUE, message_id, named, range_of
+from greenconn.transport.couchdb.documents import MESSAGE, QUEUE, message_id, named, range_of
 from greenconn.transport.virtual.declaration import Declaration
 
 __all__ = ["Stage", "Works"]

@@ -12,8 +12,8 @@ from gevent.event import Event
 
 from greenconn.broker.port import Answer, Settlement
 from greenconn.transport.couchdb import Transport, owners
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.letters import released
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.documents import Document, released
 from greenconn.transport.couchdb.store import CouchStore
 from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until

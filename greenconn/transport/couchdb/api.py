@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
+from greenconn.transport.couchdb.documents import Document, Range
 from greenconn.transport.couchdb.errors import (
     LinkLost,
     LoginRefused,
@@ -17,12 +18,8 @@ from greenconn.transport.couchdb.errors import (
     NotCouch,
     refusal,
 )
-from greenconn.transport.couchdb.names import Range
 
-__all__ = ["PAGE", "CouchApi", "Document"]
-
-#: What JSON can say.
-Document: TypeAlias = dict[str, Any]
+__all__ = ["PAGE", "CouchApi"]
 
 #: Bytes of an answer that are taken; of one with more, fewer documents are asked for.
 LARGEST: Final = 64 * 1024 * 1024

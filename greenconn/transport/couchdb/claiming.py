@@ -1,14 +1,24 @@
-"""Claiming: reading what waits, and making it ours by the next revision of each document.
+"""Claims: reading waiting messages, and claiming each by the next revision of its document.
 
-Of all who try the same document the server lets one through and tells the others of a conflict.  A
-conflict costs nothing but the attempt: the feed of changes tells what becomes of the message.
+Of all links that try the same document the server accepts one and reports a conflict to the others.  A
+conflict costs nothing but the attempt: the changes feed tells what becomes of the message.
+
+Expiry
+    ``gcy!milliseconds!message``, a mark, is stored together with a message that has a time to live.  It
+    sorts by the time, so that no query searches for expired messages.  It is deleted when its time has
+    come and the message is gone.  Each claim also takes expired messages, of any queue, and makes dead
+    letters of them.
+
+Claims in doubt
+    A request may be done although its reply never comes.  The messages that it claimed are remembered
+    until the reply was used, for the next life of the connection to release them.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from gevent import get_hub
@@ -16,14 +26,167 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import Claimed
 from greenconn.green.weak import weakly
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.expiry import Expiry
-from greenconn.transport.couchdb.letters import claim_of, due_at
-from greenconn.transport.couchdb.names import Range, generation, is_waiting, name_of
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.documents import (
+    MARK,
+    UNKNOWN,
+    Document,
+    Handle,
+    Range,
+    claim_of,
+    claimed,
+    due_at,
+    generation,
+    is_waiting,
+    name_of,
+)
 from greenconn.transport.couchdb.pending import PendingIndex
-from greenconn.transport.couchdb.taking import Taking
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "Expiry", "Taking", "mark_of"]
+
+
+class Taking:
+    """The claims of one link.
+
+    Arguments:
+        owner: names the link.
+    """
+
+    def __init__(self, api: CouchApi, owner: Callable[[], str]) -> None:
+        self._api = api
+        self._owner = owner
+        #: Id -> who has it, perhaps.
+        self._doubtful: dict[str, str] = {}
+
+    def take(self, docs: Sequence[Document]) -> dict[str, Handle]:
+        """Claim what was read, by id; others may be quicker.  May switch."""
+        owner = self._owner()
+        self._doubtful.update((doc["_id"], owner) for doc in docs)
+        # Sent once: a conflict with ourselves would look as if others had been quicker.
+        results = self._api.write([claimed(doc, owner) for doc in docs], may_repeat=False)
+        ours: dict[str, Handle] = {}
+        for doc, result in zip(docs, results, strict=True):
+            if "rev" in result:
+                ours[doc["_id"]] = (doc["_id"], result["rev"], owner)
+            else:
+                self._doubtful.pop(doc["_id"], None)
+        return ours
+
+    def handed_over(self, messages: Iterable[Claimed]) -> None:
+        """Somebody has these now.  Never switches."""
+        for each in messages:
+            self._doubtful.pop(each.handle[0], None)
+
+    def doubtful(self) -> list[tuple[str, Handle]]:
+        """Return what claims without an answer may have taken: queue and handle.  Never switches."""
+        return [
+            (name_of(doc_id), (doc_id, UNKNOWN, owner)) for doc_id, owner in self._doubtful.items()
+        ]
+
+
+_FIRST: Final = f"{MARK}!"
+_END: Final = f'{MARK}"'
+
+#: Seconds after which an expired message that somebody holds is looked at again.
+HELD: Final = 1.0
+
+
+def mark_of(doc: Document) -> Document | None:
+    """The mark of a message; None: it does not expire."""
+    expires = doc.get("expires_at")
+    return None if expires is None else {"_id": f"{_until(expires)}!{doc['_id']}"}
+
+
+def _until(seconds: float) -> str:
+    return f"{_FIRST}{int(seconds * 1000) + 1:015}"
+
+
+class Expiry:
+    """The expiry of messages in one database.
+
+    Attributes:
+        due_at: when the next one does, in seconds since 1970; None: none is known.
+    """
+
+    def __init__(self, api: CouchApi, taking: Taking) -> None:
+        self._api = api
+        self._taking = taking
+        self.due_at: float | None = None
+
+    def look(self) -> None:
+        """Look for the first.  May switch."""
+        self.due_at = self._next(_FIRST)
+
+    def note(self, doc_id: str) -> bool:
+        """There is a mark; return whether it is the first.  Never switches."""
+        due = _due(doc_id)
+        if due is None or (self.due_at is not None and self.due_at <= due):
+            return False
+        self.due_at = due
+        return True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to take."""
+        return self.due_at is not None and self.due_at <= time.time()
+
+    def late(self) -> set[str]:
+        """The ids of all messages that have expired, some of which are gone.  May switch, if any."""
+        if not self.is_due:
+            return set()
+        pages = self._api.all_rows(Range(_FIRST, _until(time.time())))
+        return {row["id"].split("!", 2)[2] for page in pages for row in page}
+
+    def take(self) -> list[Claimed]:
+        """Claim what has expired and waits.  May switch."""
+        now = time.time()
+        self._begin()
+        taken: list[Claimed] = []
+        is_held = False
+        for page in self._api.all_rows(Range(_FIRST, _until(now))):
+            marks = {row["id"].split("!", 2)[2]: row for row in page}
+            found = self._api.read(list(marks))
+            idle = [row for doc_id, row in marks.items() if doc_id not in found]
+            if idle:
+                self._api.write(
+                    [
+                        {"_id": row["id"], "_rev": row["value"]["rev"], "_deleted": True}
+                        for row in idle
+                    ]
+                )
+            is_held |= bool(found)
+            taken += self._claim([d for d in found.values() if is_waiting(d["_rev"])])
+        following = self._next(_until(now))
+        if is_held:
+            again = now + HELD
+            following = again if following is None else min(following, again)
+        dues = [due for due in (following, self.due_at) if due is not None]
+        self.due_at = min(dues, default=None)
+        return taken
+
+    def _begin(self) -> None:
+        """Marks that are noted from now on lie behind what is read."""
+        self.due_at = None
+
+    def _claim(self, docs: Sequence[Document]) -> list[Claimed]:
+        if not docs:
+            return []
+        ours = self._taking.take(docs)
+        return [
+            claim_of(doc, ours[doc["_id"]], doc["queue"])._replace(dead="expired")
+            for doc in docs
+            if doc["_id"] in ours
+        ]
+
+    def _next(self, start: str) -> float | None:
+        rows = self._api.rows(Range(start, _END), limit=1)
+        return _due(rows[0]["id"]) if rows else None
+
+
+def _due(doc_id: str) -> float | None:
+    millis = doc_id.split("!", 2)[1]
+    return int(millis) / 1000 if millis.isdecimal() else None
+
 
 #: Documents that are read at once: at first, and at most where they are small.
 FIRST: Final = 16

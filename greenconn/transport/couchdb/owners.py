@@ -21,9 +21,17 @@ from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import TakenForDead
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.letters import released
-from greenconn.transport.couchdb.names import MESSAGE, OWNER, is_waiting, name_of, named, range_of
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.documents import (
+    MESSAGE,
+    OWNER,
+    Document,
+    is_waiting,
+    name_of,
+    named,
+    range_of,
+    released,
+)
 
 __all__ = ["Owners"]
 

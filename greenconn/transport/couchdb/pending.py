@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Final
 
-from greenconn.transport.couchdb.names import MESSAGE, Range, generation, is_waiting, range_of
+from greenconn.transport.couchdb.documents import MESSAGE, Range, generation, is_waiting, range_of
 
 __all__ = ["PendingIndex"]
 

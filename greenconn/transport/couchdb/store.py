@@ -20,14 +20,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.perhub import PerHub
 from greenconn.green.weak import weakly
-from greenconn.transport.couchdb.adopting import Adoption
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.claiming import Claims
-from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.expiry import Expiry, mark_of
-from greenconn.transport.couchdb.feed import ChangesFeed
-from greenconn.transport.couchdb.letters import Handle, Writer, is_held_as, released
-from greenconn.transport.couchdb.names import (
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.changes import ChangesFeed
+from greenconn.transport.couchdb.claiming import Claims, Expiry, Taking, mark_of
+from greenconn.transport.couchdb.documents import (
     BINDING,
     EXCHANGE,
     MARK,
@@ -35,13 +31,19 @@ from greenconn.transport.couchdb.names import (
     OWNER,
     QUEUE,
     SHARED_RANGE,
+    Document,
+    Handle,
+    Writer,
+    is_held_as,
     is_waiting,
     named,
     range_of,
+    released,
 )
+from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
+from greenconn.transport.couchdb.legacy import Adoption
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.owners import Owners
-from greenconn.transport.couchdb.taking import Taking
 from greenconn.transport.couchdb.topology import (
     CouchTopology,
     TopologyCache,

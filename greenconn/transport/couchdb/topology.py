@@ -7,11 +7,12 @@ from typing import Any
 
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.names import (
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.documents import (
     BINDING,
     EXCHANGE,
     QUEUE,
+    Document,
     binding_id,
     generation,
     name_of,

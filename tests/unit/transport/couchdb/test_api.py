@@ -12,6 +12,8 @@ from gevent import socket
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.changes import ChangesFeed
+from greenconn.transport.couchdb.documents import Range
 from greenconn.transport.couchdb.errors import (
     LinkLost,
     LoginRefused,
@@ -19,8 +21,6 @@ from greenconn.transport.couchdb.errors import (
     NotCouch,
     ServerRefuses,
 )
-from greenconn.transport.couchdb.feed import ChangesFeed
-from greenconn.transport.couchdb.names import Range
 from tests.fix_peer import PeerFactory
 
 WAIT = 10.0

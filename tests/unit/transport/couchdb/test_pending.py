@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from greenconn.transport.couchdb import pending as module
-from greenconn.transport.couchdb.names import generation, is_waiting, message_id
+from greenconn.transport.couchdb.documents import generation, is_waiting, message_id
 from greenconn.transport.couchdb.pending import PendingIndex
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.broker.topology_port import Row
-from greenconn.transport.couchdb.names import (
+from greenconn.transport.couchdb.documents import (
     FOREIGN_RANGE,
     MESSAGE,
     QUEUE,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.transport.couchdb.api import CouchApi, Document
-from greenconn.transport.couchdb.letters import claimed, is_message
-from greenconn.transport.couchdb.names import (
+from greenconn.transport.couchdb.api import CouchApi
+from greenconn.transport.couchdb.documents import (
     FOREIGN,
     FOREIGN_RANGE,
     OWNER,
+    Document,
+    claimed,
+    is_message,
     message_id,
     name_of,
     range_of,
