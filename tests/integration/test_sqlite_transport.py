@@ -23,10 +23,16 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.transport.sqlite import Transport, maintenance
-from greenconn.transport.sqlite.database import LOG_LIMIT, Database, Job, database_of
+from greenconn.transport.sqlite.database import (
+    LOG_LIMIT,
+    RESERVE_SUFFIX,
+    Database,
+    Job,
+    Reserve,
+    database_of,
+)
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
-from greenconn.transport.sqlite.reserve import SUFFIX, Reserve
 from greenconn.transport.sqlite.store import SqliteStore
 from greenconn.transport.virtual.declaration import Declaration
 from tests.integration.contract import SOON
@@ -345,12 +351,12 @@ def test_reserve_is_made_removed_and_made_again(tmp_path: Path) -> None:
     path = str(tmp_path / "b.db")
     reserve = Reserve(path, 5000)
     assert reserve.ensure()
-    assert os.stat(path + SUFFIX).st_size == 5000
+    assert os.stat(path + RESERVE_SUFFIX).st_size == 5000
     assert reserve.remove()
     assert not reserve.remove()
     assert reserve.ensure()
     (name,) = os.listdir(tmp_path)
-    assert name == f"b.db{SUFFIX}"
+    assert name == f"b.db{RESERVE_SUFFIX}"
     assert not Reserve(path + "2", 10**18).ensure()
     # What cannot be made although there is room keeps nobody from publishing.
     assert Reserve(str(tmp_path / "absent" / "b.db"), 5000).ensure()

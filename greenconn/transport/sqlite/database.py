@@ -1,12 +1,18 @@
 """One connection to a SQLite file, used in a native thread.
 
 All links of a process to one file share it, so that they never wait for each other's locks.  All calls
-that wait are done in one transaction: what a turn of the hub publishes, claims and answers costs one
-commit.  When one of them fails, all is undone, and they are done one by one.
+that wait run in one transaction: what a turn of the hub publishes, claims and settles costs one commit.
+When one of them fails, all are rolled back and run one by one.
+
+To take a message out of a SQLite file, its log must be written, and the log must go into the file: both
+need free disk space.  So a reserve file lies beside it.  When the disk is full, the reserve is removed,
+the log is written into the file, and messages can be claimed and settled.  New messages are refused
+until there is room to make the reserve again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -29,10 +35,76 @@ from greenconn.transport.sqlite.errors import (
 )
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Queues
-from greenconn.transport.sqlite.reserve import Reserve
-from greenconn.transport.sqlite.schema import APPLICATION_ID, SCHEMA, VERSION
+from greenconn.transport.sqlite.sql import APPLICATION_ID, SCHEMA, VERSION
 
-__all__ = ["Database", "Job", "database_of"]
+__all__ = ["RESERVE_SUFFIX", "Database", "Job", "Reserve", "database_of"]
+
+
+#: Behind the path of the file.
+RESERVE_SUFFIX: Final = "-reserve"
+#: Where the system cannot reserve, so much is written at once.
+RESERVE_CHUNK: Final = 1024 * 1024
+#: The disk, or what the user may have of it, is full.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Reserve:
+    """The reserve of one file, shared by all processes.  Used in its thread only.
+
+    Arguments:
+        path: of the SQLite file.
+        size: bytes; 0 keeps none.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path = path + RESERVE_SUFFIX
+        self._size = size
+
+    def ensure(self) -> bool:
+        """Return whether there is one, made now if there is room for it twice.
+
+        Where none is wanted, or none can be made although there is room, the disk counts as not full.
+        """
+        return not self._size or os.path.exists(self._path) or self._make()
+
+    def remove(self) -> bool:
+        """Make room; return whether there was a reserve."""
+        try:
+            os.unlink(self._path)
+        except OSError:
+            return False
+        return True
+
+    def _make(self) -> bool:
+        folder = os.path.dirname(self._path)
+        try:
+            found = os.statvfs(folder)
+            if found.f_bavail * found.f_frsize < 2 * self._size:
+                return False
+            self._write(f"{self._path}-{os.getpid()}")
+        except OSError as exc:
+            if exc.errno in _FULL:
+                return False
+            self._size = 0  # a limit of the process, most likely: it would be the same each time
+        return True
+
+    def _write(self, path: str) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(descriptor, 0, self._size)
+                else:
+                    for start in range(0, self._size, RESERVE_CHUNK):
+                        os.write(descriptor, bytes(min(RESERVE_CHUNK, self._size - start)))
+            finally:
+                os.close(descriptor)
+            os.rename(path, self._path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(path)
+            raise
+
 
 #: Bytes of the log at which it is written into the file, and that it keeps then (SQLite's default).
 LOG_LIMIT: Final = 1000 * 4096

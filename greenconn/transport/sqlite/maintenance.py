@@ -16,10 +16,9 @@ from time import time
 from typing import NamedTuple
 
 from greenconn.broker.port import Claimed, TakenForDead
-from greenconn.transport.sqlite.arming import Pipes
-from greenconn.transport.sqlite.lists import chunks, in_list
 from greenconn.transport.sqlite.messages import Claim, next_time, release_due, ripe_of, take_dead
-from greenconn.transport.sqlite.queues import Queues
+from greenconn.transport.sqlite.queues import Pipes, Queues
+from greenconn.transport.sqlite.sql import chunks, in_list
 
 __all__ = ["Seen", "leave", "look", "register", "renew"]
 

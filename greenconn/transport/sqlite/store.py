@@ -29,11 +29,11 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.wakeup_pipe import WakeupPipe, wake_process
 from greenconn.green.weak import weakly
-from greenconn.transport.sqlite import maintenance, messages, settlements
-from greenconn.transport.sqlite.arming import Pipes
+from greenconn.transport.sqlite import maintenance, messages
 from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
 from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.queues import Pipes
 from greenconn.transport.sqlite.topology import FileTopology
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.owners import is_lost
@@ -377,7 +377,7 @@ class SqliteStore(Store):
         if claimed:
             self._database.post(
                 self._stored_in_vain,
-                settlements.settle,
+                messages.settle,
                 self._database.queues,
                 [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in claimed],
                 self._claim(),
@@ -385,7 +385,7 @@ class SqliteStore(Store):
 
     def settle(self, answers: Sequence[Answer]) -> int | None:
         settled: messages.Put = self._database.write(
-            settlements.settle,
+            messages.settle,
             self._database.queues,
             answers,
             self._claim(),
@@ -401,5 +401,5 @@ class SqliteStore(Store):
             self._database.write(maintenance.renew, self.owner, self.lease)
         if not handles:
             return ()
-        lost: list[messages.Handle] = self._database.write(settlements.renew, handles, self.lease)
+        lost: list[messages.Handle] = self._database.write(messages.renew, handles, self.lease)
         return lost
