@@ -17,7 +17,7 @@ from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
 from greenconn.transport.mongodb import waking
-from greenconn.transport.mongodb.claims import Claims
+from greenconn.transport.mongodb.claiming import Claims
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration

@@ -1,37 +1,158 @@
-"""The MongoClient that all connections of one hub to the same servers share.
+"""The MongoClient that all connections of one hub to the same servers share, and its cursors.
 
 pymongo's client is made to be shared: it has a pool of sockets, and one or two helpers for each
 server, which are threads, or greenlets in a patched process.  It is closed when nobody uses it.
 
 In the child of a fork it is forgotten.  pymongo itself drops the sockets there; nothing is sent over
 them, and no client is used across a fork.
+
+Cursors on which new documents arrive (the tail of a capped collection, and change streams) are plain
+commands in a session.  pymongo's own cursors would send commands to the server when they are garbage
+collected, at any time and in any process.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
 import gevent
 import pymongo
-from pymongo import errors
+from bson import Int64
+from pymongo import errors, uri_parser
 
 from greenconn.green import fork, thread_end
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
-from greenconn.transport.mongodb.address import Address
+from greenconn.transport.mongodb.documents import Document
 from greenconn.transport.mongodb.errors import ours_for
+from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["Client", "lease"]
+__all__ = ["PATIENCE", "Address", "Client", "Reading", "address_of", "lease"]
+
+
+#: Sockets that all greenlets of one process may use at once.
+_LARGEST_POOL = 100
+#: What says that any certificate will do; the first is ssl.CERT_NONE.
+_NO_CERTIFICATES = (0, "none", "CERT_NONE")
+
+
+class Address(NamedTuple):
+    """The arguments of ``MongoClient``, and the database.  Holds secrets: never shown."""
+
+    host: str
+    options: tuple[tuple[str, Any], ...]
+    database: str
+
+    def __repr__(self) -> str:
+        return "<Address>"
+
+
+def address_of(client: Any, options: MongoOptions) -> Address:
+    """Return the address that a ``Connection`` names.
+
+    Raises:
+        ValueError: the address is malformed; says how, with the password masked.
+    """
+    uri = _uri(client.hostname or "", options)
+    port = client.port or options.default_port
+    try:
+        parsed = (
+            uri_parser.parse_uri(uri, port, validate=False, warn=True) if _is_plain(uri) else {}
+        )
+    except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
+        raise ValueError(f"{mask_secrets(uri)!r}: {mask_secrets(str(exc))}") from None
+    database = parsed.get("database") or _database_in(uri) or _virtual_host(client)
+    given = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)}
+    settings = _settings(client, options, port)
+    kept = {name: value for name, value in settings.items() if name.lower() not in given}
+    if "tls" in given or "ssl" in given:
+        kept.pop("tls", None)
+    return Address(uri, tuple(sorted(kept.items())), database or options.default_database)
+
+
+def _is_plain(uri: str) -> bool:
+    """Whether it can be parsed without asking a name server."""
+    return uri.startswith("mongodb://")
+
+
+def _uri(host: str, options: MongoOptions) -> str:
+    if host.startswith("srv://"):  # the session takes the name before the "+" off
+        return f"mongodb+{host}"
+    if not host.startswith(("mongodb://", "mongodb+srv://")):
+        host = f"mongodb://{host}"
+    scheme, _, rest = host.partition("://")
+    return f"{scheme}://{options.default_hostname}{rest}" if rest[:1] in ("", "/", "?") else host
+
+
+def _database_in(uri: str) -> str:
+    """The database of an address that was not parsed."""
+    path = uri.partition("://")[2].partition("?")[0]
+    return path.rpartition("@")[2].partition("/")[2]
+
+
+def _virtual_host(client: Any) -> str:
+    return (client.virtual_host or "").strip("/")
+
+
+def _settings(client: Any, options: MongoOptions, port: int) -> dict[str, Any]:
+    connect = options.connect_timeout or client.connect_timeout
+    settings: dict[str, Any] = {
+        "port": port,
+        "appname": "greenconn",
+        "maxPoolSize": _LARGEST_POOL,
+        # A look each ten seconds instead of a stream: half the threads, and none waits on a socket
+        # when the process forks.  That a server is gone shows by the call that fails.
+        "serverMonitoringMode": "poll",
+    }
+    if connect:
+        settings["connectTimeoutMS"] = settings["serverSelectionTimeoutMS"] = int(connect * 1000)
+    if options.reply_timeout:
+        settings["socketTimeoutMS"] = int(options.reply_timeout * 1000)
+    password = client.password
+    if client.userid:
+        settings["username"] = client.userid
+        settings["password"] = password() if callable(password) else password
+    if client.login_method:
+        settings["authMechanism"] = client.login_method
+    settings.update(_tls(client.ssl if options.ssl is None else options.ssl))
+    return settings
+
+
+def _tls(given: Any) -> dict[str, Any]:
+    """pymongo's options for what ``ssl=`` says everywhere else."""
+    if not given:
+        return {}
+    settings: dict[str, Any] = {"tls": True}
+    if isinstance(given, Mapping):
+        names = {"ca_certs": "tlsCAFile", "ssl_ca_certs": "tlsCAFile"}
+        for name, theirs in names.items():
+            if given.get(name):
+                settings[theirs] = str(given[name])
+        certificate = given.get("certfile") or given.get("ssl_certfile")
+        key = given.get("keyfile") or given.get("ssl_keyfile")
+        if key and key != certificate:
+            raise ValueError(
+                "MongoDB's driver needs certificate and key in one file: pass it as certfile"
+            )
+        if certificate:
+            settings["tlsCertificateKeyFile"] = str(certificate)
+        if given.get("cert_reqs", given.get("ssl_cert_reqs")) in _NO_CERTIFICATES:
+            settings["tlsAllowInvalidCertificates"] = True
+        if given.get("check_hostname", given.get("ssl_check_hostname", True)) is False:
+            settings["tlsAllowInvalidHostnames"] = True
+    return settings
+
 
 T = TypeVar("T")
 
@@ -234,3 +355,67 @@ class lease:  # noqa: N801 - used as what it gives
             return None
         del self._clients.open[self._key]
         return spawn("mongodb close", client.close)
+
+
+#: Seconds that the server waits for something new before it answers that there is nothing: so long
+#: does the end of a connection wait for a call that is on its way.
+PATIENCE: Final = 0.5
+
+
+class Reading:
+    """A cursor and its thread.  Its methods may switch.
+
+    Arguments:
+        client: the servers.
+        collection: the name of the collection.
+    """
+
+    def __init__(self, client: Client, collection: str) -> None:
+        self._client = client
+        self._collection = collection
+        # It waits in its call nearly all the time: others are not to wait for it.
+        self._aside = client.aside(1)
+        self._session: Any = None
+        self._id = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether more may come."""
+        return self._id != 0
+
+    def open(self, command: Mapping[str, Any]) -> list[Document]:
+        """Open it with *command*; return what there is already."""
+        self._session = self._client.session()
+        return self._run(command, "firstBatch")
+
+    def more(self) -> list[Document]:
+        """Return what is new, after :data:`PATIENCE` at most."""
+        command = {
+            "getMore": Int64(self._id),
+            "collection": self._collection,
+            "maxTimeMS": int(PATIENCE * 1000),
+        }
+        return self._run(command, "nextBatch")
+
+    def _run(self, command: Mapping[str, Any], batch: str) -> list[Document]:
+        self._id = 0  # if it fails, there is no cursor
+        answer = self._client.call_in(
+            self._aside, self._client.database.command, dict(command), session=self._session
+        )
+        cursor = answer["cursor"]
+        self._id = int(cursor["id"])
+        found: list[Document] = cursor[batch]
+        return found
+
+    def close(self) -> None:
+        """Close the cursor and end its thread."""
+        try:
+            if self._id:
+                number, self._id = self._id, 0
+                command = {"killCursors": self._collection, "cursors": [Int64(number)]}
+                self._client.call_in(self._aside, self._client.database.command, command)
+        finally:
+            session, self._session = self._session, None
+            if session is not None:
+                session.end_session()
+            self._aside.close()

@@ -1,9 +1,9 @@
 """One connection to a database of messages.
 
-The work is done by the parts: :class:`~greenconn.transport.mongodb.claims.Claims` for messages,
+The work is done by the parts: :class:`~greenconn.transport.mongodb.claiming.Claims` for messages,
 :class:`~greenconn.transport.mongodb.queues.Queues` for queues,
 :class:`~greenconn.transport.mongodb.topology.MongoTopology` for exchanges and bindings,
-:class:`~greenconn.transport.mongodb.broadcast.Broadcast` for fan-out, and
+:class:`~greenconn.transport.mongodb.fanout.Broadcast` for fan-out, and
 :class:`~greenconn.transport.mongodb.waking.Waking`, which looks for what others have published.
 """
 
@@ -25,12 +25,11 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
-from greenconn.transport.mongodb.address import address_of
-from greenconn.transport.mongodb.broadcast import PREFIX, Broadcast, Copy, broadcast_of
-from greenconn.transport.mongodb.claims import Claims
-from greenconn.transport.mongodb.client import Client, lease
+from greenconn.transport.mongodb.claiming import Claims
+from greenconn.transport.mongodb.client import Client, address_of, lease
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
 from greenconn.transport.mongodb.errors import LinkLost
+from greenconn.transport.mongodb.fanout import PREFIX, Broadcast, Copy, broadcast_of
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.queues import Queues
 from greenconn.transport.mongodb.topology import MongoTopology

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.mongodb.broadcast import PREFIX, Broadcast
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import EXPIRE_AT, Document
+from greenconn.transport.mongodb.fanout import PREFIX, Broadcast
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.virtual.entities import PREDECLARED
 

@@ -20,7 +20,7 @@ from greenconn.exceptions import (
     InconsistencyError,
     RecoverableConnectionError,
 )
-from greenconn.transport.mongodb.address import address_of
+from greenconn.transport.mongodb.client import address_of
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.url import mask_secrets

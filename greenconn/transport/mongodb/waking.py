@@ -18,9 +18,8 @@ from gevent.event import Event
 from pymongo.errors import OperationFailure, PyMongoError
 
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.client import Client, Reading
 from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
-from greenconn.transport.mongodb.reading import Reading
 
 if TYPE_CHECKING:
     from gevent import Greenlet

@@ -19,10 +19,9 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.client import Client, Reading
 from greenconn.transport.mongodb.documents import Document, claimed_of
 from greenconn.transport.mongodb.errors import LinkLost
-from greenconn.transport.mongodb.reading import Reading
 
 if TYPE_CHECKING:
     from gevent import Greenlet

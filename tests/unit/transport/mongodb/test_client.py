@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenconn import Connection
-from greenconn.transport.mongodb.address import Address, address_of
+from greenconn.transport.mongodb.client import Address, address_of
 from greenconn.transport.mongodb.options import MongoOptions
 
 
