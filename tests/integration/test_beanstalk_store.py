@@ -15,7 +15,7 @@ from greenconn.broker.port import Answer, NoQueue, Settlement
 from greenconn.broker.topology_port import Row
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, RecordTooBig, ServerRefuses
-from greenconn.transport.beanstalk.records import FIRST
+from greenconn.transport.beanstalk.topology import FIRST
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange

@@ -1,24 +1,260 @@
 """Claims: as many jobs of each tube as its consumers have room for, and all tubes in turn.
 
 beanstalkd hands out the oldest job of all watched tubes, so one tube with many would keep all others
-waiting, and how many come from each cannot be known beforehand.  So tubes that had more the last time
+waiting, and how many come from which cannot be told beforehand.  So tubes that had more the last time
 (*hot* ones) are each watched alone for a moment, in turn, over the command connection, with no more
-``reserve`` than there is room.  All others are watched together by the connection that waits; the first
-job of a tube makes it hot.
+``reserve`` than there is room.  All others are watched together by the reserve connection, which waits;
+the first job of one makes it hot.
+
+Ending a wait
+    beanstalkd reads nothing from a connection that waits in ``reserve``, and no other connection may
+    settle the jobs that this one has reserved.  So it always watches one tube more, its own, with a
+    single buried job: the wake-up job.  Kicked over the command connection it becomes ready, is the
+    most urgent of all, and ends the wait; then it is buried again.  Kicking works even when the server
+    takes no new jobs.  Commands are written at once all the same, behind the ``reserve`` that waits,
+    and then the wake-up job is kicked.  The wake-up job of a process that was killed stays; the next
+    connection of this kind deletes those that nobody watches.
+
+Renewing reservations
+    The channels renew their messages each third of a lease, which is right for jobs of ours.  Those of
+    other programs may have a shorter time to run: they are touched as often as that demands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Final
 
 from gevent.event import Event
 
-from greenconn.transport.beanstalk.commands import CommandConnection, Taken
-from greenconn.transport.beanstalk.reserving import ReserveConnection
-from greenconn.wire.beanstalk import Reply
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Slot
+from greenconn.green.ticker import Ticker
+from greenconn.transport.beanstalk.connection import (
+    DEFAULT,
+    CommandConnection,
+    Job,
+    Pipeline,
+    Place,
+    Taken,
+    ignore_reply,
+    whole_seconds,
+)
+from greenconn.wire.beanstalk import Reply, line, put
 
-__all__ = ["Claiming"]
+__all__ = ["Claiming", "Holding", "ReserveConnection"]
+
+
+#: Prefix of the tubes of wake-up jobs; no queue's tube has it.
+WAKEUP_TUBES: Final = b"$wakeup."
+#: Longest wait, in seconds, while there is no wake-up job.
+UNINTERRUPTED_WAIT: Final = 1
+#: Seconds that the wake-up job may stay reserved; it is buried at once.
+WAKEUP_TIME_TO_RUN: Final = 60
+#: Seconds between two attempts when a job of ours is about to come back.
+SOON: Final = 0.25
+
+
+class ReserveConnection:
+    """A connection on which one greenlet at a time waits for jobs.
+
+    Arguments:
+        server: the command connection, over which the wake-up job is kicked.
+        owner: names the wake-up job; must be unique.
+        renew: renews all reservations of this connection.  Never switches.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, server: CommandConnection, owner: str, renew: Callable[[], None]
+    ) -> None:
+        self.pipeline = pipeline
+        self._server = server
+        self._tube = WAKEUP_TUBES + owner.encode()
+        self._renew = renew
+        self._watched: set[bytes] = set()
+        #: The number of the wake-up job; None: it could not be made.
+        self._wakeup_job: int | None = None
+        #: It was kicked, and has not come yet.
+        self._is_woken = False
+        #: A ``reserve`` waits in the server.
+        self._is_waiting = False
+        self._pausing: Slot[None] | None = None
+
+    def open(self, deadline: Deadline = NEVER) -> None:
+        """Make the wake-up job, and delete those that nobody watches.  May switch."""
+        tube = self._tube
+        commands = [line(b"use", tube), line(b"watch", tube), line(b"ignore", DEFAULT)]
+        commands.append(put(0, 0, WAKEUP_TIME_TO_RUN, b""))
+        commands.append(line(b"reserve-with-timeout", 0))
+        *_, made, reserved = self.pipeline.ask(commands, deadline)
+        if made.word == b"INSERTED" and reserved.word == b"RESERVED":
+            self._wakeup_job = reserved.number
+            self.pipeline.post(line(b"bury", reserved.number, 0), ignore_reply)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Delete the wake-up jobs of connections that were lost."""
+        server = self._server
+        (listed,) = server.ask([line(b"list-tubes")])
+        listed_lines = listed.body.split(b"\n")
+        tubes = [each[2:] for each in listed_lines if each.startswith(b"- " + WAKEUP_TUBES)]
+        replies = server.ask([line(b"stats-tube", tube) for tube in tubes])
+        for tube, reply in zip(tubes, replies, strict=True):
+            facts = server.read_counts(reply)
+            if tube != self._tube and facts.get(b"current-watching") == b"0":
+                server.kick(tube)
+                server.empty(tube)
+        server.ask(server.using(DEFAULT))  # a tube that is in use stays
+
+    def close(self) -> None:
+        """Close the connection, and delete the wake-up job.  Never switches."""
+        self.pipeline.close()
+        if self._wakeup_job is not None:
+            self._server.pipeline.post(line(b"delete", self._wakeup_job), ignore_reply)
+            self._wakeup_job = None
+
+    def watch(self, tubes: Iterable[bytes]) -> None:
+        """Watch these tubes and no others from the next ``reserve`` on.  Never switches."""
+        wanted = set(tubes)
+        commands = [line(b"watch", each) for each in wanted - self._watched]
+        commands += [line(b"ignore", each) for each in self._watched - wanted]
+        self._watched = wanted
+        if commands:
+            self.pipeline.post(b"".join(commands), *[ignore_reply] * len(commands))
+
+    def ignore(self, tube: bytes) -> None:
+        """Stop watching this one.  Never switches."""
+        if tube in self._watched:
+            self._watched.discard(tube)
+            self.post(line(b"ignore", tube), ignore_reply)
+
+    def reserve(self, seconds: float) -> Reply | None:
+        """Reserve one job of the tubes that are watched.  May switch.
+
+        Arguments:
+            seconds: to wait for it; 0 does not wait.
+
+        Returns:
+            None: there was none, or the wait was interrupted.
+        """
+        wait = whole_seconds(seconds)
+        if self._wakeup_job is None:
+            wait = min(wait, UNINTERRUPTED_WAIT)
+        while True:
+            reply = self._ask(wait)
+            if reply.word == b"DEADLINE_SOON":
+                self._renew()
+                if not wait or self._pause_for_command():
+                    return None
+            elif reply.word == b"TIMED_OUT":
+                return None
+            elif reply.word != b"RESERVED":
+                raise self.pipeline.refused(reply, "reserving")
+            elif reply.number != self._wakeup_job:
+                return reply
+            else:
+                self._is_woken = False
+                self.pipeline.post(line(b"bury", reply.number, 0), ignore_reply)
+                if wait:
+                    return None
+
+    def _ask(self, wait: int) -> Reply:
+        pipeline = self.pipeline
+        self._is_waiting = wait > 0
+        pipeline.patience = float(wait)
+        try:
+            (reply,) = pipeline.ask([line(b"reserve-with-timeout", wait)])
+        finally:
+            self._is_waiting = False
+            pipeline.patience = 0.0
+        return reply
+
+    def _pause_for_command(self) -> bool:
+        """Wait a little; return whether the wait was ended by :meth:`wake`.  May switch."""
+        slot: Slot[None] = Slot()
+        self._pausing = slot
+        try:
+            slot.wait(Deadline(SOON))
+        except TimeoutError:
+            return False
+        finally:
+            self._pausing = None
+        return True
+
+    def post(self, command: bytes, *places: Place) -> None:
+        """Write commands; a wait ends, so that the server reads them.  Never switches."""
+        self.pipeline.post(command, *places)
+        self.wake()
+
+    def wake(self) -> None:
+        """End the wait in the server, if there is one.  Never switches."""
+        if self._pausing is not None:
+            self._pausing.offer(None)
+        if self._is_waiting and not self._is_woken and self._wakeup_job is not None:
+            self._is_woken = True
+            self._server.pipeline.post(line(b"kick-job", self._wakeup_job), self._kicked)
+
+    def _kicked(self, reply: Reply | BaseException) -> None:
+        if isinstance(reply, Reply) and reply.word != b"KICKED":
+            # Somebody has deleted it: waits are short from now on.
+            self._wakeup_job = None
+            self._is_woken = False
+
+
+#: Touches in the time to run of a job.
+TOUCHES: Final = 3
+
+
+class Holding:
+    """The jobs of one link.  Nothing here switches.
+
+    Arguments:
+        lease: seconds; jobs with at least that time to run are renewed by others.
+    """
+
+    __slots__ = ("__weakref__", "_jobs", "_lease", "_ticker")
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._jobs: dict[Job, None] = {}
+        self._ticker: Ticker | None = None
+
+    def add(self, job: Job) -> None:
+        """Add a job that was reserved."""
+        self._jobs[job] = None
+        if job.time_to_run < self._lease:
+            interval = max(job.time_to_run, 1) / TOUCHES
+            if self._ticker is None or self._ticker.interval > interval:
+                self.stop()
+                self._ticker = Ticker(interval, self._touch_short, "beanstalk-touch")
+                self._ticker.start()
+
+    def discard(self, jobs: Iterable[Job]) -> None:
+        """Remove jobs that were settled or lost."""
+        for job in jobs:
+            self._jobs.pop(job, None)
+
+    def touch(self) -> None:
+        """Renew all reservations."""
+        for job in self._jobs:
+            # A lost one shows when it is settled.
+            job.post(line(b"touch", job.number), ignore_reply)
+
+    def stop(self) -> None:
+        """Stop renewing those with a short time to run."""
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+
+    def _touch_short(self, lag: float) -> None:
+        # In the hub.
+        short = [job for job in self._jobs if job.time_to_run < self._lease]
+        if not short:
+            self.stop()
+        for job in short:
+            job.post(line(b"touch", job.number), ignore_reply)
+
 
 Reserved = tuple[Reply, Callable[..., None]]
 

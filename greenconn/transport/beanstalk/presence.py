@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.transport.beanstalk.commands import CommandConnection, number_of
-from greenconn.transport.beanstalk.pipeline import ignore_reply
+from greenconn.transport.beanstalk.connection import CommandConnection, ignore_reply, number_of
 from greenconn.wire.beanstalk import line, tube_of
 
 __all__ = ["Presence"]

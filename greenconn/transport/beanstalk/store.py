@@ -1,7 +1,7 @@
 """Beanstalk as a store: a tube for each queue, a job for each message.
 
 Two connections: one for commands that are answered at once, and one that waits for jobs, opened by the
-first consumer (:mod:`~greenconn.transport.beanstalk.reserving`).  Only the connection that reserved a
+first consumer (:mod:`~greenconn.transport.beanstalk.claiming`).  Only the connection that reserved a
 job may settle it, and the job is ready again at once when that connection is lost.
 """
 
@@ -19,23 +19,20 @@ from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
-from greenconn.transport.beanstalk.claiming import Claiming
-from greenconn.transport.beanstalk.commands import (
+from greenconn.transport.beanstalk.claiming import Claiming, Holding, ReserveConnection
+from greenconn.transport.beanstalk.connection import (
     CommandConnection,
     Job,
+    Pipeline,
     Taken,
     number_of,
     whole_seconds,
 )
 from greenconn.transport.beanstalk.errors import LinkLost
-from greenconn.transport.beanstalk.holding import Holding
 from greenconn.transport.beanstalk.options import BeanstalkOptions
-from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.presence import Presence
-from greenconn.transport.beanstalk.putting import EXPIRES_AT, Putting, exists, queue_tube
-from greenconn.transport.beanstalk.records import QUEUES, Content, Records
-from greenconn.transport.beanstalk.reserving import ReserveConnection
-from greenconn.transport.beanstalk.topology import BeanstalkTopology
+from greenconn.transport.beanstalk.publishing import EXPIRES_AT, Putting, exists, queue_tube
+from greenconn.transport.beanstalk.topology import QUEUES, BeanstalkTopology, Content, Records
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.wire.beanstalk import Reply, line, queue_of
 from greenconn.wire.tls import tls_session

@@ -12,9 +12,9 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
+from greenconn.transport.beanstalk.connection import Pipeline
 from greenconn.transport.beanstalk.errors import LinkLost, ServerRefuses, refusal
 from greenconn.transport.beanstalk.options import BeanstalkOptions
-from greenconn.transport.beanstalk.pipeline import Pipeline
 from greenconn.transport.beanstalk.store import BeanstalkStore
 from greenconn.wire.beanstalk import Reply, line
 from tests.fix_interrupts import Signal, signals

@@ -13,9 +13,9 @@ from typing import Any, Final
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.exceptions import PreconditionFailed
 from greenconn.jsoncodec import dumps
-from greenconn.transport.beanstalk.commands import CommandConnection, number_of, whole_seconds
+from greenconn.transport.beanstalk.connection import CommandConnection, number_of, whole_seconds
 from greenconn.transport.beanstalk.errors import JobTooBig, too_big
-from greenconn.transport.beanstalk.records import PEEK, QUEUES, Content, Records, parsed
+from greenconn.transport.beanstalk.topology import PEEK, QUEUES, Content, Records, parsed
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, is_whole, line, put, tube_of
 
