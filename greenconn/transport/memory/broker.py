@@ -30,8 +30,8 @@ from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import Home, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
+from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
-from greenconn.transport.memory.store import Entry
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED

@@ -1,23 +1,168 @@
-"""One life of a connection to the memory broker."""
+"""One life of a connection to the memory broker, with its queues, consumers, acks and channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.directory import Directory
-from greenconn.broker.queue_port import KnownQueues
+from greenconn.broker.queue_port import KnownQueues, QueueStore
 from greenconn.broker.routing import Routing
 from greenconn.options import MemoryOptions
-from greenconn.transport.memory.answers import Answers
-from greenconn.transport.memory.broker import Broker
+from greenconn.transport.memory.broker import Broker, Queues
+from greenconn.transport.memory.message import Entry, Message
 from greenconn.transport.memory.publishing import MemoryPublisher
-from greenconn.transport.memory.queues import MemoryQueues
-from greenconn.transport.memory.subscriptions import MemorySubscriptions
+from greenconn.transport.memory.queue import Queue
+from greenconn.transport.refusal import Method, refused
+from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.owners import new_owner
+from greenconn.transport.virtual.policy import QueuePolicy
 
-__all__ = ["MemoryLink"]
+if TYPE_CHECKING:
+    from greenconn.transport.virtual.port import ChannelPort
+
+__all__ = ["Answers", "Channel", "MemoryLink", "MemoryQueues", "MemorySubscriptions"]
+
+
+class MemoryQueues(QueueStore):
+    """The queues of the virtual host.  Nothing is remembered: the broker is this process'."""
+
+    __slots__ = ("_broker",)
+
+    ends_exclusive = True
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def find(self, name: str) -> Declaration | None:
+        queue = self._broker.queues.get(name)
+        return None if queue is None else queue.declared
+
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        return self._broker.add_queue(name, declared).declared
+
+    def touch(self, name: str) -> None:
+        self._broker.queues[name].touch()
+
+    def counts(self, name: str) -> tuple[int, int]:
+        queue = self._broker.queues[name]
+        return len(queue), len(queue.consumers)
+
+    def purge(self, name: str) -> int:
+        return self._broker.queues[name].purge()
+
+    def drop(self, name: str) -> int:
+        return self._broker.delete_queue(name)
+
+
+class Answers:
+    """See :class:`~greenconn.broker.deliveries.Acknowledger`.
+
+    Only its channel has a message that was delivered, so that one which was handled is of no interest
+    to the broker.
+    """
+
+    __slots__ = ("_broker",)
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def done(self, delivery: Message) -> None:
+        """Do nothing: the message is gone with its delivery."""
+
+    def done_late(self, tag: Any) -> None:
+        """Do nothing: the message went back to its queue when the link ended."""
+
+    def give_back(self, deliveries: Iterable[Message]) -> None:
+        """Put *deliveries* back to their places in their queues."""
+        by_queue: dict[Queue, list[Entry]] = {}
+        for each in deliveries:
+            by_queue.setdefault(each.entry.queue, []).append(each.entry)
+        for queue, entries in by_queue.items():
+            queue.put_back(entries)
+        for queue in by_queue:
+            queue.settle()
+
+    def return_unseen(self, delivery: Message) -> None:
+        """Put a delivery back that nobody has seen."""
+        self.give_back([delivery])
+
+    def dead_letter(self, deliveries: Iterable[Message], reason: str) -> None:
+        """Make dead letters of *deliveries*, or drop them."""
+        for each in deliveries:
+            self._broker.dead_letter(each.entry, reason)
+
+
+class MemorySubscriptions:
+    """See :class:`~greenconn.broker.consumers.Subscriptions`.
+
+    Arguments:
+        broker: has the queues.
+        directory: knows which of them the link may use.
+    """
+
+    __slots__ = ("_broker", "_directory")
+
+    def __init__(self, broker: Broker, directory: Directory) -> None:
+        self._broker = broker
+        self._directory = directory
+
+    def feed(self, queue: str, method: Method) -> Queue:
+        """Return the queue, which gives its messages to its consumers itself.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        found = self._broker.queues.get(queue)
+        if found is None or found.declared.owner is not None:
+            self._directory.check(queue, method)
+            found = self._broker.queues[queue]
+        return found
+
+    def start(self, consumer: Consumer) -> None:
+        """Let *consumer* have messages.
+
+        Raises:
+            AccessRefused: it may not consume beside another one.
+        """
+        queue = _queue_of(consumer)
+        if queue.has_exclusive_consumer or (consumer.exclusive and queue.consumers):
+            raise refused(
+                f"queue '{queue.name}' in vhost '{self._broker.virtual_host}' in exclusive use",
+                Method.BASIC_CONSUME,
+            )
+        queue.join(consumer)
+
+    def left(self, consumer: Consumer) -> None:
+        """Forget a consumer: its queue may be of no use any more."""
+        _queue_of(consumer).leave(consumer)
+
+    def ended(self, consumer: Consumer) -> None:
+        """Forget a consumer whose queue is gone: so the queue did itself."""
+
+    def serve(self, consumer: Consumer) -> None:
+        """Do nothing: where a consumer has room that is not parked, nothing waits."""
+
+    def get(self, channel: ChannelPort, queue: str) -> Message | None:
+        """Take one message for *channel*; None when none waits.
+
+        Raises:
+            NotFound: there is no such queue.
+        """
+        found = self.feed(queue, Method.BASIC_GET)
+        entry = found.take()
+        if entry is None:
+            return None
+        return Message(channel, next(self._broker.tags), entry, waiting=found.store.count)
+
+
+def _queue_of(consumer: Consumer) -> Queue:
+    assert isinstance(consumer.feed, Queue)
+    return consumer.feed
+
 
 T = TypeVar("T")
 
@@ -69,3 +214,23 @@ class MemoryLink(BrokerLink):
                 consumer.stop()
         for channel in channels:
             channel.deliveries.release()
+
+
+class Channel(StoreChannel[MemoryLink]):
+    """A channel.  Its calls take effect at once; only publishing may switch.
+
+    Arguments:
+        connection: the link.
+    """
+
+    supported_arguments = SupportedArguments(
+        queue=QueuePolicy.ARGUMENTS,
+        exchange=frozenset({"alternate-exchange"}),
+        consumer=frozenset({"x-priority"}),
+        message=frozenset({"priority", "expiration", "CC", "BCC"}),
+    )
+
+    @property
+    def queues(self) -> Queues:
+        """The queues of the virtual host by their names; ``clear`` deletes them."""
+        return Queues(self.connection.broker)

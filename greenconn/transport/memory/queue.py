@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from greenconn.transport.memory.alarm import Alarm
-from greenconn.transport.memory.message import Message
-from greenconn.transport.memory.store import Entry, Store, size_of
+from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.policy import QueuePolicy
@@ -66,7 +65,7 @@ class Queue:
         self.name = name
         self.declared = declared
         self.policy = QueuePolicy.of(declared.arguments)
-        self.store = Store(self.policy.max_priority or 0)
+        self.store = WaitingMessages(self.policy.max_priority or 0)
         #: Consumers in the order in which they came.
         self.consumers: dict[Consumer, None] = {}
         self.is_deleted = False

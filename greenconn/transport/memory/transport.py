@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from greenconn.broker.channel import StoreChannel
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.options import ConnectOptions, MemoryOptions, from_transport_options
 from greenconn.transport import base
-from greenconn.transport.memory import channel
 from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.link import MemoryLink
+from greenconn.transport.memory.link import Channel, MemoryLink
 from greenconn.transport.virtual.management import Management
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Transport", "broker_of", "reset", "restart"]
 
@@ -79,7 +76,7 @@ class Transport(base.Transport[MemoryLink]):
     keeps them.  A broker belongs to the thread that used it first (``WrongHub`` otherwise).
     """
 
-    Channel = channel.Channel
+    Channel = Channel
     Management = Management
     driver_type = "memory"
     driver_name = "memory"
@@ -112,7 +109,7 @@ class Transport(base.Transport[MemoryLink]):
             logger.warning("memory broker: unknown transport options are ignored: %s", ignored)
         return MemoryLink(self.client, broker_of(self.client.virtual_host), options)
 
-    def create_channel(self, connection: MemoryLink) -> channel.Channel:
+    def create_channel(self, connection: MemoryLink) -> StoreChannel[MemoryLink]:
         """Open a channel."""
         return self.Channel(connection)
 

@@ -17,7 +17,7 @@ from greenconn.transport.amqp.calls import Call as AmqpCall
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.base import Link
-from greenconn.transport.memory.channel import Channel as MemoryChannel
+from greenconn.transport.memory.link import Channel as MemoryChannel
 from greenconn.transport.redis.channel import Channel as RedisChannel
 from greenconn.transport.redis.message import Delivery as RedisDelivery
 from greenconn.wire.confirms import Outstanding

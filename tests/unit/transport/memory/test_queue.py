@@ -11,7 +11,7 @@ import pytest
 from greenconn.exceptions import PreconditionFailed, PublishNacked
 from greenconn.testing import ManualClock
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.channel import Channel
+from greenconn.transport.memory.link import Channel
 from greenconn.transport.memory.queue import EXPIRED_A_TURN
 from greenconn.transport.virtual.policy import QueuePolicy
 from tests.integration.contract import Store

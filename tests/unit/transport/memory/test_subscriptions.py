@@ -15,7 +15,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.channel import Channel
+from greenconn.transport.memory.link import Channel
 from greenconn.transport.virtual.consumer import WINDOW
 from tests.integration.contract import Store
 
