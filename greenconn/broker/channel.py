@@ -34,11 +34,10 @@ from greenconn.transport.virtual.arguments import (
     SupportedArguments,
     warn_of_unsupported,
 )
-from greenconn.transport.virtual.consumer import Consumer, Feed
+from greenconn.transport.virtual.channel import CHANNEL_MOVES, ChannelState, closes_channel
+from greenconn.transport.virtual.consumer import Consumer, Feed, Prefetch, PrefetchView
 from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.life import CHANNEL_MOVES, ChannelState, closes_channel
 from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 

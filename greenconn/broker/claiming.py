@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gevent import Greenlet
 
     from greenconn.broker.link import StoreLink
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["Claimer", "StoreConsuming", "StoreFeed", "StoreSource"]
 

@@ -10,7 +10,7 @@ from greenconn.transport.virtual.consumer import Consumer, Feed
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["ConsumerRegistry", "StoreConsumer", "Subscriptions"]
 

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 from greenconn.broker.holding import HeldMessage, HoldingLink
 from greenconn.broker.port import Entry
 from greenconn.exceptions import NotFound
+from greenconn.transport.virtual.declaration import QueuePolicy
 from greenconn.transport.virtual.names import is_name
-from greenconn.transport.virtual.policy import QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [

@@ -14,9 +14,8 @@ from gevent import get_hub
 
 from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
+from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.life import ChannelState
-from greenconn.transport.virtual.port import ChannelPort
 
 __all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
-from greenconn.transport.virtual.delivery import Delivery
-from greenconn.transport.virtual.envelope import Contents, contents_in
+from greenconn.transport.virtual.envelope import Contents, Delivery, contents_in
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["StoreDelivery"]
 

@@ -17,8 +17,12 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.policy import COMPARED_ARGUMENTS, QueuePolicy
+from greenconn.transport.virtual.declaration import (
+    COMPARED_ARGUMENTS,
+    UNDECLARED,
+    Declaration,
+    QueuePolicy,
+)
 
 __all__ = ["Directory", "DirectoryLink"]
 

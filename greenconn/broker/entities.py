@@ -17,12 +17,12 @@ from greenconn.broker.routing import Routing
 from greenconn.broker.topology import Topology
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 T = TypeVar("T")

@@ -31,8 +31,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.message import Message
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.turns import Turns
+from greenconn.transport.virtual.consumer import Consumer, Turns
 
 __all__ = ["FEED_MOVES", "Feed", "FeedState", "Source"]
 

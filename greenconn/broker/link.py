@@ -37,9 +37,8 @@ from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import AfterFork
-from greenconn.transport.virtual.owners import new_owner, note_lost
+from greenconn.transport.virtual.names import TagMaker, new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
-from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
     from greenconn.broker.transport import StoreTransport

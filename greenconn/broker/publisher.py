@@ -29,8 +29,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.life import ChannelState
-from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.publishing import (
     Envelope,
     no_immediate,

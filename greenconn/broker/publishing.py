@@ -27,9 +27,9 @@ from greenconn.broker.publisher import (
 )
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.headers import check_headers
+from greenconn.transport.virtual.envelope import check_headers
+from greenconn.transport.virtual.names import TagMaker
 from greenconn.transport.virtual.publishing import Envelope, encoded, prepared
-from greenconn.transport.virtual.tags import TagMaker
 
 if TYPE_CHECKING:
     from gevent import Greenlet

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from greenconn.broker.port import Store
 from greenconn.broker.queue_port import ConsumedQueue, KnownQueues, QueueStore
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.owners import is_lost
+from greenconn.transport.virtual.names import is_lost
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["StoredQueues"]

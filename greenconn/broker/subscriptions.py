@@ -10,7 +10,7 @@ from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["Consuming", "StoreSubscriptions"]
 

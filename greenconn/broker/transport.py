@@ -25,8 +25,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.options import ConnectOptions, from_transport_options
 from greenconn.transport import base
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.management import Management
+from greenconn.transport.virtual.entities import PREDECLARED, Management
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["StoreTransport"]

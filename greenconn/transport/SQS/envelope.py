@@ -14,7 +14,7 @@ from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.options import RECEIVE_COUNT
-from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
+from greenconn.transport.virtual.envelope import UNSENDABLE, unsendable
 
 __all__ = ["Held", "Packed", "message_attributes", "opened", "packed"]
 

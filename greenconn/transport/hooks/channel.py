@@ -27,12 +27,12 @@ from greenconn.transport.hooks.qos import QoS as Unanswered
 from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.refusal import Method, no_exchange, no_queue, no_recover_in_place
 from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.channel import closes_channel
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.envelope import Base64
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
-from greenconn.transport.virtual.life import closes_channel
 from greenconn.transport.virtual.publishing import Decided, Envelope, undeliverable, warn_of_message
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from amqp.protocol import queue_declare_ok_t
 
 from greenconn.transport.refusal import Method, in_use, no_queue, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.exchange import ExchangeType, Router
 from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.state import Binding, BrokerState
 
 __all__ = ["HookedEntities", "Hooks"]

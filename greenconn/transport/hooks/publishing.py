@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.publishing import (
     DecidedPublisher,
     Envelope,

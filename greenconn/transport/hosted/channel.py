@@ -21,9 +21,9 @@ from greenconn.transport.virtual.arguments import (
     ArgumentOf,
     SupportedArguments,
 )
+from greenconn.transport.virtual.channel import ChannelState
 from greenconn.transport.virtual.consumer import Consumer, Feed
 from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.life import ChannelState
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:

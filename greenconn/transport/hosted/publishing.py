@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from greenconn.encoding import plain_text
-from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.publishing import DecidedPublisher, Envelope, copied
 
 __all__ = ["HostedPublisher"]

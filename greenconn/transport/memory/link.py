@@ -17,12 +17,11 @@ from greenconn.transport.memory.queue import Queue
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.owners import new_owner
-from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
+from greenconn.transport.virtual.names import new_owner
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["Answers", "Channel", "MemoryLink", "MemoryQueues", "MemorySubscriptions"]
 

@@ -12,8 +12,8 @@ from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
     from greenconn.transport.memory.queue import Queue
+    from greenconn.transport.virtual.channel import ChannelPort
     from greenconn.transport.virtual.consumer import Consumer
-    from greenconn.transport.virtual.port import ChannelPort
     from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["Entry", "Message", "WaitingMessages", "size_of"]

@@ -10,9 +10,8 @@ from gevent import get_hub
 from greenconn.exceptions import ChannelError
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import Broker, Outcome
+from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.life import ChannelState
-from greenconn.transport.virtual.port import ChannelPort
 from greenconn.transport.virtual.publishing import (
     DecidedPublisher,
     Envelope,

@@ -13,11 +13,9 @@ from typing import Any, Protocol
 
 from greenconn.transport.memory.alarm import Alarm
 from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.consumer import Consumer, Turns
+from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope, level_of
-from greenconn.transport.virtual.turns import Turns
 
 __all__ = ["Queue", "QueueKeeper"]
 

@@ -14,7 +14,7 @@ from greenconn.transport import base
 from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel, MemoryLink
-from greenconn.transport.virtual.management import Management
+from greenconn.transport.virtual.entities import Management
 
 __all__ = ["Transport", "broker_of", "reset", "restart"]
 

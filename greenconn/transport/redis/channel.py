@@ -13,8 +13,7 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.sweeper import Sweeper
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.prefetch import Prefetch, PrefetchView
+from greenconn.transport.virtual.consumer import Consumer, Prefetch, PrefetchView
 from greenconn.transport.virtual.state import Binding
 
 __all__ = ["Channel"]

@@ -23,7 +23,7 @@ from greenconn.transport.refusal import Method
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["RedisConsuming"]
 

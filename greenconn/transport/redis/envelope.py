@@ -16,7 +16,7 @@ from typing import Any, Final
 from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.virtual.headers import UNSENDABLE, unsendable
+from greenconn.transport.virtual.envelope import UNSENDABLE, unsendable
 from greenconn.transport.virtual.publishing import copied, encoded
 
 __all__ = ["LARGE", "Outgoing", "marked_redelivered"]

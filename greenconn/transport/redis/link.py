@@ -54,7 +54,7 @@ from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import AfterFork
-from greenconn.transport.virtual.owners import note_lost
+from greenconn.transport.virtual.names import note_lost
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack

@@ -12,7 +12,7 @@ from greenconn.transport.virtual.envelope import Contents, contents_of
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["Delivery"]
 

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.scripts import mark
-from greenconn.transport.virtual.owners import is_lost, new_owner
+from greenconn.transport.virtual.names import is_lost, new_owner
 from greenconn.wire.resp import pack
 
 __all__ = ["FormerOwners", "Owners", "owner_of"]

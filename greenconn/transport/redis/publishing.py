@@ -33,9 +33,9 @@ from greenconn.transport.redis.sockets import LargeBodies
 from greenconn.transport.redis.source import RedisFeed
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.channel import ChannelPort
+from greenconn.transport.virtual.names import TagMaker
 from greenconn.transport.virtual.publishing import level_of
-from greenconn.transport.virtual.tags import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 __all__ = ["RedisPublisher", "WindowPublisher"]

@@ -36,8 +36,7 @@ from greenconn.transport.redis.login import Address, Credentials, Login, Server
 from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.redis.owners import FormerOwners
 from greenconn.transport.redis.sent import Unasked
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.management import Management
+from greenconn.transport.virtual.entities import PREDECLARED, Management
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.url import BrokerURL
 

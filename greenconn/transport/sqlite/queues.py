@@ -11,8 +11,7 @@ from greenconn.broker.port import TakenForDead
 from greenconn.broker.topology import DirectTopology
 from greenconn.transport.sqlite.sql import chunks, in_list
 from greenconn.transport.sqlite.topology import Records
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 
 __all__ = ["Pipes", "QueueRow", "Queues", "arm", "armed", "check_registered"]
 

@@ -36,7 +36,7 @@ from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Pipes
 from greenconn.transport.sqlite.topology import FileTopology
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.owners import is_lost
+from greenconn.transport.virtual.names import is_lost
 
 __all__ = ["SqliteStore"]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from greenconn.transport.hooks.message import Message
     from greenconn.transport.hooks.qos import QoS
     from greenconn.transport.hooks.transport import Transport
+    from greenconn.transport.virtual.entities import Management
     from greenconn.transport.virtual.envelope import Base64
-    from greenconn.transport.virtual.management import Management
     from greenconn.transport.virtual.publishing import UndeliverableWarning
     from greenconn.transport.virtual.state import BrokerState, binding_key_t, queue_binding_t
 
@@ -44,7 +44,7 @@ _PLACES: Final = {
     "Base64": ("greenconn.transport.virtual.envelope", "Base64"),
     "BrokerState": ("greenconn.transport.virtual.state", "BrokerState"),
     "Channel": ("greenconn.transport.hooks.channel", "Channel"),
-    "Management": ("greenconn.transport.virtual.management", "Management"),
+    "Management": ("greenconn.transport.virtual.entities", "Management"),
     "Message": ("greenconn.transport.hooks.message", "Message"),
     "QoS": ("greenconn.transport.hooks.qos", "QoS"),
     "Transport": ("greenconn.transport.hooks.transport", "Transport"),

@@ -8,17 +8,109 @@ ahead of what has been taken, so that the rest stays in the queue for others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.abc import Sink
 from greenconn.exceptions import ConsumerCancelled, raise_error
-from greenconn.transport.virtual.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["STALE", "WINDOW", "Consumer", "Feed"]
+__all__ = ["STALE", "WINDOW", "Consumer", "Feed", "Prefetch", "PrefetchView", "Turns"]
+
+
+class Prefetch:
+    """The bounds of a channel's deliveries, and how much of them is in use.
+
+    Attributes:
+        count: unanswered deliveries for each consumer started from now on; 0 is no limit.
+        limit: unanswered deliveries for all consumers of the channel; 0 is no limit.
+        in_flight: unanswered deliveries of all its consumers now.
+        reserved: places under ``limit`` that claims under way may fill.
+        is_divided: a claim leaves places under ``limit`` to the other queues of the channel.
+        is_flowing: deliveries have not been stopped by ``flow(False)``.
+    """
+
+    __slots__ = (
+        "_last_turn",
+        "count",
+        "in_flight",
+        "is_divided",
+        "is_flowing",
+        "limit",
+        "reserved",
+    )
+
+    def __init__(self) -> None:
+        #: The highest turn of its consumers.
+        self._last_turn = 0
+        self.is_divided = True
+        self.count = self.limit = self.in_flight = self.reserved = 0
+        self.is_flowing = True
+
+    def reserve(self, count: int) -> int:
+        """Reserve places for *count* messages; return how many there are.  Never switches."""
+        if self.limit:
+            count = max(0, min(count, self.limit - self.in_flight - self.reserved))
+            self.reserved += count
+        return count
+
+    def share(self, others: int) -> int:
+        """Return the places for one consumer where *others* of its channel come behind it."""
+        free = self.limit - self.in_flight - self.reserved
+        return max(-(-free // (others + 1)) if self.is_divided else free, 0)
+
+    def next_turn(self, turn: int) -> int:
+        """Return the turn of a consumer that is given one more message under the limit.
+
+        The consumer with the lowest turn is served next.  A turn counts messages, so that all get as
+        many; but one whose queue was empty for long is at most a whole limit behind, or it would have
+        all places until it has caught up.
+        """
+        turn = max(turn, self._last_turn - self.limit) + 1
+        self._last_turn = max(self._last_turn, turn)
+        return turn
+
+    def release(self, count: int) -> None:
+        """End a claim for *count* messages.  Never switches."""
+        if self.reserved:
+            self.reserved = max(0, self.reserved - count)
+
+
+class PrefetchView:
+    """A view of a channel's deliveries under the name of kombu's ``QoS``.
+
+    Arguments:
+        prefetch: of the channel.
+    """
+
+    def __init__(self, prefetch: Prefetch) -> None:
+        self._prefetch = prefetch
+
+    @property
+    def prefetch_count(self) -> int:
+        """Deliveries that may be unanswered at once; 0 is no limit."""
+        return self._prefetch.limit or self._prefetch.count
+
+    def can_consume(self) -> bool:
+        """Return whether one more may be delivered."""
+        return self.can_consume_max_estimate() != 0
+
+    def can_consume_max_estimate(self) -> int | None:
+        """Return the number of deliveries that there is room for; None: no limit."""
+        limit = self.prefetch_count
+        return max(limit - len(self), 0) if limit else None
+
+    def __len__(self) -> int:
+        return self._prefetch.in_flight
+
+    def __bool__(self) -> bool:
+        return True
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Give back what dead consumers left, where the broker needs clients for that."""
+
 
 #: Messages handed over to an unbounded consumer and not yet taken.
 WINDOW = 256
@@ -45,7 +137,7 @@ class Consumer:
 
     Attributes:
         turn: the lower, the sooner it is served among the consumers of a channel whose limit has not
-            room for all; see :meth:`~greenconn.transport.virtual.prefetch.Prefetch.next_turn`.
+            room for all; see :meth:`~greenconn.transport.virtual.consumer.Prefetch.next_turn`.
     """
 
     __slots__ = (
@@ -209,3 +301,63 @@ class Consumer:
             self.channel.connection.events.put((self.on_cancel, self.tag))
         else:
             self.channel.connection.events.put((raise_error, exc))
+
+
+class Turns:
+    """The consumers that have room: by priority, and in turn among those of one priority.
+
+    A consumer without room is *parked*: it is not in here, and comes back by :meth:`add` when it
+    has room again.
+    """
+
+    __slots__ = ("_levels", "_order")
+
+    def __init__(self) -> None:
+        self._levels: dict[int, deque[Consumer]] = {}
+        #: The queues of ``_levels``, the highest priority first.
+        self._order: list[deque[Consumer]] = []
+
+    def __bool__(self) -> bool:
+        return any(self._order)
+
+    def add(self, consumer: Consumer) -> None:
+        """Put *consumer* behind those of its priority."""
+        consumer.is_parked = False
+        level = self._levels.get(consumer.priority)
+        if level is None:
+            level = self._levels[consumer.priority] = deque()
+            self._order = [self._levels[each] for each in sorted(self._levels, reverse=True)]
+        level.append(consumer)
+
+    def discard(self, consumer: Consumer) -> None:
+        """Take *consumer* out, if it is in."""
+        if not consumer.is_parked:
+            consumer.is_parked = True
+            self._levels[consumer.priority].remove(consumer)
+
+    def ready(self) -> Iterator[Consumer]:
+        """Those who are in, in no certain order."""
+        for level in self._order:
+            yield from level
+
+    def first(self) -> Consumer | None:
+        """The consumer that is served next; it stays in.  None when nobody has room."""
+        for level in self._order:
+            while level:
+                consumer = level[0]
+                if consumer.has_room():
+                    return consumer
+                consumer.is_parked = True
+                level.popleft()
+        return None
+
+    def take(self) -> Consumer | None:
+        """Take out the consumer that is served next; None when nobody has room."""
+        for level in self._order:
+            while level:
+                consumer = level.popleft()
+                consumer.is_parked = True
+                # What bounds a whole channel may have been used up by its other consumers.
+                if consumer.has_room():
+                    return consumer
+        return None

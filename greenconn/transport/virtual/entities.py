@@ -1,4 +1,4 @@
-"""The exchanges, queues and bindings of a channel: declaring, binding and deleting."""
+"""The exchanges, queues and bindings of a channel: declaring, binding, deleting and listing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.transport import base
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -17,11 +18,11 @@ from greenconn.transport.refusal import (
     reserved_name,
 )
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.exchange import ROUTERS, Router
-from greenconn.transport.virtual.matching import X_MATCH
+from greenconn.transport.virtual.exchange import ROUTERS, X_MATCH, Router
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
-__all__ = ["PREDECLARED", "Entities"]
+__all__ = ["PREDECLARED", "Entities", "Management"]
+
 
 #: The exchanges that every virtual host has, by name.
 PREDECLARED: Mapping[str, str] = {
@@ -265,3 +266,19 @@ class Entities:
         for each in self.state.all_bindings():
             if not each.to_exchange:
                 yield each.destination, each.source, each.routing_key
+
+
+class Management(base.Management):
+    """The bindings of the virtual host, through a channel of its own."""
+
+    def __init__(self, transport: base.Transport[Any]) -> None:
+        super().__init__(transport)
+        self.channel = transport.client.channel()
+
+    def get_bindings(self) -> Any:
+        """Every binding to a queue: ``destination``, ``source``, ``routing_key``."""
+        return self.channel.get_bindings()
+
+    def close(self) -> None:
+        """Close the channel.  May switch."""
+        self.channel.close()

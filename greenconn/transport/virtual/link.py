@@ -19,7 +19,7 @@ from greenconn.transport.base import Link
 from greenconn.transport.virtual.consumer import STALE
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.port import ChannelPort
+    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["CHANNEL_MAX", "AfterFork", "VirtualLink"]
 

@@ -1,12 +1,20 @@
-"""Names of queues and routing keys: those of strangers, and those that are made up."""
+"""Names that are made up or checked: queues, delivery tags, and the owners of exclusive queues.
+
+A broker marks exclusive queues and consumers with the owner, a link, and the lease of that owner says
+how long others must assume that it is alive.  Nobody waits for the lease of a link that was lost in this
+very process.
+"""
 
 from __future__ import annotations
 
 import base64
+import os
 import uuid
-from typing import Any
+from collections import deque
+from itertools import count
+from typing import Any, Final
 
-__all__ = ["generated_name", "is_name"]
+__all__ = ["TagMaker", "generated_name", "is_lost", "is_name", "new_owner", "note_lost"]
 
 
 def is_name(value: Any) -> bool:
@@ -23,3 +31,40 @@ def is_name(value: Any) -> bool:
 def generated_name(prefix: str) -> str:
     """Return a name such as a server makes: *prefix* and 22 letters that nobody else has."""
     return prefix + base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+
+
+class TagMaker:
+    """Delivery tags that nobody else makes, in the form of kombu's (UUIDs)."""
+
+    __slots__ = ("_numbers", "_prefix")
+
+    def __init__(self) -> None:
+        digits = os.urandom(10).hex()
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}-".encode()
+        self._numbers = count(int.from_bytes(os.urandom(5), "big"))
+
+    def next(self) -> bytes:
+        """The next tag."""
+        return b"%b%012x" % (self._prefix, next(self._numbers))
+
+
+#: Owners that are remembered: their leases are over long before so many more have come.
+_MOST: Final = 10_000
+
+#: The owners whose links have ended in this process.
+_lost: deque[str] = deque(maxlen=_MOST)
+
+
+def new_owner() -> str:
+    """Return a name that no other link has."""
+    return os.urandom(8).hex()
+
+
+def note_lost(owner: str) -> None:
+    """Note that the link of *owner* has ended in this process.  Never switches."""
+    _lost.append(owner)
+
+
+def is_lost(owner: str | None) -> bool:
+    """Return whether the link of *owner* has ended in this process.  Never switches."""
+    return owner is not None and owner in _lost

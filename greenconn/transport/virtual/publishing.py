@@ -19,7 +19,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.port import ChannelPort
+from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = [
     "Decided",

@@ -17,8 +17,7 @@ from greenconn.broker.dead_letters import (
     target_of,
     visible_headers,
 )
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from tests.unit.broker.fake_holding import Held, Link
 
 

@@ -19,8 +19,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     WrongHub,
 )
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.prefetch import Prefetch
+from greenconn.transport.virtual.consumer import Consumer, Prefetch
 from tests.unit.broker.conftest import Opener
 
 

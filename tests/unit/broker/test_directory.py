@@ -12,7 +12,7 @@ from greenconn.broker.queue_port import KnownQueues, QueueStore, Rules
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.owners import new_owner, note_lost
+from greenconn.transport.virtual.names import new_owner, note_lost
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink

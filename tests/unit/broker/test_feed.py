@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn.broker.feed import Feed, FeedState
-from greenconn.transport.virtual.consumer import WINDOW, Consumer
-from greenconn.transport.virtual.prefetch import Prefetch
+from greenconn.transport.virtual.consumer import WINDOW, Consumer, Prefetch
 from tests.fix_wires import until
 from tests.unit.broker.sink import Sink
 

@@ -15,7 +15,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.exceptions import ChannelError, PreconditionFailed, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.owners import is_lost
+from greenconn.transport.virtual.names import is_lost
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
 from tests.unit.broker.conftest import Opener

@@ -11,7 +11,7 @@ from greenconn.broker.port import Entry
 from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.queues import StoredQueues
 from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.owners import new_owner, note_lost
+from greenconn.transport.virtual.names import new_owner, note_lost
 from greenconn.transport.virtual.state import Binding, BrokerState
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 

@@ -13,7 +13,7 @@ from greenconn.testing import ManualClock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel
 from greenconn.transport.memory.queue import EXPIRED_A_TURN
-from greenconn.transport.virtual.policy import QueuePolicy
+from greenconn.transport.virtual.declaration import QueuePolicy
 from tests.integration.contract import Store
 
 

@@ -18,7 +18,7 @@ from greenconn.transport.redis.moves import HEAD, Move, parted
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.restoring import read_held
 from greenconn.transport.redis.scripts import entry_suffix
-from greenconn.transport.virtual.tags import TagMaker
+from greenconn.transport.virtual.names import TagMaker
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 

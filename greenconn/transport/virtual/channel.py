@@ -1,19 +1,23 @@
-"""The channel as the parts of its link and its publisher see it."""
+"""The channel as its link and its publisher see it, and the states of its life."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+from gevent import get_hub
+
+from greenconn.exceptions import ChannelError
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.arguments import ArgumentOf
-    from greenconn.transport.virtual.consumer import Consumer
+    from greenconn.transport.virtual.consumer import Consumer, Prefetch
     from greenconn.transport.virtual.entities import Entities
-    from greenconn.transport.virtual.life import ChannelState
     from greenconn.transport.virtual.link import VirtualLink
-    from greenconn.transport.virtual.prefetch import Prefetch
 
-__all__ = ["ChannelPort"]
+__all__ = ["CHANNEL_MOVES", "ChannelPort", "ChannelState", "closes_channel"]
 
 
 class ChannelPort(Protocol):
@@ -62,3 +66,43 @@ class ChannelPort(Protocol):
         self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None
     ) -> None:
         """Log arguments without effect.  Never switches."""
+
+
+class ChannelState(Enum):
+    """The stages of a channel's life."""
+
+    #: It can be used.
+    OPEN = "open"
+    #: It was closed by its user, by a refusal of the broker, or with its link.
+    CLOSED = "closed"
+
+
+CHANNEL_MOVES: Final[Mapping[ChannelState, frozenset[ChannelState]]] = {
+    ChannelState.OPEN: frozenset({ChannelState.CLOSED}),
+    ChannelState.CLOSED: frozenset(),
+}
+
+#: Asked for with each call, and to look up a member of an Enum costs more than all else in it.
+_OPEN: Final = ChannelState.OPEN
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound="ChannelPort")
+
+
+def closes_channel(
+    method: Callable[Concatenate[C, P], R],
+) -> Callable[Concatenate[C, P], R]:
+    """Make *method* need an open channel, and close the channel when the broker refuses it."""
+
+    @wraps(method)
+    def checked(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.state_of_life is not _OPEN or get_hub() is not self.connection.home.hub:
+            self.check_open()
+        try:
+            return method(self, *args, **kwargs)
+        except ChannelError as exc:
+            self.fail(exc)
+            raise
+
+    return checked
