@@ -1,31 +1,131 @@
-"""One life of a connection to a broker of hooks."""
+"""One life of a connection to a broker of hooks: publishing, acks and the channels that have the hooks.
+
+A publish, an ack or a reject is decided when the hooks return, by the greenlet that asks for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from greenconn.broker.answers import Answers
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import StoreFeed
+from greenconn.broker.holding import Disposition, HoldingLink
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed
+from greenconn.broker.port import Claimed, Settlement
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.message import Message as BaseMessage
-from greenconn.transport.hooks.answers import HookAnswers
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
-from greenconn.transport.hooks.publishing import HookPublisher
 from greenconn.transport.hooks.store import LOOK, HookStore, Taken
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.publishing import (
+    DecidedPublisher,
+    Envelope,
+    no_immediate,
+    unroutable,
+)
 
 if TYPE_CHECKING:
     from greenconn.transport.hooks.transport import HookedTransport, Transport
 
-__all__ = ["HookLink", "HookedLink"]
+__all__ = ["HookAnswers", "HookLink", "HookPublisher", "HookedLink"]
+
+
+_DONE: Final = Settlement.DONE
+
+
+class WakingLink(HoldingLink, Protocol):
+    """A link that is woken when there may be messages."""
+
+    def ripen(self, queue: str) -> None:
+        """Note that a queue may have messages.  Never switches."""
+
+
+class HookAnswers(Answers):
+    """The answers of one link's channels.
+
+    It may switch, as the hooks may, and raises what they raise: the delivery is unanswered then.  Only
+    what nobody has seen is put back by a greenlet, as in the base class.
+    """
+
+    __slots__ = ("_waking",)
+
+    def __init__(self, link: WakingLink) -> None:
+        super().__init__(link)
+        self._waking = link
+
+    def done(self, delivery: Any) -> None:
+        """Tell that a delivery was handled."""
+        try:
+            delivery.settle(_DONE)
+        except BaseException:
+            self._hold(delivery)
+            raise
+
+    def give_back(self, deliveries: Iterable[Any]) -> None:
+        """Put *deliveries* back into their queues."""
+        for delivery in self._told(deliveries, Settlement.BACK):
+            self._waking.ripen(delivery.queue)
+
+    def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
+        """Drop *deliveries*."""
+        for _ in self._told(deliveries, Settlement.REFUSED):
+            pass
+
+    def _told(self, deliveries: Iterable[Any], settlement: Settlement) -> Iterator[Any]:
+        """Tell what becomes of each, and yield it then; those that were not told are held again."""
+        left = deque(deliveries)
+        try:
+            while left:
+                left[0].settle(settlement)
+                yield left.popleft()
+        finally:
+            for each in left:
+                self._hold(each)
+
+    def _hold(self, delivery: Any) -> None:
+        """Hold a delivery again whose answer was not told."""
+        link = self._waking
+        if link.lost is None:
+            delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery
+        else:
+            back = Disposition(delivery.claimed, Settlement.BACK)
+            link.handover.add(link, (), [back])
+
+
+class HookPublisher(DecidedPublisher):
+    """The publisher of one channel.
+
+    Arguments:
+        channel: gets back what reached no queue.
+        put: puts a message where it belongs: an exchange, a routing key and ``mandatory``; False: it
+            reached no queue.  May switch.
+        is_confirming: every publish tells what became of it.
+    """
+
+    def __init__(
+        self,
+        channel: ChannelPort,
+        put: Callable[[Envelope, str, str, bool], bool],
+        is_confirming: bool,
+    ) -> None:
+        super().__init__(channel, is_confirming)
+        self._put = put
+
+    def _decide(
+        self, message: Envelope, exchange: str, routing_key: str, mandatory: bool, immediate: bool
+    ) -> Exception | None:
+        if immediate:
+            raise no_immediate()
+        is_put = self._put(message, exchange, routing_key, mandatory)
+        return None if is_put else unroutable(exchange, routing_key)
 
 
 class HookedLink(StoreLink):

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.transport.refusal import NotEquivalentError
 
 if TYPE_CHECKING:
-    from greenconn.transport.hooks.abstract import AbstractChannel
-    from greenconn.transport.hooks.channel import Channel
+    from greenconn.transport.hooks.channel import AbstractChannel, Channel
     from greenconn.transport.hooks.message import Message
     from greenconn.transport.hooks.qos import QoS
     from greenconn.transport.hooks.transport import Transport
@@ -40,7 +39,7 @@ __all__ = [
 
 #: Name -> the module where it stands, and its name there.
 _PLACES: Final = {
-    "AbstractChannel": ("greenconn.transport.hooks.abstract", "AbstractChannel"),
+    "AbstractChannel": ("greenconn.transport.hooks.channel", "AbstractChannel"),
     "Base64": ("greenconn.transport.virtual.envelope", "Base64"),
     "BrokerState": ("greenconn.transport.virtual.state", "BrokerState"),
     "Channel": ("greenconn.transport.hooks.channel", "Channel"),
