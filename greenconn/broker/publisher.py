@@ -141,11 +141,12 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         """
 
     @abstractmethod
-    def _put(self, target: T, queue: str, done: Completion) -> None:
+    def _put(self, target: T, queue: str, done: Completion, deadline: DeadlineLike | None) -> None:
         """Send a message; *done* gets the outcome.  May switch for a large one.
 
         Arguments:
             queue: where a plain message goes.
+            deadline: when it returns at the latest; None: the link watches its broker.
         """
 
     def flush(self, timeout: float | None) -> None:
@@ -237,7 +238,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         if target is None:
             slot.offer(_NO_QUEUE)
         else:
-            self._put(target, routing_key, done or slot)
+            self._put(target, routing_key, done or slot, deadline)
         return StoredResult(self, slot, exchange, routing_key, mandatory, deadline)
 
     def _routed(

@@ -73,7 +73,13 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
     #: Makes a message to publish.
     prepare = staticmethod(prepared)
 
-    def _put(self, target: Sequence[Entry], queue: str, done: Completion) -> None:
+    def _put(
+        self,
+        target: Sequence[Entry],
+        queue: str,
+        done: Completion,
+        deadline: DeadlineLike | None,
+    ) -> None:
         self.link.putting.put(target, done)
 
     def _target(

@@ -13,7 +13,7 @@ from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import AccessRefused, RecoverableConnectionError
+from greenconn.exceptions import AccessRefused, PublishTimeout, RecoverableConnectionError
 from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
@@ -104,6 +104,23 @@ def test_timeout_of_a_publish_bounds_the_look_for_its_route(redis_with: RedisFac
         message = channel.basic_get("q", no_ack=True)
         assert message is not None
         assert message.body == "2"
+
+
+def test_timeout_of_a_publish_bounds_the_wait_for_a_large_body(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    with Connection(server.url) as connection:
+        channel = connection.channel()
+        channel.queue_declare("q")
+        large = channel.prepare_message("x" * 1_100_000)
+        channel.basic_publish(large, "", "q", timeout=SOON)  # opens the socket for these
+        server.pause()
+        try:
+            with pytest.raises(PublishTimeout, match=r"within 0\.05 s"):
+                channel.basic_publish(large, "", "q", timeout=0.05)
+        finally:
+            server.resume()
+        channel.basic_publish(large, "", "q", timeout=SOON)
+        assert channel.queue_declare("q", passive=True).message_count == 3
 
 
 def test_answers_to_a_server_that_runs_a_script_count(slow_server: RedisServer) -> None:

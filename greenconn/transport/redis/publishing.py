@@ -8,6 +8,7 @@ publishes be unanswered, and raises what became of them later.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from greenconn.abc import DeadlineLike
@@ -75,6 +76,36 @@ class Routed:
 
         for command in self.commands:
             self.pipeline.post(command, take)
+
+
+class LargeOutcome:
+    """The outcome of a message that does not leave by the common pipeline.
+
+    Arguments:
+        done: gets it.
+
+    Attributes:
+        arrived: filled when the outcome is there.
+    """
+
+    __slots__ = ("_done", "_pipeline", "arrived")
+
+    def __init__(self, pipeline: Pipeline, done: Completion) -> None:
+        self._pipeline = pipeline
+        self._done = done
+        self.arrived: Slot[None] = Slot()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nobody wants the message stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome.  In the reader."""
+        if isinstance(value, ErrorReply):
+            value = self._pipeline.error(value, "publishing")
+        self.arrived.offer(None)
+        return self._done.offer(value)
 
 
 class RedisPublishingLink(PublishingLink, Protocol):
@@ -180,13 +211,19 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             self._heads[queue, message.priority] = head, route
         return head, route
 
-    def _put(self, target: bytes | Routed, queue: str, done: Completion) -> None:
+    def _put(
+        self,
+        target: bytes | Routed,
+        queue: str,
+        done: Completion,
+        deadline: DeadlineLike | None,
+    ) -> None:
         if isinstance(target, bytes):
             self._pipeline.post(target, done.offer)
             self._pushed(queue)
             return
         if target.pipeline is not self._pipeline:
-            self._wait_for_large(target, done)
+            self._put_large(target, done, deadline or ENDLESS)
         else:
             target.send(done)
         for each in target.queues:
@@ -227,14 +264,12 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         pipeline = self._pipeline if len(raw) <= LARGE else self.link.large.pipeline()
         return Routed(pipeline, commands, lists, is_ending and len(lists) == len(commands))
 
-    def _wait_for_large(self, target: Routed, done: Completion) -> None:
+    def _put_large(self, target: Routed, done: Completion, deadline: DeadlineLike) -> None:
         """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
-        own: Slot[Any] = Slot()
+        own = LargeOutcome(target.pipeline, done)
         target.send(own)
-        outcome = own.wait(ENDLESS)
-        if isinstance(outcome, ErrorReply):
-            outcome = target.pipeline.error(outcome, "publishing")
-        done.offer(outcome)
+        with suppress(TimeoutError):  # the result says so
+            own.arrived.wait(deadline)  # type: ignore[arg-type]
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
         """The command that appends a message to a queue; it needs no script that was sent before."""

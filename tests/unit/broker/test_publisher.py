@@ -47,7 +47,9 @@ class Publisher(ChannelPublisher[StoreLink, str, str]):
     ) -> str:
         return f"{message}:{exchange}:{','.join(queues)}"
 
-    def _put(self, target: str, queue: str, done: Completion) -> None:
+    def _put(
+        self, target: str, queue: str, done: Completion, deadline: DeadlineLike | None
+    ) -> None:
         if self.is_answered:
             done.offer(self.outcome)
 
