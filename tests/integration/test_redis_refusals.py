@@ -84,7 +84,7 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
         assert consumer.wait_ready(SOON)
         admin(*taken)
         admin("CLIENT", "KILL", "USER", "mailer")
-        wait_until(lambda: f"is tried again: {told}" in caplog.text)
+        wait_until(lambda: f"trying again: {told}" in caplog.text)
         assert not consumer.ready()
         admin(*given)
         assert consumer.wait_ready(SOON)
