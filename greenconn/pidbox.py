@@ -231,7 +231,7 @@ class Node:
         if message:
             self.adjust_clock(clock_of(message))
         if not _is_command(body):
-            self._refuse("it has not the form of a command")
+            self._refuse("it must be a mapping with a method")
             return None
         try:
             is_meant = self._is_meant(body)

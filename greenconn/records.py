@@ -53,7 +53,7 @@ class Record:
                 for field, value in zip(self.fields, args)  # noqa: B905 - there may be too many
                 if field not in self.hidden
             )
-            raise TypeError(f"{name} takes its fields by their names, as in {name}({shown})")
+            raise TypeError(f"{name} takes keyword arguments only, as in {name}({shown})")
         if not values.keys() <= set(self.fields):
             unknown = ", ".join(sorted(values.keys() - set(self.fields)))
             raise TypeError(f"{type(self).__name__} has no field {unknown}")

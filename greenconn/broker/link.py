@@ -216,7 +216,7 @@ class StoreLink(BrokerLink):
             self.answers.flush()
             self.holding.wait(deadline)
         except TimeoutError as exc:
-            raise TimeoutError(f"{self.where} did not take all acks and rejects in time") from exc
+            raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
     def flush(self, deadline: Deadline) -> None:
         """Return when the store has the answers.  May switch.

@@ -60,7 +60,7 @@ class TakenForDead(RecoverableConnectionError):  # type: ignore[misc]
     def __init__(
         self,
         text: str = "this connection gave no sign of life for longer than its lease (its process was "
-        "suspended, or a handler blocked the hub), and others took it for dead: its exclusive queues "
+        "suspended, or a handler blocked the hub), and others ended it: its exclusive queues "
         "and its consumers are gone, and are declared and started anew",
     ) -> None:
         super().__init__(text)
@@ -115,7 +115,7 @@ class Settlement(Enum):
 
     DONE = "it was handled, or is not needed any more"
     BACK = "others may have it"
-    REFUSED = "it was rejected, and no dead-letter exchange wants it"
+    REFUSED = "it was rejected, and its queue has no dead-letter exchange"
 
 
 class Answer(NamedTuple):

@@ -82,7 +82,10 @@ def command(
     finally:
         connection.close()
         if is_whole or printer.handled:
-            click.echo(f"{printer.handled} consumed from {queue}", err=True)
+            click.echo(
+                f"consumed {printer.handled} message{'s' * (printer.handled != 1)} from {queue}",
+                err=True,
+            )
 
 
 def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None:

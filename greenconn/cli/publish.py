@@ -80,7 +80,7 @@ def command(
     finally:
         connection.close()
         if is_whole or count:
-            click.echo(f"{count} published to {queue}", err=True)
+            click.echo(f"published {count} message{'s' * (count != 1)} to {queue}", err=True)
 
 
 def _open(connection: Connection) -> None:

@@ -27,7 +27,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
     from greenconn.cli.interrupt import interruptible
 
     if not queue:
-        raise click.BadParameter("it is empty", param_hint="QUEUE")
+        raise click.BadParameter("it must not be empty", param_hint="QUEUE")
     connection = connection_to(url, timeout)
     try:
         with interruptible():
@@ -39,7 +39,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
             gone = connection.default_channel.queue_purge(queue)
     finally:
         connection.close()
-    click.echo(f"{gone} messages of {queue} purged")
+    click.echo(f"purged {gone} message{'s' * (gone != 1)} of {queue}")
     return 0
 
 

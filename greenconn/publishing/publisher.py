@@ -77,7 +77,7 @@ class Publisher:
             _close,
             lambda channel: bool(channel.is_open),
             1,
-            lambda: f"channel apart of {session.broker.label}",
+            lambda: f"isolated channel of {session.broker.label}",
         )
 
     @property
@@ -160,7 +160,7 @@ class Publisher:
         within = "in time" if deadline.timeout is None else f"within {deadline.timeout:g} s"
         fate = "the broker may have it" if message.maybe_delivered else "nothing was sent"
         return PublishTimeout(
-            f"{self.label} did not take a message to {message.options} {within}, {fate}: {exc}",
+            f"{self.label} did not accept a message to {message.options} {within}, {fate}: {exc}",
             maybe_delivered=message.maybe_delivered,
         )
 

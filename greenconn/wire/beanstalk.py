@@ -216,8 +216,8 @@ def tube_of(queue: str) -> bytes:
     tube = _UNSAFE.sub(lambda found: b"$%02x" % found[0][0], queue.encode())
     if not 0 < len(tube) <= LONGEST_TUBE:
         raise ValueError(
-            f"queue {queue!r}: its name as beanstalk's has {len(tube)} bytes, and must have from 1 "
-            f"to {LONGEST_TUBE} (each byte that is not one of A-Z a-z 0-9 - + / ; . $ _ ( ) takes 3)"
+            f"queue {queue!r}: its name as a tube must have from 1 to {LONGEST_TUBE} bytes, got "
+            f"{len(tube)} (each byte that is not one of A-Z a-z 0-9 - + / ; . $ _ ( ) takes 3)"
         )
     return tube
 

@@ -176,7 +176,7 @@ class Handling:
             self._log_failure(message, exc, "the message is requeued")
             self.requeue(message)
         else:
-            self._log_failure(message, exc, f"it is called again in {delay:.1f} s", is_final=False)
+            self._log_failure(message, exc, f"retry in {delay:.1f} s", is_final=False)
             self._retry(message, delay)
 
     def _is_unsettled(self, message: Message) -> bool:
@@ -410,7 +410,7 @@ class BatchHandling(Handling):
             self._log_failure(first, exc, "its messages are requeued")
             self._requeue_all(batch.messages)
         else:
-            self._log_failure(first, exc, f"it is called again in {delay:.1f} s", is_final=False)
+            self._log_failure(first, exc, f"retry in {delay:.1f} s", is_final=False)
             self._retry_batch(batch, delay)
 
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:

@@ -122,7 +122,7 @@ def test_a_refused_secret_costs_the_connection(amqp_peer: AmqpPeer) -> None:
 def test_a_silent_broker_is_waited_for_no_longer_than_asked(amqp_peer: AmqpPeer) -> None:
     with Connection(amqp_peer.url) as connection:
         connection.connect()
-        with pytest.raises(TimeoutError, match="did not take the new secret"):
+        with pytest.raises(TimeoutError, match="did not accept the new secret"):
             connection.update_secret("new", timeout=0.1)
         # The late answer is that caller's, not the next one's.
         caller = gevent.spawn(connection.update_secret, "newer")

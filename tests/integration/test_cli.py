@@ -162,20 +162,20 @@ def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
     env = {"GREENCONN_URL": amqp_url}
     lines = "".join(f"line {number}\n" for number in range(5000))
     outcome = greenconn("publish", queue, "--declare", input=lines.encode(), env=env)
-    assert (outcome.code, only_line(outcome)) == (0, f"5000 published to {queue}")
+    assert (outcome.code, only_line(outcome)) == (0, f"published 5000 messages to {queue}")
     outcome = greenconn("consume", queue, "-n", "10", env=env)
     assert outcome.output == "".join(f"line {number}\n" for number in range(10))
     outcome = greenconn("consume", queue, "-w", "0.5", env=env)
     assert outcome.output == "".join(f"line {number}\n" for number in range(10, 5000))
-    assert (outcome.code, only_line(outcome)) == (0, f"4990 consumed from {queue}")
-    assert greenconn("purge", queue, "-y", env=env).output == f"0 messages of {queue} purged\n"
+    assert (outcome.code, only_line(outcome)) == (0, f"consumed 4990 messages from {queue}")
+    assert greenconn("purge", queue, "-y", env=env).output == f"purged 0 messages of {queue}\n"
 
 
 @pytest.mark.full
 def test_a_huge_body(amqp_url: str, queue: str) -> None:
     body = os.urandom(20 * 2**20)
     outcome = greenconn("publish", queue, "--declare", "--binary", "-u", amqp_url, input=body)
-    assert (outcome.code, only_line(outcome)) == (0, f"1 published to {queue}")
+    assert (outcome.code, only_line(outcome)) == (0, f"published 1 message to {queue}")
 
 
 @pytest.mark.full
@@ -196,7 +196,7 @@ def test_lines_are_published_as_they_come(amqp_url: str, queue: str, starting: S
     consuming.signal(signal.SIGINT)
     outcome = consuming.outcome()
     assert outcome.code == INTERRUPTED
-    assert outcome.errors == f"2 consumed from {queue}\ngreenconn: interrupted\n"
+    assert outcome.errors == f"consumed 2 messages from {queue}\ngreenconn: interrupted\n"
     assert publishing.outcome().code == 0
 
 
@@ -229,8 +229,8 @@ def test_a_reader_that_goes_takes_only_what_it_read(
     assert consuming.process.returncode == 0
     assert consuming.process.stderr is not None
     errors = consuming.process.stderr.read().decode()
-    taken = int(errors.split()[0])
-    assert errors == f"{taken} consumed from {queue}\n"
+    taken = int(errors.split()[1])
+    assert errors == f"consumed {taken} message{'s' * (taken != 1)} from {queue}\n"
     left = greenconn("consume", queue, "-w", "0.5", "-u", amqp_url).output.splitlines()
     assert left == [*map(str, range(taken, 1000)), "one more"]
 
@@ -299,7 +299,7 @@ def test_ctrl_c_while_it_waits_for_input(amqp_url: str, queue: str, starting: St
     assert publishing.process.returncode == INTERRUPTED
     assert publishing.process.stderr is not None
     assert publishing.process.stderr.read().decode() == (
-        f"1 published to {queue}\ngreenconn: interrupted\n"
+        f"published 1 message to {queue}\ngreenconn: interrupted\n"
     )
 
 

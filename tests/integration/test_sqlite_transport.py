@@ -603,7 +603,7 @@ def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) ->
 
     assert command("publish", "--declare", "--url", sqlite_url, "mail", "hello") == (
         0,
-        "1 published to mail\n",
+        "published 1 message to mail\n",
     )
     code, text = command("consume", "--url", sqlite_url, "mail", "--count", "1")
     assert (code, text.splitlines()[0]) == (0, "hello")

@@ -109,8 +109,8 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
     """Whole seconds that SQS is to keep a message back."""
     if entry.delay > (0 if is_fifo else LONGEST_DELAY):
         raise InvalidQueueException(
-            f"a delay of {entry.delay:g} s for queue {entry.queue!r}: SQS delays a message for "
-            f"{LONGEST_DELAY} s at most, and none of a FIFO queue"
+            f"queue {entry.queue!r}: a delay must be at most {LONGEST_DELAY} s (limit of SQS), and 0 "
+            f"for a FIFO queue, got {entry.delay:g} s"
         )
     properties = entry.envelope.get("properties") or {}
     asked = properties.get("delay_seconds", properties.get("DelaySeconds"))

@@ -74,7 +74,7 @@ class Secret:
         except TimeoutError:
             if not slot.has_left:
                 raise
-            raise TimeoutError(f"{link.where} did not take the new secret in time") from None
+            raise TimeoutError(f"{link.where} did not accept the new secret in time") from None
         finally:
             link.budget.end_wait()
 

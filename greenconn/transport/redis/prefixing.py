@@ -105,7 +105,7 @@ def prefixed(prefix: str, command: tuple[Any, ...]) -> tuple[Any, ...]:
     else:
         raise NotImplementedError(
             f"channel.client does not know which arguments of {name} are keys, and global_keyprefix "
-            f"{prefix!r} must go before them: send it by a redis.Redis of your own"
+            f"{prefix!r} must go before them: use a redis.Redis of your own"
         )
     for place in places:
         args[place] = _with(prefix, args[place])

@@ -183,10 +183,10 @@ def test_flushing(
     may_go = Event()
     fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     message.ack()
-    with pytest.raises(TimeoutError, match="did not take all acks and rejects in time"):
+    with pytest.raises(TimeoutError, match="did not accept all acks and rejects in time"):
         link.flush(Deadline(0.01))
     impatient(link)
-    with pytest.raises(TimeoutError, match="did not take all acks and rejects in time"):
+    with pytest.raises(TimeoutError, match="did not accept all acks and rejects in time"):
         link.flush_answers()
     assert link.is_open
     monkeypatch.undo()

@@ -114,9 +114,9 @@ def test_a_queue_that_does_not_exist(command: Command, url: str, name: str) -> N
 
 def test_messages_there_and_back(command: Command, url: str) -> None:
     ended = command("publish", "q", "--declare", "one", "two", "-u", url)
-    assert (ended.code, ended.complaint) == (0, "2 published to q")
+    assert (ended.code, ended.complaint) == (0, "published 2 messages to q")
     ended = command("consume", "q", "-n", "1", "-u", url)
-    assert (ended.code, ended.output, ended.complaint) == (0, "one\n", "1 consumed from q")
+    assert (ended.code, ended.output, ended.complaint) == (0, "one\n", "consumed 1 message from q")
     ended = command("consume", "q", "-w", "0.05", "-u", url)
     assert (ended.code, ended.output) == (0, "two\n")
 
@@ -144,7 +144,9 @@ def test_the_environment_names_the_broker(
 def test_lines_of_the_standard_input(command: Command, url: str, stdin: Stdin) -> None:
     lines = [f"line {number} ä" for number in range(3000)]
     stdin("\n".join(lines).encode())
-    assert command("publish", "q", "--declare", "-u", url).complaint == "3000 published to q"
+    assert (
+        command("publish", "q", "--declare", "-u", url).complaint == "published 3000 messages to q"
+    )
     assert command("consume", "q", "-n", "3000", "-u", url).output.splitlines() == lines
 
 
@@ -153,7 +155,10 @@ def test_how_many_lines_there_are(
     command: Command, url: str, stdin: Stdin, data: bytes, number: int
 ) -> None:
     stdin(data)
-    assert command("publish", "q", "--declare", "-u", url).complaint == f"{number} published to q"
+    assert (
+        command("publish", "q", "--declare", "-u", url).complaint
+        == f"published {number} message{'s' * (number != 1)} to q"
+    )
 
 
 def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None:
@@ -167,7 +172,8 @@ def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None
 def test_binary_input_is_one_message(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"\x00\xff\n" * 50_000)
     assert (
-        command("publish", "q", "--declare", "--binary", "-u", url).complaint == "1 published to q"
+        command("publish", "q", "--declare", "--binary", "-u", url).complaint
+        == "published 1 message to q"
     )
     ended = command("consume", "q", "-n", "1", "-u", url)
     assert ended.output == "\x00\\xff\n" * 50_000 + "\n"
@@ -203,8 +209,8 @@ def test_purge(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"y\n")
     ended = command("purge", "q", "-u", url)
     assert ended.code == 0
-    assert "2 messages of q purged" in ended.output
-    assert command("purge", "q", "-y", "-u", url).output == "0 messages of q purged\n"
+    assert "purged 2 messages of q" in ended.output
+    assert command("purge", "q", "-y", "-u", url).output == "purged 0 messages of q\n"
 
 
 def test_ping(command: Command, url: str) -> None:
