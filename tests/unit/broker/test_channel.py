@@ -323,3 +323,11 @@ def test_by_default_a_consumer_answers(channel: StoreChannel[StoreLink]) -> None
     channel.basic_consume("q", callback=lambda message: None, sink=(sink := Sink()))
     sink.wait_for(1)
     assert list(channel.deliveries.unanswered) == [sink[0].delivery_tag]
+
+
+def test_the_consumers_of_a_closed_channel_have_left(channel: StoreChannel[StoreLink]) -> None:
+    link = channel.connection
+    channel.basic_consume("q", sink=Sink())
+    assert list(link.feeds) == ["q"]
+    channel.close()
+    assert link.feeds == {}

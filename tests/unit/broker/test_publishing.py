@@ -443,3 +443,17 @@ def test_a_queue_that_went_is_asked_for_again(connect: Opener, fake_broker: Fake
     del fake_broker.queues["q"]  # somebody else
     publish(channel, "x")
     assert not channel.connection.directory.is_known("q")
+
+
+def test_flushing_tells_the_store_what_was_answered(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    message = channel.basic_get("q")
+    assert message is not None
+    message.ack()
+    assert fake_broker.count("settle") == 0
+    channel.flush()
+    assert fake_broker.count("settle") == 1

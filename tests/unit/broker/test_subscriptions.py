@@ -183,3 +183,30 @@ def test_who_leaves_is_not_asked_for_again(connect: Opener, fake_broker: FakeBro
     fake_broker.calls.clear()
     publish(channel, "x")
     assert fake_broker.count("claim") == 0
+
+
+def test_a_queue_that_is_gone_is_consumed_no_more(connect: Opener) -> None:
+    channel, other = channel_to(connect), channel_to(connect)
+    channel.queue_declare("q")
+    sinks = [Sink(), Sink()]
+    for sink in sinks:
+        channel.basic_consume("q", sink=sink)
+    other.queue_delete("q")
+    until(lambda: not channel.connection.feeds)
+    for sink in sinks:
+        sink.wait_lost()
+    assert channel.is_open
+
+
+def test_a_higher_limit_of_the_channel_is_used_at_once(connect: Opener) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    channel.basic_qos(0, 1, True)
+    channel.basic_consume("q", sink=(sink := Sink()))
+    for number in range(3):
+        publish(channel, str(number))
+    sink.wait_for(1)
+    gevent.sleep(0.01)
+    assert len(sink) == 1
+    channel.basic_qos(0, 3, True)
+    sink.wait_for(3)
