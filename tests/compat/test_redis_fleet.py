@@ -274,13 +274,13 @@ def test_we_give_back_what_kombu_held(
     channel.qos._delivered.clear()  # it forgets it, as if it had been killed
     assert server.hlen("unacked") == 1
     consumer.cancel()
-    heir = ours(visibility_timeout=VISIBILITY, lease=lease)
-    assert heir.default_channel.visibility_timeout == channel.visibility_timeout == VISIBILITY
+    successor = ours(visibility_timeout=VISIBILITY, lease=lease)
+    assert successor.default_channel.visibility_timeout == channel.visibility_timeout == VISIBILITY
     if lease > SOON:
         gevent.sleep(VISIBILITY + 0.1)
-        heir.default_channel.qos.restore_visible()
+        successor.default_channel.qos.restore_visible()
         assert server.hlen("unacked") == 0
-    found = consumed(greenconn, heir, [greenconn.Queue("q")], 1)
+    found = consumed(greenconn, successor, [greenconn.Queue("q")], 1)
     assert [body for body, _ in found] == ["x"]
     assert found[0][1].delivery_info["redelivered"]
     gevent.sleep(0.05)

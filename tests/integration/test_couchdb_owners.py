@@ -199,9 +199,9 @@ def test_a_claim_without_an_answer_is_given_back_by_the_next_life(
     if how == "killed":
         link.end(ConnectionResetError(errno.ECONNRESET, "cut"))
     until(lambda: link.lost is not None)
-    heir = transport.establish_connection()
+    successor = transport.establish_connection()
     try:
-        channel = transport.create_channel(heir)
+        channel = transport.create_channel(successor)
         got = [channel.basic_get("q") for _ in range(4)]
         assert [each and (each.body, each.delivery_info["redelivered"]) for each in got] == [
             *((f"{number}", False) for number in range(3)),
@@ -211,7 +211,7 @@ def test_a_claim_without_an_answer_is_given_back_by_the_next_life(
             if each is not None:
                 each.ack()
     finally:
-        heir.close()
+        successor.close()
 
 
 def test_what_was_stored_again_after_it_had_gone_is_whole() -> None:

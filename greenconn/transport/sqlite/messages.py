@@ -358,19 +358,19 @@ def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], cl
     """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
     back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
-    buried: list[Answer] = []
+    dead: list[Answer] = []
     for answer in answers:
         if answer.settlement is Settlement.BACK:
             back[answer.delay, answer.is_unseen].append(answer.handle)
         elif answer.entries and _holds(db, answer.handle):
-            buried.append(answer)
+            dead.append(answer)
         else:
             gone.append(answer.handle)
-    entries = [entry for answer in buried for entry in answer.entries]
+    entries = [entry for answer in dead for entry in answer.entries]
     stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
     outcomes = iter(stored.outcomes)
     refused: list[tuple[str, Exception]] = []
-    for answer in buried:
+    for answer in dead:
         refusals = [
             (entry.queue, error)
             for entry, error in zip(answer.entries, outcomes, strict=False)

@@ -21,11 +21,11 @@ from tests.unit.broker.sink import SOON, Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 #: The leases of a :class:`FakeBroker` never end by themselves.
-Heir = Callable[[StoreLink], StoreLink]
+Successor = Callable[[StoreLink], StoreLink]
 
 
 @pytest.fixture
-def heir(request: pytest.FixtureRequest) -> Heir:
+def succeed(request: pytest.FixtureRequest) -> Successor:
     """The next life of a link."""
 
     def open_next(link: StoreLink) -> StoreLink:
@@ -58,13 +58,13 @@ def lost_with_a_claim(connect: Opener) -> tuple[StoreLink, Claimed]:
     return link, claimed
 
 
-def test_a_life_that_is_over_is_not_kept(connect: Opener, heir: Heir) -> None:
+def test_a_life_that_is_over_is_not_kept(connect: Opener, succeed: Successor) -> None:
     link = channel_to(connect).connection
     handover = link.transport.handover
     assert link in gc.get_referents(handover)
     link.end(RecoverableConnectionError("it is gone"))
     assert link not in gc.get_referents(handover)
-    successor = heir(link)
+    successor = succeed(link)
     assert successor in gc.get_referents(handover)
     successor.close()
     assert successor not in gc.get_referents(handover)
@@ -80,7 +80,7 @@ def got(link: StoreLink) -> list[tuple[str, bool]]:
 
 
 def test_a_claim_that_comes_too_late_is_given_back(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], heir: Heir
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], succeed: Successor
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -91,11 +91,11 @@ def test_a_claim_that_comes_too_late_is_given_back(
     channel.basic_consume("q", sink=sink)
     sink.wait_lost()
     assert not sink
-    assert got(heir(channel.connection)) == [(f"{number}", False) for number in range(3)]
+    assert got(succeed(channel.connection)) == [(f"{number}", False) for number in range(3)]
 
 
 def test_a_message_that_is_got_too_late_is_given_back(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], heir: Heir
+    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], succeed: Successor
 ) -> None:
     channel = channel_to(connect, kind)
     channel.queue_declare("q")
@@ -103,29 +103,29 @@ def test_a_message_that_is_got_too_late_is_given_back(
     ended_by(fake_broker, "claim", channel.connection)
     with pytest.raises(RecoverableConnectionError):
         channel.basic_get("q")
-    assert got(heir(channel.connection)) == [("x", False)]
+    assert got(succeed(channel.connection)) == [("x", False)]
 
 
 def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
-    following = heir(link)
+    following = succeed(link)
     link.answers.return_unseen(claimed)
     following.catch_up()
     assert got(following) == [("x", False)]
 
 
 def test_what_would_be_buried_is_given_back(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     link.answers.give_up(claimed, "expired")
-    assert got(heir(link)) == [("x", True)]
+    assert got(succeed(link)) == [("x", True)]
 
 
 def test_the_child_of_a_fork_gives_nothing_back(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -215,7 +215,7 @@ def test_what_came_when_the_link_was_over(connect: Opener, fake_broker: FakeBrok
 
 
 def test_claims_that_end_with_the_connection_are_nobodys(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeStore, "outlives_link", False)
     channel = channel_to(connect)
@@ -228,12 +228,12 @@ def test_claims_that_end_with_the_connection_are_nobodys(
     held[0].ack()
     link.answers.give_back([held[0]])
     fake_broker.calls.clear()
-    heir(link).catch_up()
+    succeed(link).catch_up()
     assert fake_broker.count("settle") == 0
 
 
 def test_what_may_have_been_claimed_goes_back_as_unseen(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir, monkeypatch: pytest.MonkeyPatch
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -242,11 +242,11 @@ def test_what_may_have_been_claimed_goes_back_as_unseen(
     (claimed,) = link.store.claim({"q": 1}, 0.0)
     monkeypatch.setattr(link.store, "doubtful", lambda: [("q", claimed.handle)])
     link.end(RecoverableConnectionError("it is gone"))
-    assert got(heir(link)) == [("x", False)]
+    assert got(succeed(link)) == [("x", False)]
 
 
 def test_only_what_was_held_is_given_back(
-    connect: Opener, fake_broker: FakeBroker, heir: Heir
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -260,7 +260,7 @@ def test_only_what_was_held_is_given_back(
     taken[1].ack()
     link.transport.handover.ack(taken[1].delivery_tag)  # again: changes nothing
     fake_broker.calls.clear()
-    following = heir(link)
+    following = succeed(link)
     following.catch_up()
     (answers,) = (argument for method, argument in fake_broker.calls if method == "settle")
     assert len(answers) == 2
@@ -269,5 +269,5 @@ def test_only_what_was_held_is_given_back(
     # What the next life was left is not left to a third one.
     following.end(RecoverableConnectionError("it is gone too"))
     fake_broker.calls.clear()
-    heir(following).catch_up()
+    succeed(following).catch_up()
     assert fake_broker.count("settle") == 0
