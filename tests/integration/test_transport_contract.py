@@ -342,14 +342,15 @@ def test_unanswered_messages_go_back_in_order_when_the_channel_closes(side: Side
         side.send(keeper, str(n), "", queue)
     got: list[Message] = []
     channel.basic_consume(queue, callback=got.append)
-    side.drain(link, lambda: len(got) == 4)
+    # All of them: RabbitMQ 3.10 requeues a moment after close-ok, behind one that it had not sent yet.
+    side.drain(link, lambda: len(got) == 5)
     got[1].ack()
     channel.close()
     channel.close()
     assert not channel.is_open
     again = [side.get(keeper, queue) for _ in range(4)]
     assert [each.body for each in again] == ["0", "2", "3", "4"]
-    assert [each.delivery_info["redelivered"] for each in again][:3] == [True] * 3
+    assert all(each.delivery_info["redelivered"] for each in again)
 
 
 def test_unanswered_messages_go_back_when_the_link_closes(side: Side) -> None:
