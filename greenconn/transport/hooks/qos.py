@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final, TextIO
 
+from greenconn.broker.handover import Handover
 from greenconn.dump import emergency_dump_state
 
-__all__ = ["QoS", "dump_messages", "keeps_only_here"]
+__all__ = ["QoS", "UnreturnedMessages", "dump_messages", "keeps_only_here"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
+
 
 #: Modules of the ``QoS`` that keep deliveries in a dict: ours, and kombu's.
 _KEEP_HERE: Final = frozenset({__name__, "kombu.transport.virtual.base"})
@@ -162,3 +166,25 @@ class QoS:
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """For brokers with a visibility timeout: give back what others left.  Nothing here."""
+
+
+class UnreturnedMessages:
+    """Dumps what is left of one connection when it is forgotten, or the program ends.
+
+    Arguments:
+        handover: has what former lives have left.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self, handover: Handover) -> None:
+        weakref.finalize(self, _dump, os.getpid(), handover)
+
+
+def _dump(process: int, handover: Handover) -> None:
+    if os.getpid() != process:
+        return  # the parent of this process has them
+    messages = [each.handle for each in handover.left() if each.handle.is_gone_from_broker]
+    if messages:
+        logger.error("%d message(s) were not requeued before the end", len(messages))
+        dump_messages(messages)

@@ -14,8 +14,8 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport import base
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.hooks.qos import UnreturnedMessages
 from greenconn.transport.hooks.store import HookStore
-from greenconn.transport.hooks.unreturned import UnreturnedMessages
 from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.link import CHANNEL_MAX
