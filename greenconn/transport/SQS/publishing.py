@@ -1,4 +1,4 @@
-"""Sending: messages to queues and topics, ten at a time."""
+"""Publishing: messages to queues and topics, ten in a request."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.queues import FIFO, Queues, SqsQueue
 from greenconn.transport.SQS.topics import Topics, exchange_of
 
-__all__ = ["Sending"]
+__all__ = ["Sender"]
 
 
-class Sending:
+class Sender:
     """The messages that one link sends.
 
     Arguments:

@@ -37,7 +37,7 @@ from greenconn.transport.SQS.exceptions import (
     UndefinedQueueException,
 )
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.publishing import Sending
+from greenconn.transport.SQS.publishing import Sender
 from greenconn.transport.SQS.queues import Queues, SqsQueue
 from greenconn.transport.SQS.service import Service
 from greenconn.transport.SQS.topics import Topics, exchange_of
@@ -51,11 +51,11 @@ __all__ = ["SqsStore"]
 logger = logging.getLogger("greenconn.transport.SQS")
 
 
-class Settling:
+class Settler:
     """The settlements of one link.
 
     Arguments:
-        sending: for dead letters.
+        sender: for dead letters.
         queues: those of this link.
         gone: called with a queue that turned out to be deleted.
         unless_refused: that of the store.
@@ -64,13 +64,13 @@ class Settling:
     def __init__(
         self,
         options: SQSOptions,
-        sending: Sending,
+        sender: Sender,
         queues: Queues,
         gone: Callable[[SqsQueue], None],
         unless_refused: Callable[[Answer, Sequence[Exception | None]], Answer],
     ) -> None:
         self._options = options
-        self._sending = sending
+        self._sender = sender
         self._queues = queues
         self._gone = gone
         self._unless_refused = unless_refused
@@ -110,7 +110,7 @@ class Settling:
 
     def _refused(self, answer: Answer) -> bool:
         """Store the copies of a dead letter; return whether it stays where it is without them."""
-        outcomes = self._sending.put(answer.entries)
+        outcomes = self._sender.put(answer.entries)
         return self._unless_refused(answer, outcomes).settlement is Settlement.BACK
 
     def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
@@ -248,9 +248,9 @@ class SqsStore(Store):
             self._accounts.declared,
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
-        self._sending = Sending(self._options, self.queues, self.topics, self._is_gone)
-        self._settling = Settling(
-            self._options, self._sending, self.queues, self._is_gone, self.unless_refused
+        self._sender = Sender(self._options, self.queues, self.topics, self._is_gone)
+        self._settler = Settler(
+            self._options, self._sender, self.queues, self._is_gone, self.unless_refused
         )
         predefined = self._options.predefined_queues
         try:
@@ -332,21 +332,21 @@ class SqsStore(Store):
 
     def _empty(self, queue: SqsQueue) -> None:
         while taken := self._receive(queue, SQS_MAX_MESSAGES, 0):
-            self._settling.delete(queue, [each.handle for each in taken])
+            self._settler.delete(queue, [each.handle for each in taken])
 
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         """Send messages.  May switch."""
-        return self._sending.put(entries)
+        return self._sender.put(entries)
 
     def settle(self, answers: Sequence[Answer]) -> None:
         """Delete messages, or give them back.  May switch."""
-        self._settling.settle(answers)
+        self._settler.settle(answers)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Hide messages for another lease; return those that are no longer ours.  May switch."""
-        return self._settling.renew(handles, self._lease)
+        return self._settler.renew(handles, self._lease)
 
     def _is_gone(self, queue: SqsQueue) -> None:
         self.queues.forget(queue)
@@ -402,7 +402,7 @@ class SqsStore(Store):
     def _give_back(self, taken: Sequence[Claimed]) -> None:
         """Nobody wants them any more; so they need not wait for the end of their leases."""
         try:
-            self._settling.settle(
+            self._settler.settle(
                 [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in taken]
             )
         except LinkLost:

@@ -43,7 +43,7 @@ from greenconn.transport.beanstalk.connection import (
 )
 from greenconn.wire.beanstalk import Reply, line, put
 
-__all__ = ["Claiming", "Holding", "ReserveConnection"]
+__all__ = ["Claims", "Reservations", "ReserveConnection"]
 
 
 #: Prefix of the tubes of wake-up jobs; no queue's tube has it.
@@ -206,7 +206,7 @@ class ReserveConnection:
 TOUCHES: Final = 3
 
 
-class Holding:
+class Reservations:
     """The jobs of one link.  Nothing here switches.
 
     Arguments:
@@ -259,7 +259,7 @@ class Holding:
 Reserved = tuple[Reply, Callable[..., None]]
 
 
-class Claiming:
+class Claims:
     """The claims of one link.
 
     Arguments:

@@ -19,7 +19,7 @@ from greenconn.transport.beanstalk.topology import PEEK, QUEUES, Content, Record
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import Reply, is_whole, line, put, tube_of
 
-__all__ = ["EXPIRES_AT", "Putting", "exists", "queue_tube", "urgency"]
+__all__ = ["EXPIRES_AT", "JobPublisher", "exists", "queue_tube", "urgency"]
 
 #: In the envelope: when the message need not be delivered any more, in seconds of the wall clock.
 EXPIRES_AT: Final = "expires_at"
@@ -64,7 +64,7 @@ def exists(record: Reply, counts: Mapping[bytes, bytes]) -> bool:
     )
 
 
-class Putting:
+class JobPublisher:
     """The puts of one link.
 
     Arguments:

@@ -19,7 +19,7 @@ from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
-from greenconn.transport.beanstalk.claiming import Claiming, Holding, ReserveConnection
+from greenconn.transport.beanstalk.claiming import Claims, Reservations, ReserveConnection
 from greenconn.transport.beanstalk.connection import (
     CommandConnection,
     Job,
@@ -31,7 +31,7 @@ from greenconn.transport.beanstalk.connection import (
 from greenconn.transport.beanstalk.errors import LinkLost
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.beanstalk.presence import Presence
-from greenconn.transport.beanstalk.publishing import EXPIRES_AT, Putting, exists, queue_tube
+from greenconn.transport.beanstalk.publishing import EXPIRES_AT, JobPublisher, exists, queue_tube
 from greenconn.transport.beanstalk.topology import QUEUES, BeanstalkTopology, Content, Records
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.wire.beanstalk import Reply, line, queue_of
@@ -63,7 +63,7 @@ class BeanstalkStore(Store):
         self.lease = options.lease
         self._options = options
         self._where: str = client.as_uri()
-        self._holding = Holding(options.lease)
+        self._reservations = Reservations(options.lease)
         self._pipelines: list[Pipeline] = []
         self._opening = BoundedSemaphore(1)
         self._waiting: ReserveConnection | None = None
@@ -82,8 +82,8 @@ class BeanstalkStore(Store):
         self._records = Records(server, self._options.reply_timeout)
         self.topology = DirectTopology(BeanstalkTopology(self._records))
         self._presence = Presence(server)
-        self._putting = Putting(server, self._records, time_to_run, self._is_orphan)
-        self._claiming = Claiming(server, self._wait_line, CLAIM)
+        self._publisher = JobPublisher(server, self._records, time_to_run, self._is_orphan)
+        self._claims = Claims(server, self._wait_line, CLAIM)
 
     def _connect(self, deadline: Deadline) -> Pipeline:
         client = self.client
@@ -105,7 +105,9 @@ class BeanstalkStore(Store):
                 deadline = Deadline(self.client.connect_timeout)
                 pipeline = self._connect(deadline)
                 pipeline.parser.longest_body = self._server.pipeline.parser.longest_body
-                waiting = ReserveConnection(pipeline, self._server, self.owner, self._holding.touch)
+                waiting = ReserveConnection(
+                    pipeline, self._server, self.owner, self._reservations.touch
+                )
                 waiting.open(deadline)
                 pipeline.watch(self._options.reply_timeout)
                 self._waiting = waiting
@@ -113,7 +115,7 @@ class BeanstalkStore(Store):
 
     def close(self) -> None:
         """Close it.  May switch."""
-        self._holding.stop()
+        self._reservations.stop()
         if self._waiting is not None:
             self._waiting.close()
             # Behind what was posted without waiting for it.
@@ -122,7 +124,7 @@ class BeanstalkStore(Store):
 
     def drop(self) -> None:
         self._is_over = True
-        self._holding.stop()
+        self._reservations.stop()
         for pipeline in self._pipelines:
             pipeline.close()
 
@@ -163,7 +165,7 @@ class BeanstalkStore(Store):
 
     def drop_queue(self, name: str) -> int:
         tube = queue_tube(name)
-        self._putting.forget(name)
+        self._publisher.forget(name)
         self.topology.forget_queue(name)
         self._records.drop(self._records.tube(QUEUES, name))
         count = self._server.empty(tube)
@@ -177,7 +179,7 @@ class BeanstalkStore(Store):
             if self._waiting is not None:
                 self._waiting.ignore(queue_tube(name))
             self.interrupt()
-            self._claiming.wait_over()
+            self._claims.wait_over()
         return self._presence.enrol(name, consumers, exclusive=exclusive)
 
     def others(self, name: str) -> int:
@@ -196,15 +198,15 @@ class BeanstalkStore(Store):
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        return self._putting.put(entries)
+        return self._publisher.put(entries)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         tubes = {queue_tube(queue): min(count, CLAIM) for queue, count in wanted.items()}
-        return [self._claimed(each) for each in self._claiming.claim(tubes, wait)]
+        return [self._claimed(each) for each in self._claims.claim(tubes, wait)]
 
     def _claimed(self, taken: Taken) -> Claimed:
         job = taken.job
-        self._holding.add(job)
+        self._reservations.add(job)
         queue, before = queue_of(taken.tube), max(taken.reserves - 1, 0)
         envelope = _envelope(taken.body)
         if envelope is None:
@@ -214,20 +216,20 @@ class BeanstalkStore(Store):
         return Claimed(queue, envelope, job, before, taken.body, "expired" if job.is_dead else None)
 
     def interrupt(self) -> None:
-        self._claiming.interrupt()
+        self._claims.interrupt()
         if self._waiting is not None:
             self._waiting.wake()
 
     def settle(self, answers: Sequence[Answer]) -> None:
         answers = [self._with_copies(each) if each.entries else each for each in answers]
-        self._holding.discard(answer.handle for answer in answers)
+        self._reservations.discard(answer.handle for answer in answers)
         for reply in self._post_all([(each.handle, self._command(each)) for each in answers]):
             if reply.word not in _SETTLED:
                 raise self._server.refused(reply, "settling a message")
 
     def _with_copies(self, answer: Answer) -> Answer:
         """Store the copies of an answer; without them the message stays."""
-        outcomes = self._putting.put(answer.entries)
+        outcomes = self._publisher.put(answer.entries)
         for error in outcomes:
             if isinstance(error, LinkLost):
                 raise error
@@ -247,7 +249,7 @@ class BeanstalkStore(Store):
         lost = [
             job for job, reply in zip(handles, replies, strict=True) if reply.word == b"NOT_FOUND"
         ]
-        self._holding.discard(lost)
+        self._reservations.discard(lost)
         return lost
 
     def _post_all(self, orders: Iterable[tuple[Job, bytes]]) -> list[Reply]:

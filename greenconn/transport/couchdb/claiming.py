@@ -42,10 +42,10 @@ from greenconn.transport.couchdb.documents import (
 )
 from greenconn.transport.couchdb.pending import PendingIndex
 
-__all__ = ["Claims", "Expiry", "Taking", "mark_of"]
+__all__ = ["ClaimWriter", "Claims", "Expiry", "mark_of"]
 
 
-class Taking:
+class ClaimWriter:
     """The claims of one link.
 
     Arguments:
@@ -108,9 +108,9 @@ class Expiry:
         due_at: when the next one does, in seconds since 1970; None: none is known.
     """
 
-    def __init__(self, api: CouchApi, taking: Taking) -> None:
+    def __init__(self, api: CouchApi, writer: ClaimWriter) -> None:
         self._api = api
-        self._taking = taking
+        self._claim_writer = writer
         self.due_at: float | None = None
 
     def look(self) -> None:
@@ -171,7 +171,7 @@ class Expiry:
     def _claim(self, docs: Sequence[Document]) -> list[Claimed]:
         if not docs:
             return []
-        ours = self._taking.take(docs)
+        ours = self._claim_writer.take(docs)
         return [
             claim_of(doc, ours[doc["_id"]], doc["queue"])._replace(dead="expired")
             for doc in docs
@@ -203,19 +203,19 @@ class Claims:
     """The queues that one link consumes.
 
     Arguments:
-        taking: makes them ours.
+        writer: writes the claims.
         wake: says that a queue, or None for any, may have messages.  Never switches.
     """
 
     def __init__(
         self,
         api: CouchApi,
-        taking: Taking,
+        writer: ClaimWriter,
         wake: Callable[[str | None], None],
         expiry: Expiry,
     ) -> None:
         self._api = api
-        self._taking = taking
+        self._claim_writer = writer
         self._wake = wake
         self._expiry = expiry
         self._pending: dict[str, PendingIndex] = {}
@@ -290,7 +290,7 @@ class Claims:
                 found = []  # the next claim gets the same error
             self._set_alarm()
         found = dead + found
-        self._taking.handed_over(found)
+        self._claim_writer.handed_over(found)
         return found
 
     def _find(self, wanted: Mapping[str, int]) -> list[Claimed]:
@@ -430,7 +430,7 @@ class Claims:
         docs = [(queue, doc) for queue, docs in seen.items() for doc in docs]
         if not docs:
             return []
-        handles = self._taking.take([doc for _, doc in docs])
+        handles = self._claim_writer.take([doc for _, doc in docs])
         known: dict[str, int] = {}
         ours: list[tuple[str, Claimed]] = []
         for queue, doc in docs:

@@ -22,7 +22,7 @@ from greenconn.green.perhub import PerHub
 from greenconn.green.weak import weakly
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.changes import ChangesFeed
-from greenconn.transport.couchdb.claiming import Claims, Expiry, Taking, mark_of
+from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
 from greenconn.transport.couchdb.documents import (
     BINDING,
     EXCHANGE,
@@ -95,9 +95,9 @@ class CouchStore(Store):
         self.topology = DirectTopology(CouchTopology(api, self._cache, self._siblings))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
         self._adoption = Adoption(api)
-        self._taking = Taking(api, lambda: self._owners.token)
-        self._expiry = Expiry(api, self._taking)
-        self._claims = Claims(api, self._taking, wake, self._expiry)
+        self._claim_writer = ClaimWriter(api, lambda: self._owners.token)
+        self._expiry = Expiry(api, self._claim_writer)
+        self._claims = Claims(api, self._claim_writer, wake, self._expiry)
         self._feed = ChangesFeed(
             api,
             options.feed_heartbeat,
@@ -304,7 +304,7 @@ class CouchStore(Store):
         return lost
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
-        return self._taking.doubtful()
+        return self._claim_writer.doubtful()
 
 
 def _refused(doc: Document, exc: Exception) -> list[Exception | None]:

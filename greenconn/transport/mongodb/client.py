@@ -38,7 +38,7 @@ from greenconn.url import mask_secrets
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["PATIENCE", "Address", "Client", "Reading", "address_of", "lease"]
+__all__ = ["PATIENCE", "Address", "Client", "TailCursor", "address_of", "lease"]
 
 
 #: Sockets that all greenlets of one process may use at once.
@@ -362,7 +362,7 @@ class lease:  # noqa: N801 - used as what it gives
 PATIENCE: Final = 0.5
 
 
-class Reading:
+class TailCursor:
     """A cursor and its thread.  Its methods may switch.
 
     Arguments:

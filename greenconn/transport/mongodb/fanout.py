@@ -19,7 +19,7 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.mongodb.client import Client, Reading
+from greenconn.transport.mongodb.client import Client, TailCursor
 from greenconn.transport.mongodb.documents import Document, claimed_of
 from greenconn.transport.mongodb.errors import LinkLost
 
@@ -189,7 +189,7 @@ class Broadcast:
                 logger.debug("%s: reading broadcasts: %s", self._client.where, attempt.error)
 
     def _read(self) -> None:
-        reading = Reading(self._client, self._name)
+        reading = TailCursor(self._client, self._name)
         try:
             command = {"find": self._name, "tailable": True, "awaitData": True}
             found = reading.open(command)
@@ -236,7 +236,7 @@ class Broadcast:
             wake(queue)
 
 
-def _close(reading: Reading) -> None:
+def _close(reading: TailCursor) -> None:
     try:
         reading.close()
     except (LinkLost, PyMongoError):

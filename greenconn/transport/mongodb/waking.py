@@ -18,7 +18,7 @@ from gevent.event import Event
 from pymongo.errors import OperationFailure, PyMongoError
 
 from greenconn.green.supervisor import end, spawn
-from greenconn.transport.mongodb.client import Client, Reading
+from greenconn.transport.mongodb.client import Client, TailCursor
 from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Waking:
             self._pause = SHORTEST
 
     def _follow(self) -> None:
-        reading = Reading(self._client, self._collection)
+        reading = TailCursor(self._client, self._collection)
         try:
             command = {"aggregate": self._collection, "pipeline": _STREAM, "cursor": {}}
             found = reading.open(command)
@@ -215,7 +215,7 @@ class Waking:
             )
 
 
-def _close(reading: Reading) -> None:
+def _close(reading: TailCursor) -> None:
     try:
         reading.close()
     except (LinkLost, PyMongoError):
