@@ -73,7 +73,7 @@ class ClaimWriter:
         return ours
 
     def handed_over(self, messages: Iterable[Claimed]) -> None:
-        """Somebody has these now.  Never switches."""
+        """Note that these were handed over: their claims are certain.  Never switches."""
         for each in messages:
             self._doubtful.pop(each.handle[0], None)
 
@@ -87,12 +87,12 @@ class ClaimWriter:
 _FIRST: Final = f"{MARK}!"
 _END: Final = f'{MARK}"'
 
-#: Seconds after which an expired message that somebody holds is looked at again.
+#: Seconds after which an expired message that is claimed is checked again.
 HELD: Final = 1.0
 
 
 def mark_of(doc: Document) -> Document | None:
-    """The mark of a message; None: it does not expire."""
+    """Return the mark of a message; None: it does not expire."""
     expires = doc.get("expires_at")
     return None if expires is None else {"_id": f"{_until(expires)}!{doc['_id']}"}
 
@@ -118,7 +118,7 @@ class Expiry:
         self.due_at = self._next(_FIRST)
 
     def note(self, doc_id: str) -> bool:
-        """There is a mark; return whether it is the first.  Never switches."""
+        """Note a mark; return whether it is the first to expire.  Never switches."""
         due = _due(doc_id)
         if due is None or (self.due_at is not None and self.due_at <= due):
             return False
@@ -127,11 +127,11 @@ class Expiry:
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to take."""
+        """Whether a message has expired."""
         return self.due_at is not None and self.due_at <= time.time()
 
     def late(self) -> set[str]:
-        """The ids of all messages that have expired, some of which are gone.  May switch, if any."""
+        """Return the ids of all expired messages, some of which are gone.  May switch, if any."""
         if not self.is_due:
             return set()
         pages = self._api.all_rows(Range(_FIRST, _until(time.time())))
@@ -249,7 +249,7 @@ class Claims:
         self._pending.pop(queue, None)
 
     def stop(self) -> None:
-        """Wake nobody any more."""
+        """Stop waking consumers."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.close()

@@ -95,22 +95,22 @@ class Range(NamedTuple):
 
 
 FOREIGN_RANGE: Final = Range("0", "g")
-#: What a link reads when it is opened.
+#: The documents that a link reads when it opens.
 SHARED_RANGE: Final = Range(BINDING, MARK)
 
 
 def named(kind: str, name: str) -> str:
-    """The id of the document of one thing."""
+    """Return the id of the document of a queue, exchange or owner."""
     return f"{kind}!{quote(name, safe='')}"
 
 
 def name_of(doc_id: str) -> str:
-    """The name in an id: the queue of a message, the exchange of a binding."""
+    """Return the name in an id: the queue of a message, the exchange of a binding."""
     return unquote(doc_id.split("!", 2)[1])
 
 
 def range_of(kind: str, name: str | None = None) -> Range:
-    """All ids of a kind, or those that belong to one thing of it."""
+    """Return the range of all ids of a kind, or of those that belong to *name*."""
     # '"' follows '!'.
     return Range(f"{kind}!", f'{kind}"') if name is None else _within(named(kind, name))
 
@@ -120,7 +120,7 @@ def _within(prefix: str) -> Range:
 
 
 def message_id(queue: str, priority: int, micros: int, origin: str) -> str:
-    """The id of a message.
+    """Return the id of a message.
 
     Arguments:
         priority: from 0 to 255.
@@ -130,7 +130,7 @@ def message_id(queue: str, priority: int, micros: int, origin: str) -> str:
 
 
 def binding_id(exchange: str, row: Row) -> str:
-    """The id of a binding: equal ones have the same."""
+    """Return the id of a binding; equal bindings have the same id."""
     arguments = sorted((row.arguments or {}).items(), key=lambda item: item[0])
     facts = repr((row.routing_key, row.pattern, row.queue, row.to_exchange, arguments))
     return f"{named(BINDING, exchange)}!{sha1(facts.encode(), usedforsecurity=False).hexdigest()}"
@@ -143,7 +143,7 @@ def generation(revision: str) -> int:
 
 
 def is_waiting(revision: str) -> bool:
-    """Whether a message of that revision waits for somebody to claim it."""
+    """Return whether a message of that revision waits to be claimed."""
     return generation(revision) % 2 == 1
 
 
@@ -161,7 +161,7 @@ class Writer:
         self._micros = 0
 
     def document(self, entry: Entry) -> Document:
-        """A message that waits.  Never switches."""
+        """Return the document of a waiting message.  Never switches."""
         now = time.time()
         self._micros = max(self._micros + 1, int(now * 1e6))
         doc: Document = {
@@ -177,18 +177,18 @@ class Writer:
 
 
 def is_message(doc: Document) -> bool:
-    """Whether a document is a message that waits, whoever wrote it."""
+    """Return whether a document is a waiting message, of kombu or of ours."""
     return isinstance(doc.get("queue"), str) and isinstance(doc.get("payload"), str)
 
 
 def due_at(doc: Document) -> float:
-    """When a message may be claimed; 0: it may."""
+    """Return the time from which a message may be claimed; 0: any time."""
     due = doc.get("due_at")
     return due if isinstance(due, (int, float)) else 0.0
 
 
 def claimed(doc: Document, owner: str) -> Document:
-    """The next revision of a message that waits: *owner* holds it."""
+    """Return the next revision of a waiting message, claimed by *owner*."""
     held = {**doc, "held": doc.get("payload"), "owner": owner}
     for name in ("payload", "due_at", "freed"):
         held.pop(name, None)
@@ -196,7 +196,7 @@ def claimed(doc: Document, owner: str) -> Document:
 
 
 def is_held_as(doc: Document, handle: Handle) -> bool:
-    """Whether a message is held by the claim that a handle is of."""
+    """Return whether the claim of a handle still holds the message."""
     _, revision, owner = handle
     if revision != UNKNOWN:
         return bool(doc["_rev"] == revision)
@@ -204,7 +204,7 @@ def is_held_as(doc: Document, handle: Handle) -> bool:
 
 
 def released(doc: Document, by: str, delay: float = 0.0, is_unseen: bool = False) -> Document:
-    """The next revision of a message that is held: it waits again.
+    """Return the next revision of a claimed message, which waits again.
 
     Arguments:
         by: names the link that gives it back.
@@ -221,7 +221,7 @@ def released(doc: Document, by: str, delay: float = 0.0, is_unseen: bool = False
 
 
 def claim_of(doc: Document, handle: Handle, queue: str) -> Claimed:
-    """A message that is held now, whose document was read before."""
+    """Return the claim of a message whose document was read before the claim."""
     envelope = _envelope(doc)
     raw = b"" if envelope is not None else json.dumps(doc.get("payload")).encode()
     expires = doc.get("expires_at")

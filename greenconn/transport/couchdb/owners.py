@@ -1,4 +1,4 @@
-"""Owners: each link renews a document of its own, and all look for those that stopped.
+"""Owners: each link renews a document of its own, its heartbeat, and all check those of the others.
 
 No clock is compared with another.  A link measures by its own how long the sign of life of another one
 has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
@@ -42,7 +42,7 @@ PATIENCE: Final = 1 / 6
 
 
 class Owners:
-    """The signs of life in one database.
+    """The heartbeats of the links to one database.
 
     Arguments:
         lease: seconds.
@@ -71,7 +71,7 @@ class Owners:
         self.token = ""
         self._revision = ""
         self._beat_at = 0.0
-        #: One sign of life at a time; who waits for it acts under the token that comes of it.
+        #: One heartbeat at a time; callers that wait for it act under the token that it returns.
         self._beating = BoundedSemaphore()
         #: Id of another's document -> its revision, and since when it has that.
         self._seen: dict[str, tuple[str, float]] = {}
@@ -83,11 +83,11 @@ class Owners:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a sign of life: renewals may come in several calls."""
+        """Whether a heartbeat is due: renewals may come in several calls."""
         return self._clock() - self._beat_at > self._lease / 6
 
     def begin(self) -> None:
-        """Make the first sign of life.  May switch."""
+        """Store the first heartbeat.  May switch."""
         self.token = os.urandom(8).hex()
         self._revision = self._api.put(self._sign()) or ""
         self._beat_at = self._clock()
@@ -100,7 +100,7 @@ class Owners:
         self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
 
     def beat(self) -> None:
-        """Give a sign of life.  May switch.
+        """Store a heartbeat.  May switch.
 
         Where this link was taken for dead, what it held was given back, and it has another token.
 
@@ -111,7 +111,7 @@ class Owners:
             self._beat()
 
     def wake_up(self) -> None:
-        """Before something is claimed: give a sign of life if none was given for long.  May switch.
+        """Store a heartbeat before a claim, if the last one is long ago.  May switch.
 
         A process that was stopped would claim in the name of the dead.
         """
@@ -146,7 +146,7 @@ class Owners:
     # -- others
 
     def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
-        """A sign of life.  Never switches."""
+        """Note the heartbeat of another link.  Never switches."""
         if is_deleted:
             self._seen.pop(doc_id, None)
         elif doc_id != self._id and self._seen.get(doc_id, ("", 0.0))[0] != revision:
@@ -212,7 +212,7 @@ class Owners:
 
     def _release(self, ids: Sequence[str], dead: Collection[str]) -> int:
         docs = [doc for doc in self._api.read(ids).values() if not is_waiting(doc["_rev"])]
-        # Asked for only now: who holds one of these has made its sign of life before.
+        # Read only now: a link stores its heartbeat before it claims any of these.
         living = {
             name_of(row["id"]) for page in self._api.all_rows(range_of(OWNER)) for row in page
         }.difference(dead)
