@@ -247,7 +247,7 @@ class Accounts:
             account.forget()
 
     def of(self, settings: Mapping[str, Any]) -> Account:
-        """The account that a predefined queue or exchange names; what it leaves out is the URL's."""
+        """Return the account of a predefined queue or exchange; defaults are those of the URL."""
         region = settings.get("region") or self._options.region
         key = (settings.get("access_key_id"), region)
         account = self._accounts.get(key)

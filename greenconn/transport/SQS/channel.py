@@ -131,7 +131,7 @@ class SqsEntities(SharedEntities):
     # -- bindings
 
     def _source(self, binding: Binding, method: Method) -> Exchange | None:
-        """The exchange of a binding that is a subscription; None: it is none."""
+        """Return the exchange of a binding that is a subscription; None: it is none."""
         exchange = self._exchange(binding.source, method)
         if exchange.type != "fanout" or binding.to_exchange:
             return None

@@ -87,7 +87,7 @@ class GivenLogin(Login):
         self._keys = keys
 
     def keys(self, deadline: Deadline) -> Keys:
-        """They are always the same."""
+        """Return the credentials, which never change."""
         return self._keys
 
     renew = keys
@@ -168,7 +168,7 @@ class FoundLogin(RenewedLogin):
 
 
 def _find() -> Keys:
-    """Blocks.  From the beginning each time: environment and files may have changed."""
+    """Return new credentials.  Blocks; starts anew each time, since environment and files may change."""
     found = botocore.session.Session().get_credentials()
     if found is None:
         raise LoginRefused(

@@ -106,7 +106,7 @@ def _either(properties: Mapping[str, Any], headers: Mapping[str, Any], name: str
 
 
 def _delay(entry: Entry, is_fifo: bool) -> int:
-    """Whole seconds that SQS is to keep a message back."""
+    """Return the whole seconds for which SQS delays a message."""
     if entry.delay > (0 if is_fifo else LONGEST_DELAY):
         raise InvalidQueueException(
             f"queue {entry.queue!r}: a delay must be at most {LONGEST_DELAY} s (limit of SQS), and 0 "

@@ -148,17 +148,17 @@ _SHOWN: Final = 300
 
 
 def is_busy(status: int, code: str) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether the same request may succeed later."""
     return status >= 500 or status == 429 or short(code) in _BUSY
 
 
 def short(code: str) -> str:
-    """An error code without the namespace in front of it."""
+    """Return an error code without its namespace."""
     return code.rpartition(".")[2].rpartition("#")[2]
 
 
 def as_error(where: str, action: str, code: str, message: str) -> Exception:
-    """The error that a refusal stands for.
+    """Return the exception for an error reply.
 
     Arguments:
         where: host and port.

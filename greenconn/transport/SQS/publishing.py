@@ -127,7 +127,7 @@ class Sender:
 
 
 def _unsent(exc: Exception) -> Exception:
-    """Why a message was not stored."""
+    """Return the error of a message that was not stored."""
     if isinstance(exc, (DoesNotExistQueueException, UndefinedQueueException)):
         error = NoQueue(str(exc))
         error.__cause__ = exc

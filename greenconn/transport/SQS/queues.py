@@ -106,7 +106,7 @@ class SqsQueue:
         return dict(answer.get("Attributes") or {})
 
     def redrives(self) -> bool:
-        """Whether SQS itself moves what is not handled to a dead-letter queue.  May switch."""
+        """Return whether SQS itself moves unhandled messages to a dead-letter queue.  May switch."""
         if monotonic() >= self._redrives_until:
             try:
                 self._redrives = "RedrivePolicy" in self.attributes("RedrivePolicy")
@@ -173,7 +173,7 @@ class Queues:
         return self._declared.get(name, UNDECLARED)
 
     def has(self, aws: str) -> bool:
-        """Whether SQS has a queue of that name.  May switch."""
+        """Return whether SQS has a queue of that name.  May switch."""
         try:
             self._service.call("GetQueueUrl", repr(aws), QueueName=aws)
         except DoesNotExistQueueException:
@@ -198,7 +198,7 @@ class Queues:
         return queue
 
     def forget(self, queue: SqsQueue) -> None:
-        """It is gone.  Never switches."""
+        """Forget a queue that was deleted.  Never switches."""
         if self._known.get(queue.name) is queue:
             del self._known[queue.name]
         self._declared.pop(queue.name, None)

@@ -101,7 +101,7 @@ class Settler:
         self._hide(queue, returned)
 
     def _queue(self, name: str) -> SqsQueue | None:
-        """A queue that something was taken from; None: it is gone, and that with it."""
+        """Return a queue that messages were received from; None: it was deleted, with its messages."""
         try:
             return self._queues.get(name)
         except REFUSED as exc:
@@ -400,7 +400,7 @@ class SqsStore(Store):
             self._give_back(taken)
 
     def _give_back(self, taken: Sequence[Claimed]) -> None:
-        """Nobody wants them any more; so they need not wait for the end of their leases."""
+        """Release messages that nobody waits for, before their leases end."""
         try:
             self._settler.settle(
                 [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in taken]

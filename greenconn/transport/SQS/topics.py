@@ -75,7 +75,7 @@ class Topics:
         self._subscriptions: dict[str, dict[str, str]] = {}
 
     def check(self) -> None:
-        """Whether there may be fan-out exchanges at all.
+        """Check that fan-out exchanges are allowed.
 
         Raises:
             NotAllowed: the option says no.
@@ -197,7 +197,7 @@ class Topics:
             raise UnableToUnsubscribeQueueFromTopicException(str(exc)) from exc
 
     def _find(self, exchange: str, name: str) -> str | None:
-        """The subscription of a queue that another link has made."""
+        """Return the subscription of a queue that another link has made."""
         aws = aws_name(self._options.queue_name_prefix + name)
         for subscription in self._list(exchange):
             if subscription["Endpoint"].rpartition(":")[2] == aws:
@@ -205,7 +205,7 @@ class Topics:
         return None
 
     def _list(self, exchange: str) -> list[Mapping[str, str]]:
-        """The queues that subscribed to an exchange."""
+        """Return the subscriptions of queues to an exchange."""
         found: list[Mapping[str, str]] = []
         more: dict[str, Any] = {}
         service, topic = self._service(exchange), self.arn(exchange)
@@ -229,7 +229,7 @@ class Topics:
         return [(queue, each) for queue, known in self._subscriptions.items() for each in known]
 
     def leave(self, name: str) -> None:
-        """A queue is about to be deleted: end its subscriptions that were made here.  May switch."""
+        """End the subscriptions of a queue that were made here, before it is deleted.  May switch."""
         for exchange in list(self._subscriptions.get(name, ())):
             self.unsubscribe(exchange, name)
         self._subscriptions.pop(name, None)

@@ -72,7 +72,7 @@ class Transport(StoreTransport):
         return options
 
     def make_store(self, wake: Callable[[str | None], None]) -> SqsStore:
-        """A store for one link; the accounts stay."""
+        """Return the store of one link; accounts outlive it."""
         if self._accounts is None:
             self._accounts = Accounts(self.client, self.options)
             fork.register(self._accounts)

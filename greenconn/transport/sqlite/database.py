@@ -351,7 +351,7 @@ class Database:
             return self._transact(jobs)
 
     def _make_room(self) -> bool:
-        """The disk is full: use the reserve, and let the log go into the file; False: neither helps."""
+        """Free the reserve and write the log into the file; return whether that made room."""
         has_room = self._reserve.remove()
         connection = self._connection
         if connection is not None:
@@ -362,7 +362,7 @@ class Database:
         return has_room
 
     def _has_room(self, connection: sqlite3.Connection) -> bool:
-        """Whether more may be stored: the reserve is there, or as much room is free in the file."""
+        """Return whether more may be stored: the reserve exists, or the file has as much free space."""
         if self._reserve.ensure():
             return True
         (pages,) = connection.execute("PRAGMA freelist_count").fetchone()

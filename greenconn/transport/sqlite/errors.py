@@ -61,7 +61,7 @@ class DiskFull(_Both, RecoverableChannelError, sqlite3.OperationalError):  # typ
 
 
 def is_locked(exc: BaseException) -> bool:
-    """Whether somebody else has the file locked now."""
+    """Return whether the file is locked by another connection."""
     text = str(exc)
     return isinstance(exc, sqlite3.OperationalError) and (
         "database is locked" in text or "database table is locked" in text
@@ -69,14 +69,14 @@ def is_locked(exc: BaseException) -> bool:
 
 
 def is_full(exc: sqlite3.Error) -> bool:
-    """Whether there was no room to write."""
+    """Return whether the disk was full."""
     return not isinstance(exc, AMQPError) and (
         "full" in str(exc) or getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN
     )
 
 
 def as_error(exc: sqlite3.Error, path: str) -> Exception:
-    """The error that one of sqlite3's stands for."""
+    """Return the exception for one of sqlite3's."""
     text = f"SQLite file {path}: {exc}"
     if is_locked(exc):
         return DatabaseBusy(f"{text}: other processes kept it locked; raise busy_timeout")

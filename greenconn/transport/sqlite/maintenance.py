@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 def register(db: sqlite3.Connection, owner: str, lease: float) -> None:
-    """A link begins to have consumers or exclusive queues."""
+    """Register a link that has consumers or exclusive queues."""
     db.execute(
         "INSERT INTO owners VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until",
         (owner, time() + lease),
@@ -54,7 +54,7 @@ def register(db: sqlite3.Connection, owner: str, lease: float) -> None:
 
 
 def renew(db: sqlite3.Connection, owner: str, lease: float) -> None:
-    """A registered link lives.
+    """Renew the lease of a registered link.
 
     Raises:
         TakenForDead: others have removed what it had.
@@ -66,7 +66,7 @@ def renew(db: sqlite3.Connection, owner: str, lease: float) -> None:
 
 
 def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
-    """A link is gone: so are its consumers and its exclusive queues."""
+    """Remove a link with its consumers and its exclusive queues."""
     pipes: Pipes = {}
     names = [name for (name,) in db.execute("SELECT name FROM queues WHERE owner = ?", (owner,))]
     consumed = db.execute(
@@ -136,7 +136,7 @@ def look(
 
 
 def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:
-    """Those of some queues that are there."""
+    """Return those of some queues that exist."""
     there: set[int] = set()
     for chunk in chunks(numbers):
         marks, values = in_list(chunk)

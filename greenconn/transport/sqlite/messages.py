@@ -115,7 +115,7 @@ class Taken(NamedTuple):
 
 
 def earliest(*times: float | None) -> float | None:
-    """The first of *times*; None is never."""
+    """Return the earliest of *times*; None is never."""
     return min((each for each in times if each is not None), default=None)
 
 
@@ -264,7 +264,7 @@ def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> Taken:
 
 
 def ripe_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
-    """Those of some queues that have messages, in the order in which they are asked for."""
+    """Return those of some queues that have messages, in the order of *numbers*."""
     ripe: set[int] = set()
     asked = list(numbers)
     for chunk in chunks(asked):
@@ -303,7 +303,7 @@ def _hold(db: sqlite3.Connection, ids: Sequence[int], how: Claim) -> None:
 
 
 def _is_first(db: sqlite3.Connection, queue: QueueRow, owner: str) -> bool:
-    """Whether *owner* has the single active consumer of a queue."""
+    """Return whether *owner* has the single active consumer of a queue."""
     first = db.execute(
         "SELECT owner FROM consumers WHERE queue = ? ORDER BY id LIMIT 1", (queue.id,)
     ).fetchone()
@@ -344,7 +344,7 @@ def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) ->
 
 
 def next_time(db: sqlite3.Connection) -> float | None:
-    """When something may be delivered, or dies, without anybody's doing."""
+    """Return the time at which the next message becomes due or expires."""
     (at, expires, idle_until) = db.execute(
         "SELECT (SELECT at FROM messages WHERE at IS NOT NULL ORDER BY at LIMIT 1), "
         "(SELECT expires FROM messages WHERE expires IS NOT NULL AND state = 0 "
@@ -418,7 +418,7 @@ def _give_back(
 
 
 def _by_claim(handles: Sequence[Handle]) -> list[tuple[int, str, list[Any]]]:
-    """Handles by the number of their claim, with the text for their ids and the ids."""
+    """Return the numbers of claims, each with the SQL text for its ids and the ids."""
     ids: defaultdict[int, list[int]] = defaultdict(list)
     for handle in handles:
         ids[handle.claim].append(handle.id)

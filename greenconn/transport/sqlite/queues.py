@@ -151,7 +151,7 @@ class Queues:
         return row.declaration
 
     def touch(self, db: sqlite3.Connection, row: QueueRow, now: float) -> float | None:
-        """A queue was used: its time without use begins anew, and ends then."""
+        """Start the ``x-expires`` of a used queue anew; return when it ends; None: never."""
         expires = row.policy.expires
         if expires is None:
             return None

@@ -141,13 +141,13 @@ def _on_records(db: sqlite3.Connection, function: Callable[..., T], *args: Any) 
 
 
 def _rows(db: sqlite3.Connection, name: str, known: int) -> _Read:
-    """The bindings of an exchange, unless nothing has changed since version *known*."""
+    """Return the bindings of an exchange, unless nothing has changed since version *known*."""
     (version,) = db.execute("SELECT version FROM topology").fetchone()
     is_known = version == known
     return _Read(version, () if is_known else DirectTopology(Records(db)).rows(name))
 
 
 def _text(arguments: Mapping[str, Any] | None) -> str:
-    """Arguments as text, the same for the same ones."""
+    """Return arguments as text; equal arguments give the same text."""
     given = arguments or {}
     return dumps({name: given[name] for name in sorted(given)})
