@@ -16,6 +16,7 @@ from greenconn.green.threadpool import CallPool, are_sockets_green
 #: That of threads, in a patched process too.
 _thread: Any = monkey.get_original("threading", "get_ident")
 _sleep: Any = monkey.get_original("time", "sleep")
+_allocate_lock: Any = monkey.get_original("_thread", "allocate_lock")
 
 
 @pytest.fixture
@@ -38,18 +39,18 @@ def test_error(aside: CallPool) -> None:
 
 
 def test_hub_turns_meanwhile(aside: CallPool) -> None:
-    beats = 0
+    """The call returns only after the hub has turned some times."""
+    may_return = _allocate_lock()
+    may_return.acquire()
 
-    def beat() -> None:
-        nonlocal beats
-        while True:
-            beats += 1
-            gevent.sleep(0.005)
+    def turn_and_release() -> None:
+        for _ in range(5):
+            gevent.sleep(0.001)
+        may_return.release()
 
-    beating = gevent.spawn(beat)
-    aside.call(_sleep, 0.2)
-    beating.kill()
-    assert beats > 5
+    turning = gevent.spawn(turn_and_release)
+    assert aside.call(may_return.acquire, True, 30.0)
+    turning.get(timeout=30)
 
 
 def test_more_calls_than_threads(aside: CallPool) -> None:
