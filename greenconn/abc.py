@@ -1,4 +1,4 @@
-"""Protocols through which the rooms know each other without importing upwards."""
+"""Protocols of the seams between packages, so that none imports upwards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeadlineLike(Protocol):
     timeout: float | None
 
     def left(self) -> float | None:
-        """Seconds left, at least 0.0; None when there is no end."""
+        """Return the seconds left, at least 0.0; None without an end."""
         ...
 
 
@@ -93,7 +93,7 @@ class Sink(Protocol):
         ...
 
     def cancelled(self, exc: BaseException) -> None:
-        """The consumer is gone: cancelled by the broker, or its channel or connection is lost."""
+        """Note that the broker cancelled the consumer, or that its channel or connection is lost."""
         ...
 
     def give_back(self) -> None:
@@ -412,7 +412,7 @@ class Lender(Protocol):
         ...
 
     def replace(self, resource: Any) -> None:
-        """The same for one that must not be used again: it is closed.  Never switches."""
+        """Release one that must not be used again: it is closed.  Never switches."""
         ...
 
 
@@ -451,7 +451,7 @@ class Lendable(Protocol):
         ...
 
     def lend(self, pool: Lender) -> Borrowed:
-        """A new facade over this connection.  Never switches."""
+        """Return a new facade over this connection.  Never switches."""
         ...
 
 

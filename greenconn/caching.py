@@ -206,7 +206,7 @@ def is_list(
     scalars: tuple[type, ...] | None = (Mapping, str),
     iters: tuple[type, ...] = (Iterable,),
 ) -> bool:
-    """Whether *obj* is iterable, mappings and text (*scalars*) apart."""
+    """Return whether *obj* is iterable, mappings and text (*scalars*) apart."""
     return isinstance(obj, iters) and not isinstance(obj, scalars or ())
 
 

@@ -21,12 +21,12 @@ __all__ = [
 
 
 def is_number(value: object) -> bool:
-    """Whether *value* is a finite number, and no bool."""
+    """Return whether *value* is a finite number, and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_seconds(options: object, *names: str, optional: bool = True) -> None:
-    """Each is a number of seconds from 0 up, or (if *optional*) None."""
+    """Check that each is a number of seconds from 0 up, or (if *optional*) None."""
     for name in names:
         value = getattr(options, name)
         if (value is None and optional) or (is_number(value) and value >= 0):
@@ -37,7 +37,7 @@ def check_seconds(options: object, *names: str, optional: bool = True) -> None:
 def check_count(
     options: object, *names: str, least: int = 0, most: int | None = None, optional: bool = True
 ) -> None:
-    """Each is a whole number from *least* to *most*, or (if *optional*) None."""
+    """Check that each is a whole number from *least* to *most*, or (if *optional*) None."""
     for name in names:
         value = getattr(options, name)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -53,7 +53,7 @@ def check_count(
 
 
 def check_type(options: object, kind: type, *names: str, optional: bool = False) -> None:
-    """Each is of type *kind* (0 and 1 are booleans too), or (if *optional*) None."""
+    """Check that each is of type *kind* (0 and 1 are booleans too), or (if *optional*) None."""
     for name in names:
         value = getattr(options, name)
         is_flag = kind is bool and value in (0, 1)
@@ -62,7 +62,7 @@ def check_type(options: object, kind: type, *names: str, optional: bool = False)
 
 
 def check_callable(options: object, *names: str) -> None:
-    """Each is a callable, or None."""
+    """Check that each is a callable, or None."""
     for name in names:
         value = getattr(options, name)
         if value is not None and not callable(value):

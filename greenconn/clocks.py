@@ -1,4 +1,4 @@
-"""Logical time: which of two events came first, in processes whose clocks differ (kombu.clocks)."""
+"""Logical clocks, which order the events of processes whose clocks differ (kombu.clocks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tools around connections, queues and consumers (kombu 5.7, ``kombu.common``)."""
+"""Utilities for connections, queues and consumers (kombu 5.7, ``kombu.common``)."""
 
 from __future__ import annotations
 

@@ -1017,7 +1017,7 @@ class PooledConnection(Connection):
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
     def lend(self, pool: Lender) -> PooledConnection:
-        """A facade cannot be lent.
+        """Refuse to lend a facade to another pool.
 
         Raises:
             TypeError: always.
@@ -1095,7 +1095,7 @@ def _hosts(hostname: object) -> list[str]:
 
 
 def _heartbeat(value: Any) -> float | None:
-    """Seconds; kombu takes text, too."""
+    """Return the heartbeat in seconds; kombu takes text, too."""
     if not value:
         return value  # type: ignore[no-any-return]  # 0, also the one that means the broker's, or None
     try:
@@ -1110,7 +1110,7 @@ def _addresses(
     first: Parameters,
     keywords: Parameters,
 ) -> tuple[list[str], str | None]:
-    """The failover list, and the member of it that *first* is; both empty where there is one host.
+    """Return the failover list and the member that *first* is; both empty for a single host.
 
     Copies and pickles give the current host apart from the list that it is a member of.
     """

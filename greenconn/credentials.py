@@ -1,4 +1,4 @@
-"""Logins that end: a token and when it must be replaced."""
+"""Credentials that expire: a token, and when it must be renewed."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def _close_each(connections: list[Connection]) -> None:
 
 
 def _beside(connection: Connection) -> Connection:
-    """A connection for the other kind: one more socket where publishing must not hold up acks."""
+    """Return a connection for the other kind: one more socket where publishing must not hold up acks."""
     is_amqp = connection.get_transport_cls().driver_type == "amqp"
     return connection.clone() if is_amqp else connection
 

@@ -1,4 +1,4 @@
-"""A file for messages that can be saved nowhere else."""
+"""Dump files for messages that cannot be kept at the broker."""
 
 from __future__ import annotations
 

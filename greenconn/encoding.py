@@ -1,4 +1,4 @@
-"""Between text and bytes, without surprises (kombu.utils.encoding)."""
+"""Conversion between text and bytes (kombu.utils.encoding)."""
 
 from __future__ import annotations
 

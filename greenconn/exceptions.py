@@ -128,7 +128,7 @@ def raise_error(exc: BaseException) -> None:
 
 
 def is_unavailable(exc: BaseException) -> bool:
-    """Whether the queue of a 404 or a 406 is there, but cannot be used now (RabbitMQ's words)."""
+    """Return whether the queue of a 404 or a 406 is there, but cannot be used now (RabbitMQ's words)."""
     text = str(exc)
     is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
     return is_of_queue and any(each in text for each in _UNAVAILABLE)

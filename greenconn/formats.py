@@ -1,4 +1,4 @@
-"""Formats of bodies, and what is said when a body fits none of them."""
+"""Formats of bodies, and the errors for a body that fits none."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Health:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all of it, for JSON."""
         return {"live": self.is_live, "ready": self.is_ready, **asdict(self)}
 
 

@@ -1,4 +1,4 @@
-"""Names that nobody else has: message ids, consumer tags, reply queues."""
+"""Unique names: message ids, consumer tags, reply queues."""
 
 from __future__ import annotations
 

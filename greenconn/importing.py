@@ -1,4 +1,4 @@
-"""Objects by their names (kombu.utils.imports)."""
+"""Import of objects by name (kombu.utils.imports)."""
 
 from __future__ import annotations
 

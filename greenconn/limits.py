@@ -1,4 +1,4 @@
-"""Rates: how many of something in a second."""
+"""Rate limits: events per second."""
 
 from __future__ import annotations
 

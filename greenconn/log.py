@@ -1,4 +1,4 @@
-"""Logging in kombu's way, for programs that use it.
+"""Logging utilities as kombu has them.
 
 greenconn's own modules log to ``greenconn.<room>`` by the standard library alone, without handlers.
 """
@@ -167,7 +167,7 @@ class LogMixin:
         return get_logger(self.logger_name)
 
     def is_enabled_for(self, level: int | str) -> bool:
-        """Whether messages of a level are logged."""
+        """Return whether messages of a level are logged."""
         return self.logger.isEnabledFor(self.get_loglevel(level))
 
     def get_loglevel(self, level: int | str) -> int:

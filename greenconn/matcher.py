@@ -1,4 +1,4 @@
-"""Whether a text matches a pattern, by one of several rules (kombu.matcher)."""
+"""Matching of texts by glob, regular expression or other registered rules (kombu.matcher)."""
 
 from __future__ import annotations
 

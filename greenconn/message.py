@@ -321,7 +321,7 @@ class Message:
         return self._state in ACK_STATES and not self._is_rolled_back()
 
     def _is_rolled_back(self) -> bool:
-        """Whether its answer was part of a transaction that was rolled back."""
+        """Return whether its answer was part of a transaction that was rolled back."""
         return False
 
     @property
@@ -344,7 +344,7 @@ class Message:
 
 
 def _current_error() -> _ErrorTriple:
-    """The exception that is being handled, as ``sys.exc_info()`` gives it."""
+    """Return the exception that is being handled, as ``sys.exc_info()`` gives it."""
     exc_type, exc, traceback = sys.exc_info()
     assert exc_type is not None
     assert exc is not None

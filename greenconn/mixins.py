@@ -74,21 +74,21 @@ class ConsumerMixin:
         raise NotImplementedError("get_consumers() must be defined and return the consumers")
 
     def on_connection_revived(self) -> None:
-        """The connection is there (again)."""
+        """Called when the connection is established, first or again."""
 
     def on_consume_ready(
         self, connection: Connection, channel: Channel, consumers: list[Any], **kwargs: Any
     ) -> None:
-        """The consumers run; *kwargs* are those of :meth:`run` or :meth:`consume`."""
+        """Called when the consumers run; *kwargs* are those of :meth:`run` or :meth:`consume`."""
 
     def on_consume_end(self, connection: Connection, channel: Channel) -> None:
-        """The consumers were cancelled in good order."""
+        """Called when the consumers were cancelled at a graceful end."""
 
     def on_iteration(self) -> None:
-        """An event is about to be waited for."""
+        """Called before each wait for an event."""
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """A body cannot be decoded.  The message is logged and acknowledged."""
+        """Called for a body that cannot be decoded; log and acknowledge the message."""
         error(
             "a message body cannot be decoded: %r (type %r, encoding %r, raw %s)",
             exc,
@@ -99,12 +99,12 @@ class ConsumerMixin:
         message.ack()
 
     def on_connection_error(self, exc: Exception, interval: float) -> None:
-        """The broker cannot be reached; the next attempt is in *interval* seconds."""
+        """Called when connecting failed; the next attempt is in *interval* seconds."""
         warn("broker connection error: %r; trying again in %s s", exc, interval, exc_info=exc)
 
     @contextmanager
     def extra_context(self, connection: Connection, channel: Channel) -> Iterator[None]:
-        """A context around the consumption."""
+        """Provide a context around the consumption."""
         yield
 
     # The program
@@ -181,7 +181,7 @@ class ConsumerMixin:
 
     @contextmanager
     def consumer_context(self, **kwargs: Any) -> Iterator[_Context]:
-        """The consumers, running, within :meth:`extra_context`.  May switch."""
+        """Run the consumers within :meth:`extra_context` and yield them.  May switch."""
         with (
             self.Consumer() as (connection, channel, consumers),
             self.extra_context(connection, channel),
@@ -191,7 +191,7 @@ class ConsumerMixin:
 
     @contextmanager
     def Consumer(self) -> Iterator[_Context]:  # noqa: N802
-        """The consumers, running on a connection of their own.  May switch."""
+        """Run the consumers on a connection of their own and yield them.  May switch."""
         with self.establish_connection() as connection:
             self.on_connection_revived()
             logger.info("connected to %s", connection.as_uri())
@@ -214,7 +214,7 @@ class ConsumerMixin:
 
     @contextmanager
     def establish_connection(self) -> Iterator[Any]:
-        """An open connection, closed at the end.  May switch."""
+        """Yield an open connection, and close it at the end.  May switch."""
         with self.create_connection() as connection:
             connection.ensure_connection(self.on_connection_error, self.connect_max_retries)
             yield connection

@@ -1,4 +1,4 @@
-"""Options: every setting with its type, its unit, its default and why.
+"""Options: each setting with its type, unit, default and reason.
 
 Each class is frozen and checks itself once, when it is made.  :func:`typed_query` turns the text of
 URL options into values, :func:`from_transport_options` takes what a class knows out of a mapping.

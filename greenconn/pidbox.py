@@ -1,4 +1,4 @@
-"""Commands to processes, and their replies, over mailboxes (kombu.pidbox).
+"""Remote control of processes by mailboxes, with replies (kombu.pidbox).
 
 A :class:`Mailbox` names an application; each of its processes runs a :class:`Node` that listens.
 ``cast`` and ``abcast`` send a command, ``call`` and ``multi_call`` also collect the replies.
@@ -270,7 +270,7 @@ class Node:
 
 
 def _is_command(body: Any) -> bool:
-    """Whether *body* has the form of what a mailbox sends."""
+    """Return whether *body* has the form of what a mailbox sends."""
     if not isinstance(body, Mapping) or not all(isinstance(name, str) for name in body):
         return False
     address = body.get("reply_to")
@@ -738,6 +738,6 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
 
 
 def clock_of(message: Message) -> int:
-    """The logical clock that came with *message*; 0 where there is none that can be believed."""
+    """Return the logical clock that came with *message*; 0 where there is none that can be believed."""
     clock = message.headers.get("clock")
     return clock if isinstance(clock, int) and 0 < clock < LATEST else 0

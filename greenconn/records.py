@@ -1,4 +1,4 @@
-"""Values with names that do not change: what frozen dataclasses are, made without compiling.
+"""Records: immutable classes like frozen dataclasses, made without compiling code.
 
 ``dataclasses.dataclass`` writes and compiles six functions for each class.  For options and parameters,
 which every program needs, that took a tenth of the time of importing the library.  Here they are

@@ -266,7 +266,7 @@ class Resource:
         return self._pool.holders()
 
     def forget(self) -> None:
-        """In the child of a fork: forget all resources.  Never switches."""
+        """Forget all resources in the child of a fork.  Never switches."""
         for borrowed in self._loans.end_all():
             self._expire(borrowed, "it was acquired before a fork")
         for sub_pool in list(self._sub_pools):
@@ -722,7 +722,7 @@ def _place() -> StackSummary:
 
 
 def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that a pool takes; kombu ignores the others."""
+    """Return the arguments that a pool takes; kombu ignores the others."""
     names = ("preload", "close_after_fork", "trace_acquire")
     others = kwargs.keys() - set(names)
     if others:

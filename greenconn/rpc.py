@@ -1,4 +1,4 @@
-"""Calls over queues: ``call`` waits for the reply, ``spawn_server`` gives it.
+"""Remote procedure calls over queues: ``call`` waits for the reply of a ``spawn_server``.
 
 All callers of one connection share one channel and one reader of replies.  On RabbitMQ that is its
 direct reply-to, which needs no queue but demands that requests leave on the channel that consumes the
@@ -187,7 +187,7 @@ class _Server:
             self._reply_error(message, exc)
 
     def _where(self, message: Message) -> tuple[str, object]:
-        """The function's name and the queue, which is the routing key of a call, for the log."""
+        """Return the function's name and the queue, which is the routing key of a call, for the log."""
         return name_of(self._function), message.delivery_info.get("routing_key")
 
     def refuse(self, message: Message, exc: Exception) -> None:

@@ -144,7 +144,7 @@ class SimpleBase:
         return int(self.consumer.purge())
 
     def qsize(self) -> int:
-        """Number of messages at the broker, without those delivered.  May switch."""
+        """Return the number of messages at the broker, without those delivered.  May switch."""
         _, size, _ = self.queue.queue_declare(passive=True)
         return int(size)
 

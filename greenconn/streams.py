@@ -1,4 +1,4 @@
-"""Streams: where to begin to read, and where to go on after an interruption."""
+"""Streams: the offset to start from, and the one to resume from after an interruption."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class StreamPosition:
         self._trim_above = 2 * len(left) + SLACK
 
     def note_begin(self) -> None:
-        """The broker has confirmed the reader."""
+        """Note that the broker has confirmed the reader."""
         if self._began_at is None:
             self._began_at = datetime.now(timezone.utc)
 
@@ -113,7 +113,7 @@ class StreamPosition:
         return self._next is not None
 
     def begin_anew(self) -> None:
-        """The stream is gone: all that one of its name has from now on is new."""
+        """Forget the offset of a deleted stream: all in a new one of its name is new."""
         self._first = "first"
         self._next = self._unhandled = None
         self._outstanding.clear()

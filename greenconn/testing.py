@@ -1,4 +1,4 @@
-"""For the tests of programs: a broker in memory, and a clock that the tests move.
+"""Test support for programs: an in-memory broker, and a clock that tests control.
 
 With pytest, name this module in ``conftest.py`` and ask for the fixture::
 
@@ -45,7 +45,7 @@ class ManualClock:
         return len(self._timers)
 
     def now(self) -> float:
-        """Seconds; where it begins means nothing."""
+        """Return the time in seconds, from an arbitrary start."""
         return self._now
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
@@ -151,6 +151,6 @@ else:
 
     @pytest.fixture
     def greenconn_broker() -> Iterator[MemoryBroker]:
-        """A broker in memory for one test."""
+        """Yield a broker in memory for one test."""
         with MemoryBroker() as broker:
             yield broker

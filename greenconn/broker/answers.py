@@ -206,7 +206,7 @@ class Answers:
         del self._sent_dispositions[part]
 
     def _is_refused(self, outcome: Any, count: int) -> bool:
-        """Whether what was sent must be sent again."""
+        """Return whether what was sent must be sent again."""
         if not isinstance(outcome, Exception):
             self._link.note_late(outcome)
             return False

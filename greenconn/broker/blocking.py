@@ -1,4 +1,4 @@
-"""A store whose calls wait, behind the part of the port that does not.
+"""The adapter from a store whose calls block to the port of the broker.
 
 A greenlet tells the store what was answered.  It runs behind all that can run when the first answer of a
 turn comes, so that the answers of these greenlets go with it, in one call.

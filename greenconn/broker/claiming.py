@@ -1,4 +1,4 @@
-"""Claims of messages from a store whose calls wait.
+"""Claims of messages from a store whose calls block.
 
 A claimer asks for one or for many queues in one call.  There is one greenlet, as long as there is
 something to ask for; it runs behind all that can run when the first claim is due.
@@ -93,7 +93,7 @@ class Claimer:
         self._is_stopped = False
 
     def want(self, feed: StoreFeed) -> None:
-        """A claim is due.  Never switches."""
+        """Note that a claim is due.  Never switches."""
         if self._is_stopped:
             return
         self._due.add(feed)

@@ -1,4 +1,4 @@
-"""Consumers of queues that a broker keeps for many processes."""
+"""The consumers of queues that many processes share."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ConsumerRegistry:
         return sum(count for name, (count, _) in owners.items() if name != owner)
 
     def leave(self, owner: str) -> None:
-        """A link is gone."""
+        """Remove a link that has ended."""
         for queue, owners in list(self._queues.items()):
             owners.pop(owner, None)
             if not owners:

@@ -36,7 +36,7 @@ DELIVERY_COUNT: Final = "x-delivery-count"
 
 
 def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
-    """The routing keys that the headers *names* (of ``CC`` and ``BCC``) add to a message's own."""
+    """Return the routing keys that the headers *names* (``CC`` and ``BCC``) add to a message's own."""
     return [key for name in names for key in headers.get(name) or ()]
 
 

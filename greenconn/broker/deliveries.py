@@ -152,13 +152,13 @@ class Deliveries:
         self._refuse(self._up_to(0), True)
 
     def taken(self, tag: Any) -> None:
-        """A delivery that needs no answer was taken: it is handled.  Never switches."""
+        """Note that a delivery without an ack was taken, which settles it.  Never switches."""
         delivery = self.unanswered.pop(tag, None)
         if delivery is not None and delivery.is_held and self._link.lost is None:
             self._acknowledger.done(delivery)
 
     def settled(self, tag: Any) -> None:
-        """A delivery was settled elsewhere: free its room.  Never switches.  Again: does nothing."""
+        """Free the room of a delivery that was settled elsewhere, once.  Never switches."""
         delivery = self.unanswered.pop(tag, None)
         if delivery is not None:
             self._free([delivery])

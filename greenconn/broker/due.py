@@ -1,4 +1,4 @@
-"""Feeds whose claims are due, in turn."""
+"""The feeds whose claims are due, in fair order."""
 
 from __future__ import annotations
 

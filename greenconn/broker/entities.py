@@ -1,4 +1,4 @@
-"""Exchanges and queues that a broker keeps for several processes.
+"""Exchanges and queues that many processes share.
 
 What is known of them belongs to the link: its directory knows the queues, its routing the exchanges and
 their bindings.  Both ask the broker where that is due.

@@ -161,7 +161,7 @@ class Feed(Generic[M, S]):
             next(iter(self.consumers)).wake()
 
     def resume(self, consumer: Consumer) -> None:
-        """A consumer that had no room has some again."""
+        """Serve a consumer that has room again."""
         consumers = self.consumers
         if consumer not in consumers:
             return

@@ -1,4 +1,4 @@
-"""Isolation of culprits: what is refused together is sent one by one, so that one harms no other."""
+"""Isolation of culprits: items that are refused together are sent again one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases: what a link holds is kept from coming back as long as it lives.
+"""Leases: the messages that a link holds are not redelivered as long as it lives.
 
 What is held is renewed at the broker every third of a lease.  Nothing else keeps a message from being
 redelivered, so a handler may run for as long as it likes.

@@ -242,7 +242,7 @@ class StoreLink(BrokerLink):
         return self.transport.Publisher(channel, self)
 
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
-        """A call to the store failed.  Never switches.
+        """Return the error for a failed call to the store.  Never switches.
 
         Arguments:
             is_told: somebody gets the error.
@@ -267,7 +267,7 @@ class StoreLink(BrokerLink):
         return lost
 
     def no_answer(self, what: str) -> RecoverableConnectionError:
-        """The store did not answer: this link is of no use any more.  Never switches."""
+        """End the link, as the store did not answer, and return the error.  Never switches."""
         lost = RecoverableConnectionError(
             f"{self.where}: {what}: no answer within {self.options.reply_timeout:g} s"
         )
@@ -281,12 +281,12 @@ class StoreLink(BrokerLink):
     # -- messages
 
     def take_number(self) -> int:
-        """The number of the next delivery."""
+        """Return the number of the next delivery."""
         self._last_number += 1
         return self._last_number
 
     def tag(self, number: int) -> str:
-        """A delivery tag that no other life of a connection has."""
+        """Return a delivery tag that no other life of a connection has."""
         return f"{self.owner}.{number}"
 
     def delivery(self, claimed: Claimed, consumer: Consumer) -> Message:
@@ -295,7 +295,7 @@ class StoreLink(BrokerLink):
         return StoreDelivery(consumer.channel, self.tag(number), number, claimed, consumer)
 
     def held(self) -> list[StoreDelivery]:
-        """All that its channels hold."""
+        """Return all that its channels hold."""
         return [
             each
             for channel in list(self.channels.values())
@@ -304,7 +304,7 @@ class StoreLink(BrokerLink):
         ]
 
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
-        """A message on its way into *queues*.  May switch where a queue is not known."""
+        """Return a message on its way into *queues*.  May switch where a queue is not known."""
         properties = envelope["properties"]
         priority = level_of(properties.get("priority"), HIGHEST)
         expiration = properties.get("expiration")
@@ -320,7 +320,7 @@ class StoreLink(BrokerLink):
         return entries
 
     def is_alive(self, claimed: Claimed) -> bool:
-        """Whether a message is to be delivered; what is not is given up.  Never switches."""
+        """Return whether a message is to be delivered; what is not is given up.  Never switches."""
         if claimed.dead is not None:
             self.answers.give_up(claimed, claimed.dead)
             return False
@@ -352,7 +352,7 @@ class StoreLink(BrokerLink):
             self._claimers.pop(feed.queue).stop()
 
     def ripen(self, queue: str) -> None:
-        """A queue may have messages.  Never switches."""
+        """Note that a queue may have messages.  Never switches."""
         feed = self.feeds.get(queue)
         if feed is not None:
             feed.ripen()
@@ -367,7 +367,7 @@ class StoreLink(BrokerLink):
             feed.ripen()
 
     def _gone(self, queue: str) -> None:
-        """A queue that may be consumed here was deleted by somebody else.  Never switches."""
+        """Handle that another link deleted a queue that may be consumed here.  Never switches."""
         self.directory.forget(queue)
         feed = self.feeds.get(queue)
         if feed is not None and self.lost is None:

@@ -219,7 +219,7 @@ class Store(ABC):
         """
 
     def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
-        """This link has so many consumers of a queue now; 0: none any more.
+        """Set the number of consumers of a queue on this link; 0 for none.
 
         Arguments:
             exclusive: its one consumer wants to be the only one.

@@ -1,9 +1,9 @@
-"""Publishing to a store: where a message goes, and waiting until it is there.
+"""Publishing to a store: routing a message, and waiting until it is stored.
 
-What many greenlets publish meanwhile leaves together.  Nobody waits for others: the first message leaves
-at once, and what comes while its call is on its way makes up the next call.  A caller that is killed
-leaves nothing behind: what is not on its way yet is dropped, what is on its way is stored, and nobody is
-told.
+Messages that many greenlets publish at the same time are stored together, and no greenlet waits for
+another: the first message is sent at once, and those that come while that call is under way make up the
+next call.  A killed caller leaves nothing behind: its message is dropped if it was not sent yet, else it
+is stored.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
             self.link.directory.declare(queue, Declaration(durable=True))
 
     def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
-        """The stored form of a message."""
+        """Return the stored form of a message."""
         body, headers = message["body"], message["headers"]
         link = self.link
         encoding = link.store.body_encoding
@@ -140,7 +140,7 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
 
 
 def _delay(headers: Mapping[str, Any]) -> float:
-    """Seconds before a message may be delivered: the header of RabbitMQ's plug-in, in milliseconds.
+    """Return a message's delay in seconds, from the header (in ms) of RabbitMQ's plug-in.
 
     Raises:
         ValueError: it is no number.
@@ -182,7 +182,7 @@ class Putting:
         return bool(self._greenlets)
 
     def stop(self, exc: BaseException) -> None:
-        """The link is gone: nobody's message is stored any more.  Never switches."""
+        """Stop, as the link has ended: no message is stored any more.  Never switches."""
         pending, self._pending = self._pending, deque()
         for batch in (*self._batches, pending):
             for outcomes, _ in batch:

@@ -135,7 +135,7 @@ class Routing:
             known.rows = rows
 
     def is_used(self, name: str) -> bool:
-        """Whether something is bound to an exchange, by whatever process.  May switch."""
+        """Return whether something is bound to an exchange, by whatever process.  May switch."""
         if self._topology is not None:
             return self._link.ask("routing", self._topology.is_used, name)
         known = self._state.exchanges.get(name)
@@ -147,7 +147,7 @@ class Routing:
             self._link.ask("declaring an exchange", self._topology.declare, exchange)
 
     def drop(self, name: str) -> None:
-        """An exchange was deleted: it is not shared any more.  May switch."""
+        """Forget a deleted exchange, which is not shared any more.  May switch."""
         if self._topology is not None:
             self._link.ask("deleting an exchange", self._topology.delete, name)
 

@@ -12,7 +12,7 @@ __all__ = ["connection_to", "report_losses"]
 
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
-    """A connection for a command; it is not open yet.
+    """Return a connection for a command; it is not open yet.
 
     Arguments:
         timeout: seconds to connect, where the URL does not say it.
@@ -33,7 +33,7 @@ def connection_to(url: str, timeout: float | None = None) -> Connection:
 
 
 def is_verbose() -> bool:
-    """Whether the user wants to see everything."""
+    """Return whether the user wants to see everything."""
     context = click.get_current_context(silent=True)
     return bool(context is not None and context.find_root().params.get("verbose"))
 

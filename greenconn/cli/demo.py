@@ -1,4 +1,4 @@
-"""``greenconn demo``: a thousand consumers, a few hundred publishers, and what it takes."""
+"""``greenconn demo``: a thousand consumers, a few hundred publishers, and their use of resources."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Display:
 
 
 def _figures(snapshot: Snapshot) -> list[tuple[str, str]]:
-    """Each figure and what it is, as text."""
+    """Return each figure and its label, as text."""
     in_flight = max(0, snapshot.published - snapshot.handled)
     count = "?" if snapshot.sockets is None else f"{snapshot.sockets:,}"
     return [
@@ -91,7 +91,7 @@ def _line(plan: Plan, snapshot: Snapshot) -> str:
 
 
 def _picture(plan: Plan, snapshot: Snapshot) -> Table:
-    """A bar, and the figures below it."""
+    """Return a bar, and the figures below it."""
     starting = not snapshot.published
     done, total = (
         (snapshot.ready, plan.consumers) if starting else (snapshot.handled, plan.messages)

@@ -49,7 +49,7 @@ _NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
 
 
 def error_text(exc: BaseException) -> tuple[str, int]:
-    """One line for the user, and the exit code."""
+    """Return one line for the user, and the exit code."""
     text = _text_of(exc)
     if isinstance(exc, (ValueError, KeyError, TypeError, ImportError)):
         return text, WRONG_USAGE

@@ -1,4 +1,4 @@
-"""Ctrl-C ends the command, never a greenlet that happens to run."""
+"""Ctrl-C: it ends the command, instead of raising in whichever greenlet runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``greenconn ping``: is the broker there, and how far away?"""
+"""``greenconn ping``: connect to the broker and measure round trips."""
 
 from __future__ import annotations
 

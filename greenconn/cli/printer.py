@@ -52,7 +52,7 @@ class MessagePrinter:
             self._is_over.set()
 
     def refuse(self, message: Message, exc: Exception) -> None:
-        """A body cannot be decoded: leave it where it was."""
+        """Leave a message in its queue whose body cannot be decoded."""
         self._fail(message, exc)
 
     def wait(self, consumer: gevent.Greenlet[..., Any], longest_pause: float | None) -> None:

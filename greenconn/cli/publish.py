@@ -1,4 +1,4 @@
-"""``greenconn publish``: messages by hand."""
+"""``greenconn publish``: publish messages from the command line."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _open(connection: Connection) -> None:
 
 
 def _from_input(as_json: bool, binary: bool) -> Iterator[list[Any]]:
-    """The bodies on the standard input, as many at a time as have come."""
+    """Yield the bodies on the standard input, as many at a time as have come."""
     from greenconn.cli.streams import lines, whole_input
 
     if binary:

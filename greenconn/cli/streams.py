@@ -1,4 +1,4 @@
-"""The standard input and output, without holding up the hub."""
+"""The standard input and output, without blocking the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT: Final = 128 * 2**20
 
 
 def lines() -> Iterator[list[bytes]]:
-    """The lines of the standard input, as many at a time as have come.  May switch."""
+    """Yield the lines of the standard input, as many at a time as have come.  May switch."""
     parts: list[bytes] = []
     size = 0
     for chunk in _chunks():
@@ -37,7 +37,7 @@ def lines() -> Iterator[list[bytes]]:
 
 
 def whole_input() -> bytes:
-    """All of the standard input.  May switch."""
+    """Return all of the standard input.  May switch."""
     parts: list[bytes] = []
     size = 0
     for chunk in _chunks():
@@ -96,7 +96,7 @@ def _chunks() -> Iterator[bytes]:
 
 
 def _descriptor(stream: object) -> int | None:
-    """The descriptor of a stream; None of one that is not the system's."""
+    """Return the descriptor of a stream; None of one that is not the system's."""
     try:
         return stream.fileno()  # type: ignore[attr-defined, no-any-return]
     except (AttributeError, io.UnsupportedOperation, ValueError):

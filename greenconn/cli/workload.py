@@ -1,4 +1,4 @@
-"""The demo's work: many greenlets publish through a bounded pool, many consumers take."""
+"""The demo's workload: greenlets that publish through a bounded pool, and consumers."""
 
 from __future__ import annotations
 

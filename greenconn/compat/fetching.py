@@ -1,4 +1,4 @@
-"""Messages of a queue, one by one."""
+"""Fetching the messages of a queue one by one."""
 
 from __future__ import annotations
 

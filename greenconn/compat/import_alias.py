@@ -1,4 +1,4 @@
-"""Other packages' names for ours, so that code that cannot be edited imports us."""
+"""Stand-ins for other packages, so that code that cannot be edited imports greenconn."""
 
 from __future__ import annotations
 

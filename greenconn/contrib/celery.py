@@ -161,7 +161,7 @@ class AmqpTransport(transport.Transport):
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
     def verify_connection(self, connection: Link) -> bool:
-        """Whether the link can be used here: in another thread the host opens one of its own."""
+        """Return whether the link can be used here: in another thread the host opens one of its own."""
         return _is_here(connection) and super().verify_connection(connection)
 
 
@@ -210,7 +210,7 @@ class RedisTransport(redis.Transport):
     implements = redis.Transport.implements.extend(asynchronous=False)
 
     def verify_connection(self, connection: RedisLink) -> bool:
-        """Whether the link can be used here: in another thread the host opens one of its own."""
+        """Return whether the link can be used here: in another thread the host opens one of its own."""
         return _is_here(connection) and super().verify_connection(connection)
 
     def close_connection(self, connection: RedisLink) -> None:
@@ -231,7 +231,7 @@ class RedissTransport(RedisTransport):
 
 
 def _is_here(link: Link | RedisLink) -> bool:
-    """Whether a link belongs to the caller's thread."""
+    """Return whether a link belongs to the caller's thread."""
     return link.home.hub is get_hub()
 
 

@@ -1,4 +1,4 @@
-"""Hooks for gunicorn's gevent worker: consumers that end in good order with their worker.
+"""Hooks for gunicorn's gevent worker: its consumers are shut down gracefully.
 
 In ``gunicorn.conf.py``::
 
@@ -58,7 +58,7 @@ class WorkerShutdown:
             self._stopping = spawn("gunicorn-stop", self._stop_consumers, deadline)
 
     def _stop_consumers(self, deadline: Deadline) -> None:
-        """Those that no request waits for."""
+        """Stop the consumers that no request waits for."""
         _stop([each for each in running_consumers() if not each.answers_calls], deadline)
 
     def finish(self) -> None:
@@ -94,7 +94,7 @@ def _less(seconds: float) -> float:
 
 
 def _may_publish(session: Session) -> bool:
-    """Whether it is not for consumers alone."""
+    """Return whether it is not for consumers alone."""
     services = session.services
     return services.publisher is not None or services.consumers is None
 

@@ -14,7 +14,7 @@ __all__ = ["binding", "pretty_bindings", "shown"]
 
 
 def shown(text: object) -> str:
-    """A name as ``repr`` shows it, without the quotes."""
+    """Return a name as ``repr`` shows it, without the quotes."""
     return repr(text)[1:-1]
 
 

@@ -23,7 +23,7 @@ __all__ = ["declaration_cached", "maybe_declare"]
 
 
 def declaration_cached(entity: Any, channel: Channel) -> bool:
-    """Whether *entity* is known to be declared in this life of the channel's connection."""
+    """Return whether *entity* is known to be declared in this life of the channel's connection."""
     declared = channel.connection.client.declared_entities
     return hash(entity) in declared or entity in declared
 

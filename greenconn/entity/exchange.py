@@ -248,5 +248,5 @@ class Exchange(MaybeChannelBound):
 
 
 def name_of(exchange: Any) -> Any:
-    """The name of an Exchange; anything else as it is."""
+    """Return the name of an Exchange; anything else as it is."""
     return exchange.name if isinstance(exchange, Exchange) else exchange

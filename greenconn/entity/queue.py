@@ -229,7 +229,7 @@ class Queue(MaybeChannelBound):
         return reply
 
     def _name_on(self, channel: Channel) -> str:
-        """The name to use on *channel*.  Never switches.
+        """Return the name to use on *channel*.  Never switches.
 
         The broker names a queue anew in each life: this one follows the session, which has declared
         it again.

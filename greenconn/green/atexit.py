@@ -1,4 +1,4 @@
-"""The end of the interpreter: what was written still leaves.
+"""The end of the interpreter: unsent data is flushed.
 
 In a program that ends without closing its connections the last turn of the hub never ends, and what was
 written in it would stay behind.  The hook runs in the main thread; writers of other threads have ended

@@ -1,4 +1,4 @@
-"""Which handler ran, and since when: so that a hub which was blocked can say in which one.
+"""A monitor of the running handlers, which names the one that blocked the hub.
 
 When a blocked hub gets its turn again, the code that blocked it has long switched away, and nothing
 tells what it was.  So those who call handlers note each, just before they call it.  To ask whether it
@@ -53,7 +53,7 @@ class HandlerHistory:
         self._since = now
 
     def shares_within(self, start: float, end: float) -> dict[str, float]:
-        """The seconds of a time that each handler had, by name.
+        """Return the seconds of a time that each handler had, by name.
 
         Arguments:
             start, end: on the monotonic clock.
@@ -69,7 +69,7 @@ class HandlerHistory:
         return shares
 
     def name_within(self, start: float, end: float) -> str | None:
-        """The name of the handler that had most of a time; None: none had any."""
+        """Return the name of the handler that had most of a time; None: none had any."""
         shares = self.shares_within(start, end)
         return max(shares, key=lambda name: shares[name]) if shares else None
 

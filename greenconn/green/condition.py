@@ -1,4 +1,4 @@
-"""A condition: greenlets wait until something has changed, and look again."""
+"""A condition: greenlets wait until it is notified, and check their predicate again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Condition:
         self._slots: dict[Slot[BaseException | None], None] = {}
 
     def __bool__(self) -> bool:
-        """Whether anybody waits."""
+        """Return whether anybody waits."""
         return bool(self._slots)
 
     def wait(self, deadline: Deadline) -> None:

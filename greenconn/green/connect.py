@@ -183,7 +183,7 @@ def _connect(
 
 
 def _is_connected(sock: RawSocket) -> bool:
-    """Whether it is done already, as always on this machine: the kernel says "in progress" even so."""
+    """Return whether it is connected, as local ones are although the kernel says "in progress"."""
     try:
         sock.getpeername()
     except OSError:

@@ -1,4 +1,4 @@
-"""One deadline, cut into the time left for each step."""
+"""A deadline, from which each step gets the time that is left."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Deadline:
         return NEVER if timeout is None else cls(timeout)
 
     def left(self) -> float | None:
-        """Seconds left, at least 0.0; None when there is no end."""
+        """Return the seconds left, at least 0.0; None without an end."""
         if self.at is None:
             return None
         left = self.at - monotonic()
@@ -64,7 +64,7 @@ class Deadline:
         return self.at is not None and monotonic() >= self.at
 
     def within(self, timeout: float | None) -> Deadline:
-        """The earlier of this deadline and *timeout* seconds from now."""
+        """Return the earlier of this deadline and *timeout* seconds from now."""
         if timeout is None:
             return self
         other = Deadline(timeout)

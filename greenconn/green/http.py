@@ -211,7 +211,7 @@ class HttpClient:
             connection.close()
 
     def forget(self) -> None:
-        """In the child of a fork: begin anew.  The streams forget themselves."""
+        """Make the state anew in the child of a fork.  The streams forget themselves."""
         self._pool.forget()
 
     def _acquire(self, deadline: Deadline) -> HttpConnection:
@@ -268,7 +268,7 @@ class HttpConnection:
             raise
 
     def is_usable(self) -> bool:
-        """Whether another request may be sent.  Never switches."""
+        """Return whether another request may be sent.  Never switches."""
         return self.stream.is_open and self._exchange is None and monotonic() < self._expires_at
 
     def ask(self, head: bytes, body: bytes, exchange: HttpExchange, deadline: Deadline) -> None:
@@ -288,7 +288,7 @@ class HttpConnection:
             raise TimeoutError(f"{self.where}: no answer within {deadline.timeout:g} s") from None
 
     def close(self) -> None:
-        """A request that is on its way ends with an error.  Never switches."""
+        """Close the connection; a request under way fails.  Never switches."""
         self.stream.close()
         self._lost(
             ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed by this program")

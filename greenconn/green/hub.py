@@ -77,7 +77,7 @@ class TurnEnd:
             self.call = partial(self._watcher.feed, 0, callback)
 
     def close(self) -> None:
-        """It is called no more.  Never switches."""
+        """Stop the calls.  Never switches."""
         self.call = _nothing
         if self._watcher is not None:
             self._watcher.stop()
@@ -126,7 +126,7 @@ def check_hub(part: object) -> None:
 
 
 def _thread_of(hub: Any) -> str:
-    """The name of a hub's thread.  (``current_thread`` would register threads and greenlets.)"""
+    """Return the name of a hub's thread.  (``current_thread`` would register threads and greenlets.)"""
     if hub.main_hub:
         return repr(main_thread().name)
     for thread in enumerate_threads():

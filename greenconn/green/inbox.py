@@ -1,4 +1,4 @@
-"""A queue that many greenlets take from, in the order in which they came; nobody polls."""
+"""A queue from which many greenlets take, in the order of their arrival, without polling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deadline over calls that take none."""
+"""A time limit for calls that take no deadline."""
 
 from __future__ import annotations
 

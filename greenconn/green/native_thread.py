@@ -1,4 +1,4 @@
-"""A native thread for what cannot be green, one for each object that needs it.
+"""A native thread for blocking calls that must all run in one thread.
 
 Calls wait in the order in which they came, and all that wait are given to the thread together: what
 they have in common (a transaction) need not be done for each of them.  The hub never waits.
@@ -157,7 +157,7 @@ class NativeThread(Generic[J]):
         return pool
 
     def forget(self) -> None:
-        """In the child of a fork, where the thread does not exist.  Never switches."""
+        """Forget the thread in the child of a fork, where it does not exist.  Never switches."""
         pool, self._pool = self._pool, None
         self._pending.clear()
         if pool is not None:

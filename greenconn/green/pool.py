@@ -518,7 +518,7 @@ class FairPool(Generic[T]):
         return self.clear()
 
     def forget(self) -> list[T]:
-        """In the child of a fork: remove all resources, which are the parent's, and return them."""
+        """Remove and return all resources in the child of a fork, as they are the parent's."""
         items = self._held.held() + self._idle
         self._queue.stop_timer()
         self._begin()

@@ -83,7 +83,7 @@ class Renewal:
             self._timer.start(weakly(self._on_time), update=True)
 
     def stop(self) -> None:
-        """The connection has ended.  Never switches."""
+        """Stop, as the connection has ended.  Never switches."""
         self.forget()
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None and greenlet is not getcurrent():

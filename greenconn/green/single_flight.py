@@ -1,4 +1,4 @@
-"""Single flight: many greenlets want one thing done, and it is done once."""
+"""Single flight: concurrent requests for the same work share one execution."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Flight:
         self.waits_for: _Flight | None = None
 
     def drop_error(self) -> None:
-        """Nobody asks for it any more, and its traceback leads back here: break the circle."""
+        """Drop the error, whose traceback refers back here, when it is not needed any more."""
         self.error = self.traceback = None
 
 
@@ -54,7 +54,7 @@ class SingleFlight:
         self._flights: dict[Hashable, _Flight] = {}
 
     def is_running(self, key: Hashable) -> bool:
-        """Whether an execution for *key* is under way."""
+        """Return whether an execution for *key* is under way."""
         return key in self._flights
 
     def run(

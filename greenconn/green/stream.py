@@ -195,7 +195,7 @@ class Stream:
             self._watcher.start(self._reader.switch)
 
     def lift_user_timeout(self) -> None:
-        """The peer will take nothing for however long, and says so: that is no fault of the network.
+        """Lift ``TCP_USER_TIMEOUT``, as the peer has announced that it stops reading.
 
         The kernel would end the connection after ``TCP_USER_TIMEOUT`` with a full window, although
         the peer answers its probes.  Heartbeats and keep-alive go on watching.  Never switches.
@@ -289,7 +289,7 @@ class Stream:
         return buffer
 
     def _read(self) -> None:
-        """The reader: nothing but receiving, parsing and handing over."""
+        """Receive, parse and hand over, as the reader."""
         switch_to_hub = self._hub.switch
         receive_into, receive_piece = self._sock.recv_into, self._sock.recvmsg_into
         buffer, where = self._buffer(), self._room
@@ -361,4 +361,4 @@ def _nobody_takes(data: bytes) -> None:
 
 
 def _is_known(exc: BaseException) -> None:
-    """The owner closed the stream itself."""
+    """Ignore the end of a stream that its owner closed."""

@@ -58,7 +58,7 @@ class _Shield:
         self.is_registered = False
 
     def forget(self) -> None:
-        """In the child of a fork they must end at once: what they wait for is the parent's."""
+        """End the greenlets in the child of a fork: they wait for what belongs to the parent."""
         self.inside.clear()
 
 

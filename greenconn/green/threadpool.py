@@ -1,4 +1,4 @@
-"""Blocking calls of libraries that are not made for greenlets: run in threads of their own.
+"""A thread pool for blocking calls of libraries that are not made for gevent.
 
 Who calls waits as for anything else, and the hub turns meanwhile.  A caller that is killed leaves
 its call to its own end; what it returns is dropped.  In a process that is monkey-patched such a
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def are_sockets_green() -> bool:
-    """Whether a library that uses the standard library's sockets and locks lets the hub turn.
+    """Return whether a library that uses the standard library's sockets and locks lets the hub turn.
 
     Only with both: a greenlet that holds a native lock while it waits for a socket would stop all.
     """

@@ -1,4 +1,4 @@
-"""Words between processes of one machine, through a named pipe: nobody polls.
+"""Wake-ups between processes of one machine through a named pipe, without polling.
 
 A pipe has the permissions of its file, no port, and no limit of its path, and tells at once when nobody
 reads any more; Linux and macOS both have it.  Words may get lost when the reader is stuck for so long

@@ -1,4 +1,4 @@
-"""The sending side of a stream: anyone writes, a turn of the hub flushes.
+"""The sending side of a stream: any greenlet writes, and the end of the hub's turn flushes.
 
 Rules
 -----
@@ -242,7 +242,7 @@ class Writer:
         self._wake_drainers()
 
     def forget(self) -> None:
-        """The same after a fork, in the child: those who wait are the parent's and stay asleep."""
+        """Close in the child of a fork, without waking the waiters, which are the parent's."""
         self._closed = True
         # The watcher goes before its descriptor: libev aborts the process on a closed one.
         self._watcher.stop()
@@ -385,7 +385,7 @@ class Writer:
             self._offered_left += sent
 
     def _send(self, buffers: list[Buffer]) -> int:
-        """Bytes sent; -1 after an error."""
+        """Return the number of bytes sent; -1 after an error."""
         self.sends += 1
         try:
             if len(buffers) == 1:
@@ -406,7 +406,7 @@ class Writer:
         self._on_error(exc)
 
     def _interrupted(self, exc: BaseException) -> None:
-        """An exception came between two steps that belong together: no more can be sent."""
+        """Fail, as an exception came between two steps that belong together."""
         self._fail(
             ConnectionAbortedError(errno.ECONNABORTED, f"sending was interrupted by {exc!r}")
         )
@@ -453,4 +453,4 @@ class Writer:
 
 
 def _is_over(exc: OSError) -> None:
-    """The writer was closed: nobody wants to know any more."""
+    """Ignore the outcome, as the writer was closed."""

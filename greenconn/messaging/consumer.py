@@ -309,7 +309,7 @@ class Consumer:
             raise
 
     def consuming_from(self, queue: Queue | str) -> bool:
-        """Whether it consumes from *queue*, a Queue or a name."""
+        """Return whether it consumes from *queue*, a Queue or a name."""
         return _name_of(queue) in self._subscriptions.tags
 
     # Receiving
@@ -469,7 +469,7 @@ class Consumer:
         return self.channel.basic_recover(requeue=requeue)
 
     def _on_cancel(self, tag: str) -> None:
-        """The broker has cancelled *tag*; in the greenlet that drains."""
+        """Handle that the broker cancelled *tag*, in the greenlet that drains."""
         self._subscriptions.lose(tag)
         raise ConsumerCancelled(f"the broker cancelled consumer {tag!r} of {self!r}", (60, 30))
 

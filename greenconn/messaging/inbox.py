@@ -1,4 +1,4 @@
-"""Messages of one consumer, for greenlets that wait for them themselves."""
+"""Messages of one consumer, for greenlets that wait for them without ``drain_events``."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ class Producer:
         return body, content_type, content_encoding
 
     def _is_ready(self, channel: Channel) -> bool:
-        """Whether *channel* can be published to without anything before."""
+        """Return whether *channel* can be published to without anything before."""
         if channel is None or not getattr(channel, "is_open", True):
             return False
         default = self.__dict__.get("exchange", _DEFAULT)
@@ -443,7 +443,7 @@ class Producer:
         self.release()
 
     def _is_connected(self) -> bool:
-        """Whether the connection, which was in use, still is as it should be."""
+        """Return whether the connection, which was in use, still is as it should be."""
         try:
             return self.__connection__.session.lost is None
         except OperationalError:

@@ -93,7 +93,7 @@ class ConsumerRecovery:
             session.discard(self)
 
     def has_restored_beside(self, channel: Channel) -> bool:
-        """Whether all is consumed again on the connection of *channel*, thanks to recovery."""
+        """Return whether all is consumed again on the connection of *channel*, thanks to recovery."""
         own = self._restored_on
         return (
             own is not None
@@ -175,6 +175,6 @@ def _session_of(channel: Channel) -> Any:
 
 
 def _ended_by_itself(channel: Channel) -> bool:
-    """Whether a channel was closed before its connection was lost."""
+    """Return whether a channel was closed before its connection was lost."""
     cause = getattr(channel, "cause", None)
     return cause is not None and cause is not getattr(channel.connection, "lost", None)

@@ -31,7 +31,7 @@ _starting: Final[WeakKeyDictionary[Any, BoundedSemaphore]] = WeakKeyDictionary()
 
 
 def starting(channel: Channel) -> BoundedSemaphore:
-    """The lock to hold over ``basic_qos`` and the ``basic_consume`` that it is meant for.
+    """Return the lock to hold over ``basic_qos`` and the ``basic_consume`` that it is meant for.
 
     No user code runs under it.
     """
@@ -45,7 +45,7 @@ def starting(channel: Channel) -> BoundedSemaphore:
 
 
 def is_open(channel: Channel) -> bool:
-    """Whether a channel may be used.  One that cannot tell counts as open."""
+    """Return whether a channel may be used.  One that cannot tell counts as open."""
     return bool(getattr(channel, "is_open", True))
 
 
@@ -71,18 +71,18 @@ class Subscriptions:
         self.no_ack[name] = no_ack
 
     def lacks(self, name: str, channel: Channel) -> bool:
-        """Whether queue *name* is wanted and *channel* does not serve it.
+        """Return whether queue *name* is wanted and *channel* does not serve it.
 
         A closed channel serves nobody: asked again it tells why it is closed.
         """
         return name in self.tags and (self.placed.get(name) is not channel or not is_open(channel))
 
     def are_placed_on(self, channel: Channel) -> bool:
-        """Whether something is wanted, and all of it has been asked of *channel*."""
+        """Return whether something is wanted, and all of it has been asked of *channel*."""
         return bool(self.tags) and not any(self.lacks(name, channel) for name in self.tags)
 
     def arguments_of(self, queue: Any, target: dict[str, Any]) -> Any:
-        """The arguments with which to consume from *queue*.
+        """Return the arguments with which to consume from *queue*.
 
         A stream that was read before is read on.
 
@@ -124,7 +124,7 @@ class Subscriptions:
         self._cancel_all([(self.placed.pop(name), self.tags[name]) for name in left])
 
     def lose(self, tag: str) -> None:
-        """The broker has cancelled *tag*; the queue is still wanted."""
+        """Note that the broker cancelled *tag*, whose queue is still to be consumed."""
         for name, each in self.tags.items():
             if each == tag:
                 self.placed.pop(name, None)
@@ -132,7 +132,7 @@ class Subscriptions:
                 self.positions.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
-        """The broker has given a queue another name."""
+        """Follow a queue that the broker has renamed."""
         tables: tuple[dict[str, Any], ...] = (self.tags, self.no_ack, self.placed)
         for table in tables:
             if old in table:

@@ -217,7 +217,7 @@ class PublishBatch:
 
 
 def _unsent(exc: Exception) -> Exception:
-    """The error of a message that was not even serialised, because of that of an earlier one."""
+    """Return the error of a message that was not even serialised, because of that of an earlier one."""
     if isinstance(exc, PublishTimeout):
         return PublishTimeout(f"not sent: {exc}", maybe_delivered=False)
     return exc

@@ -126,7 +126,7 @@ def publish_many(
 
 
 def publisher_of(connection: Connection) -> Publisher:
-    """The publisher of a connection; it lives as long as that.  Never switches."""
+    """Return the publisher of a connection; it lives as long as that.  Never switches."""
     session = connection.session
     publisher = session.services.publisher
     if not isinstance(publisher, Publisher):

@@ -216,7 +216,7 @@ class PublishOptions:
     def of(
         cls, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
     ) -> PublishOptions:
-        """As the constructor; for a queue by its name it is kept for the next call like this one."""
+        """Return the options; those for a queue by its name are kept for the next such call."""
         if target.__class__ is not str or not OPTIONS.issuperset(options):
             return cls(target, options, delivery_mode)
         key = (target, delivery_mode, *options.items())
@@ -276,7 +276,7 @@ class PublishOptions:
         return OutgoingMessage(self, body, content_type, encoding, headers)
 
     def _as_given(self, body: Any) -> tuple[str, str, Any]:
-        """A body that is serialised already: the caller named its content type."""
+        """Return a body that is serialised already, with the content type that the caller named."""
         encoding = self.content_encoding
         assert self.content_type is not None
         if isinstance(body, str):

@@ -135,7 +135,7 @@ class Publisher:
         return self._try_again(function, deadline, failure)
 
     def _try_again(self, function: Callable[[], T], deadline: Deadline, failure: Exception) -> T:
-        """As :meth:`retry`, after a first attempt that failed."""
+        """Do the rest of :meth:`retry` after a first attempt that failed."""
         for attempt in attempts(PUBLISHING, deadline, self._is_lasting, failure=failure):
             with attempt:
                 if (channel := self._channel) is None or not channel.is_open:
@@ -144,7 +144,7 @@ class Publisher:
         raise AssertionError("unreachable")
 
     def _is_lasting(self, exc: Exception) -> bool:
-        """Whether an error may pass before the deadline."""
+        """Return whether an error may pass before the deadline."""
         if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, self.lasting_errors):
             return False
         if self._session.is_closed:
@@ -156,7 +156,7 @@ class Publisher:
     def timed_out(
         self, message: OutgoingMessage, deadline: Deadline, exc: BaseException
     ) -> PublishTimeout:
-        """The error of a publish whose deadline ended, because of *exc*."""
+        """Return the error of a publish whose deadline ended, because of *exc*."""
         within = "in time" if deadline.timeout is None else f"within {deadline.timeout:g} s"
         fate = "the broker may have it" if message.maybe_delivered else "nothing was sent"
         return PublishTimeout(
@@ -191,7 +191,7 @@ class Publisher:
         raise TimeoutError(str(away)) from away
 
     def _ensure(self, options: PublishOptions, deadline: Deadline) -> None:
-        """As :meth:`ensure_target`, once.
+        """Do one attempt of :meth:`ensure_target`.
 
         Raises:
             NotFound: the queue's node is away.

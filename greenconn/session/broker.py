@@ -381,7 +381,7 @@ class Broker:
         mask: str = "**",
         getfields: Callable[[dict[str, Any]], Any] = URI_FIELDS,
     ) -> str:
-        """The URL of the broker that is meant now.
+        """Return the URL of the broker that is meant now.
 
         Arguments:
             include_password: write the password, which is called if it is a function.
@@ -411,7 +411,7 @@ class Broker:
         return as_url(transport, hostname, port, userid, password, quote(virtual_host))
 
     def _foreign_uri(self, hostname: str, include_password: bool, mask: str) -> str:
-        """The URL where the transport parses it, or a part of it, itself."""
+        """Return the URL where the transport parses it, or a part of it, itself."""
         parameters = self._parameters
         if self.transport.can_parse_url:
             try:

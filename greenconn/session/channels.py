@@ -1,4 +1,4 @@
-"""The channels of a session: the default one, those that replace dead ones, those for what may fail."""
+"""The channels of a session: the default one, replacements of dead ones, and spare ones."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Channels:
         find: Callable[[Life], Any],
         open_on: Callable[[Life], Any],
     ) -> Any:
-        """The channel that *find* sees, or the one that *open_on* opens; once for all callers."""
+        """Return the channel that *find* sees, or the one that *open_on* opens; once for all callers."""
         for tries_left in reversed(range(TRIES)):
             self._session.link(deadline, reopen=reopen)
             life = self._session.life
@@ -158,7 +158,7 @@ class Channels:
         return channel
 
     def _open(self, life: Life, old: Any) -> Any:
-        """A channel that works as *old* did (prefetch, confirm mode)."""
+        """Return a channel that works as *old* did (prefetch, confirm mode)."""
         channel = self._session.broker.transport.create_channel(life.link)
         # Failing over may have led to another transport.
         if type(old) is type(channel) and hasattr(channel, "take_over"):
@@ -171,7 +171,7 @@ class Channels:
         return channel
 
     def _line(self, channel: Channel) -> _Successors:
-        """The line that *channel* belongs to; its latest may be dead, too."""
+        """Return the line that *channel* belongs to; its latest may be dead, too."""
         line = self._lines.get(channel)
         if line is None and (end := self._ends.get(channel)) is not None:
             line = end()

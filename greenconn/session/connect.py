@@ -427,7 +427,7 @@ class Connector:
         return link
 
     def _settle(self, attempt: Attempt) -> None:
-        """The attempt is over.  In its greenlet, or in that of its last caller who was killed."""
+        """End the attempt, in its greenlet or in that of its last caller, if that was killed."""
         if attempt is not self._attempt:
             return
         self._attempt = None

@@ -1,4 +1,4 @@
-"""kombu's ``ensure_connection`` and ``ensure``: connect, and repeat what a loss interrupted."""
+"""kombu's ``ensure_connection`` and ``ensure``: connect, and retry what a loss interrupted."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class _Ensured:
         )
 
     def _is_hopeless(self, exc: Exception) -> bool:
-        """Whether *exc* may come for ever: its transport does not know which errors pass."""
+        """Return whether *exc* may come for ever: its transport does not know which errors pass."""
         broker = self._connection.session.broker
         return not broker.knows_recoverable_errors and isinstance(exc, broker.connection_errors)
 

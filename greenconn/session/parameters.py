@@ -1,4 +1,4 @@
-"""The parameters of a connection: what a URL and the keywords mean together.
+"""The parameters of a connection, combined from its URL and its keyword arguments.
 
 Keywords fill what a URL leaves blank.  Each URL of a failover list stands by itself: what one leaves
 blank is filled from the keywords, never from the URL tried before.  A bare host name takes the place
@@ -217,7 +217,7 @@ def _of_url(
 
 
 def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:
-    """The ``ssl`` argument that a URL's options and the keyword mean together."""
+    """Return the ``ssl`` argument that a URL's options and the keyword mean together."""
     if not options.get("ssl", True):
         return False
     if isinstance(parsed, Mapping):
@@ -226,7 +226,7 @@ def _tls(options: Mapping[str, Any], parsed: Any, given: Any) -> Any:
 
 
 def _typed_options(query: Mapping[str, str], cls: type[Any]) -> dict[str, Any]:
-    """The options of a URL with their types; those of a foreign transport stay text."""
+    """Return the options of a URL with their types; those of a foreign transport stay text."""
     if not query:
         return {}
     known = {**CONNECTION_QUERY, **query_types(ConnectOptions)}

@@ -81,7 +81,7 @@ class Members:
         self.stop_retries()
 
     def mark_due(self) -> None:
-        """A life has ended.  Never switches."""
+        """Mark all members as due, as a life has ended.  Never switches."""
         self.stop_retries()
         self._due = dict(self._all)
 

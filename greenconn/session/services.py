@@ -1,4 +1,4 @@
-"""Objects that serve all users of one session, kept by the session for the rooms that make them."""
+"""Objects of other packages that live as long as a session and serve all its users."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ class Session:
             spawn("close-lost-link", self.broker.close, life.link)
 
     def _end_life(self, life: Life, exc: BaseException) -> None:
-        """A link was lost.  Never switches.  For a former life: does nothing."""
+        """End the life of a lost link, if it is the current one.  Never switches."""
         if life is not self.life or life.link is None:
             return
         self.life = Life()
@@ -437,7 +437,7 @@ class Session:
         self._recovery.begin()
 
     def _end_recovery(self, error: BaseException | None, seconds: float) -> None:
-        """All is restored, or *error* says why nobody tries any more."""
+        """End the recovery: all is restored, or *error* says why it was given up."""
         if self._state is not SessionState.RECOVERING:
             return
         if self.life.is_open:

@@ -222,7 +222,7 @@ class Topology:
         return len(self._exchanges) + len(self._queues) + self._count
 
     def current_name(self, name: str) -> str:
-        """The name that a queue once called *name* by the broker has now; '' if it is not known."""
+        """Return the current name of a queue that the broker once called *name*; '' if unknown."""
         return self._names.get(name, "")
 
     # What the channels tell.  Nothing here switches.
@@ -230,13 +230,13 @@ class Topology:
     def exchange_declared(
         self, name: str, type: str, durable: bool, auto_delete: bool, arguments: Any
     ) -> None:
-        """An exchange is there because of us."""
+        """Note that this connection declared an exchange."""
         if name and not name.startswith("amq."):
             self._exchanges[name] = DeclaredExchange(name, type, durable, auto_delete, arguments)
             self._drop_oldest()
 
     def exchange_deleted(self, name: str) -> None:
-        """It is gone, and its bindings with it."""
+        """Forget a deleted exchange and its bindings."""
         self._exchanges.pop(name, None)
         if self._bound_to[name]:
             for group in list(self._bindings.values()):
@@ -253,7 +253,7 @@ class Topology:
         arguments: Any,
         is_server_named: bool,
     ) -> None:
-        """A queue is there because of us; *is_server_named*: the broker has named it."""
+        """Note that this connection declared a queue; *is_server_named*: the broker named it."""
         if not is_server_named and (known := self._queues.get(name)) is not None:
             is_server_named = known.is_server_named
         self._queues[name] = DeclaredQueue(
@@ -262,13 +262,13 @@ class Topology:
         self._drop_oldest()
 
     def queue_deleted(self, name: str) -> None:
-        """It is gone, and its bindings with it."""
+        """Forget a deleted queue and its bindings."""
         if self._queues.pop(name, None) is not None:
             self._names = {old: new for old, new in self._names.items() if new != name}
         self._forget_destination(True, name)
 
     def arguments_of(self, queue: str) -> Any:
-        """The arguments with which a queue was declared; None if it is not recorded."""
+        """Return the arguments with which a queue was declared; None if it is not recorded."""
         known = self._queues.get(queue)
         return None if known is None else known.arguments
 
@@ -280,7 +280,7 @@ class Topology:
     def bound(
         self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
-        """A queue, or else an exchange, is bound to the exchange *source*."""
+        """Note that a queue, or else an exchange, was bound to the exchange *source*."""
         if source:
             made = DeclaredBinding(to_queue, destination, source, routing_key, arguments)
             group = self._bindings.setdefault(made.place, {})
@@ -411,7 +411,7 @@ class Topology:
         return later
 
     def _note_refusal(self, record: Declared, exc: Exception) -> None:
-        """The broker closed a channel because of *record*, or the link, which is raised again."""
+        """Log that the broker closed a channel because of *record*; raise if it closed the link."""
         logger.warning("%r could not be declared again: %s", record, exc)
         if isinstance(exc, IrrecoverableConnectionError):
             record.strikes += 1
@@ -488,7 +488,7 @@ class Topology:
                 binding.destination = new
 
     def _rename(self, renamed: dict[str, str]) -> None:
-        """The broker has given queues other names."""
+        """Follow queues that the broker has renamed."""
         if not renamed:
             return
         for old, new in renamed.items():

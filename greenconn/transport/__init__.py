@@ -1,4 +1,4 @@
-"""The transports (kombu's path): which there are, and how to find one by name."""
+"""The transports, and the lookup of a transport by name (kombu's path)."""
 
 from greenconn.transport.registry import (
     TRANSPORT_ALIASES,

@@ -109,7 +109,7 @@ class Implements(dict[str, Any]):
         self[key] = value
 
     def extend(self, **kwargs: Any) -> Implements:
-        """A copy with *kwargs* changed."""
+        """Return a copy with *kwargs* changed."""
         return self.__class__(self, **kwargs)
 
 
@@ -137,17 +137,17 @@ class StdChannel:
     answers_at_once: bool = False
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
-        """A ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""
+        """Return a ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""
         assert Factories.Consumer is not None, "import greenconn.messaging first"
         return Factories.Consumer(self, *args, **kwargs)
 
     def Producer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
-        """A ``messaging.Producer`` on this channel (``greenconn.messaging`` must be imported)."""
+        """Return a ``messaging.Producer`` on this channel (``greenconn.messaging`` must be imported)."""
         assert Factories.Producer is not None, "import greenconn.messaging first"
         return Factories.Producer(self, *args, **kwargs)
 
     def get_bindings(self) -> Any:
-        """All bindings, where the transport can tell."""
+        """Return all bindings, where the transport can tell."""
         raise NotImplementedError(f"{type(self).__name__} cannot list bindings")
 
     def after_reply_message_received(self, queue: str) -> None:
@@ -156,7 +156,7 @@ class StdChannel:
     def prepare_queue_arguments(
         self, arguments: Mapping[str, Any] | None, **kwargs: Any
     ) -> dict[str, Any]:
-        """The declare arguments of a queue; see :func:`to_rabbitmq_queue_arguments`."""
+        """Return the declare arguments of a queue; see :func:`to_rabbitmq_queue_arguments`."""
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -398,7 +398,7 @@ class Management:
         self.transport = transport
 
     def get_bindings(self) -> Any:
-        """All bindings of the virtual host."""
+        """Return all bindings of the virtual host."""
         raise NotImplementedError(f"{type(self.transport).__name__} has no management API")
 
 
@@ -495,11 +495,11 @@ class Transport(Generic[L]):
         """Raise if the peer is known to be dead; heartbeats need nobody's help."""
 
     def driver_version(self) -> str:
-        """The version of the library below."""
+        """Return the version of the library below."""
         return "N/A"
 
     def get_heartbeat_interval(self, connection: L) -> float:
-        """Seconds between heartbeats as negotiated; 0 is off."""
+        """Return the seconds between heartbeats as negotiated; 0 is off."""
         return 0
 
     def register_with_event_loop(self, connection: L, loop: Any) -> None:
@@ -509,11 +509,11 @@ class Transport(Generic[L]):
         """Nothing to do: nobody has to drive us."""
 
     def verify_connection(self, connection: L) -> bool:
-        """Whether the link can be used; one that cannot tell can."""
+        """Return whether the link can be used; one that cannot tell can."""
         return bool(getattr(connection, "is_open", True))
 
     def qos_semantics_matches_spec(self, connection: L) -> bool:
-        """Whether ``basic_qos(apply_global=True)`` means the whole connection, as the spec says."""
+        """Return whether ``basic_qos(apply_global=True)`` is for the connection, as in the spec."""
         return True
 
     def update_secret(

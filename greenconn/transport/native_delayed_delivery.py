@@ -50,7 +50,7 @@ _LONGEST_KEY: Final = 255
 
 
 def level_name(level: int, prefix: str | None = None) -> str:
-    """The name of a level's exchange and queue.
+    """Return the name of a level's exchange and queue.
 
     Arguments:
         level: from 0 (one second) up.
@@ -162,7 +162,7 @@ def _bindings_of(queue: Any) -> list[tuple[Any, str, Any]]:
 
 
 def calculate_routing_key(countdown: int, routing_key: str) -> str:
-    """The routing key with which a message is published to the highest level.
+    """Return the routing key with which a message is published to the highest level.
 
     Arguments:
         countdown: seconds of delay, from 1 up to 2^28 - 1.

@@ -1,4 +1,4 @@
-"""The replies with which a broker refuses: amqp's classes, in RabbitMQ's words."""
+"""The errors of a broker's refusals: amqp's classes, with RabbitMQ's texts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def no_queue(name: str, vhost: str, method: Method) -> NotFound:
 
 
 def locked(queue: str, vhost: str, method: Method) -> ResourceLocked:
-    """The queue is exclusive to another connection, or is not exclusive when it should be."""
+    """Return the error for a queue that is another connection's, or not exclusive as it should be."""
     return ResourceLocked(
         f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue}' in vhost "
         f"'{vhost}': it belongs to another connection, or was not declared exclusive",
@@ -75,36 +75,36 @@ def locked(queue: str, vhost: str, method: Method) -> ResourceLocked:
 
 
 def refused(text: str, method: Method) -> AccessRefused:
-    """The operation is not permitted."""
+    """Return the error for an operation that is not permitted."""
     return AccessRefused(f"ACCESS_REFUSED - {text}", method.value)
 
 
 def reserved_name(kind: str, name: str, method: Method) -> AccessRefused:
-    """The name begins with ``amq.``."""
+    """Return the error for a name that begins with ``amq.``."""
     return refused(f"{kind} name '{name}' contains reserved prefix 'amq.*'", method)
 
 
 def in_use(kind: str, name: str, vhost: str, method: Method) -> PreconditionFailed:
-    """It is used, and was to be deleted only if unused."""
+    """Return the error for one in use that was to be deleted only if unused."""
     return PreconditionFailed(
         f"PRECONDITION_FAILED - {kind} '{name}' in vhost '{vhost}' in use", method.value
     )
 
 
 def not_empty(queue: str, vhost: str, method: Method) -> PreconditionFailed:
-    """The queue has messages, and was to be deleted only if empty."""
+    """Return the error for a queue with messages that was to be deleted only if empty."""
     return PreconditionFailed(
         f"PRECONDITION_FAILED - queue '{queue}' in vhost '{vhost}' is not empty", method.value
     )
 
 
 def invalid_argument(text: str, method: Method) -> PreconditionFailed:
-    """An argument has a value that cannot be."""
+    """Return the error for an argument with a value that is not allowed."""
     return PreconditionFailed(f"PRECONDITION_FAILED - {text}", method.value)
 
 
 def unknown_delivery_tag(tag: Any, method: Method) -> PreconditionFailed:
-    """The tag was answered before, or never given."""
+    """Return the error for a tag that was settled before, or never given."""
     return PreconditionFailed(f"PRECONDITION_FAILED - unknown delivery tag {tag}", method.value)
 
 

@@ -170,7 +170,7 @@ def _hosted(cls: Any) -> Any:
 
 
 def _ours(path: str) -> str:
-    """The path of our class where *path* is one of kombu's or carrot's and we have it."""
+    """Return the path of our class where *path* is one of kombu's or carrot's and we have it."""
     for prefix in _PREFIXES:
         if path.startswith(prefix):
             module, _, name = path[len(prefix) :].rpartition(":" if ":" in path else ".")
@@ -202,13 +202,13 @@ def _exists(module: str) -> bool:
 
 
 def _is_absent(path: str) -> bool:
-    """Whether *path* is one of ours that is not built yet."""
+    """Return whether *path* is one of ours that is not built yet."""
     module = path.rpartition(":")[0]
     return module.startswith("greenconn.transport.") and not _exists(module)
 
 
 def _present() -> list[str]:
-    """The aliases that can be used."""
+    """Return the aliases that can be used."""
     return [
         alias
         for alias, path in sorted(TRANSPORT_ALIASES.items())

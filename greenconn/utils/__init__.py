@@ -1,4 +1,4 @@
-"""kombu's paths of small things, for programs that import them; no module of ours does.
+"""The paths of kombu's utilities, for programs that import them; greenconn itself does not.
 
 Each is defined in the room that uses it, or here where only programs do.
 """

@@ -1,4 +1,4 @@
-"""Containers with keys that say when they are equal (kombu.utils.collections)."""
+"""Containers whose keys define their own equality (kombu.utils.collections)."""
 
 from __future__ import annotations
 

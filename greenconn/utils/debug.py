@@ -1,4 +1,4 @@
-"""Calls in the log (kombu.utils.debug)."""
+"""Logging of calls (kombu.utils.debug)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dumps of messages that can be saved nowhere else (kombu.utils.div)."""
+"""Dumps of messages that cannot be kept at the broker (kombu.utils.div)."""
 
 from __future__ import annotations
 

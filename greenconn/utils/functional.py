@@ -1,4 +1,4 @@
-"""Functions of functions, and calls that are repeated (kombu.utils.functional)."""
+"""Functional utilities, and retries (kombu.utils.functional)."""
 
 from __future__ import annotations
 
@@ -176,6 +176,6 @@ def reprcall(
 
 
 def accepts_argument(func: Callable[..., Any], argument_name: str) -> bool:
-    """Whether a function names an argument *argument_name*."""
+    """Return whether a function names an argument *argument_name*."""
     spec = inspect.getfullargspec(func)
     return argument_name in (*spec.args, *spec.kwonlyargs)

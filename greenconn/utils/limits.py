@@ -1,4 +1,4 @@
-"""Rates (kombu.utils.limits)."""
+"""Rate limits (kombu.utils.limits)."""
 
 from __future__ import annotations
 

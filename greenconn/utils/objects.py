@@ -1,4 +1,4 @@
-"""Properties that are computed once (kombu.utils.objects)."""
+"""Cached properties (kombu.utils.objects)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns among several (kombu.utils.scheduling)."""
+"""Round-robin scheduling (kombu.utils.scheduling)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, and versions (kombu.utils.text)."""
+"""Fuzzy matching of texts, and versions (kombu.utils.text)."""
 
 from __future__ import annotations
 

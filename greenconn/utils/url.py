@@ -1,4 +1,4 @@
-"""Addresses of brokers (kombu.utils.url)."""
+"""Broker URLs (kombu.utils.url)."""
 
 from __future__ import annotations
 

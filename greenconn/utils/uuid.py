@@ -1,4 +1,4 @@
-"""Names that nobody else has (kombu.utils.uuid)."""
+"""Unique ids (kombu.utils.uuid)."""
 
 from __future__ import annotations
 

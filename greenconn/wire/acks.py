@@ -1,4 +1,4 @@
-"""Which deliveries of a channel still need an answer, and which answers can be merged.
+"""The unacknowledged deliveries of a channel, and the merging of acks.
 
 ``basic.ack`` with ``multiple`` answers every outstanding delivery up to a tag, and is an error (406)
 when its tag is not outstanding.  So it may be used up to a tag N only when *every* delivery with a
@@ -109,7 +109,7 @@ class AckLedger:
         self.returning.clear()
 
     def take(self) -> list[tuple[int, bool]]:
-        """The pending acknowledgements as ``(tag, multiple)``; none are left."""
+        """Return the pending acknowledgements as ``(tag, multiple)``; none are left."""
         pending = self.pending
         if not pending or self._recovers:
             return []
@@ -203,7 +203,7 @@ class TransactionLedger(AckLedger):
         return [(tag, False) for tag in returning]
 
     def take(self) -> list[tuple[int, bool]]:
-        """The pending acknowledgements as ``(tag, multiple)``, none merged; none are left."""
+        """Return the pending acknowledgements as ``(tag, multiple)``, none merged; none are left."""
         if self._recovers:
             return []
         pending, self.pending = self.pending, []

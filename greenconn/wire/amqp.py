@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 frames, without I/O: bytes in, methods out, and messages packed in one piece.
+"""AMQP 0-9-1 frames without I/O: parsing bytes into methods, and packing messages.
 
 A frame is ``type (1) channel (2) size (4) payload (size) 0xCE`` (spec 2.3.5).  A method with content
 is a method frame, a header frame and as many body frames as needed, uninterrupted on its channel.
@@ -168,7 +168,7 @@ class FrameParser:
         return methods
 
     def _begin_frame(self, data: bytes, position: int) -> bool:
-        """Whether a large frame of a body begins at *position*, that has not come whole."""
+        """Return whether a large frame of a body begins at *position*, that has not come whole."""
         kind, channel, size = _frame_head.unpack_from(data, position)
         content = self._partial.get(channel)
         if (
@@ -322,7 +322,7 @@ def _no_end() -> FrameError:
 
 
 def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method], None]) -> int:
-    """The fast path: take messages of which method, header and one body frame lie whole in *data*.
+    """Take messages whose method, header and only body frame are whole in *data*: the fast path.
 
     Nearly all deliveries of a busy consumer do.  Here two numbers are compared for a frame and nothing
     is kept between frames, which halves the cost of a small message.  Whatever is not as expected is
@@ -375,7 +375,7 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
 
 
 def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") -> bytes:
-    """One method; *method* is its class and method id."""
+    """Return one method; *method* is its class and method id."""
     return b"".join(
         (
             _frame_head.pack(METHOD, channel, len(arguments) + 4),
@@ -387,14 +387,14 @@ def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") 
 
 
 def heartbeat_frame() -> bytes:
-    """A heartbeat (spec 4.2.7)."""
+    """Return a heartbeat (spec 4.2.7)."""
     return b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 
 def content_frames(
     head: bytes, channel: int, properties: bytes, body: bytes | memoryview, frame_max: int
 ) -> list[bytes | memoryview]:
-    """A method with its content, as buffers to be written in one step.
+    """Return a method with its content, as buffers to be written in one step.
 
     Arguments:
         head: the whole method frame.

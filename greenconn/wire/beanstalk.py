@@ -112,7 +112,7 @@ class BeanstalkParser:
             del buffer[:start]
 
     def _next(self, start: int) -> tuple[Reply, int] | None:
-        """The reply that begins at *start*, and where it ends; None: it is not complete."""
+        """Return the reply that begins at *start*, and where it ends; None: it is not complete."""
         buffer = self._buffer
         end = buffer.find(b"\r\n", start, start + LONGEST_LINE)
         if end < 0:
@@ -143,7 +143,7 @@ class BeanstalkParser:
 
 
 def _numbers(words: list[bytes]) -> tuple[list[int], bool]:
-    """The numbers of a reply, and whether a body follows."""
+    """Return the numbers of a reply, and whether a body follows."""
     counts, has_body = _REPLIES.get(words[0], ((), False))
     numbers = words[1:]
     if len(numbers) not in counts:
@@ -174,7 +174,7 @@ def put(priority: int, delay: int, time_to_run: int, body: bytes) -> bytes:
 
 
 def is_whole(found: Reply, again: Reply) -> bool:
-    """Whether the body of a job that was peeked at is the job's.
+    """Return whether the body of a job that was peeked at is the job's.
 
     beanstalkd (1.12 and 1.13) writes it from memory that another client frees when it deletes the
     job meanwhile: then the body is anything.
@@ -203,7 +203,7 @@ _ESCAPED: Final = re.compile(rb"\$([0-9a-f]{2})")
 
 
 def tube_of(queue: str) -> bytes:
-    """The name of the tube for a queue: the same where that is allowed, else with ``$40`` for ``@``.
+    """Return the name of the tube of a queue, with ``$40`` for characters such as ``@``.
 
     No tube for a queue begins with ``$`` and two other signs than hexadecimal digits.
 
@@ -223,6 +223,6 @@ def tube_of(queue: str) -> bytes:
 
 
 def queue_of(tube: bytes) -> str:
-    """The name of the queue that a tube is for; the reverse of :func:`tube_of`."""
+    """Return the name of the queue that a tube is for; the reverse of :func:`tube_of`."""
     plain = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), tube)
     return plain.decode(errors="replace")

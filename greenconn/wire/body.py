@@ -34,11 +34,11 @@ class Blocks:
         self.free: list[bytearray] = []
 
     def take(self) -> bytearray:
-        """A block, with anything in it."""
+        """Return a block, with anything in it."""
         return self.free.pop() if self.free else bytearray(BLOCK)
 
     def give_back(self, blocks: list[bytearray]) -> None:
-        """Nobody uses *blocks* any more."""
+        """Take back *blocks* that are not in use any more."""
         self.free += blocks[: KEPT - len(self.free)]
 
     def clear(self) -> None:
@@ -106,7 +106,7 @@ class LargeFrame:
             self._begin_block()
 
     def pieces(self) -> list[memoryview]:
-        """The payload, once none of it is missing."""
+        """Return the payload, once none of it is missing."""
         views = [memoryview(block) for block in self.blocks]
         views[-1] = views[-1][: self._at]
         return views

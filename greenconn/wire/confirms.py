@@ -1,4 +1,4 @@
-"""Publisher confirms: which publish an ack, a nack or a return of the broker is about.
+"""Publisher confirms: matching acks, nacks and returns to the publishes.
 
 RabbitMQ counts the publishes of a channel from 1 after ``confirm.select`` and answers each count once,
 singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but carries no
@@ -95,7 +95,7 @@ class ConfirmSequencer(Generic[P]):
     def match_return(
         self, exchange: str, routing_key: str, properties: bytes, body: bytes
     ) -> P | None:
-        """The publish that a return is about, or None if it is none of the outstanding."""
+        """Return the publish that a return is about, or None if it is none of the outstanding."""
         similar = None
         for publish in self.outstanding.values():
             if (

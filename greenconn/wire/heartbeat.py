@@ -1,4 +1,4 @@
-"""Heartbeat clockwork: when to send one, and when the peer counts as dead.
+"""Heartbeats: when to send one, and when the peer is considered dead.
 
 Rules (AMQP 0-9-1, 4.2.7): a peer that hears nothing for two intervals may close.  So a heartbeat is
 due when nothing was sent for half an interval, and the peer is dead when nothing was received for
@@ -72,11 +72,11 @@ class Heartbeat:
             self.note_received(now)
 
     def silence(self, now: float) -> float:
-        """Seconds since anything was received."""
+        """Return the seconds since anything was received."""
         return now - self.received_at
 
     def is_dead(self, now: float) -> bool:
-        """Whether nothing was received for two intervals although reading is not paused."""
+        """Return whether nothing was received for two intervals although reading is not paused."""
         return (
             self.interval > 0.0
             and not self._is_paused

@@ -1,4 +1,4 @@
-"""HTTP/1.1 without I/O: the head of a request, and the answer as it comes (RFC 9112).
+"""HTTP/1.1 without I/O: packing the head of a request, and parsing responses (RFC 9112).
 
 Theory.  A head is gathered until its end is found and is judged whole: it is small, and has a limit.
 From then on the framing says where the body ends, and the pieces of it are kept until they are taken.
@@ -152,7 +152,7 @@ class Answer:
                 position = self._feed_line(data, position)
 
     def end(self) -> bool:
-        """The server has closed; return whether the answer is complete by that."""
+        """End the input, as the server has closed; return whether that completes the response."""
         if self._place == _UNTIL_END:
             self._place = _COMPLETE
         return self._place == _COMPLETE

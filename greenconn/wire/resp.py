@@ -174,7 +174,7 @@ class RespParser:
 
 
 def _may_announce_much(data: bytes) -> bool:
-    """Whether the head of a long list may be in *data*; quick, where there are few such characters."""
+    """Return whether the head of a long list may be in *data*, by a quick scan."""
     if len(data) < 8:
         return False
     looks = _LOOKS
@@ -191,7 +191,7 @@ def _may_announce_much(data: bytes) -> bool:
 
 
 def _may_be_long(kept: bytes) -> bool:
-    """Whether the head of a long string may be at the beginning of *kept*; quick."""
+    """Return whether the head of a long string may be at the beginning of *kept*; quick."""
     for mark in _STRING_MARKS:
         at = kept.find(mark, 0, _KEPT + 8)
         while at >= 0:
@@ -202,19 +202,19 @@ def _may_be_long(kept: bytes) -> bool:
 
 
 def bulk(value: Argument) -> bytes:
-    """One argument of a command, framed."""
+    """Return one argument of a command, framed."""
     if value.__class__ is not bytes:
         value = value.encode() if isinstance(value, str) else b"%a" % value
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def head(count: int, *args: Argument) -> bytes:
-    """The beginning of a command of *count* arguments, of which *args* are the first."""
+    """Return the beginning of a command of *count* arguments, of which *args* are the first."""
     return b"*%d\r\n%b" % (count, b"".join(map(bulk, args)))
 
 
 def pack(*args: Argument) -> bytes:
-    """A whole command.
+    """Return a whole command.
 
     >>> pack("LLEN", "mail")
     b'*2\\r\\n$4\\r\\nLLEN\\r\\n$4\\r\\nmail\\r\\n'

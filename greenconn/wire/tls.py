@@ -107,7 +107,7 @@ class TlsSession:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def feed_eof(self) -> None:
-        """The peer's socket has ended.
+        """Note that the peer's socket has ended.
 
         Raises:
             TlsError: without close_notify, so what was received may have been cut short.
@@ -236,7 +236,7 @@ class TlsSession:
 
 
 def tls_session(option: TlsOption, hostname: str | None) -> TlsSession:
-    """A client's session for the host, made from kombu's ``ssl`` argument; see ``tls_context``.
+    """Return a client's session for the host, made from kombu's ``ssl`` argument; see ``tls_context``.
 
     Raises:
         ValueError: the argument cannot be used.
@@ -245,7 +245,7 @@ def tls_session(option: TlsOption, hostname: str | None) -> TlsSession:
 
 
 def tls_sessions(option: TlsOption, hostname: str | None) -> Callable[[], TlsSession]:
-    """As :func:`tls_session`, for many connections to one host: what it returns makes the sessions."""
+    """Return a function that makes a :func:`tls_session` for each connection to one host."""
     name = hostname
     if isinstance(option, Mapping):
         name = named_options(option, hostname).get("server_hostname") or hostname

@@ -1,4 +1,4 @@
-"""TLS contexts from kombu's ``ssl`` argument: certificates trusted and shown.
+"""TLS contexts from kombu's ``ssl`` argument.
 
 Unlike there, ``True`` verifies the certificate and the host name, and so does a dict that does not say
 otherwise.
@@ -87,7 +87,7 @@ def _is_context(value: object) -> TypeGuard[ssl.SSLContext]:
 
 
 def named_options(option: Mapping[str, Any], hostname: str | None) -> dict[str, Any]:
-    """The options of a dict under their names in :data:`OPTIONS`.
+    """Return the options of a dict under their names in :data:`OPTIONS`.
 
     Raises:
         ValueError: an unknown key; says which are known.

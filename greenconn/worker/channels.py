@@ -68,7 +68,7 @@ class SharedChannel:
         return self._channel is None or bool(self._channel.is_open)
 
     def belongs_to(self, link: Link) -> bool:
-        """Whether it is of the life of *link*."""
+        """Return whether it is of the life of *link*."""
         return self._link is link
 
     def open(self, transport: Any) -> Any:
@@ -271,7 +271,7 @@ class Subscription:
             expectation.settle()
 
     def must_wait(self, session: Session) -> bool:
-        """Whether another consumer is about to declare the queue, of which we know only the name."""
+        """Return whether another consumer is about to declare the queue, known only by its name here."""
         return isinstance(self._queue, str) and is_defined_by_consumer(session, self._queue)
 
     def start(self, session: Session, channels: SharedChannels) -> None:

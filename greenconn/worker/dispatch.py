@@ -196,7 +196,7 @@ class Dispatcher:
         return 1
 
     def runs_in(self, greenlet: object) -> bool:
-        """Whether *greenlet* is one of those that run handlers."""
+        """Return whether *greenlet* is one of those that run handlers."""
         return any(worker.greenlet is greenlet for worker in self._workers)
 
     def interrupt(self) -> None:

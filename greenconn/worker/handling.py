@@ -180,7 +180,7 @@ class Handling:
             self._retry(message, delay)
 
     def _is_unsettled(self, message: Message) -> bool:
-        """Whether it is unacked and can be settled; with its channel gone it is redelivered."""
+        """Return whether it is unacked and can be settled; with its channel gone it is redelivered."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
     def _next_delay(self, load: Any, exc: BaseException) -> float | None:

@@ -487,7 +487,7 @@ class ConsumerLifecycle:
         return self.options.name or ""
 
     def _has_dead_letters(self, message: Message) -> bool:
-        """Whether the queue of *message* is known to have a dead-letter exchange."""
+        """Return whether the queue of *message* is known to have a dead-letter exchange."""
         tag = message.delivery_info.get("consumer_tag")
         for subscription in self._subscriptions:
             if subscription.tag == tag:

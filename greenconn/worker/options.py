@@ -217,12 +217,12 @@ class ConsumerOptions:
         )
 
     def shares(self) -> list[int]:
-        """The prefetch of each queue; together they are the prefetch."""
+        """Return the prefetch of each queue; together they are the prefetch."""
         share, rest = divmod(self.prefetch, len(self.queues))
         return [share + (position < rest) for position in range(len(self.queues))]
 
     def consume_arguments(self) -> dict[str, Any]:
-        """The arguments of ``basic.consume``."""
+        """Return the arguments of ``basic.consume``."""
         arguments = dict(self.arguments or {})
         if self.priority is not None:
             arguments["x-priority"] = self.priority

@@ -183,7 +183,7 @@ class SubscriptionRecovery:
         )
 
     def _is_final(self, exc: Exception, subscription: Subscription | None) -> bool:
-        """Whether trying again would be of no use."""
+        """Return whether trying again would be of no use."""
         if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, _known(self._session)):
             return True
         if subscription is None:
@@ -207,7 +207,7 @@ class SubscriptionRecovery:
         return True
 
     def _is_lost_for_good(self, subscription: Subscription) -> bool:
-        """Whether a queue that should be there, and is not, will never be."""
+        """Return whether a queue that should be there, and is not, will never be."""
         # Deleted since it was seen last, or its node is away: look again.
         subscription.forget_declaration(self._session)
         self._misses += 1

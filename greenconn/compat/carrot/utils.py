@@ -1,4 +1,4 @@
-"""Small things (carrot.utils)."""
+"""Utilities (carrot.utils)."""
 
 from __future__ import annotations
 

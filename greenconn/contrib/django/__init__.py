@@ -69,7 +69,7 @@ def configure(settings: Any = None) -> None:
 
 
 def _arguments(settings: Any) -> tuple[str | None, dict[str, Any]]:
-    """The URL and the further arguments of a connection.
+    """Return the URL and the further arguments of a connection.
 
     Separate settings win over their parts of a URL; where that is a list, they fill what each of its
     URLs leaves blank.
@@ -99,7 +99,7 @@ def _merged(url: str, found: dict[str, Any]) -> str:
 
 
 def handler(function: Callable[..., Result]) -> Callable[..., Result]:
-    """A handler of messages that uses Django's models: for ``spawn_consumer`` and ``spawn_server``.
+    """Return a handler that uses Django's models, for ``spawn_consumer`` and ``spawn_server``.
 
     Before and after it, database connections that are broken or too old are closed, as Django does it
     around a request.

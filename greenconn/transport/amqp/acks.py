@@ -1,4 +1,4 @@
-"""The answers of a channel to its deliveries: acks, which leave together, and returns to the queue."""
+"""The answers of a channel to its deliveries: acks, which are sent together, rejects and requeues."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ class Channel(DeclaringChannel):
             self._ask_to_close().abandon()
 
     def interrupted(self, what: str, exc: BaseException) -> None:
-        """An exception came from outside between two steps that belong together.  Never switches.
+        """Fail, as an exception came between two steps that belong together.  Never switches.
 
         Arguments:
             what: was under way.

@@ -1,4 +1,4 @@
-"""Errors of an AMQP broker, each with what the user can do about it.
+"""Errors of an AMQP broker, each with a remedy.
 
 The texts are those of RabbitMQ 3.10 to 4.3.  What a broker denies by its configuration cannot be known
 before it says so, so nothing is refused on the strength of a version.

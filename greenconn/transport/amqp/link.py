@@ -483,7 +483,7 @@ class AmqpLink(Link):
         self.collect()
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
-        """This life is over: tell everybody who waits.  Never switches."""
+        """End this life and raise the error in all waiters.  Never switches."""
         if self.lost is not None:
             return
         super().end(exc, closed=closed)
@@ -568,7 +568,7 @@ class AmqpLink(Link):
         self.unexpected_method(0, BASIC_DELIVER)
 
     def unexpected_method(self, channel_id: int, ids: int) -> None:
-        """A method that nobody asked for: the two sides no longer agree."""
+        """Fail on a method that was not requested: the two sides no longer agree."""
         raise FrameError(
             f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
         )
@@ -643,7 +643,7 @@ class _ChannelNumbers:
         self._last = 0
 
     def take(self, most: int) -> int | None:
-        """A number that is not in use, *most* at most; None: all are."""
+        """Return a number that is not in use, *most* at most; None: all are."""
         if self._free:
             return self._free.pop()
         if self._last >= most:

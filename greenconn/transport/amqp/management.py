@@ -88,7 +88,7 @@ class Management(base.Management):
         return self._get("whoami")
 
     def get_users(self) -> Json:
-        """All users."""
+        """Return all users."""
         return self._get("users")
 
     def create_user(self, username: str, password: str, tags: str = "") -> bool:
@@ -102,7 +102,7 @@ class Management(base.Management):
     # Virtual hosts
 
     def get_all_vhosts(self) -> Json:
-        """All virtual hosts."""
+        """Return all virtual hosts."""
         return self._get("vhosts")
 
     get_vhosts = get_all_vhosts
@@ -112,7 +112,7 @@ class Management(base.Management):
         return [each["name"] for each in self.get_all_vhosts()]
 
     def get_vhost(self, vname: str) -> Json:
-        """One virtual host."""
+        """Return one virtual host."""
         return self._get("vhosts", vname)
 
     def create_vhost(self, vname: str) -> bool:
@@ -149,11 +149,11 @@ class Management(base.Management):
     # Connections, channels, consumers
 
     def get_connections(self) -> Json:
-        """All connections; ours say who they are in ``client_properties``."""
+        """Return all connections; ours say who they are in ``client_properties``."""
         return self._get("connections")
 
     def get_connection(self, name: str) -> Json:
-        """One connection, by the name that :meth:`get_connections` tells."""
+        """Return one connection, by its name in :meth:`get_connections`."""
         return self._get("connections", name)
 
     def delete_connection(self, name: str) -> bool:
@@ -161,25 +161,25 @@ class Management(base.Management):
         return self._done("DELETE", "connections", name)
 
     def get_channels(self) -> Json:
-        """All channels."""
+        """Return all channels."""
         return self._get("channels")
 
     def get_channel(self, name: str) -> Json:
-        """One channel."""
+        """Return one channel."""
         return self._get("channels", name)
 
     def get_consumers(self, vhost: str | None = None) -> Json:
-        """All consumers, or those of a virtual host."""
+        """Return all consumers, or those of a virtual host."""
         return self._get("consumers", *_given(vhost))
 
     # Exchanges
 
     def get_exchanges(self, vhost: str | None = None) -> Json:
-        """All exchanges, or those of a virtual host."""
+        """Return all exchanges, or those of a virtual host."""
         return self._get("exchanges", *_given(vhost))
 
     def get_exchange(self, vhost: str, name: str) -> Json:
-        """One exchange."""
+        """Return one exchange."""
         return self._get("exchanges", vhost, name)
 
     def create_exchange(
@@ -234,11 +234,11 @@ class Management(base.Management):
     # Queues
 
     def get_queues(self, vhost: str | None = None) -> Json:
-        """All queues, or those of a virtual host."""
+        """Return all queues, or those of a virtual host."""
         return self._get("queues", *_given(vhost))
 
     def get_queue(self, vhost: str, name: str) -> Json:
-        """One queue."""
+        """Return one queue."""
         return self._get("queues", vhost, name)
 
     def get_queue_depth(self, vhost: str, name: str) -> int:
@@ -310,7 +310,7 @@ class Management(base.Management):
     # Bindings
 
     def get_bindings(self, vhost: str | None = None) -> Json:
-        """All bindings (``source``, ``destination``, ``routing_key``...), or those of a virtual host."""
+        """Return all bindings (``source``, ``destination``, ``routing_key``...) or a virtual host's."""
         return self._get("bindings", *_given(vhost))
 
     def get_queue_bindings(self, vhost: str, qname: str) -> Json:

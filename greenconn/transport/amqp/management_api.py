@@ -1,4 +1,4 @@
-"""Asking a JSON API over HTTP, and what its refusals mean."""
+"""Requests to RabbitMQ's HTTP API, and the errors for its refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ManagementApi:
         self.url = f"http{'s' if ssl else ''}://{shown}:{port}/api"
 
     def call(self, method: str, *path: str, body: Json = None) -> Json:
-        """One request.  May switch.
+        """Return one request.  May switch.
 
         Arguments:
             path: its parts, not quoted.

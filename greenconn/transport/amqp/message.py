@@ -1,4 +1,4 @@
-"""Messages of an AMQP channel: packed once on the way out, decoded when asked for on the way in."""
+"""Messages of an AMQP channel: outgoing ones packed once, incoming ones parsed when first read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Outgoing:
 
     @classmethod
     def packed_as(cls, packed: bytes, body: bytes) -> Outgoing:
-        """One whose property block is known."""
+        """Return one whose property block is known."""
         made = cls.__new__(cls)
         made.packed, made.body = packed, body
         return made
@@ -104,7 +104,7 @@ _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_bo
 
 
 def _part(name: str, stage: int) -> Any:
-    """A slot of ``Message`` that is filled when it is first asked for or written to."""
+    """Return a slot of ``Message`` that is filled when it is first asked for or written to."""
     slot = vars(Message)[name]
 
     def read(self: Delivery) -> Any:
@@ -229,7 +229,7 @@ class Delivery(Message):
             self._stage = _BODY_READ
 
     def _leave_unread(self) -> None:
-        """Its header says nothing: decoding raises, and the rest is as if it were not there."""
+        """Have decoding raise, as the header is unreadable; treat the rest as absent."""
         self._stage = _BODY_READ
         self.errors = []
         self._note_error()

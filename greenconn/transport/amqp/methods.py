@@ -1,4 +1,4 @@
-"""The methods of AMQP 0-9-1: their ids and their arguments, which a peer may send unreadable."""
+"""The methods of AMQP 0-9-1: their ids, and the parsing of their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The property block of a message: packed once for the many that are alike, decoded when asked for.
+"""The property block of a message: packed once for equal ones, parsed when it is first read.
 
 A block is 16 flag bits and the values of the properties whose bit is set (spec 4.2.6.1).  amqp's own
 serialiser takes 6 us for it; nearly all publishers repeat the same content type, mode and priority,
@@ -99,7 +99,7 @@ def pack_properties(
 
 
 def _pack(early: tuple[Any, ...], properties: Mapping[str, Any] | None) -> bytes:
-    """A whole block; *early* are the values of the first fields."""
+    """Return a whole block; *early* are the values of the first fields."""
     flags = 0
     parts = [b""]
     for (name, bit, kind), value in zip(_EARLY, early, strict=True):
@@ -161,7 +161,7 @@ def _bad_header(headers: Any) -> str:
 
 
 def text_of(raw: bytes) -> str:
-    """A short string as text.  Brokers pass on what is not UTF-8 too: that is shown as ``\\xff``."""
+    """Return a short string as text; bytes that are not UTF-8 become ``\\xff``."""
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

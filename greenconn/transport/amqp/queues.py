@@ -1,4 +1,4 @@
-"""Queues that are not classic, as one connection knows them by their declarations.
+"""The queues known to one connection not to be classic, from their declarations.
 
 Quorum queues and streams take no prefetch for a whole channel, streams no reject, no get and no
 consumer without acks.  The broker ends the whole connection of who asks for that; what is known not to

@@ -1,4 +1,4 @@
-"""The secret of a connection's login: told to the broker anew before it ends.
+"""Renewal of a connection's secret at the broker before it expires.
 
 ``connection.update-secret`` is RabbitMQ's extension (class 10, methods 70 and 71; the amqp package does
 not know it).  The broker answers in order, so callers stand in line; one that is killed keeps its
@@ -101,12 +101,12 @@ class Secret:
     # In the reader or the hub: nothing here may switch or run user code.
 
     def on_ok(self) -> None:
-        """The broker has taken the oldest of those that wait."""
+        """Note that the broker has accepted the oldest secret that waits."""
         if self._waiters:
             self._waiters.popleft().offer(None)
 
     def stop(self, exc: BaseException) -> None:
-        """The connection has ended."""
+        """Stop, as the connection has ended."""
         self._renewal.stop()
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:

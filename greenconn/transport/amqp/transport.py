@@ -200,7 +200,7 @@ class Transport(base.Transport[AmqpLink]):
         *,
         timeout: float | None = None,
     ) -> Management:
-        """A client of the broker's management API; asks nothing yet.
+        """Return a client of the broker's management API; asks nothing yet.
 
         Arguments:
             hostname, port, userid, password, timeout: see

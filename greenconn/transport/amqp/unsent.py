@@ -1,4 +1,4 @@
-"""Messages that nobody confirms and that had not left when their connection was lost.
+"""Messages without confirms that were not sent when their connection was lost.
 
 A publish without confirm returns when its message was written; until the socket has taken it, it waits
 in this process.  No record is kept of it, so that this costs nothing: when the connection is lost, the

@@ -1,4 +1,4 @@
-"""A channel to a Redis."""
+"""A channel to a Redis server."""
 
 from __future__ import annotations
 

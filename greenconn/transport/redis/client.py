@@ -1,4 +1,4 @@
-"""``channel.client``: redis-py over sockets of ours.
+"""``channel.client``: a redis-py client over green sockets.
 
 Programs of kombu look into their Redis by ``connection.default_channel.client``.  It is redis-py's own
 client: commands, pipelines, transactions, scripts, blocking commands and subscriptions are redis-py's.
@@ -222,7 +222,7 @@ class LinkConnection(AbstractConnection):
         return self._clients.where
 
     def can_read(self, timeout: float | None = 0) -> bool:
-        """Whether something can be read within *timeout* seconds.  May switch.
+        """Return whether something can be read within *timeout* seconds.  May switch.
 
         Raises:
             redis.exceptions.ConnectionError: the server has closed the connection.
@@ -467,7 +467,7 @@ class Clients:
         return sock
 
     def stop(self) -> None:
-        """The link is gone.  Never switches."""
+        """Stop, as the link has ended.  Never switches."""
         for each in list(self._sockets):
             each.close()
         self._client = None

@@ -1,4 +1,4 @@
-"""The commands of one link: one socket that all its parts share, and what their commands are made of."""
+"""The command socket of one link, its key names and its scripts, shared by all parts of the link."""
 
 from __future__ import annotations
 

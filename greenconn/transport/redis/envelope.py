@@ -1,4 +1,4 @@
-"""Kombu's envelope as bytes: written from parts that are kept, read when somebody asks.
+"""Kombu's envelope as bytes: written from cached parts, parsed when it is first read.
 
 ``{"body": ..., "content-encoding": ..., "content-type": ..., "headers": {...}, "properties":
 {..., "delivery_info": {...}, "priority": n, "body_encoding": "base64", "delivery_tag": "..."}}``
@@ -130,7 +130,7 @@ class Outgoing(Prepared):
         return self.with_headers(self.headers)
 
     def with_headers(self, headers: Mapping[str, Any]) -> bytes:
-        """The same with other headers.
+        """Return the same with other headers.
 
         Raises:
             ValueError: one of them, or a property, is nothing for JSON.
@@ -146,7 +146,7 @@ class Outgoing(Prepared):
         ).encode()
 
     def body_json(self, encoding: str | None) -> bytes:
-        """The body as it stands in the envelope."""
+        """Return the body as it stands in the envelope."""
         if encoding:
             return b'"%b"' % b2a_base64(self.raw, newline=False)
         return dumps(self.body).encode()

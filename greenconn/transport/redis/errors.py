@@ -1,4 +1,4 @@
-"""Redis' errors: redis-py's classes, with the words of ours and the remedy.
+"""Redis' errors: redis-py's classes, with a remedy in the text.
 
 An error reply to a command becomes redis-py's own class for it, which names the server, and says
 what to do where that is known.  What means a lost connection is of amqp's recoverable classes too,
@@ -139,13 +139,13 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
 
 
 def _code_of(reply: ErrorReply) -> str:
-    """The first word of an error reply, or of the error that a script met."""
+    """Return the first word of an error reply, or of the error that a script met."""
     nested = _IN_SCRIPT.search(str(reply)) if reply.code == "ERR" else None
     return reply.code if nested is None else nested["code"]
 
 
 def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
-    """The error that an error reply stands for.
+    """Return the error that an error reply stands for.
 
     Arguments:
         where: the server's URL, password masked.

@@ -1,4 +1,4 @@
-"""Whether the server evicts keys when its memory is full.
+"""A check whether the server evicts keys when its memory is full.
 
 Queues are keys: a server with a ``maxmemory-policy`` other than ``noeviction`` deletes whole queues,
 with what consumers hold and how queues were declared, and says nothing.

@@ -64,17 +64,17 @@ class Expiry:
             spawn("redis-expiry", self._run, watch)
 
     def watches(self, queue: str) -> bool:
-        """Whether it looks after a queue."""
+        """Return whether it looks after a queue."""
         return queue in self._watched
 
     def forget(self, queue: str) -> None:
-        """The queue is gone.  Never switches."""
+        """Forget a deleted queue.  Never switches."""
         watch = self._watched.pop(queue, None)
         if watch is not None:
             watch.is_over.set()
 
     def stop(self) -> None:
-        """The link is gone.  Never switches."""
+        """Stop, as the link has ended.  Never switches."""
         for queue in list(self._watched):
             self.forget(queue)
 

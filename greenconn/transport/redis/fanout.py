@@ -115,13 +115,13 @@ class Fanout:
     # -- bindings
 
     def bound(self, queue: str) -> None:
-        """A queue was bound to a fan-out exchange.  May switch, where it is consumed."""
+        """Note that a queue was bound to a fan-out exchange.  May switch, where it is consumed."""
         feed = self._feeds.get(queue)
         if feed is not None and feed.consumers:
             self.listen(queue)
 
     def unbound(self, queue: str, exchange: str, routing_key: str) -> None:
-        """It was unbound.  Never switches."""
+        """Note that a queue was unbound.  Never switches."""
         for topic in self._channels(exchange, routing_key):
             self._leave(queue, topic.encode())
 
@@ -138,7 +138,7 @@ class Fanout:
         ]
 
     def _channels(self, exchange: str, routing_key: str) -> list[str]:
-        """The patterns of channels that a binding listens on.
+        """Return the patterns of channels that a binding listens on.
 
         A binding without a key takes messages of all keys; one with a key is a pattern, as in kombu.
         """

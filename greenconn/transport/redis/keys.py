@@ -1,4 +1,4 @@
-"""The names of keys and channels: kombu's layout, and what we keep beside it.
+"""The names of keys and channels: kombu's layout, and the keys of greenconn.
 
 =========================================  ======================================================
 ``queue``, ``queue\\x06\\x163`` ...          lists of messages, one for each priority step (kombu)
@@ -97,24 +97,24 @@ class Keys:
         return f"{self.prefix}{queue}{self.sep}{step}".encode() if step else self.plain(queue)
 
     def is_reserved(self, name: str) -> bool:
-        """Whether a key that has this name is no queue."""
+        """Return whether a key that has this name is no queue."""
         return name in self._reserved or name.startswith(_PREFIXES)
 
     def plain(self, queue: str) -> bytes:
-        """The list of priority 0."""
+        """Return the list of priority 0."""
         return f"{self.prefix}{queue}".encode()
 
     def list_for(self, queue: str, priority: Any) -> bytes:
-        """The list that a message of *priority* goes to."""
+        """Return the list that a message of *priority* goes to."""
         steps = self.steps
         return self._list(queue, steps[bisect(steps, priority) - 1])
 
     def bindings(self, exchange: str) -> bytes:
-        """The set of an exchange's bindings."""
+        """Return the set of an exchange's bindings."""
         return f"{self.prefix}_kombu.binding.{exchange}".encode()
 
     def permanent_bindings(self, exchange: str) -> bytes:
-        """The set of those bindings that no expiry removes."""
+        """Return the set of those bindings that no expiry removes."""
         return f"{self.prefix}_kombu.binding_permanent.{exchange}".encode()
 
     @property
@@ -123,7 +123,7 @@ class Keys:
         return f"{self.prefix}_kombu.binding_deadlines".encode()
 
     def member(self, routing_key: str, pattern: str | None, queue: str) -> bytes:
-        """A binding as a member of the set."""
+        """Return a binding as a member of the set."""
         return self.sep.join((routing_key or "", pattern or "", queue or "")).encode()
 
     def row(self, member: bytes) -> tuple[str, str, str]:
@@ -138,15 +138,15 @@ class Keys:
         return f"{self.prefix}greenconn.queue.{name}".encode()
 
     def consumers(self, name: str) -> bytes:
-        """The hash of the owners that consume from a queue."""
+        """Return the hash of the owners that consume from a queue."""
         return f"{self.prefix}greenconn.consumers.{name}".encode()
 
     def bound(self, name: str) -> bytes:
-        """The hash of the bindings of a queue."""
+        """Return the hash of the bindings of a queue."""
         return f"{self.prefix}greenconn.bound.{name}".encode()
 
     def bound_field(self, exchange: str, member: bytes) -> bytes:
-        """The field of one binding in that hash."""
+        """Return the field of one binding in that hash."""
         return b"%b\0%b" % (exchange.encode(), member)
 
     def exchange(self, name: str) -> bytes:
@@ -154,15 +154,15 @@ class Keys:
         return f"{self.prefix}greenconn.exchange.{name}".encode()
 
     def onward(self, exchange: str) -> bytes:
-        """The set of the bindings of other exchanges to an exchange, which is their source."""
+        """Return the set of the bindings of other exchanges to an exchange, which is their source."""
         return f"{self.prefix}greenconn.onward.{exchange}".encode()
 
     def sources(self, exchange: str) -> bytes:
-        """The set of the exchanges that an exchange was bound to, as their destination."""
+        """Return the set of the exchanges that an exchange was bound to, as their destination."""
         return f"{self.prefix}greenconn.sources.{exchange}".encode()
 
     def topic(self, exchange: str, routing_key: str = "", *, legacy: bool = False) -> str:
-        """The channel of a fan-out exchange.
+        """Return the channel of a fan-out exchange.
 
         Arguments:
             legacy: as kombu before 5.4 named it with Sentinel.

@@ -1,4 +1,4 @@
-"""One life of a connection to a Redis: one socket for commands, shared by all channels.
+"""One life of a connection to a Redis server: one socket for commands, shared by all channels.
 
 The link makes its parts and lets them know each other.  What nearly all of them use is in
 :class:`~greenconn.transport.redis.commands.Commands`; each has, beside that, just those that it needs.
@@ -295,7 +295,7 @@ class RedisLink(BrokerLink):
     # Consuming
 
     def held(self) -> Iterable[Delivery]:
-        """All that its channels hold."""
+        """Yield all that its channels hold."""
         for channel in list(self.channels.values()):
             if isinstance(channel, StoreChannel):
                 yield from list(channel.deliveries.unanswered.values())

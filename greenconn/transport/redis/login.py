@@ -1,4 +1,4 @@
-"""Opening a socket to a Redis and logging in: HELLO, AUTH, SELECT, ROLE.
+"""Opening a socket to a Redis server and logging in: HELLO, AUTH, SELECT, ROLE.
 
 All commands leave in one send.  A server that does not know HELLO (Redis before 6, or one where it was
 renamed) is asked again in its own way, and then speaks RESP2.
@@ -144,7 +144,7 @@ def open_pipeline(
 
 
 def _opening_error(exc: BaseException, where: str, step: str, deadline: Deadline) -> BaseException:
-    """The same kind of error, saying which server and which step it is about."""
+    """Return the same kind of error, saying which server and which step it is about."""
     cause = exc.__cause__
     if isinstance(exc, LinkLost) and isinstance(cause, NotRedis):
         return cause

@@ -48,7 +48,7 @@ class Delivery(envelope.Delivery):
         self.is_repeated = False
 
     def given_to(self, consumer: Any) -> Delivery:
-        """The same for a consumer; for messages of fan-out, which have no channel before."""
+        """Return the same for a consumer; for messages of fan-out, which have no channel before."""
         given = Delivery(
             consumer.channel,
             self.delivery_tag,

@@ -86,7 +86,7 @@ def parted(moves: Iterable[S]) -> list[list[S]]:
 
 
 def priority_of(envelope: Any) -> int:
-    """The priority of a message, from 0 to 9."""
+    """Return the priority of a message, from 0 to 9."""
     try:
         return level_of(envelope["properties"]["priority"], HIGHEST)
     except (TypeError, LookupError):
@@ -94,18 +94,18 @@ def priority_of(envelope: Any) -> int:
 
 
 def list_of(keys: Keys, queue: str, envelope: Any) -> bytes:
-    """The list of *queue* that a message belongs to."""
+    """Return the list of *queue* that a message belongs to."""
     return keys.list_for(queue, priority_of(envelope))
 
 
 def number_of(field: str) -> int:
-    """The position of a field among all that its owner took; 0 where that is not known."""
+    """Return the position of a field among all that its owner took; 0 where that is not known."""
     _, _, number = field.rpartition(".")
     return int(number) if number.isdecimal() else 0
 
 
 def move_of(commands: Commands, disposition: Disposition) -> Move:
-    """The move that does what becomes of a message; fan-out is published at once.  Never switches."""
+    """Return the move that settles a message; fan-out is published at once.  Never switches."""
     message, settlement, _, entries, is_unseen = disposition
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
@@ -119,7 +119,7 @@ def move_of(commands: Commands, disposition: Disposition) -> Move:
 
 
 def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
-    """The lists that a dead letter goes to, with its text."""
+    """Return the lists that a dead letter goes to, with its text."""
     keys, text = commands.keys, raw
     copies: list[tuple[bytes, bytes]] = []
     written: Envelope | None = None
@@ -136,7 +136,7 @@ def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tu
 
 
 def _written(envelope: Envelope) -> bytes | None:
-    """A message as bytes; None: it stays as it is."""
+    """Return a message as bytes; None: it is unchanged."""
     if not envelope:
         return None
     try:

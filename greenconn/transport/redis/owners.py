@@ -1,4 +1,4 @@
-"""The owners of what is in a server: whether one lives, and how one says that it does.
+"""The owners of messages, queues and consumers in a server, and the leases that show them alive.
 
 An owner is one life of a link.  Its name ends with the number that the server gave to its connection, so
 that others can look whether that connection is still there, as a broker of AMQP knows it: a process
@@ -124,7 +124,7 @@ class FormerOwners:
             self._leased.append(owner)
 
     def gap(self, queue: str) -> float | None:
-        """Seconds since a queue last listened in a former life; None: it did not.  Once."""
+        """Return, once, the seconds since a queue was subscribed in a former life; None if never."""
         since = self._listened.pop(queue, None)
         return None if since is None else monotonic() - since
 

@@ -1,4 +1,4 @@
-"""One socket to a Redis, which all greenlets share: commands leave together, replies come in order.
+"""One socket to a Redis server, shared by all greenlets: commands are sent together.
 
 Theory
 ------
@@ -203,7 +203,7 @@ class Pipeline(PipelineLife):
         return replies
 
     def error(self, reply: BaseException, what: str = "") -> BaseException:
-        """The exception to raise for a reply that is one; what ends the link ends it."""
+        """Return the exception to raise for a reply that is one; what ends the link ends it."""
         if not isinstance(reply, ErrorReply):
             return self._own(reply)
         error = as_error(reply, self.where, what)

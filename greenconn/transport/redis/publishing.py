@@ -200,7 +200,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         return b"%b%d\r\n%b\r\n" % (head, len(raw), raw)
 
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
-        """The head of the command that appends a message to a queue, and the route in it."""
+        """Return the head of the command that appends a message to a queue, and the route in it."""
         self._queues.check_name(queue, Method.BASIC_PUBLISH)
         key = self._keys.list_for(queue, level_of(message.priority, HIGHEST))
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
@@ -230,7 +230,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             self._pushed(each)
 
     def _pushed(self, queue: str) -> None:
-        """A message was sent to *queue*.  Never switches."""
+        """Note that a message was sent to *queue*.  Never switches."""
         if queue in self._queues.expiring:
             self._queues.pushed(queue)
         feed = self._feeds.get(queue)
@@ -272,7 +272,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             own.arrived.wait(deadline)  # type: ignore[arg-type]
 
     def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
-        """The command that appends a message to a queue; it needs no script that was sent before."""
+        """Return the command that appends a message to a queue; it does not need a loaded script."""
         keys = self._keys
         key = keys.list_for(queue, priority)
         if may_end:

@@ -1,4 +1,4 @@
-"""Queues in a server: their declarations, which are kept there for all programs of ours.
+"""Queues in a server: their declarations, stored for all programs that use greenconn.
 
 kombu's queues are lists, and an empty list does not exist, so Redis alone cannot tell a declared queue
 from one that never was.  A declaration is kept under ``greenconn.queue.<name>``; a queue that has
@@ -52,10 +52,10 @@ class QueueLink(Protocol):
         """Messages of a queue live so long.  Never switches."""
 
     def queue_used(self, name: str, expires_ms: int) -> None:
-        """A queue that expires so long after its last use was used.  Never switches."""
+        """Note the use of a queue that expires without use.  Never switches."""
 
     def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
-        """A queue is gone, and *exchanges* have lost a binding by that.  May switch."""
+        """Handle that a queue was deleted, whose bindings to *exchanges* have gone, too.  May switch."""
 
 
 class RedisQueues(QueueStore):
@@ -96,14 +96,14 @@ class RedisQueues(QueueStore):
         self._none_goes = Event()
 
     def is_current(self, name: str) -> bool:
-        """Whether a queue has not changed unless the server says so; one in use does not expire."""
+        """Return whether changes of a queue are announced by the server; one in use cannot expire."""
         if name not in self.expiring:
             return True
         feed = self._feeds.get(name)
         return feed is not None and bool(feed.consumers)
 
     def trusts(self, name: str) -> bool:
-        """Whether a queue is known to exist, without asking.  Never switches."""
+        """Return whether a queue is known to exist, without asking.  Never switches."""
         feed = self._feeds.get(name)
         if feed is not None and feed.consumers:
             return True
@@ -113,15 +113,15 @@ class RedisQueues(QueueStore):
         return name not in self.expiring and self._commands.is_tracking
 
     def stays(self, name: str) -> bool:
-        """Whether a queue is known to exist, and cannot have ended since.  Never switches."""
+        """Return whether a queue is known to exist, and cannot have ended since.  Never switches."""
         return self.trusts(name) and name not in self._may_end
 
     def may_end(self, name: str) -> bool:
-        """Whether a queue may have ended since it was looked at.  Never switches."""
+        """Return whether a queue may have ended since it was looked at.  Never switches."""
         return name in self._may_end
 
     def is_there(self, name: str) -> bool:
-        """Whether a queue exists, as far as is known here; else the server says.  May switch."""
+        """Return whether a queue exists, as far as is known here; else the server says.  May switch."""
         return self.trusts(name) or bool(self.existing({name: ()}))
 
     def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
@@ -179,7 +179,7 @@ class RedisQueues(QueueStore):
         return found
 
     def _is_bound(self, fields: Iterable[bytes]) -> bool:
-        """Whether one of these bindings is in its exchange's table now.  May switch.
+        """Return whether one of these bindings is in its exchange's table now.  May switch.
 
         Who read the table before a queue of ours ended still has its bindings, which look like kombu's.
         """
@@ -189,7 +189,7 @@ class RedisQueues(QueueStore):
         return bool(pairs) and any(self._commands.call_all(asked, what="checking queues"))
 
     def _is_alive(self, name: str, text: bytes) -> bool:
-        """Whether a queue that is declared so has not ended with its owner or consumers."""
+        """Return whether a queue that is declared so has not ended with its owner or consumers."""
         commands = self._commands
         declared = Declaration.read(text)
         if declared.owner is not None and declared.owner != commands.owner:
@@ -293,7 +293,7 @@ class RedisQueues(QueueStore):
     # -- use and its end
 
     def touch(self, name: str) -> None:
-        """A queue was used: its time without use begins anew.  Never switches."""
+        """Restart the time without use of a queue.  Never switches."""
         milliseconds = self.expiring.get(name)
         if milliseconds is not None:
             keys = self._commands.keys
@@ -302,7 +302,7 @@ class RedisQueues(QueueStore):
             self._link.queue_used(name, milliseconds)
 
     def pushed(self, name: str) -> None:
-        """A message was sent to a queue that expires: it goes with it.  Never switches.
+        """Note a message sent to a queue that expires, with which it goes.  Never switches.
 
         To send is no use of a queue, as with RabbitMQ, so its declaration is not renewed.
         """
@@ -350,7 +350,7 @@ class RedisQueues(QueueStore):
         return sum(sizes), others + (len(feed.consumers) if feed is not None else 0)
 
     def left(self, name: str, consumers: int) -> None:
-        """One consumer of this link has left a queue, others have not.  Never switches."""
+        """Note that one of several consumers of a queue on this link has left.  Never switches."""
         commands = self._commands
         if commands.lost is None:
             commands.pipeline.post(
@@ -372,7 +372,7 @@ class RedisQueues(QueueStore):
         self._ticker.start()
 
     def unused(self, name: str) -> None:
-        """The last consumer of this link has left a queue.  Never switches."""
+        """Note that the last consumer of a queue on this link has left.  Never switches."""
         commands = self._commands
         if commands.lost is not None:
             return
@@ -466,7 +466,7 @@ class RedisQueues(QueueStore):
         return names, name, *tables, why, self._commands.owner, text
 
     def _ended(self, name: str, reply: Any) -> None:
-        """A queue is gone: forget it, and the exchanges that go with it.  May switch."""
+        """Forget a deleted queue, and the auto-delete exchanges that go with it.  May switch."""
         self._there_until.pop(name, None)
         self.expiring.pop(name, None)
         self._link.queue_ended(name, [each.decode() for each in reply[1:]])
@@ -484,7 +484,7 @@ class RedisQueues(QueueStore):
                 self.end(name, "dead", text=text)
 
     def changed(self, key: bytes | None) -> None:
-        """A key was changed, or all may have been.  In the reader; never switches."""
+        """Note that a key has changed, or that all may have.  In the reader; never switches."""
         known = self._known.declared
         prefix = self._commands.keys.queue("")
         if key is None:
@@ -503,7 +503,7 @@ class RedisQueues(QueueStore):
                 spawn("queue-changed", self._verify, name)
 
     def _verify(self, name: str) -> None:
-        """A queue that is consumed here has changed: it may be gone."""
+        """Verify that a changed queue that is consumed here still exists."""
         feed = self._feeds.get(name)
         try:
             if feed is None or self.find(name) is not None:
@@ -514,7 +514,7 @@ class RedisQueues(QueueStore):
             consumer.channel.cancelled_by_broker(consumer)
 
     def stop(self) -> None:
-        """The link is gone.  Never switches."""
+        """Stop, as the link has ended.  Never switches."""
         self._none_goes.set()
         if self._ticker is not None:
             self._ticker.stop()

@@ -42,7 +42,7 @@ def _is_page(reply: Any) -> bool:
 
 
 def _is_advance(reply: Any) -> bool:
-    """Whether the time was advanced, and the time."""
+    """Return whether the time was advanced, and the time."""
     return (
         isinstance(reply, list)
         and len(reply) == 2
@@ -53,7 +53,7 @@ def _is_advance(reply: Any) -> bool:
 
 
 def _is_end(reply: Any) -> bool:
-    """A number of messages, and names."""
+    """Return a number of messages, and names."""
     return (
         isinstance(reply, list) and bool(reply) and _is_count(reply[0]) and _are_members(reply[1:])
     )
@@ -73,7 +73,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_pairs(reply: Any) -> bool:
-    """Names with their values, in the form of either protocol."""
+    """Return whether it is names with their values, in the form of either protocol."""
     if isinstance(reply, dict):
         return all(isinstance(each, bytes) for pair in reply.items() for each in pair)
     return isinstance(reply, list) and len(reply) % 2 == 0 and _are_members(reply)

@@ -1,4 +1,4 @@
-"""Giving back what is held under a field, whoever held it.
+"""Requeueing the messages that are held under a field, whoever held them.
 
 The client reads the entries, marks the messages as redelivered, and moves them by a script that does
 nothing for an entry that is no longer there: two who restore the same message do it once.

@@ -371,14 +371,14 @@ class Scripts:
         self._seen: set[Script] = set()
 
     def call(self, script: Script, keys: tuple[bytes, ...], *args: Argument) -> bytes:
-        """The command that runs *script*; it must be written, and in this order."""
+        """Return the command that runs *script*; it must be written, and in this order."""
         if script in self._seen:
             return pack(b"EVALSHA", script.digest, len(keys), *keys, *args)
         self._seen.add(script)
         return pack(b"EVAL", script.text, len(keys), *keys, *args)
 
     def forget(self) -> None:
-        """The server has forgotten its scripts."""
+        """Forget that the server has the scripts."""
         self._seen.clear()
 
     @staticmethod

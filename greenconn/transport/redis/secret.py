@@ -1,4 +1,4 @@
-"""The login of an open link: told anew when it has changed.
+"""Re-authentication of an open link when its credentials change.
 
 A password that is a function, and a credential provider, are asked again every
 ``reauth_check_interval``: tokens expire, and a server cuts a connection whose token has.
@@ -51,7 +51,7 @@ class Secret:
             self._renewal.begin_in(0.0)
 
     def stop(self) -> None:
-        """The link is gone.  Never switches."""
+        """Stop, as the link has ended.  Never switches."""
         if self._renewal is not None:
             self._renewal.stop()
 

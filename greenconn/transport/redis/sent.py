@@ -1,4 +1,4 @@
-"""Publishes that nobody waits for (``publish_window``)."""
+"""Publishes that no caller waits for (``publish_window``)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Failures:
         return f"{where}: {'; '.join(parts)}"
 
     def error(self, pipeline: Pipeline) -> BaseException:
-        """The exception that says so; what ends the link ends it.  Never switches."""
+        """Return the exception that says so; what ends the link ends it.  Never switches."""
         refused: BaseException | None = None
         if isinstance(self.first, ErrorReply):
             what = f"{self.refused} earlier publishes of a publish_window"
@@ -102,14 +102,14 @@ class Unasked:
         self.failures = Failures()
 
     def add(self, failures: Failures) -> None:
-        """A channel ended with *failures*.  Never switches."""
+        """Note the *failures* of a channel that ended.  Never switches."""
         if failures:
             self.failures.add(failures)
             self._untold.add(failures)
             self._tell_soon()
 
     def note(self, reply: Exception) -> None:
-        """A publish of such a channel failed.  Never switches."""
+        """Note a failed publish of a channel that has ended.  Never switches."""
         self.failures.note(reply)
         self._untold.note(reply)
         self._tell_soon()
@@ -170,7 +170,7 @@ class Window:
         return True
 
     def end(self) -> None:
-        """The channel has ended.  Never switches."""
+        """End, as the channel has ended.  Never switches."""
         if not self._has_ended:
             self._has_ended = True
             self._unasked.awaited += self.unanswered

@@ -75,7 +75,7 @@ class SentinelTransport(Transport):
         return f"{self.options.master_name}/{self.client.virtual_host}"
 
     def sentinels(self) -> list[Address]:
-        """The sentinels, the one that is meant now in front."""
+        """Return the sentinels, the one that is meant now in front."""
         client = self.client
         urls = [BrokerURL.parse(each) for each in getattr(client, "alt", None) or ()]
         places = [(client.hostname or "127.0.0.1", int(client.port or DEFAULT_PORT))]
@@ -108,7 +108,7 @@ class SentinelTransport(Transport):
         return given.get("username"), given.get("password")
 
     def _ask(self, sentinel: Address, name: str, deadline: Deadline) -> Address | str:
-        """The master that one sentinel names, or why it names none.  May switch."""
+        """Return the master that one sentinel names, or why it names none.  May switch."""
         pipeline, _ = self.open_sentinel(sentinel, deadline, _ignore, _ignore)
         replies: list[Any] = []
         try:
@@ -125,7 +125,7 @@ class SentinelTransport(Transport):
             return f"it does not answer as a sentinel: {exc}"
 
     def _named(self, pairs: Mapping[bytes, bytes], name: str) -> Address | str:
-        """The same, out of what a sentinel says of a master."""
+        """Return the same, out of what a sentinel says of a master."""
         state = {key.decode(): value.decode() for key, value in pairs.items()}
         flags = set(state["flags"].split(","))
         if "master" not in flags or flags & _DOWN:
@@ -206,7 +206,7 @@ class SwitchWatch:
             raise pipeline.error(errors[0], "subscribing to a sentinel")
 
     def _check_master(self, sentinel: Address) -> None:
-        """It may have changed between the look and the subscription."""
+        """Check whether the master changed between the query and the subscription."""
         name = self._transport.options.master_name or ""
         found = self._transport._ask(sentinel, name, Deadline(self._transport.connect_timeout))
         if isinstance(found, Address):

@@ -1,4 +1,4 @@
-"""Sockets beside that for commands: opened when they are needed, and again when they were lost."""
+"""Sockets besides the one for commands: opened on demand, and again after a loss."""
 
 from __future__ import annotations
 
@@ -119,4 +119,4 @@ def _ignore(push: list[Any]) -> None:
 
 
 def _ignore_loss(exc: LinkLost) -> None:
-    """Those who wait have been told; the next one opens it again."""
+    """Ignore the loss: all waiters have the error, and the next call opens it again."""

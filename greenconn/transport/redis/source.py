@@ -95,7 +95,7 @@ class SourceWaking(Protocol):
     found: int
 
     def overflowed(self, queue: str) -> None:
-        """A message of fan-out was dropped, since nobody took it.  In the reader."""
+        """Note that a fan-out message was dropped, as nothing took it.  In the reader."""
 
 
 class RedisSource:
@@ -211,7 +211,7 @@ class RedisSource:
             self._move(_OFF)
 
     def pushed(self) -> None:
-        """The server says that something happened to the queue."""
+        """Note that the server has announced a change of the queue."""
         if self.state is _ARMED:
             if self._misses and self._feed.has_room:
                 self._wait(min(LONGEST_WAIT, FIRST_WAIT * (1 << self._misses)))
@@ -342,7 +342,7 @@ class RedisSource:
     # -- fan-out
 
     def broadcast(self, raw: bytes, number: int) -> None:
-        """A message of fan-out came for this queue.  In the reader."""
+        """Take a fan-out message for this queue.  In the reader."""
         feed = self._feed
         field = f"fanout.{self._commands.owner}.{number}"
         feed.arrive(Delivery(None, field, number, raw, feed.queue, is_broadcast=True))
@@ -351,7 +351,7 @@ class RedisSource:
             self._waking.overflowed(feed.queue)
 
     def broadcast_again(self, message: Delivery) -> None:
-        """A message of fan-out was given back: it is next again."""
+        """Put back a fan-out message, which is the next one again."""
         message.is_repeated = True
         self._feed.arrive_again(message)
 

@@ -1,4 +1,4 @@
-"""Giving back what dead consumers held, independent of what else goes on.
+"""Requeueing the messages of dead consumers, in the background.
 
 The server's clock may be set, and so may that of a machine, so leases do not end by them.  The
 sweepers of all links together count the time: ``greenconn.owners`` has it as the member ``clock``, in

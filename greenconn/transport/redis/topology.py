@@ -280,12 +280,12 @@ def _kept_ms(expires_ms: int) -> int:
 
 
 def _onward_member(row: Row) -> str:
-    """A binding between exchanges as a member of its source's set."""
+    """Return a binding between exchanges as a member of its source's set."""
     return dumps([row.queue, row.routing_key, dict(sorted((row.arguments or {}).items()))])
 
 
 def _onward_row(member: bytes) -> Row | None:
-    """The binding of such a member; None: it cannot be read."""
+    """Return the binding of such a member; None: it cannot be read."""
     try:
         destination, routing_key, arguments = loads(member)
         return Row(str(routing_key), "", str(destination), dict(arguments), True)
@@ -294,7 +294,7 @@ def _onward_row(member: bytes) -> Row | None:
 
 
 def _table(text: Any) -> Mapping[str, Any]:
-    """A table as it is kept; one that cannot be read fits no message, and says nothing."""
+    """Return a table as it is kept; one that cannot be read fits no message, and says nothing."""
     try:
         table = loads(text)
     except (ValueError, TypeError, RecursionError):

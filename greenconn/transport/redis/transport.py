@@ -245,7 +245,7 @@ class Transport(base.Transport[RedisLink]):
         )
 
     def _database(self) -> int:
-        """The number of the database, which is the virtual host.
+        """Return the number of the database, which is the virtual host.
 
         Raises:
             ValueError: it is no number.
@@ -282,7 +282,7 @@ class Transport(base.Transport[RedisLink]):
         return client.userid or None, (password() if callable(password) else password) or None
 
     def _socket_url(self) -> BrokerURL | None:
-        """The address of a UNIX socket, which comes unparsed: ``socket:///path?virtual_host=0``."""
+        """Return the address of a UNIX socket, such as ``socket:///path?virtual_host=0``."""
         host = self.client.hostname or ""
         return BrokerURL.parse(f"redis+{host}") if "://" in host else None
 

@@ -75,14 +75,14 @@ class Waking:
                 del self._sources[key]
 
     def stop(self) -> None:
-        """The link is gone."""
+        """Stop, as the link has ended."""
         self._sources.clear()
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
 
     def invalidated(self, keys: list[bytes] | None) -> None:
-        """The server says that *keys* have changed; None: all may have.  In the reader."""
+        """Handle that *keys* have changed; None: all may have.  In the reader."""
         if keys is None:
             for source in list(self._sources.values()):
                 source.pushed()
@@ -96,7 +96,7 @@ class Waking:
                 self._changed(key)
 
     def overflowed(self, queue: str) -> None:
-        """A message of fan-out was dropped, since nobody took it.  In the reader."""
+        """Note that a fan-out message was dropped, as nothing took it.  In the reader."""
         if queue not in self._overflowed:
             self._overflowed.add(queue)
             spawn(

@@ -115,7 +115,7 @@ class BaseBackend:
         )
 
     def queue_exists(self, queue: str) -> bool:
-        """Whether there is such a queue.  May switch."""
+        """Return whether there is such a queue.  May switch."""
         try:
             self.channel.queue_declare(queue=queue, passive=True)
         except (NotFound, ChannelError) as exc:
