@@ -82,7 +82,7 @@ class RoleLogin(RenewedLogin):
         self._default_region = default_region
 
     def forget(self) -> None:
-        """In the child of a fork: nobody here asks."""
+        """Forget what is under way in the child of a fork."""
         super().forget()
         self._base.forget()
 
@@ -147,7 +147,7 @@ class HttpClients:
         return client
 
     def forget(self) -> None:
-        """In the child of a fork: the connections are the parent's."""
+        """Forget the connections in the child of a fork, as they are the parent's."""
         for client in self._clients.values():
             client.forget()
 
@@ -183,7 +183,7 @@ class Account:
         self._endpoints: dict[str, Endpoint] = {}
 
     def forget(self) -> None:
-        """In the child of a fork: nobody here asks."""
+        """Forget what is under way in the child of a fork."""
         self._flights.forget()
         self.login.forget()
 
@@ -242,7 +242,7 @@ class Accounts:
         self.main = self.of({})
 
     def forget(self) -> None:
-        """In the child of a fork: nobody here asks."""
+        """Forget what is under way in the child of a fork."""
         for account in self._accounts.values():
             account.forget()
 

@@ -77,7 +77,7 @@ class Login(ABC):
         """Ask for new credentials, where others can be had.  May switch; raises as :meth:`keys`."""
 
     def forget(self) -> None:  # noqa: B027
-        """In the child of a fork: nobody here asks."""
+        """Forget what is under way in the child of a fork."""
 
 
 class GivenLogin(Login):
@@ -115,7 +115,7 @@ class RenewedLogin(Login):
         return f"<{type(self).__name__} {self._keys!r}>"
 
     def forget(self) -> None:
-        """In the child of a fork: nobody here asks."""
+        """Forget what is under way in the child of a fork."""
         self._flights.forget()
 
     def keys(self, deadline: Deadline) -> Keys:

@@ -1,4 +1,4 @@
-"""Messages as they lie in a queue of SQS: kombu's envelope as JSON, in base64 unless told otherwise."""
+"""The form of messages in SQS: kombu's envelope as JSON, in base64 by default."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class SqsQueue:
         return self._redrives
 
     def retry_delay(self, task: str | None, deliveries: int) -> int | None:
-        """Seconds that its ``backoff_policy`` has for a task that failed; None: it has none."""
+        """Return the seconds of its ``backoff_policy`` for a task that failed; None without one."""
         policy = self.settings.get("backoff_policy") or {}
         if task is None or task not in (self.settings.get("backoff_tasks") or ()):
             return None

@@ -288,7 +288,7 @@ class SqsStore(Store):
         return self.queues.declaration(name)
 
     def find_queue(self, name: str) -> Declaration | None:
-        """Whether there is a queue (or a topic).  May switch."""
+        """Return whether there is a queue (or a topic).  May switch."""
         if exchange_of(name) is not None:
             return Declaration(durable=True)
         queue = self.queues.find(name)

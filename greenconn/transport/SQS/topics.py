@@ -1,4 +1,4 @@
-"""Fan-out exchanges as topics of SNS: one message in, a copy in each queue that subscribed.
+"""Fan-out exchanges as topics of SNS, with a subscription for each bound queue.
 
 A topic is shared by all programs of the account, so a publisher reaches queues that it knows nothing
 of.  Kombu's topics have the same names, tags and form of messages: both kinds of programs may share

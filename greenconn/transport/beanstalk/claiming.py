@@ -1,7 +1,7 @@
 """Claims: as many jobs of each tube as its consumers have room for, and all tubes in turn.
 
 beanstalkd hands out the oldest job of all watched tubes, so one tube with many would keep all others
-waiting, and how many come from which cannot be told beforehand.  So tubes that had more the last time
+waiting, and how many come from which cannot be known beforehand.  So tubes that had more the last time
 (*hot* ones) are each watched alone for a moment, in turn, over the command connection, with no more
 ``reserve`` than there is room.  All others are watched together by the reserve connection, which waits;
 the first job of one makes it hot.

@@ -150,7 +150,7 @@ class Pipeline(PipelineLife):
         self.check()
 
     def refused(self, reply: Reply, what: str) -> Exception:
-        """The exception for a reply that was not expected; what ends the link ends it."""
+        """Return the exception for a reply that was not expected; what ends the link ends it."""
         error = refusal(reply, self.where, what)
         if isinstance(error, NotBeanstalk):
             lost = LinkLost(str(error))

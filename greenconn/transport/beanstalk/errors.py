@@ -1,4 +1,4 @@
-"""Beanstalk's refusals: amqp's and greenconn's classes, in words that say what to do."""
+"""Beanstalk's errors: amqp's and greenconn's classes, with a remedy in the text."""
 
 from __future__ import annotations
 

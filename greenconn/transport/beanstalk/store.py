@@ -99,7 +99,7 @@ class BeanstalkStore(Store):
         return pipeline
 
     def _wait_line(self) -> ReserveConnection:
-        """The connection that waits, opened when it is first needed.  May switch."""
+        """Return the connection that waits, opened when it is first needed.  May switch."""
         with self._opening:
             if self._waiting is None:
                 deadline = Deadline(self.client.connect_timeout)
@@ -129,7 +129,7 @@ class BeanstalkStore(Store):
             pipeline.close()
 
     def _on_lost(self, exc: LinkLost) -> None:
-        """One connection was lost: what it held is gone, so this life is over."""
+        """End this life, as a connection was lost, and its reserved jobs with it."""
         self.lost(exc)
 
     # -- queues
@@ -142,7 +142,7 @@ class BeanstalkStore(Store):
         return _declaration(self._records.make(self._records.tube(QUEUES, name), content))
 
     def find_queue(self, name: str) -> Declaration | None:
-        """A queue exists if it has a record, or its tube has jobs, or somebody waits for some.
+        """Return a queue that has a record, or whose tube has jobs or waiting clients.
 
         That of a link that is gone goes now.
         """

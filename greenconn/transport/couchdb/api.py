@@ -1,4 +1,4 @@
-"""CouchDB's HTTP interface: documents of one database in batches, and what its refusals mean."""
+"""CouchDB's HTTP interface: documents of one database in batches, and the errors for its refusals."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class CouchApi:
             raise NotCouch(f"{self.where}: no result for document {exc}") from None
 
     def rows(self, within: Range, limit: int = PAGE, has_docs: bool = False) -> list[Document]:
-        """The first rows of a range of ids.  May switch."""
+        """Return the first rows of a range of ids.  May switch."""
         query = {
             "startkey": _encode(within.start),
             "endkey": _encode(within.end),
@@ -122,7 +122,7 @@ class CouchApi:
         return self._rows(status, answer)
 
     def all_rows(self, within: Range, has_docs: bool = False) -> Iterable[list[Document]]:
-        """All rows of a range of ids, page by page.  May switch."""
+        """Yield all rows of a range of ids, page by page.  May switch."""
         while True:
             page = self.rows(within, PAGE, has_docs)
             if page:
@@ -200,7 +200,7 @@ class CouchApi:
             raise NotCouch(f"{self.where}: a list of documents without rows") from None
 
     def _lost(self, error: Exception) -> Exception:
-        """The login was good when this was opened: the next life asks for another."""
+        """Return the error of a lost session: the login was valid, so the next life logs in again."""
         return LinkLost(str(error)) if isinstance(error, LoginRefused) else error
 
 
@@ -209,5 +209,5 @@ def _reason(answer: Any) -> str:
 
 
 def _sequence(given: Any) -> str:
-    """A place in the feed of changes, which is a number or a text."""
+    """Return a place in the feed of changes, which is a number or a text."""
     return given if isinstance(given, str) else _encode(given)

@@ -1,4 +1,4 @@
-"""The feed of changes: one connection per link that tells what other processes did."""
+"""The feed of changes: one connection per link that reports the changes of other processes."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class Claims:
     # -- what others say; nothing here switches
 
     def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
-        """A message has changed."""
+        """Note a changed message."""
         queue = name_of(doc_id)
         pending = self._pending.get(queue)
         if pending is None:
@@ -240,12 +240,12 @@ class Claims:
             self._wake(queue)
 
     def note_mark(self, doc_id: str) -> None:
-        """A message expires some time."""
+        """Note a message that expires."""
         if self._expiry.note(doc_id):
             self._set_alarm()
 
     def forget(self, queue: str) -> None:
-        """A queue is gone, or must be read anew."""
+        """Forget a queue that was deleted or must be read anew."""
         self._pending.pop(queue, None)
 
     def stop(self) -> None:
@@ -374,7 +374,7 @@ class Claims:
             self._page = min(LARGEST, self._page * 2)
 
     def _known(self, ids: Sequence[str]) -> dict[str, Document]:
-        """Those of *ids*, which are sorted for each queue, that wait, in their order."""
+        """Return those of *ids*, which are sorted for each queue, that wait, in their order."""
         if not ids:
             return {}
         found: dict[str, Document] = {}

@@ -1,4 +1,4 @@
-"""CouchDB's refusals: amqp's and greenconn's classes, in words that say what to do."""
+"""CouchDB's errors: amqp's and greenconn's classes, with a remedy in the text."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _REMEDIES: Final[dict[int, str]] = {
 
 
 def refusal(status: int, answer: Any, where: str, what: str) -> Exception:
-    """The error that an answer stands for which is not one that was expected.
+    """Return the error for a response of an unexpected status.
 
     Arguments:
         answer: what its body says.

@@ -1,4 +1,4 @@
-"""Messages of kombu's former transport: taken over, since they have no place in the order of ours.
+"""Messages of kombu's former transport, converted since they have no position in the queue's order.
 
 They are documents with ids of another kind, ``queue`` and ``payload``.  Who takes one over marks it
 first, which only one can do, stores the message anew, and deletes it.
@@ -43,7 +43,7 @@ class Adoption:
                 self.note(row["id"])
 
     def note(self, doc_id: str) -> bool:
-        """A document that is none of ours; return whether it may be a message.  Never switches."""
+        """Note a document in another format; return whether it may be a message.  Never switches."""
         if FOREIGN.fullmatch(doc_id) is None:
             return False
         self._ids.add(doc_id)

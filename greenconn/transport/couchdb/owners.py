@@ -185,14 +185,14 @@ class Owners:
         return count
 
     def _links(self, marks: Sequence[Document]) -> dict[str, str]:
-        """The links of documents that are to be marked, by the ids of those."""
+        """Return the links of documents that are to be marked, by the ids of those."""
         found = self._api.read([each["_id"] for each in marks])
         return {
             doc_id: doc["link"] for doc_id, doc in found.items() if isinstance(doc.get("link"), str)
         }
 
     def _silent(self) -> list[tuple[str, str]]:
-        """Those that were silent for their lease, and their revisions.  Never switches."""
+        """Return those that were silent for their lease, and their revisions.  Never switches."""
         now = self._clock()
         return [
             (doc_id, revision)

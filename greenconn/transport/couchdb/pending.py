@@ -1,4 +1,4 @@
-"""An index of the messages that wait in one queue, without having read them.
+"""An index of the waiting messages of one queue, without their content.
 
 Theory.  The ids of a queue sort as its messages are to be delivered, and new ones come behind those
 that are there, mostly.  So the queue is read once, page by page, up to a *place*; whatever waits in
@@ -70,7 +70,7 @@ class PendingIndex:
         self._later.clear()
 
     def note(self, doc_id: str, revision: str) -> bool:
-        """A message of that revision is there; return whether it waits."""
+        """Note a message of that revision; return whether it waits."""
         if self._meanwhile is not None:
             self._meanwhile[doc_id] = generation(revision)
         if not is_waiting(revision):
@@ -84,21 +84,21 @@ class PendingIndex:
         return True
 
     def forget(self, doc_id: str) -> None:
-        """A message is gone."""
+        """Forget a message."""
         self._returned.discard(doc_id)
 
     def take_returned(self, limit: int) -> list[str]:
-        """The first ids in front of the place; they are read now."""
+        """Return the first ids in front of the place; they are read now."""
         ids = sorted(self._returned)[:limit]
         self._returned.difference_update(ids)
         return ids
 
     def watch(self) -> None:
-        """A read begins."""
+        """Note that a read begins."""
         self._meanwhile = {}
 
     def passed(self, ids: Iterable[str], is_last: bool) -> None:
-        """All up to the last of *ids* was read; *is_last*: there were no more."""
+        """Note that all up to the last of *ids* was read; *is_last*: there were no more."""
         for doc_id in ids:
             self._place = max(self._place, doc_id + "\0")
         self.is_done = is_last
@@ -115,7 +115,7 @@ class PendingIndex:
                 self._return(doc_id)
 
     def delay(self, doc_id: str, due_at: float) -> None:
-        """A message waits, but for later."""
+        """Note a message that is due later."""
         heappush(self._later, (due_at, doc_id))
 
     def due(self, now: float) -> None:

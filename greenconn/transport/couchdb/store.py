@@ -142,7 +142,7 @@ class CouchStore(Store):
         self.lost(exc)
 
     def _changed(self, doc_id: str, revision: str, is_deleted: bool) -> None:
-        """The feed brings a change.  Never switches."""
+        """Handle a change of the feed.  Never switches."""
         kind, mark, _ = doc_id.partition("!")
         if not mark:
             if not is_deleted and self._adoption.note(doc_id):

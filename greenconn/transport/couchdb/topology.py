@@ -1,4 +1,4 @@
-"""Queues, exchanges and bindings as documents, and what a link remembers of them."""
+"""Queues, exchanges and bindings as documents, and the cache of a link."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TopologyCache:
         self._unread: set[str] = set()
 
     def table(self, exchange: str) -> tuple[Row, ...]:
-        """The bindings of an exchange.  Never switches."""
+        """Return the bindings of an exchange.  Never switches."""
         table = self._tables.get(exchange)
         if table is None:
             rows = self._bindings.get(exchange, {})
@@ -56,7 +56,7 @@ class TopologyCache:
         return table
 
     def revision(self, doc_id: str) -> str | None:
-        """The revision of a document that is known."""
+        """Return the revision of a document that is known."""
         return self._revisions.get(doc_id)
 
     def refresh(self, api: CouchApi) -> None:
@@ -72,7 +72,7 @@ class TopologyCache:
                 self.remove(doc_id)
 
     def note(self, doc_id: str, revision: str, is_deleted: bool) -> str | None:
-        """A document has changed.  Never switches.
+        """Note a changed document.  Never switches.
 
         Returns:
             The name of a queue that was known here and was deleted.
@@ -89,7 +89,7 @@ class TopologyCache:
         return name_of(doc_id) if is_queue else None
 
     def take(self, doc: Document) -> None:
-        """A document as it is now.  Never switches."""
+        """Take the current state of a document.  Never switches."""
         doc_id = doc["_id"]
         name, kind = name_of(doc_id), doc_id[: len(QUEUE)]
         self._revisions[doc_id] = doc["_rev"]
@@ -104,7 +104,7 @@ class TopologyCache:
             self._tables.pop(name, None)
 
     def remove(self, doc_id: str) -> None:
-        """A document is gone.  Never switches."""
+        """Remove a deleted document.  Never switches."""
         self._revisions.pop(doc_id, None)
         self._unread.discard(doc_id)
         name = name_of(doc_id)
@@ -118,7 +118,7 @@ class TopologyCache:
             self._tables.pop(name, None)
 
     def leading_to(self, name: str, to_exchange: bool) -> Sequence[str]:
-        """The ids of the bindings that end at a queue or an exchange."""
+        """Return the ids of the bindings that end at a queue or an exchange."""
         return [
             doc_id
             for rows in self._bindings.values()
@@ -127,7 +127,7 @@ class TopologyCache:
         ]
 
     def beginning_at(self, exchange: str) -> Sequence[str]:
-        """The ids of the bindings of an exchange."""
+        """Return the ids of the bindings of an exchange."""
         return list(self._bindings.get(exchange, ()))
 
 

@@ -52,7 +52,7 @@ class Transport(StoreTransport):
         return CouchStore(client, wake, self.options, web, name, self._credentials)
 
     def _url(self) -> BrokerURL | None:
-        """The address of ``couchdb+https``, which comes unparsed, as kombu has it."""
+        """Return the address of ``couchdb+https``, which comes unparsed, as kombu has it."""
         host = self.client.hostname or ""
         return BrokerURL.parse(f"couchdb+{host}") if "://" in host else None
 

@@ -1,4 +1,4 @@
-"""A channel for brokers that only have queues: subclasses say how to put and get.
+"""A channel for brokers that only have queues: subclasses define how to put and get.
 
 Exchanges and bindings are kept in this process, so every program that uses them must declare them.
 Messages are stored in kombu's envelope (:mod:`~greenconn.transport.virtual.envelope`).
@@ -81,7 +81,7 @@ class AbstractChannel:
         return True
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
-        """A queue was bound: note it where bindings are shared.  Asked with ``supports_fanout``."""
+        """Store a binding where bindings are shared.  Called with ``supports_fanout``."""
 
     def _put_fanout(
         self, exchange: str, message: Envelope, routing_key: str, **kwargs: Any
@@ -107,7 +107,7 @@ class HookConsumer(StoreConsumer):
     __slots__ = ()
 
     def has_room(self) -> bool:
-        """Whether it may be given one more message now."""
+        """Return whether it may be given one more message now."""
         return super().has_room() and (not self.channel.asks_qos or self.channel.qos.can_consume())
 
 
@@ -181,7 +181,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         self._restore(message)
 
     def after_reply_message_received(self, queue: str) -> None:
-        """A reply queue has done its work: delete it.  May switch."""
+        """Delete a reply queue whose reply has come.  May switch."""
         self.queue_delete(queue)
 
     # -- exchanges and queues
@@ -260,7 +260,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         return self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
 
     def get_exchanges(self) -> list[str]:
-        """The names of all exchanges."""
+        """Return the names of all exchanges."""
         return list(self.state.exchanges)
 
     def get_table(self, exchange: str) -> Collection[tuple[str, Any, str]]:
@@ -388,7 +388,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         return True
 
     def _may_know(self, exchange: str) -> bool:
-        """Whether a message to that exchange may find a queue, the one of last resort included."""
+        """Return whether a message to that exchange may reach a queue, the last resort included."""
         return (
             exchange in self.state.exchanges
             or self.deadletter_queue is not None
@@ -613,7 +613,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         return body
 
     def _get_message_priority(self, message: Envelope, reverse: bool = False) -> int:
-        """The priority of a message, from ``min_priority`` to ``max_priority``.
+        """Return the priority of a message, from ``min_priority`` to ``max_priority``.
 
         Arguments:
             reverse: for brokers where a lower number comes first.

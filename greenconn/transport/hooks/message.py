@@ -1,4 +1,4 @@
-"""A message out of the envelope that a hook gave."""
+"""A message from the envelope that a hook returned."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Message(BaseMessage):
         )
 
     def _note(self, error: DecodeError) -> None:
-        """It cannot be read: decoding it raises *error*."""
+        """Have decoding raise *error*, as the message cannot be read."""
         self.errors.append((DecodeError, error, None))
 
     @property

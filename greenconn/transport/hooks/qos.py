@@ -77,7 +77,7 @@ class QoS:
         self._dirty: set[Any] = set()
 
     def can_consume(self) -> bool:
-        """Whether one more may be delivered.
+        """Return whether one more may be delivered.
 
         Asked by the channel where a subclass has its own; else its consumers have their bounds.
         """
@@ -103,11 +103,11 @@ class QoS:
         return self._delivered[delivery_tag]
 
     def ack(self, delivery_tag: Any) -> None:
-        """A message is done; may switch in subclasses."""
+        """Acknowledge a message; may switch in subclasses."""
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """A message is refused; with *requeue* it is put back.  May switch."""
+        """Reject a message; with *requeue* put it back.  May switch."""
         if requeue:
             self.channel._restore_at_beginning(self._delivered[delivery_tag])
         self._quick_ack(delivery_tag)
@@ -165,7 +165,7 @@ class QoS:
             dump_messages((message for _, message in failed), stderr)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """For brokers with a visibility timeout: give back what others left.  Nothing here."""
+        """Requeue what others left unacknowledged, where there is a visibility timeout; else nothing."""
 
 
 class UnreturnedMessages:

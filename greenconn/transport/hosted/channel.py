@@ -1,4 +1,4 @@
-"""A channel of ours around channels of kombu's virtual transports."""
+"""A channel around channels of kombu's virtual transports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MORE: Final[Mapping[str, SupportedArguments]] = {
 
 
 def _supported_by(cls: type) -> SupportedArguments:
-    """The arguments that a channel class of kombu's, or one derived from it, implements."""
+    """Return the arguments that a channel class of kombu's, or one derived from it, implements."""
     own: SupportedArguments | None = getattr(cls, "supported_arguments", None)
     if own is not None:
         return own
@@ -206,7 +206,7 @@ class HostedChannel(StoreChannel[StoreLink]):
         return self.raw.queue_delete(queue, if_unused=if_unused, if_empty=if_empty)
 
     def list_bindings(self) -> Any:
-        """All bindings that this process knows."""
+        """Return all bindings that this process knows."""
         return self.raw.list_bindings()
 
     # Publishing

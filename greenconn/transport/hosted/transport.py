@@ -1,4 +1,4 @@
-"""A transport of ours around a transport class of kombu's."""
+"""A transport around a transport class of kombu's."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class HostedTransport(HookedTransport):
         self.hosted = self.hosted_cls(client=client)
 
     def driver_version(self) -> str:
-        """The version of the library below."""
+        """Return the version of the library below."""
         return str(self.hosted.driver_version())
 
     @property

@@ -1,4 +1,4 @@
-"""Something to be done at a later time, on the hub."""
+"""A timer on the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Clock(Protocol):
     """A clock with alarms.  (Tests set it themselves.)"""
 
     def now(self) -> float:
-        """Seconds; never goes back."""
+        """Return the time in seconds, which never goes back."""
         ...
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
@@ -30,7 +30,7 @@ class HubClock:
         self._hub = get_hub()
 
     def now(self) -> float:
-        """Seconds of the monotonic clock."""
+        """Return the seconds of the monotonic clock."""
         return monotonic()
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:

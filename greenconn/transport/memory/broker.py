@@ -100,11 +100,11 @@ class Broker:
     # -- time
 
     def now(self) -> float:
-        """The broker's clock, in seconds."""
+        """Return the broker's clock, in seconds."""
         return self.clock.now()
 
     def alarm(self, function: Any) -> Alarm:
-        """An alarm on the broker's clock."""
+        """Return an alarm on the broker's clock."""
         return Alarm(self.clock, function)
 
     def breathe(self) -> None:
@@ -135,7 +135,7 @@ class Broker:
         return count
 
     def unused(self, queue: Queue) -> None:
-        """A queue's time without use has passed, or the last consumer of an auto-delete one left."""
+        """Delete a queue that expired without use or lost its last consumer (auto-delete)."""
         if not queue.is_deleted:
             self.delete_queue(queue.name)
 
@@ -237,14 +237,14 @@ class Broker:
     # -- links
 
     def left(self, link: SharingLink) -> None:
-        """A link has ended: its exclusive queues go with it."""
+        """Delete the exclusive queues of a link that has ended."""
         self.links.pop(link, None)
         own = [name for name, each in self.queues.items() if each.declared.owner == link.owner]
         for name in own:
             self.delete_queue(name)
 
     def forget(self) -> None:
-        """In the child of a fork: what is in it is the parent's, and so are the links to it."""
+        """Forget all content and links in the child of a fork, as they are the parent's."""
         for queue in self.queues.values():
             queue.close()
         self.queues.clear()

@@ -20,7 +20,7 @@ __all__ = ["Entry", "Message", "WaitingMessages", "size_of"]
 
 
 def size_of(body: Any) -> int:
-    """Bytes of a body as it would be on a wire."""
+    """Return the size of a body in bytes, as on a wire."""
     return len(body.encode()) if isinstance(body, str) else len(body or b"")
 
 
@@ -154,7 +154,7 @@ class WaitingMessages:
         return count
 
     def __iter__(self) -> Iterator[Entry]:
-        """The messages in the order in which they would be taken."""
+        """Yield the messages in the order in which they would be taken."""
         for priority in self._filled_priorities():
             lane = self._lanes[priority]
             yield from (entry for _, entry in sorted(lane.returned, key=lambda pair: pair[0]))

@@ -1,4 +1,4 @@
-"""A queue: what waits in it, who consumes from it, and the rules it keeps.
+"""A queue of the memory broker: its messages, its consumers and its policy.
 
 Rule: while a consumer has room, nothing waits.  So every change that adds a message or room ends
 with :meth:`Queue.push`, and a message that finds an idle consumer never enters the store.
@@ -33,19 +33,19 @@ class QueueKeeper(Protocol):
     tags: Iterator[int]
 
     def now(self) -> float:
-        """The broker's clock, in seconds."""
+        """Return the broker's clock, in seconds."""
         ...
 
     def alarm(self, function: Any) -> Alarm:
-        """An alarm on the broker's hub and clock."""
+        """Return an alarm on the broker's hub and clock."""
         ...
 
     def dead_letter(self, entry: Entry, reason: str) -> None:
-        """A message of a queue is dead."""
+        """Dead-letter a message of a queue."""
         ...
 
     def unused(self, queue: Queue) -> None:
-        """A queue's time without use has passed, or its last consumer has left."""
+        """Handle a queue that expired without use or lost its last consumer."""
         ...
 
 
@@ -201,7 +201,7 @@ class Queue:
     # -- consumers
 
     def resume(self, consumer: Consumer) -> None:
-        """A consumer that had no room has some again."""
+        """Serve a consumer that has room again."""
         consumers = self.consumers
         if consumer not in consumers:
             return
@@ -283,7 +283,7 @@ class Queue:
             self._expiry.set(at)
 
     def close(self) -> list[Consumer]:
-        """The queue is deleted: drop what waits, and return who consumed from it."""
+        """Drop the messages of a deleted queue, and return its consumers."""
         self.is_deleted = True
         self._idle.stop()
         self.purge()

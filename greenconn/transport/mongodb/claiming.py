@@ -1,4 +1,4 @@
-"""Taking messages for a while, keeping them, and saying what became of them.
+"""Claims of messages: claiming them, renewing the claims, and settling.
 
 MongoDB changes one document as a whole, and many documents one by one.  So a claim of many looks for
 candidates first, then updates those of them that still wait, each marked with the number of this
@@ -97,7 +97,7 @@ class Claims:
         return found
 
     def abandon(self) -> set[Any]:
-        """Nobody waits for claims any more; return those whose messages nobody will hear of."""
+        """Stop waiting for claims, and return those whose messages will not be delivered."""
         return set(self._open)
 
     def wait_for_abandoned(self) -> None:
@@ -199,7 +199,7 @@ class Claims:
     # -- settling
 
     def is_mine(self, handle: Handle) -> bool:
-        """Whether a message is held by that claim, as far as is known here.
+        """Return whether a message is held by that claim, as far as is known here.
 
         What a former connection of this process has claimed is not known, and may be.
         """

@@ -82,7 +82,7 @@ def address_of(client: Any, options: MongoOptions) -> Address:
 
 
 def _is_plain(uri: str) -> bool:
-    """Whether it can be parsed without asking a name server."""
+    """Return whether it can be parsed without asking a name server."""
     return uri.startswith("mongodb://")
 
 
@@ -96,7 +96,7 @@ def _uri(host: str, options: MongoOptions) -> str:
 
 
 def _database_in(uri: str) -> str:
-    """The database of an address that was not parsed."""
+    """Return the database of an address that was not parsed."""
     path = uri.partition("://")[2].partition("?")[0]
     return path.rpartition("@")[2].partition("/")[2]
 
@@ -218,7 +218,7 @@ class Client:
         return os.getpid() != self._process
 
     def aside(self, threads: int) -> CallPool:
-        """A place for blocking calls; who makes it closes it."""
+        """Return a place for blocking calls; who makes it closes it."""
         return CallPool(None if self.is_green else threads)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -231,7 +231,7 @@ class Client:
         return self.call_in(self._aside, function, *args, **kwargs)
 
     def call_in(self, aside: CallPool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """As :meth:`call`, in a place of the caller's.  May switch."""
+        """Run :meth:`call` in a slot that the caller has acquired.  May switch."""
         try:
             return aside.call(function, *args, **kwargs)
         except errors.PyMongoError as exc:
@@ -254,7 +254,7 @@ class Client:
         self.is_set = "setName" in answer or answer.get("msg") == "isdbgrid"
 
     def session(self) -> Any:
-        """A session of pymongo's, for a cursor that is read by several calls."""
+        """Return a session of pymongo's, for a cursor that is read by several calls."""
         return self._mongo.start_session()
 
     # The server's clock: leases and expiry of all programs go by it.
@@ -342,7 +342,7 @@ class lease:  # noqa: N801 - used as what it gives
         self._is_over = False
 
     def end(self) -> Greenlet[..., Any] | None:
-        """Nobody uses it here any more; return what closes it, if it was the last one.
+        """End one use; if it was the last one, return the greenlet that closes the client.
 
         Never switches.  Again: does nothing.
         """

@@ -1,4 +1,4 @@
-"""Messages as documents: kombu's, and what ours have beside.
+"""Messages as documents: kombu's fields, and those of greenconn.
 
 A message that waits is what kombu makes of it: ``payload`` (the envelope as JSON), ``queue`` and
 ``priority``, of which the lowest comes first.  A message that is claimed has no ``queue``, so that
@@ -66,7 +66,7 @@ def claim_update(claim: Any, lease_until: datetime) -> Document:
 
 
 def message_of(entry: Entry, payload: str, now: Callable[[], datetime], *, ttl: bool) -> Document:
-    """The document of a message on its way into a queue.
+    """Return the document of a message on its way into a queue.
 
     Arguments:
         now: tells what time it is on the server.
@@ -91,7 +91,7 @@ def message_of(entry: Entry, payload: str, now: Callable[[], datetime], *, ttl: 
 def claimed_of(
     document: Document, claim: Any, queue: str, dead: str | None = None, *, counted: int = 0
 ) -> Claimed:
-    """A message that was claimed.
+    """Return a message that was claimed.
 
     Arguments:
         claim: the claim.

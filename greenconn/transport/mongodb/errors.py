@@ -1,4 +1,4 @@
-"""MongoDB's errors: pymongo's classes, and those of ours that mean the same."""
+"""MongoDB's errors: pymongo's classes, mapped to those of greenconn."""
 
 from __future__ import annotations
 

@@ -107,12 +107,12 @@ class Broadcast:
         return None if found is None else found["_id"]
 
     def is_heard(self, queue: str, user: object) -> bool:
-        """Whether *user* is woken for *queue*."""
+        """Return whether *user* is woken for *queue*."""
         listener = self._listeners.get(queue)
         return listener is not None and user in listener.users
 
     def forget(self, queue: str, exchange: str | None = None) -> None:
-        """A queue is not bound to *exchange* any more; None: to none.  Never switches."""
+        """Forget a queue's binding to *exchange*; None: all of its bindings.  Never switches."""
         listener = self._listeners.get(queue)
         if listener is None:
             return
@@ -123,7 +123,7 @@ class Broadcast:
             self._stop_if_unused()
 
     def leave(self, user: object) -> None:
-        """A connection is gone.  Never switches."""
+        """Remove a connection that has ended.  Never switches."""
         for queue, listener in list(self._listeners.items()):
             listener.users.pop(user, None)
             if not listener.users:
@@ -152,7 +152,7 @@ class Broadcast:
         return taken
 
     def put_back(self, copy: Copy) -> None:
-        """It was taken, and nobody has seen it.  Never switches."""
+        """Put back a message that was taken and not delivered.  Never switches."""
         self.settle(copy, Settlement.BACK, is_unseen=True)
 
     def settle(self, copy: Copy, settlement: Settlement, *, is_unseen: bool) -> None:

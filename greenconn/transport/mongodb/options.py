@@ -1,4 +1,4 @@
-"""The transport options of MongoDB: kombu's names, and ours behind them."""
+"""The transport options of MongoDB: kombu's first, then greenconn's."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Queues:
         return waiting - int(self._messages.count_documents(late)) if waiting else 0
 
     def renew(self) -> None:
-        """This connection lives: its exclusive queues stay, and those that it consumes.
+        """Renew the lease of this connection's exclusive queues and of those that it consumes.
 
         Raises:
             TakenForDead: it was silent for too long, and others have deleted one of them.
@@ -170,7 +170,7 @@ class Queues:
         return owned.keys() - {each["_id"] for each in self._queues.find(mine, {"_id": 1})}
 
     def enrol(self, name: str, consumers: int) -> None:
-        """A queue that is deleted when nobody uses it has so many consumers here now."""
+        """Set the number of consumers here of an auto-delete queue."""
         if name in self._expiring:
             if consumers:
                 self._consumed.add(name)

@@ -260,7 +260,7 @@ class MongoStore(Store):
         return found
 
     def _take_dead(self) -> list[Claimed]:
-        """Those that have expired and wait for a claim; not if that has come too late for them."""
+        """Return the expired messages that wait for a claim, unless it has come too late for them."""
         dead, self._dead = self._dead, []
         return dead if monotonic() - self._dead_since < self._options.lease / 2 else []
 

@@ -1,4 +1,4 @@
-"""Looking for messages that others have published, when there were none.
+"""Waking claims that found no message, when one is published.
 
 A member of a replica set tells of changes (a *change stream*), as long as we want to know: while the
 queues are empty.  A lone server cannot; there we look again, after 10 ms, then less and less often,
@@ -98,7 +98,7 @@ class Waking:
         self._due_at = 0.0
 
     def looked(self, count: int, wanted: int) -> None:
-        """A claim found *count* of *wanted* messages.  Never switches."""
+        """Note that a claim found *count* of *wanted* messages.  Never switches."""
         self._looks = 0
         if count:
             self._pause = SHORTEST

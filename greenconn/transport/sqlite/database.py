@@ -198,7 +198,7 @@ class Database:
         self._worker.call(Job(self._open, (), False))
 
     def leave(self) -> None:
-        """A link does not need it any more: the last one closes it.  Never switches."""
+        """Remove a link; the last one closes the database.  Never switches."""
         self.users -= 1
         if not self.users:
             self._worker.close(self._close)
@@ -209,7 +209,7 @@ class Database:
             self._worker.join()
 
     def forget(self) -> None:
-        """In the child of a fork.  Never switches."""
+        """Forget the parent's connections in the child of a fork.  Never switches."""
         self._worker.forget()
         if self._connection is not None:
             _leak(self._connection)

@@ -136,7 +136,7 @@ class SqliteStore(Store):
         self._is_registered = True
 
     def _pipe(self, owner: str) -> str:
-        """The path of a link's pipe; never from the file alone, which strangers may have written."""
+        """Return the path of a link's pipe, not from the file alone, which others may have written."""
         name = owner if owner.isascii() and owner.isalnum() else "unknown"
         return f"{os.path.realpath(self.path)}-{name}.wake"
 
@@ -227,7 +227,7 @@ class SqliteStore(Store):
         self._look_at(seen.next_at)
 
     def _trusts_clock(self) -> bool:
-        """Whether a lease that has ended says that its link is dead.  Never switches."""
+        """Return whether a lease that has ended says that its link is dead.  Never switches."""
         now = monotonic()
         offset = time() - now
         if abs(offset - self._offset) > self.lease / 3:
@@ -236,7 +236,7 @@ class SqliteStore(Store):
         return now >= self._trusts_from
 
     def _seen_in_vain(self, seen: maintenance.Seen) -> None:
-        """Nobody waits any more for what a look has found.  Never switches."""
+        """Drop the result of a lookup that nothing waits for any more.  Never switches."""
         self._tell(seen.pipes)
         self._give_back(seen.dead)
 
@@ -331,7 +331,7 @@ class SqliteStore(Store):
         return stored.outcomes
 
     def _stored_in_vain(self, stored: messages.Put) -> None:
-        """Nobody waits any more for what came of storing.  Never switches."""
+        """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
         self._tell(stored.pipes)
         self._give_back(stored.dead)
 
@@ -369,7 +369,7 @@ class SqliteStore(Store):
         return taken.claimed
 
     def _taken_in_vain(self, taken: messages.Taken) -> None:
-        """Nobody waits any more for what was claimed: others may have it at once.  Never switches."""
+        """Give back claimed messages that nothing waits for any more.  Never switches."""
         self._tell(taken.pipes)
         self._give_back([*taken.claimed, *taken.dead])
 

@@ -74,7 +74,7 @@ class Transport(StoreTransport):
         return os.path.abspath(path)
 
     def place(self) -> str:
-        """The file."""
+        """Return the file."""
         return os.path.realpath(self.path)
 
     def make_store(self, wake: Callable[[str | None], None]) -> SqliteStore:

@@ -1,4 +1,4 @@
-"""One consumer of a channel: what it may still be given, and how it gets it.
+"""One consumer of a channel: its room for deliveries, and how they reach it.
 
 Its deliveries go to a sink, or become events of the connection that ``drain_events`` runs.  A
 consumer that neither prefetch nor acknowledgements bound is given at most :data:`WINDOW` messages
@@ -123,7 +123,7 @@ class Feed(Protocol):
     """The source of a consumer's messages."""
 
     def resume(self, consumer: Consumer) -> None:
-        """A consumer that had no room has some again.  Never switches."""
+        """Serve a consumer that has room again.  Never switches."""
         ...
 
 
@@ -212,7 +212,7 @@ class Consumer:
         return f"<Consumer: {self.tag!r} of queue {self.queue!r}, {state}>"
 
     def has_room(self) -> bool:
-        """Whether it may be given one more message now."""
+        """Return whether it may be given one more message now."""
         if not self.is_active:
             return False
         if self.limit:
@@ -248,7 +248,7 @@ class Consumer:
             self.feed.resume(self)
 
     def _handle(self, message: Message) -> Any:
-        """The event of one delivery: runs in the greenlet that drains it."""
+        """Handle one delivery, in the greenlet that drains its event."""
         if not self.is_active:
             return STALE
         if self.stale:
@@ -336,12 +336,12 @@ class Turns:
             self._levels[consumer.priority].remove(consumer)
 
     def ready(self) -> Iterator[Consumer]:
-        """Those who are in, in no certain order."""
+        """Yield the consumers that are in, in no certain order."""
         for level in self._order:
             yield from level
 
     def first(self) -> Consumer | None:
-        """The consumer that is served next; it stays in.  None when nobody has room."""
+        """Return the consumer that is served next; it stays in.  None when nobody has room."""
         for level in self._order:
             while level:
                 consumer = level[0]

@@ -1,4 +1,4 @@
-"""One resource after the other, in turn."""
+"""Round robin over resources."""
 
 from __future__ import annotations
 

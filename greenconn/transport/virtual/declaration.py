@@ -80,7 +80,7 @@ class QueuePolicy:
         return self.is_bounded and self.overflow != "drop-head"
 
     def is_above(self, count: int, size: int) -> bool:
-        """Whether *count* messages of *size* bytes together are too many."""
+        """Return whether *count* messages of *size* bytes together are too many."""
         return (self.max_length is not None and count > self.max_length) or (
             self.max_length_bytes is not None and size > self.max_length_bytes
         )
@@ -142,7 +142,7 @@ class Declaration:
             return cls()
 
     def text(self) -> str:
-        """The form in which the server keeps it."""
+        """Return the form in which the server keeps it."""
         return dumps(
             {
                 "durable": self.durable,
@@ -161,7 +161,7 @@ class Declaration:
             return QueuePolicy()
 
     def delivery_limit(self, otherwise: int | None) -> int | None:
-        """The delivery limit; None: no limit.
+        """Return the delivery limit; None: no limit.
 
         Arguments:
             otherwise: what counts where it does not say, or nothing that can be.

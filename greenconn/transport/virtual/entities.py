@@ -76,7 +76,7 @@ class Entities:
         return ROUTERS.get(type)
 
     def _bound(self, binding: Binding) -> None:
-        """A binding was made.  May switch."""
+        """Note a new binding.  May switch."""
 
     def declare_queue(
         self,

@@ -287,7 +287,7 @@ class ExchangeType:
         self.channel = channel
 
     def router(self, exchange: str) -> Router:
-        """A router for the exchange of that name."""
+        """Return a router for the exchange of that name."""
         factory = ROUTERS.get(self.type or "")
         return TableRouter(self, exchange) if factory is None else factory()
 

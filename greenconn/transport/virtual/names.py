@@ -18,7 +18,7 @@ __all__ = ["TagMaker", "generated_name", "is_lost", "is_name", "new_owner", "not
 
 
 def is_name(value: Any) -> bool:
-    """Whether *value*, which a stranger may have written, can name something."""
+    """Return whether *value*, which a stranger may have written, can name something."""
     if not isinstance(value, str):
         return False
     try:
@@ -44,7 +44,7 @@ class TagMaker:
         self._numbers = count(int.from_bytes(os.urandom(5), "big"))
 
     def next(self) -> bytes:
-        """The next tag."""
+        """Return the next tag."""
         return b"%b%012x" % (self._prefix, next(self._numbers))
 
 

@@ -54,7 +54,7 @@ class PipelineLife(ABC):
 
     @abstractmethod
     def _on_data(self, data: bytes) -> None:
-        """Bytes came: give replies to their places.  In the reader; never switches."""
+        """Parse bytes and assign the replies to their commands.  In the reader; never switches."""
 
     def check(self) -> None:
         """Raise unless commands can be sent.
@@ -83,7 +83,7 @@ class PipelineLife(ABC):
             self._on_lost(exc)
 
     def interrupted(self, exc: BaseException) -> None:
-        """An exception came from outside between two steps that belong together.  Never switches.
+        """Fail, as an exception came between two steps that belong together.  Never switches.
 
         (``KeyboardInterrupt``, or what the handler of a signal raises.)  Each reply would be taken for
         that of another command from now on.

@@ -287,7 +287,7 @@ def undeliverable(exchange: str, routing_key: str, queue: str) -> UndeliverableW
 
 
 def too_large(size: int, limit: int) -> ContentTooLarge:
-    """The error of a body of *size* bytes where *limit* is the most."""
+    """Return the error of a body of *size* bytes where *limit* is the most."""
     return ContentTooLarge(f"body of {size} bytes is above max_message_size ({limit} bytes)")
 
 

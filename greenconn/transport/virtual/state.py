@@ -1,4 +1,4 @@
-"""The exchanges of a virtual host, and what is bound to them.
+"""The exchanges of a virtual host and their bindings.
 
 Queues are names here: where they are kept is the transport's matter.  Routing follows RabbitMQ:
 a message goes through exchange-to-exchange bindings, to each queue once however many paths lead
@@ -333,7 +333,7 @@ class BrokerState:
         self._version += 1
 
     def has_binding(self, queue: str, exchange: str, routing_key: str) -> bool:
-        """Whether *queue* is bound so, with whatever arguments."""
+        """Return whether *queue* is bound so, with whatever arguments."""
         return (exchange, routing_key) in {
             (each.source, each.routing_key) for each in self._ending.get((False, queue), ())
         }
@@ -359,6 +359,6 @@ class BrokerState:
         self._unbind_destination(False, queue)
 
     def queue_bindings(self, queue: str) -> Iterator[queue_binding_t]:
-        """The bindings of *queue*, in the order in which they were made."""
+        """Yield the bindings of *queue*, in the order in which they were made."""
         for each in list(self._ending.get((False, queue), ())):
             yield queue_binding_t(each.source, each.routing_key, each.arguments)
