@@ -36,7 +36,7 @@ from greenconn.transport.beanstalk.connection import (
     CommandConnection,
     Job,
     Pipeline,
-    Place,
+    ReplyCallback,
     Taken,
     ignore_reply,
     whole_seconds,
@@ -182,9 +182,9 @@ class ReserveConnection:
             self._pausing = None
         return True
 
-    def post(self, command: bytes, *places: Place) -> None:
+    def post(self, command: bytes, *callbacks: ReplyCallback) -> None:
         """Write commands; a wait ends, so that the server reads them.  Never switches."""
-        self.pipeline.post(command, *places)
+        self.pipeline.post(command, *callbacks)
         self.wake()
 
     def wake(self) -> None:

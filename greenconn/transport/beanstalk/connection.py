@@ -1,8 +1,8 @@
 """Connections to a beanstalkd: commands leave together, replies come in their order.
 
-- A command and its place in the queue of replies are written in one step, so the n-th reply belongs
-  to the n-th place.  A place is a function that takes the reply, or the exception that came instead;
-  it runs in the reader and never switches.
+- A command is written and its callback appended to the queue of callbacks in one step, so the n-th reply
+  belongs to the n-th callback.  A callback takes the reply, or an exception instead; it runs in the
+  reader and never switches.
 - Commands are grouped with what they depend on (the tube in use, the tube that is watched) in one
   write, so that greenlets may share the socket.
 - No single reply has a timer: a tick checks whether the server was silent for too long while a reply
@@ -43,7 +43,7 @@ __all__ = [
     "CommandConnection",
     "Job",
     "Pipeline",
-    "Place",
+    "ReplyCallback",
     "Taken",
     "ignore_reply",
     "number_of",
@@ -52,7 +52,7 @@ __all__ = [
 
 
 #: Takes a reply, or the exception that came instead.
-Place = Callable[[Reply | BaseException], object]
+ReplyCallback = Callable[[Reply | BaseException], object]
 
 #: Looks of the tick within the time that it watches.
 LOOKS: Final = 4
@@ -97,16 +97,16 @@ class Pipeline(PipelineLife):
 
     # Commands
 
-    def post(self, command: bytes, *places: Place) -> None:
-        """Write commands, one for each of *places*.  Never switches."""
+    def post(self, command: bytes, *callbacks: ReplyCallback) -> None:
+        """Write commands, one for each of *callbacks*.  Never switches."""
         if self.lost is not None:
-            for place in places:
-                place(self.lost)
+            for callback in callbacks:
+                callback(self.lost)
             return
-        if not self._places:
+        if not self._callbacks:
             self._waits_since = monotonic()
         try:
-            self._places.extend(places)
+            self._callbacks.extend(callbacks)
             self.writer.write(command)
         except BaseException as exc:
             self.interrupted(exc)
@@ -126,7 +126,7 @@ class Pipeline(PipelineLife):
             return []
         replies: list[Reply | BaseException] = []
         slot: Slot[Reply | BaseException] = Slot()
-        keep: Place = replies.append
+        keep: ReplyCallback = replies.append
         self.post(b"".join(commands), *([keep] * (len(commands) - 1)), slot.offer)
         replies.append(slot.wait(deadline))
         answers: list[Reply] = []
@@ -163,19 +163,19 @@ class Pipeline(PipelineLife):
     # In the reader or in the hub: nothing here may switch or run user code.
 
     def _on_data(self, data: bytes) -> None:
-        places = self._places
+        callbacks = self._callbacks
         try:
             for reply in self.parser.feed(data):
-                if not places:
+                if not callbacks:
                     raise NotBeanstalk(f"{self.where}: unexpected reply: {reply!r:.60}")
-                places.popleft()(reply)
+                callbacks.popleft()(reply)
                 if self.lost is not None:
                     return
         except ProtocolError as exc:
             raise NotBeanstalk(f"{self.where} does not speak beanstalk's protocol: {exc}") from exc
 
     def _tick(self, lag: float) -> None:
-        if not self._places or lag:
+        if not self._callbacks or lag:
             return
         now = monotonic()
         silent = min(now - self.stream.received_at, now - self._waits_since)

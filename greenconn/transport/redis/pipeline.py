@@ -2,15 +2,15 @@
 
 Theory
 ------
-- A command and its place in the line of replies are written in one step, so the n-th reply belongs
-  to the n-th place, whoever waits there or has left.
-- Commands of all greenlets in one turn of the hub leave in one send (``green.writer``).
-- A place is a function that takes the reply, or the exception that stands for it; it runs in the
-  reader and never switches.  ``call`` puts a slot there and waits.
-- Nobody times a single reply, which would cost a timer each.  Since replies keep their order, the one
-  question is whether the server answers at all: a tick looks whether it was silent for too long
-  while somebody waits, and asks with a PING when nobody does.
-- Errors of the link reach every place, once; nothing is written any more afterwards.
+- A command is written and its callback appended to the queue of callbacks in one step.  So the n-th
+  reply belongs to the n-th callback, even if the greenlet that waits for it has been killed.
+- Commands of all greenlets in one turn of the hub are sent together (``green.writer``).
+- A callback takes the reply, or an exception instead of it.  It runs in the reader and never switches.
+  ``call`` passes the ``offer`` of a slot, and waits.
+- Single replies have no timers, which would cost too much.  As replies keep their order, it is enough
+  to watch whether the server answers at all: a tick checks whether it has been silent for too long
+  while a reply is due, and sends a PING when none is.
+- The loss of the link is passed to every callback, once; nothing is written afterwards.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_e
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
-__all__ = ["ENDLESS", "Pipeline", "Place"]
+__all__ = ["ENDLESS", "Pipeline", "ReplyCallback"]
 
-#: Takes a reply, or the exception that came instead.
-Place = Callable[[Any], Any]
+#: Called with a reply, or with an exception instead of it.
+ReplyCallback = Callable[[Any], Any]
 
 ENDLESS: Final = Deadline()
 _PING: Final = pack("PING")
-#: Looks of the tick within the shortest time that it watches.
-LOOKS: Final = 4
+#: Checks of the tick within the shortest time that it watches.
+CHECKS: Final = 4
 
 
 class Pipeline(PipelineLife):
-    """One socket.
+    """One socket to a Redis server, with the callbacks of the replies that are due.
 
     Arguments:
         sock: connected and non-blocking; owned from now on.
         where: the server's URL, password masked, for messages.
-        on_push: takes what the server sends without being asked; runs in the reader.
+        on_push: called with each push of the server; runs in the reader.
         on_lost: called once, without switching, with the error when the socket is lost.
         tls: a TLS session that has not begun, or None.
 
     Attributes:
-        lost: why nothing more can be sent; None while it can.
+        lost: the error that ended the link; None while it can be used.
         takes_arrays: messages of subscriptions come as arrays (RESP2).
         writer: the sending side.
     """
@@ -74,7 +74,7 @@ class Pipeline(PipelineLife):
         self._health_interval = 0.0
 
     def watch(self, reply_timeout: float | None, health_interval: float) -> None:
-        """Watch from now on whether the server answers.
+        """Begin to watch whether the server answers.
 
         Arguments:
             reply_timeout: seconds of silence while a reply is due; None: for ever.
@@ -84,22 +84,22 @@ class Pipeline(PipelineLife):
         self._health_interval = health_interval
         times = [each for each in (reply_timeout, health_interval) if each]
         if times and self.lost is None:
-            self._ticker = Ticker(min(times) / LOOKS, self._tick, "redis-health")
+            self._ticker = Ticker(min(times) / CHECKS, self._tick, "redis-health")
             self._ticker.start()
 
     # Commands
 
-    def post(self, command: bytes, place: Place | None = None) -> None:
-        """Write one command; *place* gets its reply.  Never switches; nothing if it is lost."""
+    def post(self, command: bytes, callback: ReplyCallback | None = None) -> None:
+        """Write one command; *callback* gets its reply.  Never switches; nothing if it is lost."""
         if self.lost is not None:
-            if place is not None:
-                place(self.lost)
+            if callback is not None:
+                callback(self.lost)
             return
-        places = self._places
-        if not places:
+        callbacks = self._callbacks
+        if not callbacks:
             self._waits_since = monotonic()
         try:
-            places.append(place)
+            callbacks.append(callback)
             self.writer.write(command)
         except BaseException as exc:
             self.interrupted(exc)
@@ -108,22 +108,22 @@ class Pipeline(PipelineLife):
     def post_quiet(self, command: bytes, on_error: Callable[[Exception], Any]) -> None:
         """Write a command that has no reply unless it fails; one with a reply must follow."""
 
-        def place(reply: Any) -> None:
+        def callback(reply: Any) -> None:
             if isinstance(reply, Exception):
                 on_error(reply)
-            elif self._places:
-                following = self._places.popleft()  # this one's reply did not come
+            elif self._callbacks:
+                following = self._callbacks.popleft()  # this one's reply did not come
                 if following is not None:
                     following(reply)
 
-        self.post(command, place)
+        self.post(command, callback)
 
     def pass_gate(self, deadline: Deadline) -> None:
-        """Let others run, or wait for a slow server, where that is due.  May switch.
+        """Let other greenlets run, or wait for a slow server, where that is due.  May switch.
 
         Raises:
-            TimeoutError: it took nothing until the deadline.
-            LinkLost: it is lost.
+            TimeoutError: the server read nothing until the deadline.
+            LinkLost: the link is lost.
         """
         self.writer.pass_gate(deadline.within(self._reply_timeout))
         self.check()
@@ -132,7 +132,7 @@ class Pipeline(PipelineLife):
         """Wait until the socket has taken what was written.  May switch.
 
         Raises:
-            TimeoutError: it took too little until the deadline.
+            TimeoutError: the server read too little until the deadline.
         """
         self.writer.flush()
         if self.writer.is_stalled:
@@ -147,7 +147,7 @@ class Pipeline(PipelineLife):
         Raises:
             redis.exceptions.ResponseError: the server's error.
             TimeoutError: no reply before the deadline; the command may have been carried out.
-            LinkLost: the connection went before the reply came.
+            LinkLost: the connection was lost before the reply came.
         """
         if self.writer.gate:
             self.pass_gate(deadline)
@@ -182,19 +182,19 @@ class Pipeline(PipelineLife):
         return replies
 
     def ask(self, commands: Sequence[bytes], deadline: Deadline = ENDLESS) -> list[Any]:
-        """Write several commands in one piece, and return their replies, errors among them.
+        """Write several commands in one piece, and return their replies, errors included.
 
-        A server that has closed the connection gets no second piece, whose failure would hide what
-        it has said before.  May switch.
+        With a second piece, the failure to send it to a server that has closed the connection would
+        hide the reply that says why.  May switch.
 
         Raises:
-            TimeoutError: not all have come before the deadline.
+            TimeoutError: not all replies came before the deadline.
         """
         slot: Slot[Any] = Slot()
         replies: list[Any] = []
         self._waits_since = monotonic()
         try:
-            self._places.extend([replies.append] * (len(commands) - 1))
+            self._callbacks.extend([replies.append] * (len(commands) - 1))
             self.post(b"".join(commands), slot.offer)
         except BaseException as exc:
             self.interrupted(exc)
@@ -214,15 +214,15 @@ class Pipeline(PipelineLife):
     # In the reader or in the hub: nothing here may switch or run user code.
 
     def _on_data(self, data: bytes) -> None:
-        places = self._places
+        callbacks = self._callbacks
         try:
             for reply in self._parser.feed(data):
                 if reply.__class__ is Push or (self.takes_arrays and _is_message(reply)):
                     self._on_push(reply)
-                elif places:
-                    place = places.popleft()
-                    if place is not None:
-                        place(reply)
+                elif callbacks:
+                    callback = callbacks.popleft()
+                    if callback is not None:
+                        callback(reply)
                 else:
                     raise NotRedis(f"{self.where}: unexpected reply: {reply!r:.60}")
                 if self.lost is not None:
@@ -236,7 +236,7 @@ class Pipeline(PipelineLife):
     def _tick(self, lag: float) -> None:
         now = monotonic()
         silent = now - self.stream.received_at
-        if not self._places:
+        if not self._callbacks:
             if self._health_interval and silent > self._health_interval:
                 self.post(_PING)
             return

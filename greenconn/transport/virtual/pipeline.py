@@ -42,7 +42,7 @@ class PipelineLife(ABC):
         self.lost: BaseException | None = None
         self._on_lost = weakly(on_lost)
         #: Functions that take a reply each, or the exception that comes instead; None: nobody does.
-        self._places: deque[Any] = deque()
+        self._callbacks: deque[Any] = deque()
         self._waits_since = 0.0
         self._ticker: Ticker | None = None
         self.stream = Stream(sock, self._on_data, self._on_stream_lost, where, tls)
@@ -50,7 +50,7 @@ class PipelineLife(ABC):
 
     def __repr__(self) -> str:
         state = "open" if self.lost is None else "lost"
-        return f"<Pipeline {self.where}: {state}, {len(self._places)} replies due>"
+        return f"<Pipeline {self.where}: {state}, {len(self._callbacks)} replies due>"
 
     @abstractmethod
     def _on_data(self, data: bytes) -> None:
@@ -94,7 +94,7 @@ class PipelineLife(ABC):
     def forget(self) -> None:
         """Forget it in the child of a fork: the parent owns it.  The stream forgets itself."""
         self.lost = self.lost_error(f"{self.where}: the connection was opened before a fork")
-        self._places.clear()
+        self._callbacks.clear()
         if self._ticker is not None:
             self._ticker.stop()
 
@@ -105,10 +105,10 @@ class PipelineLife(ABC):
         if self._ticker is not None:
             self._ticker.stop()
         self.stream.close()
-        places, self._places = self._places, deque()
-        for place in places:
-            if place is not None:
-                place(exc)
+        callbacks, self._callbacks = self._callbacks, deque()
+        for callback in callbacks:
+            if callback is not None:
+                callback(exc)
         return True
 
     def _on_stream_lost(self, exc: BaseException) -> None:
