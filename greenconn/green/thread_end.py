@@ -14,16 +14,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
 from gevent import get_hub
 from gevent._hub_local import set_hub
 from gevent.hub import Hub
 from gevent.monkey import get_original
-from gevent.threadpool import ThreadPool
 
 from greenconn.green.perhub import PerHub
+
+if TYPE_CHECKING:
+    from gevent.threadpool import ThreadPool
 
 __all__ = ["Member", "PoolOwner", "register", "register_pool", "wait_natively"]
 

@@ -85,7 +85,7 @@ class BatchState:
 
     def _check(self) -> None:
         if self._is_aborted:
-            raise RuntimeError("the batch is aborted: a batch inside it has failed")
+            raise RuntimeError("this is part of an aborted batch: a batch inside it has failed")
 
     def flush(self) -> None:
         """Publish what is held back.  May switch."""

@@ -604,12 +604,16 @@ class _Intake:
         link: that link.
     """
 
-    __slots__ = ("link", "room")
+    __slots__ = ("link",)
 
     def __init__(self, link: AmqpLink) -> None:
+        # Nor the parser, which refers to the channels, and so to the link.
         self.link = ref(link)
-        #: Returns the buffers in which the stream receives a large body; None: none is due.
-        self.room = link.parser.room
+
+    def room(self) -> list[memoryview | bytearray] | None:
+        """Return the buffers in which the stream receives a large body; None: none is due."""
+        link = self.link()
+        return None if link is None else link.parser.room()
 
     def filled(self, count: int) -> None:
         """Take what was received there."""
